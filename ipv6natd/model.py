@@ -1,0 +1,188 @@
+"""The words of the domain: what Docker has, what is to be forwarded, what is not and why.
+
+Pure values. Docker's field names stay in docker_facts, netfilter's rules in ruleset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+ANY = IPv6Address("::")
+LOOPBACK = IPv6Address("::1")
+LINK_LOCAL = IPv6Network("fe80::/10")
+GWBRIDGE = "docker_gwbridge"
+
+
+class Protocol(StrEnum):
+    """Transport protocols that Docker publishes."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+class GatewayMode(StrEnum):
+    """Values of com.docker.network.bridge.gateway_mode_ipv6."""
+
+    NAT = "nat"
+    ROUTED = "routed"
+    NAT_UNPROTECTED = "nat-unprotected"
+    ISOLATED = "isolated"
+
+
+class ManagedBy(StrEnum):
+    """Who writes the rules of a network."""
+
+    IPV6NATD = "ipv6natd"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """The engine that answered: its version and the API version in use."""
+
+    version: str
+    api_version: str
+    rootless: bool = False
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The leading numbers of the version: "20.10.24+dfsg1" is (20, 10, 24)."""
+        numbers: list[int] = []
+        for part in self.version.split("."):
+            digits = part[: len(part) - len(part.lstrip("0123456789"))]
+            if not digits:
+                break
+            numbers.append(int(digits[:9]))
+            if digits != part:
+                break
+        return tuple(numbers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A Docker network. `subnets` holds its IPv6 subnets only."""
+
+    id: str
+    name: str
+    driver: str
+    bridge: str
+    enable_ipv6: bool = False
+    subnets: tuple[IPv6Network, ...] = ()
+    internal: bool = False
+    icc: bool = True
+    masquerade: bool = True
+    gateway_mode: GatewayMode = GatewayMode.NAT
+    host_binding_ipv4: IPv4Address | IPv6Address | None = None
+    host_binding_ipv6: IPv6Address | None = None
+    source_address: IPv6Address | None = None
+    trusted_interfaces: tuple[str, ...] = ()
+    managed_by: ManagedBy = ManagedBy.IPV6NATD
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+    """Why this network cannot be handled at all; empty when it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A container's place on a network; `address` is None without IPv6 there."""
+
+    network_id: str
+    address: IPv6Address | None = None
+    has_gateway4: bool = False
+    has_gateway6: bool = False
+    gw_priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortBinding:
+    """One binding as the engine made it: `host_address` None where it named no address at all."""
+
+    protocol: Protocol
+    container_port: int
+    host_address: IPv4Address | IPv6Address | None
+    host_port: int
+    asked_address: bool = True
+    """Whether the user asked for this very address; only known, and only needed, on old engines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A running container: its endpoints, its effective port bindings, what could not be read."""
+
+    id: str
+    name: str
+    endpoints: tuple[Endpoint, ...] = ()
+    bindings: tuple[PortBinding, ...] = ()
+    problems: tuple[tuple[str, str], ...] = ()
+    """(port as Docker words it, reason) for each binding that could not be understood."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that decides about rules, read at one time."""
+
+    engine: Engine | None = None
+    networks: tuple[Network, ...] = ()
+    containers: tuple[Container, ...] = ()
+    userland_proxy: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapping:
+    """A run of `count` host ports that is forwarded to as many ports of one container.
+
+    Host port `host_port + i` goes to container port `container_port + i`.
+    """
+
+    container_id: str
+    container_name: str
+    network_id: str
+    network_name: str
+    bridge: str
+    protocol: Protocol
+    host_address: IPv6Address
+    """`::` for every address of the host."""
+    host_port: int
+    container_address: IPv6Address
+    container_port: int
+    count: int = 1
+    managed_by: ManagedBy = ManagedBy.IPV6NATD
+
+    @property
+    def host_port_end(self) -> int:
+        """The last host port of the run."""
+        return self.host_port + self.count - 1
+
+    @property
+    def container_port_end(self) -> int:
+        """The last container port of the run."""
+        return self.container_port + self.count - 1
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it serves every address of the host."""
+        return self.host_address == ANY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Something that was wanted and is not forwarded; `reason` says what to do about it."""
+
+    container_name: str
+    network: str
+    port: str
+    """As Docker words it, "80/tcp"; empty where a whole network is meant."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What should hold: networks we manage, what is forwarded, what is not."""
+
+    networks: tuple[Network, ...] = ()
+    mappings: tuple[Mapping, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    userland_proxy: bool = True
