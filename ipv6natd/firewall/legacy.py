@@ -1,0 +1,306 @@
+"""The firewall through python-iptables: the legacy variant without a process a call.
+
+Import this only where the legacy variant was chosen: importing iptc loads its kernel modules.
+
+Of python-iptables this uses what maps to libiptc and to the extensions' own parsers. It stays clear
+of what is unsafe in a daemon or wrong in the versions we support:
+- `Chain.append_rule` and every reading of a parameter turn file descriptor 1 of the whole process
+  into a pipe for a moment; entries are appended through the table and read as bytes instead.
+- `Rule6.in_interface = …` writes a mask of 0x01 bytes: the kernel would then compare one bit of
+  each letter. The interface is written into the entry here.
+- `Rule6.tables` opens all five tables for each target, and opening one makes the kernel create it.
+- A parameter that an extension refuses is answered by a longjmp through Python. A Rule is legal by
+  construction and gives them nothing to refuse.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import iptc
+from iptc.ip6tc import ip6t_ip6
+from iptc.xtables import NFPROTO_IPV6, XTablesError, xtables
+
+from ipv6natd.firewall import Backend, FirewallError
+from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
+from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
+from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
+from ipv6natd.ruleset import (
+    DOCKER_USER,
+    PREFIX,
+    Dnat,
+    Jump,
+    Reject,
+    Rule,
+    Snat,
+    Table,
+    Target,
+    Verdict,
+)
+
+LARGE = 200
+"""Rules in one change above which a process is quicker: some 1,600 a second are built here."""
+_INTERFACE_MAX = 15
+
+_TABLES = threading.Lock()
+"""Table6 objects are shared by the whole process, and reading one moves its cursors."""
+
+
+class LegacyFirewall:
+    """The legacy variant: small changes in this process, large ones by the restore tool."""
+
+    def __init__(self, *, timeout: float = TIMEOUT, large: int = LARGE) -> None:
+        """`timeout`: seconds to wait for the xtables lock. Raises FirewallError without tools."""
+        self._timeout = timeout
+        self._large = large
+        self._restore = RestoreFirewall(Backend.LEGACY, timeout=timeout)
+        # iptc forgets it, and sets the extensions up again, when nobody holds it.
+        self._extensions = xtables(NFPROTO_IPV6)
+
+    @property
+    def backend(self) -> Backend:
+        """Which variant this is."""
+        return Backend.LEGACY
+
+    def read(self) -> Observed:
+        """See Firewall. Takes no xtables lock: the kernel gives a table out as a whole."""
+        names = present()
+        return {t: _observed(t) if t in names else ObservedTable() for t in Table}
+
+    def write(self, change: TableChange) -> None:
+        """See Firewall."""
+        if sum(len(chain.rules) for chain in change.chains) > self._large:
+            self._write_large(change)
+            return
+        with locked(self._timeout), _opened(change.table) as table:
+            _apply(table, change)
+            table.commit()
+
+    def rule_counts(self) -> dict[Table, tuple[int, int]]:
+        """Entries and bytes of each table, cheap enough to ask every second; (0, 0) for none.
+
+        An edit that keeps both numbers does not show. Raises FirewallError.
+        """
+        names = present()
+        return {t: counts(t) if t in names else (0, 0) for t in Table}
+
+    def _write_large(self, change: TableChange) -> None:
+        # The restore tool takes the lock itself, and knows a rule by its own words only.
+        if change.remove:
+            with _opened(change.table) as table:
+                places = [(jump.base, _found(table, jump)[0]) for jump in change.remove]
+            read = self._restore.read()[change.table].jumps
+            worded = {(jump.base, jump.position): jump for jump in read}
+            try:
+                change = replace(change, remove=tuple(worded[place] for place in places))
+            except KeyError as error:
+                raise FirewallError(
+                    f"somebody else changed the legacy table {change.table} meanwhile: "
+                    f"no jump is at {error} any more"
+                ) from None
+        self._restore.write(change)
+
+
+@contextmanager
+def _opened(name: Table) -> Iterator[Any]:
+    """The table as the kernel has it now; what is not committed inside is forgotten."""
+    with _TABLES:
+        try:
+            table = iptc.Table6(str(name), autocommit=False)
+            table.refresh()
+        except iptc.IPTCError as error:
+            raise FirewallError(
+                f"the legacy table {name} cannot be opened: {_said(error)}; "
+                f"try `modprobe ip6table_{name}`; a kernel that has no such module needs the nft "
+                'variant of ip6tables, and backend = "nft"'
+            ) from None
+        try:
+            yield table
+        except (iptc.IPTCError, XTablesError, ValueError) as error:
+            raise FirewallError(f"legacy table {name}: {_said(error)}") from None
+        finally:
+            # It holds a copy of the whole table.
+            table.close()
+
+
+def _said(error: Exception) -> str:
+    """What libiptc said; iptc words bytes as Python does."""
+    return re.sub(r"b'([^']*)'", r"\1", str(error))
+
+
+def _observed(name: Table) -> ObservedTable:
+    own: dict[str, str] = {}
+    jumps: list[ObservedJump] = []
+    docker_user = None
+    with _opened(name) as table:
+        for chain in [chain.name for chain in table.chains]:
+            digest = blake2b(digest_size=16)
+            count = 0
+            for rule, _ in _entries(table, chain):
+                if chain.startswith(PREFIX):
+                    digest.update(rule.key)
+                elif rule.concerns_us:
+                    jumps.append(rule.jump(chain, count))
+                count += 1
+            if chain.startswith(PREFIX):
+                own[chain] = f"{count}:{digest.hexdigest()}"
+            elif chain == DOCKER_USER:
+                docker_user = count
+    return ObservedTable(own=own, jumps=tuple(jumps), docker_user=docker_user)
+
+
+def _entries(table: Any, chain: str) -> Iterator[tuple[Entry, Any]]:
+    """Each rule of a chain, as a value and as libiptc's own structure."""
+    struct = table.first_rule(chain)
+    while struct:
+        target = (table.get_target(struct) or b"").decode("utf-8", "replace")
+        yield entry(_raw(struct), struct.target_offset, target), struct
+        struct = table.next_rule(struct)
+
+
+def _raw(struct: Any) -> bytes:
+    return ctypes.string_at(ctypes.addressof(struct), struct.next_offset)
+
+
+def _found(table: Any, jump: ObservedJump) -> tuple[int, Any]:
+    """Position and structure of the first rule with this text. Raises IPTCError."""
+    for position, (rule, struct) in enumerate(_entries(table, jump.base)):
+        if rule.text == jump.text:
+            return position, struct
+    raise iptc.IPTCError(f"there is no rule {jump.text} in chain {jump.base}")
+
+
+def _apply(table: Any, change: TableChange) -> None:
+    """The steps in the order of TableChange, on the copy of the table in this process."""
+    for jump in change.remove:
+        _remove(table, jump)
+    for name in change.create:
+        _create(table, name)
+    for chain in change.chains:
+        if table.is_chain(chain.name):
+            table.flush_entries(chain.name)
+        else:
+            _create(table, chain.name)
+    for chain in change.chains:
+        for rule in chain.rules:
+            table.append_entry(chain.name, _built(table, rule))
+    for insert in reversed([jump for jump in change.insert if jump.first]):
+        table.insert_entry(insert.base, _built(table, insert.rule), 0)
+    for insert in change.insert:
+        if not insert.first:
+            table.append_entry(insert.base, _built(table, insert.rule))
+    _delete(table, change.delete)
+
+
+def _remove(table: Any, jump: ObservedJump) -> None:
+    _, struct = _found(table, jump)
+    raw = named(_raw(struct), struct.target_offset, jump.target)
+    mask = (ctypes.c_ubyte * len(raw)).from_buffer_copy(b"\xff" * len(raw))
+    table.delete_entry(jump.base, ctypes.create_string_buffer(raw, len(raw)), mask)
+
+
+def _create(table: Any, name: str) -> None:
+    if len(name) > NAME_MAX:
+        raise ValueError(f"chain name {name} is longer than {NAME_MAX} characters")
+    table.create_chain(name)
+
+
+def _delete(table: Any, names: tuple[str, ...]) -> None:
+    # As in restore text, where a chain of ours is declared first: one that is gone is no failure.
+    left = [name for name in names if name == DOCKER_USER or table.is_chain(name)]
+    for name in left:
+        if name != DOCKER_USER:
+            table.flush_entries(name)
+    for name in left:
+        table.delete_chain(name)
+
+
+class _Rule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
+    """A rule that looks for its target's chain in one table and opens no other."""
+
+    def __init__(self, table: Any) -> None:
+        super().__init__()
+        self._table = table
+
+    @property
+    def tables(self) -> list[Any]:
+        return [self._table]
+
+
+def _built(table: Any, rule: Rule) -> Any:
+    """The rule as libiptc takes it, byte for byte what the restore tool makes of words(rule)."""
+    built = _Rule(table)
+    if rule.source is not None:
+        built.src = str(rule.source)
+    if rule.destination is not None:
+        built.dst = str(rule.destination)
+    if rule.not_destination is not None:
+        built.dst = f"!{rule.not_destination}"
+    _interfaces(built.get_ip(), rule)
+    # Before matches and target: their parsers look at it.
+    if rule.protocol is not None:
+        built.protocol = str(rule.protocol)
+    for extension, parameter, value in _matches(rule):
+        built.create_match(extension).set_parameter(parameter, value)
+    name, parameters = _target(rule.target)
+    target = built.create_target(name)
+    for parameter, value in parameters.items():
+        target.set_parameter(parameter, value)
+    return built.rule
+
+
+def _interfaces(ip: Any, rule: Rule) -> None:
+    if name := rule.in_interface or rule.not_in_interface:
+        ip.iniface, ip.iniface_mask = _interface(name)
+    if name := rule.out_interface or rule.not_out_interface:
+        ip.outiface, ip.outiface_mask = _interface(name)
+    if rule.not_in_interface:
+        ip.invflags |= ip6t_ip6.IP6T_INV_VIA_IN
+    if rule.not_out_interface:
+        ip.invflags |= ip6t_ip6.IP6T_INV_VIA_OUT
+
+
+def _interface(name: str) -> tuple[bytes, bytes]:
+    """The name and its mask, which takes in the NUL behind it: else the name were a prefix."""
+    encoded = name.encode()
+    if len(encoded) > _INTERFACE_MAX:
+        raise ValueError(f"interface name {name} is longer than {_INTERFACE_MAX} bytes")
+    return encoded, b"\xff" * (len(encoded) + 1)
+
+
+def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
+    """(extension, parameter, value) in the order of words(): they stand in that order in memory."""
+    if rule.protocol is not None and rule.ports is not None:
+        first, last = rule.ports
+        yield str(rule.protocol), "dport", str(first) if first == last else f"{first}:{last}"
+    if rule.source_not_local:
+        yield "addrtype", "src-type", "!LOCAL"
+    if rule.destination_local:
+        yield "addrtype", "dst-type", "LOCAL"
+    if rule.states:
+        yield "conntrack", "ctstate", ",".join(rule.states)
+    if rule.comment:
+        yield "comment", "comment", rule.comment
+
+
+def _target(target: Target) -> tuple[str, dict[str, str]]:
+    match target:
+        case Verdict():
+            return str(target), {}
+        case Jump(chain):
+            return chain, {}
+        case Dnat(address, None):
+            return "DNAT", {"to-destination": str(address)}
+        case Dnat(address, port):
+            return "DNAT", {"to-destination": f"[{address}]:{port}"}
+        case Snat(address):
+            return "SNAT", {"to-source": str(address)}
+        case Reject(reject_with):
+            return "REJECT", {"reject-with": str(reject_with)}

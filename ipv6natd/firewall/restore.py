@@ -1,0 +1,145 @@
+"""The firewall through `ip6tables-restore` and `ip6tables-save`, either variant.
+
+One process a call; what to write and what was read is worded in save_text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from ipv6natd.firewall import Backend, FirewallError
+from ipv6natd.plan import Observed, TableChange
+from ipv6natd.save_text import parse_save, render
+
+DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")
+"""Where the tools are looked for. Not $PATH: root runs what is found."""
+TIMEOUT = 30.0
+"""Seconds that one call of a tool may take, waiting for the xtables lock included."""
+LOCK_VARIABLE = "XTABLES_LOCKFILE"
+
+INSTALL = "install the package iptables"
+_WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
+_BAD_LINE = re.compile(r"\bline:? (\d+)\b")
+_INCOMPATIBLE = re.compile(r"^# (Table `(filter|nat)' is incompatible.*)$", re.MULTILINE)
+
+
+def detect() -> Backend:
+    """The variant that this host's `ip6tables` is. Raises FirewallError if there is none."""
+    tool = _find("ip6tables")
+    if tool is None:
+        raise FirewallError(f"there is no ip6tables in {':'.join(DIRECTORIES)}: {INSTALL}")
+    return _variant(tool)
+
+
+class RestoreFirewall:
+    """One variant, by its restore and save tools."""
+
+    def __init__(self, backend: Backend, *, timeout: float = TIMEOUT) -> None:
+        """Raises FirewallError if the host does not have the tools of this variant."""
+        self._backend = backend
+        self._timeout = timeout
+        self._restore = _tool(backend, "restore")
+        self._save = _tool(backend, "save")
+
+    @property
+    def backend(self) -> Backend:
+        """Which variant this is."""
+        return self._backend
+
+    def read(self) -> Observed:
+        """See Firewall. Never names a table: that would make legacy create it."""
+        text = _run([self._save], timeout=self._timeout)
+        # Its rules are not in the text; taken for empty, it would get our jumps again and again.
+        if bad := _INCOMPATIBLE.search(text):
+            raise FirewallError(
+                f"{self._save} cannot read: {bad[1]} Somebody put a rule there that ip6tables has "
+                f"no words for; `nft list table ip6 {bad[2]}` shows it: move it to another table"
+            )
+        return parse_save(text)
+
+    def write(self, change: TableChange) -> None:
+        """See Firewall."""
+        _run([self._restore, "--noflush", "--wait"], stdin=render(change), timeout=self._timeout)
+
+
+def _find(name: str) -> str | None:
+    for directory in DIRECTORIES:
+        path = Path(directory, name)
+        if os.access(path, os.X_OK):
+            return str(path)
+    return None
+
+
+def _variant(tool: str) -> Backend:
+    # Before 1.8 there was one variant, and the version did not name it.
+    return Backend.NFT if "nf_tables" in _run([tool, "--version"]) else Backend.LEGACY
+
+
+def _tool(backend: Backend, verb: str) -> str:
+    named = _find(f"ip6tables-{backend}-{verb}")
+    if named is not None:
+        return named
+    common = _find(f"ip6tables-{verb}")
+    if common is not None and _variant(common) is backend:
+        return common
+    raise FirewallError(
+        f"this host has no ip6tables-{backend}-{verb}: {INSTALL}, "
+        'or set backend = "auto" in the configuration'
+    )
+
+
+def _environment() -> dict[str, str]:
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+    # Whoever moved the lock moved it for every tool of the host.
+    if lock := os.environ.get(LOCK_VARIABLE):
+        environment[LOCK_VARIABLE] = lock
+    return environment
+
+
+def _run(argv: list[str], *, stdin: str = "", timeout: float = TIMEOUT) -> str:
+    command = " ".join(argv)
+    try:
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            capture_output=True,
+            # Comments of other people may hold any byte, and must come back as they were.
+            encoding="utf-8",
+            errors="surrogateescape",
+            env=_environment(),
+            cwd="/",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise FirewallError(
+            f"{command} did not end within {timeout:g} s; "
+            "does another program hold /run/xtables.lock?"
+        ) from None
+    except OSError as error:
+        raise FirewallError(f"{command} cannot be run: {error.strerror}") from error
+    if done.returncode != 0:
+        raise FirewallError(_printable(_refusal(command, done.returncode, done.stderr, stdin)))
+    return done.stdout
+
+
+def _refusal(command: str, code: int, stderr: str, stdin: str) -> str:
+    """What the tool said, and the line that it did not like between its neighbours."""
+    said = _WARNING.sub("", stderr).strip() or f"exit status {code}, no message"
+    message = f"{command} refused: {said}"
+    bad = _BAD_LINE.search(said)
+    if bad is None or not stdin:
+        return message
+    # nft counts one line too many for some errors, hence two lines before it.
+    number = int(bad[1])
+    lines = stdin.splitlines()
+    near = range(max(1, number - 2), min(len(lines), number + 1) + 1)
+    return "\n".join([message, *(f"{n:6} {lines[n - 1]}" for n in near)])
+
+
+def _printable(text: str) -> str:
+    """Without the bytes that surrogateescape let in: a journal or a bus would choke on them."""
+    return text.encode("utf-8", "replace").decode()

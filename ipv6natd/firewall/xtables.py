@@ -1,0 +1,167 @@
+"""What the legacy variant's kernel interface gives without python-iptables: lock, names, layout.
+
+Layouts are those of linux/netfilter_ipv6/ip6_tables.h, which no kernel can change.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from ipv6natd.firewall import FirewallError
+from ipv6natd.firewall.restore import LOCK_VARIABLE
+from ipv6natd.plan import ObservedJump
+from ipv6natd.ruleset import COMMENT, DOCKER_USER, PREFIX, Table
+
+LOCK_FILE = "/run/xtables.lock"
+NAME_MAX = 28
+"""Characters of a chain's name; libiptc cuts longer ones off without a word."""
+
+_NAMES = Path("/proc/thread-self/net/ip6_tables_names")
+"""Of the thread and not of the process: a thread can be in another network namespace."""
+_IP6T_SO_GET_INFO = 64
+_INFO = struct.Struct("=32s13I")
+
+# struct ip6t_entry: what the rule asks (addresses, interfaces with masks, protocol, tos), flags,
+# then counters and what the kernel keeps for itself, which say nothing about the rule.
+_ASKED = 131
+_FLAGS = struct.Struct("=BB")
+_GOTO = 0x04
+_ENTRY = 168
+_EXTENSION = struct.Struct("=H29sB")
+_NAME_OFFSET = 2
+
+
+@contextmanager
+def locked(timeout: float) -> Iterator[None]:
+    """Hold the lock that every legacy tool takes while it reads, changes and commits.
+
+    Waits for `timeout` seconds, then raises FirewallError.
+    """
+    path = os.environ.get(LOCK_VARIABLE) or LOCK_FILE
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        deadline = time.monotonic() + timeout
+        while not _taken(lock):
+            if time.monotonic() >= deadline:
+                raise FirewallError(
+                    f"{path} was held by another program for {timeout:g} s; `fuser {path}` names it"
+                )
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def present() -> set[str]:
+    """The tables that the kernel has. Only asking for one by name would make it create it."""
+    try:
+        return set(_NAMES.read_text().split())
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise FirewallError(f"{_NAMES} cannot be read: {error.strerror}") from error
+
+
+def counts(table: Table) -> tuple[int, int]:
+    """Entries and bytes of a table, by IP6T_SO_GET_INFO. Raises FirewallError.
+
+    By libc: Python's getsockopt passes nothing in, and the kernel wants the name in the buffer.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    info = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
+    size = ctypes.c_uint32(_INFO.size)
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            option = (raw.fileno(), socket.IPPROTO_IPV6, _IP6T_SO_GET_INFO)
+            if libc.getsockopt(*option, info, ctypes.byref(size)):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except OSError as error:
+        raise FirewallError(f"legacy table {table} has no size: {error.strerror}") from error
+    *_, entries, length = _INFO.unpack(info.raw)
+    return entries, length
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule as the kernel has it, without counters: comparable with itself at another time."""
+
+    target: str
+    asked: bytes
+    extensions: tuple[tuple[bytes, int, bytes], ...]
+    """Name, revision and data of each match and of the target; of a jump the matches only."""
+
+    @property
+    def key(self) -> bytes:
+        """All that makes the rule what it is."""
+        parts = [b"%b %d %b" % extension for extension in self.extensions]
+        return b"%b%b-j %b\n" % (self.asked, b"".join(parts), self.target.encode())
+
+    @property
+    def concerns_us(self) -> bool:
+        """Whether it goes on in a chain of ours or in DOCKER-USER."""
+        return self.target == DOCKER_USER or self.target.startswith(PREFIX)
+
+    @property
+    def text(self) -> str:
+        """The wording that an ObservedJump of this variant carries."""
+        return f"-j {self.target} #{blake2b(self.key, digest_size=16).hexdigest()}"
+
+    def jump(self, base: str, position: int) -> ObservedJump:
+        """The rule as what was observed at this place; it is a jump."""
+        flags, inverted = _FLAGS.unpack_from(self.asked, _ASKED)
+        asks = any(self.asked[:_ASKED]) or inverted or flags & _GOTO
+        comments = [
+            data.split(b"\0", 1)[0] for name, _, data in self.extensions if name == b"comment"
+        ]
+        return ObservedJump(
+            base=base,
+            position=position,
+            target=self.target,
+            ours=comments[-1:] == [COMMENT.encode()],
+            plain=not asks and len(comments) == len(self.extensions),
+            text=self.text,
+        )
+
+
+def entry(raw: bytes, target_offset: int, target: str) -> Entry:
+    """The rule in `raw`, a struct ip6t_entry with all behind it; `target` as libiptc names it."""
+    # A jump holds the offset of its chain, which moves with every change of other chains; libiptc
+    # knows the name. The kernel gives such a target no name of its own.
+    standard = raw[target_offset + _NAME_OFFSET] == 0
+    end = target_offset if standard else len(raw)
+    extensions = []
+    offset = _ENTRY
+    while offset < end:
+        size, name, revision = _EXTENSION.unpack_from(raw, offset)
+        data = raw[offset + _EXTENSION.size : offset + size]
+        # The kernel writes the name up to its NUL; behind it is what was in our memory before.
+        extensions.append((name.split(b"\0", 1)[0], revision, data))
+        offset += size
+    return Entry(target, raw[: _ASKED + _FLAGS.size], tuple(extensions))
+
+
+def named(raw: bytes, target_offset: int, target: str) -> bytes:
+    """`raw` with the chain's name in its jump, as libiptc wants a rule that it is to look for."""
+    start = target_offset + _NAME_OFFSET
+    return b"".join((raw[:start], target.encode().ljust(29, b"\0"), raw[start + 29 :]))
