@@ -121,6 +121,14 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings that decide about what is wanted."""
+
+    nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
+    ipv4_any_means_ipv6: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything that decides about rules, read at one time."""
 
@@ -178,11 +186,27 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Refused:
+    """Published host ports that some clients cannot be forwarded to, so they are told at once.
+
+    `host_address` is that of the binding: `::` refuses [::1] and link-local clients, `::1` only
+    [::1], another address only link-local clients of that address.
+    """
+
+    protocol: Protocol
+    host_address: IPv6Address
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """What should hold: networks we manage, what is forwarded, what is not."""
 
     networks: tuple[Network, ...] = ()
     mappings: tuple[Mapping, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    """Empty where a userland proxy answers those clients."""
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True

@@ -7,9 +7,23 @@ words rules in its own way.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ipv6natd.ruleset import BaseJump, Chain, Table
+from ipv6natd.ruleset import (
+    DOCKER_USER,
+    EMPTY,
+    PREFIX,
+    BaseJump,
+    Chain,
+    Jump,
+    Rule,
+    Ruleset,
+    Table,
+    TableRules,
+    words,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +49,8 @@ class ObservedTable:
     """What stands in one table and concerns us."""
 
     own: dict[str, str] = field(default_factory=dict)
-    """Name of each chain with our prefix -> digest over its rules in the backend's wording."""
+    """Name of each chain with our prefix -> "N:digest": the number of its rules, and a digest over
+    them in the backend's own wording."""
     jumps: tuple[ObservedJump, ...] = ()
     docker_user: int | None = None
     """Number of rules in DOCKER-USER; None where there is no such chain."""
@@ -63,3 +78,158 @@ class TableChange:
     """`first` ones end up at the head of their base chain in this order, the others at its end."""
     delete: tuple[str, ...] = ()
     """Chains to delete. Ours are emptied first; a DOCKER-USER that is not empty fails it all."""
+
+
+def plan(
+    *,
+    applied: Ruleset | None,
+    interim: TableRules,
+    wanted: Ruleset,
+    observed: Observed | None,
+) -> list[TableChange]:
+    """The transactions that take the kernel from `applied` to `wanted`, in their order.
+
+    `interim` is the filter table for the time in which the nat table still holds the old rules or
+    already the new ones: filter goes first when something is added, nat when something goes, so
+    that at no moment something is forwarded that no rule guards.
+
+    With `observed`, each table in it is written whole, whatever `applied` says: on the first pass,
+    after somebody else's edit, and where jumps come or go. Without it only chains that changed are
+    written, and `applied` must be what stands.
+    """
+    before = applied or EMPTY
+    if observed is not None:
+        # Nobody knows the old rules of a first pass, so there is nothing to bridge.
+        first = wanted.filter if applied is None or wanted == EMPTY else interim
+        steps = [
+            _whole(table, first if table is Table.FILTER else wanted.nat, observed[table])
+            for table in Table
+            if table in observed
+        ]
+        if wanted == EMPTY:
+            return steps[::-1]
+        last = _difference(Table.FILTER, first, wanted.filter)
+        return [*steps, last] if last else steps
+    differences = (
+        _difference(Table.FILTER, before.filter, interim),
+        _difference(Table.NAT, before.nat, wanted.nat),
+        _difference(Table.FILTER, interim, wanted.filter),
+    )
+    return [step for step in differences if step is not None]
+
+
+def jumps_differ(applied: Ruleset | None, wanted: Ruleset) -> bool:
+    """Whether a jump comes or goes, so that plan() has to see the tables of others."""
+    return applied is None or any(
+        applied.table(table).jumps != wanted.table(table).jumps for table in Table
+    )
+
+
+def _difference(table: Table, old: TableRules, new: TableRules) -> TableChange | None:
+    standing = {chain.name: chain for chain in old.chains}
+    changed = tuple(chain for chain in new.chains if standing.get(chain.name) != chain)
+    names = {chain.name for chain in new.chains}
+    gone = tuple(name for name in standing if name not in names)
+    if not changed and not gone:
+        return None
+    return TableChange(table=table, chains=changed, delete=gone)
+
+
+def _whole(table: Table, wanted: TableRules, observed: ObservedTable) -> TableChange:
+    """The table as it should be, whatever stands there of ours.
+
+    Every jump to one of our chains is taken out and put in anew: by whom and in which words it was
+    made does not matter then. A DOCKER-USER jump that is not ours stays what it is; it is only
+    moved to the head, and takes the place of ours.
+    """
+    jumps = list(wanted.jumps)
+    remove = [each for each in observed.jumps if each.target.startswith(PREFIX)]
+    own = [each for each in observed.jumps if each.target == DOCKER_USER and each.ours]
+    foreign = [each for each in observed.jumps if each.target == DOCKER_USER and not each.ours]
+    leading = next((each for each in foreign if each.base == "FORWARD" and each.plain), None)
+    wants_user = any(jump.target == DOCKER_USER for jump in jumps)
+    delete = [name for name in observed.own if name not in {c.name for c in wanted.chains}]
+    if wants_user or leading is not None or not observed.docker_user:
+        remove += own
+    if not wants_user and own and not foreign and observed.docker_user == 0:
+        delete.append(DOCKER_USER)
+    if wants_user and leading is not None:
+        remove.append(leading)
+        jumps = [_without_comment(j) if j.target == DOCKER_USER else j for j in jumps]
+    create = (DOCKER_USER,) if wants_user and observed.docker_user is None else ()
+    return TableChange(
+        table=table,
+        remove=tuple(remove),
+        create=create,
+        chains=wanted.chains,
+        insert=tuple(jumps),
+        delete=tuple(delete),
+    )
+
+
+def _without_comment(jump: BaseJump) -> BaseJump:
+    rule = Rule(target=Jump(jump.target))
+    return BaseJump(base=jump.base, rule=rule, first=jump.first)
+
+
+def drifted(expected: ObservedTable, now: ObservedTable) -> bool:
+    """Whether somebody else changed what is ours: a chain, a jump, or who comes first."""
+    return expected.own != now.own or _standing(expected) != _standing(now)
+
+
+def stands(wanted: TableRules, observed: ObservedTable) -> bool:
+    """Whether the table has the shape of what was written: chains, numbers of rules, jumps.
+
+    It tells an edit that slipped in between our write and the read after it, without comparing
+    our words with the kernel's.
+    """
+    sizes = {name: digest.partition(":")[0] for name, digest in observed.own.items()}
+    jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
+    seen = [(each.base, each.target) for each in observed.jumps]
+    ours = sorted(each for each in seen if each[1] != DOCKER_USER)
+    return (
+        sizes == {chain.name: str(len(chain.rules)) for chain in wanted.chains}
+        and ours == [each for each in jumps if each[1] != DOCKER_USER]
+        and all(each in seen for each in jumps)
+    )
+
+
+def _standing(observed: ObservedTable) -> list[tuple[str, int, str, str]]:
+    """Jumps as far as their place matters: in FORWARD it does, elsewhere only that they stand."""
+    return sorted(
+        (each.base, each.position if each.base == "FORWARD" else 0, each.target, each.text)
+        for each in observed.jumps
+    )
+
+
+def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
+    """(added, removed) rules between two rulesets, worded with table and chain."""
+    before, after = Counter(_worded(old)), Counter(_worded(new))
+    return list((after - before).elements()), list((before - after).elements())
+
+
+def _worded(ruleset: Ruleset) -> Iterator[str]:
+    for table in Table:
+        rules = ruleset.table(table)
+        for jump in rules.jumps:
+            yield f"-t {table} -A {jump.base} {words(jump.rule)}"
+        for chain in rules.chains:
+            for rule in chain.rules:
+                yield f"-t {table} -A {chain.name} {words(rule)}"
+
+
+def full_text(ruleset: Ruleset) -> str:
+    """The ruleset as text for ip6tables-restore, for people to read."""
+    lines: list[str] = []
+    for table in Table:
+        rules = ruleset.table(table)
+        if not rules.chains:
+            continue
+        lines.append(f"*{table}")
+        lines += [f":{chain.name} - [0:0]" for chain in rules.chains]
+        lines += [f"-A {jump.base} {words(jump.rule)}" for jump in rules.jumps]
+        lines += [
+            f"-A {chain.name} {words(rule)}" for chain in rules.chains for rule in chain.rules
+        ]
+        lines.append("COMMIT")
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,199 @@
+"""The command ipv6natd: flags, logging, and the one-shot -flush."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ipv6natd import __version__
+from ipv6natd.config import KEYS, ConfigError, Settings, load
+from ipv6natd.firewall import Backend, Firewall, FirewallError
+
+log = logging.getLogger("ipv6natd")
+
+FAILED, USAGE, CONFIGURATION = 1, 2, 78
+_DESCRIPTION = """\
+Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.
+
+Containers on networks with a ULA subnet (fc00::/7) get their published ports forwarded over IPv6
+with the client's address kept, what they send out is masqueraded, everything else stays closed."""
+_EPILOG = """\
+flags take one dash or two, and as -flag=true or -flag=false where they are a switch.
+They win over the environment (DOCKER_HOST, DOCKER_CERT_PATH, DOCKER_TLS_VERIFY), which wins over
+/etc/ipv6natd/ipv6natd.toml and /etc/ipv6natd/conf.d/*.toml; every key of the file is a flag too.
+
+examples:
+  ipv6natd                            follow the local engine until stopped
+  ipv6natd -debug                     and log each rule that is added or removed
+  ipv6natd -endpoint tcp://10.0.0.2:2376 -cert-path /etc/docker/tls -tls-verify
+  ipv6natd -flush                     remove all rules of ipv6natd and exit
+
+exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 wrong configuration
+See ipv6natctl(1) for what a running ipv6natd is doing."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command, as a function of its arguments; usage errors raise SystemExit(2)."""
+    options = vars(_parser().parse_args(argv))
+    explicit = Path(options.pop("config")) if "config" in options else None
+    flush = options.pop("flush")
+    reload = partial(load, explicit, os.environ, options)
+    try:
+        settings = reload()
+    except ConfigError as error:
+        print(f"ipv6natd: {error}", file=sys.stderr)
+        return CONFIGURATION
+    _log_to_stderr(settings.debug)
+    if os.geteuid() != 0:
+        print(
+            "ipv6natd: writing rules needs root; run it with sudo or as a service", file=sys.stderr
+        )
+        return FAILED
+    try:
+        return _flush(settings) if flush else _serve(settings, reload)
+    except FirewallError as error:
+        log.error("%s", error)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipv6natd",
+        usage="ipv6natd [flags]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    group = parser.add_argument_group("flags")
+    group.add_argument("-h", "-help", "--help", action="help", help="show this and exit")
+    group.add_argument(
+        "-version",
+        "--version",
+        action="version",
+        version=f"ipv6natd {__version__}",
+        help="show the version and exit",
+    )
+    group.add_argument(
+        *_dashes("config"), metavar="FILE", help="read this file instead of those in /etc/ipv6natd"
+    )
+    group.add_argument(
+        *_dashes("flush"),
+        action="store_true",
+        default=False,
+        help="remove all rules of ipv6natd, without engine and bus, and exit",
+    )
+    defaults = Settings()
+    for key in KEYS:
+        default = getattr(defaults, key.name)
+        switch = isinstance(default, bool)
+        shown = {True: "on", False: "off"}[default] if switch else _plain(default)
+        about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {shown or 'none'})"
+        names = _dashes(key.name.replace("_", "-"))
+        if switch:
+            group.add_argument(
+                *names,
+                dest=key.name,
+                nargs="?",
+                const=True,
+                type=_switch,
+                metavar="BOOL",
+                help=about,
+            )
+        else:
+            read = {tuple: _list, int: _integer}.get(type(default), str)
+            group.add_argument(
+                *names, dest=key.name, type=read, metavar=key.name.upper(), help=about
+            )
+    return parser
+
+
+def _dashes(name: str) -> tuple[str, str]:
+    return f"-{name}", f"--{name}"
+
+
+def _plain(default: object) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _switch(text: str) -> bool:
+    """A boolean as Go's flag package reads it; docker-ipv6nat was written with that."""
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _list(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _integer(text: str) -> Any:
+    # What is no number goes on as it is: the configuration says what would be legal.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
+
+
+def _log_to_stderr(debug: bool) -> None:
+    """One line a message. In the journal a leading <N> gives its priority, and time is known."""
+    handler = logging.StreamHandler()
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+    for chatty in ("asyncio", "urllib3", "docker", "requests"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class _JournalFormatter(logging.Formatter):
+    _PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((p for level, p in self._PRIORITY if record.levelno >= level), 7)
+        lines = super().format(record).splitlines() or [""]
+        return "\n".join(f"<{priority}>{line}" for line in lines)
+
+
+def _serve(settings: Settings, reload: partial[Settings]) -> int:
+    # Here, so that -flush and -version load neither the Docker library nor the bus's.
+    from ipv6natd.daemon import Daemon
+
+    return asyncio.run(_daemon(Daemon, settings, reload))
+
+
+async def _daemon(daemon: Any, settings: Settings, reload: partial[Settings]) -> int:
+    code: int = await daemon(settings, reload).run()
+    return code
+
+
+def _flush(settings: Settings) -> int:
+    """Take all our rules out of both variants; the one not in use may hold some of earlier days."""
+    from ipv6natd.firewall.choose import open_firewall
+    from ipv6natd.firewall.restore import RestoreFirewall
+    from ipv6natd.reconcile import remove_all
+
+    used = open_firewall(settings.backend)
+    firewalls: list[Firewall] = [used]
+    other = Backend.LEGACY if used.backend is Backend.NFT else Backend.NFT
+    try:
+        firewalls.append(RestoreFirewall(other))
+    except FirewallError as error:
+        log.debug("the other variant is not here: %s", error)
+    count = sum(remove_all(each) for each in firewalls)
+    log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")
+    return 0

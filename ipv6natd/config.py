@@ -1,0 +1,265 @@
+"""Settings: one table of keys, read from files, environment and flags, in that order of strength.
+
+Parsing is pure; `load` reads the files. A bad value is a ConfigError that names where it stands,
+the key and what would be legal; nothing is touched then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import Any
+
+from ipv6natd.model import Policy
+
+DEFAULT_FILE = Path("/etc/ipv6natd/ipv6natd.toml")
+DEFAULT_DIRECTORY = Path("/etc/ipv6natd/conf.d")
+DEFAULT_ENDPOINT = "unix:///run/docker.sock"
+BACKENDS = ("auto", "nft", "legacy")
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the text names file, key and legal values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked."""
+
+    endpoint: str = DEFAULT_ENDPOINT
+    cert_path: str = ""
+    tls_verify: bool = False
+    retry: bool = True
+    cleanup: bool = False
+    debug: bool = False
+    backend: str = "auto"
+    nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
+    ipv4_any_means_ipv6: bool = False
+    resync_interval: int = 300
+
+    @property
+    def policy(self) -> Policy:
+        """The part that decides about rules."""
+        return Policy(nat_prefixes=self.nat_prefixes, ipv4_any_means_ipv6=self.ipv4_any_means_ipv6)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One line of the table: what a key may hold and what it is for.
+
+    `read` raises ValueError for what is not legal.
+    """
+
+    name: str
+    read: Callable[[Any], object]
+    legal: str
+    about: str
+    environment: str = ""
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError
+    return value
+
+
+def _endpoint(value: Any) -> str:
+    scheme, _, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if scheme not in ("unix", "tcp", "http", "https") or not rest:
+        raise ValueError
+    if scheme == "unix" and not rest.startswith("/"):
+        raise ValueError
+    return str(value)
+
+
+def _directory(value: Any) -> str:
+    if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _backend(value: Any) -> str:
+    if value not in BACKENDS:
+        raise ValueError
+    return str(value)
+
+
+def _prefixes(value: Any) -> tuple[IPv6Network, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    if not all(isinstance(each, str) and "/" in each for each in value):
+        raise ValueError
+    return tuple(IPv6Network(each) for each in value)
+
+
+def _interval(value: Any) -> int:
+    if type(value) is not int or not 10 <= value <= 86400:
+        raise ValueError
+    return value
+
+
+_TRUE_OR_FALSE = "true or false"
+KEYS = (
+    Key(
+        "endpoint",
+        _endpoint,
+        "unix:///path or tcp://host:port",
+        "The Docker engine to follow.",
+        "DOCKER_HOST",
+    ),
+    Key(
+        "cert_path",
+        _directory,
+        "the absolute path of a directory",
+        "Directory with key.pem, cert.pem and ca.pem, for a tcp:// endpoint with TLS.",
+        "DOCKER_CERT_PATH",
+    ),
+    Key(
+        "tls_verify",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Use TLS for a tcp:// endpoint and verify the engine's certificate against ca.pem.",
+        "DOCKER_TLS_VERIFY",
+    ),
+    Key(
+        "retry",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Keep reconnecting to the engine; with false a lost engine ends the daemon with status 1.",
+    ),
+    Key(
+        "cleanup",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Remove all rules when the daemon stops; with false open ports stay open meanwhile.",
+    ),
+    Key("debug", _bool, _TRUE_OR_FALSE, "Log every rule that is added or removed."),
+    Key(
+        "backend",
+        _backend,
+        " or ".join(BACKENDS),
+        "Which variant of ip6tables to write; auto takes the one that the host's ip6tables is.",
+    ),
+    Key(
+        "nat_prefixes",
+        _prefixes,
+        'a list of IPv6 prefixes such as ["fc00::/7"]',
+        "Only networks whose IPv6 subnets lie within these are managed.",
+    ),
+    Key(
+        "ipv4_any_means_ipv6",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Publish on IPv6 too what is bound to 0.0.0.0, as docker-ipv6nat did.",
+    ),
+    Key(
+        "resync_interval",
+        _interval,
+        "a number of seconds from 10 to 86400",
+        "Seconds between two complete re-reads of the engine while nothing happens.",
+    ),
+)
+_BY_NAME = {key.name: key for key in KEYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place; later layers win."""
+
+    source: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def settings(layers: Sequence[Layer]) -> Settings:
+    """The settings that the layers make together. Raises ConfigError."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.values.items():
+            merged[name] = _checked(layer.source, name, value)
+    return Settings(**merged)
+
+
+def _checked(source: str, name: str, value: Any) -> object:
+    key = _BY_NAME.get(name)
+    if key is None:
+        close = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"{source}: unknown key {name[:60]!r}; {hint}legal keys are {', '.join(_BY_NAME)}"
+        )
+    try:
+        return key.read(value)
+    except ValueError:
+        shown = ascii(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise ConfigError(f"{source}: {name} = {shown}: must be {key.legal}") from None
+
+
+def file_layer(source: str, text: str) -> Layer:
+    """One TOML file. Raises ConfigError where it is none."""
+    try:
+        return Layer(source, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: this is not TOML: {error}") from None
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    """DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as the docker command reads them."""
+    values: dict[str, Any] = {
+        key.name: environ[key.environment]
+        for key in KEYS
+        if key.environment and environ.get(key.environment)
+    }
+    if "tls_verify" in values:
+        # Any value but the empty one counts as yes, "0" too: so does the docker command.
+        values["tls_verify"] = True
+    return Layer("environment", values)
+
+
+def load(explicit: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+    """Files, then environment, then flags. A default file that is not there is no error."""
+    paths = [explicit] if explicit else [DEFAULT_FILE, *sorted(DEFAULT_DIRECTORY.glob("*.toml"))]
+    layers: list[Layer] = []
+    for path in paths:
+        try:
+            layers.append(file_layer(str(path), path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            if explicit:
+                raise ConfigError(f"{path}: there is no such file") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: this is not UTF-8") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return settings([*layers, environment_layer(environ), Layer("command line", flags)])
+
+
+def example() -> str:
+    """The shipped configuration file: every key, commented, with its default."""
+    lines = [
+        "# Configuration of ipv6natd. Each key shows its default; see ipv6natd.toml(5).",
+        "# Files in /etc/ipv6natd/conf.d/*.toml are read after this one and win over it.",
+    ]
+    defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
+    for key in KEYS:
+        lines += [
+            "",
+            f"# {key.about}",
+            f"# Legal: {key.legal}.",
+            f"#{key.name} = {_toml(defaults[key.name])}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case tuple():
+            return "[" + ", ".join(f'"{each}"' for each in value) + "]"
+    return f'"{value}"'

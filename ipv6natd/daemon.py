@@ -1,0 +1,184 @@
+"""Builds the parts, runs them in one TaskGroup, answers signals, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from functools import partial
+
+from ipv6natd.background import in_thread
+from ipv6natd.bus import BusError
+from ipv6natd.config import ConfigError, Settings
+from ipv6natd.dbus_api import BusService, serve
+from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
+from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.firewall.choose import open_firewall
+from ipv6natd.firewall.drift import read_interval, watch
+from ipv6natd.host_facts import userland_proxy
+from ipv6natd.notify import Notifier, watchdog_interval
+from ipv6natd.reconcile import Reconciler
+from ipv6natd.status import Row, Status, SyncResult, one_line
+
+log = logging.getLogger(__name__)
+
+STOPPED, FAILED = 0, 1
+FIREWALL_PAUSE = 5.0
+
+
+class Daemon:
+    """The running service. `load` reads the settings again, raising ConfigError."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+        self._settings = settings
+        self._load = load
+        self._notifier = Notifier()
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+
+    async def run(self) -> int:
+        """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
+        loop = asyncio.get_running_loop()
+        # Before READY: systemd may send SIGHUP right after it.
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        firewall = await self._opened()
+        if firewall is None:
+            return STOPPED
+        self._watch = self._new_watch()
+        self._reconciler = Reconciler(
+            firewall=firewall,
+            facts=self._watch,
+            policy=self._settings.policy,
+            userland_proxy=userland_proxy,
+            publish=self._show,
+            beat=self._notifier.watchdog,
+            beat_interval=watchdog_interval(),
+            verify_interval=read_interval(firewall),
+        )
+        self._service = BusService(self)
+        code = await self._until_stopped(firewall)
+        await self._end()
+        return code
+
+    async def _opened(self) -> Firewall | None:
+        """The firewall, as soon as the host has one; None when told to stop meanwhile."""
+        while not self._stop.is_set():
+            try:
+                return await in_thread(partial(open_firewall, self._settings.backend))
+            except FirewallError as error:
+                log.error("%s", error)
+                self._notifier.ready(f"degraded: {error}")
+            self._notifier.watchdog()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), FIREWALL_PAUSE)
+        return None
+
+    async def _until_stopped(self, firewall: Firewall) -> int:
+        code = STOPPED
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._reconciler.run()),
+                    tasks.create_task(serve(self._service)),
+                    tasks.create_task(watch(firewall, self._reconciler.verify)),
+                    tasks.create_task(self._reload_when_told(tasks)),
+                    tasks.create_task(self._ready()),
+                ]
+                self._follow = tasks.create_task(self._watch.run(retry=self._settings.retry))
+                await self._stop.wait()
+                self._notifier.stopping()
+                for task in (*running, self._follow):
+                    task.cancel()
+        except* EngineGone as group:
+            log.error("the Docker engine is gone and retry is off: %s", group.exceptions[0])
+            code = FAILED
+        return code
+
+    async def _ready(self) -> None:
+        await self._reconciler.settled()
+        self._notifier.ready(one_line(self._reconciler.status))
+
+    async def _end(self) -> None:
+        self._notifier.stopping()
+        if not self._settings.cleanup:
+            count = len(self._reconciler.status.mappings)
+            log.info("stopped; %d mappings stay open; `ipv6natd -flush` removes them", count)
+            return
+        try:
+            await self._reconciler.remove()
+            log.info("stopped; all rules are removed")
+        except FirewallError as error:
+            log.error("stopped, but the rules could not be removed: %s", error)
+
+    def _new_watch(self) -> DockerWatch:
+        settings = self._settings
+        connection = Connection(
+            endpoint=settings.endpoint,
+            cert_path=settings.cert_path,
+            tls_verify=settings.tls_verify,
+        )
+        return DockerWatch(
+            connection,
+            lambda: self._reconciler.trigger(),
+            resync_interval=settings.resync_interval,
+        )
+
+    async def _reload_when_told(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self._notifier.reloading()
+            try:
+                settings = self._load()
+            except ConfigError as error:
+                # The old settings stay in force, and whoever looks is told why.
+                log.error("%s; the settings stay as they were", error)
+                self._reconciler.config_error = f"reload refused: {error}"
+                self._reconciler.trigger()
+            else:
+                self._reconciler.config_error = ""
+                self._adopt(settings, tasks)
+            with contextlib.suppress(EngineGone, FirewallError):
+                await self._reconciler.resync()
+            self._notifier.ready(one_line(self._reconciler.status))
+
+    def _adopt(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+        old, self._settings = self._settings, settings
+        logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
+        self._reconciler.policy = settings.policy
+        if old.backend != settings.backend:
+            log.warning("backend = %s comes into force with a restart", settings.backend)
+        followed = ("endpoint", "cert_path", "tls_verify", "retry", "resync_interval")
+        if any(getattr(old, name) != getattr(settings, name) for name in followed):
+            self._follow.cancel()
+            self._watch = self._new_watch()
+            self._reconciler.facts = self._watch
+            self._follow = tasks.create_task(self._watch.run(retry=settings.retry))
+        log.info("settings read again")
+
+    def _show(self, old: Status, new: Status, drift: Row | None) -> None:
+        self._service.publish(old, new, drift)
+        if one_line(old) != one_line(new):
+            self._notifier.status(one_line(new))
+
+    def status(self) -> Status:
+        """For the bus."""
+        return self._reconciler.status
+
+    async def resync(self) -> SyncResult:
+        """For the bus."""
+        try:
+            return await self._reconciler.resync()
+        except EngineGone as error:
+            text = f"the Docker engine is not there: {error}"
+            raise BusError("org.ipv6natd1.Error.DockerUnavailable", text) from None
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
+
+    def ruleset_text(self) -> str:
+        """For the bus."""
+        return self._reconciler.ruleset_text()

@@ -1,0 +1,384 @@
+"""Docker's JSON -> Network | Container | Engine: the only place that knows Docker's field names.
+
+Nothing an engine, a container or a label can say raises here. What cannot be identified is None;
+what cannot be read keeps its default and leaves a warning or a problem behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from ipv6natd.model import (
+    Container,
+    Endpoint,
+    Engine,
+    GatewayMode,
+    Network,
+    PortBinding,
+    Protocol,
+)
+
+_BRIDGE = "com.docker.network.bridge."
+_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+# Stricter than the kernel's own rule for interface names: no quote, backslash, blank or leading
+# dash can reach rule text, and no trailing "+", which iptables takes as "any that begins so".
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
+# 20.10 before .6 did not list the IPv6 side of a wildcard binding at all.
+_LISTS_IPV6 = (20, 10, 6)
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A foreign value for a sentence: quoted, control characters escaped, bounded."""
+    text = ascii(value) if isinstance(value, str) else ascii(str(value))
+    return text if len(text) <= limit else f"{text[: limit - 4]}...'"
+
+
+def engine(version: object, info: object) -> Engine:
+    """GET /version and GET /info -> Engine."""
+    security = [_str(each) for each in _list(_dict(info).get("SecurityOptions"))]
+    return Engine(
+        version=_text(_dict(version).get("Version")) or "unknown",
+        api_version=_text(_dict(version).get("ApiVersion")),
+        rootless=any("rootless" in each for each in security),
+    )
+
+
+def network(raw: object) -> Network | None:
+    """One network, from GET /networks or /networks/ID. None without an id to hold on to."""
+    facts = _dict(raw)
+    network_id = _str(facts.get("Id"))
+    if not _ID.fullmatch(network_id):
+        return None
+    options = {_str(key): value for key, value in _dict(facts.get("Options")).items()}
+    warnings: list[str] = []
+    name = _text(facts.get("Name")) or network_id[:12]
+    bridge = _str(options.get(f"{_BRIDGE}name")) or f"br-{network_id[:12]}"
+    problem = ""
+    if not _INTERFACE.fullmatch(bridge):
+        problem = (
+            f"its bridge name {shown(bridge)} cannot stand in a rule; "
+            "create the network with a name of at most 15 letters, digits, '.', '_' or '-'"
+        )
+        bridge = ""
+    host_ipv6 = _address(options, "com.docker.network.host_ipv6", warnings)
+    binding_ipv6 = _address(options, f"{_BRIDGE}host_binding_ipv6", warnings)
+    return Network(
+        id=network_id,
+        name=name,
+        driver=_text(facts.get("Driver")),
+        bridge=bridge,
+        enable_ipv6=facts.get("EnableIPv6") is True,
+        subnets=tuple(_subnets(facts, warnings)),
+        internal=facts.get("Internal") is True,
+        icc=_flag(options, f"{_BRIDGE}enable_icc", warnings),
+        masquerade=_flag(options, f"{_BRIDGE}enable_ip_masquerade", warnings),
+        gateway_mode=_mode(options, warnings),
+        host_binding_ipv4=_address(options, f"{_BRIDGE}host_binding_ipv4", warnings),
+        host_binding_ipv6=_only_ipv6(binding_ipv6, f"{_BRIDGE}host_binding_ipv6", warnings),
+        source_address=_only_ipv6(host_ipv6, "com.docker.network.host_ipv6", warnings),
+        trusted_interfaces=tuple(_trusted(options, warnings)),
+        warnings=tuple(warnings),
+        problem=problem,
+    )
+
+
+def container(raw: object, engine: Engine) -> Container | None:
+    """One container, from its inspect or its row in the list. None when it is not running."""
+    facts = _dict(raw)
+    container_id = _str(facts.get("Id"))
+    state = facts.get("State")
+    # Inspect has an object with Running; the list has a word, and lists only what runs.
+    running = state.get("Running") is True if isinstance(state, dict) else True
+    if not _ID.fullmatch(container_id) or not running:
+        return None
+    names = [_text(each) for each in _list(facts.get("Names"))] or [_text(facts.get("Name"))]
+    settings = _dict(facts.get("NetworkSettings"))
+    host_config = _dict(facts.get("HostConfig"))
+    problems: list[tuple[str, str]] = []
+    bindings = (
+        _listed_bindings(_list(facts.get("Ports")), problems)
+        if "Ports" in facts
+        else _inspected_bindings(_dict(settings.get("Ports")), host_config, engine, problems)
+    )
+    return Container(
+        id=container_id,
+        name=names[0].removeprefix("/") or container_id[:12],
+        endpoints=tuple(_endpoints(settings, _ipv6_off(host_config))),
+        bindings=tuple(dict.fromkeys(bindings)),
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def needs_inspect(listed: Container, engine: Engine) -> bool:
+    """Whether the list leaves something out that decides about this container.
+
+    Engines before 28 list an IPv6 address even where a sysctl switches IPv6 off inside; engines
+    before 20.10.6 list no IPv6 binding, so the request itself has to be read.
+    """
+    if engine.release < _LISTS_IPV6:
+        return bool(listed.bindings)
+    return engine.release < (28,) and any(
+        isinstance(each.host_address, IPv6Address) for each in listed.bindings
+    )
+
+
+def lists_the_same(listed: Container, known: Container | None) -> bool:
+    """Whether the list tells nothing that an earlier inspect of the container did not know.
+
+    An inspect may know better that an endpoint has no IPv6; everything else has to agree.
+    """
+    if known is None or (known.name, len(known.endpoints)) != (listed.name, len(listed.endpoints)):
+        return False
+
+    def told(container: Container) -> set[tuple[object, ...]]:
+        bindings = container.bindings
+        return {(b.protocol, b.container_port, b.host_address, b.host_port) for b in bindings}
+
+    endpoints = zip(
+        sorted(known.endpoints, key=lambda each: each.network_id),
+        sorted(listed.endpoints, key=lambda each: each.network_id),
+        strict=True,
+    )
+    return told(known) == told(listed) and all(
+        mine.network_id == theirs.network_id and mine.address in (None, theirs.address)
+        for mine, theirs in endpoints
+    )
+
+
+# What can change who is reached how. Health checks and exec alone would send an event a second.
+EVENTS = {
+    "type": ["container", "network"],
+    "event": ["start", "die", "destroy", "rename", "connect", "disconnect", "create", "remove"],
+}
+_CONTAINER_ACTIONS = frozenset({"start", "die", "destroy", "rename"})
+
+
+def event_subjects(raw: object) -> tuple[str, str]:
+    """(container id, network id) that an event names; empty where it names none.
+
+    `Type` and `Actor` stand in the events of every API version; `id` and `status` do not.
+    """
+    event = _dict(raw)
+    actor = _dict(event.get("Actor"))
+    subject = _str(actor.get("ID"))
+    match event.get("Type"):
+        case "container":
+            return (subject if event.get("Action") in _CONTAINER_ACTIONS else ""), ""
+        case "network":
+            return _str(_dict(actor.get("Attributes")).get("container")), subject
+    return "", ""
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _str(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text(value: object) -> str:
+    """A name for people: bounded, and valid UTF-8 whatever the JSON escapes spelled."""
+    return _str(value)[:255].encode("utf-8", "replace").decode()
+
+
+def _subnets(facts: dict[str, Any], warnings: list[str]) -> Iterator[IPv6Network]:
+    for each in _list(_dict(facts.get("IPAM")).get("Config")):
+        subnet = _str(_dict(each).get("Subnet"))
+        if ":" not in subnet:
+            continue
+        try:
+            yield IPv6Network(subnet, strict=False)
+        except ValueError:
+            warnings.append(f"its subnet {shown(subnet)} cannot be read and is left out")
+
+
+def _flag(options: dict[str, Any], key: str, warnings: list[str], default: bool = True) -> bool:
+    value = options.get(key)
+    if value is None:
+        return default
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    kept = str(default).lower()
+    warnings.append(f"{key}={shown(value)} is neither true nor false; {kept} is in force")
+    return default
+
+
+def _mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
+    key = f"{_BRIDGE}gateway_mode_ipv6"
+    value = options.get(key)
+    if value in (None, ""):
+        return GatewayMode.NAT
+    try:
+        return GatewayMode(value)
+    except ValueError:
+        legal = ", ".join(GatewayMode)
+        warnings.append(f"{key}={shown(value)} is none of {legal}; nat is in force")
+        return GatewayMode.NAT
+
+
+def _address(
+    options: dict[str, Any], key: str, warnings: list[str]
+) -> IPv4Address | IPv6Address | None:
+    value = options.get(key)
+    if value in (None, ""):
+        return None
+    address = _parsed(_str(value))
+    if address is None:
+        warnings.append(f"{key}={shown(value)} is not an IP address and is ignored")
+    return address
+
+
+def _only_ipv6(
+    address: IPv4Address | IPv6Address | None, key: str, warnings: list[str]
+) -> IPv6Address | None:
+    if isinstance(address, IPv4Address):
+        warnings.append(f"{key}={address} is not an IPv6 address and is ignored")
+        return None
+    return address
+
+
+def _trusted(options: dict[str, Any], warnings: list[str]) -> Iterator[str]:
+    key = f"{_BRIDGE}trusted_host_interfaces"
+    for name in filter(None, _str(options.get(key)).split(":")):
+        if _INTERFACE.fullmatch(name):
+            yield name
+        else:
+            warnings.append(f"{key} names {shown(name)}, which is no interface name; left out")
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    """An address without a zone; `::ffff:a.b.c.d` is the IPv4 address that Docker binds for it."""
+    try:
+        address = ip_address(text)
+    except (ValueError, AddressValueError):
+        return None
+    if isinstance(address, IPv6Address):
+        if address.scope_id:
+            return None
+        return address.ipv4_mapped or address
+    return address
+
+
+def _ipv6_off(host_config: dict[str, Any]) -> bool:
+    sysctls = _dict(host_config.get("Sysctls"))
+    return sysctls.get("net.ipv6.conf.all.disable_ipv6") == "1"
+
+
+def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
+    for raw in _dict(settings.get("Networks")).values():
+        facts = _dict(raw)
+        network_id = _str(facts.get("NetworkID"))
+        if not _ID.fullmatch(network_id):
+            continue
+        address = _parsed(_str(facts.get("GlobalIPv6Address")))
+        priority = facts.get("GwPriority")
+        # A 20.10 gateway may come with a prefix length or as "<nil>": only its presence counts.
+        gateway6 = _parsed(_str(facts.get("IPv6Gateway")).partition("/")[0])
+        yield Endpoint(
+            network_id=network_id,
+            address=address if isinstance(address, IPv6Address) and not ipv6_off else None,
+            has_gateway4=bool(_str(facts.get("Gateway"))),
+            has_gateway6=isinstance(gateway6, IPv6Address) and not ipv6_off,
+            gw_priority=priority if type(priority) is int else 0,
+        )
+
+
+def _listed_bindings(ports: list[Any], problems: list[tuple[str, str]]) -> Iterator[PortBinding]:
+    for raw in ports:
+        facts = _dict(raw)
+        if "PublicPort" in facts or "IP" in facts:
+            port = f"{facts.get('PrivatePort')}/{facts.get('Type')}"
+            public = facts.get("PublicPort", 0)
+            binding = _binding(port, facts.get("IP"), str(public or ""), problems)
+            if binding is not None:
+                yield binding
+
+
+def _inspected_bindings(
+    ports: dict[str, Any],
+    host_config: dict[str, Any],
+    engine: Engine,
+    problems: list[tuple[str, str]],
+) -> Iterator[PortBinding]:
+    requested = _dict(host_config.get("PortBindings"))
+    for port, raw in ports.items():
+        bound = [
+            binding
+            for entry in _list(raw)
+            if (binding := _read_entry(port, entry, _list(requested.get(port)), problems))
+        ]
+        yield from bound
+        if engine.release < _LISTS_IPV6:
+            yield from _mirrored(bound)
+
+
+def _read_entry(
+    port: str, entry: object, asked: list[Any], problems: list[tuple[str, str]]
+) -> PortBinding | None:
+    facts = _dict(entry)
+    binding = _binding(port, facts.get("HostIp"), facts.get("HostPort"), problems)
+    if binding is None:
+        return None
+    named = {_parsed(_str(_dict(each).get("HostIp"))) for each in asked}
+    return PortBinding(
+        protocol=binding.protocol,
+        container_port=binding.container_port,
+        host_address=binding.host_address,
+        host_port=binding.host_port,
+        asked_address=binding.host_address in named,
+    )
+
+
+def _mirrored(bound: list[PortBinding]) -> Iterator[PortBinding]:
+    """The IPv6 side of wildcard IPv4 bindings, on engines that hide it."""
+    if any(isinstance(each.host_address, IPv6Address) for each in bound):
+        return
+    for each in bound:
+        if each.host_address == IPv4Address(0) and not each.asked_address:
+            yield PortBinding(
+                protocol=each.protocol,
+                container_port=each.container_port,
+                host_address=None,
+                host_port=each.host_port,
+                asked_address=False,
+            )
+
+
+def _binding(
+    port: str, host_ip: object, host_port: object, problems: list[tuple[str, str]]
+) -> PortBinding | None:
+    number, _, protocol = port.partition("/")
+    address = _parsed(_str(host_ip)) if host_ip else None
+    where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else shown(port)
+    if protocol not in tuple(Protocol) or not 1 <= _number(number) <= 65535:
+        problems.append((where, f"the engine names a port that cannot be read: {shown(port)}"))
+    elif host_ip and address is None:
+        reason = f"the engine binds it to {shown(host_ip)}, which is not an IP address"
+        problems.append((where, reason))
+    elif host_port not in ("", None) and not 1 <= _number(host_port) <= 65535:
+        problems.append((where, f"the engine gives {shown(host_port)} as its host port"))
+    else:
+        return PortBinding(
+            protocol=Protocol(protocol),
+            container_port=_number(number),
+            host_address=address,
+            host_port=max(_number(host_port), 0),
+        )
+    return None
+
+
+def _number(value: object) -> int:
+    text = _str(value)
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) else -1

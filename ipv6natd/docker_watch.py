@@ -1,0 +1,336 @@
+"""The engine's facts, kept current: a reader of events, inspects of what they name, a list now
+and then. Wakes the loop when something changed; decides nothing.
+
+An event is a hint about what to read again, never news in itself: losing, doubling or reordering
+events may change when something is seen, not what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import docker.errors
+import docker.tls
+import requests
+
+from ipv6natd import docker_facts
+from ipv6natd.background import in_thread
+from ipv6natd.engine_unit import asleep
+from ipv6natd.model import Container, Engine, Network
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", Network, Container)
+
+# An inspect waits for the lock that a starting container holds, so this is also how long a start
+# may take before it is asked about again.
+CALL_TIMEOUT = 60
+AT_ONCE = 16
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+RETRY_PAUSE = 1.0
+
+
+class EngineGone(Exception):
+    """The engine cannot be reached or stopped answering; the text says in which way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach the engine."""
+
+    endpoint: str
+    cert_path: str = ""
+    tls_verify: bool = False
+
+
+class DockerWatch:
+    """One engine, followed as long as run() runs.
+
+    `networks` and `containers` hold the last known facts by id; while the engine is away they
+    stay as they were. Before `listed` they hold nothing that could be acted on.
+    """
+
+    def __init__(
+        self, connection: Connection, wake: Callable[[], None], *, resync_interval: float
+    ) -> None:
+        self.connected = False
+        self.listed = False
+        self.waiting_for = "not connected yet"
+        self.engine: Engine | None = None
+        self.networks: dict[str, Network] = {}
+        self.containers: dict[str, Container] = {}
+        self._connection = connection
+        self._wake = wake
+        self._resync_interval = resync_interval
+        self._client: docker.APIClient | None = None
+        self._dirty: dict[tuple[str, str], None] = {}
+        self._in_flight: set[tuple[str, str]] = set()
+        self._read_since_list: set[str] = set()
+        self._hinted = asyncio.Event()
+
+    async def run(self, *, retry: bool) -> None:
+        """Follow the engine. Without `retry` raises EngineGone when it is away, else never ends."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._session()
+            except EngineGone as error:
+                pause = FIRST_PAUSE if self.connected else pause
+                self._lost(str(error))
+                if not retry:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def relist(self) -> None:
+        """Read everything again, now. Raises EngineGone; without a connection there is no list."""
+        if self._client is None:
+            raise EngineGone(self.waiting_for)
+        await self._list(self._client)
+
+    def _lost(self, reason: str) -> None:
+        if self.connected:
+            log.warning("lost the Docker engine: %s; its rules stay", reason)
+        elif reason != self.waiting_for:
+            log.info("waiting for the Docker engine: %s", reason)
+        changed = self.connected or reason != self.waiting_for
+        self.connected, self.waiting_for = False, reason
+        if changed:
+            self._wake()
+
+    async def _session(self) -> None:
+        """From one connect to the end of its event stream. Always ends with EngineGone."""
+        reason = await in_thread(partial(asleep, self._connection.endpoint))
+        if reason:
+            raise EngineGone(reason)
+        client = await in_thread(self._connect)
+        self._dirty.clear()
+        self._in_flight.clear()
+        try:
+            ended = await self._subscribed(client)
+            await self._list(client)
+            self._client = client
+            self.connected, self.listed, self.waiting_for = True, True, ""
+            self._wake()
+            await self._follow(client, ended)
+        finally:
+            self._client = None
+            client.close()
+
+    def _connect(self) -> docker.APIClient:
+        with _engine_errors(f"cannot reach {self._connection.endpoint}"):
+            client = docker.APIClient(
+                base_url=self._connection.endpoint,
+                version="auto",
+                timeout=CALL_TIMEOUT,
+                tls=_tls(self._connection),
+            )
+            self.engine = docker_facts.engine(client.version(), client.info())
+            log.info("connected to Docker %s", self.engine.version)
+            return client
+
+    async def _subscribed(self, client: docker.APIClient) -> asyncio.Future[str]:
+        """Subscribe, then return a future that ends with the stream: a list made now misses
+        nothing, since what happens meanwhile is already hinted at."""
+        loop = asyncio.get_running_loop()
+        open_: asyncio.Future[None] = loop.create_future()
+        ended: asyncio.Future[str] = loop.create_future()
+
+        def read() -> None:
+            reason = "its event stream ended"
+            try:
+                with closing(client.events(filters=docker_facts.EVENTS, decode=True)) as events:
+                    loop.call_soon_threadsafe(_settle, open_, None)
+                    for event in events:
+                        loop.call_soon_threadsafe(self._hint, event)
+            except Exception as error:  # whatever the library raises on a stream cut anywhere
+                reason = f"its event stream broke: {_one_line(error)}"
+            try:
+                loop.call_soon_threadsafe(_settle, ended, reason)
+            except RuntimeError:
+                return  # the loop is closed
+
+        threading.Thread(target=read, name="docker-events", daemon=True).start()
+        await asyncio.wait(
+            (open_, ended), return_when=asyncio.FIRST_COMPLETED, timeout=CALL_TIMEOUT
+        )
+        if not open_.done():
+            raise EngineGone(ended.result() if ended.done() else "it sends no events")
+        return ended
+
+    def _hint(self, event: object) -> None:
+        container_id, network_id = docker_facts.event_subjects(event)
+        for kind, subject in (("container", container_id), ("network", network_id)):
+            if subject:
+                self._dirty[kind, subject] = None
+                self._hinted.set()
+
+    async def _follow(self, client: docker.APIClient, ended: asyncio.Future[str]) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._until(ended))
+                tasks.create_task(self._list_now_and_then(client))
+                tasks.create_task(self._reread_hinted(client, tasks))
+        except* EngineGone as group:
+            raise group.exceptions[0] from None
+
+    async def _until(self, ended: asyncio.Future[str]) -> None:
+        raise EngineGone(await ended)
+
+    async def _list_now_and_then(self, client: docker.APIClient) -> None:
+        while True:
+            await asyncio.sleep(self._resync_interval)
+            await self._list(client)
+
+    async def _reread_hinted(self, client: docker.APIClient, tasks: asyncio.TaskGroup) -> None:
+        """Start a read for each hinted subject, never two of one at a time: the older answer
+        might come last."""
+        while True:
+            await self._hinted.wait()
+            self._hinted.clear()
+            for subject in list(self._dirty):
+                if len(self._in_flight) >= AT_ONCE:
+                    break
+                if subject not in self._in_flight:
+                    del self._dirty[subject]
+                    self._in_flight.add(subject)
+                    tasks.create_task(self._reread(client, subject))
+
+    async def _reread(self, client: docker.APIClient, subject: tuple[str, str]) -> None:
+        try:
+            self._store(subject, await in_thread(partial(_inspect, client, *subject)))
+        except _Unclear as error:
+            log.warning("cannot read %s %.12s: %s; trying again", *subject, error)
+            await asyncio.sleep(RETRY_PAUSE)
+            self._dirty[subject] = None
+        finally:
+            self._in_flight.discard(subject)
+            self._hinted.set()
+
+    def _store(self, subject: tuple[str, str], raw: object) -> None:
+        """Keep what an inspect said; `raw` None: it is gone."""
+        kind, identity = subject
+        self._read_since_list.add(identity)
+        if kind == "network":
+            changed = _put(self.networks, identity, docker_facts.network(raw))
+        else:
+            assert self.engine is not None
+            container = docker_facts.container(raw, self.engine)
+            changed = _put(self.containers, identity, container)
+            for endpoint in container.endpoints if container else ():
+                # docker_gwbridge, for one, is made without an event.
+                if endpoint.network_id not in self.networks:
+                    self._dirty["network", endpoint.network_id] = None
+        if changed:
+            self._wake()
+
+    async def _list(self, client: docker.APIClient) -> None:
+        """The whole picture in two calls. What was inspected while they ran is newer and stays."""
+        self._read_since_list.clear()
+        networks, containers = await in_thread(partial(_listed, client))
+        assert self.engine is not None
+        before = self.networks, self.containers
+        self.networks = self._merged(
+            self.networks, (docker_facts.network(each) for each in networks)
+        )
+        parsed = [docker_facts.container(each, self.engine) for each in containers]
+        for container in parsed:
+            if container is not None and docker_facts.needs_inspect(container, self.engine):
+                if not docker_facts.lists_the_same(container, self.containers.get(container.id)):
+                    self._dirty["container", container.id] = None
+                    self._hinted.set()
+                else:
+                    self._read_since_list.add(container.id)
+        self.containers = self._merged(self.containers, parsed)
+        if before != (self.networks, self.containers):
+            self._wake()
+
+    def _merged(self, known: dict[str, T], listed: Iterable[T | None]) -> dict[str, T]:
+        fresh = {each.id: each for each in listed if each and each.id not in self._read_since_list}
+        kept = {key: value for key, value in known.items() if key in self._read_since_list}
+        return fresh | kept
+
+
+class _Unclear(Exception):
+    """The engine answered, but not in a way that tells anything; asking again may."""
+
+
+def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
+    """Store or drop; tells whether that changed anything."""
+    before = known.get(identity)
+    if value is None:
+        known.pop(identity, None)
+    else:
+        known[identity] = value
+    return before != value
+
+
+def _settle(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _engine_errors(what: str) -> Iterator[None]:
+    """The library's errors as EngineGone, in one line."""
+    try:
+        yield
+    except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
+        raise EngineGone(f"{what}: {_one_line(error)}") from None
+
+
+def _inspect(client: docker.APIClient, kind: str, identity: str) -> object:
+    """The JSON, None where the engine has no such thing any more.
+
+    Raises _Unclear where asking again may help and EngineGone where the engine is away.
+    """
+    call = client.inspect_container if kind == "container" else client.inspect_network
+    try:
+        return call(identity)
+    except docker.errors.NotFound:
+        return None
+    except docker.errors.APIError as error:
+        raise _Unclear(_one_line(error)) from None
+    except requests.exceptions.ReadTimeout:
+        raise _Unclear(f"no answer within {CALL_TIMEOUT} s") from None
+    except (requests.ConnectionError, OSError) as error:
+        raise EngineGone(_one_line(error)) from None
+    except (requests.RequestException, docker.errors.DockerException, ValueError) as error:
+        raise _Unclear(_one_line(error)) from None
+
+
+def _listed(client: docker.APIClient) -> tuple[list[Any], list[Any]]:
+    """(networks, containers) as JSON. What is no list counts as an engine out of its mind."""
+    with _engine_errors("cannot list networks and containers"):
+        networks, containers = client.networks(), client.containers()
+        if not isinstance(networks, list) or not isinstance(containers, list):
+            raise ValueError("the answer is not a list")
+        return networks, containers
+
+
+def _tls(connection: Connection) -> docker.tls.TLSConfig | bool:
+    """TLS as the docker command does it: certificates of its directory, verified when asked for."""
+    if not connection.endpoint.startswith(("tcp://", "https://")):
+        return False
+    if not (connection.tls_verify or connection.cert_path):
+        return False
+    folder = Path(connection.cert_path)
+    key, cert, ca = (folder / name for name in ("key.pem", "cert.pem", "ca.pem"))
+    return docker.tls.TLSConfig(
+        client_cert=(str(cert), str(key)) if cert.exists() else None,
+        ca_cert=str(ca) if ca.exists() else None,
+        verify=connection.tls_verify,
+    )

@@ -1,0 +1,94 @@
+"""Notices that somebody wrote to the tables, so that the loop looks; decides nothing.
+
+nft: the kernel announces each new generation of its rules, and `nft monitor` prints it: idle costs
+nothing. legacy: the kernel announces nothing, so sizes are compared every second, and the loop
+reads everything once a minute for edits that keep the size. Without nft the loop just reads often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ipv6natd.background import in_thread
+from ipv6natd.firewall import Backend, Firewall, FirewallError
+from ipv6natd.ruleset import Table
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0
+READ_EVERY = 60.0
+READ_OFTEN = 1.5
+RESTART_PAUSE = 1.0
+QUIET = 0.1
+"""Seconds after an announcement before looking: a burst of writes is looked at once."""
+_NFT = next((p for p in ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft") if Path(p).exists()), "")
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A firewall that can tell the size of its tables cheaply."""
+
+    def rule_counts(self) -> dict[Table, tuple[int, int]]:
+        """Entries and bytes a table."""
+
+
+def read_interval(firewall: Firewall) -> float:
+    """Seconds between two complete reads that the loop has to do by itself."""
+    if firewall.backend is Backend.NFT and not _NFT:
+        return READ_OFTEN
+    return READ_EVERY
+
+
+async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
+    """Call `changed` when somebody, we included, may have written. Runs until cancelled."""
+    if isinstance(firewall, Counted):
+        await _watch_counts(firewall, changed)
+    elif _NFT:
+        while True:
+            with contextlib.suppress(OSError):
+                await _monitor(changed)
+            changed()
+            log.debug("nft monitor ended; starting it again")
+            await asyncio.sleep(RESTART_PAUSE)
+
+
+async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
+    known: dict[Table, tuple[int, int]] | None = None
+    while True:
+        try:
+            counts = await in_thread(firewall.rule_counts)
+        except FirewallError as error:
+            log.debug("cannot count rules: %s", error)
+        else:
+            if known is not None and counts != known:
+                changed()
+            known = counts
+        await asyncio.sleep(LOOK_EVERY)
+
+
+async def _monitor(changed: Callable[[], None]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        _NFT,
+        "monitor",
+        env={"LC_ALL": "C"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        while said := await process.stdout.read(1 << 16):
+            # Docker writes IPv4 rules all the time. A word cut in two by the end of the read
+            # loses nothing: every announcement names its family more than once.
+            if b" ip6 " in said or b" inet " in said:
+                await asyncio.sleep(QUIET)
+                changed()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

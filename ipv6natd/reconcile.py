@@ -1,0 +1,373 @@
+"""The loop that keeps the kernel in step: trigger, run, sync.
+
+Many triggers make one pass: the first runs at once, what comes meanwhile makes one more. A pass
+that failed is tried again as a whole one. Nothing is written before the engine's first list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from ipv6natd import __version__
+from ipv6natd.background import in_thread
+from ipv6natd.desired import desired, together
+from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Skipped, Snapshot
+from ipv6natd.plan import (
+    Observed,
+    changed_rules,
+    drifted,
+    full_text,
+    jumps_differ,
+    plan,
+    stands,
+)
+from ipv6natd.ruleset import EMPTY, Ruleset, Table, ruleset
+from ipv6natd.status import Row, State, Status, SyncResult, mapping_id, one_line
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY, LONGEST_RETRY = 1.0, 30.0
+SETTLE = 3
+"""Writes in one pass before somebody else's edits in between are left to the next pass."""
+
+
+class Facts(Protocol):
+    """The engine, as far as the loop needs it."""
+
+    connected: bool
+    waiting_for: str
+    engine: Engine | None
+    listed: bool
+    networks: dict[str, Network]
+    containers: dict[str, Container]
+
+    async def relist(self) -> None:
+        """Read everything again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Applied:
+    """What we know to stand: what was wanted, its rules, and what the kernel made of them."""
+
+    desired: Desired
+    ruleset: Ruleset
+    observed: Observed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    applied: _Applied
+    drift: tuple[Table, ...] = ()
+    added: int = 0
+    removed: int = 0
+
+
+Publish = Callable[[Status, Status, Row | None], None]
+
+
+class Reconciler:
+    """One firewall kept in step with one engine."""
+
+    def __init__(
+        self,
+        *,
+        firewall: Firewall,
+        facts: Facts,
+        policy: Policy,
+        userland_proxy: Callable[[Iterable[str]], bool],
+        publish: Publish,
+        beat: Callable[[], None] = lambda: None,
+        beat_interval: float | None = None,
+        verify_interval: float | None = None,
+    ) -> None:
+        """`beat` is called after each turn of the loop, at least every `beat_interval` seconds;
+        every `verify_interval` seconds the kernel is read and compared."""
+        self.facts = facts
+        self.policy = policy
+        self.config_error = ""
+        self.status = Status(version=__version__, backend=firewall.backend.value)
+        self._firewall = firewall
+        self._userland_proxy = userland_proxy
+        self._publish = publish
+        self._beat = beat
+        self._beat_interval = beat_interval
+        self._verify_interval = verify_interval
+        self._woken = asyncio.Event()
+        self._first_pass = asyncio.Event()
+        self._verify = False
+        self._applied: _Applied | None = None
+        self._retry_at: float | None = None
+        self._retry_pause = FIRST_RETRY
+        self._waiters: list[asyncio.Future[SyncResult]] = []
+        self._writing = asyncio.Lock()
+
+    def trigger(self) -> None:
+        """Something may have changed in the engine's facts."""
+        self._woken.set()
+
+    def verify(self) -> None:
+        """Somebody else may have written to the tables."""
+        self._verify = True
+        self._woken.set()
+
+    async def settled(self) -> None:
+        """Wait until the first pass is over, or until it is clear what it waits for."""
+        await self._first_pass.wait()
+
+    async def resync(self) -> SyncResult:
+        """Read the engine and the kernel again and write what differs; returns when done.
+
+        Raises what the pass raised: EngineGone or FirewallError.
+        """
+        await self.facts.relist()
+        waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self.verify()
+        return await waiter
+
+    def ruleset_text(self) -> str:
+        """The rules in force, as ip6tables-restore reads them."""
+        return full_text(self._applied.ruleset if self._applied else EMPTY)
+
+    async def run(self) -> None:
+        """Keep in step until cancelled."""
+        last_verify = time.monotonic()
+        while True:
+            await self._wait()
+            if self._verify_interval and time.monotonic() - last_verify >= self._verify_interval:
+                last_verify = time.monotonic()
+                self._verify = True
+                self._woken.set()
+            if self._woken.is_set() or self._due():
+                # Cleared before anything is read: what happens from here on makes a new pass.
+                self._woken.clear()
+                await self._pass()
+            self._beat()
+
+    async def _wait(self) -> None:
+        timeouts = [t for t in (self._beat_interval, self._verify_interval) if t]
+        if self._retry_at is not None:
+            timeouts.append(max(self._retry_at - time.monotonic(), 0))
+        try:
+            async with asyncio.timeout(min(timeouts, default=None)):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    def _due(self) -> bool:
+        return self._retry_at is not None and time.monotonic() >= self._retry_at
+
+    async def _pass(self) -> None:
+        verify, self._verify = self._verify, False
+        waiters, self._waiters = self._waiters, []
+        began = time.monotonic()
+        if not self.facts.listed:
+            self._show(self._current())
+            self._first_pass.set()
+            return
+        try:
+            async with self._writing:
+                outcome = await in_thread(partial(self._sync, self._snapshot(), verify))
+        except FirewallError as error:
+            self._failed(error, waiters)
+        else:
+            self._succeeded(outcome, waiters, round((time.monotonic() - began) * 1000))
+        self._first_pass.set()
+
+    def _snapshot(self) -> Snapshot:
+        networks = tuple(self.facts.networks.values())
+        return Snapshot(
+            engine=self.facts.engine,
+            networks=networks,
+            containers=tuple(self.facts.containers.values()),
+        )
+
+    def _sync(self, snapshot: Snapshot, verify: bool) -> _Outcome:
+        """One pass, in a thread: everything that computes or blocks."""
+        bridges = [each.bridge for each in snapshot.networks if each.driver == "bridge"]
+        snapshot = replace(snapshot, userland_proxy=self._userland_proxy(filter(None, bridges)))
+        want = desired(snapshot, self.policy)
+        rules = ruleset(want)
+        applied = self._applied
+        drift: tuple[Table, ...] = ()
+        if applied is not None and verify:
+            now = self._firewall.read()
+            drift = tuple(t for t in Table if drifted(applied.observed[t], now[t]))
+            if drift:
+                log.warning(
+                    "somebody else changed our rules in %s; putting them back", _tables(drift)
+                )
+        if applied is not None and applied.ruleset == rules and not drift:
+            return _Outcome(applied=replace(applied, desired=want))
+        return self._write(applied, want, rules, drift)
+
+    def _write(
+        self, applied: _Applied | None, want: Desired, rules: Ruleset, drift: tuple[Table, ...]
+    ) -> _Outcome:
+        before = applied.ruleset if applied else None
+        interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
+        whole = drift or jumps_differ(before, rules)
+        # From here on until it is known what stands, nothing is known.
+        self._applied = None
+        for attempt in range(SETTLE):
+            read = self._firewall.read() if whole else None
+            for change in plan(applied=before, interim=interim, wanted=rules, observed=read):
+                self._firewall.write(change)
+            observed = self._firewall.read()
+            if all(stands(rules.table(table), observed[table]) for table in Table):
+                break
+            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
+            whole, before, interim = True, None, rules.filter
+        else:
+            raise FirewallError("somebody else keeps changing our rules while they are written")
+        added, removed = changed_rules(applied.ruleset if applied else EMPTY, rules)
+        for sign, lines in (("added", added), ("removed", removed)):
+            for line in lines:
+                log.debug("rule %s: ip6tables %s", sign, line)
+        return _Outcome(
+            applied=_Applied(desired=want, ruleset=rules, observed=observed),
+            drift=drift,
+            added=len(added),
+            removed=len(removed),
+        )
+
+    def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
+        log.error("cannot bring the rules into step: %s", error)
+        self._retry_at = time.monotonic() + self._retry_pause
+        self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
+        reason = str(error).splitlines()[0]
+        self._show(replace(self.status, state=State.DEGRADED, state_reason=reason))
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _succeeded(
+        self, outcome: _Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
+    ) -> None:
+        self._retry_at, self._retry_pause = None, FIRST_RETRY
+        self._applied = outcome.applied
+        want = outcome.applied.desired
+        old = self.status
+        now = time.time_ns() // 1000
+        listed = (want.mappings, want.networks, want.skipped)
+        changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
+        since = {mapping_id(each): now for each in want.mappings} | {
+            key: old.since[key] for key in map(mapping_id, want.mappings) if key in old.since
+        }
+        drift: Row | None = None
+        if outcome.drift:
+            drift = {"Tables": ("as", [table.value for table in outcome.drift])}
+        self._show(
+            replace(
+                self._current(),
+                generation=old.generation + changed,
+                last_sync=now,
+                drift_repairs=old.drift_repairs + bool(outcome.drift),
+                mappings=want.mappings,
+                networks=want.networks,
+                skipped=want.skipped,
+                since=since if changed else old.since,
+            ),
+            drift,
+        )
+        result = SyncResult(
+            generation=self.status.generation,
+            rules_added=outcome.added,
+            rules_removed=outcome.removed,
+            duration_ms=duration_ms,
+        )
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(result)
+
+    def _current(self) -> Status:
+        """The status with the fields that tell how things are."""
+        engine = self.facts.engine
+        state, reason = State.SYNCED, self.config_error
+        if not self.facts.connected:
+            state, reason = State.WAITING_FOR_DOCKER, reason or self.facts.waiting_for
+        return replace(
+            self.status,
+            state=state,
+            state_reason=reason,
+            docker_connected=self.facts.connected,
+            engine_version=engine.version if engine else "",
+        )
+
+    def _show(self, new: Status, drift: Row | None = None) -> None:
+        old, self.status = self.status, new
+        _tell(old, new)
+        self._publish(old, new, drift)
+
+    async def remove(self) -> None:
+        """Take all our rules out. Raises FirewallError."""
+        async with self._writing:
+            await in_thread(partial(remove_all, self._firewall))
+            self._applied = None
+
+
+def remove_all(firewall: Firewall) -> int:
+    """Sync to the empty ruleset; returns the number of chains and jumps that went.
+
+    Blocks. Raises FirewallError.
+    """
+    read = firewall.read()
+    ours = {table: len(seen.own) + len(seen.jumps) for table, seen in read.items()}
+    touched = {table: seen for table, seen in read.items() if ours[table]}
+    for change in plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
+        firewall.write(change)
+    return sum(ours.values())
+
+
+def _tables(tables: Iterable[Table]) -> str:
+    return " and ".join(f"the {table} table" for table in tables)
+
+
+def _tell(old: Status, new: Status) -> None:
+    """The journal: what a person can see change, and nothing else above DEBUG."""
+    before, after = set(old.mappings), set(new.mappings)
+    if before != after:
+        for mapping in old.mappings:
+            if mapping not in after:
+                log.info("withdrew %s", described(mapping))
+        for mapping in new.mappings:
+            if mapping not in before:
+                log.info("published %s", described(mapping))
+    for skipped in new.skipped:
+        if skipped not in old.skipped:
+            log.warning("skipped %s: %s", _subject(skipped), skipped.reason)
+    known = {(each.id, each.warnings) for each in old.networks}
+    for network in new.networks:
+        if (network.id, network.warnings) not in known:
+            for warning in network.warnings:
+                log.warning("network %s: %s", network.name, warning)
+    if (old.state, old.state_reason) != (new.state, new.state_reason):
+        log.info("%s", one_line(new))
+    else:
+        log.debug("%s", one_line(new))
+
+
+def _subject(skipped: Skipped) -> str:
+    if skipped.container_name:
+        return f"{skipped.port} of container {skipped.container_name}"
+    return f"network {skipped.network}"
+
+
+def described(mapping: Mapping) -> str:
+    """ "[::]:443/tcp -> web [fd00::2]:443", as a person would say it."""
+    host = f"{mapping.host_port}"
+    inside = f"{mapping.container_port}"
+    if mapping.count > 1:
+        host += f"-{mapping.host_port_end}"
+        inside += f"-{mapping.container_port_end}"
+    return (
+        f"[{mapping.host_address}]:{host}/{mapping.protocol} -> "
+        f"{mapping.container_name} [{mapping.container_address}]:{inside}"
+    )
