@@ -1,0 +1,1 @@
+"""Everything that checks ipv6natd."""

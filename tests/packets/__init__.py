@@ -1,0 +1,1 @@
+"""Real packets through real rules, in front of a real engine."""
