@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.lab.process import LabError, end, run, spawn, tail
+from tests.lab.process import LabError, end, run, spawn, tail, undisturbed
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.ipv6natd1.conf"
 
@@ -71,7 +71,8 @@ class Bus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop()
+        with undisturbed():
+            self.stop()
 
     def start(self) -> None:
         with self._log.open("ab") as log:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.lab.process import LabError, end, run, spawn, tail
+from tests.lab.process import LabError, end, run, spawn, tail, undisturbed
 from tests.lab.sandbox import Sandbox, Variant
 
 BIN = Path(__file__).parents[2] / ".venv" / "bin"
@@ -76,7 +76,8 @@ class Daemon:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        with undisturbed():
+            self._close()
 
     def configure(self, *lines: str) -> None:
         """Write the configuration file; `reload` makes it count."""

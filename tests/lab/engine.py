@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.lab.namespace import Namespace
-from tests.lab.process import LabError, environment, run, spawn, tail
+from tests.lab.process import LabError, environment, run, spawn, tail, undisturbed
 from tests.lab.sandbox import Sandbox
 from tests.lab.serve import Server
 
@@ -132,7 +132,8 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        with undisturbed():
+            self._stack.close()
 
     def start(self, *args: str) -> None:
         """Start dockerd, with these flags besides the usual ones, and wait until it answers."""
@@ -303,11 +304,12 @@ def holder(folder: Path, lab: str) -> Iterator[int]:
         mounts = os.open(f"/proc/{first}/ns/mnt", os.O_RDONLY)
         yield int(first)
     finally:
-        process.kill()
-        process.wait(10)
-        if mounts >= 0:
-            remove_cgroups(mounts, lab)
-            os.close(mounts)
+        with undisturbed():
+            process.kill()
+            process.wait(10)
+            if mounts >= 0:
+                remove_cgroups(mounts, lab)
+                os.close(mounts)
 
 
 def remove_cgroups(mounts: int, lab: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +15,8 @@ from tests.lab.needs import PATH
 
 LAB = f"v6n{os.getpid()}"
 """Begins the names of all namespaces, folders and cgroups of this process's labs."""
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 MARK = "IPV6NATD_LAB"
 """Stands in the environment of whatever the lab starts, for the search for leftovers."""
@@ -66,6 +71,27 @@ def end(process: subprocess.Popen[bytes], *, patience: float = 10) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
     return process.wait(10)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off signals that ask us to stop until something is done that must not stop half-way.
+
+    Setting up and taking down is: an interrupted `ip netns delete` would leave what it was to
+    delete. By handlers, not by a mask, since any thread would take a signal that ours blocks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked[0])
 
 
 def tail(path: Path, lines: int = 12) -> str:

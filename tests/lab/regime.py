@@ -18,6 +18,10 @@ from tests.lab.sandbox import CLIENT, HOST, Sandbox, Variant
 from tests.lab.serve import serve
 
 
+DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
+"""What gives the network "bridge" IPv6."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regime:
     """Engine, bus and daemon, two networks and an internal one, and who lives there.
@@ -116,7 +120,7 @@ def regime(variant: Variant, *, proxy: bool) -> Iterator[Regime]:
     """
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox, userland_proxy=proxy))
+        engine = stack.enter_context(Engine(sandbox, *DEFAULT_BRIDGE, userland_proxy=proxy))
         bus = stack.enter_context(Bus(sandbox.dir))
         daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
         x = engine.network("X", "fd00:a::/64")
@@ -141,7 +145,7 @@ def regime(variant: Variant, *, proxy: bool) -> Iterator[Regime]:
             streams, datagrams = listens.get(name, ((80,), (53,)))
             server = stack.enter_context(serve(made.ns, name, tcp=streams, udp=datagrams))
             residents[name] = dataclasses.replace(made, server=server)
-        until(lambda: tcp(sandbox.client, HOST, 8080), seen_as_client, timeout=5)
+        until(lambda: tcp(sandbox.client, HOST, 8080, timeout=0.2), seen_as_client, timeout=5)
         yield Regime(
             sandbox=sandbox,
             engine=engine,

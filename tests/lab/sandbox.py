@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from tests.lab.namespace import Namespace
-from tests.lab.process import LAB, run
+from tests.lab.process import LAB, run, undisturbed
 
 Variant = Literal["nft", "legacy"]
 
@@ -82,7 +82,8 @@ class Sandbox:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        with undisturbed():
+            self._stack.close()
 
     @property
     def path(self) -> str:
@@ -135,11 +136,15 @@ class Sandbox:
 def namespace(lab: str, role: str) -> Iterator[Namespace]:
     """A named network namespace, gone with its processes' end."""
     name = f"{lab}-{role}"
-    run("ip", "netns", "add", name)
+    path = Path("/run/netns") / name
     try:
-        yield Namespace(name=role, path=Path("/run/netns") / name)
+        with undisturbed():
+            run("ip", "netns", "add", name)
+        yield Namespace(name=role, path=path)
     finally:
-        run("ip", "netns", "delete", name)
+        with undisturbed():
+            if path.exists():
+                run("ip", "netns", "delete", name)
 
 
 @contextmanager
@@ -149,7 +154,8 @@ def folder(lab: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        with undisturbed():
+            shutil.rmtree(path)
 
 
 def sweep() -> None:

@@ -1,0 +1,53 @@
+# `make` lists the targets. Everything runs from .venv, made here from the system's own Python.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
+	@exec $(BIN)/python -m tests.demo
+
+test: packages-lab lint ## Lint, then every test (as root)
+	$(BIN)/pytest
+
+test-all: test ## The same, with the slow tests, once there are some
+
+venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
+
+lint: $(VENV)/.tests ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.tests ## Put the sources into their one form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove .venv and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+packages-lab:
+	@tests/install.sh lab
+
+packages-venv:
+	@tests/install.sh venv
+
+# The stamps: with them nothing is installed again, and no network is needed. The four libraries
+# come from the distribution where it has them, as on a user's host.
+$(VENV)/.project: pyproject.toml | packages-venv
+	@echo "Making $(VENV) ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/pip --quiet --disable-pip-version-check install -e .
+	@touch $@
+
+$(VENV)/.tests: pyproject.toml $(VENV)/.project
+	@$(BIN)/pip --quiet --disable-pip-version-check install -e '.[test]'
+	@touch $@

@@ -1,0 +1,88 @@
+#!/bin/bash
+# Installs what `make` needs from the distribution's archive, and only what is missing: with
+# everything there it touches neither the network nor the machine.
+#
+# usage: tests/install.sh venv|lab ...
+set -euo pipefail
+
+# What to look for, a command or a Python module, and the package that has it. By what is there and
+# not by package: an engine from elsewhere would be thrown out by the distribution's.
+venv=(
+    module:ensurepip:python3-venv
+    module:docker:python3-docker
+    module:dbus_next:python3-dbus-next
+    module:sdnotify:python3-sdnotify
+    module:iptc:python3-iptables
+)
+lab=(
+    command:dockerd:docker.io
+    command:ip6tables-save:iptables
+    command:nft:nftables
+    command:ip:iproute2
+    command:conntrack:conntrack
+    command:busybox:busybox-static
+    command:dbus-daemon:dbus
+    command:busctl:systemd
+    command:sysctl:procps
+    command:nsenter:util-linux
+)
+
+python=${PYTHON:-/usr/bin/python3}
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+
+missing=()
+for group in "$@"; do
+    declare -n wanted=$group
+    for line in "${wanted[@]}"; do
+        IFS=: read -r kind name package <<<"$line"
+        case $kind in
+            command) command -v "$name" >/dev/null || missing+=("$package") ;;
+            module) "$python" -c "import importlib.util, sys
+sys.exit(importlib.util.find_spec('$name') is None)" 2>/dev/null || missing+=("$package") ;;
+        esac
+    done
+done
+((${#missing[@]})) || exit 0
+
+if ((EUID)); then
+    echo "Missing: ${missing[*]}. Run this as root, or install them." >&2
+    exit 1
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "Missing: ${missing[*]} (Debian's names), and there is no apt-get to install them." >&2
+    exit 1
+fi
+
+# One at a time: two of us would restore each other's policy-rc.d.
+exec 9<"$0"
+flock 9
+
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
+saved=$policy.before-ipv6natd
+restore() {
+    rm -f "$policy" "$log"
+    if [[ -e $saved ]]; then mv "$saved" "$policy"; fi
+}
+trap restore EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+# Nothing that is installed for a test may start a service on this machine.
+if [[ -e $policy && ! -e $saved ]]; then mv "$policy" "$saved"; fi
+printf '#!/bin/sh\nexit 101\n' >"$policy"
+chmod 755 "$policy"
+
+apt() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 "$@" >>"$log" 2>&1
+}
+install() {
+    # No `needrestart` after it, which would restart services of the machine's.
+    NEEDRESTART_SUSPEND=1 apt --no-install-recommends install "${missing[@]}"
+}
+echo "Installing ${missing[*]} (starts no service) ..."
+# The archive moves on; the machine's lists may be older than it, or not there at all.
+install || { apt update && install; } || {
+    tail -n 20 "$log" >&2
+    echo "Could not install ${missing[*]}." >&2
+    exit 1
+}
