@@ -1,0 +1,1 @@
+"""The bus service, its transport and the control tool, on a private bus."""

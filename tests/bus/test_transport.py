@@ -1,0 +1,248 @@
+"""Each thing that dbus-next gets wrong and that the transport must put right."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipv6natd import bus as transport
+from ipv6natd.bus import BusError, bus_text, connect, marshal_rows, plain, variants
+from ipv6natd.status import Row, mapping_row
+from tests.bus.conftest import Bus, client, mapping, run
+
+LIBRARY = vars(transport)
+"""What the transport took from dbus-next: nobody else imports it."""
+DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count, not paths
+
+
+def test_the_private_names_that_are_replaced_still_exist() -> None:
+    base = LIBRARY["aio"].MessageBus
+    names = ("_finalize", "_setup_socket", "_auth_readline", "_message_reader")
+    for name in (*names, "_create_unmarshaller", "send", "disconnect"):
+        assert callable(getattr(base, name))
+    assert callable(LIBRARY["aio"]._MessageWriter.write_callback)
+    assert callable(LIBRARY["Unmarshaller"].read_array)
+    assert callable(LIBRARY["Message"]._marshall)
+
+
+def test_a_full_socket_buffer_waits_instead_of_hanging_up(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as connection:
+            bus.pause()
+            for number in range(5000):
+                connection.emit("/a", "a.b", "C", "su", "x" * 200, number)
+            await asyncio.sleep(0.2)
+            assert connection.connected
+            assert connection.unsent > 1000
+            bus.resume()
+            assert await connection.call(*DBUS, "GetId")
+            assert connection.unsent == 0
+
+    run(body())
+
+
+def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
+    async def body() -> None:
+        seen: list[int] = []
+        async with client(bus, lambda signal: seen.append(signal.args[-1])) as listener:
+            await listener.call(*DBUS, "AddMatch", "s", "type='signal',path='/a'")
+            async with client(bus) as sender:
+                bus.pause()
+                for number in range(2000):
+                    sender.emit("/a", "a.b", "C", "su", "x" * number, number)
+                bus.resume()
+                await sender.call(*DBUS, "GetId")
+            await listener.call(*DBUS, "GetId")
+        assert [each for each in seen if isinstance(each, int)] == list(range(2000))
+
+    run(body())
+
+
+def test_fifty_connections_leave_no_descriptor(bus: Bus) -> None:
+    async def body() -> None:
+        before = descriptors()
+        held = []
+        for _ in range(50):
+            connection = await connect(bus.address)
+            connection.close()
+            held.append(connection)
+        assert descriptors() == before
+
+    run(body())
+
+
+def test_fifty_failures_to_connect_leave_no_descriptor(tmp_path: Path) -> None:
+    async def body() -> None:
+        before = descriptors()
+        for _ in range(50):
+            with pytest.raises(BusError, match="cannot reach the system bus at unix:path="):
+                await connect(f"unix:path={tmp_path}/none")
+        assert descriptors() == before
+
+    run(body())
+
+
+@pytest.mark.parametrize("address", ["", "tcp:host=::1", "nonsense", "unix:runtime=yes"])
+def test_an_address_that_is_not_understood_is_a_bus_error(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "SYSTEM_BUS", "unix:path=/nonexistent")
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+
+    async def body() -> None:
+        with pytest.raises(BusError) as caught:
+            await connect(address)
+        assert caught.value.name == "org.freedesktop.DBus.Error.NoServer"
+
+    run(body())
+
+
+def test_the_second_address_of_a_list_is_tried(bus: Bus, tmp_path: Path) -> None:
+    async def body() -> None:
+        connection = await connect(f"unix:path={tmp_path}/none;{bus.address}")
+        assert connection.connected
+        connection.close()
+
+    run(body())
+
+
+def test_a_bus_that_hangs_up_during_authentication_is_an_error_not_a_busy_loop(
+    tmp_path: Path,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{tmp_path}/s")
+        server.listen()
+        thread = threading.Thread(target=lambda: server.accept()[0].close())
+        thread.start()
+
+        async def body() -> None:
+            with pytest.raises(BusError, match="cannot reach"):
+                await connect(f"unix:path={tmp_path}/s", seconds=5)
+
+        run(body())
+        thread.join()
+
+
+def test_connecting_to_a_bus_that_says_nothing_ends(bus: Bus) -> None:
+    async def body() -> None:
+        before = descriptors()
+        bus.pause()
+        with pytest.raises(BusError, match=r"no answer within 0\.2 s"):
+            await connect(bus.address, seconds=0.2)
+        assert descriptors() == before
+
+    run(body())
+
+
+def test_a_call_that_is_not_answered_times_out_and_leaves_nothing(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as connection:
+            bus.pause()
+            with pytest.raises(BusError, match=r"did not answer GetId within 0\.1 s"):
+                await connection.call(*DBUS, "GetId", timeout=0.1)
+            assert not connection._bus._method_return_handlers
+            bus.resume()
+            assert await connection.call(*DBUS, "GetId")
+
+    run(body())
+
+
+def test_calls_fail_at_once_when_the_bus_goes_and_after(bus: Bus) -> None:
+    async def body() -> None:
+        connection = await connect(bus.address)
+        bus.pause()
+        waiting = asyncio.create_task(connection.call(*DBUS, "GetId"))
+        await asyncio.sleep(0.05)
+        bus.stop()
+        for call in (waiting, connection.call(*DBUS, "GetId")):
+            with pytest.raises(BusError, match="closed the connection"):
+                await call
+        await connection.closed()
+        connection.emit("/a", "a.b", "C", "")
+        connection.close()
+
+    run(body())
+
+
+def test_a_failing_handler_tells_the_caller_nothing_of_python(bus: Bus) -> None:
+    async def body() -> None:
+        def fail(_call: object) -> None:
+            raise RuntimeError("secret")
+
+        broken = await connect(bus.address, on_call=fail)
+        async with client(bus) as connection:
+            with pytest.raises(BusError) as caught:
+                await connection.call(broken.unique_name, "/a", "a.b", "C", timeout=0.3)
+            assert "secret" not in caught.value.text
+        assert broken.connected
+        broken.close()
+
+    run(body())
+
+
+def test_a_message_that_costs_too_much_is_dropped_and_the_connection_stays(bus: Bus) -> None:
+    async def body() -> None:
+        calls: list[str] = []
+        small = await connect(bus.address, on_call=lambda it: calls.append(it.member), limit=4096)
+        async with client(bus) as connection:
+            there = (small.unique_name, "/a", "a.b")
+            for member, length in (("Long", 5000), ("Short", 50)):
+                with pytest.raises(BusError):
+                    await connection.call(*there, member, "au", [1] * length, timeout=0.2)
+        assert calls == ["Short"]
+        assert small.connected
+        small.close()
+
+    run(body())
+
+
+def test_it_imports_where_typing_lost_the_decorator() -> None:
+    code = "import typing; del typing.no_type_check_decorator; import ipv6natd.bus"
+    subprocess.run((sys.executable, "-W", "error", "-c", code), check=True)
+
+
+@given(st.text())
+def test_bus_text_is_what_d_bus_can_carry(text: str) -> None:
+    assert "\0" not in bus_text(text)
+    bus_text(text).encode()
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_bus_text_leaves_alone_what_needs_nothing(text: str) -> None:
+    assert bus_text(text) == text
+
+
+ROWS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["A", "Bc", "Def", "Ghijklmn"]),
+        st.text().map(lambda text: ("s", text))
+        | st.integers(0, 65535).map(lambda number: ("q", number))
+        | st.integers(0, 2**64 - 1).map(lambda number: ("t", number))
+        | st.booleans().map(lambda truth: ("b", truth))
+        | st.lists(st.text()).map(lambda texts: ("as", texts)),
+    )
+)
+
+
+@given(ROWS)
+def test_rows_are_marshalled_as_the_library_does(rows: list[Row]) -> None:
+    body = [[variants(row) for row in rows]]
+    assert marshal_rows(rows) == bytes(LIBRARY["Marshaller"]("aa{sv}", body).marshall())
+
+
+def test_plain_takes_every_variant_away() -> None:
+    row = mapping_row(mapping(), 5)
+    assert plain([variants(row)]) == [{name: value for name, (_, value) in row.items()}]

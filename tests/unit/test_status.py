@@ -1,0 +1,137 @@
+"""The rows and properties that the bus and the control tool show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
+
+import pytest
+
+from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Protocol, Skipped
+from ipv6natd.status import (
+    Row,
+    State,
+    Status,
+    mapping_id,
+    mapping_row,
+    mapping_rows,
+    network_row,
+    network_rows,
+    one_line,
+    properties,
+    skipped_rows,
+)
+
+WEB = Mapping(
+    container_id="6f1c0d",
+    container_name="web",
+    network_id="e0",
+    network_name="front",
+    bridge="br-e0",
+    protocol=Protocol.UDP,
+    host_address=IPv6Address("2001:db8::1"),
+    host_port=8000,
+    container_address=IPv6Address("fd00:a::2"),
+    container_port=80,
+    count=3,
+)
+FRONT = Network(
+    id="e0",
+    name="front",
+    driver="bridge",
+    bridge="br-e0",
+    subnets=(IPv6Network("fd00:a::/64"),),
+    warnings=("w",),
+)
+DB = Skipped(container_name="db", network="front", port="80/tcp", reason="taken")
+
+
+def values(row: Row) -> dict[str, object]:
+    return {name: value for name, (_, value) in row.items()}
+
+
+def test_a_mapping_row_has_every_field_with_its_type() -> None:
+    assert mapping_row(WEB, 5) == {
+        "Id": ("s", "6f1c0d/udp/[2001:db8::1]:8000"),
+        "ContainerId": ("s", "6f1c0d"),
+        "ContainerName": ("s", "web"),
+        "Network": ("s", "front"),
+        "NetworkId": ("s", "e0"),
+        "Bridge": ("s", "br-e0"),
+        "Protocol": ("s", "udp"),
+        "HostAddress": ("s", "2001:db8::1"),
+        "HostPort": ("q", 8000),
+        "HostPortEnd": ("q", 8002),
+        "ContainerAddress": ("s", "fd00:a::2"),
+        "ContainerPort": ("q", 80),
+        "ContainerPortEnd": ("q", 82),
+        "State": ("s", "active"),
+        "Since": ("t", 5),
+    }
+
+
+def test_what_the_engine_forwards_is_native() -> None:
+    assert mapping_row(replace(WEB, managed_by=ManagedBy.ENGINE), 0)["State"] == ("s", "native")
+
+
+def test_since_is_looked_up_by_id() -> None:
+    status = Status(version="1", mappings=(WEB,), since={mapping_id(WEB): 9})
+    assert mapping_rows(status)[0]["Since"] == ("t", 9)
+    assert mapping_rows(replace(status, since={}))[0]["Since"] == ("t", 0)
+
+
+@pytest.mark.parametrize(
+    ("network", "mode"),
+    [
+        (FRONT, "nat"),
+        (replace(FRONT, gateway_mode=GatewayMode.ROUTED), "routed"),
+        (replace(FRONT, internal=True), "internal"),
+        (replace(FRONT, internal=True, gateway_mode=GatewayMode.ISOLATED), "isolated"),
+    ],
+)
+def test_a_network_names_its_mode(network: Network, mode: str) -> None:
+    assert network_row(network)["Mode"] == ("s", mode)
+
+
+def test_a_network_row_has_every_field() -> None:
+    source = IPv6Address("2001:db8::9")
+    (row,) = network_rows(
+        Status(version="1", networks=(replace(FRONT, source_address=source, icc=False),))
+    )
+    assert values(row) == {
+        "Id": "e0",
+        "Name": "front",
+        "Bridge": "br-e0",
+        "Subnets": ["fd00:a::/64"],
+        "Mode": "nat",
+        "Internal": False,
+        "Icc": False,
+        "Masquerade": True,
+        "SourceAddress": "2001:db8::9",
+        "ManagedBy": "ipv6natd",
+        "Warnings": ["w"],
+    }
+    assert network_row(FRONT)["SourceAddress"] == ("s", "")
+
+
+def test_a_skipped_row_has_every_field() -> None:
+    (row,) = skipped_rows(Status(version="1", skipped=(DB,)))
+    assert values(row) == {
+        "ContainerName": "db",
+        "Network": "front",
+        "Port": "80/tcp",
+        "Reason": "taken",
+    }
+
+
+def test_properties_count_what_is_listed() -> None:
+    status = Status(version="1", mappings=(WEB, WEB), networks=(FRONT,), skipped=(DB,) * 3)
+    counts = values(properties(status))
+    assert [counts[f"{what}Count"] for what in ("Mapping", "Network", "Skipped")] == [2, 1, 3]
+
+
+def test_one_line_says_what_matters() -> None:
+    status = Status(version="1", state=State.SYNCED, backend="nft", mappings=(WEB,))
+    assert one_line(status) == "synced: 1 mappings, 0 networks, nft"
+    worse = replace(status, state=State.DEGRADED, state_reason="forwarding is off", skipped=(DB,))
+    assert one_line(worse) == "degraded: 1 mappings, 0 networks, 1 skipped, nft; forwarding is off"
