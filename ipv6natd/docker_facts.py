@@ -168,7 +168,7 @@ def event_subjects(raw: object) -> tuple[str, str]:
     subject = _str(actor.get("ID"))
     match event.get("Type"):
         case "container":
-            return (subject if event.get("Action") in _CONTAINER_ACTIONS else ""), ""
+            return (subject if _str(event.get("Action")) in _CONTAINER_ACTIONS else ""), ""
         case "network":
             return _str(_dict(actor.get("Attributes")).get("container")), subject
     return "", ""
@@ -211,9 +211,9 @@ def _flag(options: dict[str, Any], key: str, warnings: list[str], default: bool 
     value = options.get(key)
     if value is None:
         return default
-    if value in _TRUE:
+    if _str(value) in _TRUE:
         return True
-    if value in _FALSE:
+    if _str(value) in _FALSE:
         return False
     kept = str(default).lower()
     warnings.append(f"{key}={shown(value)} is neither true nor false; {kept} is in force")
