@@ -365,11 +365,12 @@ def _binding(
     port: str, host_ip: object, host_port: object, problems: list[tuple[str, str]]
 ) -> PortBinding | None:
     number, _, protocol = port.partition("/")
-    address = _parsed(_str(host_ip)) if host_ip else None
+    named = host_ip not in ("", None)
+    address = _parsed(_str(host_ip)) if named else None
     where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else shown(port)
     if protocol not in tuple(Protocol) or not 1 <= _number(number) <= 65535:
         problems.append((where, f"the engine names a port that cannot be read: {shown(port)}"))
-    elif host_ip and address is None:
+    elif named and address is None:
         reason = f"the engine binds it to {shown(host_ip)}, which is not an IP address"
         problems.append((where, reason))
     elif host_port not in ("", None) and not 1 <= _number(host_port) <= 65535:
