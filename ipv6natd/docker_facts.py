@@ -97,6 +97,8 @@ def container(raw: object, engine: Engine) -> Container | None:
     if not _ID.fullmatch(container_id) or not running:
         return None
     names = [_text(each) for each in _list(facts.get("Names"))] or [_text(facts.get("Name"))]
+    # A legacy link lists its alias "/app/db" beside the name "/db", in no certain order.
+    name = next((each for each in names if "/" not in each[1:]), names[0])
     settings = _dict(facts.get("NetworkSettings"))
     host_config = _dict(facts.get("HostConfig"))
     problems: list[tuple[str, str]] = []
@@ -107,7 +109,7 @@ def container(raw: object, engine: Engine) -> Container | None:
     )
     return Container(
         id=container_id,
-        name=names[0].removeprefix("/") or container_id[:12],
+        name=name.removeprefix("/") or container_id[:12],
         endpoints=tuple(_endpoints(settings, _ipv6_off(host_config))),
         bindings=tuple(dict.fromkeys(bindings)),
         problems=tuple(dict.fromkeys(problems)),
