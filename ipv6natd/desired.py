@@ -248,7 +248,8 @@ def _settled(claims: list[_Claim]) -> tuple[list[_Claim], list[Skipped]]:
     for claim in sorted(claims, key=lambda each: (each.container.id, each.container_port)):
         key = (claim.protocol, claim.host_address, claim.host_port)
         owner = owners.setdefault(key, claim)
-        if owner is not claim:
+        # `::` and, where that counts too, 0.0.0.0 of one port are one claim made twice.
+        if owner != claim:
             beaten.append(
                 Skipped(
                     container_name=claim.container.name,
