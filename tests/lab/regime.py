@@ -17,7 +17,6 @@ from tests.lab.probe import Answer, tcp, until
 from tests.lab.sandbox import CLIENT, HOST, Sandbox, Variant
 from tests.lab.serve import serve
 
-
 DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
 """What gives the network "bridge" IPv6."""
 

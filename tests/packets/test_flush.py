@@ -1,0 +1,117 @@
+"""Somebody else writes to the tables: scenarios F. The rules are back within two seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Regime, until
+from tests.packets.asking import opened
+
+BACK_WITHIN = 2.0
+SLOW_BACK_WITHIN = 65.0
+"""For edits that keep the number of rules, on the variant whose kernel announces nothing."""
+
+
+@pytest.fixture
+def rules(regime: Regime) -> Iterator[str]:
+    """What stands before; whatever a test did is healed afterwards, or it is not over."""
+    before = regime.sandbox.rules()
+    repairs = drift_repairs(regime)
+    yield before
+    assert until(regime.sandbox.rules, before, timeout=5) == before
+    opened(regime.client, 8080)
+    assert drift_repairs(regime) > repairs
+
+
+def drift_repairs(regime: Regime) -> int:
+    words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", "DriftRepairs")
+    return int(regime.bus.busctl("get-property", *words).split()[1])
+
+
+def healed(regime: Regime, before: str, *, within: float = BACK_WITHIN) -> None:
+    began = time.monotonic()
+    now = until(regime.sandbox.rules, before, timeout=within + 1, pause=0.05)
+    assert now == before
+    assert time.monotonic() - began <= within
+
+
+def tool(regime: Regime, *words: str) -> None:
+    regime.host.run(f"ip6tables-{regime.variant}", *words)
+
+
+def test_f1_flushed_tables_are_back_without_any_event_of_the_engine(
+    regime: Regime, rules: str
+) -> None:
+    for words in (("-F",), ("-t", "nat", "-F"), ("-X",), ("-t", "nat", "-X")):
+        tool(regime, *words)
+    healed(regime, rules)
+
+
+def test_f5_a_flushed_nft_ruleset_is_back(regime: Regime, rules: str) -> None:
+    if regime.variant == "legacy":
+        tool(regime, "-F")
+    else:
+        # Docker's IPv4 rules are its own business, and stay out of this.
+        for table in ("filter", "nat"):
+            regime.host.run("nft", "delete", "table", "ip6", table)
+    healed(regime, rules)
+
+
+@pytest.mark.parametrize(
+    ("table", "chain"),
+    [("filter", "IPV6NAT-FORWARD"), ("nat", "IPV6NAT-DNAT"), ("filter", "FORWARD")],
+)
+def test_f6_a_rule_that_somebody_deleted_is_back(
+    regime: Regime, rules: str, table: str, chain: str
+) -> None:
+    tool(regime, "-t", table, "-D", chain, "2")
+    healed(regime, rules)
+
+
+def test_a_rule_that_somebody_added_to_our_chains_is_gone(regime: Regime, rules: str) -> None:
+    tool(regime, "-I", "IPV6NAT-FORWARD", "-j", "ACCEPT")
+    healed(regime, rules)
+
+
+def test_a_jump_that_somebody_moved_is_back_in_its_place(regime: Regime, rules: str) -> None:
+    tool(regime, "-I", "FORWARD", "-i", "lo", "-j", "ACCEPT")
+    try:
+        until(lambda: first_rules(regime)[:1] != ["-A FORWARD -i lo -j ACCEPT"], True)
+        assert [line.split()[-1] for line in first_rules(regime)[:2]] == [
+            "DOCKER-USER",
+            "IPV6NAT-FORWARD",
+        ]
+        assert "-A FORWARD -i lo -j ACCEPT" in first_rules(regime)
+    finally:
+        tool(regime, "-D", "FORWARD", "-i", "lo", "-j", "ACCEPT")
+    healed(regime, rules)
+
+
+def first_rules(regime: Regime) -> list[str]:
+    return [line for line in regime.sandbox.rules().splitlines() if line.startswith("-A FORWARD ")]
+
+
+def test_f8_a_drop_that_another_tool_appends_to_forward_changes_nothing(regime: Regime) -> None:
+    tool(regime, "-A", "FORWARD", "-j", "DROP")
+    try:
+        opened(regime.client, 8080)
+    finally:
+        tool(regime, "-D", "FORWARD", "-j", "DROP")
+
+
+def test_f12_what_stands_in_docker_user_is_never_touched(regime: Regime) -> None:
+    tool(regime, "-A", "DOCKER-USER", "-i", "ext0", "-s", "2001:db8:99::/48", "-j", "DROP")
+    try:
+        before = [line for line in regime.sandbox.rules().splitlines() if "DOCKER-USER" in line]
+        with regime.container(publish=[f"{(port := regime.port())}:80"]):
+            opened(regime.client, port)
+        tool(regime, "-F", "IPV6NAT-FORWARD")
+        until(lambda: "-j IPV6NAT-CT" in regime.sandbox.rules(), True, timeout=BACK_WITHIN)
+        after = [line for line in regime.sandbox.rules().splitlines() if "DOCKER-USER" in line]
+        assert after == before
+        assert len(after) == 3  # the chain, its jump, and the user's rule: nothing appended
+    finally:
+        tool(regime, "-D", "DOCKER-USER", "-i", "ext0", "-s", "2001:db8:99::/48", "-j", "DROP")

@@ -1,0 +1,120 @@
+"""A published port asked for from the host and from containers: scenarios H."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.lab import Failure, Regime, connect, tcp, udp
+from tests.lab.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO
+from tests.packets.asking import SHORT, carried_by_nat, opened, peer, server
+
+GATEWAY = IPv6Address("fd00:a::1")
+LOOPBACK = "::1"
+
+
+def test_h1_the_host_reaches_a_port_by_its_own_address(regime: Regime) -> None:
+    for address in (HOST, HOST_TOO):
+        answer = tcp(regime.host, address, 8080)
+        assert (server(answer), peer(answer)) == ("x1", address)
+        by_udp = udp(regime.host, address, 5353)
+        assert (server(by_udp), peer(by_udp)) == ("x1", address)
+
+
+def test_h2_h3_the_hosts_loopback_is_served_by_the_proxy_or_refused_at_once(
+    regime: Regime,
+) -> None:
+    began = time.monotonic()
+    answers = tcp(regime.host, LOOPBACK, 8080), udp(regime.host, LOOPBACK, 5353)
+    if regime.proxy:
+        assert tuple(map(server, answers)) == ("x1", "x1")
+    else:
+        assert answers == (Failure.REFUSED, Failure.REFUSED)
+        assert time.monotonic() - began < 1
+    assert server(tcp(regime.host, "127.0.0.1", 8080)) == "x1"
+
+
+@pytest.mark.parametrize("bridge_netfilter", [1, 0])
+def test_h4_h5_h6_a_neighbour_reaches_the_port_by_the_hosts_address(
+    regime: Regime, bridge_netfilter: int
+) -> None:
+    """Also by UDP where we carry it: the proxy answers datagrams from the bridge's own address.
+
+    The source may be rewritten, since the answer has to come back by us.
+    """
+    key = "net.bridge.bridge-nf-call-ip6tables"
+    before = regime.host.sysctl(key)
+    regime.host.sysctl(key, bridge_netfilter)
+    try:
+        assert server(tcp(regime.x2.ns, HOST, 8080)) == "x1"
+        if not regime.proxy:
+            assert server(udp(regime.x2.ns, HOST, 5353)) == "x1"
+    finally:
+        regime.host.sysctl(key, before)
+
+
+@pytest.mark.parametrize("bridge_netfilter", [1, 0])
+def test_h7_h8_a_container_reaches_itself_by_the_hosts_address(
+    regime: Regime, bridge_netfilter: int
+) -> None:
+    key = "net.bridge.bridge-nf-call-ip6tables"
+    before = regime.host.sysctl(key)
+    regime.host.sysctl(key, bridge_netfilter)
+    try:
+        assert server(tcp(regime.x1.ns, HOST, 8080)) == "x1"
+        if not regime.proxy:
+            assert server(udp(regime.x1.ns, HOST, 5353)) == "x1"
+    finally:
+        regime.host.sysctl(key, before)
+
+
+def test_h9_h10_h11_another_network_reaches_the_port_by_nat(regime: Regime) -> None:
+    for address in (HOST, IPv6Address("fd00:b::1")):
+        answer = tcp(regime.y1.ns, address, 8080)
+        assert (server(answer), peer(answer)) == ("x1", GATEWAY)
+        by_udp = udp(regime.y1.ns, address, 5353)
+        assert (server(by_udp), peer(by_udp)) == ("x1", GATEWAY)
+    flows = carried_by_nat(regime.host, 8080)
+    assert any("src=fd00:b::2 dst=fd00:b::1 " in flow for flow in flows), flows
+
+
+def test_h13_neighbours_meet_directly_with_their_own_addresses(regime: Regime) -> None:
+    answer = tcp(regime.x2.ns, "fd00:a::2", 80)
+    assert (server(answer), peer(answer)) == ("x1", IPv6Address("fd00:a::3"))
+    by_udp = udp(regime.x2.ns, "fd00:a::2", 53)
+    assert (server(by_udp), peer(by_udp)) == ("x1", IPv6Address("fd00:a::3"))
+
+
+def test_h14_a_link_local_client_is_served_by_the_proxy_or_refused_at_once(
+    regime: Regime,
+) -> None:
+    began = time.monotonic()
+    answers = (
+        tcp(regime.client, HOST_LINK_LOCAL, 8080),
+        udp(regime.client, HOST_LINK_LOCAL, 5353),
+    )
+    if regime.proxy:
+        assert tuple(map(server, answers)) == ("x1", "x1")
+    else:
+        assert answers == (Failure.REFUSED, Failure.REFUSED)
+        assert time.monotonic() - began < 1
+    assert opened(regime.client, 8080).peer == CLIENT
+
+
+def test_an_internal_container_gets_no_answer_by_its_gateway_address(regime: Regime) -> None:
+    """With the proxy on it is the proxy that answers, not our rules."""
+    if regime.proxy:
+        assert server(tcp(regime.i1.ns, "fd00:c::1", 8080)) == "x1"
+        return
+    came = len(regime.x1.server.received)
+    assert isinstance(tcp(regime.i1.ns, "fd00:c::1", 8080, timeout=SHORT), Failure)
+    assert isinstance(udp(regime.i1.ns, "fd00:c::1", 5353, timeout=SHORT), Failure)
+    assert regime.x1.server.received[came:] == []
+
+
+def test_the_engines_own_socket_is_no_answer(regime: Regime) -> None:
+    """What a test here must not take for success: without the proxy the engine itself listens."""
+    with connect(regime.host, "127.0.0.1", 8080) as conversation:
+        assert server(conversation.ask()) == "x1"

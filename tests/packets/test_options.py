@@ -1,0 +1,70 @@
+"""Options of networks as users write them: scenarios V."""
+
+from __future__ import annotations
+
+import json
+
+from tests.lab import Regime, until
+from tests.packets.asking import listed, opened
+
+
+def test_v7_a_bridge_by_the_users_own_name(regime: Regime) -> None:
+    port = regime.port()
+    name = "com.docker.network.bridge.name"
+    made = regime.engine.docker(
+        *("network", "create", "--ipv6", "--subnet=fd00:7::/64", "-o", f"{name}=my-br_0.x", "v7")
+    )
+    assert made
+    try:
+        with regime.container(network="v7", publish=[f"{port}:80"]):
+            opened(regime.client, port)
+            assert "-i my-br_0.x" in regime.sandbox.rules()
+    finally:
+        regime.engine.docker("network", "rm", "v7")
+
+
+def test_v8_a_value_that_cannot_be_read_leaves_the_default_and_a_warning(regime: Regime) -> None:
+    port = regime.port()
+    options = {
+        "com.docker.network.bridge.gateway_mode_ipv6": "bogus'\n-j ACCEPT",
+        "com.docker.network.host_ipv6": "no address",
+    }
+    with (
+        regime.network(options=options) as network,
+        regime.container(network=network, publish=[f"{port}:80"]),
+    ):
+        opened(regime.client, port)
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+        assert len(row["Warnings"]) == 2
+        assert all("com.docker.network." in each for each in row["Warnings"])
+        assert f"network {network.name}: com.docker.network" in regime.daemon.log
+
+
+def test_a_hostile_network_name_reaches_no_rule_and_breaks_no_answer(regime: Regime) -> None:
+    port = regime.port()
+    name = "evil; -j ACCEPT \N{SNOWMAN} 'quoted\" net"
+    words = ("network", "create", "--ipv6", "--subnet=fd00:666::/64", name)
+    regime.engine.docker(*words)
+    try:
+        with regime.container(network=name, publish=[f"{port}:80"]):
+            opened(regime.client, port)
+            assert "evil" not in regime.sandbox.rules()
+            assert name in [row["Name"] for row in listed(regime.daemon, "networks")]
+    finally:
+        regime.engine.docker("network", "rm", name)
+
+
+def test_the_bus_and_the_tool_show_the_same_mapping(regime: Regime) -> None:
+    port = regime.port()
+    with regime.container(publish=[f"{port}:80"]) as made:
+        opened(regime.client, port)
+        (row,) = until(
+            lambda: [r for r in listed(regime.daemon, "mappings") if r["HostPort"] == port],
+            lambda found: len(found) == 1,
+        )
+        assert row["ContainerName"] == made.name
+        assert row["ContainerAddress"] == str(made.address)
+        words = ("call", "org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
+        answer = json.loads(regime.bus.busctl("--json=short", *words, "ListMappings"))
+        rows = [each for each in answer["data"][0] if each["HostPort"]["data"] == port]
+        assert [each["Id"]["data"] for each in rows] == [row["Id"]]
