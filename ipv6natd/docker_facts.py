@@ -199,13 +199,9 @@ def _subnets(facts: dict[str, Any], warnings: list[str]) -> Iterator[IPv6Network
         if ":" not in subnet:
             continue
         try:
-            network = IPv6Network(subnet, strict=False)
+            # Behind a "%" the library takes and keeps any text at all, line breaks too.
+            yield IPv6Network(subnet if "%" not in subnet else "", strict=False)
         except ValueError:
-            network = None
-        # Behind a "%" the library takes and keeps any text at all, line breaks too.
-        if network is not None and network.network_address.scope_id is None:
-            yield network
-        else:
             warnings.append(f"its subnet {shown(subnet)} cannot be read and is left out")
 
 
