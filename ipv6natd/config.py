@@ -91,7 +91,8 @@ def _backend(value: Any) -> str:
 def _prefixes(value: Any) -> tuple[IPv6Network, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError
-    if not all(isinstance(each, str) and "/" in each for each in value):
+    # A zone ("%eth0") would pass as part of a prefix, and mean nothing.
+    if not all(isinstance(each, str) and "/" in each and "%" not in each for each in value):
         raise ValueError
     return tuple(IPv6Network(each) for each in value)
 
@@ -203,7 +204,8 @@ def file_layer(source: str, text: str) -> Layer:
     """One TOML file. Raises ConfigError where it is none."""
     try:
         return Layer(source, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Not TOMLDecodeError alone: a number too long or brackets too deep raise others.
         raise ConfigError(f"{source}: this is not TOML: {error}") from None
 
 
