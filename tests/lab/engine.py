@@ -147,7 +147,7 @@ class Engine:
             f"--userland-proxy={str(self.userland_proxy).lower()}",
             "--ip6tables=false",
         ]
-        into = ("--mount", "--pid", f"--net={self.sandbox.host.path}")
+        into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
         with self._log.open("ab") as log:
             self._dockerd = spawn(
                 [
@@ -162,7 +162,7 @@ class Engine:
                 log=log,
                 # Docker in Docker's own word for "no AppArmor here": a profile would be loaded into
                 # the machine's kernel and stay.
-                env={"PATH": self.sandbox.path, "container": "lab"},
+                env={"PATH": self.sandbox.path, "container": "lab", "TMPDIR": str(self.dir)},
             )
         self._await(lambda: self.docker("version", check=False), "Server:")
 
@@ -252,7 +252,7 @@ class Engine:
         self._dockerd = None
         if process.poll() is None and self._pidfile.exists():
             pid = self._pidfile.read_text().strip()
-            inside = ("nsenter", f"--target={self._holder}", "--mount", "--pid")
+            inside = ("nsenter", f"--target={self._holder}", "--mount", "--pid", "--root")
             run(*inside, "kill", f"-{number.value}", pid, check=False)
         else:
             process.kill()

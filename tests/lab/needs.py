@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 
-import pytest
-
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 """The distribution's tools first and alone: another docker in /usr/local may be too new to talk to
 the engine that is tested."""
@@ -19,6 +17,8 @@ def need(*tools: str) -> None:
         missing.append("root")
     if not missing:
         return
+    import pytest  # Here, because the demo uses the lab and does not install it.
+
     text = f"needs {', '.join(missing)}; `make test` as root installs what is missing"
     if os.environ.get("CI"):
         pytest.fail(text)

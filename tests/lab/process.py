@@ -26,7 +26,12 @@ class LabError(Exception):
     """A tool of the lab did not do what it was asked; the text holds its own words."""
 
 
-def run(*argv: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+def run(
+    *argv: str,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
     """The output of a command that ends by itself within a minute."""
     done = subprocess.run(
         argv,
@@ -37,6 +42,7 @@ def run(*argv: str, check: bool = True, env: Mapping[str, str] | None = None) ->
         text=True,
         timeout=60,
         env=environment(env),
+        cwd=cwd,
     )
     if check and done.returncode != 0:
         raise LabError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}")
