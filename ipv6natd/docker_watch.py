@@ -175,13 +175,16 @@ class DockerWatch:
                 self._hinted.set()
 
     async def _follow(self, client: docker.APIClient, ended: asyncio.Future[str]) -> None:
+        gone: list[BaseException] = []
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._until(ended))
                 tasks.create_task(self._list_now_and_then(client))
                 tasks.create_task(self._reread_hinted(client, tasks))
         except* EngineGone as group:
-            raise group.exceptions[0] from None
+            gone += group.exceptions
+        # Not in the clause above: what is raised there comes out as a group again.
+        raise gone[0]
 
     async def _until(self, ended: asyncio.Future[str]) -> None:
         raise EngineGone(await ended)

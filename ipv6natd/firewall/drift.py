@@ -16,7 +16,6 @@ from typing import Protocol, runtime_checkable
 
 from ipv6natd.background import in_thread
 from ipv6natd.firewall import Backend, Firewall, FirewallError
-from ipv6natd.ruleset import Table
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +30,10 @@ _NFT = next((p for p in ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft") if Path(p
 
 @runtime_checkable
 class Counted(Protocol):
-    """A firewall that can tell the size of its tables cheaply."""
+    """A firewall that can tell cheaply whether its tables changed in size."""
 
-    def rule_counts(self) -> dict[Table, tuple[int, int]]:
-        """Entries and bytes a table."""
+    def changed_since_read(self) -> bool:
+        """Whether they have another size than at the last read, by the loop or by anybody."""
 
 
 def read_interval(firewall: Firewall) -> float:
@@ -58,16 +57,12 @@ async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
 
 
 async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
-    known: dict[Table, tuple[int, int]] | None = None
     while True:
         try:
-            counts = await in_thread(firewall.rule_counts)
+            if await in_thread(firewall.changed_since_read):
+                changed()
         except FirewallError as error:
             log.debug("cannot count rules: %s", error)
-        else:
-            if known is not None and counts != known:
-                changed()
-            known = counts
         await asyncio.sleep(LOOK_EVERY)
 
 

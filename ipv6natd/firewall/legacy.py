@@ -61,6 +61,7 @@ class LegacyFirewall:
         self._timeout = timeout
         self._large = large
         self._restore = RestoreFirewall(Backend.LEGACY, timeout=timeout)
+        self._counted: dict[Table, tuple[int, int]] = {}
         # iptc forgets it, and sets the extensions up again, when nobody holds it.
         self._extensions = xtables(NFPROTO_IPV6)
 
@@ -71,6 +72,8 @@ class LegacyFirewall:
 
     def read(self) -> Observed:
         """See Firewall. Takes no xtables lock: the kernel gives a table out as a whole."""
+        # Counted before it is read: an edit in between shows as a change, not as nothing.
+        self._counted = self.rule_counts()
         names = present()
         return {t: _observed(t) if t in names else ObservedTable() for t in Table}
 
@@ -82,6 +85,10 @@ class LegacyFirewall:
         with locked(self._timeout), _opened(change.table) as table:
             _apply(table, change)
             table.commit()
+
+    def changed_since_read(self) -> bool:
+        """Whether the size of a table differs from what it was at the last read."""
+        return self.rule_counts() != self._counted
 
     def rule_counts(self) -> dict[Table, tuple[int, int]]:
         """Entries and bytes of each table, cheap enough to ask every second; (0, 0) for none.

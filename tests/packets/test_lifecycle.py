@@ -226,13 +226,11 @@ def test_t11_containers_that_come_and_go_at_once_leave_nothing(fresh: Small) -> 
     fresh.daemon.start()
     opened(fresh.client, 8080)
     before = fresh.sandbox.rules()
-    network = ("--network=X", "--rm")
+    words = ("run", "--network=X", "--rm")
     for number in range(5):
-        fresh.engine.docker("run", *network, f"--publish={9000 + number}:80", "lab:1", "true")
+        fresh.engine.docker(*words, f"--publish={9000 + number}:80", "lab:1", "echo")
         name = f"brief{number}"
-        fresh.engine.docker(
-            "run", "-d", *network, f"--name={name}", "-p", "9100:80", "lab:1", "cat"
-        )
+        fresh.engine.docker(*words, "-d", f"--name={name}", "-p", "9100:80", "lab:1", "sleep", "9")
         fresh.engine.docker("rm", "--force", name, check=False)
     assert until(fresh.sandbox.rules, before) == before
     assert fresh.daemon.status.startswith("synced")
