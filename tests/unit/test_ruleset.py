@@ -1,0 +1,371 @@
+"""What stands in the kernel for what is wanted: whole texts, and the order that matters in them.
+
+`UPDATE_GOLDEN=1 pytest tests/unit/test_ruleset.py` writes the texts anew; read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from ipv6natd.desired import desired
+from ipv6natd.model import Container, Network, Policy, Protocol
+from ipv6natd.plan import full_text
+from ipv6natd.ruleset import (
+    Dnat,
+    Jump,
+    Reject,
+    RejectWith,
+    Rule,
+    Ruleset,
+    Snat,
+    Table,
+    Verdict,
+    ruleset,
+    words,
+)
+from tests.unit.build import container, endpoint, network, snapshot
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
+Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=True)
+OUTSIDE = IPv6Address("2001:db8::1")
+
+
+def web(*ports: str, on: Network = X) -> Container:
+    return container(name="web", on=[on], ports=ports)
+
+
+Facts = tuple[Network | Container, ...]
+SITUATIONS: dict[str, Facts] = {
+    "nothing": (),
+    "one-network": (X,),
+    "one-port": (X, web("8080:80")),
+    "one-udp-port": (X, web("5353:53/udp")),
+    "one-sctp-port": (X, web("36412:36412/sctp")),
+    "internal": (INTERNAL, web("8080:80", on=INTERNAL)),
+    "icc-off": (replace(X, icc=False), web("8080:80")),
+    "internal-icc-off": (replace(INTERNAL, icc=False),),
+    "masquerade-off": (replace(X, masquerade=False), web("8080:80")),
+    "host-ipv6": (replace(X, source_address=OUTSIDE), web("8080:80")),
+    "specific-address": (X, web("[2001:db8::1]:8080:80", "[::]:8080:81")),
+    "loopback": (X, web("[::1]:8080:80")),
+    "run": (X, web("10000-19999:10000-19999/udp")),
+    "shifted-run": (X, web("6000-6003:7000-7003")),
+    "two-subnets": (network(name="x", subnet="fd00:a::/64 fd00:a:1::/64", bridge="br-a"),),
+    "two-networks-and-internal": (
+        X,
+        Y,
+        INTERNAL,
+        web("8080:80"),
+        container(name="dns", on=[Y], ports=["53:53", "53:53/udp"]),
+        container(name="in", on=[INTERNAL]),
+    ),
+}
+PROXY = {"proxy-on": True, "proxy-off": False}
+CASES = [f"{situation}.{proxy}" for situation in SITUATIONS for proxy in PROXY]
+
+
+def rules_of(case: str) -> Ruleset:
+    situation, _, proxy = case.partition(".")
+    facts = snapshot(*SITUATIONS[situation], userland_proxy=PROXY[proxy])
+    return ruleset(desired(facts, Policy()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rules_are_those_that_were_reviewed(case: str) -> None:
+    path = GOLDEN / f"{case}.txt"
+    text = full_text(rules_of(case))
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.exists(), f"{path} is missing: write it with UPDATE_GOLDEN=1 and review it"
+    assert text == path.read_text()
+
+
+def test_no_reviewed_rules_are_left_of_cases_that_are_gone() -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(CASES)
+
+
+# The order that design decisions rest on, by hand, in the largest case.
+
+
+def chain(name: str, case: str = "two-networks-and-internal.proxy-on") -> list[str]:
+    rules = rules_of(case)
+    chains = (*rules.filter.chains, *rules.nat.chains)
+    (found,) = (each for each in chains if each.name == f"IPV6NAT-{name}")
+    return [words(rule) for rule in found.rules]
+
+
+def test_internal_networks_are_cut_off_before_all_else() -> None:
+    """I7: their own bridge address is LOCAL, so they might be DNATed."""
+    assert chain("FORWARD")[:2] == [
+        "! -i br-int -o br-int -j DROP",
+        "-i br-int ! -o br-int -j DROP",
+    ]
+
+
+def test_what_is_established_is_asked_directly_behind_the_internal_networks() -> None:
+    """I14."""
+    ct = "-m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT"
+    assert chain("FORWARD").index(ct) == 2
+
+
+def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones() -> None:
+    assert chain("CT") == [
+        "-i br-a -j ACCEPT",
+        "-o br-a -j ACCEPT",
+        "-i br-b -j ACCEPT",
+        "-o br-b -j ACCEPT",
+    ]
+
+
+def test_a_network_is_closed_behind_what_was_dnated_to_it() -> None:
+    """I1, I2, I5."""
+    rules = chain("FORWARD")
+    for bridge in ("br-a", "br-b"):
+        accept = rules.index(f"-o {bridge} -m conntrack --ctstate DNAT -j ACCEPT")
+        assert rules[accept + 1] == f"! -i {bridge} -o {bridge} -j DROP"
+
+
+def test_every_drop_stands_before_the_first_way_out() -> None:
+    """I5: out of one network must not mean into the next."""
+    rules = chain("FORWARD")
+    first = rules.index("-i br-a -j ACCEPT")
+    assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
+    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 6
+
+
+def test_neighbours_are_decided_before_the_way_out() -> None:
+    """I6, I8."""
+    assert chain("FORWARD").index("-i br-int -o br-int -j ACCEPT") > 2
+    assert "-i br-a -o br-a -j DROP" in chain("FORWARD", "icc-off.proxy-on")
+    assert "-i br-int -o br-int -j DROP" in chain("FORWARD", "internal-icc-off.proxy-on")
+
+
+def test_what_conntrack_calls_invalid_leaves_only_where_nothing_is_masqueraded() -> None:
+    invalid = "-i br-a ! -o br-a -m conntrack --ctstate INVALID -j DROP"
+    assert invalid in chain("FORWARD")
+    assert invalid not in chain("FORWARD", "masquerade-off.proxy-on")
+
+
+def test_link_local_clients_come_back_before_any_dnat() -> None:
+    """H14."""
+    assert chain("DNAT")[0] == "-s fe80::/10 -j RETURN"
+
+
+def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> None:
+    """I7 and I11."""
+    head = list(takewhile(lambda rule: rule.endswith("RETURN"), chain("DNAT")))
+    assert head == [
+        "-s fe80::/10 -j RETURN",
+        "-i br-int -j RETURN",
+        "-s fd00:c::/64 ! -i br-int -m addrtype ! --src-type LOCAL -j RETURN",
+        "-s fd00:a::/64 ! -i br-a -m addrtype ! --src-type LOCAL -j RETURN",
+        "-s fd00:b::/64 ! -i br-b -m addrtype ! --src-type LOCAL -j RETURN",
+    ]
+    assert all("DNAT --to" in rule for rule in chain("DNAT")[len(head) :])
+
+
+def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
+    """B14."""
+    dnats = [rule for rule in chain("DNAT", "specific-address.proxy-off") if "DNAT" in rule]
+    assert dnats == [
+        "-d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:80",
+        "-p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:81",
+    ]
+
+
+def test_a_run_is_one_rule_and_keeps_its_numbers() -> None:
+    """R4, R8: no port behind the address."""
+    assert chain("DNAT", "run.proxy-on")[-1] == (
+        "! -i br-a -p udp -m udp --dport 10000:19999 -j DNAT --to-destination fd00:a::2"
+    )
+    assert sum("--dport" in rule for rule in chain("DNAT", "run.proxy-on")) == 1
+
+
+def test_a_shifted_run_is_one_rule_a_port() -> None:
+    """R5: a shifted range in one rule can lead to the wrong port."""
+    ports = [rule for rule in chain("DNAT", "shifted-run.proxy-off") if "--dport" in rule]
+    assert ports == [
+        f"-p tcp -m tcp --dport {6000 + i} -j DNAT --to-destination [fd00:a::2]:{7000 + i}"
+        for i in range(4)
+    ]
+
+
+def test_neighbours_are_left_to_the_proxy_only_where_there_is_one() -> None:
+    """H4 and H6."""
+    assert "! -i br-a" in chain("DNAT", "one-port.proxy-on")[-1]
+    assert "! -i" not in chain("DNAT", "one-port.proxy-off")[-1]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("one-port.proxy-on", ["! -o br-a MASQUERADE"]),
+        ("one-port.proxy-off", ["! -o br-a MASQUERADE", "-o br-a MASQUERADE"]),
+        ("masquerade-off.proxy-off", ["-o br-a MASQUERADE"]),
+        ("host-ipv6.proxy-on", ["! -o br-a SNAT"]),
+        ("host-ipv6.proxy-off", ["! -o br-a SNAT", "-o br-a SNAT"]),
+    ],
+)
+def test_what_goes_out_gets_its_source(case: str, expected: list[str]) -> None:
+    """O1, O2, O3 and, on the own bridge, H6 and H8."""
+
+    def short(rule: str) -> str:
+        where = "! -o br-a" if "! -o br-a" in rule else "-o br-a"
+        return f"{where} {'SNAT' if '-j SNAT --to-source 2001:db8::1' in rule else rule[-10:]}"
+
+    assert [short(rule) for rule in chain("POST", case)] == expected
+
+
+def test_the_hosts_own_addresses_are_not_masqueraded() -> None:
+    """O6, decision 16."""
+    assert chain("POST") == [
+        "-s fd00:a::/64 ! -o br-a -m addrtype ! --src-type LOCAL -j MASQUERADE",
+        "-s fd00:b::/64 ! -o br-b -m addrtype ! --src-type LOCAL -j MASQUERADE",
+    ]
+
+
+def test_a_container_without_masquerade_and_without_hairpin_needs_no_chain() -> None:
+    """O2."""
+    names = [each.name for each in rules_of("masquerade-off.proxy-on").nat.chains]
+    assert names == ["IPV6NAT-DNAT"]
+
+
+def jumps(case: str) -> Iterator[str]:
+    for table in Table:
+        for jump in rules_of(case).table(table).jumps:
+            yield f"{jump.base}{' first' * jump.first}: {words(jump.rule)}"
+
+
+def test_with_nothing_to_do_docker_user_still_stands() -> None:
+    """F12, I12: users lean on it."""
+    assert list(jumps("nothing.proxy-on")) == [
+        "FORWARD first: -m comment --comment ipv6natd -j DOCKER-USER",
+        "FORWARD first: -m comment --comment ipv6natd -j IPV6NAT-FORWARD",
+    ]
+
+
+def test_every_jump_carries_our_comment_and_leaves_loopback_alone() -> None:
+    """H2, H15: nothing sent to ::1 is DNATed."""
+    comment = "-m comment --comment ipv6natd"
+    local = "-m addrtype --dst-type LOCAL"
+    assert list(jumps("one-port.proxy-off"))[2:] == [
+        f"INPUT first: {comment} -j IPV6NAT-INPUT",
+        f"PREROUTING: {local} {comment} -j IPV6NAT-DNAT",
+        f"OUTPUT: ! -d ::1/128 {local} {comment} -j IPV6NAT-DNAT",
+        f"POSTROUTING: {comment} -j IPV6NAT-POST",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            "one-port.proxy-off",
+            [
+                "-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+                "-s fe80::/10 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+            ],
+        ),
+        (
+            "one-udp-port.proxy-off",
+            [
+                "-d ::1/128 -p udp -m udp --dport 5353 "
+                "-j REJECT --reject-with icmp6-port-unreachable",
+                "-s fe80::/10 -p udp -m udp --dport 5353 "
+                "-j REJECT --reject-with icmp6-port-unreachable",
+            ],
+        ),
+        (
+            "loopback.proxy-off",
+            ["-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset"],
+        ),
+        (
+            "specific-address.proxy-off",
+            [
+                "-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+                "-s fe80::/10 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+                "-s fe80::/10 -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 "
+                "-j REJECT --reject-with tcp-reset",
+            ],
+        ),
+    ],
+)
+def test_without_a_proxy_loopback_and_link_local_clients_are_told_at_once(
+    case: str, expected: list[str]
+) -> None:
+    """H3, H14, decision 5."""
+    assert chain("INPUT", case) == expected
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_with_a_proxy_input_is_left_alone(situation: str) -> None:
+    """H2."""
+    names = [each.name for each in rules_of(f"{situation}.proxy-on").filter.chains]
+    assert "IPV6NAT-INPUT" not in names
+
+
+# How one rule is worded.
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (Rule(target=Verdict.ACCEPT), "-j ACCEPT"),
+        (Rule(target=Jump("IPV6NAT-CT"), comment="ipv6natd"), "-m comment --comment ipv6natd"),
+        (Rule(target=Dnat(OUTSIDE)), "-j DNAT --to-destination 2001:db8::1"),
+        (Rule(target=Dnat(OUTSIDE, 80)), "-j DNAT --to-destination [2001:db8::1]:80"),
+        (Rule(target=Snat(OUTSIDE)), "-j SNAT --to-source 2001:db8::1"),
+        (Rule(target=Reject(RejectWith.TCP_RESET)), "-j REJECT --reject-with tcp-reset"),
+        (
+            Rule(
+                target=Verdict.DROP,
+                source=IPv6Network("fd00::/8"),
+                destination=IPv6Network("fd00:a::/64"),
+                in_interface="a",
+                not_out_interface="b",
+                protocol=Protocol.TCP,
+                ports=(1, 2),
+                source_not_local=True,
+                destination_local=True,
+                states=("NEW", "DNAT"),
+            ),
+            "-s fd00::/8 -d fd00:a::/64 -i a ! -o b -p tcp -m tcp --dport 1:2 "
+            "-m addrtype ! --src-type LOCAL -m addrtype --dst-type LOCAL "
+            "-m conntrack --ctstate NEW,DNAT -j DROP",
+        ),
+        (
+            Rule(
+                target=Verdict.DROP,
+                not_destination=IPv6Network("::1"),
+                not_in_interface="a",
+                out_interface="b",
+                protocol=Protocol.UDP,
+            ),
+            "! -d ::1/128 ! -i a -o b -p udp -j DROP",
+        ),
+    ],
+)
+def test_a_rule_is_worded_once_and_for_all(rule: Rule, text: str) -> None:
+    assert words(rule).startswith(text)
+
+
+def test_equal_facts_give_equal_text() -> None:
+    case = "two-networks-and-internal.proxy-off"
+    assert full_text(rules_of(case)) == full_text(rules_of(case))
+
+
+def test_the_address_of_a_mapping_is_the_endpoints() -> None:
+    """P6, P7: another address, another rule, and nothing of the old one."""
+    moved = container(name="web", on=[endpoint(on=X, address="fd00:a::50")], ports=["8080:80"])
+    text = full_text(ruleset(desired(snapshot(X, moved), Policy())))
+    assert "[fd00:a::50]:80" in text
+    assert "fd00:a::2" not in text
