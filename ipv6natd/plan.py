@@ -178,33 +178,24 @@ def drifted(expected: ObservedTable, now: ObservedTable) -> bool:
 
 
 def stands(wanted: TableRules, observed: ObservedTable) -> bool:
-    """Whether the table has the shape of what was written: chains, numbers of rules, jumps, and
-    the jumps that are to be first at the head.
+    """Whether the table has the shape of what was written: chains, numbers of rules, jumps,
+    and who comes first in FORWARD.
 
     It tells an edit that slipped in between our write and the read after it, without comparing
     our words with the kernel's.
     """
     sizes = {name: digest.partition(":")[0] for name, digest in observed.own.items()}
     jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
+    first = [each.target for each in wanted.jumps if each.first and each.base == "FORWARD"]
+    in_forward = [each for each in observed.jumps if each.base == "FORWARD"]
     seen = [(each.base, each.target) for each in observed.jumps]
     ours = sorted(each for each in seen if each[1] != DOCKER_USER)
     return (
         sizes == {chain.name: str(len(chain.rules)) for chain in wanted.chains}
         and ours == [each for each in jumps if each[1] != DOCKER_USER]
         and all(each in seen for each in jumps)
-        and _heads(wanted) <= {(each.base, each.position, each.target) for each in observed.jumps}
+        and first == [each.target for each in in_forward if each.position < len(first)]
     )
-
-
-def _heads(wanted: TableRules) -> set[tuple[str, int, str]]:
-    """(base, position, target) of the jumps that are to be first."""
-    places: Counter[str] = Counter()
-    heads = set()
-    for jump in wanted.jumps:
-        if jump.first:
-            heads.add((jump.base, places[jump.base], jump.target))
-            places[jump.base] += 1
-    return heads
 
 
 def _standing(observed: ObservedTable) -> list[tuple[str, int, str, str]]:
