@@ -22,7 +22,7 @@ from ipv6natd.bus import CALL_SECONDS, Connection, OnSignal, Signal, connect
 from ipv6natd.dbus_api import MANAGER, NAME, PATH, BusService, serve
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
 from ipv6natd.status import State, Status, SyncResult
-from tests.need import need
+from tests.lab.needs import need
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.ipv6natd1.conf"
 CTL = (sys.executable, "-c", "from ipv6natd.ctl import main; raise SystemExit(main())")

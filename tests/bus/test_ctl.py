@@ -23,7 +23,7 @@ from tests.bus.conftest import (
     serving,
     status,
 )
-from tests.need import need
+from tests.lab.needs import need
 
 
 def ctl(bus: Bus, source: FakeSource, *words: str) -> tuple[int, str, str]:

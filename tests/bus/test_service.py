@@ -46,7 +46,7 @@ from tests.bus.conftest import (
     serving,
     status,
 )
-from tests.need import need
+from tests.lab.needs import need
 
 ERROR = "org.freedesktop.DBus.Error."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,7 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
     <allow send_destination="org.freedesktop.DBus"
            send_interface="org.freedesktop.DBus.Properties"/>
   </policy>
+  <policy user="root">{names}</policy>
   <include ignore_missing="yes">{policy}</include>
 </busconfig>
 """
@@ -48,16 +50,20 @@ class Bus:
     It can be stopped and started again at the same address.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, names: Iterable[str] = ()) -> None:
+        """`names`: what root may own and anybody may call besides, for stand-ins of services."""
         self.socket = folder / "bus.sock"
         self.address = f"unix:path={self.socket}"
+        self._names = "".join(
+            f'<allow own="{name}"/><allow send_destination="{name}"/>' for name in names
+        )
         self._config = folder / "bus.conf"
         self._log = folder / "bus.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         # Others read it too: anybody may be a client, and a test asks as nobody.
-        self._config.write_text(CONFIG.format(socket=self.socket, policy=POLICY))
+        self._config.write_text(CONFIG.format(socket=self.socket, policy=POLICY, names=self._names))
         try:
             self.start()
         except BaseException:

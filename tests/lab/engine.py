@@ -137,11 +137,36 @@ class Engine:
 
     def start(self, *args: str) -> None:
         """Start dockerd, with these flags besides the usual ones, and wait until it answers."""
+        self._spawn("dockerd", f"--host={self.endpoint}", *args)
+        self.await_answer()
+
+    def start_on_demand(self) -> None:
+        """Listen on the engine's socket and start dockerd when somebody connects.
+
+        That is what systemd does where docker.socket is active; `running` tells whether it did.
+        """
+        listen = ("systemd-socket-activate", f"--listen={self.socket}")
+        self._spawn(*listen, "dockerd", "--host=fd://")
+        deadline = time.monotonic() + 10
+        while not self.socket.exists():
+            if time.monotonic() > deadline:
+                raise LabError(f"nobody listens for the engine:\n{tail(self._log)}")
+            time.sleep(0.005)
+
+    @property
+    def running(self) -> bool:
+        """Whether dockerd runs, and did not end in order."""
+        return self._pidfile.exists()
+
+    def await_answer(self) -> None:
+        """Wait until the engine answers; asking starts one that is started on demand."""
+        self._await(lambda: self.docker("version", check=False), "Server:")
+
+    def _spawn(self, *argv: str) -> None:
         flags = [
             f"--data-root={self.dir}/data",
             f"--exec-root={self.dir}/exec",
             f"--pidfile={self._pidfile}",
-            f"--host={self.endpoint}",
             "--exec-opt=native.cgroupdriver=cgroupfs",
             f"--cgroup-parent=/{self.sandbox.name}",
             f"--userland-proxy={str(self.userland_proxy).lower()}",
@@ -154,17 +179,15 @@ class Engine:
                     "nsenter",
                     f"--target={self._holder}",
                     *into,
-                    "dockerd",
+                    *argv,
                     *flags,
                     *self.args,
-                    *args,
                 ],
                 log=log,
                 # Docker in Docker's own word for "no AppArmor here": a profile would be loaded into
                 # the machine's kernel and stay.
                 env={"PATH": self.sandbox.path, "container": "lab", "TMPDIR": str(self.dir)},
             )
-        self._await(lambda: self.docker("version", check=False), "Server:")
 
     def stop(self) -> None:
         """Stop dockerd as systemd does; containers go, unless it runs with --live-restore."""

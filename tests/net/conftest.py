@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.need import need
+from tests.lab.needs import need
 
 _CLONE_NEWNET = 0x40000000
 _NUMBERS = itertools.count()

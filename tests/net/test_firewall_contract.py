@@ -45,7 +45,7 @@ from ipv6natd.ruleset import (
     Table,
     Verdict,
 )
-from tests.need import lack, need
+from tests.lab.needs import lack, need
 from tests.net.conftest import fresh_namespace
 
 if TYPE_CHECKING:
