@@ -20,7 +20,7 @@ from ipv6natd.firewall.drift import read_interval, watch
 from ipv6natd.host_facts import userland_proxy
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
-from ipv6natd.status import Row, Status, SyncResult, one_line
+from ipv6natd.status import Row, Status, SyncResult, counted, one_line
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,9 @@ class Daemon:
     async def _end(self) -> None:
         self._notifier.stopping()
         if not self._settings.cleanup:
-            count = len(self._reconciler.status.mappings)
-            log.info("stopped; %d mappings stay open; `ipv6natd -flush` removes them", count)
+            open_ = counted(len(self._reconciler.status.mappings), "mapping")
+            stay = "stays" if open_.startswith("1 ") else "stay"
+            log.info("stopped; %s %s open; `ipv6natd -flush` closes them", open_, stay)
             return
         try:
             await self._reconciler.remove()

@@ -149,9 +149,15 @@ def skipped_rows(status: Status) -> list[Row]:
     return [skipped_row(each) for each in status.skipped]
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 mapping", "2 mappings"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def one_line(status: Status) -> str:
     """For STATUS= and the journal: what `systemctl status` shows."""
-    counts = f"{len(status.mappings)} mappings, {len(status.networks)} networks"
+    counts = f"{counted(len(status.mappings), 'mapping')}, "
+    counts += counted(len(status.networks), "network")
     if status.skipped:
         counts += f", {len(status.skipped)} skipped"
     what = f"{status.state}: {counts}, {status.backend}"

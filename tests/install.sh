@@ -25,6 +25,7 @@ lab=(
     command:busctl:systemd
     command:sysctl:procps
     command:nsenter:util-linux
+    command:openssl:openssl
 )
 
 python=${PYTHON:-/usr/bin/python3}

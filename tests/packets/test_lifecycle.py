@@ -120,7 +120,7 @@ def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, fo
     assert fresh.daemon.stop() == 0
     if way == "-flush":
         assert fresh.own() != []
-        assert "1 mappings stay open" in fresh.daemon.log
+        assert "1 mapping stays open" in fresh.daemon.log
         fresh.daemon.flush()
     after = fresh.sandbox.rules()
     if "DOCKER-USER -s" in foreign:
@@ -339,4 +339,4 @@ def test_the_services_of_systemd_are_told_how_it_goes(fresh: Small) -> None:
     assert words[0] in ("READY", "STATUS")
     assert words.count("READY") == 1
     assert words[-1] == "STOPPING"
-    assert json.dumps(fresh.daemon.status).count("1 mappings") == 1
+    assert json.dumps(fresh.daemon.status).count("1 mapping,") == 1

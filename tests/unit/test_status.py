@@ -132,6 +132,6 @@ def test_properties_count_what_is_listed() -> None:
 
 def test_one_line_says_what_matters() -> None:
     status = Status(version="1", state=State.SYNCED, backend="nft", mappings=(WEB,))
-    assert one_line(status) == "synced: 1 mappings, 0 networks, nft"
+    assert one_line(status) == "synced: 1 mapping, 0 networks, nft"
     worse = replace(status, state=State.DEGRADED, state_reason="forwarding is off", skipped=(DB,))
-    assert one_line(worse) == "degraded: 1 mappings, 0 networks, 1 skipped, nft; forwarding is off"
+    assert one_line(worse) == "degraded: 1 mapping, 0 networks, 1 skipped, nft; forwarding is off"
