@@ -353,8 +353,37 @@ def _dnat(desired: Desired) -> Iterator[Rule]:
                 source_not_local=True,
                 target=Verdict.RETURN,
             )
-    for mapping in desired.mappings:
+    special = [each for each in desired.mappings if not each.wildcard]
+    general = [each for each in desired.mappings if each.wildcard]
+    for mapping in special:
         yield from _forwarded(mapping, desired.userland_proxy)
+    if desired.userland_proxy:
+        yield from _left_to_proxy(special, general)
+    for mapping in general:
+        yield from _forwarded(mapping, desired.userland_proxy)
+
+
+def _left_to_proxy(special: list[Mapping], general: list[Mapping]) -> Iterator[Rule]:
+    """Neighbours that ask for an address are the proxy's business, as they are for a wildcard, so
+    a wildcard of another network must not take them. Rare: engines refuse most such pairs."""
+    if not special:
+        return
+    bridges = {
+        (each.protocol, each.host_port + i): each.bridge
+        for each in general
+        for i in range(each.count)
+    }
+    for mapping in special:
+        ports = range(mapping.host_port, mapping.host_port_end + 1)
+        takers = {bridges.get((mapping.protocol, port), mapping.bridge) for port in ports}
+        if takers != {mapping.bridge}:
+            yield Rule(
+                destination=IPv6Network(mapping.host_address),
+                in_interface=mapping.bridge,
+                protocol=mapping.protocol,
+                ports=(mapping.host_port, mapping.host_port_end),
+                target=Verdict.RETURN,
+            )
 
 
 def _forwarded(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
