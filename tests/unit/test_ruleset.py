@@ -182,6 +182,19 @@ def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
     ]
 
 
+def test_a_wildcard_of_another_network_does_not_take_neighbours_from_the_proxy() -> None:
+    """B14, H4: who asks on br-a for an address of web is answered by web's proxy."""
+    other = container(name="other", on=[Y], ports=["8080:80"])
+    facts = snapshot(X, Y, web("[2001:db8::1]:8080:81"), other)
+    rules = ruleset(desired(facts, Policy())).nat.chains[0].rules
+    assert [words(rule) for rule in rules if rule.ports] == [
+        "-d 2001:db8::1/128 ! -i br-a -p tcp -m tcp --dport 8080 "
+        "-j DNAT --to-destination [fd00:a::2]:81",
+        "-d 2001:db8::1/128 -i br-a -p tcp -m tcp --dport 8080 -j RETURN",
+        "! -i br-b -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:b::2]:80",
+    ]
+
+
 def test_a_run_is_one_rule_and_keeps_its_numbers() -> None:
     """R4, R8: no port behind the address."""
     assert chain("DNAT", "run.proxy-on")[-1] == (
