@@ -102,6 +102,7 @@ class Reconciler:
         self._woken = asyncio.Event()
         self._first_pass = asyncio.Event()
         self._verify = False
+        self._drift: tuple[Table, ...] = ()
         self._applied: _Applied | None = None
         self._retry_at: float | None = None
         self._retry_pause = FIRST_RETRY
@@ -196,24 +197,23 @@ class Reconciler:
         want = desired(snapshot, self.policy)
         rules = ruleset(want)
         applied = self._applied
-        drift: tuple[Table, ...] = ()
         if applied is not None and verify:
             now = self._firewall.read()
             drift = tuple(t for t in Table if drifted(applied.observed[t], now[t]))
             if drift:
+                # Kept until it is mended: the first try may fail on the very edit that it mends.
+                self._drift = drift
                 log.warning(
                     "somebody else changed our rules in %s; putting them back", _tables(drift)
                 )
-        if applied is not None and applied.ruleset == rules and not drift:
+        if applied is not None and applied.ruleset == rules and not self._drift:
             return _Outcome(applied=replace(applied, desired=want))
-        return self._write(applied, want, rules, drift)
+        return self._write(applied, want, rules)
 
-    def _write(
-        self, applied: _Applied | None, want: Desired, rules: Ruleset, drift: tuple[Table, ...]
-    ) -> _Outcome:
+    def _write(self, applied: _Applied | None, want: Desired, rules: Ruleset) -> _Outcome:
         before = applied.ruleset if applied else None
         interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
-        whole = drift or jumps_differ(before, rules)
+        whole = bool(self._drift) or jumps_differ(before, rules)
         # From here on until it is known what stands, nothing is known.
         self._applied = None
         for attempt in range(SETTLE):
@@ -233,13 +233,14 @@ class Reconciler:
                 log.debug("rule %s: ip6tables %s", sign, line)
         return _Outcome(
             applied=_Applied(desired=want, ruleset=rules, observed=observed),
-            drift=drift,
+            drift=self._drift,
             added=len(added),
             removed=len(removed),
         )
 
     def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
         log.error("cannot bring the rules into step: %s", error)
+        self._verify = True
         self._retry_at = time.monotonic() + self._retry_pause
         self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
         reason = str(error).splitlines()[0]
@@ -251,7 +252,7 @@ class Reconciler:
     def _succeeded(
         self, outcome: _Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
     ) -> None:
-        self._retry_at, self._retry_pause = None, FIRST_RETRY
+        self._retry_at, self._retry_pause, self._drift = None, FIRST_RETRY, ()
         self._applied = outcome.applied
         want = outcome.applied.desired
         old = self.status
