@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ipv6natd.ruleset import (
+from ipv6natd.rules import (
     DOCKER_USER,
     EMPTY,
     PREFIX,

@@ -28,7 +28,8 @@ from ipv6natd.plan import (
     plan,
     stands,
 )
-from ipv6natd.ruleset import EMPTY, Ruleset, Table, ruleset
+from ipv6natd.rules import EMPTY, Ruleset, Table
+from ipv6natd.ruleset import ruleset
 from ipv6natd.status import Row, State, Status, SyncResult, mapping_id, one_line
 
 log = logging.getLogger(__name__)

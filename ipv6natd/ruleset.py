@@ -1,4 +1,4 @@
-"""Desired -> Ruleset: chains, rules and jumps as values, and the one function that words a rule.
+"""Desired -> Ruleset: which rules hold a wish, in which order and why.
 
 Nothing here knows what the kernel holds now; that enters in plan.
 """
@@ -6,196 +6,25 @@ Nothing here knows what the kernel holds now; that enters in plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Network
 
 from ipv6natd.model import ANY, LINK_LOCAL, LOOPBACK, Desired, Mapping, Network, Protocol, Refused
-
-PREFIX = "IPV6NAT-"
-COMMENT = "ipv6natd"
-DOCKER_USER = "DOCKER-USER"
-
-
-class Table(StrEnum):
-    """The tables we write to."""
-
-    FILTER = "filter"
-    NAT = "nat"
-
-
-class Verdict(StrEnum):
-    """Targets that take no argument."""
-
-    ACCEPT = "ACCEPT"
-    DROP = "DROP"
-    RETURN = "RETURN"
-    MASQUERADE = "MASQUERADE"
-
-
-class RejectWith(StrEnum):
-    """What a refused client is told."""
-
-    TCP_RESET = "tcp-reset"
-    PORT_UNREACHABLE = "icmp6-port-unreachable"
-
-
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """Go on in another chain."""
-
-    chain: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dnat:
-    """Rewrite the destination; without a port the packet keeps its own."""
-
-    address: IPv6Address
-    port: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snat:
-    """Rewrite the source to one address."""
-
-    address: IPv6Address
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Refuse, and say so."""
-
-    reject_with: RejectWith
-
-
-Target = Verdict | Jump | Dnat | Snat | Reject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What a packet must have for `target` to happen to it; what is None or empty is not asked.
-
-    A `not_` field is the same match inverted; a rule sets at most one of the two.
-    """
-
-    target: Target
-    source: IPv6Network | None = None
-    destination: IPv6Network | None = None
-    not_destination: IPv6Network | None = None
-    in_interface: str = ""
-    not_in_interface: str = ""
-    out_interface: str = ""
-    not_out_interface: str = ""
-    protocol: Protocol | None = None
-    ports: tuple[int, int] | None = None
-    """Destination ports, first and last; needs `protocol`."""
-    destination_local: bool = False
-    source_not_local: bool = False
-    states: tuple[str, ...] = ()
-    """conntrack states, as `--ctstate` takes them."""
-    comment: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """A chain of ours with all its rules."""
-
-    name: str
-    rules: tuple[Rule, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseJump:
-    """A rule of ours in a chain that is not ours. `first` keeps it at the head of that chain."""
-
-    base: str
-    rule: Rule
-    first: bool = False
-
-    @property
-    def target(self) -> str:
-        """The chain it jumps to."""
-        assert isinstance(self.rule.target, Jump)
-        return self.rule.target.chain
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRules:
-    """All that we want to stand in one table; `jumps` with `first` are in their order."""
-
-    chains: tuple[Chain, ...] = ()
-    jumps: tuple[BaseJump, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruleset:
-    """All that we want to stand in the kernel."""
-
-    filter: TableRules = TableRules()
-    nat: TableRules = TableRules()
-
-    def table(self, table: Table) -> TableRules:
-        """The part for one table."""
-        return self.filter if table is Table.FILTER else self.nat
-
-
-EMPTY = Ruleset()
-
-
-def words(rule: Rule) -> str:
-    """The rule as ip6tables-restore reads it, without the chain.
-
-    Every string in it was checked where it entered: interface names, addresses and numbers only.
-    """
-    parts: list[str] = []
-    if rule.source is not None:
-        parts.append(f"-s {rule.source}")
-    if rule.destination is not None:
-        parts.append(f"-d {rule.destination}")
-    if rule.not_destination is not None:
-        parts.append(f"! -d {rule.not_destination}")
-    if rule.in_interface:
-        parts.append(f"-i {rule.in_interface}")
-    if rule.not_in_interface:
-        parts.append(f"! -i {rule.not_in_interface}")
-    if rule.out_interface:
-        parts.append(f"-o {rule.out_interface}")
-    if rule.not_out_interface:
-        parts.append(f"! -o {rule.not_out_interface}")
-    if rule.protocol is not None:
-        parts.append(f"-p {rule.protocol}")
-        if rule.ports is not None:
-            first, last = rule.ports
-            ports = f"{first}" if first == last else f"{first}:{last}"
-            parts.append(f"-m {rule.protocol} --dport {ports}")
-    if rule.source_not_local:
-        parts.append("-m addrtype ! --src-type LOCAL")
-    if rule.destination_local:
-        parts.append("-m addrtype --dst-type LOCAL")
-    if rule.states:
-        parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
-    if rule.comment:
-        parts.append(f"-m comment --comment {rule.comment}")
-    parts.append(_target_words(rule.target))
-    return " ".join(parts)
-
-
-def _target_words(target: Target) -> str:
-    match target:
-        case Verdict():
-            return f"-j {target}"
-        case Jump(chain):
-            return f"-j {chain}"
-        case Dnat(address, None):
-            return f"-j DNAT --to-destination {address}"
-        case Dnat(address, port):
-            return f"-j DNAT --to-destination [{address}]:{port}"
-        case Snat(address):
-            return f"-j SNAT --to-source {address}"
-        case Reject(reject_with):
-            return f"-j REJECT --reject-with {reject_with}"
-
+from ipv6natd.rules import (
+    COMMENT,
+    DOCKER_USER,
+    PREFIX,
+    BaseJump,
+    Chain,
+    Dnat,
+    Jump,
+    Reject,
+    RejectWith,
+    Rule,
+    Ruleset,
+    Snat,
+    TableRules,
+    Verdict,
+)
 
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"

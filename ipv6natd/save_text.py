@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
-from ipv6natd.ruleset import COMMENT, DOCKER_USER, PREFIX, Table, words
+from ipv6natd.rules import COMMENT, DOCKER_USER, PREFIX, Table, words
 
 
 def render(change: TableChange) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.plan import Observed, TableChange
-from ipv6natd.ruleset import Table
+from ipv6natd.rules import Table
 from ipv6natd.save_text import parse_save, render
 
 BUILT_IN = {

@@ -32,7 +32,7 @@ from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
 from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
-from ipv6natd.ruleset import (
+from ipv6natd.rules import (
     DOCKER_USER,
     PREFIX,
     Dnat,

@@ -20,7 +20,7 @@ from pathlib import Path
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.plan import ObservedJump
-from ipv6natd.ruleset import COMMENT, DOCKER_USER, PREFIX, Table
+from ipv6natd.rules import COMMENT, DOCKER_USER, PREFIX, Table
 
 LOCK_FILE = "/run/xtables.lock"
 NAME_MAX = 28

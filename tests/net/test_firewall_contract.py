@@ -31,7 +31,7 @@ from ipv6natd.firewall.fake import FakeFirewall
 from ipv6natd.firewall.restore import RestoreFirewall, detect
 from ipv6natd.model import Protocol
 from ipv6natd.plan import ObservedTable, TableChange
-from ipv6natd.ruleset import (
+from ipv6natd.rules import (
     COMMENT,
     DOCKER_USER,
     BaseJump,

@@ -22,7 +22,8 @@ from ipv6natd.plan import (
     stands,
 )
 from ipv6natd.reconcile import remove_all
-from ipv6natd.ruleset import EMPTY, Ruleset, Table, ruleset
+from ipv6natd.rules import EMPTY, Ruleset, Table
+from ipv6natd.ruleset import ruleset
 from tests.unit.build import container, network, snapshot
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")

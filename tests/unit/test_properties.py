@@ -31,7 +31,8 @@ from ipv6natd.model import (
 )
 from ipv6natd.plan import TableChange, full_text, jumps_differ, plan, stands
 from ipv6natd.reconcile import remove_all
-from ipv6natd.ruleset import EMPTY, Dnat, Rule, Table, Verdict, ruleset, words
+from ipv6natd.rules import EMPTY, Dnat, Rule, Table, Verdict, words
+from ipv6natd.ruleset import ruleset
 from ipv6natd.save_text import render
 from tests.unit.build import identity, recorded
 

@@ -17,7 +17,7 @@ import pytest
 from ipv6natd.desired import desired
 from ipv6natd.model import Container, Network, Policy, Protocol
 from ipv6natd.plan import full_text
-from ipv6natd.ruleset import (
+from ipv6natd.rules import (
     Dnat,
     Jump,
     Reject,
@@ -27,9 +27,9 @@ from ipv6natd.ruleset import (
     Snat,
     Table,
     Verdict,
-    ruleset,
     words,
 )
+from ipv6natd.ruleset import ruleset
 from tests.unit.build import container, endpoint, network, snapshot
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -6,7 +6,7 @@ import pytest
 
 from ipv6natd.model import Protocol
 from ipv6natd.plan import ObservedJump, ObservedTable, TableChange
-from ipv6natd.ruleset import BaseJump, Chain, Dnat, Jump, Rule, Table, Verdict
+from ipv6natd.rules import BaseJump, Chain, Dnat, Jump, Rule, Table, Verdict
 from ipv6natd.save_text import parse_save, render
 
 SAVE = """\
