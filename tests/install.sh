@@ -2,11 +2,11 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab ...
+# usage: tests/install.sh venv|lab|trees ...
 set -euo pipefail
 
-# What to look for, a command or a Python module, and the package that has it. By what is there and
-# not by package: an engine from elsewhere would be thrown out by the distribution's.
+# What to look for, a command, a file or a Python module, and the package that has it. By what is
+# there and not by package: an engine from elsewhere would be thrown out by the distribution's.
 venv=(
     module:ensurepip:python3-venv
     module:docker:python3-docker
@@ -26,6 +26,14 @@ lab=(
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl
+    command:ufw:ufw
+    command:firewall-cmd:firewalld
+)
+# Other suites of Debian (tests/lab/tree.py asks, where one is to be made). The keyring is what
+# their signatures are checked with; debootstrap only suggests it.
+trees=(
+    command:debootstrap:debootstrap
+    file:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 )
 
 python=${PYTHON:-/usr/bin/python3}
@@ -38,6 +46,7 @@ for group in "$@"; do
         IFS=: read -r kind name package <<<"$line"
         case $kind in
             command) command -v "$name" >/dev/null || missing+=("$package") ;;
+            file) [[ -e $name ]] || missing+=("$package") ;;
             module) "$python" -c "import importlib.util, sys
 sys.exit(importlib.util.find_spec('$name') is None)" 2>/dev/null || missing+=("$package") ;;
         esac

@@ -5,6 +5,7 @@ in the host's. Everything here is a context manager, and what it made is gone wh
 test of behaviour lives here, and no knowledge of ipv6natd's rules.
 """
 
+from tests.lab import tree
 from tests.lab.bus import Bus
 from tests.lab.daemon import Daemon
 from tests.lab.engine import Container, Engine, Network
@@ -35,6 +36,7 @@ __all__ = [
     "regime",
     "serve",
     "tcp",
+    "tree",
     "udp",
     "until",
     "watch",

@@ -13,6 +13,11 @@ Facts seen with 20.10.24, which the tests lean on:
 - with the userland proxy off it holds a listening socket on each published port itself: a
   connection that opens proves nothing;
 - killed with SIGKILL, it takes its containerd along, while shims and containers run on.
+
+An engine of another suite of Debian runs the same way, but with a tree (tests/lab/tree.py) for its
+root, under an overlay, so that the tree stays as it was made. The lab's folder is in there, too, by
+the same name. Its command line comes from the tree: an older one would ask in words of its own age,
+and the engine would answer in them.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import tarfile
@@ -27,11 +33,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.lab import tree
 from tests.lab.namespace import Namespace
 from tests.lab.process import LabError, environment, run, spawn, tail, undisturbed
 from tests.lab.sandbox import Sandbox
@@ -64,10 +72,25 @@ if ! grep -q ' /sys/fs/cgroup' /proc/self/mountinfo; then
         mount -t cgroup2 cgroup2 /sys/fs/cgroup
     fi
 fi
-echo ready
-sleep infinity &
-wait                                     # reaps orphans: dockerd takes a dead containerd's zombie
-                                         # for a running one, and waits for it in vain
+cd /
+if [ -n "$2" ]; then                     # an engine of another suite, with its tree for a root
+    mkdir -p /run/tree/upper /run/tree/work /run/tree/root
+    # What is written stays up here. A mount is also what Docker 28 wants for a root: it remounts /.
+    layers="lowerdir=$2,upperdir=/run/tree/upper,workdir=/run/tree/work"
+    mount -t overlay -o "$layers" overlay /run/tree/root
+    cd /run/tree/root
+    mount -t proc proc proc
+    mount --rbind /sys sys
+    mount --rbind /dev dev
+    mount -t tmpfs tmpfs run
+    mkdir -p "./$3"
+    mount --rbind "$3" "./$3"
+fi
+exec chroot . sh -c '
+    echo ready
+    sleep infinity &
+    wait                                 # reaps orphans: dockerd takes the zombie of its containerd
+'                                        # for a running one, and waits for it in vain
 """
 
 
@@ -103,15 +126,28 @@ class Container:
 
 
 class Engine:
-    """dockerd with an own containerd; the context manager starts and removes it."""
+    """dockerd with an own containerd; the context manager starts and removes it.
 
-    def __init__(self, sandbox: Sandbox, *args: str, userland_proxy: bool = True) -> None:
+    It is the machine's own or that of another suite, whose tree must be there. `args` are more of
+    its flags; `ip6tables` says whether it makes IPv6 rules itself.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *args: str,
+        userland_proxy: bool = True,
+        suite: tree.Suite | None = None,
+        ip6tables: bool = False,
+    ) -> None:
         self.sandbox = sandbox
         self.dir = sandbox.dir / "engine"
         self.socket = self.dir / "docker.sock"
         self.endpoint = f"unix://{self.socket}"
         self.args = args
         self.userland_proxy = userland_proxy
+        self.suite = suite
+        self.ip6tables = ip6tables
         self._stack = ExitStack()
         self._holder = 0
         self._dockerd: subprocess.Popen[bytes] | None = None
@@ -119,7 +155,8 @@ class Engine:
     def __enter__(self) -> Self:
         (self.dir / "data").mkdir(parents=True)
         with ExitStack() as stack:
-            self._holder = stack.enter_context(holder(self.dir, self.sandbox.name))
+            root = None if self.suite is None else tree.path(self.suite)
+            self._holder = stack.enter_context(holder(self.sandbox, self.dir, root))
             stack.callback(self.kill)
             self.start()
             self._import()
@@ -153,6 +190,21 @@ class Engine:
                 raise LabError(f"nobody listens for the engine:\n{tail(self._log)}")
             time.sleep(0.005)
 
+    @cached_property
+    def version(self) -> str:
+        """Such as "20.10.24"; the program says it, whether it runs as an engine or not."""
+        text = run(*self._inside, "dockerd", "--version")
+        found = re.search(r"version ([0-9.]*[0-9])", text)
+        if found is None:
+            raise LabError(f"an engine without a version: {text}")
+        return found[1]
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Such as (20, 10), which a test can compare."""
+        major, minor, *_ = map(int, self.version.split("."))
+        return major, minor
+
     @property
     def running(self) -> bool:
         """Whether dockerd runs, and did not end in order."""
@@ -170,15 +222,14 @@ class Engine:
             "--exec-opt=native.cgroupdriver=cgroupfs",
             f"--cgroup-parent=/{self.sandbox.name}",
             f"--userland-proxy={str(self.userland_proxy).lower()}",
-            "--ip6tables=false",
+            f"--ip6tables={str(self.ip6tables).lower()}",
         ]
-        into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
+        if self.ip6tables and self.release < (27, 0):
+            flags.append("--experimental")
         with self._log.open("ab") as log:
             self._dockerd = spawn(
                 [
-                    "nsenter",
-                    f"--target={self._holder}",
-                    *into,
+                    *self._inside,
                     *argv,
                     *flags,
                     *self.args,
@@ -198,8 +249,9 @@ class Engine:
         self._signal(signal.SIGKILL)
 
     def docker(self, *words: str, check: bool = True) -> str:
-        """The docker command line."""
-        return run("docker", f"--host={self.endpoint}", *words, check=check).strip()
+        """The docker command line, of the engine's own version."""
+        own = () if self.suite is None else self._inside
+        return run(*own, "docker", f"--host={self.endpoint}", *words, check=check).strip()
 
     @property
     def log(self) -> str:
@@ -261,6 +313,12 @@ class Engine:
         self.docker("rm", "--force", "--volumes", *names)
 
     @property
+    def _inside(self) -> tuple[str, ...]:
+        """Makes a command one of the engine's host: its mounts, processes, root and network."""
+        into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
+        return "nsenter", f"--target={self._holder}", *into
+
+    @property
     def _log(self) -> Path:
         return self.dir / "log"
 
@@ -275,8 +333,8 @@ class Engine:
         self._dockerd = None
         if process.poll() is None and self._pidfile.exists():
             pid = self._pidfile.read_text().strip()
-            inside = ("nsenter", f"--target={self._holder}", "--mount", "--pid", "--root")
-            run(*inside, "kill", f"-{number.value}", pid, check=False)
+            # By the shell's own kill: a tree has no other.
+            run(*self._inside, "sh", "-c", f"kill -{number.value} {pid}", check=False)
         else:
             process.kill()
         process.wait(30)
@@ -309,12 +367,15 @@ class Engine:
 
 
 @contextmanager
-def holder(folder: Path, lab: str) -> Iterator[int]:
-    """The first process of the engine's namespaces, by its number out here."""
+def holder(sandbox: Sandbox, folder: Path, root: Path | None) -> Iterator[int]:
+    """The first process of the engine's namespaces, by its number out here.
+
+    `root` is a tree that becomes their root, written to by nobody.
+    """
     said = folder / "holder"
     with said.open("wb") as out:
         namespaces = ("--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
-        script = ("sh", "-c", HOLDER, "holder", str(folder))
+        script = ("sh", "-c", HOLDER, "holder", str(folder), str(root or ""), str(sandbox.dir))
         process = spawn(["unshare", *namespaces, "--kill-child", *script], log=out)
     mounts = -1
     try:
@@ -331,7 +392,7 @@ def holder(folder: Path, lab: str) -> Iterator[int]:
             process.kill()
             process.wait(10)
             if mounts >= 0:
-                remove_cgroups(mounts, lab)
+                remove_cgroups(mounts, sandbox.name)
                 os.close(mounts)
 
 

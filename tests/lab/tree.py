@@ -1,0 +1,165 @@
+"""Other suites of Debian, each in a folder, for the engines that this machine's suite has not.
+
+A tree is made once, by `make` (tests/trees.py), and then only read: engines run on an overlay over
+it. Tests never make one, since nothing that `pytest` does may need a network. To have one made
+again, with newer packages, remove its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from tests.lab.process import LabError, spawn, tail, undisturbed
+
+Suite = Literal["trixie", "sid"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
+
+PACKAGES = ("docker.io", "docker-cli", "iptables")
+"""The engine, its command line, which Debian splits off from trixie on, and both variants of
+iptables, which the engine only recommends. containerd and runc come with the engine."""
+
+PATIENCE = 1200.0
+"""Seconds. Making a tree takes one minute on a good line, and 400 MB of disk."""
+
+INSTALL = Path(__file__).parents[1] / "install.sh"
+
+# A process namespace, so that whatever maintainer scripts start ends with it; a mount namespace,
+# because debootstrap leaves /proc mounted in the tree when it is interrupted.
+APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
+
+BUILD = """
+set -eu
+suite=$1 root=$2
+shift 2
+debootstrap --variant=minbase --force-check-gpg "$suite" "$root"
+printf '#!/bin/sh\\nexit 101\\n' >"$root/usr/sbin/policy-rc.d"   # nothing may start a service
+chmod 755 "$root/usr/sbin/policy-rc.d"
+# Signatures count, dates do not: unstable's index is good for a week only, which a mirror that lags
+# or a machine whose clock runs ahead is soon past.
+chroot "$root" apt-get -q -y -o Acquire::Check-Valid-Until=false update
+chroot "$root" apt-get -q -y --no-install-recommends install "$@"
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/*
+chroot "$root" dpkg-query --show --showformat '${Package} ${Version}\\n' "$@" >"$root.versions"
+"""
+
+
+def folder() -> Path:
+    """Where trees stand."""
+    return Path(os.environ.get("IPV6NATD_TREES") or "/var/cache/ipv6natd-tests")
+
+
+def ready(suite: Suite) -> bool:
+    """Whether the tree is there, complete and with all that this version of the lab wants in it."""
+    return set(PACKAGES) <= versions(suite).keys()
+
+
+def path(suite: Suite) -> Path:
+    """The root of a tree that is there."""
+    if not ready(suite):
+        raise LabError(f"no tree of Debian {suite} in {folder()}; {hint(suite)}")
+    return folder() / suite / "root"
+
+
+def hint(suite: Suite) -> str:
+    return f"`.venv/bin/python -m tests.trees {suite}` as root makes it"
+
+
+def versions(suite: Suite) -> dict[str, str]:
+    """The stamp: packages and their versions. It comes with a complete tree, and not before."""
+    try:
+        found: dict[str, str] = json.loads((folder() / suite / "stamp.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
+def make(suite: Suite) -> None:
+    """Make the tree, unless it is there; without a network this fails after saying why."""
+    if ready(suite):
+        return
+    if os.geteuid() != 0:
+        raise LabError(f"The tree of Debian {suite} in {folder()} is to be made by root.")
+    folder().mkdir(parents=True, exist_ok=True)
+    with locked(folder() / f"{suite}.lock"):
+        if ready(suite):  # by another run, for which we waited
+            return
+        # What makes trees is not needed to use them, so it is installed only now.
+        if subprocess.run([str(INSTALL), "trees"], check=False).returncode != 0:
+            raise LabError(f"No tree of Debian {suite} without that.")
+        began = time.monotonic()
+        what = f"a tree of Debian {suite} with {', '.join(PACKAGES)}"
+        print(f"Making {what} in {folder()}, once; about a minute ...", flush=True)
+        part = folder() / f"{suite}.part"
+        with removed(part), removed(folder() / f"{suite}.old"):
+            build(suite, part)
+            replace(part, folder() / suite)
+        took = f"{time.monotonic() - began:.0f} s"
+        print(f"Debian {suite} has Docker {versions(suite)['docker.io']} ({took}).", flush=True)
+
+
+def build(suite: Suite, part: Path) -> None:
+    part.mkdir()
+    root, log = part / "root", folder() / f"{suite}.log"
+    proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    env = proxies | {"DEBIAN_FRONTEND": "noninteractive", "LANG": "C", "LC_ALL": "C"}
+    with log.open("wb") as out:
+        script = ("sh", "-c", BUILD, "build", suite, str(root), *PACKAGES)
+        process = spawn([*APART, "--kill-child", *script], log=out, env=env)
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            late = f"no end after {PATIENCE:.0f} s"
+            raise LabError(f"No tree of Debian {suite}: {late}\n{tail(log)}") from None
+        finally:
+            process.kill()
+            process.wait(10)
+    if code != 0:
+        raise LabError(f"No tree of Debian {suite}: see {log}\n{tail(log)}")
+    found = dict(line.split() for line in Path(f"{root}.versions").read_text().splitlines())
+    found["made"] = datetime.now(UTC).date().isoformat()
+    (part / "stamp.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def replace(part: Path, place: Path) -> None:
+    """Put a complete tree in its place, and away what stood there."""
+    with undisturbed():
+        with suppress(FileNotFoundError):
+            place.rename(place.with_suffix(".old"))
+        part.rename(place)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Two runs at once make one tree."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another run is making it; waiting ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def removed(place: Path) -> Iterator[None]:
+    """Without this folder, before and after: one that is left comes from a run that was killed."""
+    try:
+        remove(place)
+        yield
+    finally:
+        remove(place)
+
+
+def remove(place: Path) -> None:
+    with undisturbed(), suppress(FileNotFoundError):
+        shutil.rmtree(place)
