@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab
+.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab tree-trixie tree-sid
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -14,10 +14,11 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab lint ## Lint, then every test (as root)
+test: packages-lab lint tree-trixie ## Lint, then every test that CI runs (as root)
 	$(BIN)/pytest
 
-test-all: test ## The same, with the slow tests, once there are some
+test-all: packages-lab lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md
+	$(BIN)/pytest --engines=all
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 
@@ -33,6 +34,10 @@ format: $(VENV)/.tests ## Put the sources into their one form
 clean: ## Remove .venv and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Whole trees of other suites of Debian, with their engines, each made once outside of this folder.
+tree-trixie tree-sid: packages-lab $(VENV)/.project
+	@$(BIN)/python -m tests.trees $(@:tree-%=%)
 
 packages-lab:
 	@tests/install.sh lab

@@ -13,6 +13,15 @@ from tests.lab.process import LAB, MARK
 LEFT = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engines",
+        choices=("ci", "all"),
+        default="ci",
+        help="packet tests with the engines that CI has time for, or with all (make test-all)",
+    )
+
+
 def pytest_configure() -> None:
     os.environ[MARK] = LAB
     # Terminated like interrupted: fixtures clean up.

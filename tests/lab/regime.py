@@ -16,6 +16,7 @@ from tests.lab.namespace import Namespace
 from tests.lab.probe import Answer, tcp, until
 from tests.lab.sandbox import CLIENT, HOST, Sandbox, Variant
 from tests.lab.serve import serve
+from tests.lab.tree import Suite
 
 DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
 """What gives the network "bridge" IPv6."""
@@ -112,14 +113,16 @@ class Regime:
 
 
 @contextmanager
-def regime(variant: Variant, *, proxy: bool) -> Iterator[Regime]:
+def regime(variant: Variant, *, proxy: bool, suite: Suite | None = None) -> Iterator[Regime]:
     """Build the furnished lab, and wait until the daemon has opened x1's port to the client.
 
     It does not insist on that: a daemon that does not do it fails the tests, each with its reason.
     """
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox, *DEFAULT_BRIDGE, userland_proxy=proxy))
+        engine = stack.enter_context(
+            Engine(sandbox, *DEFAULT_BRIDGE, userland_proxy=proxy, suite=suite)
+        )
         bus = stack.enter_context(Bus(sandbox.dir))
         daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
         x = engine.network("X", "fd00:a::/64")

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple
 
 import pytest
 
 from tests import lab
+from tests.lab import tree
+from tests.lab.needs import lack
 from tests.lab.sandbox import Variant
 
 TOOLS = ("dockerd", "docker", "ip", "nsenter", "unshare", "setpriv", "busybox", "dbus-daemon")
 NETFILTER = ("iptables", "ip6tables-nft", "ip6tables-legacy", "conntrack", "nft")
+
+
+class Wanted(NamedTuple):
+    """A lab to run all tests in: whose engine, and how."""
+
+    suite: tree.Suite | None
+    variant: Variant
+    proxy: bool
+
+    @property
+    def id(self) -> str:
+        """By suite and not by version, which is known only once the engine is there."""
+        own = [self.suite] if self.suite else []
+        return "-".join([*own, self.variant, "proxy" if self.proxy else "noproxy"])
+
+
+# The variant changes what the rules are written with, which is ours and does not ask for the
+# engine's age; so legacy is tried with one engine.
+CI = [
+    Wanted(None, "nft", True),
+    Wanted(None, "nft", False),
+    Wanted(None, "legacy", True),
+    Wanted(None, "legacy", False),
+    Wanted("trixie", "nft", True),
+    Wanted("trixie", "nft", False),
+]
+ALL = [*CI, Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    wanted = ALL if metafunc.config.getoption("--engines") == "all" else CI
+    if "regime" in metafunc.fixturenames:
+        ids = [each.id for each in wanted]
+        metafunc.parametrize("regime", wanted, ids=ids, indirect=True, scope="session")
+    elif "suite" in metafunc.fixturenames:
+        suites = list(dict.fromkeys(each.suite for each in wanted))
+        ids = [each or "host" for each in suites]
+        metafunc.parametrize("suite", suites, ids=ids, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +59,21 @@ def tools() -> None:
     lab.need(*TOOLS, *NETFILTER)
 
 
-@pytest.fixture(
-    scope="session",
-    params=[("nft", True), ("nft", False), ("legacy", True), ("legacy", False)],
-    ids=["nft-proxy", "nft-noproxy", "legacy-proxy", "legacy-noproxy"],
-)
+@pytest.fixture
+def suite(request: pytest.FixtureRequest, tools: None) -> tree.Suite | None:  # noqa: ARG001
+    """Each suite whose engine is tried, None for the machine's own."""
+    return there(request.param)
+
+
+@pytest.fixture(scope="session")
 def regime(request: pytest.FixtureRequest, tools: None) -> Iterator[lab.Regime]:  # noqa: ARG001
     """A furnished lab with the daemon running: see tests/lab/regime.py for who lives in it."""
-    variant, proxy = cast(tuple[Variant, bool], request.param)
-    with lab.regime(variant, proxy=proxy) as furnished:
+    wanted: Wanted = request.param
+    with lab.regime(wanted.variant, proxy=wanted.proxy, suite=there(wanted.suite)) as furnished:
         yield furnished
+
+
+def there(suite: tree.Suite | None) -> tree.Suite | None:
+    if suite is not None and not tree.ready(suite):
+        lack(f"an engine of Debian {suite}; {tree.hint(suite)}")
+    return suite

@@ -28,6 +28,7 @@ from tests.lab import (
     ping,
     serve,
     tcp,
+    tree,
     udp,
     until,
     watch,
@@ -173,6 +174,33 @@ def test_the_engine_can_be_stopped_killed_and_started(bare: Bare) -> None:
             engine.start()
             assert engine.container("kept").id == made.id
     assert bare.engine.docker("ps", "--quiet", "--no-trunc") == bare.x1.id
+
+
+@pytest.mark.parametrize("ip6tables", [False, True], ids=["off", "on"])
+def test_the_engine_of_each_suite_runs_and_writes_nothing_into_its_tree(
+    suite: tree.Suite | None, ip6tables: bool
+) -> None:
+    before = newest(suite)
+    with Sandbox() as sandbox, Engine(sandbox, suite=suite, ip6tables=ip6tables) as engine:
+        assert engine.version in engine.docker("version", "--format={{.Server.Version}}")
+        network = engine.network("X", "fd00:a::/64")
+        x1 = engine.run("x1", "X", publish=["8080:80"], ip6="fd00:a::2")
+        with serve(x1.ns, "x1", tcp=[80]):
+            answer = tcp(sandbox.client, HOST, 8080)
+            assert seen(answer) == (CLIENT if ip6tables else GATEWAY)
+        assert (network.bridge in sandbox.rules()) == ip6tables
+        engine.kill()
+        engine.start()
+    assert newest(suite) == before
+
+
+def newest(suite: tree.Suite | None) -> float:
+    """When something was last made in a tree, by its folders' times."""
+    if suite is None:
+        return 0
+    root = tree.path(suite)
+    places = [at for name in ("etc", "root", "run", "tmp", "var") for at in root.glob(f"{name}/**")]
+    return max(place.stat().st_ctime for place in (root, *places))
 
 
 def test_a_bus_comes_back_at_its_address(tmp_path: Path) -> None:

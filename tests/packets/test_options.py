@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.lab import Regime, until
+from tests.lab.process import LabError
 from tests.packets.asking import listed, opened
 
 
@@ -25,19 +28,26 @@ def test_v7_a_bridge_by_the_users_own_name(regime: Regime) -> None:
 
 def test_v8_a_value_that_cannot_be_read_leaves_the_default_and_a_warning(regime: Regime) -> None:
     port = regime.port()
-    options = {
+    bad = {
         "com.docker.network.bridge.gateway_mode_ipv6": "bogus'\n-j ACCEPT",
         "com.docker.network.host_ipv6": "no address",
     }
+    # An engine that reads an option itself refuses the network; one that does not lets it through.
+    reads = dict(zip(bad, ((27, 0), (25, 0)), strict=True))
+    options = {key: value for key, value in bad.items() if regime.engine.release < reads[key]}
+    for key in bad.keys() - options.keys():
+        with pytest.raises(LabError, match=key), regime.network(options={key: bad[key]}):
+            pass
     with (
         regime.network(options=options) as network,
         regime.container(network=network, publish=[f"{port}:80"]),
     ):
         opened(regime.client, port)
         (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
-        assert len(row["Warnings"]) == 2
+        assert len(row["Warnings"]) == len(options)
         assert all("com.docker.network." in each for each in row["Warnings"])
-        assert f"network {network.name}: com.docker.network" in regime.daemon.log
+        said = f"network {network.name}: com.docker.network" in regime.daemon.log
+        assert said == bool(options)
 
 
 def test_a_hostile_network_name_reaches_no_rule_and_breaks_no_answer(regime: Regime) -> None:

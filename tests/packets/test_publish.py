@@ -119,13 +119,17 @@ def test_p10_a_paused_container_keeps_its_rules(regime: Regime) -> None:
 def test_p11_a_container_without_ipv6_is_skipped_with_the_reason(regime: Regime) -> None:
     port = regime.port()
     off = "net.ipv6.conf.all.disable_ipv6=1"
-    with regime.container("--sysctl", off, publish=[f"{port}:80"], name="p11"):
+    with regime.container("--sysctl", off, publish=[f"{port}:80"], name="p11") as made:
+        bindings = made.facts["NetworkSettings"]["Ports"]["80/tcp"]
+        # Engine 28 without its proxy publishes this on IPv4 alone: there is no claim to skip.
+        claims = sum(":" in each["HostIp"] for each in bindings)
+        assert claims == (regime.proxy or regime.engine.release < (28, 0))
         rows = until(
             lambda: [r for r in listed(regime.daemon, "skipped") if r["ContainerName"] == "p11"],
-            lambda found: bool(found),
+            lambda found: len(found) == claims,
         )
-        assert [row["Port"] for row in rows] == ["80/tcp"]
-        assert "no IPv6 address" in rows[0]["Reason"]
+        assert [row["Port"] for row in rows] == ["80/tcp"] * claims
+        assert all("no IPv6 address" in row["Reason"] for row in rows)
         assert dnats(regime.sandbox.rules(), port) == []
 
 
