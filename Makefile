@@ -18,7 +18,7 @@ test: packages-lab lint tree-trixie ## Lint, then every test that CI runs (as ro
 	$(BIN)/pytest
 
 test-all: packages-lab lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md
-	$(BIN)/pytest --engines=all
+	$(BIN)/pytest --engines=all --report=docs/engines.md
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 

@@ -20,6 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="ci",
         help="packet tests with the engines that CI has time for, or with all (make test-all)",
     )
+    parser.addoption(
+        "--report", metavar="FILE", help="write here what the packet tests said on each engine"
+    )
 
 
 def pytest_configure() -> None:

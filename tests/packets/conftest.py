@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests import lab
 from tests.lab import tree
 from tests.lab.needs import lack
+from tests.lab.report import OWN, Outcome, Ran, Report, said, scenarios
 from tests.lab.sandbox import Variant
 
 TOOLS = ("dockerd", "docker", "ip", "nsenter", "unshare", "setpriv", "busybox", "dbus-daemon")
 NETFILTER = ("iptables", "ip6tables-nft", "ip6tables-legacy", "conntrack", "nft")
+
+
+REPORT = pytest.StashKey[Report]()
+OUTCOMES = pytest.StashKey[list[Outcome]]()
 
 
 class Wanted(NamedTuple):
@@ -77,3 +85,48 @@ def there(suite: tree.Suite | None) -> tree.Suite | None:
     if suite is not None and not tree.ready(suite):
         lack(f"an engine of Debian {suite}; {tree.hint(suite)}")
     return suite
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPORT] = Report(Path(config.rootpath))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember how a test ended; it has passed only if its setup and teardown have."""
+    phase = yield
+    outcomes = item.stash.setdefault(OUTCOMES, [])
+    outcomes.append(phase.outcome)
+    if phase.when == "teardown":
+        bad: list[Outcome] = [each for each in outcomes if each != "passed"]
+        item.config.stash[REPORT].ran.append(ran(item, (bad or outcomes)[-1]))
+    return phase
+
+
+def ran(item: pytest.Item, outcome: Outcome) -> Ran:
+    assert isinstance(item, pytest.Function)
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    wanted: Wanted | None = params.get("regime")
+    return Ran(
+        name=item.nodeid,
+        scenarios=scenarios(item.originalname, item.function.__doc__),
+        engine=version(wanted.suite if wanted else params.get("suite")),
+        where=wanted.id if wanted else OWN,
+        outcome=outcome,
+    )
+
+
+@cache
+def version(suite: tree.Suite | None) -> str:
+    """Of an engine, by what is installed: such as "20.10.24"."""
+    text = tree.versions(suite).get("docker.io", "") if suite else said("dockerd", "--version")
+    found = re.search(r"[0-9]+(\.[0-9]+)+", text)
+    return found[0] if found else f"of {suite or 'this machine'}"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    file = session.config.getoption("--report")
+    if file and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        Path(file).write_text(session.config.stash[REPORT].text())
