@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds; nothing here takes a tenth of a second."""
 
 
@@ -29,5 +28,7 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
         yield task
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE)
+        assert done, "this did not stop when it was told to"
+    if not task.cancelled():
+        task.result()
