@@ -68,8 +68,18 @@ def run(argv: Sequence[str]) -> int:
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations: allow_abbrev=False guards two dashes only, and -f would flush."""
+
+    def _get_option_tuples(
+        self, option_string: str
+    ) -> list[tuple[argparse.Action, str, str | None]]:
+        del option_string
+        return []
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ipv6natd",
         usage="ipv6natd [flags]",
         description=_DESCRIPTION,
