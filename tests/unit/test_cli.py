@@ -1,0 +1,258 @@
+"""The command line: what it takes, what it says, and the status it ends with. Nothing is run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import __version__, cli, config
+from ipv6natd.config import KEYS, Settings
+from ipv6natd.firewall import FirewallError
+
+
+class Ran:
+    """What the command would have run, with which settings."""
+
+    def __init__(self) -> None:
+        self.served: list[Settings] = []
+        self.flushed: list[Settings] = []
+        self.reload: Callable[[], Settings] | None = None
+        self.raises: FirewallError | None = None
+
+    def serve(self, settings: Settings, reload: Callable[[], Settings]) -> int:
+        self.served.append(settings)
+        self.reload = reload
+        if self.raises:
+            raise self.raises
+        return 0
+
+    def flush(self, settings: Settings) -> int:
+        self.flushed.append(settings)
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
+    """Root on a host without configuration, where nothing is really run."""
+    found = Ran()
+    monkeypatch.setattr(cli, "_serve", found.serve)
+    monkeypatch.setattr(cli, "_flush", found.flush)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "none.toml")
+    monkeypatch.setattr(config, "DEFAULT_DIRECTORY", tmp_path / "none.d")
+    for name in ("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "JOURNAL_STREAM"):
+        monkeypatch.delenv(name, raising=False)
+    loggers = [logging.getLogger(n) for n in ("", "asyncio", "urllib3", "docker", "requests")]
+    levels = [each.level for each in loggers]
+    yield found
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def settings_of(ran: Ran, *argv: str) -> Settings:
+    assert cli.run(argv) == 0
+    (found,) = ran.served
+    return found
+
+
+def test_without_flags_the_defaults_hold(ran: Ran) -> None:
+    assert settings_of(ran) == Settings()
+
+
+@pytest.mark.parametrize("dash", ["-", "--"])
+@pytest.mark.parametrize(
+    ("flags", "setting", "value"),
+    [
+        (["cleanup"], "cleanup", True),
+        (["debug"], "debug", True),
+        (["retry"], "retry", True),
+        (["retry=false"], "retry", False),
+        (["retry=0"], "retry", False),
+        (["retry=F"], "retry", False),
+        (["cleanup=true"], "cleanup", True),
+        (["cleanup=T"], "cleanup", True),
+        (["tls-verify"], "tls_verify", True),
+        (["ipv4-any-means-ipv6"], "ipv4_any_means_ipv6", True),
+        (["endpoint", "tcp://h:1"], "endpoint", "tcp://h:1"),
+        (["endpoint=tcp://h:1"], "endpoint", "tcp://h:1"),
+        (["cert-path", "/certs"], "cert_path", "/certs"),
+        (["backend", "legacy"], "backend", "legacy"),
+        (["resync-interval", "60"], "resync_interval", 60),
+        (["resync-interval=60"], "resync_interval", 60),
+    ],
+)
+def test_a_flag_takes_one_dash_or_two(
+    ran: Ran, dash: str, flags: list[str], setting: str, value: object
+) -> None:
+    argv = [f"{dash}{flags[0]}", *flags[1:]]
+    assert getattr(settings_of(ran, *argv), setting) == value
+
+
+def test_a_list_is_given_with_commas(ran: Ran) -> None:
+    found = settings_of(ran, "-nat-prefixes", "fc00::/7,2001:db8::/32").nat_prefixes
+    assert list(map(str, found)) == ["fc00::/7", "2001:db8::/32"]
+
+
+def test_the_flags_of_docker_ipv6nat_work_together(ran: Ran) -> None:
+    found = settings_of(ran, "-cleanup", "-debug", "-retry", "-endpoint", "unix:///x.sock")
+    assert found == Settings(cleanup=True, debug=True, retry=True, endpoint="unix:///x.sock")
+
+
+def test_flags_win_over_environment_and_that_over_the_file(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('endpoint = "tcp://file:1"\ncert_path = "/file"\nretry = false\n')
+    monkeypatch.setenv("DOCKER_HOST", "tcp://environment:1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", "/environment")
+    found = settings_of(ran, "-config", str(file), "-endpoint", "tcp://flag:1")
+    assert (found.endpoint, found.cert_path, found.retry) == ("tcp://flag:1", "/environment", False)
+
+
+@pytest.mark.parametrize("value", ["1", "0", "false", "x"])
+def test_any_docker_tls_verify_but_an_empty_one_means_yes(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", value)
+    assert settings_of(ran).tls_verify
+
+
+def test_an_empty_docker_tls_verify_means_no(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "")
+    assert not settings_of(ran).tls_verify
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["-retry=maybe"],
+        ["-retry=FALSE!"],
+        ["-cleanup=2"],
+        ["-endpoint"],
+        ["-config"],
+        ["-unknown"],
+        ["--unknown=1"],
+        ["-deb"],
+        ["-f"],
+        ["-flush=maybe"],
+        ["positional"],
+        ["-retry", "maybe"],
+    ],
+)
+def test_a_wrong_flag_ends_with_2_and_says_how(
+    ran: Ran, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(argv)
+    assert caught.value.code == 2
+    assert "usage: ipv6natd [flags]" in capsys.readouterr().err
+    assert ran.served == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["-backend", "x"], "command line: backend = 'x': must be auto or nft or legacy"),
+        (["-resync-interval", "5"], "command line: resync_interval = 5: must be a number"),
+        (["-resync-interval", "x"], "command line: resync_interval = 'x': must be a number"),
+        (["-endpoint", "nonsense"], "command line: endpoint = 'nonsense': must be unix:"),
+        (["-nat-prefixes", "fd00::/8,x"], "command line: nat_prefixes = ['fd00::/8', 'x']"),
+        (["-config", "/nonexistent/x.toml"], "/nonexistent/x.toml: there is no such file"),
+    ],
+)
+def test_a_wrong_setting_ends_with_78_and_nothing_is_touched(
+    ran: Ran, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    for more in ([], ["-flush"]):
+        assert cli.run([*argv, *more]) == 78
+        assert f"ipv6natd: {said}" in capsys.readouterr().err
+    assert (ran.served, ran.flushed) == ([], [])
+
+
+def test_a_wrong_file_ends_with_78(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: Ran
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("retry = 1\n")
+    assert cli.run(["-config", str(file)]) == 78
+    assert capsys.readouterr().err == f"ipv6natd: {file}: retry = 1: must be true or false\n"
+    assert ran.served == []
+
+
+@pytest.mark.parametrize("flag", ["-flush", "--flush"])
+def test_flush_runs_no_daemon(ran: Ran, flag: str) -> None:
+    assert cli.run([flag, "-backend", "legacy"]) == 0
+    assert (ran.served, ran.flushed) == ([], [Settings(backend="legacy")])
+
+
+@pytest.mark.parametrize("argv", [[], ["-flush"]])
+def test_who_is_not_root_is_told_so(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cli.run(argv) == 1
+    assert "needs root" in capsys.readouterr().err
+    assert (ran.served, ran.flushed) == ([], [])
+
+
+def test_a_firewall_that_fails_ends_with_1_and_its_words(
+    ran: Ran, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran.raises = FirewallError("there is no ip6tables")
+    assert cli.run([]) == 1
+    assert "there is no ip6tables" in caplog.text
+
+
+def test_a_reload_reads_file_and_flags_again(ran: Ran, tmp_path: Path) -> None:
+    """T13."""
+    file = tmp_path / "mine.toml"
+    file.write_text("resync_interval = 10\n")
+    assert settings_of(ran, "-config", str(file), "-cleanup").resync_interval == 10
+    file.write_text("resync_interval = 20\ncleanup = false\n")
+    assert ran.reload is not None
+    assert ran.reload() == Settings(resync_interval=20, cleanup=True)
+
+
+@pytest.mark.parametrize("flag", ["-h", "-help", "--help"])
+def test_help_teaches_every_key_and_ends_with_0(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run([flag])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
+    for key in KEYS:
+        assert f"-{key.name.replace('_', '-')}" in text
+        assert f"{key.about[1:-1]} (default: " in words
+    for each in ("-flush", "-version", "-config", "DOCKER_HOST", "78", "examples:"):
+        assert each in text
+
+
+@pytest.mark.parametrize("flag", ["-version", "--version"])
+def test_version_ends_with_0(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run([flag])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"ipv6natd {__version__}\n"
+
+
+def test_main_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run", lambda argv: len(argv))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["a", "b", "c"])
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)],
+)
+def test_the_journal_gets_the_priority_of_every_line(level: int, priority: int) -> None:
+    record = logging.LogRecord("x", level, "", 0, "one\ntwo", None, None)
+    formatter = cli._JournalFormatter("%(message)s")
+    assert formatter.format(record) == f"<{priority}>one\n<{priority}>two"
