@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     for key in KEYS:
         default = getattr(defaults, key.name)
         switch = isinstance(default, bool)
-        shown = {True: "on", False: "off"}[default] if switch else _plain(default)
+        shown = {True: "on", False: "off"}[default] if switch else _plain(default or "")
         about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {shown or 'none'})"
         names = _dashes(key.name.replace("_", "-"))
         if switch:
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
                 help=about,
             )
         else:
-            read = {tuple: _list, int: _integer}.get(type(default), str)
+            read = {tuple: _list, int: _integer, dict: _table}.get(type(default), str)
             group.add_argument(
                 *names, dest=key.name, type=read, metavar=key.name.upper(), help=about
             )
@@ -151,6 +151,11 @@ def _switch(text: str) -> bool:
 
 def _list(text: str) -> list[str]:
     return text.split(",")
+
+
+def _table(text: str) -> dict[str, str]:
+    """ "192.0.2.10=2001:db8::10,…" as the table of the configuration file."""
+    return dict(pair.partition("=")[::2] for pair in text.split(","))
 
 
 def _integer(text: str) -> Any:

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from ipaddress import IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ class Settings:
     backend: str = "auto"
     nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
     ipv4_any_means_ipv6: bool = False
+    address_map: Mapping[IPv4Address, IPv6Address] = field(default_factory=dict)
+    allow_direct_routing: bool = False
+    accept_fwmark: tuple[int, int] | None = None
     resync_interval: int = 300
 
     @property
@@ -95,6 +98,24 @@ def _prefixes(value: Any) -> tuple[IPv6Network, ...]:
     if not all(isinstance(each, str) and "/" in each and "%" not in each for each in value):
         raise ValueError
     return tuple(IPv6Network(each) for each in value)
+
+
+def _address_map(value: Any) -> dict[IPv4Address, IPv6Address]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError
+    return {IPv4Address(v4): IPv6Address(v6.partition("%")[0]) for v4, v6 in value.items()}
+
+
+def _fwmark(value: Any) -> tuple[int, int] | None:
+    if not isinstance(value, str):
+        raise ValueError
+    if not value:
+        return None
+    mark, _, mask = value.partition("/")
+    numbers = int(mark, 0), int(mask or "0xffffffff", 0)
+    if not all(0 <= number <= 0xFFFFFFFF for number in numbers):
+        raise ValueError
+    return numbers
 
 
 def _interval(value: Any) -> int:
@@ -156,6 +177,24 @@ KEYS = (
         _bool,
         _TRUE_OR_FALSE,
         "Publish on IPv6 too what is bound to 0.0.0.0, as docker-ipv6nat did.",
+    ),
+    Key(
+        "address_map",
+        _address_map,
+        'a table such as { "192.0.2.10" = "2001:db8::10" }',
+        "A binding to the IPv4 address also publishes on the IPv6 address.",
+    ),
+    Key(
+        "allow_direct_routing",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Let others reach published ports by the container's own address too.",
+    ),
+    Key(
+        "accept_fwmark",
+        _fwmark,
+        'a mark such as "0x1", or mark and mask such as "0x1/0x3"',
+        "Accept forwarded packets that carry this firewall mark, whatever they are for.",
     ),
     Key(
         "resync_interval",
@@ -264,4 +303,8 @@ def _toml(value: object) -> str:
             return str(value)
         case tuple():
             return "[" + ", ".join(f'"{each}"' for each in value) + "]"
+        case dict():
+            return "{}"
+        case None:
+            return '""'
     return f'"{value}"'

@@ -12,6 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, 
 from typing import Any
 
 from ipv6natd.model import (
+    GWBRIDGE,
     Container,
     Endpoint,
     Engine,
@@ -38,13 +39,15 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 4]}...'"
 
 
-def engine(version: object, info: object) -> Engine:
-    """GET /version and GET /info -> Engine."""
+def engine(version: object, info: object, *, ip6tables: bool | None = None) -> Engine:
+    """GET /version and GET /info -> Engine; what it was told of ip6tables no API tells."""
     security = [_str(each) for each in _list(_dict(info).get("SecurityOptions"))]
     return Engine(
         version=_text(_dict(version).get("Version")) or "unknown",
         api_version=_text(_dict(version).get("ApiVersion")),
         rootless=any("rootless" in each for each in security),
+        experimental=_dict(info).get("ExperimentalBuild") is True,
+        ip6tables=ip6tables,
     )
 
 
@@ -65,6 +68,11 @@ def network(raw: object) -> Network | None:
             "create the network with a name of at most 15 letters, digits, '.', '_' or '-'"
         )
         bridge = ""
+    if facts.get("Ingress") is True:
+        problem = (
+            "ports that swarm publishes in ingress mode are left to Docker; "
+            "publish them with mode=host to have them forwarded"
+        )
     host_ipv6 = _address(options, "com.docker.network.host_ipv6", warnings)
     binding_ipv6 = _address(options, f"{_BRIDGE}host_binding_ipv6", warnings)
     return Network(
@@ -84,6 +92,7 @@ def network(raw: object) -> Network | None:
         trusted_interfaces=tuple(_trusted(options, warnings)),
         warnings=tuple(warnings),
         problem=problem,
+        gateway_endpoints=tuple(_gateway_endpoints(facts, name)),
     )
 
 
@@ -203,6 +212,16 @@ def _subnets(facts: dict[str, Any], warnings: list[str]) -> Iterator[IPv6Network
             yield IPv6Network(subnet if "%" not in subnet else "", strict=False)
         except ValueError:
             warnings.append(f"its subnet {shown(subnet)} cannot be read and is left out")
+
+
+def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, IPv6Address]]:
+    """Swarm tasks on docker_gwbridge: their own inspect does not name the network."""
+    if name != GWBRIDGE:
+        return
+    for container_id, raw in sorted(_dict(facts.get("Containers")).items()):
+        address = _parsed(_str(_dict(raw).get("IPv6Address")).partition("/")[0])
+        if isinstance(address, IPv6Address) and _ID.fullmatch(container_id):
+            yield container_id, address
 
 
 def _flag(options: dict[str, Any], key: str, warnings: list[str], default: bool = True) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ipv6natd.model import Container, Engine, Network
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Network, Container)
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 # An inspect waits for the lock that a starting container holds, so this is also how long a start
 # may take before it is asked about again.
@@ -115,8 +116,9 @@ class DockerWatch:
         client = await in_thread(self._connect)
         self._dirty.clear()
         self._in_flight.clear()
+        events = None
         try:
-            ended = await self._subscribed(client)
+            events, ended = await self._subscribed(client)
             await self._list(client)
             self._client = client
             self.connected, self.listed, self.waiting_for = True, True, ""
@@ -124,6 +126,10 @@ class DockerWatch:
             await self._follow(client, ended)
         finally:
             self._client = None
+            if events is not None:
+                # Closing the client leaves the stream open, and its reader waiting.
+                with suppress(Exception):
+                    events.close()
             client.close()
 
     def _connect(self) -> docker.APIClient:
@@ -138,18 +144,19 @@ class DockerWatch:
             log.info("connected to Docker %s", self.engine.version)
             return client
 
-    async def _subscribed(self, client: docker.APIClient) -> asyncio.Future[str]:
-        """Subscribe, then return a future that ends with the stream: a list made now misses
+    async def _subscribed(self, client: docker.APIClient) -> tuple[Any, asyncio.Future[str]]:
+        """Subscribe, then return the stream and a future that ends with it: a list made now misses
         nothing, since what happens meanwhile is already hinted at."""
         loop = asyncio.get_running_loop()
-        open_: asyncio.Future[None] = loop.create_future()
+        open_: asyncio.Future[Any] = loop.create_future()
         ended: asyncio.Future[str] = loop.create_future()
 
         def read() -> None:
             reason = "its event stream ended"
             try:
-                with closing(client.events(filters=docker_facts.EVENTS, decode=True)) as events:
-                    loop.call_soon_threadsafe(_settle, open_, None)
+                events = client.events(filters=docker_facts.EVENTS, decode=True)
+                with closing(events):
+                    loop.call_soon_threadsafe(_settle, open_, events)
                     for event in events:
                         loop.call_soon_threadsafe(self._hint, event)
             except Exception as error:  # whatever the library raises on a stream cut anywhere
@@ -165,7 +172,7 @@ class DockerWatch:
         )
         if not open_.done():
             raise EngineGone(ended.result() if ended.done() else "it sends no events")
-        return ended
+        return open_.result(), ended
 
     def _hint(self, event: object) -> None:
         container_id, network_id = docker_facts.event_subjects(event)
@@ -175,26 +182,33 @@ class DockerWatch:
                 self._hinted.set()
 
     async def _follow(self, client: docker.APIClient, ended: asyncio.Future[str]) -> None:
-        gone: list[BaseException] = []
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._until(ended))
-                tasks.create_task(self._list_now_and_then(client))
-                tasks.create_task(self._reread_hinted(client, tasks))
-        except* EngineGone as group:
-            gone += group.exceptions
-        # Not in the clause above: what is raised there comes out as a group again.
-        raise gone[0]
+        """List and inspect until the stream ends or a call finds the engine gone.
 
-    async def _until(self, ended: asyncio.Future[str]) -> None:
-        raise EngineGone(await ended)
+        Not a TaskGroup: up to Python 3.12 one whose task fails at the moment in which it is
+        cancelled itself forgets that it was, and this would go on for ever.
+        """
+        tasks: set[asyncio.Task[None]] = set()
+
+        def start(work: Work) -> None:
+            task = asyncio.create_task(_until_gone(work, ended))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        start(partial(self._list_now_and_then, client))
+        start(partial(self._reread_hinted, client, start))
+        try:
+            raise EngineGone(await ended)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _list_now_and_then(self, client: docker.APIClient) -> None:
         while True:
             await asyncio.sleep(self._resync_interval)
             await self._list(client)
 
-    async def _reread_hinted(self, client: docker.APIClient, tasks: asyncio.TaskGroup) -> None:
+    async def _reread_hinted(self, client: docker.APIClient, start: Callable[[Work], None]) -> None:
         """Start a read for each hinted subject, never two of one at a time: the older answer
         might come last."""
         while True:
@@ -206,7 +220,7 @@ class DockerWatch:
                 if subject not in self._in_flight:
                     del self._dirty[subject]
                     self._in_flight.add(subject)
-                    tasks.create_task(self._reread(client, subject))
+                    start(partial(self._reread, client, subject))
 
     async def _reread(self, client: docker.APIClient, subject: tuple[str, str]) -> None:
         try:
@@ -263,6 +277,17 @@ class DockerWatch:
         return fresh | kept
 
 
+async def _until_gone(work: Work, ended: asyncio.Future[str]) -> None:
+    """Do the work; what it fails with is how the session ends."""
+    try:
+        await work()
+    except EngineGone as error:
+        _settle(ended, str(error))
+    except Exception as error:
+        if not ended.done():
+            ended.set_exception(error)
+
+
 class _Unclear(Exception):
     """The engine answered, but not in a way that tells anything; asking again may."""
 
@@ -309,10 +334,13 @@ def _inspect(client: docker.APIClient, kind: str, identity: str) -> object:
         raise _Unclear(_one_line(error)) from None
     except requests.exceptions.ReadTimeout:
         raise _Unclear(f"no answer within {CALL_TIMEOUT} s") from None
-    except (requests.ConnectionError, OSError) as error:
+    except requests.ConnectionError as error:
         raise EngineGone(_one_line(error)) from None
+    # Before OSError: the library's errors are that too, the one for broken JSON among them.
     except (requests.RequestException, docker.errors.DockerException, ValueError) as error:
         raise _Unclear(_one_line(error)) from None
+    except OSError as error:
+        raise EngineGone(_one_line(error)) from None
 
 
 def _listed(client: docker.APIClient) -> tuple[list[Any], list[Any]]:

@@ -5,7 +5,8 @@ Pure values. Docker's field names stay in docker_facts, netfilter's rules in rul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
@@ -46,6 +47,9 @@ class Engine:
     version: str
     api_version: str
     rootless: bool = False
+    experimental: bool = False
+    ip6tables: bool | None = None
+    """What its own configuration says of `ip6tables`; None where nothing says anything."""
 
     @property
     def release(self) -> tuple[int, ...]:
@@ -59,6 +63,16 @@ class Engine:
             if digits != part:
                 break
         return tuple(numbers)
+
+    @property
+    def may_write_ipv6_rules(self) -> bool:
+        """Whether it can be one that does IPv6 NAT itself.
+
+        Up to 26 only started as experimental and told to; from 27 on unless told not to.
+        """
+        if self.ip6tables is not None:
+            return self.ip6tables
+        return self.release >= (27,) or self.experimental
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +97,18 @@ class Network:
     warnings: tuple[str, ...] = ()
     problem: str = ""
     """Why this network cannot be handled at all; empty when it can."""
+    gateway_endpoints: tuple[tuple[str, IPv6Address], ...] = ()
+    """(container id, address) of swarm tasks on docker_gwbridge, known from its inspect alone."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing goes in or out."""
+        return self.internal or self.gateway_mode is GatewayMode.ISOLATED
+
+    @property
+    def translated(self) -> bool:
+        """Whether published ports are forwarded by NAT and what goes out may be masqueraded."""
+        return not self.closed and self.gateway_mode is not GatewayMode.ROUTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +152,20 @@ class Policy:
 
     nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
     ipv4_any_means_ipv6: bool = False
+    address_map: Map[IPv4Address, IPv6Address] = field(default_factory=dict)
+    """A binding to the one counts as a binding to the other besides."""
+    allow_direct_routing: bool = False
+    accept_fwmark: tuple[int, int] | None = None
+    """Mark and mask of packets that are accepted whatever they are for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRules:
+    """What an engine's own IPv6 rules in the kernel say, be they in force or left over."""
+
+    bridges: frozenset[str] = frozenset()
+    ports: frozenset[tuple[Protocol, int]] = frozenset()
+    """Host ports that they forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +176,9 @@ class Snapshot:
     networks: tuple[Network, ...] = ()
     containers: tuple[Container, ...] = ()
     userland_proxy: bool = True
+    host_addresses: frozenset[IPv6Address] | None = None
+    """The host's own; None where they are not known."""
+    engine_rules: EngineRules = EngineRules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,12 +244,27 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Ports of a container's own address that may be reached without DNAT."""
+
+    bridge: str
+    in_interface: str
+    """The only interface that opens them; empty for any."""
+    address: IPv6Address
+    protocol: Protocol
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """What should hold: networks we manage, what is forwarded, what is not."""
+    """What should hold: networks and what is forwarded, ours and the engine's, and what is not."""
 
     networks: tuple[Network, ...] = ()
     mappings: tuple[Mapping, ...] = ()
     refused: tuple[Refused, ...] = ()
     """Empty where a userland proxy answers those clients."""
+    opened: tuple[Opened, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
+    accept_fwmark: tuple[int, int] | None = None

@@ -27,6 +27,8 @@ class Verdict(StrEnum):
     DROP = "DROP"
     RETURN = "RETURN"
     MASQUERADE = "MASQUERADE"
+    REDIRECT = "REDIRECT"
+    """To the address of the interface that it came in by, same port."""
 
 
 class RejectWith(StrEnum):
@@ -86,6 +88,10 @@ class Rule:
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
     """Destination ports, first and last; needs `protocol`."""
+    icmp: bool = False
+    """Any ICMPv6; instead of `protocol`."""
+    mark: tuple[int, int] | None = None
+    """Mark and mask."""
     destination_local: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
@@ -165,6 +171,10 @@ def words(rule: Rule) -> str:
             first, last = rule.ports
             ports = f"{first}" if first == last else f"{first}:{last}"
             parts.append(f"-m {rule.protocol} --dport {ports}")
+    if rule.icmp:
+        parts.append("-p ipv6-icmp")
+    if rule.mark is not None:
+        parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
     if rule.source_not_local:
         parts.append("-m addrtype ! --src-type LOCAL")
     if rule.destination_local:

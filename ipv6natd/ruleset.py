@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv6Network
 
-from ipv6natd.model import ANY, LINK_LOCAL, LOOPBACK, Desired, Mapping, Network, Protocol, Refused
+from ipv6natd.model import (
+    ANY,
+    LINK_LOCAL,
+    LOOPBACK,
+    Desired,
+    GatewayMode,
+    ManagedBy,
+    Mapping,
+    Network,
+    Protocol,
+    Refused,
+)
 from ipv6natd.rules import (
     COMMENT,
     DOCKER_USER,
@@ -92,34 +103,35 @@ def _nat_jumps() -> tuple[BaseJump, ...]:
     )
 
 
+def _ours(desired: Desired) -> list[Network]:
+    return [each for each in desired.networks if each.managed_by is ManagedBy.IPV6NATD]
+
+
 def _forward(desired: Desired) -> Iterator[Rule]:
-    internal = [each for each in desired.networks if each.internal]
-    outgoing = [each for each in desired.networks if not each.internal]
-    for network in internal:
-        # Both ways and before all else: a container of an internal network can reach its own
-        # bridge address, which is LOCAL, so it could be DNATed. By interface and not by address,
-        # so that a forged source is dropped and NDP, which never leaves the bridge, is not.
-        yield Rule(
-            not_in_interface=network.bridge, out_interface=network.bridge, target=Verdict.DROP
-        )
-        yield Rule(
-            in_interface=network.bridge, not_out_interface=network.bridge, target=Verdict.DROP
-        )
+    ours = _ours(desired)
+    if desired.accept_fwmark is not None:
+        yield Rule(mark=desired.accept_fwmark, target=Verdict.ACCEPT)
+    for network in ours:
+        if network.closed:
+            yield from _closed(network)
+    outgoing = [each for each in ours if not each.closed]
     if outgoing:
         yield Rule(states=("RELATED", "ESTABLISHED"), target=Jump(CT))
     for network in outgoing:
-        yield Rule(out_interface=network.bridge, states=("DNAT",), target=Verdict.ACCEPT)
-        yield Rule(
-            not_in_interface=network.bridge, out_interface=network.bridge, target=Verdict.DROP
-        )
-    for network in desired.networks:
+        yield from _into(network, desired)
+    for network in ours:
         yield Rule(
             in_interface=network.bridge,
             out_interface=network.bridge,
             target=Verdict.ACCEPT if network.icc else Verdict.DROP,
         )
+    if outgoing:
+        for network in desired.networks:
+            if network.managed_by is ManagedBy.ENGINE:
+                # Its own rules decide who comes in.
+                yield Rule(out_interface=network.bridge, target=Verdict.RETURN)
     for network in outgoing:
-        if network.masquerade:
+        if network.masquerade and network.translated:
             # The kernel does not NAT what conntrack calls invalid: it would leave with its ULA.
             yield Rule(
                 in_interface=network.bridge,
@@ -131,9 +143,55 @@ def _forward(desired: Desired) -> Iterator[Rule]:
         yield Rule(in_interface=network.bridge, target=Verdict.ACCEPT)
 
 
+def _closed(network: Network) -> Iterator[Rule]:
+    """Both ways and before all else: a container of an internal network can reach its own bridge
+    address, which is LOCAL, so it could be DNATed. By interface and not by address, so that a
+    forged source is dropped and NDP, which never leaves the bridge, is not."""
+    yield Rule(not_in_interface=network.bridge, out_interface=network.bridge, target=Verdict.DROP)
+    yield Rule(in_interface=network.bridge, not_out_interface=network.bridge, target=Verdict.DROP)
+
+
+def _into(network: Network, desired: Desired) -> Iterator[Rule]:
+    """What may come in from elsewhere: what our DNAT let in, what the options open, no more."""
+    bridge = network.bridge
+    opened = [each for each in desired.opened if each.bridge == bridge]
+    unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
+    if network.translated:
+        yield Rule(out_interface=bridge, states=("DNAT",), target=Verdict.ACCEPT)
+    if opened or unprotected or not network.translated:
+        yield from _unforged(bridge, _ours(desired))
+    for each in opened:
+        yield Rule(
+            destination=IPv6Network(each.address),
+            in_interface=each.in_interface,
+            not_in_interface="" if each.in_interface else bridge,
+            out_interface=bridge,
+            protocol=each.protocol,
+            ports=(each.first, each.last),
+            target=Verdict.ACCEPT,
+        )
+    if not network.translated:
+        yield Rule(not_in_interface=bridge, out_interface=bridge, icmp=True, target=Verdict.ACCEPT)
+    last = Verdict.ACCEPT if unprotected else Verdict.DROP
+    yield Rule(not_in_interface=bridge, out_interface=bridge, target=last)
+
+
+def _unforged(bridge: str, networks: list[Network]) -> Iterator[Rule]:
+    """Where direct access is open, a source of ours that comes in by another interface than its
+    own is still dropped: applications trust neighbours."""
+    for network in networks:
+        for subnet in network.subnets:
+            yield Rule(
+                source=subnet,
+                not_in_interface=network.bridge,
+                out_interface=bridge,
+                target=Verdict.DROP,
+            )
+
+
 def _established(desired: Desired) -> Iterator[Rule]:
-    for network in desired.networks:
-        if not network.internal:
+    for network in _ours(desired):
+        if not network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.ACCEPT)
             yield Rule(out_interface=network.bridge, target=Verdict.ACCEPT)
 
@@ -166,14 +224,15 @@ def _refusal(
 
 
 def _dnat(desired: Desired) -> Iterator[Rule]:
-    if not desired.mappings:
+    mappings = [each for each in desired.mappings if each.managed_by is ManagedBy.IPV6NATD]
+    if not mappings:
         return
     # The kernel does not forward link-local packets: DNAT could only lose them.
     yield Rule(source=LINK_LOCAL, target=Verdict.RETURN)
-    for network in desired.networks:
-        if network.internal:
+    for network in _ours(desired):
+        if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
-    for network in desired.networks:
+    for network in _ours(desired):
         for subnet in network.subnets:
             # A source of ours that comes in elsewhere is forged: applications trust neighbours.
             yield Rule(
@@ -182,12 +241,13 @@ def _dnat(desired: Desired) -> Iterator[Rule]:
                 source_not_local=True,
                 target=Verdict.RETURN,
             )
-    special = [each for each in desired.mappings if not each.wildcard]
-    general = [each for each in desired.mappings if each.wildcard]
+    special = [each for each in mappings if not each.wildcard]
+    general = [each for each in mappings if each.wildcard]
     for mapping in special:
         yield from _forwarded(mapping, desired.userland_proxy)
     if desired.userland_proxy:
-        yield from _left_to_proxy(special, general)
+        streams = [each for each in special if each.protocol is not Protocol.UDP]
+        yield from _left_to_proxy(streams, general)
     for mapping in general:
         yield from _forwarded(mapping, desired.userland_proxy)
 
@@ -231,9 +291,20 @@ def _forwarded(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
             (mapping.host_port + i, mapping.host_port + i, mapping.container_port + i)
             for i in range(mapping.count)
         ]
+    host = None if mapping.wildcard else IPv6Network(mapping.host_address)
+    if userland_proxy and mapping.protocol is Protocol.UDP:
+        # The proxy answers a datagram from the bridge's own address, whichever was asked, and the
+        # neighbour would not know the answer. Redirected, it is un-NATed on its way back.
+        yield Rule(
+            destination=host,
+            in_interface=mapping.bridge,
+            protocol=mapping.protocol,
+            ports=(mapping.host_port, mapping.host_port_end),
+            target=Verdict.REDIRECT,
+        )
     for first, last, port in runs:
         yield Rule(
-            destination=None if mapping.wildcard else IPv6Network(mapping.host_address),
+            destination=host,
             # With the proxy on, neighbours are its business: it answers on the bridge's address.
             not_in_interface=mapping.bridge if userland_proxy else "",
             protocol=mapping.protocol,
@@ -243,8 +314,8 @@ def _forwarded(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
 
 
 def _post(desired: Desired) -> Iterator[Rule]:
-    for network in desired.networks:
-        if not network.internal:
+    for network in _ours(desired):
+        if network.translated:
             yield from _rewritten(network, desired.userland_proxy)
 
 

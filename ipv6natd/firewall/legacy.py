@@ -252,8 +252,8 @@ def _built(table: Any, rule: Rule) -> Any:
         built.dst = f"!{rule.not_destination}"
     _interfaces(built.get_ip(), rule)
     # Before matches and target: their parsers look at it.
-    if rule.protocol is not None:
-        built.protocol = str(rule.protocol)
+    if rule.protocol is not None or rule.icmp:
+        built.protocol = "icmpv6" if rule.protocol is None else str(rule.protocol)
     for extension, parameter, value in _matches(rule):
         built.create_match(extension).set_parameter(parameter, value)
     name, parameters = _target(rule.target)
@@ -287,6 +287,8 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
     if rule.protocol is not None and rule.ports is not None:
         first, last = rule.ports
         yield str(rule.protocol), "dport", str(first) if first == last else f"{first}:{last}"
+    if rule.mark is not None:
+        yield "mark", "mark", "{:#x}/{:#x}".format(*rule.mark)
     if rule.source_not_local:
         yield "addrtype", "src-type", "!LOCAL"
     if rule.destination_local:

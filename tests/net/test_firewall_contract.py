@@ -433,6 +433,9 @@ EVERY_RULE = {
         Rule(target=Verdict.ACCEPT, destination_local=True),
         Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),
         Rule(target=Verdict.ACCEPT, states=("DNAT",)),
+        Rule(target=Verdict.ACCEPT, icmp=True, not_in_interface="br-a", out_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, mark=(0x1, 0x1)),
+        Rule(target=Verdict.ACCEPT, mark=(14, 0xFFFFFFFF)),
         Rule(target=Verdict.ACCEPT, states=("INVALID",)),
         Rule(target=Verdict.ACCEPT, states=("RELATED", "ESTABLISHED")),
         Rule(target=Verdict.ACCEPT, comment=COMMENT),
@@ -460,6 +463,7 @@ EVERY_RULE = {
     Table.NAT: (
         Rule(target=Verdict.RETURN, source=IPv6Network("fe80::/10")),
         Rule(target=Verdict.MASQUERADE, source=SUBNET, not_out_interface="br-a"),
+        Rule(target=Verdict.REDIRECT, protocol=Protocol.UDP, ports=(53, 63), in_interface="br-a"),
         Rule(target=Snat(IPv6Address("2001:db8::1")), source=SUBNET, states=("DNAT",)),
         *(Rule(target=Dnat(ADDRESS), protocol=p, ports=(1000, 1999)) for p in Protocol),
         *(Rule(target=Dnat(ADDRESS, 80), protocol=p, ports=(8080, 8080)) for p in Protocol),

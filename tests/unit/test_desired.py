@@ -10,7 +10,7 @@ from itertools import permutations
 import pytest
 
 from ipv6natd import docker_facts
-from ipv6natd.desired import desired, gateway6, together
+from ipv6natd.desired import desired, together
 from ipv6natd.model import (
     Container,
     Desired,
@@ -23,6 +23,7 @@ from ipv6natd.model import (
     Refused,
     Snapshot,
 )
+from ipv6natd.networks import gateway6, places
 from tests.unit.build import (
     binding,
     container,
@@ -237,9 +238,8 @@ CASES = {
         facts=snapshot(X, web("36412:36412/sctp")),
         mappings=("sctp [::]:36412 -> web [fd00:a::2]:36412",),
     ),
-    "V1: a gateway mode of another version": Case(
+    "V1: a routed network has no mapping": Case(
         facts=snapshot(replace(X, gateway_mode=GatewayMode.ROUTED), web("8080:80")),
-        skipped=("gateway_mode_ipv6=routed is not handled by this version",),
     ),
     "V8: a bad label does not hide the network": Case(
         facts=snapshot(replace(X, warnings=("enable_icc='yes' …",)), web("8080:80")),
@@ -386,14 +386,14 @@ A_AND_Z = (network(name="a", subnet="fd00:1::/64"), network(name="z", subnet="fd
 def test_the_way_out_follows_dockers_order(first: Endpoint, second: Endpoint) -> None:
     known = {each.id: each for each in (X, Y, INTERNAL, GWBRIDGE, *A_AND_Z)}
     for order in permutations((first, second)):
-        found = gateway6(container(on=order), known)
+        found = gateway6(places(container(on=order), known.values()))
         assert found is not None
         assert found[0] == first
 
 
 def test_without_an_ipv6_gateway_there_is_no_way_out() -> None:
-    assert gateway6(container(on=[endpoint(on=X, gateways="4")]), {X.id: X}) is None
-    assert gateway6(container(), {X.id: X}) is None
+    assert gateway6(places(container(on=[endpoint(on=X, gateways="4")]), [X])) is None
+    assert gateway6(places(container(), [X])) is None
 
 
 def test_the_order_of_facts_decides_nothing() -> None:

@@ -59,7 +59,7 @@ _MATCHES = (
     r"-m comment --comment ipv6natd",
 )
 _TARGETS = (
-    r"ACCEPT|DROP|RETURN|MASQUERADE|DOCKER-USER",
+    r"ACCEPT|DROP|RETURN|MASQUERADE|REDIRECT|DOCKER-USER",
     _CHAIN,
     rf"DNAT --to-destination (?:{_ADDRESS}|\[{_ADDRESS}\]:[0-9]{{1,5}})",
     rf"SNAT --to-source {_ADDRESS}",
@@ -473,7 +473,8 @@ def lands(rules: list[Rule], packet: Packet) -> str:
         if hit and isinstance(rule.target, Dnat):
             return f"{rule.target.address} {rule.target.port or port}"
         if hit:
-            assert rule.target is Verdict.RETURN
+            # The proxy's business, or nobody's.
+            assert rule.target in (Verdict.RETURN, Verdict.REDIRECT)
             return ""
     return ""
 

@@ -170,7 +170,7 @@ def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> Non
         "-s fd00:a::/64 ! -i br-a -m addrtype ! --src-type LOCAL -j RETURN",
         "-s fd00:b::/64 ! -i br-b -m addrtype ! --src-type LOCAL -j RETURN",
     ]
-    assert all("DNAT --to" in rule for rule in chain("DNAT")[len(head) :])
+    assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[len(head) :])
 
 
 def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
@@ -200,7 +200,8 @@ def test_a_run_is_one_rule_and_keeps_its_numbers() -> None:
     assert chain("DNAT", "run.proxy-on")[-1] == (
         "! -i br-a -p udp -m udp --dport 10000:19999 -j DNAT --to-destination fd00:a::2"
     )
-    assert sum("--dport" in rule for rule in chain("DNAT", "run.proxy-on")) == 1
+    assert sum("-j DNAT" in rule for rule in chain("DNAT", "run.proxy-on")) == 1
+    assert sum("--dport" in rule for rule in chain("DNAT", "run.proxy-off")) == 1
 
 
 def test_a_shifted_run_is_one_rule_a_port() -> None:

@@ -1,0 +1,261 @@
+"""Containers and their bindings -> claims on host ports, one owner each, merged into runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from itertools import groupby
+
+from ipv6natd.model import (
+    ANY,
+    LINK_LOCAL,
+    Container,
+    Mapping,
+    Network,
+    Opened,
+    Policy,
+    PortBinding,
+    Protocol,
+    Refused,
+    Skipped,
+)
+from ipv6natd.networks import Place, gateway6, places
+
+ANY_IPV4 = IPv4Address(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One host port that one container is to have."""
+
+    container: Container
+    network: Network
+    address: IPv6Address
+    protocol: Protocol
+    host_address: IPv6Address
+    host_port: int
+    container_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What one container wants: host ports, ports of its own address, and what it cannot have."""
+
+    claims: tuple[Claim, ...] = ()
+    opened: tuple[Opened, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+def wants(
+    container: Container,
+    networks: Iterable[Network],
+    managed: dict[str, Network],
+    policy: Policy,
+) -> Wants:
+    """What a container wants; `networks` are all there are, managed or not."""
+    every = places(container, networks)
+    place = gateway6(every)
+    here = managed.get(place[1].id) if place else None
+    skipped = [_skip(container, place, port, reason) for port, reason in container.problems]
+    claims: list[Claim] = []
+    opened: list[Opened] = []
+    for binding in container.bindings:
+        host_address = _ipv6_side(binding, place[1] if place else None, policy)
+        if host_address is None:
+            continue
+        opened += _opened(binding, every, place, managed, policy)
+        port = f"{binding.container_port}/{binding.protocol}"
+        if not binding.host_port or (here is not None and not here.translated):
+            continue
+        reason = _unreachable(every, place, managed, host_address)
+        if reason:
+            skipped.append(_skip(container, place, port, reason))
+        elif place and here and place[0].address:
+            claims.append(
+                Claim(
+                    container=container,
+                    network=here,
+                    address=place[0].address,
+                    protocol=binding.protocol,
+                    host_address=host_address,
+                    host_port=binding.host_port,
+                    container_port=binding.container_port,
+                )
+            )
+    return Wants(tuple(claims), tuple(opened), tuple(skipped))
+
+
+def _skip(container: Container, place: Place | None, port: str, reason: str) -> Skipped:
+    name = place[1].name if place else ""
+    return Skipped(container_name=container.name, network=name, port=port, reason=reason)
+
+
+def _ipv6_side(binding: PortBinding, network: Network | None, policy: Policy) -> IPv6Address | None:
+    """The IPv6 address that a binding is for, None where it is for IPv4 only.
+
+    `::` is what Docker lists where the user named no address, so the network's own default for
+    IPv6 bindings takes its place. Where the network's default for IPv4 keeps Docker from listing
+    any, that default for IPv6 counts all the same.
+    """
+    address = binding.host_address
+    default = network.host_binding_ipv6 if network else None
+    if isinstance(address, IPv4Address):
+        if address in policy.address_map:
+            return policy.address_map[address]
+        if default and not binding.asked_address:
+            return default
+        any_counts = policy.ipv4_any_means_ipv6 and address == ANY_IPV4
+        return (default or ANY) if any_counts else None
+    if address is None or address == ANY:
+        return default or ANY
+    return address
+
+
+def _unreachable(
+    every: list[Place],
+    place: Place | None,
+    managed: dict[str, Network],
+    host_address: IPv6Address,
+) -> str:
+    """Why a binding that wants IPv6 cannot have it; empty where it can, or where nobody asked us.
+
+    A container on IPv4 networks alone did not ask: Docker lists `::` for it only because its proxy
+    can carry an IPv6 client to an IPv4 address.
+    """
+    if place is None or place[0].address is None:
+        ours = [managed[network.id] for _, network in every if network.id in managed]
+        if all(each.closed for each in ours):
+            return ""
+        return (
+            f"the container has no IPv6 address on network '{ours[0].name}'; "
+            "see whether a sysctl switches IPv6 off in it"
+        )
+    if place[1].id in managed and host_address in LINK_LOCAL:
+        return f"{host_address} is link-local, and such clients cannot be forwarded; bind to `::`"
+    return ""
+
+
+def _opened(
+    binding: PortBinding,
+    every: list[Place],
+    gateway: Place | None,
+    managed: dict[str, Network],
+    policy: Policy,
+) -> Iterator[Opened]:
+    """Direct access, as Docker gives it: to a routed network's ports on whichever of its
+    endpoints, else by trusted interfaces, or by all with allow_direct_routing, on the gateway."""
+    for endpoint, found in every:
+        network = managed.get(found.id)
+        if network is None or network.closed or endpoint.address is None:
+            continue
+        interfaces: tuple[str, ...] = ("",)
+        if network.translated:
+            if gateway is None or found.id != gateway[1].id:
+                continue
+            interfaces = ("",) if policy.allow_direct_routing else network.trusted_interfaces
+        for interface in interfaces:
+            yield Opened(
+                bridge=network.bridge,
+                in_interface=interface,
+                address=endpoint.address,
+                protocol=binding.protocol,
+                first=binding.container_port,
+                last=binding.container_port,
+            )
+
+
+def settled(claims: list[Claim]) -> tuple[list[Claim], list[Skipped]]:
+    """One owner for each protocol, address and port: the container whose id sorts first."""
+    owners: dict[tuple[Protocol, IPv6Address, int], Claim] = {}
+    beaten: list[Skipped] = []
+    for claim in sorted(claims, key=lambda each: (each.container.id, each.container_port)):
+        key = (claim.protocol, claim.host_address, claim.host_port)
+        owner = owners.setdefault(key, claim)
+        # `::` and, where that counts too, 0.0.0.0 of one port are one claim made twice.
+        if owner != claim:
+            beaten.append(
+                Skipped(
+                    container_name=claim.container.name,
+                    network=claim.network.name,
+                    port=f"{claim.container_port}/{claim.protocol}",
+                    reason=(
+                        f"[{claim.host_address}]:{claim.host_port} already belongs to container "
+                        f"'{owner.container.name}'; publish one of them elsewhere"
+                    ),
+                )
+            )
+    return list(owners.values()), beaten
+
+
+def _run_order(claim: Claim) -> tuple[bool, IPv6Address, Protocol, int]:
+    # A binding to an address precedes a wildcard: the first matching rule wins.
+    return claim.host_address == ANY, claim.host_address, claim.protocol, claim.host_port
+
+
+def runs(claims: Iterable[Claim]) -> Iterator[Mapping]:
+    """Claims -> Mappings, in the order in which their rules have to stand."""
+    run: Mapping | None = None
+    for claim in sorted(claims, key=_run_order):
+        if run is not None and _continues(run, claim):
+            run = replace(run, count=run.count + 1)
+            continue
+        if run is not None:
+            yield run
+        run = Mapping(
+            container_id=claim.container.id,
+            container_name=claim.container.name,
+            network_id=claim.network.id,
+            network_name=claim.network.name,
+            bridge=claim.network.bridge,
+            protocol=claim.protocol,
+            host_address=claim.host_address,
+            host_port=claim.host_port,
+            container_address=claim.address,
+            container_port=claim.container_port,
+        )
+    if run is not None:
+        yield run
+
+
+def _continues(run: Mapping, claim: Claim) -> bool:
+    return (
+        run.container_id == claim.container.id
+        and run.protocol is claim.protocol
+        and run.host_address == claim.host_address
+        and run.host_port_end + 1 == claim.host_port
+        and run.container_port_end + 1 == claim.container_port
+    )
+
+
+def refused(claims: Iterable[Claim]) -> Iterator[Refused]:
+    """Host ports on which clients that cannot be forwarded are told so, in runs."""
+    ports = sorted({(each.host_address, each.protocol, each.host_port) for each in claims})
+    for (host_address, protocol), group in groupby(ports, key=lambda each: each[:2]):
+        first = last = -1
+        for _, _, port in group:
+            if port == last + 1:
+                last = port
+                continue
+            if first >= 0:
+                yield Refused(protocol=protocol, host_address=host_address, first=first, last=last)
+            first = last = port
+        yield Refused(protocol=protocol, host_address=host_address, first=first, last=last)
+
+
+def merged(opened: Iterable[Opened]) -> Iterator[Opened]:
+    """Each opened port once, runs of them as one."""
+    run: Opened | None = None
+    for each in sorted(set(opened), key=_opened_order):
+        if run is not None and each == replace(run, first=run.last + 1, last=run.last + 1):
+            run = replace(run, last=each.last)
+            continue
+        if run is not None:
+            yield run
+        run = each
+    if run is not None:
+        yield run
+
+
+def _opened_order(opened: Opened) -> tuple[str, str, IPv6Address, Protocol, int]:
+    return opened.bridge, opened.in_interface, opened.address, opened.protocol, opened.first

@@ -1,0 +1,126 @@
+"""Which networks are handled, by whom, and by which of them a container is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
+
+from ipv6natd.model import (
+    GWBRIDGE,
+    Container,
+    Endpoint,
+    GatewayMode,
+    Network,
+    Policy,
+    Skipped,
+    Snapshot,
+)
+
+Place = tuple[Endpoint, Network]
+"""A container's endpoint and the network it is on."""
+
+
+def managed(snapshot: Snapshot, policy: Policy) -> tuple[dict[str, Network], list[Skipped]]:
+    """The networks that are handled, by id in the order of their names, and those that are not
+    though they have IPv6."""
+    handled: dict[str, Network] = {}
+    skipped: list[Skipped] = []
+    bridges: dict[str, str] = {}
+    for network in sorted(snapshot.networks, key=network_order):
+        if network.driver != "bridge" or not network.enable_ipv6:
+            reason = network.problem if network.driver != "bridge" else ""
+        else:
+            reason = _unmanaged(network, policy)
+            if not reason and network.bridge in bridges:
+                other = bridges[network.bridge]
+                reason = f"network '{other}' already has its bridge {network.bridge}"
+            if not reason:
+                bridges[network.bridge] = network.name
+                handled[network.id] = _with_source(network, snapshot.host_addresses)
+        if reason:
+            skipped.append(Skipped(container_name="", network=network.name, port="", reason=reason))
+    return handled, skipped
+
+
+def network_order(network: Network) -> tuple[str, str]:
+    """A fixed order, whatever order the engine names them in."""
+    return network.name, network.id
+
+
+def places(container: Container, networks: Iterable[Network]) -> list[Place]:
+    """The container's endpoints with their networks, in the order of the networks.
+
+    A swarm task has one on docker_gwbridge that only that network's own inspect shows.
+    """
+    by_id = {each.network_id: each for each in container.endpoints}
+    found = []
+    for network in networks:
+        endpoint = by_id.get(network.id)
+        if endpoint is None and network.gateway_endpoints:
+            endpoint = _gateway_endpoint(container.id, network)
+        if endpoint is not None:
+            found.append((endpoint, network))
+    return found
+
+
+def gateway6(places: Iterable[Place]) -> Place | None:
+    """The endpoint that is the container's way out, and so its published ports' way in.
+
+    Docker's order (libnetwork, sandbox.go, Less): gateway priority, not docker_gwbridge, not
+    internal, number of gateways, network name; the first with an IPv6 gateway. An address on
+    another network would also receive, but answer by another interface than it was asked on,
+    which a reverse-path filter drops. Engines before 28 go by the first with an IPv4 gateway
+    instead, which comes to the same there: they have no network without IPv4.
+    """
+    return min((each for each in places if each[0].has_gateway6), key=_gateway_order, default=None)
+
+
+def _gateway_order(place: Place) -> tuple[int, bool, bool, int, str]:
+    endpoint, network = place
+    gateways = endpoint.has_gateway4 + endpoint.has_gateway6
+    first = (-endpoint.gw_priority, network.name == GWBRIDGE, network.internal)
+    return (*first, -gateways, network.name)
+
+
+def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:
+    address = dict(network.gateway_endpoints).get(container_id)
+    if address is None:
+        return None
+    return Endpoint(network_id=network.id, address=address, has_gateway4=True, has_gateway6=True)
+
+
+def _unmanaged(network: Network, policy: Policy) -> str:
+    if network.problem:
+        return network.problem
+    if not network.subnets:
+        return "it has IPv6 but no IPv6 subnet that could be read; create it with --subnet"
+    foreign = [each for each in network.subnets if not _within(each, policy)]
+    if not foreign:
+        return ""
+    reason = (
+        f"its subnet {foreign[0]} is not in nat_prefixes "
+        f"({', '.join(map(str, policy.nat_prefixes))}); use a ULA subnet or widen nat_prefixes"
+    )
+    if network.gateway_mode in (GatewayMode.ROUTED, GatewayMode.ISOLATED):
+        reason = (
+            f"its gateway_mode_ipv6={network.gateway_mode} has no effect, so nothing closes it: "
+            + reason
+        )
+    return reason
+
+
+def _within(subnet: IPv6Network, policy: Policy) -> bool:
+    return any(subnet.subnet_of(prefix) for prefix in policy.nat_prefixes)
+
+
+def _with_source(network: Network, own: frozenset[IPv6Address] | None) -> Network:
+    """Without a source address that the host does not have: no answer would come back to it."""
+    address = network.source_address
+    if address is None or own is None or address in own:
+        return network
+    warning = (
+        f"com.docker.network.host_ipv6={address} is no address of this host; what goes out is "
+        f"masqueraded until it is one: ip address add {address}/128 dev lo"
+    )
+    return replace(network, source_address=None, warnings=(*network.warnings, warning))
