@@ -1,0 +1,221 @@
+"""The plan of the house, read from the imports: core below, shell above, no arrow unlisted."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent.parent / "ipv6natd"
+
+ARROWS = """
+background    ->
+bus           -> status
+claims        -> model networks
+cli           -> config daemon firewall firewall.choose firewall.restore reconcile
+config        -> model
+conntrack     -> flows model tools
+contest       ->
+ctl           -> bus tables
+daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
+                 firewall.drift firewall.late firewalld host_checks host_facts model notify
+                 reconcile status
+dbus_api      -> bus model status
+desired       -> claims model networks
+docker_facts  -> model
+docker_watch  -> background docker_facts engine_unit model
+engine_unit   ->
+firewall      -> plan
+firewall.choose  -> firewall firewall.legacy firewall.restore
+firewall.drift   -> background firewall
+firewall.fake    -> firewall plan rules save_text
+firewall.late    -> firewall plan
+firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
+firewall.restore -> firewall plan save_text tools
+firewall.xtables -> firewall firewall.restore plan rules
+firewalld     -> bus
+flows         -> model
+host_checks   -> model nft_rules rules
+host_facts    -> firewall host_checks host_rules model
+host_rules    -> host_checks nft_rules rules tools
+model         ->
+networks      -> model
+nft_rules     ->
+notify        ->
+plan          -> rules
+reconcile     -> background contest desired firewall flows host_checks model plan rules ruleset
+                 status
+rules         -> model
+ruleset       -> model rules
+save_text     -> plan rules
+status        -> model
+tables        ->
+tools         ->
+"""
+"""Who imports whom. A new arrow is a decision about the house: add it here and to the picture in
+CONTRIBUTING.md, or do without."""
+
+CORE = {
+    "claims",
+    "config",
+    "contest",
+    "desired",
+    "docker_facts",
+    "flows",
+    "host_checks",
+    "model",
+    "networks",
+    "nft_rules",
+    "plan",
+    "rules",
+    "ruleset",
+    "save_text",
+    "status",
+    "tables",
+}
+IMPURE = {
+    *("asyncio", "ctypes", "fcntl", "logging", "multiprocessing", "os", "pathlib", "random"),
+    *("select", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
+}
+"""What of the standard library would give the core a clock, a world or a past."""
+ALLOWED = {("config", "pathlib")}
+AT_HOME = {
+    "docker": "docker_watch",
+    "requests": "docker_watch",
+    "dbus_next": "bus",
+    "sdnotify": "notify",
+    "iptc": "firewall.legacy",
+}
+"""Each third-party package and the one module that may know it."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    del found["__init__"]
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, inside of functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=names):
+                yield from (each.name for each in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                for each in names:
+                    whole = f"{module}.{each.name}"
+                    ours = whole.removeprefix("ipv6natd.") in modules()
+                    yield whole if ours else module
+            case ast.ImportFrom():
+                pytest.fail(f"{path} imports relatively; name the package")
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    return {
+        name: {
+            each.removeprefix("ipv6natd.")
+            for each in imported(path)
+            if each.startswith("ipv6natd.")
+        }
+        for name, path in modules().items()
+    }
+
+
+@cache
+def others() -> dict[str, set[str]]:
+    """Packages from elsewhere by module."""
+    return {
+        name: {each.partition(".")[0] for each in imported(path)} - {"ipv6natd", "__future__"}
+        for name, path in modules().items()
+    }
+
+
+def listed() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    name = ""
+    for line in ARROWS.strip().splitlines():
+        left, arrow, right = line.rpartition("->")
+        name = left.strip() if arrow else name
+        found.setdefault(name, set()).update(right.split())
+    return found
+
+
+def test_every_arrow_is_listed() -> None:
+    drawn = {f"{name} -> {each}" for name, to in arrows().items() for each in to}
+    allowed = {f"{name} -> {each}" for name, to in listed().items() for each in to}
+    assert sorted(drawn - allowed) == []
+
+
+def test_no_arrow_is_listed_that_is_gone() -> None:
+    drawn = {f"{name} -> {each}" for name, to in arrows().items() for each in to}
+    allowed = {f"{name} -> {each}" for name, to in listed().items() for each in to}
+    assert sorted(allowed - drawn) == []
+    assert sorted(listed()) == sorted(modules())
+
+
+def test_the_core_imports_core_alone() -> None:
+    assert {name: arrows()[name] - CORE for name in CORE if arrows()[name] - CORE} == {}
+
+
+def test_the_core_imports_nothing_that_has_a_world_or_a_clock() -> None:
+    standard = sys.stdlib_module_names
+    bad = {
+        (name, each)
+        for name in CORE
+        for each in others()[name]
+        if each in IMPURE or each not in standard
+    }
+    assert bad - ALLOWED == set()
+
+
+def test_every_third_party_package_is_imported_in_one_file() -> None:
+    homes: dict[str, set[str]] = {}
+    for name, packages in others().items():
+        for each in packages - set(sys.stdlib_module_names):
+            homes.setdefault(each, set()).add(name)
+    assert homes == {package: {home} for package, home in AT_HOME.items()}
+
+
+@pytest.mark.parametrize("top", ["daemon", "cli", "ctl"])
+def test_nobody_leans_on_the_top(top: str) -> None:
+    leaning = {name for name, to in arrows().items() if top in to}
+    assert leaning == ({"cli"} if top == "daemon" else set())
+
+
+def test_python_iptables_is_loaded_lazily() -> None:
+    """It loads kernel modules when it is imported, and never may on a host of the nft variant."""
+    for name, path in modules().items():
+        if name == "firewall.legacy":
+            continue
+        top = ast.parse(path.read_text()).body
+        named = {
+            each.module for each in top if isinstance(each, ast.ImportFrom) and each.module
+        } | {alias.name for each in top if isinstance(each, ast.Import) for alias in each.names}
+        assert "ipv6natd.firewall.legacy" not in named
+
+
+def test_the_fake_is_for_tests() -> None:
+    assert not [name for name, to in arrows().items() if "firewall.fake" in to]
+
+
+def test_nobody_stands_on_himself() -> None:
+    """No cycles: every module can be taken away after all that it stands on."""
+    left = {name: set(to) for name, to in arrows().items()}
+    while left:
+        free = {name for name, to in left.items() if not to & left.keys()}
+        assert free, f"these import each other: {sorted(left)}"
+        left = {name: to for name, to in left.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_every_room_says_what_lives_in_it(name: str) -> None:
+    assert ast.get_docstring(ast.parse(modules()[name].read_text()))
