@@ -341,18 +341,20 @@ def test_a_burst_for_one_container_never_inspects_it_twice_at_a_time(engine: Fak
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
+        await watched.emit("container", "start", "web")
+        await until(lambda: engine.asked_for(INSPECT_WEB) == 1)
         for _ in range(100):
             await watched.emit("container", "start", "web")
-        await until(lambda: engine.asked_for(INSPECT_WEB) == 1)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.1)
         assert engine.asked_for(INSPECT_WEB) == 1
         inspect.release()
         # What came meanwhile is one more: the first answer may be from before it.
         await until(lambda: engine.asked_for(INSPECT_WEB) == 2)
-        inspect.release()
+        inspect.release(9)
         await until(lambda: watched.address("web") == IPv6Address("fd00:a::9"))
-        await asyncio.sleep(0.03)
-        assert engine.asked_for(INSPECT_WEB) == 2
+        await asyncio.sleep(0.1)
+        # A third where a slow machine brought the last events late; never one for each.
+        assert engine.asked_for(INSPECT_WEB) <= 3
         assert engine.at_once[INSPECT_WEB] == 1
 
     run(engine, scenario)
@@ -716,7 +718,7 @@ def test_a_stop_in_the_moment_in_which_the_engine_goes_is_a_stop(
             await goes.wait()
             raise EngineGone("gone")
 
-        monkeypatch.setattr(DockerWatch, "_until", gone)
+        monkeypatch.setattr(DockerWatch, "_list_now_and_then", gone)
         watched = Watched(engine)
         watched.start()
         task = asyncio.create_task(watched.watch.run(retry=True))
