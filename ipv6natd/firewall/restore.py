@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.plan import Observed, TableChange
 from ipv6natd.save_text import parse_save, render
+from ipv6natd.tools import DIRECTORIES, call, find
 
-DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")
-"""Where the tools are looked for. Not $PATH: root runs what is found."""
 TIMEOUT = 30.0
 """Seconds that one call of a tool may take, waiting for the xtables lock included."""
 LOCK_VARIABLE = "XTABLES_LOCKFILE"
@@ -66,11 +64,7 @@ class RestoreFirewall:
 
 
 def _find(name: str) -> str | None:
-    for directory in DIRECTORIES:
-        path = Path(directory, name)
-        if os.access(path, os.X_OK):
-            return str(path)
-    return None
+    return find(name, DIRECTORIES)
 
 
 def _variant(tool: str) -> Backend:
@@ -92,28 +86,15 @@ def _tool(backend: Backend, verb: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     # Whoever moved the lock moved it for every tool of the host.
-    if lock := os.environ.get(LOCK_VARIABLE):
-        environment[LOCK_VARIABLE] = lock
-    return environment
+    lock = os.environ.get(LOCK_VARIABLE)
+    return {LOCK_VARIABLE: lock} if lock else {}
 
 
 def _run(argv: list[str], *, stdin: str = "", timeout: float = TIMEOUT) -> str:
     command = " ".join(argv)
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin,
-            capture_output=True,
-            # Comments of other people may hold any byte, and must come back as they were.
-            encoding="utf-8",
-            errors="surrogateescape",
-            env=_environment(),
-            cwd="/",
-            timeout=timeout,
-            check=False,
-        )
+        done = call(argv, stdin=stdin, timeout=timeout, environment=_environment())
     except subprocess.TimeoutExpired:
         raise FirewallError(
             f"{command} did not end within {timeout:g} s; "
