@@ -12,12 +12,13 @@ from functools import partial
 from ipv6natd.background import in_thread
 from ipv6natd.bus import BusError
 from ipv6natd.config import ConfigError, Settings
+from ipv6natd.conntrack import Conntrack
 from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.firewall.choose import open_firewall
 from ipv6natd.firewall.drift import read_interval, watch
-from ipv6natd.host_facts import userland_proxy
+from ipv6natd.host_facts import addresses, userland_proxy
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
 from ipv6natd.status import Row, Status, SyncResult, counted, one_line
@@ -55,6 +56,7 @@ class Daemon:
             policy=self._settings.policy,
             userland_proxy=userland_proxy,
             publish=self._show,
+            follow_flows=Conntrack(addresses).follow,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
             verify_interval=read_interval(firewall),

@@ -1,12 +1,15 @@
-"""What the host itself says: facts from /sys that no engine tells."""
+"""What the host itself says: facts from /sys and /proc that no engine tells."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from itertools import islice
 from pathlib import Path
 
 _NET = Path("/sys/class/net")
+_ADDRESSES = Path("/proc/thread-self/net/if_inet6")
+"""Of the thread and not of the process: a thread can be in another network namespace."""
 _ENOUGH = 8
 
 
@@ -22,6 +25,15 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
         for bridge in bridges
         for mode in islice(_NET.glob(f"{bridge}/brif/*/hairpin_mode"), _ENOUGH)
     )
+
+
+def addresses() -> frozenset[IPv6Address]:
+    """Every IPv6 address of the host, whatever its scope; none where IPv6 is switched off."""
+    try:
+        lines = _ADDRESSES.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(IPv6Address(int(line[:32], 16)) for line in lines)
 
 
 def _reads_one(path: Path) -> bool:

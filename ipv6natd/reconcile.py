@@ -18,6 +18,7 @@ from ipv6natd import __version__
 from ipv6natd.background import in_thread
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.flows import concerns
 from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Skipped, Snapshot
 from ipv6natd.plan import (
     Observed,
@@ -84,11 +85,14 @@ class Reconciler:
         policy: Policy,
         userland_proxy: Callable[[Iterable[str]], bool],
         publish: Publish,
+        follow_flows: Callable[[Desired | None, Desired], None] = lambda _old, _new: None,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
     ) -> None:
-        """`beat` is called after each turn of the loop, at least every `beat_interval` seconds;
+        """`follow_flows` is called in the worker thread when rules are in force that open flows
+        may contradict: with what held before, None where nobody knows, and what holds now.
+        `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
         every `verify_interval` seconds the kernel is read and compared."""
         self.facts = facts
         self.policy = policy
@@ -97,6 +101,8 @@ class Reconciler:
         self._firewall = firewall
         self._userland_proxy = userland_proxy
         self._publish = publish
+        self._follow_flows = follow_flows
+        self._followed: Desired | None = None
         self._beat = beat
         self._beat_interval = beat_interval
         self._verify_interval = verify_interval
@@ -209,7 +215,9 @@ class Reconciler:
                 )
         if applied is not None and applied.ruleset == rules and not self._drift:
             return _Outcome(applied=replace(applied, desired=want))
-        return self._write(applied, want, rules)
+        outcome = self._write(applied, want, rules)
+        self._follow(want)
+        return outcome
 
     def _write(self, applied: _Applied | None, want: Desired, rules: Ruleset) -> _Outcome:
         before = applied.ruleset if applied else None
@@ -238,6 +246,17 @@ class Reconciler:
             added=len(added),
             removed=len(removed),
         )
+
+    def _follow(self, want: Desired) -> None:
+        """Let open flows go where the rules now in force lead."""
+        before = [self._followed]
+        if Table.NAT in self._drift and self._followed is not None:
+            # What began while somebody had taken out our rules began without them.
+            before.append(None)
+        for old in before:
+            if concerns(old, want):
+                self._follow_flows(old, want)
+        self._followed = want
 
     def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
         log.error("cannot bring the rules into step: %s", error)
@@ -312,7 +331,7 @@ class Reconciler:
         """Take all our rules out. Raises FirewallError."""
         async with self._writing:
             await in_thread(partial(remove_all, self._firewall))
-            self._applied = None
+            self._applied = self._followed = None
 
 
 def remove_all(firewall: Firewall) -> int:

@@ -1,0 +1,130 @@
+"""Makes the kernel forget UDP and SCTP flows that a change of mappings has made wrong.
+
+Through `conntrack` of conntrack-tools; which flows those are is decided in flows. A host without
+the tool forwards all the same, and nothing that fails here stops a sync.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address
+
+from ipv6natd.flows import Removal, gone, parse, protocols, removals, stale
+from ipv6natd.model import Desired, Protocol
+from ipv6natd.tools import DIRECTORIES, call, find
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds that one call may take."""
+PATIENCE = 5.0
+"""Seconds that the removals of one change may take: the next sync waits for them."""
+LOOKS, PAUSE = 4, 0.025
+"""How often, and after how many seconds each, the proxy is looked after: see `stale`."""
+INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
+_FAMILY = ("-f", "ipv6", "-w", "0")
+_NONE_LEFT = "0 flow entries have been deleted"
+_JUST_ENDED = "such conntrack doesn't exist"
+_ATTEMPTS = 3
+
+
+class _Failed(Exception):
+    """The tool did not do what it was asked; the text has its own words."""
+
+
+class Conntrack:
+    """The host's table of flows. `host_addresses` is asked anew for each change."""
+
+    def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
+        self._host_addresses = host_addresses
+        self._told = False
+
+    def follow(self, old: Desired | None, new: Desired) -> None:
+        """Forget what is wrong now that the rules for `new` have taken the place of those for
+        `old`, which is None where nobody knows what held before.
+
+        Blocks. What fails is logged, not raised.
+        """
+        tool = find("conntrack", DIRECTORIES)
+        if tool is None:
+            self._tell_missing()
+            return
+        self._told = False
+        try:
+            for protocol in protocols(old, new):
+                self._follow(tool, protocol, old, new)
+        except _Failed as error:
+            log.warning("flows that began before a mapping changed may go on as before: %s", error)
+
+    def _follow(self, tool: str, protocol: Protocol, old: Desired | None, new: Desired) -> None:
+        for look in range(LOOKS):
+            if look:
+                time.sleep(PAUSE)
+            flows = list(parse(_run(tool, "-L", *_FAMILY, "-p", protocol)))
+            wrong = stale(flows, old, new, self._host_addresses())
+            _forget(tool, removals(wrong, flows, gone(old, new)))
+            if wrong:
+                log.debug("%d flows over %s forgotten", len(wrong), protocol)
+            if all(flow.translated for flow in wrong):
+                return
+
+    def _tell_missing(self) -> None:
+        if not self._told:
+            log.warning(
+                "there is no conntrack in %s: UDP flows that began before a mapping changed go on "
+                "as before; %s",
+                *(":".join(DIRECTORIES), INSTALL),
+            )
+        self._told = True
+
+
+def _words(removal: Removal) -> Iterator[str]:
+    yield from ("-p", removal.protocol)
+    for option, value in (
+        ("--orig-src", removal.source),
+        ("--orig-port-src", removal.source_port),
+        ("--orig-dst", removal.destination),
+        ("--orig-port-dst", removal.destination_port),
+        ("--reply-src", removal.reply_source),
+        ("--reply-port-src", removal.reply_source_port),
+    ):
+        if value is not None:
+            yield from (option, str(value))
+
+
+def _forget(tool: str, calls: list[Removal]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    for number, removal in enumerate(calls):
+        if time.monotonic() > deadline:
+            raise _Failed(f"{number} of {len(calls)} calls took {PATIENCE:g} s")
+        _remove(tool, removal)
+
+
+def _remove(tool: str, removal: Removal) -> None:
+    # It looks entries up and then deletes each; one that ends in between makes it stop.
+    for attempt in range(_ATTEMPTS):
+        try:
+            _run(tool, "-D", *_FAMILY, *_words(removal))
+        except _Failed as error:
+            if _JUST_ENDED not in str(error) or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _run(tool: str, *words: str) -> str:
+    argv = [tool, *words]
+    try:
+        done = call(argv, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise _Failed(f"{' '.join(argv)} did not end within {TIMEOUT:g} s") from None
+    except OSError as error:
+        raise _Failed(f"{tool} cannot be run: {error.strerror}") from error
+    # It ends with 1 where nothing was there to delete any more.
+    if done.returncode != 0 and _NONE_LEFT not in done.stderr:
+        said = done.stderr.strip() or f"exit status {done.returncode}, no message"
+        raise _Failed(f"{' '.join(argv)}: {said.splitlines()[0]}")
+    return done.stdout

@@ -1,0 +1,334 @@
+"""Flows that conntrack remembers, and which of them a change of mappings has made wrong.
+
+Conntrack asks the nat table about the first packet of a flow only. A TCP connection ends, and the
+next one meets the new rules; a UDP or SCTP peer that goes on sending from one port stays with what
+held when it began: a container that is gone, the userland proxy, or nobody. What is to be forgotten
+is decided here; conntrack does it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+from ipv6natd.model import (
+    ANY,
+    LINK_LOCAL,
+    LOOPBACK,
+    Desired,
+    ManagedBy,
+    Mapping,
+    Protocol,
+)
+
+FOLLOWED = (Protocol.UDP, Protocol.SCTP)
+
+# An entry of another zone belongs to who made that zone; our rules see the packets of none.
+_ENTRY = re.compile(
+    r"^(?:ipv6 +10 +)?(udp|sctp) +\d+ (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*"
+    r"\bsrc=([0-9a-f:.]+) dst=([0-9a-f:.]+) sport=(\d{1,5}) dport=(\d{1,5})\b.*?"
+    r" src=([0-9a-f:.]+) dst=[0-9a-f:.]+ sport=(\d{1,5}) dport=\d{1,5}(?: .*)?$",
+    re.MULTILINE,
+)
+_PROTOCOLS = {str(protocol): protocol for protocol in FOLLOWED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """One entry: who asked for what, and who answers.
+
+    Where nothing was translated, the one who answers is the one who was asked.
+    """
+
+    protocol: Protocol
+    source: IPv6Address
+    source_port: int
+    destination: IPv6Address
+    destination_port: int
+    reply_source: IPv6Address
+    reply_source_port: int
+
+    @property
+    def translated(self) -> bool:
+        """Whether its destination was rewritten."""
+        asked = (self.destination, self.destination_port)
+        return asked != (self.reply_source, self.reply_source_port)
+
+    @property
+    def turned(self) -> Flow:
+        """The same flow as if the other side had begun it; nothing of it is translated."""
+        return Flow(
+            protocol=self.protocol,
+            source=self.destination,
+            source_port=self.destination_port,
+            destination=self.source,
+            destination_port=self.source_port,
+            reply_source=self.source,
+            reply_source_port=self.source_port,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """Entries to forget: those that have all that is named here."""
+
+    protocol: Protocol
+    source: IPv6Address | None = None
+    source_port: int | None = None
+    destination: IPv6Address | None = None
+    destination_port: int | None = None
+    reply_source: IPv6Address | None = None
+    reply_source_port: int | None = None
+
+
+class _Target(NamedTuple):
+    """Who is behind a host port."""
+
+    address: IPv6Address
+    port: int
+    network_id: str
+    managed_by: ManagedBy
+
+
+def parse(text: str) -> Iterator[Flow]:
+    """What `conntrack -L`, plain or extended, lists of UDP and SCTP over IPv6.
+
+    A line that is not understood is passed over: an entry that is left is no worse than before.
+    """
+    for found in _ENTRY.finditer(text):
+        protocol, source, destination, sport, dport, reply_source, reply_sport = found.groups()
+        try:
+            yield Flow(
+                protocol=_PROTOCOLS[protocol],
+                source=_address(source),
+                source_port=int(sport),
+                destination=_address(destination),
+                destination_port=int(dport),
+                reply_source=_address(reply_source),
+                reply_source_port=int(reply_sport),
+            )
+        except AddressValueError:
+            continue
+
+
+# Most entries name the same few hosts and containers, and to parse an address takes its time.
+_address = lru_cache(maxsize=4096)(IPv6Address)
+
+
+def protocols(old: Desired | None, new: Desired) -> list[Protocol]:
+    """Those whose entries may be wrong now; none where no process has to be started at all."""
+    return [protocol for protocol in FOLLOWED if _runs(old, protocol) != _runs(new, protocol)]
+
+
+def concerns(old: Desired | None, new: Desired) -> bool:
+    """Whether anything changed that can make an entry wrong."""
+    return bool(protocols(old, new))
+
+
+def _runs(desired: Desired | None, protocol: Protocol) -> object:
+    """All that decides about where flows of a protocol go; None where nothing does."""
+    if desired is None:
+        return None
+    runs = [
+        # Which container is behind an address matters to nobody here.
+        (
+            (each.host_address, each.host_port, each.count),
+            (each.container_address, each.container_port, each.network_id),
+            each.managed_by,
+        )
+        for each in desired.mappings
+        if each.protocol is protocol
+    ]
+    return (runs, desired.userland_proxy) if runs else None
+
+
+def gone(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
+    """Addresses of containers that left."""
+    if old is None:
+        return frozenset()
+    before = {each.container_address for each in old.mappings if _followed(each)}
+    return frozenset(before - {each.container_address for each in new.mappings})
+
+
+def _followed(mapping: Mapping) -> bool:
+    # What the engine forwards by rules of its own is its business, here too.
+    return mapping.protocol in FOLLOWED and mapping.managed_by is ManagedBy.IPV6NATD
+
+
+def stale(
+    flows: Iterable[Flow],
+    old: Desired | None,
+    new: Desired,
+    host_addresses: frozenset[IPv6Address],
+) -> list[Flow]:
+    """Flows to a port whose mapping appeared, changed or went, that do not go where they should
+    go now; and flows that are answered by an address that left.
+
+    An answer of the proxy's that comes when the entry of its question is just forgotten makes a new
+    entry, in which the host asks the client; and the client's next question then is an answer, and
+    goes to the proxy again. Such a flow counts as what it is, the client's.
+
+    With `old` None nobody knows what held: each mapping counts as one that appeared.
+    """
+    left = gone(old, new)
+    change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
+    return [
+        flow
+        for flow in flows
+        if flow.reply_source in left
+        or change.makes_wrong(flow)
+        or (change.is_answer(flow) and change.makes_wrong(flow.turned))
+    ]
+
+
+def removals(
+    wrong: Iterable[Flow], flows: Iterable[Flow], left: frozenset[IPv6Address]
+) -> list[Removal]:
+    """How to forget the `wrong` ones among `flows`, and no others, in few calls.
+
+    Each call reads the whole table of the kernel, so a thousand clients of one port must not be a
+    thousand calls. All that goes to an address that `left` is one; so is what shares its way to a
+    port, or comes from one, where none of it is right.
+    """
+    calls: dict[Removal, None] = {}
+    others: list[Flow] = []
+    for flow in wrong:
+        if flow.reply_source in left:
+            calls[Removal(protocol=flow.protocol, reply_source=flow.reply_source)] = None
+        else:
+            others.append(flow)
+    ports = {port for each in others for port in (each.destination_port, each.source_port)}
+    near = (each for each in flows if {each.destination_port, each.source_port} & ports)
+    every = Counter(group for each in near for group in _groups(each))
+    ours = Counter(group for each in others for group in _groups(each))
+    for flow in others:
+        whole = (each for each in _groups(flow) if 1 < ours[each] == every[each])
+        calls[next(whole, _exactly(flow))] = None
+    return list(calls)
+
+
+def _groups(flow: Flow) -> tuple[Removal, Removal]:
+    """What it is one of: flows that go one way, and flows that come from one socket."""
+    way = replace(_exactly(flow), source=None, source_port=None)
+    socket = Removal(protocol=flow.protocol, source=flow.source, source_port=flow.source_port)
+    return way, socket
+
+
+def _exactly(flow: Flow) -> Removal:
+    return Removal(
+        protocol=flow.protocol,
+        source=flow.source,
+        source_port=flow.source_port,
+        destination=flow.destination,
+        destination_port=flow.destination_port,
+        reply_source=flow.reply_source,
+        reply_source_port=flow.reply_source_port,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """From one wish to the next, with what makes it quick to judge many flows."""
+
+    old: Desired | None
+    new: Desired
+    host_addresses: frozenset[IPv6Address]
+
+    def is_answer(self, flow: Flow) -> bool:
+        """Whether the host itself speaks, from a port that changed: nobody but the proxy can."""
+        return (
+            flow.source_port in self._ports
+            and flow.source in self.host_addresses
+            and not flow.translated
+        )
+
+    def makes_wrong(self, flow: Flow) -> bool:
+        """Whether a flow is for a port that changed, and does not go where that port leads now."""
+        if flow.destination_port not in self._ports or flow.destination not in self.host_addresses:
+            return False
+        before, now = _behind(self._before, flow), _behind(self._now, flow)
+        if before == now and (now is None or self._same_proxy):
+            return False
+        owner = now or before
+        if owner is None or owner.managed_by is ManagedBy.ENGINE:
+            return False
+        if now is None or self._left_alone(flow):
+            return flow.translated
+        neighbours = self._subnets.get(now.network_id, ())
+        if self.new.userland_proxy and self._is_from(flow, neighbours):
+            return not self._ends_at_proxy(flow, neighbours)
+        return (flow.reply_source, flow.reply_source_port) != (now.address, now.port)
+
+    def _left_alone(self, flow: Flow) -> bool:
+        """Whether no rule of ours takes it to any container: see ruleset, which this matches."""
+        return flow.source in LINK_LOCAL or self._is_from(flow, self._closed)
+
+    def _ends_at_proxy(self, flow: Flow, neighbours: tuple[IPv6Network, ...]) -> bool:
+        """Whether a neighbour's flow goes where our rules leave it.
+
+        The proxy answers a datagram from the bridge's own address, whichever was asked: over UDP
+        nothing else is of use to a neighbour.
+        """
+        bridge = any(flow.reply_source in subnet for subnet in neighbours)
+        return (
+            flow.reply_source in self.host_addresses
+            and flow.reply_source_port == flow.destination_port
+            and (bridge or flow.protocol is not Protocol.UDP)
+        )
+
+    def _is_from(self, flow: Flow, subnets: tuple[IPv6Network, ...]) -> bool:
+        # The bridge's own address lies in the network too, but what it sends comes in by no bridge.
+        return flow.source not in self.host_addresses and any(
+            flow.source in subnet for subnet in subnets
+        )
+
+    @cached_property
+    def _before(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+        return _targets(self.old)
+
+    @cached_property
+    def _now(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+        return _targets(self.new)
+
+    @cached_property
+    def _ports(self) -> frozenset[int]:
+        return frozenset(port for table in (self._before, self._now) for _, _, port in table)
+
+    @cached_property
+    def _same_proxy(self) -> bool:
+        return self.old is None or self.old.userland_proxy == self.new.userland_proxy
+
+    @cached_property
+    def _subnets(self) -> dict[str, tuple[IPv6Network, ...]]:
+        return {network.id: network.subnets for network in self.new.networks}
+
+    @cached_property
+    def _closed(self) -> tuple[IPv6Network, ...]:
+        return tuple(
+            subnet for network in self.new.networks if network.closed for subnet in network.subnets
+        )
+
+
+def _targets(desired: Desired | None) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+    return {
+        (each.protocol, each.host_address, each.host_port + i): _Target(
+            each.container_address, each.container_port + i, each.network_id, each.managed_by
+        )
+        for each in (desired.mappings if desired else ())
+        if each.protocol in FOLLOWED
+        for i in range(each.count)
+    }
+
+
+def _behind(
+    targets: dict[tuple[Protocol, IPv6Address, int], _Target], flow: Flow
+) -> _Target | None:
+    # A binding to an address precedes a wildcard.
+    return targets.get((flow.protocol, flow.destination, flow.destination_port)) or targets.get(
+        (flow.protocol, ANY, flow.destination_port)
+    )

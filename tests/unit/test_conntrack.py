@@ -1,0 +1,275 @@
+"""The tool behind the flows: what it is told, and what becomes of a sync when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import conntrack
+from ipv6natd.conntrack import Conntrack
+from ipv6natd.desired import desired
+from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.model import Container, Desired, Network, Policy
+from ipv6natd.reconcile import Reconciler
+from tests.unit.build import container, endpoint, network, snapshot
+from tests.unit.test_reconcile import FakeFacts
+from tests.unit.waiting import background, until
+
+X = network(name="x", subnet="fd00:a::/64")
+NOTHING = desired(snapshot(X, userland_proxy=False), Policy())
+UDP, SCTP, MOVED = (
+    desired(
+        snapshot(
+            X,
+            container(on=[endpoint(on=X, address=address)], ports=[port]),
+            userland_proxy=False,
+        ),
+        Policy(),
+    )
+    for port, address in (
+        ("5353:53/udp", "fd00:a::2"),
+        ("5353:53/sctp", "fd00:a::2"),
+        ("5353:53/udp", "fd00:a::3"),
+    )
+)
+TO_HOST, TO_CONTAINER = (
+    f"udp      17 29 src=2001:db8::2 dst=2001:db8::1 sport=40000 dport=5353 src={address} "
+    f"dst=2001:db8::2 sport={port} dport=40000 mark=0 use=1"
+    for address, port in (("2001:db8::1", 5353), ("fd00:a::2", 53))
+)
+EXACTLY = (
+    "-p udp --orig-src 2001:db8::2 --orig-port-src 40000 --orig-dst 2001:db8::1 "
+    "--orig-port-dst 5353 --reply-src 2001:db8::1 --reply-port-src 5353"
+)
+
+
+class Tool:
+    """A conntrack that lists what it is given, once, and answers a removal with a script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "conntrack"
+        self.have("")
+
+    def have(self, entries: str, removal: str = "exit 0") -> None:
+        (self.folder / "entries").write_text(entries)
+        self.path.write_text(
+            "#!/bin/sh\n"
+            f'cd "{self.folder}"; echo "$*" >>calls\n'
+            f"[ $1 = -D ] && {{ : >entries; {removal}; }}\n"
+            "cat entries\n"
+        )
+        self.path.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        calls = self.folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    monkeypatch.setattr(conntrack, "DIRECTORIES", (str(tmp_path),))
+    return Tool(tmp_path)
+
+
+@pytest.fixture
+def flows() -> Conntrack:
+    return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
+
+
+def test_what_is_right_is_left(tool: Tool, flows: Conntrack) -> None:
+    tool.have(TO_CONTAINER)
+    flows.follow(None, UDP)
+    assert tool.calls == ["-L -f ipv6 -w 0 -p udp"]
+
+
+def test_what_is_wrong_is_removed_and_the_proxy_looked_after(tool: Tool, flows: Conntrack) -> None:
+    tool.have(TO_HOST)
+    flows.follow(None, UDP)
+    look = "-L -f ipv6 -w 0 -p udp"
+    assert tool.calls == [look, f"-D -f ipv6 -w 0 {EXACTLY}", look]
+
+
+def test_what_an_address_answered_goes_at_once(tool: Tool, flows: Conntrack) -> None:
+    tool.have(TO_CONTAINER)
+    flows.follow(UDP, MOVED)
+    assert tool.calls[1:] == ["-D -f ipv6 -w 0 -p udp --reply-src fd00:a::2"]
+
+
+def test_only_protocols_that_changed_are_listed(tool: Tool, flows: Conntrack) -> None:
+    flows.follow(NOTHING, SCTP)
+    assert tool.calls == ["-L -f ipv6 -w 0 -p sctp"]
+    flows.follow(UDP, SCTP)
+    assert tool.calls == [f"-L -f ipv6 -w 0 -p {protocol}" for protocol in ("udp", "sctp")]
+
+
+def test_a_proxy_that_does_not_stop_talking_is_left_after_a_while(
+    tool: Tool, flows: Conntrack
+) -> None:
+    tool.have(TO_HOST, removal=f"echo '{TO_HOST}' >entries")
+    flows.follow(None, UDP)
+    assert len(tool.calls) == 2 * conntrack.LOOKS
+
+
+GONE = "echo 'conntrack v1.4.7: 0 flow entries have been deleted.' >&2; exit 1"
+ENDED = 'echo "conntrack v1.4.7: Operation failed: such conntrack doesn\'t exist" >&2; exit 1'
+
+
+def test_a_flow_that_ended_by_itself_is_no_trouble(
+    tool: Tool, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    tool.have(TO_HOST, removal=GONE)
+    flows.follow(None, UDP)
+    assert len(tool.calls) == 3
+    # One that ends while the tool is about to delete it makes it leave the others: once more.
+    tool.have(TO_HOST, removal=f"[ -e tried ] || {{ : >tried; {ENDED}; }}; {GONE}")
+    flows.follow(None, UDP)
+    assert [each.split()[0] for each in tool.calls] == ["-L", "-D", "-D", "-L"]
+    assert [each for each in caplog.records if each.levelname == "WARNING"] == []
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'conntrack v1.4.7: Operation failed: no permission' >&2; exit 1", "no permission"),
+        ("exit 3", "exit status 3, no message"),
+        (ENDED, "such conntrack doesn't exist"),
+        ("kill -9 $$", "exit status -9"),
+        ("exec sleep 5", "did not end within 0.3 s"),
+    ],
+)
+def test_a_failure_is_a_warning_in_the_tools_words_and_no_more(
+    tool: Tool,
+    flows: Conntrack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(conntrack, "TIMEOUT", 0.3)
+    tool.have(TO_HOST, removal=script)
+    flows.follow(None, UDP)
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert words in record.getMessage()
+
+
+def test_removals_without_an_end_are_given_up(
+    tool: Tool,
+    flows: Conntrack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(conntrack, "PATIENCE", 0.0)
+    tool.have(TO_HOST)
+    flows.follow(None, UDP)
+    assert "0 of 1 calls took 0 s" in caplog.text
+    assert len(tool.calls) == 1
+
+
+def test_a_tool_that_cannot_be_run_is_a_warning(
+    tool: Tool, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    tool.path.write_text("#!/nonexistent\n")
+    flows.follow(None, UDP)
+    assert "cannot be run: No such file or directory" in caplog.text
+
+
+def test_a_host_without_the_tool_is_told_once_which_package_has_it(
+    tool: Tool, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    tool.path.unlink()
+    flows.follow(None, UDP)
+    flows.follow(UDP, MOVED)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "install the package conntrack (on Arch: conntrack-tools)" in record.getMessage()
+
+
+# When the loop asks for it.
+
+
+class Loop:
+    """A loop over a firewall in memory; `followed` has the UDP ports before and after, each time
+    that flows were to follow."""
+
+    def __init__(self) -> None:
+        self.followed: list[tuple[list[int] | None, list[int]]] = []
+        self.firewall = FakeFirewall()
+        self.facts = FakeFacts()
+        self.passes = 0
+        self.loop = Reconciler(
+            firewall=self.firewall,
+            facts=self.facts,
+            policy=Policy(),
+            userland_proxy=lambda _: True,
+            publish=lambda *_: self._passed(),
+            follow_flows=self._follow,
+        )
+
+    def _passed(self) -> None:
+        self.passes += 1
+
+    def _follow(self, old: Desired | None, new: Desired) -> None:
+        # What is to be followed is in force already.
+        assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
+        self.followed.append((None if old is None else ports(old), ports(new)))
+
+    async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
+        self.facts.have(*facts)
+        before = self.passes
+        how()
+        await until(lambda: self.passes > before)
+
+
+def ports(wish: Desired) -> list[int]:
+    return [each.host_port for each in wish.mappings]
+
+
+def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        trigger, verify = bench.loop.trigger, bench.loop.verify
+        udp = container(on=[X], ports=["5353:53/udp"])
+        other = container(name="other", on=[X], ports=["80:80"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=trigger)
+            await bench.passed(X, other, how=trigger)
+            assert bench.followed == []
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=verify)
+            assert bench.followed == [([80], [5353])]
+            # What began while our rules were out began without them.
+            bench.firewall.flush()
+            await bench.passed(X, udp, how=verify)
+            assert bench.followed[1:] == [(None, [5353])]
+            # A pass that failed is not forgotten by the one that mends it.
+            bench.firewall.fail_next = "no room"
+            await bench.passed(X, how=trigger)
+            assert bench.followed[2:] == []
+            await bench.passed(X, how=verify)
+            assert bench.followed[2:] == [([5353], [])]
+            # After everything was taken out nobody knows what began meanwhile.
+            await bench.loop.remove()
+            await bench.passed(X, udp, how=trigger)
+            assert bench.followed[3:] == [(None, [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_the_first_pass_lets_all_flows_follow() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+        assert bench.followed == [(None, [5353])]
+
+    asyncio.run(scenario())

@@ -1,0 +1,382 @@
+"""Which open flows a change of mappings has made wrong, and how they are forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+import pytest
+
+from ipv6natd.desired import desired
+from ipv6natd.flows import Flow, Removal, concerns, gone, parse, protocols, removals, stale
+from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
+from tests.unit.build import container, endpoint, network, snapshot
+
+HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
+CLIENT, BRIDGE = "2001:db8:1::2", "fd00:a::1"
+NEIGHBOUR, LOCKED = "fd00:a::9", "fd00:c::9"
+HOST_ADDRESSES = frozenset(map(IPv6Address, (HOST, OTHER, BRIDGE, "::1", "fe80::1", "fd00:c::1")))
+
+X = network(name="x", subnet="fd00:a::/64")
+Y = network(name="y", subnet="fd00:b::/64")
+INNER = network(name="i", subnet="fd00:c::/64", internal=True)
+
+
+def web(*ports: str, address: str = "fd00:a::2", name: str = "web", on: Network = X) -> Container:
+    return container(name=name, on=[endpoint(on=on, address=address)], ports=ports)
+
+
+def want(*containers: Container, proxy: bool = False) -> Desired:
+    return desired(snapshot(X, Y, INNER, *containers, userland_proxy=proxy), Policy())
+
+
+NOTHING = want()
+UDP = want(web("5353:53/udp"))
+
+
+def flow(words: str, protocol: Protocol = Protocol.UDP) -> Flow:
+    """ "CLIENT HOST 5353 -> REPLY 53" in words; without an arrow nothing is translated."""
+    asked, _, reply = words.partition(" -> ")
+    source, destination, port = asked.split()
+    answers, answers_port = reply.split() if reply else (destination, port)
+    return Flow(
+        protocol=protocol,
+        source=IPv6Address(source),
+        source_port=40000,
+        destination=IPv6Address(destination),
+        destination_port=int(port),
+        reply_source=IPv6Address(answers),
+        reply_source_port=int(answers_port),
+    )
+
+
+def is_stale(each: Flow, old: Desired | None, new: Desired) -> bool:
+    return stale([each], old, new, HOST_ADDRESSES) == [each]
+
+
+# What conntrack says.
+
+PLAIN = (
+    "udp      17 29 src=2001:db8:1::2 dst=2001:db8:1::1 sport=40000 dport=5353 "
+    "{}src=fd00:a::2 dst=2001:db8:1::2 sport=53 dport=40000 {}mark=0 use=1"
+)
+SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        PLAIN.format("", "[ASSURED] "),
+        PLAIN.format("[UNREPLIED] ", ""),
+        PLAIN.format("", "[OFFLOAD] ").replace("17 29 ", "17 "),
+        PLAIN.format("packets=1 bytes=60 ", "packets=1 bytes=60 [ASSURED] ") + " id=7",
+        "ipv6     10 " + PLAIN.format("", ""),
+        "conntrack v1.4.7 (conntrack-tools): 1 flow entries have been shown.\n"
+        + PLAIN.format("", ""),
+    ],
+)
+def test_an_entry_is_read_in_each_of_its_wordings(line: str) -> None:
+    assert list(parse(line)) == [SEEN]
+
+
+def test_an_sctp_entry_has_a_state_besides() -> None:
+    line = PLAIN.format("", "").replace("udp      17 29", "sctp     132 99 ESTABLISHED")
+    assert list(parse(line)) == [replace(SEEN, protocol=Protocol.SCTP)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "udp",
+        "udp      17 29 src= dst= sport= dport= src= dst= sport= dport=",
+        PLAIN.format("", "").replace("udp      17", "tcp      6"),
+        PLAIN.format("", "").replace("fd00:a::2", "fd00:a:::2"),
+        PLAIN.format("", "").replace("fd00:a::2", "192.0.2.1"),
+        PLAIN.format("", "").replace("dport=5353", "dport=5353535353"),
+        PLAIN.format("", "").replace("sport=53", "sport=domain"),
+        PLAIN.format("", "").partition(" src=fd00")[0],
+        PLAIN.format("", "").replace(" src=fd00", "\nsrc=fd00"),
+        PLAIN.format("", "").replace("udp", "\x00\udcffudp"),
+        PLAIN.format("", "").replace("mark=0", "mark=0 zone=3"),
+        PLAIN.format("zone-orig=3 ", ""),
+        "src=" * 10000,
+    ],
+)
+def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> None:
+    assert list(parse(f"{line}\n{PLAIN.format('', '')}\n")) == [SEEN]
+
+
+# Whether to look at all.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        (None, NOTHING, []),
+        (None, want(web("5353:53/tcp")), []),
+        (None, UDP, ["udp"]),
+        (UDP, UDP, []),
+        (UDP, want(web("5353:53/udp"), web("80:80", name="late", on=Y)), []),
+        (UDP, want(web("5353:53/udp", name="again")), []),
+        (UDP, NOTHING, ["udp"]),
+        (UDP, want(web("5353:53/udp", address="fd00:a::3")), ["udp"]),
+        (UDP, want(web("5353:54/udp")), ["udp"]),
+        (UDP, want(web("5353:53/udp"), proxy=True), ["udp"]),
+        (NOTHING, want(proxy=True), []),
+        (UDP, want(web("5353:53/udp", "5:5/sctp")), ["sctp"]),
+        (None, want(web("5353:53/udp", "5:5/sctp")), ["udp", "sctp"]),
+    ],
+)
+def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
+    old: Desired | None, new: Desired, changed: list[str]
+) -> None:
+    assert protocols(old, new) == changed
+    assert concerns(old, new) == bool(changed)
+
+
+# A mapping that appears.
+
+
+@pytest.mark.parametrize("old", [None, NOTHING])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (f"{CLIENT} {HOST} 5353", True),
+        (f"{CLIENT} {OTHER} 5353", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::7 53", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::2 54", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", False),
+        # The host, from each of its addresses.
+        (f"{HOST} {HOST} 5353", True),
+        (f"{BRIDGE} {BRIDGE} 5353", True),
+        # Neighbours: the reply comes from the container, whatever the way back is masked as.
+        (f"{NEIGHBOUR} {HOST} 5353", True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", False),
+        # Never forwarded.
+        ("::1 ::1 5353", False),
+        ("fe80::2 fe80::1 5353", False),
+        (f"fe80::2 {HOST} 5353", False),
+        (f"{LOCKED} fd00:c::1 5353", False),
+        # To somebody else, or to another port of the host.
+        (f"{CLIENT} 2001:db8:5::5 5353", False),
+        (f"{CLIENT} 2001:db8:5::5 53", False),
+        (f"{CLIENT} {HOST} 53", False),
+        (f"{CLIENT} {HOST} 53 -> fd00:77::2 53", False),
+        ("fd00:a::2 2001:db8:5::5 5353", False),
+    ],
+)
+def test_u3_u5_when_a_port_opens(old: Desired | None, words: str, expected: bool) -> None:
+    assert is_stale(flow(words), old, UDP) is expected
+
+
+def test_u6_each_protocol_is_its_own() -> None:
+    new = want(web("5353:53/udp"), web("5353:54/sctp", name="s", address="fd00:a::3"))
+    to_udp, to_sctp = (
+        f"{CLIENT} {HOST} 5353 -> fd00:a::2 53",
+        f"{CLIENT} {HOST} 5353 -> fd00:a::3 54",
+    )
+    assert not is_stale(flow(to_udp), None, new)
+    assert is_stale(flow(to_sctp), None, new)
+    assert is_stale(flow(to_udp, Protocol.SCTP), None, new)
+    assert not is_stale(flow(to_sctp, Protocol.SCTP), None, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353", Protocol.SCTP), None, UDP)
+
+
+def test_tcp_is_not_followed() -> None:
+    assert gone(want(web("80:80")), NOTHING) == frozenset()
+    assert protocols(want(web("80:80")), NOTHING) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol", "expected"),
+    [
+        (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.UDP, False),
+        (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.SCTP, False),
+        (f"{NEIGHBOUR} {HOST} 5353", Protocol.SCTP, False),
+        # It answers datagrams from the bridge's address: the neighbour has to be redirected there.
+        (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 5353", Protocol.UDP, False),
+        (f"{NEIGHBOUR} {HOST} 5353", Protocol.UDP, True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.UDP, True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 53", Protocol.UDP, True),
+        # The bridge's own address is the host's, and the host is forwarded.
+        (f"{BRIDGE} {BRIDGE} 5353", Protocol.UDP, True),
+        # A neighbour of somebody else is not.
+        (f"fd00:b::9 {HOST} 5353", Protocol.UDP, True),
+        (f"{CLIENT} {HOST} 5353", Protocol.UDP, True),
+    ],
+)
+def test_neighbours_are_the_business_of_a_userland_proxy(
+    words: str, protocol: Protocol, expected: bool
+) -> None:
+    new = want(web("5353:53/udp", "5353:53/sctp"), proxy=True)
+    assert is_stale(flow(words, protocol), None, new) is expected
+
+
+def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
+    with_it = want(web("5353:53/udp"), proxy=True)
+    by_proxy, by_nat = (
+        flow(f"{NEIGHBOUR} {HOST} 5353 -> {where}") for where in (f"{BRIDGE} 5353", "fd00:a::2 53")
+    )
+    assert is_stale(by_proxy, with_it, UDP)
+    assert not is_stale(by_nat, with_it, UDP)
+    assert is_stale(by_nat, UDP, with_it)
+    assert not is_stale(by_proxy, UDP, with_it)
+    # Of another protocol, to the same number: nobody mapped it.
+    assert not is_stale(replace(by_nat, protocol=Protocol.SCTP), UDP, with_it)
+
+
+@pytest.mark.parametrize(
+    ("source", "client", "expected"),
+    [
+        (HOST, CLIENT, True),
+        (OTHER, CLIENT, True),
+        (BRIDGE, NEIGHBOUR, False),
+        ("fe80::1", "fe80::2", False),
+        # Not the host's, so not the proxy.
+        ("fd00:a::7", CLIENT, False),
+    ],
+)
+def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
+    source: str, client: str, expected: bool
+) -> None:
+    answer = replace(flow(f"{source} {client} 40000"), source_port=5353)
+    assert is_stale(answer, None, want(web("5353:53/udp"), proxy=True)) is expected
+    assert not is_stale(replace(answer, source_port=53), None, UDP)
+
+
+# One that changes or goes.
+
+
+def test_u2_flows_leave_the_old_address() -> None:
+    new = want(web("5353:53/udp", address="fd00:a::3"))
+    assert gone(UDP, new) == {IPv6Address("fd00:a::2")}
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::3 53"), UDP, new)
+
+
+def test_u2_an_address_that_another_container_took_is_none_that_left() -> None:
+    new = want(web("7000:53/udp", name="other"), web("5353:53/udp", address="fd00:a::3"))
+    assert gone(UDP, new) == frozenset()
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 7000 -> fd00:a::2 53"), UDP, new)
+
+
+def test_u8_a_port_that_closed_leads_nowhere() -> None:
+    still = want(web("80:80"))
+    for new in (NOTHING, still):
+        assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+        # What ends at the host is right now: it is refused, or served by the host itself.
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
+    # All that an address answered goes with it.
+    assert is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, NOTHING)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, still)
+
+
+def test_a_mapping_that_stays_is_not_looked_at() -> None:
+    new = want(web("5353:53/udp", "6000:60/udp"))
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
+    assert is_stale(flow(f"{CLIENT} {HOST} 6000"), UDP, new)
+
+
+def test_u4_a_binding_to_an_address_concerns_that_address() -> None:
+    new = want(web(f"[{OTHER}]:5353:53/udp"))
+    for old in (None, NOTHING):
+        assert is_stale(flow(f"{CLIENT} {OTHER} 5353"), old, new)
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, new)
+    # As long as the host does not have the address, it is somebody else's.
+    absent = want(web("[2001:db8:5::5]:5353:53/udp"))
+    assert not is_stale(flow(f"{CLIENT} 2001:db8:5::5 5353"), None, absent)
+
+
+def test_u4_an_address_precedes_a_wildcard() -> None:
+    special = web(f"[{OTHER}]:5353:53/udp", name="special", address="fd00:b::2", on=Y)
+    both = want(web("5353:53/udp"), special)
+    to_web, to_special = "-> fd00:a::2 53", "-> fd00:b::2 53"
+    assert is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_web}"), UDP, both)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353 {to_web}"), UDP, both)
+    assert is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_special}"), both, UDP)
+    assert not is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_web}"), both, UDP)
+    # The wildcard goes: nothing changes for who asks for the address.
+    assert not is_stale(flow(f"{CLIENT} {OTHER} 5353"), both, want(special))
+
+
+def native(wish: Desired) -> Desired:
+    mappings = (replace(each, managed_by=ManagedBy.ENGINE) for each in wish.mappings)
+    return replace(wish, mappings=tuple(mappings))
+
+
+def test_what_the_engine_forwards_itself_is_left_to_it() -> None:
+    for old in (None, NOTHING, UDP):
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, native(UDP))
+    assert gone(native(UDP), NOTHING) == frozenset()
+    assert not is_stale(SEEN, native(UDP), NOTHING)
+    # When it is switched off it is ours.
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353"), native(UDP), UDP)
+    assert not is_stale(SEEN, native(UDP), UDP)
+
+
+def test_each_port_of_a_shifted_run_has_its_own() -> None:
+    new = want(web("6000-6009:7000-7009/udp"))
+    for i in range(10):
+        for j in range(10):
+            each = flow(f"{CLIENT} {HOST} {6000 + i} -> fd00:a::2 {7000 + j}")
+            assert is_stale(each, None, new) is (i != j)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 6010"), None, new)
+
+
+# How they are forgotten.
+
+
+def test_a_single_flow_is_named_whole() -> None:
+    one = flow(f"{CLIENT} {HOST} 5353")
+    (call,) = removals([one], [one], frozenset())
+    assert all(getattr(call, name) == getattr(one, name) for name in Removal.__slots__)
+
+
+def from_port(each: Flow, port: int) -> Flow:
+    return replace(each, source_port=port)
+
+
+def test_many_clients_of_one_port_are_one_call_unless_one_of_them_is_right() -> None:
+    clients = [from_port(flow(f"{CLIENT} {HOST} 5353"), port) for port in range(40000, 40010)]
+    (call,) = removals(clients, clients, frozenset())
+    assert (call.source, call.source_port) == (None, None)
+    assert (call.destination, call.destination_port) == (IPv6Address(HOST), 5353)
+    assert (call.reply_source, call.reply_source_port) == (IPv6Address(HOST), 5353)
+    right = from_port(clients[0], 50000)
+    calls = removals(clients, [*clients, right], frozenset())
+    assert [each.source_port for each in calls] == [each.source_port for each in clients]
+
+
+def test_all_answers_of_one_socket_are_one_call_unless_one_of_them_is_right() -> None:
+    answers = [from_port(flow(f"{HOST} {CLIENT} {port}"), 5353) for port in range(40000, 40010)]
+    (call,) = removals(answers, answers, frozenset())
+    assert call == Removal(protocol=Protocol.UDP, source=IPv6Address(HOST), source_port=5353)
+    right = from_port(flow(f"{HOST} {NEIGHBOUR} 50000"), 5353)
+    assert len(removals(answers, [*answers, right], frozenset())) == 10
+
+
+def test_all_that_an_address_answered_is_one_call() -> None:
+    left = IPv6Address("fd00:a::2")
+    flows = [flow(f"{CLIENT} {HOST} {port} -> {left} {port}") for port in range(6000, 6100)]
+    assert removals(flows, flows, frozenset({left})) == [
+        Removal(protocol=Protocol.UDP, reply_source=left)
+    ]
+
+
+def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
+    """R8: by look-ups, not by comparing each with each, which would take minutes."""
+    old = want(web("10000-19999:20000-29999/udp"))
+    new = want(
+        web("10000-14999:20000-24999/udp"),
+        web("15000-19999:20000-24999/udp", name="other", address="fd00:a::3"),
+    )
+    flows = [flow(f"{CLIENT} {HOST} {10000 + i} -> fd00:a::2 {20000 + i}") for i in range(10000)]
+    wrong = stale(flows, old, new, HOST_ADDRESSES)
+    assert wrong == flows[5000:]
+    assert stale(flows, None, new, HOST_ADDRESSES) == wrong
+    assert stale(flows, old, old, HOST_ADDRESSES) == []
+    # They share no port, but what they share is their client's one socket, and not all is wrong.
+    assert len(removals(wrong, flows, gone(old, new))) == 5000
+    assert len(removals(flows, flows, gone(old, NOTHING))) == 1
