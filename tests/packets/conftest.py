@@ -129,4 +129,6 @@ def version(suite: tree.Suite | None) -> str:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--report")
     if file and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        Path(file).write_text(session.config.stash[REPORT].text())
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(session.config.stash[REPORT].text())
