@@ -15,10 +15,14 @@ from ipv6natd.config import ConfigError, Settings
 from ipv6natd.conntrack import Conntrack
 from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
-from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.firewall import Backend, Firewall, FirewallError
 from ipv6natd.firewall.choose import open_firewall
 from ipv6natd.firewall.drift import read_interval, watch
-from ipv6natd.host_facts import addresses, userland_proxy
+from ipv6natd.firewall.late import LateFirewall
+from ipv6natd.firewalld import Firewalld
+from ipv6natd.host_checks import Found
+from ipv6natd.host_facts import addresses, look, userland_proxy
+from ipv6natd.model import Network
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
 from ipv6natd.status import Row, Status, SyncResult, counted, one_line
@@ -26,7 +30,6 @@ from ipv6natd.status import Row, Status, SyncResult, counted, one_line
 log = logging.getLogger(__name__)
 
 STOPPED, FAILED = 0, 1
-FIREWALL_PAUSE = 5.0
 
 
 class Daemon:
@@ -42,13 +45,13 @@ class Daemon:
     async def run(self) -> int:
         """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
         loop = asyncio.get_running_loop()
+        self._to_watch: asyncio.Future[Firewall] = loop.create_future()
         # Before READY: systemd may send SIGHUP right after it.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         firewall = await self._opened()
-        if firewall is None:
-            return STOPPED
+        self._firewalld = Firewalld(self._after_firewalld)
         self._watch = self._new_watch()
         self._reconciler = Reconciler(
             firewall=firewall,
@@ -57,36 +60,55 @@ class Daemon:
             userland_proxy=userland_proxy,
             publish=self._show,
             follow_flows=Conntrack(addresses).follow,
+            look=self._look,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
-            verify_interval=read_interval(firewall),
         )
-        self._service = BusService(self)
-        code = await self._until_stopped(firewall)
+        self._service = BusService(self, follower=self._firewalld)
+        code = await self._until_stopped()
         await self._end()
         return code
 
-    async def _opened(self) -> Firewall | None:
-        """The firewall, as soon as the host has one; None when told to stop meanwhile."""
-        while not self._stop.is_set():
-            try:
-                return await in_thread(partial(open_firewall, self._settings.backend))
-            except FirewallError as error:
-                log.error("%s", error)
-                self._notifier.ready(f"degraded: {error}")
-            self._notifier.watchdog()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), FIREWALL_PAUSE)
-        return None
+    async def _opened(self) -> Firewall:
+        """The host's firewall, or what stands in until the host has one."""
+        loop = asyncio.get_running_loop()
+        backend = self._settings.backend
+        try:
+            firewall = await in_thread(partial(open_firewall, backend))
+        except FirewallError as error:
+            log.error("%s", error)
 
-    async def _until_stopped(self, firewall: Firewall) -> int:
+            def opened(late: Firewall) -> None:
+                loop.call_soon_threadsafe(self._to_watch.set_result, late)
+
+            guess = Backend.NFT if backend == "auto" else Backend(backend)
+            return LateFirewall(partial(open_firewall, backend), opened, guess=guess)
+        self._to_watch.set_result(firewall)
+        return firewall
+
+    async def _watch_drift(self) -> None:
+        firewall = await self._to_watch
+        self._reconciler.verify_interval = read_interval(firewall)
+        await watch(firewall, self._reconciler.verify)
+
+    async def _look(self, networks: tuple[Network, ...]) -> Found:
+        zones = await self._firewalld.zones()
+        backend = Backend(self._reconciler.status.backend)
+        return await in_thread(partial(look, networks, backend, zones))
+
+    def _after_firewalld(self) -> None:
+        self._reconciler.verify()
+        self._reconciler.want_look()
+
+    async def _until_stopped(self) -> int:
         code = STOPPED
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
-                    tasks.create_task(watch(firewall, self._reconciler.verify)),
+                    tasks.create_task(self._watch_drift()),
+                    tasks.create_task(self._reconciler.watch_host()),
                     tasks.create_task(self._reload_when_told(tasks)),
                     tasks.create_task(self._ready()),
                 ]

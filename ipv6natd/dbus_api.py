@@ -81,12 +81,29 @@ class Source(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """Who wants to hear of other services, over the connection that serves."""
+
+    async def join(self, connection: Connection) -> None:
+        """The connection is there."""
+        ...
+
+    def heard(self, signal: bus.Signal) -> None:
+        """A signal came; must not wait."""
+        ...
+
+    def leave(self) -> None:
+        """The connection has ended."""
+        ...
+
+
 class BusService:
     """org.ipv6natd1 for as long as the daemon lives, over as many connections as that takes."""
 
-    def __init__(self, source: Source) -> None:
-        """Serve what `source` says; `serve` does the work."""
+    def __init__(self, source: Source, *, follower: Follower | None = None) -> None:
+        """Serve what `source` says; `serve` does the work. `follower` listens on the side."""
         self._source = source
+        self._follower = follower
         self._connection: Connection | None = None
         self._lists: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
         self._unanswered: Counter[str] = Counter()
@@ -96,21 +113,35 @@ class BusService:
 
     async def session(self, address: str | None = None) -> None:
         """One connection, from hello to its end; BusError when the name could not be had."""
-        connection = await bus.connect(address, on_call=self._on_call, limit=bus.SMALL)
+        heard = self._follower.heard if self._follower else None
+        connection = await bus.connect(
+            address, on_call=self._on_call, on_signal=heard, limit=bus.SMALL
+        )
         try:
             await _own(connection)
             log.info("serving %s on the bus", NAME)
             self._connection = connection
             self.owned.set()
+            await self._join(connection)
             await connection.closed()
         finally:
             self.owned.clear()
+            if self._follower is not None:
+                self._follower.leave()
             self._connection = None
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await connection.flush(1.0)
             connection.close()
+
+    async def _join(self, connection: Connection) -> None:
+        if self._follower is None:
+            return
+        try:
+            await self._follower.join(connection)
+        except BusError as error:
+            log.warning("other services on the bus cannot be followed: %s", error.text)
 
     def publish(self, old: Status, new: Status, drift: Row | None = None) -> None:
         """Tell listeners what a sync changed; nothing happens while there is no bus."""

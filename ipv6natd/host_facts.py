@@ -1,16 +1,33 @@
-"""What the host itself says: facts from /sys and /proc that no engine tells."""
+"""What the host itself says: facts from /proc and /sys that no engine tells.
+
+Of the calling thread's network namespace. What other firewalls say is read in host_rules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from collections.abc import Mapping as Map
+from dataclasses import replace
 from ipaddress import IPv6Address
 from itertools import islice
 from pathlib import Path
 
+from ipv6natd import host_rules
+from ipv6natd.firewall import Backend
+from ipv6natd.host_checks import Found, HostFacts, Learned, found, unfiltered
+from ipv6natd.host_rules import Tool, said
+from ipv6natd.model import Network
+
+log = logging.getLogger(__name__)
+
 _NET = Path("/sys/class/net")
-_ADDRESSES = Path("/proc/thread-self/net/if_inet6")
-"""Of the thread and not of the process: a thread can be in another network namespace."""
 _ENOUGH = 8
+_PROC = Path("/proc")
+_SYSCTL = Path("/proc/sys/net")
+_HERE = Path("/proc/thread-self")
+_RIVAL = "docker-ipv6nat"
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
@@ -21,7 +38,7 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
     so nothing that depends on the answer.
     """
     return not any(
-        _reads_one(mode)
+        _word(mode) == "1"
         for bridge in bridges
         for mode in islice(_NET.glob(f"{bridge}/brif/*/hairpin_mode"), _ENOUGH)
     )
@@ -29,15 +46,117 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
 
 def addresses() -> frozenset[IPv6Address]:
     """Every IPv6 address of the host, whatever its scope; none where IPv6 is switched off."""
+    return frozenset(IPv6Address(int(line[0], 16)) for line in _addresses())
+
+
+def look(networks: tuple[Network, ...], backend: Backend, zones: Map[str, str] | None) -> Found:
+    """Read the host, put right what is ours to put right, and say what is left.
+
+    Blocks for some tens of milliseconds: not for the way of an event.
+    """
+    facts = read(networks, backend, zones)
+    bridges = unfiltered(facts, networks)
+    for bridge in bridges:
+        # This one bridge; the sysctl would send every bridge of the host through FORWARD.
+        said(Tool.IP, "link", "set", bridge, "type", "bridge", "nf_call_ip6tables", "1")
+    if bridges:
+        facts = replace(facts, bridges_filtered=_bridges_filtered(networks))
+        left = unfiltered(facts, networks)
+        for bridge in set(bridges) - set(left):
+            log.info("bridge %s now passes ip6tables, so that its containers can be cut", bridge)
+    return found(facts, networks)
+
+
+def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None) -> HostFacts:
+    """Everything that host_checks asks for. Blocks."""
+    conf = _SYSCTL / "ipv6/conf"
+    facts = HostFacts(
+        ipv6=conf.exists(),
+        disabled=_word(conf / "all/disable_ipv6") == "1",
+        forwarding=_word(conf / "all/forwarding") != "0",
+        backend=backend.value,
+        zones=zones,
+    )
+    if not facts.ipv6 or facts.disabled:
+        return facts
+    rival = _rival()
+    return replace(
+        host_rules.read(facts),
+        learned=tuple(_learned(conf)),
+        routed=_routed(),
+        docker_ipv6nat=rival,
+        bridges_filtered=_bridges_filtered(networks),
+    )
+
+
+def _learned(conf: Path) -> Iterator[Learned]:
+    # /proc/net/ipv6_route flags only what the kernel itself learned; the protocol is always there.
+    text = said(Tool.IP, "-json", "-6", "route", "show", "default", "proto", "ra")
     try:
-        lines = _ADDRESSES.read_text().splitlines()
+        routes = json.loads(text or "[]")
+    except ValueError:
+        return
+    devices = [hop.get("dev") for each in routes for hop in (each, *each.get("nexthops", ()))]
+    for interface in dict.fromkeys(filter(None, devices)):
+        accept = _word(conf / interface / "accept_ra")
+        yield Learned(
+            interface=interface,
+            accept_ra=int(accept) if accept.isdecimal() else 0,
+            forwarding=_word(conf / interface / "forwarding") == "1",
+        )
+
+
+def _routed() -> tuple[str, ...]:
+    """Interfaces with a global address."""
+    lines = _addresses()
+    return tuple(sorted({line[5] for line in lines if line[3] == "00" and line[5] != "lo"}))
+
+
+def _addresses() -> list[list[str]]:
+    """Address, index, prefix length, scope, flags, interface of each."""
+    return [line.split() for line in _text(_HERE / "net/if_inet6").splitlines()]
+
+
+def _bridges_filtered(networks: Iterable[Network]) -> dict[str, bool] | None:
+    """None without br_netfilter, which alone brings the sysctl."""
+    everywhere = _word(_SYSCTL / "bridge/bridge-nf-call-ip6tables")
+    if not everywhere:
+        return None
+    return {
+        each.bridge: everywhere == "1"
+        or _word(_NET / each.bridge / "bridge/nf_call_ip6tables") != "0"
+        for each in networks
+        if each.bridge and not each.icc
+    }
+
+
+def _rival() -> str:
+    """The command that stops a docker-ipv6nat in this network namespace; "" where none runs."""
+    here = _link(_HERE / "ns/net")
+    for process in _PROC.glob("[0-9]*"):
+        if _word(process / "comm") == _RIVAL and _link(process / "ns/net") == here:
+            for line in _text(process / "cgroup").splitlines():
+                name = line.rpartition("/")[2].removeprefix("docker-").removesuffix(".scope")
+                if len(name) == 64:
+                    return f"docker rm -f {name[:12]}"
+            return f"kill {process.name}"
+    return ""
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:  # another user's, or gone
+        return ""
+
+
+def _word(path: Path) -> str:
+    return _text(path).strip()
+
+
+def _text(path: Path) -> str:
+    """The file's text; "" where it is not there: no IPv6, no br_netfilter, or gone meanwhile."""
+    try:
+        return path.read_text(errors="replace")
     except OSError:
-        return frozenset()
-    return frozenset(IPv6Address(int(line[:32], 16)) for line in lines)
-
-
-def _reads_one(path: Path) -> bool:
-    try:
-        return path.read_text().strip() == "1"
-    except OSError:  # the container left meanwhile
-        return False
+        return ""

@@ -86,6 +86,7 @@ def plan(
     interim: TableRules,
     wanted: Ruleset,
     observed: Observed | None,
+    keep_order: bool = True,
 ) -> list[TableChange]:
     """The transactions that take the kernel from `applied` to `wanted`, in their order.
 
@@ -95,14 +96,20 @@ def plan(
 
     With `observed`, each table in it is written whole, whatever `applied` says: on the first pass,
     after somebody else's edit, and where jumps come or go. Without it only chains that changed are
-    written, and `applied` must be what stands.
+    written, and `applied` must be what stands. With `keep_order` false, jumps that stand in FORWARD
+    stay where they are, whoever stands before them.
     """
     before = applied or EMPTY
     if observed is not None:
         # Nobody knows the old rules of a first pass, so there is nothing to bridge.
         first = wanted.filter if applied is None or wanted == EMPTY else interim
         steps = [
-            _whole(table, first if table is Table.FILTER else wanted.nat, observed[table])
+            _whole(
+                table,
+                first if table is Table.FILTER else wanted.nat,
+                observed[table],
+                keep_order=keep_order,
+            )
             for table in Table
             if table in observed
         ]
@@ -135,7 +142,9 @@ def _difference(table: Table, old: TableRules, new: TableRules) -> TableChange |
     return TableChange(table=table, chains=changed, delete=gone)
 
 
-def _whole(table: Table, wanted: TableRules, observed: ObservedTable) -> TableChange:
+def _whole(
+    table: Table, wanted: TableRules, observed: ObservedTable, *, keep_order: bool
+) -> TableChange:
     """The table as it should be, whatever stands there of ours.
 
     Every jump to one of our chains is taken out and put in anew: by whom and in which words it was
@@ -157,6 +166,10 @@ def _whole(table: Table, wanted: TableRules, observed: ObservedTable) -> TableCh
         remove.append(leading)
         jumps = [_without_comment(j) if j.target == DOCKER_USER else j for j in jumps]
     create = (DOCKER_USER,) if wants_user and observed.docker_user is None else ()
+    if not keep_order:
+        stay = _in_forward_once(observed) & {jump.target for jump in jumps}
+        remove = [each for each in remove if each.base != "FORWARD" or each.target not in stay]
+        jumps = [each for each in jumps if each.base != "FORWARD" or each.target not in stay]
     return TableChange(
         table=table,
         remove=tuple(remove),
@@ -167,19 +180,24 @@ def _whole(table: Table, wanted: TableRules, observed: ObservedTable) -> TableCh
     )
 
 
+def _in_forward_once(observed: ObservedTable) -> set[str]:
+    targets = Counter(each.target for each in observed.jumps if each.base == "FORWARD")
+    return {target for target, count in targets.items() if count == 1}
+
+
 def _without_comment(jump: BaseJump) -> BaseJump:
     rule = Rule(target=Jump(jump.target))
     return BaseJump(base=jump.base, rule=rule, first=jump.first)
 
 
-def drifted(expected: ObservedTable, now: ObservedTable) -> bool:
+def drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
     """Whether somebody else changed what is ours: a chain, a jump, or who comes first."""
-    return expected.own != now.own or _standing(expected) != _standing(now)
+    return expected.own != now.own or _standing(expected, keep_order) != _standing(now, keep_order)
 
 
-def stands(wanted: TableRules, observed: ObservedTable) -> bool:
-    """Whether the table has the shape of what was written: chains, numbers of rules, jumps,
-    and who comes first in FORWARD.
+def stands(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
+    """Whether the table has the shape of what was written: chains, numbers of rules, jumps, and,
+    with `keep_order`, who comes first in FORWARD.
 
     It tells an edit that slipped in between our write and the read after it, without comparing
     our words with the kernel's.
@@ -194,14 +212,18 @@ def stands(wanted: TableRules, observed: ObservedTable) -> bool:
         sizes == {chain.name: str(len(chain.rules)) for chain in wanted.chains}
         and ours == [each for each in jumps if each[1] != DOCKER_USER]
         and all(each in seen for each in jumps)
-        and first == [each.target for each in in_forward if each.position < len(first)]
+        and (
+            not keep_order
+            or first == [each.target for each in in_forward if each.position < len(first)]
+        )
     )
 
 
-def _standing(observed: ObservedTable) -> list[tuple[str, int, str, str]]:
+def _standing(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int, str, str]]:
     """Jumps as far as their place matters: in FORWARD it does, elsewhere only that they stand."""
+    placed = ("FORWARD",) if keep_order else ()
     return sorted(
-        (each.base, each.position if each.base == "FORWARD" else 0, each.target, each.text)
+        (each.base, each.position if each.base in placed else 0, each.target, each.text)
         for each in observed.jumps
     )
 

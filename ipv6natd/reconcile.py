@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from ipv6natd import __version__
 from ipv6natd.background import in_thread
+from ipv6natd.contest import Contest
+from ipv6natd.contest import reason as order_lost
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.flows import concerns
+from ipv6natd.host_checks import Found, explained
 from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Skipped, Snapshot
 from ipv6natd.plan import (
     Observed,
@@ -36,6 +39,8 @@ from ipv6natd.status import Row, State, Status, SyncResult, mapping_id, one_line
 log = logging.getLogger(__name__)
 
 FIRST_RETRY, LONGEST_RETRY = 1.0, 30.0
+LOOK_EVERY = 60.0
+"""Seconds between two looks at the host: what was put right shows within a minute."""
 SETTLE = 3
 """Writes in one pass before somebody else's edits in between are left to the next pass."""
 
@@ -72,6 +77,11 @@ class _Outcome:
 
 
 Publish = Callable[[Status, Status, Row | None], None]
+Look = Callable[[tuple[Network, ...]], Awaitable[Found]]
+
+
+async def _nothing_found(_: tuple[Network, ...]) -> Found:
+    return Found()
 
 
 class Reconciler:
@@ -86,12 +96,14 @@ class Reconciler:
         userland_proxy: Callable[[Iterable[str]], bool],
         publish: Publish,
         follow_flows: Callable[[Desired | None, Desired], None] = lambda _old, _new: None,
+        look: Look = _nothing_found,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
     ) -> None:
         """`follow_flows` is called in the worker thread when rules are in force that open flows
         may contradict: with what held before, None where nobody knows, and what holds now.
+        `look` says what is wrong with the host, given the networks; see `watch_host`.
         `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
         every `verify_interval` seconds the kernel is read and compared."""
         self.facts = facts
@@ -103,9 +115,15 @@ class Reconciler:
         self._publish = publish
         self._follow_flows = follow_flows
         self._followed: Desired | None = None
+        self._look = look
+        self._look_wanted = asyncio.Event()
+        self._found = Found()
+        self._networks: tuple[Network, ...] = ()
+        self._order = Contest()
+        self._failure = ""
         self._beat = beat
         self._beat_interval = beat_interval
-        self._verify_interval = verify_interval
+        self.verify_interval = verify_interval
         self._woken = asyncio.Event()
         self._first_pass = asyncio.Event()
         self._verify = False
@@ -135,6 +153,8 @@ class Reconciler:
         Raises what the pass raised: EngineGone or FirewallError.
         """
         await self.facts.relist()
+        self._order.over()
+        await self.look_at_host()
         waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self.verify()
@@ -149,7 +169,7 @@ class Reconciler:
         last_verify = time.monotonic()
         while True:
             await self._wait()
-            if self._verify_interval and time.monotonic() - last_verify >= self._verify_interval:
+            if self.verify_interval and time.monotonic() - last_verify >= self.verify_interval:
                 last_verify = time.monotonic()
                 self._verify = True
                 self._woken.set()
@@ -159,8 +179,40 @@ class Reconciler:
                 await self._pass()
             self._beat()
 
+    async def watch_host(self) -> None:
+        """Look at the host now, when the networks change and every minute, until cancelled.
+
+        Beside the passes: no event waits for a look.
+        """
+        while True:
+            self._look_wanted.clear()
+            await self.look_at_host()
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._look_wanted.wait()
+            except TimeoutError:
+                continue
+
+    def want_look(self) -> None:
+        """Something may have changed on the host."""
+        self._look_wanted.set()
+
+    async def look_at_host(self) -> None:
+        """See what is wrong with the host; a pass then shows it."""
+        old = self._found
+        try:
+            new = await self._look(self._networks)
+        except Exception:
+            # Whatever others have put there that cannot be read: the rules are kept all the same.
+            log.exception("the host could not be looked at")
+            return
+        if new != old:
+            self._found = new
+            _tell_found(old, new)
+            self.trigger()
+
     async def _wait(self) -> None:
-        timeouts = [t for t in (self._beat_interval, self._verify_interval) if t]
+        timeouts = [t for t in (self._beat_interval, self.verify_interval) if t]
         if self._retry_at is not None:
             timeouts.append(max(self._retry_at - time.monotonic(), 0))
         try:
@@ -205,8 +257,7 @@ class Reconciler:
         rules = ruleset(want)
         applied = self._applied
         if applied is not None and verify:
-            now = self._firewall.read()
-            drift = tuple(t for t in Table if drifted(applied.observed[t], now[t]))
+            drift = self._drifted(applied, self._firewall.read())
             if drift:
                 # Kept until it is mended: the first try may fail on the very edit that it mends.
                 self._drift = drift
@@ -219,6 +270,28 @@ class Reconciler:
         self._follow(want)
         return outcome
 
+    def _drifted(self, applied: _Applied, now: Observed) -> tuple[Table, ...]:
+        """The tables that somebody else changed, so that we have to."""
+        if self._order.given_up and self._settled(applied.ruleset, now, keep_order=True):
+            self._order.over()
+            log.info("our rules come first in FORWARD again")
+        keep = not self._order.given_up
+        before = applied.observed
+        drift = tuple(t for t in Table if drifted(before[t], now[t], keep_order=keep))
+        if drift and keep and not any(drifted(before[t], now[t], keep_order=False) for t in drift):
+            return () if self._lost_order() else drift
+        return drift
+
+    def _settled(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
+        return all(stands(rules.table(t), now[t], keep_order=keep_order) for t in Table)
+
+    def _lost_order(self) -> bool:
+        """Somebody else took the first place in FORWARD; whether it is left to him now."""
+        self._order.lost(time.monotonic())
+        if self._order.given_up:
+            log.warning("another program insists on the first place in FORWARD; leaving it there")
+        return self._order.given_up
+
     def _write(self, applied: _Applied | None, want: Desired, rules: Ruleset) -> _Outcome:
         before = applied.ruleset if applied else None
         interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
@@ -227,10 +300,15 @@ class Reconciler:
         self._applied = None
         for attempt in range(SETTLE):
             read = self._firewall.read() if whole else None
-            for change in plan(applied=before, interim=interim, wanted=rules, observed=read):
+            keep = not self._order.given_up
+            for change in plan(
+                applied=before, interim=interim, wanted=rules, observed=read, keep_order=keep
+            ):
                 self._firewall.write(change)
             observed = self._firewall.read()
-            if all(stands(rules.table(table), observed[table]) for table in Table):
+            if self._settled(rules, observed, keep_order=keep):
+                break
+            if self._settled(rules, observed, keep_order=False) and self._lost_order():
                 break
             log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
             whole, before, interim = True, None, rules.filter
@@ -259,11 +337,17 @@ class Reconciler:
         self._followed = want
 
     def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
-        log.error("cannot bring the rules into step: %s", error)
+        advice = explained(str(error))
+        reason = "; ".join(filter(None, (str(error).splitlines()[0], advice)))
+        # Once for each trouble, not once for each try.
+        log.log(
+            logging.DEBUG if reason == self._failure else logging.ERROR,
+            *("cannot bring the rules into step: %s%s", error, advice and f"\n{advice}"),
+        )
+        self._failure = reason
         self._verify = True
         self._retry_at = time.monotonic() + self._retry_pause
         self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
-        reason = str(error).splitlines()[0]
         self._show(replace(self.status, state=State.DEGRADED, state_reason=reason))
         for waiter in waiters:
             if not waiter.done():
@@ -273,11 +357,18 @@ class Reconciler:
         self, outcome: _Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
     ) -> None:
         self._retry_at, self._retry_pause, self._drift = None, FIRST_RETRY, ()
+        self._failure = ""
         self._applied = outcome.applied
         want = outcome.applied.desired
+        if want.networks != self._networks:
+            self._networks = want.networks
+            self._look_wanted.set()
+        if self._order.given_up and not self._found.first_in_forward:
+            self._look_wanted.set()
+        networks = self._warned(want.networks)
         old = self.status
         now = time.time_ns() // 1000
-        listed = (want.mappings, want.networks, want.skipped)
+        listed = (want.mappings, networks, want.skipped)
         changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
         since = {mapping_id(each): now for each in want.mappings} | {
             key: old.since[key] for key in map(mapping_id, want.mappings) if key in old.since
@@ -292,7 +383,7 @@ class Reconciler:
                 last_sync=now,
                 drift_repairs=old.drift_repairs + bool(outcome.drift),
                 mappings=want.mappings,
-                networks=want.networks,
+                networks=networks,
                 skipped=want.skipped,
                 since=since if changed else old.since,
             ),
@@ -308,16 +399,39 @@ class Reconciler:
             if not waiter.done():
                 waiter.set_result(result)
 
+    def _warned(self, networks: tuple[Network, ...]) -> tuple[Network, ...]:
+        """The networks with what the host keeps from them among their warnings."""
+        found = [each for each in self._found.findings if each.bridge]
+        if not found:
+            return networks
+        return tuple(
+            replace(
+                network,
+                warnings=(
+                    *network.warnings,
+                    *(each.text for each in found if each.bridge == network.bridge),
+                ),
+            )
+            for network in networks
+        )
+
     def _current(self) -> Status:
         """The status with the fields that tell how things are."""
         engine = self.facts.engine
-        state, reason = State.SYNCED, self.config_error
+        wrong = [each.text for each in self._found.findings]
+        if self._order.given_up:
+            wrong.append(order_lost(self._found.first_in_forward))
+        state, reasons = State.SYNCED, [self.config_error, *wrong]
+        if wrong:
+            state = State.DEGRADED
         if not self.facts.connected:
-            state, reason = State.WAITING_FOR_DOCKER, reason or self.facts.waiting_for
+            state = State.WAITING_FOR_DOCKER
+            reasons.insert(1, self.facts.waiting_for)
         return replace(
             self.status,
             state=state,
-            state_reason=reason,
+            state_reason=_summary([each for each in reasons if each]),
+            backend=self._firewall.backend.value,
             docker_connected=self.facts.connected,
             engine_version=engine.version if engine else "",
         )
@@ -345,6 +459,25 @@ def remove_all(firewall: Firewall) -> int:
     for change in plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
         firewall.write(change)
     return sum(ours.values())
+
+
+def _summary(reasons: list[str]) -> str:
+    """The first, and how many more there are."""
+    more = f" (and {len(reasons) - 1} more: journalctl -u ipv6natd)" if reasons[1:] else ""
+    return "".join((*reasons[:1], more))
+
+
+def _tell_found(old: Found, new: Found) -> None:
+    """Each finding once when it comes, once when it goes; of one network, as its warning."""
+    for each in new.findings:
+        if each not in old.findings and not each.bridge:
+            log.warning("%s", each.text)
+    for each in old.findings:
+        if each not in new.findings:
+            log.info("no longer so: %s", each.text)
+    for note in new.notes:
+        if note not in old.notes:
+            log.info("%s", note)
 
 
 def _tables(tables: Iterable[Table]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipv6natd.firewall import Backend, Firewall
+from ipv6natd.firewall import Backend, Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
 
 
@@ -13,6 +13,10 @@ def open_firewall(setting: str) -> Firewall:
         return RestoreFirewall(backend)
     # Here and not above: python-iptables loads kernel modules and libraries of the legacy variant
     # when it is imported, which must not happen on a host that does not use it.
-    from ipv6natd.firewall.legacy import LegacyFirewall
+    try:
+        from ipv6natd.firewall.legacy import LegacyFirewall
+    except (ImportError, OSError) as error:
+        text = f"python-iptables cannot be loaded: {error}; install the package python3-iptables"
+        raise FirewallError(text) from None
 
     return LegacyFirewall()

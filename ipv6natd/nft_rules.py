@@ -1,0 +1,251 @@
+"""What nft rules of other people do with packets of ours: JSON of `nft -j list` -> a fate.
+
+Every base chain on a hook has a veto: what one accepts, the next may still drop. Only as much of
+the language is read as such chains are made of; what is not understood blocks nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
+
+_DEPTH = 16
+"""The kernel's own limit of jumps within jumps."""
+
+
+class Asks(StrEnum):
+    """What a match looks at, as far as it matters here."""
+
+    IN = "iifname"
+    OUT = "oifname"
+    STATE = "ct state"
+    STATUS = "ct status"
+    ADDRESS = "ip6 address"
+    NEVER = "other protocols"
+    ALWAYS = "ipv6"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """One condition of a rule."""
+
+    asks: Asks
+    values: frozenset[str] = frozenset()
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftRule:
+    """Conditions and a verdict: accept, drop, reject, return, jump, goto, or "" for none."""
+
+    matches: tuple[Match, ...] = ()
+    verdict: str = ""
+    target: str = ""
+    checks_source: bool = False
+    """Whether it asks by which way the source would be answered: a reverse-path filter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseChain:
+    """A chain on a hook, with the chains that it may go on to."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    policy: str = "accept"
+    rules: tuple[NftRule, ...] = ()
+    others: Map[str, tuple[NftRule, ...]] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """As nft wants it: "inet filter forward"."""
+        return f"{self.family} {self.table} {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A packet that is forwarded: by which interfaces, and what conntrack says about it."""
+
+    bridge: str
+    incoming: str
+    outgoing: str
+    state: str = "new"
+    dnat: bool = False
+
+
+def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
+    """The base chains in what nft listed, with as many rules as it listed."""
+    chains: list[dict[str, Any]] = []
+    rules: dict[tuple[str, str, str], list[NftRule]] = {}
+    for each in listed:
+        if chain := each.get("chain"):
+            chains.append(chain)
+        elif rule := each.get("rule"):
+            key = (rule["family"], rule["table"], rule["chain"])
+            rules.setdefault(key, []).append(_rule(rule.get("expr", ())))
+    return tuple(
+        BaseChain(
+            family=chain["family"],
+            table=chain["table"],
+            name=chain["name"],
+            hook=chain["hook"],
+            policy=chain.get("policy", "accept"),
+            rules=tuple(rules.get((chain["family"], chain["table"], chain["name"]), ())),
+            others={
+                name: tuple(each)
+                for (family, table, name), each in rules.items()
+                if (family, table) == (chain["family"], chain["table"])
+            },
+        )
+        for chain in chains
+        if "hook" in chain
+    )
+
+
+def blocks(chain: BaseChain, flow: Flow) -> bool:
+    """Whether the chain surely ends the flow, and nobody has thought of it before that."""
+    fate = _fate(chain, chain.rules, flow, _DEPTH) or chain.policy
+    return fate in ("drop", "reject")
+
+
+def filters_sources(chain: BaseChain) -> bool:
+    """Whether it drops packets whose source would be answered by another way."""
+    return any(
+        rule.checks_source and rule.verdict in ("drop", "reject")
+        for rules in (chain.rules, *chain.others.values())
+        for rule in rules
+    )
+
+
+def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, depth: int) -> str:
+    for rule in rules:
+        answers = [_holds(each, flow) for each in rule.matches]
+        if False in answers:
+            continue
+        sure = None not in answers
+        match rule.verdict:
+            case "accept" if sure or _means(rule, flow):
+                return "accept"
+            case "drop" | "reject" if sure:
+                return rule.verdict
+            case "return" if sure:
+                return ""
+            case "jump" | "goto" if depth:
+                fate = _fate(chain, chain.others.get(rule.target, ()), flow, depth - 1)
+                if fate == "accept" or (fate and sure):
+                    return fate
+                if rule.verdict == "goto" and sure:
+                    return ""
+    return ""
+
+
+def _means(rule: NftRule, flow: Flow) -> bool:
+    """Whether whoever wrote it had containers in mind, if not all that they do."""
+    for each in rule.matches:
+        if each.asks is Asks.ADDRESS and not each.negated:
+            return True
+        if each.asks is Asks.STATUS and flow.dnat:
+            return True
+        if each.asks in (Asks.IN, Asks.OUT) and not each.negated:
+            mine = flow.incoming if each.asks is Asks.IN else flow.outgoing
+            if mine == flow.bridge:
+                return True
+    return False
+
+
+def _holds(match: Match, flow: Flow) -> bool | None:
+    """Whether the flow has what is asked for; None where that is not known."""
+    match match.asks:
+        case Asks.IN:
+            held = any(fnmatchcase(flow.incoming, each) for each in match.values)
+        case Asks.OUT:
+            held = any(fnmatchcase(flow.outgoing, each) for each in match.values)
+        case Asks.STATE:
+            held = flow.state in match.values
+        case Asks.STATUS:
+            held = flow.dnat and "dnat" in match.values
+        case Asks.NEVER | Asks.ALWAYS:
+            return match.asks is Asks.ALWAYS
+        case _:
+            return None
+    return held is not match.negated
+
+
+def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
+    matches: list[Match] = []
+    verdict = target = ""
+    source = False
+    for expression in expressions:
+        for name, value in expression.items():
+            match name:
+                case "match":
+                    matches.append(_match(value))
+                    source = source or "saddr" in _fib_flags(value.get("left"))
+                case "accept" | "drop" | "reject" | "return":
+                    verdict = name
+                case "jump" | "goto":
+                    verdict, target = name, value["target"]
+                case "counter" | "log" | "comment" | "mangle" | "notrack":
+                    pass
+                case _:
+                    # A limit, a map of verdicts, a match of xtables: it may hold or not.
+                    matches.append(Match(asks=Asks.OTHER))
+    return NftRule(matches=tuple(matches), verdict=verdict, target=target, checks_source=source)
+
+
+def _match(value: dict[str, Any]) -> Match:
+    left, right, operator = value.get("left"), value.get("right"), value.get("op")
+    negated = operator == "!="
+    if isinstance(left, dict) and isinstance(masked := left.get("&"), list):
+        left = masked[0]
+        if right == 0:  # ct status & dnat != 0, where others write: ct status dnat
+            right, negated = masked[1], not negated
+    values = frozenset(_words(right))
+    return Match(asks=_asks(left, values), values=values, negated=negated)
+
+
+def _asks(left: Any, values: frozenset[str]) -> Asks:
+    match left:
+        case {"meta": {"key": "iifname" | "iif"}}:
+            return Asks.IN
+        case {"meta": {"key": "oifname" | "oif"}}:
+            return Asks.OUT
+        case {"ct": {"key": "state"}}:
+            return Asks.STATE
+        case {"ct": {"key": "status"}}:
+            return Asks.STATUS
+        case {"meta": {"key": "nfproto"}}:
+            return Asks.ALWAYS if "ipv6" in values else Asks.NEVER
+        case {"meta": {"key": "l4proto"}} if not values & {"tcp", "udp", "sctp"}:
+            return Asks.NEVER
+        case {"payload": {"protocol": "ip" | "icmp" | "icmpv6" | "arp"}}:
+            return Asks.NEVER
+        case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr"}}:
+            return Asks.ADDRESS
+    return Asks.OTHER
+
+
+def _words(right: Any) -> Iterator[str]:
+    match right:
+        case str():
+            yield right
+        case list():
+            for each in right:
+                yield from _words(each)
+        case {"set": each}:
+            yield from _words(each)
+
+
+def _fib_flags(left: Any) -> tuple[str, ...]:
+    match left:
+        case {"fib": {"flags": list(flags)}}:
+            return tuple(map(str, flags))
+        case {"fib": {"flags": str(flag)}}:
+            return (flag,)
+    return ()
