@@ -47,7 +47,7 @@ class Settings:
     @property
     def policy(self) -> Policy:
         """The part that decides about rules."""
-        return Policy(nat_prefixes=self.nat_prefixes, ipv4_any_means_ipv6=self.ipv4_any_means_ipv6)
+        return Policy(**{each.name: getattr(self, each.name) for each in fields(Policy)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from ipv6natd.firewall.drift import read_interval, watch
 from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import Found
-from ipv6natd.host_facts import addresses, look, userland_proxy
+from ipv6natd.host_facts import addresses, look
 from ipv6natd.model import Network
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
+from ipv6natd.snapshot import completed
 from ipv6natd.status import Row, Status, SyncResult, counted, one_line
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Daemon:
             firewall=firewall,
             facts=self._watch,
             policy=self._settings.policy,
-            userland_proxy=userland_proxy,
+            complete=completed,
             publish=self._show,
             follow_flows=Conntrack(addresses).follow,
             look=self._look,

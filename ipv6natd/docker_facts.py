@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from collections.abc import Mapping as Map
+from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -96,6 +98,15 @@ def network(raw: object) -> Network | None:
     )
 
 
+def listed_network(raw: object, known: Map[str, Network]) -> Network | None:
+    """One network of GET /networks, which does not tell who is on it: that stays as known."""
+    listed = network(raw)
+    before = known.get(listed.id) if listed else None
+    if listed is None or before is None or listed.gateway_endpoints:
+        return listed
+    return replace(listed, gateway_endpoints=before.gateway_endpoints)
+
+
 def container(raw: object, engine: Engine) -> Container | None:
     """One container, from its inspect or its row in the list. None when it is not running."""
     facts = _dict(raw)
@@ -125,13 +136,15 @@ def container(raw: object, engine: Engine) -> Container | None:
     )
 
 
-def needs_inspect(listed: Container, engine: Engine) -> bool:
+def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]) -> bool:
     """Whether the list leaves something out that decides about this container.
 
     Engines before 28 list an IPv6 address even where a sysctl switches IPv6 off inside; engines
-    before 20.10.6 list no IPv6 binding, so the request itself has to be read.
+    before 20.10.6 list no IPv6 binding, so the request itself has to be read, as it has where the
+    network has a default for IPv6 bindings of its own: that goes for who named no address.
     """
-    if engine.release < _LISTS_IPV6:
+    on = [networks[each.network_id] for each in listed.endpoints if each.network_id in networks]
+    if engine.release < _LISTS_IPV6 or any(each.host_binding_ipv6 for each in on):
         return bool(listed.bindings)
     return engine.release < (28,) and any(
         isinstance(each.host_address, IPv6Address) for each in listed.bindings
@@ -159,6 +172,12 @@ def lists_the_same(listed: Container, known: Container | None) -> bool:
         mine.network_id == theirs.network_id and mine.address in (None, theirs.address)
         for mine, theirs in endpoints
     )
+
+
+def on_gwbridge(container: Container, networks: Map[str, Network]) -> bool:
+    """Whether the container publishes ports and may be a swarm task on docker_gwbridge."""
+    on = [networks[each.network_id] for each in container.endpoints if each.network_id in networks]
+    return bool(container.bindings) and not any(each.driver == "bridge" for each in on)
 
 
 # What can change who is reached how. Health checks and exec alone would send an event a second.

@@ -24,8 +24,9 @@ import requests
 
 from ipv6natd import docker_facts
 from ipv6natd.background import in_thread
+from ipv6natd.engine_flags import ip6tables
 from ipv6natd.engine_unit import asleep
-from ipv6natd.model import Container, Engine, Network
+from ipv6natd.model import GWBRIDGE, Container, Engine, Network
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class DockerWatch:
         self._in_flight: set[tuple[str, str]] = set()
         self._read_since_list: set[str] = set()
         self._hinted = asyncio.Event()
+        self._listing = asyncio.Lock()
 
     async def run(self, *, retry: bool) -> None:
         """Follow the engine. Without `retry` raises EngineGone when it is away, else never ends."""
@@ -140,7 +142,12 @@ class DockerWatch:
                 timeout=CALL_TIMEOUT,
                 tls=_tls(self._connection),
             )
-            self.engine = docker_facts.engine(client.version(), client.info())
+            try:
+                told = ip6tables(self._connection.endpoint)
+                self.engine = docker_facts.engine(client.version(), client.info(), ip6tables=told)
+            except BaseException:
+                client.close()
+                raise
             log.info("connected to Docker %s", self.engine.version)
             return client
 
@@ -236,40 +243,63 @@ class DockerWatch:
     def _store(self, subject: tuple[str, str], raw: object) -> None:
         """Keep what an inspect said; `raw` None: it is gone."""
         kind, identity = subject
-        self._read_since_list.add(identity)
         if kind == "network":
-            changed = _put(self.networks, identity, docker_facts.network(raw))
+            network = docker_facts.network(raw)
+            # By its own id: docker_gwbridge was asked for by name.
+            identity = network.id if network else identity
+            self._read_since_list.add(identity)
+            changed = _put(self.networks, identity, network)
         else:
             assert self.engine is not None
+            self._read_since_list.add(identity)
             container = docker_facts.container(raw, self.engine)
             changed = _put(self.containers, identity, container)
-            for endpoint in container.endpoints if container else ():
-                # docker_gwbridge, for one, is made without an event.
-                if endpoint.network_id not in self.networks:
-                    self._dirty["network", endpoint.network_id] = None
+            if container is not None:
+                self._read_unknown(container)
         if changed:
             self._wake()
 
+    def _read_unknown(self, container: Container) -> None:
+        """Have the networks read that the container is on and no event told of."""
+        for endpoint in container.endpoints:
+            if endpoint.network_id not in self.networks:
+                self._dirty["network", endpoint.network_id] = None
+        if docker_facts.on_gwbridge(container, self.networks):
+            self._dirty["network", GWBRIDGE] = None
+
     async def _list(self, client: docker.APIClient) -> None:
         """The whole picture in two calls. What was inspected while they ran is newer and stays."""
+        # One at a time: they share the note of what was inspected since they began.
+        async with self._listing:
+            await self._list_once(client)
+
+    async def _list_once(self, client: docker.APIClient) -> None:
         self._read_since_list.clear()
         networks, containers = await in_thread(partial(_listed, client))
         assert self.engine is not None
         before = self.networks, self.containers
         self.networks = self._merged(
-            self.networks, (docker_facts.network(each) for each in networks)
+            self.networks,
+            (docker_facts.listed_network(each, self.networks) for each in networks),
         )
         parsed = [docker_facts.container(each, self.engine) for each in containers]
-        for container in parsed:
-            if container is not None and docker_facts.needs_inspect(container, self.engine):
-                if not docker_facts.lists_the_same(container, self.containers.get(container.id)):
-                    self._dirty["container", container.id] = None
-                    self._hinted.set()
-                else:
-                    self._read_since_list.add(container.id)
+        for container in filter(None, parsed):
+            self._compare(container, self.engine)
         self.containers = self._merged(self.containers, parsed)
         if before != (self.networks, self.containers):
             self._wake()
+
+    def _compare(self, listed: Container, engine: Engine) -> None:
+        """Have inspected what the list does not tell of, unless it is known from before."""
+        if docker_facts.on_gwbridge(listed, self.networks):
+            self._dirty["network", GWBRIDGE] = None
+        if docker_facts.needs_inspect(listed, engine, self.networks):
+            if docker_facts.lists_the_same(listed, self.containers.get(listed.id)):
+                self._read_since_list.add(listed.id)
+            else:
+                self._dirty["container", listed.id] = None
+        if self._dirty:
+            self._hinted.set()
 
     def _merged(self, known: dict[str, T], listed: Iterable[T | None]) -> dict[str, T]:
         fresh = {each.id: each for each in listed if each and each.id not in self._read_since_list}

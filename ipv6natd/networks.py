@@ -76,11 +76,11 @@ def gateway6(places: Iterable[Place]) -> Place | None:
     return min((each for each in places if each[0].has_gateway6), key=_gateway_order, default=None)
 
 
-def _gateway_order(place: Place) -> tuple[int, bool, bool, int, str]:
+def _gateway_order(place: Place) -> tuple[int, bool, bool, int, str, str]:
     endpoint, network = place
     gateways = endpoint.has_gateway4 + endpoint.has_gateway6
     first = (-endpoint.gw_priority, network.name == GWBRIDGE, network.internal)
-    return (*first, -gateways, network.name)
+    return (*first, -gateways, network.name, network.id)
 
 
 def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:

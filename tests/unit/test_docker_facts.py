@@ -591,7 +591,7 @@ def test_an_old_engine_that_does_list_ipv6_is_believed() -> None:
 )
 def test_who_has_to_be_inspected_after_a_list(version: str, name: str, needs: bool) -> None:
     engine = Engine(version=version, api_version="")
-    assert docker_facts.needs_inspect(listed(name, engine), engine) is needs
+    assert docker_facts.needs_inspect(listed(name, engine), engine, {}) is needs
 
 
 def test_a_list_that_tells_more_than_is_known_is_no_repetition() -> None:

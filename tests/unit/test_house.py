@@ -23,15 +23,18 @@ contest       ->
 ctl           -> bus tables
 daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
                  firewall.drift firewall.late firewalld host_checks host_facts model notify
-                 reconcile status
+                 reconcile snapshot status
 dbus_api      -> bus model status
 desired       -> claims model networks
 docker_facts  -> model
-docker_watch  -> background docker_facts engine_unit model
+docker_watch  -> background docker_facts engine_flags engine_unit model
+engine_flags  ->
+engine_rules  -> model
 engine_unit   ->
 firewall      -> plan
 firewall.choose  -> firewall firewall.legacy firewall.restore
 firewall.drift   -> background firewall
+firewall.engine  -> engine_rules firewall firewall.xtables model tools
 firewall.fake    -> firewall plan rules save_text
 firewall.late    -> firewall plan
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
@@ -52,6 +55,7 @@ reconcile     -> background contest desired firewall flows host_checks model pla
 rules         -> model
 ruleset       -> model rules
 save_text     -> plan rules
+snapshot      -> firewall.engine host_facts model
 status        -> model
 tables        ->
 tools         ->
@@ -65,6 +69,7 @@ CORE = {
     "contest",
     "desired",
     "docker_facts",
+    "engine_rules",
     "flows",
     "host_checks",
     "model",

@@ -177,7 +177,7 @@ def test_no_answer_of_an_engine_raises_or_reaches_rule_text(
     networks = [docker_facts.network(each) for row in rows for each in row]
     containers = [docker_facts.container(each, engine) for row in rows for each in row]
     for known in filter(None, containers):
-        docker_facts.needs_inspect(known, engine)
+        docker_facts.needs_inspect(known, engine, {each.id: each for each in networks if each})
         docker_facts.lists_the_same(known, containers[0])
     facts = Snapshot(
         networks=tuple({each.id: each for each in networks if each}.values()),

@@ -14,10 +14,10 @@ from ipv6natd import reconcile
 from ipv6natd.desired import desired
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.model import Container, Engine, Mapping, Network, Policy
+from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
 from ipv6natd.plan import TableChange
 from ipv6natd.reconcile import Reconciler, described
-from ipv6natd.ruleset import Table
+from ipv6natd.rules import Table
 from ipv6natd.status import Row, State, Status, mapping_id
 from tests.unit.build import container, identity, network, snapshot
 from tests.unit.waiting import background, until
@@ -84,6 +84,7 @@ class Bench:
     firewall: BusyFirewall = field(default_factory=BusyFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
+    """Asked in the worker thread, as everything that the host says."""
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
     beats: int = 0
     beat_interval: float | None = None
@@ -94,13 +95,17 @@ class Bench:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            userland_proxy=lambda bridges: self.userland_proxy(bridges),
+            complete=self.complete,
             publish=lambda *shown: self.published.append(shown),
             beat=self._beat,
             beat_interval=self.beat_interval,
             verify_interval=self.verify_interval,
         )
         return self.loop
+
+    def complete(self, snapshot: Snapshot) -> Snapshot:
+        bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
+        return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
 
     def _beat(self) -> None:
         self.beats += 1
