@@ -200,6 +200,7 @@ def _flush(settings: Settings) -> int:
     """Take all our rules out of both variants; the one not in use may hold some of earlier days."""
     from ipv6natd.firewall.choose import open_firewall
     from ipv6natd.firewall.restore import RestoreFirewall
+    from ipv6natd.kept import Kept
     from ipv6natd.reconcile import remove_all
 
     used = open_firewall(settings.backend)
@@ -210,5 +211,6 @@ def _flush(settings: Settings) -> int:
     except FirewallError as error:
         log.debug("the other variant is not here: %s", error)
     count = sum(remove_all(each) for each in firewalls)
+    Kept().remove()
     log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")
     return 0

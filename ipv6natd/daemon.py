@@ -22,6 +22,7 @@ from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, look
+from ipv6natd.kept import Kept
 from ipv6natd.model import Network
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
@@ -40,6 +41,7 @@ class Daemon:
         self._settings = settings
         self._load = load
         self._notifier = Notifier()
+        self._kept = Kept()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
 
@@ -62,10 +64,12 @@ class Daemon:
             publish=self._show,
             follow_flows=Conntrack(addresses).follow,
             look=self._look,
+            keep=self._kept.write,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
         self._service = BusService(self, follower=self._firewalld)
+        await self._close_early()
         code = await self._until_stopped()
         await self._end()
         return code
@@ -86,6 +90,17 @@ class Daemon:
             return LateFirewall(partial(open_firewall, backend), opened, guess=guess)
         self._to_watch.set_result(firewall)
         return firewall
+
+    async def _close_early(self) -> None:
+        """Before READY, and without waiting for the engine: containers may start any moment."""
+        kept = self._kept.read()
+        if kept is None:
+            return
+        try:
+            await self._reconciler.close(kept)
+            log.info("closed the networks of last time until the engine tells of them")
+        except FirewallError as error:
+            log.error("cannot close the networks of last time: %s", error)
 
     async def _watch_drift(self) -> None:
         firewall = await self._to_watch
@@ -136,6 +151,7 @@ class Daemon:
             return
         try:
             await self._reconciler.remove()
+            self._kept.remove()
             log.info("stopped; all rules are removed")
         except FirewallError as error:
             log.error("stopped, but the rules could not be removed: %s", error)

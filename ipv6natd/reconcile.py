@@ -32,7 +32,7 @@ from ipv6natd.plan import (
     plan,
     stands,
 )
-from ipv6natd.rules import EMPTY, Ruleset, Table
+from ipv6natd.rules import EMPTY, Ruleset, Table, TableRules
 from ipv6natd.ruleset import ruleset
 from ipv6natd.status import Row, State, Status, SyncResult, mapping_id, one_line
 
@@ -97,6 +97,7 @@ class Reconciler:
         publish: Publish,
         follow_flows: Callable[[Desired | None, Desired], None] = lambda _old, _new: None,
         look: Look = _nothing_found,
+        keep: Callable[[TableRules], None] = lambda _: None,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
@@ -105,6 +106,7 @@ class Reconciler:
         `follow_flows` is called in the worker thread when rules are in force that open flows
         may contradict: with what held before, None where nobody knows, and what holds now.
         `look` says what is wrong with the host, given the networks; see `watch_host`.
+        `keep` is called in the worker thread with each filter table that came into force.
         `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
         every `verify_interval` seconds the kernel is read and compared."""
         self.facts = facts
@@ -117,6 +119,7 @@ class Reconciler:
         self._follow_flows = follow_flows
         self._followed: Desired | None = None
         self._look = look
+        self._keep = keep
         self._look_wanted = asyncio.Event()
         self._found = Found()
         self._networks: tuple[Network, ...] = ()
@@ -164,6 +167,17 @@ class Reconciler:
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
         return full_text(self._applied.ruleset if self._applied else EMPTY)
+
+    async def close(self, rules: TableRules) -> None:
+        """Write a filter table of earlier days, before anything is known. Raises FirewallError."""
+        async with self._writing:
+            await in_thread(partial(self._close, rules))
+
+    def _close(self, rules: TableRules) -> None:
+        read = {Table.FILTER: self._firewall.read()[Table.FILTER]}
+        early = Ruleset(filter=rules)
+        for change in plan(applied=None, interim=rules, wanted=early, observed=read):
+            self._firewall.write(change)
 
     async def run(self) -> None:
         """Keep in step until cancelled."""
@@ -314,6 +328,8 @@ class Reconciler:
             whole, before, interim = True, None, rules.filter
         else:
             raise FirewallError("somebody else keeps changing our rules while they are written")
+        if applied is None or applied.ruleset.filter != rules.filter:
+            self._keep(rules.filter)
         added, removed = changed_rules(applied.ruleset if applied else EMPTY, rules)
         for sign, lines in (("added", added), ("removed", removed)):
             for line in lines:

@@ -26,7 +26,7 @@ from tests.lab import (
     tcp,
     until,
 )
-from tests.lab.sandbox import CLIENT, HOST, Variant
+from tests.lab.sandbox import CLIENT, HOST, ROGUE, Variant
 from tests.packets.asking import dnats, opened, peer, server
 
 NOTHING = """\
@@ -212,6 +212,26 @@ def test_t9_with_retry_off_a_lost_engine_ends_the_daemon_and_rules_stay(fresh: S
         assert fresh.own() != []
     finally:
         fresh.engine.start()
+
+
+def test_after_a_boot_the_networks_are_closed_before_the_engine_answers(fresh: Small) -> None:
+    """Containers may run before their networks are known again: here the engine is not even up."""
+    address = fresh.x1.address
+    assert address is not None
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    closed = [line for line in fresh.own() if "FORWARD" in line]
+    fresh.daemon.stop()
+    fresh.engine.kill()
+    try:
+        load(fresh, NOTHING)
+        assert peer(tcp(fresh.sandbox.rogue, address, 80)) == ROGUE
+        fresh.daemon.start(wait="waiting-for-docker")
+        assert [line for line in fresh.own() if "FORWARD" in line] == closed
+        assert tcp(fresh.sandbox.rogue, address, 80, timeout=0.3) is Failure.TIMEOUT
+    finally:
+        fresh.engine.start()
+    opened(fresh.client, 8080)
 
 
 def test_t13_a_reload_reads_the_configuration_and_a_bad_file_changes_nothing(

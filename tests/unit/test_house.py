@@ -16,14 +16,14 @@ ARROWS = """
 background    ->
 bus           -> status
 claims        -> model networks
-cli           -> config daemon firewall firewall.choose firewall.restore reconcile
+cli           -> config daemon firewall firewall.choose firewall.restore kept reconcile
 config        -> model
 conntrack     -> flows model tools
 contest       ->
 ctl           -> bus tables
 daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
                  firewall.drift firewall.late firewalld host_checks host_facts model notify
-                 reconcile snapshot status
+                 kept reconcile snapshot status
 dbus_api      -> bus model status
 desired       -> claims model networks
 docker_facts  -> model
@@ -45,6 +45,7 @@ flows         -> model
 host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks nft_rules rules tools
+kept          -> plan rule_text rules
 model         ->
 networks      -> model
 nft_rules     ->
@@ -52,6 +53,7 @@ notify        ->
 plan          -> rules
 reconcile     -> background contest desired firewall flows host_checks model plan rules ruleset
                  status
+rule_text     -> model rules
 rules         -> model
 ruleset       -> model rules
 save_text     -> plan rules
@@ -76,6 +78,7 @@ CORE = {
     "networks",
     "nft_rules",
     "plan",
+    "rule_text",
     "rules",
     "ruleset",
     "save_text",
