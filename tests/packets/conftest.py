@@ -58,8 +58,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("regime", wanted, ids=ids, indirect=True, scope="session")
     elif "suite" in metafunc.fixturenames:
         suites = list(dict.fromkeys(each.suite for each in wanted))
+        if metafunc.definition.get_closest_marker("newest"):
+            suites = suites[-1:]
         ids = [each or "host" for each in suites]
         metafunc.parametrize("suite", suites, ids=ids, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What only the newest engine can do waits for a run that has it."""
+    if config.getoption("--engines") != "all":
+        late = [each for each in items if each.get_closest_marker("newest")]
+        config.hook.pytest_deselected(items=late)
+        items[:] = [each for each in items if each not in late]
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +98,7 @@ def there(suite: tree.Suite | None) -> tree.Suite | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "newest: only with the newest engine, of make test-all")
     config.stash[REPORT] = Report(Path(config.rootpath))
 
 
