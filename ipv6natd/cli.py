@@ -201,7 +201,7 @@ def _flush(settings: Settings) -> int:
     from ipv6natd.firewall.choose import open_firewall
     from ipv6natd.firewall.restore import RestoreFirewall
     from ipv6natd.kept import Kept
-    from ipv6natd.reconcile import remove_all
+    from ipv6natd.kernel import remove_all
 
     used = open_firewall(settings.backend)
     firewalls: list[Firewall] = [used]

@@ -9,40 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from ipv6natd import __version__
 from ipv6natd.background import in_thread
-from ipv6natd.contest import Contest
 from ipv6natd.contest import reason as order_lost
-from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
-from ipv6natd.flows import concerns
 from ipv6natd.host_checks import Found, explained
-from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Skipped, Snapshot
-from ipv6natd.plan import (
-    Observed,
-    changed_rules,
-    drifted,
-    full_text,
-    jumps_differ,
-    plan,
-    stands,
-)
-from ipv6natd.rules import EMPTY, Ruleset, Table, TableRules
-from ipv6natd.ruleset import ruleset
-from ipv6natd.status import Row, State, Status, SyncResult, mapping_id, one_line
+from ipv6natd.journal import tell, tell_found
+from ipv6natd.kernel import Kernel, Outcome
+from ipv6natd.model import Container, Desired, Engine, Network, Policy, Snapshot
+from ipv6natd.rules import TableRules
+from ipv6natd.status import Row, State, Status, SyncResult, mapping_id
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY, LONGEST_RETRY = 1.0, 30.0
 LOOK_EVERY = 60.0
 """Seconds between two looks at the host: what was put right shows within a minute."""
-SETTLE = 3
-"""Writes in one pass before somebody else's edits in between are left to the next pass."""
 
 
 class Facts(Protocol):
@@ -57,23 +44,6 @@ class Facts(Protocol):
 
     async def relist(self) -> None:
         """Read everything again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Applied:
-    """What we know to stand: what was wanted, its rules, and what the kernel made of them."""
-
-    desired: Desired
-    ruleset: Ruleset
-    observed: Observed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    applied: _Applied
-    drift: tuple[Table, ...] = ()
-    added: int = 0
-    removed: int = 0
 
 
 Publish = Callable[[Status, Status, Row | None], None]
@@ -113,17 +83,12 @@ class Reconciler:
         self.policy = policy
         self.config_error = ""
         self.status = Status(version=__version__, backend=firewall.backend.value)
-        self._firewall = firewall
-        self._complete = complete
+        self._kernel = Kernel(firewall, complete=complete, follow_flows=follow_flows, keep=keep)
         self._publish = publish
-        self._follow_flows = follow_flows
-        self._followed: Desired | None = None
         self._look = look
-        self._keep = keep
         self._look_wanted = asyncio.Event()
         self._found = Found()
         self._networks: tuple[Network, ...] = ()
-        self._order = Contest()
         self._failure = ""
         self._beat = beat
         self._beat_interval = beat_interval
@@ -131,8 +96,6 @@ class Reconciler:
         self._woken = asyncio.Event()
         self._first_pass = asyncio.Event()
         self._verify = False
-        self._drift: tuple[Table, ...] = ()
-        self._applied: _Applied | None = None
         self._retry_at: float | None = None
         self._retry_pause = FIRST_RETRY
         self._waiters: list[asyncio.Future[SyncResult]] = []
@@ -157,7 +120,7 @@ class Reconciler:
         Raises what the pass raised: EngineGone or FirewallError.
         """
         await self.facts.relist()
-        self._order.over()
+        self._kernel.order.over()
         await self.look_at_host()
         waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -166,18 +129,12 @@ class Reconciler:
 
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
-        return full_text(self._applied.ruleset if self._applied else EMPTY)
+        return self._kernel.text()
 
     async def close(self, rules: TableRules) -> None:
         """Write a filter table of earlier days, before anything is known. Raises FirewallError."""
         async with self._writing:
-            await in_thread(partial(self._close, rules))
-
-    def _close(self, rules: TableRules) -> None:
-        read = {Table.FILTER: self._firewall.read()[Table.FILTER]}
-        early = Ruleset(filter=rules)
-        for change in plan(applied=None, interim=rules, wanted=early, observed=read):
-            self._firewall.write(change)
+            await in_thread(partial(self._kernel.close, rules))
 
     async def run(self) -> None:
         """Keep in step until cancelled."""
@@ -223,7 +180,7 @@ class Reconciler:
             return
         if new != old:
             self._found = new
-            _tell_found(old, new)
+            tell_found(old, new)
             self.trigger()
 
     async def _wait(self) -> None:
@@ -250,7 +207,8 @@ class Reconciler:
         began = time.monotonic()
         try:
             async with self._writing:
-                outcome = await in_thread(partial(self._sync, self._snapshot(), verify))
+                sync = partial(self._kernel.sync, self._snapshot(), self.policy, verify=verify)
+                outcome = await in_thread(sync)
         except FirewallError as error:
             self._failed(error, waiters)
         else:
@@ -264,93 +222,6 @@ class Reconciler:
             networks=networks,
             containers=tuple(self.facts.containers.values()),
         )
-
-    def _sync(self, snapshot: Snapshot, verify: bool) -> _Outcome:
-        """One pass, in a thread: everything that computes or blocks."""
-        want = desired(self._complete(snapshot), self.policy)
-        rules = ruleset(want)
-        applied = self._applied
-        if applied is not None and verify:
-            drift = self._drifted(applied, self._firewall.read())
-            if drift:
-                # Kept until it is mended: the first try may fail on the very edit that it mends.
-                self._drift = drift
-                log.warning(
-                    "somebody else changed our rules in %s; putting them back", _tables(drift)
-                )
-        if applied is not None and applied.ruleset == rules and not self._drift:
-            return _Outcome(applied=replace(applied, desired=want))
-        outcome = self._write(applied, want, rules)
-        self._follow(want)
-        return outcome
-
-    def _drifted(self, applied: _Applied, now: Observed) -> tuple[Table, ...]:
-        """The tables that somebody else changed, so that we have to."""
-        if self._order.given_up and self._settled(applied.ruleset, now, keep_order=True):
-            self._order.over()
-            log.info("our rules come first in FORWARD again")
-        keep = not self._order.given_up
-        before = applied.observed
-        drift = tuple(t for t in Table if drifted(before[t], now[t], keep_order=keep))
-        if drift and keep and not any(drifted(before[t], now[t], keep_order=False) for t in drift):
-            return () if self._lost_order() else drift
-        return drift
-
-    def _settled(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
-        return all(stands(rules.table(t), now[t], keep_order=keep_order) for t in Table)
-
-    def _lost_order(self) -> bool:
-        """Somebody else took the first place in FORWARD; whether it is left to him now."""
-        self._order.lost(time.monotonic())
-        if self._order.given_up:
-            log.warning("another program insists on the first place in FORWARD; leaving it there")
-        return self._order.given_up
-
-    def _write(self, applied: _Applied | None, want: Desired, rules: Ruleset) -> _Outcome:
-        before = applied.ruleset if applied else None
-        interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
-        whole = bool(self._drift) or jumps_differ(before, rules)
-        # From here on until it is known what stands, nothing is known.
-        self._applied = None
-        for attempt in range(SETTLE):
-            read = self._firewall.read() if whole else None
-            keep = not self._order.given_up
-            for change in plan(
-                applied=before, interim=interim, wanted=rules, observed=read, keep_order=keep
-            ):
-                self._firewall.write(change)
-            observed = self._firewall.read()
-            if self._settled(rules, observed, keep_order=keep):
-                break
-            if self._settled(rules, observed, keep_order=False) and self._lost_order():
-                break
-            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
-            whole, before, interim = True, None, rules.filter
-        else:
-            raise FirewallError("somebody else keeps changing our rules while they are written")
-        if applied is None or applied.ruleset.filter != rules.filter:
-            self._keep(rules.filter)
-        added, removed = changed_rules(applied.ruleset if applied else EMPTY, rules)
-        for sign, lines in (("added", added), ("removed", removed)):
-            for line in lines:
-                log.debug("rule %s: ip6tables %s", sign, line)
-        return _Outcome(
-            applied=_Applied(desired=want, ruleset=rules, observed=observed),
-            drift=self._drift,
-            added=len(added),
-            removed=len(removed),
-        )
-
-    def _follow(self, want: Desired) -> None:
-        """Let open flows go where the rules now in force lead."""
-        before = [self._followed]
-        if Table.NAT in self._drift and self._followed is not None:
-            # What began while somebody had taken out our rules began without them.
-            before.append(None)
-        for old in before:
-            if concerns(old, want):
-                self._follow_flows(old, want)
-        self._followed = want
 
     def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
         advice = explained(str(error))
@@ -370,16 +241,15 @@ class Reconciler:
                 waiter.set_exception(error)
 
     def _succeeded(
-        self, outcome: _Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
+        self, outcome: Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
     ) -> None:
-        self._retry_at, self._retry_pause, self._drift = None, FIRST_RETRY, ()
+        self._retry_at, self._retry_pause = None, FIRST_RETRY
         self._failure = ""
-        self._applied = outcome.applied
-        want = outcome.applied.desired
+        want = outcome.desired
         if want.networks != self._networks:
             self._networks = want.networks
             self._look_wanted.set()
-        if self._order.given_up and not self._found.first_in_forward:
+        if self._kernel.order.given_up and not self._found.first_in_forward:
             self._look_wanted.set()
         networks = self._warned(want.networks)
         old = self.status
@@ -435,7 +305,7 @@ class Reconciler:
         """The status with the fields that tell how things are."""
         engine = self.facts.engine
         wrong = [each.text for each in self._found.findings]
-        if self._order.given_up:
+        if self._kernel.order.given_up:
             wrong.append(order_lost(self._found.first_in_forward))
         state, reasons = State.SYNCED, [self.config_error, *wrong]
         if wrong:
@@ -447,97 +317,23 @@ class Reconciler:
             self.status,
             state=state,
             state_reason=_summary([each for each in reasons if each]),
-            backend=self._firewall.backend.value,
+            backend=self._kernel.firewall.backend.value,
             docker_connected=self.facts.connected,
             engine_version=engine.version if engine else "",
         )
 
     def _show(self, new: Status, drift: Row | None = None) -> None:
         old, self.status = self.status, new
-        _tell(old, new)
+        tell(old, new)
         self._publish(old, new, drift)
 
     async def remove(self) -> None:
         """Take all our rules out. Raises FirewallError."""
         async with self._writing:
-            await in_thread(partial(remove_all, self._firewall))
-            self._applied = self._followed = None
-
-
-def remove_all(firewall: Firewall) -> int:
-    """Sync to the empty ruleset; returns the number of chains and jumps that went.
-
-    Blocks. Raises FirewallError.
-    """
-    read = firewall.read()
-    ours = {table: len(seen.own) + len(seen.jumps) for table, seen in read.items()}
-    touched = {table: seen for table, seen in read.items() if ours[table]}
-    for change in plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
-        firewall.write(change)
-    return sum(ours.values())
+            await in_thread(self._kernel.remove)
 
 
 def _summary(reasons: list[str]) -> str:
     """The first, and how many more there are."""
     more = f" (and {len(reasons) - 1} more: journalctl -u ipv6natd)" if reasons[1:] else ""
     return "".join((*reasons[:1], more))
-
-
-def _tell_found(old: Found, new: Found) -> None:
-    """Each finding once when it comes, once when it goes; of one network, as its warning."""
-    for each in new.findings:
-        if each not in old.findings and not each.bridge:
-            log.warning("%s", each.text)
-    for each in old.findings:
-        if each not in new.findings:
-            log.info("no longer so: %s", each.text)
-    for note in new.notes:
-        if note not in old.notes:
-            log.info("%s", note)
-
-
-def _tables(tables: Iterable[Table]) -> str:
-    return " and ".join(f"the {table} table" for table in tables)
-
-
-def _tell(old: Status, new: Status) -> None:
-    """The journal: what a person can see change, and nothing else above DEBUG."""
-    before, after = set(old.mappings), set(new.mappings)
-    if before != after:
-        for mapping in old.mappings:
-            if mapping not in after:
-                log.info("withdrew %s", described(mapping))
-        for mapping in new.mappings:
-            if mapping not in before:
-                log.info("published %s", described(mapping))
-    for skipped in new.skipped:
-        if skipped not in old.skipped:
-            log.warning("skipped %s: %s", _subject(skipped), skipped.reason)
-    known = {(each.id, each.warnings) for each in old.networks}
-    for network in new.networks:
-        if (network.id, network.warnings) not in known:
-            for warning in network.warnings:
-                log.warning("network %s: %s", network.name, warning)
-    if (old.state, old.state_reason) != (new.state, new.state_reason):
-        log.info("%s", one_line(new))
-    else:
-        log.debug("%s", one_line(new))
-
-
-def _subject(skipped: Skipped) -> str:
-    if skipped.container_name:
-        return f"{skipped.port} of container {skipped.container_name}"
-    return f"network {skipped.network}"
-
-
-def described(mapping: Mapping) -> str:
-    """ "[::]:443/tcp -> web [fd00::2]:443", as a person would say it."""
-    host = f"{mapping.host_port}"
-    inside = f"{mapping.container_port}"
-    if mapping.count > 1:
-        host += f"-{mapping.host_port_end}"
-        inside += f"-{mapping.container_port_end}"
-    return (
-        f"[{mapping.host_address}]:{host}/{mapping.protocol} -> "
-        f"{mapping.container_name} [{mapping.container_address}]:{inside}"
-    )

@@ -16,7 +16,7 @@ ARROWS = """
 background    ->
 bus           -> status
 claims        -> model networks
-cli           -> config daemon firewall firewall.choose firewall.restore kept reconcile
+cli           -> config daemon firewall firewall.choose firewall.restore kept kernel
 config        -> model
 conntrack     -> flows model tools
 contest       ->
@@ -45,14 +45,15 @@ flows         -> model
 host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks nft_rules rules tools
+journal       -> host_checks model status
 kept          -> plan rule_text rules
+kernel        -> contest desired firewall flows model plan rules ruleset
 model         ->
 networks      -> model
 nft_rules     ->
 notify        ->
 plan          -> rules
-reconcile     -> background contest desired firewall flows host_checks model plan rules ruleset
-                 status
+reconcile     -> background contest firewall host_checks journal kernel model rules status
 rule_text     -> model rules
 rules         -> model
 ruleset       -> model rules

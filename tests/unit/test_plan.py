@@ -10,6 +10,7 @@ import pytest
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.kernel import remove_all
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.plan import (
     ObservedTable,
@@ -21,7 +22,6 @@ from ipv6natd.plan import (
     plan,
     stands,
 )
-from ipv6natd.reconcile import remove_all
 from ipv6natd.rules import EMPTY, Ruleset, Table
 from ipv6natd.ruleset import ruleset
 from tests.unit.build import container, network, snapshot

@@ -16,6 +16,7 @@ from ipv6natd import docker_facts
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.kernel import remove_all
 from ipv6natd.model import (
     ANY,
     Container,
@@ -30,7 +31,6 @@ from ipv6natd.model import (
     Snapshot,
 )
 from ipv6natd.plan import TableChange, full_text, jumps_differ, plan, stands
-from ipv6natd.reconcile import remove_all
 from ipv6natd.rules import EMPTY, Dnat, Rule, Table, Verdict, words
 from ipv6natd.ruleset import ruleset
 from ipv6natd.save_text import render

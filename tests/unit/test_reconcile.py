@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ipv6natd import reconcile
+from ipv6natd import kernel, reconcile
 from ipv6natd.desired import desired
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.journal import described
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
 from ipv6natd.plan import TableChange
-from ipv6natd.reconcile import Reconciler, described
+from ipv6natd.reconcile import Reconciler
 from ipv6natd.rules import Table
 from ipv6natd.status import Row, State, Status, mapping_id
 from tests.unit.build import container, identity, network, snapshot
@@ -428,11 +429,11 @@ def test_who_keeps_writing_is_reported_and_left_for_a_while(bench: Bench) -> Non
         take = edit("-D IPV6NAT-CT -i br-a -j ACCEPT")
         nothing = edit("")
         # Two writes a pass, filter and nat: the edit comes after the second.
-        bench.firewall.intrusions = [nothing, take] * reconcile.SETTLE
+        bench.firewall.intrusions = [nothing, take] * kernel.SETTLE
         status = await bench.passed()
         assert status.state is State.DEGRADED
         assert "somebody else keeps changing our rules" in status.state_reason
-        assert bench.firewall.writes == 2 * reconcile.SETTLE
+        assert bench.firewall.writes == 2 * kernel.SETTLE
         await until(lambda: bench.status.state is State.SYNCED)
         assert "-A IPV6NAT-CT -i br-a -j ACCEPT" in bench.firewall.dump()
 

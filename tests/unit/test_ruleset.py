@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.desired import desired
-from ipv6natd.model import Container, Network, Policy, Protocol
+from ipv6natd.model import (
+    Container,
+    Engine,
+    EngineRules,
+    GatewayMode,
+    Network,
+    Policy,
+    Protocol,
+    Snapshot,
+)
 from ipv6natd.plan import full_text
 from ipv6natd.rules import (
     Dnat,
@@ -68,15 +77,36 @@ SITUATIONS: dict[str, Facts] = {
         container(name="dns", on=[Y], ports=["53:53", "53:53/udp"]),
         container(name="in", on=[INTERNAL]),
     ),
+    "routed": (replace(X, gateway_mode=GatewayMode.ROUTED), web("8080:80")),
+    "nat-unprotected": (replace(X, gateway_mode=GatewayMode.NAT_UNPROTECTED), web("8080:80")),
+    "isolated": (replace(X, gateway_mode=GatewayMode.ISOLATED), web("8080:80")),
+    "trusted-interface": (replace(X, trusted_interfaces=("ext0",)), web("8080:80")),
+    "allow-direct-routing": (X, web("8080:80")),
+    "accept-fwmark": (X, web("8080:80")),
+    "beside-the-engines": (X, Y, web("8080:80"), container(name="dns", on=[Y], ports=["53:53"])),
 }
+POLICIES = {
+    "allow-direct-routing": Policy(allow_direct_routing=True),
+    "accept-fwmark": Policy(accept_fwmark=(1, 1)),
+}
+ENGINE = Engine(version="28.5.2", api_version="1.51", ip6tables=True)
+MANAGED = EngineRules(
+    bridges=frozenset({Y.bridge}), ports=frozenset({(Protocol.TCP, 53), (Protocol.TCP, 8080)})
+)
 PROXY = {"proxy-on": True, "proxy-off": False}
 CASES = [f"{situation}.{proxy}" for situation in SITUATIONS for proxy in PROXY]
 
 
 def rules_of(case: str) -> Ruleset:
     situation, _, proxy = case.partition(".")
+    return ruleset(desired(facts_of(situation, proxy), POLICIES.get(situation, Policy())))
+
+
+def facts_of(situation: str, proxy: str) -> Snapshot:
     facts = snapshot(*SITUATIONS[situation], userland_proxy=PROXY[proxy])
-    return ruleset(desired(facts, Policy()))
+    if situation == "beside-the-engines":
+        return replace(facts, engine=ENGINE, engine_rules=MANAGED)
+    return facts
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,198 @@
+"""One firewall and what we know to stand in it: everything that a pass computes or blocks on.
+
+Runs in a worker thread, one call at a time; the loop that calls it is in reconcile. Each call may
+raise FirewallError; what stands is then unknown, and the next pass writes everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from ipv6natd.contest import Contest
+from ipv6natd.desired import desired, together
+from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.flows import concerns
+from ipv6natd.model import Desired, Policy, Snapshot
+from ipv6natd.plan import (
+    Observed,
+    changed_rules,
+    drifted,
+    full_text,
+    jumps_differ,
+    plan,
+    stands,
+)
+from ipv6natd.rules import EMPTY, Ruleset, Table, TableRules
+from ipv6natd.ruleset import ruleset
+
+log = logging.getLogger(__name__)
+
+SETTLE = 3
+"""Writes in one pass before somebody else's edits in between are left to the next pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What we know to stand: what was wanted, its rules, and what the kernel made of them."""
+
+    desired: Desired
+    ruleset: Ruleset
+    observed: Observed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one pass came to; `drift` names the tables that somebody else had changed."""
+
+    desired: Desired
+    drift: tuple[Table, ...] = ()
+    added: int = 0
+    removed: int = 0
+
+
+class Kernel:
+    """The tables of one variant, kept as they should be."""
+
+    def __init__(
+        self,
+        firewall: Firewall,
+        *,
+        complete: Callable[[Snapshot], Snapshot],
+        follow_flows: Callable[[Desired | None, Desired], None],
+        keep: Callable[[TableRules], None],
+    ) -> None:
+        """See Reconciler for what the three functions are for."""
+        self.firewall = firewall
+        self.applied: Applied | None = None
+        self.order = Contest()
+        self._complete = complete
+        self._follow_flows = follow_flows
+        self._keep = keep
+        self._followed: Desired | None = None
+        self._drift: tuple[Table, ...] = ()
+
+    def text(self) -> str:
+        """The rules in force, as ip6tables-restore reads them."""
+        return full_text(self.applied.ruleset if self.applied else EMPTY)
+
+    def remove(self) -> None:
+        """Take all our rules out."""
+        remove_all(self.firewall)
+        self.applied = self._followed = None
+
+    def close(self, rules: TableRules) -> None:
+        """Write a filter table of earlier days, before anything is known."""
+        read = {Table.FILTER: self.firewall.read()[Table.FILTER]}
+        early = Ruleset(filter=rules)
+        for change in plan(applied=None, interim=rules, wanted=early, observed=read):
+            self.firewall.write(change)
+
+    def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
+        """One pass: everything that computes or blocks."""
+        want = desired(self._complete(snapshot), policy)
+        rules = ruleset(want)
+        applied = self.applied
+        if applied is not None and verify:
+            drift = self._drifted(applied, self.firewall.read())
+            if drift:
+                # Kept until it is mended: the first try may fail on the very edit that it mends.
+                self._drift = drift
+                log.warning(
+                    "somebody else changed our rules in %s; putting them back", _tables(drift)
+                )
+        if applied is not None and applied.ruleset == rules and not self._drift:
+            self.applied = replace(applied, desired=want)
+            return Outcome(desired=want)
+        outcome = self._write(applied, want, rules)
+        self._follow(want)
+        self._drift = ()
+        return outcome
+
+    def _drifted(self, applied: Applied, now: Observed) -> tuple[Table, ...]:
+        """The tables that somebody else changed, so that we have to."""
+        if self.order.given_up and self._settled(applied.ruleset, now, keep_order=True):
+            self.order.over()
+            log.info("our rules come first in FORWARD again")
+        keep = not self.order.given_up
+        before = applied.observed
+        drift = tuple(t for t in Table if drifted(before[t], now[t], keep_order=keep))
+        if drift and keep and not any(drifted(before[t], now[t], keep_order=False) for t in drift):
+            return () if self._lost_order() else drift
+        return drift
+
+    def _settled(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
+        return all(stands(rules.table(t), now[t], keep_order=keep_order) for t in Table)
+
+    def _lost_order(self) -> bool:
+        """Somebody else took the first place in FORWARD; whether it is left to him now."""
+        self.order.lost(time.monotonic())
+        if self.order.given_up:
+            log.warning("another program insists on the first place in FORWARD; leaving it there")
+        return self.order.given_up
+
+    def _write(self, applied: Applied | None, want: Desired, rules: Ruleset) -> Outcome:
+        before = applied.ruleset if applied else None
+        interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
+        whole = bool(self._drift) or jumps_differ(before, rules)
+        # From here on until it is known what stands, nothing is known.
+        self.applied = None
+        for attempt in range(SETTLE):
+            read = self.firewall.read() if whole else None
+            keep = not self.order.given_up
+            for change in plan(
+                applied=before, interim=interim, wanted=rules, observed=read, keep_order=keep
+            ):
+                self.firewall.write(change)
+            observed = self.firewall.read()
+            if self._settled(rules, observed, keep_order=keep):
+                break
+            if self._settled(rules, observed, keep_order=False) and self._lost_order():
+                break
+            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
+            whole, before, interim = True, None, rules.filter
+        else:
+            raise FirewallError("somebody else keeps changing our rules while they are written")
+        if applied is None or applied.ruleset.filter != rules.filter:
+            self._keep(rules.filter)
+        added, removed = changed_rules(applied.ruleset if applied else EMPTY, rules)
+        for sign, lines in (("added", added), ("removed", removed)):
+            for line in lines:
+                log.debug("rule %s: ip6tables %s", sign, line)
+        self.applied = Applied(desired=want, ruleset=rules, observed=observed)
+        return Outcome(
+            desired=want,
+            drift=self._drift,
+            added=len(added),
+            removed=len(removed),
+        )
+
+    def _follow(self, want: Desired) -> None:
+        """Let open flows go where the rules now in force lead."""
+        before = [self._followed]
+        if Table.NAT in self._drift and self._followed is not None:
+            # What began while somebody had taken out our rules began without them.
+            before.append(None)
+        for old in before:
+            if concerns(old, want):
+                self._follow_flows(old, want)
+        self._followed = want
+
+
+def remove_all(firewall: Firewall) -> int:
+    """Sync to the empty ruleset; returns the number of chains and jumps that went.
+
+    Blocks. Raises FirewallError.
+    """
+    read = firewall.read()
+    ours = {table: len(seen.own) + len(seen.jumps) for table, seen in read.items()}
+    touched = {table: seen for table, seen in read.items() if ours[table]}
+    for change in plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
+        firewall.write(change)
+    return sum(ours.values())
+
+
+def _tables(tables: Iterable[Table]) -> str:
+    return " and ".join(f"the {table} table" for table in tables)
