@@ -1,0 +1,181 @@
+"""docs/rules.md, built from the reviewed rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.unit.test_ruleset import GOLDEN, PROXY, SITUATIONS
+
+RULES_MD = Path(__file__).parent.parent.parent / "docs" / "rules.md"
+
+INTRODUCTION = """\
+# The rules
+
+Which rules ipv6natd writes for each kind of network, and why. Written by
+`UPDATE_DOCS=1 .venv/bin/pytest tests/unit/test_docs.py` from the rules in `tests/golden`; a test
+fails when it is out of date.
+
+In all examples `br-a` is the bridge of the network with the subnet fd00:a::/64, and fd00:a::2 is
+the container on it. "Proxy" is Docker's userland proxy.
+"""
+
+KINDS = {
+    "nothing": "No network with IPv6: DOCKER-USER stands all the same, since users lean on it.",
+    "one-network": "A network with IPv6 and nothing published: closed inwards, masqueraded "
+    "outwards.",
+    "one-port": "A TCP port published on every address of the host (`-p 8080:80`).",
+    "one-udp-port": "A UDP port published (`-p 5353:53/udp`): with the proxy on, neighbours are "
+    "redirected to it.",
+    "one-sctp-port": "An SCTP port published (`-p 36412:36412/sctp`), as TCP is.",
+    "internal": "An internal network (`--internal`): nothing enters or leaves, and a published "
+    "port gets no rule.",
+    "icc-off": "A network whose containers may not talk to each other (`enable_icc=false`).",
+    "internal-icc-off": "An internal network whose containers may not talk to each other either.",
+    "masquerade-off": "A network whose containers show their own addresses outside "
+    "(`enable_ip_masquerade=false`).",
+    "host-ipv6": "A network that speaks to the outside from one address "
+    "(`com.docker.network.host_ipv6=2001:db8::1`).",
+    "specific-address": "One port published on one address of the host and, beside it, on all "
+    "others.",
+    "loopback": "A port published on [::1], which only the proxy can serve.",
+    "run": "Ten thousand ports that keep their numbers (`-p 10000-19999:10000-19999/udp`) are one "
+    "rule.",
+    "shifted-run": "Ports that do not keep their numbers (`-p 6000-6003:7000-7003`) are one rule "
+    "each.",
+    "two-subnets": "A network with two IPv6 subnets.",
+    "two-networks-and-internal": "Two networks with published ports beside an internal one.",
+    "routed": "`gateway_mode_ipv6=routed`: no NAT; published ports and ICMPv6 are open by the "
+    "container's own address.",
+    "nat-unprotected": "`gateway_mode_ipv6=nat-unprotected`: published ports by NAT, and every "
+    "port by the container's own address.",
+    "isolated": "`gateway_mode_ipv6=isolated`: as closed as an internal network.",
+    "trusted-interface": "`trusted_host_interfaces=ext0`: published ports are open by the "
+    "container's own address, too, for what comes in there.",
+    "allow-direct-routing": "`allow_direct_routing = true` in our configuration: the same by any "
+    "interface.",
+    "accept-fwmark": '`accept_fwmark = "0x1/0x1"` in our configuration: what carries the mark is '
+    "accepted.",
+    "beside-the-engines": "A network of ours beside `br-b`, whose rules the engine writes itself.",
+}
+
+JUMP = r"-m comment --comment ipv6natd -j"
+FORWARD = "-A IPV6NAT-FORWARD"
+SHAPES = {
+    rf"-A FORWARD {JUMP} DOCKER-USER": "First of all the users' own rules.",
+    rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then ours, before those of others, so that a DROP "
+    "which somebody appends changes nothing.",
+    rf"-A INPUT {JUMP} IPV6NAT-INPUT": "Only without the proxy: clients that cannot be forwarded "
+    "are refused there.",
+    rf"{FORWARD} -m mark --mark MARK -j ACCEPT": "The administrator has marked it as wanted.",
+    rf"{FORWARD} ! -i BRIDGE -o BRIDGE -j DROP": "A network is closed to all that comes from "
+    "elsewhere and was not accepted above; a closed network before all else, its replies too.",
+    rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "Nothing leaves a closed network. By interface "
+    "and not by address, so that a forged source does not leave either.",
+    rf"{FORWARD} -m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
+    "in skip the rest, so an open connection does not pay for the number of networks.",
+    rf"{FORWARD} -o BRIDGE -m conntrack --ctstate DNAT -j ACCEPT": "What a published port has "
+    "sent here; so no published port needs a filter rule of its own.",
+    rf"{FORWARD} -s NET ! -i BRIDGE -o BRIDGE -j DROP": "Where more than published ports is open: "
+    "a neighbour's address that comes in elsewhere is forged.",
+    rf"{FORWARD} -d ADDRESS (?:! -i BRIDGE|-i INTERFACE) -o BRIDGE -p PROTOCOL --dport PORT "
+    "-j ACCEPT": "A published port that an option opens by the container's own address.",
+    rf"{FORWARD} ! -i BRIDGE -o BRIDGE -p ipv6-icmp -j ACCEPT": "Routed containers can be pinged "
+    "and hear of errors on the way.",
+    rf"{FORWARD} ! -i BRIDGE -o BRIDGE -j ACCEPT": "nat-unprotected opens everything.",
+    rf"{FORWARD} -i BRIDGE -o BRIDGE -j (?:ACCEPT|DROP)": "Between neighbours, where br_netfilter "
+    "shows them to us: as enable_icc says.",
+    rf"{FORWARD} -o BRIDGE -j RETURN": "The engine's own rules decide who comes into a network "
+    "that it manages.",
+    rf"{FORWARD} -i BRIDGE ! -o BRIDGE -m conntrack --ctstate INVALID -j DROP": "The kernel does "
+    "not translate what conntrack cannot place: it would leave with the container's address.",
+    rf"{FORWARD} -i BRIDGE -j ACCEPT": "Containers may go out; behind every DROP, so that out of "
+    "one network is not into the next.",
+    r"-A IPV6NAT-CT -[io] BRIDGE -j ACCEPT": "Both directions of a flow that was let in. Closed "
+    "networks are not here.",
+    r"-A IPV6NAT-INPUT -d ::1/128 -p PROTOCOL --dport PORT -j REJECT": "[::1] cannot be forwarded: "
+    "without the proxy the client is told at once instead of waiting.",
+    r"-A IPV6NAT-INPUT -s fe80::/10 (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j REJECT": "The same "
+    "for link-local clients, which the kernel does not route.",
+    rf"-A PREROUTING -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "Any address of the host, "
+    "also one that it gets later.",
+    rf"-A OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "The host's own "
+    "programs; never [::1], whose answers the kernel would drop.",
+    rf"-A POSTROUTING {JUMP} IPV6NAT-POST": "Which source a packet leaves with.",
+    r"-A IPV6NAT-DNAT -s fe80::/10 -j RETURN": "Link-local clients are not routed: DNAT could only "
+    "lose them.",
+    r"-A IPV6NAT-DNAT -i BRIDGE -j RETURN": "A closed network does not get out by way of a "
+    "published port.",
+    r"-A IPV6NAT-DNAT -s NET ! -i BRIDGE -m addrtype ! --src-type LOCAL -j RETURN": "A neighbour's "
+    "address that comes in elsewhere is forged, and applications trust neighbours.",
+    r"-A IPV6NAT-DNAT (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT -j REDIRECT": "The proxy "
+    "would answer a neighbour's datagram from another address than it was sent to; redirected, "
+    "the answer is put right on its way back.",
+    r"-A IPV6NAT-DNAT (?:-d ADDRESS )?(?:! -i BRIDGE )?-p PROTOCOL --dport PORT -j DNAT "
+    "--to-destination TO": "A published port, or a run of them that keeps its numbers. With the "
+    "proxy on, neighbours are its business. One address of the host comes before all addresses.",
+    r"-A IPV6NAT-POST -s NET ! -o BRIDGE -m addrtype ! --src-type LOCAL -j SOURCE": "What goes out "
+    "carries an address of the host. The host's own address on the bridge stays as it is.",
+    r"-A IPV6NAT-POST -s NET -o BRIDGE -m conntrack --ctstate DNAT -j SOURCE": "Only without the "
+    "proxy: a neighbour that came by a published port is answered by way of the host.",
+}
+"""Each shape of a rule, in the order of the tables, and why it is there."""
+
+WORDS = {
+    "BRIDGE": r"br-[a-z]+",
+    "INTERFACE": r"ext0",
+    "ADDRESS": r"[0-9a-f:]+/128",
+    "NET": r"[0-9a-f:]+/64",
+    "MARK": r"0x\w+/0x\w+",
+    "PROTOCOL --dport": r"(tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport",
+    "PORT": r"\d+(?::\d+)?",
+    "REJECT": r"REJECT --reject-with (?:tcp-reset|icmp6-port-unreachable)",
+    "TO": r"\S+",
+    "SOURCE": r"(?:MASQUERADE|SNAT --to-source \S+)",
+}
+
+
+def reasons(rule: str) -> list[str]:
+    """The shapes that a rule has: one, if the table above is right."""
+    return [shape for shape in SHAPES if re.fullmatch(_pattern(shape), rule)]
+
+
+def rules_md() -> str:
+    """The whole page."""
+    return "\n".join(_lines())
+
+
+def _pattern(shape: str) -> str:
+    for word, pattern in WORDS.items():
+        shape = re.sub(rf"\b{word}\b", lambda _, new=pattern: new, shape)  # type: ignore[misc]
+    return shape
+
+
+def _shown(shape: str) -> str:
+    """The shape as a person reads it: [optional] and (one|another)."""
+    shape = re.sub(r"\(\?:([^)|]*?) \)\?", r"[\1] ", shape)
+    return re.sub(r"\(\?:([^)]*)\)", r"(\1)", shape).replace("-[io]", "(-i|-o)")
+
+
+def _lines() -> Iterator[str]:
+    yield INTRODUCTION
+    yield "## Why each rule is there\n"
+    for shape, why in SHAPES.items():
+        yield f"- `{_shown(shape)}`  \n  {why}"
+    yield ""
+    for situation in SITUATIONS:
+        yield f"## {situation}\n"
+        yield f"{KINDS[situation]}\n"
+        texts = {proxy: (GOLDEN / f"{situation}.{proxy}.txt").read_text() for proxy in PROXY}
+        if len(set(texts.values())) == 1:
+            yield from _block("Proxy on or off", texts["proxy-on"])
+        else:
+            yield from _block("Proxy on", texts["proxy-on"])
+            yield from _block("Proxy off", texts["proxy-off"])
+
+
+def _block(title: str, text: str) -> Iterator[str]:
+    rules = [line for line in text.splitlines() if line.startswith(("*", "-A"))]
+    yield f"{title}:\n"
+    yield "\n".join(["```", *rules, "```", ""])
