@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +89,18 @@ def regime(request: pytest.FixtureRequest, tools: None) -> Iterator[lab.Regime]:
     wanted: Wanted = request.param
     with lab.regime(wanted.variant, proxy=wanted.proxy, suite=there(wanted.suite)) as furnished:
         yield furnished
+
+
+@pytest.fixture(autouse=True)
+def calm(request: pytest.FixtureRequest) -> None:
+    """What the test before took down is out of the rules before the next one looks at them."""
+    if "regime" in request.fixturenames:
+        furnished: lab.Regime = request.getfixturevalue("regime")
+        words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
+        counts = ("MappingCount", "NetworkCount")
+        # x1's three ports; X, Y, I and the default bridge.
+        ask = partial(furnished.bus.busctl, "get-property", *words, *counts, check=False)
+        lab.until(ask, "u 3\nu 4", timeout=10)
 
 
 def there(suite: tree.Suite | None) -> tree.Suite | None:
