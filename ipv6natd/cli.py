@@ -36,7 +36,7 @@ examples:
   ipv6natd -flush                     remove all rules of ipv6natd and exit
 
 exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 wrong configuration
-See ipv6natctl(1) for what a running ipv6natd is doing."""
+`ipv6natctl` shows what a running ipv6natd is doing."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

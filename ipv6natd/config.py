@@ -281,7 +281,7 @@ def load(explicit: Path | None, environ: Mapping[str, str], flags: Mapping[str, 
 def example() -> str:
     """The shipped configuration file: every key, commented, with its default."""
     lines = [
-        "# Configuration of ipv6natd. Each key shows its default; see ipv6natd.toml(5).",
+        "# Configuration of ipv6natd. Each key shows its default.",
         "# Files in /etc/ipv6natd/conf.d/*.toml are read after this one and win over it.",
     ]
     defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}

@@ -20,14 +20,13 @@ _CONFIG = re.compile(r"--config-file=(.+)")
 
 
 def ip6tables(endpoint: str) -> bool | None:
-    """What the engine behind a local endpoint was told; None where nothing says anything.
+    """What the engine was told; None where nothing says anything.
 
-    Connects: ask only once the engine runs. An engine elsewhere writes its rules elsewhere.
+    Connects to a Unix socket: ask only once the engine runs. An engine behind tcp:// is taken for
+    this host's own, since only its bridges could be of any use here.
     """
     path = endpoint.removeprefix("unix://")
-    if path == endpoint:
-        return False
-    pid = _listener(path) or _pid()
+    pid = (_listener(path) if path != endpoint else 0) or _pid()
     config, root = CONFIG_FILE, Path(f"/proc/{pid}/root")
     for word in _command_line(pid):
         if flag := _FLAG.fullmatch(word):

@@ -51,7 +51,7 @@ def tell(old: Status, new: Status) -> None:
 def _subject(skipped: Skipped) -> str:
     if skipped.container_name:
         return f"{skipped.port} of container {skipped.container_name}"
-    return f"network {skipped.network}"
+    return f"network {skipped.network}" if skipped.network else "everything"
 
 
 def described(mapping: Mapping) -> str:

@@ -17,6 +17,10 @@ from ipv6natd.model import (
     Snapshot,
 )
 
+_ROOTLESS = (
+    "the engine is rootless: its bridges are in a network namespace of its own; "
+    "point -endpoint at the engine that runs as root"
+)
 Place = tuple[Endpoint, Network]
 """A container's endpoint and the network it is on."""
 
@@ -27,6 +31,8 @@ def managed(snapshot: Snapshot, policy: Policy) -> tuple[dict[str, Network], lis
     handled: dict[str, Network] = {}
     skipped: list[Skipped] = []
     bridges: dict[str, str] = {}
+    if snapshot.engine is not None and snapshot.engine.rootless:
+        return {}, [Skipped(container_name="", network="", port="", reason=_ROOTLESS)]
     for network in sorted(snapshot.networks, key=network_order):
         if network.driver != "bridge" or not network.enable_ipv6:
             reason = network.problem if network.driver != "bridge" else ""

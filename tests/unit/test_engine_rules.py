@@ -138,5 +138,22 @@ def test_what_the_engine_was_told(
     assert engine_flags.ip6tables("unix:///run/docker.sock") is told
 
 
-def test_an_engine_elsewhere_writes_its_rules_elsewhere() -> None:
-    assert engine_flags.ip6tables("tcp://192.0.2.9:2376") is False
+def test_an_engine_behind_tcp_is_taken_for_the_hosts_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine_flags, "_pid", lambda: 4711)
+    monkeypatch.setattr(engine_flags, "_command_line", lambda _: ["dockerd", "--ip6tables=0"])
+    monkeypatch.setattr(engine_flags, "CONFIG_FILE", tmp_path / "none.json")
+    assert engine_flags.ip6tables("tcp://127.0.0.1:2376") is False
+
+
+def test_a_rootless_engine_is_ignored_and_said_so() -> None:
+    """C9."""
+    engine = Engine(version="28.5.2", api_version="", rootless=True)
+    want = desired(replace(snapshot(X, WEB), engine=engine), Policy())
+    assert not want.networks
+    assert not want.mappings
+    assert [each.reason for each in want.skipped] == [
+        "the engine is rootless: its bridges are in a network namespace of its own; "
+        "point -endpoint at the engine that runs as root"
+    ]
