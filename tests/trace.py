@@ -1,0 +1,380 @@
+"""What netfilter does to a packet, by the text of the rules and without a kernel.
+
+The grammar is ip6tables-save's, as far as it is known here; an option that is not known is an error
+and never a rule that is passed over. It is read here anew, and not with the package's own reader,
+so that a mistake in one does not hide in the other.
+
+Frames between two ports of one bridge pass FORWARD as they do with br_netfilter on.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
+
+LINK_LOCAL = IPv6Network("fe80::/10")
+LOOPBACK = IPv6Address("::1")
+
+
+class State(StrEnum):
+    """What conntrack says of a packet."""
+
+    NEW = "NEW"
+    ESTABLISHED = "ESTABLISHED"
+    RELATED = "RELATED"
+    INVALID = "INVALID"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """An interface of the host: what is reached by it, and the host's addresses on it, of which
+    the first is the one it speaks from."""
+
+    interface: str
+    subnets: tuple[IPv6Network, ...]
+    addresses: tuple[IPv6Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the kernel knows beside its rules."""
+
+    links: tuple[Link, ...]
+
+    def local(self, address: IPv6Address) -> bool:
+        """Whether it is of type LOCAL."""
+        return address == LOOPBACK or any(address in each.addresses for each in self.links)
+
+    def out(self, destination: IPv6Address) -> str:
+        """The interface that leads there, by the longest prefix."""
+        ways = [
+            (subnet.prefixlen, link.interface)
+            for link in self.links
+            for subnet in link.subnets
+            if destination in subnet
+        ]
+        if not ways:
+            raise ValueError(f"no route to {destination}")
+        return max(ways)[1]
+
+    def speaks(self, interface: str) -> IPv6Address:
+        """The address that goes out by an interface, and that a redirect into it leads to."""
+        (link,) = (each for each in self.links if each.interface == interface)
+        return link.addresses[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packet:
+    """A packet as it reaches the host, or as the host sends it."""
+
+    source: IPv6Address
+    destination: IPv6Address
+    in_interface: str = ""
+    """Empty where the host itself sends it."""
+    protocol: str = "tcp"
+    port: int = 0
+    state: State = State.NEW
+    mark: int = 0
+    dnat: bool = False
+    """Whether conntrack knows it as one whose destination was rewritten."""
+    out_interface: str = ""
+    """Set on the way, by the routes."""
+
+
+class Fate(StrEnum):
+    """Where a packet ends."""
+
+    DROPPED = "dropped"
+    REFUSED = "refused"
+    HOST = "delivered to the host"
+    FORWARDED = "forwarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How it ended and, forwarded, with which destination and source."""
+
+    fate: Fate
+    address: IPv6Address | None = None
+    port: int = 0
+    source: IPv6Address | None = None
+
+
+DROPPED, REFUSED, DELIVERED = Verdict(Fate.DROPPED), Verdict(Fate.REFUSED), Verdict(Fate.HOST)
+
+
+def trace(text: str, packet: Packet, host: Host) -> Verdict:
+    """What becomes of a packet under these rules. Raises ValueError for rules it cannot read."""
+    tables = parsed(text)
+    sent = not packet.in_interface
+    entry = "OUTPUT" if sent else "PREROUTING"
+    packet = _destined(tables["nat"], entry, packet, host)
+    here = host.local(packet.destination)
+    packet = replace(packet, out_interface="" if here else host.out(packet.destination))
+    if sent:
+        leaving = replace(packet, out_interface="lo") if here else packet
+        ended = _filtered(tables["filter"], "OUTPUT", leaving, host)
+        if ended:
+            return ended
+    if here:
+        arriving = replace(packet, in_interface="lo") if sent else packet
+        return _filtered(tables["filter"], "INPUT", arriving, host) or DELIVERED
+    if not sent:
+        # The kernel does not route link-local packets, whatever the rules say.
+        if packet.source in LINK_LOCAL and packet.in_interface != packet.out_interface:
+            return DROPPED
+        ended = _filtered(tables["filter"], "FORWARD", packet, host)
+        if ended:
+            return ended
+    source = _sourced(tables["nat"], packet, host)
+    return Verdict(Fate.FORWARDED, packet.destination, packet.port, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a rule says is to happen, with the address of a translation."""
+
+    name: str
+    address: IPv6Address | None = None
+    port: int | None = None
+
+
+Match = Callable[[Packet, Host], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """All matches must hold for the target to happen."""
+
+    matches: tuple[Match, ...]
+    target: Target
+
+
+@dataclass(slots=True)
+class Chain:
+    """A chain and what happens at its end: a policy, or nothing."""
+
+    policy: str = ""
+    rules: list[Rule] = field(default_factory=list)
+
+
+Chains = dict[str, Chain]
+
+
+def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
+    """With its destination rewritten. Only the first packet of a flow asks the nat table."""
+    if packet.state is not State.NEW:
+        return packet
+    target = _walked(chains, base, packet, host)
+    match target.name:
+        case "ACCEPT":
+            return packet
+        case "DNAT":
+            assert target.address is not None
+            port = packet.port if target.port is None else target.port
+            return replace(packet, destination=target.address, port=port, dnat=True)
+        case "REDIRECT":
+            to = host.speaks(packet.in_interface) if packet.in_interface else LOOPBACK
+            return replace(packet, destination=to, dnat=True)
+    raise ValueError(f"{target.name} in {base} of the nat table")
+
+
+def _sourced(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
+    """Its source as it leaves."""
+    if packet.state is not State.NEW:
+        return packet.source
+    target = _walked(chains, "POSTROUTING", packet, host)
+    match target:
+        case Target("ACCEPT"):
+            return packet.source
+        case Target("MASQUERADE"):
+            return host.speaks(packet.out_interface)
+        case Target("SNAT", IPv6Address() as address):
+            return address
+    raise ValueError(f"{target.name} in POSTROUTING of the nat table")
+
+
+def _filtered(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict | None:
+    target = _walked(chains, base, packet, host)
+    match target.name:
+        case "ACCEPT":
+            return None
+        case "DROP":
+            return DROPPED
+        case "REJECT":
+            return REFUSED
+    raise ValueError(f"{target.name} in {base} of the filter table")
+
+
+def _walked(chains: Chains, base: str, packet: Packet, host: Host) -> Target:
+    return _through(chains, base, packet, host) or Target(chains[base].policy)
+
+
+def _through(chains: Chains, name: str, packet: Packet, host: Host) -> Target | None:
+    """The target that ends the walk; None where the chain ends or returns without one."""
+    for rule in chains[name].rules:
+        if not all(match(packet, host) for match in rule.matches):
+            continue
+        if rule.target.name == "RETURN":
+            return None
+        if rule.target.name not in chains:
+            return rule.target
+        ended = _through(chains, rule.target.name, packet, host)
+        if ended is not None:
+            return ended
+    return None
+
+
+# The grammar.
+
+BUILT_IN = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+}
+PLAIN = {
+    "filter": ("ACCEPT", "DROP", "RETURN"),
+    "nat": ("ACCEPT", "RETURN", "MASQUERADE", "REDIRECT"),
+}
+"""Targets without an argument, by table."""
+PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6"}
+MODULES = {
+    "--mark": "mark",
+    "--src-type": "addrtype",
+    "--dst-type": "addrtype",
+    "--ctstate": "conntrack",
+    "--comment": "comment",
+}
+"""The `-m` that each option needs right before it; for --dport that is the protocol."""
+
+
+@lru_cache(maxsize=8)
+def parsed(text: str) -> dict[str, Chains]:
+    """The filter and the nat table; any other may stand there but not hold a rule.
+
+    The built-in chains are there with the policy ACCEPT and DOCKER-USER without a rule where
+    nothing is said of them.
+    """
+    tables = {table: {name: Chain("ACCEPT") for name in names} for table, names in BUILT_IN.items()}
+    tables["filter"]["DOCKER-USER"] = Chain()
+    table, later = "", []
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("*"):
+            table = line[1:]
+        elif line == "COMMIT":
+            table = ""
+        elif not table:
+            raise ValueError(f"outside of any table: {line}")
+        elif declared := re.fullmatch(r":(\S+) (ACCEPT|DROP|-)(?: \[\d+:\d+\])?", line):
+            policy = declared[2].replace("-", "")
+            tables.setdefault(table, {})[declared[1]] = Chain(policy)
+        else:
+            later.append((table, line))
+    for table, line in later:
+        _append(table, tables[table], line)
+    return tables
+
+
+def _append(table: str, chains: Chains, line: str) -> None:
+    words = shlex.split(line)
+    if table not in BUILT_IN or len(words) < 2 or words[0] != "-A" or words[1] not in chains:
+        raise ValueError(f"not understood in table {table}: {line}")
+    try:
+        chains[words[1]].rules.append(_rule(table, chains, iter(words[2:])))
+    except ValueError as error:
+        raise ValueError(f"{error} in table {table}: {line}") from error
+
+
+def _rule(table: str, chains: Chains, words: Iterator[str]) -> Rule:
+    matches: list[Match] = []
+    protocol = module = ""
+    for word in words:
+        if word == "-j":
+            target = _target(table, chains, next(words, ""), list(words))
+            return Rule(tuple(matches), target)
+        if word == "-m":
+            module = next(words, "")
+            if module not in MODULES.values() and (module not in PROTOCOLS or module != protocol):
+                raise ValueError(f"-m {module} is not known here")
+            continue
+        inverted = word == "!"
+        option = next(words, "") if inverted else word
+        value = next(words, "")
+        needed = (
+            (protocol or "its protocol") if option == "--dport" else MODULES.get(option, module)
+        )
+        if module != needed:
+            raise ValueError(f"{option} without its module")
+        if option == "-p" and not inverted:
+            protocol = value
+        match = _match(option, value)
+        matches.append(_inverse(match) if inverted else match)
+    raise ValueError("no target")
+
+
+def _inverse(match: Match) -> Match:
+    return lambda packet, host: not match(packet, host)
+
+
+def _match(option: str, value: str) -> Match:
+    match option, value:
+        case "-s", _:
+            net = IPv6Network(value)
+            return lambda packet, _: packet.source in net
+        case "-d", _:
+            net = IPv6Network(value)
+            return lambda packet, _: packet.destination in net
+        case "-i", _ if value:
+            return lambda packet, _: _named(packet.in_interface, value)
+        case "-o", _ if value:
+            return lambda packet, _: _named(packet.out_interface, value)
+        case "-p", _ if value in PROTOCOLS:
+            return lambda packet, _: packet.protocol == PROTOCOLS[value]
+        case "--dport", _:
+            first, _, last = value.partition(":")
+            ports = range(int(first), int(last or first) + 1)
+            return lambda packet, _: packet.port in ports
+        case "--mark", _:
+            mark, _, mask = value.partition("/")
+            wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)
+            return lambda packet, _: packet.mark & bits == wanted
+        case "--src-type", "LOCAL":
+            return lambda packet, host: host.local(packet.source)
+        case "--dst-type", "LOCAL":
+            return lambda packet, host: host.local(packet.destination)
+        case "--ctstate", _:
+            states = value.split(",")
+            if not set(states) <= {*State, "DNAT"}:
+                raise ValueError(f"an unknown state in {value}")
+            return lambda packet, _: packet.state in states or (packet.dnat and "DNAT" in states)
+        case "--comment", _ if value:
+            return lambda *_: True
+    raise ValueError(f"{option} {value} is not known")
+
+
+def _named(interface: str, pattern: str) -> bool:
+    if pattern.endswith("+"):
+        return interface.startswith(pattern[:-1])
+    return interface == pattern
+
+
+def _target(table: str, chains: Chains, name: str, rest: list[str]) -> Target:
+    match table, name, rest:
+        case _, _, [] if name in PLAIN[table] or (name in chains and name not in BUILT_IN[table]):
+            return Target(name)
+        case "filter", "REJECT", ["--reject-with", _]:
+            return Target(name)
+        case "nat", "DNAT", ["--to-destination", to] if to.startswith("["):
+            address, _, port = to[1:].partition("]:")
+            return Target(name, IPv6Address(address), int(port))
+        case "nat", "DNAT", ["--to-destination", to]:
+            return Target(name, IPv6Address(to))
+        case "nat", "SNAT", ["--to-source", to]:
+            return Target(name, IPv6Address(to))
+    raise ValueError(f"the target {name} {' '.join(rest)} is not known")
