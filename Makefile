@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab tree-trixie tree-sid
+.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-rivals tree-trixie tree-sid
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -14,10 +14,10 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab lint tree-trixie ## Lint, then every test that CI runs (as root)
+test: packages-lab packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
 	$(BIN)/pytest
 
-test-all: packages-lab lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md
+test-all: packages-lab packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md
 	$(BIN)/pytest --engines=all --report=docs/engines.md
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
@@ -41,6 +41,9 @@ tree-trixie tree-sid: packages-lab $(VENV)/.project
 
 packages-lab:
 	@tests/install.sh lab
+
+packages-rivals:
+	@tests/install.sh rivals
 
 packages-venv:
 	@tests/install.sh venv

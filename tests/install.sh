@@ -26,6 +26,10 @@ lab=(
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl
+)
+# Firewalls that ipv6natd has to live beside. Only tests use them, each in a network namespace; on
+# this machine they must not start, now or after a reboot.
+rivals=(
     command:ufw:ufw
     command:firewall-cmd:firewalld
 )
@@ -96,3 +100,8 @@ install || { apt update && install; } || {
     echo "Could not install ${missing[*]}." >&2
     exit 1
 }
+for package in "${missing[@]}"; do
+    case $package in
+        ufw | firewalld) systemctl --root=/ --quiet disable "$package" ;;
+    esac
+done
