@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
 
 import pytest
@@ -249,7 +249,11 @@ def test_tracer_and_kernel_agree_on_what_an_option_opens(regime: Regime, scenari
         assert made.address is not None
         assert neighbour.address is not None
         subnet = IPv6Network((made.address, 64), strict=False)
-        host = the_host(regime, link(network.bridge, str(subnet)))
+        bridge = link(network.bridge, str(subnet))
+        if isolated:
+            # Engine 28 gives the host no address there, and the first one to a container.
+            bridge = replace(bridge, addresses=())
+        host = the_host(regime, bridge)
         asked = [
             (regime.rogue, ROGUE, "ext0", made.address, 80),
             (regime.rogue, ROGUE, "ext0", made.address, 81),
