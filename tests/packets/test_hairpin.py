@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from ipaddress import IPv6Address
 
 import pytest
@@ -26,13 +25,12 @@ def test_h1_the_host_reaches_a_port_by_its_own_address(regime: Regime) -> None:
 def test_h2_h3_the_hosts_loopback_is_served_by_the_proxy_or_refused_at_once(
     regime: Regime,
 ) -> None:
-    began = time.monotonic()
     answers = tcp(regime.host, LOOPBACK, 8080), udp(regime.host, LOOPBACK, 5353)
     if regime.proxy:
         assert tuple(map(server, answers)) == ("x1", "x1")
     else:
+        # Refused, not timed out: clients try the next address at once.
         assert answers == (Failure.REFUSED, Failure.REFUSED)
-        assert time.monotonic() - began < 1
     assert server(tcp(regime.host, "127.0.0.1", 8080)) == "x1"
 
 
@@ -87,7 +85,6 @@ def test_h13_neighbours_meet_directly_with_their_own_addresses(regime: Regime) -
 def test_h14_a_link_local_client_is_served_by_the_proxy_or_refused_at_once(
     regime: Regime,
 ) -> None:
-    began = time.monotonic()
     answers = (
         tcp(regime.client, HOST_LINK_LOCAL, 8080),
         udp(regime.client, HOST_LINK_LOCAL, 5353),
@@ -95,8 +92,8 @@ def test_h14_a_link_local_client_is_served_by_the_proxy_or_refused_at_once(
     if regime.proxy:
         assert tuple(map(server, answers)) == ("x1", "x1")
     else:
+        # Refused, not timed out: clients try the next address at once.
         assert answers == (Failure.REFUSED, Failure.REFUSED)
-        assert time.monotonic() - began < 1
     assert opened(regime.client, 8080).peer == CLIENT
 
 
