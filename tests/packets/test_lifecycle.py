@@ -29,6 +29,14 @@ from tests.lab import (
 from tests.lab.sandbox import CLIENT, HOST, ROGUE, Variant
 from tests.packets.asking import dnats, opened, peer, server
 
+REGIMES: list[tuple[Variant, bool]] = [
+    ("nft", True),
+    ("nft", False),
+    ("legacy", True),
+    ("legacy", False),
+]
+REGIME_IDS = ["nft-proxy", "nft-noproxy", "legacy-proxy", "legacy-noproxy"]
+
 NOTHING = """\
 *filter
 -A FORWARD -j ACCEPT
@@ -74,23 +82,22 @@ class Small:
 
 
 @contextmanager
-def small(variant: Variant, *engine_args: str, settings: tuple[str, ...] = ()) -> Iterator[Small]:
+def small(variant: Variant, *engine_args: str, proxy: bool) -> Iterator[Small]:
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox, *engine_args))
-        daemon = stack.enter_context(
-            Daemon(sandbox, engine.endpoint, settings=settings, start=False)
-        )
+        engine = stack.enter_context(Engine(sandbox, *engine_args, userland_proxy=proxy))
+        daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, start=False))
         engine.network("X", "fd00:a::/64")
         x1 = engine.run("x1", "X", publish=["8080:80"])
         stack.enter_context(serve(x1.ns, "x1", tcp=[80]))
         yield Small(sandbox=sandbox, engine=engine, daemon=daemon, x1=x1)
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
+@pytest.fixture(scope="module", params=REGIMES, ids=REGIME_IDS)
 def lab(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
     """Tests here start and stop its daemon; each begins with no rule of ours."""
-    with small(cast(Variant, request.param), "--live-restore") as made:
+    variant, proxy = cast(tuple[Variant, bool], request.param)
+    with small(variant, "--live-restore", proxy=proxy) as made:
         yield made
 
 
@@ -290,10 +297,11 @@ def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
         fresh.daemon.bus = without
 
 
-@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize(("variant", "proxy"), REGIMES, ids=REGIME_IDS)
 def test_t1_started_before_the_engine_it_says_what_it_waits_for(
     tools: None,  # noqa: ARG001
     variant: Variant,
+    proxy: bool,
 ) -> None:
     with Sandbox(variant) as sandbox, ExitStack() as stack:
         endpoint = f"unix://{sandbox.dir}/engine/docker.sock"
@@ -301,7 +309,7 @@ def test_t1_started_before_the_engine_it_says_what_it_waits_for(
         daemon.start(wait="waiting-for-docker")
         assert daemon.notices.count("READY=1") == 1
         assert "IPV6NAT" not in sandbox.rules()
-        engine = stack.enter_context(Engine(sandbox))
+        engine = stack.enter_context(Engine(sandbox, userland_proxy=proxy))
         daemon.wait_state("synced")
         engine.network("X", "fd00:a::/64")
         x1 = engine.run("x1", "X", publish=["8080:80"])
@@ -309,12 +317,13 @@ def test_t1_started_before_the_engine_it_says_what_it_waits_for(
             opened(sandbox.client, 8080)
 
 
-@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize(("variant", "proxy"), REGIMES, ids=REGIME_IDS)
 def test_t5_a_restarted_engine_takes_its_containers_rules_along(
     tools: None,  # noqa: ARG001
     variant: Variant,
+    proxy: bool,
 ) -> None:
-    with small(variant) as lab:
+    with small(variant, proxy=proxy) as lab:
         lab.daemon.start()
         kept = lab.engine.run("kept", "X", "--restart=always", publish=["8081:80"])
         with serve(kept.ns, "kept", tcp=[80]):

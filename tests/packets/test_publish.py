@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab import Daemon, Engine, Failure, Regime, Sandbox, ping, serve, tcp, udp, until
 from tests.lab.process import LabError
-from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
+from tests.lab.sandbox import CLIENT, HOST, HOST_TOO, Variant
 from tests.packets.asking import SHORT, dnats, listed, opened, peer, server
 
 
@@ -228,11 +228,17 @@ def test_b7_a_network_that_binds_to_ipv4_loopback_opens_nothing(regime: Regime) 
         assert dnats(regime.sandbox.rules(), port) == []
 
 
-def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(tools: None) -> None:  # noqa: ARG001
+@pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+    proxy: bool,
+) -> None:
     flags = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64", "--ip=127.0.0.1")
     with (
-        Sandbox() as sandbox,
-        Engine(sandbox, *flags) as engine,
+        Sandbox(variant) as sandbox,
+        Engine(sandbox, *flags, userland_proxy=proxy) as engine,
         Daemon(sandbox, engine.endpoint),
     ):
         made = engine.run("b8", "bridge", publish=["8080:80", "[::]:8081:80"])

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from ipv6natd import bus
 from ipv6natd.dbus_api import BUS
 from tests.lab import Bus, Daemon, Engine, Sandbox, serve, until
+from tests.lab.sandbox import Variant
 from tests.packets.asking import opened
 
 # The library is imported in one place, which knows what its import needs.
-Variant = vars(bus)["Variant"]
+BusVariant = vars(bus)["Variant"]
 SYSTEMD = "org.freedesktop.systemd1"
 LONGER_THAN_A_RETRY = 5.0
 
@@ -36,10 +39,10 @@ class Units:
         unit, name = call.path.rsplit("/", 1)[-1], call.args[1]
         self.asked += 1
         if name == "Listen":
-            value = Variant("a(ss)", [["Stream", self.socket]])
+            value = BusVariant("a(ss)", [["Stream", self.socket]])
         else:
             state = "active" if unit == "docker_2esocket" else self.service
-            value = Variant("s", state)
+            value = BusVariant("s", state)
         call.connection.reply(call, "v", [value])
 
 
@@ -65,10 +68,16 @@ def systemd(address: str, units: Units) -> Iterator[None]:
         thread.join()
 
 
-def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(tools: None) -> None:  # noqa: ARG001
+@pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+    proxy: bool,
+) -> None:
     with (
-        Sandbox() as sandbox,
-        Engine(sandbox) as engine,
+        Sandbox(variant) as sandbox,
+        Engine(sandbox, userland_proxy=proxy) as engine,
         Bus(sandbox.dir, names=[SYSTEMD]) as private,
     ):
         units = Units(socket=str(engine.socket))
