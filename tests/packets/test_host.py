@@ -38,6 +38,11 @@ FORWARDING = "net.ipv6.conf.all.forwarding"
 DISABLED = "net.ipv6.conf.all.disable_ipv6"
 
 
+def inside(pid: int) -> tuple[str, str]:
+    """For nsenter: a process's mounts, and its root, which a machine in a chroot needs besides."""
+    return f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Small:
     """A host with an engine, a bus and the daemon, a network X and, on it, x1 with port 8080."""
@@ -179,9 +184,9 @@ class BareDaemon(Daemon):
         return (*super()._here, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
 
     def install(self) -> None:
-        mounts = f"--mount=/proc/{self._running().pid}/ns/mnt"
+        mounts = inside(self._running().pid)
         for tool in ("nft", "legacy"):
-            run("nsenter", mounts, "umount", f"/usr/sbin/xtables-{tool}-multi")
+            run("nsenter", *mounts, "umount", f"/usr/sbin/xtables-{tool}-multi")
 
 
 def test_k4_without_ip6tables_it_is_up_says_so_and_notices_when_they_come(made: Small) -> None:
@@ -290,8 +295,8 @@ def ufw(lab: Small) -> Iterator[Any]:
         assert until(lambda: b"ready" in said.read_bytes(), True, timeout=5), said.read_bytes()
 
         def command(*words: str) -> str:
-            mounts = f"--mount=/proc/{process.pid}/ns/mnt"
-            return run("nsenter", mounts, f"--net={lab.host.path}", "ufw", *words)
+            mounts = inside(process.pid)
+            return run("nsenter", *mounts, f"--net={lab.host.path}", "ufw", *words)
 
         yield command
     finally:
