@@ -18,7 +18,7 @@ from ipv6natd.firewall import Backend, Firewall, FirewallError
 
 log = logging.getLogger("ipv6natd")
 
-FAILED, USAGE, CONFIGURATION = 1, 2, 78
+FAILED, CONFIGURATION = 1, 78
 _DESCRIPTION = """\
 Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.
 

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ipv6natd.background import in_thread
 from ipv6natd.firewall import Backend, Firewall, FirewallError
+from ipv6natd.tools import find
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ READ_OFTEN = 1.5
 RESTART_PAUSE = 1.0
 QUIET = 0.1
 """Seconds after an announcement before looking: a burst of writes is looked at once."""
-_NFT = next((p for p in ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft") if Path(p).exists()), "")
+_NFT = find("nft")
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
     elif _NFT:
         while True:
             with contextlib.suppress(OSError):
-                await _monitor(changed)
+                await _monitor(_NFT, changed)
             changed()
             log.debug("nft monitor ended; starting it again")
             await asyncio.sleep(RESTART_PAUSE)
@@ -66,9 +66,9 @@ async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
         await asyncio.sleep(LOOK_EVERY)
 
 
-async def _monitor(changed: Callable[[], None]) -> None:
+async def _monitor(nft: str, changed: Callable[[], None]) -> None:
     process = await asyncio.create_subprocess_exec(
-        _NFT,
+        nft,
         "monitor",
         env={"LC_ALL": "C"},
         stdin=asyncio.subprocess.DEVNULL,

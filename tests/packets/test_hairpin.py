@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv6Address
 
 import pytest
 
-from tests.lab import Failure, Regime, connect, tcp, udp
+from tests.lab import Container, Failure, Regime, connect, tcp, udp
 from tests.lab.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO
 from tests.packets.asking import SHORT, carried_by_nat, opened, peer, server
 
@@ -34,35 +35,30 @@ def test_h2_h3_the_hosts_loopback_is_served_by_the_proxy_or_refused_at_once(
     assert server(tcp(regime.host, "127.0.0.1", 8080)) == "x1"
 
 
-@pytest.mark.parametrize("bridge_netfilter", [1, 0])
-def test_h4_h5_h6_a_neighbour_reaches_the_port_by_the_hosts_address(
-    regime: Regime, bridge_netfilter: int
-) -> None:
+@pytest.fixture(params=[1, 0], ids=["bridge-nf", "no-bridge-nf"])
+def filtered(request: pytest.FixtureRequest, regime: Regime) -> Iterator[Regime]:
+    """The regime with bridged packets passing ip6tables, and without."""
+    key = "net.bridge.bridge-nf-call-ip6tables"
+    before = regime.host.sysctl(key)
+    regime.host.sysctl(key, request.param)
+    yield regime
+    regime.host.sysctl(key, before)
+
+
+def asks_for_x1(container: Container) -> None:
+    """By the host's addresses, over both protocols."""
+    assert server(tcp(container.ns, HOST, 8080)) == "x1"
+    for address in (HOST, HOST_TOO):
+        assert server(udp(container.ns, address, 5353)) == "x1"
+
+
+def test_h4_h5_h6_a_neighbour_reaches_the_port_by_the_hosts_address(filtered: Regime) -> None:
     """Also H12, by UDP; the source may be rewritten, since the answer has to come back by us."""
-    key = "net.bridge.bridge-nf-call-ip6tables"
-    before = regime.host.sysctl(key)
-    regime.host.sysctl(key, bridge_netfilter)
-    try:
-        assert server(tcp(regime.x2.ns, HOST, 8080)) == "x1"
-        for address in (HOST, HOST_TOO):
-            assert server(udp(regime.x2.ns, address, 5353)) == "x1"
-    finally:
-        regime.host.sysctl(key, before)
+    asks_for_x1(filtered.x2)
 
 
-@pytest.mark.parametrize("bridge_netfilter", [1, 0])
-def test_h7_h8_a_container_reaches_itself_by_the_hosts_address(
-    regime: Regime, bridge_netfilter: int
-) -> None:
-    key = "net.bridge.bridge-nf-call-ip6tables"
-    before = regime.host.sysctl(key)
-    regime.host.sysctl(key, bridge_netfilter)
-    try:
-        assert server(tcp(regime.x1.ns, HOST, 8080)) == "x1"
-        for address in (HOST, HOST_TOO):
-            assert server(udp(regime.x1.ns, address, 5353)) == "x1"
-    finally:
-        regime.host.sysctl(key, before)
+def test_h7_h8_a_container_reaches_itself_by_the_hosts_address(filtered: Regime) -> None:
+    asks_for_x1(filtered.x1)
 
 
 def test_h9_h10_h11_another_network_reaches_the_port_by_nat(regime: Regime) -> None:

@@ -33,7 +33,7 @@ engine_rules  -> model
 engine_unit   ->
 firewall      -> plan
 firewall.choose  -> firewall firewall.legacy firewall.restore
-firewall.drift   -> background firewall
+firewall.drift   -> background firewall tools
 firewall.engine  -> engine_rules firewall firewall.xtables model tools
 firewall.fake    -> firewall plan rules save_text
 firewall.late    -> firewall plan
