@@ -18,11 +18,13 @@ from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
 from ipv6natd.firewall import Backend, Firewall, FirewallError
 from ipv6natd.firewall.choose import open_firewall
 from ipv6natd.firewall.drift import read_interval, watch
+from ipv6natd.firewall.engine import leftovers, remove
 from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import Found
-from ipv6natd.host_facts import addresses, look
+from ipv6natd.host_facts import addresses, docker_ipv6nat, look
 from ipv6natd.kept import Kept
+from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Network
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
@@ -107,10 +109,10 @@ class Daemon:
         self._reconciler.verify_interval = read_interval(firewall)
         await watch(firewall, self._reconciler.verify)
 
-    async def _look(self, networks: tuple[Network, ...]) -> Found:
+    async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> Found:
         zones = await self._firewalld.zones()
         backend = Backend(self._reconciler.status.backend)
-        return await in_thread(partial(look, networks, backend, zones))
+        return await in_thread(partial(look, networks, backend, zones, engine_writes=engine_writes))
 
     def _after_firewalld(self) -> None:
         self._reconciler.verify()
@@ -220,6 +222,39 @@ class Daemon:
             raise BusError("org.ipv6natd1.Error.DockerUnavailable", text) from None
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
+
+    async def leftovers(self) -> tuple[Leftover, ...]:
+        """For the bus: what an engine or docker-ipv6nat left, () while either may keep it."""
+        rival = await in_thread(docker_ipv6nat)
+        if self._reconciler.engine_writes or rival:
+            return ()
+        return await in_thread(partial(leftovers, tuple(self._watch.networks.values())))
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        """For the bus: take it out; returns what that was."""
+        if not (self._watch.connected and self._watch.listed):
+            text = "whose rules these are is known only with the Docker engine, which is not there"
+            raise BusError("org.ipv6natd1.Error.DockerUnavailable", text)
+        if self._reconciler.engine_writes:
+            text = (
+                "the Docker engine keeps IPv6 rules itself, so they are no leftovers; to have "
+                'ipv6natd do it: put "ip6tables": false into /etc/docker/daemon.json, then: '
+                "systemctl restart docker"
+            )
+            raise BusError("org.ipv6natd1.Error.InUse", text)
+        if command := await in_thread(docker_ipv6nat):
+            text = f"docker-ipv6nat runs and would write its rules again; first: {command}"
+            raise BusError("org.ipv6natd1.Error.InUse", text)
+        found = await self.leftovers()
+        try:
+            await in_thread(partial(remove, found))
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
+        finally:
+            # They may have stood in FORWARD before ours; and the look at the host named them.
+            self._reconciler.verify()
+            self._reconciler.want_look()
+        return found
 
     def ruleset_text(self) -> str:
         """For the bus."""

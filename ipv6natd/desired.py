@@ -12,6 +12,7 @@ from ipv6natd.claims import Claim, merged, refused, runs, settled, wants
 from ipv6natd.model import (
     LOOPBACK,
     Desired,
+    EngineRules,
     ManagedBy,
     Mapping,
     Network,
@@ -38,7 +39,9 @@ def desired(snapshot: Snapshot, policy: Policy) -> Desired:
         for container in sorted(snapshot.containers, key=lambda each: (each.name, each.id))
     ]
     claims, beaten = settled([claim for each in wanted for claim in each.claims])
-    networks = _by_whom(networks, claims, snapshot)
+    engine_writes = _engine_writes(claims, snapshot)
+    if engine_writes:
+        networks = _by_whom(networks, snapshot.engine_rules)
     ours = {each.bridge for each in networks.values() if each.managed_by is ManagedBy.IPV6NATD}
     opened = [each for want in wanted for each in want.opened if each.bridge in ours]
     skipped += [each for want in wanted for each in want.skipped] + beaten
@@ -57,6 +60,7 @@ def desired(snapshot: Snapshot, policy: Policy) -> Desired:
         skipped=tuple(dict.fromkeys(skipped)),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
+        engine_writes=engine_writes,
     )
 
 
@@ -68,25 +72,25 @@ def together(old: Desired, new: Desired) -> Desired:
     return replace(new, networks=tuple(networks))
 
 
-def _by_whom(
-    networks: dict[str, Network], claims: list[Claim], snapshot: Snapshot
-) -> dict[str, Network]:
-    """The networks, each with who writes its rules.
+def _engine_writes(claims: list[Claim], snapshot: Snapshot) -> bool:
+    """Whether the engine keeps IPv6 rules, as far as anything tells.
 
-    An engine that was switched off leaves its rules behind, so rules alone do not prove that it
-    manages a network. It forwards a port before inspect shows it: a port without its rule tells
-    that nobody keeps the others either.
+    An engine that was switched off leaves its rules behind, so rules alone prove nothing. It
+    forwards a port before inspect shows it: a port without its rule tells that nobody keeps the
+    others either.
     """
     engine, rules = snapshot.engine, snapshot.engine_rules
-    if engine is None or not engine.may_write_ipv6_rules or not rules.bridges:
-        return networks
-    abandoned = engine.ip6tables is None and any(
-        (claim.protocol, claim.host_port) not in rules.ports
+    if engine is None or not engine.may_write_ipv6_rules:
+        return False
+    return engine.ip6tables is not None or all(
+        (claim.protocol, claim.host_port) in rules.ports
         for claim in claims
         if claim.network.bridge in rules.bridges
     )
-    if abandoned:
-        return networks
+
+
+def _by_whom(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
+    """The networks, each with who writes its rules."""
     return {
         key: replace(each, managed_by=ManagedBy.ENGINE) if each.bridge in rules.bridges else each
         for key, each in networks.items()

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from ipv6natd.model import EngineRules, Protocol
 
-NFT_TABLE = ("ip6", "docker-bridges")
 _CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
 # Up to 27 the engine's rules about a bridge stand in FORWARD itself.
 _FORWARD = re.compile(r"-A FORWARD .*-j DOCKER$")

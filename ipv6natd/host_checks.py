@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.nft_rules import BaseChain, Flow, blocks, filters_sources
@@ -54,7 +54,8 @@ class HostFacts:
     """Whether chains of ours stand in the variant that we do not write."""
     docker_ipv6nat: str = ""
     """The command that stops one that runs."""
-    docker_ipv6nat_rules: bool = False
+    docker6: frozenset[str] = frozenset()
+    """Where IPv6 rules of Docker or docker-ipv6nat stand, such as "ip6tables-nft"."""
     zones: Map[str, str] | None = None
     """Interface -> zone of firewalld; None where no firewalld runs."""
     bridges_filtered: Map[str, bool] | None = field(default_factory=dict)
@@ -80,8 +81,10 @@ class Found:
     """The rule that stands before our jumps in FORWARD, as `ip6tables -S` words it."""
 
 
-def found(facts: HostFacts, networks: Iterable[Network]) -> Found:
-    """All of it."""
+def found(facts: HostFacts, networks: Iterable[Network], *, engine_writes: bool = False) -> Found:
+    """All of it. `engine_writes`: whether the engine may keep IPv6 rules itself."""
+    if engine_writes:
+        facts = replace(facts, docker6=frozenset())
     managed = tuple(each for each in networks if each.managed_by is ManagedBy.IPV6NATD)
     return Found(
         findings=findings(facts, managed),
@@ -262,10 +265,13 @@ def _rivals(facts: HostFacts) -> Iterator[Finding]:
             text="docker-ipv6nat runs, and writes rules for the same containers; remove it, or at "
             f"least: {facts.docker_ipv6nat}"
         )
-    elif facts.docker_ipv6nat_rules:
+    elif facts.docker6:
         yield Finding(
-            text="rules of docker-ipv6nat stand in the nat table; if it still runs, stop it: "
-            "docker rm -f $(docker ps -q --filter ancestor=robbertkl/ipv6nat)"
+            text="IPv6 rules that the engine or docker-ipv6nat left behind stand in "
+            f"{' and '.join(sorted(facts.docker6))} and may take packets that are meant for our "
+            "rules; stop docker-ipv6nat if it still runs; this shows them: "
+            "ipv6natctl cleanup --leftovers --dry-run; and this removes them: "
+            "ipv6natctl cleanup --leftovers"
         )
 
 

@@ -49,8 +49,14 @@ def addresses() -> frozenset[IPv6Address]:
     return frozenset(IPv6Address(int(line[0], 16)) for line in _addresses())
 
 
-def look(networks: tuple[Network, ...], backend: Backend, zones: Map[str, str] | None) -> Found:
-    """Read the host, put right what is ours to put right, and say what is left.
+def look(
+    networks: tuple[Network, ...],
+    backend: Backend,
+    zones: Map[str, str] | None,
+    *,
+    engine_writes: bool,
+) -> Found:
+    """Read the host, put right what is ours to put right, and say what is left: see found().
 
     Blocks for some tens of milliseconds: not for the way of an event.
     """
@@ -64,7 +70,7 @@ def look(networks: tuple[Network, ...], backend: Backend, zones: Map[str, str] |
         left = unfiltered(facts, networks)
         for bridge in set(bridges) - set(left):
             log.info("bridge %s now passes ip6tables, so that its containers can be cut", bridge)
-    return found(facts, networks)
+    return found(facts, networks, engine_writes=engine_writes)
 
 
 def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None) -> HostFacts:
@@ -79,12 +85,11 @@ def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | N
     )
     if not facts.ipv6 or facts.disabled:
         return facts
-    rival = _rival()
     return replace(
         host_rules.read(facts),
         learned=tuple(_learned(conf)),
         routed=_routed(),
-        docker_ipv6nat=rival,
+        docker_ipv6nat=docker_ipv6nat(),
         bridges_filtered=_bridges_filtered(networks),
     )
 
@@ -130,7 +135,7 @@ def _bridges_filtered(networks: Iterable[Network]) -> dict[str, bool] | None:
     }
 
 
-def _rival() -> str:
+def docker_ipv6nat() -> str:
     """The command that stops a docker-ipv6nat in this network namespace; "" where none runs."""
     here = _link(_HERE / "ns/net")
     for process in _PROC.glob("[0-9]*"):

@@ -7,26 +7,23 @@ tables of others. Asking legacy for a table that is not there would make the ker
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ipv6natd import tools
 from ipv6natd.host_checks import HostFacts
+from ipv6natd.leftovers import NFT_TABLE, is_jump, is_theirs
 from ipv6natd.nft_rules import base_chains
 from ipv6natd.rules import PREFIX
-from ipv6natd.tools import call, find
 
 _TIMEOUT = 10.0
 _LONGEST = 4 << 20
 """Characters of rules that are looked through; who has more has tools of his own."""
 _NAMES = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
-_RIVALS = re.compile(r"^-A POSTROUTING -o \S+ -m addrtype --dst-type LOCAL -j MASQUERADE$")
-"""Written by docker-ipv6nat alone; the engine's own such rule asks for --src-type."""
 
 
 class Tool(StrEnum):
@@ -40,16 +37,9 @@ class Tool(StrEnum):
 
 
 def said(tool: Tool, *words: str, stdin: str = "") -> str:
-    """What the tool answered; "" where it is missing, refuses or hangs: then a fact is missing."""
-    path = find(tool)
-    if path is None:
-        return ""
-    try:
-        done = call([path, *words], stdin=stdin, timeout=_TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    text = done.stdout if done.returncode == 0 else ""
-    return text.encode("utf-8", "replace").decode()  # it goes to the journal and the bus
+    """See tools.said; without bytes that are no text, since it goes to the journal and the bus."""
+    text = tools.said(tool, *words, stdin=stdin, timeout=_TIMEOUT)
+    return text.encode("utf-8", "replace").decode()
 
 
 def read(facts: HostFacts) -> HostFacts:
@@ -82,7 +72,7 @@ def read(facts: HostFacts) -> HostFacts:
         ),
         docker4=frozenset(_docker4(chains, legacy4)),
         leftovers=_leftover_legacy(legacy6) if mine else _leftover_nft(chains),
-        docker_ipv6nat_rules=any(_RIVALS.match(rule) for rule in rules.get("nat", ())),
+        docker6=frozenset(_docker6(chains, forward if not mine else _other_forward(legacy6))),
     )
 
 
@@ -134,6 +124,21 @@ def _docker4(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[st
         yield "nft"
     if "nat" in legacy4 and said(Tool.IPTABLES_LEGACY, "-w", "5", "-t", "nat", "-S", "DOCKER"):
         yield "legacy"
+
+
+def _docker6(chains: Iterable[dict[str, Any]], legacy: Iterable[str]) -> Iterator[str]:
+    """Where rules of Docker or docker-ipv6nat stand; `legacy` is the FORWARD chain there."""
+    ours = [each for each in chains if each["family"] == "ip6"]
+    if any(each["table"] in ("filter", "nat") and is_theirs(each["name"]) for each in ours):
+        yield "ip6tables-nft"
+    if any(("ip6", each["table"]) == NFT_TABLE for each in ours):
+        yield f"nft table {' '.join(NFT_TABLE)}"
+    if any(is_jump(rule) for rule in legacy):
+        yield "ip6tables-legacy"
+
+
+def _other_forward(legacy6: set[str]) -> tuple[str, ...]:
+    return _rules("legacy", "filter", "FORWARD") if "filter" in legacy6 else ()
 
 
 def _leftover_nft(chains: Iterable[dict[str, Any]]) -> bool:

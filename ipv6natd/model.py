@@ -268,3 +268,5 @@ class Desired:
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None
+    engine_writes: bool = False
+    """Whether the engine may keep IPv6 rules itself: then what stands of them is no leftover."""

@@ -47,10 +47,10 @@ class Facts(Protocol):
 
 
 Publish = Callable[[Status, Status, Row | None], None]
-Look = Callable[[tuple[Network, ...]], Awaitable[Found]]
+Look = Callable[[tuple[Network, ...], bool], Awaitable[Found]]
 
 
-async def _nothing_found(_: tuple[Network, ...]) -> Found:
+async def _nothing_found(_networks: tuple[Network, ...], _engine_writes: bool) -> Found:
     return Found()
 
 
@@ -75,7 +75,8 @@ class Reconciler:
         """`complete` adds to the engine's facts what the host itself says; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
         may contradict: with what held before, None where nobody knows, and what holds now.
-        `look` says what is wrong with the host, given the networks; see `watch_host`.
+        `look` says what is wrong with the host, given the networks and whether the engine may
+        keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.
         `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
         every `verify_interval` seconds the kernel is read and compared."""
@@ -89,6 +90,8 @@ class Reconciler:
         self._look_wanted = asyncio.Event()
         self._found = Found()
         self._networks: tuple[Network, ...] = ()
+        self.engine_writes = True
+        """Whether the engine may keep IPv6 rules itself; so it is until a pass tells."""
         self._failure = ""
         self._beat = beat
         self._beat_interval = beat_interval
@@ -173,7 +176,7 @@ class Reconciler:
         """See what is wrong with the host; a pass then shows it."""
         old = self._found
         try:
-            new = await self._look(self._networks)
+            new = await self._look(self._networks, self.engine_writes)
         except Exception:
             # Whatever others have put there that cannot be read: the rules are kept all the same.
             log.exception("the host could not be looked at")
@@ -246,8 +249,8 @@ class Reconciler:
         self._retry_at, self._retry_pause = None, FIRST_RETRY
         self._failure = ""
         want = outcome.desired
-        if want.networks != self._networks:
-            self._networks = want.networks
+        if (want.networks, want.engine_writes) != (self._networks, self.engine_writes):
+            self._networks, self.engine_writes = want.networks, want.engine_writes
             self._look_wanted.set()
         if self._kernel.order.given_up and not self._found.first_in_forward:
             self._look_wanted.set()

@@ -23,6 +23,18 @@ def find(name: str, directories: Iterable[str] = DIRECTORIES) -> str | None:
     return None
 
 
+def said(name: str, *words: str, timeout: float, stdin: str = "") -> str:
+    """What a tool answers; "" where it is missing, refuses or hangs: then a fact is missing."""
+    path = find(name)
+    if path is None:
+        return ""
+    try:
+        done = call([path, *words], timeout=timeout, stdin=stdin)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def call(
     argv: list[str],
     *,

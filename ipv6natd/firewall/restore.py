@@ -60,7 +60,11 @@ class RestoreFirewall:
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        _run([self._restore, "--noflush", "--wait"], stdin=render(change), timeout=self._timeout)
+        self.restore(render(change))
+
+    def restore(self, text: str) -> None:
+        """Apply restore text, one transaction a table in it. Raises FirewallError."""
+        _run([self._restore, "--noflush", "--wait"], stdin=text, timeout=self._timeout)
 
 
 def _find(name: str) -> str | None:

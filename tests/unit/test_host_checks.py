@@ -78,9 +78,9 @@ SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
             "docker rm -f 0123456789ab",
         ),
         (
-            replace(WELL, docker_ipv6nat_rules=True),
-            "rules of docker-ipv6nat",
-            "ancestor=robbertkl/ipv6nat)",
+            replace(WELL, docker6=frozenset({"ip6tables-nft", "ip6tables-legacy"})),
+            "left behind stand in ip6tables-legacy and ip6tables-nft",
+            "ipv6natctl cleanup --leftovers",
         ),
         (replace(WELL, leftovers=True), "stand in the legacy variant", "ipv6natd -flush"),
         (

@@ -48,7 +48,7 @@ class Host:
         )
         return self.loop
 
-    async def look(self, networks: tuple[Network, ...]) -> Found:
+    async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> Found:
         self.looks.append(networks)
         return self.found
 
@@ -165,7 +165,7 @@ def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
 
 def test_a_look_that_fails_takes_nothing_down() -> None:
     class Blind(Host):
-        async def look(self, networks: tuple[Network, ...]) -> Found:
+        async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> Found:
             self.looks.append(networks)
             if len(self.looks) < 3:
                 raise ValueError("what is that?")

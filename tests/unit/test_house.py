@@ -22,8 +22,8 @@ conntrack     -> flows model tools
 contest       ->
 ctl           -> bus tables
 daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
-                 firewall.drift firewall.late firewalld host_checks host_facts model notify
-                 kept reconcile snapshot status
+                 firewall.drift firewall.engine firewall.late firewalld host_checks host_facts
+                 kept leftovers model notify reconcile snapshot status
 dbus_api      -> bus model status
 desired       -> claims model networks
 docker_facts  -> model
@@ -34,7 +34,7 @@ engine_unit   ->
 firewall      -> plan
 firewall.choose  -> firewall firewall.legacy firewall.restore
 firewall.drift   -> background firewall tools
-firewall.engine  -> engine_rules firewall firewall.xtables model tools
+firewall.engine  -> engine_rules firewall firewall.restore firewall.xtables leftovers model tools
 firewall.fake    -> firewall plan rules save_text
 firewall.late    -> firewall plan
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
@@ -44,10 +44,11 @@ firewalld     -> bus
 flows         -> model
 host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
-host_rules    -> host_checks nft_rules rules tools
+host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
 kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows model plan rules ruleset
+leftovers     -> model rules
 model         ->
 networks      -> model
 nft_rules     ->
@@ -75,6 +76,7 @@ CORE = {
     "engine_rules",
     "flows",
     "host_checks",
+    "leftovers",
     "model",
     "networks",
     "nft_rules",
