@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -32,6 +36,36 @@ def opened(client: Namespace, port: int, *, address: IPv6Address = HOST) -> Answ
     assert isinstance(answer, Answer), answer
     assert answer.peer == CLIENT
     return answer
+
+
+@dataclass(slots=True)
+class Knocks:
+    """What a client that asks all the time was told."""
+
+    count: int = 0
+    wrong: list[Answer | Failure] = field(default_factory=list)
+    """All that came from anybody but the container itself."""
+
+
+@contextmanager
+def knocking(client: Namespace, port: int) -> Iterator[Knocks]:
+    """Have the client fetch from a published port again and again until the context is left."""
+    knocks, done = Knocks(), threading.Event()
+
+    def knock() -> None:
+        while not done.is_set():
+            answer = tcp(client, HOST, port)
+            knocks.count += 1
+            if peer(answer) != CLIENT:
+                knocks.wrong.append(answer)
+
+    knocker = threading.Thread(target=knock)
+    knocker.start()
+    try:
+        yield knocks
+    finally:
+        done.set()
+        knocker.join()
 
 
 def listed(daemon: Daemon, what: str) -> list[dict[str, Any]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import cast
 
 import pytest
@@ -15,11 +13,9 @@ import pytest
 from tests.lab import (
     Answer,
     Bus,
-    Container,
     Daemon,
     Engine,
     Failure,
-    Namespace,
     Sandbox,
     connect,
     serve,
@@ -27,7 +23,8 @@ from tests.lab import (
     until,
 )
 from tests.lab.sandbox import CLIENT, HOST, ROGUE, Variant
-from tests.packets.asking import dnats, opened, peer, server
+from tests.packets.asking import dnats, knocking, opened, peer, server
+from tests.packets.small import Small, small
 
 REGIMES: list[tuple[Variant, bool]] = [
     ("nft", True),
@@ -62,35 +59,6 @@ COMMIT
 -A POSTROUTING -s 2001:db8:f::/64 -j MASQUERADE
 COMMIT
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Small:
-    """A host with an engine, a network X and, on it, x1 with port 8080."""
-
-    sandbox: Sandbox
-    engine: Engine
-    daemon: Daemon
-    x1: Container
-
-    @property
-    def client(self) -> Namespace:
-        return self.sandbox.client
-
-    def own(self) -> list[str]:
-        return [line for line in self.sandbox.rules().splitlines() if "IPV6NAT" in line]
-
-
-@contextmanager
-def small(variant: Variant, *engine_args: str, proxy: bool) -> Iterator[Small]:
-    with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox, *engine_args, userland_proxy=proxy))
-        daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, start=False))
-        engine.network("X", "fd00:a::/64")
-        x1 = engine.run("x1", "X", publish=["8080:80"])
-        stack.enter_context(serve(x1.ns, "x1", tcp=[80]))
-        yield Small(sandbox=sandbox, engine=engine, daemon=daemon, x1=x1)
 
 
 @pytest.fixture(scope="module", params=REGIMES, ids=REGIME_IDS)
@@ -143,31 +111,16 @@ def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, fo
 def test_t2_a_restart_under_traffic_loses_no_connection_and_cuts_none(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
-    wrong: list[object] = []
-    count = 0
-    done = threading.Event()
-
-    def knock() -> None:
-        nonlocal count
-        while not done.is_set():
-            answer = tcp(fresh.client, HOST, 8080)
-            count += 1
-            if peer(answer) != CLIENT:
-                wrong.append(answer)
-
-    with connect(fresh.client, HOST, 8080) as conversation:
-        knocker = threading.Thread(target=knock)
-        knocker.start()
-        try:
-            for _ in range(3):
-                fresh.daemon.stop()
-                fresh.daemon.start()
-        finally:
-            done.set()
-            knocker.join()
+    with (
+        knocking(fresh.client, 8080) as knocks,
+        connect(fresh.client, HOST, 8080) as conversation,
+    ):
+        for _ in range(3):
+            fresh.daemon.stop()
+            fresh.daemon.start()
         assert server(conversation.ask()) == "x1"
-    assert wrong == []
-    assert count > 100
+    assert knocks.wrong == []
+    assert knocks.count > 100
 
 
 def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(fresh: Small) -> None:
