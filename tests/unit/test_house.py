@@ -20,7 +20,14 @@ cli           -> config daemon firewall firewall.choose firewall.restore kept ke
 config        -> model
 conntrack     -> flows model tools
 contest       ->
-ctl           -> bus tables
+ctl           -> bus ctl.asking ctl.commands ctl.usage tables
+ctl.asking    -> bus tables
+ctl.commands  -> ctl.lists ctl.measured ctl.prefix ctl.steering ctl.usage
+ctl.lists     -> ctl.asking status tables
+ctl.measured  -> bus ctl.asking metrics
+ctl.prefix    -> ctl.asking tools ula
+ctl.steering  -> ctl.asking
+ctl.usage     -> ctl.asking model tables
 daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
                  firewall.drift firewall.engine firewall.late firewalld host_checks host_facts
                  kept leftovers model notify reconcile snapshot status
@@ -49,6 +56,7 @@ journal       -> host_checks model status
 kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows model plan rules ruleset
 leftovers     -> model rules
+metrics       -> model status
 model         ->
 networks      -> model
 nft_rules     ->
@@ -63,6 +71,7 @@ snapshot      -> firewall.engine host_facts model
 status        -> model
 tables        ->
 tools         ->
+ula           ->
 """
 """Who imports whom. A new arrow is a decision about the house: add it here and to the picture in
 CONTRIBUTING.md, or do without."""
@@ -77,6 +86,7 @@ CORE = {
     "flows",
     "host_checks",
     "leftovers",
+    "metrics",
     "model",
     "networks",
     "nft_rules",
@@ -87,6 +97,7 @@ CORE = {
     "save_text",
     "status",
     "tables",
+    "ula",
 }
 IMPURE = {
     *("asyncio", "ctypes", "fcntl", "logging", "multiprocessing", "os", "pathlib", "random"),

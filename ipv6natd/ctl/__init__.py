@@ -1,0 +1,62 @@
+"""ipv6natctl: what the daemon shows on the bus, for people and for scripts.
+
+What the daemon knows comes over the bus, so that reading needs no root and a stopped daemon stays
+stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ipv6natd.bus import BusError
+from ipv6natd.ctl.asking import Answer, Daemon, How, Run, explained
+from ipv6natd.ctl.commands import COMMANDS
+from ipv6natd.ctl.usage import read
+from ipv6natd.tables import printable
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # LANG=C must not end in a traceback
+    name, how = read(sys.argv[1:] if argv is None else argv, COMMANDS, os.environ)
+    try:
+        answer = asyncio.run(_answered(COMMANDS[name].run, how))
+    except BusError as error:
+        code, text = explained(error)
+        answer = Answer(value=None, text="", code=code, note=text)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if how.json == "off":
+        sys.stdout.write(answer.text)
+    elif answer.value is not None:
+        print(_json(answer.value, how.json))
+    sys.stdout.flush()
+    if answer.note:
+        print(printable(answer.note), file=sys.stderr)
+    return answer.code
+
+
+async def _answered(run: Run, how: How) -> Answer:
+    daemon = Daemon()
+    try:
+        answer: Answer = await run(daemon, how)
+        return answer
+    finally:
+        daemon.close()
+
+
+def _json(value: Any, mode: str) -> str:
+    if mode == "short":
+        return json.dumps(value, separators=(",", ":"))
+    return json.dumps(value, indent=2)

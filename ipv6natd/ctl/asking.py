@@ -1,0 +1,115 @@
+"""What every command gets and gives: the daemon on the bus, how to show things, and an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipv6natd import bus
+from ipv6natd.bus import ERROR, BusError
+from ipv6natd.tables import PIPE, Screen
+
+NAME = "org.ipv6natd1"
+PATH = "/org/ipv6natd1"
+MANAGER = "org.ipv6natd1.Manager"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+"""The bus itself: name, path and interface."""
+
+FAILED, NOT_RUNNING, NO_PERMISSION = 1, 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command found: the value for --json, the text for people, the exit code."""
+
+    value: Any
+    text: str
+    code: int = 0
+    note: str = ""
+    """A sentence for the error output: why there is little else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What the user asked for besides the command."""
+
+    argument: str = ""
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    json: str = "off"
+    legend: bool = True
+    leftovers: bool = False
+    screen: Screen = PIPE
+
+
+class Daemon:
+    """The daemon over the bus. Connects when first asked, so that some commands need no bus."""
+
+    def __init__(self, on_signal: bus.OnSignal | None = None) -> None:
+        """`on_signal` hears what was subscribed to with `listen`."""
+        self._on_signal = on_signal
+        self._connection: bus.Connection | None = None
+
+    async def connection(self) -> bus.Connection:
+        """The connection. Raises BusError."""
+        if self._connection is None:
+            self._connection = await bus.connect(on_signal=self._on_signal)
+        return self._connection
+
+    async def call(
+        self,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float = bus.CALL_SECONDS,  # noqa: ASYNC109 - it is part of every call's meaning
+    ) -> Any:
+        """What a method of the manager answers, None if nothing. Raises BusError."""
+        connection = await self.connection()
+        where = (NAME, PATH, MANAGER)
+        values = await connection.call(*where, member, signature, *args, timeout=timeout)
+        return values[0] if values else None
+
+    async def properties(self) -> dict[str, Any]:
+        """All properties of the manager. Raises BusError."""
+        connection = await self.connection()
+        (values,) = await connection.call(NAME, PATH, PROPERTIES, "GetAll", "s", MANAGER)
+        return dict(values)
+
+    async def listen(self, rule: str) -> None:
+        """Subscribe to signals. Raises BusError."""
+        connection = await self.connection()
+        await connection.call(*BUS, "AddMatch", "s", rule)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+Run = Callable[[Daemon, How], Any]
+"""A command: a coroutine function that returns an Answer or raises BusError."""
+
+
+def not_running(error: BusError) -> bool:
+    """Whether the bus is there and the daemon is not."""
+    return error.name in (ERROR + "ServiceUnknown", ERROR + "NameHasNoOwner")
+
+
+def explained(error: BusError) -> tuple[int, str]:
+    """The exit code, and a sentence that says what to do."""
+    if not_running(error):
+        return NOT_RUNNING, "ipv6natd is not running: systemctl start ipv6natd"
+    match error.name.removeprefix(ERROR):
+        case "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired":
+            return NO_PERMISSION, f"not permitted: {error.text}"
+        case "NoServer":
+            return FAILED, f"{error.text}: systemctl status dbus.socket"
+        case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":
+            return FAILED, f"ipv6natd gave no answer ({error.text}): systemctl status ipv6natd"
+        case "UnknownMethod" | "UnknownInterface" | "UnknownObject":
+            return (
+                FAILED,
+                f"ipv6natd is of another version: systemctl restart ipv6natd ({error.text})",
+            )
+    return FAILED, error.text

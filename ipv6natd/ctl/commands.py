@@ -1,0 +1,54 @@
+"""The table of commands: what each is called, what it takes, and who does it."""
+
+from __future__ import annotations
+
+from ipv6natd.ctl import lists, measured, prefix, steering
+from ipv6natd.ctl.usage import Command
+
+LOOK = "look (needs no root)"
+HELP = "on the way"
+CHANGE = "change (root, or whoever polkit allows)"
+
+COMMANDS = {
+    "status": Command(
+        run=lists.status,
+        group=LOOK,
+        about="state, counts and what is wrong, on one screen (the default)",
+    ),
+    "mappings": Command(
+        run=lists.mappings,
+        group=LOOK,
+        about="published ports that are forwarded, and to which container",
+        filters=("container", "network", "port", "protocol"),
+    ),
+    "networks": Command(
+        run=lists.networks,
+        group=LOOK,
+        about="networks that are handled, with their warnings",
+        filters=("network",),
+    ),
+    "skipped": Command(
+        run=lists.skipped,
+        group=LOOK,
+        about="ports that were wanted and are not forwarded, and what to do about it",
+        filters=("container", "network"),
+    ),
+    "rules": Command(
+        run=lists.rules, group=LOOK, about="the rules in force, as ip6tables-restore reads them"
+    ),
+    "resync": Command(
+        run=steering.resync,
+        group=CHANGE,
+        about="compare engine and rules now and repair what differs",
+    ),
+    "metrics": Command(
+        run=measured.metrics,
+        group=HELP,
+        about="counts and times for Prometheus, as text",
+    ),
+    "ula": Command(
+        run=prefix.make,
+        group=HELP,
+        about="a random private prefix for your networks, and the lines that use it",
+    ),
+}

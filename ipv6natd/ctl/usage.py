@@ -1,0 +1,194 @@
+"""How ipv6natctl is called: one table of options, what goes together, and a help that teaches."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ipv6natd import __version__
+from ipv6natd.ctl.asking import How, Run
+from ipv6natd.model import Protocol
+from ipv6natd.tables import PIPE, Screen
+
+JSON_MODES = ("short", "pretty", "off")
+FILTERS = {
+    "container": ("NAME", "only of this container: a name, a pattern such as 'web*', or an id"),
+    "network": ("NAME", "only of this network: a name or a pattern"),
+    "port": ("PORT", "only what covers this port of the host"),
+    "protocol": ("PROTOCOL", f"only {', '.join(Protocol)}"),
+}
+"""Option -> its value's name and what it is for."""
+
+EXAMPLES = """\
+examples:
+  ipv6natctl                                   is all well?
+  ipv6natctl explain 8080                      why port 8080 goes where it goes, or does not
+  ipv6natctl mappings --network 'shop*' --protocol udp
+  ipv6natctl mappings --json=short | jq -r '.[] | select(.HostPort == 443) | .ContainerName'
+  ipv6natctl skipped                           what was wanted and is not forwarded
+  sudo ipv6natctl check                        the host, with a command for each fault
+  ipv6natctl monitor                           watch ports come and go
+  ipv6natctl status >/dev/null || echo "something is wrong with IPv6"
+
+exit status:
+  0 done, and all is well        1 failed, not synced, or nothing was found
+  2 wrong usage                  3 ipv6natd is not running
+  4 not permitted
+
+ipv6natctl(1) has more; ipv6natd.toml(5) the settings, org.ipv6natd1(5) the bus.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: its line of the help, and what it takes."""
+
+    run: Run
+    about: str
+    group: str
+    argument: str = ""
+    """What has to follow the command; empty for nothing."""
+    filters: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+Commands = Mapping[str, Command]
+
+
+def read(argv: Sequence[str], commands: Commands, environ: Mapping[str, str]) -> tuple[str, How]:
+    """The command and how it is to be done; SystemExit(2) with a sentence for wrong usage."""
+    parser = _parser(commands)
+    options = parser.parse_args(_with_json_mode(argv))
+    command = commands.get(options.command)
+    if command is None:
+        close = difflib.get_close_matches(options.command, commands, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(commands)}"
+        parser.error(f"{options.command!r} is no command{hint}")
+    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
+    for option in (*filters, *(("leftovers",) if options.leftovers else ())):
+        if option not in (*command.filters, *command.flags):
+            takers = " or ".join(
+                name for name, each in commands.items() if option in (*each.filters, *each.flags)
+            )
+            parser.error(f"--{option} goes with {takers}, not with {options.command}")
+    if command.argument and not options.argument:
+        parser.error(f"{options.command} needs one word more: {command.argument}")
+    if options.argument and not command.argument:
+        parser.error(f"{options.command} takes no {options.argument!r}")
+    return options.command, How(
+        argument=options.argument,
+        filters=filters,
+        json=options.json,
+        legend=not options.no_legend,
+        leftovers=options.leftovers,
+        screen=_screen(environ),
+    )
+
+
+def _parser(commands: Commands) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ipv6natctl",
+        usage="ipv6natctl [OPTION...] [COMMAND]",
+        description=f"Show and steer IPv6 NAT for Docker containers.\n\n{_listed(commands)}",
+        epilog=EXAMPLES,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", default="status", help=argparse.SUPPRESS)
+    parser.add_argument("argument", nargs="?", default="", help=argparse.SUPPRESS)
+    for name, (value, about) in FILTERS.items():
+        read = {"port": _port, "protocol": _protocol}.get(name, _name)
+        parser.add_argument(f"--{name}", type=read, metavar=value, help=about)
+    parser.add_argument(
+        "--leftovers",
+        action="store_true",
+        help="with cleanup: what docker-ipv6nat or a switched-off engine has left, instead",
+    )
+    parser.add_argument(
+        "--json",
+        choices=JSON_MODES,
+        default="off",
+        metavar="MODE",
+        help="JSON instead of text: short (one line), pretty or off; --json alone is -j",
+    )
+    parser.add_argument(
+        "-j",
+        dest="json",
+        action="store_const",
+        const="pretty" if sys.stdout.isatty() else "short",
+        help="--json=pretty on a terminal, --json=short elsewhere",
+    )
+    parser.add_argument(
+        "--no-legend", action="store_true", help="leave out the header and the count of rows"
+    )
+    parser.add_argument("--version", action="version", version=f"ipv6natctl {__version__}")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence, without the usage before it: `--help` has that, and more."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ipv6natctl: {message}; ipv6natctl --help tells more\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        # Of one width, so that it can be compared with the manual page.
+        super().__init__(prog, max_help_position=24, width=100)
+
+
+def _listed(commands: Commands) -> str:
+    """The commands in their groups."""
+    lines: list[str] = []
+    for group in dict.fromkeys(each.group for each in commands.values()):
+        lines.append(f"{group}:")
+        for name, each in commands.items():
+            if each.group == group:
+                words = f"{name} {each.argument}".strip()
+                lines.append(f"  {words:<24}{each.about}")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("a name is missing")
+    return text
+
+
+def _port(text: str) -> int:
+    # Not str.isdigit: that takes digits of other scripts too.
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) < 65536 and len(text) < 9):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 1 to 65535")
+    return int(text)
+
+
+def _protocol(text: str) -> str:
+    if text not in tuple(Protocol):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(Protocol)}")
+    return text
+
+
+def _with_json_mode(argv: Sequence[str]) -> list[str]:
+    # A value that may be missing would swallow the command that follows: `--json mappings`.
+    words: list[str] = []
+    for each in argv:
+        if words and words[-1] == "--json" and each in JSON_MODES:
+            words[-1] = f"--json={each}"
+        else:
+            words.append(each)
+    return ["-j" if each == "--json" else each for each in words]
+
+
+def _screen(environ: Mapping[str, str]) -> Screen:
+    """What the output goes to. NO_COLOR as no-color.org has it: any value but the empty one."""
+    if not sys.stdout.isatty():
+        return PIPE
+    plain = environ.get("NO_COLOR") or environ.get("TERM", "dumb") == "dumb"
+    return Screen(colour=not plain, columns=shutil.get_terminal_size((0, 0)).columns)
