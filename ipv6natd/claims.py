@@ -45,6 +45,8 @@ class Wants:
     claims: tuple[Claim, ...] = ()
     opened: tuple[Opened, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(network id, sentence) for each port that is not what its user may take it for."""
 
 
 def wants(
@@ -83,7 +85,8 @@ def wants(
                     container_port=binding.container_port,
                 )
             )
-    return Wants(tuple(claims), tuple(opened), tuple(skipped))
+    warnings = [(here.id, each) for each in _uneven(container)] if here and claims else []
+    return Wants(tuple(claims), tuple(opened), tuple(skipped), tuple(warnings))
 
 
 def _skip(container: Container, place: Place | None, port: str, reason: str) -> Skipped:
@@ -96,15 +99,16 @@ def _ipv6_side(binding: PortBinding, network: Network | None, policy: Policy) ->
 
     `::` is what Docker lists where the user named no address, so the network's own default for
     IPv6 bindings takes its place. Where the network's default for IPv4 keeps Docker from listing
-    any, that default for IPv6 counts all the same.
+    any, that default for IPv6 counts all the same. Without a network that is its IPv6 gateway a
+    container has no IPv6, and engine 28 without its proxy lists none for it then; asked for it was.
     """
     address = binding.host_address
     default = network.host_binding_ipv6 if network else None
     if isinstance(address, IPv4Address):
         if address in policy.address_map:
             return policy.address_map[address]
-        if default and not binding.asked_address:
-            return default
+        if not binding.asked_address and (default or (network is None and address == ANY_IPV4)):
+            return default or ANY
         any_counts = policy.ipv4_any_means_ipv6 and address == ANY_IPV4
         return (default or ANY) if any_counts else None
     if address is None or address == ANY:
@@ -134,6 +138,26 @@ def _unreachable(
     if place[1].id in managed and host_address in LINK_LOCAL:
         return f"{host_address} is link-local, and such clients cannot be forwarded; bind to `::`"
     return ""
+
+
+def _uneven(container: Container) -> Iterator[str]:
+    """Ports whose number the engine chose for IPv4 and IPv6 apart, as engines before 27 do."""
+    chosen: dict[tuple[int, Protocol], tuple[set[int], set[int]]] = {}
+    for each in container.bindings:
+        if not each.asked_address and each.host_port and each.host_address in (ANY_IPV4, ANY):
+            four, six = chosen.setdefault((each.container_port, each.protocol), (set(), set()))
+            (four if each.host_address == ANY_IPV4 else six).add(each.host_port)
+    for (port, protocol), (four, six) in sorted(chosen.items()):
+        if four - six and six - four:
+            yield (
+                f"the engine gave port {port}/{protocol} of container '{container.name}' the "
+                f"number {_listed(six - four)} on IPv6 and {_listed(four - six)} on IPv4; "
+                "name a host port to have one for both"
+            )
+
+
+def _listed(ports: set[int]) -> str:
+    return ", ".join(map(str, sorted(ports)))
 
 
 def _opened(

@@ -5,6 +5,7 @@ Every decision about who may be reached how is made in the core; the shell makes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv6Address
 
@@ -22,8 +23,8 @@ from ipv6natd.model import (
 )
 from ipv6natd.networks import managed, network_order
 
-MAX_ABSENT = 5
-"""Bindings to absent addresses that are named for one network."""
+MAX_WARNINGS = 5
+"""Ports that are named for one network."""
 
 
 def desired(snapshot: Snapshot, policy: Policy) -> Desired:
@@ -52,8 +53,10 @@ def desired(snapshot: Snapshot, policy: Policy) -> Desired:
         for each in runs(each for each in claims if each.host_address != LOOPBACK)
     ]
     kept = [each for each in claims if each.network.bridge in ours]
+    warnings = [each for want in wanted for each in want.warnings]
+    warnings += _absent(mappings, snapshot.host_addresses)
     return Desired(
-        networks=tuple(_with_absent(networks, mappings, snapshot.host_addresses)),
+        networks=tuple(_warned(networks, warnings)),
         mappings=tuple(mappings),
         refused=() if snapshot.userland_proxy else tuple(refused(kept)),
         opened=tuple(merged(opened)),
@@ -97,27 +100,31 @@ def _by_whom(networks: dict[str, Network], rules: EngineRules) -> dict[str, Netw
     }
 
 
-def _with_absent(
-    networks: dict[str, Network], mappings: list[Mapping], own: frozenset[IPv6Address] | None
-) -> list[Network]:
-    """The networks, warned of bindings to addresses that the host does not have.
+def _absent(
+    mappings: list[Mapping], own: frozenset[IPv6Address] | None
+) -> Iterator[tuple[str, str]]:
+    """Bindings to addresses that the host does not have, with their networks' ids.
 
     Their rules are harmless, and come to life with the address.
     """
-    absent: dict[str, list[str]] = {}
     for mapping in mappings:
         if own is not None and not mapping.wildcard and mapping.host_address not in own:
-            absent.setdefault(mapping.network_id, []).append(
+            yield (
+                mapping.network_id,
                 f"port {mapping.host_port}/{mapping.protocol} of container "
                 f"'{mapping.container_name}' is bound to {mapping.host_address}, which is no "
-                "address of this host now"
+                "address of this host now",
             )
-    return [
-        replace(each, warnings=(*each.warnings, *absent[each.id][:MAX_ABSENT]))
-        if each.id in absent
-        else each
-        for each in networks.values()
-    ]
+
+
+def _warned(networks: dict[str, Network], warnings: list[tuple[str, str]]) -> Iterator[Network]:
+    """The networks, each with what there is to say of its ports."""
+    said: dict[str, list[str]] = {}
+    for network_id, warning in warnings:
+        said.setdefault(network_id, []).append(warning)
+    for each in networks.values():
+        more = said.get(each.id, [])[:MAX_WARNINGS]
+        yield replace(each, warnings=(*each.warnings, *more)) if more else each
 
 
 def _loopback_skipped(claim: Claim) -> Skipped:

@@ -139,15 +139,19 @@ def container(raw: object, engine: Engine) -> Container | None:
 def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]) -> bool:
     """Whether the list leaves something out that decides about this container.
 
-    Engines before 28 list an IPv6 address even where a sysctl switches IPv6 off inside; engines
-    before 20.10.6 list no IPv6 binding, so the request itself has to be read, as it has where the
-    network has a default for IPv6 bindings of its own: that goes for who named no address.
+    Engines before 28 list an IPv6 address even where a sysctl switches IPv6 off inside; later ones
+    list none, and without their proxy no IPv6 binding either. Engines before 20.10.6 list no IPv6
+    binding at all. Then the request itself has to be read, as it has where the network has a
+    default for IPv6 bindings of its own: that goes for who named no address.
     """
     on = [networks[each.network_id] for each in listed.endpoints if each.network_id in networks]
     if engine.release < _LISTS_IPV6 or any(each.host_binding_ipv6 for each in on):
         return bool(listed.bindings)
-    return engine.release < (28,) and any(
-        isinstance(each.host_address, IPv6Address) for each in listed.bindings
+    if engine.release < (28,):
+        return any(isinstance(each.host_address, IPv6Address) for each in listed.bindings)
+    without = {each.network_id for each in listed.endpoints if each.address is None}
+    return any(each.enable_ipv6 and each.id in without for each in on) and any(
+        each.host_address == IPv4Address(0) for each in listed.bindings
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 
-from tests.lab import Daemon, Engine, Failure, Regime, Sandbox, ping, serve, tcp, udp, until
+from tests.lab import Answer, Daemon, Engine, Failure, Regime, Sandbox, ping, serve, tcp, udp, until
 from tests.lab.process import LabError
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO, Variant
 from tests.packets.asking import SHORT, dnats, listed, opened, peer, server
@@ -123,15 +127,19 @@ def test_p11_a_container_without_ipv6_is_skipped_with_the_reason(regime: Regime)
     off = "net.ipv6.conf.all.disable_ipv6=1"
     with regime.container("--sysctl", off, publish=[f"{port}:80"], name="p11") as made:
         bindings = made.facts["NetworkSettings"]["Ports"]["80/tcp"]
-        # Engine 28 without its proxy publishes this on IPv4 alone: there is no claim to skip.
-        claims = sum(":" in each["HostIp"] for each in bindings)
-        assert claims == (regime.proxy or regime.engine.release < (28, 0))
-        rows = until(
-            lambda: [r for r in listed(regime.daemon, "skipped") if r["ContainerName"] == "p11"],
-            lambda found: len(found) == claims,
-        )
-        assert [row["Port"] for row in rows] == ["80/tcp"] * claims
-        assert all("no IPv6 address" in row["Reason"] for row in rows)
+        # Engine 28 without its proxy publishes this on IPv4 alone, and the user is told as well.
+        by_engine = any(":" in each["HostIp"] for each in bindings)
+        assert by_engine == (regime.proxy or regime.engine.release < (28, 0))
+
+        def skipped() -> list[dict[str, Any]]:
+            rows = listed(regime.daemon, "skipped")
+            return [each for each in rows if each["ContainerName"] == "p11"]
+
+        for _ in range(2):
+            (row,) = until(skipped, lambda found: len(found) == 1)
+            assert row["Port"] == "80/tcp"
+            assert "no IPv6 address" in row["Reason"]
+            regime.daemon.ctl("resync")
         assert dnats(regime.sandbox.rules(), port) == []
 
 
@@ -306,6 +314,76 @@ def test_one_source_port_towards_two_addresses_reaches_the_right_port_of_a_shift
                 answer = ask(regime.client, address, first + 3, source_port=source_port)
                 assert not isinstance(answer, Failure)
                 assert answer.port == 7103
+
+
+def test_r6_a_restarted_container_is_followed_to_another_number(regime: Regime) -> None:
+    with regime.container(publish=["80"]) as made:
+        before = made.port()
+        opened(regime.client, before)
+        regime.engine.docker("restart", "--time=0", made.name)
+        again = regime.engine.container(made.name, network="X")
+        assert again.port() != before
+        with serve(again.ns, "again", tcp=[80]):
+            assert opened(regime.client, again.port()).server == "again"
+        assert dnats(regime.sandbox.rules(), before) == []
+        assert tcp(regime.client, HOST, before) is Failure.REFUSED
+
+
+@contextmanager
+def held(regime: Regime, ports: range) -> Iterator[None]:
+    """Ports that somebody else has on IPv6 alone."""
+    with ExitStack() as stack:
+        for port in ports:
+            sock = stack.enter_context(regime.host.socket(socket.AF_INET6, socket.SOCK_STREAM))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(("::", port))
+            sock.listen()
+        yield
+
+
+def test_r7_where_docker_chose_two_numbers_the_ipv6_one_is_opened_and_both_are_named(
+    regime: Regime,
+) -> None:
+    with (
+        regime.network() as network,
+        regime.container(network=network, publish=["80"]) as first,
+        held(regime, range(first.port() + 1, first.port() + 4)),
+        regime.container(network=network, publish=["80"]) as second,
+    ):
+        numbers = second.port(), second.port(family=4)
+        opened(regime.client, numbers[0])
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+        if regime.engine.release >= (27, 0):
+            assert numbers[0] == numbers[1]
+            assert row["Warnings"] == []
+            return
+        assert numbers[0] != numbers[1]
+        said = f"'{second.name}' the number {numbers[0]} on IPv6 and {numbers[1]} on IPv4"
+        assert said in row["Warnings"][-1]
+        assert dnats(regime.sandbox.rules(), numbers[1]) == []
+
+
+def test_r8_ten_thousand_udp_ports_are_one_rule(tools: None) -> None:  # noqa: ARG001
+    """Without the engine's IPv4 rules, of which it would make a process each."""
+    run = "10000-19999"
+    with (
+        Sandbox() as sandbox,
+        Engine(sandbox, "--iptables=false", userland_proxy=False) as engine,
+        Daemon(sandbox, engine.endpoint),
+    ):
+        engine.network("X", "fd00:a::/64")
+        made = engine.run("r8", "X", publish=[f"[::]:{run}:{run}/udp"])
+        with serve(made.ns, "r8", udp=(10000, 19999)):
+            for port in (10000, 19999):
+                answer = until(
+                    lambda n=port: udp(sandbox.client, HOST, n),  # type: ignore[misc]
+                    lambda each: peer(each) == CLIENT,
+                )
+                assert isinstance(answer, Answer)
+                assert (answer.port, answer.peer) == (port, CLIENT)
+        rules = [line for line in sandbox.rules().splitlines() if "-j DNAT" in line]
+        assert len(rules) == 1
+        assert "--dport 10000:19999" in rules[0]
 
 
 def test_tcp_and_udp_on_one_port_are_independent(regime: Regime) -> None:

@@ -19,6 +19,7 @@ from ipv6natd.model import (
     GatewayMode,
     Network,
     Policy,
+    PortBinding,
     Protocol,
     Refused,
     Snapshot,
@@ -64,6 +65,11 @@ def ip6_off(on: Network) -> Container:
     return container(name="web", on=[off], ports=["8080:80"])
 
 
+def chosen(address: str, host_port: int) -> PortBinding:
+    """A binding whose address nobody asked for."""
+    return replace(binding(address=address, host_port=host_port), asked_address=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     facts: Snapshot
@@ -98,6 +104,13 @@ CASES = {
     "P11: IPv6 switched off inside": Case(
         facts=snapshot(X, ip6_off(X)),
         skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+    ),
+    "P11: and the engine lists no IPv6 for it": Case(
+        facts=snapshot(X, replace(ip6_off(X), bindings=(chosen("0.0.0.0", 8080),))),
+        skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+    ),
+    "P11: and only IPv4 was asked for": Case(
+        facts=snapshot(X, replace(ip6_off(X), bindings=(binding(address="0.0.0.0"),))),
     ),
     "P11: and nobody asked on a network that is not ours": Case(facts=snapshot(X, ip6_off(GUA))),
     "P12: a network without IPv4": Case(
@@ -302,6 +315,28 @@ def test_scenario(name: str) -> None:
     assert len(want.skipped) == len(case.skipped)
     for said, skipped in zip(case.skipped, want.skipped, strict=True):
         assert said in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("bindings", "said"),
+    [
+        ((chosen("0.0.0.0", 32768), chosen("::", 32769)), "number 32769 on IPv6 and 32768 on IPv4"),
+        ((chosen("0.0.0.0", 32768), chosen("::", 32768)), ""),
+        ((chosen("0.0.0.0", 1), chosen("0.0.0.0", 2), chosen("::", 2), chosen("::", 1)), ""),
+        ((binding(address="0.0.0.0", host_port=1), binding(host_port=2)), ""),
+        ((chosen("0.0.0.0", 1), binding(host_port=2)), ""),
+    ],
+    ids=["apart", "together", "two of them", "as asked", "one as asked"],
+)
+def test_numbers_that_the_engine_chose_apart_are_warned_of(
+    bindings: tuple[PortBinding, ...], said: str
+) -> None:
+    """R7: the DNAT is on the IPv6 one, as for any binding."""
+    want = desired(snapshot(X, replace(web(), bindings=bindings)), Policy())
+    assert len(lines(want)) == len([b for b in bindings if isinstance(b.host_address, IPv6Address)])
+    warnings = want.networks[0].warnings
+    assert len(warnings) == bool(said)
+    assert all(said in each and "port 80/tcp of container 'web'" in each for each in warnings)
 
 
 def test_a_mapping_carries_the_bridge_of_its_network() -> None:

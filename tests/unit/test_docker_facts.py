@@ -594,6 +594,33 @@ def test_who_has_to_be_inspected_after_a_list(version: str, name: str, needs: bo
     assert docker_facts.needs_inspect(listed(name, engine), engine, {}) is needs
 
 
+@pytest.mark.parametrize(
+    ("version", "bound", "needs"),
+    [("28.5.2", "0.0.0.0", True), ("28.5.2", "127.0.0.1", False), ("20.10.24", "0.0.0.0", False)],
+)
+def test_an_engine_that_lists_no_ipv6_for_a_container_without_it_is_asked_what_it_wanted(
+    version: str, bound: str, needs: bool
+) -> None:
+    """P11: 28 without its proxy publishes such a port on IPv4 alone."""
+    raw = raw_container({"80/tcp": [{"HostIp": bound, "HostPort": "8080"}]})
+    raw["NetworkSettings"]["Networks"]["x"] |= {"GlobalIPv6Address": "", "IPv6Gateway": ""}
+    engine = Engine(version=version, api_version="")
+    networks = {identity("x"): network_of()}
+    assert docker_facts.needs_inspect(container_of(raw, engine), engine, networks) is needs
+    networks = {identity("x"): network_of(EnableIPv6=False)}
+    assert not docker_facts.needs_inspect(container_of(raw, engine), engine, networks)
+
+
+def test_a_requested_address_that_cannot_be_read_counts_as_none() -> None:
+    """B15: every engine binds such a port as if no address had been named."""
+    entries = [{"HostIp": each, "HostPort": "8080"} for each in ("0.0.0.0", "::")]
+    asked = {"PortBindings": {"80/tcp": [{"HostIp": ":", "HostPort": "8080"}]}}
+    found = container_of(raw_container({"80/tcp": entries}, HostConfig=asked))
+    assert ipv6_ports(found) == ["[::]:8080:80/tcp"]
+    assert [each.asked_address for each in found.bindings] == [False, False]
+    assert found.problems == ()
+
+
 def test_a_list_that_tells_more_than_is_known_is_no_repetition() -> None:
     row = listed("web")
     assert not docker_facts.lists_the_same(row, None)
