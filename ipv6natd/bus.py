@@ -1,7 +1,6 @@
-"""The transport: one connection to the system bus, and values on their way to and from D-Bus.
+"""The transport: one connection to the system bus, calls over it both ways, and signals.
 
-The only file that imports dbus_next, a library that is asleep upstream: what it gets wrong is put
-right here, in two small subclasses. What is served and asked lives in dbus_api and ctl.
+What is served and asked lives in dbus_api and ctl.
 """
 
 from __future__ import annotations
@@ -10,45 +9,27 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
-import socket
-import struct
 import typing
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ipv6natd.status import Row
-
-if not hasattr(typing, "no_type_check_decorator"):
-    # Python 3.15 took it away, dbus_next still decorates with it.
-    vars(typing)["no_type_check_decorator"] = lambda decorator: decorator
-
-with warnings.catch_warnings():
-    # The same decorator warns on 3.13 and 3.14, and so does PyGObject, which the library loads
-    # where it finds it. Nobody who runs the daemon can act on either.
-    warnings.simplefilter("ignore")
-    from dbus_next import Message, MessageFlag, MessageType, Variant
-    from dbus_next._private.marshaller import Marshaller
-    from dbus_next._private.unmarshaller import Unmarshaller
-    from dbus_next.aio import message_bus as aio
+from ipv6natd.dbus_values import bus_text, plain
+from ipv6natd.dbus_wire import Bus, MarshalledReply, Message, MessageFlag, MessageType
 
 log = logging.getLogger(__name__)
 
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+"""The bus itself: name, path and interface."""
 ERROR = "org.freedesktop.DBus.Error."
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 25.0
 SMALL = 64 << 10
-"""Bytes of the longest array that a service reads. Its callers have no reason to send more, and
+"""Bytes that a service reads of a message's arrays. Its callers have no reason to send more, and
 the library takes a microsecond an element, during which nothing else runs."""
-LARGE = 64 << 20
-"""The longest array that D-Bus allows."""
-BATCH = 64
-"""Messages read before everything else in the loop has its turn."""
-
-_UNSENDABLE = re.compile("[\0\ud800-\udfff]")
+LARGE = 256 << 20
+"""More than a message can have."""
 
 
 class BusError(Exception):
@@ -74,6 +55,8 @@ class Call:
     args: list[Any]
     serial: int
     wants_reply: bool
+    interactive: bool
+    """Whether the caller can be asked for a password."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,192 +70,10 @@ class Signal:
     args: list[Any]
 
 
-def bus_text(text: str) -> str:
-    """The text with every character replaced that D-Bus strings cannot hold.
-
-    One NUL or lone surrogate in a container's name would otherwise end the whole connection.
-    """
-    return _UNSENDABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def variants(row: Row) -> dict[str, Any]:
-    """The row as `a{sv}`."""
-    return {name: Variant(signature, _sendable(value)) for name, (signature, value) in row.items()}
-
-
-def _sendable(value: str | int | list[str]) -> str | int | list[str]:
-    if isinstance(value, str):
-        return bus_text(value)
-    return [bus_text(each) for each in value] if isinstance(value, list) else value
-
-
-def plain(value: Any) -> Any:
-    """The value without variants."""
-    if isinstance(value, Variant):
-        return plain(value.value)
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
-
-
-def marshal_rows(rows: Iterable[Row]) -> bytes:
-    """The body of an `aa{sv}` answer, built row by row, so that 10,000 never stand in memory.
-
-    A row begins with its length at a multiple of 4, its content follows at a multiple of 8.
-    """
-    body = bytearray(4)
-    for row in rows:
-        block = Marshaller("a{sv}", [variants(row)]).marshall()
-        body += bytes(-len(body) % 4) + block[:4]
-        body += bytes(-len(body) % 8) + block[8:]
-    body[:4] = struct.pack("<I", len(body) - 4)
-    return bytes(body)
-
-
-class _Writer(aio._MessageWriter):  # type: ignore[misc]
-    """The library's queue; but a full socket buffer means to wait, not to hang up."""
-
-    buf: Any
-    offset: int
-
-    def write_callback(self) -> None:
-        try:
-            while self.buf is not None or not self.messages.empty():
-                if self.buf is None:
-                    data, _fds, _future = self.messages.get_nowait()
-                    self.buf, self.offset = memoryview(data), 0
-                self.offset += self.sock.send(self.buf[self.offset :])
-                if self.offset == len(self.buf):
-                    self.buf = None
-            self.loop.remove_writer(self.fd)
-        except (BlockingIOError, InterruptedError):
-            return  # the loop calls again once the bus has read something
-        except Exception as error:
-            self.bus._finalize(error)
-
-
-class _Reader(Unmarshaller):  # type: ignore[misc]
-    """The library's parser, with a bound on what one message may cost."""
-
-    limit = LARGE
-    offset: int
-
-    def read_array(self, type_: Any) -> Any:
-        self.align(4)
-        start = self.offset
-        if self.read_uint32() > self.limit:
-            raise ValueError("the array is too long")
-        self.offset = start
-        return super().read_array(type_)
-
-
-class _MarshalledReply(Message):  # type: ignore[misc]
-    """An answer whose body stands ready as bytes."""
-
-    data = b""
-
-    def _marshall(self, negotiate_unix_fd: bool = False) -> bytes:  # noqa: ARG002
-        fields = [[5, Variant("u", self.reply_serial)], [6, Variant("s", self.destination)]]
-        fields.append([8, Variant("g", self.signature)])
-        kind = MessageType.METHOD_RETURN.value
-        head = [ord("l"), kind, 0, 1, len(self.data), self.serial, fields]
-        header = Marshaller("yyyyuua(yv)", head)
-        header.marshall()
-        header.align(8)
-        return bytes(header.buffer) + self.data
-
-
-class _Bus(aio.MessageBus):  # type: ignore[misc]
-    """The library's connection, made to survive a slow bus and to leave nothing behind."""
-
-    _unmarshaller: Any
-
-    def __init__(self, address: str, limit: int) -> None:
-        self._limit = limit
-        super().__init__(bus_address=address)
-        self._writer = _Writer(self)
-
-    def _setup_socket(self) -> None:
-        # The library's own blocks the loop, keeps the sockets of failed tries, and fails on the
-        # second address of a list although it answers.
-        failure: Exception = ValueError("only unix:path= and unix:abstract= are understood")
-        for transport, options in self._bus_address:
-            place = options.get("path") or "\0" + options.get("abstract", "")
-            if transport != "unix" or place == "\0":
-                continue
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            try:
-                sock.connect(place)
-            except OSError as error:
-                sock.close()
-                failure = error
-                continue
-            self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
-            return
-        raise failure
-
-    async def _auth_readline(self) -> str:
-        # The library's own spins for ever, and the loop with it, when the bus hangs up here.
-        line = b""
-        while not line.endswith(b"\r\n"):
-            data = await self._loop.sock_recv(self._sock, 512)
-            if not data or len(line) > 4096:
-                raise EOFError("the bus hung up while it was told who we are")
-            line += data
-        return line[:-2].decode(errors="replace")
-
-    def _create_unmarshaller(self) -> _Reader:
-        reader = _Reader(self._stream)
-        reader.limit = self._limit
-        return reader
-
-    def _message_reader(self) -> None:
-        for _ in range(BATCH):
-            if self._disconnected:
-                return
-            message = None
-            try:
-                message = self._unmarshaller.unmarshall()
-                if message is None:
-                    return
-            except (EOFError, OSError) as error:
-                self._finalize(error)
-                return
-            except Exception as error:
-                # The whole message was read before it was parsed: the next one begins cleanly.
-                log.debug("a message on the bus could not be read: %s", error)
-            self._unmarshaller = self._create_unmarshaller()
-            if message is not None:
-                self._on_message(message)
-        # What is left may stand in our own buffer, of which the loop knows nothing.
-        self._loop.call_soon(self._message_reader)
-
-    def send(self, msg: Message) -> None:
-        if self._disconnected:
-            return  # the descriptor may belong to somebody else by now
-        msg.serial = msg.serial or self.next_serial()
-        self._writer.schedule_write(msg)
-
-    def disconnect(self) -> None:
-        self._user_disconnect = True
-        self._finalize()
-
-    def _finalize(self, err: Exception | None = None) -> None:
-        if self._disconnected:
-            return
-        super()._finalize(err)
-        if not self._disconnect_future.cancelled():
-            self._disconnect_future.exception()  # or asyncio complains that nobody looked
-        for end in (self._stream, self._sock):
-            with contextlib.suppress(OSError, ValueError):
-                end.close()
-
-
 class Connection:
     """A connection that said hello. Made by `connect`, ended by `close` or by the bus."""
 
-    def __init__(self, bus: _Bus) -> None:
+    def __init__(self, bus: Bus) -> None:
         """Wrap the library's connection."""
         self._bus = bus
 
@@ -300,8 +101,17 @@ class Connection:
         signature: str = "",
         *args: Any,
         timeout: float = CALL_SECONDS,  # noqa: ASYNC109 - it is part of every call's meaning
+        autostart: bool = False,
+        interactive: bool = False,
     ) -> list[Any]:
-        """Call a method and return what it answers; BusError for everything else."""
+        """Call a method and return what it answers; BusError for everything else.
+
+        `autostart`: the bus may start the service. `interactive`: the service may have somebody
+        asked for a password, which takes the time it takes.
+        """
+        flags = MessageFlag.NONE if autostart else MessageFlag.NO_AUTOSTART
+        if interactive:
+            flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
         message = Message(
             destination=destination,
             path=path,
@@ -309,7 +119,7 @@ class Connection:
             member=member,
             signature=signature,
             body=list(args),
-            flags=MessageFlag.NO_AUTOSTART,
+            flags=flags,
             serial=self._bus.next_serial(),
         )
         gone = BusError(ERROR + "Disconnected", "the system bus closed the connection")
@@ -338,7 +148,7 @@ class Connection:
 
     def reply_marshalled(self, call: Call, signature: str, data: bytes) -> None:
         """Answer the call with a body that `marshal_rows` made."""
-        message = _MarshalledReply(
+        message = MarshalledReply(
             message_type=MessageType.METHOD_RETURN,
             reply_serial=call.serial,
             destination=call.sender,
@@ -398,13 +208,13 @@ async def connect(
 ) -> Connection:
     """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus; BusError if that fails.
 
-    The handlers run between two messages and must not wait. Messages with an array of more than
-    `limit` bytes are dropped.
+    The handlers run between two messages and must not wait. Messages with arrays of more than
+    `limit` bytes together are dropped.
     """
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
     try:
-        bus = _Bus(address, limit)
+        bus = Bus(address, limit)
         connection = Connection(bus)
         bus.add_message_handler(lambda message: _hand_on(connection, message, on_call, on_signal))
         await asyncio.wait_for(bus.connect(), seconds)
@@ -448,6 +258,7 @@ def _call(connection: Connection, message: Message) -> Call:
         args=plain(message.body),
         serial=message.serial,
         wants_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
+        interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
     )
 
 

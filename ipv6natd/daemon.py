@@ -29,7 +29,7 @@ from ipv6natd.model import Network
 from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
 from ipv6natd.snapshot import completed
-from ipv6natd.status import Row, Status, SyncResult, counted, one_line
+from ipv6natd.status import Row, State, Status, SyncResult, counted, one_line
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Daemon:
         self._kept = Kept()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._reloads: list[asyncio.Future[None]] = []
 
     async def run(self) -> int:
         """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
@@ -70,7 +71,7 @@ class Daemon:
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
-        self._service = BusService(self, follower=self._firewalld)
+        self._service = BusService(self, self._firewalld)
         await self._close_early()
         code = await self._until_stopped()
         await self._end()
@@ -146,6 +147,9 @@ class Daemon:
 
     async def _end(self) -> None:
         self._notifier.stopping()
+        if self._reconciler.status.state is State.STOPPED:
+            log.info("stopped; all rules had been removed")
+            return
         if not self._settings.cleanup:
             open_ = counted(len(self._reconciler.status.mappings), "mapping")
             stay = "stays" if open_.startswith("1 ") else "stay"
@@ -153,7 +157,6 @@ class Daemon:
             return
         try:
             await self._reconciler.remove()
-            self._kept.remove()
             log.info("stopped; all rules are removed")
         except FirewallError as error:
             log.error("stopped, but the rules could not be removed: %s", error)
@@ -175,20 +178,25 @@ class Daemon:
         while True:
             await self._reload.wait()
             self._reload.clear()
+            waiting, self._reloads = self._reloads, []
             self._notifier.reloading()
+            error: BusError | None = None
             try:
                 settings = self._load()
-            except ConfigError as error:
+            except ConfigError as wrong:
                 # The old settings stay in force, and whoever looks is told why.
-                log.error("%s; the settings stay as they were", error)
-                self._reconciler.config_error = f"reload refused: {error}"
-                self._reconciler.trigger()
+                log.error("%s; the settings stay as they were", wrong)
+                self._reconciler.config_error = f"reload refused: {wrong}"
+                error = BusError("org.ipv6natd1.Error.BadConfiguration", str(wrong))
             else:
                 self._reconciler.config_error = ""
                 self._adopt(settings, tasks)
             with contextlib.suppress(EngineGone, FirewallError):
-                await self._reconciler.resync()
+                await self._reconciler.refresh()
             self._notifier.ready(one_line(self._reconciler.status))
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None) if error is None else each.set_exception(error)
 
     def _adopt(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         old, self._settings = self._settings, settings
@@ -255,6 +263,20 @@ class Daemon:
             self._reconciler.verify()
             self._reconciler.want_look()
         return found
+
+    async def reload(self) -> None:
+        """For the bus; the same as SIGHUP."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reloads.append(done)
+        self._reload.set()
+        await done
+
+    async def cleanup(self) -> None:
+        """For the bus."""
+        try:
+            await self._reconciler.cleanup()
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     def ruleset_text(self) -> str:
         """For the bus."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from ipv6natd.bus import BusError, Connection, Signal
+from ipv6natd.bus import BUS, BusError, Connection, Signal
 
 log = logging.getLogger(__name__)
 
 NAME = "org.fedoraproject.FirewallD1"
 PATH = "/org/fedoraproject/FirewallD1"
-BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 PATIENCE = 10.0
 """Seconds to wait for its zones: a reload of a large firewalld takes some."""
 

@@ -40,7 +40,10 @@ class Kept:
         return rules if rules.chains else None
 
     def write(self, rules: TableRules) -> None:
-        """Keep these; whole or not at all."""
+        """Keep these; whole or not at all. Without any, nothing is kept."""
+        if not rules.chains:
+            self.remove()
+            return
         new = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -80,8 +80,9 @@ class Kernel:
 
     def remove(self) -> None:
         """Take all our rules out."""
-        remove_all(self.firewall)
         self.applied = self._followed = None
+        remove_all(self.firewall)
+        self._keep(EMPTY.filter)
 
     def close(self, rules: TableRules) -> None:
         """Write a filter table of earlier days, before anything is known."""

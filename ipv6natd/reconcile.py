@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ipv6natd import __version__
 from ipv6natd.background import in_thread
@@ -26,8 +26,10 @@ from ipv6natd.rules import TableRules
 from ipv6natd.status import Row, State, Status, SyncResult, mapping_id
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FIRST_RETRY, LONGEST_RETRY = 1.0, 30.0
+REMOVED = "all rules were removed, as asked; to have them again: ipv6natctl resync"
 LOOK_EVERY = 60.0
 """Seconds between two looks at the host: what was put right shows within a minute."""
 
@@ -102,6 +104,8 @@ class Reconciler:
         self._retry_at: float | None = None
         self._retry_pause = FIRST_RETRY
         self._waiters: list[asyncio.Future[SyncResult]] = []
+        self._removals: list[asyncio.Future[None]] = []
+        self._stopped = False
         self._writing = asyncio.Lock()
 
     def trigger(self) -> None:
@@ -122,13 +126,35 @@ class Reconciler:
 
         Raises what the pass raised: EngineGone or FirewallError.
         """
+        await self._read_again()
+        self._stopped = False
+        return await self._next_pass()
+
+    async def refresh(self) -> None:
+        """The same, but what `cleanup` took out stays out."""
+        self.trigger()
+        await self._read_again()
+        if not self._stopped:
+            await self._next_pass()
+
+    async def _read_again(self) -> None:
         await self.facts.relist()
         self._kernel.order.over()
         await self.look_at_host()
+
+    async def _next_pass(self) -> SyncResult:
         waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self.verify()
         return await waiter
+
+    async def cleanup(self) -> None:
+        """Take all our rules out, and write none until `resync`. Raises FirewallError."""
+        removal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._removals.append(removal)
+        self._stopped = True
+        self.trigger()
+        await removal
 
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
@@ -200,8 +226,10 @@ class Reconciler:
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
     async def _pass(self) -> None:
-        if not self.facts.listed:
+        await self._remove_when_told()
+        if self._stopped or not self.facts.listed:
             # Whoever waits for a pass waits for one that has something to go by.
+            self._retry_at = None
             self._show(self._current())
             self._first_pass.set()
             return
@@ -217,6 +245,25 @@ class Reconciler:
         else:
             self._succeeded(outcome, waiters, round((time.monotonic() - began) * 1000))
         self._first_pass.set()
+
+    async def _remove_when_told(self) -> None:
+        removals, self._removals = self._removals, []
+        if not removals:
+            return
+        try:
+            await self.remove()
+        except FirewallError as error:
+            # Half of the rules may be worse than none or all: back to all.
+            self._stopped = False
+            _fail(removals, error)
+            return
+        if self._stopped:
+            self._show(self._current())
+            _fail(self._waiters, FirewallError("all rules were removed in between"))
+            self._waiters = []
+        for removal in removals:
+            if not removal.done():
+                removal.set_result(None)
 
     def _snapshot(self) -> Snapshot:
         networks = tuple(self.facts.networks.values())
@@ -239,9 +286,7 @@ class Reconciler:
         self._retry_at = time.monotonic() + self._retry_pause
         self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
         self._show(replace(self.status, state=State.DEGRADED, state_reason=reason))
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
+        _fail(waiters, error)
 
     def _succeeded(
         self, outcome: Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
@@ -316,8 +361,13 @@ class Reconciler:
         if not self.facts.connected:
             state = State.WAITING_FOR_DOCKER
             reasons.insert(1, self.facts.waiting_for)
+        status = self.status
+        if self._stopped:
+            state = State.STOPPED
+            reasons.insert(0, REMOVED)
+            status = _without_lists(status)
         return replace(
-            self.status,
+            status,
             state=state,
             state_reason=_summary([each for each in reasons if each]),
             backend=self._kernel.firewall.backend.value,
@@ -334,6 +384,20 @@ class Reconciler:
         """Take all our rules out. Raises FirewallError."""
         async with self._writing:
             await in_thread(self._kernel.remove)
+
+
+def _without_lists(status: Status) -> Status:
+    if not (status.mappings or status.networks or status.skipped):
+        return status
+    return replace(
+        status, generation=status.generation + 1, mappings=(), networks=(), skipped=(), since={}
+    )
+
+
+def _fail(waiters: Iterable[asyncio.Future[T]], error: FirewallError) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(error)
 
 
 def _summary(reasons: list[str]) -> str:

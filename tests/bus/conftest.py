@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from ipv6natd.bus import CALL_SECONDS, Connection, OnSignal, Signal, connect
-from ipv6natd.dbus_api import MANAGER, NAME, PATH, BusService, serve
+from ipv6natd.dbus_api import BusService, serve
+from ipv6natd.dbus_members import MANAGER, NAME, PATH
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
 from ipv6natd.status import State, Status, SyncResult
 from tests.lab.needs import need
@@ -117,16 +118,27 @@ class FakeSource:
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.text = "*filter\nCOMMIT\n"
+        self.done: list[str] = []
 
     def status(self) -> Status:
         return self.now
 
     async def resync(self) -> SyncResult:
+        await self._do("resync")
+        return SyncResult(generation=7, rules_added=3, rules_removed=1, duration_ms=12)
+
+    async def reload(self) -> None:
+        await self._do("reload")
+
+    async def cleanup(self) -> None:
+        await self._do("cleanup")
+
+    async def _do(self, what: str) -> None:
         if self.error is not None:
             raise self.error
         if self.gate is not None:
             await self.gate.wait()
-        return SyncResult(generation=7, rules_added=3, rules_removed=1, duration_ms=12)
+        self.done.append(what)
 
     def ruleset_text(self) -> str:
         if self.error is not None:

@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ipv6natd import dbus_api
-from ipv6natd.bus import BusError, Signal, plain, variants
-from ipv6natd.dbus_api import (
+from ipv6natd import dbus_lists
+from ipv6natd.bus import BusError, Signal
+from ipv6natd.dbus_api import BusService, serve
+from ipv6natd.dbus_lists import Lists
+from ipv6natd.dbus_members import (
     INTROSPECTABLE,
     MANAGER,
     METHODS,
@@ -21,10 +23,9 @@ from ipv6natd.dbus_api import (
     PATH,
     PEER,
     PROPERTIES,
-    BusService,
     interface_xml,
-    serve,
 )
+from ipv6natd.dbus_values import plain, variants
 from ipv6natd.status import (
     Row,
     State,
@@ -71,12 +72,15 @@ def test_every_list_and_property_is_the_status(bus: Bus) -> None:
     run(body())
 
 
-def test_resync_answers_what_it_did(bus: Bus) -> None:
+def test_what_changes_something_answers_what_it_did(bus: Bus) -> None:
     async def body() -> None:
-        need("setpriv")
-        async with serving(bus, FakeSource(status())), client(bus) as root:
+        source = FakeSource(status())
+        async with serving(bus, source), client(bus) as root:
             answer = await ask(root, "Resync")
             assert answer == {"Generation": 7, "RulesAdded": 3, "RulesRemoved": 1, "DurationMs": 12}
+            assert await ask(root, "Reload") is None
+            assert await ask(root, "Cleanup") is None
+        assert source.done == ["resync", "reload", "cleanup"]
 
     run(body())
 
@@ -199,7 +203,7 @@ def members(kind: str) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def test_the_xml_has_what_is_implemented_and_nothing_else() -> None:
-    implemented = {key: (each.in_signature, each.out_signature) for key, each in METHODS.items()}
+    implemented = {key: (each.takes, each.returns) for key, each in METHODS.items()}
     assert members("method") == implemented
     typed = {(MANAGER, name): (type_, "") for name, (type_, _) in properties(status()).items()}
     assert members("property") == typed
@@ -491,30 +495,30 @@ def test_waiting_calls_end_with_their_connection(bus: Bus) -> None:
 def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
     async def body() -> None:
         now = status(*(mapping(number) for number in range(10_000)))
-        async with serving(bus, FakeSource(now)) as service:
-            turns = 0
-            task = asyncio.create_task(service.list_rows("ListMappings"))
-            while not task.done():
-                await asyncio.sleep(0.001)
-                turns += 1
-            assert turns > 50  # of a second's work: a count, because a busy machine stretches time
-            assert await service.list_rows("ListMappings") is task.result()
-            async with client(bus) as root:
-                rows = await ask(root, "ListMappings")
-            assert [row["HostPort"] for row in rows] == list(range(8000, 18_000))
+        lists = Lists(lambda: now)
+        turns = 0
+        task = asyncio.create_task(lists.rows("ListMappings"))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > 50  # of a second's work: a count, because a busy machine stretches time
+        assert await lists.rows("ListMappings") is task.result()
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            rows = await ask(root, "ListMappings")
+        assert [row["HostPort"] for row in rows] == list(range(8000, 18_000))
 
     run(body())
 
 
 def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = dbus_api._marshalled
+    real = dbus_lists._marshalled
 
     def counted(member: str, now: Status) -> bytes:
         made.append(member)
         return real(member, now)
 
-    monkeypatch.setattr(dbus_api, "_marshalled", counted)
+    monkeypatch.setattr(dbus_lists, "_marshalled", counted)
 
     async def body() -> None:
         source = FakeSource(status(mapping()))
@@ -532,7 +536,7 @@ def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.Mon
 def test_an_answer_that_the_bus_would_not_carry_is_refused(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dbus_api, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(dbus_lists, "MAX_ANSWER", 1000)
 
     async def body() -> None:
         source = FakeSource(status(*(mapping(number) for number in range(10))))

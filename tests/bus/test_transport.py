@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipv6natd import bus as transport
-from ipv6natd.bus import BusError, bus_text, connect, marshal_rows, plain, variants
+from ipv6natd import dbus_wire
+from ipv6natd.bus import BusError, connect
+from ipv6natd.dbus_values import bus_text, marshal_rows, plain, variants
 from ipv6natd.status import Row, mapping_row
 from tests.bus.conftest import Bus, client, mapping, run
 
-LIBRARY = vars(transport)
+LIBRARY = vars(dbus_wire)
 """What the transport took from dbus-next: nobody else imports it."""
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 

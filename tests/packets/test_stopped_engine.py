@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from ipv6natd import bus
-from ipv6natd.dbus_api import BUS
+from ipv6natd.bus import BUS
 from tests.lab import Bus, Daemon, Engine, Sandbox, serve, until
 from tests.lab.sandbox import Variant
 from tests.packets.asking import opened

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "ipv6natd"
 
 ARROWS = """
 background    ->
-bus           -> status
+bus           -> dbus_values dbus_wire
 claims        -> model networks
 cli           -> config daemon firewall firewall.choose firewall.restore kept kernel
 config        -> model
@@ -31,7 +31,12 @@ ctl.usage     -> ctl.asking model tables
 daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
                  firewall.drift firewall.engine firewall.late firewalld host_checks host_facts
                  kept leftovers model notify reconcile snapshot status
-dbus_api      -> bus model status
+dbus_api      -> bus dbus_members dbus_signals polkit status
+dbus_lists    -> bus dbus_values status
+dbus_members  -> bus dbus_lists dbus_values polkit status
+dbus_signals  -> bus dbus_members dbus_values model status
+dbus_values   -> dbus_wire status
+dbus_wire     ->
 desired       -> claims model networks
 docker_facts  -> model
 docker_watch  -> background docker_facts engine_flags engine_unit model
@@ -62,6 +67,7 @@ networks      -> model
 nft_rules     ->
 notify        ->
 plan          -> rules
+polkit        -> bus dbus_values
 reconcile     -> background contest firewall host_checks journal kernel model rules status
 rule_text     -> model rules
 rules         -> model
@@ -108,7 +114,7 @@ ALLOWED = {("config", "pathlib")}
 AT_HOME = {
     "docker": "docker_watch",
     "requests": "docker_watch",
-    "dbus_next": "bus",
+    "dbus_next": "dbus_wire",
     "sdnotify": "notify",
     "iptc": "firewall.legacy",
 }

@@ -18,7 +18,7 @@ from ipv6natd.journal import described
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
 from ipv6natd.plan import TableChange
 from ipv6natd.reconcile import Reconciler
-from ipv6natd.rules import Table
+from ipv6natd.rules import Table, TableRules
 from ipv6natd.status import Row, State, Status, mapping_id
 from tests.unit.build import container, identity, network, snapshot
 from tests.unit.waiting import background, until
@@ -87,6 +87,7 @@ class Bench:
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
     """Asked in the worker thread, as everything that the host says."""
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
+    kept: list[TableRules] = field(default_factory=list)
     beats: int = 0
     beat_interval: float | None = None
     verify_interval: float | None = None
@@ -98,6 +99,7 @@ class Bench:
             policy=Policy(),
             complete=self.complete,
             publish=lambda *shown: self.published.append(shown),
+            keep=self.kept.append,
             beat=self._beat,
             beat_interval=self.beat_interval,
             verify_interval=self.verify_interval,
@@ -674,3 +676,75 @@ def test_a_mapping_is_described_as_a_person_would() -> None:
         WEB,
         "[::]:7000-7001/udp -> web [fd00:a::2]:7000-7001",
     ]
+
+
+def test_a_cleanup_takes_everything_out_until_a_resync(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        untouched = bench.firewall.dump()
+        before = await bench.passed()
+        standing = bench.firewall.dump()
+        await bench.loop.cleanup()
+        assert bench.firewall.dump() == untouched
+        assert bench.kept[-1].chains == ()
+        assert bench.status.state is State.STOPPED
+        assert "ipv6natctl resync" in bench.status.state_reason
+        assert (bench.status.mappings, bench.status.networks) == ((), ())
+        assert bench.status.generation == before.generation + 1
+        # Neither the engine, nor drift, nor a reload writes anything now.
+        bench.facts.have(X, web("81:81"))
+        await bench.passed()
+        await bench.passed(bench.loop.verify)
+        await bench.loop.refresh()
+        assert bench.firewall.dump() == untouched
+        assert (bench.status.state, bench.status.mappings) == (State.STOPPED, ())
+        bench.facts.have(X, web("8080:80"))
+        result = await bench.loop.resync()
+        assert result.rules_added > 5
+        assert (bench.status.state, bench.status.mappings) == (State.SYNCED, before.mappings)
+        assert bench.firewall.dump() == standing
+
+    run(bench, scenario)
+
+
+def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.facts.listed = bench.facts.connected = False
+        bench.facts.gone = LookupError("no engine")
+        await bench.passed()
+        await bench.loop.cleanup()
+        with pytest.raises(LookupError):
+            await bench.loop.resync()
+        assert bench.status.state is State.STOPPED
+
+    run(bench, scenario)
+
+
+def test_a_cleanup_that_fails_leaves_everything_in_force(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        standing = bench.firewall.dump()
+        bench.firewall.fail_next = "no room"
+        with pytest.raises(FirewallError):
+            await bench.loop.cleanup()
+        await until(lambda: bench.kept)
+        assert bench.firewall.dump() == standing
+        assert bench.status.state is State.SYNCED
+
+    run(bench, scenario)
+
+
+def test_of_a_resync_and_a_cleanup_at_once_the_last_one_holds(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        untouched = bench.firewall.dump()
+        await bench.passed()
+        standing = bench.firewall.dump()
+        one, other = await asyncio.gather(
+            bench.loop.resync(), bench.loop.cleanup(), return_exceptions=True
+        )
+        assert "in between" in str(one)
+        assert other is None
+        assert bench.firewall.dump() == untouched
+        await asyncio.gather(bench.loop.cleanup(), bench.loop.resync())
+        assert bench.firewall.dump() == standing
+
+    run(bench, scenario)

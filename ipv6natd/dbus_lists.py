@@ -1,0 +1,71 @@
+"""The lists as they go out: marshalled once a generation, in a thread and in slices, then kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ipv6natd.bus import ERROR, BusError
+from ipv6natd.dbus_values import marshal_rows
+from ipv6natd.status import Row, Status, mapping_rows, network_rows, skipped_rows
+
+MAX_ANSWER = 31 << 20
+"""Bytes. The bus throws out whoever sends a message of more than 32 MiB."""
+SLICE = 20
+"""Rows marshalled, a few milliseconds of work, before the loop gets the interpreter."""
+
+
+class Lists:
+    """The three lists of a status that goes on."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        """`status` says the newest one."""
+        self._status = status
+        self._made: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
+
+    async def rows(self, member: str) -> bytes:
+        """The answer to ListMappings, ListNetworks or ListSkipped."""
+        status = self._status()
+        generation, task = self._made.get(member, (None, None))
+        if task is None or generation != status.generation or _failed(task):
+            task = asyncio.create_task(asyncio.to_thread(_marshalled, member, status))
+            self._made[member] = (status.generation, task)
+        # Shielded: others may wait for the same rows.
+        return await asyncio.shield(task)
+
+    def forget(self) -> None:
+        """Megabytes that nobody will ask for again."""
+        self._made.clear()
+
+
+def fits(size: int) -> None:
+    """Raises BusError for an answer of `size` bytes that the bus would not carry."""
+    if size > MAX_ANSWER:
+        text = f"the answer has {size >> 20} MiB, more than the bus carries: ask the kernel instead"
+        raise BusError(ERROR + "LimitsExceeded", text)
+
+
+def _failed(task: asyncio.Task[bytes]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+def _marshalled(member: str, status: Status) -> bytes:
+    """Runs in a thread; lets go of the interpreter between slices, so that the loop never waits."""
+
+    def rows() -> Iterator[Row]:
+        match member:
+            case "ListNetworks":
+                yield from network_rows(status)
+            case "ListSkipped":
+                yield from skipped_rows(status)
+            case _:
+                for first in range(0, len(status.mappings), SLICE):
+                    time.sleep(0)
+                    mappings = status.mappings[first : first + SLICE]
+                    yield from mapping_rows(replace(status, mappings=mappings))
+
+    data = marshal_rows(rows())
+    fits(len(data))
+    return data

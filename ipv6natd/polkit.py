@@ -1,0 +1,138 @@
+"""Who may do what: root everything, everybody else what polkit says of the action.
+
+Where polkit is missing or broken everybody may look and only root may change. The actions and
+their defaults are in dbus/org.ipv6natd1.policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+
+from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.dbus_values import variants
+
+log = logging.getLogger(__name__)
+
+NAME = "org.freedesktop.PolicyKit1"
+AUTHORITY = (NAME, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority")
+PATIENCE = 5.0
+"""Seconds before polkit counts as broken."""
+DIALOG_PATIENCE = 120.0
+"""Seconds that somebody has to type a password."""
+MAX_KNOWN = 1000
+"""Senders to remember. They are forgotten together, and then asked about again."""
+
+
+class Action(StrEnum):
+    """What polkit is asked about."""
+
+    INSPECT = "org.ipv6natd1.inspect"
+    RESYNC = "org.ipv6natd1.resync"
+    RELOAD = "org.ipv6natd1.reload"
+    CLEANUP = "org.ipv6natd1.cleanup"
+    SET_LOG_LEVEL = "org.ipv6natd1.set-log-level"
+
+
+AS_ROOT = {
+    Action.INSPECT: "sudo ipv6natctl mappings",
+    Action.RESYNC: "sudo ipv6natctl resync",
+    Action.RELOAD: "sudo ipv6natctl reload",
+    Action.CLEANUP: "sudo ipv6natctl cleanup",
+    Action.SET_LOG_LEVEL: "sudo systemctl service-log-level ipv6natd debug",
+}
+"""The way out for those who are refused."""
+
+
+class Authority:
+    """Asks polkit over the connection that serves, and remembers who may look.
+
+    A sender's name is never used twice on one bus, so what is known of one stays true until polkit
+    says that something changed.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known before anybody calls."""
+        self._uids: dict[str, int] = {}
+        self._may_look: set[str] = set()
+
+    async def join(self, connection: Connection) -> None:
+        """Hear when rules change or polkit comes and goes. BusError when the bus does not let."""
+        for rule in (
+            f"type='signal',sender='{NAME}',interface='{AUTHORITY[2]}',member='Changed'",
+            f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
+        ):
+            await connection.call(*BUS, "AddMatch", "s", rule)
+
+    def heard(self, signal: Signal) -> None:
+        """A signal came over the connection; anybody may have sent it, and then it costs a call."""
+        changed = (signal.interface, signal.member) == (AUTHORITY[2], "Changed")
+        if changed or (signal.member == "NameOwnerChanged" and signal.args[:1] == [NAME]):
+            self._may_look.clear()
+
+    def leave(self) -> None:
+        """The connection has ended, and with it all names."""
+        self._uids.clear()
+        self._may_look.clear()
+
+    async def check(self, call: Call, action: Action) -> None:
+        """Return when the caller may; BusError, a sentence for the caller, when not."""
+        if action is Action.INSPECT and call.sender in self._may_look:
+            return
+        if await self._uid(call) != 0:
+            await self._check_user(call, action)
+        if action is Action.INSPECT:
+            if len(self._may_look) >= MAX_KNOWN:
+                self._may_look.clear()
+            self._may_look.add(call.sender)
+
+    async def _uid(self, call: Call) -> int:
+        if call.sender not in self._uids:
+            try:
+                (uid,) = await call.connection.call(
+                    *BUS, "GetConnectionUnixUser", "s", call.sender, timeout=PATIENCE
+                )
+            except BusError as error:
+                text = f"the bus could not tell who asked: {error.text}"
+                raise BusError(ERROR + "AccessDenied", text) from None
+            if len(self._uids) >= MAX_KNOWN:
+                self._uids.clear()
+            self._uids[call.sender] = uid
+        return self._uids[call.sender]
+
+    async def _check_user(self, call: Call, action: Action) -> None:
+        try:
+            authorized, challenge = await _asked(call, action, dialog=False)
+        except BusError as error:
+            log.debug("polkit does not say whether %s may be done: %s", action, error.text)
+            if action is Action.INSPECT:
+                return
+            raise _denied("only root may do that", action) from None
+        if challenge and call.interactive:
+            try:
+                authorized, _ = await _asked(call, action, dialog=True)
+            except BusError:
+                raise _denied("nobody typed the password for that", action) from None
+        elif challenge:
+            text = f"that takes a password, and nobody can be asked for it: {AS_ROOT[action]}"
+            raise BusError(ERROR + "InteractiveAuthorizationRequired", text)
+        if not authorized:
+            raise _denied(f"polkit does not allow you {action}", action)
+
+
+async def _asked(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
+    """Whether the caller is authorized, and whether a password would make it so."""
+    subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
+    ((authorized, challenge, _details),) = await call.connection.call(
+        *AUTHORITY,
+        "CheckAuthorization",
+        "(sa{sv})sa{ss}us",
+        *(subject, action.value, {}, int(dialog), ""),
+        timeout=DIALOG_PATIENCE if dialog else PATIENCE,
+        autostart=True,
+    )
+    return authorized, challenge
+
+
+def _denied(why: str, action: Action) -> BusError:
+    return BusError(ERROR + "AccessDenied", f"{why}: {AS_ROOT[action]}")
