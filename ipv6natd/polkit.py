@@ -108,6 +108,8 @@ class Authority:
             if action is Action.INSPECT:
                 return
             raise _denied("only root may do that", action) from None
+        if authorized:
+            return
         if challenge and call.interactive:
             try:
                 authorized, _ = await _asked(call, action, dialog=True)

@@ -23,6 +23,7 @@ lab=(
     command:busybox:busybox-static
     command:dbus-daemon:dbus
     command:busctl:systemd
+    file:/usr/lib/polkit-1/polkitd:polkitd
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl

@@ -36,6 +36,8 @@ PLAIN_CTL = (
 )
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 
+POLKIT = "/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf"
+
 # What Debian's system.conf says, and the policy that we ship. Root may send what it likes, so that
 # a test can send what the policy keeps back from others.
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -59,7 +61,11 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configurat
            send_interface="org.freedesktop.DBus"/>
   </policy>
   <include>{policy}</include>
-  <policy user="root"><allow send_destination="*"/></policy>
+  <policy user="root">
+    <allow send_destination="*"/>
+    <allow own="org.freedesktop.PolicyKit1"/>
+  </policy>
+  <include ignore_missing="yes">{polkit}</include>
 </busconfig>
 """
 
@@ -70,7 +76,7 @@ class Bus:
     def __init__(self, folder: Path) -> None:
         self.address = f"unix:path={folder}/socket"
         self._config = folder / "bus.conf"
-        self._config.write_text(CONFIG.format(address=self.address, policy=POLICY))
+        self._config.write_text(CONFIG.format(address=self.address, policy=POLICY, polkit=POLKIT))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -215,14 +221,20 @@ async def serving(bus: Bus, source: FakeSource) -> AsyncIterator[BusService]:
 
 
 @contextlib.asynccontextmanager
-async def client(bus: Bus, on_signal: OnSignal | None = None) -> AsyncIterator[Connection]:
-    """A connection of root's; with `on_signal` it subscribes to everything that we send."""
+async def client(
+    bus: Bus, on_signal: OnSignal | None = None, *, uid: int = 0
+) -> AsyncIterator[Connection]:
+    """A user's connection; with `on_signal` it subscribes to everything that we send."""
 
     def ours(it: Signal) -> None:
         if on_signal is not None and it.sender != "org.freedesktop.DBus":
             on_signal(it)
 
-    connection = await connect(bus.address, on_signal=ours)
+    os.setresuid(uid, uid, 0)  # the bus asks the kernel who connects
+    try:
+        connection = await connect(bus.address, on_signal=ours)
+    finally:
+        os.setresuid(0, 0, 0)
     try:
         if on_signal is not None:
             where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -240,9 +252,14 @@ async def ask(
     interface: str = MANAGER,
     path: str = PATH,
     timeout: float = CALL_SECONDS,  # noqa: ASYNC109
+    interactive: bool = False,
 ) -> Any:
     """The one value that the method answers; None when it answers none."""
-    values = await connection.call(NAME, path, interface, member, signature, *args, timeout=timeout)
+    values = await connection.call(
+        *(NAME, path, interface, member, signature, *args),
+        timeout=timeout,
+        interactive=interactive,
+    )
     return values[0] if values else None
 
 

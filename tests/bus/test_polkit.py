@@ -1,0 +1,304 @@
+"""Who may do what: as several users, with a polkit of the test's own, a real one, and without."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd import polkit
+from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.dbus_members import MANAGER, METHODS
+from ipv6natd.polkit import Action
+from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
+from tests.lab.needs import lack, need
+
+ROOT, GAMES, NOBODY = 0, 5, 65534
+DENIED = ERROR + "AccessDenied"
+CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
+TREE = Path(__file__).parents[2]
+POLKITD = Path("/usr/lib/polkit-1/polkitd")
+MEMBERS = {
+    member: method.action
+    for (interface, member), method in METHODS.items()
+    if interface == MANAGER and not method.takes
+}
+"""Each member that takes no argument, and what polkit is asked for it."""
+
+
+@dataclass
+class FakePolkit:
+    """Says what the test set: action -> (authorized, challenge), or an error, or nothing."""
+
+    says: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    typed: bool | None = True
+    """Whether a dialog ends with the right password; None: it does not end."""
+    error: BusError | None = None
+    silent: bool = False
+    asked: list[tuple[str, str, int]] = field(default_factory=list)
+    """Sender, action and flags of each question."""
+
+    def heard(self, call: Call) -> None:
+        if self.silent or call.member != "CheckAuthorization":
+            return
+        (kind, subject), action, _details, flags, _cancellation = call.args
+        assert kind == "system-bus-name"
+        self.asked.append((subject["name"], action, flags))
+        if self.error is not None:
+            call.connection.refuse(call, self.error)
+            return
+        authorized, challenge = self.says.get(action, (action == Action.INSPECT, True))
+        if flags and challenge:
+            if self.typed is None:
+                return
+            authorized, challenge = self.typed, False
+        call.connection.reply(call, "(bba{ss})", [[authorized, challenge, {}]])
+
+
+@contextlib.asynccontextmanager
+async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
+    """The fake under polkit's name; the connection that has it."""
+    connection = await connect(bus.address, on_call=fake.heard)
+    try:
+        await connection.call(*BUS, "RequestName", "su", polkit.NAME, 4)
+        yield connection
+    finally:
+        connection.close()
+
+
+async def outcome(bus: Bus, uid: int, member: str, **how: Any) -> str:
+    """The name of the error that a user gets, "" for none."""
+    async with client(bus, uid=uid) as connection:
+        try:
+            await ask(connection, member, **how)
+        except BusError as error:
+            return error.name
+    return ""
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("uid", [ROOT, NOBODY])
+def test_without_polkit_everybody_looks_and_root_changes(bus: Bus, uid: int, member: str) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            may = uid == ROOT or MEMBERS[member] is Action.INSPECT
+            assert await outcome(bus, uid, member) == ("" if may else DENIED)
+
+    run(body())
+
+
+@pytest.mark.parametrize("uid", [ROOT, GAMES])
+def test_each_member_asks_for_its_own_action_and_root_for_none(bus: Bus, uid: int) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            for member, action in MEMBERS.items():
+                fake.asked.clear()
+                assert await outcome(bus, uid, member) == ""
+                assert [each for _, each, _ in fake.asked] == ([action] if uid else [])
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("says", "typed", "interactive", "expected", "asked"),
+    [
+        ((True, False), True, False, "", [0]),
+        ((True, False), True, True, "", [0]),
+        ((False, False), True, False, DENIED, [0]),
+        ((False, False), True, True, DENIED, [0]),
+        ((False, True), True, False, CHALLENGE, [0]),
+        ((False, True), True, True, "", [0, 1]),
+        ((False, True), False, True, DENIED, [0, 1]),
+    ],
+)
+def test_a_dialog_is_opened_for_those_alone_who_said_that_they_can_answer(
+    bus: Bus,
+    says: tuple[bool, bool],
+    typed: bool,
+    interactive: bool,
+    expected: str,
+    asked: list[int],
+) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: says}, typed=typed)
+        source = FakeSource(status())
+        async with serving(bus, source), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "Resync", interactive=interactive) == expected
+        assert [flags for _, _, flags in fake.asked] == asked
+        assert source.done == ([] if expected else ["resync"])
+
+    run(body())
+
+
+def test_a_refusal_names_the_way_out(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
+            with pytest.raises(BusError, match="only root may do that: sudo ipv6natctl reload"):
+                await ask(nobody, "Reload")
+            fake = FakePolkit(says={Action.CLEANUP: (False, False)})
+            async with authority(bus, fake):
+                with pytest.raises(BusError, match=r"allow you org\.ipv6natd1\.cleanup: sudo"):
+                    await ask(nobody, "Cleanup")
+                with pytest.raises(BusError, match="takes a password"):
+                    await ask(nobody, "Resync")
+
+    run(body())
+
+
+@pytest.mark.parametrize("how", ["error", "silence"])
+def test_where_polkit_is_broken_everybody_looks_and_root_changes(
+    bus: Bus, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polkit, "PATIENCE", 0.3)
+
+    async def body() -> None:
+        fake = FakePolkit(silent=how == "silence")
+        fake.error = BusError("org.freedesktop.PolicyKit1.Error.Failed", "no rules")
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings") == ""
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == DENIED
+            assert await outcome(bus, ROOT, "Resync") == ""
+
+    run(body())
+
+
+def test_a_dialog_that_nobody_answers_is_a_refusal(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for looking: it must not open what an administrator closed."""
+    monkeypatch.setattr(polkit, "DIALOG_PATIENCE", 0.3)
+
+    async def body() -> None:
+        fake = FakePolkit(says={Action.INSPECT: (False, True)}, typed=None)
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings", interactive=True) == DENIED
+
+    run(body())
+
+
+def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit()
+        async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
+            async with authority(bus, fake) as connection:
+                for _ in range(3):
+                    await ask(nobody, "ListMappings")
+                assert len(fake.asked) == 1
+                connection.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                await connection.call(*BUS, "GetId")
+                await ask(nobody, "ListMappings")
+                assert len(fake.asked) == 2
+                fake.says[Action.INSPECT] = (False, False)
+            # Gone, and back with other rules.
+            async with authority(bus, fake):
+                with pytest.raises(BusError, match=r"allow you org\.ipv6natd1\.inspect"):
+                    await ask(nobody, "ListMappings")
+                # What changes something is asked about every time.
+                fake.asked.clear()
+                fake.says[Action.RESYNC] = (True, False)
+                for _ in range(3):
+                    await ask(nobody, "Resync")
+                assert len(fake.asked) == 3
+
+    run(body())
+
+
+def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polkit, "MAX_KNOWN", 3)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service:
+            for _ in range(8):
+                assert await outcome(bus, NOBODY, "ListSkipped") == ""
+            assert len(service._authority._may_look) <= 3
+            assert len(service._authority._uids) <= 3
+
+    run(body())
+
+
+def test_the_policy_file_has_each_action_with_words_and_defaults() -> None:
+    root = ET.parse(TREE / "dbus" / "org.ipv6natd1.policy").getroot()
+    found = {}
+    for each in root.iter("action"):
+        assert (each.findtext("description") or "").strip()
+        assert (each.findtext("message") or "").endswith(".")
+        found[each.attrib["id"]] = {it.text for it in each.find("defaults") or ()}
+    assert set(found) == set(Action)
+    for action, defaults in found.items():
+        if action == Action.INSPECT:
+            assert defaults == {"yes"}
+        else:
+            assert defaults <= {"auth_admin", "auth_admin_keep"}
+
+
+@contextlib.contextmanager
+def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
+    """Debian's polkitd on the private bus, with our actions and, if wanted, the example rules."""
+    for name in ("rules", "none"):
+        (folder / name).mkdir()
+        (folder / name).chmod(0o755)
+    if rules:
+        (folder / "rules" / "50-ipv6natd.rules").write_bytes(
+            (TREE / "examples" / "50-ipv6natd.rules").read_bytes()
+        )
+    # A member of the group that the example names.
+    lines = Path("/etc/group").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("docker:")]
+    (folder / "group").write_text("\n".join([*kept, "docker:x:4242:games"]) + "\n")
+    script = f"""
+        mount --bind {TREE}/dbus /usr/share/polkit-1/actions
+        mount --bind {folder}/none /usr/share/polkit-1/rules.d
+        mount --bind {folder}/rules /etc/polkit-1/rules.d
+        mount --bind {folder}/group /etc/group
+        exec {POLKITD} --no-debug
+    """
+    process = subprocess.Popen(
+        ("unshare", "--mount", "sh", "-ec", script),
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def polkit_is_there(connection: Connection) -> None:
+    while not (await connection.call(*BUS, "NameHasOwner", "s", polkit.NAME))[0]:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("rules", [False, True], ids=["defaults", "example"])
+def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: bool) -> None:
+    need("unshare")
+    if not POLKITD.exists():
+        lack("polkitd")
+    folder = Path(bus.address.removeprefix("unix:path=")).parent
+
+    async def body() -> None:
+        source = FakeSource(status(mapping()))
+        with real_polkit(bus, folder, rules=rules):
+            async with serving(bus, source), client(bus) as root:
+                await polkit_is_there(root)
+                for member, action in MEMBERS.items():
+                    assert await outcome(bus, ROOT, member) == ""
+                    looks = action is Action.INSPECT
+                    nobody = CHALLENGE if rules or not looks else ""
+                    assert await outcome(bus, NOBODY, member) == nobody
+                    # Nobody is logged in who could be shown a dialog.
+                    without_agent = DENIED if nobody else ""
+                    assert await outcome(bus, NOBODY, member, interactive=True) == without_agent
+                    games = "" if rules or looks else CHALLENGE
+                    assert await outcome(bus, GAMES, member) == games
+
+    run(body())
