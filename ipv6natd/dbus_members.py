@@ -9,6 +9,7 @@ asks in Source, and its paragraph in org.ipv6natd1(5).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ipv6natd.bus import ERROR, BusError, Call
 from ipv6natd.dbus_lists import Lists, fits
-from ipv6natd.dbus_values import bus_text, variants
+from ipv6natd.dbus_values import bus_text, marshal_rows, variants
+from ipv6natd.leftovers import Leftover
 from ipv6natd.polkit import Action
-from ipv6natd.status import Row, Status, SyncResult, properties
+from ipv6natd.status import Row, Status, SyncResult, leftover_row, properties
 
 NAME = "org.ipv6natd1"
 PATH = "/org/ipv6natd1"
@@ -57,6 +59,14 @@ class Source(Protocol):
         """Take all rules out, and write none until `resync`."""
         ...
 
+    async def leftovers(self) -> tuple[Leftover, ...]:
+        """What docker-ipv6nat or an engine that was switched off left behind."""
+        ...
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        """Take that out, and say what it was."""
+        ...
+
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
         ...
@@ -90,6 +100,14 @@ class Members:
         """Cleanup."""
         await self._source.cleanup()
         return []
+
+    async def leftovers(self, _call: Call) -> bytes:
+        """ListLeftovers."""
+        return await _leftover_rows(self._source.leftovers())
+
+    async def remove_leftovers(self, _call: Call) -> bytes:
+        """CleanupLeftovers."""
+        return await _leftover_rows(self._source.remove_leftovers())
 
     def rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
@@ -146,6 +164,8 @@ METHODS = {
     (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
     (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),
     (MANAGER, "Cleanup"): Method("", "", Members.cleanup, Action.CLEANUP),
+    (MANAGER, "ListLeftovers"): Method("", "aa{sv}", Members.leftovers, Action.INSPECT),
+    (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
     (PROPERTIES, "Get"): Method("ss", "v", Members.get),
     (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),
     (PROPERTIES, "Set"): Method("ssv", "", Members.set),
@@ -175,6 +195,14 @@ def called(call: Call) -> Method:
             raise BusError(ERROR + "InvalidArgs", text)
     text = f"{call.path} has no method {call.member}: busctl introspect {NAME} {PATH}"
     raise BusError(ERROR + "UnknownMethod", text)
+
+
+async def _leftover_rows(found: Awaitable[tuple[Leftover, ...]]) -> bytes:
+    rows = map(leftover_row, await found)
+    # In a thread: a rule for each port, say, of ten thousand.
+    body = await asyncio.to_thread(marshal_rows, rows)
+    fits(len(body))
+    return body
 
 
 def _unknown_property(interface: str, name: str) -> BusError:

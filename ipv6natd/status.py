@@ -10,6 +10,7 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ipv6natd.leftovers import Leftover
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
 
 Field = tuple[str, str | int | bool | list[str]]
@@ -131,6 +132,16 @@ def skipped_row(skipped: Skipped) -> Row:
         "Network": ("s", skipped.network),
         "Port": ("s", skipped.port),
         "Reason": ("s", skipped.reason),
+    }
+
+
+def leftover_row(leftover: Leftover) -> Row:
+    """A row of ListLeftovers."""
+    return {
+        "Variant": ("s", leftover.variant),
+        "Table": ("s", leftover.table),
+        "Chain": ("s", leftover.chain),
+        "Rule": ("s", leftover.rule),
     }
 
 

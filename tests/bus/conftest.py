@@ -21,6 +21,7 @@ import pytest
 from ipv6natd.bus import CALL_SECONDS, Connection, OnSignal, Signal, connect
 from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.dbus_members import MANAGER, NAME, PATH
+from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
 from ipv6natd.status import State, Status, SyncResult
 from tests.lab.needs import need
@@ -123,6 +124,7 @@ class FakeSource:
         self.now = status
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.left: tuple[Leftover, ...] = ()
         self.text = "*filter\nCOMMIT\n"
         self.done: list[str] = []
 
@@ -138,6 +140,14 @@ class FakeSource:
 
     async def cleanup(self) -> None:
         await self._do("cleanup")
+
+    async def leftovers(self) -> tuple[Leftover, ...]:
+        return self.left
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        await self._do("remove_leftovers")
+        self.left, left = (), self.left
+        return left
 
     async def _do(self, what: str) -> None:
         if self.error is not None:

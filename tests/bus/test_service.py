@@ -26,6 +26,7 @@ from ipv6natd.dbus_members import (
     interface_xml,
 )
 from ipv6natd.dbus_values import plain, variants
+from ipv6natd.leftovers import Leftover
 from ipv6natd.status import (
     Row,
     State,
@@ -81,6 +82,23 @@ def test_what_changes_something_answers_what_it_did(bus: Bus) -> None:
             assert await ask(root, "Reload") is None
             assert await ask(root, "Cleanup") is None
         assert source.done == ["resync", "reload", "cleanup"]
+
+    run(body())
+
+
+def test_leftovers_are_listed_and_go_only_by_their_own_method(bus: Bus) -> None:
+    rule = Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-i \udcff -j DOCKER")
+    row = {"Variant": "nft", "Table": "nat", "Chain": "PREROUTING", "Rule": "-i \ufffd -j DOCKER"}
+
+    async def body() -> None:
+        source = FakeSource(status())
+        source.left = (rule,)
+        async with serving(bus, source), client(bus) as root:
+            await ask(root, "Cleanup")
+            assert await ask(root, "ListLeftovers") == [row]
+            assert await ask(root, "CleanupLeftovers") == [row]
+            assert await ask(root, "ListLeftovers") == []
+        assert source.done == ["cleanup", "remove_leftovers"]
 
     run(body())
 

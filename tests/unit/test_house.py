@@ -33,7 +33,7 @@ daemon        -> background bus config conntrack dbus_api docker_watch firewall 
                  kept leftovers model notify reconcile snapshot status
 dbus_api      -> bus dbus_members dbus_signals polkit status
 dbus_lists    -> bus dbus_values status
-dbus_members  -> bus dbus_lists dbus_values polkit status
+dbus_members  -> bus dbus_lists dbus_values leftovers polkit status
 dbus_signals  -> bus dbus_members dbus_values model status
 dbus_values   -> dbus_wire status
 dbus_wire     ->
@@ -74,7 +74,7 @@ rules         -> model
 ruleset       -> model rules
 save_text     -> plan rules
 snapshot      -> firewall.engine host_facts model
-status        -> model
+status        -> leftovers model
 tables        ->
 tools         ->
 ula           ->
