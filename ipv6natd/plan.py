@@ -157,7 +157,8 @@ def _whole(
     foreign = [each for each in observed.jumps if each.target == DOCKER_USER and not each.ours]
     leading = next((each for each in foreign if each.base == "FORWARD" and each.plain), None)
     wants_user = any(jump.target == DOCKER_USER for jump in jumps)
-    delete = [name for name in observed.own if name not in {c.name for c in wanted.chains}]
+    stay = {chain.name for chain in wanted.chains}
+    delete = [name for name in observed.own if name not in stay]
     if wants_user or leading is not None or not observed.docker_user:
         remove += own
     if not wants_user and own and not foreign and observed.docker_user == 0:
@@ -167,9 +168,9 @@ def _whole(
         jumps = [_without_comment(j) if j.target == DOCKER_USER else j for j in jumps]
     create = (DOCKER_USER,) if wants_user and observed.docker_user is None else ()
     if not keep_order:
-        stay = _in_forward_once(observed) & {jump.target for jump in jumps}
-        remove = [each for each in remove if each.base != "FORWARD" or each.target not in stay]
-        jumps = [each for each in jumps if each.base != "FORWARD" or each.target not in stay]
+        kept = _in_forward_once(observed) & {jump.target for jump in jumps}
+        remove = [each for each in remove if each.base != "FORWARD" or each.target not in kept]
+        jumps = [each for each in jumps if each.base != "FORWARD" or each.target not in kept]
     return TableChange(
         table=table,
         remove=tuple(remove),

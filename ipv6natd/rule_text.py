@@ -28,7 +28,7 @@ from ipv6natd.rules import (
     words,
 )
 
-_CHAIN = re.compile(rf"{PREFIX}[A-Z0-9-]{{1,20}}|{DOCKER_USER}", re.ASCII)
+_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
 _KEPT_FIRST = frozenset({"FORWARD", "INPUT"})
 """Base chains of the filter table; our jumps stand at the head of them."""
 

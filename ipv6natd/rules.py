@@ -74,7 +74,8 @@ Target = Verdict | Jump | Dnat | Snat | Reject
 class Rule:
     """What a packet must have for `target` to happen to it; what is None or empty is not asked.
 
-    A `not_` field is the same match inverted; a rule sets at most one of the two.
+    A `not_` field is the same match inverted; a rule sets at most one of the two. `in_interface`
+    and `out_interface` may end with "+", which stands for any letters or none.
     """
 
     target: Target

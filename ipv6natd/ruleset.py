@@ -36,10 +36,12 @@ from ipv6natd.rules import (
     TableRules,
     Verdict,
 )
+from ipv6natd.split import Split, by_bridge, by_port, joined
 
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
 INPUT = f"{PREFIX}INPUT"
+REFUSED = f"{PREFIX}REJ"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
@@ -47,30 +49,32 @@ _LOOPBACK_NET = IPv6Network(LOOPBACK)
 
 def ruleset(desired: Desired) -> Ruleset:
     """All that has to stand in the kernel for `desired` to hold."""
-    return Ruleset(
-        filter=_table(
-            {
-                FORWARD: tuple(_forward(desired)),
-                CT: tuple(_established(desired)),
-                INPUT: tuple(_input(desired)),
-            },
-            _filter_jumps(),
-        ),
-        nat=_table(
-            {DNAT: tuple(_dnat(desired)), POST: tuple(_post(desired))},
-            _nat_jumps(),
-        ),
-    )
+    return Ruleset(filter=filter_rules(desired), nat=_nat_rules(desired))
 
 
-def _table(chains: dict[str, tuple[Rule, ...]], jumps: tuple[BaseJump, ...]) -> TableRules:
+def filter_rules(desired: Desired) -> TableRules:
+    """The part for the filter table."""
+    chains = {FORWARD: _forward(desired), CT: _established(desired), INPUT: _input(desired)}
+    return _table(chains, _filter_jumps())
+
+
+def _nat_rules(desired: Desired) -> TableRules:
+    chains = {DNAT: _dnat(desired), POST: Split(tuple(_post(desired)))}
+    return _table(chains, _nat_jumps())
+
+
+def _table(chains: dict[str, Split], jumps: tuple[BaseJump, ...]) -> TableRules:
     """Chains that have rules, and the jumps to them. FORWARD stands always: users lean on
     DOCKER-USER, which it brings along."""
-    filled = tuple(
-        Chain(name=name, rules=rules) for name, rules in chains.items() if rules or name == FORWARD
-    )
+    filled = [
+        chain
+        for name, split in chains.items()
+        for chain in (Chain(name=name, rules=split.rules), *split.chains)
+        if chain.rules or name == FORWARD
+    ]
     names = {DOCKER_USER, *(chain.name for chain in filled)}
-    return TableRules(chains=filled, jumps=tuple(jump for jump in jumps if jump.target in names))
+    reached = tuple(jump for jump in jumps if jump.target in names)
+    return TableRules(chains=tuple(filled), jumps=reached)
 
 
 def _filter_jumps() -> tuple[BaseJump, ...]:
@@ -107,13 +111,15 @@ def _ours(desired: Desired) -> list[Network]:
     return [each for each in desired.networks if each.managed_by is ManagedBy.IPV6NATD]
 
 
-def _forward(desired: Desired) -> Iterator[Rule]:
+def _forward(desired: Desired) -> Split:
+    mark = desired.accept_fwmark
+    marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
+    closed = (rule for each in _ours(desired) if each.closed for rule in _closed(each))
+    return joined(Split(marked), by_bridge("C", tuple(closed)), Split(tuple(_not_closed(desired))))
+
+
+def _not_closed(desired: Desired) -> Iterator[Rule]:
     ours = _ours(desired)
-    if desired.accept_fwmark is not None:
-        yield Rule(mark=desired.accept_fwmark, target=Verdict.ACCEPT)
-    for network in ours:
-        if network.closed:
-            yield from _closed(network)
     outgoing = [each for each in ours if not each.closed]
     if outgoing:
         yield Rule(states=("RELATED", "ESTABLISHED"), target=Jump(CT))
@@ -189,14 +195,34 @@ def _unforged(bridge: str, networks: list[Network]) -> Iterator[Rule]:
             )
 
 
-def _established(desired: Desired) -> Iterator[Rule]:
-    for network in _ours(desired):
-        if not network.closed:
-            yield Rule(in_interface=network.bridge, target=Verdict.ACCEPT)
-            yield Rule(out_interface=network.bridge, target=Verdict.ACCEPT)
+def _established(desired: Desired) -> Split:
+    bridges = [each.bridge for each in _ours(desired) if not each.closed]
+    return by_bridge(
+        "",
+        tuple(
+            rule
+            for bridge in bridges
+            for rule in (
+                Rule(in_interface=bridge, target=Verdict.ACCEPT),
+                Rule(out_interface=bridge, target=Verdict.ACCEPT),
+            )
+        ),
+    )
 
 
-def _input(desired: Desired) -> Iterator[Rule]:
+def _input(desired: Desired) -> Split:
+    refusals = by_port("REJ-", tuple(_refusals(desired)))
+    if not refusals.chains:
+        return refusals
+    # Everything else that the host hears, on open connections too, asks for no port here.
+    to = Jump(REFUSED)
+    return Split(
+        (Rule(destination=_LOOPBACK_NET, target=to), Rule(source=LINK_LOCAL, target=to)),
+        (Chain(name=REFUSED, rules=refusals.rules), *refusals.chains),
+    )
+
+
+def _refusals(desired: Desired) -> Iterator[Rule]:
     for refused in desired.refused:
         if refused.host_address in (ANY, LOOPBACK):
             yield _refusal(refused, destination=_LOOPBACK_NET)
@@ -223,10 +249,23 @@ def _refusal(
     )
 
 
-def _dnat(desired: Desired) -> Iterator[Rule]:
+def _dnat(desired: Desired) -> Split:
     mappings = [each for each in desired.mappings if each.managed_by is ManagedBy.IPV6NATD]
     if not mappings:
-        return
+        return Split(())
+    proxy = desired.userland_proxy
+    special = [each for each in mappings if not each.wildcard]
+    general = [each for each in mappings if each.wildcard]
+    streams = [each for each in special if each.protocol is not Protocol.UDP]
+    return joined(
+        Split(tuple(_never_dnated(desired))),
+        by_port("AT-", tuple(rule for each in special for rule in _forwarded(each, proxy))),
+        Split(tuple(_left_to_proxy(streams, general)) if proxy else ()),
+        by_port("", tuple(rule for each in general for rule in _forwarded(each, proxy))),
+    )
+
+
+def _never_dnated(desired: Desired) -> Iterator[Rule]:
     # The kernel does not forward link-local packets: DNAT could only lose them.
     yield Rule(source=LINK_LOCAL, target=Verdict.RETURN)
     for network in _ours(desired):
@@ -241,15 +280,6 @@ def _dnat(desired: Desired) -> Iterator[Rule]:
                 source_not_local=True,
                 target=Verdict.RETURN,
             )
-    special = [each for each in mappings if not each.wildcard]
-    general = [each for each in mappings if each.wildcard]
-    for mapping in special:
-        yield from _forwarded(mapping, desired.userland_proxy)
-    if desired.userland_proxy:
-        streams = [each for each in special if each.protocol is not Protocol.UDP]
-        yield from _left_to_proxy(streams, general)
-    for mapping in general:
-        yield from _forwarded(mapping, desired.userland_proxy)
 
 
 def _left_to_proxy(special: list[Mapping], general: list[Mapping]) -> Iterator[Rule]:

@@ -170,7 +170,7 @@ def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
     """With its destination rewritten. Only the first packet of a flow asks the nat table."""
     if packet.state is not State.NEW:
         return packet
-    target = _walked(chains, base, packet, host)
+    target = walked(chains, base, packet, host)
     match target.name:
         case "ACCEPT":
             return packet
@@ -188,7 +188,7 @@ def _sourced(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
     """Its source as it leaves."""
     if packet.state is not State.NEW:
         return packet.source
-    target = _walked(chains, "POSTROUTING", packet, host)
+    target = walked(chains, "POSTROUTING", packet, host)
     match target:
         case Target("ACCEPT"):
             return packet.source
@@ -200,7 +200,7 @@ def _sourced(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
 
 
 def _filtered(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict | None:
-    target = _walked(chains, base, packet, host)
+    target = walked(chains, base, packet, host)
     match target.name:
         case "ACCEPT":
             return None
@@ -211,20 +211,30 @@ def _filtered(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict 
     raise ValueError(f"{target.name} in {base} of the filter table")
 
 
-def _walked(chains: Chains, base: str, packet: Packet, host: Host) -> Target:
-    return _through(chains, base, packet, host) or Target(chains[base].policy)
+def walked(
+    chains: Chains,
+    base: str,
+    packet: Packet,
+    host: Host,
+    seen: Callable[[Rule], None] = lambda _: None,
+) -> Target:
+    """Where a packet's way through one base chain ends; `seen` hears of each rule on it."""
+    return _through(chains, base, packet, host, seen) or Target(chains[base].policy)
 
 
-def _through(chains: Chains, name: str, packet: Packet, host: Host) -> Target | None:
+def _through(
+    chains: Chains, name: str, packet: Packet, host: Host, seen: Callable[[Rule], None]
+) -> Target | None:
     """The target that ends the walk; None where the chain ends or returns without one."""
     for rule in chains[name].rules:
+        seen(rule)
         if not all(match(packet, host) for match in rule.matches):
             continue
         if rule.target.name == "RETURN":
             return None
         if rule.target.name not in chains:
             return rule.target
-        ended = _through(chains, rule.target.name, packet, host)
+        ended = _through(chains, rule.target.name, packet, host, seen)
         if ended is not None:
             return ended
     return None

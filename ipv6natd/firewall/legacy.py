@@ -275,10 +275,13 @@ def _interfaces(ip: Any, rule: Rule) -> None:
 
 
 def _interface(name: str) -> tuple[bytes, bytes]:
-    """The name and its mask, which takes in the NUL behind it: else the name were a prefix."""
+    """The name and its mask, which takes in the NUL behind it: else the name were a prefix, as one
+    with a "+" is meant to be."""
     encoded = name.encode()
     if len(encoded) > _INTERFACE_MAX:
         raise ValueError(f"interface name {name} is longer than {_INTERFACE_MAX} bytes")
+    if name.endswith("+"):
+        return encoded, b"\xff" * (len(encoded) - 1)
     return encoded, b"\xff" * (len(encoded) + 1)
 
 

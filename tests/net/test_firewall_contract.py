@@ -423,6 +423,8 @@ EVERY_RULE = {
         Rule(target=Verdict.ACCEPT, not_in_interface="br-a"),
         Rule(target=Verdict.ACCEPT, out_interface="br-a"),
         Rule(target=Verdict.ACCEPT, not_out_interface="br-123456789abc"),
+        Rule(target=Jump("IPV6NAT-B"), in_interface="br-3+"),
+        Rule(target=Jump("IPV6NAT-B"), out_interface="br-123456789ab+"),
         Rule(target=Verdict.ACCEPT, not_in_interface="br-a", out_interface="br-a"),
         Rule(target=Verdict.ACCEPT, in_interface="br-a", not_out_interface="br-b"),
         *(Rule(target=Verdict.ACCEPT, protocol=protocol) for protocol in Protocol),

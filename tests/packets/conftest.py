@@ -53,6 +53,8 @@ ALL = [*CI, Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = ALL if metafunc.config.getoption("--engines") == "all" else CI
+    if metafunc.definition.get_closest_marker("each_variant"):
+        wanted = [each for each in wanted if each.suite is None and not each.proxy]
     if "regime" in metafunc.fixturenames:
         ids = [each.id for each in wanted]
         metafunc.parametrize("regime", wanted, ids=ids, indirect=True, scope="session")
@@ -111,6 +113,7 @@ def there(suite: tree.Suite | None) -> tree.Suite | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "newest: only with the newest engine, of make test-all")
+    config.addinivalue_line("markers", "each_variant: once with each variant, without the proxy")
     config.stash[REPORT] = Report(Path(config.rootpath))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from tests.unit.test_ruleset import GOLDEN, PROXY, SITUATIONS
@@ -58,6 +59,12 @@ KINDS = {
     "accept-fwmark": '`accept_fwmark = "0x1/0x1"` in our configuration: what carries the mark is '
     "accepted.",
     "beside-the-engines": "A network of ours beside `br-b`, whose rules the engine writes itself.",
+    "many-ports": "More than a hundred rules for ports stand in chains of 64 ports each, so that "
+    "a new connection passes its neighbours' rules only, and a new port writes one of these "
+    "chains. A run that keeps its numbers is one rule all the same, in the first chain that is "
+    "wide enough.",
+    "many-networks": "From 17 networks on, an open connection finds its bridge by the letters of "
+    "its name.",
 }
 
 JUMP = r"-m comment --comment ipv6natd -j"
@@ -92,12 +99,19 @@ SHAPES = {
     "not translate what conntrack cannot place: it would leave with the container's address.",
     rf"{FORWARD} -i BRIDGE -j ACCEPT": "Containers may go out; behind every DROP, so that out of "
     "one network is not into the next.",
-    r"-A IPV6NAT-CT -[io] BRIDGE -j ACCEPT": "Both directions of a flow that was let in. Closed "
-    "networks are not here.",
-    r"-A IPV6NAT-INPUT -d ::1/128 -p PROTOCOL --dport PORT -j REJECT": "[::1] cannot be forwarded: "
-    "without the proxy the client is told at once instead of waiting.",
-    r"-A IPV6NAT-INPUT -s fe80::/10 (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j REJECT": "The same "
-    "for link-local clients, which the kernel does not route.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] BRIDGE -j ACCEPT": "Both directions of a flow that was let "
+    "in. Closed networks are not here.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "Where there are many networks: all "
+    "bridges whose names begin so.",
+    r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "Where there are many ports: "
+    "nothing else that the host hears, open connections least of all, asks for a port here.",
+    r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "Where there are many ports: those "
+    "of one protocol.",
+    r"-A PORTS -p PROTOCOL --dport PORT -j PORTS": "All ports of 2048 in a row, then all of 64.",
+    r"-A (?:IPV6NAT-INPUT|PORTS) -d ::1/128 -p PROTOCOL --dport PORT -j REJECT": "[::1] cannot be "
+    "forwarded: without the proxy the client is told at once instead of waiting.",
+    r"-A (?:IPV6NAT-INPUT|PORTS) -s fe80::/10 (?:-d ADDRESS )?-p PROTOCOL --dport PORT "
+    "-j REJECT": "The same for link-local clients, which the kernel does not route.",
     rf"-A PREROUTING -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "Any address of the host, "
     "also one that it gets later.",
     rf"-A OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "The host's own "
@@ -109,10 +123,11 @@ SHAPES = {
     "published port.",
     r"-A IPV6NAT-DNAT -s NET ! -i BRIDGE -m addrtype ! --src-type LOCAL -j RETURN": "A neighbour's "
     "address that comes in elsewhere is forged, and applications trust neighbours.",
-    r"-A IPV6NAT-DNAT (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT -j REDIRECT": "The proxy "
-    "would answer a neighbour's datagram from another address than it was sent to; redirected, "
+    r"-A (?:IPV6NAT-DNAT|PORTS) (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT "
+    "-j REDIRECT": "The proxy would answer a neighbour's datagram from another address than it "
+    "was sent to; redirected, "
     "the answer is put right on its way back.",
-    r"-A IPV6NAT-DNAT (?:-d ADDRESS )?(?:! -i BRIDGE )?-p PROTOCOL --dport PORT -j DNAT "
+    r"-A (?:IPV6NAT-DNAT|PORTS) (?:-d ADDRESS )?(?:! -i BRIDGE )?-p PROTOCOL --dport PORT -j DNAT "
     "--to-destination TO": "A published port, or a run of them that keeps its numbers. With the "
     "proxy on, neighbours are its business. One address of the host comes before all addresses.",
     r"-A IPV6NAT-POST -s NET ! -o BRIDGE -m addrtype ! --src-type LOCAL -j SOURCE": "What goes out "
@@ -124,6 +139,10 @@ SHAPES = {
 
 WORDS = {
     "BRIDGE": r"br-[a-z]+",
+    "BRIDGES": r"IPV6NAT-(?:IN|OUT)-br-[a-z]+",
+    "PATTERN": r"br-[a-z]*\+",
+    "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
+    "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",
     "ADDRESS": r"[0-9a-f:]+/128",
     "NET": r"[0-9a-f:]+/64",
@@ -134,6 +153,10 @@ WORDS = {
     "TO": r"\S+",
     "SOURCE": r"(?:MASQUERADE|SNAT --to-source \S+)",
 }
+
+
+LONG = 20
+"""Rules of one chain that are all shown."""
 
 
 def reasons(rule: str) -> list[str]:
@@ -178,4 +201,16 @@ def _lines() -> Iterator[str]:
 def _block(title: str, text: str) -> Iterator[str]:
     rules = [line for line in text.splitlines() if line.startswith(("*", "-A"))]
     yield f"{title}:\n"
-    yield "\n".join(["```", *rules, "```", ""])
+    yield "\n".join(["```", *_shortened(rules), "```", ""])
+
+
+def _shortened(rules: list[str]) -> Iterator[str]:
+    """Without the middle of long chains."""
+    for _, group in groupby(rules, key=lambda rule: rule.split()[:2]):
+        chain = list(group)
+        if len(chain) <= LONG:
+            yield from chain
+        else:
+            yield from chain[:3]
+            yield f"# {len(chain) - 4} more like these"
+            yield chain[-1]

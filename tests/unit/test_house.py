@@ -71,8 +71,9 @@ polkit        -> bus dbus_values
 reconcile     -> background contest firewall host_checks journal kernel model rules status
 rule_text     -> model rules
 rules         -> model
-ruleset       -> model rules
+ruleset       -> model rules split
 save_text     -> plan rules
+split         -> model rules
 snapshot      -> firewall.engine host_facts model
 status        -> leftovers model
 tables        ->
@@ -101,6 +102,7 @@ CORE = {
     "rules",
     "ruleset",
     "save_text",
+    "split",
     "status",
     "tables",
     "ula",

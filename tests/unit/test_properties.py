@@ -49,11 +49,13 @@ bounded = settings(
 _ADDRESS = r"[0-9a-f:]{2,39}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
-_CHAIN = r"IPV6NAT-(?:FORWARD|CT|INPUT|DNAT|POST)"
+_PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
+_BRIDGES = r"IPV6NAT-C?(?:IN|OUT)-([A-Za-z0-9_.@-]{1,14})"
+_CHAIN = rf"(?:IPV6NAT-(?:FORWARD|CT|INPUT|DNAT|POST|REJ|(?:AT-|REJ-)?{_PORTS})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
-    r"-p (tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?",
+    r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
     r"-m addrtype (?:! --src-type|--dst-type) LOCAL",
     r"-m conntrack --ctstate (?:RELATED,ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
@@ -68,7 +70,8 @@ _TARGETS = (
 GRAMMAR = re.compile(
     rf"\*(?:filter|nat)|COMMIT|:{_CHAIN} - \[0:0\]"
     rf"|-A (?:FORWARD|INPUT|PREROUTING|OUTPUT|POSTROUTING|{_CHAIN})"
-    rf"(?: (?:{'|'.join(_MATCHES)}))* -j (?:{'|'.join(_TARGETS)})",
+    rf"(?: (?:{'|'.join(_MATCHES)}))* -j (?:{'|'.join(_TARGETS)})"
+    rf"|-A {_CHAIN} -[io] [A-Za-z0-9_][A-Za-z0-9_.@-]{{0,13}}\+ -j {_BRIDGES}",
     re.ASCII,
 )
 RECORDED = {

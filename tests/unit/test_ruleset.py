@@ -52,6 +52,7 @@ def web(*ports: str, on: Network = X) -> Container:
     return container(name="web", on=[on], ports=ports)
 
 
+EVEN = tuple(f"{port}:80" for port in range(6000, 6202, 2))
 Facts = tuple[Network | Container, ...]
 SITUATIONS: dict[str, Facts] = {
     "nothing": (),
@@ -84,6 +85,10 @@ SITUATIONS: dict[str, Facts] = {
     "allow-direct-routing": (X, web("8080:80")),
     "accept-fwmark": (X, web("8080:80")),
     "beside-the-engines": (X, Y, web("8080:80"), container(name="dns", on=[Y], ports=["53:53"])),
+    "many-ports": (X, web(*EVEN, "4000-4999:4000-4999/udp")),
+    "many-networks": tuple(
+        network(name=f"{a}{b}", subnet=f"fd00:{a}{b}::/64") for a in "abc" for b in "abcdef"
+    ),
 }
 POLICIES = {
     "allow-direct-routing": Policy(allow_direct_routing=True),
