@@ -50,7 +50,7 @@ _ADDRESS = r"[0-9a-f:]{2,39}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
-_BRIDGES = r"IPV6NAT-C?(?:IN|OUT)-([A-Za-z0-9_.@-]{1,14})"
+_BRIDGES = r"IPV6NAT-C?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _CHAIN = rf"(?:IPV6NAT-(?:FORWARD|CT|INPUT|DNAT|POST|REJ|(?:AT-|REJ-)?{_PORTS})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
@@ -160,7 +160,7 @@ def mangled(draw: st.DrawFn) -> Any:
                     place[draw(st.sampled_from(KEYS))] = draw(any_json)
                 case _:
                     place[last] = draw(any_json)
-        elif isinstance(place, list) and last < len(place):
+        elif isinstance(place, list) and isinstance(last, int) and last < len(place):
             place[last] = draw(any_json)
     return whole
 
