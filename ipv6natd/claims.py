@@ -63,7 +63,7 @@ def wants(
     claims: list[Claim] = []
     opened: list[Opened] = []
     for binding in container.bindings:
-        host_address = _ipv6_side(binding, place[1] if place else None, policy)
+        host_address = ipv6_side(binding, place[1] if place else None, policy)
         if host_address is None:
             continue
         opened += _opened(binding, every, place, managed, policy)
@@ -94,7 +94,7 @@ def _skip(container: Container, place: Place | None, port: str, reason: str) -> 
     return Skipped(container_name=container.name, network=name, port=port, reason=reason)
 
 
-def _ipv6_side(binding: PortBinding, network: Network | None, policy: Policy) -> IPv6Address | None:
+def ipv6_side(binding: PortBinding, network: Network | None, policy: Policy) -> IPv6Address | None:
     """The IPv6 address that a binding is for, None where it is for IPv4 only.
 
     `::` is what Docker lists where the user named no address, so the network's own default for

@@ -14,7 +14,7 @@ from typing import Any
 
 from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Settings, load
-from ipv6natd.firewall import Backend, Firewall, FirewallError
+from ipv6natd.firewall import FirewallError
 
 log = logging.getLogger("ipv6natd")
 
@@ -197,20 +197,8 @@ async def _daemon(daemon: Any, settings: Settings, reload: partial[Settings]) ->
 
 
 def _flush(settings: Settings) -> int:
-    """Take all our rules out of both variants; the one not in use may hold some of earlier days."""
-    from ipv6natd.firewall.choose import open_firewall
-    from ipv6natd.firewall.restore import RestoreFirewall
-    from ipv6natd.kept import Kept
-    from ipv6natd.kernel import remove_all
+    from ipv6natd.flush import flush
 
-    used = open_firewall(settings.backend)
-    firewalls: list[Firewall] = [used]
-    other = Backend.LEGACY if used.backend is Backend.NFT else Backend.NFT
-    try:
-        firewalls.append(RestoreFirewall(other))
-    except FirewallError as error:
-        log.debug("the other variant is not here: %s", error)
-    count = sum(remove_all(each) for each in firewalls)
-    Kept().remove()
+    count = flush(settings.backend)
     log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")
     return 0

@@ -15,11 +15,13 @@ from ipv6natd.config import ConfigError, Settings
 from ipv6natd.conntrack import Conntrack
 from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
+from ipv6natd.explain import row
 from ipv6natd.firewall import Backend, Firewall, FirewallError
 from ipv6natd.firewall.choose import open_firewall
 from ipv6natd.firewall.drift import read_interval, watch
 from ipv6natd.firewall.engine import leftovers, remove
 from ipv6natd.firewall.late import LateFirewall
+from ipv6natd.firewall.restore import connections
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, docker_ipv6nat, look
@@ -46,6 +48,7 @@ class Daemon:
         self._kept = Kept()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._explaining = asyncio.Lock()  # it reads whole tables: one at a time
         self._reloads: list[asyncio.Future[None]] = []
 
     async def run(self) -> int:
@@ -263,6 +266,20 @@ class Daemon:
             self._reconciler.verify()
             self._reconciler.want_look()
         return found
+
+    async def explain(self, asked: str) -> list[Row]:
+        """For the bus."""
+        async with self._explaining:
+            found = await self._reconciler.explain(asked)
+            if not found:
+                return []
+            try:
+                backend = Backend(self._reconciler.status.backend)
+                counters = await in_thread(partial(connections, backend))
+            except FirewallError as error:
+                log.debug("no counters: %s", error)
+                counters = {}
+        return [row(each, counters) for each in found]
 
     async def reload(self) -> None:
         """For the bus; the same as SIGHUP."""

@@ -67,6 +67,10 @@ class Source(Protocol):
         """Take that out, and say what it was."""
         ...
 
+    async def explain(self, asked: str) -> list[Row]:
+        """Why the containers that `asked` names are reached as they are."""
+        ...
+
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
         ...
@@ -112,6 +116,13 @@ class Members:
     def rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
         return self.lists.rows(call.member)
+
+    async def explain(self, call: Call) -> bytes:
+        """Explain."""
+        rows = await self._source.explain(call.args[0])
+        data = await asyncio.to_thread(marshal_rows, rows)
+        fits(len(data))
+        return data
 
     def ruleset(self, _call: Call) -> list[Any]:
         """GetRuleset."""
@@ -160,6 +171,7 @@ METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT),
     (MANAGER, "GetRuleset"): Method("", "s", Members.ruleset, Action.INSPECT),
     (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
     (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),

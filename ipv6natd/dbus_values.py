@@ -26,10 +26,12 @@ def variants(row: Row) -> dict[str, Any]:
     return {name: Variant(signature, _sendable(value)) for name, (signature, value) in row.items()}
 
 
-def _sendable(value: str | int | list[str]) -> str | int | list[str]:
+def _sendable(value: str | int | list[str] | list[Row]) -> Any:
     if isinstance(value, str):
         return bus_text(value)
-    return [bus_text(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [variants(each) if isinstance(each, dict) else bus_text(each) for each in value]
+    return value
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.nft_rules import BaseChain, Flow, blocks, filters_sources
@@ -62,12 +63,31 @@ class HostFacts:
     """Bridge -> whether its frames pass ip6tables; None without br_netfilter."""
 
 
+class About(StrEnum):
+    """What a finding is about."""
+
+    IPV6 = "ipv6"
+    FORWARDING = "forwarding"
+    ACCEPT_RA = "accept_ra"
+    FIREWALL = "firewall"
+    FIREWALLD = "firewalld"
+    BR_NETFILTER = "br_netfilter"
+    DOCKER_IPV6NAT = "docker-ipv6nat"
+    VARIANT = "ip6tables"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something to put right. With `bridge` it is about that one network."""
 
     text: str
     bridge: str = ""
+    about: About = About.IPV6
+
+    @property
+    def command(self) -> str:
+        """What to run, the end of the sentence."""
+        return self.text.rpartition(": ")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +197,10 @@ _LACKING = (
 def _not_forwarding(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
     if not facts.forwarding and any(not each.internal for each in networks):
         yield Finding(
+            about=About.FORWARDING,
             text="IPv6 forwarding is off, so no packet reaches a container; put "
             "net.ipv6.conf.all.forwarding=1 into /etc/sysctl.d/60-ipv6natd.conf, and now: "
-            "sysctl -w net.ipv6.conf.all.forwarding=1"
+            "sysctl -w net.ipv6.conf.all.forwarding=1",
         )
 
 
@@ -189,9 +210,10 @@ def _route_will_go(facts: HostFacts) -> Iterator[Finding]:
         if each.forwarding and each.accept_ra == 1:
             key = f"net.ipv6.conf.{each.interface.replace('.', '/')}.accept_ra=2"
             yield Finding(
+                about=About.ACCEPT_RA,
                 text=f"the default route of {each.interface} comes from router advertisements, "
                 "which are not heeded while forwarding is on, so it goes when its lifetime ends; "
-                f"put {key} into /etc/sysctl.d/60-ipv6natd.conf, and now: sysctl -w {key}"
+                f"put {key} into /etc/sysctl.d/60-ipv6natd.conf, and now: sysctl -w {key}",
             )
 
 
@@ -213,9 +235,10 @@ def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding
             # Each is put first, so the one that is to be hit most comes last.
             commands = " && ".join(f"nft insert rule {chain.place} {each}" for each in rules)
             yield Finding(
+                about=About.FIREWALL,
                 text=f"nft chain {chain.name} of table {chain.family} {chain.table} drops what is "
                 "forwarded for containers, whatever our rules accept; let it through, in the file "
-                f"that loads that table (/etc/nftables.conf, say), and now: {commands}"
+                f"that loads that table (/etc/nftables.conf, say), and now: {commands}",
             )
 
 
@@ -236,6 +259,7 @@ def _outside_zones(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[
         if each.bridge not in facts.zones and not each.internal:
             zone = f"--zone=trusted --add-interface={each.bridge}"
             yield Finding(
+                about=About.FIREWALLD,
                 bridge=each.bridge,
                 text=f"firewalld has bridge {each.bridge} in no zone and rejects what its "
                 f"containers send; run: firewall-cmd --permanent {zone} && firewall-cmd {zone}",
@@ -253,6 +277,7 @@ def _uncut(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]
         else:
             continue
         yield Finding(
+            about=About.BR_NETFILTER,
             bridge=each.bridge,
             text=f"containers on {each.bridge} reach each other in spite of enable_icc=false: what "
             f"stays on that bridge does not pass ip6tables; run: {command}",
@@ -262,16 +287,18 @@ def _uncut(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]
 def _rivals(facts: HostFacts) -> Iterator[Finding]:
     if facts.docker_ipv6nat:
         yield Finding(
+            about=About.DOCKER_IPV6NAT,
             text="docker-ipv6nat runs, and writes rules for the same containers; remove it, or at "
-            f"least: {facts.docker_ipv6nat}"
+            f"least: {facts.docker_ipv6nat}",
         )
     elif facts.docker6:
         yield Finding(
+            about=About.DOCKER_IPV6NAT,
             text="IPv6 rules that the engine or docker-ipv6nat left behind stand in "
             f"{' and '.join(sorted(facts.docker6))} and may take packets that are meant for our "
             "rules; stop docker-ipv6nat if it still runs; this shows them: "
             "ipv6natctl cleanup --leftovers --dry-run; and this removes them: "
-            "ipv6natctl cleanup --leftovers"
+            "ipv6natctl cleanup --leftovers",
         )
 
 
@@ -279,15 +306,17 @@ def _other_variant(facts: HostFacts) -> Iterator[Finding]:
     other = "legacy" if facts.backend == "nft" else "nft"
     if facts.leftovers:
         yield Finding(
+            about=About.VARIANT,
             text=f"rules of ipv6natd stand in the {other} variant of ip6tables too, of an earlier "
-            "start; this takes them out, and what is in use comes back at once: ipv6natd -flush"
+            "start; this takes them out, and what is in use comes back at once: ipv6natd -flush",
         )
     if facts.docker4 and facts.backend not in facts.docker4:
         yield Finding(
+            about=About.VARIANT,
             text=f"Docker writes its IPv4 rules with iptables-{other} and ipv6natd uses "
             f"ip6tables-{facts.backend}, so that no tool shows the whole; put "
             f'backend = "{other}" into /etc/ipv6natd/ipv6natd.toml, then: '
-            "ipv6natd -flush && systemctl restart ipv6natd"
+            "ipv6natd -flush && systemctl restart ipv6natd",
         )
 
 
@@ -306,9 +335,10 @@ def _open_router(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Fi
         if foreign or guarded:
             return
         yield Finding(
+            about=About.FIREWALL,
             text=f"this host routes IPv6 for everyone between {' and '.join(others)}: forwarding "
             "is on, and nobody has a rule against it; in what keeps your firewall, or now: "
-            "ip6tables -P FORWARD DROP"
+            "ip6tables -P FORWARD DROP",
         )
 
 

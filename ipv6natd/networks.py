@@ -79,10 +79,11 @@ def gateway6(places: Iterable[Place]) -> Place | None:
     which a reverse-path filter drops. Engines before 28 go by the first with an IPv4 gateway
     instead, which comes to the same there: they have no network without IPv4.
     """
-    return min((each for each in places if each[0].has_gateway6), key=_gateway_order, default=None)
+    return min((each for each in places if each[0].has_gateway6), key=gateway_order, default=None)
 
 
-def _gateway_order(place: Place) -> tuple[int, bool, bool, int, str, str]:
+def gateway_order(place: Place) -> tuple[int, bool, bool, int, str, str]:
+    """Docker's order, see gateway6; only of endpoints that have an IPv6 gateway."""
     endpoint, network = place
     gateways = endpoint.has_gateway4 + endpoint.has_gateway6
     first = (-endpoint.gw_priority, network.name == GWBRIDGE, network.internal)

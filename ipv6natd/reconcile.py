@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from ipv6natd import __version__
 from ipv6natd.background import in_thread
 from ipv6natd.contest import reason as order_lost
+from ipv6natd.explain import Explanation, explanations
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.host_checks import Found, explained
 from ipv6natd.journal import tell, tell_found
@@ -155,6 +156,14 @@ class Reconciler:
         self._stopped = True
         self.trigger()
         await removal
+
+    async def explain(self, asked: str) -> list[Explanation]:
+        """Why the containers that `asked` names are reached as they are."""
+        applied = self._kernel.applied
+        if applied is None:
+            return []
+        facts = (self._snapshot(), self.policy, applied.desired, applied.ruleset)
+        return await in_thread(partial(explanations, asked, *facts))
 
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""

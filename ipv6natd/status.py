@@ -13,7 +13,7 @@ from enum import StrEnum
 from ipv6natd.leftovers import Leftover
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
 
-Field = tuple[str, str | int | bool | list[str]]
+Field = tuple[str, "str | int | bool | list[str] | list[Row]"]
 Row = dict[str, Field]
 
 

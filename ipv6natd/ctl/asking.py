@@ -46,15 +46,16 @@ class How:
 class Daemon:
     """The daemon over the bus. Connects when first asked, so that some commands need no bus."""
 
-    def __init__(self, on_signal: bus.OnSignal | None = None) -> None:
-        """`on_signal` hears what was subscribed to with `listen`."""
-        self._on_signal = on_signal
+    def __init__(self) -> None:
         self._connection: bus.Connection | None = None
 
-    async def connection(self) -> bus.Connection:
-        """The connection. Raises BusError."""
+    async def connection(self, on_signal: bus.OnSignal | None = None) -> bus.Connection:
+        """The connection. `on_signal`, with the first use, hears what is subscribed to.
+
+        Raises BusError.
+        """
         if self._connection is None:
-            self._connection = await bus.connect(on_signal=self._on_signal)
+            self._connection = await bus.connect(on_signal=on_signal)
         return self._connection
 
     async def call(
@@ -63,11 +64,12 @@ class Daemon:
         signature: str = "",
         *args: Any,
         timeout: float = bus.CALL_SECONDS,  # noqa: ASYNC109 - it is part of every call's meaning
+        interactive: bool = False,
     ) -> Any:
         """What a method of the manager answers, None if nothing. Raises BusError."""
         connection = await self.connection()
-        where = (NAME, PATH, MANAGER)
-        values = await connection.call(*where, member, signature, *args, timeout=timeout)
+        where = (NAME, PATH, MANAGER, member, signature)
+        values = await connection.call(*where, *args, timeout=timeout, interactive=interactive)
         return values[0] if values else None
 
     async def properties(self) -> dict[str, Any]:
@@ -94,6 +96,11 @@ Run = Callable[[Daemon, How], Any]
 def not_running(error: BusError) -> bool:
     """Whether the bus is there and the daemon is not."""
     return error.name in (ERROR + "ServiceUnknown", ERROR + "NameHasNoOwner")
+
+
+def no_daemon(error: BusError) -> bool:
+    """Whether nobody can be asked: no bus, or no daemon on it."""
+    return not_running(error) or error.name == ERROR + "NoServer"
 
 
 def explained(error: BusError) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipv6natd.ctl import lists, measured, prefix, steering
+from ipv6natd.ctl import checking, explaining, lists, measured, prefix, steering, watching
 from ipv6natd.ctl.usage import Command
 
 LOOK = "look (needs no root)"
@@ -40,6 +40,32 @@ COMMANDS = {
         run=steering.resync,
         group=CHANGE,
         about="compare engine and rules now and repair what differs",
+    ),
+    "reload": Command(
+        run=steering.reload,
+        group=CHANGE,
+        about="read the configuration again",
+    ),
+    "cleanup": Command(
+        run=steering.cleanup,
+        group=CHANGE,
+        about="remove all rules, and write none until resync",
+    ),
+    "explain": Command(
+        run=explaining.explain,
+        group=LOOK,
+        about="why a container or a port of the host is reached as it is, or is not",
+        argument="CONTAINER|PORT",
+    ),
+    "check": Command(
+        run=checking.check,
+        group=LOOK,
+        about="what IPv6 NAT hangs on here, and a command for each fault; root sees more",
+    ),
+    "monitor": Command(
+        run=watching.monitor,
+        group=LOOK,
+        about="what changes, as it changes, until interrupted",
     ),
     "metrics": Command(
         run=measured.metrics,

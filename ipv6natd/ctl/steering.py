@@ -1,15 +1,88 @@
-"""What changes something: resync, reload, cleanup. The daemon decides who may."""
+"""What changes something: resync, reload, cleanup. The daemon and polkit decide who may."""
 
 from __future__ import annotations
 
-from ipv6natd.ctl.asking import Answer, Daemon, How
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
 
-SECONDS = 120.0
+from ipv6natd import flush, tools
+from ipv6natd.bus import BusError
+from ipv6natd.config import ConfigError, load
+from ipv6natd.ctl.asking import (
+    FAILED,
+    NO_PERMISSION,
+    Answer,
+    Daemon,
+    How,
+    no_daemon,
+)
+from ipv6natd.firewall import FirewallError
+
+SECONDS = 180.0
 """How long a change may take: it waits for the engine, the kernel, and a password."""
 
 
 async def resync(daemon: Daemon, _how: How) -> Answer:
     """Compare everything, write what differs."""
-    value = await daemon.call("Resync", timeout=SECONDS)
+    value = await _change(daemon, "Resync")
     text = "rules added: {RulesAdded}, removed: {RulesRemoved}, in {DurationMs} ms\n"
     return Answer(value=value, text=text.format_map(value))
+
+
+async def reload(daemon: Daemon, _how: How) -> Answer:
+    """Read the settings again."""
+    await _change(daemon, "Reload")
+    return Answer(value={}, text="the settings were read again and are in force\n")
+
+
+async def cleanup(daemon: Daemon, _how: How) -> Answer:
+    """Take all rules out, also where no daemon runs."""
+    try:
+        await _change(daemon, "Cleanup")
+    except BusError as error:
+        if not no_daemon(error):
+            raise
+        return _flushed()
+    text = "all rules are removed, and none is written until: ipv6natctl resync\n"
+    return Answer(value={}, text=text)
+
+
+def _flushed() -> Answer:
+    """What `ipv6natd -flush` does."""
+    if os.geteuid() != 0:
+        note = "ipv6natd is not running, and only root can write rules: sudo ipv6natctl cleanup"
+        return Answer(value=None, text="", code=NO_PERMISSION, note=note)
+    try:
+        count = flush.flush(load(None, os.environ, {}).backend)
+    except (ConfigError, FirewallError) as error:
+        return Answer(value=None, text="", code=FAILED, note=str(error))
+    text = f"removed {count} chains and jumps" if count else "there was nothing to remove"
+    return Answer(value={"Removed": count}, text=f"{text}; ipv6natd was not there to do it\n")
+
+
+async def _change(daemon: Daemon, member: str) -> Any:
+    with _agent():
+        return await daemon.call(member, timeout=SECONDS, interactive=True)
+
+
+@contextlib.contextmanager
+def _agent() -> Iterator[None]:
+    """Somebody to ask for a password on this terminal, as systemctl has it."""
+    path = tools.find("pkttyagent")
+    if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        yield
+        return
+    ready, tell = os.pipe()
+    command = (path, "--notify-fd", str(tell), "--fallback", "--process", str(os.getpid()))
+    with subprocess.Popen(command, pass_fds=(tell,)) as agent:
+        os.close(tell)
+        os.read(ready, 1)  # it is registered, or has failed: both close its end
+        os.close(ready)
+        try:
+            yield
+        finally:
+            agent.terminate()

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping as Map
 
+from ipv6natd import counters
+from ipv6natd.counters import DnatKey
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.plan import Observed, TableChange
 from ipv6natd.save_text import parse_save, render
@@ -18,6 +21,19 @@ TIMEOUT = 30.0
 """Seconds that one call of a tool may take, waiting for the xtables lock included."""
 LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
+EVERY_KIND = """\
+*filter
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,INVALID,DNAT -m mark --mark 0x1/0x1 -j ACCEPT
+-A FORWARD -p tcp -m tcp --dport 1 -m comment --comment ipv6natd -j REJECT --reject-with tcp-reset
+COMMIT
+*nat
+-A PREROUTING -m addrtype --dst-type LOCAL -p udp -m udp --dport 1 -j DNAT --to-destination [::2]:1
+-A PREROUTING -p udp -m udp --dport 1 -j REDIRECT
+-A POSTROUTING -s ::2/128 -j MASQUERADE
+-A POSTROUTING -s ::2/128 -j SNAT --to-source ::3
+COMMIT
+"""
+"""Each match and each target of ours once; never in force."""
 INSTALL = "install the package iptables"
 _WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
 _BAD_LINE = re.compile(r"\bline:? (\d+)\b")
@@ -30,6 +46,19 @@ def detect() -> Backend:
     if tool is None:
         raise FirewallError(f"there is no ip6tables in {':'.join(DIRECTORIES)}: {INSTALL}")
     return _variant(tool)
+
+
+def probe(backend: Backend) -> None:
+    """Whether the kernel takes every kind of rule; nothing is written. Raises FirewallError."""
+    _run([_tool(backend, "restore"), "--noflush", "--wait", "--test"], stdin=EVERY_KIND)
+
+
+def connections(backend: Backend) -> Map[DnatKey, int]:
+    """How often each of our DNAT rules was taken. Raises FirewallError.
+
+    The whole of what stands is read: naming a table would make legacy create it.
+    """
+    return counters.connections(_run([_tool(backend, "save"), "-c"]))
 
 
 class RestoreFirewall:

@@ -23,7 +23,7 @@ from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.dbus_members import MANAGER, NAME, PATH
 from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
-from ipv6natd.status import State, Status, SyncResult
+from ipv6natd.status import Row, State, Status, SyncResult
 from tests.lab.needs import need
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.ipv6natd1.conf"
@@ -127,6 +127,7 @@ class FakeSource:
         self.left: tuple[Leftover, ...] = ()
         self.text = "*filter\nCOMMIT\n"
         self.done: list[str] = []
+        self.explained: list[Row] = []
 
     def status(self) -> Status:
         return self.now
@@ -148,6 +149,9 @@ class FakeSource:
         await self._do("remove_leftovers")
         self.left, left = (), self.left
         return left
+
+    async def explain(self, asked: str) -> list[Row]:
+        return [each for each in self.explained if asked in each["ContainerName"]]
 
     async def _do(self, what: str) -> None:
         if self.error is not None:

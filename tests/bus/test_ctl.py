@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import shlex
 import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv6Network
 from typing import Any
@@ -13,13 +16,16 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
+from ipv6natd.dbus_members import MANAGER, PATH
+from ipv6natd.dbus_values import variants
 from ipv6natd.model import Skipped
-from ipv6natd.status import State
+from ipv6natd.status import Row, State, Status, mapping_row
 from tests.bus.conftest import (
     CTL,
     PLAIN_CTL,
     Bus,
     FakeSource,
+    client,
     command,
     mapping,
     run,
@@ -259,6 +265,216 @@ def test_long_reasons_are_folded_on_a_terminal_and_whole_in_a_pipe(bus: Bus) -> 
     assert max(len(line) for line in shown.splitlines()) <= 60
     assert " ".join(shown.split()) == f"db front 5432/tcp {reason}"
     assert ctl(bus, source, "skipped", "--no-legend")[1] == f"db front 5432/tcp {reason}\n"
+
+
+def explained(name: str = "web") -> Row:
+    used: Row = {
+        "Name": ("s", "front"),
+        "Bridge": ("s", "br-a"),
+        "Address": ("s", "fd00:a::2"),
+        "Used": ("b", True),
+        "Reason": ("s", "it is the only one"),
+    }
+    other: Row = {**used, "Name": ("s", "back"), "Used": ("b", False), "Reason": ("s", "internal")}
+    forwarded: Row = {
+        "Binding": ("s", "[::]:8080 -> 80/tcp"),
+        "Outcome": ("s", "forwarded"),
+        "Reason": ("s", ""),
+        "Rule": ("s", "-A IPV6NAT-DNAT -j DNAT"),
+        "Connections": ("t", 7),
+    }
+    not_forwarded: Row = {
+        "Binding": ("s", "127.0.0.1:81 -> 81/tcp"),
+        "Outcome": ("s", "ipv4-only"),
+        "Reason": ("s", "it is bound to 127.0.0.1"),
+        "Rule": ("s", ""),
+    }
+    return {
+        "ContainerId": ("s", "6f1c" * 16),
+        "ContainerName": ("s", name),
+        "Networks": ("aa{sv}", [used, other]),
+        "Ports": ("aa{sv}", [forwarded, not_forwarded]),
+        "Skipped": ("aa{sv}", []),
+        "Loopback": ("s", "nobody answers"),
+    }
+
+
+def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None:
+    source = FakeSource(status())
+    source.explained = [explained()]
+    assert ctl(bus, source, "explain", "web") == (
+        0,
+        " Container: web (6f1c6f1c6f1c)\n"
+        "Reached by: front (br-a) at fd00:a::2; it is the only one\n"
+        "    Not by: back: internal\n"
+        "  On [::1]: nobody answers\n"
+        "\n"
+        "PORT                   OUTCOME   CONNECTIONS WHY\n"
+        "[::]:8080 -> 80/tcp    forwarded 7           -A IPV6NAT-DNAT -j DNAT\n"
+        "127.0.0.1:81 -> 81/tcp ipv4-only -           it is bound to 127.0.0.1\n",
+        "",
+    )
+    _, out, _ = ctl(bus, source, "explain", "web", "--json=short")
+    assert json.loads(out)[0]["Networks"][1] == {
+        "Name": "back",
+        "Bridge": "br-a",
+        "Address": "fd00:a::2",
+        "Used": False,
+        "Reason": "internal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("wbe", "no running container is called 'wbe'; did you mean 'web'?"),
+        ("xyzzy", "no running container is called 'xyzzy': docker ps"),
+        ("99", "no running container publishes port 99, be it for IPv4 or IPv6: docker ps"),
+        ("99/udp", "no running container publishes port 99/udp, be it for IPv4 or IPv6: docker ps"),
+    ],
+)
+def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, asked: str, said: str) -> None:
+    answer = ctl(bus, FakeSource(status(mapping())), "explain", asked)
+    assert answer == (1, "", f"{said}\n")
+
+
+def test_explain_needs_a_word() -> None:
+    done = subprocess.run((*CTL, "explain"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "explain needs one word more: CONTAINER|PORT" in done.stderr
+
+
+@pytest.mark.parametrize(("what", "done"), [("reload", "in force"), ("cleanup", "removed")])
+def test_reload_and_cleanup_are_done_by_the_daemon(bus: Bus, what: str, done: str) -> None:
+    source = FakeSource(status())
+    code, out, err = ctl(bus, source, what)
+    assert (code, err, source.done) == (0, "", [what])
+    assert done in out
+
+
+def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:
+    async def body() -> None:
+        code, out, err = await command(bus, *PLAIN_CTL, "cleanup")
+        assert (code, out) == (4, "")
+        assert err.endswith("only root can write rules: sudo ipv6natctl cleanup\n")
+
+    run(body())
+
+
+@contextlib.asynccontextmanager
+async def monitor(bus: Bus, *words: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """`ipv6natctl monitor`; what it gives reads the next line."""
+    process = await asyncio.create_subprocess_exec(
+        *(*CTL, "monitor", *words),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
+    )
+    stdout = process.stdout
+    assert stdout is not None
+
+    async def line() -> str:
+        return (await stdout.readline()).decode().rstrip("\n")
+
+    try:
+        yield line
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def test_monitor_shows_what_comes_and_goes_and_that_the_daemon_does(bus: Bus) -> None:
+    empty, full = status(), status(mapping(), generation=2)
+    degraded = replace(full, state=State.DEGRADED, state_reason="why")
+    changes: list[tuple[Status, Status, Row | None, str]] = [
+        (empty, full, None, "added    tcp [::]:8000 -> web [fd00:a::2]:80 (front)"),
+        (
+            full,
+            replace(empty, generation=3),
+            None,
+            "removed  tcp [::]:8000 -> web [fd00:a::2]:80 (front)",
+        ),
+        (full, degraded, None, "changed  degraded; why"),
+        (
+            degraded,
+            degraded,
+            {"Tables": ("as", ["nat"])},
+            "repaired nat: something else had changed our rules",
+        ),
+    ]
+
+    async def body() -> None:
+        async with monitor(bus) as line:
+            assert (await line()).partition(" ")[2] == "stopped  ipv6natd"
+            async with serving(bus, FakeSource(empty)) as service:
+                assert (await line()).partition(" ")[2] == "started  ipv6natd"
+                for old, new, drift, text in changes:
+                    service.publish(old, new, drift)
+                    assert (await line()).partition(" ")[2] == text
+            assert (await line()).partition(" ")[2] == "stopped  ipv6natd"
+
+    run(body())
+
+
+def test_monitor_begins_with_how_things_are_and_counts_what_was_not_signalled(bus: Bus) -> None:
+    many = status(*map(mapping, range(60)), generation=2, last_sync=1)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service:
+            async with monitor(bus, "--json=short") as line:
+                now = json.loads(await line())
+                assert (now["Event"], now["State"], now["MappingCount"]) == ("now", "synced", 0)
+                service.publish(status(), many)
+                events = [json.loads(await line()) for _ in range(51)]
+            assert [each["Event"] for each in events] == ["added"] * 50 + ["more"]
+            assert (events[-1]["Added"], events[-1]["Removed"]) == (10, 0)
+            assert events[0]["Mapping"]["HostPort"] == 8000
+
+    run(body())
+
+
+def test_monitor_believes_only_the_daemon(bus: Bus) -> None:
+    async def body() -> None:
+        async with (
+            serving(bus, FakeSource(status())) as service,
+            client(bus) as other,
+            monitor(bus) as line,
+        ):
+            assert " now " in await line()
+            forged = variants(mapping_row(mapping(name="forged"), 0))
+            other.emit(PATH, MANAGER, "MappingAdded", "a{sv}", forged)
+            await other.flush(5)
+            service.publish(status(), status(mapping(), generation=2))
+            assert " -> web " in await line()
+
+    run(body())
+
+
+def test_monitor_ends_with_the_bus(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), monitor(bus) as line:
+            assert " now " in await line()
+            bus.stop()
+            assert await line() == ""
+
+    run(body())
+
+
+def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            code, out, err = await command(bus, *PLAIN_CTL, "check", "--json=short")
+            lines = {each["About"]: each for each in json.loads(out)}
+            assert err == ""
+            assert lines["ipv6natd"]["Verdict"] == "ok"
+            assert lines["docker"]["Text"] == "engine 20.10.24; it writes no IPv6 rules itself"
+            assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
+            assert code == any(each["Verdict"] == "bad" for each in lines.values())
+        code, out, _ = await command(bus, *CTL, "check")
+        assert code == 1
+        assert "it is not running: systemctl enable --now ipv6natd\n" in out
+
+    run(body())
 
 
 def test_metrics_are_those_of_the_status(bus: Bus) -> None:

@@ -15,22 +15,30 @@ PACKAGE = Path(__file__).parent.parent.parent / "ipv6natd"
 ARROWS = """
 background    ->
 bus           -> dbus_values dbus_wire
+checks        -> host_checks status
 claims        -> model networks
-cli           -> config daemon firewall firewall.choose firewall.restore kept kernel
+cli           -> config daemon firewall flush
 config        -> model
 conntrack     -> flows model tools
 contest       ->
+counters      -> rules
 ctl           -> bus ctl.asking ctl.commands ctl.usage tables
 ctl.asking    -> bus tables
-ctl.commands  -> ctl.lists ctl.measured ctl.prefix ctl.steering ctl.usage
+ctl.checking  -> bus checks ctl.asking firewall firewall.restore firewalld host_checks host_facts
+                 model status tables tools
+ctl.commands  -> ctl.checking ctl.explaining ctl.lists ctl.measured ctl.prefix ctl.steering
+                 ctl.usage ctl.watching
+ctl.explaining -> ctl.asking port_outcomes tables
 ctl.lists     -> ctl.asking status tables
 ctl.measured  -> bus ctl.asking metrics
 ctl.prefix    -> ctl.asking tools ula
-ctl.steering  -> ctl.asking
+ctl.steering  -> bus config ctl.asking firewall flush tools
+ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
-daemon        -> background bus config conntrack dbus_api docker_watch firewall firewall.choose
-                 firewall.drift firewall.engine firewall.late firewalld host_checks host_facts
-                 kept leftovers model notify reconcile snapshot status
+daemon        -> background bus config conntrack dbus_api docker_watch explain firewall
+                 firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
+                 firewalld host_checks host_facts kept leftovers model notify reconcile snapshot
+                 status
 dbus_api      -> bus dbus_members dbus_signals polkit status
 dbus_lists    -> bus dbus_values status
 dbus_members  -> bus dbus_lists dbus_values leftovers polkit status
@@ -43,6 +51,7 @@ docker_watch  -> background docker_facts engine_flags engine_unit model
 engine_flags  ->
 engine_rules  -> model
 engine_unit   ->
+explain       -> counters model networks port_outcomes rules status
 firewall      -> plan
 firewall.choose  -> firewall firewall.legacy firewall.restore
 firewall.drift   -> background firewall tools
@@ -50,10 +59,11 @@ firewall.engine  -> engine_rules firewall firewall.restore firewall.xtables left
 firewall.fake    -> firewall plan rules save_text
 firewall.late    -> firewall plan
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
-firewall.restore -> firewall plan save_text tools
+firewall.restore -> counters firewall plan save_text tools
 firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model
+flush         -> firewall firewall.choose firewall.restore kept kernel
 host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
@@ -68,7 +78,9 @@ nft_rules     ->
 notify        ->
 plan          -> rules
 polkit        -> bus dbus_values
-reconcile     -> background contest firewall host_checks journal kernel model rules status
+port_outcomes -> claims counters model networks rules status
+reconcile     -> background contest explain firewall host_checks journal kernel model rules
+                 status
 rule_text     -> model rules
 rules         -> model
 ruleset       -> model rules split
@@ -84,12 +96,15 @@ ula           ->
 CONTRIBUTING.md, or do without."""
 
 CORE = {
+    "checks",
     "claims",
     "config",
     "contest",
+    "counters",
     "desired",
     "docker_facts",
     "engine_rules",
+    "explain",
     "flows",
     "host_checks",
     "leftovers",
@@ -98,6 +113,7 @@ CORE = {
     "networks",
     "nft_rules",
     "plan",
+    "port_outcomes",
     "rule_text",
     "rules",
     "ruleset",

@@ -1,0 +1,30 @@
+"""All our rules out of both variants, without engine and bus: `ipv6natd -flush` and clean-up."""
+
+from __future__ import annotations
+
+import logging
+
+from ipv6natd.firewall import Backend, Firewall, FirewallError
+from ipv6natd.firewall.choose import open_firewall
+from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.kept import Kept
+from ipv6natd.kernel import remove_all
+
+log = logging.getLogger(__name__)
+
+
+def flush(setting: str) -> int:
+    """Returns the number of chains and jumps that went. Raises FirewallError.
+
+    The variant that is not in use too: it may hold some of earlier days.
+    """
+    used = open_firewall(setting)
+    firewalls: list[Firewall] = [used]
+    other = Backend.LEGACY if used.backend is Backend.NFT else Backend.NFT
+    try:
+        firewalls.append(RestoreFirewall(other))
+    except FirewallError as error:
+        log.debug("the other variant is not here: %s", error)
+    count = sum(remove_all(each) for each in firewalls)
+    Kept().remove()
+    return count
