@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address
 
 import pytest
@@ -20,6 +21,15 @@ def test_i1_i2_a_containers_own_address_is_closed_to_the_outside(regime: Regime,
         assert tcp(regime.rogue, X1, port, timeout=SHORT) is Failure.TIMEOUT
         assert udp(regime.rogue, X1, 53, timeout=SHORT) is Failure.TIMEOUT
         assert [each for each in packets() if each.source == ROGUE] == []
+
+
+def test_i3_it_is_closed_without_the_raw_table(regime: Regime) -> None:
+    """Which some kernels lack: nothing here ever asked for it."""
+    tables = re.findall(r"^\*(\w+)$", regime.sandbox.rules(), re.MULTILINE)
+    assert {"filter", "nat"} <= set(tables)
+    assert "raw" not in tables
+    for port in (80, 81):
+        assert tcp(regime.rogue, X1, port, timeout=SHORT) is Failure.TIMEOUT
 
 
 def test_i4_a_container_is_not_pinged_from_outside(regime: Regime) -> None:
@@ -85,6 +95,23 @@ def test_i8_neighbours_of_an_internal_network_meet_also_after_they_forgot_each_o
         space.ip("-6 neigh flush all")
     answer = tcp(regime.i2.ns, I1, 80)
     assert (server(answer), peer(answer)) == ("i1", IPv6Address("fd00:c::3"))
+
+
+def test_k6_neighbours_find_each_other_where_others_keep_forward_shut(regime: Regime) -> None:
+    """What passes a bridge passes FORWARD there, NDP too."""
+    assert regime.host.sysctl("net.bridge.bridge-nf-call-ip6tables") == "1"
+    tool = f"ip6tables-{regime.variant}"
+    regime.host.run(tool, "-P", "FORWARD", "DROP")
+    try:
+        regime.host.run(tool, "-A", "FORWARD", "-j", "DROP")
+        for one, two in ((regime.x1, regime.x2), (regime.i1, regime.i2)):
+            for each in (one, two):
+                each.ns.ip("-6 neigh flush all")
+            assert one.address is not None
+            assert server(tcp(two.ns, one.address, 80)) == one.name
+    finally:
+        regime.host.run(tool, "-D", "FORWARD", "-j", "DROP", check=False)
+        regime.host.run(tool, "-P", "FORWARD", "ACCEPT")
 
 
 def test_i9_the_host_reaches_an_internal_container(regime: Regime) -> None:

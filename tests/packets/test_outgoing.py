@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv6Address
 
-from tests.lab import Regime, ping, serve, tcp, udp, until
-from tests.lab.sandbox import CLIENT, HOST
-from tests.packets.asking import peer
+from tests.lab import Namespace, Regime, connect, ping, serve, tcp, udp, until, watch
+from tests.lab.probe import Packet
+from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
+from tests.lab.serve import listening
+from tests.packets.asking import SHORT, dnats, opened, peer
 
 
 def test_o1_what_goes_out_carries_the_hosts_address(regime: Regime) -> None:
@@ -33,6 +40,157 @@ def test_o2_without_masquerade_the_container_shows_its_own_address(regime: Regim
         finally:
             regime.client.ip(f"route del {made.address}/128")
         assert [each.peer for each in there.received] == [made.address]
+
+
+AFAR = IPv6Address("2001:db8:ff::1")
+"""An address of the client's that is on no link of the host's."""
+RENUMBERED = IPv6Address("2001:db8:2::1")
+
+
+def test_o5_a_host_that_is_renumbered_masquerades_by_its_new_address(regime: Regime) -> None:
+    port = regime.port()
+    host, client = regime.host, regime.client
+    client.ip(f"address add {AFAR}/128 dev lo nodad")
+    client.ip("route add 2001:db8:2::/64 dev ext0")
+    host.ip(f"route add {AFAR}/128 via fe80::ff:fe00:2 dev ext0")
+    try:
+        with (
+            serve(client, "client", tcp=[port], udp=[port]),
+            connect(regime.x1.ns, AFAR, port, kind=socket.SOCK_DGRAM) as old,
+        ):
+            assert peer(old.ask()) == HOST
+            host.ip(f"address add {RENUMBERED}/64 dev ext0 nodad")
+            for address in (HOST, HOST_TOO):
+                host.ip(f"address del {address}/64 dev ext0")
+            assert peer(tcp(regime.x1.ns, AFAR, port)) == RENUMBERED
+            # The flow of before ends with its address, and goes on from the new one.
+            assert until(lambda: peer(old.ask(timeout=SHORT)), RENUMBERED) == RENUMBERED
+            assert peer(tcp(client, RENUMBERED, 8080, source=AFAR)) == AFAR
+    finally:
+        for address in (HOST_TOO, HOST):
+            host.ip(f"address replace {address}/64 dev ext0 nodad")
+        host.ip(f"address del {RENUMBERED}/64 dev ext0")
+        host.ip(f"route del {AFAR}/128")
+        client.ip("route del 2001:db8:2::/64 dev ext0")
+        client.ip(f"address del {AFAR}/128 dev lo")
+    assert opened(client, 8080).server == "x1"
+
+
+BEYOND = IPv6Address("2001:db8:f::2")
+MUCH = 200_000
+
+
+@contextmanager
+def narrow(regime: Regime) -> Iterator[Namespace]:
+    """A peer behind the client, on a link that takes 1280 bytes from there and knows nothing of it.
+
+    It is the wire's namespace, whose own links are a switch's.
+    """
+    client, beyond = regime.client, regime.sandbox.wire
+    client.ip(f"link add far0 mtu 1280 type veth peer name far1 netns {beyond.path.name}")
+    try:
+        client.ip("link set far0 up")
+        client.ip("address add 2001:db8:f::1/64 dev far0 nodad")
+        client.sysctl("net.ipv6.conf.all.forwarding", 1)
+        beyond.ip("link set far1 mtu 1500 up")
+        beyond.ip(f"address add {BEYOND}/64 dev far1 nodad")
+        beyond.ip("route add 2001:db8:1::/64 via 2001:db8:f::1")
+        regime.host.ip(f"route add 2001:db8:f::/64 via {CLIENT} dev ext0")
+        yield beyond
+    finally:
+        regime.host.ip("route del 2001:db8:f::/64")
+        client.sysctl("net.ipv6.conf.all.forwarding", 0)
+        client.ip("link del far0")
+
+
+def sent(source: socket.socket, target: socket.socket) -> int:
+    """How much of MUCH comes through a connection."""
+    for sock in (source, target):
+        sock.settimeout(5)
+    writer = threading.Thread(target=source.sendall, args=(bytes(MUCH),))
+    writer.start()
+    came = 0
+    while came < MUCH and (data := target.recv(65536)):
+        came += len(data)
+    writer.join()
+    return came
+
+
+def too_big(packets: list[Packet]) -> list[Packet]:
+    return [each for each in packets if (each.protocol, each.port) == ("icmp6", 2)]
+
+
+def test_o8_a_smaller_path_beyond_the_client_is_made_known_to_the_container(
+    regime: Regime,
+) -> None:
+    port = regime.port()
+    with (
+        narrow(regime) as beyond,
+        regime.container(publish=[f"{port}:90"]) as made,
+        beyond.within(lambda: listening(port, socket.SOCK_STREAM)) as there,
+        made.ns.within(lambda: listening(90, socket.SOCK_STREAM)) as here,
+    ):
+        there.setblocking(True)
+        here.setblocking(True)
+        with (
+            watch(regime.x1.ns) as packets,
+            connect(regime.x1.ns, BEYOND, port) as outward,
+            there.accept()[0] as arrived,
+        ):
+            assert sent(outward.socket, arrived) == MUCH
+            assert too_big(packets())
+        until(lambda: dnats(regime.sandbox.rules(), port), lambda found: bool(found))
+        with (
+            watch(made.ns) as packets,
+            connect(beyond, HOST, port) as inward,
+            here.accept()[0] as served,
+        ):
+            assert served.getpeername()[0] == str(BEYOND)
+            assert sent(served, inward.socket) == MUCH
+            assert too_big(packets())
+
+
+ALL_NODES, MLD_ROUTERS = IPv6Address("ff02::1"), IPv6Address("ff02::16")
+
+
+def test_o10_what_stays_on_the_link_is_not_rewritten(regime: Regime) -> None:
+    x1, x2 = regime.x1, regime.x2
+    came = len(x2.server.received)
+    gateway, *_ = addresses(regime.host, "brX scope link")
+    with watch(regime.client) as packets:
+        udp(x1.ns, f"{ALL_NODES}%eth0", 53, source=x1.address, timeout=SHORT)
+        assert [each.peer for each in x2.server.received[came:]] == [x1.address]
+        for each in (x1, x2):
+            each.ns.ip("-6 neigh flush all")
+        assert ping(x1.ns, f"{gateway}%eth0")
+        assert x2.address is not None
+        assert ping(x1.ns, x2.address)
+        assert [
+            each for each in packets() if each.destination.is_multicast and each.port == 53
+        ] == []
+
+
+def test_o10_a_container_finds_duplicates_and_reports_its_groups(regime: Regime) -> None:
+    with regime.container() as made:
+        made.ns.sysctl("net.ipv6.conf.eth0.accept_dad", 1)
+        made.ns.sysctl("net/ipv6/neigh/eth0/retrans_time_ms", 100)
+        made.ns.sysctl("net.ipv6.conf.eth0.router_solicitation_delay", 0)
+        with watch(regime.host) as packets:
+            for address in ("fd00:a::3", "fd00:a::abcd"):
+                made.ns.ip(f"address add {address}/64 dev eth0")
+            unused = until(lambda: addresses(made.ns, "eth0 tentative"), {"fd00:a::3": True})
+            assert unused == {"fd00:a::3": True}
+            reports = [each for each in packets() if each.destination == MLD_ROUTERS]
+        assert reports
+        sources = {each.source for each in reports}
+        assert all(each.is_link_local or each.is_unspecified for each in sources), sources
+
+
+def addresses(ns: Namespace, where: str) -> dict[str, bool]:
+    """IPv6 addresses by the words of `ip address show dev`, and which are duplicates."""
+    links = json.loads(ns.ip(f"-j -6 address show dev {where}"))
+    found = [each for link in links for each in link.get("addr_info", ()) if each]
+    return {each["local"]: each.get("dadfailed", False) for each in found}
 
 
 def test_o7_pings_go_out_and_come_back(regime: Regime) -> None:
