@@ -1,4 +1,4 @@
-"""The command ipv6natd: flags, logging, and the one-shot -flush."""
+"""The command ipv6natd: flags, and the one-shot -flush."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ipv6natd import __version__
+from ipv6natd import __version__, logs
 from ipv6natd.config import KEYS, ConfigError, Settings, load
 from ipv6natd.firewall import FirewallError
 
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"ipv6natd: {error}", file=sys.stderr)
         return CONFIGURATION
-    _log_to_stderr(settings.debug)
+    logs.start(debug=settings.debug)
     if os.geteuid() != 0:
         print(
             "ipv6natd: writing rules needs root; run it with sudo or as a service", file=sys.stderr
@@ -161,27 +161,6 @@ def _table(text: str) -> dict[str, str]:
 def _integer(text: str) -> Any:
     # What is no number goes on as it is: the configuration says what would be legal.
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
-
-
-def _log_to_stderr(debug: bool) -> None:
-    """One line a message. In the journal a leading <N> gives its priority, and time is known."""
-    handler = logging.StreamHandler()
-    if os.environ.get("JOURNAL_STREAM"):
-        handler.setFormatter(_JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
-    for chatty in ("asyncio", "urllib3", "docker", "requests"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-class _JournalFormatter(logging.Formatter):
-    _PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-
-    def format(self, record: logging.LogRecord) -> str:
-        priority = next((p for level, p in self._PRIORITY if record.levelno >= level), 7)
-        lines = super().format(record).splitlines() or [""]
-        return "\n".join(f"<{priority}>{line}" for line in lines)
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:

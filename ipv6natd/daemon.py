@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
+from ipv6natd import logs
 from ipv6natd.background import in_thread
 from ipv6natd.bus import BusError
 from ipv6natd.config import ConfigError, Settings
@@ -203,7 +204,7 @@ class Daemon:
 
     def _adopt(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         old, self._settings = self._settings, settings
-        logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
+        logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
         if old.backend != settings.backend:
             log.warning("backend = %s comes into force with a restart", settings.backend)

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from ipv6natd import bus
 from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal
-from ipv6natd.dbus_members import NAME, Members, Method, Source, called
+from ipv6natd.dbus_members import Members, Method, Source, called
+from ipv6natd.dbus_objects import NAME
 from ipv6natd.dbus_signals import emit
 from ipv6natd.polkit import Action, Authority
 from ipv6natd.status import Row, Status
@@ -111,6 +112,7 @@ class BusService:
     def _on_call(self, call: Call) -> None:
         try:
             method = called(call)
+            method.check(self._members, call)
             if method.action is not None:
                 self._answer_later(call, method, method.action)
                 return

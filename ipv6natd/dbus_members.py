@@ -1,4 +1,4 @@
-"""What org.ipv6natd1 has: objects, interfaces and members, and how each is answered.
+"""The members of org.ipv6natd1: what each takes and returns, who may call it, what answers it.
 
 Dispatch is our own over the static XML in dbus/, because the library's high level sends tracebacks
 to callers, knows no sender and cannot say which properties announce their changes.
@@ -9,32 +9,28 @@ asks in Source, and its paragraph in org.ipv6natd1(5).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ipv6natd import log_control
 from ipv6natd.bus import ERROR, BusError, Call
-from ipv6natd.dbus_lists import Lists, fits
-from ipv6natd.dbus_values import bus_text, marshal_rows, variants
+from ipv6natd.dbus_lists import Lists, fits, marshalled
+from ipv6natd.dbus_objects import (
+    INTROSPECTABLE,
+    LOG,
+    MANAGER,
+    NAME,
+    PATH,
+    PEER,
+    PROPERTIES,
+    SERVED,
+    introspection,
+)
+from ipv6natd.dbus_values import bus_text, variants
 from ipv6natd.leftovers import Leftover
 from ipv6natd.polkit import Action
 from ipv6natd.status import Row, Status, SyncResult, leftover_row, properties
-
-NAME = "org.ipv6natd1"
-PATH = "/org/ipv6natd1"
-MANAGER = "org.ipv6natd1.Manager"
-PROPERTIES = "org.freedesktop.DBus.Properties"
-INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
-PEER = "org.freedesktop.DBus.Peer"
-
-SERVED = {
-    "/": (INTROSPECTABLE, PEER),
-    "/org": (INTROSPECTABLE, PEER),
-    PATH: (MANAGER, PROPERTIES, INTROSPECTABLE, PEER),
-}
-"""The interfaces at each path; a call without interface means the first that has the member."""
 
 Answer = list[Any] | Awaitable[bytes | list[Any]]
 """The values at once, or what makes them later; bytes are marshalled already."""
@@ -107,11 +103,11 @@ class Members:
 
     async def leftovers(self, _call: Call) -> bytes:
         """ListLeftovers."""
-        return await _leftover_rows(self._source.leftovers())
+        return await marshalled(map(leftover_row, await self._source.leftovers()))
 
     async def remove_leftovers(self, _call: Call) -> bytes:
         """CleanupLeftovers."""
-        return await _leftover_rows(self._source.remove_leftovers())
+        return await marshalled(map(leftover_row, await self._source.remove_leftovers()))
 
     def rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
@@ -119,10 +115,11 @@ class Members:
 
     async def explain(self, call: Call) -> bytes:
         """Explain."""
-        rows = await self._source.explain(call.args[0])
-        data = await asyncio.to_thread(marshal_rows, rows)
-        fits(len(data))
-        return data
+        return await marshalled(await self._source.explain(call.args[0]))
+
+    def found(self, call: Call) -> Awaitable[bytes]:
+        """FindMappings."""
+        return self.lists.found(call.args[0])
 
     def ruleset(self, _call: Call) -> list[Any]:
         """GetRuleset."""
@@ -132,29 +129,41 @@ class Members:
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""
-        interface, name = call.args
-        values = self._properties(interface)
-        if name not in values:
-            raise _unknown_property(interface, name)
-        return [values[name]]
+        return [self._properties(call)[call.args[1]]]
 
     def get_all(self, call: Call) -> list[Any]:
         """Properties.GetAll."""
-        return [self._properties(call.args[0])]
+        return [self._properties(call)]
 
     def set(self, call: Call) -> list[Any]:
-        """Properties.Set: nothing here can be set."""
-        interface, name, _value = call.args
-        if name not in self._properties(interface):
-            raise _unknown_property(interface, name)
-        raise BusError(ERROR + "PropertyReadOnly", f"{name} can only be read")
+        """Properties.Set."""
+        _interface, name, value = call.args
+        log_control.set_property(name, value)
+        return []
 
-    def _properties(self, interface: str) -> dict[str, Any]:
-        if interface in ("", MANAGER):
-            return variants(properties(self._source.status()))
-        if interface in SERVED[PATH]:
-            return {}
-        raise BusError(ERROR + "UnknownInterface", f"{PATH} has no interface {interface!r}")
+    def can_set(self, call: Call) -> None:
+        """Raises BusError for a property that is not there or can only be read."""
+        name = call.args[1]
+        self._properties(call)
+        if name not in log_control.WRITABLE:
+            raise BusError(ERROR + "PropertyReadOnly", f"{name} can only be read")
+
+    def _properties(self, call: Call) -> dict[str, Any]:
+        """Those of the interface that the call names, "" for the object's own."""
+        own, *others = SERVED[call.path]
+        interface = call.args[0] or own
+        if interface not in (own, *others):
+            text = f"{call.path} has no interface {interface!r}"
+            raise BusError(ERROR + "UnknownInterface", text)
+        found: Row = {}
+        if interface == MANAGER:
+            found = properties(self._source.status())
+        elif interface == LOG:
+            found = log_control.properties()
+        if call.member != "GetAll" and call.args[1] not in found:
+            text = f"{interface} has no property {call.args[1]!r}"
+            raise BusError(ERROR + "UnknownProperty", text)
+        return variants(found)
 
 
 class Method(NamedTuple):
@@ -165,10 +174,13 @@ class Method(NamedTuple):
     answer: Callable[[Members, Call], Answer]
     action: Action | None = None
     """None: everybody, and at once."""
+    check: Callable[[Members, Call], None] = lambda _members, _call: None
+    """Raises BusError for what fails whoever asks, before anybody is asked who that is."""
 
 
 METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "FindMappings"): Method("a{sv}", "aa{sv}", Members.found, Action.INSPECT),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
     (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT),
@@ -180,8 +192,8 @@ METHODS = {
     (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
     (PROPERTIES, "Get"): Method("ss", "v", Members.get),
     (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),
-    (PROPERTIES, "Set"): Method("ssv", "", Members.set),
-    (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: [_introspection(call.path)]),
+    (PROPERTIES, "Set"): Method("ssv", "", Members.set, Action.SET_LOG_LEVEL, Members.can_set),
+    (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: [introspection(call.path)]),
     (PEER, "Ping"): Method("", "", lambda *_: []),
     (PEER, "GetMachineId"): Method("", "s", lambda *_: [_machine_id()]),
 }
@@ -207,34 +219,6 @@ def called(call: Call) -> Method:
             raise BusError(ERROR + "InvalidArgs", text)
     text = f"{call.path} has no method {call.member}: busctl introspect {NAME} {PATH}"
     raise BusError(ERROR + "UnknownMethod", text)
-
-
-async def _leftover_rows(found: Awaitable[tuple[Leftover, ...]]) -> bytes:
-    rows = map(leftover_row, await found)
-    # In a thread: a rule for each port, say, of ten thousand.
-    body = await asyncio.to_thread(marshal_rows, rows)
-    fits(len(body))
-    return body
-
-
-def _unknown_property(interface: str, name: str) -> BusError:
-    text = f"{interface or MANAGER} has no property {name!r}"
-    return BusError(ERROR + "UnknownProperty", text)
-
-
-def _introspection(path: str) -> str:
-    if path == PATH:
-        return interface_xml()
-    child = {"/": "org", "/org": NAME.removeprefix("org.")}[path]
-    return f'<node><node name="{child}"/></node>\n'
-
-
-@cache
-def interface_xml() -> str:
-    """What is served: org.ipv6natd1.xml beside this module or, in a checkout, in dbus/."""
-    here = Path(__file__)
-    places = (here.with_name(f"{NAME}.xml"), here.parents[1] / "dbus" / f"{NAME}.xml")
-    return next((each for each in places if each.exists()), places[0]).read_text("utf-8")
 
 
 def _machine_id() -> str:

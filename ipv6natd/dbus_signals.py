@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipv6natd.bus import Connection
-from ipv6natd.dbus_members import MANAGER, PATH, PROPERTIES
+from ipv6natd.dbus_objects import MANAGER, PATH, PROPERTIES
 from ipv6natd.dbus_values import variants
 from ipv6natd.model import Mapping
 from ipv6natd.status import Row, Status, mapping_id, mapping_row, properties

@@ -83,6 +83,11 @@ def mapping_id(mapping: Mapping) -> str:
     return f"{mapping.container_id}/{mapping.protocol}/{where}"
 
 
+def mapping_state(mapping: Mapping) -> str:
+    """ "native" where the engine's rules forward it, "active" where ours do."""
+    return "native" if mapping.managed_by is ManagedBy.ENGINE else "active"
+
+
 def mapping_row(mapping: Mapping, since: int) -> Row:
     """One row of ListMappings."""
     return {
@@ -99,7 +104,7 @@ def mapping_row(mapping: Mapping, since: int) -> Row:
         "ContainerAddress": ("s", str(mapping.container_address)),
         "ContainerPort": ("q", mapping.container_port),
         "ContainerPortEnd": ("q", mapping.container_port_end),
-        "State": ("s", "native" if mapping.managed_by is ManagedBy.ENGINE else "active"),
+        "State": ("s", mapping_state(mapping)),
         "Since": ("t", since),
     }
 

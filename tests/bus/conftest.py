@@ -20,7 +20,7 @@ import pytest
 
 from ipv6natd.bus import CALL_SECONDS, Connection, OnSignal, Signal, connect
 from ipv6natd.dbus_api import BusService, serve
-from ipv6natd.dbus_members import MANAGER, NAME, PATH
+from ipv6natd.dbus_objects import MANAGER, NAME, PATH
 from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
 from ipv6natd.status import Row, State, Status, SyncResult

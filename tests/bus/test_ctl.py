@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
-from ipv6natd.dbus_members import MANAGER, PATH
+from ipv6natd.dbus_objects import MANAGER, PATH
 from ipv6natd.dbus_values import variants
 from ipv6natd.model import Skipped
 from ipv6natd.status import Row, State, Status, mapping_row

@@ -16,7 +16,8 @@ import pytest
 
 from ipv6natd import polkit
 from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
-from ipv6natd.dbus_members import MANAGER, METHODS
+from ipv6natd.dbus_members import METHODS
+from ipv6natd.dbus_objects import MANAGER
 from ipv6natd.polkit import Action
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.lab.needs import lack, need

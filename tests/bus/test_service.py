@@ -6,24 +6,28 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from ipv6natd import dbus_lists
+from ipv6natd import dbus_lists, log_control
 from ipv6natd.bus import BusError, Signal
 from ipv6natd.dbus_api import BusService, serve
 from ipv6natd.dbus_lists import Lists
-from ipv6natd.dbus_members import (
+from ipv6natd.dbus_members import METHODS
+from ipv6natd.dbus_objects import (
     INTROSPECTABLE,
+    LOG,
+    LOG_PATH,
     MANAGER,
-    METHODS,
     NAME,
     PATH,
     PEER,
     PROPERTIES,
-    interface_xml,
+    SERVED,
+    introspection,
 )
 from ipv6natd.dbus_values import plain, variants
 from ipv6natd.leftovers import Leftover
@@ -51,6 +55,7 @@ from tests.bus.conftest import (
 from tests.lab.needs import need
 
 ERROR = "org.freedesktop.DBus.Error."
+DBUS = Path(__file__).parents[2] / "dbus"
 
 
 def shown(rows: list[Row]) -> Any:
@@ -69,6 +74,21 @@ def test_every_list_and_property_is_the_status(bus: Bus) -> None:
             assert [everything] == shown([properties(now)])
             for name, value in everything.items():
                 assert await ask(root, "Get", "ss", MANAGER, name, interface=PROPERTIES) == value
+
+    run(body())
+
+
+def test_mappings_are_found_by_what_they_have(bus: Bus) -> None:
+    async def body() -> None:
+        now = status(*(mapping(number, name=f"web{number % 3}") for number in range(300)))
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            wanted = variants({"Container": ("s", "web1"), "Port": ("q", 8001)})
+            (row,) = await ask(root, "FindMappings", "a{sv}", wanted)
+            assert (row["ContainerName"], row["HostPort"]) == ("web1", 8001)
+            assert len(await ask(root, "FindMappings", "a{sv}", {})) == 300
+            with pytest.raises(BusError, match="no filter is called 'Name'") as caught:
+                await ask(root, "FindMappings", "a{sv}", variants({"Name": ("s", "web1")}))
+            assert caught.value.name == "org.ipv6natd1.Error.InvalidFilter"
 
     run(body())
 
@@ -143,7 +163,7 @@ def test_nothing_can_be_set(bus: Bus, name: str, error: str) -> None:
     run(body())
 
 
-@pytest.mark.parametrize("path", ["/a", "/org/ipv6natd", "/org/ipv6natd1/a", "/org/freedesktop"])
+@pytest.mark.parametrize("path", ["/a", "/org/ipv6natd", "/org/ipv6natd1/a", "/org/freedesktop/a"])
 def test_an_unknown_path_is_an_error(bus: Bus, path: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
@@ -202,16 +222,16 @@ def test_a_call_without_interface_means_the_main_one(bus: Bus) -> None:
         nameless: Any = None
         async with serving(bus, FakeSource(status())), client(bus) as root:
             assert await ask(root, "ListMappings", interface=nameless) == []
-            assert await ask(root, "Introspect", interface=nameless) == interface_xml()
+            assert await ask(root, "Introspect", interface=nameless) == introspection(PATH)
             assert "org" in await ask(root, "Introspect", interface=nameless, path="/")
 
     run(body())
 
 
-def members(kind: str) -> dict[tuple[str, str], tuple[str, str]]:
+def members(path: str, kind: str) -> dict[tuple[str, str], tuple[str, str]]:
     """(interface, member) -> (in, out) as the XML has them; for a signal or property (type, "")."""
     found = {}
-    for interface in ElementTree.fromstring(interface_xml()).iter("interface"):
+    for interface in ElementTree.fromstring(introspection(path)).iter("interface"):
         for each in interface.iter(kind):
             args = [(arg.get("direction", "in"), arg.attrib["type"]) for arg in each.iter("arg")]
             both = ["".join(type_ for way, type_ in args if way == it) for it in ("in", "out")]
@@ -220,54 +240,95 @@ def members(kind: str) -> dict[tuple[str, str], tuple[str, str]]:
     return found
 
 
-def test_the_xml_has_what_is_implemented_and_nothing_else() -> None:
-    implemented = {key: (each.takes, each.returns) for key, each in METHODS.items()}
-    assert members("method") == implemented
-    typed = {(MANAGER, name): (type_, "") for name, (type_, _) in properties(status()).items()}
-    assert members("property") == typed
+@pytest.mark.parametrize("path", SERVED)
+def test_the_xml_of_each_object_has_what_is_implemented_and_nothing_else(path: str) -> None:
+    interfaces = [
+        each.get("name") for each in ElementTree.fromstring(introspection(path)).iter("interface")
+    ]
+    assert sorted(interfaces, key=str) == sorted(SERVED[path])
+    implemented = {
+        key: (each.takes, each.returns) for key, each in METHODS.items() if key[0] in SERVED[path]
+    }
+    assert members(path, "method") == implemented
+    rows = {PATH: (MANAGER, properties(status())), LOG_PATH: (LOG, log_control.properties())}
+    interface, row = rows.get(path, ("", {}))
+    typed = {(interface, name): (type_, "") for name, (type_, _) in row.items()}
+    assert members(path, "property") == typed
 
 
-def test_every_argument_in_the_xml_has_a_name() -> None:
-    for arg in ElementTree.fromstring(interface_xml()).iter("arg"):
+@pytest.mark.parametrize("path", SERVED)
+def test_every_argument_in_the_xml_has_a_name(path: str) -> None:
+    for arg in ElementTree.fromstring(introspection(path)).iter("arg"):
         assert arg.get("name")
 
 
-def test_the_xml_is_served_and_leads_there(bus: Bus) -> None:
+def test_the_xml_is_served_and_leads_to_every_object(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
-            served = await ask(root, "Introspect", interface=INTROSPECTABLE)
-            assert served == interface_xml()
-            path = ""
-            for child in ("org", "ipv6natd1"):
-                xml = await ask(root, "Introspect", interface=INTROSPECTABLE, path=path or "/")
-                assert [it.get("name") for it in ElementTree.fromstring(xml).iter("node")][1:] == [
-                    child
-                ]
-                path += "/" + child
-            assert path == PATH
+            found, left = [], ["/"]
+            while left:
+                path = left.pop()
+                xml = await ask(root, "Introspect", interface=INTROSPECTABLE, path=path)
+                assert xml == introspection(path)
+                found.append(path)
+                nodes = ElementTree.fromstring(xml).findall("node")
+                left += [f"{path.rstrip('/')}/{each.get('name')}" for each in nodes]
+            assert sorted(found) == sorted(SERVED)
+            for name in (NAME, LOG):
+                path = PATH if name == NAME else LOG_PATH
+                assert introspection(path) == (DBUS / f"{name}.xml").read_text()
 
     run(body())
 
 
-def test_busctl_shows_which_properties_announce_changes(bus: Bus) -> None:
+@pytest.mark.parametrize("path", SERVED)
+def test_get_all_answers_for_each_interface_of_each_object(bus: Bus, path: str) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            for interface in ("", *SERVED[path]):
+                words = ("GetAll", "s", interface)
+                if PROPERTIES not in SERVED[path]:
+                    with pytest.raises(BusError, match="has no interface"):
+                        await ask(root, *words, interface=PROPERTIES, path=path)
+                    continue
+                answer = await ask(root, *words, interface=PROPERTIES, path=path)
+                own = interface in ("", MANAGER, LOG)
+                wanted = {name for _, name in members(path, "property")} if own else set()
+                assert set(answer) == wanted
+
+    run(body())
+
+
+def test_busctl_shows_the_flags_of_each_member(bus: Bus) -> None:
     need("busctl")
 
     async def body() -> None:
         async with serving(bus, FakeSource(status(mapping()))):
             busctl = ("busctl", f"--address={bus.address}")
-            code, out, err = await command(bus, *busctl, "introspect", NAME, PATH)
-            assert (code, err) == (0, "")
-            flags = {line.split()[0]: line.split()[-1] for line in out.splitlines()}
-            assert flags[".Version"] == "const"
-            assert flags[".State"] == flags[".MappingCount"] == "emits-change"
+            flags: dict[str, str] = {}
+            for path in SERVED:
+                code, out, err = await command(bus, *busctl, "introspect", NAME, path)
+                assert (code, err) == (0, "")
+                flags |= {line.split()[0]: line.split()[-1] for line in out.splitlines()}
+            announced = set(properties(status())) - {"Version"}
+            assert {flags[f".{name}"] for name in announced} == {"emits-change"}
+            assert flags[".Version"] == flags[".SyslogIdentifier"] == "const"
+            assert flags[".LogLevel"] == flags[".LogTarget"] == "writable"
+            assert flags[".ListMappings"] == flags[".Resync"] == flags[".Synced"] == "-"
             code, out, err = await command(bus, *busctl, "tree", NAME)
             assert PATH in out
+            assert LOG_PATH in out
             code, out, err = await command(
                 bus, *busctl, "--json=short", "call", NAME, PATH, MANAGER, "ListMappings"
             )
             assert '"HostPort":{"type":"q","data":8000}' in out
 
     run(body())
+
+
+def test_nothing_in_the_tree_lets_the_bus_start_the_daemon() -> None:
+    assert not list(DBUS.parent.glob("dbus/*.service"))
+    assert not [path for path in DBUS.parent.glob("systemd/*") if "Alias=dbus" in path.read_text()]
 
 
 def test_a_plain_user_reads_but_neither_resyncs_nor_owns_the_name(bus: Bus) -> None:
@@ -530,13 +591,13 @@ def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
 
 def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = dbus_lists._marshalled
+    real = dbus_lists._list_body
 
     def counted(member: str, now: Status) -> bytes:
         made.append(member)
         return real(member, now)
 
-    monkeypatch.setattr(dbus_lists, "_marshalled", counted)
+    monkeypatch.setattr(dbus_lists, "_list_body", counted)
 
     async def body() -> None:
         source = FakeSource(status(mapping()))

@@ -246,13 +246,3 @@ def test_main_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["a", "b", "c"])
     assert caught.value.code == 3
-
-
-@pytest.mark.parametrize(
-    ("level", "priority"),
-    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)],
-)
-def test_the_journal_gets_the_priority_of_every_line(level: int, priority: int) -> None:
-    record = logging.LogRecord("x", level, "", 0, "one\ntwo", None, None)
-    formatter = cli._JournalFormatter("%(message)s")
-    assert formatter.format(record) == f"<{priority}>one\n<{priority}>two"

@@ -17,7 +17,7 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks
-cli           -> config daemon firewall flush
+cli           -> config daemon firewall flush logs
 config        -> model
 conntrack     -> flows model tools
 contest       ->
@@ -37,12 +37,13 @@ ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> background bus config conntrack dbus_api docker_watch explain firewall
                  firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
-                 firewalld host_checks host_facts kept leftovers model notify reconcile snapshot
-                 status
-dbus_api      -> bus dbus_members dbus_signals polkit status
-dbus_lists    -> bus dbus_values status
-dbus_members  -> bus dbus_lists dbus_values leftovers polkit status
-dbus_signals  -> bus dbus_members dbus_values model status
+                 firewalld host_checks host_facts kept leftovers logs model notify reconcile
+                 snapshot status
+dbus_api      -> bus dbus_members dbus_objects dbus_signals polkit status
+dbus_lists    -> bus dbus_values filters status
+dbus_members  -> bus dbus_lists dbus_objects dbus_values leftovers log_control polkit status
+dbus_objects  ->
+dbus_signals  -> bus dbus_objects dbus_values model status
 dbus_values   -> dbus_wire status
 dbus_wire     ->
 desired       -> claims model networks
@@ -52,6 +53,7 @@ engine_flags  ->
 engine_rules  -> model
 engine_unit   ->
 explain       -> counters model networks port_outcomes rules status
+filters       -> model status
 firewall      -> plan
 firewall.choose  -> firewall firewall.legacy firewall.restore
 firewall.drift   -> background firewall tools
@@ -71,6 +73,8 @@ journal       -> host_checks model status
 kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows model plan rules ruleset
 leftovers     -> model rules
+log_control   -> bus logs status
+logs          ->
 metrics       -> model status
 model         ->
 networks      -> model
@@ -105,6 +109,7 @@ CORE = {
     "docker_facts",
     "engine_rules",
     "explain",
+    "filters",
     "flows",
     "host_checks",
     "leftovers",

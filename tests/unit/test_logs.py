@@ -1,0 +1,190 @@
+"""What a message is in the journal and on the standard error, whatever is in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipv6natd import logs
+from ipv6natd.logs import entry, printable
+
+log = logging.getLogger("ipv6natd.test")
+HOSTILE = "a\nb\x1b[2J\r\0\u202e\ud800\x9b\N{NO-BREAK SPACE}c"
+ESCAPED = r"a\nb\x1b[2J\r\x00\u202e\ud800\x9b\xa0c"
+
+
+@pytest.fixture(autouse=True)
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back as it was."""
+    found = logging.getLogger()
+    level, handlers = found.level, found.handlers[:]
+    yield found
+    for each in found.handlers[:]:
+        if each not in handlers:
+            found.removeHandler(each)
+            each.close()
+    found.setLevel(level)
+
+
+class Journal:
+    """Datagrams as the journal would get them."""
+
+    def __init__(self, socket_: socket.socket) -> None:
+        self._socket = socket_
+        socket_.setblocking(False)
+
+    def entries(self) -> list[dict[str, str]]:
+        found = []
+        while True:
+            try:
+                found.append(parsed(self._socket.recv(1 << 20)))
+            except BlockingIOError:
+                return found
+
+
+def parsed(data: bytes) -> dict[str, str]:
+    """The datagram read by the rules of systemd's journal export format."""
+    fields = {}
+    while data:
+        line, _, rest = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            length = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + length], rest[8 + length :]
+            assert rest[:1] == b"\n"
+            rest = rest[1:]
+        fields[name.decode()] = value.decode()
+        data = rest
+    return fields
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """A journal that the standard error leads to."""
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    monkeypatch.setattr(logs, "SOCKET", f"{tmp_path}/socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+        made.bind(f"{tmp_path}/socket")
+        yield Journal(made)
+
+
+def test_in_the_journal_a_message_has_fields(
+    root: logging.Logger, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.start(debug=False)
+    log.warning("published %s", "web", extra={"fields": {"IPV6NATD_CONTAINER": "web"}})
+    log.debug("not said")
+    assert journal.entries() == [
+        {
+            "MESSAGE": "published web",
+            "PRIORITY": "4",
+            "SYSLOG_IDENTIFIER": "ipv6natd",
+            "IPV6NATD_CONTAINER": "web",
+        }
+    ]
+    assert capsys.readouterr().err == ""
+    assert root.level == logging.INFO
+
+
+def test_what_the_journal_does_not_take_goes_to_the_standard_error_with_its_priority(
+    journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.start(debug=True)
+    text = "x" * (1 << 20)
+    log.error("%s", ValueError(f"{text}\nsecond"))
+    Path(logs.SOCKET).unlink()
+    logging.getLogger().handlers[-1]._socket.close()  # type: ignore[attr-defined]
+    log.debug("gone")
+    assert journal.entries() == []
+    assert capsys.readouterr().err == f"<3>{text}\n<3>second\n<7>gone\n"
+
+
+@pytest.mark.parametrize("stream", ["", "1:2", "nonsense"])
+def test_elsewhere_a_message_is_a_line_with_the_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    logs.start(debug=False)
+    log.info("published %s", HOSTILE, extra={"fields": {"IPV6NATD_CONTAINER": HOSTILE}})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f" INFO    published {ESCAPED}")
+
+
+def test_a_hostile_name_neither_forges_a_field_nor_a_line(journal: Journal) -> None:
+    logs.start(debug=False)
+    forged = "x\nPRIORITY=0\nMESSAGE=forged"
+    log.info("published %s", forged, extra={"fields": {"IPV6NATD_CONTAINER": forged}})
+    log.info("published %s", HOSTILE, extra={"fields": {"IPV6NATD_CONTAINER": HOSTILE}})
+    first, second = journal.entries()
+    assert first["MESSAGE"] == r"published x\nPRIORITY=0\nMESSAGE=forged"
+    assert first["IPV6NATD_CONTAINER"] == forged
+    assert first["PRIORITY"] == "6"
+    assert second["MESSAGE"] == f"published {ESCAPED}"
+    assert second["IPV6NATD_CONTAINER"] == HOSTILE.replace("\ud800", r"\ud800")
+
+
+def test_a_tools_own_words_and_a_traceback_keep_their_lines(journal: Journal) -> None:
+    logs.start(debug=False)
+    log.error("failed: %s", ValueError("one\n\ttwo\x1b"))
+    try:
+        raise ValueError("deep")
+    except ValueError:
+        log.exception("odd")
+    first, second = journal.entries()
+    assert first["MESSAGE"] == "failed: one\n\\ttwo\\x1b"
+    assert second["MESSAGE"].startswith("odd\nTraceback")
+    assert second["MESSAGE"].endswith("ValueError: deep")
+
+
+def test_level_and_target_are_what_was_set(
+    root: logging.Logger, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.start(debug=False)
+    assert (logs.level(), logs.target()) == ("info", "journal")
+    for name in logs.LEVELS:
+        logs.set_level(name)
+        assert logs.level() == name
+    logs.set_level("notice")
+    log.info("no")
+    log.warning("yes")
+    logs.set_target("console")
+    log.warning("here")
+    logs.set_target("journal")
+    log.warning("there")
+    assert [each["MESSAGE"] for each in journal.entries()] == ["yes", "there"]
+    assert capsys.readouterr().err == "<4>here\n"
+    ours = [each for each in root.handlers if isinstance(each, logs.ConsoleHandler)]
+    assert len(ours) == 1
+
+
+def test_without_a_journal_there_is_none_to_turn_to(
+    root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SOCKET", f"{tmp_path}/none")
+    before = root.handlers[:]
+    with pytest.raises(OSError, match="No such file"):
+        logs.set_target("journal")
+    assert root.handlers == before
+
+
+NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
+
+
+@given(st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]))))
+def test_an_entry_reads_as_it_was_written(fields: dict[str, str]) -> None:
+    assert parsed(entry(fields)) == fields
+
+
+@given(st.text())
+def test_what_is_printable_stays_and_nothing_else_does(text: str) -> None:
+    assert printable(text).isprintable()
+    if text.isprintable():
+        assert printable(text) == text
