@@ -43,6 +43,7 @@ class Settings:
     allow_direct_routing: bool = False
     accept_fwmark: tuple[int, int] | None = None
     resync_interval: int = 300
+    metrics_textfile: str = ""
 
     @property
     def policy(self) -> Policy:
@@ -124,6 +125,14 @@ def _interval(value: Any) -> int:
     return value
 
 
+def _textfile(value: Any) -> str:
+    path = _directory(value)
+    # What does not end so, the collector of node_exporter does not read.
+    if path and not path.endswith(".prom"):
+        raise ValueError
+    return path
+
+
 _TRUE_OR_FALSE = "true or false"
 KEYS = (
     Key(
@@ -201,6 +210,12 @@ KEYS = (
         _interval,
         "a number of seconds from 10 to 86400",
         "Seconds between two complete re-reads of the engine while nothing happens.",
+    ),
+    Key(
+        "metrics_textfile",
+        _textfile,
+        "the absolute path of a file that ends in .prom, or empty for none",
+        "Keep metrics in this file, for the textfile collector of node_exporter.",
     ),
 )
 _BY_NAME = {key.name: key for key in KEYS}

@@ -33,6 +33,7 @@ from ipv6natd.notify import Notifier, watchdog_interval
 from ipv6natd.reconcile import Reconciler
 from ipv6natd.snapshot import completed
 from ipv6natd.status import Row, State, Status, SyncResult, counted, one_line
+from ipv6natd.textfile import Textfile
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Daemon:
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
+        self._textfile = Textfile(self._settings.metrics_textfile, self.status)
         self._service = BusService(self, self._firewalld)
         await self._close_early()
         code = await self._until_stopped()
@@ -133,6 +135,7 @@ class Daemon:
                     tasks.create_task(self._watch_drift()),
                     tasks.create_task(self._reconciler.watch_host()),
                     tasks.create_task(self._reload_when_told(tasks)),
+                    tasks.create_task(self._textfile.run()),
                     tasks.create_task(self._ready()),
                 ]
                 self._follow = tasks.create_task(self._watch.run(retry=self._settings.retry))
@@ -151,6 +154,7 @@ class Daemon:
 
     async def _end(self) -> None:
         self._notifier.stopping()
+        self._textfile.stopped()
         if self._reconciler.status.state is State.STOPPED:
             log.info("stopped; all rules had been removed")
             return
@@ -206,6 +210,8 @@ class Daemon:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
+        self._textfile.path = settings.metrics_textfile
+        self._textfile.changed()
         if old.backend != settings.backend:
             log.warning("backend = %s comes into force with a restart", settings.backend)
         followed = ("endpoint", "cert_path", "tls_verify", "retry", "resync_interval")
@@ -218,6 +224,7 @@ class Daemon:
 
     def _show(self, old: Status, new: Status, drift: Row | None) -> None:
         self._service.publish(old, new, drift)
+        self._textfile.changed()
         if one_line(old) != one_line(new):
             self._notifier.status(one_line(new))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ipv6natd.leftovers import Leftover
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
@@ -75,6 +76,11 @@ def properties(status: Status) -> Row:
         "LastSync": ("t", status.last_sync),
         "DriftRepairs": ("t", status.drift_repairs),
     }
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """The values without their signatures."""
+    return {name: value for name, (_, value) in row.items()}
 
 
 def mapping_id(mapping: Mapping) -> str:

@@ -27,6 +27,11 @@ lab=(
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl
+    command:mandoc:mandoc
+    command:zsh:zsh
+    command:fish:fish
+    file:/usr/share/bash-completion/bash_completion:bash-completion
+    module:yaml:python3-yaml
 )
 # Firewalls that ipv6natd has to live beside. Only tests use them, each in a network namespace; on
 # this machine they must not start, now or after a reboot.

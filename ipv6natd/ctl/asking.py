@@ -39,7 +39,8 @@ class How:
     filters: Mapping[str, Any] = field(default_factory=dict)
     json: str = "off"
     legend: bool = True
-    leftovers: bool = False
+    flags: frozenset[str] = frozenset()
+    """Switches that only some commands have, without their dashes."""
     screen: Screen = PIPE
 
 

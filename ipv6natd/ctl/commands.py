@@ -50,6 +50,7 @@ COMMANDS = {
         run=steering.cleanup,
         group=CHANGE,
         about="remove all rules, and write none until resync",
+        flags=("leftovers", "dry-run"),
     ),
     "explain": Command(
         run=explaining.explain,

@@ -21,7 +21,9 @@ from ipv6natd.ctl.asking import (
     no_daemon,
 )
 from ipv6natd.firewall import FirewallError
+from ipv6natd.tables import printable, table
 
+_LEFTOVER = ("Variant", "Table", "Chain", "Rule")
 SECONDS = 180.0
 """How long a change may take: it waits for the engine, the kernel, and a password."""
 
@@ -39,8 +41,10 @@ async def reload(daemon: Daemon, _how: How) -> Answer:
     return Answer(value={}, text="the settings were read again and are in force\n")
 
 
-async def cleanup(daemon: Daemon, _how: How) -> Answer:
+async def cleanup(daemon: Daemon, how: How) -> Answer:
     """Take all rules out, also where no daemon runs."""
+    if "leftovers" in how.flags:
+        return await _leftovers(daemon, how)
     try:
         await _change(daemon, "Cleanup")
     except BusError as error:
@@ -49,6 +53,21 @@ async def cleanup(daemon: Daemon, _how: How) -> Answer:
         return _flushed()
     text = "all rules are removed, and none is written until: ipv6natctl resync\n"
     return Answer(value={}, text=text)
+
+
+async def _leftovers(daemon: Daemon, how: How) -> Answer:
+    """Show or take out what others have left; whose it is only the daemon can tell."""
+    dry = "dry-run" in how.flags
+    rows = await (daemon.call("ListLeftovers") if dry else _change(daemon, "CleanupLeftovers"))
+    if not rows:
+        return Answer(value=rows, text="nobody has left anything\n")
+    header = ("VARIANT", "TABLE", "CHAIN", "RULE")
+    cells = [tuple(printable(each[key]) for key in _LEFTOVER) for each in rows]
+    text = table(header, cells, legend=how.legend, screen=how.screen)
+    if how.legend:
+        done = "would go: ipv6natctl cleanup --leftovers" if dry else "removed."
+        text += f"\n{len(rows)} chains and rules {done}\n"
+    return Answer(value=rows, text=text)
 
 
 def _flushed() -> Answer:

@@ -23,6 +23,10 @@ FILTERS = {
     "protocol": ("PROTOCOL", f"only {', '.join(Protocol)}"),
 }
 """Option -> its value's name and what it is for."""
+FLAGS = {
+    "leftovers": "with cleanup: what docker-ipv6nat or a switched-off engine has left, instead",
+    "dry-run": "with cleanup --leftovers: only show what would go",
+}
 
 EXAMPLES = """\
 examples:
@@ -70,12 +74,15 @@ def read(argv: Sequence[str], commands: Commands, environ: Mapping[str, str]) ->
         hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(commands)}"
         parser.error(f"{options.command!r} is no command{hint}")
     filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
-    for option in (*filters, *(("leftovers",) if options.leftovers else ())):
+    flags = frozenset(options.flags)
+    for option in (*filters, *sorted(flags)):
         if option not in (*command.filters, *command.flags):
             takers = " or ".join(
                 name for name, each in commands.items() if option in (*each.filters, *each.flags)
             )
             parser.error(f"--{option} goes with {takers}, not with {options.command}")
+    if flags == {"dry-run"}:
+        parser.error("--dry-run goes with cleanup --leftovers")
     if command.argument and not options.argument:
         parser.error(f"{options.command} needs one word more: {command.argument}")
     if options.argument and not command.argument:
@@ -85,7 +92,7 @@ def read(argv: Sequence[str], commands: Commands, environ: Mapping[str, str]) ->
         filters=filters,
         json=options.json,
         legend=not options.no_legend,
-        leftovers=options.leftovers,
+        flags=flags,
         screen=_screen(environ),
     )
 
@@ -104,11 +111,15 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
     for name, (value, about) in FILTERS.items():
         read = {"port": _port, "protocol": _protocol}.get(name, _name)
         parser.add_argument(f"--{name}", type=read, metavar=value, help=about)
-    parser.add_argument(
-        "--leftovers",
-        action="store_true",
-        help="with cleanup: what docker-ipv6nat or a switched-off engine has left, instead",
-    )
+    for name, about in FLAGS.items():
+        parser.add_argument(
+            f"--{name}",
+            dest="flags",
+            action="append_const",
+            const=name,
+            default=[],
+            help=about,
+        )
     parser.add_argument(
         "--json",
         choices=JSON_MODES,

@@ -18,6 +18,7 @@ import pytest
 from ipv6natd import __version__
 from ipv6natd.dbus_objects import MANAGER, PATH
 from ipv6natd.dbus_values import variants
+from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Skipped
 from ipv6natd.status import Row, State, Status, mapping_row
 from tests.bus.conftest import (
@@ -175,6 +176,8 @@ def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
         ("mappings --port ٨٠", "is no port"),
         ("mappings --protocol icmp", "'icmp' is none of tcp, udp, sctp"),
         ("mappings --container=", "a name is missing"),
+        ("status --leftovers", "--leftovers goes with cleanup, not with status"),
+        ("cleanup --dry-run", "--dry-run goes with cleanup --leftovers"),
         ("mappings --cont web", "unrecognized arguments: --cont"),
     ],
 )
@@ -350,6 +353,31 @@ def test_reload_and_cleanup_are_done_by_the_daemon(bus: Bus, what: str, done: st
     code, out, err = ctl(bus, source, what)
     assert (code, err, source.done) == (0, "", [what])
     assert done in out
+
+
+def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
+    source = FakeSource(status())
+    source.left = (
+        Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-j DOCKER"),
+        Leftover(variant="nft", table="nat", chain="DOCKER"),
+    )
+    rows = (
+        "VARIANT TABLE CHAIN      RULE\n"
+        "nft     nat   PREROUTING -j DOCKER\n"
+        "nft     nat   DOCKER     -\n"
+    )
+    shown = ctl(bus, source, "cleanup", "--leftovers", "--dry-run")
+    assert shown == (
+        0,
+        f"{rows}\n2 chains and rules would go: ipv6natctl cleanup --leftovers\n",
+        "",
+    )
+    assert source.done == []
+    removed = ctl(bus, source, "cleanup", "--leftovers")
+    assert removed == (0, f"{rows}\n2 chains and rules removed.\n", "")
+    assert source.done == ["remove_leftovers"]
+    again = ctl(bus, source, "cleanup", "--leftovers")
+    assert again == (0, "nobody has left anything\n", "")
 
 
 def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:

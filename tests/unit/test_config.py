@@ -89,6 +89,11 @@ TABLE: dict[str, tuple[object, list[tuple[Any, object]], list[Any]]] = {
         [(10, 10), (86400, 86400)],
         [9, 86401, 0, -1, "300", 300.0, True, None],
     ),
+    "metrics_textfile": (
+        "",
+        [("", ""), ("/var/lib/a.prom", "/var/lib/a.prom")],
+        ["a.prom", "/a.txt", "/a\0.prom", 5, [], True],
+    ),
 }
 LEGAL = [(key, value, then) for key, (_, good, _) in TABLE.items() for value, then in good]
 ILLEGAL = [(key, value) for key, (*_, bad) in TABLE.items() for value in bad]

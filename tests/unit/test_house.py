@@ -32,13 +32,13 @@ ctl.explaining -> ctl.asking port_outcomes tables
 ctl.lists     -> ctl.asking status tables
 ctl.measured  -> bus ctl.asking metrics
 ctl.prefix    -> ctl.asking tools ula
-ctl.steering  -> bus config ctl.asking firewall flush tools
+ctl.steering  -> bus config ctl.asking firewall flush tables tools
 ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> background bus config conntrack dbus_api docker_watch explain firewall
                  firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
                  firewalld host_checks host_facts kept leftovers logs model notify reconcile
-                 snapshot status
+                 snapshot status textfile
 dbus_api      -> bus dbus_members dbus_objects dbus_signals polkit status
 dbus_lists    -> bus dbus_values filters status
 dbus_members  -> bus dbus_lists dbus_objects dbus_values leftovers log_control polkit status
@@ -93,6 +93,7 @@ split         -> model rules
 snapshot      -> firewall.engine host_facts model
 status        -> leftovers model
 tables        ->
+textfile      -> background metrics status
 tools         ->
 ula           ->
 """

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from ipv6natd import metrics
 from ipv6natd.metrics import Sample
-from ipv6natd.status import Row, Status, mapping_rows, network_rows, properties
+from ipv6natd.status import Status, mapping_rows, network_rows, plain, properties
 from tests.bus.conftest import mapping, status
 
 HELP = re.compile(r"# HELP (?P<name>ipv6natd_[a-z_]+) [^\n]*\.")
 TYPE = re.compile(r"# TYPE (?P<name>ipv6natd_[a-z_]+) (gauge|counter)")
 LABEL = r'[a-z_]+="(?:[^"\\]|\\.)*"'
 SAMPLE = re.compile(rf"(?P<name>ipv6natd_[a-z_]+)(\{{{LABEL}(,{LABEL})*\}})? [0-9.]+")
-
-
-def plain(row: Row) -> dict[str, Any]:
-    return {name: value for name, (_, value) in row.items()}
 
 
 def text(now: Status) -> str:

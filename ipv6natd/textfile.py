@@ -1,0 +1,84 @@
+"""The metrics in a file, for the textfile collector of node_exporter: no listener of our own.
+
+Nothing here raises: without the file the rules are kept all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from ipv6natd.background import in_thread
+from ipv6natd.metrics import UP, Sample, metrics, text
+from ipv6natd.status import Status, mapping_row, network_row, plain, properties
+
+log = logging.getLogger(__name__)
+
+EVERY = 60.0
+"""Seconds after which the file is written though nothing changed: its age tells that we live."""
+PAUSE = 5.0
+"""Seconds between two writes; who reads it comes by every 15 or so."""
+
+
+class Textfile:
+    """One file, as long as `path` names one; replaced as a whole, so that nobody reads half."""
+
+    def __init__(self, path: str, status: Callable[[], Status]) -> None:
+        """`status` says the newest one."""
+        self.path = path
+        self._status = status
+        self._changed = asyncio.Event()
+        self._said = ""
+        self._lock = threading.Lock()  # a thread may still write when the last word is spoken
+
+    def changed(self) -> None:
+        """There is something new to say."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the file in step until cancelled."""
+        while True:
+            self._changed.clear()
+            if self.path:
+                await in_thread(partial(self._write, _text, self._status()))
+            await asyncio.sleep(PAUSE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY - PAUSE):
+                    await self._changed.wait()
+
+    def stopped(self) -> None:
+        """The last word: that nobody keeps the rules."""
+        self._write(lambda _: text([Sample(UP, (), 0)]), self._status())
+        self.path = ""
+
+    def _write(self, worded: Callable[[Status], str], status: Status) -> None:
+        with self._lock:
+            if not self.path:
+                return
+            path = Path(self.path)
+            # The collector reads every *.prom of the folder.
+            new = path.with_suffix(".new")
+            try:
+                new.write_text(worded(status), encoding="utf-8")
+                new.chmod(0o644)  # the collector is another user
+                new.replace(path)
+                self._said = ""
+            except OSError as error:
+                self._failed(path, error.strerror or str(error))
+
+    def _failed(self, path: Path, why: str) -> None:
+        # Once for each trouble, not once for each try.
+        level = logging.DEBUG if self._said == why else logging.WARNING
+        log.log(level, "metrics_textfile: %s cannot be written: %s", path, why)
+        self._said = why
+
+
+def _text(status: Status) -> str:
+    mappings = (plain(mapping_row(each, 0)) for each in status.mappings)
+    networks = (plain(network_row(each)) for each in status.networks)
+    return metrics(plain(properties(status)), mappings, networks)

@@ -1,0 +1,85 @@
+"""The metrics in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import textfile
+from ipv6natd.status import State, Status
+from ipv6natd.textfile import Textfile
+
+NOW = Status(version="1", state=State.SYNCED)
+
+
+def run(
+    file: Textfile, until: Callable[[], bool], *, first: Callable[[], None] | None = None
+) -> None:
+    async def body() -> None:
+        task = asyncio.create_task(file.run())
+        try:
+            async with asyncio.timeout(20):
+                await asyncio.sleep(0)
+                if first is not None:
+                    first()
+                while not until():  # noqa: ASYNC110 - a file has no event
+                    await asyncio.sleep(0.01)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(body())
+
+
+def test_it_is_written_at_once_for_all_to_read_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "ipv6natd.prom"
+    run(Textfile(str(path), lambda: NOW), path.exists)
+    assert 'ipv6natd_state{state="synced"} 1\n' in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(tmp_path) == ["ipv6natd.prom"]  # noqa: PTH208
+
+
+def test_a_change_is_written_and_a_quiet_minute_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(textfile, "PAUSE", 0.01)
+    path, seen = tmp_path / "a.prom", [NOW]
+    file = Textfile(str(path), lambda: seen[-1])
+
+    def change() -> None:
+        seen.append(Status(version="2", state=State.DEGRADED))
+        file.changed()
+
+    run(file, lambda: path.exists() and 'state="degraded"} 1' in path.read_text(), first=change)
+    monkeypatch.setattr(textfile, "EVERY", 0.02)
+    path.unlink()
+    run(file, path.exists)
+    path.unlink()
+    run(file, path.exists)
+
+
+def test_the_last_word_is_that_nobody_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.prom"
+    Textfile(str(path), lambda: NOW).stopped()
+    assert path.read_text().splitlines()[-1] == "ipv6natd_up 0"
+    Textfile("", lambda: NOW).stopped()
+
+
+def test_a_folder_that_is_not_there_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "none" / "a.prom")
+    file = Textfile(path, lambda: NOW)
+    with caplog.at_level(logging.WARNING):
+        run(file, lambda: bool(caplog.records))
+        file.stopped()
+    assert [each.getMessage() for each in caplog.records] == [
+        f"metrics_textfile: {path} cannot be written: No such file or directory"
+    ]
