@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv6Address
+from itertools import compress
 
 from ipv6natd.claims import Claim, merged, refused, runs, settled, wants
 from ipv6natd.model import (
@@ -18,6 +19,7 @@ from ipv6natd.model import (
     Mapping,
     Network,
     Policy,
+    Protocol,
     Skipped,
     Snapshot,
 )
@@ -25,6 +27,18 @@ from ipv6natd.networks import managed, network_order
 
 MAX_WARNINGS = 5
 """Ports that are named for one network."""
+_LOOPBACK = (
+    "[::1] cannot be forwarded to a container and the engine runs without its userland proxy; "
+    "bind to 127.0.0.1 or to `::`"
+)
+_LEFT_OUT = (
+    "the engine keeps IPv6 rules for other networks and none for this one, so ipv6natd does; to "
+    "have it done by the engine: systemctl restart docker"
+)
+_UNTRACKED = (
+    "this kernel cannot forward SCTP: its conntrack does not know it; run a kernel that is built "
+    "with CONFIG_NF_CT_PROTO_SCTP"
+)
 
 
 def desired(snapshot: Snapshot, policy: Policy) -> Desired:
@@ -46,8 +60,12 @@ def desired(snapshot: Snapshot, policy: Policy) -> Desired:
     ours = {each.bridge for each in networks.values() if each.managed_by is ManagedBy.IPV6NATD}
     opened = [each for want in wanted for each in want.opened if each.bridge in ours]
     skipped += [each for want in wanted for each in want.skipped] + beaten
+    if not snapshot.tracks_sctp:
+        sctp = [each.protocol is Protocol.SCTP and each.network.bridge in ours for each in claims]
+        skipped += [_skipped(each, _UNTRACKED) for each in compress(claims, sctp)]
+        claims = [each for each, lost in zip(claims, sctp, strict=True) if not lost]
     if not snapshot.userland_proxy:
-        skipped += [_loopback_skipped(each) for each in claims if each.host_address == LOOPBACK]
+        skipped += [_skipped(each, _LOOPBACK) for each in claims if each.host_address == LOOPBACK]
     mappings = [
         replace(each, managed_by=networks[each.network_id].managed_by)
         for each in runs(each for each in claims if each.host_address != LOOPBACK)
@@ -93,9 +111,15 @@ def _engine_writes(claims: list[Claim], snapshot: Snapshot) -> bool:
 
 
 def _by_whom(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
-    """The networks, each with who writes its rules."""
+    """The networks, each with who writes its rules.
+
+    Beside networks of the engine's there may be one that it failed to write rules for, say because
+    the kernel lacked a table when it was made.
+    """
     return {
-        key: replace(each, managed_by=ManagedBy.ENGINE) if each.bridge in rules.bridges else each
+        key: replace(each, managed_by=ManagedBy.ENGINE)
+        if each.bridge in rules.bridges
+        else replace(each, warnings=(*each.warnings, _LEFT_OUT) if rules.bridges else each.warnings)
         for key, each in networks.items()
     }
 
@@ -127,13 +151,10 @@ def _warned(networks: dict[str, Network], warnings: list[tuple[str, str]]) -> It
         yield replace(each, warnings=(*each.warnings, *more)) if more else each
 
 
-def _loopback_skipped(claim: Claim) -> Skipped:
+def _skipped(claim: Claim, reason: str) -> Skipped:
     return Skipped(
         container_name=claim.container.name,
         network=claim.network.name,
         port=f"{claim.container_port}/{claim.protocol}",
-        reason=(
-            "[::1] cannot be forwarded to a container and the engine runs without its userland "
-            "proxy; bind to 127.0.0.1 or to `::`"
-        ),
+        reason=reason,
     )

@@ -44,6 +44,14 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
     )
 
 
+def tracks_sctp() -> bool:
+    """Whether conntrack knows SCTP; while it is not loaded nobody can tell, and it is taken to."""
+    known = _SYSCTL / "netfilter"
+    timeouts = (known / f"nf_conntrack_{each}_timeout_established" for each in ("tcp", "sctp"))
+    tcp, sctp = (each.exists() for each in timeouts)
+    return sctp or not tcp
+
+
 def addresses() -> frozenset[IPv6Address]:
     """Every IPv6 address of the host, whatever its scope; none where IPv6 is switched off."""
     return frozenset(IPv6Address(int(line[0], 16)) for line in _addresses())

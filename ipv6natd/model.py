@@ -179,6 +179,8 @@ class Snapshot:
     host_addresses: frozenset[IPv6Address] | None = None
     """The host's own; None where they are not known."""
     engine_rules: EngineRules = EngineRules()
+    tracks_sctp: bool = True
+    """Whether the kernel's conntrack knows SCTP, without which its ports cannot be translated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 
 from ipv6natd.firewall.engine import engine_rules
-from ipv6natd.host_facts import addresses, userland_proxy
+from ipv6natd.host_facts import addresses, tracks_sctp, userland_proxy
 from ipv6natd.model import ANY, LOOPBACK, EngineRules, Snapshot
 
 
@@ -20,6 +20,7 @@ def completed(snapshot: Snapshot) -> Snapshot:
         userland_proxy=userland_proxy(bridges),
         host_addresses=addresses() if _names_addresses(snapshot) else None,
         engine_rules=(engine_rules() if engine and engine.may_write_ipv6_rules else EngineRules()),
+        tracks_sctp=tracks_sctp(),
     )
 
 

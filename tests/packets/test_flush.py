@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import Regime, until
-from tests.packets.asking import opened
+from tests.lab import Regime, serve, tcp, until
+from tests.lab.sandbox import CLIENT, HOST
+from tests.packets.asking import opened, peer
 
 PATIENCE = 6.0
 """Two seconds are what is promised; a machine that does other things as well gets more."""
@@ -97,6 +98,17 @@ def test_f8_a_drop_that_another_tool_appends_to_forward_changes_nothing(regime: 
         opened(regime.client, 8080)
     finally:
         tool(regime, "-D", "FORWARD", "-j", "DROP")
+
+
+def test_c8_a_policy_of_drop_on_forward_changes_nothing(regime: Regime) -> None:
+    """As an engine sets it for IPv4, and some for IPv6."""
+    tool(regime, "-P", "FORWARD", "DROP")
+    try:
+        opened(regime.client, 8080)
+        with serve(regime.client, "client", tcp=[7001]):
+            assert peer(tcp(regime.x1.ns, CLIENT, 7001)) == HOST
+    finally:
+        tool(regime, "-P", "FORWARD", "ACCEPT")
 
 
 def test_f12_what_stands_in_docker_user_is_never_touched(regime: Regime) -> None:

@@ -251,6 +251,11 @@ CASES = {
         facts=snapshot(X, web("36412:36412/sctp")),
         mappings=("sctp [::]:36412 -> web [fd00:a::2]:36412",),
     ),
+    "S2: sctp where the kernel does not track it": Case(
+        facts=replace(snapshot(X, web("36412:36412/sctp", "8080:80")), tracks_sctp=False),
+        mappings=(TO_WEB,),
+        skipped=("this kernel cannot forward SCTP",),
+    ),
     "V1: a routed network has no mapping": Case(
         facts=snapshot(replace(X, gateway_mode=GatewayMode.ROUTED), web("8080:80")),
     ),

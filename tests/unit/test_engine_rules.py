@@ -108,6 +108,9 @@ def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> No
         X.name: ManagedBy.ENGINE,
         Y.name: ManagedBy.IPV6NATD,
     }
+    warned = {each.name: " ".join(each.warnings) for each in want.networks}
+    assert not warned[X.name]
+    assert "none for this one" in warned[Y.name]
     text = full_text(ruleset(want))
     assert "-A IPV6NAT-FORWARD -o br-a -j RETURN" in text
     assert "--dport 9090" in text

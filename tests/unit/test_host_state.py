@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from ipv6natd import reconcile
+from ipv6natd import host_facts, reconcile
 from ipv6natd.contest import LIMIT, WITHIN, Contest, reason
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.firewall.fake import FakeFirewall
 from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.host_checks import Finding, Found
+from ipv6natd.host_facts import tracks_sctp
 from ipv6natd.model import Network, Policy
 from ipv6natd.plan import TableChange
 from ipv6natd.reconcile import Reconciler
@@ -175,6 +177,20 @@ def test_a_look_that_fails_takes_nothing_down() -> None:
         await host.is_(State.DEGRADED, OFF.text)
 
     run(Blind(found=Found(findings=(OFF,))), scenario)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "known"), [((), True), (("tcp", "sctp"), True), (("tcp",), False)]
+)
+def test_whether_conntrack_knows_sctp_shows_in_its_timeouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: tuple[str, ...], known: bool
+) -> None:
+    """S2."""
+    (tmp_path / "netfilter").mkdir()
+    for protocol in loaded:
+        (tmp_path / f"netfilter/nf_conntrack_{protocol}_timeout_established").touch()
+    monkeypatch.setattr(host_facts, "_SYSCTL", tmp_path)
+    assert tracks_sctp() is known
 
 
 def test_a_refusal_that_names_what_the_kernel_lacks_is_explained_once(
