@@ -5,6 +5,9 @@ from __future__ import annotations
 from tests.lab import Answer, Failure, Regime, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
 
+RULES: dict[bool, str] = {}
+"""What was in force in the first regime with a proxy, and in the first without."""
+
 
 def test_the_residents_answer_and_x1_sees_the_client(regime: Regime) -> None:
     for name in ("x1", "x2", "y1", "i1", "i2"):
@@ -35,6 +38,16 @@ def test_the_daemon_is_seen_through_the_bus_and_its_notices(regime: Regime) -> N
     assert "READY=1" in regime.daemon.notices
     assert regime.daemon.status.startswith("synced")
     assert "8080" in regime.daemon.ctl("mappings")
+
+
+def test_t14_every_engine_is_spoken_to_in_its_own_words_and_gets_the_same_rules(
+    regime: Regime,
+) -> None:
+    words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", "EngineVersion")
+    assert regime.engine.version in regime.bus.busctl("get-property", *words)
+    rules = regime.daemon.ctl("rules")
+    assert "--dport 8080 -j DNAT" in rules
+    assert rules == RULES.setdefault(regime.proxy, rules)
 
 
 def sees_client(answer: Answer | Failure) -> bool:
