@@ -89,6 +89,8 @@ def together(old: Desired, new: Desired) -> Desired:
     """`new`, and the networks of `old` besides: for the moment in which both have rules in nat."""
     bridges = {each.bridge for each in new.networks}
     kept = tuple(each for each in old.networks if each.bridge not in bridges)
+    if not kept:
+        return new
     networks = sorted((*new.networks, *kept), key=network_order)
     return replace(new, networks=tuple(networks))
 

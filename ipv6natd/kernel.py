@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Mapping as Map
 from dataclasses import dataclass, replace
 
 from ipv6natd.contest import Contest
@@ -22,16 +23,22 @@ from ipv6natd.plan import (
     drifted,
     full_text,
     jumps_differ,
+    learned,
     plan,
     stands,
+    unread,
+    written,
 )
 from ipv6natd.rules import EMPTY, Ruleset, Table, TableRules
-from ipv6natd.ruleset import ruleset
+from ipv6natd.ruleset import filter_rules, ruleset
 
 log = logging.getLogger(__name__)
 
 SETTLE = 3
 """Writes in one pass before somebody else's edits in between are left to the next pass."""
+
+FEW = 4
+"""Chains that are read one by one; of more, all are read at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +104,16 @@ class Kernel:
         rules = ruleset(want)
         applied = self.applied
         if applied is not None and verify:
-            drift = self._drifted(applied, self.firewall.read())
+            now = self.firewall.read()
+            drift = self._drifted(applied, now)
             if drift:
                 # Kept until it is mended: the first try may fail on the very edit that it mends.
                 self._drift = drift
                 log.warning(
                     "somebody else changed our rules in %s; putting them back", _tables(drift)
                 )
+            else:
+                self.applied = applied = _with_own(applied, {t: now[t].own for t in Table})
         if applied is not None and applied.ruleset == rules and not self._drift:
             self.applied = replace(applied, desired=want)
             return Outcome(desired=want)
@@ -135,30 +145,22 @@ class Kernel:
         return self.order.given_up
 
     def _write(self, applied: Applied | None, want: Desired, rules: Ruleset) -> Outcome:
-        before = applied.ruleset if applied else None
-        interim = ruleset(together(applied.desired, want)).filter if applied else rules.filter
-        whole = bool(self._drift) or jumps_differ(before, rules)
+        interim = rules.filter
+        if applied is not None and (both := together(applied.desired, want)) is not want:
+            interim = filter_rules(both)
+        before = applied.ruleset if applied else EMPTY
         # From here on until it is known what stands, nothing is known.
         self.applied = None
-        for attempt in range(SETTLE):
-            read = self.firewall.read() if whole else None
-            keep = not self.order.given_up
-            for change in plan(
-                applied=before, interim=interim, wanted=rules, observed=read, keep_order=keep
-            ):
-                self.firewall.write(change)
-            observed = self.firewall.read()
-            if self._settled(rules, observed, keep_order=keep):
-                break
-            if self._settled(rules, observed, keep_order=False) and self._lost_order():
-                break
-            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
-            whole, before, interim = True, None, rules.filter
+        if applied is None or self._drift or jumps_differ(before, rules):
+            observed = self._write_whole(applied, interim, rules)
         else:
-            raise FirewallError("somebody else keeps changing our rules while they are written")
-        if applied is None or applied.ruleset.filter != rules.filter:
+            observed = dict(applied.observed)
+            for change in plan(applied=before, interim=interim, wanted=rules, observed=None):
+                self.firewall.write(change)
+                observed[change.table] = written(observed[change.table], change)
+        if applied is None or before.filter != rules.filter:
             self._keep(rules.filter)
-        added, removed = changed_rules(applied.ruleset if applied else EMPTY, rules)
+        added, removed = changed_rules(before, rules)
         for sign, lines in (("added", added), ("removed", removed)):
             for line in lines:
                 log.debug("rule %s: ip6tables %s", sign, line)
@@ -170,6 +172,51 @@ class Kernel:
             removed=len(removed),
         )
 
+    def _write_whole(
+        self, applied: Applied | None, interim: TableRules, rules: Ruleset
+    ) -> Observed:
+        """Each table as it should be, whatever stands there; returns what then stands."""
+        before = applied.ruleset if applied else None
+        for attempt in range(SETTLE):
+            keep = not self.order.given_up
+            for change in plan(
+                applied=before,
+                interim=interim,
+                wanted=rules,
+                observed=self.firewall.read(),
+                keep_order=keep,
+            ):
+                self.firewall.write(change)
+            observed = self.firewall.read()
+            if self._settled(rules, observed, keep_order=keep):
+                return observed
+            if self._settled(rules, observed, keep_order=False) and self._lost_order():
+                return observed
+            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
+            before, interim = None, rules.filter
+        raise FirewallError("somebody else keeps changing our rules while they are written")
+
+    @property
+    def unread(self) -> bool:
+        """Whether chains were written since that nobody has read back."""
+        return self.applied is not None and any(map(unread, self.applied.observed.values()))
+
+    def learn(self) -> bool:
+        """Read back what was written, to know it again; whether it is as it was written.
+
+        Apart from `sync`, since no event should wait for it.
+        """
+        applied = self.applied
+        if applied is None:
+            return True
+        names = {table: unread(seen) for table, seen in applied.observed.items()}
+        if sum(map(len, names.values())) > FEW:
+            own = {table: seen.own for table, seen in self.firewall.read().items()}
+        else:
+            own = {t: self.firewall.digests(t, each) for t, each in names.items() if each}
+        self.applied = _with_own(applied, own)
+        return not self.unread
+
     def _follow(self, want: Desired) -> None:
         """Let open flows go where the rules now in force lead."""
         before = [self._followed]
@@ -180,6 +227,11 @@ class Kernel:
             if concerns(old, want):
                 self._follow_flows(old, want)
         self._followed = want
+
+
+def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:
+    observed = {t: learned(seen, own.get(t, {})) for t, seen in applied.observed.items()}
+    return replace(applied, observed=observed)
 
 
 def remove_all(firewall: Firewall) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field, replace
 
 from ipv6natd.rules import (
     DOCKER_USER,
@@ -50,7 +51,7 @@ class ObservedTable:
 
     own: dict[str, str] = field(default_factory=dict)
     """Name of each chain with our prefix -> "N:digest": the number of its rules, and a digest over
-    them in the backend's own wording."""
+    them in the backend's own wording; "N:" while nobody has read what the kernel made of it."""
     jumps: tuple[ObservedJump, ...] = ()
     docker_user: int | None = None
     """Number of rules in DOCKER-USER; None where there is no such chain."""
@@ -191,9 +192,39 @@ def _without_comment(jump: BaseJump) -> BaseJump:
     return BaseJump(base=jump.base, rule=rule, first=jump.first)
 
 
+def written(observed: ObservedTable, change: TableChange) -> ObservedTable:
+    """What stands after a change of chains alone, as far as that is known without reading."""
+    gone = set(change.delete)
+    own = {name: digest for name, digest in observed.own.items() if name not in gone}
+    own |= {chain.name: f"{len(chain.rules)}:" for chain in change.chains}
+    return replace(observed, own=own)
+
+
+def unread(observed: ObservedTable) -> list[str]:
+    """Chains of which only the number of rules is known."""
+    return [name for name, digest in observed.own.items() if digest.endswith(":")]
+
+
+def learned(observed: ObservedTable, now: Map[str, str]) -> ObservedTable:
+    """With the digests that were read since, where they do not contradict."""
+    own = {
+        name: now[name] if digest.endswith(":") and _same(digest, now.get(name, "")) else digest
+        for name, digest in observed.own.items()
+    }
+    return replace(observed, own=own)
+
+
+def _same(expected: str, now: str) -> bool:
+    return now.startswith(expected) if expected.endswith(":") else now == expected
+
+
 def drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
     """Whether somebody else changed what is ours: a chain, a jump, or who comes first."""
-    return expected.own != now.own or _standing(expected, keep_order) != _standing(now, keep_order)
+    return (
+        expected.own.keys() != now.own.keys()
+        or not all(_same(digest, now.own[name]) for name, digest in expected.own.items())
+        or _standing(expected, keep_order) != _standing(now, keep_order)
+    )
 
 
 def stands(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
@@ -231,18 +262,21 @@ def _standing(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int,
 
 def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
     """(added, removed) rules between two rulesets, worded with table and chain."""
-    before, after = Counter(_worded(old)), Counter(_worded(new))
+    before, after = Counter(_worded(old, new)), Counter(_worded(new, old))
     return list((after - before).elements()), list((before - after).elements())
 
 
-def _worded(ruleset: Ruleset) -> Iterator[str]:
+def _worded(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
+    """The jumps, and the rules of chains that the other has not alike."""
     for table in Table:
         rules = ruleset.table(table)
         for jump in rules.jumps:
             yield f"-t {table} -A {jump.base} {words(jump.rule)}"
+        alike = {chain.name: chain for chain in other.table(table).chains}
         for chain in rules.chains:
-            for rule in chain.rules:
-                yield f"-t {table} -A {chain.name} {words(rule)}"
+            if alike.get(chain.name) != chain:
+                for rule in chain.rules:
+                    yield f"-t {table} -A {chain.name} {words(rule)}"
 
 
 def full_text(ruleset: Ruleset) -> str:

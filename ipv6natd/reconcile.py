@@ -254,6 +254,18 @@ class Reconciler:
         else:
             self._succeeded(outcome, waiters, round((time.monotonic() - began) * 1000))
         self._first_pass.set()
+        if self._kernel.unread and not self._woken.is_set():
+            await self._learn()
+
+    async def _learn(self) -> None:
+        try:
+            async with self._writing:
+                as_written = await in_thread(self._kernel.learn)
+        except FirewallError as error:
+            log.debug("cannot read back what was written: %s", error)
+            as_written = False
+        if not as_written:
+            self.verify()
 
     async def _remove_when_told(self) -> None:
         removals, self._removals = self._removals, []

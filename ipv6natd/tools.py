@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")
@@ -41,21 +41,28 @@ def call(
     timeout: float,
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
+    started: Callable[[int], None] = lambda _: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end, by its path and without a shell, in an environment of ours.
 
     Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds; it is
-    killed then. How it ended is for the caller to look at.
+    killed then. How it ended is for the caller to look at. `started` is told its process id.
     """
-    return subprocess.run(
+    with subprocess.Popen(
         argv,
-        input=stdin,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         # Comments of other people may hold any byte, and must come back as they were.
         encoding="utf-8",
         errors="surrogateescape",
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", **(environment or {})},
         cwd="/",
-        timeout=timeout,
-        check=False,
-    )
+    ) as process:
+        started(process.pid)
+        try:
+            out, err = process.communicate(stdin, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Protocol
 
 from ipv6natd.plan import Observed, TableChange
+from ipv6natd.rules import Table
 
 
 class Backend(StrEnum):
@@ -31,6 +33,12 @@ class Firewall(Protocol):
 
         A table that the kernel does not have yet reads as empty and is not made by reading.
         Raises FirewallError.
+        """
+
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """What read() says in `own` of these chains, without reading the others.
+
+        Raises FirewallError, also where one of them is not there.
         """
 
     def write(self, change: TableChange) -> None:

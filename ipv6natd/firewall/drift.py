@@ -1,8 +1,9 @@
 """Notices that somebody wrote to the tables, so that the loop looks; decides nothing.
 
-nft: the kernel announces each new generation of its rules, and `nft monitor` prints it: idle costs
-nothing. legacy: the kernel announces nothing, so sizes are compared every second, and the loop
-reads everything once a minute for edits that keep the size. Without nft the loop just reads often.
+nft: the kernel announces each new generation of its rules and who made it, and `nft monitor` prints
+that: idle costs nothing, and our own writes are known. legacy: the kernel announces nothing, so
+sizes are compared every second, and the loop reads everything once a minute for edits that keep the
+size. Without nft the loop just reads often.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +28,7 @@ RESTART_PAUSE = 1.0
 QUIET = 0.1
 """Seconds after an announcement before looking: a burst of writes is looked at once."""
 _NFT = find("nft")
+_GENERATION = re.compile(rb"^# new generation \d+(?: by process (\d+))?.*\n", re.MULTILINE)
 
 
 @runtime_checkable
@@ -36,6 +39,14 @@ class Counted(Protocol):
         """Whether they have another size than at the last read, by the loop or by anybody."""
 
 
+@runtime_checkable
+class Known(Protocol):
+    """A firewall whose own writes can be told from those of others."""
+
+    def wrote(self, process: int) -> bool:
+        """Whether this process was a write of ours; asked once for each."""
+
+
 def read_interval(firewall: Firewall) -> float:
     """Seconds between two complete reads that the loop has to do by itself."""
     if firewall.backend is Backend.NFT and not _NFT:
@@ -44,16 +55,45 @@ def read_interval(firewall: Firewall) -> float:
 
 
 async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
-    """Call `changed` when somebody, we included, may have written. Runs until cancelled."""
+    """Call `changed` when somebody else may have written. Runs until cancelled."""
     if isinstance(firewall, Counted):
         await _watch_counts(firewall, changed)
-    elif _NFT:
+    elif _NFT and isinstance(firewall, Known):
         while True:
             with contextlib.suppress(OSError):
-                await _monitor(_NFT, changed)
+                await _monitor(_NFT, firewall, changed)
             changed()
             log.debug("nft monitor ended; starting it again")
             await asyncio.sleep(RESTART_PAUSE)
+
+
+class Announcements:
+    """What `nft monitor` prints: lines of what is new and gone, then who did it."""
+
+    def __init__(self, ours: Callable[[int], bool]) -> None:
+        """`ours` tells whether a process was one of ours."""
+        self._ours = ours
+        self._rest = b""
+        self._touched = False
+
+    def concern_us(self, said: bytes) -> bool:
+        """Whether somebody else is known now to have written IPv6 rules."""
+        text = self._rest + said
+        found, start = False, 0
+        for end in _GENERATION.finditer(text):
+            ours = end[1] is not None and self._ours(int(end[1]))
+            found |= not ours and (self._touched or _names_ipv6(text[start : end.start()]))
+            self._touched, start = False, end.end()
+        # A long transaction comes in many pieces, the last line of each cut somewhere.
+        whole = max(start, text.rfind(b"\n") + 1)
+        self._touched |= _names_ipv6(text[start:whole])
+        self._rest = text[whole:]
+        return found
+
+
+def _names_ipv6(lines: bytes) -> bool:
+    # Docker writes IPv4 rules all the time.
+    return b" ip6 " in lines or b" inet " in lines
 
 
 async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
@@ -66,7 +106,7 @@ async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
         await asyncio.sleep(LOOK_EVERY)
 
 
-async def _monitor(nft: str, changed: Callable[[], None]) -> None:
+async def _monitor(nft: str, firewall: Known, changed: Callable[[], None]) -> None:
     process = await asyncio.create_subprocess_exec(
         nft,
         "monitor",
@@ -77,10 +117,9 @@ async def _monitor(nft: str, changed: Callable[[], None]) -> None:
     )
     assert process.stdout is not None
     try:
+        heard = Announcements(firewall.wrote)
         while said := await process.stdout.read(1 << 16):
-            # Docker writes IPv4 rules all the time. A word cut in two by the end of the read
-            # loses nothing: every announcement names its family more than once.
-            if b" ip6 " in said or b" inet " in said:
+            if heard.concern_us(said):
                 await asyncio.sleep(QUIET)
                 changed()
     finally:

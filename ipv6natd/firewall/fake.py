@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from itertools import pairwise
 
 from ipv6natd.firewall import Backend, FirewallError
@@ -36,6 +37,7 @@ class FakeFirewall:
         """What the next write fails with."""
         self.writes = 0
         self.reads = 0
+        self.looks = 0
 
     @property
     def backend(self) -> Backend:
@@ -46,6 +48,14 @@ class FakeFirewall:
         """See Firewall."""
         self.reads += 1
         return parse_save(self.dump())
+
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """See Firewall."""
+        self.looks += 1
+        own = parse_save(self.dump())[table].own
+        for name in chains:
+            _require(name in own, f"No chain by that name: {name}")
+        return {name: own[name] for name in chains}
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""

@@ -6,10 +6,11 @@ The service is up meanwhile and says what is missing; each pass that fails tries
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ipv6natd.firewall import Backend, Firewall
 from ipv6natd.plan import Observed, TableChange
+from ipv6natd.rules import Table
 
 
 class LateFirewall:
@@ -37,6 +38,10 @@ class LateFirewall:
     def read(self) -> Observed:
         """See Firewall."""
         return self._there().read()
+
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """See Firewall."""
+        return self._there().digests(table, chains)
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -80,11 +80,23 @@ class LegacyFirewall:
     def write(self, change: TableChange) -> None:
         """See Firewall."""
         if sum(len(chain.rules) for chain in change.chains) > self._large:
+            undisturbed = self._counted.get(change.table) == _counts(change.table)
             self._write_large(change)
+            if undisturbed:
+                self._counted[change.table] = _counts(change.table)
             return
-        with locked(self._timeout), _opened(change.table) as table:
-            _apply(table, change)
-            table.commit()
+        with locked(self._timeout):
+            undisturbed = self._counted.get(change.table) == _counts(change.table)
+            with _opened(change.table) as table:
+                _apply(table, change)
+                table.commit()
+            if undisturbed:
+                self._counted[change.table] = _counts(change.table)
+
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """See Firewall."""
+        with _opened(table) as opened:
+            return {name: _digest(opened, name) for name in chains}
 
     def changed_since_read(self) -> bool:
         """Whether the size of a table differs from what it was at the last read."""
@@ -95,8 +107,7 @@ class LegacyFirewall:
 
         An edit that keeps both numbers does not show. Raises FirewallError.
         """
-        names = present()
-        return {t: counts(t) if t in names else (0, 0) for t in Table}
+        return {table: _counts(table) for table in Table}
 
     def _write_large(self, change: TableChange) -> None:
         # The restore tool takes the lock itself, and knows a rule by its own words only.
@@ -113,6 +124,10 @@ class LegacyFirewall:
                     f"no jump is at {error} any more"
                 ) from None
         self._restore.write(change)
+
+
+def _counts(table: Table) -> tuple[int, int]:
+    return counts(table) if table in present() else (0, 0)
 
 
 @contextmanager
@@ -148,19 +163,26 @@ def _observed(name: Table) -> ObservedTable:
     docker_user = None
     with _opened(name) as table:
         for chain in [chain.name for chain in table.chains]:
-            digest = blake2b(digest_size=16)
-            count = 0
-            for rule, _ in _entries(table, chain):
-                if chain.startswith(PREFIX):
-                    digest.update(rule.key)
-                elif rule.concerns_us:
-                    jumps.append(rule.jump(chain, count))
-                count += 1
             if chain.startswith(PREFIX):
-                own[chain] = f"{count}:{digest.hexdigest()}"
-            elif chain == DOCKER_USER:
-                docker_user = count
+                own[chain] = _digest(table, chain)
+                continue
+            rules = [rule for rule, _ in _entries(table, chain)]
+            jumps += (r.jump(chain, at) for at, r in enumerate(rules) if r.concerns_us)
+            if chain == DOCKER_USER:
+                docker_user = len(rules)
     return ObservedTable(own=own, jumps=tuple(jumps), docker_user=docker_user)
+
+
+def _digest(table: Any, chain: str) -> str:
+    """As ObservedTable words it. Raises IPTCError where there is no such chain."""
+    if not table.is_chain(chain):
+        raise iptc.IPTCError(f"there is no chain {chain}")
+    digest = blake2b(digest_size=16)
+    count = 0
+    for rule, _ in _entries(table, chain):
+        digest.update(rule.key)
+        count += 1
+    return f"{count}:{digest.hexdigest()}"
 
 
 def _entries(table: Any, chain: str) -> Iterator[tuple[Entry, Any]]:

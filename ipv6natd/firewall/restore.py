@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections import deque
+from collections.abc import Callable, Iterable
 from collections.abc import Mapping as Map
+from contextlib import suppress
 
 from ipv6natd import counters
 from ipv6natd.counters import DnatKey
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.plan import Observed, TableChange
+from ipv6natd.rules import Table
 from ipv6natd.save_text import parse_save, render
 from ipv6natd.tools import DIRECTORIES, call, find
 
@@ -70,6 +74,8 @@ class RestoreFirewall:
         self._timeout = timeout
         self._restore = _tool(backend, "restore")
         self._save = _tool(backend, "save")
+        self._tool = _tool(backend)
+        self._writers: deque[int] = deque(maxlen=64)
 
     @property
     def backend(self) -> Backend:
@@ -87,13 +93,30 @@ class RestoreFirewall:
             )
         return parse_save(text)
 
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """See Firewall."""
+        lines = [f"*{table}\n"]
+        for name in chains:
+            said = _run([self._tool, "-w", "-t", table, "-S", name], timeout=self._timeout)
+            # "-N NAME", which a save words in another way, and its rules.
+            lines += f":{name} - [0:0]\n", said.partition("\n")[2]
+        return parse_save("".join([*lines, "COMMIT\n"]))[table].own
+
     def write(self, change: TableChange) -> None:
         """See Firewall."""
         self.restore(render(change))
 
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table in it. Raises FirewallError."""
-        _run([self._restore, "--noflush", "--wait"], stdin=text, timeout=self._timeout)
+        argv = [self._restore, "--noflush", "--wait"]
+        _run(argv, stdin=text, timeout=self._timeout, started=self._writers.append)
+
+    def wrote(self, process: int) -> bool:
+        """Whether this process was a write of ours; asked once for each."""
+        with suppress(ValueError):
+            self._writers.remove(process)
+            return True
+        return False
 
 
 def _find(name: str) -> str | None:
@@ -105,16 +128,16 @@ def _variant(tool: str) -> Backend:
     return Backend.NFT if "nf_tables" in _run([tool, "--version"]) else Backend.LEGACY
 
 
-def _tool(backend: Backend, verb: str) -> str:
-    named = _find(f"ip6tables-{backend}-{verb}")
+def _tool(backend: Backend, *verb: str) -> str:
+    name = "-".join(["ip6tables", backend, *verb])
+    named = _find(name)
     if named is not None:
         return named
-    common = _find(f"ip6tables-{verb}")
+    common = _find("-".join(["ip6tables", *verb]))
     if common is not None and _variant(common) is backend:
         return common
     raise FirewallError(
-        f"this host has no ip6tables-{backend}-{verb}: {INSTALL}, "
-        'or set backend = "auto" in the configuration'
+        f'this host has no {name}: {INSTALL}, or set backend = "auto" in the configuration'
     )
 
 
@@ -124,10 +147,16 @@ def _environment() -> dict[str, str]:
     return {LOCK_VARIABLE: lock} if lock else {}
 
 
-def _run(argv: list[str], *, stdin: str = "", timeout: float = TIMEOUT) -> str:
+def _run(
+    argv: list[str],
+    *,
+    stdin: str = "",
+    timeout: float = TIMEOUT,
+    started: Callable[[int], None] = lambda _: None,
+) -> str:
     command = " ".join(argv)
     try:
-        done = call(argv, stdin=stdin, timeout=timeout, environment=_environment())
+        done = call(argv, stdin=stdin, timeout=timeout, environment=_environment(), started=started)
     except subprocess.TimeoutExpired:
         raise FirewallError(
             f"{command} did not end within {timeout:g} s; "

@@ -218,6 +218,18 @@ def test_a_digest_does_not_depend_on_other_chains(host: Host) -> None:
     assert host.observed().own["IPV6NAT-FORWARD"] == before
 
 
+def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
+    rules = (*CT.rules, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
+    chains = (*FULL.chains, Chain(name="IPV6NAT-A", rules=rules), Chain(name="IPV6NAT-B"))
+    host.firewall.write(replace(FULL, chains=chains))
+    every = host.observed().own
+    few = ("IPV6NAT-A", "IPV6NAT-B", "IPV6NAT-CT")
+    assert host.firewall.digests(Table.FILTER, few) == {name: every[name] for name in few}
+    assert host.firewall.digests(Table.FILTER, ()) == {}
+    with pytest.raises(FirewallError):
+        host.firewall.digests(Table.FILTER, ("IPV6NAT-A", "IPV6NAT-NONE"))
+
+
 def test_an_edit_by_somebody_else_shows_in_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().own

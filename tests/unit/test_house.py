@@ -54,14 +54,14 @@ engine_rules  -> model
 engine_unit   ->
 explain       -> counters model networks port_outcomes rules status
 filters       -> model status
-firewall      -> plan
+firewall      -> plan rules
 firewall.choose  -> firewall firewall.legacy firewall.restore
 firewall.drift   -> background firewall tools
 firewall.engine  -> engine_rules firewall firewall.restore firewall.xtables leftovers model tools
 firewall.fake    -> firewall plan rules save_text
-firewall.late    -> firewall plan
+firewall.late    -> firewall plan rules
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
-firewall.restore -> counters firewall plan save_text tools
+firewall.restore -> counters firewall plan rules save_text tools
 firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model

@@ -412,6 +412,50 @@ def test_a_look_without_drift_writes_nothing(bench: Bench) -> None:
     run(bench, scenario)
 
 
+def test_a_change_is_one_write_a_table_and_no_read_of_all(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        writes, reads, looks = bench.firewall.writes, bench.firewall.reads, bench.firewall.looks
+        bench.facts.have(X, web("8080:80", "9090:80"))
+        await bench.passed()
+        await until(lambda: bench.firewall.looks == looks + 1)
+        assert bench.firewall.writes == writes + 1
+        bench.userland_proxy = lambda _: False
+        await bench.passed()
+        await until(lambda: bench.firewall.reads > reads)
+        reads = bench.firewall.reads
+        bench.facts.have(X, web("9090:80"))
+        await bench.passed()
+        await until(lambda: bench.firewall.looks == looks + 3)
+        assert bench.firewall.reads == reads
+
+    run(bench, scenario)
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_an_edit_of_what_was_just_written_is_noticed(bench: Bench, pause: bool) -> None:
+    """Whether or not there was time to read back how the kernel words it."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        looks = bench.firewall.looks
+        bench.facts.have(X, web("8080:80", "9090:80"))
+        take = "*nat\n-D IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 9090 -j DNAT {}\nCOMMIT\n"
+        take = take.format("--to-destination [fd00:a::2]:80")
+        if pause:
+            await bench.passed()
+            await until(lambda: bench.firewall.looks > looks)
+            bench.firewall.load(take)
+            bench.loop.verify()
+        else:
+            bench.firewall.intrusions = [lambda firewall: firewall.load(take)]
+            bench.loop.trigger()
+        await until(lambda: bench.status.drift_repairs == 1)
+        assert "--dport 9090" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
 def test_who_writes_between_our_write_and_read_is_noticed(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.firewall.intrusions = [FakeFirewall.flush]
