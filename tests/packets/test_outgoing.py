@@ -171,19 +171,30 @@ def test_o10_what_stays_on_the_link_is_not_rewritten(regime: Regime) -> None:
 
 
 def test_o10_a_container_finds_duplicates_and_reports_its_groups(regime: Regime) -> None:
-    with regime.container() as made:
-        made.ns.sysctl("net.ipv6.conf.eth0.accept_dad", 1)
-        made.ns.sysctl("net/ipv6/neigh/eth0/retrans_time_ms", 100)
-        made.ns.sysctl("net.ipv6.conf.eth0.router_solicitation_delay", 0)
+    added = {"fd00:a::2", "fd00:a::abcd"}
+    space = regime.x2.ns
+    knobs = {
+        "net.ipv6.conf.eth0.accept_dad": 1,
+        "net.ipv6.conf.eth0.router_solicitation_delay": 0,
+        "net.ipv6.neigh.eth0.retrans_time_ms": 100,
+    }
+    before = {key: space.sysctl(key) for key in knobs}
+    try:
+        for key, value in knobs.items():
+            space.sysctl(key, value)
         with watch(regime.host) as packets:
-            for address in ("fd00:a::3", "fd00:a::abcd"):
-                made.ns.ip(f"address add {address}/64 dev eth0")
-            unused = until(lambda: addresses(made.ns, "eth0 tentative"), {"fd00:a::3": True})
-            assert unused == {"fd00:a::3": True}
-            reports = [each for each in packets() if each.destination == MLD_ROUTERS]
-        assert reports
-        sources = {each.source for each in reports}
+            for address in added:
+                space.ip(f"address add {address}/64 dev eth0")
+            unused = until(lambda: addresses(space, "eth0 tentative"), {"fd00:a::2": True})
+            assert unused == {"fd00:a::2": True}
+            sources = {each.source for each in packets() if each.destination == MLD_ROUTERS}
+        assert sources
         assert all(each.is_link_local or each.is_unspecified for each in sources), sources
+    finally:
+        for address in added:
+            space.ip(f"address del {address}/64 dev eth0")
+        for key, old in before.items():
+            space.sysctl(key, old)
 
 
 def addresses(ns: Namespace, where: str) -> dict[str, bool]:

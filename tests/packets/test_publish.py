@@ -135,11 +135,9 @@ def test_p11_a_container_without_ipv6_is_skipped_with_the_reason(regime: Regime)
             rows = listed(regime.daemon, "skipped")
             return [each for each in rows if each["ContainerName"] == "p11"]
 
-        for _ in range(2):
-            (row,) = until(skipped, lambda found: len(found) == 1)
-            assert row["Port"] == "80/tcp"
-            assert "no IPv6 address" in row["Reason"]
-            regime.daemon.ctl("resync")
+        (row,) = until(skipped, lambda found: len(found) == 1)
+        assert row["Port"] == "80/tcp"
+        assert "no IPv6 address" in row["Reason"]
         assert dnats(regime.sandbox.rules(), port) == []
 
 
@@ -316,19 +314,6 @@ def test_one_source_port_towards_two_addresses_reaches_the_right_port_of_a_shift
                 assert answer.port == 7103
 
 
-def test_r6_a_restarted_container_is_followed_to_another_number(regime: Regime) -> None:
-    with regime.container(publish=["80"]) as made:
-        before = made.port()
-        opened(regime.client, before)
-        regime.engine.docker("restart", "--time=0", made.name)
-        again = regime.engine.container(made.name, network="X")
-        assert again.port() != before
-        with serve(again.ns, "again", tcp=[80]):
-            assert opened(regime.client, again.port()).server == "again"
-        assert dnats(regime.sandbox.rules(), before) == []
-        assert tcp(regime.client, HOST, before) is Failure.REFUSED
-
-
 @contextmanager
 def held(regime: Regime, ports: range) -> Iterator[None]:
     """Ports that somebody else has on IPv6 alone."""
@@ -341,24 +326,26 @@ def held(regime: Regime, ports: range) -> Iterator[None]:
         yield
 
 
-def test_r7_where_docker_chose_two_numbers_the_ipv6_one_is_opened_and_both_are_named(
-    regime: Regime,
-) -> None:
-    with (
-        regime.network() as network,
-        regime.container(network=network, publish=["80"]) as first,
-        held(regime, range(first.port() + 1, first.port() + 4)),
-        regime.container(network=network, publish=["80"]) as second,
-    ):
-        numbers = second.port(), second.port(family=4)
-        opened(regime.client, numbers[0])
-        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+def test_r6_r7_a_restarted_container_is_followed_to_its_new_ipv6_number(regime: Regime) -> None:
+    with regime.container(publish=["80"]) as made:
+        before = made.port()
+        opened(regime.client, before)
+        # Engines before 27 choose for IPv4 and IPv6 apart, and come to different numbers now.
+        with held(regime, range(before + 1, before + 4)):
+            regime.engine.docker("restart", "--time=0", made.name)
+        again = regime.engine.container(made.name, network="X")
+        numbers = again.port(), again.port(family=4)
+        with serve(again.ns, "again", tcp=[80]):
+            assert opened(regime.client, numbers[0]).server == "again"
+        assert dnats(regime.sandbox.rules(), before) == []
+        assert tcp(regime.client, HOST, before) is Failure.REFUSED
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == "X"]
         if regime.engine.release >= (27, 0):
-            assert numbers[0] == numbers[1]
+            assert numbers[0] == numbers[1] > before
             assert row["Warnings"] == []
             return
-        assert numbers[0] != numbers[1]
-        said = f"'{second.name}' the number {numbers[0]} on IPv6 and {numbers[1]} on IPv4"
+        assert numbers[0] > numbers[1] > before
+        said = f"'{made.name}' the number {numbers[0]} on IPv6 and {numbers[1]} on IPv4"
         assert said in row["Warnings"][-1]
         assert dnats(regime.sandbox.rules(), numbers[1]) == []
 
