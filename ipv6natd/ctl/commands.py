@@ -6,7 +6,7 @@ from ipv6natd.ctl import checking, explaining, lists, measured, prefix, steering
 from ipv6natd.ctl.usage import Command
 
 LOOK = "look (needs no root)"
-HELP = "on the way"
+SET_UP = "set up and watch"
 CHANGE = "change (root, or whoever polkit allows)"
 
 COMMANDS = {
@@ -36,22 +36,6 @@ COMMANDS = {
     "rules": Command(
         run=lists.rules, group=LOOK, about="the rules in force, as ip6tables-restore reads them"
     ),
-    "resync": Command(
-        run=steering.resync,
-        group=CHANGE,
-        about="compare engine and rules now and repair what differs",
-    ),
-    "reload": Command(
-        run=steering.reload,
-        group=CHANGE,
-        about="read the configuration again",
-    ),
-    "cleanup": Command(
-        run=steering.cleanup,
-        group=CHANGE,
-        about="remove all rules, and write none until resync",
-        flags=("leftovers", "dry-run"),
-    ),
     "explain": Command(
         run=explaining.explain,
         group=LOOK,
@@ -68,14 +52,30 @@ COMMANDS = {
         group=LOOK,
         about="what changes, as it changes, until interrupted",
     ),
+    "resync": Command(
+        run=steering.resync,
+        group=CHANGE,
+        about="compare engine and rules now and repair what differs",
+    ),
+    "reload": Command(
+        run=steering.reload,
+        group=CHANGE,
+        about="read the configuration again",
+    ),
+    "cleanup": Command(
+        run=steering.cleanup,
+        group=CHANGE,
+        about="remove all rules, and write none until resync",
+        flags=("leftovers", "dry-run"),
+    ),
     "metrics": Command(
         run=measured.metrics,
-        group=HELP,
+        group=SET_UP,
         about="counts and times for Prometheus, as text",
     ),
     "ula": Command(
         run=prefix.make,
-        group=HELP,
+        group=SET_UP,
         about="a random private prefix for your networks, and the lines that use it",
     ),
 }
