@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from ipv6natd import bus
+from ipv6natd import bus, dbus_wire
 from ipv6natd.bus import BUS
 from tests.lab import Bus, Daemon, Engine, Sandbox, serve, until
 from tests.lab.sandbox import Variant
 from tests.packets.asking import opened
 
 # The library is imported in one place, which knows what its import needs.
-BusVariant = vars(bus)["Variant"]
+BusVariant = vars(dbus_wire)["Variant"]
 SYSTEMD = "org.freedesktop.systemd1"
 LONGER_THAN_A_RETRY = 5.0
 
