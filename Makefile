@@ -17,8 +17,8 @@ demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox
 test: packages-lab packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
 	$(BIN)/pytest
 
-test-all: packages-lab packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md
-	$(BIN)/pytest --engines=all --report=docs/engines.md
+test-all: packages-lab packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md and behaviour.md
+	$(BIN)/pytest --engines=all --report=docs
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 

@@ -13,7 +13,7 @@ from tests.lab.leftovers import leftovers
 from tests.lab.namespace import Namespace
 from tests.lab.needs import need
 from tests.lab.probe import Answer, Failure, connect, ping, tcp, udp, until, watch
-from tests.lab.regime import Regime, regime
+from tests.lab.regime import Regime, Wanted, regime
 from tests.lab.sandbox import Sandbox
 from tests.lab.serve import Server, serve
 
@@ -29,6 +29,7 @@ __all__ = [
     "Regime",
     "Sandbox",
     "Server",
+    "Wanted",
     "connect",
     "leftovers",
     "need",

@@ -1,4 +1,8 @@
-"""The furnished lab that packet tests share: one for each variant, with and without the proxy."""
+"""The furnished lab that packet tests share: one for each variant, with and without the proxy.
+
+In a native one the engine does IPv6 NAT by itself and there is no ipv6natd: the same tests say
+there what Docker does, for docs/behaviour.md.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tests.lab.bus import Bus
 from tests.lab.daemon import Daemon
 from tests.lab.engine import Container, Engine, Network
 from tests.lab.namespace import Namespace
+from tests.lab.needs import alone
 from tests.lab.probe import Answer, tcp, until
 from tests.lab.sandbox import CLIENT, HOST, Sandbox, Variant
 from tests.lab.serve import serve
@@ -20,6 +26,22 @@ from tests.lab.tree import Suite
 
 DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
 """What gives the network "bridge" IPv6."""
+
+
+class Wanted(NamedTuple):
+    """A lab to run all tests in: whose engine, and how."""
+
+    suite: Suite | None
+    variant: Variant
+    proxy: bool
+    native: bool = False
+
+    @property
+    def id(self) -> str:
+        """By suite and not by version, which is known only once the engine is there."""
+        own = [self.suite] if self.suite else []
+        native = ["native"] if self.native else []
+        return "-".join([*own, *native, self.variant, "proxy" if self.proxy else "noproxy"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +62,6 @@ class Regime:
 
     sandbox: Sandbox
     engine: Engine
-    bus: Bus
-    daemon: Daemon
     x: Network
     y: Network
     inner: Network
@@ -50,7 +70,23 @@ class Regime:
     y1: Container
     i1: Container
     i2: Container
+    _bus: Bus | None
+    _daemon: Daemon | None
     _numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def native(self) -> bool:
+        """Whether the engine does it by itself, without ipv6natd."""
+        return self._daemon is None
+
+    @property
+    def daemon(self) -> Daemon:
+        """It ends the test in a native lab, which has none."""
+        return self._daemon or alone()
+
+    @property
+    def bus(self) -> Bus:
+        return self._bus or alone()
 
     @property
     def variant(self) -> Variant:
@@ -113,18 +149,26 @@ class Regime:
 
 
 @contextmanager
-def regime(variant: Variant, *, proxy: bool, suite: Suite | None = None) -> Iterator[Regime]:
+def regime(wanted: Wanted) -> Iterator[Regime]:
     """Build the furnished lab, and wait until the daemon has opened x1's port to the client.
 
     It does not insist on that: a daemon that does not do it fails the tests, each with its reason.
     """
     with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(variant))
+        sandbox = stack.enter_context(Sandbox(wanted.variant))
         engine = stack.enter_context(
-            Engine(sandbox, *DEFAULT_BRIDGE, userland_proxy=proxy, suite=suite)
+            Engine(
+                sandbox,
+                *DEFAULT_BRIDGE,
+                userland_proxy=wanted.proxy,
+                suite=wanted.suite,
+                ip6tables=wanted.native,
+            )
         )
-        bus = stack.enter_context(Bus(sandbox.dir))
-        daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
+        bus = daemon = None
+        if not wanted.native:
+            bus = stack.enter_context(Bus(sandbox.dir))
+            daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
         x = engine.network("X", "fd00:a::/64")
         y = engine.network("Y", "fd00:b::/64")
         inner = engine.network("I", "fd00:c::/64", "--internal")
@@ -151,11 +195,11 @@ def regime(variant: Variant, *, proxy: bool, suite: Suite | None = None) -> Iter
         yield Regime(
             sandbox=sandbox,
             engine=engine,
-            bus=bus,
-            daemon=daemon,
             x=x,
             y=y,
             inner=inner,
+            _bus=bus,
+            _daemon=daemon,
             **residents,
         )
 

@@ -53,6 +53,8 @@ class Ran:
     """Its version; it heads the columns."""
     where: str
     """The regime's name, or OWN."""
+    native: bool = False
+    """Whether it asked an engine that does IPv6 NAT by itself, without ipv6natd."""
     outcome: Outcome
 
 
@@ -63,16 +65,26 @@ class Report:
     root: Path
     ran: list[Ran] = field(default_factory=list)
 
+    @property
+    def date(self) -> str:
+        return datetime.now(UTC).date().isoformat()
+
+    @property
+    def beside(self) -> list[Ran]:
+        """With packets, and an engine that leaves IPv6 to ipv6natd."""
+        here = (each for each in self.ran if each.name.startswith("tests/packets/"))
+        return [each for each in here if not each.native]
+
     def text(self) -> str:
         facts = {
             "commit": commit(self.root),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": self.date,
             "engines": ", ".join(f"Docker {engine}" for engine in self.engines),
             "kernel": os.uname().release,
             "ip6tables": said("ip6tables", "--version").removeprefix("ip6tables "),
         }
         head = HEAD + "".join(f"| {key} | {value} |\n" for key, value in facts.items())
-        failed = [f"- Docker {each.engine}: {each.name}" for each in self.ran if is_failed(each)]
+        failed = [f"- Docker {each.engine}: {each.name}" for each in self.beside if is_failed(each)]
         parts = [
             head,
             "## Tests\n\n" + table(("engine", "where", *OUTCOMES), self.runs()),
@@ -84,23 +96,23 @@ class Report:
 
     @property
     def engines(self) -> list[str]:
-        return sorted({each.engine for each in self.ran}, key=numbers)
+        return sorted({each.engine for each in self.beside}, key=numbers)
 
     def runs(self) -> Iterator[Sequence[str]]:
         for engine in self.engines:
             # In the order in which they ran.
-            for where in dict.fromkeys(each.where for each in self.ran if each.engine == engine):
-                here = [e.outcome for e in self.ran if (e.engine, e.where) == (engine, where)]
+            for where in dict.fromkeys(each.where for each in self.beside if each.engine == engine):
+                here = [e.outcome for e in self.beside if (e.engine, e.where) == (engine, where)]
                 yield f"Docker {engine}", where, *(str(here.count(each)) for each in OUTCOMES)
 
     def scenarios(self) -> Iterator[Sequence[str]]:
-        ids = {scenario for each in self.ran for scenario in each.scenarios}
+        ids = {scenario for each in self.beside for scenario in each.scenarios}
         for scenario in sorted(ids, key=lambda each: (each[0], int(each[1:]))):
             yield scenario, *(self.result(scenario, engine) for engine in self.engines)
 
     def result(self, scenario: str, engine: str) -> str:
         """Such as "4 passed", over all tests and regimes."""
-        here = [e for e in self.ran if e.engine == engine and scenario in e.scenarios]
+        here = [e for e in self.beside if e.engine == engine and scenario in e.scenarios]
         count = Counter(each.outcome for each in here)
         return ", ".join(f"{count[each]} {each}" for each in OUTCOMES if count[each]) or "not run"
 
@@ -139,16 +151,21 @@ def commit(root: Path) -> str:
 
 def stale(root: Path, text: str) -> str | None:
     """Why a report is too old to be believed, or cannot be dated; None if it is good."""
-    found = re.search(r"^\| commit \| ([0-9a-f]{40})\b", text, re.MULTILINE)
-    if found is None:
+    found = re.findall(r"(?:^\| commit \| |\bat )([0-9a-f]{12,40})\b", text, re.MULTILINE)
+    if not found:
         return "it names no commit"
+    return next(filter(None, (outdated(root, each) for each in dict.fromkeys(found))), None)
+
+
+def outdated(root: Path, commit: str) -> str | None:
+    """Why what was measured at a commit says too little now."""
     try:
-        git(root, "cat-file", "-e", f"{found[1]}^{{commit}}")
+        git(root, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError as error:
         if git_says(root, "rev-parse", "--is-shallow-repository") == "true":
-            return f"this clone is shallow and lacks commit {found[1]}: `git fetch --unshallow`"
-        return f"its commit {found[1]} is not in this repository ({error})"
-    count = int(git(root, "rev-list", "--count", f"{found[1]}..HEAD", "--", *DECIDES))
+            return f"this clone is shallow and lacks commit {commit}: `git fetch --unshallow`"
+        return f"its commit {commit} is not in this repository ({error})"
+    count = int(git(root, "rev-list", "--count", f"{commit}..HEAD", "--", *DECIDES))
     if count > LIMIT:
         return f"{count} commits to what decides about packets came after it, more than {LIMIT}"
     return None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
-from typing import cast
 
 import pytest
 
@@ -19,12 +18,14 @@ from tests.lab import (
     Engine,
     Failure,
     Sandbox,
+    Wanted,
     serve,
     tcp,
     udp,
     until,
 )
-from tests.lab.sandbox import CLIENT, HOST, HOST4, Variant
+from tests.lab.needs import alone
+from tests.lab.sandbox import CLIENT, HOST, HOST4
 from tests.packets.asking import SHORT, dnats, listed, opened, peer, server
 
 GWBRIDGE = IPv6Network("fd00:3984:3989::/64")
@@ -38,7 +39,16 @@ class Swarm:
 
     sandbox: Sandbox
     engine: Engine
-    daemon: Daemon
+    _daemon: Daemon | None
+
+    @property
+    def native(self) -> bool:
+        return self._daemon is None
+
+    @property
+    def daemon(self) -> Daemon:
+        """It ends the test where the engine does it alone."""
+        return self._daemon or alone()
 
     def service(self, name: str, publish: str) -> Container:
         """Make a service with one task; the task's container."""
@@ -66,18 +76,29 @@ class Swarm:
         return IPv6Address(facts["Containers"][task.id]["IPv6Address"].partition("/")[0])
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
+NATIVE = Wanted("sid", "nft", True, native=True)
+WANTED = [
+    pytest.param(Wanted(None, "nft", True), id="nft"),
+    pytest.param(Wanted(None, "legacy", True), id="legacy"),
+    pytest.param(NATIVE, id=NATIVE.id, marks=pytest.mark.native),
+]
+
+
+@pytest.fixture(scope="module", params=WANTED)
 def swarm(request: pytest.FixtureRequest, tools: None) -> Iterator[Swarm]:  # noqa: ARG001
+    wanted: Wanted = request.param
     with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(cast(Variant, request.param)))
-        engine = stack.enter_context(Engine(sandbox))
-        bus = stack.enter_context(Bus(sandbox.dir))
-        daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
+        sandbox = stack.enter_context(Sandbox(wanted.variant))
+        engine = stack.enter_context(Engine(sandbox, suite=wanted.suite, ip6tables=wanted.native))
+        daemon = None
+        if not wanted.native:
+            bus = stack.enter_context(Bus(sandbox.dir))
+            daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
         engine.network("docker_gwbridge", GWBRIDGE, bridge="docker_gwbridge", options=NO_ICC)
         engine.docker("swarm", "init", f"--advertise-addr={HOST4}")
         engine.docker("network", "create", "-d", "overlay", "ov")
-        yield Swarm(sandbox=sandbox, engine=engine, daemon=daemon)
-        assert "Traceback" not in daemon.log
+        yield Swarm(sandbox=sandbox, engine=engine, _daemon=daemon)
+        assert daemon is None or "Traceback" not in daemon.log
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +119,8 @@ def test_w4_w5_a_port_in_ingress_mode_is_left_to_docker_and_tasks_are_kept_apart
                 to = swarm.gateway(another)
                 assert server(tcp(another.ns, to, 80)) in ("web", "other")
                 assert tcp(one.ns, to, 80, timeout=SHORT) is Failure.TIMEOUT
+        if swarm.native:
+            return
         (row,) = (each for each in listed(swarm.daemon, "skipped") if each["Network"] == "ingress")
         assert "in ingress mode are left to Docker" in row["Reason"]
     finally:

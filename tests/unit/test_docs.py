@@ -5,13 +5,21 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from tests.lab import behaviour
+from tests.lab.needs import lack
+from tests.lab.report import scenarios, stale
 from tests.unit.docs import KINDS, RULES_MD, SHAPES, reasons, rules_md
 from tests.unit.test_ruleset import GOLDEN, SITUATIONS
 
+ROOT = Path(__file__).parents[2]
+ENGINES_MD = ROOT / "docs" / "engines.md"
 COMMAND = "UPDATE_DOCS=1 .venv/bin/pytest tests/unit/test_docs.py"
 RULES = sorted(
     {
@@ -43,3 +51,28 @@ def test_every_rule_is_there_for_one_reason(rule: str) -> None:
 
 def test_every_reason_is_that_of_a_rule() -> None:
     assert {shape for rule in RULES for shape in reasons(rule)} == set(SHAPES)
+
+
+@pytest.mark.parametrize("page", [ENGINES_MD], ids=lambda page: page.name)
+def test_what_was_measured_is_about_the_rules_that_are_made_now(page: Path) -> None:
+    why = stale(ROOT, page.read_text()) if page.exists() else "there is none"
+    if why is not None:
+        lack(f"a new docs/{page.name}: {why}; `make test-all` writes it")
+
+
+COUNTS = [16, 16, 8, 8, 2, 10, 16, 15, 8, 8, 6, 15, 12, 9, 7]
+
+
+def test_every_scenario_is_there_and_in_a_test_or_with_the_reason_why_not() -> None:
+    rows = behaviour.rows()
+    count = Counter(row.id[0] for row in rows)
+    assert [count[letter] for letter in "PBRUSOHIVMWTFCK"] == COUNTS
+    tested = {
+        scenario
+        for path in ROOT.glob("tests/*/test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for scenario in scenarios(node.name, ast.get_docstring(node))
+    }
+    assert {row.id for row in rows if not row.untested} <= tested
+    assert tested <= {row.id for row in rows}

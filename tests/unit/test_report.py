@@ -1,23 +1,14 @@
-"""The report that `make test-all` writes: its words, and that it is not too old."""
+"""What `make test-all` writes, docs/engines.md and behaviour.md: the words, and how they age."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.lab.needs import lack
 from tests.lab.report import LIMIT, OWN, Outcome, Ran, Report, commit, scenarios, stale
-
-ROOT = Path(__file__).parents[2]
-REPORT = ROOT / "docs" / "engines.md"
-
-
-def test_the_report_is_about_the_rules_that_are_made_now() -> None:
-    why = stale(ROOT, REPORT.read_text()) if REPORT.exists() else "there is none"
-    if why is not None:
-        lack(f"a new docs/engines.md: {why}; `make test-all` writes it")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +26,7 @@ def test_ids_of_scenarios_come_from_names(name: str, doc: str | None, ids: tuple
 
 def ran(ids: str, engine: str, where: str, outcome: Outcome) -> Ran:
     return Ran(
-        name=f"test_{ids}[{where}]",
+        name=f"tests/packets/test_{ids}[{where}]",
         scenarios=tuple(ids.split()),
         engine=engine,
         where=where,
@@ -50,6 +41,8 @@ def test_the_report_counts_by_engine_and_by_scenario(repository: Path) -> None:
         ran("P1", "20.10.24", "nft-proxy", "passed"),
         ran("P1 P2", "20.10.24", "nft-noproxy", "passed"),
         ran("T1", "20.10.24", OWN, "skipped"),
+        dataclasses.replace(ran("P1", "28.5.2", "native", "failed"), native=True),
+        dataclasses.replace(ran("P1", "of no engine", OWN, "failed"), name="tests/unit/test_p1"),
     ]
     text = report.text()
     assert f"| commit | {commit(repository)} |\n" in text
@@ -71,7 +64,7 @@ def test_the_report_counts_by_engine_and_by_scenario(repository: Path) -> None:
         "| T1 | 1 skipped | not run |\n"
         "\n"
         "## Failed\n\n"
-        "- Docker 28.5.2: test_P1 P10[sid-nft-proxy]\n"
+        "- Docker 28.5.2: tests/packets/test_P1 P10[sid-nft-proxy]\n"
     )
     assert stale(repository, text) is None
 
