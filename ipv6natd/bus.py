@@ -142,12 +142,12 @@ class Connection:
             raise BusError(reply.error_name, text)
         return typing.cast("list[Any]", plain(reply.body))
 
-    def reply(self, call: Call, signature: str, values: list[Any]) -> None:
-        """Answer the call with values that fit the signature."""
-        self._answer(call, signature=signature, body=values)
+    def reply(self, call: Call, signature: str, values: list[Any]) -> int:
+        """Answer the call with values that fit the signature; the answer's size in bytes."""
+        return self._answer(call, signature=signature, body=values)
 
-    def reply_marshalled(self, call: Call, signature: str, data: bytes) -> None:
-        """Answer the call with a body that `marshal_rows` made."""
+    def reply_marshalled(self, call: Call, signature: str, data: bytes) -> int:
+        """Answer the call with a body that `marshal_rows` made; the answer's size in bytes."""
         message = MarshalledReply(
             message_type=MessageType.METHOD_RETURN,
             reply_serial=call.serial,
@@ -155,12 +155,11 @@ class Connection:
             signature=signature,
         )
         message.data = data
-        if call.wants_reply:
-            self._bus.send(message)
+        return self._bus.send(message) if call.wants_reply else 0
 
-    def refuse(self, call: Call, error: BusError) -> None:
-        """Answer the call with an error."""
-        self._answer(
+    def refuse(self, call: Call, error: BusError) -> int:
+        """Answer the call with an error; the answer's size in bytes."""
+        return self._answer(
             call,
             message_type=MessageType.ERROR,
             error_name=error.name,
@@ -168,10 +167,11 @@ class Connection:
             body=[bus_text(error.text)],
         )
 
-    def _answer(self, call: Call, **parts: Any) -> None:
+    def _answer(self, call: Call, **parts: Any) -> int:
         parts.setdefault("message_type", MessageType.METHOD_RETURN)
-        if call.wants_reply:
-            self._bus.send(Message(reply_serial=call.serial, destination=call.sender, **parts))
+        if not call.wants_reply:
+            return 0
+        return self._bus.send(Message(reply_serial=call.serial, destination=call.sender, **parts))
 
     def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
         """Send a signal to whoever listens; nothing when the bus is gone."""

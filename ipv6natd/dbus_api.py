@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ipv6natd import bus
 from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.dbus_limits import Limits
 from ipv6natd.dbus_members import Members, Method, Source, called
 from ipv6natd.dbus_objects import NAME
 from ipv6natd.dbus_signals import emit
-from ipv6natd.polkit import Action, Authority
+from ipv6natd.polkit import Authority
 from ipv6natd.status import Row, Status
 
 log = logging.getLogger(__name__)
 
 FAILED = "org.ipv6natd1.Error.Failed"
 
-MAX_UNANSWERED = 16
-"""Calls that one sender may have waiting."""
 MAX_UNSENT = 1000
 """Messages waiting for the bus above which signals are left out: nobody is reading."""
 FIRST_DELAY, LAST_DELAY = 0.2, 30.0
@@ -57,7 +55,7 @@ class BusService:
         self._authority = Authority()
         self._followers = (self._authority, *followers)
         self._connection: Connection | None = None
-        self._unanswered: Counter[str] = Counter()
+        self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
         self.owned = asyncio.Event()
         """Set while the name is ours."""
@@ -82,7 +80,7 @@ class BusService:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._unanswered.clear()
+            self._limits.clear()
             await connection.flush(1.0)
             connection.close()
 
@@ -113,39 +111,43 @@ class BusService:
         try:
             method = called(call)
             method.check(self._members, call)
-            if method.action is not None:
-                self._answer_later(call, method, method.action)
+            if method.action is None and self._limits.fits(call):
+                answer = method.answer(self._members, call)
+                assert isinstance(answer, list)  # nobody waits where everybody may
+                self._limits.sent(call, call.connection.reply(call, method.returns, answer))
                 return
-            answer = method.answer(self._members, call)
-            assert isinstance(answer, list)  # nobody waits where everybody may
-            call.connection.reply(call, method.returns, answer)
+            self._limits.begin(call)
         except Exception as error:
-            _refuse(call, error)
-
-    def _answer_later(self, call: Call, method: Method, action: Action) -> None:
-        if self._unanswered[call.sender] >= MAX_UNANSWERED:
-            text = f"{MAX_UNANSWERED} calls of yours wait for their answers: wait for one of them"
-            raise BusError(ERROR + "LimitsExceeded", text)
-        self._unanswered[call.sender] += 1
-        task = asyncio.create_task(self._answer(call, method, action))
+            self._refuse(call, error)
+            return
+        task = asyncio.create_task(self._answer(call, method))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, call: Call, method: Method, action: Action) -> None:
+    async def _answer(self, call: Call, method: Method) -> None:
         try:
-            await self._authority.check(call, action)
+            if method.action is not None:
+                await self._authority.check(call, method.action)
             answer = method.answer(self._members, call)
             result = answer if isinstance(answer, list) else await answer
             if isinstance(result, bytes):
-                call.connection.reply_marshalled(call, method.returns, result)
+                await self._limits.wait_for_room(call, len(result))
+                size = call.connection.reply_marshalled(call, method.returns, result)
             else:
-                call.connection.reply(call, method.returns, result)
+                await self._limits.wait_for_room(call)
+                size = call.connection.reply(call, method.returns, result)
+            self._limits.sent(call, size)
         except Exception as error:
-            _refuse(call, error)
+            self._refuse(call, error)
         finally:
-            self._unanswered[call.sender] -= 1
-            if self._unanswered[call.sender] <= 0:
-                del self._unanswered[call.sender]
+            self._limits.end(call)
+
+    def _refuse(self, call: Call, error: Exception) -> None:
+        if not isinstance(error, BusError):
+            log.error("%s failed", call.member, exc_info=error)
+            text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
+            error = BusError(FAILED, text)
+        self._limits.sent(call, call.connection.refuse(call, error))
 
 
 async def serve(
@@ -177,11 +179,3 @@ async def _own(connection: Connection) -> None:
     (result,) = await connection.call(*BUS, "RequestName", "su", NAME, 4)
     if result != 1:
         raise BusError(ERROR + "NameExists", f"another process owns {NAME} on the bus")
-
-
-def _refuse(call: Call, error: Exception) -> None:
-    if not isinstance(error, BusError):
-        log.error("%s failed", call.member, exc_info=error)
-        text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
-        error = BusError(FAILED, text)
-    call.connection.refuse(call, error)

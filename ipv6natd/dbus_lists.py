@@ -1,4 +1,8 @@
-"""The lists as they go out: marshalled once a generation, in a thread and in slices, then kept."""
+"""Long answers: made in threads, in slices, so that the loop never waits for them.
+
+The lists are marshalled once a generation and kept; everything else is made when it is asked for,
+one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ipv6natd.bus import ERROR, BusError
-from ipv6natd.dbus_values import marshal_rows
+from ipv6natd.dbus_values import marshal_rows, marshal_text
 from ipv6natd.filters import FilterError, matching
 from ipv6natd.status import Row, Status, mapping_rows, network_rows, skipped_rows
 
@@ -21,12 +26,13 @@ SLICE = 20
 
 
 class Lists:
-    """The three lists of a status that goes on."""
+    """What is listed of a status that goes on, as it goes out."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
         """`status` says the newest one."""
         self._status = status
         self._made: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
+        self._making = asyncio.Lock()
 
     async def rows(self, member: str) -> bytes:
         """The answer to ListMappings, ListNetworks or ListSkipped."""
@@ -46,23 +52,33 @@ class Lists:
             matching((), wanted)
         except FilterError as error:
             raise BusError("org.ipv6natd1.Error.InvalidFilter", str(error)) from None
-        return await asyncio.to_thread(_found, status, wanted)
+        return await self.made(partial(_found, status, wanted))
+
+    async def made(self, make: Callable[[], bytes]) -> bytes:
+        """An answer that is not kept; `make` is called in a thread."""
+        async with self._making:
+            return await asyncio.to_thread(make)
 
     def forget(self) -> None:
         """Megabytes that nobody will ask for again."""
         self._made.clear()
 
 
-async def marshalled(rows: Iterable[Row]) -> bytes:
-    """An answer of rows that is not kept; made in a thread."""
-    return await asyncio.to_thread(_body, rows)
+def rows_body(rows: Iterable[Row]) -> bytes:
+    """An `aa{sv}` answer. BusError when the bus would not carry it."""
+    return _fitting(marshal_rows(rows))
 
 
-def fits(size: int) -> None:
-    """Raises BusError for an answer of `size` bytes that the bus would not carry."""
-    if size > MAX_ANSWER:
-        text = f"the answer has {size >> 20} MiB, more than the bus carries: ask the kernel instead"
-        raise BusError(ERROR + "LimitsExceeded", text)
+def text_body(text: str) -> bytes:
+    """An `s` answer. BusError when the bus would not carry it."""
+    return _fitting(marshal_text(text))
+
+
+def _fitting(data: bytes) -> bytes:
+    if len(data) > MAX_ANSWER:
+        text = f"the answer has {len(data) >> 20} MiB, more than the bus carries"
+        raise BusError(ERROR + "LimitsExceeded", f"{text}: ask the kernel instead")
+    return data
 
 
 def _failed(task: asyncio.Task[bytes]) -> bool:
@@ -73,16 +89,16 @@ def _list_body(member: str, status: Status) -> bytes:
     """Runs in a thread."""
     match member:
         case "ListNetworks":
-            return _body(network_rows(status))
+            return rows_body(network_rows(status))
         case "ListSkipped":
-            return _body(skipped_rows(status))
+            return rows_body(skipped_rows(status))
         case _:
-            return _body(_sliced(status))
+            return rows_body(_sliced(status))
 
 
 def _found(status: Status, wanted: Map[str, Any]) -> bytes:
     """Runs in a thread."""
-    return _body(_sliced(replace(status, mappings=matching(status.mappings, wanted))))
+    return rows_body(_sliced(replace(status, mappings=matching(status.mappings, wanted))))
 
 
 def _sliced(status: Status) -> Iterator[Row]:
@@ -90,9 +106,3 @@ def _sliced(status: Status) -> Iterator[Row]:
     for first in range(0, len(status.mappings), SLICE):
         time.sleep(0)
         yield from mapping_rows(replace(status, mappings=status.mappings[first : first + SLICE]))
-
-
-def _body(rows: Iterable[Row]) -> bytes:
-    data = marshal_rows(rows)
-    fits(len(data))
-    return data

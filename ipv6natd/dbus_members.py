@@ -10,12 +10,13 @@ asks in Source, and its paragraph in org.ipv6natd1(5).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ipv6natd import log_control
 from ipv6natd.bus import ERROR, BusError, Call
-from ipv6natd.dbus_lists import Lists, fits, marshalled
+from ipv6natd.dbus_lists import Lists, rows_body, text_body
 from ipv6natd.dbus_objects import (
     INTROSPECTABLE,
     LOG,
@@ -27,7 +28,7 @@ from ipv6natd.dbus_objects import (
     SERVED,
     introspection,
 )
-from ipv6natd.dbus_values import bus_text, variants
+from ipv6natd.dbus_values import variants
 from ipv6natd.leftovers import Leftover
 from ipv6natd.polkit import Action
 from ipv6natd.status import Row, Status, SyncResult, leftover_row, properties
@@ -68,7 +69,7 @@ class Source(Protocol):
         ...
 
     def ruleset_text(self) -> str:
-        """The rules in force, as ip6tables-restore reads them."""
+        """The rules in force, as ip6tables-restore reads them. Called in a thread."""
         ...
 
 
@@ -103,11 +104,13 @@ class Members:
 
     async def leftovers(self, _call: Call) -> bytes:
         """ListLeftovers."""
-        return await marshalled(map(leftover_row, await self._source.leftovers()))
+        rows = map(leftover_row, await self._source.leftovers())
+        return await self.lists.made(partial(rows_body, rows))
 
     async def remove_leftovers(self, _call: Call) -> bytes:
         """CleanupLeftovers."""
-        return await marshalled(map(leftover_row, await self._source.remove_leftovers()))
+        rows = map(leftover_row, await self._source.remove_leftovers())
+        return await self.lists.made(partial(rows_body, rows))
 
     def rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
@@ -115,17 +118,16 @@ class Members:
 
     async def explain(self, call: Call) -> bytes:
         """Explain."""
-        return await marshalled(await self._source.explain(call.args[0]))
+        rows = await self._source.explain(call.args[0])
+        return await self.lists.made(partial(rows_body, rows))
 
     def found(self, call: Call) -> Awaitable[bytes]:
         """FindMappings."""
         return self.lists.found(call.args[0])
 
-    def ruleset(self, _call: Call) -> list[Any]:
+    def ruleset(self, _call: Call) -> Awaitable[bytes]:
         """GetRuleset."""
-        text = bus_text(self._source.ruleset_text())
-        fits(len(text.encode()))
-        return [text]
+        return self.lists.made(lambda: text_body(self._source.ruleset_text()))
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""

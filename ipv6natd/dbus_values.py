@@ -43,6 +43,12 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list) else value
 
 
+def marshal_text(text: str) -> bytes:
+    """The body of an `s` answer."""
+    data = bus_text(text).encode()
+    return struct.pack("<I", len(data)) + data + b"\0"
+
+
 def marshal_rows(rows: Iterable[Row]) -> bytes:
     """The body of an `aa{sv}` answer, built row by row, so that 10,000 never stand in memory.
 

@@ -47,11 +47,6 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
     buf: Any
     offset: int
 
-    def buffer_message(self, msg: Message, future: Any = None) -> None:
-        super().buffer_message(msg, future)
-        if isinstance(msg, MarshalledReply):
-            self.messages.put_nowait((msg.data, None, None))
-
     def write_callback(self) -> None:
         try:
             while self.buf is not None or not self.messages.empty():
@@ -167,12 +162,18 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         # What is left may stand in our own buffer, of which the loop knows nothing.
         self._loop.call_soon(self._message_reader)
 
-    def send(self, msg: Message) -> None:
-        """Put it into the queue; nothing when the connection is gone."""
+    def send(self, msg: Message) -> int:
+        """Put it into the queue; its size in bytes, or 0 when the connection is gone."""
         if self._disconnected:
-            return  # the descriptor may belong to somebody else by now
+            return 0  # the descriptor may belong to somebody else by now
         msg.serial = msg.serial or self.next_serial()
-        self._writer.schedule_write(msg)
+        parts = [msg._marshall()]
+        if isinstance(msg, MarshalledReply):
+            parts.append(msg.data)
+        for part in parts:
+            self._writer.messages.put_nowait((part, None, None))
+        self._writer.schedule_write()
+        return sum(map(len, parts))
 
     def disconnect(self) -> None:
         """End the connection, also one that never began."""

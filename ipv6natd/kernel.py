@@ -83,7 +83,8 @@ class Kernel:
 
     def text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
-        return full_text(self.applied.ruleset if self.applied else EMPTY)
+        applied = self.applied  # another thread may be in the middle of a pass
+        return full_text(applied.ruleset if applied else EMPTY)
 
     def remove(self) -> None:
         """Take all our rules out."""

@@ -1,11 +1,12 @@
 """Who may do what: root everything, everybody else what polkit says of the action.
 
-Where polkit is missing or broken everybody may look and only root may change. The actions and
+Where polkit is missing or fails everybody may look and only root may change. The actions and
 their defaults are in dbus/org.ipv6natd1.policy.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from enum import StrEnum
 
@@ -16,10 +17,12 @@ log = logging.getLogger(__name__)
 
 NAME = "org.freedesktop.PolicyKit1"
 AUTHORITY = (NAME, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority")
-PATIENCE = 5.0
-"""Seconds before polkit counts as broken."""
+PATIENCE = 20.0
+"""Seconds that polkit has to answer by itself. Its answer may stand in a queue with many calls."""
 DIALOG_PATIENCE = 120.0
 """Seconds that somebody has to type a password."""
+MAX_ASKED, MAX_DIALOGS = 64, 16
+"""Questions that wait for polkit at one time: the bus allows 128 calls of ours to wait."""
 MAX_KNOWN = 1000
 """Senders to remember. They are forgotten together, and then asked about again."""
 
@@ -53,6 +56,8 @@ class Authority:
 
     def __init__(self) -> None:
         """Nothing is known before anybody calls."""
+        self._asked = asyncio.Semaphore(MAX_ASKED)
+        self._dialogs = 0
         self._uids: dict[str, int] = {}
         self._may_look: set[str] = set()
 
@@ -102,27 +107,40 @@ class Authority:
 
     async def _check_user(self, call: Call, action: Action) -> None:
         try:
-            authorized, challenge = await _asked(call, action, dialog=False)
+            async with self._asked:
+                authorized, challenge = await _answer(call, action, dialog=False)
         except BusError as error:
             log.debug("polkit does not say whether %s may be done: %s", action, error.text)
+            if error.name == ERROR + "NoReply":
+                # Anybody can keep it busy, and what an administrator closed must stay closed.
+                raise _denied("polkit is too busy to answer", action) from None
             if action is Action.INSPECT:
                 return
             raise _denied("only root may do that", action) from None
-        if authorized:
-            return
-        if challenge and call.interactive:
-            try:
-                authorized, _ = await _asked(call, action, dialog=True)
-            except BusError:
-                raise _denied("nobody typed the password for that", action) from None
-        elif challenge:
-            text = f"that takes a password, and nobody can be asked for it: {AS_ROOT[action]}"
-            raise BusError(ERROR + "InteractiveAuthorizationRequired", text)
+        if challenge and not authorized:
+            authorized = await self._dialog(call, action)
         if not authorized:
             raise _denied(f"polkit does not allow you {action}", action)
 
+    async def _dialog(self, call: Call, action: Action) -> bool:
+        """Have somebody asked for a password."""
+        if not call.interactive:
+            text = f"that takes a password, and nobody can be asked for it: {AS_ROOT[action]}"
+            raise BusError(ERROR + "InteractiveAuthorizationRequired", text)
+        if self._dialogs >= MAX_DIALOGS:
+            text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
+            raise BusError(ERROR + "LimitsExceeded", text)
+        self._dialogs += 1
+        try:
+            authorized, _ = await _answer(call, action, dialog=True)
+        except BusError:
+            raise _denied("nobody typed the password for that", action) from None
+        finally:
+            self._dialogs -= 1
+        return authorized
 
-async def _asked(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
+
+async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
     """Whether the caller is authorized, and whether a password would make it so."""
     subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
     ((authorized, challenge, _details),) = await call.connection.call(

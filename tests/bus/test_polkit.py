@@ -21,6 +21,7 @@ from ipv6natd.dbus_objects import MANAGER
 from ipv6natd.polkit import Action
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.lab.needs import lack, need
+from tests.unit.waiting import until
 
 ROOT, GAMES, NOBODY = 0, 5, 65534
 DENIED = ERROR + "AccessDenied"
@@ -155,19 +156,64 @@ def test_a_refusal_names_the_way_out(bus: Bus) -> None:
     run(body())
 
 
-@pytest.mark.parametrize("how", ["error", "silence"])
-def test_where_polkit_is_broken_everybody_looks_and_root_changes(
-    bus: Bus, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polkit, "PATIENCE", 0.3)
-
+def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> None:
     async def body() -> None:
-        fake = FakePolkit(silent=how == "silence")
+        fake = FakePolkit()
         fake.error = BusError("org.freedesktop.PolicyKit1.Error.Failed", "no rules")
         async with serving(bus, FakeSource(status())), authority(bus, fake):
             assert await outcome(bus, NOBODY, "ListMappings") == ""
             assert await outcome(bus, NOBODY, "Resync", interactive=True) == DENIED
             assert await outcome(bus, ROOT, "Resync") == ""
+
+    run(body())
+
+
+def test_a_polkit_that_is_kept_busy_opens_nothing(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody could do that, to see what an administrator closed."""
+    monkeypatch.setattr(polkit, "PATIENCE", 0.3)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), authority(bus, FakePolkit(silent=True)):
+            assert await outcome(bus, NOBODY, "ListMappings") == DENIED
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == DENIED
+            assert await outcome(bus, ROOT, "ListMappings") == ""
+            assert await outcome(bus, ROOT, "Resync") == ""
+
+    run(body())
+
+
+def test_no_more_questions_wait_than_the_bus_lets_wait(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the bus would refuse them, and polkit would seem to be missing."""
+    monkeypatch.setattr(polkit, "MAX_DIALOGS", 2)
+
+    async def body() -> None:
+        fake = FakePolkit(typed=None)
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status())))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(8)]
+            waiting = [
+                asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users[:2]
+            ]
+            await until(lambda: service._authority._dialogs == 2)
+            with pytest.raises(BusError, match="2 people are being asked") as caught:
+                await ask(users[2], "Resync", interactive=True)
+            assert caught.value.name == ERROR + "LimitsExceeded"
+            fake.silent = True
+            waiting += [
+                asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(14)
+            ]
+            await until(lambda: service._authority._asked.locked())
+            connection = service._connection
+            assert connection is not None
+            assert len(connection._bus._method_return_handlers) <= 64 + 2
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     run(body())
 

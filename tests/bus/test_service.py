@@ -540,7 +540,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
         source.gate = asyncio.Event()
         async with serving(bus, source) as service, client(bus) as greedy, client(bus) as other:
             waiting = [asyncio.create_task(ask(greedy, "Resync")) for _ in range(16)]
-            await until(lambda: sum(service._unanswered.values()) == 16)
+            await until(lambda: sum(service._limits._unanswered.values()) == 16)
             with pytest.raises(BusError, match="16 calls of yours wait") as caught:
                 await ask(greedy, "ListMappings")
             assert caught.value.name == ERROR + "LimitsExceeded"
@@ -549,7 +549,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
             source.gate.set()
             await asyncio.gather(*waiting)
             assert await ask(greedy, "ListMappings") == []
-            assert not service._unanswered
+            assert not service._limits._unanswered
 
     run(body())
 
@@ -561,12 +561,12 @@ def test_waiting_calls_end_with_their_connection(bus: Bus) -> None:
         async with serving(bus, source) as service:
             async with client(bus) as root:
                 waiting = asyncio.create_task(ask(root, "Resync"))
-                await until(lambda: service._unanswered)
+                await until(lambda: service._limits._unanswered)
                 bus.stop()
                 with pytest.raises(BusError):
                     await waiting
             await until(lambda: not service._tasks)
-            assert not service._unanswered
+            assert not service._limits._unanswered
 
     run(body())
 

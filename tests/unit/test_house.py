@@ -39,7 +39,8 @@ daemon        -> background bus config conntrack dbus_api docker_watch explain f
                  firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
                  firewalld host_checks host_facts kept leftovers logs model notify reconcile
                  snapshot status textfile
-dbus_api      -> bus dbus_members dbus_objects dbus_signals polkit status
+dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
+dbus_limits   -> bus
 dbus_lists    -> bus dbus_values filters status
 dbus_members  -> bus dbus_lists dbus_objects dbus_values leftovers log_control polkit status
 dbus_objects  ->
