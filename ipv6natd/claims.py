@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
-from itertools import groupby
 
 from ipv6natd.model import (
     ANY,
     LINK_LOCAL,
+    LOOPBACK,
     Container,
+    ManagedBy,
     Mapping,
     Network,
     Opened,
@@ -23,6 +24,9 @@ from ipv6natd.model import (
 from ipv6natd.networks import Place, gateway6, places
 
 ANY_IPV4 = IPv4Address(0)
+_PROTOCOLS = sorted(Protocol)
+_PROTOCOL, _ADDRESS = 16, 24
+"""The lowest bits of each in a place; below them is the port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,19 @@ class Claim:
     host_address: IPv6Address
     host_port: int
     container_port: int
+    place: int
+    """Tells host ports apart and puts them in order: a number, because there may be very many."""
+
+
+def _place(protocol: Protocol, address: IPv6Address, port: int) -> int:
+    # A binding to an address precedes a wildcard: the first matching rule wins.
+    last = 1 << 128 if address == ANY else int(address)
+    return last << _ADDRESS | _PROTOCOLS.index(protocol) << _PROTOCOL | port
+
+
+def on_loopback(claim: Claim) -> bool:
+    """Whether it is for [::1], which no rule can forward."""
+    return claim.place >> _ADDRESS == int(LOOPBACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,7 @@ def wants(
                     host_address=host_address,
                     host_port=binding.host_port,
                     container_port=binding.container_port,
+                    place=_place(binding.protocol, host_address, binding.host_port),
                 )
             )
     warnings = [(here.id, each) for each in _uneven(container)] if here and claims else []
@@ -190,81 +208,100 @@ def _opened(
 
 
 def settled(claims: list[Claim]) -> tuple[list[Claim], list[Skipped]]:
-    """One owner for each protocol, address and port: the container whose id sorts first."""
-    owners: dict[tuple[Protocol, IPv6Address, int], Claim] = {}
-    beaten: list[Skipped] = []
-    for claim in sorted(claims, key=lambda each: (each.container.id, each.container_port)):
-        key = (claim.protocol, claim.host_address, claim.host_port)
-        owner = owners.setdefault(key, claim)
+    """One owner for each host port, in their order: the container whose id sorts first."""
+    owners: dict[int, Claim] = {}
+    beaten: list[Claim] = []
+    for claim in claims:
+        owner = owners.setdefault(claim.place, claim)
         # `::` and, where that counts too, 0.0.0.0 of one port are one claim made twice.
-        if owner != claim:
-            beaten.append(
-                Skipped(
-                    container_name=claim.container.name,
-                    network=claim.network.name,
-                    port=f"{claim.container_port}/{claim.protocol}",
-                    reason=(
-                        f"[{claim.host_address}]:{claim.host_port} already belongs to container "
-                        f"'{owner.container.name}'; publish one of them elsewhere"
-                    ),
-                )
-            )
-    return list(owners.values()), beaten
-
-
-def _run_order(claim: Claim) -> tuple[bool, IPv6Address, Protocol, int]:
-    # A binding to an address precedes a wildcard: the first matching rule wins.
-    return claim.host_address == ANY, claim.host_address, claim.protocol, claim.host_port
-
-
-def runs(claims: Iterable[Claim]) -> Iterator[Mapping]:
-    """Claims -> Mappings, in the order in which their rules have to stand."""
-    run: Mapping | None = None
-    for claim in sorted(claims, key=_run_order):
-        if run is not None and _continues(run, claim):
-            run = replace(run, count=run.count + 1)
-            continue
-        if run is not None:
-            yield run
-        run = Mapping(
-            container_id=claim.container.id,
+        if owner is not claim and owner != claim:
+            owners[claim.place], loser = sorted((owner, claim), key=_age)
+            beaten.append(loser)
+    skipped = [
+        Skipped(
             container_name=claim.container.name,
-            network_id=claim.network.id,
-            network_name=claim.network.name,
-            bridge=claim.network.bridge,
-            protocol=claim.protocol,
-            host_address=claim.host_address,
-            host_port=claim.host_port,
-            container_address=claim.address,
-            container_port=claim.container_port,
+            network=claim.network.name,
+            port=f"{claim.container_port}/{claim.protocol}",
+            reason=(
+                f"[{claim.host_address}]:{claim.host_port} already belongs to container "
+                f"'{owners[claim.place].container.name}'; publish one of them elsewhere"
+            ),
         )
-    if run is not None:
-        yield run
+        for claim in sorted(beaten, key=_age)
+    ]
+    return [owners[place] for place in sorted(owners)], skipped
 
 
-def _continues(run: Mapping, claim: Claim) -> bool:
-    return (
-        run.container_id == claim.container.id
-        and run.protocol is claim.protocol
-        and run.host_address == claim.host_address
-        and run.host_port_end + 1 == claim.host_port
-        and run.container_port_end + 1 == claim.container_port
+def _age(claim: Claim) -> tuple[str, int]:
+    return claim.container.id, claim.container_port
+
+
+Run = tuple[Claim, int]
+"""The first of so many claims on host ports in a row."""
+
+
+def same_run(run: Run) -> object:
+    """What tells one run from another as long as its claims live."""
+    return id(run[0]), run[1]
+
+
+def runs(claims: Iterable[Claim]) -> Iterator[Run]:
+    """Claims in their order -> runs of one container's that keep step."""
+    return _in_rows(
+        claims,
+        lambda first, claim, count: (
+            claim.container is first.container
+            and claim.container_port == first.container_port + count
+        ),
     )
 
 
-def refused(claims: Iterable[Claim]) -> Iterator[Refused]:
-    """Host ports on which clients that cannot be forwarded are told so, in runs."""
-    ports = sorted({(each.host_address, each.protocol, each.host_port) for each in claims})
-    for (host_address, protocol), group in groupby(ports, key=lambda each: each[:2]):
-        first = last = -1
-        for _, _, port in group:
-            if port == last + 1:
-                last = port
-                continue
-            if first >= 0:
-                yield Refused(protocol=protocol, host_address=host_address, first=first, last=last)
-            first = last = port
-        yield Refused(protocol=protocol, host_address=host_address, first=first, last=last)
+def rows(claims: Iterable[Claim]) -> Iterator[Run]:
+    """Claims in their order -> ports in a row, whosever they are."""
+    return _in_rows(claims, lambda *_: True)
+
+
+def _in_rows(claims: Iterable[Claim], more: Callable[[Claim, Claim, int], bool]) -> Iterator[Run]:
+    first, count = None, 0
+    for claim in claims:
+        if first is not None and claim.place == first.place + count and more(first, claim, count):
+            count += 1
+            continue
+        if first is not None:
+            yield first, count
+        first, count = claim, 1
+    if first is not None:
+        yield first, count
+
+
+def mapping(run: Run, managed_by: ManagedBy) -> Mapping:
+    """What the container of a run is forwarded."""
+    claim, count = run
+    return Mapping(
+        container_id=claim.container.id,
+        container_name=claim.container.name,
+        network_id=claim.network.id,
+        network_name=claim.network.name,
+        bridge=claim.network.bridge,
+        protocol=claim.protocol,
+        host_address=claim.host_address,
+        host_port=claim.host_port,
+        container_address=claim.address,
+        container_port=claim.container_port,
+        count=count,
+        managed_by=managed_by,
+    )
+
+
+def refused(row: Run) -> Refused:
+    """Where clients that cannot be forwarded are told so."""
+    claim, count = row
+    return Refused(
+        protocol=claim.protocol,
+        host_address=claim.host_address,
+        first=claim.host_port,
+        last=claim.host_port + count - 1,
+    )
 
 
 def merged(opened: Iterable[Opened]) -> Iterator[Opened]:

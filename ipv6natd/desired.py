@@ -5,14 +5,28 @@ Every decision about who may be reached how is made in the core; the shell makes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from itertools import compress
+from operator import itemgetter
 
-from ipv6natd.claims import Claim, merged, refused, runs, settled, wants
+from ipv6natd.claims import (
+    Claim,
+    Run,
+    Wants,
+    mapping,
+    merged,
+    on_loopback,
+    refused,
+    rows,
+    runs,
+    same_run,
+    settled,
+    wants,
+)
 from ipv6natd.model import (
-    LOOPBACK,
+    Container,
     Desired,
     EngineRules,
     ManagedBy,
@@ -20,10 +34,12 @@ from ipv6natd.model import (
     Network,
     Policy,
     Protocol,
+    Refused,
     Skipped,
     Snapshot,
 )
 from ipv6natd.networks import managed, network_order
+from ipv6natd.remember import Remembered
 
 MAX_WARNINGS = 5
 """Ports that are named for one network."""
@@ -41,48 +57,74 @@ _UNTRACKED = (
 )
 
 
-def desired(snapshot: Snapshot, policy: Policy) -> Desired:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What parts of the picture came to, for the next one, in which most of it is the same."""
+
+    wants: Remembered[Container, Wants] = field(default_factory=Remembered)
+    mappings: Remembered[Run, Mapping] = field(default_factory=lambda: Remembered(same_run))
+    refused: Remembered[Run, Refused] = field(default_factory=lambda: Remembered(same_run))
+
+
+def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) -> Desired:
     """What should hold, given what is.
 
     The order of everything in the answer depends on nothing but the facts, so that equal facts
     give equal rules to the byte.
     """
+    memory = memory or Memory()
     networks, skipped = managed(snapshot, policy)
     every = sorted(snapshot.networks, key=network_order)
-    wanted = [
-        wants(container, every, networks, policy)
-        for container in sorted(snapshot.containers, key=lambda each: (each.name, each.id))
-    ]
+    wanted = memory.wants.all(
+        snapshot.containers,
+        lambda container: wants(container, every, networks, policy),
+        basis=(every, networks, policy),
+    )
     claims, beaten = settled([claim for each in wanted for claim in each.claims])
     engine_writes = _engine_writes(claims, snapshot)
     if engine_writes:
         networks = _by_whom(networks, snapshot.engine_rules)
     ours = {each.bridge for each in networks.values() if each.managed_by is ManagedBy.IPV6NATD}
     opened = [each for want in wanted for each in want.opened if each.bridge in ours]
-    skipped += [each for want in wanted for each in want.skipped] + beaten
+    special = _special(snapshot.containers, wanted)
+    skipped += [each for want in special for each in want.skipped] + beaten
     if not snapshot.tracks_sctp:
         sctp = [each.protocol is Protocol.SCTP and each.network.bridge in ours for each in claims]
         skipped += [_skipped(each, _UNTRACKED) for each in compress(claims, sctp)]
         claims = [each for each, lost in zip(claims, sctp, strict=True) if not lost]
     if not snapshot.userland_proxy:
-        skipped += [_skipped(each, _LOOPBACK) for each in claims if each.host_address == LOOPBACK]
-    mappings = [
-        replace(each, managed_by=networks[each.network_id].managed_by)
-        for each in runs(each for each in claims if each.host_address != LOOPBACK)
-    ]
-    kept = [each for each in claims if each.network.bridge in ours]
-    warnings = [each for want in wanted for each in want.warnings]
+        skipped += [_skipped(each, _LOOPBACK) for each in claims if on_loopback(each)]
+    mappings = memory.mappings.all(
+        runs(each for each in claims if not on_loopback(each)),
+        lambda run: mapping(run, networks[run[0].network.id].managed_by),
+        basis=ours,
+    )
+    refusals: list[Refused] = []
+    if not snapshot.userland_proxy:
+        kept = (each for each in claims if each.network.bridge in ours)
+        refusals = memory.refused.all(rows(kept), refused)
+    warnings = [each for want in special for each in want.warnings]
     warnings += _absent(mappings, snapshot.host_addresses)
     return Desired(
         networks=tuple(_warned(networks, warnings)),
         mappings=tuple(mappings),
-        refused=() if snapshot.userland_proxy else tuple(refused(kept)),
+        refused=tuple(refusals),
         opened=tuple(merged(opened)),
         skipped=tuple(dict.fromkeys(skipped)),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
         engine_writes=engine_writes,
     )
+
+
+def _special(containers: Iterable[Container], wanted: list[Wants]) -> list[Wants]:
+    """Those of which there is something to tell, in the order of the containers' names."""
+    told = [
+        (container.name, container.id, want)
+        for container, want in zip(containers, wanted, strict=True)
+        if want.skipped or want.warnings
+    ]
+    return [want for _, _, want in sorted(told, key=itemgetter(0, 1))]
 
 
 def together(old: Desired, new: Desired) -> Desired:
@@ -133,13 +175,14 @@ def _absent(
 
     Their rules are harmless, and come to life with the address.
     """
-    for mapping in mappings:
-        if own is not None and not mapping.wildcard and mapping.host_address not in own:
+    if own is None:
+        return
+    for each in mappings:
+        if not each.wildcard and each.host_address not in own:
             yield (
-                mapping.network_id,
-                f"port {mapping.host_port}/{mapping.protocol} of container "
-                f"'{mapping.container_name}' is bound to {mapping.host_address}, which is no "
-                "address of this host now",
+                each.network_id,
+                f"port {each.host_port}/{each.protocol} of container '{each.container_name}' is "
+                f"bound to {each.host_address}, which is no address of this host now",
             )
 
 

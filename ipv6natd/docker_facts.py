@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterator
 from collections.abc import Mapping as Map
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_address
+from sys import intern
 from typing import Any
 
 from ipv6natd.model import (
+    ANY,
     GWBRIDGE,
     Container,
     Endpoint,
@@ -303,8 +306,14 @@ def _trusted(options: dict[str, Any], warnings: list[str]) -> Iterator[str]:
             warnings.append(f"{key} names {shown(name)}, which is no interface name; left out")
 
 
+@lru_cache(maxsize=256)
 def _parsed(text: str) -> IPv4Address | IPv6Address | None:
-    """An address without a zone; `::ffff:a.b.c.d` is the IPv4 address that Docker binds for it."""
+    """An address without a zone; `::ffff:a.b.c.d` is the IPv4 address that Docker binds for it.
+
+    The same few stand in every container, and need not be read nor kept ten thousand times.
+    """
+    if text == "::":
+        return ANY
     try:
         address = ip_address(text)
     except (ValueError, AddressValueError):
@@ -332,7 +341,7 @@ def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
         # A 20.10 gateway may come with a prefix length or as "<nil>": only its presence counts.
         gateway6 = _parsed(_str(facts.get("IPv6Gateway")).partition("/")[0])
         yield Endpoint(
-            network_id=network_id,
+            network_id=intern(network_id),
             address=address if isinstance(address, IPv6Address) and not ipv6_off else None,
             has_gateway4=bool(_str(facts.get("Gateway"))),
             has_gateway6=isinstance(gateway6, IPv6Address) and not ipv6_off,

@@ -302,7 +302,12 @@ class DockerWatch:
             self._hinted.set()
 
     def _merged(self, known: dict[str, T], listed: Iterable[T | None]) -> dict[str, T]:
-        fresh = {each.id: each for each in listed if each and each.id not in self._read_since_list}
+        # What is as it was stays the object it was: nobody then has to look at it again.
+        fresh = {
+            each.id: known[each.id] if known.get(each.id) == each else each
+            for each in listed
+            if each and each.id not in self._read_since_list
+        }
         kept = {key: value for key, value in known.items() if key in self._read_since_list}
         return fresh | kept
 
@@ -324,12 +329,13 @@ class _Unclear(Exception):
 
 def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
     """Store or drop; tells whether that changed anything."""
-    before = known.get(identity)
+    if known.get(identity) == value:
+        return False
     if value is None:
-        known.pop(identity, None)
+        del known[identity]
     else:
         known[identity] = value
-    return before != value
+    return True
 
 
 def _settle(future: asyncio.Future[Any], value: object) -> None:

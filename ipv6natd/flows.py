@@ -24,6 +24,7 @@ from ipv6natd.model import (
     ManagedBy,
     Mapping,
     Protocol,
+    changes,
 )
 
 FOLLOWED = (Protocol.UDP, Protocol.SCTP)
@@ -122,7 +123,15 @@ _address = lru_cache(maxsize=4096)(IPv6Address)
 
 def protocols(old: Desired | None, new: Desired) -> list[Protocol]:
     """Those whose entries may be wrong now; none where no process has to be started at all."""
-    return [protocol for protocol in FOLLOWED if _runs(old, protocol) != _runs(new, protocol)]
+    touched = _touched(old, new)
+    return [p for p in FOLLOWED if p in touched and _runs(old, p) != _runs(new, p)]
+
+
+def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
+    """Protocols of which a mapping may be another: mostly none that is followed, and soon known."""
+    if old is None or old.userland_proxy != new.userland_proxy:
+        return set(FOLLOWED)
+    return {each.protocol for some in changes(old.mappings, new.mappings) for each in some}
 
 
 def concerns(old: Desired | None, new: Desired) -> bool:

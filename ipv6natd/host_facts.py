@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address
 from itertools import islice
@@ -34,14 +36,17 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
     """Whether the engine that made these bridges runs its userland proxy.
 
     dockerd sets hairpin_mode on a container's bridge port exactly when it runs without the proxy.
-    A few ports tell: all of one engine are alike. With no port at all there is no container, and
-    so nothing that depends on the answer.
+    A few ports tell, on whichever bridges: all of one engine are alike. With no port at all there
+    is no container, and so nothing that depends on the answer.
     """
-    return not any(
-        _word(mode) == "1"
-        for bridge in bridges
-        for mode in islice(_NET.glob(f"{bridge}/brif/*/hairpin_mode"), _ENOUGH)
-    )
+    ports = (port for bridge in bridges for port in _ports(bridge))
+    return not any(_word(port / "hairpin_mode") == "1" for port in islice(ports, _ENOUGH))
+
+
+def _ports(bridge: str) -> Iterator[Path]:
+    with suppress(OSError), os.scandir(_NET / bridge / "brif") as found:
+        for port in found:
+            yield Path(port)
 
 
 def tracks_sctp() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ipv6natd.host_checks import Found
-from ipv6natd.model import Mapping, Skipped
+from ipv6natd.model import Mapping, Skipped, changes
 from ipv6natd.status import Status, one_line
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,11 @@ def tell_found(old: Found, new: Found) -> None:
 
 def tell(old: Status, new: Status) -> None:
     """The journal: what a person can see change, and nothing else above DEBUG."""
-    before, after = set(old.mappings), set(new.mappings)
-    if before != after:
-        for mapping in old.mappings:
-            if mapping not in after:
-                log.info("withdrew %s", described(mapping))
-        for mapping in new.mappings:
-            if mapping not in before:
-                log.info("published %s", described(mapping))
+    gone, come = changes(old.mappings, new.mappings)
+    for mapping in gone:
+        log.info("withdrew %s", described(mapping))
+    for mapping in come:
+        log.info("published %s", described(mapping))
     for skipped in new.skipped:
         if skipped not in old.skipped:
             log.warning("skipped %s: %s", _subject(skipped), skipped.reason)

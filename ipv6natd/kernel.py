@@ -13,6 +13,7 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass, replace
 
 from ipv6natd.contest import Contest
+from ipv6natd.desired import Memory as DesiredMemory
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.flows import concerns
@@ -30,6 +31,7 @@ from ipv6natd.plan import (
     written,
 )
 from ipv6natd.rules import EMPTY, Ruleset, Table, TableRules
+from ipv6natd.ruleset import Memory as RulesMemory
 from ipv6natd.ruleset import filter_rules, ruleset
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class Kernel:
         self._complete = complete
         self._follow_flows = follow_flows
         self._keep = keep
+        self._wishes = DesiredMemory()
+        self._rules = RulesMemory()
         self._followed: Desired | None = None
         self._drift: tuple[Table, ...] = ()
 
@@ -101,8 +105,8 @@ class Kernel:
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         """One pass: everything that computes or blocks."""
-        want = desired(self._complete(snapshot), policy)
-        rules = ruleset(want)
+        want = desired(self._complete(snapshot), policy, self._wishes)
+        rules = ruleset(want, self._rules)
         applied = self.applied
         if applied is not None and verify:
             now = self.firewall.read()
@@ -148,7 +152,7 @@ class Kernel:
     def _write(self, applied: Applied | None, want: Desired, rules: Ruleset) -> Outcome:
         interim = rules.filter
         if applied is not None and (both := together(applied.desired, want)) is not want:
-            interim = filter_rules(both)
+            interim = filter_rules(both, self._rules)
         before = applied.ruleset if applied else EMPTY
         # From here on until it is known what stands, nothing is known.
         self.applied = None

@@ -6,6 +6,7 @@ Pure values. Docker's field names stay in docker_facts, netfilter's rules in rul
 from __future__ import annotations
 
 from collections.abc import Mapping as Map
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -218,6 +219,18 @@ class Mapping:
     def wildcard(self) -> bool:
         """Whether it serves every address of the host."""
         return self.host_address == ANY
+
+
+def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+    """The mappings that went and those that came, in their order.
+
+    Most stay, and are the very objects they were: only the others are compared, which takes long.
+    """
+    stay = set(map(id, old)) & set(map(id, new))
+    left = [each for each in old if id(each) not in stay]
+    came = [each for each in new if id(each) not in stay]
+    gone, come = set(left), set(came)
+    return [each for each in left if each not in come], [each for each in came if each not in gone]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

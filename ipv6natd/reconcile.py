@@ -22,7 +22,7 @@ from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.host_checks import Found, explained
 from ipv6natd.journal import tell, tell_found
 from ipv6natd.kernel import Kernel, Outcome
-from ipv6natd.model import Container, Desired, Engine, Network, Policy, Snapshot
+from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Snapshot, changes
 from ipv6natd.rules import TableRules
 from ipv6natd.status import Row, State, Status, SyncResult, mapping_id
 
@@ -325,9 +325,6 @@ class Reconciler:
         now = time.time_ns() // 1000
         listed = (want.mappings, networks, want.skipped)
         changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
-        since = {mapping_id(each): now for each in want.mappings} | {
-            key: old.since[key] for key in map(mapping_id, want.mappings) if key in old.since
-        }
         drift: Row | None = None
         if outcome.drift:
             drift = {"Tables": ("as", [table.value for table in outcome.drift])}
@@ -340,7 +337,7 @@ class Reconciler:
                 mappings=want.mappings,
                 networks=networks,
                 skipped=want.skipped,
-                since=since if changed else old.since,
+                since=_since(old, want.mappings, now) if changed else old.since,
             ),
             drift,
         )
@@ -405,6 +402,14 @@ class Reconciler:
         """Take all our rules out. Raises FirewallError."""
         async with self._writing:
             await in_thread(self._kernel.remove)
+
+
+def _since(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:
+    """When each came into force. One that changed, by its id, came when it first did."""
+    gone, come = changes(old.mappings, mappings)
+    since = dict(old.since)
+    left = {key: since.pop(key) for key in map(mapping_id, gone)}
+    return since | {key: left.get(key, now) for key in map(mapping_id, come)}
 
 
 def _without_lists(status: Status) -> Status:

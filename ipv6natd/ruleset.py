@@ -5,7 +5,9 @@ Nothing here knows what the kernel holds now; that enters in plan.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 
 from ipv6natd.model import (
@@ -20,6 +22,7 @@ from ipv6natd.model import (
     Protocol,
     Refused,
 )
+from ipv6natd.remember import Remembered
 from ipv6natd.rules import (
     COMMENT,
     DOCKER_USER,
@@ -36,7 +39,7 @@ from ipv6natd.rules import (
     TableRules,
     Verdict,
 )
-from ipv6natd.split import Split, by_bridge, by_port, joined
+from ipv6natd.split import Placed, Split, by_bridge, by_port, joined, placed
 
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
@@ -47,19 +50,32 @@ POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
 
 
-def ruleset(desired: Desired) -> Ruleset:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Rules of mappings and refusals, for the next wish, in which most of them are the same."""
+
+    forwarded: Remembered[Mapping, Placed] = field(default_factory=Remembered)
+    refused: Remembered[Refused, Placed] = field(default_factory=Remembered)
+
+
+def ruleset(desired: Desired, memory: Memory | None = None) -> Ruleset:
     """All that has to stand in the kernel for `desired` to hold."""
-    return Ruleset(filter=filter_rules(desired), nat=_nat_rules(desired))
+    memory = memory or Memory()
+    return Ruleset(filter=filter_rules(desired, memory), nat=_nat_rules(desired, memory))
 
 
-def filter_rules(desired: Desired) -> TableRules:
+def filter_rules(desired: Desired, memory: Memory) -> TableRules:
     """The part for the filter table."""
-    chains = {FORWARD: _forward(desired), CT: _established(desired), INPUT: _input(desired)}
+    chains = {
+        FORWARD: _forward(desired),
+        CT: _established(desired),
+        INPUT: _input(desired, memory),
+    }
     return _table(chains, _filter_jumps())
 
 
-def _nat_rules(desired: Desired) -> TableRules:
-    chains = {DNAT: _dnat(desired), POST: Split(tuple(_post(desired)))}
+def _nat_rules(desired: Desired, memory: Memory) -> TableRules:
+    chains = {DNAT: _dnat(desired, memory), POST: Split(tuple(_post(desired)))}
     return _table(chains, _nat_jumps())
 
 
@@ -210,8 +226,8 @@ def _established(desired: Desired) -> Split:
     )
 
 
-def _input(desired: Desired) -> Split:
-    refusals = by_port("REJ-", tuple(_refusals(desired)))
+def _input(desired: Desired, memory: Memory) -> Split:
+    refusals = by_port("REJ-", memory.refused.all(desired.refused, lambda r: placed(_refusals(r))))
     if not refusals.chains:
         return refusals
     # Everything else that the host hears, on open connections too, asks for no port here.
@@ -222,15 +238,13 @@ def _input(desired: Desired) -> Split:
     )
 
 
-def _refusals(desired: Desired) -> Iterator[Rule]:
-    for refused in desired.refused:
-        if refused.host_address in (ANY, LOOPBACK):
-            yield _refusal(refused, destination=_LOOPBACK_NET)
-        if refused.host_address == ANY:
-            yield _refusal(refused, source=LINK_LOCAL)
-        elif refused.host_address != LOOPBACK:
-            host = IPv6Network(refused.host_address)
-            yield _refusal(refused, source=LINK_LOCAL, destination=host)
+def _refusals(refused: Refused) -> Iterator[Rule]:
+    if refused.host_address in (ANY, LOOPBACK):
+        yield _refusal(refused, destination=_LOOPBACK_NET)
+    if refused.host_address == ANY:
+        yield _refusal(refused, source=LINK_LOCAL)
+    elif refused.host_address != LOOPBACK:
+        yield _refusal(refused, source=LINK_LOCAL, destination=IPv6Network(refused.host_address))
 
 
 def _refusal(
@@ -249,19 +263,20 @@ def _refusal(
     )
 
 
-def _dnat(desired: Desired) -> Split:
+def _dnat(desired: Desired, memory: Memory) -> Split:
     mappings = [each for each in desired.mappings if each.managed_by is ManagedBy.IPV6NATD]
     if not mappings:
         return Split(())
     proxy = desired.userland_proxy
-    special = [each for each in mappings if not each.wildcard]
-    general = [each for each in mappings if each.wildcard]
-    streams = [each for each in special if each.protocol is not Protocol.UDP]
+    rules = memory.forwarded.all(mappings, lambda m: placed(_forwarded(m, proxy)), basis=proxy)
+    # They stand in the order of their rules, so those for one address come first.
+    first = bisect_left(mappings, True, key=lambda each: each.wildcard)
+    streams = [each for each in mappings[:first] if each.protocol is not Protocol.UDP]
     return joined(
         Split(tuple(_never_dnated(desired))),
-        by_port("AT-", tuple(rule for each in special for rule in _forwarded(each, proxy))),
-        Split(tuple(_left_to_proxy(streams, general)) if proxy else ()),
-        by_port("", tuple(rule for each in general for rule in _forwarded(each, proxy))),
+        by_port("AT-", rules[:first]),
+        Split(tuple(_left_to_proxy(streams, mappings[first:])) if proxy else ()),
+        by_port("", rules[first:]),
     )
 
 

@@ -26,7 +26,9 @@ def completed(snapshot: Snapshot) -> Snapshot:
 
 def _names_addresses(snapshot: Snapshot) -> bool:
     return any(each.source_address or each.host_binding_ipv6 for each in snapshot.networks) or any(
-        isinstance(binding.host_address, IPv6Address)
+        # Nearly all of them are that one object: see docker_facts.
+        binding.host_address is not ANY
+        and isinstance(binding.host_address, IPv6Address)
         and binding.host_address not in (ANY, LOOPBACK)
         for container in snapshot.containers
         for binding in container.bindings

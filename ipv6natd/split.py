@@ -6,10 +6,10 @@ bridge say, so that one which comes or goes moves no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from itertools import chain
 
 from ipv6natd.model import Protocol
 from ipv6natd.rules import PREFIX, Chain, Jump, Rule
@@ -40,8 +40,9 @@ def joined(*parts: Split) -> Split:
     )
 
 
-class Block(NamedTuple):
-    """Ports that share a chain."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Ports that share a chain. There is one object of each: see `_block`."""
 
     protocol: Protocol
     first: int
@@ -52,43 +53,60 @@ class Block(NamedTuple):
         ports = "" if self.size == EVERY else f"-{self.first}-{self.first + self.size - 1}"
         return f"{PREFIX}{kind}{self.protocol.upper()}{ports}"
 
-
-def by_port(kind: str, rules: tuple[Rule, ...]) -> Split:
-    """Rules that each ask for a protocol and ports, so that no packet fits two of them but by
-    other matches. `kind` goes into the names of the chains.
-
-    A run of ports stands in the smallest block that holds it whole, and so stays one rule.
-    """
-    if len(rules) <= FLAT_PORTS:
-        return Split(rules)
-    blocks: dict[Block, list[Rule]] = {}
-    for rule in rules:
-        blocks.setdefault(_block(rule), []).append(rule)
-    for block in list(blocks):
-        for size in _SIZES:
-            if size > block.size:
-                blocks.setdefault(_around(block, size), [])
-    tops: list[Rule] = []
-    for block in sorted(blocks):
-        above = _SIZES.index(block.size) + 1
-        holder = blocks[_around(block, _SIZES[above])] if block.size < EVERY else tops
-        holder.append(_to_block(kind, block))
-    return Split(
-        tuple(tops),
-        tuple(Chain(name=each.name(kind), rules=tuple(blocks[each])) for each in sorted(blocks)),
-    )
+    @property
+    def wider(self) -> Block:
+        """The one that it is a part of."""
+        return _block(self.protocol, self.first, _SIZES[_SIZES.index(self.size) + 1])
 
 
-def _block(rule: Rule) -> Block:
+@cache
+def _block(protocol: Protocol, port: int, size: int) -> Block:
+    return _the_block(protocol, port - port % size, size)
+
+
+_the_block = cache(Block)
+
+Placed = tuple[tuple[Block, Rule], ...]
+"""Rules, each with the smallest block that holds all its ports."""
+
+
+def placed(rules: Iterable[Rule]) -> Placed:
+    """Rules that each ask for a protocol and ports, with the blocks where they belong."""
+    return tuple((_smallest(rule), rule) for rule in rules)
+
+
+def _smallest(rule: Rule) -> Block:
     assert rule.protocol is not None
     assert rule.ports is not None
     first, last = rule.ports
     size = next(each for each in _SIZES if first // each == last // each)
-    return Block(rule.protocol, first - first % size, size)
+    return _block(rule.protocol, first, size)
 
 
-def _around(block: Block, size: int) -> Block:
-    return Block(block.protocol, block.first - block.first % size, size)
+def by_port(kind: str, groups: Iterable[Placed]) -> Split:
+    """Rules of which no packet fits two but by other matches than protocol and port.
+
+    A run of ports stands in the smallest block that holds it whole, and so stays one rule. `kind`
+    goes into the names of the chains.
+    """
+    every = list(chain.from_iterable(groups))
+    if len(every) <= FLAT_PORTS:
+        return Split(tuple(rule for _, rule in every))
+    blocks: dict[Block, list[Rule]] = {}
+    for block, rule in every:
+        blocks.setdefault(block, []).append(rule)
+    for block in list(blocks):
+        while block.size < EVERY:
+            block = block.wider
+            blocks.setdefault(block, [])
+    tops: list[Rule] = []
+    order = sorted(blocks, key=lambda each: (each.protocol, each.first, each.size))
+    for block in order:
+        (blocks[block.wider] if block.size < EVERY else tops).append(_to_block(kind, block))
+    return Split(
+        tuple(tops),
+        tuple(Chain(name=each.name(kind), rules=tuple(blocks[each])) for each in order),
+    )
 
 
 @cache

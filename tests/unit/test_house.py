@@ -47,7 +47,7 @@ dbus_objects  ->
 dbus_signals  -> bus dbus_objects dbus_values model status
 dbus_values   -> dbus_wire status
 dbus_wire     ->
-desired       -> claims model networks
+desired       -> claims model networks remember
 docker_facts  -> model
 docker_watch  -> background docker_facts engine_flags engine_unit model
 engine_flags  ->
@@ -86,9 +86,10 @@ polkit        -> bus dbus_values
 port_outcomes -> claims counters model networks rules status
 reconcile     -> background contest explain firewall host_checks journal kernel model rules
                  status
+remember      ->
 rule_text     -> model rules
 rules         -> model
-ruleset       -> model rules split
+ruleset       -> model remember rules split
 save_text     -> plan rules
 split         -> model rules
 snapshot      -> firewall.engine host_facts model
@@ -121,6 +122,7 @@ CORE = {
     "nft_rules",
     "plan",
     "port_outcomes",
+    "remember",
     "rule_text",
     "rules",
     "ruleset",

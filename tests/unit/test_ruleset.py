@@ -340,10 +340,10 @@ def test_every_jump_carries_our_comment_and_leaves_loopback_alone() -> None:
         (
             "specific-address.proxy-off",
             [
-                "-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
-                "-s fe80::/10 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
                 "-s fe80::/10 -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 "
                 "-j REJECT --reject-with tcp-reset",
+                "-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+                "-s fe80::/10 -p tcp -m tcp --dport 8080 -j REJECT --reject-with tcp-reset",
             ],
         ),
     ],
