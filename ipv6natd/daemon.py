@@ -26,6 +26,7 @@ from ipv6natd.firewall.restore import connections
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, docker_ipv6nat, look
+from ipv6natd.journal import Told, noted
 from ipv6natd.kept import Kept
 from ipv6natd.leftovers import Leftover
 from ipv6natd.model import Network
@@ -161,7 +162,8 @@ class Daemon:
         if not self._settings.cleanup:
             open_ = counted(len(self._reconciler.status.mappings), "mapping")
             stay = "stays" if open_.startswith("1 ") else "stay"
-            log.info("stopped; %s %s open; `ipv6natd -flush` closes them", open_, stay)
+            extra = noted(Told.STOPPED)
+            log.info("stopped; %s %s open; `ipv6natd -flush` closes them", open_, stay, extra=extra)
             return
         try:
             await self._reconciler.remove()
@@ -193,7 +195,8 @@ class Daemon:
                 settings = self._load()
             except ConfigError as wrong:
                 # The old settings stay in force, and whoever looks is told why.
-                log.error("%s; the settings stay as they were", wrong)
+                extra = noted(Told.RELOAD_REFUSED, reason=str(wrong))
+                log.error("%s; the settings stay as they were", wrong, extra=extra)
                 self._reconciler.config_error = f"reload refused: {wrong}"
                 error = BusError("org.ipv6natd1.Error.BadConfiguration", str(wrong))
             else:

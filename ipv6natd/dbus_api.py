@@ -60,15 +60,18 @@ class BusService:
         self.owned = asyncio.Event()
         """Set while the name is ours."""
 
-    async def session(self, address: str | None = None) -> None:
-        """One connection, from hello to its end; BusError when the name could not be had."""
+    async def session(self, address: str | None = None, *, again: bool = False) -> None:
+        """One connection, from hello to its end; BusError when the name could not be had.
+
+        `again`: the journal has said what was wrong, and has to say that it is over.
+        """
         connection = await bus.connect(
             address, on_call=self._on_call, on_signal=self._heard, limit=bus.SMALL
         )
         try:
             await self._join(connection)
             await _own(connection)
-            log.info("serving %s on the bus", NAME)
+            log.log(logging.INFO if again else logging.DEBUG, "serving %s on the bus", NAME)
             self._connection = connection
             self.owned.set()
             await connection.closed()
@@ -160,7 +163,7 @@ async def serve(
     delay, said = FIRST_DELAY, ""
     while True:
         try:
-            await service.session(address)
+            await service.session(address, again=bool(said))
             delay, said, text = FIRST_DELAY, "", "the system bus closed the connection"
         except BusError as error:
             text = error.text

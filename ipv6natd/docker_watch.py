@@ -26,6 +26,7 @@ from ipv6natd import docker_facts
 from ipv6natd.background import in_thread
 from ipv6natd.engine_flags import ip6tables
 from ipv6natd.engine_unit import asleep
+from ipv6natd.journal import Told, noted
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class DockerWatch:
 
     def _lost(self, reason: str) -> None:
         if self.connected:
-            log.warning("lost the Docker engine: %s; its rules stay", reason)
+            extra = noted(Told.ENGINE_LOST, reason=reason)
+            log.warning("lost the Docker engine: %s; its rules stay", reason, extra=extra)
         elif reason != self.waiting_for:
             log.info("waiting for the Docker engine: %s", reason)
         changed = self.connected or reason != self.waiting_for

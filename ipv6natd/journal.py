@@ -1,24 +1,57 @@
-"""What people read in the journal: what they can see change, each thing once."""
+"""What people read in the journal: what they can see change, each thing once.
+
+Each kind of message has an id, by which the journal finds its explanation in
+systemd/ipv6natd.catalog, and fields: `journalctl -u ipv6natd IPV6NATD_CONTAINER=web`.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from enum import StrEnum
 
 from ipv6natd.host_checks import Found
 from ipv6natd.model import Mapping, Skipped, changes
 from ipv6natd.status import Status, one_line
 
 log = logging.getLogger(__name__)
+Extra = dict[str, dict[str, str]]
+
+MAX_TOLD = 100
+"""Lines of one kind for one pass; the others show with -debug."""
+
+
+class Told(StrEnum):
+    """What a message is about, as its MESSAGE_ID. Never changed, and never used for another."""
+
+    PUBLISHED = "0acacedbd5094ac1954dfcf3c9cc07a4"
+    WITHDRAWN = "09db0566d4ea4ab7b0f39f14c79fa28c"
+    SKIPPED = "3884c6e2d90e4b4a8ffdfd47df4c0d03"
+    NETWORK_WARNED = "e0af989408b447a6bfb559a6fd1bfbe3"
+    STATE_CHANGED = "0f43b4f3c9a7487fa03a6b8e4b35f7e9"
+    HOST_FOUND = "3070fc25cd1945d9bad3fe4bb92ea7bc"
+    HOST_MENDED = "b50353a2a1f64022a46103f61fccde8d"
+    DRIFT = "bcf61492ecc04517975521ffe0f5cf2f"
+    WRITE_FAILED = "0d6d5cb66ede4217a5e7bc8e4cb1734f"
+    RELOAD_REFUSED = "280953c2519c41b38188b6a396ca1f3e"
+    STOPPED = "0a9cd8caa49c48dd8bfbde13f5bc24e6"
+    ENGINE_LOST = "055d8becb5de44eebcb53fceb4fd0437"
+
+
+def noted(told: Told, **fields: str) -> Extra:
+    """The `extra` of a message: its id, and `fields` as IPV6NATD_...; empty ones are left out."""
+    named = {f"IPV6NATD_{name.upper()}": value for name, value in fields.items() if value}
+    return {"fields": {"MESSAGE_ID": told.value, **named}}
 
 
 def tell_found(old: Found, new: Found) -> None:
     """Each finding once when it comes, once when it goes; of one network, as its warning."""
     for each in new.findings:
         if each not in old.findings and not each.bridge:
-            log.warning("%s", each.text)
+            log.warning("%s", each.text, extra=noted(Told.HOST_FOUND))
     for each in old.findings:
         if each not in new.findings:
-            log.info("no longer so: %s", each.text)
+            log.info("no longer so: %s", each.text, extra=noted(Told.HOST_MENDED))
     for note in new.notes:
         if note not in old.notes:
             log.info("%s", note)
@@ -27,22 +60,65 @@ def tell_found(old: Found, new: Found) -> None:
 def tell(old: Status, new: Status) -> None:
     """The journal: what a person can see change, and nothing else above DEBUG."""
     gone, come = changes(old.mappings, new.mappings)
-    for mapping in gone:
-        log.info("withdrew %s", described(mapping))
-    for mapping in come:
-        log.info("published %s", described(mapping))
-    for skipped in new.skipped:
-        if skipped not in old.skipped:
-            log.warning("skipped %s: %s", _subject(skipped), skipped.reason)
+    _tell_each(logging.INFO, "withdrew", map(_withdrawn, gone), "mappings")
+    _tell_each(logging.INFO, "published", map(_published, come), "mappings")
+    if old.skipped != new.skipped:
+        known_skipped = set(old.skipped)
+        skipped = [each for each in new.skipped if each not in known_skipped]
+        _tell_each(logging.WARNING, "skipped", map(_skipped, skipped), "skipped")
     known = {(each.id, each.warnings) for each in old.networks}
     for network in new.networks:
         if (network.id, network.warnings) not in known:
             for warning in network.warnings:
-                log.warning("network %s: %s", network.name, warning)
+                extra = noted(Told.NETWORK_WARNED, network=network.name)
+                log.warning("network %s: %s", network.name, warning, extra=extra)
     if (old.state, old.state_reason) != (new.state, new.state_reason):
-        log.info("%s", one_line(new))
+        log.info("%s", one_line(new), extra=noted(Told.STATE_CHANGED, state=new.state))
     else:
         log.debug("%s", one_line(new))
+
+
+def _tell_each(level: int, verb: str, things: Iterable[tuple[str, Extra]], command: str) -> None:
+    more = 0
+    for place, (words, extra) in enumerate(things):
+        more = max(place + 1 - MAX_TOLD, 0)
+        log.log(logging.DEBUG if more else level, "%s %s", verb, words, extra=extra)
+    if more:
+        log.log(level, "%s %d more: ipv6natctl %s", verb, more, command)
+
+
+def _published(mapping: Mapping) -> tuple[str, Extra]:
+    return described(mapping), _about(Told.PUBLISHED, mapping)
+
+
+def _withdrawn(mapping: Mapping) -> tuple[str, Extra]:
+    return described(mapping), _about(Told.WITHDRAWN, mapping)
+
+
+def _skipped(skipped: Skipped) -> tuple[str, Extra]:
+    port, _, protocol = skipped.port.partition("/")
+    extra = noted(
+        Told.SKIPPED,
+        container=skipped.container_name,
+        network=skipped.network,
+        port=port,
+        protocol=protocol,
+        reason=skipped.reason,
+    )
+    return f"{_subject(skipped)}: {skipped.reason}", extra
+
+
+def _about(told: Told, mapping: Mapping) -> Extra:
+    return noted(
+        told,
+        container=mapping.container_name,
+        container_id=mapping.container_id,
+        network=mapping.network_name,
+        port=_run(mapping.host_port, mapping.host_port_end),
+        protocol=mapping.protocol,
+        host_address=str(mapping.host_address),
+        container_address=str(mapping.container_address),
+    )
 
 
 def _subject(skipped: Skipped) -> str:
@@ -53,12 +129,13 @@ def _subject(skipped: Skipped) -> str:
 
 def described(mapping: Mapping) -> str:
     """ "[::]:443/tcp -> web [fd00::2]:443", as a person would say it."""
-    host = f"{mapping.host_port}"
-    inside = f"{mapping.container_port}"
-    if mapping.count > 1:
-        host += f"-{mapping.host_port_end}"
-        inside += f"-{mapping.container_port_end}"
+    host = _run(mapping.host_port, mapping.host_port_end)
+    inside = _run(mapping.container_port, mapping.container_port_end)
     return (
         f"[{mapping.host_address}]:{host}/{mapping.protocol} -> "
         f"{mapping.container_name} [{mapping.container_address}]:{inside}"
     )
+
+
+def _run(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}-{last}"

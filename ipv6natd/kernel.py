@@ -17,6 +17,7 @@ from ipv6natd.desired import Memory as DesiredMemory
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.flows import concerns
+from ipv6natd.journal import Told, noted
 from ipv6natd.model import Desired, Policy, Snapshot
 from ipv6natd.plan import (
     Observed,
@@ -115,7 +116,9 @@ class Kernel:
                 # Kept until it is mended: the first try may fail on the very edit that it mends.
                 self._drift = drift
                 log.warning(
-                    "somebody else changed our rules in %s; putting them back", _tables(drift)
+                    "somebody else changed our rules in %s; putting them back",
+                    _tables(drift),
+                    extra=noted(Told.DRIFT, tables=" ".join(drift)),
                 )
             else:
                 self.applied = applied = _with_own(applied, {t: now[t].own for t in Table})

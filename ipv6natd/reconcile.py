@@ -20,7 +20,7 @@ from ipv6natd.contest import reason as order_lost
 from ipv6natd.explain import Explanation, explanations
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.host_checks import Found, explained
-from ipv6natd.journal import tell, tell_found
+from ipv6natd.journal import Told, noted, tell, tell_found
 from ipv6natd.kernel import Kernel, Outcome
 from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Snapshot, changes
 from ipv6natd.rules import TableRules
@@ -300,7 +300,9 @@ class Reconciler:
         # Once for each trouble, not once for each try.
         log.log(
             logging.DEBUG if reason == self._failure else logging.ERROR,
-            *("cannot bring the rules into step: %s%s", error, advice and f"\n{advice}"),
+            "cannot bring the rules into step: %s",
+            FirewallError(f"{error}\n{advice}") if advice else error,
+            extra=noted(Told.WRITE_FAILED, reason=reason),
         )
         self._failure = reason
         self._verify = True

@@ -37,7 +37,7 @@ ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> background bus config conntrack dbus_api docker_watch explain firewall
                  firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
-                 firewalld host_checks host_facts kept leftovers logs model notify reconcile
+                 firewalld host_checks host_facts journal kept leftovers logs model notify reconcile
                  snapshot status textfile
 dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
 dbus_limits   -> bus
@@ -49,7 +49,7 @@ dbus_values   -> dbus_wire status
 dbus_wire     ->
 desired       -> claims model networks remember
 docker_facts  -> model
-docker_watch  -> background docker_facts engine_flags engine_unit model
+docker_watch  -> background docker_facts engine_flags engine_unit journal model
 engine_flags  ->
 engine_rules  -> model
 engine_unit   ->
@@ -72,7 +72,7 @@ host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
 kept          -> plan rule_text rules
-kernel        -> contest desired firewall flows model plan rules ruleset
+kernel        -> contest desired firewall flows journal model plan rules ruleset
 leftovers     -> model rules
 log_control   -> bus logs status
 logs          ->
