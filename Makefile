@@ -3,6 +3,9 @@
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests wait for engines and packets more than they compute, so there may be more than cores.
+WORKERS ?= 3
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
@@ -15,10 +18,10 @@ demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox
 	@exec $(BIN)/python -m tests.demo
 
 test: packages-lab packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: packages-lab packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md and behaviour.md
-	$(BIN)/pytest --engines=all --report=docs
+	$(PYTEST) --engines=all --report=docs
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 

@@ -1,4 +1,8 @@
-"""What holds for every test: nothing of ours outlives the run, and how it ended is remembered."""
+"""What holds for every test: nothing of ours outlives the run, and how it ended is remembered.
+
+Tests run in several workers (pytest-xdist): they wait more than they compute. A shared lab belongs
+to one of them, with all its tests.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Generator
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,8 @@ from tests.lab.report import OWN, Outcome, Ran, Report, said, scenarios
 LEFT = pytest.StashKey[list[str]]()
 REPORT = pytest.StashKey[Report]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
+RAN = "ran"
+"""How a worker tells the one that started it what ran."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,9 +46,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = Report(Path(config.rootpath))
+    config.stash[LEFT] = []
+    config.pluginmanager.register(Listener(config))
     os.environ[MARK] = LAB
     # Terminated like interrupted: fixtures clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if group := sharing(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def sharing(item: pytest.Item) -> str:
+    """The name of the lab that a test shares with others, "" for one that shares none."""
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    file = item.path.relative_to(item.config.rootpath)
+    if "regime" in params:
+        return str(params["regime"].id)
+    return "" if file.is_relative_to("tests/unit") else str(file)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,8 +81,26 @@ def pytest_runtest_makereport(
     outcomes.append("failed" if differs else phase.outcome)
     if phase.when == "teardown" and isinstance(item, pytest.Function):
         bad: list[Outcome] = [each for each in outcomes if each != "passed"]
-        item.config.stash[REPORT].ran.append(ran(item, (bad or outcomes)[-1]))
+        phase.user_properties.append((RAN, asdict(ran(item, (bad or outcomes)[-1]))))
     return phase
+
+
+class Listener:
+    """Hears what ran and what was left, here or in a worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == RAN:
+                assert isinstance(value, dict)
+                self.config.stash[REPORT].ran.append(Ran(**value))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # A worker that broke down has said nothing; that alone fails the run.
+        self.config.stash[LEFT] += getattr(node, "workeroutput", {}).get("left", [])
 
 
 def ran(item: pytest.Function, outcome: Outcome) -> Ran:
@@ -83,11 +126,14 @@ def version(suite: tree.Suite | None) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    left = session.config.stash[LEFT]
+    left += leftovers()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = left
+        return
     folder = session.config.getoption("--report")
     if folder and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         behaviour.write(session.config.stash[REPORT], Path(folder))
-    left = leftovers()
-    session.config.stash[LEFT] = left
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -95,5 +141,5 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for line in config.stash.get(LEFT, []):
+    for line in config.stash[LEFT]:
         terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
