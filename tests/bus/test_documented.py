@@ -1,0 +1,140 @@
+"""org.ipv6natd1(5) against what is served: members, fields, actions, errors, examples."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from ipv6natd.dbus_members import METHODS
+from ipv6natd.dbus_objects import LOG, LOG_PATH, MANAGER, PATH, introspection
+from ipv6natd.filters import _FIELDS
+from ipv6natd.leftovers import Leftover
+from ipv6natd.polkit import Action
+from ipv6natd.status import leftover_row, mapping_row, network_row, skipped_row
+from tests.bus.conftest import Bus, FakeSource, command, mapping, run, serving, status
+from tests.lab.needs import need
+
+TREE = Path(__file__).parents[2]
+PAGE = (TREE / "man" / "org.ipv6natd1.5").read_text()
+SIGNATURE = r"(?:as|aa\{sv\}|[sqtub])"
+
+
+def section(name: str) -> str:
+    """The page from a heading to the next."""
+    return PAGE.partition(f"\n.Sh {name}\n")[2].partition("\n.Sh ")[0]
+
+
+def members(path: str, interface: str, kind: str) -> list[ElementTree.Element]:
+    root = ElementTree.fromstring(introspection(path))
+    (found,) = (each for each in root.iter("interface") if each.get("name") == interface)
+    return found.findall(kind)
+
+
+def worded(member: ElementTree.Element) -> str:
+    """ "FindMappings(a{sv} filter) -> aa{sv} mappings"."""
+    args = member.findall("arg")
+    into, out = (
+        ", ".join(f"{arg.get('type')} {arg.get('name')}" for arg in args if way(arg) == direction)
+        for direction in ("in", "out")
+    )
+    return f"{member.get('name')}({into})" + (f" -> {out}" if out else "")
+
+
+def way(arg: ElementTree.Element) -> str:
+    return arg.get("direction", "in")
+
+
+def items(text: str) -> dict[str, str]:
+    """Member -> its item, nested lists and all."""
+    parts = re.split(r"^\.It Ic (\w+)\(.*$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("method", "METHODS"), ("signal", "SIGNALS")])
+def test_every_method_and_signal_is_documented_and_no_other(kind: str, name: str) -> None:
+    documented = re.findall(r"^\.It Ic (\w+\(.*)$", section(name), re.MULTILINE)
+    assert sorted(documented) == sorted(worded(each) for each in members(PATH, MANAGER, kind))
+
+
+@pytest.mark.parametrize(
+    ("path", "interface", "name"), [(PATH, MANAGER, "PROPERTIES"), (LOG_PATH, LOG, "THE LOG")]
+)
+def test_every_property_is_documented_and_no_other(path: str, interface: str, name: str) -> None:
+    documented = re.findall(r"^\.It Va (.*)$", section(name), re.MULTILINE)
+    served = [f"{it.get('name')} {it.get('type')}" for it in members(path, interface, "property")]
+    assert documented == served
+
+
+def commented() -> dict[str, set[tuple[str, str]]]:
+    """Member -> the fields that the comment before it names, with their types."""
+    pattern = r'<!--((?:(?!-->).)*)-->\s*<(?:method|signal) name="(\w+)"'
+    return {
+        member: set(re.findall(rf"\b([A-Z]\w+) ({SIGNATURE})(?=[\s,.():;])", comment))
+        for comment, member in re.findall(pattern, introspection(PATH), re.DOTALL)
+    }
+
+
+def test_the_page_and_the_comments_name_the_same_fields() -> None:
+    page = items(section("METHODS")) | items(section("SIGNALS"))
+    for member, fields in commented().items():
+        assert set(re.findall(rf"Va (\w+) ({SIGNATURE})", page[member])) == fields, member
+
+
+def test_the_comments_name_the_fields_that_rows_have() -> None:
+    now = status(mapping())
+    leftover = Leftover(variant="nft", table="nat", chain="DOCKER", rule="-j X")
+    rows = {
+        "ListMappings": mapping_row(now.mappings[0], 0),
+        "ListNetworks": network_row(now.networks[0]),
+        "ListSkipped": skipped_row(now.skipped[0]),
+        "ListLeftovers": leftover_row(leftover),
+    }
+    for member, row in rows.items():
+        assert commented()[member] == {(name, type_) for name, (type_, _) in row.items()}
+    assert {name for name, _ in commented()["FindMappings"]} == set(_FIELDS)
+
+
+def test_every_method_has_its_action() -> None:
+    for member, text in items(section("METHODS")).items():
+        (action,) = re.findall(r"^Action:\n\.Li (\S+) \.$", text, re.MULTILINE)
+        assert action == METHODS[MANAGER, member].action
+
+
+def test_every_action_and_every_error_is_documented_and_no_other() -> None:
+    named = re.findall(r"^\.It Li (\S+)$", section("POLKIT ACTIONS"), re.MULTILINE)
+    assert named == [each.value for each in Action]
+    sources = {path.name: path.read_text() for path in (TREE / "ipv6natd").glob("*.py")}
+    raised = set(re.findall(r"org\.ipv6natd1\.Error\.\w+", "".join(sources.values())))
+    errors = section("NAMES OF ERRORS")
+    assert sorted(re.findall(r"^\.It Li (\S+)$", errors, re.MULTILINE)) == sorted(raised)
+    serving_ = [
+        text for name, text in sources.items() if name.startswith(("dbus_", "polkit", "log_"))
+    ]
+    standard = set(re.findall(r'raise BusError\(ERROR \+ "(\w+)"', "".join(serving_)))
+    assert standard - {"NameExists"} <= set(re.findall(r"^\.Li (\w+)", errors, re.MULTILINE))
+
+
+def literals() -> list[str]:
+    """The examples, as they would be typed."""
+    blocks = re.findall(r"^\.Bd .*?\n(.*?)^\.Ed$", section("EXAMPLES"), re.DOTALL | re.MULTILINE)
+    return [block.replace(r"\e", "\\") for block in blocks]
+
+
+def test_the_examples_work(bus: Bus) -> None:
+    need("busctl")
+    busctl, _gdbus, python = literals()
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status(mapping(80, name="web")))):
+            code, out, err = await command(bus, "sh", "-ec", busctl)
+            assert (code, err) == (0, "")
+            assert '"data" : 8080' in out
+            ignoring = ("-W", "ignore")  # the library is older than some Pythons
+            code, out, err = await command(bus, sys.executable, *ignoring, "-c", python)
+            assert (code, out, err) == (0, "8080 web\n", "")
+
+    run(body())
