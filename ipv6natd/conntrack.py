@@ -1,4 +1,5 @@
-"""Makes the kernel forget UDP and SCTP flows that a change of mappings has made wrong.
+"""Makes the kernel forget UDP and SCTP flows that a change of mappings has made wrong, and all
+that came for a network before it was closed.
 
 Through `conntrack` of conntrack-tools; which flows those are is decided in flows. A host without
 the tool forwards all the same, and nothing that fails here stops a sync.
@@ -12,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 
-from ipv6natd.flows import Removal, gone, parse, protocols, removals, stale
+from ipv6natd.flows import Removal, gone, newly_closed, parse, protocols, removals, stale
 from ipv6natd.model import Desired, Protocol
-from ipv6natd.tools import DIRECTORIES, call, find
+from ipv6natd.tools import DIRECTORIES, call, find, said
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,22 @@ class Conntrack:
 
         Blocks. What fails is logged, not raised.
         """
+        closed = newly_closed(old, new)
+        for network in closed:
+            # What waits for a neighbour is dropped with him.
+            said("ip", "-6", "neigh", "flush", "dev", network.bridge, timeout=TIMEOUT)
         tool = find("conntrack", DIRECTORIES)
         if tool is None:
             self._tell_missing()
             return
         self._told = False
         try:
+            for subnet in (subnet for network in closed for subnet in network.subnets):
+                _run(tool, "-D", *_FAMILY, "--orig-dst", str(subnet))
             for protocol in protocols(old, new):
                 self._follow(tool, protocol, old, new)
         except _Failed as error:
-            log.warning("flows that began before a mapping changed may go on as before: %s", error)
+            log.warning("flows that began before the rules changed may go on as before: %s", error)
 
     def _follow(self, tool: str, protocol: Protocol, old: Desired | None, new: Desired) -> None:
         for look in range(LOOKS):

@@ -23,6 +23,7 @@ from ipv6natd.model import (
     Desired,
     ManagedBy,
     Mapping,
+    Network,
     Protocol,
     changes,
 )
@@ -136,7 +137,24 @@ def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
 
 def concerns(old: Desired | None, new: Desired) -> bool:
     """Whether anything changed that can make an entry wrong."""
-    return bool(protocols(old, new))
+    return bool(protocols(old, new)) or bool(newly_closed(old, new))
+
+
+def newly_closed(old: Desired | None, new: Desired) -> tuple[Network, ...]:
+    """The networks of ours that nobody closed before; none where nobody knows what held.
+
+    A packet that came for one of their addresses before its rules stood went on to the bridge, and
+    waits there up to three seconds for somebody to have that address. Should a container get it, it
+    gets the packet as well, answers, and has opened the way for all of that flow.
+    """
+    if old is None:
+        return ()
+    known = {each.bridge for each in _ours(old)}
+    return tuple(each for each in _ours(new) if each.bridge not in known)
+
+
+def _ours(desired: Desired) -> list[Network]:
+    return [each for each in desired.networks if each.managed_by is ManagedBy.IPV6NATD]
 
 
 def _runs(desired: Desired | None, protocol: Protocol) -> object:

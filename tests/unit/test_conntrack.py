@@ -97,6 +97,17 @@ def test_what_is_wrong_is_removed_and_the_proxy_looked_after(tool: Tool, flows: 
     assert tool.calls == [look, f"-D -f ipv6 -w 0 {EXACTLY}", look]
 
 
+def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
+    tool: Tool, flows: Conntrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(conntrack, "said", lambda *words, **_: asked.append(words))
+    empty = desired(snapshot(), Policy())
+    flows.follow(empty, desired(snapshot(X), Policy()))
+    assert asked == [("ip", "-6", "neigh", "flush", "dev", X.bridge)]
+    assert tool.calls == [f"-D -f ipv6 -w 0 --orig-dst {X.subnets[0]}"]
+
+
 def test_what_an_address_answered_goes_at_once(tool: Tool, flows: Conntrack) -> None:
     tool.have(TO_CONTAINER)
     flows.follow(UDP, MOVED)

@@ -8,7 +8,17 @@ from ipaddress import IPv6Address
 import pytest
 
 from ipv6natd.desired import desired
-from ipv6natd.flows import Flow, Removal, concerns, gone, parse, protocols, removals, stale
+from ipv6natd.flows import (
+    Flow,
+    Removal,
+    concerns,
+    gone,
+    newly_closed,
+    parse,
+    protocols,
+    removals,
+    stale,
+)
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
 from tests.unit.build import container, endpoint, network, snapshot
 
@@ -133,6 +143,18 @@ def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
 ) -> None:
     assert protocols(old, new) == changed
     assert concerns(old, new) == bool(changed)
+
+
+def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
+    both = desired(snapshot(X, Y), Policy())
+    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
+    engines = replace(both, networks=tuple(theirs))
+    one = desired(snapshot(X), Policy())
+    assert [each.name for each in newly_closed(one, both)] == [Y.name]
+    assert [each.name for each in newly_closed(engines, one)] == [X.name]
+    assert concerns(one, both)
+    for old, new in ((both, both), (None, both), (both, one), (both, engines)):
+        assert newly_closed(old, new) == ()
 
 
 # A mapping that appears.
