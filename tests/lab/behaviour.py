@@ -97,20 +97,20 @@ def write(report: Report, folder: Path) -> None:
 
 def text(rows: Sequence[Row], report: Report, before: str = "") -> str:
     """The page; `before` is the one that stood there."""
-    stood = dict(cells(before))
+    stood, tested = dict(cells(before)), ours(report.root)
     lines, odd = {}, []
     for row in rows:
         old = stood.get(row.id, ("", ""))
-        ours = newer(old[0], stamped(row, report, native=False))
-        alone = newer(old[1], stamped(row, report, native=True))
+        beside = newer(old[0], stamped(row, report, tested))
+        alone = newer(old[1], stamped(row, report))
         lines[row.id] = (
             row.id,
             f"{row.asked} → {row.expected}",
-            ours or read(row.untested, row.untested_source),
+            beside or read(row.untested, row.untested_source),
             said(row.native, alone) if alone else read(row.native, row.native_source),
             read(row.rival, row.rival_source),
         )
-        odd += [f"- {row.id}: {why}" for why in unexplained(row, ours, alone)]
+        odd += [f"- {row.id}: {why}" for why in unexplained(row, beside, alone)]
     head = ("id", "asked → expected", "ipv6natd", "Docker 28.5 alone", RIVAL)
     parts = [HEAD]
     for letter, group in groupby(lines, key=lambda each: each[0]):
@@ -119,14 +119,17 @@ def text(rows: Sequence[Row], report: Report, before: str = "") -> str:
     return "\n".join(parts)
 
 
-def stamped(row: Row, report: Report, *, native: bool) -> str:
-    """What its tests measured, such as "holds · measured (28.5.2, 2026-11-23)"; or nothing."""
-    ran = [each for each in report.ran if each.native == native and belongs(each, row)]
+def stamped(row: Row, report: Report, tested: str = "") -> str:
+    """What its tests measured, such as "holds · measured (28.5.2, 2026-11-23)"; or nothing.
+
+    With a version it is about ipv6natd, else about Docker alone.
+    """
+    ran = [each for each in report.ran if each.native != bool(tested) and belongs(each, row)]
     if not ran:
         return ""
     verdict: Verdict = "differs" if any(each.outcome == "failed" for each in ran) else "holds"
     packets = any(each.name.startswith("tests/packets/") for each in ran)
-    version = ", ".join(sorted({each.engine for each in ran})) if native else ours(report.root)
+    version = tested or ", ".join(sorted({each.engine for each in ran}))
     how = verdict if packets else f"{verdict}, without packets"
     return f"{how} · measured ({version}, {report.date})"
 
@@ -159,11 +162,11 @@ def read(words: str, source: str) -> str:
     return f"{words} · read ({source})" if words and source else "?"
 
 
-def unexplained(row: Row, ours: str, alone: str) -> Iterator[str]:
+def unexplained(row: Row, beside: str, alone: str) -> Iterator[str]:
     """What somebody has to look at."""
-    if ours.startswith("differs"):
+    if beside.startswith("differs"):
         yield "ipv6natd does not hold it"
-    if not ours and not row.untested:
+    if not beside and not row.untested:
         yield "no test has measured ipv6natd, and nothing says why"
     if alone.startswith("differs") and not row.native.startswith("differs: "):
         yield "Docker alone does not hold it, and nothing says how"

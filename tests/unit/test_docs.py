@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import pytest
 
 from tests.lab import behaviour
 from tests.lab.needs import lack
-from tests.lab.report import scenarios, stale
+from tests.lab.report import Report, scenarios, stale
 from tests.unit.docs import KINDS, RULES_MD, SHAPES, reasons, rules_md
 from tests.unit.test_ruleset import GOLDEN, SITUATIONS
 
 ROOT = Path(__file__).parents[2]
-ENGINES_MD = ROOT / "docs" / "engines.md"
+ENGINES_MD, BEHAVIOUR_MD = ROOT / "docs" / "engines.md", ROOT / "docs" / "behaviour.md"
 COMMAND = "UPDATE_DOCS=1 .venv/bin/pytest tests/unit/test_docs.py"
 RULES = sorted(
     {
@@ -53,11 +54,31 @@ def test_every_reason_is_that_of_a_rule() -> None:
     assert {shape for rule in RULES for shape in reasons(rule)} == set(SHAPES)
 
 
-@pytest.mark.parametrize("page", [ENGINES_MD], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ENGINES_MD, BEHAVIOUR_MD], ids=lambda page: page.name)
 def test_what_was_measured_is_about_the_rules_that_are_made_now(page: Path) -> None:
     why = stale(ROOT, page.read_text()) if page.exists() else "there is none"
     if why is not None:
         lack(f"a new docs/{page.name}: {why}; `make test-all` writes it")
+
+
+def test_the_page_of_behaviour_says_what_its_words_are_now() -> None:
+    """What was measured stays in it until it is measured again."""
+    stands = BEHAVIOUR_MD.read_text()
+    text = behaviour.text(behaviour.rows(), Report(ROOT), stands)
+    if os.environ.get("UPDATE_DOCS"):
+        BEHAVIOUR_MD.write_text(text)
+        stands = text
+    assert stands == text, f"docs/behaviour.md is stale; this writes it: {COMMAND}"
+
+
+def test_no_cell_of_behaviour_is_without_its_basis() -> None:
+    page = BEHAVIOUR_MD.read_text()
+    for line in page.splitlines():
+        if re.match(r"\| [A-Z]\d", line):
+            *_, ours, alone, rival = line.strip("| ").split(" | ")
+            for cell in (ours, alone, rival):
+                assert re.fullmatch(r"[^·?]+ · (measured|read) \(.+\)", cell), line
+    assert page.endswith("## Not explained\n\nNothing.\n")
 
 
 COUNTS = [16, 16, 8, 8, 2, 10, 16, 15, 8, 8, 6, 15, 12, 9, 7]
