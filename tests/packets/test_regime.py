@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from ipv6natd.desired import desired
+from ipv6natd.model import Policy
+from ipv6natd.plan import full_text
+from ipv6natd.ruleset import ruleset
 from tests.lab import Answer, Failure, Regime, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
+from tests.unit.build import container, network, snapshot
 
-RULES: dict[bool, str] = {}
-"""What was in force in the first regime with a proxy, and in the first without."""
+FACTS = (
+    network(name="bridge", subnet="fd00:d::/64", bridge="docker0"),
+    X := network(name="X", subnet="fd00:a::/64", bridge="brX"),
+    network(name="Y", subnet="fd00:b::/64", bridge="brY"),
+    network(name="I", subnet="fd00:c::/64", bridge="brI", internal=True),
+    container(name="x1", on=[X], ports=["8080:80", "8443:443", "5353:53/udp"]),
+)
+"""All of the furnished lab that decides about rules."""
 
 
 def test_the_residents_answer_and_x1_sees_the_client(regime: Regime) -> None:
@@ -45,9 +56,8 @@ def test_t14_every_engine_is_spoken_to_in_its_own_words_and_gets_the_same_rules(
 ) -> None:
     words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", "EngineVersion")
     assert regime.engine.version in regime.bus.busctl("get-property", *words)
-    rules = regime.daemon.ctl("rules")
-    assert "--dport 8080 -j DNAT" in rules
-    assert rules == RULES.setdefault(regime.proxy, rules)
+    wanted = desired(snapshot(*FACTS, userland_proxy=regime.proxy), Policy())
+    assert regime.daemon.ctl("rules").strip() == full_text(ruleset(wanted)).strip()
 
 
 def sees_client(answer: Answer | Failure) -> bool:
