@@ -77,6 +77,7 @@ class Kernel:
         """See Reconciler for what the three functions are for."""
         self.firewall = firewall
         self.applied: Applied | None = None
+        self._last = EMPTY
         self.order = Contest()
         self._complete = complete
         self._follow_flows = follow_flows
@@ -87,14 +88,17 @@ class Kernel:
         self._drift: tuple[Table, ...] = ()
 
     def text(self) -> str:
-        """The rules in force, as ip6tables-restore reads them."""
-        applied = self.applied  # another thread may be in the middle of a pass
-        return full_text(applied.ruleset if applied else EMPTY)
+        """The rules that were last brought into force, as ip6tables-restore reads them.
+
+        From any thread, also in the middle of a pass.
+        """
+        return full_text(self._last)
 
     def remove(self) -> None:
         """Take all our rules out."""
         self.applied = self._followed = None
         remove_all(self.firewall)
+        self._last = EMPTY
         self._keep(EMPTY.filter)
 
     def close(self, rules: TableRules) -> None:
@@ -173,6 +177,7 @@ class Kernel:
             for line in lines:
                 log.debug("rule %s: ip6tables %s", sign, line)
         self.applied = Applied(desired=want, ruleset=rules, observed=observed)
+        self._last = rules
         return Outcome(
             desired=want,
             drift=self._drift,
@@ -200,7 +205,7 @@ class Kernel:
                 return observed
             if self._settled(rules, observed, keep_order=False) and self._lost_order():
                 return observed
-            log.info("somebody else writes to the tables too (attempt %d)", attempt + 1)
+            log.debug("somebody else writes to the tables too (attempt %d)", attempt + 1)
             before, interim = None, rules.filter
         raise FirewallError("somebody else keeps changing our rules while they are written")
 

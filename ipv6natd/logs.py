@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Mapping
 from copy import copy
-from pathlib import Path
 
 IDENTIFIER = "ipv6natd"
 SOCKET = "/run/systemd/journal/socket"
@@ -28,7 +27,10 @@ TARGETS = ("journal", "console")
 
 def start(*, debug: bool) -> None:
     """Log to the journal where the standard error is it, else as lines with the time."""
-    set_target("journal" if _stderr_is_the_journal() and Path(SOCKET).exists() else "console")
+    try:
+        set_target("journal" if _stderr_is_the_journal() else "console")
+    except OSError:
+        set_target("console")
     logging.getLogger().setLevel(logging.DEBUG if debug else logging.INFO)
     for chatty in ("asyncio", "urllib3", "docker", "requests"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

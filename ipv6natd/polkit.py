@@ -58,6 +58,7 @@ class Authority:
         """Nothing is known before anybody calls."""
         self._asked = asyncio.Semaphore(MAX_ASKED)
         self._dialogs = 0
+        self._changes = 0
         self._uids: dict[str, int] = {}
         self._may_look: set[str] = set()
 
@@ -73,6 +74,7 @@ class Authority:
         """A signal came over the connection; anybody may have sent it, and then it costs a call."""
         changed = (signal.interface, signal.member) == (AUTHORITY[2], "Changed")
         if changed or (signal.member == "NameOwnerChanged" and signal.args[:1] == [NAME]):
+            self._changes += 1
             self._may_look.clear()
 
     def leave(self) -> None:
@@ -84,9 +86,11 @@ class Authority:
         """Return when the caller may; BusError, a sentence for the caller, when not."""
         if action is Action.INSPECT and call.sender in self._may_look:
             return
+        asked_at = self._changes
         if await self._uid(call) != 0:
             await self._check_user(call, action)
-        if action is Action.INSPECT:
+        # An answer from before a change is good for this call, and for no other.
+        if action is Action.INSPECT and asked_at == self._changes:
             if len(self._may_look) >= MAX_KNOWN:
                 self._may_look.clear()
             self._may_look.add(call.sender)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class FakePolkit:
     """Whether a dialog ends with the right password; None: it does not end."""
     error: BusError | None = None
     silent: bool = False
+    instead: Callable[[Call], None] | None = None
+    """Answers in its place."""
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     """Sender, action and flags of each question."""
 
@@ -54,6 +56,9 @@ class FakePolkit:
         (kind, subject), action, _details, flags, _cancellation = call.args
         assert kind == "system-bus-name"
         self.asked.append((subject["name"], action, flags))
+        if self.instead is not None:
+            self.instead(call)
+            return
         if self.error is not None:
             call.connection.refuse(call, self.error)
             return
@@ -255,6 +260,27 @@ def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
                 for _ in range(3):
                     await ask(nobody, "Resync")
                 assert len(fake.asked) == 3
+
+    run(body())
+
+
+def test_an_answer_from_before_a_change_is_good_for_one_call(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit()
+        async with (
+            serving(bus, FakeSource(status())),
+            authority(bus, fake) as connection,
+            client(bus, uid=NOBODY) as nobody,
+        ):
+
+            def answer_and_change(call: Call) -> None:
+                connection.reply(call, "(bba{ss})", [[True, False, {}]])
+                connection.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+
+            fake.instead = answer_and_change
+            for _ in range(3):
+                await ask(nobody, "ListMappings")
+            assert len(fake.asked) == 3
 
     run(body())
 

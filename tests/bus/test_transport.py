@@ -201,9 +201,10 @@ def test_a_message_that_costs_too_much_is_dropped_and_the_connection_stays(bus: 
         small = await connect(bus.address, on_call=lambda it: calls.append(it.member), limit=4096)
         async with client(bus) as connection:
             there = (small.unique_name, "/a", "a.b")
-            for member, length in (("Long", 5000), ("Short", 50)):
+            for member, length, times in (("Long", 5000, 1), ("Many", 500, 10), ("Short", 50, 10)):
+                arrays = [[1] * length] * times
                 with pytest.raises(BusError):
-                    await connection.call(*there, member, "au", [1] * length, timeout=0.2)
+                    await connection.call(*there, member, "au" * times, *arrays, timeout=0.2)
         assert calls == ["Short"]
         assert small.connected
         small.close()

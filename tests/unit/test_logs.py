@@ -165,6 +165,16 @@ def test_level_and_target_are_what_was_set(
     assert len(ours) == 1
 
 
+def test_a_journal_that_does_not_listen_is_reached_by_the_standard_error(
+    journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(logs.SOCKET).unlink()
+    logs.start(debug=False)
+    log.warning("there")
+    assert capsys.readouterr().err == "<4>there\n"
+    assert journal.entries() == []
+
+
 def test_without_a_journal_there_is_none_to_turn_to(
     root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
