@@ -70,7 +70,7 @@ class Kernel:
         self,
         firewall: Firewall,
         *,
-        complete: Callable[[Snapshot], Snapshot],
+        complete: Callable[[Snapshot, bool], Snapshot],
         follow_flows: Callable[[Desired | None, Desired], None],
         keep: Callable[[TableRules], None],
     ) -> None:
@@ -110,7 +110,7 @@ class Kernel:
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         """One pass: everything that computes or blocks."""
-        want = desired(self._complete(snapshot), policy, self._wishes)
+        want = desired(self._complete(snapshot, verify), policy, self._wishes)
         rules = ruleset(want, self._rules)
         applied = self.applied
         if applied is not None and verify:

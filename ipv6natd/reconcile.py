@@ -66,7 +66,7 @@ class Reconciler:
         firewall: Firewall,
         facts: Facts,
         policy: Policy,
-        complete: Callable[[Snapshot], Snapshot],
+        complete: Callable[[Snapshot, bool], Snapshot],
         publish: Publish,
         follow_flows: Callable[[Desired | None, Desired], None] = lambda _old, _new: None,
         look: Look = _nothing_found,
@@ -75,7 +75,8 @@ class Reconciler:
         beat_interval: float | None = None,
         verify_interval: float | None = None,
     ) -> None:
-        """`complete` adds to the engine's facts what the host itself says; in the worker thread.
+        """`complete` adds to the engine's facts what the host itself says, all of it anew if told
+        that somebody else may have written; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
         may contradict: with what held before, None where nobody knows, and what holds now.
         `look` says what is wrong with the host, given the networks and whether the engine may

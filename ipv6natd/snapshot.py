@@ -7,21 +7,38 @@ from ipaddress import IPv6Address
 
 from ipv6natd.firewall.engine import engine_rules
 from ipv6natd.host_facts import addresses, tracks_sctp, userland_proxy
-from ipv6natd.model import ANY, LOOPBACK, EngineRules, Snapshot
+from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Snapshot
 
 
-def completed(snapshot: Snapshot) -> Snapshot:
-    """The snapshot with the host's side of it. Reads no more than what decides something: this is
-    on the way of every event."""
-    engine = snapshot.engine
-    bridges = [each.bridge for each in snapshot.networks if each.driver == "bridge" and each.bridge]
-    return replace(
-        snapshot,
-        userland_proxy=userland_proxy(bridges),
-        host_addresses=addresses() if _names_addresses(snapshot) else None,
-        engine_rules=(engine_rules() if engine and engine.may_write_ipv6_rules else EngineRules()),
-        tracks_sctp=tracks_sctp(),
-    )
+class Completion:
+    """Adds the host's side to snapshots. Reads no more than what decides something: this is on the
+    way of every event."""
+
+    def __init__(self) -> None:
+        self._ruleless: tuple[Engine, tuple[Network, ...]] | None = None
+
+    def __call__(self, snapshot: Snapshot, anew: bool) -> Snapshot:
+        """`anew`: somebody else may have written rules. Blocks."""
+        bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
+        return replace(
+            snapshot,
+            userland_proxy=userland_proxy(bridges),
+            host_addresses=addresses() if _names_addresses(snapshot) else None,
+            engine_rules=self._engine_rules(snapshot, anew),
+            tracks_sctp=tracks_sctp(),
+        )
+
+    def _engine_rules(self, snapshot: Snapshot, anew: bool) -> EngineRules:
+        """To read them is to read all tables. An engine that has no rule for IPv6 will not write
+        one for a port: it would come with a network, or another start of the engine."""
+        engine = snapshot.engine
+        if engine is None or not engine.may_write_ipv6_rules:
+            return EngineRules()
+        if not anew and self._ruleless == (engine, snapshot.networks):
+            return EngineRules()
+        rules = engine_rules()
+        self._ruleless = None if rules.bridges else (engine, snapshot.networks)
+        return rules
 
 
 def _names_addresses(snapshot: Snapshot) -> bool:

@@ -219,7 +219,7 @@ class Loop:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            complete=lambda snapshot: snapshot,
+            complete=lambda snapshot, _: snapshot,
             publish=lambda *_: self._passed(),
             follow_flows=self._follow,
         )

@@ -44,7 +44,7 @@ class Host:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            complete=lambda snapshot: snapshot,
+            complete=lambda snapshot, _: snapshot,
             publish=lambda _old, new, _drift: self.published.append(new),
             look=self.look,
         )

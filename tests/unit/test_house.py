@@ -49,7 +49,7 @@ dbus_values   -> dbus_wire status
 dbus_wire     ->
 desired       -> claims model networks remember
 docker_facts  -> model
-docker_watch  -> background docker_facts engine_flags engine_unit journal model
+docker_watch  -> background docker_facts engine_flags engine_unit json_rows journal model
 engine_flags  ->
 engine_rules  -> model
 engine_unit   ->
@@ -71,6 +71,7 @@ host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
+json_rows     ->
 kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows journal model plan rules ruleset
 leftovers     -> model rules
@@ -115,6 +116,7 @@ CORE = {
     "filters",
     "flows",
     "host_checks",
+    "json_rows",
     "leftovers",
     "metrics",
     "model",

@@ -106,7 +106,7 @@ class Bench:
         )
         return self.loop
 
-    def complete(self, snapshot: Snapshot) -> Snapshot:
+    def complete(self, snapshot: Snapshot, _anew: bool) -> Snapshot:
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
         return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
 

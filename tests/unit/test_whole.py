@@ -71,7 +71,7 @@ def test_many_containers_are_read_once_and_written_at_once(
             firewall=firewall,
             facts=watch,
             policy=Policy(),
-            complete=lambda snapshot: snapshot,
+            complete=lambda snapshot, _: snapshot,
             publish=lambda *_: None,
         )
         async with background(watch.run(retry=True)), background(loop.run()):
