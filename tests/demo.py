@@ -6,6 +6,7 @@ firewall, bus or Docker. It ends with 0 only if the page came and the container 
 
 from __future__ import annotations
 
+import argparse
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import time
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from types import FrameType
 
 from tests.lab.bus import Bus
@@ -21,6 +23,7 @@ from tests.lab.engine import Engine
 from tests.lab.probe import connect, until
 from tests.lab.process import LabError
 from tests.lab.sandbox import CLIENT, HOST, Sandbox
+from tests.tour import Tour
 
 PAGE = "/cgi-bin/index.cgi"
 SERVE = ("httpd", "-f", "-p", "80", "-h", "/www")
@@ -35,8 +38,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     began = time.monotonic()
+    parser = argparse.ArgumentParser(prog="tests.demo", description="Show ipv6natd at work.")
+    parser.add_argument("--tour", type=Path, help="write the commands and what they say there")
+    page = parser.parse_args().tour
     try:
-        seen = show()
+        seen = show(page)
     except Interrupted as error:
         print(f"\nDEMO INTERRUPTED by {error}; the sandbox is removed.")
         return 130
@@ -51,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def show() -> str:
+def show(page: Path | None) -> str:
     """The whole way; returns the address that the container saw in the end."""
     step("A sandbox of network namespaces: a host, and a client on the same wire")
     with Sandbox() as sandbox:
@@ -64,10 +70,16 @@ def show() -> str:
             step("ipv6natd on the host, and a private system bus for it")
             with Daemon(sandbox, engine.endpoint, bus=bus.address, backend="auto") as daemon:
                 print(f"    {daemon.status}")
-                return show_container(sandbox, engine, bus, daemon)
+                seen = show_container(sandbox, engine, bus)
+                tour = Tour(sandbox, engine, bus, daemon)
+                tour.walk()
+                if page is not None:
+                    page.write_text(tour.text)
+                show_without(sandbox, daemon)
+                return seen
 
 
-def show_container(sandbox: Sandbox, engine: Engine, bus: Bus, daemon: Daemon) -> str:
+def show_container(sandbox: Sandbox, engine: Engine, bus: Bus) -> str:
     step("A network with private (ULA) IPv6 addresses, and a web server that publishes its port")
     print("    $ docker network create --ipv6 --subnet fd00:a::/64 web")
     engine.network("web", "fd00:a::/64")
@@ -83,9 +95,7 @@ def show_container(sandbox: Sandbox, engine: Engine, bus: Bus, daemon: Daemon) -
     found = re.fullmatch(r"hello from hello\nclient \[?([0-9a-f:]+)\]?\n", page)
     seen = found[1] if found else ""
 
-    step("What ipv6natd says of it, to people and on the bus")
-    print("    $ ipv6natctl mappings")
-    show_text(daemon.ctl("mappings"))
+    step("What ipv6natd says of it on the bus")
     print(f"    $ busctl call {' '.join(MANAGER)} ListMappings")
     show_text(bus.busctl("call", *MANAGER, "ListMappings"))
 
@@ -93,12 +103,15 @@ def show_container(sandbox: Sandbox, engine: Engine, bus: Bus, daemon: Daemon) -
     print("    $ ip6tables-save")
     show_text(sandbox.rules())
 
+    return seen
+
+
+def show_without(sandbox: Sandbox, daemon: Daemon) -> None:
     step("For comparison, without ipv6natd: rules removed, Docker's own proxy takes the call")
     daemon.stop()
     print("    $ ipv6natd -flush")
     daemon.flush()
     show_text(fetch(sandbox))
-    return seen
 
 
 def fetch(sandbox: Sandbox) -> str:

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.lab.process import LabError, end, run, spawn, tail, undisturbed
+from tests.lab.process import LabError, end, environment, run, spawn, tail, undisturbed
 from tests.lab.sandbox import Sandbox, Variant
 
 BIN = Path(__file__).parents[2] / ".venv" / "bin"
@@ -122,6 +123,17 @@ class Daemon:
     def ctl(self, *words: str, check: bool = True) -> str:
         """`ipv6natctl` on this host's bus."""
         return self.tool("ipv6natctl", *words, check=check)
+
+    @contextmanager
+    def watching(self, *words: str) -> Iterator[Iterator[str]]:
+        """`ipv6natctl` that goes on until the context is left; its lines as they come."""
+        argv = (*self._here, str(BIN / "ipv6natctl"), *words)
+        with subprocess.Popen(argv, env=environment(self._env()), stdout=-1, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield process.stdout
+            finally:
+                process.terminate()
 
     def tool(self, name: str, *words: str, check: bool = True) -> str:
         """One of the project's executables, where the daemon runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,21 +10,46 @@ from pathlib import Path
 
 import pytest
 
+from ipv6natd.ctl.commands import COMMANDS
 from tests.lab.process import run
 from tests.lab.sandbox import CLIENT
 
 ROOT = Path(__file__).parents[2]
+TOUR = ROOT / "docs" / "tour.md"
 DEMO = (sys.executable, "-m", "tests.demo")
 
 
-def test_the_demo_shows_page_client_mapping_and_rules(tools: None) -> None:  # noqa: ARG001
-    """In a namespace without any network, so that it can need none."""
-    text = run("unshare", "--net", *DEMO, cwd=ROOT)
+@pytest.fixture(scope="module")
+def shown(tools: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:  # noqa: ARG001
+    """The demo's output and its tour; in a namespace without any network, so that it needs none."""
+    page = tmp_path_factory.mktemp("demo") / "tour.md"
+    text = run("unshare", "--net", *DEMO, "--tour", str(page), cwd=ROOT)
+    return text, page.read_text()
+
+
+def test_the_demo_shows_page_client_mapping_and_rules(shown: tuple[str, str]) -> None:
+    text, _ = shown
     assert "hello from hello" in text
     assert f"client [{CLIENT}]" in text
     assert '"ContainerName" s "hello"' in text
     assert "--to-destination [fd00:a::2]:80" in text
     assert text.splitlines()[-1].startswith("DEMO OK")
+
+
+def test_the_tour_says_what_the_commands_say_now(shown: tuple[str, str]) -> None:
+    _, page = shown
+    if os.environ.get("UPDATE_DOCS"):
+        TOUR.write_text(page)
+    stands = TOUR.read_text() if TOUR.exists() else ""
+    command = "UPDATE_DOCS=1 .venv/bin/pytest tests/packets/test_demo.py"
+    assert stands.splitlines() == page.splitlines(), f"docs/tour.md is stale: {command}"
+
+
+def test_the_tour_shows_every_command(shown: tuple[str, str]) -> None:
+    _, page = shown
+    assert "$ ipv6natctl\n" in page  # status
+    missing = [each for each in COMMANDS if f"$ ipv6natctl {each}" not in page]
+    assert missing == ["status"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
