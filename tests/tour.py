@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from ipaddress import IPv6Network
 
+from ipv6natd import __version__
 from tests.lab.bus import Bus
 from tests.lab.daemon import Daemon
 from tests.lab.engine import Engine
@@ -181,7 +182,8 @@ class Tour:
         text = re.sub(r"(changes_total )\d+$", r"\g<1>7", text, flags=re.MULTILINE)
         text = re.sub(r"(forwarded )(\d+)", lambda hit: hit[1] + "1".ljust(len(hit[2])), text)
         text = re.sub(r"\bfd[0-9a-f:]+::/(?:48|64)", _own_prefix, text)
-        return text.replace(self._engine.version, "20.10.24")
+        text = re.sub(re.escape(self._engine.version) + r"[^\s\";]*", "20.10.24", text)
+        return re.sub(rf'(ipv6natd: |{{version="){re.escape(__version__)}', r"\g<1>VERSION", text)
 
     def _id(self, found: str) -> str:
         """The first id of all as ones, the next as twos, ..."""
