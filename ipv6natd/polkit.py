@@ -10,7 +10,7 @@ import asyncio
 import logging
 from enum import StrEnum
 
-from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.bus import BUS, CALL_SECONDS, ERROR, BusError, Call, Connection, Signal
 from ipv6natd.dbus_values import variants
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,8 @@ class Authority:
     async def _uid(self, call: Call) -> int:
         if call.sender not in self._uids:
             try:
-                (uid,) = await call.connection.call(
-                    *BUS, "GetConnectionUnixUser", "s", call.sender, timeout=PATIENCE
-                )
+                who = (*BUS, "GetConnectionUnixUser", "s", call.sender)
+                (uid,) = await call.connection.call(*who, timeout=CALL_SECONDS)
             except BusError as error:
                 text = f"the bus could not tell who asked: {error.text}"
                 raise BusError(ERROR + "AccessDenied", text) from None

@@ -208,14 +208,14 @@ def status(*mappings: Mapping, **changes: Any) -> Status:
     return replace(full, **changes)
 
 
-def run(body: Coroutine[Any, Any, None]) -> None:
-    """Run the test's body within a minute, and fail if the loop had to swallow an exception."""
+def run(body: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
+    """Run the test's body within that time, and fail if the loop had to swallow an exception."""
     swallowed: list[dict[str, Any]] = []
 
     async def bounded() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: swallowed.append(context))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(seconds):
             await body
 
     asyncio.run(bounded())

@@ -1,0 +1,82 @@
+"""Long answers: made once, off the loop, and no longer than the bus carries."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ipv6natd import dbus_lists
+from ipv6natd.bus import BusError
+from ipv6natd.dbus_lists import Lists
+from ipv6natd.status import (
+    Status,
+)
+from tests.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+
+def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
+    async def body() -> None:
+        now = status(*(mapping(number) for number in range(10_000)))
+        lists = Lists(lambda: now)
+        turns = 0
+        task = asyncio.create_task(lists.rows("ListMappings"))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > 50  # of a second's work: a count, because a busy machine stretches time
+        assert await lists.rows("ListMappings") is task.result()
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            rows = await ask(root, "ListMappings")
+        assert [row["HostPort"] for row in rows] == list(range(8000, 18_000))
+
+    run(body())
+
+
+def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = dbus_lists._list_body
+
+    def counted(member: str, now: Status) -> bytes:
+        made.append(member)
+        return real(member, now)
+
+    monkeypatch.setattr(dbus_lists, "_list_body", counted)
+
+    async def body() -> None:
+        source = FakeSource(status(mapping()))
+        async with serving(bus, source) as service, client(bus) as root:
+            await asyncio.gather(*(ask(root, "ListMappings") for _ in range(10)))
+            assert made == ["ListMappings"]
+            old, source.now = source.now, status(mapping(), mapping(1), generation=2)
+            service.publish(old, source.now)
+            assert len(await ask(root, "ListMappings")) == 2
+            assert made == ["ListMappings"] * 2
+
+    run(body())
+
+
+def test_an_answer_that_the_bus_would_not_carry_is_refused(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_lists, "MAX_ANSWER", 1000)
+
+    async def body() -> None:
+        source = FakeSource(status(*(mapping(number) for number in range(10))))
+        source.text = "x" * 2000
+        async with serving(bus, source), client(bus) as root:
+            for member in ("ListMappings", "GetRuleset", "ListMappings"):
+                with pytest.raises(BusError, match="more than the bus carries"):
+                    await ask(root, member)
+            assert len(await ask(root, "ListSkipped")) == 1
+
+    run(body())
