@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-rivals tree-trixie tree-sid
+.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-desk packages-rivals tree-trixie tree-sid
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -17,10 +17,10 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
 	$(PYTEST)
 
-test-all: packages-lab packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md and behaviour.md
+test-all: packages-lab packages-desk packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md and behaviour.md
 	$(PYTEST) --engines=all --report=docs
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
@@ -44,6 +44,9 @@ tree-trixie tree-sid: packages-lab $(VENV)/.project
 
 packages-lab:
 	@tests/install.sh lab
+
+packages-desk:
+	@tests/install.sh desk
 
 packages-rivals:
 	@tests/install.sh rivals

@@ -2,7 +2,7 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab|trees ...
+# usage: tests/install.sh venv|lab|desk|rivals|trees ...
 set -euo pipefail
 
 # What to look for, a command, a file or a Python module, and the package that has it. By what is
@@ -27,10 +27,12 @@ lab=(
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl
+)
+# What manual pages, completions and examples are tried with; no demo needs it.
+desk=(
     command:mandoc:mandoc
     command:zsh:zsh
     command:fish:fish
-    file:/usr/share/bash-completion/bash_completion:bash-completion
     module:yaml:python3-yaml
 )
 # Firewalls that ipv6natd has to live beside. Only tests use them, each in a network namespace; on

@@ -23,13 +23,18 @@ from ipv6natd.tables import printable
 INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command, as a function of its arguments; usage errors raise SystemExit(2)."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # LANG=C must not end in a traceback
-    name, how = read(sys.argv[1:] if argv is None else argv, COMMANDS, os.environ)
+    name, how = read(argv, COMMANDS, os.environ)
     try:
         answer = asyncio.run(_answered(COMMANDS[name].run, how))
     except BusError as error:

@@ -27,13 +27,13 @@ from ipv6natd.status import Row, State, Status, SyncResult
 from tests.lab.needs import need
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.ipv6natd1.conf"
-CTL = (sys.executable, "-c", "from ipv6natd.ctl import main; raise SystemExit(main())")
+CTL = (sys.executable, "-c", "from ipv6natd.ctl import main; main()")
 PLAIN_CTL = (
     sys.executable,
     "-c",
     # After the imports: a plain user need not be able to read where they come from.
     "import os, shutil; from ipv6natd.ctl import main; os.setgroups([]); os.setuid(65534);"
-    "raise SystemExit(main())",
+    "main()",
 )
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 
