@@ -7,14 +7,16 @@ systemd/ipv6natd.catalog, and fields: `journalctl -u ipv6natd IPV6NATD_CONTAINER
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 from enum import StrEnum
+from typing import TypeVar
 
 from ipv6natd.host_checks import Found
 from ipv6natd.model import Mapping, Skipped, changes
 from ipv6natd.status import Status, one_line
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Extra = dict[str, dict[str, str]]
 
 MAX_TOLD = 100
@@ -60,12 +62,12 @@ def tell_found(old: Found, new: Found) -> None:
 def tell(old: Status, new: Status) -> None:
     """The journal: what a person can see change, and nothing else above DEBUG."""
     gone, come = changes(old.mappings, new.mappings)
-    _tell_each(logging.INFO, "withdrew", map(_withdrawn, gone), "mappings")
-    _tell_each(logging.INFO, "published", map(_published, come), "mappings")
+    _tell_each(logging.INFO, "withdrew", gone, _withdrawn, "mappings")
+    _tell_each(logging.INFO, "published", come, _published, "mappings")
     if old.skipped != new.skipped:
         known_skipped = set(old.skipped)
         skipped = [each for each in new.skipped if each not in known_skipped]
-        _tell_each(logging.WARNING, "skipped", map(_skipped, skipped), "skipped")
+        _tell_each(logging.WARNING, "skipped", skipped, _skipped, "skipped")
     known = {(each.id, each.warnings) for each in old.networks}
     for network in new.networks:
         if (network.id, network.warnings) not in known:
@@ -78,13 +80,14 @@ def tell(old: Status, new: Status) -> None:
         log.debug("%s", one_line(new))
 
 
-def _tell_each(level: int, verb: str, things: Iterable[tuple[str, Extra]], command: str) -> None:
-    more = 0
-    for place, (words, extra) in enumerate(things):
-        more = max(place + 1 - MAX_TOLD, 0)
-        log.log(logging.DEBUG if more else level, "%s %s", verb, words, extra=extra)
-    if more:
-        log.log(level, "%s %d more: ipv6natctl %s", verb, more, command)
+def _tell_each(
+    level: int, verb: str, things: list[T], word: Callable[[T], tuple[str, Extra]], command: str
+) -> None:
+    told = things if log.isEnabledFor(logging.DEBUG) else things[:MAX_TOLD]
+    for place, (words, extra) in enumerate(map(word, told)):
+        log.log(level if place < MAX_TOLD else logging.DEBUG, "%s %s", verb, words, extra=extra)
+    if len(things) > MAX_TOLD:
+        log.log(level, "%s %d more: ipv6natctl %s", verb, len(things) - MAX_TOLD, command)
 
 
 def _published(mapping: Mapping) -> tuple[str, Extra]:

@@ -32,8 +32,7 @@ PLAIN_CTL = (
     sys.executable,
     "-c",
     # After the imports: a plain user need not be able to read where they come from.
-    "import os, shutil; from ipv6natd.ctl import main; os.setgroups([]); os.setuid(65534);"
-    "main()",
+    "import os, shutil; from ipv6natd.ctl import main; os.setgroups([]); os.setuid(65534);main()",
 )
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 
