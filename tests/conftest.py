@@ -75,6 +75,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember how a test ended; it has passed only if its setup and teardown have."""
     phase = yield
+    # A worker tells what was printed and logged; what is no UTF-8 would end it.
+    phase.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in phase.sections
+    ]
     outcomes = item.stash.setdefault(OUTCOMES, [])
     # pytest tells a failure that is none of ours, of an engine alone, as skipped.
     differs = phase.when == "call" and phase.skipped and hasattr(phase, "wasxfail")
