@@ -156,6 +156,9 @@ def _of_host(facts: HostFacts, findings: Iterable[Finding], seen: Seen) -> Itera
             text = "only root can see the rules of this host"
             fix = "sudo ipv6natctl check"
             yield Check(about=well.about, verdict=Verdict.UNKNOWN, text=text, fix=fix)
+        elif well.about is About.FIREWALL and "nft" in seen.missing:
+            text = "without nft nobody can see the chains of others"
+            yield Check(about=well.about, verdict=Verdict.UNKNOWN, text=text)
         elif (facts.ipv6 and not facts.disabled) or well.about is About.IPV6:
             yield Check(about=well.about, verdict=Verdict.OK, text=well.text)
 

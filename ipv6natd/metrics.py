@@ -88,10 +88,10 @@ def samples(
             1,
         ),
         *(
-            Sample(STATE, (("state", each.value),), properties["State"] == each.value)
+            Sample(STATE, (("state", each.value),), int(properties["State"] == each.value))
             for each in State
         ),
-        Sample(CONNECTED, (), properties["DockerConnected"]),
+        Sample(CONNECTED, (), int(properties["DockerConnected"])),
         *_of_mappings(mappings),
         *_of_networks(networks),
         Sample(SKIPPED, (), properties["SkippedCount"]),

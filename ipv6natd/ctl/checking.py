@@ -151,7 +151,10 @@ def _answer(found: Iterable[Check], how: How) -> Answer:
     bad = sum(each.verdict is Verdict.BAD for each in every)
     text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=how.legend, screen=how.screen)
     if how.legend:
-        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else "\nAll is well.\n"
+        well = "All is well."
+        if any(each.verdict is Verdict.UNKNOWN for each in every):
+            well = "Nothing is wrong, as far as could be seen."
+        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else f"\n{well}\n"
     value = [
         {"About": each.about, "Verdict": each.verdict, "Text": each.text, "Fix": each.fix}
         for each in every

@@ -498,6 +498,8 @@ def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
             assert lines["docker"]["Text"] == "engine 20.10.24; it writes no IPv6 rules itself"
             assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
             assert code == any(each["Verdict"] == "bad" for each in lines.values())
+            _, out, _ = await command(bus, *PLAIN_CTL, "check")
+            assert "All is well" not in out
         code, out, _ = await command(bus, *CTL, "check")
         assert code == 1
         assert "it is not running: systemctl enable --now ipv6natd\n" in out
@@ -513,6 +515,7 @@ def test_metrics_are_those_of_the_status(bus: Bus) -> None:
     assert "ipv6natd_last_sync_timestamp_seconds 1700000000\n" in out
     code, out, _ = ctl(bus, FakeSource(now), "metrics", "--json=short")
     assert {"Name": "ipv6natd_skipped", "Labels": {}, "Value": 1} in json.loads(out)
+    assert {type(each["Value"]) for each in json.loads(out)} <= {int, float}
 
 
 def test_metrics_of_a_daemon_that_does_not_run_say_so(bus: Bus) -> None:

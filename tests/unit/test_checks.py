@@ -133,6 +133,11 @@ def test_what_is_seen_beside_the_host(seen: Seen, about: str, verdict: Verdict, 
     assert (line.verdict, line.fix) == (verdict, fix)
 
 
+def test_without_nft_nobody_knows_of_other_firewalls() -> None:
+    line = of("firewall", *said(WELL, replace(RUNNING, missing=("nft",))))
+    assert line.verdict is Verdict.UNKNOWN
+
+
 def test_notes_of_the_host_are_shown_as_notes() -> None:
     lines = checks(WELL, Found(notes=("a filter stands there",)), RUNNING)
     assert lines[-1] == Check(about="firewall", verdict=Verdict.NOTE, text="a filter stands there")
