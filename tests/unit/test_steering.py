@@ -1,0 +1,65 @@
+"""Who is asked for a password when `ipv6natctl` changes something."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import tools
+from ipv6natd.ctl import steering
+
+AGENT = """#!/bin/sh
+echo "$$ $*" >"$0.ran"
+eval "exec $2>&-"  # --notify-fd: registered
+exec sleep 600
+"""
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for pkttyagent, a plain user, and a terminal."""
+    path = tmp_path / "pkttyagent"
+    path.write_text(AGENT)
+    path.chmod(0o755)
+    monkeypatch.setattr(tools, "find", lambda _: str(path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    return path
+
+
+def ran(agent: Path) -> list[str]:
+    record = agent.with_name("pkttyagent.ran")
+    return record.read_text().split() if record.exists() else []
+
+
+def test_a_plain_user_on_a_terminal_is_asked_while_the_call_lasts(agent: Path) -> None:
+    with steering._agent():
+        number, *words = ran(agent)
+        assert words[2:] == ["--fallback", "--process", str(os.getpid())]
+        assert Path(f"/proc/{number}").exists()
+    assert not Path(f"/proc/{number}").exists()
+
+
+def test_an_agent_that_fails_at_once_does_not_keep_anybody_waiting(agent: Path) -> None:
+    agent.write_text("#!/bin/sh\nexit 1\n")
+    began = time.monotonic()
+    with steering._agent():
+        pass
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("who", ["root", "script"])
+def test_root_and_scripts_are_not_asked(
+    agent: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    if who == "root":
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+    else:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    with steering._agent():
+        assert ran(agent) == []
