@@ -192,7 +192,17 @@ EVENTS = {
     "type": ["container", "network"],
     "event": ["start", "die", "destroy", "rename", "connect", "disconnect", "create", "remove"],
 }
+_ENDS = frozenset({"die", "destroy", "disconnect", "remove"})
 _CONTAINER_ACTIONS = frozenset({"start", "die", "destroy", "rename"})
+
+
+def is_end(raw: object) -> bool:
+    """Whether an event tells that something ended: an engine that is being stopped sends no other.
+
+    >>> is_end({"Action": "die"})
+    True
+    """
+    return _str(_dict(raw).get("Action")) in _ENDS
 
 
 def event_subjects(raw: object) -> tuple[str, str]:

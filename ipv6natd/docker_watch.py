@@ -76,7 +76,8 @@ class DockerWatch:
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: docker.APIClient | None = None
-        self._dirty: dict[tuple[str, str], None] = {}
+        # What is to be read again, and whether the last that was heard of it was an end.
+        self._dirty: dict[tuple[str, str], bool] = {}
         self._in_flight: set[tuple[str, str]] = set()
         self._read_since_list: set[str] = set()
         self._hinted = asyncio.Event()
@@ -100,7 +101,18 @@ class DockerWatch:
         """Read everything again, now. Raises EngineGone; without a connection there is no list."""
         if self._client is None:
             raise EngineGone(self.waiting_for)
+        await self._raise_asleep()
         await self._list(self._client)
+
+    async def _raise_asleep(self) -> None:
+        """Raise EngineGone where a connect now would start an engine that somebody stopped.
+
+        While an engine stops it no longer listens, but still tells of containers that end: a call
+        made then waits in systemd's socket, which starts the engine again as soon as it has ended.
+        """
+        reason = await in_thread(partial(asleep, self._connection.endpoint))
+        if reason:
+            raise EngineGone(reason)
 
     def _lost(self, reason: str) -> None:
         if self.connected:
@@ -115,9 +127,7 @@ class DockerWatch:
 
     async def _session(self) -> None:
         """From one connect to the end of its event stream. Always ends with EngineGone."""
-        reason = await in_thread(partial(asleep, self._connection.endpoint))
-        if reason:
-            raise EngineGone(reason)
+        await self._raise_asleep()
         client = await in_thread(self._connect)
         self._dirty.clear()
         self._in_flight.clear()
@@ -188,7 +198,7 @@ class DockerWatch:
         container_id, network_id = docker_facts.event_subjects(event)
         for kind, subject in (("container", container_id), ("network", network_id)):
             if subject:
-                self._dirty[kind, subject] = None
+                self._dirty[kind, subject] = docker_facts.is_end(event)
                 self._hinted.set()
 
     async def _follow(self, client: docker.APIClient, ended: asyncio.Future[str]) -> None:
@@ -216,6 +226,7 @@ class DockerWatch:
     async def _list_now_and_then(self, client: docker.APIClient) -> None:
         while True:
             await asyncio.sleep(self._resync_interval)
+            await self._raise_asleep()
             await self._list(client)
 
     async def _reread_hinted(self, client: docker.APIClient, start: Callable[[Work], None]) -> None:
@@ -228,17 +239,21 @@ class DockerWatch:
                 if len(self._in_flight) >= AT_ONCE:
                     break
                 if subject not in self._in_flight:
-                    del self._dirty[subject]
+                    ended = self._dirty.pop(subject)
                     self._in_flight.add(subject)
-                    start(partial(self._reread, client, subject))
+                    start(partial(self._reread, client, subject, ended))
 
-    async def _reread(self, client: docker.APIClient, subject: tuple[str, str]) -> None:
+    async def _reread(
+        self, client: docker.APIClient, subject: tuple[str, str], ended: bool
+    ) -> None:
         try:
+            if ended:
+                await self._raise_asleep()
             self._store(subject, await in_thread(partial(_inspect, client, *subject)))
         except _Unclear as error:
             log.warning("cannot read %s %.12s: %s; trying again", *subject, error)
             await asyncio.sleep(RETRY_PAUSE)
-            self._dirty[subject] = None
+            self._dirty[subject] = ended
         finally:
             self._in_flight.discard(subject)
             self._hinted.set()
@@ -266,9 +281,9 @@ class DockerWatch:
         """Have the networks read that the container is on and no event told of."""
         for endpoint in container.endpoints:
             if endpoint.network_id not in self.networks:
-                self._dirty["network", endpoint.network_id] = None
+                self._dirty["network", endpoint.network_id] = False
         if docker_facts.on_gwbridge(container, self.networks):
-            self._dirty["network", GWBRIDGE] = None
+            self._dirty["network", GWBRIDGE] = False
 
     async def _list(self, client: docker.APIClient) -> None:
         """The whole picture in two calls. What was inspected while they ran is newer and stays."""
@@ -294,12 +309,12 @@ class DockerWatch:
     def _compare(self, listed: Container, engine: Engine) -> None:
         """Have inspected what the list does not tell of, unless it is known from before."""
         if docker_facts.on_gwbridge(listed, self.networks):
-            self._dirty["network", GWBRIDGE] = None
+            self._dirty["network", GWBRIDGE] = False
         if docker_facts.needs_inspect(listed, engine, self.networks):
             if docker_facts.lists_the_same(listed, self.containers.get(listed.id)):
                 self._read_since_list.add(listed.id)
             else:
-                self._dirty["container", listed.id] = None
+                self._dirty["container", listed.id] = False
         if self._dirty:
             self._hinted.set()
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any
 
 import docker.tls
 import pytest
@@ -593,6 +594,31 @@ def test_an_engine_that_somebody_stopped_is_not_even_connected_to(
         assert engine.asked == []
         reason[0] = ""
         await watched.connected()
+
+    run(engine, scenario)
+
+
+@pytest.mark.parametrize(
+    "last_words",
+    [event("container", "die", "web"), event("network", "disconnect", "x", container="web")],
+    ids=["die", "disconnect"],
+)
+def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, last_words: dict[str, Any]
+) -> None:
+    """systemd takes the question, and starts the engine again to have it answered."""
+    stopping = "docker.service is deactivating"
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        await until(lambda: watched.watch.containers)
+        monkeypatch.setattr(docker_watch, "asleep", lambda _: stopping)
+        asked = list(engine.asked)
+        with pytest.raises(EngineGone, match=stopping):
+            await watched.watch.relist()
+        engine.emit(last_words)
+        await until(lambda: watched.watch.waiting_for == stopping)
+        assert engine.asked == asked
 
     run(engine, scenario)
 
