@@ -53,11 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if group := sharing(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # So early, because a worker reads the marks before it hears of `pytest_collection_modifyitems`.
+    if group := sharing(item):
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def sharing(item: pytest.Item) -> str:
@@ -66,6 +65,8 @@ def sharing(item: pytest.Item) -> str:
     file = item.path.relative_to(item.config.rootpath)
     if "regime" in params:
         return str(params["regime"].id)
+    if "host" in params:
+        return f"boot-{params['host']}"
     return "" if file.is_relative_to("tests/unit") else str(file)
 
 
