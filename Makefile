@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
 export PYTHON
+PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-desk packages-rivals tree-trixie tree-sid
+.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -17,11 +18,20 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab packages-desk packages-rivals lint tree-trixie ## Lint, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie ## Lint, then every test that CI runs (as root)
 	$(PYTEST)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-trixie tree-sid ## The same with all engines; writes docs/engines.md and behaviour.md
+test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid ## The same with all engines; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
+
+install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
+
+deb: ## Build the package for Debian into dist/
+	packaging/deb/build.sh
+
+arch: ## Build the package for Arch into dist/
+	packaging/arch/build.sh
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 
@@ -39,7 +49,7 @@ clean: ## Remove .venv and what tools left
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Whole trees of other suites of Debian, with their engines, each made once outside of this folder.
-tree-trixie tree-sid: packages-lab $(VENV)/.project
+tree-bookworm tree-trixie tree-sid: packages-lab $(VENV)/.project
 	@$(BIN)/python -m tests.trees $(@:tree-%=%)
 
 packages-lab:

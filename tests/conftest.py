@@ -17,17 +17,19 @@ from typing import Any
 
 import pytest
 
-from tests.lab import behaviour, tree
+from tests.lab import behaviour, story, tree
 from tests.lab.leftovers import leftovers
 from tests.lab.process import LAB, MARK
 from tests.lab.regime import Wanted
 from tests.lab.report import OWN, Outcome, Ran, Report, said, scenarios
+from tests.lab.story import Check
 
 LEFT = pytest.StashKey[list[str]]()
 REPORT = pytest.StashKey[Report]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
-RAN = "ran"
-"""How a worker tells the one that started it what ran."""
+CHECKS = pytest.StashKey[list[Check]]()
+RAN, CHECK = "ran", "check"
+"""How a worker tells the one that started it what ran, beside engines and on booted hosts."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,12 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--report",
         metavar="FOLDER",
-        help="write engines.md and behaviour.md here: what the packet tests said",
+        help="write engines.md, behaviour.md and booted.md here: what the tests said",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = Report(Path(config.rootpath))
+    config.stash[CHECKS] = []
     config.stash[LEFT] = []
     config.pluginmanager.register(Listener(config))
     os.environ[MARK] = LAB
@@ -86,7 +89,13 @@ def pytest_runtest_makereport(
     outcomes.append("failed" if differs else phase.outcome)
     if phase.when == "teardown" and isinstance(item, pytest.Function):
         bad: list[Outcome] = [each for each in outcomes if each != "passed"]
-        phase.user_properties.append((RAN, asdict(ran(item, (bad or outcomes)[-1]))))
+        outcome = (bad or outcomes)[-1]
+        if "host" in item.fixturenames:
+            params: dict[str, Any] = item.callspec.params
+            check = Check(suite=params["host"], name=item.originalname, outcome=outcome)
+            phase.user_properties.append((CHECK, asdict(check)))
+        else:
+            phase.user_properties.append((RAN, asdict(ran(item, outcome))))
     return phase
 
 
@@ -101,6 +110,9 @@ class Listener:
             if name == RAN:
                 assert isinstance(value, dict)
                 self.config.stash[REPORT].ran.append(Ran(**value))
+            if name == CHECK:
+                assert isinstance(value, dict)
+                self.config.stash[CHECKS].append(Check(**value))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -139,6 +151,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     folder = session.config.getoption("--report")
     if folder and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         behaviour.write(session.config.stash[REPORT], Path(folder))
+        story.write(session.config.stash[CHECKS], session.config.rootpath, Path(folder))
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

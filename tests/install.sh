@@ -34,6 +34,7 @@ desk=(
     command:zsh:zsh
     command:fish:fish
     module:yaml:python3-yaml
+    command:systemd-nspawn:systemd-container
 )
 # Firewalls that ipv6natd has to live beside. Only tests use them, each in a network namespace; on
 # this machine they must not start, now or after a reboot.

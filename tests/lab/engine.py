@@ -352,18 +352,22 @@ class Engine:
             time.sleep(0.02)
 
     def _import(self) -> None:
-        """An image of busybox alone, without a registry."""
         image = self.dir / "image.tar"
-        with tarfile.open(image, "w") as tar:
-            tar.add(Path("/bin/busybox").resolve(), "bin/busybox")
-            for applet in APPLETS:
-                link = tarfile.TarInfo(f"bin/{applet}")
-                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(link)
-            page = tarfile.TarInfo("www/cgi-bin/index.cgi")
-            page.mode, page.size = 0o755, len(PAGE)
-            tar.addfile(page, io.BytesIO(PAGE.encode()))
+        write_image(image)
         self.docker("import", str(image), IMAGE)
+
+
+def write_image(file: Path) -> None:
+    """An image of busybox alone, without a registry, for `docker import`."""
+    with tarfile.open(file, "w") as tar:
+        tar.add(Path("/bin/busybox").resolve(), "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        page = tarfile.TarInfo("www/cgi-bin/index.cgi")
+        page.mode, page.size = 0o755, len(PAGE)
+        tar.addfile(page, io.BytesIO(PAGE.encode()))
 
 
 @contextmanager

@@ -31,8 +31,9 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    timeout: float = 60,
 ) -> str:
-    """The output of a command that ends by itself within a minute."""
+    """The output of a command that ends by itself within `timeout` seconds."""
     done = subprocess.run(
         argv,
         check=False,
@@ -40,7 +41,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=timeout,
         env=environment(env),
         cwd=cwd,
     )

@@ -1,8 +1,12 @@
-"""Other suites of Debian, each in a folder, for the engines that this machine's suite has not.
+"""Suites of Debian, each in a folder, for engines, packages and hosts that this machine is not.
 
-A tree is made once, by `make` (tests/trees.py), and then only read: engines run on an overlay over
-it. Tests never make one, since nothing that `pytest` does may need a network. To have one made
-again, with newer packages, remove its folder.
+A tree is made once, by `make` (tests/trees.py), and then only read: whatever runs in it runs on an
+overlay over it. Tests never make one, since nothing that `pytest` does may need a network. To have
+one made again, with newer packages, remove its folder. Each is three things:
+
+- `root`, a host with an engine and systemd, which engines run in and which boots;
+- in its cache for apt, all that the package of ipv6natd pulls in, and what it has to live beside;
+- `build`, a layer over it with what packages are built with.
 """
 
 from __future__ import annotations
@@ -21,15 +25,38 @@ from typing import Literal, get_args
 
 from tests.lab.process import LabError, spawn, tail, undisturbed
 
-Suite = Literal["trixie", "sid"]
+Suite = Literal["bookworm", "trixie", "sid"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 
-PACKAGES = ("docker.io", "docker-cli", "iptables")
-"""The engine, its command line, which Debian splits off from trixie on, and both variants of
-iptables, which the engine only recommends. containerd and runc come with the engine."""
+HOST = (
+    *("docker.io", "iptables"),
+    *("systemd", "systemd-sysv", "dbus", "iproute2", "kmod", "procps"),
+    *("python3", "ca-certificates", "libpam-systemd", "dbus-user-session"),
+)
+"""The engine with both variants of iptables, which it only recommends (containerd and runc come
+with it), what makes a host that boots, and what any server has that was not made in a minute."""
+
+LATER = (
+    *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
+    *("nftables", "conntrack", "polkitd"),
+    *("firewalld", "ufw"),
+    *("autopkgtest", "python3-pytest", "python3-hypothesis"),
+)
+"""Installed by tests, in a host that has no network: downloaded with all that they pull in."""
+
+BUILD = (
+    *("dpkg-dev", "make", "fakeroot", "debhelper", "dh-python", "bash-completion", "lintian"),
+    *("pybuild-plugin-pyproject", "python3-all", "python3-hatchling", "python3-pytest"),
+    *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
+)
+"""What packaging/deb/debian/control asks for, without the compilers of build-essential, which
+nothing here uses; and lintian."""
+
+ARCH = ("makepkg", "libarchive-tools", "shellcheck", "python3-build", "python3-installer")
+"""What builds the package for Arch; Debian 13's makepkg is the newer one."""
 
 PATIENCE = 1200.0
-"""Seconds. Making a tree takes one minute on a good line, and 400 MB of disk."""
+"""Seconds. Making a tree takes three minutes on a good line, and 1.2 GB of disk."""
 
 INSTALL = Path(__file__).parents[1] / "install.sh"
 
@@ -37,19 +64,28 @@ INSTALL = Path(__file__).parents[1] / "install.sh"
 # because debootstrap leaves /proc mounted in the tree when it is interrupted.
 APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
 
-BUILD = """
+SCRIPT = """
 set -eu
-suite=$1 root=$2
-shift 2
+suite=$1 root=$2 layer=$3 host=$4 later=$5 build=$6
+get() {
+    # Signatures count, dates do not: unstable's index is good for a week only, which a mirror that
+    # lags or a machine whose clock runs ahead is soon past.
+    chroot "$1" apt-get -q -y -o Acquire::Check-Valid-Until=false "${@:2}"
+}
 debootstrap --variant=minbase --force-check-gpg "$suite" "$root"
-printf '#!/bin/sh\\nexit 101\\n' >"$root/usr/sbin/policy-rc.d"   # nothing may start a service
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"   # nothing may start a service
 chmod 755 "$root/usr/sbin/policy-rc.d"
-# Signatures count, dates do not: unstable's index is good for a week only, which a mirror that lags
-# or a machine whose clock runs ahead is soon past.
-chroot "$root" apt-get -q -y -o Acquire::Check-Valid-Until=false update
-chroot "$root" apt-get -q -y --no-install-recommends install "$@"
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/*
-chroot "$root" dpkg-query --show --showformat '${Package} ${Version}\\n' "$@" >"$root.versions"
+get "$root" update
+get "$root" --no-install-recommends install $host
+get "$root" clean
+get "$root" --download-only install $later
+mkdir "$layer" "$layer.work" "$layer.root"
+mount -t overlay -o "lowerdir=$root,upperdir=$layer,workdir=$layer.work" overlay "$layer.root"
+get "$layer.root" --no-install-recommends install $build
+get "$layer.root" clean
+chroot "$layer.root" dpkg-query --show --showformat '${Package} ${Version}\n' >"$root.versions"
+umount "$layer.root"
+rm -rf "$layer.work" "$layer.root" "$root"/var/log/*
 """
 
 
@@ -60,7 +96,20 @@ def folder() -> Path:
 
 def ready(suite: Suite) -> bool:
     """Whether the tree is there, complete and with all that this version of the lab wants in it."""
-    return set(PACKAGES) <= versions(suite).keys()
+    return set(wanted(suite)) <= versions(suite).keys()
+
+
+def wanted(suite: Suite) -> tuple[str, ...]:
+    return (*host(suite), *LATER, *tools(suite))
+
+
+def host(suite: Suite) -> tuple[str, ...]:
+    # The command line is a package of its own from Debian 13 on.
+    return HOST if suite == "bookworm" else (*HOST, "docker-cli")
+
+
+def tools(suite: Suite) -> tuple[str, ...]:
+    return (*BUILD, *ARCH) if suite == "trixie" else BUILD
 
 
 def path(suite: Suite) -> Path:
@@ -70,12 +119,21 @@ def path(suite: Suite) -> Path:
     return folder() / suite / "root"
 
 
+def workshop(suite: Suite) -> tuple[Path, Path]:
+    """The layers of a tree with what packages are built with, the upper one first."""
+    root = path(suite)
+    return root.with_name("build"), root
+
+
 def hint(suite: Suite) -> str:
     return f"`.venv/bin/python -m tests.trees {suite}` as root makes it"
 
 
 def versions(suite: Suite) -> dict[str, str]:
-    """The stamp: packages and their versions. It comes with a complete tree, and not before."""
+    """The stamp: packages and their versions, "later" for those that were only downloaded.
+
+    It comes with a complete tree, and not before.
+    """
     try:
         found: dict[str, str] = json.loads((folder() / suite / "stamp.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -97,8 +155,7 @@ def make(suite: Suite) -> None:
         if subprocess.run([str(INSTALL), "trees"], check=False).returncode != 0:
             raise LabError(f"No tree of Debian {suite} without that.")
         began = time.monotonic()
-        what = f"a tree of Debian {suite} with {', '.join(PACKAGES)}"
-        print(f"Making {what} in {folder()}, once; about a minute ...", flush=True)
+        print(f"Making a tree of Debian {suite} in {folder()}, once; minutes ...", flush=True)
         part = folder() / f"{suite}.part"
         with removed(part), removed(folder() / f"{suite}.old"):
             build(suite, part)
@@ -113,7 +170,8 @@ def build(suite: Suite, part: Path) -> None:
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     env = proxies | {"DEBIAN_FRONTEND": "noninteractive", "LANG": "C", "LC_ALL": "C"}
     with log.open("wb") as out:
-        script = ("sh", "-c", BUILD, "build", suite, str(root), *PACKAGES)
+        lists = (" ".join(each) for each in (host(suite), LATER, tools(suite)))
+        script = ("bash", "-c", SCRIPT, "build", suite, str(root), str(part / "build"), *lists)
         process = spawn([*APART, "--kill-child", *script], log=out, env=env)
         try:
             code = process.wait(PATIENCE)
@@ -125,7 +183,10 @@ def build(suite: Suite, part: Path) -> None:
             process.wait(10)
     if code != 0:
         raise LabError(f"No tree of Debian {suite}: see {log}\n{tail(log)}")
-    found = dict(line.split() for line in Path(f"{root}.versions").read_text().splitlines())
+    there = dict(line.split() for line in Path(f"{root}.versions").read_text().splitlines())
+    found = {
+        each: there.get(each, "later") for each in wanted(suite) if each in there or each in LATER
+    }
     found["made"] = datetime.now(UTC).date().isoformat()
     (part / "stamp.json").write_text(json.dumps(found, indent=1) + "\n")
 

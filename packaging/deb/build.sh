@@ -1,0 +1,18 @@
+#!/bin/bash
+# Builds the package for Debian from this source, as it stands, with what the distribution has:
+# `apt build-dep ./packaging/deb` installs that.
+#
+# usage: packaging/deb/build.sh [FOLDER [OPTION OF dpkg-buildpackage ...]]    (FOLDER is dist)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+out=$(realpath -m "${1:-dist}")
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+
+mkdir "$stage/ipv6natd"
+packaging/sources.sh | tar -c --null --files-from=- | tar -x -C "$stage/ipv6natd"
+cp -r packaging/deb/debian "$stage/ipv6natd/debian"
+(cd "$stage/ipv6natd" && dpkg-buildpackage --build=binary --no-sign "${@:2}")
+mkdir -p "$out"
+cp "$stage"/ipv6natd_* "$out"

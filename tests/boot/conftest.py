@@ -1,0 +1,47 @@
+"""One booted host a suite, with the package installed; its tests are one story, in this order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests import lab
+from tests.boot.host import Host
+from tests.lab import tree, workshop
+from tests.lab.needs import lack
+
+TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "git")
+
+CI: list[tree.Suite] = ["bookworm", "trixie"]
+ALL: list[tree.Suite] = [*CI, "sid"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "host" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--engines") == "all"
+        # Those firewalls take their time, and CI has little.
+        once = metafunc.module.__name__.endswith("test_neighbours")
+        suites = ALL if every else CI[:1] if once else CI
+        metafunc.parametrize("host", suites, indirect=True, scope="package")
+
+
+@pytest.fixture(scope="package")
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """With containers on it since before the package was built and installed."""
+    lab.need(*TOOLS)
+    suite: tree.Suite = request.param
+    if not tree.ready(suite):
+        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    folder = tmp_path_factory.mktemp(suite)
+    build = workshop.begin(suite, folder, "packaging/deb/build.sh /out -d")
+    with Host(suite) as booted:
+        booted.furnish()
+        workshop.finish(build, folder)
+        (package,) = folder.glob("ipv6natd_*_all.deb")
+        shutil.copy(package, booted.shared)
+        booted.install()
+        yield booted

@@ -1,0 +1,104 @@
+"""A host on which the package was installed as README says."""
+
+from __future__ import annotations
+
+import re
+
+from tests import lab
+from tests.boot.host import MANAGER, PORT, WEB, Host
+from tests.lab.sandbox import CLIENT
+
+
+def test_the_installation_leaves_a_service_that_runs_and_comes_back(host: Host) -> None:
+    assert host.run("systemctl", "is-active", "ipv6natd").strip() == "active"
+    assert host.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
+
+
+def test_the_installation_switches_forwarding_on(host: Host) -> None:
+    assert host.sandbox.host.sysctl("net.ipv6.conf.all.forwarding") == "1"
+
+
+def test_a_container_of_before_is_reached_and_sees_the_client(host: Host) -> None:
+    host.await_served()
+
+
+def test_a_container_that_starts_is_reached_and_sees_the_client(host: Host) -> None:
+    host.start("late", "--publish=8081:80")
+    host.await_served(8081)
+    host.run("docker", "rm", "--force", "late")
+
+
+def test_busctl_shows_what_the_service_offers(host: Host) -> None:
+    shown = host.as_nobody("busctl", "introspect", *MANAGER)
+    for member in ("ListMappings", "Resync", "StateReason", "Synced"):
+        assert re.search(rf"^\.{member}\s", shown, re.MULTILINE), shown
+    assert "/org/ipv6natd1" in host.as_nobody("busctl", "tree", MANAGER[0])
+
+
+def test_busctl_resyncs_and_reads(host: Host) -> None:
+    before = int(host.state("Generation").split()[1])
+    assert '"Generation" t' in host.run("busctl", "call", *MANAGER, "Resync")
+    assert int(host.state("Generation").split()[1]) >= before
+    assert host.state() == 's "synced"'
+    assert host.state("MappingCount") == "u 1"
+
+
+def test_a_plain_user_reads_and_may_not_resync(host: Host) -> None:
+    assert f'"ContainerAddress" s "{WEB}"' in host.as_nobody(
+        "busctl", "call", *MANAGER, "ListMappings"
+    )
+    assert str(PORT) in host.as_nobody("ipv6natctl", "mappings")
+    refused = host.as_nobody("busctl", "call", *MANAGER, "Resync")
+    assert refused.startswith("Call failed: "), refused
+    assert "Generation" not in refused
+
+
+def test_systemctl_status_says_how_it_is(host: Host) -> None:
+    shown = host.run("systemctl", "status", "--no-pager", "ipv6natd")
+    assert 'Status: "synced: 1 mapping, 1 network, ' in shown
+
+
+def test_a_reload_waits_until_the_new_settings_are_in_force(host: Host) -> None:
+    assert host.state("NetworkCount") == "u 1"
+    folder = "/etc/ipv6natd/conf.d"
+    host.sh(f"mkdir -p {folder}; echo 'nat_prefixes = [\"fd00:b::/64\"]' >{folder}/lab.toml")
+    host.run("systemctl", "reload", "ipv6natd")
+    assert host.state("NetworkCount") == "u 0"
+    host.sh(f"rm -r {folder}; systemctl reload ipv6natd")
+    assert host.state("NetworkCount") == "u 1"
+    assert host.show("NRestarts") == "0"
+
+
+def test_a_restart_under_load_loses_nothing(host: Host) -> None:
+    host.await_served()
+    with (
+        lab.serve(host.container("web"), "held", tcp=[81]),
+        lab.connect(host.sandbox.host, WEB, 81) as through,
+        host.load() as end,
+    ):
+        host.run("systemctl", "restart", "ipv6natd")
+        host.await_state('s "synced"')
+        assert isinstance(through.ask(), lab.Answer)
+    seen = end()
+    assert set(seen) == {CLIENT}
+    assert len(seen) > 20
+
+
+def test_the_sandbox_is_as_tight_as_it_is_said_to_be(host: Host) -> None:
+    table = host.run("systemd-analyze", "security", "--no-pager", "--threshold=17", "ipv6natd")
+    assert "Overall exposure level for ipv6natd.service: 1.7 OK" in table
+
+
+def test_a_wrong_key_stops_it_with_78_and_a_line_that_names_it(host: Host) -> None:
+    try:
+        host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
+        host.run("systemctl", "restart", "ipv6natd", check=False)
+        assert host.run("systemctl", "is-active", "ipv6natd", check=False).strip() == "failed"
+        assert host.show("ExecMainStatus") == "78"
+        said = "/etc/ipv6natd/conf.d/lab.toml: unknown key 'bakcend'; did you mean 'backend'?"
+        assert said in host.journal()
+        # It does not try again, and what was open stays open.
+        assert host.fetch() == CLIENT
+    finally:
+        host.sh("rm -r /etc/ipv6natd/conf.d")
+        host.restart()
