@@ -38,13 +38,20 @@ class Action(StrEnum):
 
 
 AS_ROOT = {
-    Action.INSPECT: "sudo ipv6natctl mappings",
-    Action.RESYNC: "sudo ipv6natctl resync",
-    Action.RELOAD: "sudo ipv6natctl reload",
-    Action.CLEANUP: "sudo ipv6natctl cleanup",
-    Action.SET_LOG_LEVEL: "sudo systemctl service-log-level ipv6natd debug",
+    "ListMappings": "ipv6natctl mappings",
+    "FindMappings": "ipv6natctl mappings",
+    "ListNetworks": "ipv6natctl networks",
+    "ListSkipped": "ipv6natctl skipped",
+    "ListLeftovers": "ipv6natctl cleanup --leftovers --dry-run",
+    "Explain": "ipv6natctl explain",
+    "GetRuleset": "ipv6natctl rules",
+    "Resync": "ipv6natctl resync",
+    "Reload": "ipv6natctl reload",
+    "Cleanup": "ipv6natctl cleanup",
+    "CleanupLeftovers": "ipv6natctl cleanup --leftovers",
+    "Set": "systemctl service-log-level ipv6natd debug",
 }
-"""The way out for those who are refused."""
+"""The way out for those who are refused a member."""
 
 
 class Authority:
@@ -116,19 +123,19 @@ class Authority:
             log.debug("polkit does not say whether %s may be done: %s", action, error.text)
             if error.name == ERROR + "NoReply":
                 # Anybody can keep it busy, and what an administrator closed must stay closed.
-                raise _denied("polkit is too busy to answer", action) from None
+                raise _denied("polkit is too busy to answer", call) from None
             if action is Action.INSPECT:
                 return
-            raise _denied("only root may do that", action) from None
+            raise _denied("only root may do that", call) from None
         if challenge and not authorized:
             authorized = await self._dialog(call, action)
         if not authorized:
-            raise _denied(f"polkit does not allow you {action}", action)
+            raise _denied(f"polkit does not allow you {action}", call)
 
     async def _dialog(self, call: Call, action: Action) -> bool:
         """Have somebody asked for a password."""
         if not call.interactive:
-            text = f"that takes a password, and nobody can be asked for it: {AS_ROOT[action]}"
+            text = f"that takes a password, and nobody can be asked for it: {_as_root(call)}"
             raise BusError(ERROR + "InteractiveAuthorizationRequired", text)
         if self._dialogs >= MAX_DIALOGS:
             text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
@@ -137,7 +144,7 @@ class Authority:
         try:
             authorized, _ = await _answer(call, action, dialog=True)
         except BusError:
-            raise _denied("nobody typed the password for that", action) from None
+            raise _denied("nobody typed the password for that", call) from None
         finally:
             self._dialogs -= 1
         return authorized
@@ -157,5 +164,9 @@ async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bo
     return authorized, challenge
 
 
-def _denied(why: str, action: Action) -> BusError:
-    return BusError(ERROR + "AccessDenied", f"{why}: {AS_ROOT[action]}")
+def _denied(why: str, call: Call) -> BusError:
+    return BusError(ERROR + "AccessDenied", f"{why}: {_as_root(call)}")
+
+
+def _as_root(call: Call) -> str:
+    return f"sudo {AS_ROOT[call.member]}"

@@ -16,9 +16,10 @@ import pytest
 
 from ipv6natd import polkit
 from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.dbus_members import METHODS
 from ipv6natd.dbus_objects import MANAGER
-from ipv6natd.polkit import Action
+from ipv6natd.polkit import AS_ROOT, Action
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.lab.needs import lack, need
 from tests.unit.waiting import until
@@ -159,6 +160,13 @@ def test_a_refusal_names_the_way_out(bus: Bus) -> None:
                     await ask(nobody, "Resync")
 
     run(body())
+
+
+def test_each_member_that_can_be_refused_has_a_way_out() -> None:
+    guarded = {member for (_, member), method in METHODS.items() if method.action}
+    assert set(AS_ROOT) == guarded
+    told = [words.split() for words in AS_ROOT.values()]
+    assert {words[1] for words in told if words[0] == "ipv6natctl"} <= set(COMMANDS)
 
 
 def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> None:

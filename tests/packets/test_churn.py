@@ -53,7 +53,8 @@ def lab(made: Small) -> Iterator[Small]:
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest, made: Small) -> bool:
     """Whether there is time for as many rounds as a scenario asks: once in a run is enough."""
-    return request.config.getoption("--engines") == "all" and made.sandbox.variant == "nft"
+    long = request.config.getoption("--engines") == "all"
+    return long and made.sandbox.variant == "nft" and made.engine.userland_proxy
 
 
 def test_t6_an_engine_that_restarts_with_live_restore_interrupts_nobody(lab: Small) -> None:
