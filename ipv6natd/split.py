@@ -20,8 +20,9 @@ FLAT_BRIDGES = 32
 FEW_BRIDGES = 16
 """Rules for bridges whose names begin alike that stay in one chain."""
 EVERY = 1 << 16
-_SIZES = (64, 2048, EVERY)
-"""Ports of a block at each level: a packet passes some 32 rules a level."""
+_SIZES = (32, 512, 4096, EVERY)
+"""Ports of a block at each level: a packet passes 36 rules of all 65,535 ports, 72 at most, and a
+restore takes no longer than with fewer and longer chains."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ KINDS = {
     "accept-fwmark": '`accept_fwmark = "0x1/0x1"` in our configuration: what carries the mark is '
     "accepted.",
     "beside-the-engines": "A network of ours beside `br-b`, whose rules the engine writes itself.",
-    "many-ports": "More than a hundred rules for ports stand in chains of 64 ports each, so that "
+    "many-ports": "More than a hundred rules for ports stand in chains of 32 ports each, so that "
     "a new connection passes its neighbours' rules only, and a new port writes one of these "
     "chains. A run that keeps its numbers is one rule all the same, in the first chain that is "
     "wide enough.",
@@ -107,7 +107,8 @@ SHAPES = {
     "nothing else that the host hears, open connections least of all, asks for a port here.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "Where there are many ports: those "
     "of one protocol.",
-    r"-A PORTS -p PROTOCOL --dport PORT -j PORTS": "All ports of 2048 in a row, then all of 64.",
+    r"-A PORTS -p PROTOCOL --dport PORT -j PORTS": "All ports of 4096 in a row, then "
+    "of 512, then of 32.",
     r"-A (?:IPV6NAT-INPUT|PORTS) -d ::1/128 -p PROTOCOL --dport PORT -j REJECT": "[::1] cannot be "
     "forwarded: without the proxy the client is told at once instead of waiting.",
     r"-A (?:IPV6NAT-INPUT|PORTS) -s fe80::/10 (?:-d ADDRESS )?-p PROTOCOL --dport PORT "
