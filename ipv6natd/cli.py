@@ -14,6 +14,7 @@ from typing import Any
 
 from ipv6natd import __version__, logs
 from ipv6natd.config import KEYS, ConfigError, Settings, load
+from ipv6natd.early import close_networks
 from ipv6natd.firewall import FirewallError
 
 log = logging.getLogger("ipv6natd")
@@ -164,6 +165,7 @@ def _integer(text: str) -> Any:
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
+    close_networks(settings.backend)
     # Here, so that -flush and -version load neither the Docker library nor the bus's.
     from ipv6natd.daemon import Daemon
 

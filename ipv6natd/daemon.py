@@ -58,6 +58,7 @@ class Daemon:
     async def run(self) -> int:
         """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
         loop = asyncio.get_running_loop()
+        gc.disable()  # until READY
         self._to_watch: asyncio.Future[Firewall] = loop.create_future()
         # Before READY: systemd may send SIGHUP right after it.
         for name in (signal.SIGTERM, signal.SIGINT):
@@ -80,7 +81,6 @@ class Daemon:
         )
         self._textfile = Textfile(self._settings.metrics_textfile, self.status)
         self._service = BusService(self, self._firewalld)
-        await self._close_early()
         code = await self._until_stopped()
         await self._end()
         return code
@@ -101,17 +101,6 @@ class Daemon:
             return LateFirewall(partial(open_firewall, backend), opened, guess=guess)
         self._to_watch.set_result(firewall)
         return firewall
-
-    async def _close_early(self) -> None:
-        """Before READY, and without waiting for the engine: containers may start any moment."""
-        kept = self._kept.read()
-        if kept is None:
-            return
-        try:
-            await self._reconciler.close(kept)
-            log.info("closed the networks of last time until the engine tells of them")
-        except FirewallError as error:
-            log.error("cannot close the networks of last time: %s", error)
 
     async def _watch_drift(self) -> None:
         firewall = await self._to_watch
@@ -156,6 +145,7 @@ class Daemon:
         # What is there now stays; to look through all of it for cycles takes 0.2 s with 10,000
         # containers, again and again, and nothing else would run meanwhile.
         gc.freeze()
+        gc.enable()
 
     async def _end(self) -> None:
         self._notifier.stopping()

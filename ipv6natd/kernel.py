@@ -101,13 +101,6 @@ class Kernel:
         self._last = EMPTY
         self._keep(EMPTY.filter)
 
-    def close(self, rules: TableRules) -> None:
-        """Write a filter table of earlier days, before anything is known."""
-        read = {Table.FILTER: self.firewall.read()[Table.FILTER]}
-        early = Ruleset(filter=rules)
-        for change in plan(applied=None, interim=rules, wanted=early, observed=read):
-            self.firewall.write(change)
-
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         """One pass: everything that computes or blocks."""
         want = desired(self._complete(snapshot, verify), policy, self._wishes)

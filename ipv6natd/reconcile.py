@@ -170,11 +170,6 @@ class Reconciler:
         """The rules in force, as ip6tables-restore reads them."""
         return self._kernel.text()
 
-    async def close(self, rules: TableRules) -> None:
-        """Write a filter table of earlier days, before anything is known. Raises FirewallError."""
-        async with self._writing:
-            await in_thread(partial(self._kernel.close, rules))
-
     async def run(self) -> None:
         """Keep in step until cancelled."""
         last_verify = time.monotonic()

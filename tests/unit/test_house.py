@@ -17,7 +17,7 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks
-cli           -> config daemon firewall flush logs
+cli           -> config early daemon firewall flush logs
 config        -> model
 conntrack     -> flows model tools
 contest       ->
@@ -50,6 +50,7 @@ dbus_wire     ->
 desired       -> claims model networks remember
 docker_facts  -> model
 docker_watch  -> background docker_facts engine_flags engine_unit json_rows journal model
+early         -> firewall firewall.restore kept plan rules
 engine_flags  ->
 engine_rules  -> model
 engine_unit   ->
