@@ -10,7 +10,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean packages-venv packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch
+.PHONY: help venv demo bench test test-all lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-tri
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
+
+bench: packages-lab packages-bench $(VENV)/.tests ## Measure how fast it is; writes docs/performance (as root)
+	$(BIN)/python -m bench
 
 deb: ## Build the package for Debian into dist/
 	packaging/deb/build.sh
@@ -60,6 +63,9 @@ packages-desk:
 
 packages-rivals:
 	@tests/install.sh rivals
+
+packages-bench:
+	@tests/install.sh bench
 
 packages-venv:
 	@tests/install.sh venv

@@ -2,7 +2,7 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab|desk|rivals|trees ...
+# usage: tests/install.sh venv|lab|desk|rivals|trees|bench ...
 set -euo pipefail
 
 # What to look for, a command, a file or a Python module, and the package that has it. By what is
@@ -47,6 +47,11 @@ rivals=(
 trees=(
     command:debootstrap:debootstrap
     file:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+)
+
+# What draws the plots of `make bench`, and nothing else.
+bench=(
+    module:matplotlib:python3-matplotlib
 )
 
 python=${PYTHON:-/usr/bin/python3}

@@ -90,13 +90,18 @@ class Daemon:
         flags = ("-endpoint", self.endpoint, "-config", str(self.config))
         with self._log.open("ab") as log:
             self.process = spawn(
-                [*self._here, str(BIN / "ipv6natd"), *flags, *self.args, *args],
+                [*self._here, *self.command, *flags, *self.args, *args],
                 log=log,
                 env=self._env() | {"NOTIFY_SOCKET": str(self.dir / "notify")},
             )
         if wait is not None:
             self.wait_for(lambda: "READY=1" in self.notices, "READY=1")
             self.wait_state(wait)
+
+    @property
+    def command(self) -> list[str]:
+        """What is run."""
+        return [str(BIN / "ipv6natd")]
 
     def stop(self) -> int:
         """SIGTERM, as systemd stops it; the exit code."""

@@ -1,0 +1,244 @@
+"""`make bench`: measures everything on both variants, prints the table, writes docs/performance."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from bench import control, packets, plots, real, table
+from bench.control import Control
+from bench.packets import Cost, mapped, wanted
+from bench.table import Line
+from ipv6natd.model import Protocol
+from ipv6natd.rules import Dnat
+from tests.lab.process import run
+from tests.lab.sandbox import Variant
+
+VARIANTS: tuple[Variant, ...] = ("nft", "legacy")
+SIZES = (10, 1000, 10_000)
+FEW, MANY = 1000, 10_000
+IDLE = 20.0
+EVENTS = 10_000
+PAGE = Path(__file__).parent.parent / "docs" / "performance"
+
+
+def main() -> None:
+    """Run it all; exit 1 where something is not as it must be."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--starts", type=int, default=100, help="of a real container, a variant")
+    starts = parser.parse_args().starts
+    began = time.monotonic()
+    lines: list[Line] = []
+    controls: list[Control] = []
+    costs: list[Cost] = []
+    for variant in VARIANTS:
+        for size in SIZES:
+            last = size == MANY
+            events = EVENTS if last else 0
+            idle = IDLE if last else 0
+            say(f"{variant}: the daemon with {size} mappings")
+            controls.append(control.measured(variant, size, idle=idle, events=events))
+        say(f"{variant}: one write of everything, and the filter table of last time")
+        controls[-1].write, controls[-1].restore = control.writing(variant, MANY)
+        controls[-1].kept = control.kept(variant, FEW)
+        say(f"{variant}: packets")
+        costs += packets.connections(variant, (1, *SIZES))
+        opened = packets.established(variant, (1, 200))
+        say(f"{variant}: {starts} starts of a real container")
+        real_starts = real.starts(variant, starts, mappings=FEW)
+        few, many = (
+            next(each for each in controls if (each.variant, each.mappings) == (variant, size))
+            for size in (FEW, MANY)
+        )
+        lines += of_starts(variant, real_starts)
+        lines += of_control(few, many)
+        lines += of_packets(variant, costs, opened)
+    lines.append(of_a_run())
+    print(table.text(lines))
+    write(lines, controls, costs, time.monotonic() - began)
+    if not all(line.met for line in lines):
+        raise SystemExit(1)
+
+
+def say(what: str) -> None:
+    """Progress."""
+    print(what, flush=True)
+
+
+def of_starts(variant: Variant, starts: list[float]) -> Iterator[Line]:
+    """A real container, from the return of its start until a client reaches it."""
+    what = f"container start to reachable, {FEW} mappings, "
+    beside = f"of {len(starts)}"
+    for word, must, found in (("median", 0.05, median(starts)), ("worst", 0.1, max(starts))):
+        yield Line(
+            what=what + word, variant=variant, must=must, found=found, unit="ms", beside=beside
+        )
+
+
+def of_control(few: Control, many: Control) -> Iterator[Line]:
+    """The daemon's own figures."""
+
+    def line(what: str, must: float, found: float, unit: str, beside: str = "") -> Line:
+        return Line(
+            what=what, variant=few.variant, must=must, found=found, unit=unit, beside=beside
+        )
+
+    one = median(many.changes)
+    yield line(f"one container more among {MANY}, rule in the kernel", 0.05, one, "ms")
+    yield line(f"exec to READY, {FEW} mappings", 1.5, few.ready, "s")
+    yield line(f"exec to READY, {MANY} mappings", 4.0, many.ready, "s")
+    yield line("exec to the kept filter table in force", 0.7, many.kept, "s")
+    beside = f"{many.write * 1000:.0f} ms, restore alone {many.restore * 1000:.0f} ms"
+    yield line(f"writing {MANY} mappings", 1.5, many.write / many.restore, "ratio", beside)
+    beside = f"{one * 1000:.0f} ms, restore alone {many.restore_change * 1000:.0f} ms"
+    yield line(f"one change among {MANY}", 3.0, one / many.restore_change, "ratio", beside)
+    yield line(f"clean-up of {MANY}", 1.0, many.cleanup, "s")
+    beside = f"above {control.baseline():.0f} MB of libraries"
+    yield line(f"memory with {FEW} mappings", 12, few.memory, "MB", beside)
+    yield line(f"memory with {MANY} mappings in as many containers", 40, many.memory, "MB", beside)
+    yield line("memory at its peak", 120, many.peak, "MB", "resident, libraries and all")
+    yield line(f"memory grown by {EVENTS} events", 1, many.growth, "MB")
+    yield line("idle", 0.001 if few.variant == "nft" else 0.005, many.idle, "%", "of a core")
+
+
+def of_packets(
+    variant: Variant, costs: list[Cost], opened: dict[tuple[int, str], float]
+) -> Iterator[Line]:
+    """What a packet pays for the mappings and networks of others."""
+    for protocol in ("tcp", "udp"):
+        one, last = (
+            next(
+                each.seconds
+                for each in costs
+                if (each.variant, each.protocol, each.mappings, each.at)
+                == (variant, protocol, size, "last")
+            )
+            for size in (1, MANY)
+        )
+        yield Line(
+            what=f"a new connection to mapping {MANY} of {MANY}, {protocol}",
+            variant=variant,
+            must=1.1,
+            found=last / one,
+            unit="ratio",
+            beside=f"{last * 1e6:.0f} µs, to 1 of 1 {one * 1e6:.0f} µs",
+        )
+    for direction in ("in", "out"):
+        one, many = (opened[count, direction] for count in (1, 200))
+        yield Line(
+            what=f"a packet of an open flow, {direction}, 200 networks",
+            variant=variant,
+            must=1.3,
+            found=many / one,
+            unit="ratio",
+            beside=f"{many * 1e6:.1f} µs, 1 network {one * 1e6:.1f} µs",
+        )
+
+
+def of_a_run() -> Line:
+    """Rules for ten thousand ports that keep their numbers."""
+    bindings = mapped(list(range(10_000, 20_000)), keep=True, protocols=(Protocol.UDP,))
+    nat = wanted([bindings]).nat
+    count = sum(isinstance(r.target, Dnat) for c in nat.chains for r in c.rules)
+    return Line(
+        what="DNAT rules for -p 10000-19999:10000-19999/udp",
+        variant="both",
+        must=1,
+        found=count,
+        unit="",
+    )
+
+
+def write(lines: list[Line], controls: list[Control], costs: list[Cost], seconds: float) -> None:
+    """docs/performance: the table, the plots, and where they were measured."""
+    PAGE.mkdir(parents=True, exist_ok=True)
+    pictures: list[tuple[str, str, str, Callable[[Control], float]]] = [
+        ("sync", "exec to READY", "s", lambda each: each.ready),
+        ("change", "one change: answer to kernel", "ms", lambda each: median(each.changes) * 1e3),
+        ("cleanup", "clean-up", "s", lambda each: each.cleanup),
+        ("memory", "memory above the libraries", "MB", lambda each: each.memory),
+    ]
+    for name, title, unit, value in pictures:
+        curves = {
+            str(variant): {
+                each.mappings: value(each) for each in controls if each.variant == variant
+            }
+            for variant in VARIANTS
+        }
+        plots.draw(PAGE / f"{name}.svg", title, unit, curves)
+    connections = {
+        f"{variant} {protocol}": {
+            each.mappings: each.seconds * 1e6
+            for each in costs
+            if (each.variant, each.protocol, each.at) == (variant, protocol, "last")
+        }
+        for variant in VARIANTS
+        for protocol in ("tcp", "udp")
+    }
+    plots.draw(
+        PAGE / "connection.svg",
+        "a new connection to the last mapping",
+        "µs",
+        connections,
+        flat=True,
+    )
+    (PAGE / "README.md").write_text("\n".join(page(lines, costs, seconds)) + "\n")
+
+
+def page(lines: list[Line], costs: list[Cost], seconds: float) -> Iterator[str]:
+    """The text of docs/performance."""
+    yield INTRODUCTION.format(minutes=round(seconds / 60), machine=machine())
+    yield from table.markdown(lines)
+    yield PLOTS
+    yield (
+        "| mappings | at | "
+        + " | ".join(f"{v} {p}" for v in VARIANTS for p in ("tcp", "udp"))
+        + " |"
+    )
+    yield "|---" * 6 + "|"
+    by = {(c.variant, c.protocol, c.mappings, c.at): c.seconds for c in costs}
+    for size in (1, *SIZES):
+        for at in ("first", "middle", "last"):
+            cells = [f"{by[v, p, size, at] * 1e6:.0f}" for v in VARIANTS for p in ("tcp", "udp")]
+            yield f"| {size} | {at} | {' | '.join(cells)} |"
+
+
+def machine() -> str:
+    """Where it was measured."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cores = len(re.findall(r"^processor", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    versions = [
+        f"Linux {platform.release()}",
+        f"Python {run(control.PYTHON, '--version').split()[1]}",
+        run("ip6tables-nft", "--version").split("(")[0].strip(),
+        run("nft", "--version").split("(")[0].strip(),
+        re.sub(r", build.*", "", run("dockerd", "--version").strip()),
+    ]
+    return f"{cores} cores ({cpu[1] if cpu else 'unknown'}), {', '.join(versions)}"
+
+
+INTRODUCTION = """\
+# Performance
+
+Written by `make bench` (as root, {minutes} minutes) on {machine}.
+
+Ratios are taken within one run; each figure is the median of several. "Restore alone" is
+`ip6tables-restore` of the same text. The engine is simulated, with answers shaped as a real one's
+were recorded, but for "container start to reachable", where a real one with {few} mappings runs.
+A new connection counts up to the server's first byte, a packet of an open flow as long as sending
+it takes, which is all of its way to the container.
+""".replace("{few}", str(FEW))
+PLOTS = """
+![one change](change.svg) ![a new connection](connection.svg)
+![exec to READY](sync.svg) ![clean-up](cleanup.svg) ![memory](memory.svg)
+
+## A new connection, in µs
+"""
+
+if __name__ == "__main__":
+    main()

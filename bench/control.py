@@ -1,0 +1,310 @@
+"""The way of a change: from the engine's answer to the kernel, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from threading import Event, Thread
+
+from bench.engine import Simulated, scattered
+from bench.packets import mapped, wanted
+from ipv6natd.firewall import Backend, xtables
+from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.model import Protocol
+from ipv6natd.plan import ObservedTable, plan
+from ipv6natd.rules import Table
+from ipv6natd.save_text import render
+from tests.lab import Daemon, Namespace, Sandbox
+from tests.lab.process import run
+from tests.lab.sandbox import Variant
+
+CHANGES = 11
+LIBRARIES = "import docker, dbus_next, sdnotify, requests, asyncio, logging, argparse, tomllib"
+ROOT = Path(__file__).parent.parent
+PYTHON = "/usr/bin/python3"
+"""As a package of the distribution runs it: what else is in .venv would be imported, too."""
+
+
+@dataclass
+class Control:
+    """Seconds and megabytes with so many mappings on one variant."""
+
+    variant: Variant
+    mappings: int
+    ready: float = 0.0
+    """From exec to READY, the engine being up and no rule there."""
+    cpu: float = 0.0
+    """Seconds of CPU up to READY."""
+    write: float = 0.0
+    """One write of the whole nat table, from the rules on."""
+    restore: float = 0.0
+    """ip6tables-restore of the same text."""
+    kept: float = 0.0
+    """From exec until the filter table of last time is in force."""
+    changes: list[float] = field(default_factory=list)
+    """From the inspect's answer until the rule stands."""
+    restore_change: float = 0.0
+    """ip6tables-restore of one such change."""
+    cleanup: float = 0.0
+    """From SIGTERM with -cleanup to the end of the process."""
+    memory: float = 0.0
+    peak: float = 0.0
+    idle: float = 0.0
+    """Share of a core while nothing happens."""
+    growth: float = 0.0
+    """Megabytes after some thousand events more."""
+
+
+def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 0) -> Control:
+    """One daemon's life beside an engine of this size."""
+    found = Control(variant=variant, mappings=mappings)
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        engine = Simulated(sandbox.dir / "engine.sock")
+        engine.fill(mappings)
+        engine.start()
+        stack.callback(engine.stop)
+        daemon = stack.enter_context(
+            Installed(sandbox, engine.endpoint, args=("-cleanup",), start=False)
+        )
+        began = time.monotonic()
+        daemon.start(wait=None)
+        daemon.wait_for(lambda: "READY=1" in daemon.notices, "READY=1", timeout=60)
+        found.ready = time.monotonic() - began
+        daemon.wait_state("synced", timeout=60)
+        assert daemon.process is not None
+        pid = daemon.process.pid
+        found.cpu = cpu(pid)
+        settle(pid)
+        found.memory = status(pid, "VmRSS") - baseline()
+        found.peak = status(pid, "VmHWM")
+        with watching(sandbox.host, variant) as changed:
+            for number in range(CHANGES):
+                found.changes.append(one_change(engine, changed, 5001 + 5 * number))
+                settle(pid)
+        found.restore_change = restore_of_change(sandbox)
+        if idle:
+            before = cpu(pid)
+            time.sleep(idle)
+            found.idle = (cpu(pid) - before) / idle
+        if events:
+            found.growth = grown(engine, pid, events)
+        began = time.monotonic()
+        daemon.stop()
+        found.cleanup = time.monotonic() - began
+    return found
+
+
+def one_change(engine: Simulated, changed: Event, port: int) -> float:
+    """Seconds from the engine's answer about a new container until its rule stands."""
+    changed.clear()
+    one = engine.add(port)
+    if not changed.wait(10):
+        raise TimeoutError(f"port {port} did not come")
+    arrived = time.monotonic()
+    return arrived - engine.answered[f"/containers/{one}/json"]
+
+
+@contextmanager
+def watching(host: Namespace, variant: Variant, table: Table = Table.NAT) -> Iterator[Event]:
+    """An event that is set when somebody writes rules: by what the kernel announces on nft, by the
+    size of the table, asked every half millisecond, on legacy."""
+    changed, done = Event(), Event()
+    if variant == "legacy":
+
+        def poll() -> None:
+            last = _size(table)
+            while not done.wait(0.0005):
+                now = _size(table)
+                if now != last:
+                    last = now
+                    changed.set()
+
+        watcher = Thread(target=lambda: host.within(poll), daemon=True)
+        watcher.start()
+        try:
+            yield changed
+        finally:
+            done.set()
+            watcher.join()
+        return
+    monitor = subprocess.Popen(
+        ["nsenter", f"--net={host.path}", "nft", "monitor"], stdout=subprocess.PIPE
+    )
+    assert monitor.stdout is not None
+    out = monitor.stdout
+
+    def read() -> None:
+        for line in out:
+            if line.startswith(b"# new generation"):
+                changed.set()
+
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    # It takes a while until it listens; of the other family, so that the daemon is not concerned.
+    while not changed.wait(0.02):
+        host.run("nft", "add table ip bench; delete table ip bench")
+    time.sleep(0.1)
+    changed.clear()
+    try:
+        yield changed
+    finally:
+        monitor.terminate()
+        monitor.wait()
+        reader.join()
+
+
+def _size(table: Table) -> tuple[int, int]:
+    return xtables.counts(table) if table in xtables.present() else (0, 0)
+
+
+def restore_of_change(sandbox: Sandbox) -> float:
+    """What the tool itself takes for the chain in which a new port stands."""
+    text = sandbox.host.run(f"ip6tables-{sandbox.variant}-save", "-t", "nat")
+    (chain,) = {line.split()[1] for line in text.splitlines() if "--dport 5001 " in line}
+    rules = [line for line in text.splitlines() if line.startswith(f"-A {chain} ")]
+    path = sandbox.dir / "one"
+    path.write_text("\n".join(["*nat", f":{chain} - [0:0]", *rules, "COMMIT", ""]))
+    return median(timed(sandbox, path) for _ in range(CHANGES))
+
+
+def writing(variant: Variant, mappings: int) -> tuple[float, float]:
+    """Seconds of one write of so many, and of the restore tool for the same text."""
+    facts = [mapped(scattered(mappings), protocols=(Protocol.TCP,))]
+    rules = wanted(facts)
+    ours: list[float] = []
+    theirs: list[float] = []
+    with Sandbox(variant) as sandbox:
+        change = next(
+            step
+            for step in plan(
+                applied=None,
+                interim=rules.filter,
+                wanted=rules,
+                observed={table: ObservedTable() for table in Table},
+            )
+            if step.table is Table.NAT
+        )
+        path = sandbox.dir / "all"
+        path.write_text(render(change))
+        firewall = RestoreFirewall(Backend(variant))
+        for _ in range(CHANGES // 2):
+            empty(sandbox)
+            theirs.append(timed(sandbox, path))
+            empty(sandbox)
+            began = time.monotonic()
+            sandbox.host.within(lambda: firewall.write(change))
+            ours.append(time.monotonic() - began)
+    return median(ours), median(theirs)
+
+
+def empty(sandbox: Sandbox) -> None:
+    """Take everything out of the nat table."""
+    for verb in ("-F", "-X"):
+        sandbox.host.run(f"ip6tables-{sandbox.variant}", "-t", "nat", verb)
+
+
+def kept(variant: Variant, mappings: int) -> float:
+    """Seconds from exec until the filter table of last time stands again."""
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        engine = Simulated(sandbox.dir / "engine.sock")
+        engine.fill(mappings)
+        engine.start()
+        stack.callback(engine.stop)
+        daemon = stack.enter_context(Installed(sandbox, engine.endpoint, args=()))
+        daemon.stop()
+        found = []
+        for _ in range(5):
+            for table in ("filter", "nat"):
+                for verb in ("-F", "-X"):
+                    sandbox.host.run(f"ip6tables-{variant}", "-t", table, verb)
+            with watching(sandbox.host, variant, Table.FILTER) as changed:
+                began = time.monotonic()
+                daemon.start(wait=None)
+                changed.wait(10)
+                found.append(time.monotonic() - began)
+            daemon.wait_for(lambda: "READY=1" in daemon.notices, "READY=1")
+            daemon.stop()
+        return median(found)
+
+
+class Installed(Daemon):
+    """The daemon as an installed package runs it."""
+
+    @property
+    def command(self) -> list[str]:
+        """See Daemon."""
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ipv6natd.cli import main; main()"
+        )
+        return [PYTHON, "-c", code]
+
+
+def timed(sandbox: Sandbox, file: Path) -> float:
+    """How long one run of the restore tool takes."""
+    words = ["nsenter", f"--net={sandbox.host.path}", f"ip6tables-{sandbox.variant}-restore"]
+    began = time.monotonic()
+    with file.open() as text:
+        subprocess.run([*words, "--noflush", "--wait"], stdin=text, check=True)
+    return time.monotonic() - began
+
+
+def grown(engine: Simulated, pid: int, events: int) -> float:
+    """Megabytes that so many events leave behind: containers named, stopped and started."""
+    ids = engine.identities
+    before = status(pid, "VmRSS")
+    sent = 0
+    while sent < events:
+        some = [ids[(sent + number) % len(ids)] for number in range(40)]
+        engine.touch(some)
+        sent += len(some)
+        path = f"/containers/{some[-1]}/json"
+        until = time.monotonic() + 10
+        asked = time.monotonic()
+        while engine.answered.get(path, 0) < asked - 1 and time.monotonic() < until:
+            time.sleep(0.005)
+    settle(pid)
+    return status(pid, "VmRSS") - before
+
+
+def status(pid: int, key: str) -> float:
+    """Megabytes, from /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def cpu(pid: int) -> float:
+    """Seconds that all threads of a process and its ended children have run."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = (int(fields[13]) + int(fields[14])) / 100
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 + children
+
+
+def settle(pid: int) -> None:
+    """Wait until the process has nothing to do."""
+    last = cpu(pid)
+    while True:
+        time.sleep(0.15)
+        now = cpu(pid)
+        if now - last < 0.01:
+            return
+        last = now
+
+
+_BASELINE: list[float] = []
+
+
+def baseline() -> float:
+    """Megabytes of a process that only imports the libraries."""
+    if not _BASELINE:
+        code = f"{LIBRARIES}\nprint(open('/proc/self/status').read())"
+        text = run(PYTHON, "-c", code)
+        line = next(line for line in text.splitlines() if line.startswith("VmRSS:"))
+        _BASELINE.append(int(line.split()[1]) / 1024)
+    return _BASELINE[0]

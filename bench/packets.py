@@ -1,0 +1,276 @@
+"""What a packet pays: new connections against the number of mappings, open ones against networks.
+
+No engine and no daemon: the rules are made by the same functions and loaded by the restore tool,
+and a namespace behind a bridge stands for the container. Everything is sent from this process, so
+the cost of a packet is the time that sending it takes: veth and bridge hand it through all of
+netfilter before the call returns.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
+from statistics import median
+from threading import Thread
+
+from bench.engine import scattered
+from ipv6natd.desired import desired
+from ipv6natd.model import Container, Endpoint, Network, Policy, PortBinding, Protocol, Snapshot
+from ipv6natd.plan import full_text
+from ipv6natd.rules import DOCKER_USER, Ruleset
+from ipv6natd.ruleset import ruleset
+from tests.lab import Namespace, Sandbox
+from tests.lab.sandbox import HOST, Variant, namespace
+
+BATCH = 400
+"""Connections, or packets of 64 times as many, in one go."""
+ROUNDS = 5
+_BRIDGE = "br-fff000000000"
+_SUBNET = IPv6Network("fd00:ffff::/64")
+_TCP, _UDP = 80, 80
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Median seconds of one new connection through mapping number `at` of `mappings`."""
+
+    variant: Variant
+    protocol: str
+    mappings: int
+    at: str
+    seconds: float
+
+
+def connections(variant: Variant, sizes: tuple[int, ...]) -> list[Cost]:
+    """The first, the middle and the last mapping of each size, TCP and UDP."""
+    found: dict[tuple[str, int, str], list[float]] = {}
+    with container(variant) as (sandbox, _):
+        for _ in range(ROUNDS):
+            for size in sizes:
+                ports = scattered(size)
+                load(sandbox, [mapped(ports)])
+                for at, port in zip(
+                    ("first", "middle", "last"),
+                    (ports[0], ports[size // 2], ports[-1]),
+                    strict=True,
+                ):
+                    for protocol, once in (("tcp", _tcp), ("udp", _udp)):
+                        costs = once(sandbox.client, port)
+                        found.setdefault((protocol, size, at), []).append(median(costs))
+                sandbox.host.run("conntrack", "-F", "-f", "ipv6", check=False)
+    return [
+        Cost(variant=variant, protocol=protocol, mappings=size, at=at, seconds=median(costs))
+        for (protocol, size, at), costs in found.items()
+    ]
+
+
+def established(variant: Variant, counts: tuple[int, int]) -> dict[tuple[int, str], float]:
+    """Median seconds of one packet of an open flow, by number of networks and direction."""
+    found: dict[tuple[int, str], list[float]] = {}
+    port = 7000
+    with container(variant) as (sandbox, inside):
+        load(sandbox, [mapped([port])])
+        with ExitStack() as stack:
+            asking = stack.enter_context(sandbox.client.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            answering = stack.enter_context(inside.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            answering.bind(("::", _UDP + 1))
+            asking.connect((str(HOST), port + 1))
+            load(sandbox, [mapped([port, port + 1], inside=_UDP + 1)])
+            asking.send(b"")
+            (
+                _,
+                peer,
+            ) = answering.recvfrom(16)
+            answering.connect(peer)
+            for _ in range(ROUNDS * 2):
+                for count in counts:
+                    networks = [
+                        mapped([port, port + 1], inside=_UDP + 1),
+                        *map(other, range(count - 1)),
+                    ]
+                    load(sandbox, networks)
+                    for direction, sender in (("in", asking), ("out", answering)):
+                        found.setdefault((count, direction), []).append(_sent(sender.send))
+    return {key: median(costs) for key, costs in found.items()}
+
+
+@contextmanager
+def container(variant: Variant) -> Iterator[tuple[Sandbox, Namespace]]:
+    """A host with one bridge and a namespace behind it that answers on TCP and UDP."""
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        inside = stack.enter_context(namespace(sandbox.name, "inside"))
+        host = sandbox.host
+        host.ip(f"link add {_BRIDGE} type bridge")
+        host.ip(f"address add {_SUBNET[1]}/64 dev {_BRIDGE} nodad")
+        host.ip(f"link set {_BRIDGE} up")
+        host.ip(f"link add port0 type veth peer name eth0 netns {inside.path.name}")
+        host.ip(f"link set port0 master {_BRIDGE} up")
+        inside.sysctl("net.ipv6.conf.all.accept_dad", 0)
+        for words in (
+            "link set lo up",
+            f"address add {_SUBNET[2]}/64 dev eth0 nodad",
+            "link set eth0 up",
+            f"route add default via {_SUBNET[1]}",
+        ):
+            inside.ip(words)
+        stack.enter_context(_serving(inside))
+        time.sleep(1)
+        yield sandbox, inside
+
+
+def mapped(
+    ports: list[int],
+    *,
+    inside: int = _TCP,
+    keep: bool = False,
+    protocols: tuple[Protocol, ...] = (Protocol.TCP, Protocol.UDP),
+) -> tuple[Network, Container]:
+    """The network of the namespace, and what publishes these host ports: for one port inside, or
+    with `keep` each for the same."""
+    made = Network(
+        id="f" * 64,
+        name="bench",
+        driver="bridge",
+        bridge=_BRIDGE,
+        enable_ipv6=True,
+        subnets=(_SUBNET,),
+    )
+    bindings = tuple(
+        PortBinding(
+            protocol=protocol,
+            container_port=port if keep else inside,
+            host_address=IPv6Address("::"),
+            host_port=port,
+        )
+        for port in ports
+        for protocol in protocols
+    )
+    endpoint = Endpoint(
+        network_id=made.id, address=_SUBNET[2], has_gateway4=True, has_gateway6=True
+    )
+    return made, Container(id="c" * 64, name="web", endpoints=(endpoint,), bindings=bindings)
+
+
+def other(number: int) -> tuple[Network, None]:
+    """One network more, with a bridge as Docker names them; the bridge need not be there."""
+    identity = f"{number * 0x9E3779B97F4A7C15 % (1 << 64):016x}"
+    return Network(
+        id=identity * 4,
+        name=f"n{number}",
+        driver="bridge",
+        bridge=f"br-{identity[:12]}",
+        enable_ipv6=True,
+        subnets=(IPv6Network(f"fd01:{number:x}::/64"),),
+    ), None
+
+
+Facts = Sequence[tuple[Network, Container | None]]
+
+
+def wanted(facts: Facts) -> Ruleset:
+    """The rules for these."""
+    return ruleset(
+        desired(
+            Snapshot(
+                networks=tuple(network for network, _ in facts),
+                containers=tuple(each for _, each in facts if each is not None),
+            ),
+            Policy(),
+        )
+    )
+
+
+def load(sandbox: Sandbox, facts: Facts) -> None:
+    """Put the rules for these in force, and nothing else."""
+    text = full_text(wanted(facts))
+    text = text.replace("*filter\n", f"*filter\n:{DOCKER_USER} - [0:0]\n", 1)
+    path = sandbox.dir / "rules"
+    path.write_text(text)
+    tool = f"ip6tables-{sandbox.variant}-restore"
+    sandbox.host.run("sh", "-c", f"exec {tool} --wait <{path}")
+
+
+@contextmanager
+def _serving(inside: Namespace) -> Iterator[None]:
+    listening = inside.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    listening.bind(("::", _TCP))
+    listening.listen(1024)
+    datagrams = inside.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    datagrams.bind(("::", _UDP))
+
+    def accept() -> None:
+        while True:
+            try:
+                with listening.accept()[0] as caller:
+                    caller.send(b".")
+            except OSError:
+                return
+
+    def answer() -> None:
+        while True:
+            try:
+                datagrams.sendto(b".", datagrams.recvfrom(16)[1])
+            except OSError:
+                return
+
+    for work in (accept, answer):
+        Thread(target=work, daemon=True).start()
+    try:
+        yield
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        datagrams.close()
+
+
+def _tcp(client: Namespace, port: int) -> list[float]:
+    """Seconds of each new connection, up to the server's first byte."""
+
+    def ask() -> list[float]:
+        costs = []
+        for _ in range(BATCH):
+            with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                began = time.perf_counter()
+                sock.connect((str(HOST), port))
+                sock.recv(1)
+                costs.append(time.perf_counter() - began)
+        return costs
+
+    return client.within(ask)
+
+
+def _udp(client: Namespace, port: int) -> list[float]:
+    """Seconds of each first datagram from a new socket, up to its answer."""
+
+    def ask() -> list[float]:
+        costs = []
+        for _ in range(BATCH):
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(1)
+                sock.connect((str(HOST), port))
+                began = time.perf_counter()
+                sock.send(b".")
+                sock.recv(1)
+                costs.append(time.perf_counter() - began)
+        return costs
+
+    return client.within(ask)
+
+
+def _sent(send: Callable[[bytes], int]) -> float:
+    """Seconds of one packet, from many. What the other side does not read is thrown away."""
+    costs = []
+    for _ in range(BATCH // 10):
+        began = time.perf_counter()
+        for _ in range(64):
+            send(b"")
+        costs.append((time.perf_counter() - began) / 64)
+    return median(costs)

@@ -1,0 +1,36 @@
+"""What was measured against the number of mappings, as pictures with log axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Map
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("svg")
+# The same figures make the same file.
+mpl.rcParams |= {"svg.hashsalt": "ipv6natd", "svg.fonttype": "none", "font.size": 9}
+
+from matplotlib import pyplot  # noqa: E402  # the backend has to be chosen before
+
+Curve = Map[int, float]
+
+
+def draw(path: Path, title: str, unit: str, curves: Map[str, Curve], *, flat: bool = False) -> None:
+    """One picture. `flat`: figures that hardly differ, from zero up."""
+    figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
+    for (label, curve), mark in zip(curves.items(), "osv^Dx", strict=False):
+        axes.plot(list(curve), list(curve.values()), marker=mark, markersize=4, label=label)
+    axes.set_xscale("log")
+    if flat:
+        axes.set_ylim(0, 1.5 * max(max(curve.values()) for curve in curves.values()))
+    else:
+        axes.set_yscale("log")
+    axes.set_xlabel("mappings")
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
