@@ -38,9 +38,8 @@ def main() -> None:
     costs: list[Cost] = []
     for variant in VARIANTS:
         for size in SIZES:
-            last = size == MANY
-            events = EVENTS if last else 0
-            idle = IDLE if last else 0
+            events = EVENTS if size == FEW else 0
+            idle = IDLE if size == MANY else 0
             say(f"{variant}: the daemon with {size} mappings")
             controls.append(control.measured(variant, size, idle=idle, events=events))
         say(f"{variant}: one write of everything, and the filter table of last time")
@@ -102,7 +101,7 @@ def of_control(few: Control, many: Control) -> Iterator[Line]:
     yield line(f"memory with {FEW} mappings", 12, few.memory, "MB", beside)
     yield line(f"memory with {MANY} mappings in as many containers", 40, many.memory, "MB", beside)
     yield line("memory at its peak", 120, many.peak, "MB", "resident, libraries and all")
-    yield line(f"memory grown by {EVENTS} events", 1, many.growth, "MB")
+    yield line(f"memory grown by {EVENTS} events", 1, few.growth, "MB")
     yield line("idle", 0.001 if few.variant == "nft" else 0.005, many.idle, "%", "of a core")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Control:
     idle: float = 0.0
     """Share of a core while nothing happens."""
     growth: float = 0.0
-    """Megabytes after some thousand events more."""
+    """Megabytes after some thousand events more, of which each container has had one before."""
 
 
 def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 0) -> Control:
@@ -93,6 +94,7 @@ def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 
             time.sleep(idle)
             found.idle = (cpu(pid) - before) / idle
         if events:
+            grown(engine, pid, mappings)
             found.growth = grown(engine, pid, events)
         began = time.monotonic()
         daemon.stop()
@@ -243,7 +245,8 @@ class Installed(Daemon):
         code = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ipv6natd.cli import main; main()"
         )
-        return [PYTHON, "-c", code]
+        unit = (ROOT / "systemd" / "ipv6natd.service").read_text()
+        return ["env", *re.findall("^Environment=(.*)$", unit, re.MULTILINE), PYTHON, "-c", code]
 
 
 def timed(sandbox: Sandbox, file: Path) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipv6natd.firewall.drift import Announcements
+from ipv6natd.firewall import Backend, drift
+from ipv6natd.firewall.drift import Announcements, read_interval
+from ipv6natd.firewall.fake import FakeFirewall
 
 OURS = 4242
 RULE = "add rule ip6 nat IPV6NAT-DNAT handle 7 tcp dport 80 counter packets 0 bytes 0 accept\n"
@@ -44,3 +46,12 @@ def test_writes_of_others_count_where_they_may_concern_ipv6(piece: int) -> None:
 
 def test_a_generation_of_nobody_is_somebody_elses() -> None:
     assert heard(RULE + "# new generation 9\n")[-1]
+
+
+def test_everything_is_read_as_often_as_nothing_else_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that keeps the size of a legacy table is found within a minute."""
+    monkeypatch.setattr(drift, "_NFT", "/usr/sbin/nft")
+    assert read_interval(FakeFirewall(Backend.LEGACY)) == 60
+    assert read_interval(FakeFirewall(Backend.NFT)) > 60
+    monkeypatch.setattr(drift, "_NFT", None)
+    assert read_interval(FakeFirewall(Backend.NFT)) < 2
