@@ -90,6 +90,9 @@ def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 
                 settle(pid)
         found.restore_change = restore_of_change(sandbox)
         if idle:
+            # What the bench itself wrote just now has to be looked at first.
+            time.sleep(2)
+            settle(pid)
             before = cpu(pid)
             time.sleep(idle)
             found.idle = (cpu(pid) - before) / idle
@@ -148,10 +151,11 @@ def watching(host: Namespace, variant: Variant, table: Table = Table.NAT) -> Ite
 
     reader = Thread(target=read, daemon=True)
     reader.start()
-    # It takes a while until it listens; of the other family, so that the daemon is not concerned.
-    while not changed.wait(0.02):
+    # It takes a while until it listens, and begins anew with each change while it reads the rules
+    # there are; of the other family, so that the daemon is not concerned.
+    while not changed.wait(1):
         host.run("nft", "add table ip bench; delete table ip bench")
-    time.sleep(0.1)
+    time.sleep(0.2)
     changed.clear()
     try:
         yield changed
