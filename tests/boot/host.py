@@ -31,9 +31,12 @@ class Host(Booted):
     def furnish(self) -> None:
         """Containers, as they were before ipv6natd came."""
         if self.suite == "sid":
-            # Its engine manages IPv6 itself, unless told not to.
-            self.sh("echo '{\"ip6tables\": false}' >/etc/docker/daemon.json")
-            self.run("systemctl", "restart", "docker")
+            # Its engine manages IPv6 itself, unless told not to; a boot takes away what it wrote.
+            told = """echo '{"ip6tables": false}' >/etc/docker/daemon.json"""
+            self.sh(f"{told}; systemctl reboot")
+            self.await_off()
+            self.plug()
+            self.boot()
         self.run("docker", "import", "/lab/image.tar", IMAGE)
         self.run("docker", "network", "create", "--ipv6", "--subnet=fd00:a::/64", "net")
         self.start("web", f"--ip6={WEB}", f"--publish={PORT}:80", "--restart=always")
