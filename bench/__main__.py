@@ -97,7 +97,7 @@ def of_control(few: Control, many: Control) -> Iterator[Line]:
     beside = f"{one * 1000:.0f} ms, restore alone {many.restore_change * 1000:.0f} ms"
     yield line(f"one change among {MANY}", 3.0, one / many.restore_change, "ratio", beside)
     yield line(f"clean-up of {MANY}", 1.0, many.cleanup, "s")
-    beside = f"above {control.baseline():.0f} MB of libraries"
+    beside = f"above {control.baseline(few.variant):.0f} MB of libraries"
     yield line(f"memory with {FEW} mappings", 12, few.memory, "MB", beside)
     yield line(f"memory with {MANY} mappings in as many containers", 40, many.memory, "MB", beside)
     yield line("memory at its peak", 120, many.peak, "MB", "resident, libraries and all")

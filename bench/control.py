@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -25,7 +26,7 @@ from tests.lab.process import run
 from tests.lab.sandbox import Variant
 
 CHANGES = 11
-LIBRARIES = "import docker, dbus_next, sdnotify, requests, asyncio, logging, argparse, tomllib"
+LIBRARIES = "docker, dbus_next, sdnotify, requests, asyncio, logging, argparse, tomllib"
 ROOT = Path(__file__).parent.parent
 PYTHON = "/usr/bin/python3"
 """As a package of the distribution runs it: what else is in .venv would be imported, too."""
@@ -82,7 +83,7 @@ def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 
         pid = daemon.process.pid
         found.cpu = cpu(pid)
         settle(pid)
-        found.memory = status(pid, "VmRSS") - baseline()
+        found.memory = status(pid, "VmRSS") - baseline(variant)
         found.peak = status(pid, "VmHWM")
         with watching(sandbox.host, variant) as changed:
             for number in range(CHANGES):
@@ -304,14 +305,10 @@ def settle(pid: int) -> None:
         last = now
 
 
-_BASELINE: list[float] = []
-
-
-def baseline() -> float:
-    """Megabytes of a process that only imports the libraries."""
-    if not _BASELINE:
-        code = f"{LIBRARIES}\nprint(open('/proc/self/status').read())"
-        text = run(PYTHON, "-c", code)
-        line = next(line for line in text.splitlines() if line.startswith("VmRSS:"))
-        _BASELINE.append(int(line.split()[1]) / 1024)
-    return _BASELINE[0]
+@cache
+def baseline(variant: Variant) -> float:
+    """Megabytes of a process that only imports the libraries of this variant."""
+    libraries = LIBRARIES + ", iptc" * (variant == "legacy")
+    text = run(PYTHON, "-c", f"import {libraries}\nprint(open('/proc/self/status').read())")
+    line = next(line for line in text.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
