@@ -68,6 +68,8 @@ def sharing(item: pytest.Item) -> str:
     file = item.path.relative_to(item.config.rootpath)
     if "regime" in params:
         return str(params["regime"].id)
+    if "wanted" in params:
+        return f"{file}-{params['wanted'].id}"
     if "host" in params:
         return f"boot-{params['host']}"
     return "" if file.is_relative_to("tests/unit") else str(file)
@@ -124,7 +126,8 @@ def ran(item: pytest.Function, outcome: Outcome) -> Ran:
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     wanted = next((each for each in params.values() if isinstance(each, Wanted)), None)
     return Ran(
-        name=item.nodeid,
+        # Workers know a test by its lab, too.
+        name=item.nodeid.removesuffix(f"@{sharing(item)}"),
         scenarios=scenarios(item.originalname, item.function.__doc__),
         engine=version(wanted.suite if wanted else params.get("suite")),
         where=wanted.id if wanted and "regime" in params else OWN,

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from tests.lab import Container, Daemon, Engine, Namespace, Sandbox, serve
-from tests.lab.sandbox import Variant
+from tests.lab import Container, Daemon, Engine, Namespace, Sandbox, Wanted, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +27,12 @@ class Small:
 
 
 @contextmanager
-def small(variant: Variant, *engine_args: str, proxy: bool) -> Iterator[Small]:
+def small(wanted: Wanted, *engine_args: str) -> Iterator[Small]:
     with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox, *engine_args, userland_proxy=proxy))
+        sandbox = stack.enter_context(Sandbox(wanted.variant))
+        engine = stack.enter_context(
+            Engine(sandbox, *engine_args, userland_proxy=wanted.proxy, suite=wanted.suite)
+        )
         daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, start=False))
         engine.network("X", "fd00:a::/64")
         x1 = engine.run("x1", "X", publish=["8080:80"])

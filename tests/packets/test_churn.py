@@ -10,30 +10,28 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import pytest
 
-from tests.lab import connect, serve, until
+from tests.lab import Wanted, connect, serve, until
 from tests.lab.relay import Relay
-from tests.lab.sandbox import HOST, Variant
+from tests.lab.sandbox import HOST
 from tests.packets.asking import dnats, knocking, opened, server
 from tests.packets.small import Small, small
 
-CI: list[tuple[Variant, bool]] = [("nft", True)]
-ALL: list[tuple[Variant, bool]] = [*CI, ("legacy", False)]
+CI = [Wanted(None, "nft", True)]
+ALL = [*CI, Wanted(None, "legacy", False), Wanted("sid", "nft", True)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    wanted = ALL if metafunc.config.getoption("--engines") == "all" else CI
-    ids = [f"{variant}-{'proxy' if proxy else 'noproxy'}" for variant, proxy in wanted]
-    metafunc.parametrize("made", wanted, ids=ids, indirect=True, scope="module")
+    every = metafunc.config.getoption("--engines") == "all"
+    wanted = [pytest.param(each, id=each.id) for each in (ALL if every else CI)]
+    metafunc.parametrize("wanted", wanted, scope="module")
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
-    variant, proxy = cast(tuple[Variant, bool], request.param)
-    with small(variant, "--live-restore", proxy=proxy) as lab:
+def made(wanted: Wanted, tools: None) -> Iterator[Small]:  # noqa: ARG001
+    with small(wanted, "--live-restore") as lab:
         yield lab
 
 
@@ -51,10 +49,9 @@ def lab(made: Small) -> Iterator[Small]:
 
 
 @pytest.fixture
-def thorough(request: pytest.FixtureRequest, made: Small) -> bool:
+def thorough(request: pytest.FixtureRequest, wanted: Wanted) -> bool:
     """Whether there is time for as many rounds as a scenario asks: once in a run is enough."""
-    long = request.config.getoption("--engines") == "all"
-    return long and made.sandbox.variant == "nft" and made.engine.userland_proxy
+    return request.config.getoption("--engines") == "all" and wanted == CI[0]
 
 
 def test_t6_an_engine_that_restarts_with_live_restore_interrupts_nobody(lab: Small) -> None:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import cast
 
 import pytest
 
@@ -17,22 +16,23 @@ from tests.lab import (
     Engine,
     Failure,
     Sandbox,
+    Wanted,
     connect,
     serve,
     tcp,
     until,
 )
-from tests.lab.sandbox import CLIENT, HOST, ROGUE, Variant
+from tests.lab.sandbox import CLIENT, HOST, ROGUE
 from tests.packets.asking import dnats, knocking, opened, peer, server
 from tests.packets.small import Small, small
 
-REGIMES: list[tuple[Variant, bool]] = [
-    ("nft", True),
-    ("nft", False),
-    ("legacy", True),
-    ("legacy", False),
+CI = [
+    Wanted(None, "nft", True),
+    Wanted(None, "nft", False),
+    Wanted(None, "legacy", True),
+    Wanted(None, "legacy", False),
 ]
-REGIME_IDS = ["nft-proxy", "nft-noproxy", "legacy-proxy", "legacy-noproxy"]
+ALL = [*CI, Wanted("trixie", "nft", True), Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
 
 NOTHING = """\
 *filter
@@ -61,11 +61,17 @@ COMMIT
 """
 
 
-@pytest.fixture(scope="module", params=REGIMES, ids=REGIME_IDS)
-def lab(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--engines") == "all"
+    if "wanted" in metafunc.fixturenames:
+        wanted = [pytest.param(each, id=each.id) for each in (ALL if every else CI)]
+        metafunc.parametrize("wanted", wanted, scope="module")
+
+
+@pytest.fixture(scope="module")
+def lab(wanted: Wanted, tools: None) -> Iterator[Small]:  # noqa: ARG001
     """Tests here start and stop its daemon; each begins with no rule of ours."""
-    variant, proxy = cast(tuple[Variant, bool], request.param)
-    with small(variant, "--live-restore", proxy=proxy) as made:
+    with small(wanted, "--live-restore") as made:
         yield made
 
 
@@ -250,19 +256,19 @@ def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
         fresh.daemon.bus = without
 
 
-@pytest.mark.parametrize(("variant", "proxy"), REGIMES, ids=REGIME_IDS)
 def test_t1_started_before_the_engine_it_says_what_it_waits_for(
     tools: None,  # noqa: ARG001
-    variant: Variant,
-    proxy: bool,
+    wanted: Wanted,
 ) -> None:
-    with Sandbox(variant) as sandbox, ExitStack() as stack:
+    with Sandbox(wanted.variant) as sandbox, ExitStack() as stack:
         endpoint = f"unix://{sandbox.dir}/engine/docker.sock"
         daemon = stack.enter_context(Daemon(sandbox, endpoint, start=False))
         daemon.start(wait="waiting-for-docker")
         assert daemon.notices.count("READY=1") == 1
         assert "IPV6NAT" not in sandbox.rules()
-        engine = stack.enter_context(Engine(sandbox, userland_proxy=proxy))
+        engine = stack.enter_context(
+            Engine(sandbox, userland_proxy=wanted.proxy, suite=wanted.suite)
+        )
         daemon.wait_state("synced")
         engine.network("X", "fd00:a::/64")
         x1 = engine.run("x1", "X", publish=["8080:80"])
@@ -270,13 +276,11 @@ def test_t1_started_before_the_engine_it_says_what_it_waits_for(
             opened(sandbox.client, 8080)
 
 
-@pytest.mark.parametrize(("variant", "proxy"), REGIMES, ids=REGIME_IDS)
 def test_t5_a_restarted_engine_takes_its_containers_rules_along(
     tools: None,  # noqa: ARG001
-    variant: Variant,
-    proxy: bool,
+    wanted: Wanted,
 ) -> None:
-    with small(variant, proxy=proxy) as lab:
+    with small(wanted) as lab:
         lab.daemon.start()
         kept = lab.engine.run("kept", "X", "--restart=always", publish=["8081:80"])
         with serve(kept.ns, "kept", tcp=[80]):
