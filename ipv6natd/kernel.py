@@ -98,6 +98,7 @@ class Kernel:
         """Take all our rules out."""
         self.applied = self._followed = None
         remove_all(self.firewall)
+        _log_rules(*changed_rules(self._last, EMPTY))
         self._last = EMPTY
         self._keep(EMPTY.filter)
 
@@ -166,9 +167,7 @@ class Kernel:
         if applied is None or before.filter != rules.filter:
             self._keep(rules.filter)
         added, removed = changed_rules(before, rules)
-        for sign, lines in (("added", added), ("removed", removed)):
-            for line in lines:
-                log.debug("rule %s: ip6tables %s", sign, line)
+        _log_rules(added, removed)
         self.applied = Applied(desired=want, ruleset=rules, observed=observed)
         self._last = rules
         return Outcome(
@@ -238,6 +237,12 @@ class Kernel:
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:
     observed = {t: learned(seen, own.get(t, {})) for t, seen in applied.observed.items()}
     return replace(applied, observed=observed)
+
+
+def _log_rules(added: Iterable[str], removed: Iterable[str]) -> None:
+    for sign, lines in (("added", added), ("removed", removed)):
+        for line in lines:
+            log.debug("rule %s: ip6tables %s", sign, line)
 
 
 def remove_all(firewall: Firewall) -> int:

@@ -750,6 +750,21 @@ def test_a_cleanup_takes_everything_out_until_a_resync(bench: Bench) -> None:
     run(bench, scenario)
 
 
+def test_a_cleanup_logs_each_rule_that_it_removes(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        caplog.set_level("DEBUG", "ipv6natd.kernel")
+        await bench.loop.cleanup()
+        assert any(
+            each.getMessage().startswith("rule removed: ip6tables -t nat -A IPV6NAT-DNAT ")
+            for each in caplog.records
+        )
+
+    run(bench, scenario)
+
+
 def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.facts.listed = bench.facts.connected = False
