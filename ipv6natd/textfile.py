@@ -74,7 +74,9 @@ class Textfile:
     def _failed(self, path: Path, why: str) -> None:
         # Once for each trouble, not once for each try.
         level = logging.DEBUG if self._said == why else logging.WARNING
-        log.log(level, "metrics_textfile: %s cannot be written: %s", path, why)
+        log.log(
+            level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, why
+        )
         self._said = why
 
 

@@ -81,5 +81,6 @@ def test_a_folder_that_is_not_there_is_said_once(
         run(file, lambda: bool(caplog.records))
         file.stopped()
     assert [each.getMessage() for each in caplog.records] == [
-        f"metrics_textfile: {path} cannot be written: No such file or directory"
+        f"metrics_textfile: {path} cannot be written: No such file or directory; "
+        "see ipv6natd.toml(5)"
     ]
