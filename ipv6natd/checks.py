@@ -56,8 +56,8 @@ class Seen:
     reason: str = ""
     connected: bool = False
     engine_version: str = ""
-    native: int = 0
-    """Networks that the engine manages itself."""
+    native: int | None = 0
+    """Networks that the engine manages itself; None where nobody may tell."""
     backend: str = ""
     """The variant that the daemon writes."""
     host_backend: str = ""
@@ -118,10 +118,11 @@ def _engine(seen: Seen) -> Iterator[Check]:
         text = "the engine does not answer"
         yield Check(about="docker", verdict=Verdict.BAD, text=text, fix="systemctl start docker")
     else:
-        who = "it writes no IPv6 rules itself"
+        text = f"engine {seen.engine_version}"
         if seen.native:
-            who = f"it writes the IPv6 rules of {counted(seen.native, 'network')} itself"
-        text = f"engine {seen.engine_version}; {who}"
+            text += f"; it writes the IPv6 rules of {counted(seen.native, 'network')} itself"
+        elif seen.native == 0:
+            text += "; it writes no IPv6 rules itself"
         yield Check(about="docker", verdict=Verdict.OK, text=text)
         if not seen.docker_networks:
             text = "no network has a ULA subnet yet; this makes a prefix and shows how to use it"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ipv6natd.bus import BusError
-from ipv6natd.ctl.asking import Answer, Daemon, How, Run, explained
+from ipv6natd.ctl.asking import FAILED, Answer, Daemon, How, Run, explained
 from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.usage import read
 from ipv6natd.tables import printable
@@ -38,15 +39,21 @@ def run(argv: Sequence[str]) -> int:
     try:
         answer = asyncio.run(_answered(COMMANDS[name].run, how))
     except BusError as error:
-        code, text = explained(error)
+        code, text = explained(error, shlex.join(("ipv6natctl", *argv)))
         answer = Answer(value=None, text="", code=code, note=text)
     except KeyboardInterrupt:
         return INTERRUPTED
-    if how.json == "off":
-        sys.stdout.write(answer.text)
-    elif answer.value is not None:
-        print(_json(answer.value, how.json))
-    sys.stdout.flush()
+    try:
+        if how.json == "off":
+            sys.stdout.write(answer.text)
+        elif answer.value is not None:
+            print(_json(answer.value, how.json))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left of it must not be tried again as the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        note = f"the answer could not be written: {error.strerror}"
+        answer = Answer(value=None, text="", code=FAILED, note=note)
     if answer.note:
         print(printable(answer.note), file=sys.stderr)
     return answer.code

@@ -104,13 +104,15 @@ def no_daemon(error: BusError) -> bool:
     return not_running(error) or error.name == ERROR + "NoServer"
 
 
-def explained(error: BusError) -> tuple[int, str]:
-    """The exit code, and a sentence that says what to do."""
+def explained(error: BusError, command: str) -> tuple[int, str]:
+    """The exit code, and a sentence that says what to do for what `command` was to do."""
     if not_running(error):
         return NOT_RUNNING, "ipv6natd is not running: systemctl start ipv6natd"
     match error.name.removeprefix(ERROR):
         case "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired":
-            return NO_PERMISSION, f"not permitted: {error.text}"
+            # The daemon names the command for the member; here it is known what was typed.
+            why = error.text.partition(": sudo ")[0]
+            return NO_PERMISSION, f"not permitted: {why}: sudo {command}"
         case "NoServer":
             return FAILED, f"{error.text}: systemctl status dbus.socket"
         case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":

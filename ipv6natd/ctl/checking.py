@@ -39,8 +39,10 @@ async def check(daemon: Daemon, how: How) -> Answer:
     """One line for each thing that IPv6 NAT hangs on; exit 1 where one is bad."""
     properties, rows, bus_error = await _asked(daemon)
     zones = None if bus_error else await _zones(daemon)
-    networks = tuple(map(_network, rows)) if properties else tuple(_bridges())
-    native = sum(each.managed_by is ManagedBy.ENGINE for each in networks)
+    networks = tuple(_bridges() if rows is None else map(_network, rows))
+    native = None
+    if rows is not None:
+        native = sum(each.managed_by is ManagedBy.ENGINE for each in networks)
     host, kernel = await asyncio.to_thread(_ip6tables)
     backend = properties.get("Backend") or host or Backend.NFT.value
     facts = await asyncio.to_thread(read, networks, Backend(backend), zones)
@@ -51,7 +53,7 @@ async def check(daemon: Daemon, how: How) -> Answer:
         reason=properties.get("StateReason", ""),
         connected=properties.get("DockerConnected", False),
         engine_version=properties.get("EngineVersion", ""),
-        docker_networks=len(rows),
+        docker_networks=properties.get("NetworkCount", 0),
         native=native,
         backend=properties.get("Backend", ""),
         host_backend=host,
@@ -62,18 +64,22 @@ async def check(daemon: Daemon, how: How) -> Answer:
         firewalld=zones is not None,
         polkit=None if bus_error else await _polkit(daemon),
     )
-    # Whether the engine keeps rules that look left over, only a running daemon can tell.
-    engine_writes = native > 0 or not properties
+    # Whether the engine keeps rules that look left over, only the daemon can tell.
+    engine_writes = native is None or native > 0
     return _answer(checks(facts, found(facts, networks, engine_writes=engine_writes), seen), how)
 
 
-async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], list[Mapping[str, Any]], str]:
-    """Properties and networks of the daemon, {} and none where it does not run, and what is wrong
-    with the bus."""
+async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
+    """Properties of the daemon, {} where it does not run; its networks, None where it does not
+    tell them; and what is wrong with the bus."""
     try:
-        return await daemon.properties(), await daemon.call("ListNetworks"), ""
+        properties = await daemon.properties()
     except BusError as error:
-        return {}, [], "" if not_running(error) else error.text
+        return {}, None, "" if not_running(error) else error.text
+    try:
+        return properties, await daemon.call("ListNetworks"), ""
+    except BusError:
+        return properties, None, ""  # not everybody may read names
 
 
 async def _zones(daemon: Daemon) -> Mapping[str, str] | None:

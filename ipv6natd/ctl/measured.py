@@ -20,7 +20,7 @@ async def metrics(daemon: Daemon, _how: How) -> Answer:
     except BusError as error:
         if not not_running(error):
             raise
-        code, note = explained(error)
+        code, note = explained(error, "ipv6natctl metrics")
         found = [Sample(words.UP, (), 0)]
     return Answer(
         value=[_value(each) for each in found], text=words.text(found), code=code, note=note

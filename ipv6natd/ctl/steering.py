@@ -19,6 +19,7 @@ from ipv6natd.ctl.asking import (
     Daemon,
     How,
     no_daemon,
+    not_running,
 )
 from ipv6natd.firewall import FirewallError
 from ipv6natd.tables import printable, table
@@ -50,7 +51,7 @@ async def cleanup(daemon: Daemon, how: How) -> Answer:
     except BusError as error:
         if not no_daemon(error):
             raise
-        return _flushed()
+        return _flushed(error)
     text = "all rules are removed, and none is written until: ipv6natctl resync\n"
     return Answer(value={}, text=text)
 
@@ -70,17 +71,22 @@ async def _leftovers(daemon: Daemon, how: How) -> Answer:
     return Answer(value=rows, text=text)
 
 
-def _flushed() -> Answer:
-    """What `ipv6natd -flush` does."""
+def _flushed(error: BusError) -> Answer:
+    """What `ipv6natd -flush` does, where the daemon could not be asked."""
     if os.geteuid() != 0:
-        note = "ipv6natd is not running, and only root can write rules: sudo ipv6natctl cleanup"
+        why = "ipv6natd is not running" if not_running(error) else error.text
+        note = f"{why}, and only root can write rules: sudo ipv6natctl cleanup"
         return Answer(value=None, text="", code=NO_PERMISSION, note=note)
     try:
         count = flush.flush(load(None, os.environ, {}).backend)
-    except (ConfigError, FirewallError) as error:
-        return Answer(value=None, text="", code=FAILED, note=str(error))
+    except (ConfigError, FirewallError) as failure:
+        return Answer(value=None, text="", code=FAILED, note=str(failure))
     text = f"removed {count} chains and jumps" if count else "there was nothing to remove"
-    return Answer(value={"Removed": count}, text=f"{text}; ipv6natd was not there to do it\n")
+    text += "; ipv6natd was not there to do it\n"
+    if not_running(error):
+        return Answer(value={"Removed": count}, text=text)
+    note = f"{error.text}; if ipv6natd runs all the same, it writes its rules again: "
+    return Answer(value={"Removed": count}, text=text, note=note + "systemctl stop ipv6natd")
 
 
 async def _change(daemon: Daemon, member: str) -> Any:

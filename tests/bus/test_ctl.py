@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
-from ipv6natd.bus import BUS
+from ipv6natd.bus import BUS, ERROR, BusError
+from ipv6natd.ctl.asking import Daemon
+from ipv6natd.ctl.asking import explained as explained_error
+from ipv6natd.ctl.checking import _asked
 from ipv6natd.dbus_objects import MANAGER, PATH
 from ipv6natd.dbus_values import variants
 from ipv6natd.dbus_wire import Message
@@ -101,6 +104,12 @@ def test_resync_as_a_plain_user_is_refused_with_the_way_out(bus: Bus) -> None:
             assert (await command(bus, *PLAIN_CTL, "status"))[0] == 0
 
     run(body())
+
+
+@pytest.mark.parametrize("why", ["only root may do that: sudo ipv6natctl networks", "no"])
+def test_whoever_is_refused_is_told_the_command_that_was_typed(why: str) -> None:
+    said = explained_error(BusError(f"{ERROR}AccessDenied", why), "ipv6natctl explain 'a b'")
+    assert said == (4, f"not permitted: {why.split(':')[0]}: sudo ipv6natctl explain 'a b'")
 
 
 @pytest.mark.parametrize("state", State)
@@ -514,6 +523,17 @@ def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
     run(body())
 
 
+def test_check_does_not_call_wrong_what_it_may_not_read() -> None:
+    class Refusing(Daemon):
+        async def properties(self) -> dict[str, Any]:
+            return {"State": "synced"}
+
+        async def call(self, *_args: Any, **_options: Any) -> Any:
+            raise BusError(f"{ERROR}AccessDenied", "only root may do that")
+
+    assert asyncio.run(_asked(Refusing())) == ({"State": "synced"}, None, "")
+
+
 def test_metrics_are_those_of_the_status(bus: Bus) -> None:
     now = status(mapping())
     code, out, err = ctl(bus, FakeSource(now), "metrics")
@@ -579,6 +599,20 @@ def test_a_reader_that_leaves_early_is_no_error(bus: Bus) -> None:
             words = " ".join(f"'{word}'" for word in CTL)
             code, out, err = await command(bus, "sh", "-c", f"{words} mappings | head -n1")
             assert (code, out.split()[0], err) == (0, "PROTOCOL", "")
+
+    run(body())
+
+
+def test_a_full_disk_is_said_in_a_sentence(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            words = shlex.join((*CTL, "rules"))
+            answer = await command(bus, "sh", "-c", f"{words} >/dev/full")
+            assert answer == (
+                1,
+                "",
+                "the answer could not be written: No space left on device\n",
+            )
 
     run(body())
 

@@ -44,6 +44,11 @@ def test_a_host_that_is_well_has_one_good_line_for_each_thing() -> None:
     assert not any(each.fix for each in said())
 
 
+def test_who_writes_the_engines_rules_is_left_open_where_nobody_tells() -> None:
+    docker = of("docker", *said(WELL, replace(RUNNING, native=None)))
+    assert (docker.verdict, docker.text) == (Verdict.OK, "engine 20.10")
+
+
 @pytest.mark.parametrize(
     ("facts", "about", "fix"),
     [

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import tools
+from ipv6natd import flush, tools
+from ipv6natd.bus import ERROR, BusError
 from ipv6natd.ctl import steering
 
 AGENT = """#!/bin/sh
@@ -63,3 +64,14 @@ def test_root_and_scripts_are_not_asked(
         monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     with steering._agent():
         assert ran(agent) == []
+
+
+@pytest.mark.parametrize(("name", "noted"), [("ServiceUnknown", False), ("NoServer", True)])
+def test_without_a_bus_root_is_told_that_a_daemon_may_write_again(
+    monkeypatch: pytest.MonkeyPatch, name: str, noted: bool
+) -> None:
+    monkeypatch.setattr(flush, "flush", lambda _: 9)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    answer = steering._flushed(BusError(ERROR + name, "no bus"))
+    assert (answer.value, answer.code) == ({"Removed": 9}, 0)
+    assert answer.note.endswith(": systemctl stop ipv6natd") == noted
