@@ -21,8 +21,8 @@ ALL: list[tree.Suite] = [*CI, "sid"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "host" in metafunc.fixturenames:
         every = metafunc.config.getoption("--engines") == "all"
-        # Those firewalls take their time, and CI has little.
-        once = metafunc.module.__name__.endswith("test_neighbours")
+        # Those firewalls take their time, so does asking, and CI has little.
+        once = metafunc.module.__name__.endswith(("test_control", "test_neighbours"))
         suites = ALL if every else CI[:1] if once else CI
         metafunc.parametrize("host", suites, indirect=True, scope="package")
 
