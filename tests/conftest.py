@@ -66,13 +66,15 @@ def sharing(item: pytest.Item) -> str:
     """The name of the lab that a test shares with others, "" for one that shares none."""
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     file = item.path.relative_to(item.config.rootpath)
+    if file.is_relative_to("tests/unit"):
+        return ""
     if "regime" in params:
         return str(params["regime"].id)
     if "wanted" in params:
         return f"{file}-{params['wanted'].id}"
     if "host" in params:
         return f"boot-{params['host']}"
-    return "" if file.is_relative_to("tests/unit") else str(file)
+    return str(file)
 
 
 @pytest.hookimpl(wrapper=True)
