@@ -25,6 +25,17 @@ lintian --allow-root --fail-on=error,warning /out/ipv6natd_*_all.deb
 dpkg-deb --contents /out/ipv6natd_*_all.deb >/out/contents
 """
 
+ITS_OWN = """
+DEBIAN_FRONTEND=noninteractive apt-get -q -y install autopkgtest procps iproute2
+# It asks the archive anew at the end, which is nothing to depend on.
+rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+packaging/deb/build.sh /out -d
+mkdir /tmp/tested
+cp -r packaging/deb/debian /tmp/tested
+cd /tmp/tested
+autopkgtest --no-built-binaries /out/ipv6natd_*_all.deb . -- null
+"""
+
 ARCH = """
 apart() { setpriv --reuid=nobody --regid=nogroup --clear-groups env HOME=/tmp "$@"; }
 shellcheck packaging/*.sh packaging/*/*.sh systemd/*.sh packaging/deb/debian/p*
@@ -55,6 +66,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # The other test does all of this in Debian 13.
         every = metafunc.config.getoption("--engines") == "all"
         metafunc.parametrize("suite", ["bookworm", "sid"] if every else ["bookworm"])
+
+
+def test_the_installed_package_passes_the_tests_that_it_comes_with(
+    suite: tree.Suite, tmp_path: Path
+) -> None:
+    built(suite, tmp_path, ITS_OWN)
 
 
 def test_the_package_for_debian_is_clean_and_the_same_twice(
