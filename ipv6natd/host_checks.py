@@ -102,12 +102,19 @@ class Found:
 
 
 def found(facts: HostFacts, networks: Iterable[Network], *, engine_writes: bool = False) -> Found:
-    """All of it. `engine_writes`: whether the engine may keep IPv6 rules itself."""
+    """All of it. `engine_writes`: whether the engine may keep IPv6 rules itself.
+
+    Then its rules are no leftovers. Nor is it looked for an open router: such an engine guards the
+    host's interfaces itself, or is not known yet and neither are its interfaces.
+    """
     if engine_writes:
         facts = replace(facts, docker6=frozenset())
     managed = tuple(each for each in networks if each.managed_by is ManagedBy.IPV6NATD)
     return Found(
-        findings=findings(facts, managed),
+        findings=(
+            *findings(facts, managed),
+            *(() if engine_writes else _open_router(facts, managed)),
+        ),
         notes=tuple(_notes(facts)),
         first_in_forward=first_in_forward(facts.forward_rules),
     )
@@ -135,7 +142,6 @@ def findings(facts: HostFacts, networks: tuple[Network, ...]) -> tuple[Finding, 
         *_route_will_go(facts),
         *_rivals(facts),
         *_other_variant(facts),
-        *_open_router(facts, networks),
     )
 
 
@@ -331,7 +337,8 @@ def _open_router(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Fi
     guarded = any(
         each.hook == "forward" and (each.policy != "accept" or each.rules) for each in facts.chains
     )
-    if facts.forwarding and facts.forward_policy == "ACCEPT" and len(others) > 1:
+    able = facts.ipv6 and not facts.disabled and facts.forwarding
+    if able and facts.forward_policy == "ACCEPT" and len(others) > 1:
         if foreign or guarded:
             return
         yield Finding(

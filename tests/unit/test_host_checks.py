@@ -54,6 +54,14 @@ OUT = [match(IIF, "br-*"), ACCEPT]
 SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
 
 
+def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() -> None:
+    """They are among the routed ones, and a first start would warn of what is not so."""
+    facts = replace(WELL, routed=("br-x", "eth0"))
+    assert found(facts, [], engine_writes=True).findings == ()
+    assert found(facts, [X]).findings == ()
+    assert len(found(facts, []).findings) == 1
+
+
 @pytest.mark.parametrize(
     ("facts", "says", "command"),
     [
