@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 
 from tests import lab
 from tests.boot.host import MANAGER, PORT, WEB, Host
+from tests.lab.namespace import Namespace
 from tests.lab.sandbox import CLIENT
 
 
@@ -16,6 +19,52 @@ def test_the_installation_leaves_a_service_that_runs_and_comes_back(host: Host) 
 
 def test_the_installation_switches_forwarding_on(host: Host) -> None:
     assert host.sandbox.host.sysctl("net.ipv6.conf.all.forwarding") == "1"
+
+
+def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> None:
+    ns = host.sandbox.host
+    advertised(ns, "uplink", "router")
+    # Whoever keeps a link from listening does so on purpose, wherever its route is from.
+    ns.sysctl("net/ipv6/conf/router/accept_ra", 0)
+    ns.ip("-6 route add default dev router metric 2048 proto ra")
+    apply = "/usr/lib/ipv6natd/apply 2>/dev/null"
+    said = host.sh(apply)
+    # Whoever installs it again, is not told again.
+    assert host.sh(apply) == ""
+    kept = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
+    assert re.fullmatch(rf"ipv6natd: the default route of uplink .* kept in {kept}\n", said)
+    assert re.findall("^net.*", host.run("cat", kept), re.MULTILINE) == [
+        "net/ipv6/conf/uplink/accept_ra = 2"
+    ]
+    assert ns.sysctl("net.ipv6.conf.all.forwarding") == "1"
+    assert "dev uplink proto ra" in ns.ip("-6 route show default")
+    assert ns.sysctl("net/ipv6/conf/uplink/accept_ra") == "2"
+    assert ns.sysctl("net/ipv6/conf/router/accept_ra") == "0"
+    ns.ip("link delete uplink")
+
+
+def advertised(ns: Namespace, link: str, router: str) -> None:
+    """A link that has its default route from a router, on a host that does not forward yet."""
+    ns.sysctl("net.ipv6.conf.all.forwarding", 0)
+    ns.ip(f"link add {link} type veth peer name {router}")
+    for each in (link, router):
+        ns.sysctl(f"net/ipv6/conf/{each}/accept_dad", 0)
+        ns.ip(f"link set {each} up")
+    index = ns.within(lambda: socket.if_nametoindex(router))
+    with ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+        # Neighbours alone are believed.
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        lifetime = 1800
+        advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0)
+
+        def routes() -> str:
+            raw.sendto(advertisement, ("ff02::1", 0, 0, index))
+            return ns.ip("-6 route show default")
+
+        found = lab.until(
+            routes, lambda said: f"dev {link} proto ra" in said, pause=0.1, timeout=10
+        )
+    assert f"dev {link} proto ra" in found
 
 
 def test_a_container_of_before_is_reached_and_sees_the_client(host: Host) -> None:
