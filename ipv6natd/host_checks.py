@@ -219,7 +219,9 @@ def _route_will_go(facts: HostFacts) -> Iterator[Finding]:
                 about=About.ACCEPT_RA,
                 text=f"the default route of {each.interface} comes from router advertisements, "
                 "which are not heeded while forwarding is on, so it goes when its lifetime ends; "
-                f"put {key} into /etc/sysctl.d/60-ipv6natd.conf, and now: sysctl -w {key}",
+                # A file of the package's own name would take the place of that, and of forwarding.
+                f"put {key} into /etc/sysctl.d/60-ipv6natd-accept-ra.conf, and now: "
+                f"sysctl -w {key}",
             )
 
 

@@ -78,7 +78,7 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
         ),
         (
             replace(WELL, learned=(ADVERTISED,)),
-            "default route of eth0.7 comes from router advertisements",
+            "eth0/7.accept_ra=2 into /etc/sysctl.d/60-ipv6natd-accept-ra.conf",
             "sysctl -w net.ipv6.conf.eth0/7.accept_ra=2",
         ),
         (
