@@ -207,5 +207,5 @@ def _others(seen: Seen) -> Iterator[Check]:
     if seen.polkit:
         yield Check(about="polkit", verdict=Verdict.OK, text="it decides who may change things")
     elif seen.polkit is not None:
-        text = "it is not here, so only root may change things"
+        text = "it does not answer, so only root may change things"
         yield Check(about="polkit", verdict=Verdict.NOTE, text=text)

@@ -135,18 +135,19 @@ class Authority:
     async def _dialog(self, call: Call, action: Action) -> bool:
         """Have somebody asked for a password."""
         if not call.interactive:
-            text = f"that takes a password, and nobody can be asked for it: {_as_root(call)}"
-            raise BusError(ERROR + "InteractiveAuthorizationRequired", text)
+            raise _unasked(call)
         if self._dialogs >= MAX_DIALOGS:
             text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
             raise BusError(ERROR + "LimitsExceeded", text)
         self._dialogs += 1
         try:
-            authorized, _ = await _answer(call, action, dialog=True)
+            authorized, challenge = await _answer(call, action, dialog=True)
         except BusError:
             raise _denied("nobody typed the password for that", call) from None
         finally:
             self._dialogs -= 1
+        if challenge and not authorized:
+            raise _unasked(call)  # no agent of polkit answers for the caller
         return authorized
 
 
@@ -166,6 +167,11 @@ async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bo
 
 def _denied(why: str, call: Call) -> BusError:
     return BusError(ERROR + "AccessDenied", f"{why}: {_as_root(call)}")
+
+
+def _unasked(call: Call) -> BusError:
+    text = f"that takes a password, and nobody can be asked for it: {_as_root(call)}"
+    return BusError(ERROR + "InteractiveAuthorizationRequired", text)
 
 
 def _as_root(call: Call) -> str:

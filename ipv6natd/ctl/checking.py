@@ -13,7 +13,7 @@ from typing import Any
 from ipv6natd import tools
 from ipv6natd.bus import BusError
 from ipv6natd.checks import TOOLS, Check, Seen, Verdict, checks
-from ipv6natd.ctl.asking import BUS, FAILED, Answer, Daemon, How, not_running
+from ipv6natd.ctl.asking import FAILED, Answer, Daemon, How, not_running
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.firewall.restore import detect, probe
 from ipv6natd.firewalld import Firewalld
@@ -23,7 +23,7 @@ from ipv6natd.model import ManagedBy, Network
 from ipv6natd.status import counted
 from ipv6natd.tables import Colour, printable, table
 
-POLKIT = "org.freedesktop.PolicyKit1"
+POLKIT = ("org.freedesktop.PolicyKit1", "/", "org.freedesktop.DBus.Peer", "Ping")
 COLOURS = {
     Verdict.OK: Colour.GOOD,
     Verdict.NOTE: Colour.WARNING,
@@ -92,12 +92,13 @@ async def _zones(daemon: Daemon) -> Mapping[str, str] | None:
 
 
 async def _polkit(daemon: Daemon) -> bool:
+    """Whether it answers; the bus starts it for that, as it does for the daemon's questions."""
     connection = await daemon.connection()
-    names: list[str] = []
-    for member in ("ListNames", "ListActivatableNames"):
-        (more,) = await connection.call(*BUS, member)
-        names += more
-    return POLKIT in names
+    try:
+        await connection.call(*POLKIT, autostart=True)
+    except BusError:
+        return False
+    return True
 
 
 def _network(row: Mapping[str, Any]) -> Network:

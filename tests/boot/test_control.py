@@ -57,8 +57,18 @@ def test_a_plain_user_changes_nothing_and_is_told_who_does(host: Host) -> None:
     assert codes(host, PLAIN, *CHANGING) == exits(4, CHANGING)
     call = ("busctl", "--allow-interactive-authorization=no", "call", *MANAGER, "Cleanup")
     assert host.as_nobody(*call).endswith(": sudo ipv6natctl cleanup\n")
-    assert "Access denied" in host.as_nobody("systemctl", "service-log-level", "ipv6natd", "debug")
+    level = ("systemctl", "service-log-level", "ipv6natd", "debug")
+    assert "nobody can be asked" in host.as_nobody(*level)
     assert host.state() == 's "synced"'
+
+
+def test_a_polkit_that_does_not_start_is_no_polkit(host: Host) -> None:
+    host.run("systemctl", "mask", "--now", "polkit")
+    try:
+        assert "does not answer, so only root" in host.as_nobody("ipv6natctl", "check")
+        assert codes(host, PLAIN, *READING, "resync") == exits(0, READING) | {"resync": "4"}
+    finally:
+        host.run("systemctl", "unmask", "polkit")
 
 
 def test_the_example_for_polkit_lets_some_do_all_and_others_nothing(host: Host) -> None:

@@ -44,6 +44,8 @@ class FakePolkit:
     says: dict[str, tuple[bool, bool]] = field(default_factory=dict)
     typed: bool | None = True
     """Whether a dialog ends with the right password; None: it does not end."""
+    agent: bool = True
+    """Whether there is a program that can ask for one."""
     error: BusError | None = None
     silent: bool = False
     instead: Callable[[Call], None] | None = None
@@ -64,7 +66,7 @@ class FakePolkit:
             call.connection.refuse(call, self.error)
             return
         authorized, challenge = self.says.get(action, (action == Action.INSPECT, True))
-        if flags and challenge:
+        if flags and challenge and self.agent:
             if self.typed is None:
                 return
             authorized, challenge = self.typed, False
@@ -143,6 +145,15 @@ def test_a_dialog_is_opened_for_those_alone_who_said_that_they_can_answer(
             assert await outcome(bus, NOBODY, "Resync", interactive=interactive) == expected
         assert [flags for _, _, flags in fake.asked] == asked
         assert source.done == ([] if expected else ["resync"])
+
+    run(body())
+
+
+def test_where_nothing_can_ask_for_a_password_that_is_said(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: (False, True)}, agent=False)
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == CHALLENGE
 
     run(body())
 
@@ -377,8 +388,7 @@ def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: b
                     nobody = CHALLENGE if rules or not looks else ""
                     assert await outcome(bus, NOBODY, member) == nobody
                     # Nobody is logged in who could be shown a dialog.
-                    without_agent = DENIED if nobody else ""
-                    assert await outcome(bus, NOBODY, member, interactive=True) == without_agent
+                    assert await outcome(bus, NOBODY, member, interactive=True) == nobody
                     games = "" if rules or looks else CHALLENGE
                     assert await outcome(bus, GAMES, member) == games
 
