@@ -35,7 +35,13 @@ def run(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # LANG=C must not end in a traceback
-    name, how = read(argv, COMMANDS, os.environ)
+    try:
+        try:
+            name, how = read(argv, COMMANDS, os.environ)
+        finally:
+            sys.stdout.flush()  # of --help and --version
+    except OSError as error:
+        return _unwritten(error)
     try:
         answer = asyncio.run(_answered(COMMANDS[name].run, how))
     except BusError as error:
@@ -50,13 +56,17 @@ def run(argv: Sequence[str]) -> int:
             print(_json(answer.value, how.json))
         sys.stdout.flush()
     except OSError as error:
-        # What is left of it must not be tried again as the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        note = f"the answer could not be written: {error.strerror}"
-        answer = Answer(value=None, text="", code=FAILED, note=note)
+        return _unwritten(error)
     if answer.note:
         print(printable(answer.note), file=sys.stderr)
     return answer.code
+
+
+def _unwritten(error: OSError) -> int:
+    # What is left of it must not be tried again as the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"the answer could not be written: {error.strerror}", file=sys.stderr)
+    return FAILED
 
 
 async def _answered(run: Run, how: How) -> Answer:

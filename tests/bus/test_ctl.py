@@ -603,10 +603,11 @@ def test_a_reader_that_leaves_early_is_no_error(bus: Bus) -> None:
     run(body())
 
 
-def test_a_full_disk_is_said_in_a_sentence(bus: Bus) -> None:
+@pytest.mark.parametrize("word", ["rules", "--help", "--version"])
+def test_a_full_disk_is_said_in_a_sentence(bus: Bus, word: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())):
-            words = shlex.join((*CTL, "rules"))
+            words = shlex.join((*CTL, word))
             answer = await command(bus, "sh", "-c", f"{words} >/dev/full")
             assert answer == (
                 1,
