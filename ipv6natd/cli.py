@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ipv6natd.firewall import FirewallError
 log = logging.getLogger("ipv6natd")
 
 FAILED, CONFIGURATION = 1, 78
+_CAP_NET_ADMIN = 12
 _DESCRIPTION = """\
 Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.
 
@@ -57,16 +59,22 @@ def run(argv: Sequence[str]) -> int:
         print(f"ipv6natd: {error}", file=sys.stderr)
         return CONFIGURATION
     logs.start(debug=settings.debug)
-    if os.geteuid() != 0:
-        print(
-            "ipv6natd: writing rules needs root; run it with sudo or as a service", file=sys.stderr
-        )
+    if not _may_write_rules():
+        text = "writing rules needs root, or CAP_NET_ADMIN; run it with sudo or as a service"
+        print(f"ipv6natd: {text}", file=sys.stderr)
         return FAILED
     try:
         return _flush(settings) if flush else _serve(settings, reload)
     except FirewallError as error:
         log.error("%s", error)
         return FAILED
+
+
+def _may_write_rules() -> bool:
+    """Whether the kernel lets us, whoever we are: a user of its own can have the capability."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (effective,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(int(effective, 16) & 1 << _CAP_NET_ADMIN)
 
 
 class _Parser(argparse.ArgumentParser):

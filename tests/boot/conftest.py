@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,21 @@ TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "gi
 
 CI: list[tree.Suite] = ["bookworm", "trixie"]
 ALL: list[tree.Suite] = [*CI, "sid"]
+ONCE = ("test_control", "test_legacy", "test_neighbours")
+"""What takes its time, of which CI has little."""
+LATE = "test_dedicated.py"
+"""What CI has no time for."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = collection_path.name == LATE and config.getoption("--engines") != "all"
+    return True if left_out else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "host" in metafunc.fixturenames:
         every = metafunc.config.getoption("--engines") == "all"
-        # Those firewalls take their time, so does asking, and CI has little.
-        once = metafunc.module.__name__.endswith(("test_control", "test_neighbours"))
+        once = metafunc.module.__name__.endswith(ONCE)
         suites = ALL if every else CI[:1] if once else CI
         metafunc.parametrize("host", suites, indirect=True, scope="package")
 

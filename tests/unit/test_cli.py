@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
     found = Ran()
     monkeypatch.setattr(cli, "_serve", found.serve)
     monkeypatch.setattr(cli, "_flush", found.flush)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(cli, "_may_write_rules", lambda: True)
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "none.toml")
     monkeypatch.setattr(config, "DEFAULT_DIRECTORY", tmp_path / "none.d")
     for name in ("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "JOURNAL_STREAM"):
@@ -190,10 +189,10 @@ def test_flush_runs_no_daemon(ran: Ran, flag: str) -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["-flush"]])
-def test_who_is_not_root_is_told_so(
+def test_who_may_not_write_rules_is_told_so(
     ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(cli, "_may_write_rules", lambda: False)
     assert cli.run(argv) == 1
     assert "needs root" in capsys.readouterr().err
     assert (ran.served, ran.flushed) == ([], [])
