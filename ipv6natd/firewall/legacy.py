@@ -11,6 +11,8 @@ of what is unsafe in a daemon or wrong in the versions we support:
 - `Rule6.tables` opens all five tables for each target, and opening one makes the kernel create it.
 - A parameter that an extension refuses is answered by a longjmp through Python. A Rule is legal by
   construction and gives them nothing to refuse.
+- Options of an extension are larger since iptables 1.8.11, in a library of the same version, and
+  iptc finds the first one only. They are looked up here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 import iptc
 from iptc.ip6tc import ip6t_ip6
-from iptc.xtables import NFPROTO_IPV6, XTablesError, xtables
+from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
@@ -48,6 +50,8 @@ from ipv6natd.rules import (
 LARGE = 200
 """Rules in one change above which a process is quicker: some 1,600 a second are built here."""
 _INTERFACE_MAX = 15
+_OPTION = ctypes.sizeof(xt_option_entry)
+"""Bytes of an option as iptc knows it; its last two fields have grown by four each since."""
 
 _TABLES = threading.Lock()
 """Table6 objects are shared by the whole process, and reading one moves its cursors."""
@@ -64,6 +68,8 @@ class LegacyFirewall:
         self._counted: dict[Table, tuple[int, int]] = {}
         # iptc forgets it, and sets the extensions up again, when nobody holds it.
         self._extensions = xtables(NFPROTO_IPV6)
+        size = _option_size(self._extensions)
+        xtables._option_lookup = lambda _, rows, name: _option(rows, name, size)
 
     @property
     def backend(self) -> Backend:
@@ -338,3 +344,25 @@ def _target(target: Target) -> tuple[str, dict[str, str]]:
             return "SNAT", {"to-source": str(address)}
         case Reject(reject_with):
             return "REJECT", {"reject-with": str(reject_with)}
+
+
+def _option_size(extensions: Any) -> int:
+    """Bytes from one option to the next, by a match that has several.
+
+    Where they are larger zeros stand in the place of the second one's name, as after the last.
+    """
+    rows = extensions.find_match("addrtype")[0].x6_options
+    return _OPTION if _option(rows, b"dst-type", _OPTION) else _OPTION + 8
+
+
+def _option(rows: Any, name: bytes, size: int) -> Any:
+    """The option of that name, where it stands; None if there is none."""
+    address = ctypes.cast(rows, ctypes.c_void_p).value
+    while address:
+        row = xt_option_entry.from_address(address)
+        if not row.name:
+            break
+        if row.name == name:
+            return row
+        address += size
+    return None
