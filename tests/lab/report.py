@@ -145,7 +145,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def commit(root: Path) -> str:
     """The commit that was tested."""
-    changed = git(root, "status", "--porcelain", "--untracked-files=no")
+    # What a run writes into docs/ is no change to what it tests.
+    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return git(root, "rev-parse", "HEAD") + " (and changes to it)" * bool(changed)
 
 

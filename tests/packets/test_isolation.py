@@ -7,7 +7,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from tests.lab import Failure, Regime, connect, ping, serve, tcp, udp, until, watch
+from tests.lab import Answer, Failure, Regime, connect, ping, serve, tcp, udp, until, watch
 from tests.lab.sandbox import CLIENT, HOST, ROGUE
 from tests.packets.asking import SHORT, dnats, opened, peer, server
 
@@ -197,7 +197,11 @@ def test_i15_a_bridge_that_is_not_dockers_keeps_forwarding(regime: Regime) -> No
     wire.ip("-6 route add 2001:db8:1::/64 via fd00:ffff::1 dev vm1")
     try:
         with serve(wire, "vm", tcp=[80]):
-            answer = tcp(regime.rogue, address, 80)
+            # A port that has just joined a bridge takes a moment before it forwards.
+            answer = until(
+                lambda: tcp(regime.rogue, address, 80, timeout=0.3),
+                lambda each: isinstance(each, Answer),
+            )
             assert (server(answer), peer(answer)) == ("vm", ROGUE)
         with serve(regime.rogue, "rogue", tcp=[80]):
             answer = tcp(wire, ROGUE, 80, source=address)
