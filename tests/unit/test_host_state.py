@@ -182,10 +182,9 @@ def test_a_look_that_fails_takes_nothing_down() -> None:
 @pytest.mark.parametrize(
     ("loaded", "known"), [((), True), (("tcp", "sctp"), True), (("tcp",), False)]
 )
-def test_whether_conntrack_knows_sctp_shows_in_its_timeouts(
+def test_s2_whether_conntrack_knows_sctp_shows_in_its_timeouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: tuple[str, ...], known: bool
 ) -> None:
-    """S2."""
     (tmp_path / "netfilter").mkdir()
     for protocol in loaded:
         (tmp_path / f"netfilter/nf_conntrack_{protocol}_timeout_established").touch()

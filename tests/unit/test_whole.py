@@ -45,14 +45,14 @@ def crowd(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("version", "containers", "inspects"), [("28.5.1", 500, 0), ("20.10.24", 50, 50)]
 )
-def test_many_containers_are_read_once_and_written_at_once(
+def test_k7_many_containers_are_read_once_and_written_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     version: str,
     containers: int,
     inspects: int,
 ) -> None:
-    """K7: engines before 28 do not list all that counts, so each container is inspected there."""
+    """Engines before 28 do not list all that counts, so each container is inspected there."""
     monkeypatch.setattr(docker_watch, "asleep", lambda _: "")
     engine = FakeEngine(tmp_path / "engine.sock", version=version)
     engine.have(raw_network("x"), *map(crowd, range(containers)))
