@@ -119,9 +119,11 @@ def test_each_rule_is_logged_once_the_level_says_so(lab: Lab) -> None:
     x3 = lab.engine.run("x3", "X", publish=["8083:80"])
     with serve(x3.ns, "x3", tcp=[80]):
         opened(lab.sandbox.client, 8083)
+        # The rules are there a moment before the line that tells of them.
+        told = "published [::]:8083/tcp -> x3"
+        assert until(lambda: told in lab.daemon.log[seen:], True, timeout=10)
         assert "rule added" not in lab.daemon.log[seen:]
-        assert "published [::]:8083/tcp -> x3" in lab.daemon.log[seen:]
         lab.bus.busctl("set-property", "org.ipv6natd1", *where, "s", "debug")
     lab.engine.rm("x3")
-    until(lambda: "rule removed: ip6tables" in lab.daemon.log[seen:], True)
+    until(lambda: "rule removed: ip6tables" in lab.daemon.log[seen:], True, timeout=10)
     assert re.search("rule removed: ip6tables .*--dport 8083", lab.daemon.log[seen:])
