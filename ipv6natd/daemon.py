@@ -244,7 +244,7 @@ class Daemon:
         rival = await in_thread(docker_ipv6nat)
         if self._reconciler.engine_writes or rival:
             return ()
-        return await in_thread(partial(leftovers, tuple(self._watch.networks.values())))
+        return await self._find_leftovers()
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
         """For the bus: take it out; returns what that was."""
@@ -261,7 +261,7 @@ class Daemon:
         if command := await in_thread(docker_ipv6nat):
             text = f"docker-ipv6nat runs and would write its rules again; first: {command}"
             raise BusError("org.ipv6natd1.Error.InUse", text)
-        found = await self.leftovers()
+        found = await self._find_leftovers()
         try:
             await in_thread(partial(remove, found))
         except FirewallError as error:
@@ -271,6 +271,9 @@ class Daemon:
             self._reconciler.verify()
             self._reconciler.want_look()
         return found
+
+    async def _find_leftovers(self) -> tuple[Leftover, ...]:
+        return await in_thread(partial(leftovers, tuple(self._watch.networks.values())))
 
     async def explain(self, asked: str) -> list[Row]:
         """For the bus."""
