@@ -1,0 +1,1 @@
+"""Faults and long random runs under traffic, beside a real engine; `make soak` runs them."""
