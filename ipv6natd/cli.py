@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,19 @@ from ipv6natd import __version__, logs
 from ipv6natd.config import KEYS, ConfigError, Settings, load
 from ipv6natd.early import close_networks
 from ipv6natd.firewall import FirewallError
+from ipv6natd.tools import CLEAN
 
 log = logging.getLogger("ipv6natd")
 
 FAILED, CONFIGURATION = 1, 78
+ENVIRONMENT = frozenset(
+    {
+        *("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DBUS_SYSTEM_BUS_ADDRESS"),
+        *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "STATE_DIRECTORY"),
+        *("XTABLES_LOCKFILE", "XTABLES_LIBDIR", "LANG", "LC_ALL", "TZ"),
+    }
+)
+"""What is gone by: of Docker, of systemd, of iptables, and how to word and date messages."""
 _CAP_NET_ADMIN = 12
 _DESCRIPTION = """\
 Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.
@@ -44,7 +53,19 @@ exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 wrong configuration
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
+    leave_behind(os.environ)
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def leave_behind(environ: MutableMapping[str, str]) -> None:
+    """Take everything out of the environment that nobody said we go by.
+
+    The libraries have variables of their own, which name proxies, certificates and accounts, and
+    start tools that they look for in $PATH.
+    """
+    for name in set(environ) - ENVIRONMENT:
+        del environ[name]
+    environ["PATH"] = CLEAN["PATH"]
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ipv6natd.tools import call
+
 _BUSCTL = "/usr/bin/busctl"
 _UNIT = "/org/freedesktop/systemd1/unit/docker_2e"
 _RUNNING = frozenset({"active", "activating", "reloading"})
@@ -57,9 +59,7 @@ def _property(unit: str, interface: str, name: str) -> Any:
     address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
     environment = {"DBUS_SYSTEM_BUS_ADDRESS": address} if address else {}
     try:
-        answer = subprocess.run(
-            command, env=environment, capture_output=True, timeout=10, check=True
-        )
+        answer = call(command, timeout=10, environment=environment)
         return json.loads(answer.stdout).get("data")
-    except (OSError, subprocess.SubprocessError, ValueError, AttributeError):
+    except (OSError, subprocess.TimeoutExpired, ValueError, AttributeError):
         return None

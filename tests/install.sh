@@ -27,6 +27,7 @@ lab=(
     command:sysctl:procps
     command:nsenter:util-linux
     command:openssl:openssl
+    command:strace:strace
 )
 # What manual pages, completions and examples are tried with; no demo needs it.
 desk=(

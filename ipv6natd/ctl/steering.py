@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from ipv6natd.ctl.asking import (
 from ipv6natd.firewall import FirewallError
 from ipv6natd.tables import printable, table
 
+_FOR_AGENT = ("TERM", "LANG", "LC_ALL", "DBUS_SYSTEM_BUS_ADDRESS")
 _LEFTOVER = ("Variant", "Table", "Chain", "Rule")
 SECONDS = 180.0
 """How long a change may take: it waits for the engine, the kernel, and a password."""
@@ -101,13 +101,7 @@ def _agent() -> Iterator[None]:
     if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         yield
         return
-    ready, tell = os.pipe()
-    command = (path, "--notify-fd", str(tell), "--fallback", "--process", str(os.getpid()))
-    with subprocess.Popen(command, pass_fds=(tell,)) as agent:
-        os.close(tell)
-        os.read(ready, 1)  # it is registered, or has failed: both close its end
-        os.close(ready)
-        try:
-            yield
-        finally:
-            agent.terminate()
+    command = [path, "--fallback", "--process", str(os.getpid())]
+    here = {name: os.environ[name] for name in _FOR_AGENT if name in os.environ}
+    with tools.agent(command, here):
+        yield

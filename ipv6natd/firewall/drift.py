@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from ipv6natd.background import in_thread
 from ipv6natd.firewall import Backend, Firewall, FirewallError
-from ipv6natd.tools import find
+from ipv6natd.tools import find, listener
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +111,7 @@ async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
 
 
 async def _monitor(nft: str, firewall: Known, changed: Callable[[], None]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        nft,
-        "monitor",
-        env={"LC_ALL": "C"},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    process = await listener(nft, "monitor")
     assert process.stdout is not None
     missed = asyncio.get_running_loop().call_later(LISTENS, changed)
     try:

@@ -351,7 +351,13 @@ def _option_size(extensions: Any) -> int:
 
     Where they are larger zeros stand in the place of the second one's name, as after the last.
     """
-    rows = extensions.find_match("addrtype")[0].x6_options
+    found = extensions.find_match("addrtype")
+    if not found:
+        raise FirewallError(
+            "python-iptables finds no extensions of ip6tables: take XTABLES_LIBDIR out of the "
+            'environment, or set backend = "nft" in the configuration'
+        )
+    rows = found[0].x6_options
     return _OPTION if _option(rows, b"dst-type", _OPTION) else _OPTION + 8
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -245,3 +246,16 @@ def test_main_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["a", "b", "c"])
     assert caught.value.code == 3
+
+
+def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
+    page = (Path(__file__).parents[2] / "man" / "ipv6natd.8").read_text()
+    section = page.partition(".Sh ENVIRONMENT")[2].partition(".Sh ")[0]
+    lines = re.findall(r"^\.It Ev (.*)$", section, re.MULTILINE)
+    assert {name for line in lines for name in line.split(" , ")} == cli.ENVIRONMENT
+    others = ("PATH", "HTTP_PROXY", "REQUESTS_CA_BUNDLE", "DOCKER_CONFIG", "PYTHONPATH")
+    environ = dict.fromkeys(others, "/x")
+    cli.leave_behind(environ)
+    assert environ == {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    cli.leave_behind(environ := dict.fromkeys(cli.ENVIRONMENT, "kept"))
+    assert set(environ.values()) == {"kept", "/usr/sbin:/usr/bin:/sbin:/bin"}

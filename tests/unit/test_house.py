@@ -17,7 +17,7 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks
-cli           -> config early daemon firewall flush logs
+cli           -> config early daemon firewall flush logs tools
 config        -> model
 conntrack     -> flows model tools
 contest       ->
@@ -53,7 +53,7 @@ docker_watch  -> background docker_facts engine_flags engine_unit json_rows jour
 early         -> firewall firewall.restore kept plan rules
 engine_flags  ->
 engine_rules  -> model
-engine_unit   ->
+engine_unit   -> tools
 explain       -> counters model networks port_outcomes rules status
 filters       -> model status
 firewall      -> plan rules
@@ -98,7 +98,7 @@ snapshot      -> firewall.engine host_facts model
 status        -> leftovers model
 tables        ->
 textfile      -> background metrics status
-tools         ->
+tools         -> background
 ula           ->
 """
 """Who imports whom. A new arrow is a decision about the house: add it here and to the picture in
