@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ -e .git ]]; then
-    git ls-files -z
+    # Root may well build what a plain user cloned, which git by itself refuses.
+    git -c safe.directory="$PWD" ls-files -z
 else
     find . -path ./dist -prune -o -type f -print0
 fi
