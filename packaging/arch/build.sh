@@ -15,4 +15,6 @@ packaging/sources.sh |
     tar -czf "$stage/ipv6natd-$version.tar.gz" --null --files-from=- \
         --transform="s|^\(\./\)\?|ipv6natd-$version/|"
 mkdir -p "$out"
+# One version at a time, so that a pattern names one package; and makepkg replaces none by itself.
+rm -f "$out"/ipv6natd-*.pkg.tar*
 (cd "$stage" && PKGDEST=$out makepkg "${@:2}")

@@ -15,4 +15,6 @@ packaging/sources.sh | tar -c --null --files-from=- | tar -x -C "$stage/ipv6natd
 cp -r packaging/deb/debian "$stage/ipv6natd/debian"
 (cd "$stage/ipv6natd" && dpkg-buildpackage --build=binary --no-sign "${@:2}")
 mkdir -p "$out"
+# One version at a time, so that a pattern names one package.
+rm -f "$out"/ipv6natd_*
 cp "$stage"/ipv6natd_* "$out"
