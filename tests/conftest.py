@@ -74,6 +74,8 @@ def sharing(item: pytest.Item) -> str:
         return f"{file}-{params['wanted'].id}"
     if "host" in params:
         return f"boot-{params['host']}"
+    if "clone" in params:
+        return f"{file}-{params['clone']}"
     return str(file)
 
 
@@ -94,9 +96,9 @@ def pytest_runtest_makereport(
     if phase.when == "teardown" and isinstance(item, pytest.Function):
         bad: list[Outcome] = [each for each in outcomes if each != "passed"]
         outcome = (bad or outcomes)[-1]
-        if "host" in item.fixturenames:
-            params: dict[str, Any] = item.callspec.params
-            check = Check(suite=params["host"], name=item.originalname, outcome=outcome)
+        params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if suite := params.get("host") or params.get("clone"):
+            check = Check(suite=suite, name=item.originalname, outcome=outcome)
             phase.user_properties.append((CHECK, asdict(check)))
         else:
             phase.user_properties.append((RAN, asdict(ran(item, outcome))))

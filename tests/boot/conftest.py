@@ -1,4 +1,7 @@
-"""One booted host a suite, with the package installed; its tests are one story, in this order."""
+"""Booted hosts: one a suite with the package installed, and one a suite for README's lines.
+
+The tests of either are one story, in this order.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import lab
+from tests.boot.clone import Clone
 from tests.boot.host import Host
 from tests.lab import tree, workshop
 from tests.lab.needs import lack
@@ -23,21 +27,27 @@ ONCE: dict[str, tree.Suite] = {
     "test_neighbours": "bookworm",
 }
 """What takes its time, of which CI has little, and where it is worth most."""
-LATE = "test_dedicated.py"
+LATE = {"test_arch.py", "test_dedicated.py"}
 """What CI has no time for."""
+AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
+"""Where CI, at most, runs README's lines; the former nowhere else."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    left_out = collection_path.name == LATE and config.getoption("--engines") != "all"
+    left_out = collection_path.name in LATE and config.getoption("--engines") != "all"
     return True if left_out else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--engines") == "all"
+    module = metafunc.module.__name__.rpartition(".")[2]
     if "host" in metafunc.fixturenames:
-        every = metafunc.config.getoption("--engines") == "all"
-        once = ONCE.get(metafunc.module.__name__.rpartition(".")[2])
+        once = ONCE.get(module)
         suites = ALL if every else [once] if once else CI
         metafunc.parametrize("host", suites, indirect=True, scope="package")
+    if "clone" in metafunc.fixturenames:
+        suites = ALL if every and module != "test_arch" else AS_WRITTEN[module]
+        metafunc.parametrize("clone", suites, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="package")
@@ -45,10 +55,7 @@ def host(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Host]:
     """With containers on it since before the package was built and installed."""
-    lab.need(*TOOLS)
-    suite: tree.Suite = request.param
-    if not tree.ready(suite):
-        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    suite = wanted(request)
     folder = tmp_path_factory.mktemp(suite)
     build = workshop.begin(suite, folder, "packaging/deb/build.sh /out -d")
     with Host(suite) as booted:
@@ -58,3 +65,21 @@ def host(
         shutil.copy(package, booted.shared)
         booted.install()
         yield booted
+
+
+@pytest.fixture(scope="module")
+def clone(request: pytest.FixtureRequest) -> Iterator[Clone]:
+    """Of this source, by a plain user, on a host of its own that has containers and no package."""
+    with Clone(wanted(request)) as booted:
+        booted.furnish()
+        booted.fetch_source()
+        yield booted
+
+
+def wanted(request: pytest.FixtureRequest) -> tree.Suite:
+    """The suite that is asked for, where it can be had."""
+    lab.need(*TOOLS)
+    suite: tree.Suite = request.param
+    if not tree.ready(suite):
+        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    return suite

@@ -5,7 +5,8 @@ overlay over it. Tests never make one, since nothing that `pytest` does may need
 one made again, with newer packages, remove its folder. Each is three things:
 
 - `root`, a host with an engine and systemd, which engines run in and which boots;
-- in its cache for apt, all that the package of ipv6natd pulls in, and what it has to live beside;
+- in its cache for apt, all that the package of ipv6natd pulls in, what it has to live beside, and
+  what README has people install to build it;
 - `build`, a layer over it with what packages are built with.
 """
 
@@ -44,16 +45,25 @@ LATER = (
 )
 """Installed by tests, in a host that has no network: downloaded with all that they pull in."""
 
-BUILD = (
-    *("dpkg-dev", "make", "fakeroot", "debhelper", "dh-python", "bash-completion", "lintian"),
-    *("pybuild-plugin-pyproject", "python3-all", "python3-hatchling", "python3-pytest"),
+BUILD_DEP = (
+    *("dpkg-dev", "make", "debhelper", "dh-python", "bash-completion"),
+    *("pybuild-plugin-pyproject", "python3-all", "python3-hatchling"),
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
 )
 """What packaging/deb/debian/control asks for, without the compilers of build-essential, which
-nothing here uses; and lintian."""
+nothing here uses."""
 
-ARCH = ("makepkg", "libarchive-tools", "shellcheck", "python3-build", "python3-installer")
+BUILD = (*BUILD_DEP, "fakeroot", "lintian", "python3-pytest")
+
+ARCH = ("makepkg", "libarchive-tools", "python3-build", "python3-installer")
 """What builds the package for Arch; Debian 13's makepkg is the newer one."""
+
+CLONE = ("git", "build-essential", *BUILD_DEP)
+"""What there has to be for README's lines in a clone, by those lines or before; downloaded, and
+without what these recommend: `apt build-dep` installs that as little."""
+
+PACMAN = ("pacman-package-manager", "sudo")
+"""What a host of Debian 13 lacks besides, to have Arch's lines run on it."""
 
 PATIENCE = 1200.0
 """Seconds. Making a tree takes three minutes on a good line, and 1.2 GB of disk."""
@@ -66,7 +76,7 @@ APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mo
 
 SCRIPT = """
 set -eu
-suite=$1 root=$2 layer=$3 host=$4 later=$5 build=$6
+suite=$1 root=$2 layer=$3 host=$4 later=$5 clone=$6 build=$7
 get() {
     # Signatures count, dates do not: unstable's index is good for a week only, which a mirror that
     # lags or a machine whose clock runs ahead is soon past.
@@ -79,6 +89,7 @@ get "$root" update
 get "$root" --no-install-recommends install $host
 get "$root" clean
 get "$root" --download-only install $later
+get "$root" --no-install-recommends --download-only install $clone
 mkdir "$layer" "$layer.work" "$layer.root"
 mount -t overlay -o "lowerdir=$root,upperdir=$layer,workdir=$layer.work" overlay "$layer.root"
 get "$layer.root" --no-install-recommends install $build
@@ -100,7 +111,7 @@ def ready(suite: Suite) -> bool:
 
 
 def wanted(suite: Suite) -> tuple[str, ...]:
-    return (*host(suite), *LATER, *tools(suite))
+    return (*host(suite), *LATER, *clone(suite), *tools(suite))
 
 
 def host(suite: Suite) -> tuple[str, ...]:
@@ -109,7 +120,11 @@ def host(suite: Suite) -> tuple[str, ...]:
 
 
 def tools(suite: Suite) -> tuple[str, ...]:
-    return (*BUILD, *ARCH) if suite == "trixie" else BUILD
+    return (*BUILD, *ARCH, "shellcheck") if suite == "trixie" else BUILD
+
+
+def clone(suite: Suite) -> tuple[str, ...]:
+    return (*CLONE, *ARCH, *PACMAN) if suite == "trixie" else CLONE
 
 
 def path(suite: Suite) -> Path:
@@ -170,7 +185,8 @@ def build(suite: Suite, part: Path) -> None:
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     env = proxies | {"DEBIAN_FRONTEND": "noninteractive", "LANG": "C", "LC_ALL": "C"}
     with log.open("wb") as out:
-        lists = (" ".join(each) for each in (host(suite), LATER, tools(suite)))
+        groups = (host(suite), LATER, clone(suite), tools(suite))
+        lists = (" ".join(each) for each in groups)
         script = ("bash", "-c", SCRIPT, "build", suite, str(root), str(part / "build"), *lists)
         process = spawn([*APART, "--kill-child", *script], log=out, env=env)
         try:
@@ -184,8 +200,9 @@ def build(suite: Suite, part: Path) -> None:
     if code != 0:
         raise LabError(f"No tree of Debian {suite}: see {log}\n{tail(log)}")
     there = dict(line.split() for line in Path(f"{root}.versions").read_text().splitlines())
+    later = (*LATER, *clone(suite))
     found = {
-        each: there.get(each, "later") for each in wanted(suite) if each in there or each in LATER
+        each: there.get(each, "later") for each in wanted(suite) if each in there or each in later
     }
     found["made"] = datetime.now(UTC).date().isoformat()
     (part / "stamp.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -32,9 +32,7 @@ exec chroot root sh -ec "cd /src; $3"
 
 def begin(suite: tree.Suite, folder: Path, script: str) -> subprocess.Popen[bytes]:
     """Start a script in /src, this source; `folder` is /out there, and gets its log."""
-    with tarfile.open(folder / "source.tar", "w") as tar:
-        for name in sources():
-            tar.add(ROOT / name, name)
+    pack(folder / "source.tar")
     layers = ":".join(map(str, tree.workshop(suite)))
     apart = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
     words = ("sh", "-c", SCRIPT, "workshop", layers, str(folder), script)
@@ -55,8 +53,14 @@ def finish(process: subprocess.Popen[bytes], folder: Path, *, timeout: float = 1
     return (folder / "log").read_text(errors="replace")
 
 
+def pack(file: Path) -> None:
+    """Write this source as it stands, committed or not, without what git ignores."""
+    with tarfile.open(file, "w") as tar:
+        for name in sources():
+            tar.add(ROOT / name, name)
+
+
 def sources() -> list[str]:
-    """This source as it stands, committed or not, without what git ignores."""
     listed = ("--cached", "--others", "--exclude-standard")
     names = run("git", "-C", str(ROOT), "ls-files", *listed).splitlines()
     return [name for name in names if (ROOT / name).exists()]
