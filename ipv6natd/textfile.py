@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,8 +65,13 @@ class Textfile:
             # The collector reads every *.prom of the folder.
             new = path.with_suffix(".new")
             try:
-                new.write_text(worded(status), encoding="utf-8")
-                new.chmod(0o644)  # the collector is another user
+                # The folder may be another user's: what stands there in our way, a link to a file
+                # of root's for one, is taken away and not written through.
+                new.unlink(missing_ok=True)
+                made = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+                with os.fdopen(made, "w", encoding="utf-8") as file:
+                    os.fchmod(made, 0o644)  # the collector is another user
+                    file.write(worded(status))
                 new.replace(path)
                 self._said = ""
             except OSError as error:

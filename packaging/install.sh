@@ -10,6 +10,8 @@
 # tools put it where they want it. ZSHDIR is where zsh looks, which differs between the two.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Root's own may let others write, or keep them from reading.
+umask 022
 
 destdir=${DESTDIR:-}
 prefix=${PREFIX:-/usr}
@@ -64,7 +66,7 @@ if [[ ${1:-} == --with-python ]]; then
     for command in ipv6natd:cli ipv6natctl:ctl; do
         put 755 /dev/null "$prefix/bin/${command%:*}"
         cat >"$destdir$prefix/bin/${command%:*}" <<END
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 import sys
 
 sys.path.insert(0, "$library")

@@ -3,6 +3,7 @@
 # tmpfiles.d, catalog. Installations call it, as root; it does nothing where systemd does not run.
 set -u
 [ -d /run/systemd/system ] || exit 0
+umask 022
 
 written=/etc/sysctl.d/60-ipv6natd-accept-ra.conf
 

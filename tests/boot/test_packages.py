@@ -23,6 +23,8 @@ cmp /out/ipv6natd_*_all.deb /out/again/ipv6natd_*_all.deb
 echo 'the same twice'
 lintian --allow-root --fail-on=error,warning /out/ipv6natd_*_all.deb
 dpkg-deb --contents /out/ipv6natd_*_all.deb >/out/contents
+dpkg-deb --fsys-tarfile /out/ipv6natd_*_all.deb |
+    tar -xO ./usr/bin/ipv6natd ./usr/bin/ipv6natctl | grep '^#!' >/out/python
 """
 
 ITS_OWN = """
@@ -48,6 +50,9 @@ umask 022
 apart mkdir /tmp/arch
 apart packaging/arch/build.sh /tmp/arch --nodeps
 bsdtar -tf /tmp/arch/ipv6natd-*.pkg.tar* >/out/arch
+bsdtar -tvf /tmp/arch/ipv6natd-*.pkg.tar* >/out/arch-modes
+bsdtar -xOf /tmp/arch/ipv6natd-*.pkg.tar* '*/bin/ipv6nat*' |
+    grep '^#!' >/out/arch-python
 cd /tmp/arch
 cp /src/packaging/arch/* .
 apart makepkg --printsrcinfo | diff /src/packaging/arch/.SRCINFO -
@@ -79,6 +84,8 @@ def test_the_package_for_debian_is_clean_and_the_same_twice(
 ) -> None:
     built(suite, tmp_path, DEBIAN)
     assert "the same twice" in (tmp_path / "log").read_text()
+    check_modes((tmp_path / "contents").read_text())
+    assert (tmp_path / "python").read_text() == "#! /usr/bin/python3 -I\n" * 2
 
 
 def test_both_distributions_get_the_same_files(tmp_path: Path) -> None:
@@ -86,6 +93,23 @@ def test_both_distributions_get_the_same_files(tmp_path: Path) -> None:
     debian = {line.split()[5][2:] for line in (tmp_path / "contents").read_text().splitlines()}
     arch = set((tmp_path / "arch").read_text().splitlines())
     assert plain(debian) == plain(arch)
+    check_modes((tmp_path / "contents").read_text())
+    check_modes((tmp_path / "arch-modes").read_text())
+    pythons = (tmp_path / "arch-python").read_text().splitlines()
+    assert len(pythons) == 2
+    assert all(re.fullmatch("#!/usr/bin/python3? -I", each) for each in pythons)
+
+
+def check_modes(listing: str) -> None:
+    """Root alone may write, everybody may read, and nothing runs as somebody else."""
+    programs = set()
+    for line in listing.splitlines():
+        mode, name = line.split()[0], re.split(r" \./?| (?=usr/|etc/|\.[A-Z])", line)[-1]
+        assert re.search(r"\b(root[ /]+root|0 +0)\b", line), line
+        assert re.fullmatch("drwxr-xr-x|-rw-r--r--|-rwxr-xr-x|lrwxrwxrwx", mode), line
+        if mode == "-rwxr-xr-x":
+            programs.add(name.replace("usr/local/", "usr/"))
+    assert programs == {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
 
 
 def plain(paths: set[str]) -> set[str]:

@@ -46,6 +46,19 @@ def test_it_is_written_at_once_for_all_to_read_and_nothing_else_is_left(tmp_path
     assert os.listdir(tmp_path) == ["ipv6natd.prom"]  # noqa: PTH208
 
 
+def test_a_link_in_its_way_is_not_written_through(tmp_path: Path) -> None:
+    """The folder belongs to the collector, who must not have root write where it likes."""
+    secret, path = tmp_path / "shadow", tmp_path / "ipv6natd.prom"
+    secret.write_text("root:x\n")
+    secret.chmod(0o600)
+    path.with_suffix(".new").symlink_to(secret)
+    path.symlink_to(secret)
+    run(Textfile(str(path), lambda: NOW), lambda: not path.is_symlink())
+    assert secret.read_text() == "root:x\n"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert "ipv6natd_up 1" in path.read_text()
+
+
 def test_a_change_is_written_and_a_quiet_minute_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
