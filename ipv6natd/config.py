@@ -7,6 +7,7 @@ the key and what would be legal; nothing is touched then.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -77,6 +78,8 @@ def _endpoint(value: Any) -> str:
         raise ValueError
     if scheme == "unix" and not rest.startswith("/"):
         raise ValueError
+    if scheme != "unix" and "@" in rest:
+        raise ValueError  # an engine knows no passwords, and everybody can read its endpoint
     return str(value)
 
 
@@ -138,7 +141,7 @@ KEYS = (
     Key(
         "endpoint",
         _endpoint,
-        "unix:///path or tcp://host:port",
+        "unix:///path or tcp://host:port, without a user",
         "The Docker engine to follow.",
         "DOCKER_HOST",
     ),
@@ -221,6 +224,14 @@ KEYS = (
 _BY_NAME = {key.name: key for key in KEYS}
 
 
+_SECRET = re.compile(r"://[^@]*@")
+"""A user and a password in an address."""
+
+
+_SECRET = re.compile(r"://[^@]*@")
+"""A user and a password in an address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """Values from one place; later layers win."""
@@ -249,7 +260,7 @@ def _checked(source: str, name: str, value: Any) -> object:
     try:
         return key.read(value)
     except ValueError:
-        shown = ascii(value)
+        shown = _SECRET.sub("://***@", ascii(value))
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         raise ConfigError(f"{source}: {name} = {shown}: must be {key.legal}") from None
 

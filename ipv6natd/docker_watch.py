@@ -24,6 +24,7 @@ import requests
 
 from ipv6natd import docker_facts
 from ipv6natd.background import in_thread
+from ipv6natd.endpoint import advice, doubts, not_a_socket
 from ipv6natd.engine_flags import ip6tables
 from ipv6natd.engine_unit import asleep
 from ipv6natd.journal import Told, noted
@@ -73,6 +74,7 @@ class DockerWatch:
         self.networks: dict[str, Network] = {}
         self.containers: dict[str, Container] = {}
         self._connection = connection
+        self._doubted: set[str] = set()
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: docker.APIClient | None = None
@@ -148,21 +150,31 @@ class DockerWatch:
             client.close()
 
     def _connect(self) -> docker.APIClient:
-        with _engine_errors(f"cannot reach {self._connection.endpoint}"):
-            client = docker.APIClient(
-                base_url=self._connection.endpoint,
+        endpoint = self._connection.endpoint
+        if wrong := not_a_socket(endpoint):
+            raise EngineGone(wrong)
+        with _engine_errors(f"cannot reach {endpoint}", self._connection):
+            client = _Client(
+                base_url=endpoint,
                 version="auto",
                 timeout=CALL_TIMEOUT,
                 tls=_tls(self._connection),
             )
             try:
-                told = ip6tables(self._connection.endpoint)
+                told = ip6tables(endpoint)
                 self.engine = docker_facts.engine(client.version(), client.info(), ip6tables=told)
             except BaseException:
                 client.close()
                 raise
             log.info("connected to Docker %s", self.engine.version)
+            self._doubt(doubts(endpoint, verified=_verified(self._connection)))
             return client
+
+    def _doubt(self, found: Iterable[str]) -> None:
+        for doubt in found:
+            # Once, not once for each connect.
+            log.log(logging.DEBUG if doubt in self._doubted else logging.WARNING, "%s", doubt)
+            self._doubted.add(doubt)
 
     async def _subscribed(self, client: docker.APIClient) -> tuple[Any, asyncio.Future[str]]:
         """Subscribe, then return the stream and a future that ends with it: a list made now misses
@@ -364,13 +376,38 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def _verified(connection: Connection) -> bool:
+    """Whether the engine has to show a certificate of an authority that we know."""
+    alone = connection.endpoint.startswith("https://") and not connection.cert_path
+    return connection.tls_verify or alone
+
+
+class _Client(docker.APIClient):  # type: ignore[misc]
+    """The library's client, as it is told and in no other way."""
+
+    @property
+    def trust_env(self) -> bool:
+        """Never: the environment or ~/.netrc would name other authorities, proxies and accounts."""
+        return False
+
+    @trust_env.setter
+    def trust_env(self, _value: bool) -> None:
+        """The library sets it."""
+
+
 @contextmanager
-def _engine_errors(what: str) -> Iterator[None]:
-    """The library's errors as EngineGone, in one line."""
+def _engine_errors(what: str, connection: Connection | None = None) -> Iterator[None]:
+    """The library's errors as EngineGone, in one line; with `connection`, what to do about it."""
     try:
         yield
     except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
-        raise EngineGone(f"{what}: {_one_line(error)}") from None
+        said = _one_line(error)
+        if connection is not None and (
+            helps := advice(connection.endpoint, connection.cert_path, str(error))
+        ):
+            log.debug("%s: %s", what, said)
+            said = helps
+        raise EngineGone(f"{what}: {said}") from None
 
 
 def _inspect(client: docker.APIClient, kind: str, identity: str) -> object:
@@ -420,6 +457,9 @@ def _tls(connection: Connection) -> docker.tls.TLSConfig | bool:
         return False
     if not (connection.tls_verify or connection.cert_path):
         return False
+    if not connection.cert_path:
+        # Not the folder that we happen to run in.
+        return docker.tls.TLSConfig(verify=connection.tls_verify)
     folder = Path(connection.cert_path)
     key, cert, ca = (folder / name for name in ("key.pem", "cert.pem", "ca.pem"))
     return docker.tls.TLSConfig(

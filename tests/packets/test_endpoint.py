@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Daemon, Engine, Sandbox, need, serve
-from tests.lab.process import run
+from tests.lab.tls import FUTURE, PAST, Authority, TlsFront
 from tests.packets.asking import opened
 
 ENDPOINT = "tcp://127.0.0.1:2376"
-
-
-def authority(folder: Path) -> Path:
-    """A folder with a new authority's ca.pem, and key.pem and cert.pem signed by it."""
-    folder.mkdir(mode=0o700)
-    new = ("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-    ca = ("-keyout", f"{folder}/ca-key.pem", "-out", f"{folder}/ca.pem", "-subj", "/CN=lab")
-    run(*new, "-x509", *ca)
-    key = ("-keyout", f"{folder}/key.pem", "-out", f"{folder}/request", "-subj", "/CN=engine")
-    run(*new[:5], *key)
-    extensions = folder / "extensions"
-    extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
-    signed = ("-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca-key.pem", "-CAcreateserial")
-    files = ("-in", f"{folder}/request", "-out", f"{folder}/cert.pem")
-    run(
-        *("openssl", "x509", "-req", "-days", "2", "-sha256", "-extfile", str(extensions)),
-        *signed,
-        *files,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
 def lab(tools: None) -> Iterator[tuple[Sandbox, Engine, Path]]:  # noqa: ARG001
     need("openssl")
     with Sandbox() as sandbox:
-        certificates = authority(sandbox.dir / "tls")
+        certificates = Authority(sandbox.dir / "tls").signed("engine")
         flags = [f"--tls{name}={certificates}/{name}.pem" for name in ("key", "cert")]
         tcp = (f"--host={ENDPOINT}", "--tlsverify", f"--tlscacert={certificates}/ca.pem", *flags)
         with Engine(sandbox, *tcp) as engine:
@@ -55,13 +37,52 @@ def test_an_engine_over_verified_tls_is_followed(lab: tuple[Sandbox, Engine, Pat
             opened(sandbox.client, 8080)
 
 
-def test_an_engine_that_shows_a_foreign_certificate_is_refused(
-    lab: tuple[Sandbox, Engine, Path],
+Show = tuple[Path | None, Path | None]
+"""A certificate, and the authority whose clients are let in; see TlsFront."""
+
+
+def test_an_engine_that_cannot_be_trusted_is_refused_with_a_sentence_until_it_can(
+    tools: None,  # noqa: ARG001
 ) -> None:
-    sandbox, _, _ = lab
-    stranger = authority(sandbox.dir / "stranger")
-    settings = ("tls_verify = true", f'cert_path = "{stranger}"')
-    with Daemon(sandbox, ENDPOINT, settings=settings, start=False) as daemon:
-        daemon.start(wait="waiting-for-docker")
-        daemon.wait_for(lambda: "certificate" in daemon.status.lower(), "a word on certificates")
+    """And the rules stay, whatever comes in its place."""
+    need("openssl")
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox())
+        engine = stack.enter_context(Engine(sandbox))
+        ours, theirs = (Authority(sandbox.dir / name) for name in ("ours", "theirs"))
+        right: Show = (ours.signed("engine"), ours.ca)
+        front = TlsFront(sandbox.host, engine.socket, *right)
+        stack.enter_context(front)
+        client = ours.signed("client")
+        settings = ("tls_verify = true", f'cert_path = "{client}"')
+        engine.network("X", "fd00:a::/64")
+        made = engine.run("x1", "X", publish=["8080:80"])
+        stack.enter_context(serve(made.ns, "x1", tcp=[80]))
+        daemon = stack.enter_context(Daemon(sandbox, front.endpoint, settings=settings))
+        opened(sandbox.client, 8080)
+        rules = sandbox.rules()
+        wrong: dict[str, Show] = {
+            "ca.pem": (theirs.signed("engine"), ours.ca),
+            "another name": (ours.signed("other", host="DNS:other.example"), ours.ca),
+            "has expired": (ours.signed("old", valid=PAST), ours.ca),
+            "not valid yet": (ours.signed("new", valid=FUTURE), ours.ca),
+            "cert.pem": (right[0], theirs.ca),
+            "does not speak TLS": (None, None),
+        }
+        for sentence, shown in wrong.items():
+            front.change(*shown)
+            lost = partial(_says, daemon, sentence)
+            daemon.wait_for(lost, f"waiting, with {sentence!r}", timeout=30)
+            assert sandbox.rules() == rules
+            opened(sandbox.client, 8080)
+        front.change(*right)
+        daemon.wait_state("synced", timeout=30)
+        engine.rm("x1")
+        daemon.wait_for(lambda: "0 mappings" in daemon.status, "no mapping", timeout=30)
         assert "Traceback" not in daemon.log
+        for key in (client / "key.pem", client / "cert.pem"):
+            assert not any(line in daemon.log for line in key.read_text().splitlines()[1:-1])
+
+
+def _says(daemon: Daemon, sentence: str) -> bool:
+    return daemon.status.startswith("waiting-for-docker") and sentence in daemon.status

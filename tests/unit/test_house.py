@@ -49,8 +49,10 @@ dbus_values   -> dbus_wire status
 dbus_wire     ->
 desired       -> claims model networks remember
 docker_facts  -> model
-docker_watch  -> background docker_facts engine_flags engine_unit json_rows journal model
+docker_watch  -> background docker_facts endpoint engine_flags engine_unit json_rows journal
+                 model
 early         -> firewall firewall.restore kept plan rules
+endpoint      ->
 engine_flags  ->
 engine_rules  -> model
 engine_unit   -> tools

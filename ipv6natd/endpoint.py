@@ -1,0 +1,136 @@
+"""What stands at an endpoint: whether it can be an engine, who else may write to it, and what helps
+when it does not answer.
+
+Whoever answers there decides what this host forwards; an engine's own socket is as good as root.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+UNIX = "unix://"
+_NETWORK = ("tcp://", "http://", "https://")
+_START = "start the engine there, or name another with endpoint: systemctl start docker"
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_TLS = (
+    (
+        "unable to get local issuer|self.signed certificate|unable to verify the first",
+        "{authority}",
+    ),
+    (
+        "doesn't match|[Mm]ismatch, certificate|is not valid for",
+        "its certificate is for another name: name the engine in endpoint as its certificate does, "
+        "or have one made for this name (subjectAltName)",
+    ),
+    ("certificate has expired", "its certificate has expired: put a new one on the engine's host"),
+    (
+        "not yet valid",
+        "its certificate is not valid yet: look at the clocks of both hosts (timedatectl)",
+    ),
+    (
+        "(?i)alert (handshake failure|certificate required|unknown ca|bad certificate|certificate "
+        "expired|access denied|unsupported certificate)",
+        "it does not accept our certificate: put a cert.pem and a key.pem that its authority "
+        "signed into {folder}",
+    ),
+    (
+        "(?i)wrong.version.number|record.layer.failure|has been closed .EOF|unexpected.eof|EOF occ",
+        "it does not speak TLS: name its port for TLS in endpoint (2376 as a rule)",
+    ),
+    (
+        "HTTP request to an HTTPS server|RemoteDisconnected|reset by peer",
+        "it answers no plain HTTP: if it wants TLS, set tls_verify = true and cert_path",
+    ),
+)
+"""What Python, OpenSSL or the engine say -> what that means and what helps. In this order."""
+
+
+def advice(endpoint: str, cert_path: str, said: str) -> str:
+    """What failed as a sentence that says what to do; "" where only the library's own words help.
+
+    `said` are those words.
+    """
+    if "Read timed out" in said:
+        return "it takes calls and does not answer: systemctl status docker says why"
+    if endpoint.startswith(UNIX):
+        if "Permission denied" in said:
+            return "we may not write to it: make this user a member of group docker"
+        if "No such file" in said or "refused" in said:
+            return f"nobody listens there: {_START}"
+        return ""
+    authority = (
+        f"its certificate is not signed by {cert_path}/ca.pem: put the certificate of the "
+        "authority that signed it there"
+        if cert_path
+        else "this host knows nobody who signed its certificate: put the ca.pem of who did into a "
+        "folder, and name that with cert_path"
+    )
+    folder = cert_path or "a folder, and name that with cert_path"
+    for pattern, text in _TLS:
+        if re.search(pattern, said):
+            return text.format(authority=authority, folder=folder)
+    return ""
+
+
+def not_a_socket(endpoint: str) -> str:
+    """What stands in the place of the engine's socket, as a sentence; "" where nothing does."""
+    if not endpoint.startswith(UNIX):
+        return ""
+    path = endpoint.removeprefix(UNIX)
+    try:
+        kind = stat.S_IFMT(Path(path).stat().st_mode)
+    except OSError:
+        return ""  # the connect says it better
+    if kind == stat.S_IFSOCK:
+        return ""
+    return f"{path} is {_KINDS[kind]} and no socket: take it away, then: systemctl restart docker"
+
+
+def doubts(endpoint: str, *, verified: bool) -> Iterator[str]:
+    """Who else could be the engine, or become root through it: sentences that say what to do."""
+    if endpoint.startswith(_NETWORK):
+        if not verified:
+            yield (
+                f"{endpoint} is not checked, so that anybody on the way there can pose as the "
+                "engine: set tls_verify = true and cert_path"
+            )
+        return
+    path = Path(endpoint.removeprefix(UNIX))
+    try:
+        yield from _socket(path.resolve(strict=True))
+        for folder in {path.parent, path.resolve(strict=True).parent}:
+            yield from _folder(folder)
+    except OSError:
+        return  # it has gone; the connect says so
+
+
+def _socket(path: Path) -> Iterator[str]:
+    status = path.stat()
+    if status.st_mode & stat.S_IWOTH:
+        yield (
+            f"everybody on this host may write to {path}, and so become root: chmod o-rwx {path}"
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        yield (
+            f"{path} belongs to user {status.st_uid}, who so decides what this host forwards; if "
+            f"that is not meant: chown root {path}"
+        )
+
+
+def _folder(folder: Path) -> Iterator[str]:
+    status = folder.stat()
+    if status.st_mode & stat.S_IWOTH:
+        yield (
+            f"everybody on this host may put a socket of his own into {folder}: have the engine "
+            "listen in /run, and name that with endpoint"
+        )
