@@ -154,7 +154,7 @@ class Authority:
 async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
     """Whether the caller is authorized, and whether a password would make it so."""
     subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
-    ((authorized, challenge, _details),) = await call.connection.call(
+    answer = await call.connection.call(
         *AUTHORITY,
         "CheckAuthorization",
         "(sa{sv})sa{ss}us",
@@ -162,7 +162,10 @@ async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bo
         timeout=DIALOG_PATIENCE if dialog else PATIENCE,
         autostart=True,
     )
-    return authorized, challenge
+    match answer:
+        case [[bool(authorized), bool(challenge), dict()]]:
+            return authorized, challenge
+    raise ValueError(f"polkit answers {answer!r:.100} to a question of yes or no")
 
 
 def _denied(why: str, call: Call) -> BusError:

@@ -1,0 +1,338 @@
+"""What a plain user can send: every member with right, wrong and huge arguments, answers that
+nobody asked for, and names that are not his. He reads, and changes nothing.
+
+The members are taken from what Introspect says: a new one is tried as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from ipv6natd import logs, polkit
+from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.dbus_members import METHODS
+from ipv6natd.dbus_objects import LOG, MANAGER, NAME, PEER, SERVED
+from ipv6natd.dbus_values import variants
+from ipv6natd.dbus_wire import Message, MessageType
+from ipv6natd.polkit import Action
+from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
+from tests.bus.flood import flood
+from tests.bus.test_objects import members
+from tests.bus.test_polkit import FakePolkit, authority
+from tests.unit.waiting import until
+
+NOBODY = 65534
+DENIED = ERROR + "AccessDenied"
+CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
+EVERY = [
+    (path, interface, member, takes)
+    for path in SERVED
+    for (interface, member), (takes, _returns) in members(path, "method").items()
+]
+LEVEL = variants({"x": ("s", "debug")})["x"]
+RIGHT: dict[tuple[str, str], list[Any]] = {
+    (MANAGER, "Get"): [MANAGER, "State"],
+    (MANAGER, "GetAll"): [MANAGER],
+    (MANAGER, "Set"): [MANAGER, "State", LEVEL],
+    (LOG, "Get"): [LOG, "LogLevel"],
+    (LOG, "GetAll"): [LOG],
+    (LOG, "Set"): [LOG, "LogLevel", LEVEL],
+}
+"""Arguments that mean something, by the object's own interface and the member."""
+ANY: dict[str, Any] = {"s": "web", "v": LEVEL, "a{sv}": {}, "as": ["x"], "u": 7, "b": True}
+SIGNATURES = ("", "s", "ss", "sss", "ssv", "v", "u", "as", "a{sv}", "a{ss}", "ay", "(s)", "aaaas")
+VALUES: dict[str, list[Any]] = {
+    "ss": ["a", "b"],
+    "sss": ["a", "b", "c"],
+    "ssv": ["a", "b", LEVEL],
+    "a{ss}": [{"a": "b"}],
+    "ay": [b"abc"],
+    "(s)": [["a"]],
+    "aaaas": [[[[["a"]]]]],
+}
+
+
+def ids(case: tuple[str, str, str, str]) -> str:
+    return f"{case[1].rpartition('.')[2]}.{case[2]}@{case[0].rpartition('/')[2] or 'root'}"
+
+
+def right(path: str, member: str, takes: str) -> list[Any]:
+    own = (*SERVED.get(path, ()), MANAGER)[0]
+    given = RIGHT.get((own, member))
+    if given is None and takes == "ss":
+        given = [own, "Nothing"]
+    if given is None and takes == "ssv":
+        given = [own, "Nothing", LEVEL]
+    return given if given is not None else [ANY[takes]] if takes else []
+
+
+async def outcome(connection: Connection, *words: Any, **how: Any) -> str:
+    """The name of the error that the call ends with, "" for none."""
+    try:
+        await ask(connection, *words, **how)
+    except BusError as error:
+        said = error
+    else:
+        return ""
+    assert said.text
+    assert "Traceback" not in said.text
+    return said.name
+
+
+@contextlib.asynccontextmanager
+async def stranger(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
+    """A service with something to tell, and a plain user; in the end nothing has been done."""
+    source = FakeSource(status(mapping()))
+    level = logs.level()
+    async with serving(bus, source), client(bus, uid=NOBODY) as nobody:
+        yield source, nobody
+        assert await ask(nobody, "Ping", interface=PEER) is None
+    assert source.done == []
+    assert logs.level() == level
+
+
+@pytest.mark.parametrize("case", EVERY, ids=ids)
+def test_a_plain_user_reads_all_and_changes_nothing(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+    method = METHODS[interface, member]
+    expected = {"", ERROR + "UnknownProperty"} if takes == "ss" else {""}
+    if method.action not in (None, Action.INSPECT):
+        expected = {DENIED}
+    if member == "Set" and SERVED[path][:1] != (LOG,):
+        expected = {ERROR + "PropertyReadOnly", ERROR + "UnknownProperty"}
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            args = right(path, member, takes)
+            for interactive in (False, True):
+                how = {"path": path, "interface": interface, "interactive": interactive}
+                assert await outcome(nobody, member, takes, *args, **how) in expected
+
+    run(body())
+
+
+@pytest.mark.parametrize("case", EVERY, ids=ids)
+def test_arguments_of_other_types_are_refused_by_name(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            for signature in SIGNATURES:
+                if signature == takes:
+                    continue
+                args = VALUES[signature] if signature in VALUES else right("", "", signature)
+                how = {"path": path, "interface": interface}
+                said = await outcome(nobody, member, signature, *args, **how)
+                assert said == ERROR + "InvalidArgs", signature
+
+    run(body())
+
+
+@pytest.mark.parametrize("case", [each for each in EVERY if each[3]], ids=ids)
+def test_huge_arguments_are_answered_or_dropped_and_hold_up_nobody(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+    long, many = "x" * (4 << 20), {f"{number:06}": LEVEL for number in range(50_000)}
+    huge: dict[str, list[Any]] = {
+        "s": [long],
+        "ss": [long, long],
+        "ssv": [long, long, variants({"x": ("s", long)})["x"]],
+        "a{sv}": [many],
+    }
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody), client(bus) as other:
+            asked = asyncio.create_task(
+                outcome(
+                    nobody, member, takes, *huge[takes], path=path, interface=interface, timeout=20
+                )
+            )
+            assert len(await ask(other, "ListMappings")) == 1
+            if takes == "a{sv}":
+                # It is not even read, and so not answered.
+                await asyncio.sleep(0.5)
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+            else:
+                known = {"", *(ERROR + each for each in ("UnknownInterface", "UnknownProperty"))}
+                assert await asked in known
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "member", [name for (where, name), it in METHODS.items() if where == MANAGER and not it.takes]
+)
+def test_a_flood_of_any_member_changes_nothing(bus: Bus, member: str) -> None:
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        async with stranger(bus):
+            seen = await asyncio.to_thread(flood, path, member, 500, uid=NOBODY)
+        reads = METHODS[MANAGER, member].action is Action.INSPECT
+        assert set(seen) - {"LimitsExceeded"} <= {member} | (set() if reads else {"AccessDenied"})
+        assert reads or seen[member] == 0
+
+    run(body())
+
+
+async def name_of(connection: Connection, name: str) -> str:
+    """Who owns a name, "" for nobody."""
+    try:
+        (owner,) = await connection.call(*BUS, "GetNameOwner", "s", name)
+    except BusError:
+        return ""
+    return str(owner)
+
+
+@pytest.mark.parametrize("name", [NAME, polkit.NAME, "org.fedoraproject.FirewallD1"])
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_a_plain_user_owns_none_of_our_names(bus: Bus, name: str, up: bool) -> None:
+    """Whether the daemon runs or not, and whether he would replace it or wait for it."""
+
+    async def body() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if up:
+                await stack.enter_async_context(serving(bus, FakeSource(status())))
+            nobody = await stack.enter_async_context(client(bus, uid=NOBODY))
+            before = await name_of(nobody, name)
+            for flags in range(8):
+                with pytest.raises(BusError) as caught:
+                    await nobody.call(*BUS, "RequestName", "su", name, flags)
+                assert caught.value.name == DENIED
+            assert await name_of(nobody, name) == before
+
+    run(body())
+
+
+def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as rival:
+            async with serving(bus, FakeSource(status())) as service:
+                ours = await name_of(rival, NAME)
+                # Replace, and queue where that is not allowed.
+                assert await rival.call(*BUS, "RequestName", "su", NAME, 2) == [2]
+                assert await name_of(rival, NAME) == ours
+                assert service.owned.is_set()
+            # He is next, and the next daemon says so.
+            assert await name_of(rival, NAME) == rival.unique_name
+
+    run(body())
+
+
+def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
+    """The bus lets nobody answer who was not asked."""
+
+    async def body() -> None:
+        fake = FakePolkit(silent=True)
+        async with stranger(bus) as (_, nobody), authority(bus, fake) as real:
+            held: list[Call] = []
+            fake.silent, fake.instead = False, held.append
+            waiting = asyncio.create_task(outcome(nobody, "Cleanup"))
+            await until(lambda: held)
+            service = await name_of(nobody, NAME)
+            for serial in range(1, 200):
+                nobody._bus.send(
+                    Message(
+                        message_type=MessageType.METHOD_RETURN,
+                        destination=service,
+                        reply_serial=serial,
+                        signature="(bba{ss})",
+                        body=[[True, False, {}]],
+                    )
+                )
+            await nobody.call(*BUS, "GetId")
+            assert not waiting.done()
+            real.reply(held[0], "(bba{ss})", [[False, False, {}]])
+            assert await waiting == DENIED
+
+    run(body())
+
+
+@pytest.mark.parametrize("member", ["Cleanup", "ListMappings"])
+def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
+    bus: Bus, member: str
+) -> None:
+    """Nor does the one that takes its name speak for it."""
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            first = FakePolkit()
+            held: list[Call] = []
+            first.instead = held.append
+            async with authority(bus, first):
+                waiting = asyncio.create_task(outcome(nobody, member))
+                await until(lambda: held)
+            second = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+            async with authority(bus, second):
+                assert await waiting == DENIED
+                assert second.asked == []
+
+    run(body())
+
+
+def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            first = FakePolkit()
+            held: list[Call] = []
+            first.instead = held.append
+            async with authority(bus, first) as old:
+                waiting = asyncio.create_task(outcome(nobody, "ListMappings"))
+                await until(lambda: held)
+                await old.call(*BUS, "ReleaseName", "s", polkit.NAME)
+                second = FakePolkit(says={Action.INSPECT: (False, False)})
+                async with authority(bus, second):
+                    old.reply(held[0], "(bba{ss})", [[True, False, {}]])
+                    assert await waiting == ""  # it was asked while it was polkit
+                    assert await outcome(nobody, "ListMappings") == DENIED
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "answer", [("s", ["yes"]), ("", []), ("(bb)", [[True, True]]), ("(sba{ss})", [["x", True, {}]])]
+)
+def test_an_answer_of_polkit_in_another_shape_allows_nothing(
+    bus: Bus, answer: tuple[str, list[Any]]
+) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            fake = FakePolkit()
+
+            def oddly(call: Call) -> None:
+                call.connection.reply(call, *answer)
+
+            fake.instead = oddly
+            async with authority(bus, fake):
+                for member in ("Cleanup", "Resync"):
+                    assert await outcome(nobody, member)
+
+    run(body())
+
+
+def test_signals_that_anybody_sends_make_nobody_polkit_and_open_nothing(bus: Bus) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            fake = FakePolkit(says={Action.INSPECT: (False, False)})
+            forger = await connect(bus.address)
+            async with authority(bus, fake):
+                for _ in range(100):
+                    forger.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                    forger.emit(BUS[1], BUS[2], "NameOwnerChanged", "sss", polkit.NAME, ":1.0", "")
+                    forger.emit(BUS[1], BUS[2], "NameOwnerChanged", "u", 7)
+                await forger.call(*BUS, "GetId")
+                assert await outcome(nobody, "ListMappings") == DENIED
+                assert await outcome(nobody, "Cleanup") in (DENIED, CHALLENGE)
+            forger.close()
+
+    run(body())
