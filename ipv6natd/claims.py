@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
+from itertools import accumulate, pairwise
+from operator import attrgetter, itemgetter
 
 from ipv6natd.model import (
     ANY,
@@ -22,6 +25,7 @@ from ipv6natd.model import (
     Skipped,
 )
 from ipv6natd.networks import Place, gateway6, places
+from ipv6natd.remember import same_ends
 
 ANY_IPV4 = IPv4Address(0)
 _PROTOCOLS = sorted(Protocol)
@@ -50,9 +54,11 @@ def _place(protocol: Protocol, address: IPv6Address, port: int) -> int:
     return last << _ADDRESS | _PROTOCOLS.index(protocol) << _PROTOCOL | port
 
 
-def on_loopback(claim: Claim) -> bool:
-    """Whether it is for [::1], which no rule can forward."""
-    return claim.place >> _ADDRESS == int(LOOPBACK)
+def on_loopback(claims: list[Claim]) -> slice:
+    """Those of claims in their order that are for [::1], which no rule can forward."""
+    first, behind = (int(LOOPBACK) + i << _ADDRESS for i in (0, 1))
+    place = attrgetter("place")
+    return slice(bisect_left(claims, first, key=place), bisect_left(claims, behind, key=place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,38 +246,59 @@ Run = tuple[Claim, int]
 """The first of so many claims on host ports in a row."""
 
 
-def same_run(run: Run) -> object:
+def next_port(before: Claim, claim: Claim) -> bool:
+    """Whether its host port is the next one, whosever it is."""
+    return claim.place == before.place + 1
+
+
+def in_step(before: Claim, claim: Claim) -> bool:
+    """Whether one rule may serve both: the next host port, and the next port of one container."""
+    return (
+        next_port(before, claim)
+        and claim.container is before.container
+        and claim.container_port == before.container_port + 1
+    )
+
+
+def _same(run: Run) -> object:
     """What tells one run from another as long as its claims live."""
     return id(run[0]), run[1]
 
 
-def runs(claims: Iterable[Claim]) -> Iterator[Run]:
-    """Claims in their order -> runs of one container's that keep step."""
-    return _in_rows(
-        claims,
-        lambda first, claim, count: (
-            claim.container is first.container
-            and claim.container_port == first.container_port + count
-        ),
-    )
+class Runs:
+    """Claims in their order -> runs of them; where no claim changed they are the tuples they were.
 
+    `follows` tells whether a claim goes on with the run of the one before it.
+    """
 
-def rows(claims: Iterable[Claim]) -> Iterator[Run]:
-    """Claims in their order -> ports in a row, whosever they are."""
-    return _in_rows(claims, lambda *_: True)
+    def __init__(self, follows: Callable[[Claim, Claim], bool]) -> None:
+        self._follows = follows
+        self._claims: list[Claim] = []
+        self._runs: list[Run] = []
 
+    def of(self, claims: list[Claim]) -> list[Run]:
+        """The runs of these; the list is not to be changed."""
+        head, tail = same_ends(self._claims, claims)
+        begins = list(accumulate(map(itemgetter(1), self._runs), initial=0))
+        # Where two neighbours both stayed, a run ends and begins between them as it did.
+        first = max(bisect_left(begins, head) - 1, 0)
+        last = min(bisect_right(begins, len(self._claims) - tail), len(self._runs))
+        end = len(claims) - (len(self._claims) - begins[last])
+        known = {_same(run): run for run in self._runs[first:last]}
+        found = self._among(claims[begins[first] : end])
+        between = [known.get(_same(run), run) for run in found]
+        self._runs = [*self._runs[:first], *between, *self._runs[last:]]
+        self._claims = claims
+        return self._runs
 
-def _in_rows(claims: Iterable[Claim], more: Callable[[Claim, Claim, int], bool]) -> Iterator[Run]:
-    first, count = None, 0
-    for claim in claims:
-        if first is not None and claim.place == first.place + count and more(first, claim, count):
-            count += 1
-            continue
-        if first is not None:
-            yield first, count
-        first, count = claim, 1
-    if first is not None:
-        yield first, count
+    def _among(self, claims: list[Claim]) -> Iterator[Run]:
+        begins = [
+            at
+            for at, claim in enumerate(claims)
+            if not at or not self._follows(claims[at - 1], claim)
+        ]
+        for begin, end in pairwise([*begins, len(claims)]):
+            yield claims[begin], end - begin
 
 
 def mapping(run: Run, managed_by: ManagedBy) -> Mapping:

@@ -14,14 +14,14 @@ from operator import itemgetter
 from ipv6natd.claims import (
     Claim,
     Run,
+    Runs,
     Wants,
+    in_step,
     mapping,
     merged,
+    next_port,
     on_loopback,
     refused,
-    rows,
-    runs,
-    same_run,
     settled,
     wants,
 )
@@ -62,8 +62,10 @@ class Memory:
     """What parts of the picture came to, for the next one, in which most of it is the same."""
 
     wants: Remembered[Container, Wants] = field(default_factory=Remembered)
-    mappings: Remembered[Run, Mapping] = field(default_factory=lambda: Remembered(same_run))
-    refused: Remembered[Run, Refused] = field(default_factory=lambda: Remembered(same_run))
+    runs: Runs = field(default_factory=lambda: Runs(in_step))
+    mappings: Remembered[Run, Mapping] = field(default_factory=Remembered)
+    rows: Runs = field(default_factory=lambda: Runs(next_port))
+    refused: Remembered[Run, Refused] = field(default_factory=Remembered)
 
 
 def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) -> Desired:
@@ -93,16 +95,18 @@ def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) ->
         skipped += [_skipped(each, _UNTRACKED) for each in compress(claims, sctp)]
         claims = [each for each, lost in zip(claims, sctp, strict=True) if not lost]
     if not snapshot.userland_proxy:
-        skipped += [_skipped(each, _LOOPBACK) for each in claims if on_loopback(each)]
+        skipped += [_skipped(each, _LOOPBACK) for each in claims[on_loopback(claims)]]
+    forwarded = claims.copy()
+    del forwarded[on_loopback(claims)]
     mappings = memory.mappings.all(
-        runs(each for each in claims if not on_loopback(each)),
+        memory.runs.of(forwarded),
         lambda run: mapping(run, networks[run[0].network.id].managed_by),
         basis=ours,
     )
     refusals: list[Refused] = []
     if not snapshot.userland_proxy:
-        kept = (each for each in claims if each.network.bridge in ours)
-        refusals = memory.refused.all(rows(kept), refused)
+        kept = [each for each in claims if each.network.bridge in ours]
+        refusals = memory.refused.all(memory.rows.of(kept), refused)
     warnings = [each for want in special for each in want.warnings]
     warnings += _absent(mappings, snapshot.host_addresses)
     return Desired(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
+from ipv6natd.remember import same_ends
+
 ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -226,6 +228,8 @@ def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mappin
 
     Most stay, and are the very objects they were: only the others are compared, which takes long.
     """
+    head, tail = same_ends(old, new)
+    old, new = old[head : len(old) - tail], new[head : len(new) - tail]
     stay = set(map(id, old)) & set(map(id, new))
     left = [each for each in old if id(each) not in stay]
     came = [each for each in new if id(each) not in stay]

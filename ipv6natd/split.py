@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 
 from ipv6natd.model import Protocol
 from ipv6natd.rules import PREFIX, Chain, Jump, Rule
@@ -48,11 +49,6 @@ class Block:
     protocol: Protocol
     first: int
     size: int
-
-    def name(self, kind: str) -> str:
-        """The chain's name: it says the ports, so that a person finds one."""
-        ports = "" if self.size == EVERY else f"-{self.first}-{self.first + self.size - 1}"
-        return f"{PREFIX}{kind}{self.protocol.upper()}{ports}"
 
     @property
     def wider(self) -> Block:
@@ -94,26 +90,33 @@ def by_port(kind: str, groups: Iterable[Placed]) -> Split:
     if len(every) <= FLAT_PORTS:
         return Split(tuple(rule for _, rule in every))
     blocks: dict[Block, list[Rule]] = {}
-    for block, rule in every:
-        blocks.setdefault(block, []).append(rule)
+    for block, rules in groupby(every, itemgetter(0)):
+        blocks.setdefault(block, []).extend(rule for _, rule in rules)
     for block in list(blocks):
-        while block.size < EVERY:
+        while block.size < EVERY and block.wider not in blocks:
             block = block.wider
-            blocks.setdefault(block, [])
+            blocks[block] = []
     tops: list[Rule] = []
     order = sorted(blocks, key=lambda each: (each.protocol, each.first, each.size))
     for block in order:
         (blocks[block.wider] if block.size < EVERY else tops).append(_to_block(kind, block))
     return Split(
         tuple(tops),
-        tuple(Chain(name=each.name(kind), rules=tuple(blocks[each])) for each in order),
+        tuple(Chain(name=_name(kind, each), rules=tuple(blocks[each])) for each in order),
     )
 
 
 @cache
 def _to_block(kind: str, block: Block) -> Rule:
     ports = None if block.size == EVERY else (block.first, block.first + block.size - 1)
-    return Rule(protocol=block.protocol, ports=ports, target=Jump(block.name(kind)))
+    return Rule(protocol=block.protocol, ports=ports, target=Jump(_name(kind, block)))
+
+
+@cache
+def _name(kind: str, block: Block) -> str:
+    """The chain's name: it says the ports, so that a person finds one."""
+    ports = "" if block.size == EVERY else f"-{block.first}-{block.first + block.size - 1}"
+    return f"{PREFIX}{kind}{block.protocol.upper()}{ports}"
 
 
 def by_bridge(kind: str, rules: tuple[Rule, ...]) -> Split:

@@ -16,7 +16,7 @@ ARROWS = """
 background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
-claims        -> model networks
+claims        -> model networks remember
 cli           -> config early daemon firewall flush logs tools
 config        -> model
 conntrack     -> flows model tools
@@ -81,7 +81,7 @@ leftovers     -> model rules
 log_control   -> bus logs status
 logs          ->
 metrics       -> model status
-model         ->
+model         -> remember
 networks      -> model
 nft_rules     ->
 notify        ->
@@ -142,7 +142,8 @@ IMPURE = {
     *("select", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
 }
 """What of the standard library would give the core a clock, a world or a past."""
-ALLOWED = {("config", "pathlib")}
+ALLOWED = {("config", "pathlib"), ("rules", "socket")}
+"""What config takes names files only, and rules takes inet_ntop alone: text of sixteen bytes."""
 AT_HOME = {
     "docker": "docker_watch",
     "requests": "docker_watch",
