@@ -10,14 +10,25 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 
 from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
 from ipv6natd.rules import COMMENT, DOCKER_USER, PREFIX, Table, words
 
+_PIECE = 500
+"""Lines; about as much as a pipe holds."""
+
 
 def render(change: TableChange) -> str:
     """The change as `ip6tables-restore --noflush` reads it; empty steps leave no line."""
-    return "\n".join(_lines(change)) + "\n"
+    return "".join(pieces(change))
+
+
+def pieces(change: TableChange) -> Iterator[str]:
+    """The same bit by bit, for a tool that reads one while the next is worded."""
+    lines = _lines(change)
+    while some := list(islice(lines, _PIECE)):
+        yield "\n".join(some) + "\n"
 
 
 def _lines(change: TableChange) -> Iterator[str]:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -53,15 +54,17 @@ def call(
     argv: list[str],
     *,
     timeout: float,
-    stdin: str = "",
+    stdin: str | Iterable[str] = "",
     environment: Mapping[str, str] | None = None,
     started: Callable[[int], None] = lambda _: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end, by its path and without a shell, in an environment of ours.
 
     Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds; it is
-    killed then. How it ended is for the caller to look at. `started` is told its process id.
+    killed then. How it ended is for the caller to look at. `started` is told its process id. Pieces
+    of `stdin` are made while it reads those before.
     """
+    deadline = time.monotonic() + timeout
     process = subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,
@@ -75,7 +78,8 @@ def call(
     )
     try:
         started(process.pid)
-        out, err = process.communicate(stdin, timeout)
+        _feed(process, [stdin] if isinstance(stdin, str) else stdin, deadline)
+        out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0))
     except BaseException:
         process.kill()
         # One that hangs in the kernel does not end even so, and must not hold up its caller too.
@@ -88,6 +92,25 @@ def call(
                 assert pipe is not None
                 pipe.close()
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _feed(process: subprocess.Popen[str], pieces: Iterable[str], deadline: float) -> None:
+    """Write to a tool that may not read, say because it waits for a lock."""
+    assert process.stdin is not None
+    pipe = process.stdin.fileno()
+    os.set_blocking(pipe, False)
+    room = select.poll()
+    room.register(pipe, select.POLLOUT)
+    for piece in pieces:
+        left = piece.encode("utf-8", "surrogateescape")
+        while left:
+            wait = deadline - time.monotonic()
+            if wait <= 0 or not room.poll(wait * 1000):
+                raise subprocess.TimeoutExpired(process.args, wait)
+            try:
+                left = left[os.write(pipe, left) :]
+            except BrokenPipeError:
+                return  # it has read enough; how it ends tells why
 
 
 async def listener(*argv: str) -> asyncio.subprocess.Process:

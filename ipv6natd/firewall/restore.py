@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Mapping as Map
 from contextlib import suppress
+from functools import partial
 
 from ipv6natd import counters
 from ipv6natd.counters import DnatKey
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.plan import Observed, TableChange
 from ipv6natd.rules import Table
-from ipv6natd.save_text import parse_save, render
+from ipv6natd.save_text import parse_save, pieces
 from ipv6natd.tools import DIRECTORIES, call, find
 
 TIMEOUT = 30.0
@@ -54,7 +55,7 @@ def detect() -> Backend:
 
 def probe(backend: Backend) -> None:
     """Whether the kernel takes every kind of rule; nothing is written. Raises FirewallError."""
-    _run([_tool(backend, "restore"), "--noflush", "--wait", "--test"], stdin=EVERY_KIND)
+    _run([_tool(backend, "restore"), "--noflush", "--wait", "--test"], stdin=lambda: [EVERY_KIND])
 
 
 def connections(backend: Backend) -> Map[DnatKey, int]:
@@ -104,10 +105,13 @@ class RestoreFirewall:
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        self.restore(render(change))
+        self._restored(partial(pieces, change))
 
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table in it. Raises FirewallError."""
+        self._restored(lambda: [text])
+
+    def _restored(self, text: Callable[[], Iterable[str]]) -> None:
         argv = [self._restore, "--noflush", "--wait"]
         _run(argv, stdin=text, timeout=self._timeout, started=self._writers.append)
 
@@ -150,13 +154,15 @@ def _environment() -> dict[str, str]:
 def _run(
     argv: list[str],
     *,
-    stdin: str = "",
+    stdin: Callable[[], Iterable[str]] = lambda: (),
     timeout: float = TIMEOUT,
     started: Callable[[int], None] = lambda _: None,
 ) -> str:
     command = " ".join(argv)
     try:
-        done = call(argv, stdin=stdin, timeout=timeout, environment=_environment(), started=started)
+        done = call(
+            argv, stdin=stdin(), timeout=timeout, environment=_environment(), started=started
+        )
     except subprocess.TimeoutExpired:
         raise FirewallError(
             f"{command} did not end within {timeout:g} s; "
@@ -165,7 +171,9 @@ def _run(
     except OSError as error:
         raise FirewallError(f"{command} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
-        raise FirewallError(_printable(_refusal(command, done.returncode, done.stderr, stdin)))
+        raise FirewallError(
+            _printable(_refusal(command, done.returncode, done.stderr, "".join(stdin())))
+        )
     return done.stdout
 
 
