@@ -1,9 +1,9 @@
 """What a packet pays: new connections against the number of mappings, open ones against networks.
 
 No engine and no daemon: the rules are made by the same functions and loaded by the restore tool,
-and a namespace behind a bridge stands for the container. Everything is sent from this process, so
-the cost of a packet is the time that sending it takes: veth and bridge hand it through all of
-netfilter before the call returns.
+and a namespace behind a bridge stands for the container. One thread speaks for both sides, so the
+cost of a packet is the time that sending it takes: veth and bridge hand it through all of netfilter
+before the call returns, and nobody has to be woken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 from statistics import median
-from threading import Thread
 
 from bench.engine import scattered
 from ipv6natd.desired import desired
@@ -50,7 +49,7 @@ class Cost:
 def connections(variant: Variant, sizes: tuple[int, ...]) -> list[Cost]:
     """The first, the middle and the last mapping of each size, TCP and UDP."""
     found: dict[tuple[str, int, str], list[float]] = {}
-    with container(variant) as (sandbox, _):
+    with container(variant) as (sandbox, inside), _listening(inside) as (stream, datagrams):
         for _ in range(ROUNDS):
             for size in sizes:
                 ports = scattered(size)
@@ -60,8 +59,10 @@ def connections(variant: Variant, sizes: tuple[int, ...]) -> list[Cost]:
                     (ports[0], ports[size // 2], ports[-1]),
                     strict=True,
                 ):
-                    for protocol, once in (("tcp", _tcp), ("udp", _udp)):
-                        costs = once(sandbox.client, port)
+                    for protocol, costs in (
+                        ("tcp", _tcp(sandbox.client, port, stream)),
+                        ("udp", _udp(sandbox.client, port, datagrams)),
+                    ):
                         found.setdefault((protocol, size, at), []).append(median(costs))
                 sandbox.host.run("conntrack", "-F", "-f", "ipv6", check=False)
     return [
@@ -102,7 +103,7 @@ def established(variant: Variant, counts: tuple[int, int]) -> dict[tuple[int, st
 
 @contextmanager
 def container(variant: Variant) -> Iterator[tuple[Sandbox, Namespace]]:
-    """A host with one bridge and a namespace behind it that answers on TCP and UDP."""
+    """A host with one bridge and a namespace behind it."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         inside = stack.enter_context(namespace(sandbox.name, "inside"))
@@ -120,7 +121,6 @@ def container(variant: Variant) -> Iterator[tuple[Sandbox, Namespace]]:
             f"route add default via {_SUBNET[1]}",
         ):
             inside.ip(words)
-        stack.enter_context(_serving(inside))
         time.sleep(1)
         yield sandbox, inside
 
@@ -198,39 +198,21 @@ def load(sandbox: Sandbox, facts: Facts) -> None:
 
 
 @contextmanager
-def _serving(inside: Namespace) -> Iterator[None]:
-    listening = inside.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    listening.bind(("::", _TCP))
-    listening.listen(1024)
-    datagrams = inside.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    datagrams.bind(("::", _UDP))
-
-    def accept() -> None:
-        while True:
-            try:
-                with listening.accept()[0] as caller:
-                    caller.send(b".")
-            except OSError:
-                return
-
-    def answer() -> None:
-        while True:
-            try:
-                datagrams.sendto(b".", datagrams.recvfrom(16)[1])
-            except OSError:
-                return
-
-    for work in (accept, answer):
-        Thread(target=work, daemon=True).start()
-    try:
-        yield
-    finally:
-        listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
-        datagrams.close()
+def _listening(inside: Namespace) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two sockets of the container: where it accepts, and where it gets datagrams."""
+    with (
+        inside.socket(socket.AF_INET6, socket.SOCK_STREAM) as stream,
+        inside.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
+    ):
+        stream.bind(("::", _TCP))
+        stream.listen(16)
+        stream.settimeout(1)
+        datagrams.bind(("::", _UDP))
+        datagrams.settimeout(1)
+        yield stream, datagrams
 
 
-def _tcp(client: Namespace, port: int) -> list[float]:
+def _tcp(client: Namespace, port: int, server: socket.socket) -> list[float]:
     """Seconds of each new connection, up to the server's first byte."""
 
     def ask() -> list[float]:
@@ -240,14 +222,16 @@ def _tcp(client: Namespace, port: int) -> list[float]:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                 began = time.perf_counter()
                 sock.connect((str(HOST), port))
-                sock.recv(1)
-                costs.append(time.perf_counter() - began)
+                with server.accept()[0] as accepted:
+                    accepted.send(b".")
+                    sock.recv(1)
+                    costs.append(time.perf_counter() - began)
         return costs
 
     return client.within(ask)
 
 
-def _udp(client: Namespace, port: int) -> list[float]:
+def _udp(client: Namespace, port: int, server: socket.socket) -> list[float]:
     """Seconds of each first datagram from a new socket, up to its answer."""
 
     def ask() -> list[float]:
@@ -258,6 +242,7 @@ def _udp(client: Namespace, port: int) -> list[float]:
                 sock.connect((str(HOST), port))
                 began = time.perf_counter()
                 sock.send(b".")
+                server.sendto(b".", server.recvfrom(16)[1])
                 sock.recv(1)
                 costs.append(time.perf_counter() - began)
         return costs

@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 STOPPED, FAILED = 0, 1
 
+PATIENCE = 10.0
+"""Seconds that READY waits for the first rules, or for what keeps them away."""
+
 
 class Daemon:
     """The running service. `load` reads the settings again, raising ConfigError."""
@@ -140,7 +143,9 @@ class Daemon:
         return code
 
     async def _ready(self) -> None:
-        await self._reconciler.settled()
+        with contextlib.suppress(TimeoutError):
+            # An engine that takes a call and says nothing must not keep others from starting.
+            await asyncio.wait_for(self._reconciler.settled(), PATIENCE)
         self._notifier.ready(one_line(self._reconciler.status))
         # What is there now stays; to look through all of it for cycles takes 0.2 s with 10,000
         # containers, again and again, and nothing else would run meanwhile.

@@ -67,6 +67,7 @@ class DockerWatch:
     def __init__(
         self, connection: Connection, wake: Callable[[], None], *, resync_interval: float
     ) -> None:
+        self.tried = False
         self.connected = False
         self.listed = False
         self.waiting_for = "not connected yet"
@@ -123,7 +124,7 @@ class DockerWatch:
         elif reason != self.waiting_for:
             log.info("waiting for the Docker engine: %s", reason)
         changed = self.connected or reason != self.waiting_for
-        self.connected, self.waiting_for = False, reason
+        self.tried, self.connected, self.waiting_for = True, False, reason
         if changed:
             self._wake()
 
@@ -138,7 +139,7 @@ class DockerWatch:
             events, ended = await self._subscribed(client)
             await self._list(client)
             self._client = client
-            self.connected, self.listed, self.waiting_for = True, True, ""
+            self.tried, self.connected, self.listed, self.waiting_for = True, True, True, ""
             self._wake()
             await self._follow(client, ended)
         finally:

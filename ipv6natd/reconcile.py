@@ -38,6 +38,8 @@ LOOK_EVERY = 60.0
 class Facts(Protocol):
     """The engine, as far as the loop needs it."""
 
+    tried: bool
+    """Whether it is known by now that the engine answers, or why it does not."""
     connected: bool
     waiting_for: str
     engine: Engine | None
@@ -236,7 +238,8 @@ class Reconciler:
             # Whoever waits for a pass waits for one that has something to go by.
             self._retry_at = None
             self._show(self._current())
-            self._first_pass.set()
+            if self.facts.tried:
+                self._first_pass.set()
             return
         verify, self._verify = self._verify, False
         waiters, self._waiters = self._waiters, []

@@ -43,6 +43,7 @@ def web(*ports: str, name: str = "web", on: Network = X) -> Container:
 class FakeFacts:
     """What a test says that the engine has."""
 
+    tried: bool = True
     connected: bool = True
     waiting_for: str = ""
     engine: Engine | None = field(
@@ -175,10 +176,13 @@ def test_it_is_settled_when_it_is_clear_what_it_waits_for(bench: Bench) -> None:
     """T1: READY does not wait for Docker."""
 
     async def scenario(bench: Bench) -> None:
-        bench.facts.listed = False
+        bench.facts.listed = bench.facts.tried = False
         settled = asyncio.create_task(bench.loop.settled())
+        # Somebody else writes rules while the engine's answer is on its way.
+        await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
         assert not settled.done()
+        bench.facts.tried = True
         bench.loop.trigger()
         await asyncio.wait_for(settled, 5)
 
