@@ -38,7 +38,7 @@ def main() -> None:
     costs: list[Cost] = []
     for variant in VARIANTS:
         for size in SIZES:
-            events = EVENTS if size == FEW else 0
+            events = EVENTS if size == MANY else 0
             idle = IDLE if size == MANY else 0
             say(f"{variant}: the daemon with {size} mappings")
             controls.append(control.measured(variant, size, idle=idle, events=events))
@@ -101,7 +101,7 @@ def of_control(few: Control, many: Control) -> Iterator[Line]:
     yield line(f"memory with {FEW} mappings", 12, few.memory, "MB", beside)
     yield line(f"memory with {MANY} mappings in as many containers", 40, many.memory, "MB", beside)
     yield line("memory at its peak", 120, many.peak, "MB", "resident, libraries and all")
-    yield line(f"memory grown by {EVENTS} events", 1, few.growth, "MB")
+    yield line(f"memory grown by {EVENTS} events", 1, many.growth, "MB")
     yield line("idle", 0.001 if few.variant == "nft" else 0.005, many.idle, "%", "of a core")
 
 
@@ -229,8 +229,9 @@ Written by `make bench` (as root, {minutes} minutes) on {machine}.
 Ratios are taken within one run; each figure is the median of several. "Restore alone" is
 `ip6tables-restore` of the same text. The engine is simulated, with answers shaped as a real one's
 were recorded, but for "container start to reachable", where a real one with {few} mappings runs.
-A new connection counts up to the server's first byte, a packet of an open flow as long as sending
-it takes, which is all of its way to the container.
+A new connection counts up to the server's first byte, both ends of it being held by one thread, so
+that nobody has to be woken; a packet of an open flow as long as sending it takes, which is all of
+its way to the container.
 """.replace("{few}", str(FEW))
 PLOTS = """
 ![one change](change.svg) ![a new connection](connection.svg)

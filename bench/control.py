@@ -78,6 +78,7 @@ def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 
         daemon.start(wait=None)
         daemon.wait_for(lambda: "READY=1" in daemon.notices, "READY=1", timeout=60)
         found.ready = time.monotonic() - began
+        assert f": {mappings} mappings" in daemon.status, daemon.status
         daemon.wait_state("synced", timeout=60)
         assert daemon.process is not None
         pid = daemon.process.pid
