@@ -27,7 +27,7 @@ ONCE: dict[str, tree.Suite] = {
     "test_neighbours": "bookworm",
 }
 """What takes its time, of which CI has little, and where it is worth most."""
-LATE = {"test_arch.py", "test_dedicated.py"}
+LATE = {"test_arch.py", "test_dedicated.py", "test_endpoints.py"}
 """What CI has no time for."""
 AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
 """Where CI, at most, runs README's lines; the former nowhere else."""

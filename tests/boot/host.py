@@ -6,6 +6,7 @@ Both come back with the engine, and both are there before the package is.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,16 @@ class Host(Booted):
         """Install the package that lies in /lab as README says, and all that it pulls in."""
         apt = "DEBIAN_FRONTEND=noninteractive apt -y install /lab/ipv6natd_*.deb 2>&1"
         self.install_log = self.sh(f"{apt} && systemctl enable --now ipv6natd", timeout=180)
+
+    def follow(self, example: str) -> None:
+        """Do what the comment of a drop-in among the examples says."""
+        text = self.run("cat", f"/usr/share/doc/ipv6natd/examples/{example}")
+        self.sh(" && ".join(re.findall(r"^#     (.*)", text, re.MULTILINE)))
+
+    def without(self, *paths: str) -> None:
+        """The service as it was before something was put in place for it."""
+        self.sh(f"rm -r {' '.join(paths)}; systemctl daemon-reload")
+        self.restart()
 
     def fetch(self, port: int = PORT) -> Address | Failure:
         """Whom the web server saw when the client asked it."""

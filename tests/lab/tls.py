@@ -46,7 +46,10 @@ class Authority:
         (folder / "serial").write_text("01\n")
         (folder / "config").write_text(CONFIG)
         new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-        run(*new, "-keyout", f"{folder}/ca-key.pem", "-out", str(self.ca), "-subj", "/CN=lab")
+        # Without it unstable's Python does not take an authority for one.
+        usage = ("-addext", "keyUsage=critical,keyCertSign")
+        files = ("-keyout", f"{folder}/ca-key.pem", "-out", str(self.ca))
+        run(*new, *usage, *files, "-subj", "/CN=lab")
 
     def signed(
         self, name: str, *, host: str = "IP:127.0.0.1", valid: tuple[str, str] = ALWAYS
@@ -56,6 +59,7 @@ class Authority:
         made.mkdir(mode=0o700)
         (made / "ext").write_text(
             f"subjectAltName={host}\nextendedKeyUsage=serverAuth,clientAuth\n"
+            "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
         )
         run(
             *("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"),

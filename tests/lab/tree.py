@@ -41,6 +41,7 @@ LATER = (
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
     *("nftables", "conntrack", "polkitd"),
     *("firewalld", "ufw"),
+    *("rootlesskit", "slirp4netns", "uidmap"),
     *("autopkgtest", "python3-pytest", "python3-hypothesis"),
 )
 """Installed by tests, in a host that has no network: downloaded with all that they pull in."""
