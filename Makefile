@@ -10,7 +10,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test test-all lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch
+.PHONY: help venv demo bench test test-all lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ deb: ## Build the package for Debian into dist/
 
 arch: ## Build the package for Arch into dist/
 	packaging/arch/build.sh
+
+release: ## Make what is published of the tag TAG into dist/release
+	packaging/release.sh $(TAG)
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 

@@ -10,6 +10,7 @@ import pytest
 from ipv6natd import __version__
 from tests.lab import need, tree, workshop
 from tests.lab.needs import lack
+from tests.lab.process import LabError, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,15 +39,19 @@ cd /tmp/tested
 autopkgtest --no-built-binaries /out/ipv6natd_*_all.deb . -- null
 """
 
-ARCH = """
+MAKEPKG = """
 apart() { setpriv --reuid=nobody --regid=nogroup --clear-groups env HOME=/tmp "$@"; }
-shellcheck packaging/*.sh packaging/*/*.sh systemd/*.sh packaging/deb/debian/p*
-shellcheck --shell=bash --exclude=SC2034,SC2154,SC2164 packaging/arch/PKGBUILD
-shellcheck --shell=bash packaging/arch/ipv6natd.install
 # makepkg asks pacman what is installed, which without dependencies is of no interest.
 ln -s /bin/true /usr/bin/pacman
 ln -s python3 /usr/bin/python
 umask 022
+"""
+
+ARCH = f"""
+{MAKEPKG}
+shellcheck packaging/*.sh packaging/*/*.sh systemd/*.sh packaging/deb/debian/p*
+shellcheck --shell=bash --exclude=SC2034,SC2154,SC2164 packaging/arch/PKGBUILD
+shellcheck --shell=bash packaging/arch/ipv6natd.install
 apart mkdir /tmp/arch
 apart packaging/arch/build.sh /tmp/arch --nodeps
 bsdtar -tf /tmp/arch/ipv6natd-*.pkg.tar* >/out/arch
@@ -56,6 +61,18 @@ bsdtar -xOf /tmp/arch/ipv6natd-*.pkg.tar* '*/bin/ipv6nat*' |
 cd /tmp/arch
 cp /src/packaging/arch/* .
 apart makepkg --printsrcinfo | diff /src/packaging/arch/.SRCINFO -
+"""
+
+RELEASE = f"""
+{MAKEPKG}
+cp -r /out/release /tmp/release
+chown -R nobody /tmp/release
+cd /tmp/release
+apart makepkg --printsrcinfo | diff .SRCINFO -
+# The tarball lies where it was downloaded to before, so that only its sum counts.
+apart makepkg --nodeps
+echo more >>ipv6natd-{__version__}.tar.gz
+apart makepkg --force --verifysource 2>&1 | tee /out/refused || true
 """
 
 
@@ -110,6 +127,32 @@ def check_modes(listing: str) -> None:
         if mode == "-rwxr-xr-x":
             programs.add(name.replace("usr/local/", "usr/"))
     assert programs == {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
+
+
+def test_a_release_for_arch_is_built_from_its_tarball_and_no_other(tmp_path: Path) -> None:
+    released(tmp_path, __version__)
+    built("trixie", tmp_path, RELEASE)
+    assert f"ipv6natd-{__version__}.tar.gz ... FAILED" in (tmp_path / "refused").read_text()
+
+
+def test_a_tag_that_does_not_carry_its_number_everywhere_is_not_released(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"not to be released: no '__version__ = \"99\.0\"' in its "):
+        released(tmp_path, "99.0")
+
+
+def released(folder: Path, version: str) -> None:
+    """What is published of this source, if it stood in the changelog and had this tag."""
+    need("git")
+    workshop.pack(folder / "tagged.tar")
+    clone = folder / "clone"
+    clone.mkdir()
+    run("tar", "-x", "-f", str(folder / "tagged.tar"), "-C", str(clone))
+    log = clone / "CHANGELOG.md"
+    log.write_text(log.read_text().replace("## Unreleased", f"## {version}"))
+    git = ("git", "-C", str(clone), "-c", "user.name=lab", "-c", "user.email=lab@localhost")
+    for words in ("init -q", "add .", "commit -q -m all", f"tag v{version}"):
+        run(*git, *words.split())
+    run(str(clone / "packaging/release.sh"), f"v{version}", str(folder / "release"))
 
 
 def plain(paths: set[str]) -> set[str]:
