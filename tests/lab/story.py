@@ -17,7 +17,13 @@ HEAD = """\
 
 Written by `make test-all`, not by hand: tests/boot builds the package in each Debian suite, boots
 a fresh host of it with systemd as PID 1 and Docker as a service, installs the package with apt, and
-asks from a client on the wire. The checks stand in the order in which they ran.
+asks from a client on the wire. On hosts of their own the lines of README run as they stand, in a
+clone. The checks stand in the order in which they ran.
+
+Those for Arch ran on Debian 13, with its makepkg and pacman and what pacman was told of Debian's
+packages. Not seen: Arch itself, with its archive, its versions and the hooks of its packages. Nor an
+upgrade from an earlier release, of which there is none: the newer package is the same source with
+another number.
 
 """
 
