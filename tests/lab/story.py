@@ -21,9 +21,9 @@ asks from a client on the wire. On hosts of their own the lines of README run as
 clone. The checks stand in the order in which they ran.
 
 Those for Arch ran on Debian 13, with its makepkg and pacman and what pacman was told of Debian's
-packages. Not seen: Arch itself, with its archive, its versions and the hooks of its packages. Nor an
-upgrade from an earlier release, of which there is none: the newer package is the same source with
-another number.
+packages. Not seen: Arch itself, with its archive, its versions and the hooks of its packages. Nor
+an upgrade from an earlier release, of which there is none: the newer package is the same source
+with another number.
 
 """
 
