@@ -7,11 +7,12 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from bench import control, packets, plots, real, table
-from bench.control import Control
+from bench.control import Control, Load
 from bench.packets import Cost, mapped, wanted
 from bench.table import Line
 from ipv6natd.model import Protocol
@@ -31,17 +32,23 @@ def main() -> None:
     """Run it all; exit 1 where something is not as it must be."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--starts", type=int, default=100, help="of a real container, a variant")
-    starts = parser.parse_args().starts
+    parser.add_argument("--networks", type=int, default=0, help="of the simulated engine; 1 to 200")
+    parser.add_argument(
+        "--churn", type=float, default=10, help="containers that come, and that go, each second"
+    )
+    given = parser.parse_args()
+    starts = given.starts
     began = time.monotonic()
     lines: list[Line] = []
     controls: list[Control] = []
     costs: list[Cost] = []
     for variant in VARIANTS:
         for size in SIZES:
-            events = EVENTS if size == MANY else 0
-            idle = IDLE if size == MANY else 0
+            load = Load(networks=given.networks)
+            if size == MANY:
+                load = replace(load, idle=IDLE, events=EVENTS, churn=given.churn)
             say(f"{variant}: the daemon with {size} mappings")
-            controls.append(control.measured(variant, size, idle=idle, events=events))
+            controls.append(control.measured(variant, size, load))
         say(f"{variant}: one write of everything, and the filter table of last time")
         controls[-1].write, controls[-1].restore = control.writing(variant, MANY)
         controls[-1].kept = control.kept(variant, FEW)
@@ -59,7 +66,10 @@ def main() -> None:
         lines += of_packets(variant, costs, opened)
     lines.append(of_a_run())
     print(table.text(lines))
-    write(lines, controls, costs, time.monotonic() - began)
+    for each in controls:
+        if each.churn:
+            say(churn(each, given.churn))
+    write(lines, controls, costs, given.churn, time.monotonic() - began)
     if not all(line.met for line in lines):
         raise SystemExit(1)
 
@@ -153,7 +163,21 @@ def of_a_run() -> Line:
     )
 
 
-def write(lines: list[Line], controls: list[Control], costs: list[Cost], seconds: float) -> None:
+def churn(found: Control, rate: float) -> str:
+    """What the daemon does while containers come and go."""
+    return (
+        f"{found.variant}: {rate:g} containers that come and {rate:g} that go each second, among "
+        f"{found.mappings}, take {found.churn * 100:.0f} % of a core, the tool's share included."
+    )
+
+
+def write(
+    lines: list[Line],
+    controls: list[Control],
+    costs: list[Cost],
+    rate: float,
+    seconds: float,
+) -> None:
     """docs/performance: the table, the plots, and where they were measured."""
     PAGE.mkdir(parents=True, exist_ok=True)
     pictures: list[tuple[str, str, str, Callable[[Control], float]]] = [
@@ -186,13 +210,18 @@ def write(lines: list[Line], controls: list[Control], costs: list[Cost], seconds
         connections,
         flat=True,
     )
-    (PAGE / "README.md").write_text("\n".join(page(lines, costs, seconds)) + "\n")
+    churning = [churn(each, rate) for each in controls if each.churn]
+    (PAGE / "README.md").write_text("\n".join(page(lines, churning, costs, seconds)) + "\n")
 
 
-def page(lines: list[Line], costs: list[Cost], seconds: float) -> Iterator[str]:
+def page(
+    lines: list[Line], churning: list[str], costs: list[Cost], seconds: float
+) -> Iterator[str]:
     """The text of docs/performance."""
     yield INTRODUCTION.format(minutes=round(seconds / 60), machine=machine())
     yield from table.markdown(lines)
+    yield ""
+    yield from (f"- {each}" for each in churning)
     yield PLOTS
     yield (
         "| mappings | at | "

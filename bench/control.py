@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tests.lab.process import run
 from tests.lab.sandbox import Variant
 
 CHANGES = 11
+CHURN_SECONDS, CHURN_THERE = 10, 20
 LIBRARIES = "docker, dbus_next, sdnotify, requests, asyncio, logging, argparse, tomllib"
 ROOT = Path(__file__).parent.parent
 PYTHON = "/usr/bin/python3"
@@ -60,15 +62,30 @@ class Control:
     """Share of a core while nothing happens."""
     growth: float = 0.0
     """Megabytes after some thousand events more, of which each container has had one before."""
+    churn: float = 0.0
+    """Share of a core while containers come and go."""
 
 
-def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 0) -> Control:
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a daemon is measured with besides its start, one change and its end; 0 is nothing."""
+
+    networks: int = 0
+    """As many as the containers need."""
+    idle: float = 0
+    """Seconds."""
+    events: int = 0
+    churn: float = 0
+    """Containers that come, and as many that go, each second."""
+
+
+def measured(variant: Variant, mappings: int, load: Load) -> Control:
     """One daemon's life beside an engine of this size."""
     found = Control(variant=variant, mappings=mappings)
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         engine = Simulated(sandbox.dir / "engine.sock")
-        engine.fill(mappings)
+        engine.fill(mappings, networks=load.networks)
         engine.start()
         stack.callback(engine.stop)
         daemon = stack.enter_context(
@@ -91,16 +108,18 @@ def measured(variant: Variant, mappings: int, *, idle: float = 0, events: int = 
                 found.changes.append(one_change(engine, changed, 5001 + 5 * number))
                 settle(pid)
         found.restore_change = restore_of_change(sandbox)
-        if idle:
+        if load.idle:
             # What the bench itself wrote just now has to be looked at first.
             time.sleep(2)
             settle(pid)
             before = cpu(pid)
-            time.sleep(idle)
-            found.idle = (cpu(pid) - before) / idle
-        if events:
+            time.sleep(load.idle)
+            found.idle = (cpu(pid) - before) / load.idle
+        if load.churn:
+            found.churn = churned(engine, pid, load.churn)
+        if load.events:
             grown(engine, pid, mappings)
-            found.growth = grown(engine, pid, events)
+            found.growth = grown(engine, pid, load.events)
         began = time.monotonic()
         daemon.stop()
         found.cleanup = time.monotonic() - began
@@ -264,6 +283,21 @@ def timed(sandbox: Sandbox, file: Path) -> float:
     return time.monotonic() - began
 
 
+def churned(engine: Simulated, pid: int, rate: float) -> float:
+    """Share of a core while this many containers a second come, and as many go."""
+    before, began = cpu(pid), time.monotonic()
+    there: deque[str] = deque()
+    for number in range(round(rate * CHURN_SECONDS)):
+        there.append(engine.add(5002 + 5 * number % 50_000))
+        if len(there) > CHURN_THERE:
+            engine.remove(there.popleft())
+        time.sleep(max(began + (number + 1) / rate - time.monotonic(), 0))
+    for each in there:
+        engine.remove(each)
+    settle(pid)
+    return (cpu(pid) - before) / CHURN_SECONDS
+
+
 def grown(engine: Simulated, pid: int, events: int) -> float:
     """Megabytes that so many events leave behind: containers named, stopped and started."""
     ids = engine.identities
@@ -292,7 +326,8 @@ def cpu(pid: int) -> float:
     """Seconds that all threads of a process and its ended children have run."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     children = (int(fields[13]) + int(fields[14])) / 100
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 + children
+    # The kernel's number for a process's clock, which counts threads that have ended too.
+    return time.clock_gettime(~pid << 3 | 2) + children
 
 
 def settle(pid: int) -> None:
