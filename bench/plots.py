@@ -12,6 +12,7 @@ mpl.use("svg")
 mpl.rcParams |= {"svg.hashsalt": "ipv6natd", "svg.fonttype": "none", "font.size": 9}
 
 from matplotlib import pyplot  # noqa: E402  # the backend has to be chosen before
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 Curve = Map[int, float]
 
@@ -22,10 +23,16 @@ def draw(path: Path, title: str, unit: str, curves: Map[str, Curve], *, flat: bo
     for (label, curve), mark in zip(curves.items(), "osv^Dx", strict=False):
         axes.plot(list(curve), list(curve.values()), marker=mark, markersize=4, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    values = [value for curve in curves.values() for value in curve.values()]
     if flat:
-        axes.set_ylim(0, 1.5 * max(max(curve.values()) for curve in curves.values()))
+        axes.set_ylim(0, 1.5 * max(values))
     else:
         axes.set_yscale("log")
+        axes.set_ylim(min(values) / 2, max(values) * 2)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("mappings")
     axes.set_ylabel(unit)
     axes.set_title(title)
