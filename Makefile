@@ -6,11 +6,17 @@ BIN := $(VENV)/bin
 # Tests wait for engines and packets more than they compute, so there may be more than cores.
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
+LOCK := tests/lock
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+LOCKED := --require-hashes --requirement
+# For every Python and system that they are for, with the sums of all their files; no address in it.
+UV := $(VENV)/tools/bin/uv --quiet pip compile --no-config --upgrade --universal --python-version=3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command='make lock'
 export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test test-all lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
+.PHONY: help venv demo bench test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -18,17 +24,33 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie ## Lint, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie $(VENV)/newest/.stamp ## Lint, then every test that CI runs (as root)
 	$(PYTEST)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid ## The same with all engines; writes reports into docs/
+test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## The same with all engines; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
+
+test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
+	$(PYTEST) --engines=all --report=docs tests/supply
+
+lock: $(VENV)/tools/.stamp ## Raise what tests and builds stand on to its newest versions, in tests/lock
+	@for name in build test tools; do $(UV) --group=$$name --output-file=$(LOCK)/$$name.txt; done
+	@$(UV) pyproject.toml --output-file=$(LOCK)/newest.txt
+
+audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock is known to be unsafe
+	@failed=0; for name in build test tools newest; do echo "$$name:"; \
+	$(VENV)/tools/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)/$$name.txt || failed=1; \
+	done; exit $$failed
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
 
 bench: packages-lab packages-bench $(VENV)/.tests ## Measure how fast it is; writes docs/performance (as root)
 	$(BIN)/python -m bench
+
+wheel: $(VENV)/.project ## Build wheel and sdist into dist/, the same to the bit wherever that is done
+	@SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p' packaging/deb/debian/changelog | head -n 1)" +%s) \
+	$(BIN)/hatchling build
 
 deb: ## Build the package for Debian into dist/
 	packaging/deb/build.sh
@@ -70,17 +92,42 @@ packages-rivals:
 packages-bench:
 	@tests/install.sh bench
 
+packages-newest:
+	@tests/install.sh newest
+
 packages-venv:
 	@tests/install.sh venv
 
 # The stamps: with them nothing is installed again, and no network is needed. The four libraries
 # come from the distribution where it has them, as on a user's host.
-$(VENV)/.project: pyproject.toml | packages-venv
+$(VENV)/.project: pyproject.toml $(LOCK)/build.txt | packages-venv
 	@echo "Making $(VENV) ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --system-site-packages $(VENV)
-	@$(BIN)/pip --quiet --disable-pip-version-check install -e .
+	@$(PIP) install $(LOCKED) $(LOCK)/build.txt
+	@$(PIP) install --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.tests: pyproject.toml $(VENV)/.project
-	@$(BIN)/pip --quiet --disable-pip-version-check install -e '.[test]'
+$(VENV)/.tests: $(LOCK)/test.txt $(VENV)/.project
+	@$(PIP) install $(LOCKED) $(LOCK)/test.txt
+	@touch $@
+
+# The newest of the libraries that are tested, in a folder of their own, for every Python: the one
+# that is compiled knows nothing of Python, only its name does.
+$(VENV)/newest/.stamp: $(LOCK)/newest.txt $(VENV)/.project | packages-newest
+	@echo "Getting the newest libraries ..."
+	@rm -rf $(@D)
+	@$(PIP) install --no-deps --target=$(@D) $(LOCKED) $(LOCK)/newest.txt
+	@cd $(@D) && ln -s libxtwrapper.*.so libxtwrapper.so
+	@touch $@
+
+# Debian has no Python 3.12. Who has one, by pyenv, tests with it.
+$(VENV)/3.12/.stamp: $(LOCK)/test.txt $(VENV)/.project
+	@python=$$(ls -d ~/.pyenv/versions/3.12.*/bin/python3.12 2>/dev/null | tail -n 1); \
+	test -z "$$python" || { "$$python" -m venv --clear $(@D) && \
+	$(@D)/bin/pip --quiet --disable-pip-version-check install $(LOCKED) $(LOCK)/test.txt; }
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/tools/.stamp: $(LOCK)/tools.txt $(VENV)/.project
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip --quiet --disable-pip-version-check install $(LOCKED) $(LOCK)/tools.txt
 	@touch $@

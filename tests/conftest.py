@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import behaviour, story, tree
+from tests.lab import behaviour, story, supply, tree
 from tests.lab.leftovers import leftovers
 from tests.lab.process import LAB, MARK
 from tests.lab.regime import Wanted
@@ -28,6 +28,7 @@ LEFT = pytest.StashKey[list[str]]()
 REPORT = pytest.StashKey[Report]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 CHECKS = pytest.StashKey[list[Check]]()
+SUPPLIED = pytest.StashKey[list[supply.Ran]]()
 RAN, CHECK = "ran", "check"
 """How a worker tells the one that started it what ran, beside engines and on booted hosts."""
 
@@ -42,13 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--report",
         metavar="FOLDER",
-        help="write engines.md, behaviour.md and booted.md here: what the tests said",
+        help="write the pages of what ran here: engines, behaviour, booted, supply",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = Report(Path(config.rootpath))
     config.stash[CHECKS] = []
+    config.stash[SUPPLIED] = []
     config.stash[LEFT] = []
     config.pluginmanager.register(Listener(config))
     os.environ[MARK] = LAB
@@ -58,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     # So early, because a worker reads the marks before it hears of `pytest_collection_modifyitems`.
-    if group := sharing(item):
+    if item.config.pluginmanager.hasplugin("xdist") and (group := sharing(item)):
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -70,6 +72,8 @@ def sharing(item: pytest.Item) -> str:
         return ""
     if "regime" in params:
         return str(params["regime"].id)
+    if "combination" in params:
+        return f"supply-{params['combination'].id}"
     if "wanted" in params:
         return f"{file}-{params['wanted'].id}"
     if "host" in params:
@@ -100,7 +104,7 @@ def pytest_runtest_makereport(
         if suite := params.get("host") or params.get("clone"):
             check = Check(suite=suite, name=item.originalname, outcome=outcome)
             phase.user_properties.append((CHECK, asdict(check)))
-        else:
+        elif not item.nodeid.startswith("tests/supply/"):
             phase.user_properties.append((RAN, asdict(ran(item, outcome))))
     return phase
 
@@ -119,6 +123,10 @@ class Listener:
             if name == CHECK:
                 assert isinstance(value, dict)
                 self.config.stash[CHECKS].append(Check(**value))
+            # What a test tells by itself is told with each of its phases.
+            if name == supply.TOLD and report.when == "teardown":
+                assert isinstance(value, dict)
+                self.config.stash[SUPPLIED].append(supply.Ran(**value))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -157,8 +165,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     folder = session.config.getoption("--report")
     if folder and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        behaviour.write(session.config.stash[REPORT], Path(folder))
+        if any(each.name.startswith("tests/packets/") for each in session.config.stash[REPORT].ran):
+            behaviour.write(session.config.stash[REPORT], Path(folder))
         story.write(session.config.stash[CHECKS], session.config.rootpath, Path(folder))
+        supply.write(session.config.stash[SUPPLIED], Path(folder))
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -2,7 +2,7 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab|desk|rivals|trees|bench ...
+# usage: tests/install.sh venv|lab|desk|rivals|trees|bench|newest ...
 set -euo pipefail
 
 # What to look for, a command, a file or a Python module, and the package that has it. By what is
@@ -53,6 +53,11 @@ trees=(
 # What draws the plots of `make bench`, and nothing else.
 bench=(
     module:matplotlib:python3-matplotlib
+)
+# What compiles python-iptables, which PyPI has as source only.
+newest=(
+    command:gcc:gcc
+    file:/usr/include/stdio.h:libc6-dev
 )
 
 python=${PYTHON:-/usr/bin/python3}

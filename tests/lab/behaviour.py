@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -174,6 +174,16 @@ def unexplained(row: Row, beside: str, alone: str) -> Iterator[str]:
         yield "Docker alone holds it, and the words say otherwise"
     if not alone and not (row.native and row.native_source):
         yield "nothing was measured or read of Docker alone"
+
+
+def contradicted(rows: Sequence[Row], tested: Collection[str], page: str) -> list[str]:
+    """Scenarios that a test holds ipv6natd to while the words or the page say that none does."""
+    stands = dict(cells(page))
+    return [
+        row.id
+        for row in rows
+        if row.id in tested and (row.untested or " · measured (" not in stands[row.id][0])
+    ]
 
 
 def cells(page: str) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -18,8 +18,11 @@ SCRIPT = """
 set -e
 mount -t tmpfs tmpfs /mnt
 cd /mnt
-mkdir upper work root
+mkdir upper work root got more
 mount -t overlay -o "lowerdir=$1,upperdir=upper,workdir=work" overlay root
+# What the tree has downloaded, which the layer of tools hides: there is no need of a network.
+archives=var/cache/apt/archives
+mount -t overlay -o "lowerdir=${1##*:}/$archives,upperdir=got,workdir=more" overlay root/$archives
 mkdir root/src root/out
 mount -t proc proc root/proc
 mount --rbind /dev root/dev

@@ -1,0 +1,58 @@
+"""Our own tests, run by each Python with each set of libraries: docs/supply.md, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.lab import need, supply, tree
+from tests.lab.needs import lack
+from tests.lab.supply import COMBINATIONS, LIBRARIES, Combination, Ran, locked
+
+NEVER_SKIPPED = (
+    "tests.bus.",
+    "tests.net.",
+    "tests.unit.test_docker_watch",
+    "tests.unit.test_whole",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "combination" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--engines") == "all"
+        those = [each for each in COMBINATIONS if each.ci or every]
+        metafunc.parametrize("combination", those, ids=[each.id for each in those])
+
+
+@pytest.fixture
+def ran(
+    combination: Combination, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> Ran:
+    need("unshare", "git", "dbus-daemon", "busctl", "ip")
+    found = supply.run(combination, tmp_path)
+    record_property(supply.TOLD, asdict(found))
+    return found
+
+
+def test_our_tests_pass_with_it(combination: Combination, ran: Ran, tmp_path: Path) -> None:
+    """And none of those that use a library was skipped, or stood on another than is meant."""
+    python, *_ = ran.versions["python"].rpartition(".")
+    if combination.home == "here" and python != combination.python:
+        lack(f"Python {combination.python}, and this is {python}")
+    assert python == combination.python
+    if combination.libraries == "newest":
+        wanted = {each: locked("newest")[each] for each in LIBRARIES}
+        assert {each: ran.versions[each] for each in LIBRARIES} == wanted
+    elif combination.home in tree.SUITES:
+        for each in ("docker", "sdnotify"):
+            packaged = tree.versions(combination.home)[f"python3-{each}"]
+            assert packaged.startswith(ran.versions[each])
+    log = (tmp_path / "log").read_text(errors="replace")
+    assert ran.failed == (), log[-6000:]
+    assert [each for each in ran.skipped if each.startswith(NEVER_SKIPPED)] == []
+    for each in ("tests.bus.", "tests.net.test_firewall_contract"):
+        assert each in (tmp_path / "junit.xml").read_text()
+    assert ran.passed > 300
