@@ -228,10 +228,6 @@ _SECRET = re.compile(r"://[^@]*@")
 """A user and a password in an address."""
 
 
-_SECRET = re.compile(r"://[^@]*@")
-"""A user and a password in an address."""
-
-
 @dataclass(frozen=True, slots=True)
 class Layer:
     """Values from one place; later layers win."""
