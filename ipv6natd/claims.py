@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import accumulate, pairwise
 from operator import attrgetter, itemgetter
@@ -46,6 +46,8 @@ class Claim:
     container_port: int
     place: int
     """Tells host ports apart and puts them in order: a number, because there may be very many."""
+    proxy_there: bool = field(compare=False)
+    """Whether the engine itself was asked for that one address, and none of our settings."""
 
 
 def _place(protocol: Protocol, address: IPv6Address, port: int) -> int:
@@ -107,6 +109,7 @@ def wants(
                     host_port=binding.host_port,
                     container_port=binding.container_port,
                     place=_place(binding.protocol, host_address, binding.host_port),
+                    proxy_there=host_address == binding.host_address != ANY,
                 )
             )
     warnings = [(here.id, each) for each in _uneven(container)] if here and claims else []
@@ -257,6 +260,7 @@ def in_step(before: Claim, claim: Claim) -> bool:
         next_port(before, claim)
         and claim.container is before.container
         and claim.container_port == before.container_port + 1
+        and claim.proxy_there == before.proxy_there
     )
 
 
@@ -315,6 +319,7 @@ def mapping(run: Run, managed_by: ManagedBy) -> Mapping:
         host_port=claim.host_port,
         container_address=claim.address,
         container_port=claim.container_port,
+        proxy_there=claim.proxy_there,
         count=count,
         managed_by=managed_by,
     )

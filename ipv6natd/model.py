@@ -204,6 +204,8 @@ class Mapping:
     host_port: int
     container_address: IPv6Address
     container_port: int
+    proxy_there: bool = False
+    """Whether `host_address` is one address, and the engine's proxy, if it runs, listens there."""
     count: int = 1
     managed_by: ManagedBy = ManagedBy.IPV6NATD
 

@@ -337,9 +337,10 @@ def _forwarded(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
             for i in range(mapping.count)
         ]
     host = None if mapping.wildcard else IPv6Network(mapping.host_address)
-    if userland_proxy and mapping.protocol is Protocol.UDP:
-        # The proxy answers a datagram from the bridge's own address, whichever was asked, and the
-        # neighbour would not know the answer. Redirected, it is un-NATed on its way back.
+    if userland_proxy and mapping.protocol is Protocol.UDP and not mapping.proxy_there:
+        # A proxy for all addresses answers a datagram from the bridge's own, whichever was asked,
+        # and the neighbour would not know the answer. Redirected, it is un-NATed on its way back.
+        # One that listens on a single address answers from that, and is nowhere else.
         yield Rule(
             destination=host,
             in_interface=mapping.bridge,

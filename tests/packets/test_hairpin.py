@@ -67,6 +67,15 @@ def test_h7_h8_h12_k5_a_container_reaches_itself_by_the_hosts_address(filtered: 
     asks_for_x1(filtered.x1)
 
 
+def test_h12_a_neighbour_asks_a_udp_port_of_one_address(regime: Regime) -> None:
+    """There the proxy listens on that address alone, and answers from it."""
+    port = regime.port()
+    published = [f"[{HOST_TOO}]:{port}:53/udp"]
+    with regime.container(publish=published, tcp=(), udp=(53,)) as made:
+        for caller in (regime.client, regime.x2.ns, made.ns, regime.y1.ns):
+            assert until(lambda ns=caller: server(udp(ns, HOST_TOO, port)), made.name) == made.name  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("address", [HOST, IPv6Address("fd00:b::1")], ids=["h9-h10", "h11"])
 def test_h9_h10_h11_h12_another_network_reaches_the_port_by_nat(
     regime: Regime, address: IPv6Address
