@@ -125,7 +125,11 @@ _address = lru_cache(maxsize=4096)(IPv6Address)
 def protocols(old: Desired | None, new: Desired) -> list[Protocol]:
     """Those whose entries may be wrong now; none where no process has to be started at all."""
     touched = _touched(old, new)
-    return [p for p in FOLLOWED if p in touched and _runs(old, p) != _runs(new, p)]
+    # A flow may have outlived the mapping that nobody knows of: of UDP there is a table always.
+    unknown = {Protocol.UDP} if old is None and any(_ours(new)) else set()
+    return [
+        p for p in FOLLOWED if p in unknown or (p in touched and _runs(old, p) != _runs(new, p))
+    ]
 
 
 def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
@@ -200,7 +204,8 @@ def stale(
     entry, in which the host asks the client; and the client's next question then is an answer, and
     goes to the proxy again. Such a flow counts as what it is, the client's.
 
-    With `old` None nobody knows what held: each mapping counts as one that appeared.
+    With `old` None nobody knows what held: each mapping counts as one that appeared, and what was
+    translated to a container of ours without one as a flow whose mapping went.
     """
     left = gone(old, new)
     change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
@@ -209,6 +214,7 @@ def stale(
         for flow in flows
         if flow.reply_source in left
         or change.makes_wrong(flow)
+        or change.outlived(flow)
         or (change.is_answer(flow) and change.makes_wrong(flow.turned))
     ]
 
@@ -291,6 +297,17 @@ class _Change:
             return not self._ends_at_proxy(flow, neighbours)
         return (flow.reply_source, flow.reply_source_port) != (now.address, now.port)
 
+    def outlived(self, flow: Flow) -> bool:
+        """Whether its mapping went while nobody looked: another container may be there by now."""
+        return (
+            self.old is None
+            and flow.translated
+            and flow.destination in self.host_addresses
+            and flow.reply_source not in self.host_addresses
+            and any(flow.reply_source in subnet for subnet in self._open)
+            and _behind(self._now, flow) is None
+        )
+
     def _left_alone(self, flow: Flow) -> bool:
         """Whether no rule of ours takes it to any container: see ruleset, which this matches."""
         return flow.source in LINK_LOCAL or self._is_from(flow, self._closed)
@@ -333,6 +350,10 @@ class _Change:
     @cached_property
     def _subnets(self) -> dict[str, tuple[IPv6Network, ...]]:
         return {network.id: network.subnets for network in self.new.networks}
+
+    @cached_property
+    def _open(self) -> tuple[IPv6Network, ...]:
+        return tuple(subnet for network in _ours(self.new) for subnet in network.subnets)
 
     @cached_property
     def _closed(self) -> tuple[IPv6Network, ...]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.lab import Wanted, connect, serve, until
+from tests.lab import Failure, Wanted, connect, serve, until
 from tests.lab.relay import Relay
 from tests.lab.sandbox import HOST
-from tests.packets.asking import dnats, knocking, opened, server
+from tests.packets.asking import SHORT, dnats, knocking, opened, server
 from tests.packets.small import Small, small
 
 CI = [Wanted(None, "nft", True)]
@@ -147,6 +148,27 @@ def test_t15_while_the_daemon_is_stopped_its_rules_serve_and_it_catches_up(lab: 
             assert server(opened(lab.client, 8081)) == "x2"
     finally:
         lab.engine.rm("x2")
+
+
+def test_u8_a_flow_to_a_container_that_left_unseen_is_refused(lab: Small) -> None:
+    """And is not handed to whoever has its address by then, and publishes nothing."""
+    lab.daemon.stop()
+    with connect(lab.client, HOST, 5353, kind=socket.SOCK_DGRAM) as conversation:
+        try:
+            lab.daemon.start()
+            made = lab.engine.run("x2", "X", publish=["5353:53/udp"], ip6="fd00:a::22")
+            with serve(made.ns, "x2", udp=[53]):
+                assert until(lambda: server(conversation.ask(timeout=SHORT)), "x2") == "x2"
+            lab.daemon.kill9()
+            lab.engine.rm("x2")
+            conversation.ask(timeout=SHORT)
+            made = lab.engine.run("x3", "X", ip6="fd00:a::22")
+            with serve(made.ns, "x3", udp=[53]):
+                lab.daemon.start()
+                told = until(lambda: conversation.ask(timeout=SHORT), Failure.REFUSED)
+                assert told is Failure.REFUSED
+        finally:
+            lab.engine.docker("rm", "--force", "x2", "x3", check=False)
 
 
 def test_t10_what_lost_events_did_not_tell_is_seen_by_the_next_list(lab: Small) -> None:

@@ -123,8 +123,9 @@ def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> 
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        (None, NOTHING, []),
-        (None, want(web("5353:53/tcp")), []),
+        (None, NOTHING, ["udp"]),
+        (None, replace(NOTHING, networks=()), []),
+        (None, want(web("5353:53/tcp")), ["udp"]),
         (None, UDP, ["udp"]),
         (UDP, UDP, []),
         (UDP, want(web("5353:53/udp"), web("80:80", name="late", on=Y)), []),
@@ -155,6 +156,24 @@ def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
     assert concerns(one, both)
     for old, new in ((both, both), (None, both), (both, one), (both, engines)):
         assert newly_closed(old, new) == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (f"{CLIENT} {HOST} 53 -> fd00:a::9 53", True),
+        (f"{CLIENT} {OTHER} 53 -> fd00:b::9 53", True),
+        (f"{CLIENT} {HOST} 53", False),
+        # To a port of the host's own, by somebody's REDIRECT; to somebody else; through the host.
+        (f"{NEIGHBOUR} {HOST} 53 -> {BRIDGE} 53", False),
+        (f"{CLIENT} {HOST} 53 -> fd00:77::2 53", False),
+        (f"{CLIENT} 2001:db8:5::5 53 -> fd00:a::9 53", False),
+    ],
+)
+def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: bool) -> None:
+    assert is_stale(flow(words), None, NOTHING) is expected
+    assert is_stale(flow(words), None, UDP) is expected
+    assert is_stale(flow(words), NOTHING, NOTHING) is False
 
 
 # A mapping that appears.
