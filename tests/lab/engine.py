@@ -298,15 +298,18 @@ class Engine:
         networks = facts["NetworkSettings"]["Networks"]
         ends = [networks[network]] if network in networks else list(networks.values())
         addresses = [end["GlobalIPv6Address"] for end in ends if end["GlobalIPv6Address"]]
-        # The number is one inside the engine's process namespace; its first process shows them.
-        path = Path(f"/proc/{self._holder}/root/proc/{facts['State']['Pid']}/ns/net")
         return Container(
             name=name,
             id=facts["Id"],
-            ns=Namespace(name=name, path=path),
+            ns=Namespace(name=name, path=self.netns(facts["State"]["Pid"])),
             address=IPv6Address(addresses[0]) if addresses else None,
             facts=facts,
         )
+
+    def netns(self, pid: int) -> Path:
+        """The network namespace of a process, by its number inside the engine's namespace."""
+        # The first process there shows the others.
+        return Path(f"/proc/{self._holder}/root/proc/{pid}/ns/net")
 
     def rm(self, *names: str) -> None:
         """Kill and remove containers."""

@@ -1,0 +1,245 @@
+"""Clients that never rest: steady connections, open flows, closed ports, and a forger.
+
+Before a step they are told what must hold throughout; after it they say what did not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tests.lab.namespace import Namespace
+from tests.lab.probe import IPV6_TRANSPARENT
+from tests.soak.ground import Ground
+from tests.soak.model import Ask, Other, Reached, Want, World
+from tests.soak.steps import RESIDENT, Step
+from tests.soak.traffic import Flow, Target, Traffic
+from tests.soak.volley import Faithful
+
+PAUSE = 0.1
+"""Seconds between rounds of the faithful and the forger."""
+PATIENT = 5.0
+"""Seconds for a new connection: a busy machine may lose a second, a lost one never comes."""
+FLOWS = 24
+FORGED = 0x66
+"""The last part of a forged source, in each network; no container has it."""
+
+Wants = Mapping[Ask, Want]
+
+
+def aim(ask: Ask, want: Want) -> Target:
+    """What one client asks, as its traffic takes it."""
+    server = peer = None
+    if isinstance(want, Reached):
+        server = want.server
+        peer = next(iter(want.peers)) if want.peers and len(want.peers) == 1 else None
+    return Target(ask.address, ask.port, ask.protocol, server=server, peer=peer)
+
+
+class Forgery(NamedTuple):
+    source: IPv6Address
+    address: IPv6Address
+    port: int
+
+
+def forgeries(world: World, wants: Wants) -> list[Forgery]:
+    """Datagrams from outside that look like a neighbour's: of the same network and of another."""
+    sources = [net.subnet[FORGED] for net in world.nets.values()]
+    asked = {(a.address, a.port) for a in wants if (a.origin, a.protocol) == ("rogue", "udp")}
+    return [
+        Forgery(source, address, port)
+        for number, (address, port) in enumerate(sorted(asked))
+        for source in {
+            *(s for s in sources if s in world_net(world, address)),
+            sources[number % len(sources)],
+        }
+    ]
+
+
+def world_net(world: World, address: IPv6Address) -> frozenset[IPv6Address]:
+    return frozenset(n.subnet[FORGED] for n in world.nets.values() if address in n.subnet)
+
+
+class Crowd:
+    """All of them; `said` counts what came of it."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        sandbox = ground.sandbox
+        self.faithful = Faithful(sandbox.client)
+        self.clients = {n: Traffic(getattr(sandbox, n), patience=PATIENT) for n in CLIENTS}
+        self.forged = 0
+        self.excused = 0
+        """New connections that failed, while rules were away that somebody had taken."""
+        self.held = 0
+        self._flows: dict[tuple[str, Target], Flow] = {}
+        self._past = [0, 0]
+        """Connections and probes of traffic that ended with the resident."""
+        self._home: Namespace | None = None
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._forgeries: list[Forgery] = []
+        self._forger = sandbox.rogue
+        self._forging: dict[IPv6Address, socket.socket] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="crowd", daemon=True)
+
+    def __enter__(self) -> Self:
+        for each in self.clients.values():
+            each.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        for each in self.clients.values():
+            each.__exit__(kind, error, trace)
+        self.faithful.close()
+        for sock in self._forging.values():
+            sock.close()
+
+    @property
+    def attempted(self) -> int:
+        return self._past[0] + sum(each.tally.attempted for each in self.clients.values())
+
+    @property
+    def probed(self) -> int:
+        return self._past[1] + sum(each.tally.probed for each in self.clients.values())
+
+    def before(self, step: Step, world: World, old: Wants, new: Wants) -> None:
+        """From now on ask what the step must not disturb, and probe what it must not open."""
+        # What somebody opens by taking rules away is open until they are back, unless the policy
+        # is DROP; and what began then would go on afterwards.
+        quiet = step.edits and not (world.drop and not step.cuts)
+        for (server, target), flow in list(self._flows.items()):
+            if step.cuts or server in step.touched or not still(flow.target, old, new):
+                self._release((server, target))
+        if RESIDENT in step.touched:
+            self._leave()
+        for origin, traffic in self.clients.items():
+            steady = [
+                aim(ask, want)
+                for ask, want in old.items()
+                if ask.origin == origin
+                and isinstance(want, Reached)
+                # What any peer may be seen for may come by the engine's proxy, and ends with it.
+                and want.peers is not None
+                and want.server not in step.touched
+                and new.get(ask) == want
+            ]
+            closed = [] if quiet else [aim(a, Other.CLOSED) for a in shut(origin, old, new)]
+            traffic.ask(*dict.fromkeys(steady))
+            traffic.probe(*dict.fromkeys(closed))
+            self._seen[origin] = (len(traffic.tally.failed), len(traffic.tally.answered_closed))
+        self._forgeries = [] if quiet else forgeries(world, old)
+
+    def after(self, step: Step, world: World) -> list[str]:
+        """What was wrong since `before`."""
+        wrong = []
+        for origin, traffic in self.clients.items():
+            failed, answered = self._seen[origin]
+            lost = traffic.tally.failed[failed:]
+            if step.edits:
+                self.excused += len(lost)
+            else:
+                wrong += [f"lost meanwhile: {origin} {each}" for each in lost]
+            wrong += [
+                f"closed, and answered: {origin} {each}"
+                for each in traffic.tally.answered_closed[answered:]
+            ]
+        for (server, _), flow in list(self._flows.items()):
+            if flow.cut is not None:
+                wrong.append(f"an open flow was cut: {server} {flow.target}: {flow.cut}")
+        forged = {net.subnet[FORGED] for net in (*world.nets.values(), *step.after.nets.values())}
+        for name in world.boxes:
+            server_ = self.ground.server(name)
+            if server_ is None:
+                continue
+            came, server_.received[:] = list(server_.received), []
+            wrong += [f"a forged datagram arrived: {name} {a}" for a in came if a.peer in forged]
+        return wrong
+
+    def settled(self, world: World, wants: Wants) -> list[str]:
+        """Hold flows to what is published now, and follow the resident to where it is."""
+        self._follow(world)
+        for key in [k for k, flow in self._flows.items() if flow.cut is not None]:
+            self._release(key)
+        wrong = []
+        for ask, want in wants.items():
+            if len(self._flows) >= FLOWS:
+                break
+            target = aim(ask, want)
+            if ask.kept or ask.origin != "client" or not isinstance(want, Reached):
+                continue
+            if (want.server, target) in self._flows:
+                continue
+            try:
+                self._flows[want.server, target] = self.clients["client"].hold(target, timeout=10)
+                self.held += 1
+            except OSError as error:
+                wrong.append(f"an open flow could not be opened: {target}: {error}")
+        return wrong
+
+    def _release(self, key: tuple[str, Target]) -> None:
+        self.clients["client"].release(self._flows.pop(key))
+
+    def _follow(self, world: World) -> None:
+        home = self.ground.spaces(world).get(RESIDENT)
+        if home == self._home or home is None:
+            return
+        self._leave()
+        self._home = home
+        self.clients[RESIDENT] = Traffic(home, rate=10, patience=PATIENT).__enter__()
+
+    def _leave(self) -> None:
+        """The resident's traffic ends, with its namespace or before."""
+        old, self._home = self.clients.pop(RESIDENT, None), None
+        if old is not None:
+            old.__exit__(None, None, None)
+            self._past[0] += old.tally.attempted
+            self._past[1] += old.tally.probed
+
+    def _run(self) -> None:
+        while not self._done.wait(PAUSE):
+            self.faithful.send()
+            for each in self._forgeries:
+                with contextlib.suppress(OSError):
+                    self._socket(each.source).sendto(b"?\n", (str(each.address), each.port))
+                    self.forged += 1
+
+    def _socket(self, source: IPv6Address) -> socket.socket:
+        if source not in self._forging:
+            sock = self._forger.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            sock.setblocking(False)
+            sock.bind((str(source), 0))
+            self._forging[source] = sock
+        return self._forging[source]
+
+
+CLIENTS = ("client", "rogue")
+
+
+def still(target: Target, old: Wants, new: Wants) -> bool:
+    """Whether a client's question has the same answer before and after."""
+    ask = Ask("client", target.protocol, target.address, target.port)
+    return ask in old and old[ask] == new.get(ask)
+
+
+def shut(origin: str, old: Wants, new: Wants) -> Iterable[Ask]:
+    """What is closed before and after: where nobody is, nobody answers."""
+    for ask in {**old, **new}:
+        sides = {old.get(ask, Other.CLOSED), new.get(ask, Other.CLOSED)}
+        # By the host's addresses a port may be another's within a step; by its own it is not.
+        if ask.origin == origin and sides == {Other.CLOSED} and not ask.kept:
+            yield ask
