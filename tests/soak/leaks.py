@@ -9,7 +9,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from tests.lab import until
-from tests.lab.process import LAB
 from tests.soak.ground import Ground, file_count
 from tests.soak.model import World
 
@@ -51,7 +50,7 @@ def sample(ground: Ground) -> Sample:
         threads=int(status["Threads"]),
         children=sum(map(len, children)),
         files=sum(file_count(ground.daemon.dir / name) for name in ("state", "runtime")),
-        namespaces=len(list(Path("/run/netns").glob(f"{LAB}-*"))),
+        namespaces=len(list(Path("/run/netns").glob(f"{ground.sandbox.name}-*"))),
         rss_kib=int(status["VmRSS"].split()[0]),
     )
 

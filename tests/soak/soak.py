@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -95,6 +97,7 @@ class Soak:
         self.world = World(proxy=result.proxy)
         self.samples: list[leaks.Sample] = []
         self.verbose = False
+        self.evidence: Path | None = None
         self._last: deque[str] = deque(maxlen=8)
         self._draw = Random(result.seed)
         """What is asked; apart from the steps, so that those stay the same."""
@@ -159,11 +162,14 @@ class Soak:
     def _evidence(self, wrong: list[str]) -> None:
         self.result.wrong += wrong
         self.say("\n".join(["WRONG ANSWERS:", *wrong, "after:", *self._last]))
-        folder = Path("/tmp")
-        name = f"soak-{self.result.variant}-{self.result.seed}-{self.result.steps}"
-        (folder / f"{name}.rules").write_text(self.ground.sandbox.rules())
-        (folder / f"{name}.log").write_text(self.ground.daemon.log[-200_000:])
-        (folder / f"{name}.world").write_text(f"{self.world}\n")
+        if self.evidence is None:
+            return
+        self.evidence.mkdir(exist_ok=True)
+        name = f"{self.result.variant}-{self.result.seed}-{self.result.steps}"
+        (self.evidence / f"{name}.rules").write_text(self.ground.sandbox.rules())
+        (self.evidence / f"{name}.log").write_text(self.ground.daemon.log[-200_000:])
+        (self.evidence / f"{name}.world").write_text(f"{self.world}\n")
+        self.say(f"rules, log and world are in {self.evidence}")
 
     def over(self, baseline: list[str]) -> None:
         """Take everything away; what is left then is what was there before."""
@@ -209,6 +215,7 @@ def soak(
     steps: int | None = None,
     say: Say = print,
     verbose: bool = False,
+    evidence: Path | None = None,
 ) -> Soaked:
     """Steps for so many seconds, or so many steps if that is less; what came of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -221,7 +228,7 @@ def soak(
         result.engine = there.engine.version
         baseline = own(there)
         run = Soak(there, crowd, result, say)
-        run.verbose = verbose
+        run.verbose, run.evidence = verbose, evidence
         for step in first(rng, proxy):
             run.perform(step)
         begun = told = time.monotonic()
@@ -241,7 +248,6 @@ def soak(
         result.kinds = dict(sorted(kinds.items()))
         result.connections, result.excused = crowd.attempted, crowd.excused
         result.probes, result.forged, result.flows = crowd.probed, crowd.forged, crowd.held
-    result.wrong += [f"left on the machine: {line}" for line in leftovers()]
     result.seconds = time.monotonic() - began
     return result
 
@@ -265,6 +271,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, help="a file for what came of it, as JSON")
     parser.add_argument("--verbose", action="store_true", help="a line for each step")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = soak(
         args.variant,
         proxy=args.proxy,
@@ -273,7 +280,9 @@ def main() -> None:
         steps=args.steps,
         verbose=args.verbose,
         say=lambda line: print(line, flush=True),
+        evidence=Path(tempfile.gettempdir()) / "ipv6natd-soak",
     )
+    result.wrong += [f"left on the machine: {line}" for line in leftovers()]
     text = json.dumps(asdict(result), indent=1)
     if args.result:
         args.result.write_text(text)
