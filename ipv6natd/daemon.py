@@ -147,8 +147,6 @@ class Daemon:
             # An engine that takes a call and says nothing must not keep others from starting.
             await asyncio.wait_for(self._reconciler.settled(), PATIENCE)
         self._notifier.ready(one_line(self._reconciler.status))
-        # What is there now stays; to look through all of it for cycles takes 0.2 s with 10,000
-        # containers, again and again, and nothing else would run meanwhile.
         gc.freeze()
         gc.enable()
 
@@ -229,6 +227,12 @@ class Daemon:
         self._textfile.changed()
         if one_line(old) != one_line(new):
             self._notifier.status(one_line(new))
+        if new.docker_connected and not old.docker_connected and gc.isenabled():
+            # Most of what is there now stays; to look through all of it for cycles takes 0.2 s with
+            # 10,000 containers: once for each connect, instead of again and again.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
 
     def status(self) -> Status:
         """For the bus."""
