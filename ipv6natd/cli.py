@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,7 @@ def run(argv: Sequence[str]) -> int:
         settings = reload()
     except ConfigError as error:
         print(f"ipv6natd: {error}", file=sys.stderr)
+        _leave_word(str(error))
         return CONFIGURATION
     logs.start(debug=settings.debug)
     if not _may_write_rules():
@@ -88,7 +90,33 @@ def run(argv: Sequence[str]) -> int:
         return _flush(settings) if flush else _serve(settings, reload)
     except FirewallError as error:
         log.error("%s", error)
-        return FAILED
+        _leave_word(str(error))
+    except Exception as error:
+        log.error("a fault of ipv6natd itself", exc_info=error)
+        text = f"ended by a fault of its own, please report it: {_cause(error)}"
+        log.critical("%s", text)
+        _leave_word(text)
+    return FAILED
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, and where, in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "ipv6natd" in frame.filename:
+            place = f" at {Path(frame.filename).name}:{frame.lineno}"
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _leave_word(text: str) -> None:
+    """For `systemctl status`, which shows it as long as nothing is started again."""
+    from ipv6natd.notify import Notifier
+
+    line = Notifier()
+    line.status(text)
+    line.close()
 
 
 def _may_write_rules() -> bool:

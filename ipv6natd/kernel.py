@@ -7,9 +7,11 @@ raise FirewallError; what stands is then unknown, and the next pass writes every
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ipv6natd.contest import Contest
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 SETTLE = 3
 """Writes in one pass before somebody else's edits in between are left to the next pass."""
 
+PATIENCE = 15.0
+"""Seconds that a pass which nobody waits for any more may hold up the next; systemd gives us 20."""
 FEW = 4
 """Chains that are read one by one; of more, all are read at once."""
 
@@ -86,6 +90,17 @@ class Kernel:
         self._rules = RulesMemory()
         self._followed: Desired | None = None
         self._drift: tuple[Table, ...] = ()
+        self._busy = threading.Lock()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time: a pass goes on when the loop that began it is told to stop."""
+        if not self._busy.acquire(timeout=PATIENCE):
+            raise FirewallError(f"an earlier change of the rules did not end within {PATIENCE:g} s")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def text(self) -> str:
         """The rules that were last brought into force, as ip6tables-restore reads them.
@@ -96,14 +111,19 @@ class Kernel:
 
     def remove(self) -> None:
         """Take all our rules out."""
-        self.applied = self._followed = None
-        remove_all(self.firewall)
-        _log_rules(*changed_rules(self._last, EMPTY))
-        self._last = EMPTY
-        self._keep(EMPTY.filter)
+        with self._alone():
+            self.applied = self._followed = None
+            remove_all(self.firewall)
+            _log_rules(*changed_rules(self._last, EMPTY))
+            self._last = EMPTY
+            self._keep(EMPTY.filter)
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         """One pass: everything that computes or blocks."""
+        with self._alone():
+            return self._sync(snapshot, policy, verify=verify)
+
+    def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         want = desired(self._complete(snapshot, verify), policy, self._wishes)
         rules = ruleset(want, self._rules)
         applied = self.applied

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from sdnotify import SystemdNotifier
 
+LONGEST = 3000
+"""Bytes of a status."""
+
 
 class Notifier:
     """A line to systemd; everything is a no-op when no systemd asked for it."""
@@ -56,8 +59,10 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    # A newline would begin the next assignment, a NUL ends the text for systemd.
-    return "STATUS=" + " ".join(text.replace("\0", " ").splitlines())
+    # A newline would begin the next assignment, a NUL ends the text for systemd, and a message of
+    # more than 4096 bytes it drops as a whole, the READY in it too.
+    line = " ".join(text.replace("\0", " ").splitlines()).encode("utf-8", "replace")
+    return "STATUS=" + line[:LONGEST].decode("utf-8", "ignore")
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,6 +20,7 @@ from ipv6natd.background import in_thread
 from ipv6natd.contest import reason as order_lost
 from ipv6natd.explain import Explanation, explanations
 from ipv6natd.firewall import Firewall, FirewallError
+from ipv6natd.firewall.steps import Stepping
 from ipv6natd.host_checks import Found, explained
 from ipv6natd.journal import Told, noted, tell, tell_found
 from ipv6natd.kernel import Kernel, Outcome
@@ -90,7 +92,9 @@ class Reconciler:
         self.policy = policy
         self.config_error = ""
         self.status = Status(version=__version__, backend=firewall.backend.value)
-        self._kernel = Kernel(firewall, complete=complete, follow_flows=follow_flows, keep=keep)
+        self._kernel = Kernel(
+            Stepping(firewall, self._step), complete=complete, follow_flows=follow_flows, keep=keep
+        )
         self._publish = publish
         self._look = look
         self._look_wanted = asyncio.Event()
@@ -100,6 +104,7 @@ class Reconciler:
         """Whether the engine may keep IPv6 rules itself; so it is until a pass tells."""
         self._failure = ""
         self._beat = beat
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._beat_interval = beat_interval
         self.verify_interval = verify_interval
         self._woken = asyncio.Event()
@@ -175,6 +180,7 @@ class Reconciler:
     async def run(self) -> None:
         """Keep in step until cancelled."""
         last_verify = time.monotonic()
+        self._loop = asyncio.get_running_loop()
         while True:
             await self._wait()
             if self.verify_interval and time.monotonic() - last_verify >= self.verify_interval:
@@ -218,6 +224,13 @@ class Reconciler:
             self._found = new
             tell_found(old, new)
             self.trigger()
+
+    def _step(self) -> None:
+        """A pass goes on, in its thread: each step of it is bounded, and several may take longer
+        than systemd waits for a beat. Through the loop, which has to be alive for it."""
+        with suppress(RuntimeError):  # the loop is closed
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._beat)
 
     async def _wait(self) -> None:
         timeouts = [t for t in (self._beat_interval, self.verify_interval) if t]

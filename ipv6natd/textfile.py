@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 EVERY = 60.0
 """Seconds after which the file is written though nothing changed: its age tells that we live."""
+PATIENCE = 2.0
+"""Seconds that the last word waits for a write that a dead disk holds up."""
 PAUSE = 5.0
 """Seconds between two writes; who reads it comes by every 15 or so."""
 
@@ -58,9 +60,16 @@ class Textfile:
         self.path = ""
 
     def _write(self, worded: Callable[[Status], str], status: Status) -> None:
-        with self._lock:
-            if not self.path:
-                return
+        if not self._lock.acquire(timeout=PATIENCE):
+            self._failed(Path(self.path), "an earlier write does not end")
+            return
+        try:
+            self._write_alone(worded, status)
+        finally:
+            self._lock.release()
+
+    def _write_alone(self, worded: Callable[[Status], str], status: Status) -> None:
+        if self.path:
             path = Path(self.path)
             # The collector reads every *.prom of the folder.
             new = path.with_suffix(".new")

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from ipv6natd.background import in_thread
 from ipv6natd.firewall import Backend, Firewall, FirewallError
-from ipv6natd.tools import find, listener
+from ipv6natd.tools import BURIED, find, listener
 
 log = logging.getLogger(__name__)
 
@@ -124,4 +124,6 @@ async def _monitor(nft: str, firewall: Known, changed: Callable[[], None]) -> No
         missed.cancel()
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BURIED):
+                await process.wait()

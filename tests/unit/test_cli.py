@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Ran:
         self.served: list[Settings] = []
         self.flushed: list[Settings] = []
         self.reload: Callable[[], Settings] | None = None
-        self.raises: FirewallError | None = None
+        self.raises: Exception | None = None
 
     def serve(self, settings: Settings, reload: Callable[[], Settings]) -> int:
         self.served.append(settings)
@@ -259,3 +260,42 @@ def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
     assert environ == {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     cli.leave_behind(environ := dict.fromkeys(cli.ENVIRONMENT, "kept"))
     assert set(environ.values()) == {"kept", "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """What `systemctl status` would be told last."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield lambda: systemd.recv(65536).decode()
+
+
+def test_a_fault_of_its_own_is_the_last_line_and_the_status(
+    ran: Ran, told: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ran.raises = ExceptionGroup("of tasks", [ExceptionGroup("deeper", [KeyError("bridge\n")])])
+    assert cli.run([]) == 1
+    assert caplog.records[-1].levelno == logging.CRITICAL
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("ended by a fault of its own, please report it: KeyError: ")
+    assert "Traceback" in caplog.text
+    assert told() == "STATUS=" + " ".join(last.splitlines())
+
+
+def test_where_a_fault_was_is_told() -> None:
+    with pytest.raises(Exception, match="neither") as caught:
+        cli._switch("neither")
+    assert re.search(r"neither true nor false at cli\.py:\d+$", cli._cause(caught.value))
+
+
+def test_why_it_did_not_start_is_the_status(
+    ran: Ran, told: Callable[[], str], tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.toml").write_text("bakcend = 1\n")
+    assert cli.run(["-config", str(tmp_path / "wrong.toml")]) == 78
+    assert "unknown key 'bakcend'" in told()
+    ran.raises = FirewallError("no ip6tables\nand more")
+    assert cli.run([]) == 1
+    assert told() == "STATUS=no ip6tables and more"

@@ -17,7 +17,7 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks remember
-cli           -> config early daemon firewall flush logs tools
+cli           -> config early daemon firewall flush logs notify tools
 config        -> model
 conntrack     -> flows model tools
 contest       ->
@@ -66,6 +66,7 @@ firewall.fake    -> firewall plan rules save_text
 firewall.late    -> firewall plan rules
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
 firewall.restore -> counters firewall plan rules save_text tools
+firewall.steps   -> firewall plan rules
 firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model
@@ -88,8 +89,8 @@ notify        ->
 plan          -> rules
 polkit        -> bus dbus_values
 port_outcomes -> claims counters model networks rules status
-reconcile     -> background contest explain firewall host_checks journal kernel model rules
-                 status
+reconcile     -> background contest explain firewall firewall.steps host_checks journal kernel
+                 model rules status
 remember      ->
 rule_text     -> model rules
 rules         -> model

@@ -68,6 +68,16 @@ def test_a_status_is_one_line_of_utf8(
     assert systemd.recv(4096) == f"STATUS={sent}".encode()
 
 
+def test_a_long_status_does_not_cost_the_ready_that_it_comes_with(
+    systemd: socket.socket, notifier: Notifier
+) -> None:
+    notifier.ready("ä" * 10_000)
+    message = systemd.recv(1 << 20)
+    assert message.startswith(b"READY=1\nSTATUS=\xc3\xa4")
+    assert len(message) <= 4096
+    message.decode()
+
+
 def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notifier = Notifier()

@@ -502,6 +502,72 @@ def test_it_looks_by_itself_now_and_then(bench: Bench) -> None:
     run(bench, scenario)
 
 
+def test_it_beats_with_each_step_of_a_pass(bench: Bench) -> None:
+    """Each may take half a minute where others hold the lock, and systemd waits for one."""
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            await bench.passed()
+            assert bench.beats >= 4  # a read, two tables written, a read
+
+    asyncio.run(body())
+
+
+def test_a_step_that_hangs_stops_the_beat_and_what_it_did_not_end(bench: Bench) -> None:
+    """systemd then ends us, and starts anew."""
+    release, entered = threading.Event(), threading.Event()
+    write = bench.firewall.write
+
+    def hang(change: TableChange) -> None:
+        entered.set()
+        release.wait(20)
+        write(change)
+
+    bench.beat_interval = 0.01
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            bench.firewall.write = hang  # type: ignore[method-assign]
+            bench.loop.trigger()
+            await until(entered.is_set)
+            await asyncio.sleep(0.05)
+            before = bench.beats
+            await asyncio.sleep(0.2)
+            assert bench.beats == before
+            release.set()
+            await until(lambda: bench.beats > before + 5)
+
+    asyncio.run(body())
+
+
+def test_a_clean_up_at_the_end_waits_for_a_pass_that_is_under_way(bench: Bench) -> None:
+    """Or what that still writes would stand when we have gone."""
+    release, entered = threading.Event(), threading.Event()
+    write = bench.firewall.write
+
+    def slow(change: TableChange) -> None:
+        entered.set()
+        release.wait(20)
+        write(change)
+
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            bench.firewall.write = slow  # type: ignore[method-assign]
+            bench.loop.trigger()
+            await until(entered.is_set)
+        removal = asyncio.create_task(bench.loop.remove())
+        await asyncio.sleep(0.1)
+        release.set()
+        await removal
+
+    asyncio.run(body())
+    assert "IPV6NAT" not in bench.firewall.dump()
+
+
 def test_it_beats_while_nothing_happens(bench: Bench) -> None:
     bench.beat_interval = 0.01
 

@@ -78,6 +78,16 @@ def test_a_change_is_written_and_a_quiet_minute_too(
     run(file, path.exists)
 
 
+def test_a_write_that_a_dead_disk_holds_up_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(textfile, "PATIENCE", 0.05)
+    file = Textfile(str(tmp_path / "a.prom"), lambda: NOW)
+    with file._lock:
+        file.stopped()
+    assert "an earlier write does not end" in caplog.text
+
+
 def test_the_last_word_is_that_nobody_is_there(tmp_path: Path) -> None:
     path = tmp_path / "a.prom"
     Textfile(str(path), lambda: NOW).stopped()
