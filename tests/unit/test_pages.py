@@ -19,7 +19,7 @@ from tests.unit.picture import PACKET_SVG, WAYS, Box, packet_svg
 from tests.unit.test_ruleset import GOLDEN
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
 
 
 def test_the_picture_is_up_to_date() -> None:

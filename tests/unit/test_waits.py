@@ -40,6 +40,7 @@ WAITS = {
     "bus.connect: await asyncio.wait_for": "seconds",
     "bus.flush: async with asyncio.timeout": "seconds",
     "ctl.watching.monitor: await asyncio.wait": "for the user, who ends it",
+    "daemon._ready: await asyncio.wait_for": "PATIENCE",
     "daemon._reload_when_told: await self._reload.wait": OURS,
     "daemon._until_stopped: await self._stop.wait": OURS,
     "daemon._watch_drift: await self._to_watch": OURS,

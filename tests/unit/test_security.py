@@ -1,0 +1,44 @@
+"""SECURITY.md: that it is true of the unit, and names one address."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ipv6natd import tools
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "SECURITY.md").read_text()
+UNIT = (ROOT / "systemd" / "ipv6natd.service").read_text()
+RUNS = {
+    *("Type", "NotifyAccess", "BusName", "EnvironmentFile", "Environment", "ExecStart"),
+    *("ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus", "WatchdogSec"),
+    *("TimeoutStartSec", "TimeoutStopSec", "StateDirectory"),
+}
+"""What says how it runs, and takes nothing away."""
+
+
+def test_each_line_of_the_sandbox_is_explained_and_no_other() -> None:
+    service = UNIT.partition("[Service]\n")[2].partition("\n[")[0]
+    lines = [each for each in service.splitlines() if each and not each.startswith("#")]
+    sandbox = [each for each in lines if each.partition("=")[0] not in RUNS]
+    explained = re.findall(r"^\| `(\w+=.*?)` \| \S.* \|$", PAGE, re.MULTILINE)
+    assert sorted(explained) == sorted(sandbox)
+
+
+def test_there_is_one_address_and_it_is_that_of_the_packages() -> None:
+    addresses = set(re.findall(r"[\w.+-]+@[\w-]+\.[\w.]*\w", PAGE))
+    control = (ROOT / "packaging" / "deb" / "debian" / "control").read_text()
+    assert len(addresses) == 1
+    assert f"<{addresses.pop()}>" in control
+
+
+def test_the_folders_of_tools_are_those_that_are_trusted() -> None:
+    named = re.findall(r"tools in ([^.]*)\.", PAGE)[0]
+    assert set(re.split(r", | and ", " ".join(named.split()))) == set(tools.DIRECTORIES)
+
+
+def test_the_examples_that_it_names_are_there() -> None:
+    for name in re.findall(r"examples/([\w.-]+\w)", PAGE):
+        assert (ROOT / "examples" / name).exists()
+    assert (ROOT / "examples" / "50-ipv6natd.rules").exists()
