@@ -115,6 +115,14 @@ class _Try:
     began: float
 
 
+def reason(error: OSError) -> Failure:
+    """Why there was no answer, also in a namespace that has lost its address or its links."""
+    try:
+        return failure(error)
+    except OSError:
+        return Failure.UNREACHABLE
+
+
 class Traffic:
     """One client. Its methods may be called from any thread while it runs.
 
@@ -155,6 +163,7 @@ class Traffic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        alive = self._thread.is_alive()
         self._done.set()
         self._thread.join()
         for flow in self.flows:
@@ -162,6 +171,8 @@ class Traffic:
         for each in self._tries:
             each.sock.close()
         self._selector.close()
+        if not alive and error is None:
+            raise RuntimeError(f"the traffic of {self._ns.name} ended by itself")
 
     def ask(self, *targets: Target) -> None:
         """From now on, connect to these published ports; replaces those of the call before."""
@@ -197,7 +208,7 @@ class Traffic:
     def settle(self) -> None:
         """Wait until what is on its way now has ended."""
         now = time.monotonic()
-        while any(each.began <= now for each in list(self._tries)) and not self._done.is_set():
+        while any(each.began <= now for each in list(self._tries)) and self._thread.is_alive():
             time.sleep(0.01)
 
     def _aim(self, targets: Iterable[Target], *, closed: bool) -> None:
@@ -241,7 +252,7 @@ class Traffic:
         self._tries.append(attempt)
         begun = sock.connect_ex((str(target.address), target.port))
         if begun not in STARTED:
-            self._over(attempt, failure(OSError(begun, "")))
+            self._over(attempt, reason(OSError(begun, "")))
             return
         self._selector.register(sock, selectors.EVENT_WRITE, attempt)
 
@@ -254,7 +265,7 @@ class Traffic:
         try:
             if key.events & selectors.EVENT_WRITE:
                 if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    self._over(attempt, failure(OSError(code, "")))
+                    self._over(attempt, reason(OSError(code, "")))
                     return
                 if attempt.closed and attempt.target.protocol == "tcp":
                     self._over(attempt, "opened")
@@ -264,7 +275,7 @@ class Traffic:
                 return
             self._over(attempt, parsed(sock.recv(4096)))
         except OSError as error:
-            self._over(attempt, failure(error))
+            self._over(attempt, reason(error))
 
     def _expire(self, now: float) -> None:
         for each in [t for t in self._tries if now - t.began > self._patience[t.closed]]:
