@@ -8,11 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PAUSE = 0.5
+"""Seconds before a thread is asked for again."""
+
+
+async def start_thread(name: str, work: Callable[[], None]) -> None:
+    """Start a thread that nobody waits for.
+
+    A kernel that is short of memory, or a limit of tasks, may refuse one for a while. That is no
+    reason to end; if it lasts, the watchdog tells.
+    """
+    refused = False
+    while True:
+        try:
+            threading.Thread(target=work, name=name, daemon=True).start()
+            return
+        except RuntimeError as error:
+            if not refused:
+                log.error("%s; is memory or the number of tasks used up? trying again", error)
+            refused = True
+            await asyncio.sleep(PAUSE)
 
 
 async def in_thread(call: Callable[[], T]) -> T:
@@ -38,5 +61,5 @@ async def in_thread(call: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, name=getattr(call, "__name__", "call"), daemon=True).start()
+    await start_thread(getattr(call, "__name__", "call"), work)
     return await future

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import docker.tls
 import requests
 
 from ipv6natd import docker_facts
-from ipv6natd.background import in_thread
+from ipv6natd.background import in_thread, start_thread
 from ipv6natd.endpoint import advice, doubts, not_a_socket
 from ipv6natd.engine_flags import ip6tables
 from ipv6natd.engine_unit import asleep
@@ -199,7 +198,7 @@ class DockerWatch:
             except RuntimeError:
                 return  # the loop is closed
 
-        threading.Thread(target=read, name="docker-events", daemon=True).start()
+        await start_thread("docker-events", read)
         await asyncio.wait(
             (open_, ended), return_when=asyncio.FIRST_COMPLETED, timeout=CALL_TIMEOUT
         )

@@ -64,7 +64,8 @@ async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
         await _watch_counts(firewall, changed)
     elif _NFT and isinstance(firewall, Known):
         while True:
-            with contextlib.suppress(OSError):
+            # Up to Python 3.11 a process needs a thread as well, which is refused in its own way.
+            with contextlib.suppress(OSError, RuntimeError):
                 await _monitor(_NFT, firewall, changed)
             changed()
             log.debug("nft monitor ended; starting it again")
