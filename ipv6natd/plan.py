@@ -29,7 +29,8 @@ from ipv6natd.rules import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedJump:
-    """A rule in a chain that is not ours, with one of our chains or DOCKER-USER as its target.
+    """A rule in a chain that is not ours, with one of our chains or DOCKER-USER as its target, or
+    with our comment: a chain of ours that somebody renames takes its jump along.
 
     `text` is the backend's own wording, opaque here; it serves to take the very rule out again.
     """
@@ -149,11 +150,13 @@ def _whole(
     """The table as it should be, whatever stands there of ours.
 
     Every jump to one of our chains is taken out and put in anew: by whom and in which words it was
-    made does not matter then. A DOCKER-USER jump that is not ours stays what it is; it is only
-    moved to the head, and takes the place of ours.
+    made does not matter then. One of ours that leads elsewhere by now goes as well: the chain there
+    may still let in what we do not. A DOCKER-USER jump that is not ours stays what it is; it is
+    only moved to the head, and takes the place of ours.
     """
     jumps = list(wanted.jumps)
-    remove = [each for each in observed.jumps if each.target.startswith(PREFIX)]
+    others = [each for each in observed.jumps if each.target != DOCKER_USER]
+    remove = [each for each in others if each.ours or each.target.startswith(PREFIX)]
     own = [each for each in observed.jumps if each.target == DOCKER_USER and each.ours]
     foreign = [each for each in observed.jumps if each.target == DOCKER_USER and not each.ours]
     leading = next((each for each in foreign if each.base == "FORWARD" and each.plain), None)

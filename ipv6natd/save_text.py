@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -77,8 +77,8 @@ class _Reading:
         self.counts[chain] = position + 1
         if chain.startswith(PREFIX):
             self.own[chain].update(text.encode("utf-8", "surrogateescape") + b"\n")
-        elif PREFIX in text or DOCKER_USER in text:
-            jump = _jump(chain, position, text)
+        elif PREFIX in text or DOCKER_USER in text or COMMENT in text:
+            jump = _jump(chain, position, text, self.counts)
             if jump is not None:
                 self.jumps.append(jump)
 
@@ -110,8 +110,8 @@ def parse_save(text: str) -> Observed:
     return observed
 
 
-def _jump(base: str, position: int, text: str) -> ObservedJump | None:
-    """The rule as a jump to a chain of ours or to DOCKER-USER; None if it only looks like one."""
+def _jump(base: str, position: int, text: str, chains: Container[str]) -> ObservedJump | None:
+    """The rule as one of ObservedTable.jumps; None if it only looks like one."""
     try:
         tokens = iter(shlex.split(text))
     except ValueError:
@@ -130,13 +130,14 @@ def _jump(base: str, position: int, text: str) -> ObservedJump | None:
                 plain = plain and token == "-j"
             case _:
                 plain = False
-    if target != DOCKER_USER and not target.startswith(PREFIX):
+    ours = comment == COMMENT
+    if target != DOCKER_USER and not target.startswith(PREFIX) and not (ours and target in chains):
         return None
     return ObservedJump(
         base=base,
         position=position,
         target=target,
-        ours=comment == COMMENT,
+        ours=ours,
         plain=plain,
         text=text,
     )

@@ -170,12 +170,13 @@ def _observed(name: Table) -> ObservedTable:
     jumps: list[ObservedJump] = []
     docker_user = None
     with _opened(name) as table:
-        for chain in [chain.name for chain in table.chains]:
+        chains = [chain.name for chain in table.chains]
+        for chain in chains:
             if chain.startswith(PREFIX):
                 own[chain] = _digest(table, chain)
                 continue
             rules = [rule for rule, _ in _entries(table, chain)]
-            jumps += (r.jump(chain, at) for at, r in enumerate(rules) if r.concerns_us)
+            jumps += (r.jump(chain, at) for at, r in enumerate(rules) if r.concerns_us(chains))
             if chain == DOCKER_USER:
                 docker_user = len(rules)
     return ObservedTable(own=own, jumps=tuple(jumps), docker_user=docker_user)

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -117,10 +117,21 @@ class Entry:
         parts = [b"%b %d %b" % extension for extension in self.extensions]
         return b"%b%b-j %b\n" % (self.asked, b"".join(parts), self.target.encode())
 
+    def concerns_us(self, chains: Container[str]) -> bool:
+        """Whether it goes on in a chain of ours or in DOCKER-USER, or is a jump of ours to another
+        of these chains."""
+        if self.target == DOCKER_USER or self.target.startswith(PREFIX):
+            return True
+        return self.target in chains and self.ours
+
     @property
-    def concerns_us(self) -> bool:
-        """Whether it goes on in a chain of ours or in DOCKER-USER."""
-        return self.target == DOCKER_USER or self.target.startswith(PREFIX)
+    def ours(self) -> bool:
+        """Whether it carries our comment."""
+        return self._comments[-1:] == [COMMENT.encode()]
+
+    @property
+    def _comments(self) -> list[bytes]:
+        return [data.split(b"\0", 1)[0] for name, _, data in self.extensions if name == b"comment"]
 
     @property
     def text(self) -> str:
@@ -131,15 +142,12 @@ class Entry:
         """The rule as what was observed at this place; it is a jump."""
         flags, inverted = _FLAGS.unpack_from(self.asked, _ASKED)
         asks = any(self.asked[:_ASKED]) or inverted or flags & _GOTO
-        comments = [
-            data.split(b"\0", 1)[0] for name, _, data in self.extensions if name == b"comment"
-        ]
         return ObservedJump(
             base=base,
             position=position,
             target=self.target,
-            ours=comments[-1:] == [COMMENT.encode()],
-            plain=not asks and len(comments) == len(self.extensions),
+            ours=self.ours,
+            plain=not asks and len(self._comments) == len(self.extensions),
             text=self.text,
         )
 

@@ -324,6 +324,23 @@ def test_only_the_rule_that_was_meant_is_removed(host: Host) -> None:
     ]
 
 
+def test_a_chain_that_somebody_renamed_is_his_and_the_jump_to_it_is_still_ours(host: Host) -> None:
+    host.load(
+        "*filter\n:MINE - [0:0]\n:IPV6NAT-CT - [0:0]\n-A MINE -j ACCEPT\n"
+        f"-A FORWARD -m comment --comment {COMMENT} -j MINE\n"
+        f"-A FORWARD -m comment --comment {COMMENT} -j ACCEPT\n"
+        "-A FORWARD -m comment --comment other -j MINE\nCOMMIT\n"
+    )
+    (jump,) = host.firewall.read()[Table.FILTER].jumps
+    assert (jump.base, jump.target, jump.ours) == ("FORWARD", "MINE", True)
+    host.firewall.write(TableChange(table=Table.FILTER, remove=(jump,)))
+    assert host.rules("FORWARD") == [
+        f"-m comment --comment {COMMENT} -j ACCEPT",
+        "-m comment --comment other -j MINE",
+    ]
+    assert host.rules("MINE") == ["-j ACCEPT"]
+
+
 def test_docker_user_keeps_what_a_person_put_there(host: Host) -> None:
     host.firewall.write(FULL)
     host.load("*filter\n-A DOCKER-USER -s fd00:f::/64 -j DROP\nCOMMIT\n")
