@@ -28,6 +28,7 @@ lab=(
     command:nsenter:util-linux
     command:openssl:openssl
     command:strace:strace
+    command:faketime:faketime
 )
 # What manual pages, completions and examples are tried with; no demo needs it.
 desk=(

@@ -98,6 +98,11 @@ class Bus:
         self.socket.unlink(missing_ok=True)
         self._process = None
 
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
+
     def busctl(self, *words: str, check: bool = True) -> str:
         """What busctl prints."""
         return run("busctl", f"--address={self.address}", *words, check=check).strip()

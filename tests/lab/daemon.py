@@ -44,6 +44,8 @@ class Daemon:
         self.args = tuple(args)
         self.dir = sandbox.dir / "daemon"
         self.config = self.dir / "ipv6natd.toml"
+        self.env: dict[str, str] = {}
+        """More of its environment, from the next start on."""
         self.bus = bus or f"unix:path={self.dir}/no-bus"
         self.notices: list[str] = []
         """All assignments that arrived at NOTIFY_SOCKET, in order, such as "READY=1"."""
@@ -118,6 +120,10 @@ class Daemon:
         self.signal(signal.SIGHUP)
         self.wait_for(lambda: self.notices.count("READY=1") > before, "READY=1 after SIGHUP")
 
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
     def signal(self, number: signal.Signals) -> None:
         self._running().send_signal(number)
 
@@ -186,7 +192,7 @@ class Daemon:
             "STATE_DIRECTORY": f"{self.dir}/state",
             "RUNTIME_DIRECTORY": f"{self.dir}/runtime",
             "PYTHONUNBUFFERED": "1",
-        }
+        } | self.env
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None:

@@ -248,6 +248,15 @@ class Engine:
         """Kill dockerd; containers stay."""
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Have dockerd hang: SIGSTOP."""
+        self._tell("STOP")
+
+    def thaw(self) -> None:
+        self._tell("CONT")
+        if self._dockerd is not None:  # `nsenter` stops when its child does
+            self._dockerd.send_signal(signal.SIGCONT)
+
     def docker(self, *words: str, check: bool = True) -> str:
         """The docker command line, of the engine's own version."""
         own = () if self.suite is None else self._inside
@@ -335,9 +344,7 @@ class Engine:
             return
         self._dockerd = None
         if process.poll() is None and self._pidfile.exists():
-            pid = self._pidfile.read_text().strip()
-            # By the shell's own kill: a tree has no other.
-            run(*self._inside, "sh", "-c", f"kill -{number.value} {pid}", check=False)
+            self._tell(str(number.value))
         else:
             process.kill()
         process.wait(30)
@@ -345,6 +352,11 @@ class Engine:
             # Both stay after a kill, and the next start would take the one for a running engine.
             self._pidfile.unlink(missing_ok=True)
             self.socket.unlink(missing_ok=True)
+
+    def _tell(self, what: str) -> None:
+        pid = self._pidfile.read_text().strip()
+        # By the shell's own kill: a tree has no other.
+        run(*self._inside, "sh", "-c", f"kill -{what} {pid}", check=False)
 
     def _await(self, ask: Any, word: str) -> None:
         deadline = time.monotonic() + 30

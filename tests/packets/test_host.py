@@ -31,16 +31,12 @@ from tests.lab import (
     until,
 )
 from tests.lab.process import end, run, spawn
+from tests.lab.rivals import firewalld, inside, ufw
 from tests.lab.sandbox import CLIENT, HOST, Variant
 from tests.packets.asking import dnats, listed, opened, peer, server
 
 FORWARDING = "net.ipv6.conf.all.forwarding"
 DISABLED = "net.ipv6.conf.all.disable_ipv6"
-
-
-def inside(pid: int) -> tuple[str, str]:
-    """For nsenter: a process's mounts, and its root, which a machine in a chroot needs besides."""
-    return f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +250,7 @@ def test_a_forward_chain_of_nftables_that_drops_is_named_with_its_command(lab: S
 def test_f4_ufw_enabled_and_reloaded_leaves_published_ports_open(lab: Small) -> None:
     need("ufw")
     # ufw takes whatever `ip6tables` is on this machine; the lab's choice stands in tools.
-    with ufw(lab) as command:
+    with ufw(lab.sandbox) as command:
         command("--force", "enable")
         assert "ufw6-before-forward" in lab.sandbox.rules()
         assert "-P FORWARD DROP" in lab.ip6tables("-S", "FORWARD")
@@ -267,49 +263,19 @@ def test_f4_ufw_enabled_and_reloaded_leaves_published_ports_open(lab: Small) -> 
         lab.ip6tables("-P", "FORWARD", "ACCEPT")
 
 
-@contextmanager
-def ufw(lab: Small) -> Iterator[Any]:
-    """The command, with its files in memory and the lab's iptables in place of the machine's."""
-    prepare = """
-        for d in /etc/ufw /lib/ufw; do
-            cp -a $d $1/saved; mount -t tmpfs tmpfs $d; cp -a $1/saved/. $d; rm -r $1/saved
-        done
-        mount -t tmpfs tmpfs /run
-        for t in iptables ip6tables; do for v in "" -save -restore; do
-            mount --bind /usr/sbin/xtables-$2-multi "$(readlink -f /usr/sbin/$t$v)"
-        done; done
-        echo ready
-        exec sleep infinity
-    """
-    said = lab.sandbox.dir / "ufw"
-    with said.open("wb") as log:
-        words = ("sh", "-ec", prepare, "sh", str(lab.sandbox.dir), lab.sandbox.variant)
-        process = spawn(["unshare", "--mount", *words], log=log)
-    try:
-        assert until(lambda: b"ready" in said.read_bytes(), True, timeout=5), said.read_bytes()
-
-        def command(*words: str) -> str:
-            mounts = inside(process.pid)
-            return run("nsenter", *mounts, f"--net={lab.host.path}", "ufw", *words)
-
-        yield command
-    finally:
-        end(process)
-
-
 def test_f2_f3_whatever_firewalld_does_published_ports_stay_open_and_its_zones_are_read(
     made: Small,
 ) -> None:
     """On a host of its own: with the nft variant it takes out Docker's rules for IPv4 as well."""
     need("firewalld", "firewall-cmd")
     with small(made.sandbox.variant) as lab:
-        with firewalld(lab) as command:
+        with firewalld(lab.sandbox, lab.bus) as command:
             zones_are_read(lab, command)
             for words in ("--reload", "--complete-reload"):
                 command(words)
                 still_open(lab)
         still_open(lab)
-        with firewalld(lab):
+        with firewalld(lab.sandbox, lab.bus):
             still_open(lab)
 
 
@@ -330,37 +296,6 @@ def zones_are_read(lab: Small, command: Any) -> None:
         assert server(tcp(lab.x1.ns, CLIENT, 7)) == "client"
     assert lab.looked() == "synced: "
     opened(lab.client, 8080)
-
-
-@contextmanager
-def firewalld(lab: Small) -> Iterator[Any]:
-    """firewall-cmd, with the real firewalld in the host's namespace and on its bus."""
-    said = lab.sandbox.dir / "firewalld"
-    env = {"DBUS_SYSTEM_BUS_ADDRESS": lab.bus.address}
-    prepare = """
-        mount -t tmpfs tmpfs /run
-        cp -a /etc/firewalld $1/saved
-        mount -t tmpfs tmpfs /etc/firewalld
-        cp -a $1/saved/. /etc/firewalld
-        rm -r $1/saved
-        exec firewalld --nofork --nopid
-    """
-    with said.open("wb") as log:
-        words = ("sh", "-ec", prepare, "sh", str(lab.sandbox.dir))
-        here = ("nsenter", f"--net={lab.host.path}", "unshare", "--mount")
-        process = spawn([*here, *words], log=log, env=env)
-    try:
-
-        def command(*words: str) -> str:
-            return run("firewall-cmd", *words, env=env)
-
-        running = until(
-            lambda: run("firewall-cmd", "--state", env=env, check=False), "running\n", timeout=15
-        )
-        assert running == "running\n", said.read_text()
-        yield command
-    finally:
-        end(process)
 
 
 def test_f7_when_somebody_insists_on_the_first_place_it_is_left_to_him(lab: Small) -> None:
