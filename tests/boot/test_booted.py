@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
+from contextlib import suppress
 
 from tests import lab
 from tests.boot.host import MANAGER, PORT, WEB, Host
@@ -58,7 +59,8 @@ def advertised(ns: Namespace, link: str, router: str) -> None:
         advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0)
 
         def routes() -> str:
-            raw.sendto(advertisement, ("ff02::1", 0, 0, index))
+            with suppress(OSError):  # as long as the link is not up
+                raw.sendto(advertisement, ("ff02::1", 0, 0, index))
             return ns.ip("-6 route show default")
 
         found = lab.until(

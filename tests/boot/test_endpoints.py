@@ -17,8 +17,11 @@ ROOTLESS = """
     DEBIAN_FRONTEND=noninteractive apt-get -q -y install rootlesskit slirp4netns uidmap
     useradd --create-home --uid=1000 plain
     chmod 666 /dev/net/tun                   # as on any machine; a container's has another mode
-    systemctl start user-runtime-dir@1000    # as a login does
     cat >/run/systemd/system/rootless.service <<END
+[Unit]
+# What a login has; it goes when nothing needs it.
+Requires=user-runtime-dir@1000.service
+After=user-runtime-dir@1000.service
 [Service]
 User=plain
 Delegate=yes
@@ -89,6 +92,5 @@ def test_a_rootless_engine_is_reached_with_the_drop_in_and_said_to_be_out_of_sco
         assert "Overall exposure level for ipv6natd.service: 2.0 OK" in table
     finally:
         host.sh("systemctl stop rootless; rm -f /run/systemd/system/rootless.service")
-        host.run("systemctl", "stop", "user-runtime-dir@1000", check=False)
         host.without(DROP_INS)
     host.await_served()

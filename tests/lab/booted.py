@@ -15,6 +15,7 @@ Facts that cost time to find:
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import time
@@ -29,6 +30,8 @@ from tests.lab.engine import write_image
 from tests.lab.namespace import Namespace
 from tests.lab.process import LAB, LabError, run, spawn, tail, undisturbed
 from tests.lab.sandbox import Sandbox, folder
+
+NUMBERS = itertools.count(1)
 
 VARIABLES = {
     "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
@@ -66,7 +69,7 @@ exec unshare --mount --pid --fork --kill-child --mount-proc "$@"
 """
 
 BURY = """
-for i in $(seq 200); do
+for i in $(seq 1000); do
     left=
     for group in /sys/fs/cgroup/"$2" /sys/fs/cgroup/*/"$2" "$1/cgroup/$2"; do
         if [ -d "$group" ]; then
@@ -89,7 +92,8 @@ class Booted:
 
     def __init__(self, suite: tree.Suite) -> None:
         self.suite = suite
-        self._name = f"{LAB}-{suite}"
+        # There may be two of a suite at once.
+        self._name = f"{LAB}-{suite}{next(NUMBERS)}"
         self._stack = ExitStack()
         self._network = ExitStack()
         self._nspawn: subprocess.Popen[bytes] | None = None
