@@ -28,6 +28,11 @@ _TLS = (
         "{authority}",
     ),
     (
+        "key usage extension|Missing \\w+ Key Identifier",
+        "the certificate of its authority lacks what newer versions of Python ask for; make it "
+        "again: openssl req -x509 -addext keyUsage=critical,keyCertSign ...",
+    ),
+    (
         "doesn't match|[Mm]ismatch, certificate|is not valid for",
         "its certificate is for another name: name the engine in endpoint as its certificate does, "
         "or have one made for this name (subjectAltName)",

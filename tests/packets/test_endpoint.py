@@ -86,3 +86,31 @@ def test_an_engine_that_cannot_be_trusted_is_refused_with_a_sentence_until_it_ca
 
 def _says(daemon: Daemon, sentence: str) -> bool:
     return daemon.status.startswith("waiting-for-docker") and sentence in daemon.status
+
+
+def test_what_stands_in_the_place_of_the_socket_is_named_until_the_engine_is_there(
+    tools: None,  # noqa: ARG001
+) -> None:
+    with Sandbox() as sandbox, Engine(sandbox) as engine:
+        engine.network("X", "fd00:a::/64")
+        engine.run("x1", "X", publish=["8080:80"])
+        path = sandbox.dir / "docker.sock"
+        daemon = Daemon(sandbox, f"unix://{path}", start=False)
+        with daemon:
+            daemon.start(wait="waiting-for-docker")
+            daemon.wait_for(lambda: "nobody listens there" in daemon.status, "no socket")
+            path.mkdir()
+            daemon.wait_for(lambda: "is a directory and no socket" in daemon.status, "a directory")
+            path.rmdir()
+            path.touch()
+            daemon.wait_for(lambda: "is a file and no socket" in daemon.status, "a file")
+            path.unlink()
+            path.symlink_to("/nonexistent")
+            daemon.wait_for(lambda: "nobody listens there" in daemon.status, "a dead link")
+            path.unlink()
+            engine.socket.chmod(0o666)
+            path.symlink_to(engine.socket)
+            daemon.wait_state("synced")
+            daemon.wait_for(lambda: "1 mapping" in daemon.status, "the mapping")
+            assert f"everybody on this host may write to {engine.socket}" in daemon.log
+            assert "Traceback" not in daemon.log

@@ -22,6 +22,8 @@ SAID = {
     FAILED + "unable to get local issuer certificate": "/tls/ca.pem",
     FAILED + "self-signed certificate in certificate chain": "/tls/ca.pem",
     FAILED + "self signed certificate": "/tls/ca.pem",
+    FAILED + "CA cert does not include key usage extension": "-addext keyUsage",
+    FAILED + "Missing Authority Key Identifier": "-addext keyUsage",
     "hostname '127.0.0.1' doesn't match 'other.example'": "another name",
     FAILED + "Hostname mismatch, certificate is not valid for 'engine'.": "another name",
     FAILED + "IP address mismatch, certificate is not valid for '127.0.0.1'.": "another name",
