@@ -42,6 +42,8 @@ class Step:
     """Whether somebody takes rules away: until they are back nothing is said of new flows."""
     cuts: bool = False
     """Whether every open flow may end by it, whoever repairs what."""
+    keeps_policy: bool = True
+    """Whether FORWARD's policy holds throughout."""
 
 
 Maker = Callable[[World, Random], Step | None]
@@ -353,14 +355,24 @@ def policy(world: World, rng: Random) -> Step:  # noqa: ARG001
     )
 
 
-def repaired(ground: Ground, before: str, what: str) -> None:
+def repaired(ground: Ground, before: str, what: str, form: Callable[[str], str] = str) -> None:
     """Wait until what was edited is as it was, to the byte."""
-    after = until(ground.sandbox.rules, before, timeout=30)
-    if after != before:
+    after = until(lambda: form(ground.sandbox.rules()), form(before), timeout=30)
+    if after != form(before):
         ground.wrong.append(f"{what}: rules did not come back as they were:\n{after}")
 
 
-def edited(text: str, edit: Do) -> Maker:
+def by_chain(rules: str) -> str:
+    """Tables and chains by name: what is made anew stands in the order in which it was made."""
+    tables = (each.splitlines() for each in rules.split("*")[1:])
+    return "\n".join(
+        line
+        for name, *lines in sorted(tables)
+        for line in (name, *sorted(lines, key=lambda line: line.split()[:2]))
+    )
+
+
+def edited(text: str, edit: Do, *, cuts: bool = False) -> Maker:
     """A step in which somebody takes rules away, and they come back."""
 
     def made(world: World, rng: Random) -> Step:  # noqa: ARG001
@@ -369,12 +381,14 @@ def edited(text: str, edit: Do) -> Maker:
             edit(ground)
             repaired(ground, before, text)
 
-        return Step(text=text, after=world, do=do, edits=True)
+        return Step(text=text, after=world, do=do, edits=True, cuts=cuts)
 
     return made
 
 
 def flush_all(ground: Ground) -> None:
+    """The kernel tracks connections while a rule asks for that; without any it translates no packet
+    of an open flow either, and the host itself answers with a reset."""
     ground.ip6tables("-F")
     ground.ip6tables("-t", "nat", "-F")
 
@@ -386,7 +400,7 @@ def flush_ruleset(world: World, rng: Random) -> Step:  # noqa: ARG001
         ground.sandbox.host.run("nft", "flush", "ruleset")
         until(lambda: "IPV6NAT-FORWARD" in ground.sandbox.rules(), True, timeout=30)
         restart(ground, signal.SIGTERM)
-        repaired(ground, before, "nft flush ruleset")
+        repaired(ground, before, "nft flush ruleset", by_chain)
 
     return Step(
         text="nft flush ruleset, and the engine restarts",
@@ -394,6 +408,7 @@ def flush_ruleset(world: World, rng: Random) -> Step:  # noqa: ARG001
         do=do,
         edits=True,
         cuts=True,
+        keeps_policy=False,
     )
 
 
@@ -540,7 +555,7 @@ OFTEN: list[tuple[int, Maker]] = [
     (4, burst),
     (3, late),
     (2, policy),
-    (3, edited("ip6tables -F in filter and nat", flush_all)),
+    (3, edited("ip6tables -F in filter and nat", flush_all, cuts=True)),
     (2, edited("a rule of ours is deleted", lambda g: g.ip6tables("-D", "IPV6NAT-FORWARD", "1"))),
     (2, edited("our jump in FORWARD is deleted", lambda g: g.ip6tables("-D", *JUMP))),
     (2, edited("our jump in nat is deleted", lambda g: g.ip6tables("-t", "nat", "-D", *POST))),
