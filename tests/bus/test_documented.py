@@ -133,6 +133,8 @@ def test_the_examples_work(bus: Bus) -> None:
             code, out, err = await command(bus, "sh", "-ec", busctl)
             assert (code, err) == (0, "")
             assert '"data" : 8080' in out
+            if sys.version_info >= (3, 15):
+                return  # As the page says, the library alone cannot be imported there.
             ignoring = ("-W", "ignore")  # the library is older than some Pythons
             code, out, err = await command(bus, sys.executable, *ignoring, "-c", python)
             assert (code, out, err) == (0, "8080 web\n", "")

@@ -14,6 +14,7 @@ from tests.lab import tree
 from tests.lab.needs import lack
 from tests.lab.supply import (
     COMBINATIONS,
+    ENDS,
     LIBRARIES,
     LOCK,
     NEWEST,
@@ -28,6 +29,7 @@ from tests.lab.supply import (
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+PAGE = ROOT / "docs" / "supply.md"
 FLOORS = {
     name: (floor, ceiling)
     for name, floor, ceiling in (
@@ -53,6 +55,13 @@ LICENCES = {
 
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(each) for each in re.findall(r"\d+", version))
+
+
+def page() -> list[dict[str, str]]:
+    head = ("Python", "libraries", *LIBRARIES, "tests", "in CI", *ENDS)
+    found = [dict(zip(head, line, strict=False)) for line in lines(PAGE.read_text())]
+    assert found
+    return found
 
 
 def test_each_python_from_the_promised_one_on_is_tested() -> None:
@@ -116,6 +125,26 @@ def test_the_packages_depend_on_each_library() -> None:
     assert set(DEBIAN.values()) <= set(re.findall(r"^ (python3-\S+?),?(?: |$)", source, re.M))
     for name, floor in re.findall(r"(python3-\S+) \(>= (\S+)\)", control):
         assert floor == FLOORS[next(each for each in DEBIAN if DEBIAN[each] == name)][0]
+
+
+def test_the_page_has_a_row_for_each_combination_and_none_failed() -> None:
+    assert [which(line) for line in lines(PAGE.read_text())] == [
+        (each.python, each.libraries) for each in COMBINATIONS
+    ]
+    for each, row in zip(COMBINATIONS, page(), strict=True):
+        if row["passed"] == "not run":
+            assert not each.ci
+        else:
+            assert (int(row["passed"]) > 300, row["failed"]) == (True, "0")
+            assert row["in CI"] == ("yes" if each.ci else "no")
+
+
+def test_the_page_is_about_the_newest_that_are_pinned() -> None:
+    newest = {each: locked("newest")[each] for each in LIBRARIES}
+    for row in page():
+        if row["libraries"] == "newest" and row["passed"] != "not run":
+            stands = {each: row[each] for each in LIBRARIES}
+            assert stands == newest, "`make test-supply` writes docs/supply.md"
 
 
 def test_a_run_of_some_combinations_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
