@@ -140,6 +140,15 @@ def test_the_sandbox_is_as_tight_as_it_is_said_to_be(host: Host) -> None:
     assert "Overall exposure level for ipv6natd.service: 1.7 OK" in table
 
 
+def test_root_alone_may_write_what_the_package_and_the_service_have_put_there(host: Host) -> None:
+    listed = "dpkg -L ipv6natd; find /var/lib/ipv6natd /etc/ipv6natd"
+    wrong = "-perm /7022 ! -type l -o ! -user root -o ! -group root"
+    assert host.sh(f"({listed}) | xargs -I@ find @ -maxdepth 0 '(' {wrong} ')' -ls") == ""
+    modes = host.run("stat", "--format=%a", "/var/lib/ipv6natd", "/var/lib/ipv6natd/filter.rules")
+    assert modes.split() == ["700", "600"]
+    assert host.run("stat", "--format=%a", "/etc/ipv6natd/ipv6natd.toml").strip() == "644"
+
+
 def test_a_wrong_key_stops_it_with_78_and_a_line_that_names_it(host: Host) -> None:
     try:
         host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")

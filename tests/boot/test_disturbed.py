@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -84,6 +85,32 @@ def test_the_watchdog_restarts_a_daemon_that_hangs(host: Host) -> None:
         assert lab.until(lambda: host.show("NRestarts"), "1", timeout=20) == "1"
         assert "Watchdog timeout" in host.journal()
         host.await_state('s "synced"')
+    finally:
+        host.sh(f"rm -r {drop_in}; systemctl daemon-reload")
+        host.restart()
+    host.await_served()
+
+
+def test_a_crash_loop_ends_with_its_reason_in_the_status(host: Host) -> None:
+    """And what was open stays open meanwhile."""
+    drop_in = "/run/systemd/system/ipv6natd.service.d"
+    crash = "from ipv6natd import cli; cli.close_networks = None; cli.main()"
+    host.sh(f"""set -e
+        mkdir -p {drop_in}
+        printf '[Service]\\nRestartSec=100ms\\nExecStart=\\n' >{drop_in}/lab.conf
+        echo 'ExecStart=/usr/bin/python3 -I -c "{crash}"' >>{drop_in}/lab.conf
+        systemctl daemon-reload
+        systemctl reset-failed ipv6natd
+    """)
+    try:
+        host.run("systemctl", "restart", "ipv6natd", check=False)
+        assert lab.until(lambda: host.show("ActiveState"), "failed", timeout=60) == "failed"
+        assert int(host.show("NRestarts")) >= 4
+        said = host.run("systemctl", "--no-pager", "--full", "status", "ipv6natd", check=False)
+        why = "ended by a fault of its own, please report it: TypeError: 'NoneType' object is not"
+        assert re.search(rf"Status: .*{why} callable at cli.py:[0-9]+", said), said
+        assert f"\n{why}" in host.journal()
+        host.await_served()
     finally:
         host.sh(f"rm -r {drop_in}; systemctl daemon-reload")
         host.restart()
