@@ -229,7 +229,7 @@ class Reconciler:
         """A pass goes on, in its thread: each step of it is bounded, and several may take longer
         than systemd waits for a beat. Through the loop, which has to be alive for it."""
         with suppress(RuntimeError):  # the loop is closed
-            if self._loop is not None:
+            if self._loop is not None and self._beat_interval is not None:
                 self._loop.call_soon_threadsafe(self._beat)
 
     async def _wait(self) -> None:
