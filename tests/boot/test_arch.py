@@ -31,7 +31,8 @@ pkgrel=1
 arch=('any')
 provides=(
     'dbus' 'iproute2' 'iptables' 'python' 'systemd' 'python-build' 'python-hatchling'
-    'python-installer' 'python-dbus-next' 'python-docker' 'python-iptables' 'python-sdnotify'
+    'python-installer' 'python-dbus-next' 'python-docker' 'python-iptables' 'python-requests'
+    'python-sdnotify'
 )
 """
 """Tells pacman what Debian's packages have put there, since it knows only its own."""
