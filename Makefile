@@ -16,7 +16,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
+.PHONY: help venv demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock is known
 	@failed=0; for name in build test tools newest; do echo "$$name:"; \
 	$(VENV)/tools/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)/$$name.txt || failed=1; \
 	done; exit $$failed
+
+soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs, 45 minutes (SEED=, MINUTES=); writes docs/reliability.md (as root)
+	$(BIN)/python -m tests.soak $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES))
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python

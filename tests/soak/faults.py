@@ -46,12 +46,17 @@ class Fault:
     stage: Stage = as_it_is
     variants: tuple[Variant, ...] = ("nft", "legacy")
     times: int = 3
+    on_legacy: int | None = None
+    """How often there, if it takes long: a change that keeps all sizes is seen within a minute."""
     costs: frozenset[Cost] = frozenset()
     why: str = ""
     apart: bool = False
     """Whether it leaves things behind that no other fault should find."""
     heals: float = 15
     """Seconds that it may take to heal."""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def costs(*what: Cost) -> frozenset[Cost]:
@@ -326,6 +331,7 @@ def clock_jumps(scene: Scene, rng: random.Random) -> Iterator[None]:
         time.sleep(0.3)
     clock.write_text("-9000d")
     scene.toggle()
+    scene.await_text(scene.texts[scene.extra], timeout=10)
     yield
     clock.write_text("+0")
     then = time.strftime("%Y", time.localtime(time.time() - 9000 * 86400))
@@ -603,6 +609,7 @@ FAULTS = (
         strike=rule_moved,
         times=2,
         costs=costs("lost", "exposed"),
+        on_legacy=1,
         why="until the order is back an ACCEPT may come before its DROP; on legacy up to a minute",
         heals=70,
     ),
@@ -612,7 +619,13 @@ FAULTS = (
         costs=costs("lost", "exposed"),
         why=ACCEPTED,
     ),
-    Fault(name="our chains renamed", strike=chains_renamed, stage=without_renamed),
+    Fault(
+        name="our chains renamed",
+        strike=chains_renamed,
+        stage=without_renamed,
+        on_legacy=1,
+        heals=70,
+    ),
     Fault(name="bus killed", strike=bus_killed),
     Fault(
         name="IPv6 switched off and on",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import re
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
 from tests.lab.process import LabError
 from tests.lab.sandbox import Variant
 from tests.soak.faults import FAULTS, Fault
+from tests.soak.killpoints import NAME, counted, killed_at
 from tests.soak.scene import Scene, scene
 from tests.soak.trial import Row, tried
 
@@ -37,11 +42,12 @@ def run_faults(
                     break
 
 
-def one(fault: Fault, lab: Scene, seed: int, times: int | None) -> Row:
+def one(fault: Fault, lab: Scene, seed: int, times: int | None, *, fresh: bool = True) -> Row:
     """One fault in a lab of its own luck, the same in each run of a seed."""
     rng = random.Random(f"{seed} {lab.variant} {fault.name}")
+    most = fault.on_legacy if lab.variant == "legacy" and fault.on_legacy else fault.times
     try:
-        return tried(fault, lab, rng, times=min(times or fault.times, fault.times), fresh=True)
+        return tried(fault, lab, rng, times=min(times or most, most), fresh=fresh)
     except (LabError, OSError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = f"the lab failed in {where.name}: {error}"
@@ -58,9 +64,45 @@ def line(row: Row) -> str:
     return "\n    WRONG ".join([text, *row.wrong])
 
 
-@contextmanager
-def timed(say: Say, what: str) -> Iterator[None]:
-    """Say how long something took."""
+def main() -> None:
+    """All faults of one variant; the rows as JSON in a file."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.run", description=__doc__)
+    parser.add_argument("--variant", choices=("nft", "legacy"), default="nft")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="faults in whose name this is found")
+    parser.add_argument("--times", type=int, help="at most so often each")
+    parser.add_argument("--every", type=int, default=1, help="of the points to kill at, each Nth")
+    parser.add_argument("--result", type=Path, help="a file for the rows, as JSON")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
     began = time.monotonic()
-    yield
-    say(f"{what}: {time.monotonic() - began:.0f} s")
+    rows = list(run_faults(args.variant, args.seed, say=say, only=args.only, times=args.times))
+    engine = "unknown"
+    if re.search(args.only, NAME):
+        with scene(args.variant) as lab:
+            engine = lab.engine.version
+            rows.append(sweep(lab, args.seed, args.every, say=say))
+        say(line(rows[-1]))
+    say(f"{args.variant:6} all faults: {time.monotonic() - began:.0f} s")
+    if args.result:
+        rows_ = [asdict(row) for row in rows]
+        args.result.write_text(json.dumps({"engine": engine, "rows": rows_}, indent=1))
+    if any(row.wrong for row in rows):
+        raise SystemExit(1)
+
+
+def sweep(lab: Scene, seed: int, every: int, *, say: Say) -> Row:
+    """Kill at each point of a sync, or at each so many-th, beginning anywhere."""
+    first = 1 + random.Random(seed).randrange(every)
+    try:
+        return killed_at(lab, range(first, counted(lab) + 1, every), say=say)
+    except (LabError, OSError) as error:
+        return Row(fault=NAME, variant=lab.variant, wrong=[f"the lab failed: {error}"])
+
+
+if __name__ == "__main__":
+    main()
