@@ -28,7 +28,6 @@ lab=(
     command:nsenter:util-linux
     command:openssl:openssl
     command:strace:strace
-    command:faketime:faketime
 )
 # What manual pages, completions and examples are tried with; no demo needs it.
 desk=(

@@ -35,7 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
-    need("dockerd", "strace", "faketime", "ufw", "firewall-cmd", "conntrack", "nft")
+    need("dockerd", "strace", "ufw", "firewall-cmd", "conntrack", "nft")
     print(f"seed {args.seed}", flush=True)
     short = ["--times=1", "--every=12"] if args.minutes < SHORT else []
     failures: list[str] = []

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 import time
@@ -302,17 +303,34 @@ def disk_full(scene: Scene, _: random.Random) -> Iterator[None]:
         run(*here, "umount", str(state))
 
 
+SHIFTED = """\
+import time
+
+real, real_ns = time.time, time.time_ns
+
+
+def shift():
+    with open({file!r}) as file:
+        return int(file.read())
+
+
+time.time = lambda: real() + shift()
+time.time_ns = lambda: real_ns() + shift() * 10**9
+"""
+"""Read by Python before all else. Between the kernel and Python there is libfaketime, which makes
+calls fail that wait for a process, now and then."""
+DAY = 86400
+
+
 @contextmanager
 def with_a_clock_of_its_own(scene: Scene) -> Iterator[None]:
-    """The daemon, and what it starts, read the time that a file names. No monotonic clock jumps."""
+    """The daemon reads a time that a file shifts; no monotonic clock jumps, as on a real host."""
+    folder = scene.sandbox.dir / "shifted"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SHIFTED.format(file=f"{scene.sandbox.dir}/clock"))
     scene.daemon.stop()
-    (scene.sandbox.dir / "clock").write_text("+0")
-    scene.daemon.env = {
-        "LD_PRELOAD": str(next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))),
-        "FAKETIME_TIMESTAMP_FILE": f"{scene.sandbox.dir}/clock",
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    clock_set(scene, 0)
+    scene.daemon.env = {"PYTHONPATH": str(folder)}
     try:
         scene.daemon.start()
         yield
@@ -320,21 +338,28 @@ def with_a_clock_of_its_own(scene: Scene) -> Iterator[None]:
         scene.daemon.env = {}
         scene.daemon.stop()
         scene.daemon.start()
+        shutil.rmtree(folder)
+
+
+def clock_set(scene: Scene, seconds: int) -> None:
+    """At once: half a number is another one."""
+    new = scene.sandbox.dir / "clock.new"
+    new.write_text(str(seconds))
+    new.replace(scene.sandbox.dir / "clock")
 
 
 @contextmanager
 def clock_jumps(scene: Scene, rng: random.Random) -> Iterator[None]:
-    clock = scene.sandbox.dir / "clock"
     for _again in range(2):
-        clock.write_text(f"{rng.choice('+-')}{rng.randrange(1, 400)}d")
+        clock_set(scene, rng.choice((-1, 1)) * rng.randrange(1, 400) * DAY)
         scene.toggle()
         time.sleep(0.3)
-    clock.write_text("-9000d")
+    clock_set(scene, -9000 * DAY)
     scene.toggle()
     scene.await_text(scene.texts[scene.extra], timeout=10)
     yield
-    clock.write_text("+0")
-    then = time.strftime("%Y", time.localtime(time.time() - 9000 * 86400))
+    clock_set(scene, 0)
+    then = time.strftime("%Y", time.localtime(time.time() - 9000 * DAY))
     if not re.search(f"^{then}-", scene.daemon.log, re.MULTILINE):
         raise LabError("the daemon did not see the clock jump")
 
@@ -389,6 +414,16 @@ def by_hand(*commands: str) -> Strike:
         yield
 
     return strike
+
+
+@contextmanager
+def engine_rules_back(scene: Scene) -> Iterator[None]:
+    """The engine's own rules, of IPv4, are gone as well; it writes them when it starts."""
+    yield
+    scene.engine.stop()
+    scene.daemon.wait_state("waiting-for-docker")
+    scene.engine.start()
+    scene.daemon.wait_state("synced")
 
 
 def own_lines(scene: Scene) -> list[tuple[str, list[str]]]:
@@ -593,6 +628,7 @@ FAULTS = (
     Fault(
         name="nft flush ruleset",
         strike=by_hand("nft flush ruleset"),
+        stage=engine_rules_back,
         variants=("nft",),
         costs=costs("lost", "cut", "exposed"),
         why=f"{ACCEPTED}; without any nat chain the kernel translates no flow, open ones neither",

@@ -74,7 +74,8 @@ NOT_TRIED = """\
   is written whole and synced, and a file that cannot be read is left out.
 - The daemon's own threads refused one by one: memory for a fork or a thread was refused as a
   whole.
-- Clocks: the one that people read jumps; the one that only counts on does not, as on a real host.
+- Clocks: the time of day that the daemon's Python reads jumps, not the kernel's; the monotonic
+  clock does not jump, as on a real host.
 - Two faults at once, but for those that chance brings together in the long run.
 """
 
@@ -150,7 +151,7 @@ def table(rows: Iterable[Row]) -> str:
     ]
     for row in rows:
         mark = ""
-        if row.lost or row.cut or row.exposed:
+        if row.why and (row.lost or row.cut or row.exposed):
             if row.why not in notes:
                 notes.append(row.why)
             mark = f" ({notes.index(row.why) + 1})"

@@ -27,7 +27,6 @@ def quick(fault: Fault) -> bool:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Scene]:
     need("dockerd", "docker", "conntrack", "nft", "ip6tables-nft", "dbus-daemon", "strace")
-    need("faketime")
     with scene("nft") as made:
         yield made
 
@@ -43,7 +42,7 @@ def test_killed_between_two_system_calls_it_starts_clean(lab: Scene) -> None:
     points = random.Random(SEED).sample(range(1, counted(lab) + 1), KILLS)
     row = killed_at(lab, points, say=print)
     assert row.wrong == [], f"seed {SEED}, points {points}"
-    assert row.tried > KILLS
+    assert row.tried >= KILLS
 
 
 def test_in_the_end_the_tables_are_what_a_fresh_start_writes(lab: Scene) -> None:
