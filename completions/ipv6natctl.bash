@@ -1,7 +1,9 @@
 # Completion of ipv6natctl for bash. Names of containers and networks are those of this moment.
+# One with other letters than Docker allows by itself is not offered: bash would run what is in it.
 
 _ipv6natctl_column() {
-    ipv6natctl "$1" --no-legend 2>/dev/null | awk -v column="$2" '$column != "-" { print $column }'
+    ipv6natctl "$1" --no-legend 2>/dev/null |
+        awk -v column="$2" '$column ~ /^[[A-Za-z0-9_][]A-Za-z0-9_.:-]*$/ { print $column }'
 }
 
 _ipv6natctl_containers() {

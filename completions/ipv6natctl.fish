@@ -1,7 +1,9 @@
 # Completion of ipv6natctl for fish. Names of containers and networks are those of this moment.
+# One with other letters than Docker allows by itself is not offered: bash would run what is in it.
 
 function __ipv6natctl_column
-    ipv6natctl $argv[1] --no-legend 2>/dev/null | awk -v column=$argv[2] '$column != "-" { print $column }'
+    ipv6natctl $argv[1] --no-legend 2>/dev/null |
+        awk -v column=$argv[2] '$column ~ /^[[A-Za-z0-9_][]A-Za-z0-9_.:-]*$/ { print $column }'
 end
 
 function __ipv6natctl_containers

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,51 @@ def test_fish_completes_with_live_names(bus: Bus, typed: str, ending: str) -> No
     run(body())
     words = [line.partition("\t")[0].rpartition("=")[2] for line in results]
     assert words == [ending.strip()]
+
+
+COMPLETING = {
+    "bash": """source {folder}/ipv6natctl.bash
+        for words in 'networks --network' 'mappings --container' 'explain' 'mappings --port'; do
+            COMP_WORDS=(ipv6natctl $words ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _ipv6natctl
+            printf '%s\n' "${{COMPREPLY[@]}}"
+        done""",
+    "zsh": """fpath=({folder} $fpath); autoload -Uz +X _ipv6natctl; _wanted() {{ print -l $names }}
+        _ipv6natctl >/dev/null 2>&1; _ipv6natctl_containers; _ipv6natctl_networks""",
+    "fish": """source {folder}/ipv6natctl.fish
+        complete -C 'ipv6natctl networks --network '
+        complete -C 'ipv6natctl explain '""",
+}
+"""How each shell is had to complete without a terminal."""
+
+
+@pytest.mark.parametrize("shell", COMPLETING)
+def test_a_name_that_is_a_command_is_neither_run_nor_offered(
+    tmp_path: Path, bus: Bus, shell: str
+) -> None:
+    need(shell)
+    ran = tmp_path / "ran"
+    evil = (f"$(touch${{IFS}}{ran})", f"`touch${{IFS}}{ran}`", f"a;touch${{IFS}}{ran}", "a|b", "~")
+    now = status(mapping(), *(mapping(i, name) for i, name in enumerate(evil, 1)))
+    (front,) = now.networks
+    networks = (front, *(replace(front, id=f"{i:064}", name=name) for i, name in enumerate(evil)))
+    now = replace(now, networks=networks)
+    said: list[str] = []
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(now)):
+            process = await asyncio.create_subprocess_exec(
+                *(shell, "-c", COMPLETING[shell].format(folder=FOLDER)),
+                stdout=subprocess.PIPE,
+                env=environ(bus),
+            )
+            out, _ = await process.communicate()
+            said.extend(out.decode().split())
+
+    run(body())
+    assert not ran.exists()
+    assert {"front", "web"} <= {each.rpartition("=")[2] for each in said}
+    assert not [each for each in said if re.search(r"touch|[|~$;`]", each)]
 
 
 @pytest.mark.parametrize("file", FILES)
