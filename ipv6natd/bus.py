@@ -28,6 +28,8 @@ CALL_SECONDS = 25.0
 SMALL = 64 << 10
 """Bytes that a service reads of a message's arrays. Its callers have no reason to send more, and
 the library takes a microsecond an element, during which nothing else runs."""
+LONGEST_ERROR = 4000
+"""Characters of an error: it may quote what a caller sent, however long that was."""
 LARGE = 256 << 20
 """More than a message can have."""
 
@@ -164,7 +166,7 @@ class Connection:
             message_type=MessageType.ERROR,
             error_name=error.name,
             signature="s",
-            body=[bus_text(error.text)],
+            body=[bus_text(error.text[:LONGEST_ERROR])],
         )
 
     def _answer(self, call: Call, **parts: Any) -> int:

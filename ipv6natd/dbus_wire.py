@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import struct
 import typing
 import warnings
 from typing import Any
@@ -24,6 +25,7 @@ with warnings.catch_warnings():
     from dbus_next._private.marshaller import Marshaller
     from dbus_next._private.unmarshaller import Unmarshaller
     from dbus_next.aio import message_bus as aio
+    from dbus_next.signature import SignatureTree
 
 __all__ = [
     "Bus",
@@ -39,6 +41,26 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Messages read before everything else in the loop has its turn."""
+
+
+_HEAD = 16
+"""Bytes of the part of a message that tells its length."""
+
+
+class _Signatures(dict[str, Any]):
+    """The library keeps each signature that it meets, for ever; whoever may send could fill the
+    memory with them."""
+
+    MOST = 256
+
+    def __setitem__(self, signature: str, tree: Any) -> None:
+        if len(self) >= self.MOST:
+            self.clear()
+        super().__setitem__(signature, tree)
+
+
+if hasattr(SignatureTree, "_cache"):
+    SignatureTree._cache = _Signatures()
 
 
 class _Writer(aio._MessageWriter):  # type: ignore[misc]
@@ -64,11 +86,36 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
 
 
 class _Reader(Unmarshaller):  # type: ignore[misc]
-    """The library's parser, with a bound on what one message may cost."""
+    """The library's parser, with a bound on what one message may cost.
+
+    The whole message is read before any of it is looked at, and nothing beyond its end: one that
+    cannot be understood would else leave the reader in its middle, where whoever sent it may have
+    put the bytes of another message, in anybody's name.
+    """
 
     left = 0
     """Bytes that the arrays of the message may still have; one in another counts twice."""
     offset: int
+    buf: bytearray
+    _end = 0
+
+    def _unmarshall(self) -> None:
+        self.offset = self._end = 0
+        self.read(_HEAD, prefetch=True)
+        order = "<" if self.buf[:1] == b"l" else ">"
+        body, fields = struct.unpack_from(f"{order}4xI4xI", self.buf)
+        end = _HEAD + fields + -fields % 8 + body
+        self.read(end, prefetch=True)
+        self._end = end
+        super()._unmarshall()
+
+    def read(self, n: int, prefetch: bool = False) -> int:
+        # What is read ahead is there by then, and the library takes its length for another one.
+        if self._end and not prefetch and self.offset + n > self._end:
+            raise ValueError("it goes on beyond its end")
+        if self._end and prefetch:
+            return self.offset
+        return int(super().read(n, prefetch))
 
     def read_array(self, type_: Any) -> Any:
         self.align(4)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -249,3 +252,44 @@ def test_rows_are_marshalled_as_the_library_does(rows: list[Row]) -> None:
 def test_plain_takes_every_variant_away() -> None:
     row = mapping_row(mapping(), 5)
     assert plain([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
+
+
+def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
+    """What follows it is the next message, never its own bytes: those may claim any sender."""
+    inner = LIBRARY["Message"](path="/a", interface="a.b", member="Forged", serial=9, sender=":1.0")
+    body = bytes(inner._marshall())
+    # Type 9; the lengths say what belongs to it.
+    odd = b"l\x09\0\x01" + struct.pack("<III", len(body), 1, 0) + body
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    stream = io.BytesIO(odd + honest)
+    with pytest.raises(ValueError, match="9"):
+        reader_of(stream).unmarshall()
+    assert reader_of(stream).unmarshall().member == "Honest"
+
+
+def test_a_message_is_not_read_beyond_its_end() -> None:
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    # An array of 64 bytes that the message does not have.
+    long = bytearray(
+        LIBRARY["Message"](path="/a", member="M", signature="ay", body=[b""], serial=1)._marshall()
+    )
+    long[-4:] = struct.pack("<I", 64)
+    stream = io.BytesIO(bytes(long) + honest)
+    with pytest.raises(ValueError, match="beyond its end"):
+        reader_of(stream).unmarshall()
+    assert reader_of(stream).unmarshall().member == "Honest"
+
+
+def reader_of(stream: io.BytesIO) -> Any:
+    reader = LIBRARY["_Reader"](stream)
+    reader.left = 1 << 16
+    return reader
+
+
+def test_signatures_that_others_send_are_not_kept_for_ever() -> None:
+    kept = LIBRARY["SignatureTree"]._cache
+    for number in range(3000):
+        signature = "".join("yb"[number >> bit & 1] for bit in range(12))
+        assert LIBRARY["Variant"](signature[:1], 1 if signature[0] == "y" else True)
+        LIBRARY["SignatureTree"]._get(signature)
+    assert len(kept) <= 256
