@@ -12,12 +12,13 @@ import traceback
 from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ipv6natd import __version__, logs
 from ipv6natd.config import KEYS, ConfigError, Settings, load
 from ipv6natd.early import close_networks
 from ipv6natd.firewall import FirewallError
+from ipv6natd.tables import printable
 from ipv6natd.tools import CLEAN
 
 log = logging.getLogger("ipv6natd")
@@ -78,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         settings = reload()
     except ConfigError as error:
-        print(f"ipv6natd: {error}", file=sys.stderr)
+        print(f"ipv6natd: {printable(str(error))}", file=sys.stderr)
         _leave_word(str(error))
         return CONFIGURATION
     logs.start(debug=settings.debug)
@@ -128,6 +129,10 @@ def _may_write_rules() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     """No abbreviations: allow_abbrev=False guards two dashes only, and -f would flush."""
+
+    def error(self, message: str) -> NoReturn:
+        # It may quote words that a terminal acts on.
+        super().error(printable(message))
 
     def _get_option_tuples(
         self, option_string: str

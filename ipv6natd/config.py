@@ -74,7 +74,7 @@ def _bool(value: Any) -> bool:
 
 def _endpoint(value: Any) -> str:
     scheme, _, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
-    if scheme not in ("unix", "tcp", "http", "https") or not rest:
+    if scheme not in ("unix", "tcp", "http", "https") or not rest or not rest.isprintable():
         raise ValueError
     if scheme == "unix" and not rest.startswith("/"):
         raise ValueError

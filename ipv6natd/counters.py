@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from ipv6natd.rules import PREFIX
+from ipv6natd.save_text import save_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def connections(save: str) -> Map[DnatKey, int]:
     Only the first packet of a flow passes nat.
     """
     found: dict[DnatKey, int] = {}
-    for line in save.splitlines():
+    for line in save_lines(save):
         if (hit := _COUNTED.fullmatch(line)) and (key := dnat_key(hit[2])):
             found[key] = int(hit[1])
     return found

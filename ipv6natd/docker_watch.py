@@ -395,12 +395,17 @@ class _Client(docker.APIClient):  # type: ignore[misc]
         """The library sets it."""
 
 
+_ODD = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
+"""What the libraries let through: JSON that is none, is nested too deeply, or has another shape."""
+_BROKEN = (docker.errors.DockerException, requests.RequestException, OSError, *_ODD)
+
+
 @contextmanager
 def _engine_errors(what: str, connection: Connection | None = None) -> Iterator[None]:
     """The library's errors as EngineGone, in one line; with `connection`, what to do about it."""
     try:
         yield
-    except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
+    except _BROKEN as error:
         said = _one_line(error)
         if connection is not None and (
             helps := advice(connection.endpoint, connection.cert_path, str(error))
@@ -427,7 +432,7 @@ def _inspect(client: docker.APIClient, kind: str, identity: str) -> object:
     except requests.ConnectionError as error:
         raise EngineGone(_one_line(error)) from None
     # Before OSError: the library's errors are that too, the one for broken JSON among them.
-    except (requests.RequestException, docker.errors.DockerException, ValueError) as error:
+    except (requests.RequestException, docker.errors.DockerException, *_ODD) as error:
         raise _Unclear(_one_line(error)) from None
     except OSError as error:
         raise EngineGone(_one_line(error)) from None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from ipv6natd.model import EngineRules, Protocol
+from ipv6natd.save_text import save_lines
 
 _CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
 # Up to 27 the engine's rules about a bridge stand in FORWARD itself.
@@ -24,7 +25,7 @@ def from_save(text: str) -> EngineRules:
     """The engine's rules in the output of one ip6tables-save."""
     bridges: set[str] = set()
     ports: set[tuple[Protocol, int]] = set()
-    for line in text.splitlines():
+    for line in save_lines(text):
         if not (_CHAIN.match(line) or _FORWARD.match(line)):
             continue
         bridges.update(_INTERFACE.findall(line))

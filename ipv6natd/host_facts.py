@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from contextlib import suppress
@@ -29,6 +30,7 @@ _ENOUGH = 8
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
 _HERE = Path("/proc/thread-self")
+_DEVICE = re.compile(r"(?!\.\.?$)[^\s/:\0]{1,15}")
 _RIVAL = "docker-ipv6nat"
 
 
@@ -112,16 +114,27 @@ def _learned(conf: Path) -> Iterator[Learned]:
     text = said(Tool.IP, "-json", "-6", "route", "show", "default", "proto", "ra")
     try:
         routes = json.loads(text or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return
-    devices = [hop.get("dev") for each in routes for hop in (each, *each.get("nexthops", ()))]
-    for interface in dict.fromkeys(filter(None, devices)):
+    for interface in dict.fromkeys(_devices(routes)):
         accept = _word(conf / interface / "accept_ra")
         yield Learned(
             interface=interface,
             accept_ra=int(accept) if accept.isdecimal() else 0,
             forwarding=_word(conf / interface / "forwarding") == "1",
         )
+
+
+def _devices(routes: object) -> Iterator[str]:
+    """Those of routes as `ip -json` words them, and of their next hops."""
+    match routes:
+        case list():
+            for each in routes:
+                yield from _devices(each)
+        case dict():
+            if isinstance(device := routes.get("dev"), str) and _DEVICE.fullmatch(device):
+                yield device
+            yield from _devices(routes.get("nexthops"))
 
 
 def _routed() -> tuple[str, ...]:
@@ -176,5 +189,5 @@ def _text(path: Path) -> str:
     """The file's text; "" where it is not there: no IPv6, no br_netfilter, or gone meanwhile."""
     try:
         return path.read_text(errors="replace")
-    except OSError:
+    except (OSError, ValueError):  # a name that no path can have
         return ""

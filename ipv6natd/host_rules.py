@@ -16,7 +16,7 @@ from typing import Any
 from ipv6natd import tools
 from ipv6natd.host_checks import HostFacts
 from ipv6natd.leftovers import NFT_TABLE, is_jump, is_theirs
-from ipv6natd.nft_rules import base_chains
+from ipv6natd.nft_rules import base_chains, entries
 from ipv6natd.rules import PREFIX
 
 _TIMEOUT = 10.0
@@ -62,7 +62,7 @@ def read(facts: HostFacts) -> HostFacts:
     forward = rules.get("filter", ())
     return replace(
         facts,
-        forward_policy=next((r.split()[2] for r in forward if r.startswith("-P ")), "ACCEPT"),
+        forward_policy=next((r.split()[-1] for r in forward if r.startswith("-P ")), "ACCEPT"),
         forward_rules=tuple(rule for rule in forward if rule.startswith("-A ")),
         chains=base_chains(_listed(chains, mine)),
         source_filters=tuple(
@@ -113,10 +113,9 @@ def _nft(*commands: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         # One document for each command.
-        documents = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError:
+        return entries([json.loads(line) for line in text.splitlines() if line.strip()])
+    except (ValueError, RecursionError):
         return []
-    return [each for document in documents for each in document.get("nftables", ())]
 
 
 def _docker4(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[str]:

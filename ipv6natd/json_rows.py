@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 _BETWEEN = re.compile(r"[\s,]*")
+_ENDED = re.compile(r"\s*[,\]]")
 
 
 def json_rows(pieces: Iterable[bytes]) -> Iterator[Any]:
@@ -42,7 +43,9 @@ def _whole_rows(text: str) -> Generator[Any, None, int]:
             row, end = raw_decode(text, start)
         except json.JSONDecodeError:
             return start
-        if end == len(text):
-            return start  # it may go on: what is behind a row is "," or "]"
+        except RecursionError:
+            raise ValueError("the list is nested too deeply") from None
+        if not _ENDED.match(text, end):
+            return start  # it may go on: "-1.5e" and then "3"
         yield row
         at = end

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Network
 
 from ipv6natd.model import Network
 from ipv6natd.rules import PREFIX
+from ipv6natd.save_text import save_lines
 
 _CHAIN = re.compile(r"DOCKER(?!-USER$)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
@@ -71,11 +72,12 @@ def in_save(variant: str, text: str, networks: Iterable[Network]) -> tuple[Lefto
     hits = [(each, hit) for each in lines if (hit := _worded(each))]
     about = [(each, hit) for each, hit in hits if _is_docker(hit.get("bridge", ""), bridges)]
     subnets = {subnet for each in known for subnet in each.subnets}
-    subnets.update(IPv6Network(hit["subnet"]) for _, hit in about if "subnet" in hit)
+    subnets.update(subnet for _, hit in about if (subnet := _subnet(hit.get("subnet", ""))))
     hairpins = [
         each
         for each, hit in hits
-        if "address" in hit and any(IPv6Address(hit["address"]) in subnet for subnet in subnets)
+        if (address := _subnet(hit.get("address", "")))
+        and any(address.subnet_of(subnet) for subnet in subnets)
     ]
     loose = {*filter(_jumps, theirs), *(each for each, _ in about), *hairpins}
     chains = [each for each in theirs if not each.rule]
@@ -100,7 +102,7 @@ def removal(leftovers: Iterable[Leftover]) -> str:
     found = list(leftovers)
     lines: list[str] = []
     # Nothing is to be translated that no rule lets through: nat first.
-    for table in sorted({each.table for each in found}, key=("nat", "filter", "raw").index):
+    for table in sorted({each.table for each in found}, key=lambda each: (each != "nat", each)):
         here = [each for each in found if each.table == table]
         chains = [each.chain for each in here if not each.rule]
         lines.append(f"*{table}")
@@ -115,13 +117,13 @@ def removal(leftovers: Iterable[Leftover]) -> str:
 def _lines(text: str, variant: str) -> Iterator[Leftover]:
     """Every chain and rule that is not ours, as if it were one."""
     table = ""
-    for line in text.splitlines():
+    for line in save_lines(text):
         match line[:1]:
             case "*":
                 table = line[1:]
             case ":":
                 yield Leftover(variant=variant, table=table, chain=line[1:].split(" ", 1)[0])
-            case "-":
+            case "-" if line.count(" ") > 1:
                 _, chain, rule = line.split(" ", 2)
                 if not chain.startswith(PREFIX):
                     yield Leftover(variant=variant, table=table, chain=chain, rule=rule)
@@ -138,6 +140,14 @@ def _worded(line: Leftover) -> dict[str, str]:
         if hit := pattern.fullmatch(line.rule):
             return hit.groupdict()
     return {}
+
+
+def _subnet(text: str) -> IPv6Network | None:
+    """None for what is none: a mask may have holes."""
+    try:
+        return IPv6Network(text)
+    except ValueError:
+        return None
 
 
 def _is_docker(bridge: str, bridges: set[str]) -> bool:

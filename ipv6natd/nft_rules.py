@@ -13,9 +13,6 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-_DEPTH = 16
-"""The kernel's own limit of jumps within jumps."""
-
 
 class Asks(StrEnum):
     """What a match looks at, as far as it matters here."""
@@ -79,6 +76,22 @@ class Flow:
     dnat: bool = False
 
 
+def entries(documents: Iterable[Any]) -> list[dict[str, Any]]:
+    """Chains and rules in documents of nft's; what has another shape than they have is left out."""
+    lists = (each.get("nftables") for each in documents if isinstance(each, dict))
+    every = (entry for each in lists if isinstance(each, list) for entry in each)
+    return [each for each in every if isinstance(each, dict) and _is_whole(each)]
+
+
+def _is_whole(entry: Map[str, Any]) -> bool:
+    match entry:
+        case {"chain": {"family": str(), "table": str(), "name": str(), **more}}:
+            return all(isinstance(more.get(key, ""), str) for key in ("hook", "policy"))
+        case {"rule": {"family": str(), "table": str(), "chain": str(), **more}}:
+            return isinstance(more.get("expr", []), list)
+    return False
+
+
 def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
     """The base chains in what nft listed, with as many rules as it listed."""
     chains: list[dict[str, Any]] = []
@@ -110,7 +123,7 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
 
 def blocks(chain: BaseChain, flow: Flow) -> bool:
     """Whether the chain surely ends the flow, and nobody has thought of it before that."""
-    fate = _fate(chain, chain.rules, flow, _DEPTH) or chain.policy
+    fate = _fate(chain, chain.rules, flow, {}) or chain.policy
     return fate in ("drop", "reject")
 
 
@@ -123,7 +136,9 @@ def filters_sources(chain: BaseChain) -> bool:
     )
 
 
-def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, depth: int) -> str:
+def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[str, str]) -> str:
+    """`known` has the fate in each chain that was gone through: many rules may jump to one, and
+    each of them again, so that the ways double with each step."""
     for rule in rules:
         answers = [_holds(each, flow) for each in rule.matches]
         if False in answers:
@@ -136,8 +151,12 @@ def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, depth: int) ->
                 return rule.verdict
             case "return" if sure:
                 return ""
-            case "jump" | "goto" if depth:
-                fate = _fate(chain, chain.others.get(rule.target, ()), flow, depth - 1)
+            case "jump" | "goto":
+                if rule.target not in known:
+                    known[rule.target] = ""  # a loop, which the kernel does not take, ends here
+                    others = chain.others.get(rule.target, ())
+                    known[rule.target] = _fate(chain, others, flow, known)
+                fate = known[rule.target]
                 if fate == "accept" or (fate and sure):
                     return fate
                 if rule.verdict == "goto" and sure:
@@ -182,16 +201,16 @@ def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
     verdict = target = ""
     source = False
     for expression in expressions:
-        for name, value in expression.items():
-            match name:
-                case "match":
+        for name, value in expression.items() if isinstance(expression, dict) else ():
+            match name, value:
+                case "match", dict():
                     matches.append(_match(value))
                     source = source or "saddr" in _fib_flags(value.get("left"))
-                case "accept" | "drop" | "reject" | "return":
+                case "accept" | "drop" | "reject" | "return", _:
                     verdict = name
-                case "jump" | "goto":
-                    verdict, target = name, value["target"]
-                case "counter" | "log" | "comment" | "mangle" | "notrack":
+                case "jump" | "goto", {"target": str(target)}:
+                    verdict = name
+                case "counter" | "log" | "comment" | "mangle" | "notrack", _:
                     pass
                 case _:
                     # A limit, a map of verdicts, a match of xtables: it may hold or not.
@@ -202,10 +221,11 @@ def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
 def _match(value: dict[str, Any]) -> Match:
     left, right, operator = value.get("left"), value.get("right"), value.get("op")
     negated = operator == "!="
-    if isinstance(left, dict) and isinstance(masked := left.get("&"), list):
-        left = masked[0]
-        if right == 0:  # ct status & dnat != 0, where others write: ct status dnat
-            right, negated = masked[1], not negated
+    match left:
+        case {"&": [masked, mask]}:
+            left = masked
+            if right == 0:  # ct status & dnat != 0, where others write: ct status dnat
+                right, negated = mask, not negated
     values = frozenset(_words(right))
     return Match(asks=_asks(left, values), values=values, negated=negated)
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from sdnotify import SystemdNotifier
 
+from ipv6natd.tables import printable
+
 LONGEST = 3000
 """Bytes of a status."""
 
@@ -59,9 +61,10 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    # A newline would begin the next assignment, a NUL ends the text for systemd, and a message of
-    # more than 4096 bytes it drops as a whole, the READY in it too.
-    line = " ".join(text.replace("\0", " ").splitlines()).encode("utf-8", "replace")
+    # A newline would begin the next assignment, a NUL ends the text for systemd, systemctl hands
+    # everything else to the terminal, and a message of more than 4096 bytes systemd drops as a
+    # whole, the READY in it too.
+    line = printable(" ".join(text.replace("\0", " ").splitlines())).encode("utf-8", "replace")
     return "STATUS=" + line[:LONGEST].decode("utf-8", "ignore")
 
 

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.model import Protocol
 from ipv6natd.rules import (
+    COMMENT,
     DOCKER_USER,
     PREFIX,
     BaseJump,
@@ -29,12 +30,17 @@ from ipv6natd.rules import (
 )
 
 _CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}\+?", re.ASCII)
+_STATES = frozenset({"RELATED", "ESTABLISHED", "DNAT", "INVALID"})
 _KEPT_FIRST = frozenset({"FORWARD", "INPUT"})
 """Base chains of the filter table; our jumps stand at the head of them."""
 
 
 def rule(text: str) -> Rule:
     """The rule that `words` worded so. Raises ValueError."""
+    # Behind a "%" the library of addresses takes any text at all.
+    if "%" in text or not text.isascii():
+        raise ValueError(f"not a rule of ours: {text[:80]!a}")
     fields: dict[str, object] = {}
     tokens = iter(text.split())
     for token in tokens:
@@ -54,18 +60,38 @@ def table_rules(text: str) -> TableRules:
         match line.split(" ", 2):
             case ["*filter"] | ["COMMIT"]:
                 continue
-            case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}"):
+            case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}") and _CHAIN.fullmatch(
+                name[1:]
+            ):
                 chains[name[1:]] = []
             case ["-A", name, words_] if name in chains:
                 chains[name].append(rule(words_))
             case ["-A", name, words_] if name in _KEPT_FIRST:
-                jumps.append(BaseJump(base=name, first=True, rule=rule(words_)))
+                jumps.append(BaseJump(base=name, first=True, rule=_jump(words_)))
             case _:
                 raise ValueError(f"not a line of ours: {line[:80]}")
+    known = {DOCKER_USER, *chains}
+    every = (*(each.rule for each in jumps), *(each for rules in chains.values() for each in rules))
+    for each in every:
+        if isinstance(each.target, Jump) and each.target.chain not in known:
+            raise ValueError(f"a jump to a chain that is not there: {each.target.chain}")
     return TableRules(
         chains=tuple(Chain(name=name, rules=tuple(rules)) for name, rules in chains.items()),
         jumps=tuple(jumps),
     )
+
+
+def _jump(text: str) -> Rule:
+    found = rule(text)
+    if not isinstance(found.target, Jump) or found.comment != COMMENT:
+        raise ValueError(f"not a jump of ours: {text[:80]}")
+    return found
+
+
+def _checked(pattern: re.Pattern[str], value: str) -> str:
+    if not pattern.fullmatch(value):
+        raise ValueError(f"not a name of ours: {value[:40]!a}")
+    return value
 
 
 def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]) -> None:
@@ -76,9 +102,11 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "-d", _:
             fields["not_destination" if inverted else "destination"] = IPv6Network(value)
         case "-i", _:
-            fields["not_in_interface" if inverted else "in_interface"] = value
+            fields["not_in_interface" if inverted else "in_interface"] = _checked(_INTERFACE, value)
         case "-o", _:
-            fields["not_out_interface" if inverted else "out_interface"] = value
+            fields["not_out_interface" if inverted else "out_interface"] = _checked(
+                _INTERFACE, value
+            )
         case "-p", False if value == "ipv6-icmp":
             fields["icmp"] = True
         case "-p", False:
@@ -87,22 +115,43 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
             pass  # the option behind it says more
         case "--dport", False:
             first, _, last = value.partition(":")
-            fields["ports"] = int(first), int(last or first)
+            fields["ports"] = _port(first), _port(last or first)
         case "--mark", False:
             mark, _, mask = value.partition("/")
-            fields["mark"] = int(mark, 16), int(mask, 16)
+            fields["mark"] = _mark(mark), _mark(mask)
         case "--src-type", True:
             fields["source_not_local"] = True
         case "--dst-type", False:
             fields["destination_local"] = True
         case "--ctstate", False:
-            fields["states"] = tuple(value.split(","))
-        case "--comment", False:
+            fields["states"] = _states(value)
+        case "--comment", False if value == COMMENT:
             fields["comment"] = value
         case "-j", False:
             fields["target"] = _target(value, tokens)
         case _:
             raise ValueError(f"not an option of ours: {option[:40]}")
+
+
+def _states(text: str) -> tuple[str, ...]:
+    states = tuple(text.split(","))
+    if not _STATES.issuperset(states):
+        raise ValueError(f"not states of ours: {text[:40]!a}")
+    return states
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"not a port: {text[:40]!a}")
+    return port
+
+
+def _mark(text: str) -> int:
+    mark = int(text, 16)
+    if not 0 <= mark <= 0xFFFFFFFF:
+        raise ValueError(f"not a mark: {text[:40]!a}")
+    return mark
 
 
 def _target(name: str, tokens: Iterator[str]) -> Target:
@@ -115,7 +164,7 @@ def _target(name: str, tokens: Iterator[str]) -> Target:
     match name:
         case "DNAT" if value.startswith("["):
             address, _, port = value[1:].partition("]:")
-            return Dnat(IPv6Address(address), int(port))
+            return Dnat(IPv6Address(address), _port(port))
         case "DNAT":
             return Dnat(IPv6Address(value))
         case "SNAT":

@@ -6,6 +6,7 @@ Text only: nothing here runs a tool or knows which variant it is.
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -90,19 +91,44 @@ class _Reading:
         )
 
 
+_STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
+_LONGEST = 4096
+"""Characters of a line that a string may make of several: a comment has 255 at most."""
+
+
+def save_lines(text: str) -> Iterator[str]:
+    """The lines of `ip6tables-save`; one in whose string a line break stands is one.
+
+    Else the words of somebody's comment would count as rules.
+    """
+    # An iterator, not a list: the output of a large host is megabytes.
+    lines = io.StringIO(text, newline="\n")
+    for line in lines:
+        parts, whole = [line], line
+        while _goes_on(whole) and len(whole) < _LONGEST and (more := next(lines, "")):
+            parts.append(more)
+            whole += more
+        # A string that never ends is none, and must not hide what stands below it.
+        for each in parts if _goes_on(whole) else (whole,):
+            yield each.removesuffix("\n")
+
+
+def _goes_on(line: str) -> bool:
+    # Strings stand in rules alone, behind a blank; no rule of ours has one.
+    return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
+
+
 def parse_save(text: str) -> Observed:
     """What concerns us in the output of `ip6tables-save`; a table that is not in it is empty."""
     observed: Observed = {table: ObservedTable() for table in Table}
     reading, table = _Reading(), ""
-    # An iterator, not a list: the output of a large host is megabytes.
-    for raw in io.StringIO(text):
-        line = raw.rstrip("\n")
+    for line in save_lines(text):
         match line[:1]:
             case "*":
                 reading, table = _Reading(), line[1:]
             case ":":
                 reading.chain(line[1:].split(" ", 1)[0])
-            case "-":
+            case "-" if line.count(" ") > 1:
                 _, chain, rule = line.split(" ", 2)
                 reading.rule(chain, rule)
             case "C" if line == "COMMIT" and table in list(Table):
@@ -115,7 +141,7 @@ def _jump(base: str, position: int, text: str, chains: Container[str]) -> Observ
     try:
         tokens = iter(shlex.split(text))
     except ValueError:
-        # A comment with a line break in it comes out as two lines, neither of them whole.
+        # A string that never ends: not the words of any rule.
         return None
     comment = target = ""
     plain = True

@@ -151,7 +151,7 @@ def _answer(found: Iterable[Check], how: How) -> Answer:
         (
             how.screen.paint(each.verdict, COLOURS[each.verdict]),
             each.about,
-            printable(each.text) + (f": {each.fix}" if each.fix else ""),
+            printable(f"{each.text}: {each.fix}" if each.fix else each.text),
         )
         for each in every
     ]

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ipv6natd import __version__
 from ipv6natd.ctl.asking import How, Run
 from ipv6natd.model import Protocol
-from ipv6natd.tables import PIPE, Screen
+from ipv6natd.tables import PIPE, Screen, printable
 
 JSON_MODES = ("short", "pretty", "off")
 FILTERS = {
@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
     """One sentence, without the usage before it: `--help` has that, and more."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ipv6natctl: {message}; ipv6natctl --help tells more\n")
+        self.exit(2, f"ipv6natctl: {printable(message)}; ipv6natctl --help tells more\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -33,7 +33,7 @@ TABLE: dict[str, tuple[object, list[tuple[Any, object]], list[Any]]] = {
             ("tcp://192.0.2.1:2375", "tcp://192.0.2.1:2375"),
             ("https://h:1", "https://h:1"),
         ],
-        ["", "docker.sock", "unix://docker.sock", "ssh://h", "fd://", "tcp://", 5, None, []],
+        ["", "docker.sock", "unix://docker.sock", "ssh://h", "fd://", "tcp://", 5, "unix:///\0"],
     ),
     "cert_path": ("", [("", ""), ("/etc/docker", "/etc/docker")], ["certs", "/a\0b", 5, [], True]),
     "tls_verify": (False, [(True, True)], ["true", 1, "", []]),

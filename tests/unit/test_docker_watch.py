@@ -418,6 +418,7 @@ def test_the_number_of_inspects_at_a_time_is_bounded(
         (500, b""),
         (200, b"<html>"),
         (200, b""),
+        (200, b"[" * 100_000),
         (409, b"\xff\xfe"),
     ],
 )
@@ -625,7 +626,11 @@ def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
 
 @pytest.mark.parametrize("path", ["/version", "/info", "/events", "/networks", "/containers/json"])
 @pytest.mark.parametrize(
-    "bad", [(500, b'{"message": "no"}'), (200, b"<html>"), (200, b"5"), (200, b"")]
+    "bad",
+    [
+        *((500, b'{"message": "no"}'), (200, b"<html>"), (200, b"5"), (200, b"")),
+        (200, b"[" * 100_000),
+    ],
 )
 def test_an_engine_out_of_its_mind_is_waited_for(
     engine: FakeEngine, path: str, bad: Answer

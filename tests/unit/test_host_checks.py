@@ -17,7 +17,7 @@ from ipv6natd.host_checks import (
     unfiltered,
 )
 from ipv6natd.model import ManagedBy
-from ipv6natd.nft_rules import base_chains
+from ipv6natd.nft_rules import Asks, BaseChain, Flow, Match, NftRule, base_chains, blocks
 from tests.unit.build import network
 
 X = network(name="x", bridge="br-x")
@@ -231,6 +231,28 @@ def test_jumps_are_followed_and_an_endless_one_is_not() -> None:
 
 
 # What is about one network.
+
+
+def test_many_ways_through_one_chain_are_gone_once() -> None:
+    # Ten jumps in each of sixteen chains: nobody lives to see the end of all their ways.
+    steps: dict[str, tuple[NftRule, ...]] = {
+        f"c{depth}": (NftRule(verdict="jump", target=f"c{depth + 1}"),) * 10 for depth in range(16)
+    }
+    last: dict[str, tuple[NftRule, ...]] = {"c16": (NftRule(verdict="drop"),)}
+    chain = BaseChain(
+        family="inet",
+        table="t",
+        name="forward",
+        hook="forward",
+        rules=(NftRule(verdict="jump", target="c0"),),
+        others=steps | last,
+    )
+    never: dict[str, tuple[NftRule, ...]] = {
+        "c16": (NftRule(matches=(Match(asks=Asks.NEVER),), verdict="drop"),)
+    }
+    flow = Flow(bridge="br-x", incoming="br-x", outgoing="eth0")
+    assert blocks(chain, flow)
+    assert not blocks(replace(chain, others=steps | never), flow)
 
 
 def test_a_bridge_in_no_zone_of_firewalld_is_named() -> None:

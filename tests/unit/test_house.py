@@ -17,11 +17,11 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks remember
-cli           -> config early daemon firewall flush logs notify tools
+cli           -> config early daemon firewall flush logs notify tables tools
 config        -> model
 conntrack     -> flows model tools
 contest       ->
-counters      -> rules
+counters      -> rules save_text
 ctl           -> bus ctl.asking ctl.commands ctl.usage tables
 ctl.asking    -> bus tables
 ctl.checking  -> bus checks ctl.asking firewall firewall.restore firewalld host_checks host_facts
@@ -54,7 +54,7 @@ docker_watch  -> background docker_facts endpoint engine_flags engine_unit json_
 early         -> firewall firewall.restore kept plan rules
 endpoint      ->
 engine_flags  ->
-engine_rules  -> model
+engine_rules  -> model save_text
 engine_unit   -> tools
 explain       -> counters model networks port_outcomes rules status
 filters       -> model status
@@ -78,14 +78,14 @@ journal       -> host_checks model status
 json_rows     ->
 kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows journal model plan rules ruleset
-leftovers     -> model rules
+leftovers     -> model rules save_text
 log_control   -> bus logs status
 logs          ->
 metrics       -> model status
 model         -> remember
 networks      -> model
 nft_rules     ->
-notify        ->
+notify        -> tables
 plan          -> rules
 polkit        -> bus dbus_values
 port_outcomes -> claims counters model networks rules status

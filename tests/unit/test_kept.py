@@ -41,6 +41,16 @@ def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -s fd00::/8%x -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A  -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A\nCOMMIT",
+        '*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i "a -j DROP\nCOMMIT',
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \x1b -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \u00e9 -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m conntrack --ctstate NEW -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -p tcp -m tcp --dport 70000 -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m comment --comment x -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A;x - [0:0]\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A INPUT -j IPV6NAT-A\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j IPV6NAT-B\nCOMMIT",
     ],
 )
 def test_what_we_did_not_write_is_refused(tmp_path: Path, text: str) -> None:

@@ -119,6 +119,42 @@ def test_a_rule_that_only_speaks_of_our_targets_is_no_jump(rule: str) -> None:
     assert jump_of(rule) is None
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "a\n-x",
+        "a\n-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD",
+        "a\nCOMMIT\n*nat\n:IPV6NAT-DNAT - [0:0]",
+        'it\\\'s \\"x\\"\n:DOCKER-USER - [0:0]',
+        "\n" * 255,
+    ],
+)
+def test_a_line_break_in_somebody_elses_comment_makes_no_rule(comment: str) -> None:
+    rule = f'-A FORWARD -m comment --comment "{comment}" -j ACCEPT'
+    assert parse_save(STANDING.replace(FOREIGN, rule)) == parse_save(STANDING)
+
+
+def test_a_string_that_never_ends_hides_nothing() -> None:
+    rule = '-A FORWARD -m comment --comment "broken -j ACCEPT'
+    assert parse_save(STANDING.replace(FOREIGN, rule)) == parse_save(STANDING)
+
+
+@pytest.mark.parametrize("line", ["-", "-x", "-A", "-A FORWARD", ":", " "])
+def test_a_line_that_is_no_rule_is_passed_over(line: str) -> None:
+    (jump,) = parse_save(STANDING.replace(FOREIGN, f"{line}\n{FOREIGN}"))[Table.FILTER].jumps
+    assert jump.target == "IPV6NAT-FORWARD"
+
+
+FOREIGN = "-A FORWARD -i eth0 -j ACCEPT"
+STANDING = f"""\
+*filter
+:IPV6NAT-FORWARD - [0:0]
+{FOREIGN}
+-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD
+COMMIT
+"""
+
+
 def test_the_digest_changes_with_rules_and_their_order() -> None:
     digests = {
         digest_of(),
