@@ -17,6 +17,7 @@ PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
+.PHONY: help venv demo bench fuzz test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -55,6 +56,9 @@ wheel: $(VENV)/.project ## Build wheel and sdist into dist/, the same to the bit
 	@SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p' packaging/deb/debian/changelog | head -n 1)" +%s) \
 	$(BIN)/hatchling build
 
+fuzz: $(VENV)/.fuzz ## Feed every parser with what no test thought of; FUZZ=, SECONDS=600, SEED=, KEEP=1
+	$(BIN)/python -m tests.fuzz $(FUZZ) --seconds=$(or $(SECONDS),600) --seed=$(or $(SEED),0) $(if $(KEEP),--keep)
+
 deb: ## Build the package for Debian into dist/
 	packaging/deb/build.sh
 
@@ -76,7 +80,7 @@ format: $(VENV)/.tests ## Put the sources into their one form
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .fuzz dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Whole trees of other suites of Debian, with their engines, each made once outside of this folder.
@@ -112,6 +116,10 @@ $(VENV)/.project: pyproject.toml $(LOCK)/build.txt | packages-venv
 
 $(VENV)/.tests: $(LOCK)/test.txt $(VENV)/.project
 	@$(PIP) install $(LOCKED) $(LOCK)/test.txt
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.tests
+	@$(PIP) install atheris==3.0.0
 	@touch $@
 
 # The newest of the libraries that are tested, in a folder of their own, for every Python: the one

@@ -1,0 +1,357 @@
+"""Everything that people and programs get of a state, and what each of it must be able to bear.
+
+The oracle of tests/unit/test_hostile.py and of the fuzzers: names and labels may hold anything.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from ipv6natd import ctl, explain, journal, logs, metrics, notify
+from ipv6natd.bus import BusError, Signal
+from ipv6natd.ctl.asking import Daemon, How
+from ipv6natd.ctl.commands import COMMANDS
+from ipv6natd.ctl.watching import _line, _Watch
+from ipv6natd.dbus_values import marshal_rows, marshal_text, plain, variants
+from ipv6natd.dbus_wire import MarshalledReply, MessageType, _Reader
+from ipv6natd.model import Desired, Policy, Snapshot
+from ipv6natd.plan import full_text
+from ipv6natd.ruleset import ruleset
+from ipv6natd.status import (
+    Row,
+    State,
+    Status,
+    mapping_rows,
+    network_rows,
+    one_line,
+    properties,
+    skipped_rows,
+)
+from ipv6natd.tables import Screen
+
+SCREEN = Screen(columns=80)
+COLOURED = Screen(colour=True, columns=80)
+_COLOUR = re.compile(r"\x1b\[(?:0|1|4|31|32|33)m")
+_FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+LONGEST = 5000
+"""Bytes that one text may have, whatever was in a name or a label."""
+LISTS = ("mappings", "networks", "skipped")
+
+
+def assert_every_output_is_safe(facts: Snapshot, want: Desired, reason: str = "") -> None:
+    """The journal, the bus, the terminal, JSON, metrics and STATUS= of this state."""
+    now = status_of(facts, want, reason)
+    assert_in_the_journal(now)
+    assert_status_line(now)
+    daemon = Answering(now, facts, want)
+    for name in ("status", *LISTS, "rules", "metrics"):
+        assert_on_the_terminal(name, daemon)
+    for each in facts.containers[:20]:
+        assert_on_the_terminal("explain", daemon, argument=each.name)
+    assert_events(daemon)
+    assert_metrics(now)
+
+
+def status_of(facts: Snapshot, want: Desired, reason: str = "") -> Status:
+    """What the daemon would show."""
+    return Status(
+        version="1.2.3",
+        state=State.DEGRADED if reason else State.SYNCED,
+        state_reason=reason,
+        backend="nft",
+        engine_version=facts.engine.version if facts.engine else "",
+        docker_connected=True,
+        mappings=want.mappings,
+        networks=want.networks,
+        skipped=want.skipped,
+    )
+
+
+# The journal and systemd.
+
+
+_ENDS: list[Callable[[], None]] = []
+
+
+def at_end(close: Callable[[], None]) -> None:
+    """Have `close_all` do this too: checks share what is slow to make."""
+    _ENDS.append(close)
+
+
+def close_all() -> None:
+    """Close what the checks share."""
+    while _ENDS:
+        _ENDS.pop()()
+
+
+class _Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        folder = tempfile.TemporaryDirectory(prefix="ipv6natd-journal-")
+        self._kept = folder
+        path = str(Path(folder.name, "socket"))
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        self._socket.settimeout(5)
+        before, logs.SOCKET = logs.SOCKET, path
+        self._journal = logs.JournalHandler()
+        self._console = logs.ConsoleHandler()
+        logs.SOCKET = before
+        self.entries: list[dict[str, str]] = []
+        self.lines: list[str] = []
+
+    def close(self) -> None:
+        self._journal.close()
+        self._console.close()
+        self._socket.close()
+        self._kept.cleanup()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._journal.emit(record)
+        self.entries.append(parsed(self._socket.recv(1 << 20)))
+        self.lines.append(self._console.format(record))
+
+
+@cache
+def _heard() -> _Heard:
+    made = _Heard()
+    at_end(made.close)
+    at_end(_heard.cache_clear)
+    return made
+
+
+def parsed(data: bytes) -> dict[str, str]:
+    """The datagram read by the rules of systemd's journal export format."""
+    fields: dict[str, str] = {}
+    while data:
+        line, _, rest = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            length = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + length], rest[8 + length :]
+            assert rest[:1] == b"\n"
+            rest = rest[1:]
+        assert name.decode() not in fields
+        fields[name.decode()] = value.decode()
+        data = rest
+    return fields
+
+
+def logged(act: Callable[[], None]) -> tuple[list[dict[str, str]], list[str]]:
+    """What it says: entries of the journal, lines of a terminal."""
+    heard, logger = _heard(), logging.getLogger("ipv6natd")
+    heard.entries, heard.lines = [], []
+    level, propagates = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(heard)
+    try:
+        act()
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(level)
+        logger.propagate = propagates
+    return heard.entries, heard.lines
+
+
+def assert_in_the_journal(now: Status) -> None:
+    """Each message is one entry with fields of ours alone, and one line on a terminal."""
+
+    def act() -> None:
+        journal.tell(Status(version="1.2.3"), now)
+        journal.tell(now, Status(version="1.2.3"))
+
+    entries, lines = logged(act)
+    expected = {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID"}
+    for entry in entries:
+        assert entry["MESSAGE"].isprintable(), entry
+        assert entry["SYSLOG_IDENTIFIER"] == "ipv6natd"
+        for name, value in entry.items():
+            assert _FIELD.fullmatch(name), entry
+            assert name in expected or name.startswith("IPV6NATD_"), entry
+            assert len(value.encode()) < LONGEST
+    assert all(line.isprintable() for line in lines), lines
+
+
+def assert_status_line(now: Status) -> None:
+    """STATUS= is one short line that moves no cursor; systemd drops a datagram above 4096 bytes."""
+    word = notify._status(one_line(now))
+    assert word.isprintable(), word
+    assert len(word.encode()) < 3000
+
+
+# The bus.
+
+
+def over_the_bus(signature: str, data: bytes) -> list[Any]:
+    """A body, read as a caller reads it."""
+    message = MarshalledReply(
+        message_type=MessageType.METHOD_RETURN,
+        reply_serial=1,
+        destination=":1.1",
+        signature=signature,
+    )
+    message.data = data
+    message.serial = 1
+    reader = _Reader(io.BytesIO(message._marshall() + data))
+    reader.left = 1 << 30
+    read = reader.unmarshall()
+    assert read is not None
+    assert read.signature == signature
+    body = plain(read.body)
+    for text in texts(body):
+        assert "\0" not in text
+    return list(body)
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every string in a plain value."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, each in value.items():
+                yield from (key, *texts(each))
+        case list() | tuple():
+            for each in value:
+                yield from texts(each)
+
+
+class Answering:
+    """The daemon as the tool sees it, over a bus that only marshals."""
+
+    def __init__(self, now: Status, facts: Snapshot, want: Desired) -> None:
+        self._now, self._facts, self._want = now, facts, want
+        self._lists: dict[str, Callable[[Status], list[Row]]] = {
+            "ListMappings": mapping_rows,
+            "ListNetworks": network_rows,
+            "ListSkipped": skipped_rows,
+        }
+
+    async def properties(self) -> dict[str, Any]:
+        (rows,) = over_the_bus("aa{sv}", marshal_rows([properties(self._now)]))
+        return dict(rows[0])
+
+    async def call(self, member: str, _signature: str = "", *args: Any) -> Any:
+        if member == "GetRuleset":
+            return over_the_bus("s", marshal_text(full_text(ruleset(self._want))))[0]
+        if member == "Explain":
+            rules = ruleset(self._want)
+            known = explain.explanations(args[0], self._facts, Policy(), self._want, rules)
+            rows = [explain.row(each, {}) for each in known]
+        elif member in self._lists:
+            rows = self._lists[member](self._now)
+        else:
+            raise BusError("org.freedesktop.DBus.Error.UnknownMethod", member)
+        (found,) = over_the_bus("aa{sv}", marshal_rows(rows))
+        assert all(len(text.encode()) < LONGEST for text in texts(found))
+        return found
+
+
+# The terminal.
+
+
+def finished(run: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that never has to wait."""
+    try:
+        run.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+def assert_printable(text: str) -> None:
+    """Nothing in it that a terminal acts on, and nothing that turns the direction of letters."""
+    bad = [line for line in text.split("\n") if not line.isprintable()]
+    assert not bad, bad
+
+
+def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> None:
+    """The command's table, notes and JSON."""
+    shown = []
+    for screen in (Screen(), SCREEN, COLOURED):
+        how = How(argument=argument, screen=screen)
+        answer = finished(COMMANDS[name].run(cast("Daemon", daemon), how))
+        text = answer.text
+        if screen is COLOURED:
+            text = _COLOUR.sub("", text)
+        if name == "status":
+            text = re.sub(r"Last sync: .*", "", text)
+        assert_printable(text)
+        shown.append(text)
+    assert shown[1].split() == shown[2].split()
+    for mode in ("short", "pretty"):
+        word = ctl._json(answer.value, mode)
+        assert word.isascii()
+        assert json.loads(word) == answer.value
+    if name in LISTS:
+        lines = shown[0].splitlines()
+        assert len(lines) == (len(answer.value) + 3 if answer.value else 1), lines
+
+
+def assert_events(daemon: Answering) -> None:
+    """What `monitor` says of each mapping."""
+    watch = _Watch()
+    watch.owner = ":1.9"
+    rows = finished(daemon.call("ListMappings"))
+    for row in list(rows)[:5]:
+        signal = Signal(
+            sender=":1.9",
+            path="/org/ipv6natd1",
+            interface="org.ipv6natd1.Manager",
+            member="MappingAdded",
+            args=[row],
+        )
+        for event in watch.events(signal):
+            line = _line(event, Screen())
+            assert line.isprintable(), line
+    changed = {"Event": "changed", "Time": 0, **finished(daemon.properties())}
+    assert _line(changed, Screen()).isprintable()
+
+
+# Metrics.
+
+
+def assert_metrics(now: Status) -> None:
+    """The text is what Prometheus reads, and its labels come back as they were."""
+    shown = plain(variants(properties(now)))
+    lists = ([plain(variants(row)) for row in rows(now)] for rows in (mapping_rows, network_rows))
+    text = metrics.metrics(shown, *lists)
+    samples: dict[str, list[dict[str, str]]] = {}
+    kinds: set[str] = set()
+    assert text.endswith("\n")
+    for line in text[:-1].split("\n"):
+        if kind := _KIND.fullmatch(line):
+            assert kind[1] not in kinds
+            kinds.add(kind[1])
+        elif not _HELP.fullmatch(line):
+            sample = _SAMPLE.fullmatch(line)
+            assert sample, line
+            assert sample[1] in kinds, line
+            labels = {name: _unescaped(value) for name, value in _LABEL.findall(sample[2] or "")}
+            samples.setdefault(sample[1], []).append(labels)
+    (info,) = samples["ipv6natd_info"]
+    assert info["engine_version"] == shown["EngineVersion"]
+    assert set(samples) == kinds
+
+
+# The text format of Prometheus, as far as lines without a timestamp go.
+_ONE = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')
+_SAMPLE = re.compile(rf"(ipv6natd_[a-z_]+)(?:\{{((?:{_ONE})(?:,(?:{_ONE}))*)\}})? [0-9]+(?:\.[0-9]+)?")
+_KIND = re.compile(r"# TYPE (ipv6natd_[a-z_]+) (?:gauge|counter)")
+_HELP = re.compile(r"# HELP ipv6natd_[a-z_]+ [ -~]+")
+
+
+def _unescaped(value: str) -> str:
+    return re.sub(r"\\(.)", lambda hit: "\n" if hit[1] == "n" else hit[1], value)

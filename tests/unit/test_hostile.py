@@ -1,0 +1,256 @@
+"""Names, labels and options that want to be something else, held against every output.
+
+Which text a place may take and what is made of it is in tests/outputs.py; here stand the texts,
+and the places where an engine, a container or the host can put them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Network
+from typing import Any
+
+import pytest
+
+from ipv6natd import ctl, docker_facts
+from ipv6natd.bus import BusError
+from ipv6natd.checks import Check, Seen, checks
+from ipv6natd.ctl.asking import How, explained
+from ipv6natd.ctl.checking import _answer
+from ipv6natd.ctl.lists import _listed, _mapping_cells
+from ipv6natd.dbus_values import bus_text
+from ipv6natd.firewall import FirewallError
+from ipv6natd.host_checks import HostFacts, Learned, found
+from ipv6natd.journal import Told, noted
+from ipv6natd.model import Engine, Policy
+from ipv6natd.nft_rules import BaseChain
+from ipv6natd.notify import LONGEST, _status
+from ipv6natd.tables import printable
+from tests.outputs import (
+    assert_every_output_is_safe,
+    assert_printable,
+    close_all,
+    logged,
+    over_the_bus,
+)
+from tests.unit.build import network
+from tests.unit.fake_engine import raw_container, raw_network, row
+from tests.unit.test_properties import assert_harmless
+
+TEXTS = {
+    "escape sequences": "\x1b[2J\x1b[31mred\x1b]0;title\x07",
+    "one-byte escapes": "\x9b31m\x9d0;title\x9c",
+    "cursor and bell": "a\r\b\a\t\v\fb",
+    "lines": "web\npublished [::]:22/tcp -> root\r\nPRIORITY=0\n\n",
+    "other ends of lines": "a\u2028b\u2029c\x85d\x1ce",
+    "NUL": "a\0b",
+    "a rule": "web -j ACCEPT",
+    "a rule on its own line": "x\n-A FORWARD -j ACCEPT\nCOMMIT\n",
+    "quotes": "\"'`\\",
+    "a command": "$(touch /tmp/owned)`id`;reboot|cat&&exit",
+    "variables": "${IFS}%s%n{0}{name}%(x)s$HOME",
+    "options": "--help",
+    "a path": "../../../etc/passwd",
+    "right to left": "\u202egpj.exe\u202c\u200f\u2066x\u2069",
+    "invisible": "a\u200b\u00ad\ufeff\u2060b\u034f",
+    "a lone surrogate": "a\ud800b\udfff",
+    "stacked marks": "a" + "\u0301" * 200,
+    "wide": "容器" * 60,
+    "emoji": "👩\u200d👩\u200d👧\u200d👦🏴\U000e0067",
+    "a field of the journal": "web\nMESSAGE=all is well\nPRIORITY=7",
+    "a length of the journal": "MESSAGE\n\x08\x00\x00\x00\x00\x00\x00\x00AAAAAAAA\n",
+    "a label of Prometheus": 'x"} 1\nipv6natd_up{a="',
+    "of no kind": "\ue000\uffff\U0010ffff\U000f0000",
+    "markup": "<script>&amp;</script>",
+    "a specifier of systemd": "%i%n\\x41 READY=1",
+    "long": "x" * 65_536,
+    "long and wide": "\u202e" * 65_536,
+    "empty": "",
+    "blanks": "   ",
+    "a plus": "br+",
+    "digits of others": "٣٤/tcp",
+}
+TEXT = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+PREFIX = "com.docker.network."
+OPTIONS = (
+    f"{PREFIX}bridge.name",
+    f"{PREFIX}bridge.enable_icc",
+    f"{PREFIX}bridge.enable_ip_masquerade",
+    f"{PREFIX}bridge.host_binding_ipv4",
+    f"{PREFIX}bridge.host_binding_ipv6",
+    f"{PREFIX}bridge.gateway_mode_ipv6",
+    f"{PREFIX}bridge.trusted_host_interfaces",
+    f"{PREFIX}host_ipv6",
+)
+NORMAL = (raw_network("x"), raw_container("web"))
+Facts = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def container_name(text: str) -> Facts:
+    return raw_network("x"), raw_container("web", Name=text)
+
+
+def network_name(text: str) -> Facts:
+    net = raw_network("x", Name=text)
+    return net, raw_container("web")
+
+
+def everything(text: str) -> Facts:
+    # docker_gwbridge apart, a name decides nothing: both may be the same text.
+    options = dict.fromkeys(OPTIONS[1:], text) | {text: text}
+    net = raw_network("x", Name=text, Options=options, Labels={text: text}, Driver="bridge")
+    return net, raw_container("web", Name=f"/{text}", Config={"Labels": {text: text}})
+
+
+def port(text: str) -> Facts:
+    web = raw_container("web")
+    bound = web["NetworkSettings"]["Ports"]
+    bound[text] = [{"HostIp": "::", "HostPort": "1"}]
+    bound["81/tcp"] = [{"HostIp": text, "HostPort": "81"}, {"HostIp": "::", "HostPort": text}]
+    return raw_network("x"), web
+
+
+def address(text: str) -> Facts:
+    web = raw_container("web", address=text)
+    net = raw_network("x", IPAM={"Config": [{"Subnet": f"fd00:a::/64{text}"}, {"Subnet": text}]})
+    return net, web
+
+
+def option(key: str) -> Callable[[str], Facts]:
+    return lambda text: (raw_network("x", Options={key: text}), raw_container("web"))
+
+
+PLACES: dict[str, Callable[[str], Facts]] = {
+    "container name": container_name,
+    "network name": network_name,
+    "everything": everything,
+    "port": port,
+    "address": address,
+    **{key.removeprefix(PREFIX): option(key) for key in OPTIONS},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@TEXT
+def test_whatever_a_name_holds_every_output_bears_it(text: str, place: str) -> None:
+    net, web = PLACES[place](text)
+    engine = docker_facts.engine({"Version": text, "ApiVersion": text}, {"SecurityOptions": [text]})
+    facts, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)
+    assert_every_output_is_safe(facts, want, reason=text[:300])
+
+
+@TEXT
+def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
+    listed = row(raw_container("web", Name=text))
+    engine = Engine(version="28.0.0", api_version="1.48")
+    facts, want = assert_harmless([[raw_network("x")], [listed]], engine, any_means_ipv6=True,
+                                  proxy=True)  # fmt: skip
+    assert_every_output_is_safe(facts, want)
+
+
+@pytest.mark.parametrize("place", ["container name", "network name", "everything"])
+@TEXT
+def test_a_name_changes_no_rule(text: str, place: str) -> None:
+    """Whatever it is called, it is forwarded by the rules that it would have as `web` on `x`."""
+    from ipv6natd.plan import full_text
+    from ipv6natd.ruleset import ruleset
+
+    engine = Engine(version="28.0.0", api_version="1.48")
+    rules = []
+    for net, web in (NORMAL, PLACES[place](text)):
+        _, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)
+        assert [(each.host_port, each.container_port) for each in want.mappings] == [(8080, 80)]
+        rules.append(full_text(ruleset(want)))
+    assert rules[0] == rules[1]
+
+
+@TEXT
+def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
+    facts = HostFacts(
+        learned=(Learned(interface=text, accept_ra=1, forwarding=True),),
+        routed=(text, "eth0"),
+        forward_rules=(f"-A FORWARD {text}",),
+        chains=(BaseChain(family="inet", table=text, name=text, hook="forward", policy="drop"),),
+        docker_ipv6nat=f"kill {text}",
+        zones={text: text},
+        bridges_filtered={},
+    )
+    nets = (network(), network(name="y", subnet="fd00:b::/64", icc=False))
+    seen = Seen(bus="", state="degraded", reason=text, connected=True, engine_version=text,
+                backend=text, host_backend=text, kernel=f"{text}: {text}")  # fmt: skip
+    said = checks(facts, found(facts, nets), seen)
+    for how in (How(), How(json="short")):
+        answer = _answer(said, how)
+        assert_printable(answer.text)
+        assert len(answer.text.splitlines()) == len(said) + 3
+        assert json.loads(ctl._json(answer.value, "short")) == json.loads(json.dumps(answer.value))
+
+
+@TEXT
+def test_no_check_has_more_than_its_line(text: str) -> None:
+    answer = _answer([Check(about="a", verdict="ok", text=text, fix=text)], How())  # type: ignore[arg-type]
+    assert_printable(answer.text)
+
+
+@TEXT
+def test_what_a_tool_or_the_engine_says_of_it_is_borne_by_the_journal(text: str) -> None:
+    from logging import getLogger
+
+    log, text = getLogger("ipv6natd.test"), text[:5000]  # more than a datagram holds goes to stderr
+
+    def act() -> None:
+        log.warning("lost: %s", text, extra=noted(Told.ENGINE_LOST, reason=text))
+        log.error("%s", FirewallError(text))
+
+    entries, lines = logged(act)
+    assert len(entries) == 2
+    for entry in entries:
+        assert set(entry) <= {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID",
+                              "IPV6NATD_REASON"}  # fmt: skip
+        assert_printable(entry["MESSAGE"])
+    assert entries[0]["MESSAGE"].isprintable()
+    for line in lines:
+        assert_printable(line)
+
+
+@TEXT
+def test_a_status_line_is_one_short_line(text: str) -> None:
+    word = _status(text)
+    assert word.startswith("STATUS=")
+    assert word.isprintable()
+    assert len(word.encode()) <= LONGEST + len("STATUS=")
+
+
+@TEXT
+def test_an_error_of_the_bus_is_a_sentence(text: str) -> None:
+    assert "\0" not in bus_text(text)
+    bus_text(text).encode()
+    code, note = explained(BusError("org.freedesktop.DBus.Error.Failed", text), f"cmd {text}")
+    assert code
+    assert_printable(printable(note))
+
+
+@TEXT
+def test_nothing_matches_what_nobody_is_called(text: str) -> None:
+    how = How(filters={"container": text or "x"})
+    answer = _listed(how, "mapping", ("A",) * 6, _mapping_cells, [])
+    assert_printable(printable(answer.note))
+
+
+@TEXT
+def test_what_is_sent_comes_back(text: str) -> None:
+    from ipv6natd.dbus_values import marshal_text
+
+    (back,) = over_the_bus("s", marshal_text(text))
+    assert back == bus_text(text)
+
+
+def test_the_default_policy_is_the_one_that_is_tested() -> None:
+    assert Policy().nat_prefixes == (IPv6Network("fc00::/7"),)
