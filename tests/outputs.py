@@ -348,7 +348,9 @@ def assert_metrics(now: Status) -> None:
 # The text format of Prometheus, as far as lines without a timestamp go.
 _ONE = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')
-_SAMPLE = re.compile(rf"(ipv6natd_[a-z_]+)(?:\{{((?:{_ONE})(?:,(?:{_ONE}))*)\}})? [0-9]+(?:\.[0-9]+)?")
+_SAMPLE = re.compile(
+    rf"(ipv6natd_[a-z_]+)(?:\{{((?:{_ONE})(?:,(?:{_ONE}))*)\}})? [0-9]+(?:\.[0-9]+)?"
+)
 _KIND = re.compile(r"# TYPE (ipv6natd_[a-z_]+) (?:gauge|counter)")
 _HELP = re.compile(r"# HELP ipv6natd_[a-z_]+ [ -~]+")
 
