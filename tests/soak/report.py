@@ -76,6 +76,8 @@ NOT_TRIED = """\
   whole.
 - Clocks: the time of day that the daemon's Python reads jumps, not the kernel's; the monotonic
   clock does not jump, as on a real host.
+- What happens to flows that got in while rules of ours were out: they go on as established ones.
+  The labs forget them between two faults.
 - Two faults at once, but for those that chance brings together in the long run.
 """
 

@@ -199,6 +199,9 @@ class Scene:
     @contextmanager
     def talk(self) -> Iterator[Talk]:
         """All the traffic, begun and in flow, until the context is left."""
+        # What got in while a fault before had taken rules out is established, and a probe may
+        # happen to have its port.
+        self.sandbox.host.run("conntrack", "-F", "-f", "ipv6")
         x1, y1 = (self.engine.container(name).ns for name in ("x1", "y1"))
         with (
             serve(self.sandbox.client, "client", tcp=[7]),
