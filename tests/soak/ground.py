@@ -167,16 +167,14 @@ def learned(box: Box, facts: Any) -> Box:
         name: IPv6Address(address) if (address := networks[name]["GlobalIPv6Address"]) else None
         for name in box.ends
     }
-    chosen = {each: port for each in box.publish if (port := choice(each, facts)) is not None}
+    chosen = {each: choices(each, facts) for each in box.publish if each.port is None}
     return replace(box, ends=ends, chosen=chosen)
 
 
-def choice(publish: Publish, facts: Any) -> int | None:
-    """The engine's own number for a port that asked for none."""
-    if publish.port is not None:
-        return None
+def choices(publish: Publish, facts: Any) -> tuple[int, ...]:
+    """The engine's own numbers for a port that asked for none: what it lists for IPv6."""
     rows = facts["NetworkSettings"]["Ports"].get(f"{publish.inside}/{publish.protocol}") or ()
-    return next((int(row["HostPort"]) for row in rows if ":" in row["HostIp"]), None)
+    return tuple(int(row["HostPort"]) for row in rows if ":" in row["HostIp"])
 
 
 @contextmanager

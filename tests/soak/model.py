@@ -7,7 +7,7 @@ are held against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
@@ -104,10 +104,9 @@ class Publish:
         host = "" if self.host is None else f"[{self.host}]:" if self.ipv6 else f"{self.host}:"
         return f"{host}{outside}:{inside}/{self.protocol}"
 
-    def pairs(self, chosen: int | None) -> Iterator[tuple[int, int]]:
+    def pairs(self, chosen: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
         """Ports of the host, and inside; none before the engine has chosen."""
-        first = self.port if self.port is not None else chosen
-        if first is not None:
+        for first in chosen if self.port is None else (self.port,):
             yield from ((first + n, self.inside + n) for n in range(self.count))
 
 
@@ -124,8 +123,8 @@ class Box:
     """Networks where it keeps its address; elsewhere each start may bring another."""
     always: bool = False
     """Whether it comes back with the engine."""
-    chosen: Mapping[Publish, int] = field(default_factory=dict)
-    """The engine's choice of ports for IPv6."""
+    chosen: Mapping[Publish, tuple[int, ...]] = field(default_factory=dict)
+    """The engine's choice of ports for IPv6, all that it lists."""
 
     @property
     def up(self) -> bool:
@@ -239,7 +238,7 @@ def _claims(world: World) -> Iterator[tuple[Box, Publish, int, int]]:
     """What containers that are up publish: by whom, the host's port, the port inside."""
     for box in world.boxes.values():
         for publish in box.publish:
-            for port, inside in publish.pairs(box.chosen.get(publish)):
+            for port, inside in publish.pairs(box.chosen.get(publish, ())):
                 yield box, publish, port, inside
 
 

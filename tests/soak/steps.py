@@ -69,7 +69,7 @@ def taken(world: World) -> set[tuple[Protocol, int]]:
         for box in world.boxes.values()
         if box.up
         for each in box.publish
-        for port, _ in each.pairs(None)
+        for port, _ in each.pairs()
     }
 
 
@@ -185,7 +185,7 @@ def may(world: World, verb: str, box: Box) -> bool:
     if verb != "start":
         return not (box.always and verb in ("stop", "kill"))
     used = taken(world)
-    ports = {(p.protocol, port) for p in box.publish for port, _ in p.pairs(None)}
+    ports = {(p.protocol, port) for p in box.publish for port, _ in p.pairs()}
     there = {(name, at) for b in world.boxes.values() if b.up for name, at in b.ends.items() if at}
     return not ports & used and not set(box.ends.items()) & there
 
