@@ -87,7 +87,10 @@ def wants(
     skipped = [_skip(container, place, port, reason) for port, reason in container.problems]
     claims: list[Claim] = []
     opened: list[Opened] = []
+    listed = {(b.container_port, b.protocol) for b in container.bindings if b.host_address == ANY}
     for binding in container.bindings:
+        if _stands_in(binding, policy) and (binding.container_port, binding.protocol) in listed:
+            continue
         host_address = ipv6_side(binding, place[1] if place else None, policy)
         if host_address is None:
             continue
@@ -141,6 +144,17 @@ def ipv6_side(binding: PortBinding, network: Network | None, policy: Policy) -> 
     if address is None or address == ANY:
         return default or ANY
     return address
+
+
+def _stands_in(binding: PortBinding, policy: Policy) -> bool:
+    """Whether it counts for IPv6 only where the engine lists none: their numbers may differ."""
+    address = binding.host_address
+    return (
+        isinstance(address, IPv4Address)
+        and not binding.asked_address
+        and address not in policy.address_map
+        and not policy.ipv4_any_means_ipv6
+    )
 
 
 def _unreachable(

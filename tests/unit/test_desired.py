@@ -333,11 +333,13 @@ def test_scenario(name: str) -> None:
     ],
     ids=["apart", "together", "two of them", "as asked", "one as asked"],
 )
+@pytest.mark.parametrize("default", [None, TEN], ids=["", "host_binding_ipv6"])
 def test_numbers_that_the_engine_chose_apart_are_warned_of(
-    bindings: tuple[PortBinding, ...], said: str
+    bindings: tuple[PortBinding, ...], said: str, default: IPv6Address | None
 ) -> None:
     """R7: the DNAT is on the IPv6 one, as for any binding."""
-    want = desired(snapshot(X, replace(web(), bindings=bindings)), Policy())
+    network = replace(X, host_binding_ipv6=default)
+    want = desired(snapshot(network, replace(web(), bindings=bindings)), Policy())
     assert len(lines(want)) == len([b for b in bindings if isinstance(b.host_address, IPv6Address)])
     warnings = want.networks[0].warnings
     assert len(warnings) == bool(said)
