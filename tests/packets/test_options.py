@@ -66,6 +66,46 @@ def test_a_hostile_network_name_reaches_no_rule_and_breaks_no_answer(regime: Reg
         regime.engine.docker("network", "rm", name)
 
 
+EVIL = (
+    "$(touch${IFS}/run/owned)",
+    "red\x1b[31m\x1b]0;title\x07",
+    "two\nlines -j ACCEPT",
+    "turned \u202egnp.exe",
+    'x"} 1 \\ ipv6natd_up{a="',
+    "a" * 200,
+)
+
+
+@pytest.mark.each_variant
+@pytest.mark.ours
+def test_whatever_networks_are_called_nothing_shown_moves_a_cursor(regime: Regime) -> None:
+    """Engines take each of these names. By its id a network is named here, as by the daemon."""
+    port = regime.port()
+    ids: list[str] = []
+    try:
+        for number, name in enumerate(EVIL):
+            words = ("network", "create", "--ipv6", f"--subnet=fd00:66{number}::/64", name)
+            ids.append(regime.engine.docker(*words).strip())
+        with regime.container(network=ids[1], publish=[f"{port}:80"]) as web:
+            opened(regime.client, port)
+            shown = [
+                regime.daemon.ctl(*words, check=False)
+                for words in (
+                    *((each,) for each in ("status", "mappings", "networks", "skipped", "rules")),
+                    *(("metrics",), ("check",), ("explain", web.name)),
+                )
+            ]
+            rows = listed(regime.daemon, "networks")
+    finally:
+        for each in ids:
+            regime.engine.docker("network", "rm", each)
+    until(lambda: f"withdrew [::]:{port}" in regime.daemon.log, True)
+    for text in (*shown, regime.daemon.log):
+        assert [line for line in text.split("\n") if not line.isprintable()] == []
+    assert set(EVIL) <= {row["Name"] for row in rows}
+    assert len({row["Bridge"] for row in rows}) == len(rows)
+
+
 def test_the_bus_and_the_tool_show_the_same_mapping(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"]) as made:
