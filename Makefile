@@ -16,8 +16,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
-.PHONY: help venv demo bench fuzz test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release
+.PHONY: help venv demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'

@@ -300,7 +300,7 @@ def disk_full(scene: Scene, _: random.Random) -> Iterator[None]:
         time.sleep(1)
         yield
     finally:
-        run(*here, "umount", str(state))
+        run(*here, "umount", "--lazy", str(state))
 
 
 SHIFTED = """\
@@ -385,7 +385,7 @@ def lock_held(seconds: float) -> Strike:
             if scene.rules() != before:
                 raise LabError("the tables were written while somebody held their lock")
             yield
-        run(*here, "umount", "/run/xtables.lock")
+        run(*here, "umount", "--lazy", "/run/xtables.lock")
 
     return strike
 
