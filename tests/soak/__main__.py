@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     need("dockerd", "strace", "ufw", "firewall-cmd", "conntrack", "nft")
     print(f"seed {args.seed}", flush=True)
     short = ["--times=1", "--every=12"] if args.minutes < SHORT else []
