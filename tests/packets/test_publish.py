@@ -34,6 +34,8 @@ def test_p3_an_address_that_the_host_gets_later_is_served_at_once(regime: Regime
     late = IPv6Address("2001:db8:1::77")
     regime.host.ip(f"address add {late}/64 dev ext0 nodad")
     try:
+        # The kernel takes an address over a moment after it was told to.
+        until(lambda: ping(regime.client, late), True)
         assert peer(tcp(regime.client, late, 8080)) == CLIENT
     finally:
         regime.host.ip(f"address del {late}/64 dev ext0")
