@@ -1,5 +1,5 @@
 """Makes the kernel forget UDP and SCTP flows that a change of mappings has made wrong, and all
-that came for a network before it was closed.
+that came for a network before it was closed, or from its addresses before it was there.
 
 Through `conntrack` of conntrack-tools; which flows those are is decided in flows. A host without
 the tool forwards all the same, and nothing that fails here stops a sync.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 
-from ipv6natd.flows import Removal, gone, newly_closed, parse, protocols, removals, stale
+from ipv6natd.flows import Removal, appeared, gone, newly_closed, parse, protocols, removals, stale
 from ipv6natd.model import Desired, Protocol
 from ipv6natd.tools import DIRECTORIES, call, find, said
 
@@ -59,8 +59,10 @@ class Conntrack:
             return
         self._told = False
         try:
-            for subnet in (subnet for network in closed for subnet in network.subnets):
+            for subnet in (each for network in closed for each in network.subnets):
                 _run(tool, "-D", *_FAMILY, "--orig-dst", str(subnet))
+            for subnet in (each for network in appeared(old, new) for each in network.subnets):
+                _run(tool, "-D", *_FAMILY, "--orig-src", str(subnet))
             for protocol in protocols(old, new):
                 self._follow(tool, protocol, old, new)
         except _Failed as error:

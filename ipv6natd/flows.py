@@ -157,6 +157,17 @@ def newly_closed(old: Desired | None, new: Desired) -> tuple[Network, ...]:
     return tuple(each for each in _ours(new) if each.bridge not in known)
 
 
+def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:
+    """The networks of ours that were not there at all before; none where nobody knows what was.
+
+    A flow from one of their addresses that is open by then was begun by somebody else, elsewhere.
+    """
+    if old is None:
+        return ()
+    known = {each.bridge for each in old.networks}
+    return tuple(each for each in _ours(new) if each.bridge not in known)
+
+
 def _ours(desired: Desired) -> list[Network]:
     return [each for each in desired.networks if each.managed_by is ManagedBy.IPV6NATD]
 

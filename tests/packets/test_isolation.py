@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from ipaddress import IPv6Address
 
 import pytest
@@ -136,6 +138,38 @@ def test_i11_a_forged_neighbour_reaches_neither_container_nor_published_port(
         udp(regime.rogue, address, udp_port, source=FORGED, forged=True, timeout=SHORT)
         arrived = [each for each in packets() if each.source == FORGED and each.protocol != "icmp6"]
     assert arrived == []
+
+
+def test_i11_a_flow_from_a_subnet_that_became_a_networks_is_a_forged_neighbours_by_then(
+    regime: Regime,
+) -> None:
+    """Found by the soak: what began when its source was nobody's went on as an open flow."""
+    source = IPv6Address("fd00:77::66")
+
+    def came() -> int:
+        return sum(each.source == source and each.protocol == "udp" for each in packets())
+
+    with (
+        watch(regime.x1.ns) as packets,
+        connect(
+            *(regime.rogue, HOST, 5353),
+            kind=socket.SOCK_DGRAM,
+            source=source,
+            forged=True,
+            timeout=SHORT,
+        ) as flow,
+    ):
+        flow.socket.send(b"?")
+        until(came, lambda count: count > 0)
+        with regime.network(subnet="fd00:77::/64"):
+            until(lambda: "-s fd00:77::/64 ! -i" in regime.sandbox.rules(), True)
+            # The rules stand, and then the flow is forgotten.
+            time.sleep(0.5)
+            before = came()
+            flow.socket.send(b"?")
+            time.sleep(0.3)
+            assert before > 0
+            assert came() == before
 
 
 def test_i12_rules_in_docker_user_come_first(regime: Regime) -> None:

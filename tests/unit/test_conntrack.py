@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ipv6natd import conntrack
 from ipv6natd.conntrack import Conntrack
 from ipv6natd.desired import desired
 from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.model import Container, Desired, Network, Policy
+from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy
 from ipv6natd.reconcile import Reconciler
 from tests.unit.build import container, endpoint, network, snapshot
 from tests.unit.test_reconcile import FakeFacts
@@ -105,6 +106,18 @@ def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
     empty = desired(snapshot(), Policy())
     flows.follow(empty, desired(snapshot(X), Policy()))
     assert asked == [("ip", "-6", "neigh", "flush", "dev", X.bridge)]
+    assert tool.calls == [
+        f"-D -f ipv6 -w 0 --orig-{side} {X.subnets[0]}" for side in ("dst", "src")
+    ]
+
+
+def test_what_a_networks_own_containers_began_goes_on_when_it_becomes_ours(
+    tool: Tool, flows: Conntrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "said", lambda *_words, **_: "")
+    ours = desired(snapshot(X), Policy())
+    engines = replace(ours, networks=(replace(X, managed_by=ManagedBy.ENGINE),))
+    flows.follow(engines, ours)
     assert tool.calls == [f"-D -f ipv6 -w 0 --orig-dst {X.subnets[0]}"]
 
 
