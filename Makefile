@@ -130,11 +130,13 @@ $(VENV)/newest/.stamp: $(LOCK)/newest.txt $(VENV)/.project | packages-newest
 	@cd $(@D) && ln -s libxtwrapper.*.so libxtwrapper.so
 	@touch $@
 
-# Debian has no Python 3.12. Who has one, by pyenv, tests with it.
+# Debian has no Python 3.12. Who has one, by pyenv, tests with it. It has no libraries but those; a
+# command that the tests run does without $PYTHONPATH.
 $(VENV)/3.12/.stamp: $(LOCK)/test.txt $(VENV)/.project
 	@python=$$(ls -d ~/.pyenv/versions/3.12.*/bin/python3.12 2>/dev/null | tail -n 1); \
 	test -z "$$python" || { "$$python" -m venv --clear $(@D) && \
-	$(@D)/bin/pip --quiet --disable-pip-version-check install $(LOCKED) $(LOCK)/test.txt; }
+	$(@D)/bin/pip --quiet --disable-pip-version-check install $(LOCKED) $(LOCK)/test.txt && \
+	echo "$(CURDIR)/$(VENV)/newest" >$(@D)/lib/python3.12/site-packages/newest.pth; }
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/tools/.stamp: $(LOCK)/tools.txt $(VENV)/.project

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ipv6natd import __version__
 from ipv6natd.ctl.asking import How, Run
@@ -143,6 +143,10 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     """One sentence, without the usage before it: `--help` has that, and more."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Python from 3.12 on says nothing of a disk that is full.
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"ipv6natctl: {printable(message)}; ipv6natctl --help tells more\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -47,11 +48,14 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
     monkeypatch.setattr(config, "DEFAULT_DIRECTORY", tmp_path / "none.d")
     for name in ("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "JOURNAL_STREAM"):
         monkeypatch.delenv(name, raising=False)
+    environ = dict(os.environ)
     loggers = [logging.getLogger(n) for n in ("", "asyncio", "urllib3", "docker", "requests")]
     levels = [each.level for each in loggers]
     yield found
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    # The command leaves it behind.
+    os.environ.update(environ)
 
 
 def settings_of(ran: Ran, *argv: str) -> Settings:
