@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from copy import copy
 
+from ipv6natd.tables import printable
+
 IDENTIFIER = "ipv6natd"
 SOCKET = "/run/systemd/journal/socket"
 PATIENCE = 1.0
@@ -62,15 +64,6 @@ def set_target(name: str) -> None:
             root.removeHandler(each)
             each.close()
     root.addHandler(handler)
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that a terminal or the journal would act on."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]

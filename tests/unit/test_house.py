@@ -80,7 +80,7 @@ kept          -> plan rule_text rules
 kernel        -> contest desired firewall flows journal model plan rules ruleset
 leftovers     -> model rules save_text
 log_control   -> bus logs status
-logs          ->
+logs          -> tables
 metrics       -> model status
 model         -> remember
 networks      -> model

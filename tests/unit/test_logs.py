@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipv6natd import logs
-from ipv6natd.logs import entry, printable
+from ipv6natd.logs import entry
+from ipv6natd.tables import printable
 
 log = logging.getLogger("ipv6natd.test")
 HOSTILE = "a\nb\x1b[2J\r\0\u202e\ud800\x9b\N{NO-BREAK SPACE}c"
