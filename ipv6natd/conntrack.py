@@ -1,5 +1,6 @@
 """Makes the kernel forget UDP and SCTP flows that a change of mappings has made wrong, and all
-that came for a network before it was closed, or from its addresses before it was there.
+that came for a network before it was closed, or from its addresses before it was there; and where
+on its link a container's address was before.
 
 Through `conntrack` of conntrack-tools; which flows those are is decided in flows. A host without
 the tool forwards all the same, and nothing that fails here stops a sync.
@@ -13,7 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 
-from ipv6natd.flows import Removal, appeared, gone, newly_closed, parse, protocols, removals, stale
+from ipv6natd.flows import (
+    Removal,
+    appeared,
+    came,
+    gone,
+    newly_closed,
+    parse,
+    protocols,
+    removals,
+    stale,
+)
 from ipv6natd.model import Desired, Protocol
 from ipv6natd.tools import DIRECTORIES, call, find, said
 
@@ -22,14 +33,14 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds that one call may take."""
 PATIENCE = 5.0
-"""Seconds that the removals of one change may take: the next sync waits for them."""
+"""Seconds that the removals of one look may take: the next sync waits for them."""
 LOOKS, PAUSE = 4, 0.025
 """How often, and after how many seconds each, the proxy is looked after: see `stale`."""
 INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
 _FAMILY = ("-f", "ipv6", "-w", "0")
 _NONE_LEFT = "0 flow entries have been deleted"
 _JUST_ENDED = "such conntrack doesn't exist"
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 
 
 class _Failed(Exception):
@@ -43,9 +54,9 @@ class Conntrack:
         self._host_addresses = host_addresses
         self._told = False
 
-    def follow(self, old: Desired | None, new: Desired) -> None:
+    def follow(self, old: Desired | None, new: Desired) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
-        `old`, which is None where nobody knows what held before.
+        `old`, which is None where nobody knows what held before. Whether that is done.
 
         Blocks. What fails is logged, not raised.
         """
@@ -53,10 +64,14 @@ class Conntrack:
         for network in closed:
             # What waits for a neighbour is dropped with him.
             said("ip", "-6", "neigh", "flush", "dev", network.bridge, timeout=TIMEOUT)
+        lines = (f"neigh del {address} dev {bridge}\n" for bridge, address in came(old, new))
+        if text := "".join(lines):
+            # Most have none, and the others are deleted all the same.
+            said("ip", "-6", "-force", "-batch", "-", stdin=text, timeout=TIMEOUT)
         tool = find("conntrack", DIRECTORIES)
         if tool is None:
             self._tell_missing()
-            return
+            return True  # whoever installs it meets flows that end sooner or later
         self._told = False
         try:
             for subnet in (each for network in closed for each in network.subnets):
@@ -67,6 +82,8 @@ class Conntrack:
                 self._follow(tool, protocol, old, new)
         except _Failed as error:
             log.warning("flows that began before the rules changed may go on as before: %s", error)
+            return False
+        return True
 
     def _follow(self, tool: str, protocol: Protocol, old: Desired | None, new: Desired) -> None:
         for look in range(LOOKS):
@@ -74,9 +91,10 @@ class Conntrack:
                 time.sleep(PAUSE)
             flows = list(parse(_run(tool, "-L", *_FAMILY, "-p", protocol)))
             wrong = stale(flows, old, new, self._host_addresses())
-            _forget(tool, removals(wrong, flows, gone(old, new)))
             if wrong:
-                log.debug("%d flows over %s forgotten", len(wrong), protocol)
+                calls = removals(wrong, flows, gone(old, new))
+                _forget(tool, calls)
+                log.debug("%d of %d flows over %s forgotten", len(wrong), len(flows), protocol)
             if all(flow.translated for flow in wrong):
                 return
 
@@ -105,31 +123,26 @@ def _words(removal: Removal) -> Iterator[str]:
 
 
 def _forget(tool: str, calls: list[Removal]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    for number, removal in enumerate(calls):
-        if time.monotonic() > deadline:
-            raise _Failed(f"{number} of {len(calls)} calls took {PATIENCE:g} s")
-        _remove(tool, removal)
-
-
-def _remove(tool: str, removal: Removal) -> None:
-    # It looks entries up and then deletes each; one that ends in between makes it stop.
+    """All of them in one process: each line that it reads is what a command line would be."""
+    lines = "".join(" ".join(("-D", *_FAMILY, *_words(each))) + "\n" for each in calls)
     for attempt in range(_ATTEMPTS):
         try:
-            _run(tool, "-D", *_FAMILY, *_words(removal))
+            _run(tool, "-R", "-", stdin=lines, timeout=PATIENCE)
         except _Failed as error:
+            # It looks entries up and then deletes each; one that ends in between makes it stop.
             if _JUST_ENDED not in str(error) or attempt == _ATTEMPTS - 1:
                 raise
         else:
             return
 
 
-def _run(tool: str, *words: str) -> str:
+def _run(tool: str, *words: str, stdin: str = "", timeout: float | None = None) -> str:
     argv = [tool, *words]
+    timeout = TIMEOUT if timeout is None else timeout
     try:
-        done = call(argv, timeout=TIMEOUT)
+        done = call(argv, timeout=timeout, stdin=stdin)
     except subprocess.TimeoutExpired:
-        raise _Failed(f"{' '.join(argv)} did not end within {TIMEOUT:g} s") from None
+        raise _Failed(f"{' '.join(argv)} did not end within {timeout:g} s") from None
     except OSError as error:
         raise _Failed(f"{tool} cannot be run: {error.strerror}") from error
     # It ends with 1 where nothing was there to delete any more.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ipv6natd import logs
+from ipv6natd.address_watch import watch as watch_addresses
 from ipv6natd.background import in_thread
 from ipv6natd.bus import BusError
 from ipv6natd.config import ConfigError, Settings
@@ -124,6 +125,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
+                    tasks.create_task(watch_addresses(self._reconciler.moved)),
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
                     tasks.create_task(self._watch_drift()),

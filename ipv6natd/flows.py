@@ -140,8 +140,8 @@ def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
 
 
 def concerns(old: Desired | None, new: Desired) -> bool:
-    """Whether anything changed that can make an entry wrong."""
-    return bool(protocols(old, new)) or bool(newly_closed(old, new))
+    """Whether anything changed that can make an entry wrong, or a neighbour."""
+    return any((protocols(old, new), newly_closed(old, new), came(old, new)))
 
 
 def newly_closed(old: Desired | None, new: Desired) -> tuple[Network, ...]:
@@ -166,6 +166,27 @@ def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:
         return ()
     known = {each.bridge for each in old.networks}
     return tuple(each for each in _ours(new) if each.bridge not in known)
+
+
+def came(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ...]:
+    """(bridge, address) of the containers of ours that ports lead to now, and did not before; none
+    where nobody knows what did.
+
+    Engines before 28 give a container another MAC with each IPv4 address that it gets, and let no
+    neighbour know: for up to a minute the host would send to where the address was before.
+    """
+    if old is None:
+        return ()
+    bridges = {each.id: each.bridge for each in _ours(new)}
+    went, come = changes(old.mappings, new.mappings)
+    known = {each.container_address for each in went}
+    return tuple(
+        dict.fromkeys(
+            (bridges[each.network_id], each.container_address)
+            for each in come
+            if each.network_id in bridges and each.container_address not in known
+        )
+    )
 
 
 def _ours(desired: Desired) -> list[Network]:

@@ -75,7 +75,7 @@ class Kernel:
         firewall: Firewall,
         *,
         complete: Callable[[Snapshot, bool], Snapshot],
-        follow_flows: Callable[[Desired | None, Desired], None],
+        follow_flows: Callable[[Desired | None, Desired], bool],
         keep: Callable[[TableRules], None],
     ) -> None:
         """See Reconciler for what the three functions are for."""
@@ -89,6 +89,9 @@ class Kernel:
         self._wishes = DesiredMemory()
         self._rules = RulesMemory()
         self._followed: Desired | None = None
+        self.doubtful = False
+        """Whether open flows may go where no rule leads, whatever followed before; may be set from
+        any thread, and the next pass looks."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
@@ -142,6 +145,8 @@ class Kernel:
                 self.applied = applied = _with_own(applied, {t: now[t].own for t in Table})
         if applied is not None and applied.ruleset == rules and not self._drift:
             self.applied = replace(applied, desired=want)
+            if self.doubtful:
+                self._follow(want)
             return Outcome(desired=want)
         outcome = self._write(applied, want, rules)
         self._follow(want)
@@ -245,13 +250,16 @@ class Kernel:
     def _follow(self, want: Desired) -> None:
         """Let open flows go where the rules now in force lead."""
         before = [self._followed]
-        if Table.NAT in self._drift and self._followed is not None:
-            # What began while somebody had taken out our rules began without them.
+        # What began while somebody had taken out our rules began without them.
+        doubtful = self.doubtful or Table.NAT in self._drift
+        self.doubtful = False
+        if doubtful and self._followed is not None:
             before.append(None)
-        for old in before:
-            if concerns(old, want):
-                self._follow_flows(old, want)
-        self._followed = want
+        done = [self._follow_flows(old, want) for old in before if concerns(old, want)]
+        if all(done):
+            self._followed = want
+        else:
+            self.doubtful = True
 
 
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:

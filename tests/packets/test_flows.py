@@ -23,6 +23,8 @@ from tests.packets.asking import SHORT, carried_by_nat, listed, peer, server
 
 FAR = IPv6Address("2001:db8:5::5")
 """An address that the rogue reaches by way of the host."""
+LATE = IPv6Address("2001:db8:7::66")
+"""An address that the host has at times; it answers for it all the time."""
 
 
 def flow(
@@ -83,14 +85,23 @@ def entries(regime: Regime, port: int) -> set[str]:
 
 
 @contextmanager
-def far(regime: Regime) -> Iterator[None]:
-    """While the client has an address that others reach by way of the host alone."""
-    regime.client.ip(f"address add {FAR}/128 dev lo nodad")
-    regime.host.ip(f"route add {FAR}/128 via {CLIENT}")
+def route(space: Namespace, address: IPv6Address, gateway: IPv6Address) -> Iterator[None]:
+    """While somebody has a way to an address by another's."""
+    space.ip(f"route add {address}/128 via {gateway}")
     try:
         yield
     finally:
-        regime.host.ip(f"route del {FAR}/128 via {CLIENT}")
+        space.ip(f"route del {address}/128 via {gateway}")
+
+
+@contextmanager
+def far(regime: Regime) -> Iterator[None]:
+    """While the client has an address that others reach by way of the host alone."""
+    regime.client.ip(f"address add {FAR}/128 dev lo nodad")
+    try:
+        with route(regime.host, FAR, CLIENT):
+            yield
+    finally:
         regime.client.ip(f"address del {FAR}/128 dev lo")
 
 
@@ -193,6 +204,32 @@ def test_u3_a_flow_that_an_answer_of_the_proxys_turned_round_goes_on_by_nat(
         leads_to(regime, port, made.address)
         after = client.ask()
         assert (server(after), peer(after)) == (made.name, CLIENT)
+
+
+@pytest.mark.ours
+def test_u3_a_client_that_was_there_before_the_hosts_address_reaches_the_container(
+    regime: Regime,
+) -> None:
+    """As with an address that moves from host to host, whose clients go on sending meanwhile."""
+    port = regime.port()
+    with (
+        route(regime.client, LATE, HOST),
+        published(regime, f"{port}:53/udp") as made,
+        flow(regime.client, port, address=LATE) as client,
+    ):
+        leads_to(regime, port, made.address)
+        # Without that address the host is a router to it, and its way there is a link without it.
+        regime.host.ip(f"route add {LATE}/128 dev ext0")
+        assert isinstance(client.ask(timeout=SHORT), Failure)
+        assert len(entries(regime, port)) == 1
+        regime.host.ip(f"address add {LATE}/128 dev ext0 nodad preferred_lft 0")
+        try:
+            answer = until(lambda: server(client.ask(timeout=SHORT)), made.name, timeout=5)
+            assert answer == made.name
+            assert peer(client.ask()) == CLIENT
+        finally:
+            regime.host.ip(f"address del {LATE}/128 dev ext0")
+            regime.host.ip(f"route del {LATE}/128 dev ext0")
 
 
 @pytest.mark.ours

@@ -364,6 +364,30 @@ def test_r6_r7_a_restarted_container_is_followed_to_its_new_ipv6_number(regime: 
         assert dnats(regime.sandbox.rules(), numbers[1]) == []
 
 
+def test_a_container_that_comes_back_elsewhere_on_its_link_is_found_at_once(regime: Regime) -> None:
+    """Engines before 28 choose the MAC by the IPv4 address, and tell nobody."""
+    with regime.network(subnet="fd00:f:0:9::/64") as network, regime.container(network=network):
+        for mac in ("02:00:00:00:00:01", "02:00:00:00:00:02"):
+            with regime.container(
+                f"--mac-address={mac}",
+                network=network,
+                publish=["8091:80"],
+                ip6="fd00:f:0:9::11",
+            ) as made:
+                if not regime.native:
+                    wanted = [(8091, made.name)]
+                    assert until(lambda: leading(regime, 8091), wanted, timeout=10) == wanted
+                answer = tcp(regime.client, HOST, 8091)
+                assert (server(answer), peer(answer)) == (made.name, CLIENT)
+                assert mac in regime.host.ip(f"-6 neigh show {made.address}")
+
+
+def leading(regime: Regime, port: int) -> list[tuple[int, str]]:
+    """Who has a port of the host, as ipv6natd says."""
+    rows = listed(regime.daemon, "mappings")
+    return [(port, row["ContainerName"]) for row in rows if row["HostPort"] == port]
+
+
 def test_r8_ten_thousand_udp_ports_are_one_rule(tools: None) -> None:  # noqa: ARG001
     """Without the engine's IPv4 rules, of which it would make a process each."""
     run = "10000-19999"

@@ -125,10 +125,25 @@ class Ground:
             time.sleep(0.05)
         for name in [n for n in self._served if n not in world.boxes or not world.boxes[n].up]:
             self._served.pop(name).stack.close()
-        for name, each in facts.items():
-            if world.boxes[name].up:
-                self._serve(name, each["State"]["Pid"])
-        return world.having(*(learned(world.boxes[name], each) for name, each in facts.items()))
+        world = world.having(*(learned(world.boxes[name], each) for name, each in facts.items()))
+        up = [name for name, box in world.boxes.items() if box.up]
+        came = [name for name in up if self._serve(name, facts[name]["State"]["Pid"])]
+        if came:
+            self._look_anew(world, came)
+        return world
+
+    def _look_anew(self, world: World, came: list[str]) -> None:
+        """Have everybody find these on their links, but for those that ipv6natd leads to.
+
+        An engine before 28 may give the same address with another MAC, and lets nobody know.
+        """
+        for served in self._served.values():
+            served.ns.ip("-6 neigh flush all")
+        for box in (world.boxes[name] for name in came):
+            led = world.gateway(box) if any(each.ipv6 for each in box.publish) else None
+            for name, address in box.ends.items():
+                if address is not None and (led is None or name != led.name):
+                    self.sandbox.host.ip(f"-6 neigh flush to {address}")
 
     def _why(self, states: Mapping[str, str | None]) -> list[Any]:
         words = ("inspect", "--type=container", "--format={{.Name}} {{json .State}}", *states)
@@ -140,16 +155,18 @@ class Ground:
         words = ("inspect", "--type=container", *world.boxes)
         return {each["Name"][1:]: each for each in json.loads(self.engine.docker(*words))}
 
-    def _serve(self, name: str, pid: int) -> None:
+    def _serve(self, name: str, pid: int) -> bool:
+        """Have somebody serve there; whether nobody did."""
         served = self._served.get(name)
         if served is not None and served.pid == pid:
-            return
+            return False
         if served is not None:
             served.stack.close()
         ns = Namespace(name=name, path=self.engine.netns(pid))
         stack = ExitStack()
         server = stack.enter_context(serve(ns, name, tcp=LISTENS["tcp"], udp=LISTENS["udp"]))
         self._served[name] = Served(pid, ns, server, stack)
+        return True
 
     def close(self) -> None:
         for served in self._served.values():

@@ -11,6 +11,7 @@ from ipv6natd.desired import desired
 from ipv6natd.flows import (
     Flow,
     Removal,
+    came,
     concerns,
     gone,
     newly_closed,
@@ -128,7 +129,6 @@ def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> 
         (None, want(web("5353:53/tcp")), ["udp"]),
         (None, UDP, ["udp"]),
         (UDP, UDP, []),
-        (UDP, want(web("5353:53/udp"), web("80:80", name="late", on=Y)), []),
         (UDP, want(web("5353:53/udp", name="again")), []),
         (UDP, NOTHING, ["udp"]),
         (UDP, want(web("5353:53/udp", address="fd00:a::3")), ["udp"]),
@@ -143,7 +143,20 @@ def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
     old: Desired | None, new: Desired, changed: list[str]
 ) -> None:
     assert protocols(old, new) == changed
-    assert concerns(old, new) == bool(changed)
+    assert bool(came(old, new)) or concerns(old, new) == bool(changed)
+
+
+def test_who_came_is_known_by_bridge_where_it_is_known_what_was() -> None:
+    both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
+    assert protocols(UDP, both) == []
+    assert came(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
+    assert concerns(UDP, both)
+    # Two ports of one container are one neighbour; the other ways round nobody came.
+    assert len(came(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
+    for old, new in ((None, both), (both, UDP), (UDP, UDP), (UDP, want(web("5354:53/udp")))):
+        assert came(old, new) == ()
+    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
+    assert came(UDP, replace(both, networks=tuple(theirs))) == ()
 
 
 def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "ipv6natd"
 
 ARROWS = """
+address_watch ->
 background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
@@ -35,10 +36,10 @@ ctl.prefix    -> ctl.asking tools ula
 ctl.steering  -> bus config ctl.asking firewall flush tables tools
 ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
-daemon        -> background bus config conntrack dbus_api docker_watch explain firewall
-                 firewall.choose firewall.drift firewall.engine firewall.late firewall.restore
-                 firewalld host_checks host_facts journal kept leftovers logs model notify reconcile
-                 snapshot status textfile
+daemon        -> address_watch background bus config conntrack dbus_api docker_watch explain
+                 firewall firewall.choose firewall.drift firewall.engine firewall.late
+                 firewall.restore firewalld host_checks host_facts journal kept leftovers logs model
+                 notify reconcile snapshot status textfile
 dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
 dbus_limits   -> bus
 dbus_lists    -> bus dbus_values filters status

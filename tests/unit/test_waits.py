@@ -34,6 +34,7 @@ from tests.unit.test_house import modules
 OURS = "for ourselves: somebody else in this process ends it, or we are told to stop"
 THREAD = "for a thread, whose own calls are bounded"
 WAITS = {
+    "address_watch.watch: await loop.sock_recv": "for news, which is our whole task",
     "background.in_thread: await future": THREAD,
     "bus.call: await asyncio.wait_for": "timeout",
     "bus.closed: await asyncio.wait": "for the end of the connection, which is our whole task",
