@@ -219,8 +219,9 @@ class Crowd:
     def _run(self) -> None:
         while not self._done.wait(PAUSE):
             self.faithful.send()
-            for _ in range(min(AT_ONCE, len(self._forgeries))):
-                each = self._forgeries[self.forged % len(self._forgeries)]
+            forgeries = self._forgeries  # `before` may put others in their place
+            for _ in range(min(AT_ONCE, len(forgeries))):
+                each = forgeries[self.forged % len(forgeries)]
                 self.forged += 1
                 with contextlib.suppress(OSError):
                     self._socket(each.source).sendto(b"?\n", (str(each.address), each.port))

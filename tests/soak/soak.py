@@ -115,6 +115,7 @@ class Soak:
             self.world = self.ground.learn(step.after)
         except LabError as error:
             if not str(error).startswith("docker"):
+                self._evidence([str(error)])
                 raise
             self._refused(step, error)
         wants = asks(self.world)
