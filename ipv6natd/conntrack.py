@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from ipaddress import IPv6Address
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.flows import (
     Removal,
     appeared,
     came,
     gone,
+    intruders,
     newly_closed,
     parse,
     protocols,
@@ -41,6 +42,7 @@ _FAMILY = ("-f", "ipv6", "-w", "0")
 _NONE_LEFT = "0 flow entries have been deleted"
 _JUST_ENDED = "such conntrack doesn't exist"
 _ATTEMPTS = 5
+_FEW = 8
 
 
 class _Failed(Exception):
@@ -54,13 +56,14 @@ class Conntrack:
         self._host_addresses = host_addresses
         self._told = False
 
-    def follow(self, old: Desired | None, new: Desired) -> bool:
+    def follow(self, old: Desired | None, new: Desired, exposed: bool = False) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
-        `old`, which is None where nobody knows what held before. Whether that is done.
+        `old`, which is None where nobody knows what held before; `exposed`: networks were open
+        until now. Whether that is done.
 
         Blocks. What fails is logged, not raised.
         """
-        closed = newly_closed(old, new)
+        closed = newly_closed(old, new, exposed=exposed)
         for network in closed:
             # What waits for a neighbour is dropped with him.
             said("ip", "-6", "neigh", "flush", "dev", network.bridge, timeout=TIMEOUT)
@@ -74,10 +77,12 @@ class Conntrack:
             return True  # whoever installs it meets flows that end sooner or later
         self._told = False
         try:
-            for subnet in (each for network in closed for each in network.subnets):
-                _run(tool, "-D", *_FAMILY, "--orig-dst", str(subnet))
-            for subnet in (each for network in appeared(old, new) for each in network.subnets):
-                _run(tool, "-D", *_FAMILY, "--orig-src", str(subnet))
+            if closed:
+                entries = _listed(tool, [each for network in closed for each in network.subnets])
+                came_in = intruders(entries, closed, self._host_addresses())
+                _forget(tool, [("--orig-src", str(s), "--orig-dst", str(d)) for s, d in came_in])
+            late = [each for network in appeared(old, new) for each in network.subnets]
+            _forget(tool, [("--orig-src", str(subnet)) for subnet in late])
             for protocol in protocols(old, new):
                 self._follow(tool, protocol, old, new)
         except _Failed as error:
@@ -90,10 +95,11 @@ class Conntrack:
             if look:
                 time.sleep(PAUSE)
             flows = list(parse(_run(tool, "-L", *_FAMILY, "-p", protocol)))
-            wrong = stale(flows, old, new, self._host_addresses())
+            here = self._host_addresses()
+            wrong = stale(flows, old, new, here)
             if wrong:
-                calls = removals(wrong, flows, gone(old, new))
-                _forget(tool, calls)
+                calls = removals(wrong, flows, gone(old, new), here)
+                _forget(tool, [tuple(_words(each)) for each in calls])
                 log.debug("%d of %d flows over %s forgotten", len(wrong), len(flows), protocol)
             if all(flow.translated for flow in wrong):
                 return
@@ -122,10 +128,17 @@ def _words(removal: Removal) -> Iterator[str]:
             yield from (option, str(value))
 
 
-def _forget(tool: str, calls: list[Removal]) -> None:
+def _listed(tool: str, subnets: Sequence[IPv6Network]) -> str:
+    """The entries for these destinations, and others where the subnets are many."""
+    if len(subnets) > _FEW:
+        return _run(tool, "-L", *_FAMILY)
+    return "".join(_run(tool, "-L", *_FAMILY, "--orig-dst", str(each)) for each in subnets)
+
+
+def _forget(tool: str, entries: Sequence[Iterable[str]]) -> None:
     """All of them in one process: each line that it reads is what a command line would be."""
-    lines = "".join(" ".join(("-D", *_FAMILY, *_words(each))) + "\n" for each in calls)
-    for attempt in range(_ATTEMPTS):
+    lines = "".join(" ".join(("-D", *_FAMILY, *words)) + "\n" for words in entries)
+    for attempt in range(_ATTEMPTS if entries else 0):
         try:
             _run(tool, "-R", "-", stdin=lines, timeout=PATIENCE)
         except _Failed as error:

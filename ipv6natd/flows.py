@@ -37,6 +37,11 @@ _ENTRY = re.compile(
     r" src=([0-9a-f:.]+) dst=[0-9a-f:.]+ sport=(\d{1,5}) dport=\d{1,5}(?: .*)?$",
     re.MULTILINE,
 )
+_ENDS = re.compile(
+    r"^(?:ipv6 +10 +)?\w+ +\d+ (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*"
+    r"\bsrc=([0-9a-f:.]+) dst=([0-9a-f:.]+) ",
+    re.MULTILINE,
+)
 _PROTOCOLS = {str(protocol): protocol for protocol in FOLLOWED}
 
 
@@ -144,17 +149,48 @@ def concerns(old: Desired | None, new: Desired) -> bool:
     return any((protocols(old, new), newly_closed(old, new), came(old, new)))
 
 
-def newly_closed(old: Desired | None, new: Desired) -> tuple[Network, ...]:
-    """The networks of ours that nobody closed before; none where nobody knows what held.
+def newly_closed(
+    old: Desired | None, new: Desired, *, exposed: bool = False
+) -> tuple[Network, ...]:
+    """The networks of ours that nobody closed before, all of them where their rules were out
+    (`exposed`); none where nobody knows what held.
 
     A packet that came for one of their addresses before its rules stood went on to the bridge, and
     waits there up to three seconds for somebody to have that address. Should a container get it, it
     gets the packet as well, answers, and has opened the way for all of that flow.
     """
+    if exposed:
+        return tuple(_ours(new))
     if old is None:
         return ()
     known = {each.bridge for each in _ours(old)}
     return tuple(each for each in _ours(new) if each.bridge not in known)
+
+
+def intruders(
+    text: str, networks: Iterable[Network], host_addresses: frozenset[IPv6Address]
+) -> list[tuple[IPv6Address, IPv6Address]]:
+    """(source, destination) of all that `conntrack -L` lists, of any protocol, that somebody began
+    towards an address of these networks who is neither a neighbour there nor the host itself.
+
+    What may come in all the same meets its rule again with the next packet.
+    """
+    inside = {(each.prefixlen, each.network_address): each for n in networks for each in n.subnets}
+    lengths = {length for length, _ in inside}
+    found: dict[tuple[IPv6Address, IPv6Address], None] = {}
+    for pair in dict.fromkeys(_ENDS.findall(text)):
+        try:
+            source, destination = map(_address, pair)
+        except AddressValueError:
+            continue
+        if source in host_addresses:
+            continue
+        for length in lengths:
+            around = IPv6Network((destination, length), strict=False)
+            subnet = inside.get((length, around.network_address))
+            if subnet is not None and source not in subnet:
+                found[source, destination] = None
+    return list(found)
 
 
 def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:
@@ -252,13 +288,18 @@ def stale(
 
 
 def removals(
-    wrong: Iterable[Flow], flows: Iterable[Flow], left: frozenset[IPv6Address]
+    wrong: Iterable[Flow],
+    flows: Iterable[Flow],
+    left: frozenset[IPv6Address],
+    host_addresses: frozenset[IPv6Address],
 ) -> list[Removal]:
-    """How to forget the `wrong` ones among `flows`, and no others, in few calls.
+    """How to forget the `wrong` ones among `flows` in few calls, and no others that it would cost
+    anything.
 
     Each call reads the whole table of the kernel, so a thousand clients of one port must not be a
     thousand calls. All that goes to an address that `left` is one; so is what shares its way to a
-    port, or comes from one, where none of it is right.
+    port, or comes from one, where none of it is right, or none of it is translated: what a port of
+    the host's own answers is the proxy's, and meets the same rules again with its next packet.
     """
     calls: dict[Removal, None] = {}
     others: list[Flow] = []
@@ -268,12 +309,20 @@ def removals(
         else:
             others.append(flow)
     ports = {port for each in others for port in (each.destination_port, each.source_port)}
-    near = (each for each in flows if {each.destination_port, each.source_port} & ports)
+    near = [each for each in flows if {each.destination_port, each.source_port} & ports]
     every = Counter(group for each in near for group in _groups(each))
     ours = Counter(group for each in others for group in _groups(each))
+    whole = {group for group, count in ours.items() if count == every[group]}
+    translated = {group for each in near if each.translated for group in _groups(each)}
+
+    def free(flow: Flow) -> Iterator[Removal]:
+        for group, end in zip(_groups(flow), (flow.destination, flow.source), strict=True):
+            proxys = end in host_addresses and group not in translated
+            if ours[group] > 1 and (group in whole or proxys):
+                yield group
+
     for flow in others:
-        whole = (each for each in _groups(flow) if 1 < ours[each] == every[each])
-        calls[next(whole, _exactly(flow))] = None
+        calls[next(free(flow), _exactly(flow))] = None
     return list(calls)
 
 

@@ -75,7 +75,7 @@ class Kernel:
         firewall: Firewall,
         *,
         complete: Callable[[Snapshot, bool], Snapshot],
-        follow_flows: Callable[[Desired | None, Desired], bool],
+        follow_flows: Callable[[Desired | None, Desired, bool], bool],
         keep: Callable[[TableRules], None],
     ) -> None:
         """See Reconciler for what the three functions are for."""
@@ -92,6 +92,8 @@ class Kernel:
         self.doubtful = False
         """Whether open flows may go where no rule leads, whatever followed before; may be set from
         any thread, and the next pass looks."""
+        self._exposed = False
+        """Whether networks may have been open until the rules stood that stand now."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
@@ -209,11 +211,14 @@ class Kernel:
         before = applied.ruleset if applied else None
         for attempt in range(SETTLE):
             keep = not self.order.given_up
+            found = self.firewall.read()
+            if applied is None:
+                self._exposed |= not stands(rules.filter, found[Table.FILTER], keep_order=False)
             for change in plan(
                 applied=before,
                 interim=interim,
                 wanted=rules,
-                observed=self.firewall.read(),
+                observed=found,
                 keep_order=keep,
             ):
                 self.firewall.write(change)
@@ -248,18 +253,24 @@ class Kernel:
         return not self.unread
 
     def _follow(self, want: Desired) -> None:
-        """Let open flows go where the rules now in force lead."""
+        """Let open flows go where the rules now in force lead, and none where they lead nowhere."""
         before = [self._followed]
         # What began while somebody had taken out our rules began without them.
         doubtful = self.doubtful or Table.NAT in self._drift
-        self.doubtful = False
+        exposed = self._exposed or Table.FILTER in self._drift
+        self.doubtful = self._exposed = False
         if doubtful and self._followed is not None:
             before.append(None)
-        done = [self._follow_flows(old, want) for old in before if concerns(old, want)]
+        done = [self._follow_flows(self._followed, want, exposed)] if exposed else []
+        done += [
+            self._follow_flows(old, want, False)
+            for old in before[len(done) :]
+            if concerns(old, want)
+        ]
         if all(done):
             self._followed = want
         else:
-            self.doubtful = True
+            self.doubtful, self._exposed = True, exposed
 
 
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:

@@ -72,7 +72,7 @@ class Reconciler:
         policy: Policy,
         complete: Callable[[Snapshot, bool], Snapshot],
         publish: Publish,
-        follow_flows: Callable[[Desired | None, Desired], bool] = lambda _old, _new: True,
+        follow_flows: Callable[[Desired | None, Desired, bool], bool] = lambda *_: True,
         look: Look = _nothing_found,
         keep: Callable[[TableRules], None] = lambda _: None,
         beat: Callable[[], None] = lambda: None,
@@ -82,8 +82,9 @@ class Reconciler:
         """`complete` adds to the engine's facts what the host itself says, all of it anew if told
         that somebody else may have written; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
-        may contradict: with what held before, None where nobody knows, and what holds now; it
-        tells whether they do not any more, and is asked again by a later pass where they may.
+        may contradict: with what held before, None where nobody knows, what holds now, and whether
+        networks may have been open until now; it tells whether flows are right, and is asked again
+        by a later pass where they may not be.
         `look` says what is wrong with the host, given the networks and whether the engine may
         keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.

@@ -42,7 +42,13 @@ def save_text(data: bytes) -> None:
         assert all(" " not in bridge for bridge in rules.bridges)
     counters.connections(text)
     known = list(flows.parse(text))
-    flows.removals(known, known, frozenset(each.reply_source for each in known[:1]))
+    flows.removals(
+        known,
+        known,
+        frozenset(each.reply_source for each in known[:1]),
+        frozenset(each.source for each in known[1:3]),
+    )
+    flows.intruders(text, NETWORKS, frozenset())
 
 
 def a_comment(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from tests.lab import Answer, Daemon, Failure, Namespace, tcp, until
+from tests.lab import Answer, Daemon, Failure, Namespace, Regime, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
 
 SHORT = 0.3
@@ -36,6 +37,16 @@ def opened(client: Namespace, port: int, *, address: IPv6Address = HOST) -> Answ
     assert isinstance(answer, Answer), answer
     assert answer.peer == CLIENT
     return answer
+
+
+@contextmanager
+def stopped(regime: Regime) -> Iterator[None]:
+    """While ipv6natd sees and does nothing."""
+    regime.daemon.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        regime.daemon.signal(signal.SIGCONT)
 
 
 @dataclass(slots=True)

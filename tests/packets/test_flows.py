@@ -6,7 +6,6 @@ A UDP client keeps one socket, and so one flow, through all that happens to a co
 from __future__ import annotations
 
 import re
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tests.lab import Failure, Namespace, Regime, connect, serve, udp, until
 from tests.lab.engine import Container, Network
 from tests.lab.probe import Conversation
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
-from tests.packets.asking import SHORT, carried_by_nat, listed, peer, server
+from tests.packets.asking import SHORT, carried_by_nat, listed, peer, server, stopped
 
 FAR = IPv6Address("2001:db8:5::5")
 """An address that the rogue reaches by way of the host."""
@@ -103,16 +102,6 @@ def far(regime: Regime) -> Iterator[None]:
             yield
     finally:
         regime.client.ip(f"address del {FAR}/128 dev lo")
-
-
-@contextmanager
-def stopped(regime: Regime) -> Iterator[None]:
-    """While ipv6natd sees and does nothing."""
-    regime.daemon.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        regime.daemon.signal(signal.SIGCONT)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import socket
 import time
+from contextlib import ExitStack
 from ipaddress import IPv6Address
 
 import pytest
 
 from tests.lab import Answer, Failure, Regime, connect, ping, serve, tcp, udp, until, watch
 from tests.lab.sandbox import CLIENT, HOST, ROGUE
-from tests.packets.asking import SHORT, dnats, opened, peer, server
+from tests.packets.asking import SHORT, dnats, opened, peer, server, stopped
 
 X1, I1 = IPv6Address("fd00:a::2"), IPv6Address("fd00:c::2")
 FORGED = IPv6Address("fd00:a::9")
@@ -170,6 +171,27 @@ def test_i11_a_flow_from_a_subnet_that_became_a_networks_is_a_forged_neighbours_
             time.sleep(0.3)
             assert before > 0
             assert came() == before
+
+
+@pytest.mark.ours
+def test_i2_who_got_in_while_our_rules_were_out_is_put_out_when_they_are_back(
+    regime: Regime,
+) -> None:
+    target = (X1, 81)
+    tool = f"ip6tables-{regime.variant}"
+    with ExitStack() as stack:
+        with stopped(regime):
+            regime.host.run(tool, "-F", "IPV6NAT-FORWARD")
+            spaces = (regime.host, regime.x2.ns)
+            others = [stack.enter_context(connect(space, *target)) for space in spaces]
+            rogue, by_udp = (
+                stack.enter_context(connect(regime.rogue, target[0], port, kind=kind))
+                for kind, port in ((socket.SOCK_STREAM, 81), (socket.SOCK_DGRAM, 54))
+            )
+            assert all(server(each.ask()) == "x1" for each in (*others, rogue, by_udp))
+        assert until(lambda: server(by_udp.ask(timeout=SHORT)), Failure.TIMEOUT) is Failure.TIMEOUT
+        assert rogue.ask(timeout=SHORT) is Failure.TIMEOUT
+        assert [server(each.ask()) for each in others] == ["x1", "x1"]
 
 
 def test_i12_rules_in_docker_user_come_first(regime: Regime) -> None:

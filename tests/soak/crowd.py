@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from ipaddress import IPv6Address
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -78,7 +79,8 @@ class Crowd:
         self.clients = {n: Traffic(getattr(sandbox, n), patience=PATIENT) for n in CLIENTS}
         self.forged = 0
         self.excused = 0
-        """New connections that failed, while rules were away that somebody had taken."""
+        """New connections that failed, while rules were away that somebody had taken, or to a
+        container that its engine had started anew by itself."""
         self._edited = 0.0
         """Until when rules were away, by time.monotonic()."""
         self.held = 0
@@ -125,6 +127,12 @@ class Crowd:
         """From now on ask what the step must not disturb, and probe what it must not open."""
         # What somebody opens by taking rules away is open until they are back, unless the policy
         # is DROP; and what began then would go on afterwards.
+        loose = {
+            address
+            for name in step.touched & world.boxes.keys()
+            for net, address in world.boxes[name].ends.items()
+            if net not in world.boxes[name].fixed
+        }
         quiet = step.edits and not (world.drop and step.keeps_policy)
         for (server, target), flow in list(self._flows.items()):
             if step.cuts or server in step.touched or not still(flow.target, old, new):
@@ -142,14 +150,15 @@ class Crowd:
                 and want.server not in step.touched
                 and new.get(ask) == want
             ]
-            closed = [] if quiet else [aim(a, Other.CLOSED) for a in shut(origin, old, new)]
+            closed = [] if quiet else [aim(a, Other.CLOSED) for a in shut(origin, old, new, loose)]
             traffic.ask(*dict.fromkeys(steady))
             traffic.probe(*dict.fromkeys(closed))
             self._seen[origin] = (len(traffic.tally.failed), len(traffic.tally.answered_closed))
         self._forgeries = [] if quiet else forgeries(world, old)
 
-    def after(self, step: Step, world: World) -> list[str]:
-        """What was wrong since `before`."""
+    def after(self, step: Step, world: World, restarted: frozenset[str]) -> list[str]:
+        """What was wrong since `before`; `restarted` are containers that the engine started anew
+        though nobody had asked for it, and they were away meanwhile."""
         wrong = []
         if step.edits:
             self._edited = time.monotonic()
@@ -157,7 +166,8 @@ class Crowd:
             failed, answered = self._seen[origin]
             lost = traffic.tally.failed[failed:]
             # A datagram that met no rule is told as lost some steps later.
-            blamed = [each for each in lost if each.began > self._edited]
+            there = [each for each in lost if each.target.server not in restarted]
+            blamed = [each for each in there if each.began > self._edited]
             self.excused += len(lost) - len(blamed)
             wrong += [f"lost meanwhile: {origin} {each}" for each in blamed]
             wrong += [
@@ -165,7 +175,7 @@ class Crowd:
                 for each in traffic.tally.answered_closed[answered:]
             ]
         for (server, _), flow in list(self._flows.items()):
-            if flow.cut is not None:
+            if flow.cut is not None and flow.target.server not in restarted:
                 wrong.append(f"an open flow was cut: {server} {flow.target}: {flow.cut}")
         forged = {net.subnet[FORGED] for net in (*world.nets.values(), *step.after.nets.values())}
         for name in world.boxes:
@@ -245,10 +255,15 @@ def still(target: Target, old: Wants, new: Wants) -> bool:
     return ask in old and old[ask] == new.get(ask)
 
 
-def shut(origin: str, old: Wants, new: Wants) -> Iterable[Ask]:
-    """What is closed before and after: where nobody is, nobody answers."""
+def shut(
+    origin: str, old: Wants, new: Wants, loose: AbstractSet[IPv6Address | None]
+) -> Iterable[Ask]:
+    """What is closed before and after: where nobody is, nobody answers. The `loose` addresses are
+    the engine's to give to others meanwhile."""
     for ask in {**old, **new}:
         sides = {old.get(ask, Other.CLOSED), new.get(ask, Other.CLOSED)}
         # By the host's addresses a port may be another's within a step; by its own it is not.
+        if ask.address in loose:
+            continue
         if ask.origin == origin and sides == {Other.CLOSED} and not ask.kept:
             yield ask

@@ -6,6 +6,7 @@ Nothing here decides what must be; it does what it is told, and tells what the e
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,8 @@ class Ground:
     bus: Bus
     daemon: Daemon
     wrong: list[str] = field(default_factory=list)
+    restarted: set[str] = field(default_factory=set)
+    """Containers that have another process than when they were last looked at."""
     _served: dict[str, Served] = field(default_factory=dict)
 
     def spaces(self, world: World) -> dict[str, Namespace]:
@@ -108,6 +111,22 @@ class Ground:
             more = sorted(set(after.splitlines()) - set(before.splitlines()))
             self.wrong.append(f"{what}: rules differ; gone {gone}, more {more}")
 
+    def settled_rules(self) -> str:
+        """The tables, once ipv6natd has read all that the engine says by now."""
+        done = "rules added"
+        until(lambda: done in self.daemon.ctl("resync", check=False), True, timeout=PATIENCE)
+        return self.sandbox.rules()
+
+    def await_networks(self, world: World) -> None:
+        """Wait until the rules are those of these networks; by then what they close is closed."""
+        wanted = {net.bridge for net in world.nets.values()}
+
+        def bridges() -> set[str]:
+            return set(re.findall(r" -[io] (br\w+)", self.sandbox.rules()))
+
+        if (seen := until(bridges, wanted, timeout=PATIENCE)) != wanted:
+            self.wrong.append(f"there are rules for {sorted(seen)}, and not for {sorted(wanted)}")
+
     # What the engine says
 
     def learn(self, world: World) -> World:
@@ -137,6 +156,9 @@ class Ground:
 
         An engine before 28 may give the same address with another MAC, and lets nobody know.
         """
+        # Who was there before may answer for his address until the kernel has buried him.
+        ends = sum(len(box.ends) for box in world.boxes.values() if box.up)
+        until(lambda: self.sandbox.host.ip("-o link show type veth").count("master br"), ends)
         for served in self._served.values():
             served.ns.ip("-6 neigh flush all")
         for box in (world.boxes[name] for name in came):
@@ -162,6 +184,7 @@ class Ground:
             return False
         if served is not None:
             served.stack.close()
+            self.restarted.add(name)
         ns = Namespace(name=name, path=self.engine.netns(pid))
         stack = ExitStack()
         server = stack.enter_context(serve(ns, name, tcp=LISTENS["tcp"], udp=LISTENS["udp"]))

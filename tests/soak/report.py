@@ -86,8 +86,6 @@ NOT_TRIED = """\
   whole.
 - Clocks: the time of day that the daemon's Python reads jumps, not the kernel's; the monotonic
   clock does not jump, as on a real host.
-- What happens to flows that got in while rules of ours were out: they go on as established ones.
-  The labs forget them between two faults.
 - Two faults at once, but for those that chance brings together in the long run.
 """
 
@@ -203,6 +201,7 @@ def soaked(soak: Soaked) -> str:
         "answers held against the model": f"{soak.questions:,}",
         "connections meanwhile": f"{soak.connections:,}",
         "of them failed while somebody had taken our rules out": f"{soak.excused:,}",
+        "containers that the engine started anew by itself": len(soak.restarted),
         "probes of closed ports meanwhile": f"{soak.probes:,}",
         "forged datagrams": f"{soak.forged:,}",
         "flows held open": f"{soak.flows:,}",

@@ -76,6 +76,8 @@ class Soaked:
     """Daemons that lived long enough to show growth."""
     refused: list[str] = field(default_factory=list)
     """Orders that the engine did not carry out; none of ipv6natd's business."""
+    restarted: list[str] = field(default_factory=list)
+    """Containers that the engine started anew though no step had said so."""
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -113,6 +115,8 @@ class Soak:
         try:
             step.do(self.ground)
             self.world = self.ground.learn(step.after)
+            if self.world.nets.keys() != before.nets.keys():
+                self.ground.await_networks(self.world)
         except LabError as error:
             if not str(error).startswith("docker"):
                 self._evidence([str(error)])
@@ -120,7 +124,11 @@ class Soak:
             self._refused(step, error)
         wants = asks(self.world)
         wrong = self._ask(wants)
-        wrong += self.crowd.after(step, self.world)
+        restarted = frozenset(self.ground.restarted) - step.touched
+        self.ground.restarted.clear()
+        if restarted:
+            self._by_itself(step, restarted)
+        wrong += self.crowd.after(step, self.world, restarted)
         wrong += self.ground.wrong
         self.ground.wrong.clear()
         wrong += self.crowd.settled(self.world, wants)
@@ -150,6 +158,11 @@ class Soak:
                 break
         self.result.settled.append(begun - done)
         return [f"{ask}: wanted {want}, got {shown(told[ask])}" for ask, want in open_.items()]
+
+    def _by_itself(self, step: Step, restarted: frozenset[str]) -> None:
+        """The engine has started containers anew, and nothing in the step says so."""
+        self.result.restarted += sorted(restarted)
+        self.say(f"started anew by the engine itself, after {step.text}: {sorted(restarted)}")
 
     def _refused(self, step: Step, error: LabError) -> None:
         """An order that the engine did not carry out: what it was about is taken away."""

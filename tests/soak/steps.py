@@ -377,7 +377,7 @@ def edited(text: str, edit: Do, *, cuts: bool = False) -> Maker:
 
     def made(world: World, rng: Random) -> Step:  # noqa: ARG001
         def do(ground: Ground) -> None:
-            before = ground.sandbox.rules()
+            before = ground.settled_rules()
             edit(ground)
             repaired(ground, before, text)
 
@@ -396,7 +396,7 @@ def flush_all(ground: Ground) -> None:
 def flush_ruleset(world: World, rng: Random) -> Step:  # noqa: ARG001
     def do(ground: Ground) -> None:
         """The engine's rules for IPv4 go as well, and it writes them when it starts."""
-        before = ground.sandbox.rules().replace(":FORWARD DROP", ":FORWARD ACCEPT")
+        before = ground.settled_rules().replace(":FORWARD DROP", ":FORWARD ACCEPT")
         ground.sandbox.host.run("nft", "flush", "ruleset")
         until(lambda: "IPV6NAT-FORWARD" in ground.sandbox.rules(), True, timeout=30)
         restart(ground, signal.SIGTERM)
@@ -459,7 +459,7 @@ def daemon_restart(kill: bool) -> Maker:
 
     def made(world: World, rng: Random) -> Step:  # noqa: ARG001
         def do(ground: Ground) -> None:
-            before = ground.sandbox.rules()
+            before = ground.settled_rules()
             end(ground, kill)
             ground.daemon.start()
             ground.same_rules(text, before)

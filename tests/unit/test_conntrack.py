@@ -108,7 +108,8 @@ def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
     flows.follow(empty, desired(snapshot(X), Policy()))
     assert asked == [("ip", "-6", "neigh", "flush", "dev", X.bridge)]
     assert tool.calls == [
-        f"-D -f ipv6 -w 0 --orig-{side} {X.subnets[0]}" for side in ("dst", "src")
+        f"-L -f ipv6 -w 0 --orig-dst {X.subnets[0]}",
+        *("-R -", f"-D -f ipv6 -w 0 --orig-src {X.subnets[0]}"),
     ]
 
 
@@ -119,7 +120,44 @@ def test_what_a_networks_own_containers_began_goes_on_when_it_becomes_ours(
     ours = desired(snapshot(X), Policy())
     engines = replace(ours, networks=(replace(X, managed_by=ManagedBy.ENGINE),))
     flows.follow(engines, ours)
-    assert tool.calls == [f"-D -f ipv6 -w 0 --orig-dst {X.subnets[0]}"]
+    assert tool.calls == [f"-L -f ipv6 -w 0 --orig-dst {X.subnets[0]}"]
+
+
+def test_who_got_in_while_rules_were_out_is_put_out(
+    tool: Tool, flows: Conntrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "said", lambda *_words, **_: "")
+    entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
+    tool.have(
+        "\n".join(
+            entry.format(source, destination) + "dport=40000 [ASSURED] mark=0 use=1"
+            for source, destination in (
+                ("2001:db8::2", "fd00:a::2"),
+                ("2001:db8::2", "fd00:a::2"),
+                ("2001:db8::1", "fd00:a::2"),  # the host itself
+                ("fd00:a::3", "fd00:a::2"),  # a neighbour
+                ("fd00:b::3", "fd00:a::2"),
+                ("2001:db8::2", "2001:db8::1"),
+                ("fd00:a::2", "2001:db8::2"),
+            )
+        )
+    )
+    assert flows.follow(UDP, UDP, True)
+    assert tool.calls == [
+        f"-L -f ipv6 -w 0 --orig-dst {X.subnets[0]}",
+        "-R -",
+        "-D -f ipv6 -w 0 --orig-src 2001:db8::2 --orig-dst fd00:a::2",
+        "-D -f ipv6 -w 0 --orig-src fd00:b::3 --orig-dst fd00:a::2",
+    ]
+
+
+def test_of_many_networks_the_table_is_listed_once(
+    tool: Tool, flows: Conntrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "said", lambda *_words, **_: "")
+    nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
+    assert flows.follow(NOTHING, desired(snapshot(*nets), Policy()), True)
+    assert [each.split()[0] for each in tool.calls] == ["-L", "-R", *["-D"] * len(nets)]
 
 
 def test_a_container_that_came_is_looked_for_anew_on_its_link(
@@ -234,6 +272,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.followed: list[tuple[list[int] | None, list[int]]] = []
+        self.exposed: list[bool] = []
         self.firewall = FakeFirewall()
         self.facts = FakeFacts()
         self.passes = 0
@@ -251,10 +290,11 @@ class Loop:
     def _passed(self) -> None:
         self.passes += 1
 
-    def _follow(self, old: Desired | None, new: Desired) -> bool:
+    def _follow(self, old: Desired | None, new: Desired, exposed: bool) -> bool:
         # What is to be followed is in force already.
         assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
         self.followed.append((None if old is None else ports(old), ports(new)))
+        self.exposed.append(exposed)
         return self.done
 
     async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
@@ -291,7 +331,8 @@ def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:
             # What began while our rules were out began without them.
             bench.firewall.flush()
             await bench.passed(X, udp, how=verify)
-            assert bench.followed[1:] == [(None, [5353])]
+            assert bench.followed[1:] == [([5353], [5353]), (None, [5353])]
+            del bench.followed[1]
             # A pass that failed is not forgotten by the one that mends it.
             bench.firewall.fail_next = "no room"
             await bench.passed(X, how=trigger)
@@ -339,5 +380,26 @@ def test_flows_that_could_not_follow_are_tried_again_and_so_are_all_when_an_addr
             assert bench.followed == [(None, [5353])]
             await bench.passed(X, udp, how=bench.loop.trigger)
             assert len(bench.followed) == 1
+
+    asyncio.run(scenario())
+
+
+def test_networks_were_open_where_their_rules_had_not_stood() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.exposed == [True]  # nobody had been here before
+            await bench.passed(X, how=bench.loop.trigger)
+            assert bench.exposed == [True, False]
+            bench.firewall.flush()
+            await bench.passed(X, how=bench.loop.verify)
+            assert bench.exposed[2:] == [True, False]
+        again = Loop()
+        again.firewall = again.loop._kernel.firewall = bench.firewall
+        async with background(again.loop.run()):
+            await again.passed(X, how=again.loop.trigger)
+            assert again.exposed == [False]
 
     asyncio.run(scenario())

@@ -14,6 +14,7 @@ from ipv6natd.flows import (
     came,
     concerns,
     gone,
+    intruders,
     newly_closed,
     parse,
     protocols,
@@ -384,7 +385,7 @@ def test_each_port_of_a_shifted_run_has_its_own() -> None:
 
 def test_a_single_flow_is_named_whole() -> None:
     one = flow(f"{CLIENT} {HOST} 5353")
-    (call,) = removals([one], [one], frozenset())
+    (call,) = removals([one], [one], frozenset(), HOST_ADDRESSES)
     assert all(getattr(call, name) == getattr(one, name) for name in Removal.__slots__)
 
 
@@ -392,29 +393,47 @@ def from_port(each: Flow, port: int) -> Flow:
     return replace(each, source_port=port)
 
 
-def test_many_clients_of_one_port_are_one_call_unless_one_of_them_is_right() -> None:
+def test_many_clients_of_one_port_are_one_call() -> None:
     clients = [from_port(flow(f"{CLIENT} {HOST} 5353"), port) for port in range(40000, 40010)]
-    (call,) = removals(clients, clients, frozenset())
+    (call,) = removals(clients, clients, frozenset(), HOST_ADDRESSES)
     assert (call.source, call.source_port) == (None, None)
     assert (call.destination, call.destination_port) == (IPv6Address(HOST), 5353)
     assert (call.reply_source, call.reply_source_port) == (IPv6Address(HOST), 5353)
+    # One that is right is the proxy's as well, and meets the same rules with its next datagram.
     right = from_port(clients[0], 50000)
-    calls = removals(clients, [*clients, right], frozenset())
+    assert removals(clients, [*clients, right], frozenset(), HOST_ADDRESSES) == [call]
+
+
+def test_what_is_translated_is_named_one_by_one_where_one_is_right() -> None:
+    clients = [
+        from_port(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), port)
+        for port in range(40000, 40010)
+    ]
+    right = from_port(clients[0], 50000)
+    calls = removals(clients, [*clients, right], frozenset(), HOST_ADDRESSES)
     assert [each.source_port for each in calls] == [each.source_port for each in clients]
 
 
-def test_all_answers_of_one_socket_are_one_call_unless_one_of_them_is_right() -> None:
+def test_what_one_socket_asks_elsewhere_lives() -> None:
+    """U5: through the host, from the very port from which it asks a port that changed."""
+    wrong = [flow(f"{CLIENT} {HOST} {port}") for port in (5353, 5354)]
+    elsewhere = flow(f"{CLIENT} 2001:db8:5::5 5353")
+    calls = removals(wrong, [*wrong, elsewhere], frozenset(), HOST_ADDRESSES)
+    assert [each.destination for each in calls] == [IPv6Address(HOST)] * 2
+
+
+def test_all_answers_of_one_socket_are_one_call() -> None:
     answers = [from_port(flow(f"{HOST} {CLIENT} {port}"), 5353) for port in range(40000, 40010)]
-    (call,) = removals(answers, answers, frozenset())
+    (call,) = removals(answers, answers, frozenset(), HOST_ADDRESSES)
     assert call == Removal(protocol=Protocol.UDP, source=IPv6Address(HOST), source_port=5353)
     right = from_port(flow(f"{HOST} {NEIGHBOUR} 50000"), 5353)
-    assert len(removals(answers, [*answers, right], frozenset())) == 10
+    assert removals(answers, [*answers, right], frozenset(), HOST_ADDRESSES) == [call]
 
 
 def test_all_that_an_address_answered_is_one_call() -> None:
     left = IPv6Address("fd00:a::2")
     flows = [flow(f"{CLIENT} {HOST} {port} -> {left} {port}") for port in range(6000, 6100)]
-    assert removals(flows, flows, frozenset({left})) == [
+    assert removals(flows, flows, frozenset({left}), HOST_ADDRESSES) == [
         Removal(protocol=Protocol.UDP, reply_source=left)
     ]
 
@@ -432,5 +451,22 @@ def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
     assert stale(flows, None, new, HOST_ADDRESSES) == wrong
     assert stale(flows, old, old, HOST_ADDRESSES) == []
     # They share no port, but what they share is their client's one socket, and not all is wrong.
-    assert len(removals(wrong, flows, gone(old, new))) == 5000
-    assert len(removals(flows, flows, gone(old, NOTHING))) == 1
+    assert len(removals(wrong, flows, gone(old, new), HOST_ADDRESSES)) == 5000
+    assert len(removals(flows, flows, gone(old, NOTHING), HOST_ADDRESSES)) == 1
+
+
+def test_intruders_are_found_whatever_they_speak() -> None:
+    lines = """
+tcp      6 299 ESTABLISHED src=2001:db8::2 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::2 sport=80 dport=1 [ASSURED] mark=0 use=1
+udp      17 29 src=2001:db8::3 dst=fd00:a::2 sport=1 dport=53 [UNREPLIED] src=fd00:a::2 dst=2001:db8::3 sport=53 dport=1 mark=0 use=1
+icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 mark=0 use=1
+unknown  4 599 src=2001:db8::5 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::5 mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::6 dst=fd00:a::2 sport=1 dport=80 zone=7 src=fd00:a::2 dst=2001:db8::6 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::7 dst=2001:db8:1::1 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::7 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8:1::1 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8:1::1 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
+"""  # noqa: E501
+    nets = desired(snapshot(X, Y), Policy()).networks
+    found = intruders(lines, nets, HOST_ADDRESSES)
+    assert [str(source) for source, _ in found] == [f"2001:db8::{n}" for n in range(2, 6)]
