@@ -22,6 +22,8 @@ from tests.soak.model import LATE, LISTENS, OUTSIDE, Box, Mode, Net, Publish, Wo
 
 OPTION = "com.docker.network.bridge."
 STATES = {"running": "running", "paused": "paused", "exited": "stopped", "created": "stopped"}
+BURIED = 3.0
+"""Seconds in which the kernel has surely taken away the links of a namespace that is gone."""
 PATIENCE = 30.0
 """Seconds that the engine has to come to the state that it was asked for."""
 
@@ -47,6 +49,8 @@ class Ground:
     wrong: list[str] = field(default_factory=list)
     restarted: set[str] = field(default_factory=set)
     """Containers that have another process than when they were last looked at."""
+    left_behind: int = 0
+    """Links of former containers, with their addresses, that the engine had not taken away."""
     _served: dict[str, Served] = field(default_factory=dict)
 
     def spaces(self, world: World) -> dict[str, Namespace]:
@@ -134,8 +138,7 @@ class Ground:
         deadline = time.monotonic() + PATIENCE
         while True:
             facts = self._inspect(world)
-            states = {n: STATES.get(each["State"]["Status"]) for n, each in facts.items()}
-            wanted = {name: box.state for name, box in world.boxes.items()}
+            states, wanted = states_of(facts), {n: box.state for n, box in world.boxes.items()}
             if states == wanted:
                 break
             if time.monotonic() > deadline:
@@ -157,8 +160,9 @@ class Ground:
         An engine before 28 may give the same address with another MAC, and lets nobody know.
         """
         # Who was there before may answer for his address until the kernel has buried him.
-        ends = sum(len(box.ends) for box in world.boxes.values() if box.up)
-        until(lambda: self.sandbox.host.ip("-o link show type veth").count("master br"), ends)
+        for link in until(self._astray_links, [], timeout=BURIED):
+            self.left_behind += 1
+            self.sandbox.host.ip(f"link delete {link}")
         for served in self._served.values():
             served.ns.ip("-6 neigh flush all")
         for box in (world.boxes[name] for name in came):
@@ -166,6 +170,19 @@ class Ground:
             for name, address in box.ends.items():
                 if address is not None and (led is None or name != led.name):
                     self.sandbox.host.ip(f"-6 neigh flush to {address}")
+
+    def astray(self, world: World) -> set[str]:
+        """Containers in another state than they should be."""
+        states = states_of(self._inspect(world))
+        return {name for name, box in world.boxes.items() if states.get(name) != box.state}
+
+    def _astray_links(self) -> list[str]:
+        """Links on bridges of containers that are not there any more, as far as the engine says."""
+        held = (served.ns.ip("-o link") for served in self._served.values())
+        ends = {number for text in held for number in re.findall(r"@if(\d+)", text)}
+        there = self.sandbox.host.ip("-o link show type veth")
+        links = re.findall(r"^(\d+): (\w+)@.* master br", there, re.MULTILINE)
+        return [name for number, name in links if number not in ends]
 
     def _why(self, states: Mapping[str, str | None]) -> list[Any]:
         words = ("inspect", "--type=container", "--format={{.Name}} {{json .State}}", *states)
@@ -194,6 +211,10 @@ class Ground:
     def close(self) -> None:
         for served in self._served.values():
             served.stack.close()
+
+
+def states_of(facts: Mapping[str, Any]) -> dict[str, str | None]:
+    return {name: STATES.get(each["State"]["Status"]) for name, each in facts.items()}
 
 
 def learned(box: Box, facts: Any) -> Box:

@@ -202,6 +202,7 @@ def soaked(soak: Soaked) -> str:
         "connections meanwhile": f"{soak.connections:,}",
         "of them failed while somebody had taken our rules out": f"{soak.excused:,}",
         "containers that the engine started anew by itself": len(soak.restarted),
+        "links of former containers that the engine left behind": soak.left_behind,
         "probes of closed ports meanwhile": f"{soak.probes:,}",
         "forged datagrams": f"{soak.forged:,}",
         "flows held open": f"{soak.flows:,}",

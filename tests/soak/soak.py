@@ -78,6 +78,8 @@ class Soaked:
     """Orders that the engine did not carry out; none of ipv6natd's business."""
     restarted: list[str] = field(default_factory=list)
     """Containers that the engine started anew though no step had said so."""
+    left_behind: int = 0
+    """Links of former containers that the engine had not taken away; the lab did."""
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -168,10 +170,10 @@ class Soak:
         """An order that the engine did not carry out: what it was about is taken away."""
         self.result.refused.append(f"{step.text}: {error}")
         self.say(f"refused: {step.text}: {error}")
-        for name in step.touched - {RESIDENT}:
+        gone = (step.touched | self.ground.astray(self.world)) - {RESIDENT}
+        for name in gone:
             self.ground.engine.docker("rm", "--force", name, check=False)
-        kept = self.world.without(*(step.touched - {RESIDENT}))
-        self.world = self.ground.learn(kept)
+        self.world = self.ground.learn(self.world.without(*gone))
 
     def _evidence(self, wrong: list[str]) -> None:
         self.result.wrong += wrong
@@ -261,6 +263,7 @@ def soak(
                 say(progress(result, crowd, step))
         run.over(baseline)
         result.kinds = dict(sorted(kinds.items()))
+        result.left_behind = there.left_behind
         result.connections, result.excused = crowd.attempted, crowd.excused
         result.probes, result.forged, result.flows = crowd.probed, crowd.forged, crowd.held
     result.seconds = time.monotonic() - began

@@ -443,6 +443,9 @@ def engine_cold(world: World, rng: Random) -> Step | None:  # noqa: ARG001
         flags = ground.engine.args
         ground.engine.args = tuple(each for each in flags if each != "--live-restore")
         restart(ground, signal.SIGTERM)
+        # An engine that is stopped while it still starts containers leaves some of them behind,
+        # with their addresses, and starts others in their place.
+        ground.learn(after)
         ground.engine.args = flags
         restart(ground, signal.SIGTERM)
 

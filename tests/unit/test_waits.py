@@ -209,7 +209,7 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 LIMITS = {
     "a tool that reads or writes rules": restore.TIMEOUT,
     "`conntrack`, one call": conntrack.TIMEOUT,
-    "the flows of one change": conntrack.PATIENCE,
+    "the flows of one change, each of up to four looks": conntrack.PATIENCE,
     "an answer of the engine": float(docker_watch.CALL_TIMEOUT),
     "a connect to the bus": bus.CONNECT_SECONDS,
     "a call over the bus": bus.CALL_SECONDS,
