@@ -228,7 +228,7 @@ def test_a_lab_that_is_interrupted_leaves_nothing(tools: None, number: signal.Si
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
-        process.wait(20)
+        process.wait(60)
     with Sandbox():
         pass
     assert until(lambda: alive(process.pid), [], timeout=5) == []

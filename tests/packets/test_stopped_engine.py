@@ -61,7 +61,7 @@ def systemd(address: str, units: Units) -> Iterator[None]:
     thread = threading.Thread(target=lambda: asyncio.run(play()), daemon=True)
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(30)
         yield
     finally:
         stop.set()
