@@ -130,6 +130,7 @@ class Ground:
 
         if (seen := until(bridges, wanted, timeout=PATIENCE)) != wanted:
             self.wrong.append(f"there are rules for {sorted(seen)}, and not for {sorted(wanted)}")
+        self.settled_rules()  # each table is written by itself, and then the flows are looked at
 
     # What the engine says
 
