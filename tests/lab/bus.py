@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -87,10 +88,15 @@ class Bus:
                 log=log,
             )
         deadline = time.monotonic() + 10
-        while not self.socket.exists():
+        # Its file is there before anybody listens.
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"no bus:\n{tail(self._log)}")
             time.sleep(0.005)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as asking:
+            return asking.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         if self._process is not None:
