@@ -149,9 +149,8 @@ def _forget(tool: str, entries: Sequence[Iterable[str]]) -> None:
             return
 
 
-def _run(tool: str, *words: str, stdin: str = "", timeout: float | None = None) -> str:
+def _run(tool: str, *words: str, stdin: str = "", timeout: float = TIMEOUT) -> str:
     argv = [tool, *words]
-    timeout = TIMEOUT if timeout is None else timeout
     try:
         done = call(argv, timeout=timeout, stdin=stdin)
     except subprocess.TimeoutExpired:

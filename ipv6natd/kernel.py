@@ -254,18 +254,17 @@ class Kernel:
 
     def _follow(self, want: Desired) -> None:
         """Let open flows go where the rules now in force lead, and none where they lead nowhere."""
-        before = [self._followed]
         # What began while somebody had taken out our rules began without them.
         doubtful = self.doubtful or Table.NAT in self._drift
         exposed = self._exposed or Table.FILTER in self._drift
         self.doubtful = self._exposed = False
+        calls = [(self._followed, exposed)]
         if doubtful and self._followed is not None:
-            before.append(None)
-        done = [self._follow_flows(self._followed, want, exposed)] if exposed else []
-        done += [
-            self._follow_flows(old, want, False)
-            for old in before[len(done) :]
-            if concerns(old, want)
+            calls.append((None, False))
+        done = [
+            self._follow_flows(old, want, was_open)
+            for old, was_open in calls
+            if was_open or concerns(old, want)
         ]
         if all(done):
             self._followed = want

@@ -125,14 +125,14 @@ class Crowd:
 
     def before(self, step: Step, world: World, old: Wants, new: Wants) -> None:
         """From now on ask what the step must not disturb, and probe what it must not open."""
-        # What somebody opens by taking rules away is open until they are back, unless the policy
-        # is DROP; and what began then would go on afterwards.
         loose = {
             address
             for name in step.touched & world.boxes.keys()
             for net, address in world.boxes[name].ends.items()
             if net not in world.boxes[name].fixed
         }
+        # What somebody opens by taking rules away is open until they are back, unless the policy
+        # is DROP.
         quiet = step.edits and not (world.drop and step.keeps_policy)
         for (server, target), flow in list(self._flows.items()):
             if step.cuts or server in step.touched or not still(flow.target, old, new):
@@ -263,7 +263,6 @@ def shut(
     for ask in {**old, **new}:
         sides = {old.get(ask, Other.CLOSED), new.get(ask, Other.CLOSED)}
         # By the host's addresses a port may be another's within a step; by its own it is not.
-        if ask.address in loose:
-            continue
-        if ask.origin == origin and sides == {Other.CLOSED} and not ask.kept:
+        closed = sides == {Other.CLOSED} and ask.address not in loose
+        if ask.origin == origin and closed and not ask.kept:
             yield ask
