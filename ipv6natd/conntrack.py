@@ -94,13 +94,15 @@ class Conntrack:
         for look in range(LOOKS):
             if look:
                 time.sleep(PAUSE)
-            flows = list(parse(_run(tool, "-L", *_FAMILY, "-p", protocol)))
+            # Read twice if need be, and never held as flows: a table has ten thousand soon.
+            text = _run(tool, "-L", *_FAMILY, "-p", protocol)
             here = self._host_addresses()
-            wrong = stale(flows, old, new, here)
+            wrong = stale(parse(text), old, new, here)
             if wrong:
-                calls = removals(wrong, flows, gone(old, new), here)
+                calls = removals(wrong, parse(text), gone(old, new), here)
                 _forget(tool, [tuple(_words(each)) for each in calls])
-                log.debug("%d of %d flows over %s forgotten", len(wrong), len(flows), protocol)
+                log.debug("%d flows over %s forgotten", len(wrong), protocol)
+            del text  # before the next
             if all(flow.translated for flow in wrong):
                 return
 

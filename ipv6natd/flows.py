@@ -309,16 +309,21 @@ def removals(
         else:
             others.append(flow)
     ports = {port for each in others for port in (each.destination_port, each.source_port)}
-    near = [each for each in flows if {each.destination_port, each.source_port} & ports]
-    every = Counter(group for each in near for group in _groups(each))
     ours = Counter(group for each in others for group in _groups(each))
-    whole = {group for group, count in ours.items() if count == every[group]}
-    translated = {group for each in near if each.translated for group in _groups(each)}
+    every, translated = Counter[Removal](), set[Removal]()
+    for each in flows:
+        if each.destination_port not in ports and each.source_port not in ports:
+            continue
+        for group in _groups(each):
+            if group in ours:
+                every[group] += 1
+                if each.translated:
+                    translated.add(group)
 
     def free(flow: Flow) -> Iterator[Removal]:
         for group, end in zip(_groups(flow), (flow.destination, flow.source), strict=True):
             proxys = end in host_addresses and group not in translated
-            if ours[group] > 1 and (group in whole or proxys):
+            if ours[group] > 1 and (ours[group] == every[group] or proxys):
                 yield group
 
     for flow in others:

@@ -418,10 +418,18 @@ def holder(sandbox: Sandbox, folder: Path, root: Path | None) -> Iterator[int]:
 def remove_cgroups(mounts: int, lab: str) -> None:
     """Remove the containers' cgroups, as soon as the kernel has buried their processes.
 
-    They may be mounted in the engine's mount namespace only, which an open file keeps alive.
+    They may be mounted in the engine's mount namespace only, which an open file keeps alive. A
+    paused container dies when it thaws.
     """
-    script = f'find /sys/fs/cgroup -depth -type d -path "*/{lab}*" -exec rmdir {{}} + && exit 0'
-    script = f"for i in $(seq 200); do {script}; sleep 0.02; done 2>/dev/null; exit 1"
+    find = f'find /sys/fs/cgroup -depth -path "*/{lab}*"'
+    thaw = (
+        f"{find} -name freezer.state -exec sh -c 'echo THAWED > $0' {{}} ';';"
+        f" {find} -name cgroup.freeze -exec sh -c 'echo 0 > $0' {{}} ';'"
+    )
+    remove = f"{find} -type d -exec rmdir {{}} + && exit 0"
+    script = (
+        f"{{ {thaw}; for i in $(seq 200); do {remove}; sleep 0.02; done; }} 2>/dev/null; exit 1"
+    )
     subprocess.run(
         ["nsenter", f"--mount=/proc/self/fd/{mounts}", "sh", "-c", script],
         check=True,

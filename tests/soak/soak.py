@@ -12,6 +12,7 @@ import resource
 import signal
 import tempfile
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -108,6 +109,15 @@ class Soak:
         """What is asked; apart from the steps, so that those stay the same."""
 
     def perform(self, step: Step) -> None:
+        """One step, and all that is to hold after it; what ends the run is kept as evidence."""
+        try:
+            self._perform(step)
+        except Exception:
+            # Said here, since the end of the lab may fail in its turn.
+            self._evidence([traceback.format_exc()])
+            raise
+
+    def _perform(self, step: Step) -> None:
         result, old = self.result, asks(self.world)
         before = self.world
         self._last.append(step.text)
@@ -121,7 +131,6 @@ class Soak:
                 self.ground.await_networks(self.world)
         except LabError as error:
             if not str(error).startswith("docker"):
-                self._evidence([str(error)])
                 raise
             self._refused(step, error)
         wants = asks(self.world)
@@ -272,7 +281,7 @@ def soak(
 
 def progress(result: Soaked, crowd: Crowd, step: Step) -> str:
     return (
-        f"{result.variant}: {result.steps} steps, {result.questions} answers, {crowd.attempted}"
+        f"{time.strftime('%H:%M:%S')} {result.variant}: {result.steps} steps, {result.questions} answers, {crowd.attempted}"
         f" connections, {crowd.probed} probes, {len(result.wrong)} wrong; settled in"
         f" {result.median:.1f} s, at worst {result.worst:.1f} s; now: {step.text}"
     )
