@@ -176,6 +176,13 @@ def test_the_engine_can_be_stopped_killed_and_started(bare: Bare) -> None:
     assert bare.engine.docker("ps", "--quiet", "--no-trunc") == bare.x1.id
 
 
+def test_a_lab_ends_with_a_container_that_is_paused() -> None:
+    with Sandbox() as sandbox, Engine(sandbox) as engine:
+        engine.network("X", "fd00:a::/64")
+        engine.run("paused", "X")
+        engine.docker("pause", "paused")
+
+
 @pytest.mark.parametrize("ip6tables", [False, True], ids=["off", "on"])
 def test_the_engine_of_each_suite_runs_and_writes_nothing_into_its_tree(
     suite: tree.Suite | None, ip6tables: bool

@@ -281,9 +281,9 @@ def soak(
 
 def progress(result: Soaked, crowd: Crowd, step: Step) -> str:
     return (
-        f"{time.strftime('%H:%M:%S')} {result.variant}: {result.steps} steps, {result.questions} answers, {crowd.attempted}"
-        f" connections, {crowd.probed} probes, {len(result.wrong)} wrong; settled in"
-        f" {result.median:.1f} s, at worst {result.worst:.1f} s; now: {step.text}"
+        f"{result.variant}: {result.steps} steps, {result.questions} answers,"
+        f" {crowd.attempted} connections, {crowd.probed} probes, {len(result.wrong)} wrong;"
+        f" settled in {result.median:.1f} s, at worst {result.worst:.1f} s; now: {step.text}"
     )
 
 
