@@ -36,7 +36,8 @@ TIMEOUT = 10.0
 PATIENCE = 5.0
 """Seconds that the removals of one look may take: the next sync waits for them."""
 LOOKS, PAUSE = 4, 0.025
-"""How often, and after how many seconds each, the proxy is looked after: see `stale`."""
+"""How often, and after how many seconds each, answers that were under way are looked after: see
+`stale`."""
 INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
 _FAMILY = ("-f", "ipv6", "-w", "0")
 _NONE_LEFT = "0 flow entries have been deleted"
@@ -98,13 +99,12 @@ class Conntrack:
             text = _run(tool, "-L", *_FAMILY, "-p", protocol)
             here = self._host_addresses()
             wrong = stale(parse(text), old, new, here)
-            if wrong:
-                calls = removals(wrong, parse(text), gone(old, new), here)
-                _forget(tool, [tuple(_words(each)) for each in calls])
-                log.debug("%d flows over %s forgotten", len(wrong), protocol)
-            del text  # before the next
-            if all(flow.translated for flow in wrong):
+            if not wrong:
                 return
+            calls = removals(wrong, parse(text), gone(old, new), here)
+            _forget(tool, [tuple(_words(each)) for each in calls])
+            log.debug("%d flows over %s forgotten", len(wrong), protocol)
+            del text  # before the next
 
     def _tell_missing(self) -> None:
         if not self._told:

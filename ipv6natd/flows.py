@@ -34,7 +34,7 @@ FOLLOWED = (Protocol.UDP, Protocol.SCTP)
 _ENTRY = re.compile(
     r"^(?:ipv6 +10 +)?(udp|sctp) +\d+ (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*"
     r"\bsrc=([0-9a-f:.]+) dst=([0-9a-f:.]+) sport=(\d{1,5}) dport=(\d{1,5})\b.*?"
-    r" src=([0-9a-f:.]+) dst=[0-9a-f:.]+ sport=(\d{1,5}) dport=\d{1,5}(?: .*)?$",
+    r" src=([0-9a-f:.]+) dst=([0-9a-f:.]+) sport=(\d{1,5}) dport=(\d{1,5})(?: .*)?$",
     re.MULTILINE,
 )
 _ENDS = re.compile(
@@ -47,9 +47,10 @@ _PROTOCOLS = {str(protocol): protocol for protocol in FOLLOWED}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One entry: who asked for what, and who answers.
+    """One entry: who asked for what, who answers, and where to.
 
-    Where nothing was translated, the one who answers is the one who was asked.
+    Where nothing was translated, the one who answers is the one who was asked, and he answers the
+    one who asked.
     """
 
     protocol: Protocol
@@ -59,6 +60,8 @@ class Flow:
     destination_port: int
     reply_source: IPv6Address
     reply_source_port: int
+    reply_destination: IPv6Address
+    reply_destination_port: int
 
     @property
     def translated(self) -> bool:
@@ -68,15 +71,17 @@ class Flow:
 
     @property
     def turned(self) -> Flow:
-        """The same flow as if the other side had begun it; nothing of it is translated."""
+        """The same flow as if the other side had begun it; its destination is not translated."""
         return Flow(
             protocol=self.protocol,
             source=self.destination,
             source_port=self.destination_port,
-            destination=self.source,
-            destination_port=self.source_port,
+            destination=self.reply_destination,
+            destination_port=self.reply_destination_port,
             reply_source=self.source,
             reply_source_port=self.source_port,
+            reply_destination=self.destination,
+            reply_destination_port=self.destination_port,
         )
 
 
@@ -108,7 +113,7 @@ def parse(text: str) -> Iterator[Flow]:
     A line that is not understood is passed over: an entry that is left is no worse than before.
     """
     for found in _ENTRY.finditer(text):
-        protocol, source, destination, sport, dport, reply_source, reply_sport = found.groups()
+        protocol, source, destination, sport, dport, *reply = found.groups()
         try:
             yield Flow(
                 protocol=_PROTOCOLS[protocol],
@@ -116,8 +121,10 @@ def parse(text: str) -> Iterator[Flow]:
                 source_port=int(sport),
                 destination=_address(destination),
                 destination_port=int(dport),
-                reply_source=_address(reply_source),
-                reply_source_port=int(reply_sport),
+                reply_source=_address(reply[0]),
+                reply_source_port=int(reply[2]),
+                reply_destination=_address(reply[1]),
+                reply_destination_port=int(reply[3]),
             )
         except AddressValueError:
             continue
@@ -268,9 +275,10 @@ def stale(
     """Flows to a port whose mapping appeared, changed or went, that do not go where they should
     go now; and flows that are answered by an address that left.
 
-    An answer of the proxy's that comes when the entry of its question is just forgotten makes a new
-    entry, in which the host asks the client; and the client's next question then is an answer, and
-    goes to the proxy again. Such a flow counts as what it is, the client's.
+    An answer of the proxy's or of a container's that comes when the entry of its question is just
+    forgotten makes a new entry, in which the host or the container asks the client; and the
+    client's next question then is an answer, and goes to where it went before. Such a flow counts
+    as what it is, the client's.
 
     With `old` None nobody knows what held: each mapping counts as one that appeared, and what was
     translated to a container of ours without one as a flow whose mapping went.
@@ -359,10 +367,10 @@ class _Change:
     host_addresses: frozenset[IPv6Address]
 
     def is_answer(self, flow: Flow) -> bool:
-        """Whether the host itself speaks, from a port that changed: nobody but the proxy can."""
+        """Whether who is asked would know it as one that came from a port that changed."""
         return (
-            flow.source_port in self._ports
-            and flow.source in self.host_addresses
+            flow.reply_destination_port in self._ports
+            and flow.reply_destination in self.host_addresses
             and not flow.translated
         )
 

@@ -136,6 +136,34 @@ def test_u2_a_client_that_goes_on_sending_follows_to_another_address(regime: Reg
             assert (server(answer), peer(answer)) == (two.name, CLIENT)
 
 
+@pytest.mark.ours
+def test_u2_a_flow_that_a_containers_answer_turned_round_follows_to_another(
+    regime: Regime,
+) -> None:
+    """It comes when the entry of its question was just removed, from a port that is the same
+    inside and outside: masqueraded, it is all that the client knows.
+    """
+    port = regime.port()
+    spec = f"{port}:{port}/udp"
+    with (
+        regime.network(subnet="fd00:f:0:5::/64") as network,
+        flow(regime.client, port) as client,
+    ):
+        with published(regime, spec, port, on=network, ip6="fd00:f:0:5::11") as one:
+            leads_to(regime, port, one.address)
+            own = str(client.socket.getsockname()[1])
+            words = ("-p", "udp", "-s", str(one.address), "-d", str(CLIENT), "--sport", str(port))
+            nat = ("--dport", own, "--src-nat", str(HOST), "--timeout", "60")
+            regime.host.run("conntrack", "-I", *words, *nat)
+            answer = client.ask()
+            assert (server(answer), peer(answer)) == (one.name, CLIENT)
+            assert entries(regime, port) == set()  # the question was none of its own
+        with published(regime, spec, port, on=network, ip6="fd00:f:0:5::22") as two:
+            leads_to(regime, port, two.address)
+            answer = client.ask()
+            assert (server(answer), peer(answer)) == (two.name, CLIENT)
+
+
 def test_u2_a_host_that_sends_to_itself_follows_too(regime: Regime) -> None:
     port = regime.port()
     with (

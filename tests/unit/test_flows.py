@@ -59,6 +59,8 @@ def flow(words: str, protocol: Protocol = Protocol.UDP) -> Flow:
         destination_port=int(port),
         reply_source=IPv6Address(answers),
         reply_source_port=int(answers_port),
+        reply_destination=IPv6Address(source),
+        reply_destination_port=40000,
     )
 
 
@@ -295,9 +297,35 @@ def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
 def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
     source: str, client: str, expected: bool
 ) -> None:
-    answer = replace(flow(f"{source} {client} 40000"), source_port=5353)
+    answer = from_port(flow(f"{source} {client} 40000"), 5353)
     assert is_stale(answer, None, want(web("5353:53/udp"), proxy=True)) is expected
-    assert not is_stale(replace(answer, source_port=53), None, UDP)
+    assert not is_stale(from_port(answer, 53), None, UDP)
+
+
+@pytest.mark.parametrize(
+    ("container", "changed", "expected"),
+    [
+        ("fd00:a::2", "fd00:a::3", True),
+        ("fd00:a::2", None, True),
+        # It goes where it should, or is none of the port's.
+        ("fd00:a::3", "fd00:a::3", False),
+        ("fd00:a::2", "fd00:a::2", False),
+    ],
+)
+def test_an_answer_of_a_containers_that_began_a_flow_counts_as_its_question(
+    container: str, changed: str | None, expected: bool
+) -> None:
+    # Masqueraded to the port that it has inside; its client cannot tell that from the mapping's.
+    answer = replace(
+        from_port(flow(f"{container} {CLIENT} 40000"), 7000),
+        reply_destination=IPv6Address(HOST),
+        reply_destination_port=7000,
+    )
+    old = want(web("7000:7000/udp"))
+    new = want(web("7000:7000/udp", address=changed)) if changed else NOTHING
+    assert is_stale(answer, old, new) is expected
+    assert not is_stale(replace(answer, reply_destination_port=7001), old, new)
+    assert not is_stale(answer, None, NOTHING)  # it may as well have begun it itself
 
 
 # One that changes or goes.
@@ -390,7 +418,8 @@ def test_a_single_flow_is_named_whole() -> None:
 
 
 def from_port(each: Flow, port: int) -> Flow:
-    return replace(each, source_port=port)
+    """Untranslated, so that it is answered there."""
+    return replace(each, source_port=port, reply_destination_port=port)
 
 
 def test_many_clients_of_one_port_are_one_call() -> None:
