@@ -35,6 +35,8 @@ TIMEOUT = 10.0
 """Seconds that one call may take."""
 PATIENCE = 5.0
 """Seconds that the removals of one look may take: the next sync waits for them."""
+HOLD = 0.25
+"""Seconds after which a sync that waits is let go first; what is under way is done before."""
 LOOKS, PAUSE = 4, 0.025
 """How often, and after how many seconds each, answers that were under way are looked after: see
 `stale`."""
@@ -44,10 +46,15 @@ _NONE_LEFT = "0 flow entries have been deleted"
 _JUST_ENDED = "such conntrack doesn't exist"
 _ATTEMPTS = 5
 _FEW = 8
+_AT_ONCE = 32
 
 
 class _Failed(Exception):
     """The tool did not do what it was asked; the text has its own words."""
+
+
+class _Held(Exception):
+    """A sync waits, and has waited long enough."""
 
 
 class Conntrack:
@@ -56,14 +63,26 @@ class Conntrack:
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
         self._told = False
+        self._begun = 0.0
+        self._waiting: Callable[[], bool] = lambda: False
 
-    def follow(self, old: Desired | None, new: Desired, exposed: bool = False) -> bool:
+    def follow(
+        self,
+        old: Desired | None,
+        new: Desired,
+        exposed: bool = False,
+        waiting: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
         `old`, which is None where nobody knows what held before; `exposed`: networks were open
         until now. Whether that is done.
 
-        Blocks. What fails is logged, not raised.
+        Blocks. What fails is logged, not raised. Among ten thousand flows each removal takes some
+        10 ms, and all that while the rules may be those of a container that is gone: so it ends
+        before it is done when `waiting` says that there is something to write, though never
+        without having removed anything.
         """
+        self._begun, self._waiting = time.monotonic(), waiting
         closed = newly_closed(old, new, exposed=exposed)
         for network in closed:
             # What waits for a neighbour is dropped with him.
@@ -81,13 +100,18 @@ class Conntrack:
             if closed:
                 entries = _listed(tool, [each for network in closed for each in network.subnets])
                 came_in = intruders(entries, closed, self._host_addresses())
-                _forget(tool, [("--orig-src", str(s), "--orig-dst", str(d)) for s, d in came_in])
+                self._forget(
+                    tool, [("--orig-src", str(s), "--orig-dst", str(d)) for s, d in came_in]
+                )
             late = [each for network in appeared(old, new) for each in network.subnets]
-            _forget(tool, [("--orig-src", str(subnet)) for subnet in late])
+            self._forget(tool, [("--orig-src", str(subnet)) for subnet in late])
             for protocol in protocols(old, new):
                 self._follow(tool, protocol, old, new)
         except _Failed as error:
             log.warning("flows that began before the rules changed may go on as before: %s", error)
+            return False
+        except _Held:
+            log.debug("flows are gone on with after the rules that are to be written")
             return False
         return True
 
@@ -102,9 +126,16 @@ class Conntrack:
             if not wrong:
                 return
             calls = removals(wrong, parse(text), gone(old, new), here)
-            _forget(tool, [tuple(_words(each)) for each in calls])
+            self._forget(tool, [tuple(_words(each)) for each in calls])
             log.debug("%d flows over %s forgotten", len(wrong), protocol)
             del text  # before the next
+
+    def _forget(self, tool: str, entries: Sequence[Iterable[str]]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for first in range(0, len(entries), _AT_ONCE):
+            _remove(tool, entries[first : first + _AT_ONCE], deadline - time.monotonic())
+            if self._waiting() and time.monotonic() - self._begun > HOLD:
+                raise _Held
 
     def _tell_missing(self) -> None:
         if not self._told:
@@ -137,12 +168,12 @@ def _listed(tool: str, subnets: Sequence[IPv6Network]) -> str:
     return "".join(_run(tool, "-L", *_FAMILY, "--orig-dst", str(each)) for each in subnets)
 
 
-def _forget(tool: str, entries: Sequence[Iterable[str]]) -> None:
+def _remove(tool: str, entries: Sequence[Iterable[str]], timeout: float) -> None:
     """All of them in one process: each line that it reads is what a command line would be."""
     lines = "".join(" ".join(("-D", *_FAMILY, *words)) + "\n" for words in entries)
-    for attempt in range(_ATTEMPTS if entries else 0):
+    for attempt in range(_ATTEMPTS):
         try:
-            _run(tool, "-R", "-", stdin=lines, timeout=PATIENCE)
+            _run(tool, "-R", "-", stdin=lines, timeout=max(timeout, 0))
         except _Failed as error:
             # It looks entries up and then deletes each; one that ends in between makes it stop.
             if _JUST_ENDED not in str(error) or attempt == _ATTEMPTS - 1:
@@ -156,7 +187,7 @@ def _run(tool: str, *words: str, stdin: str = "", timeout: float = TIMEOUT) -> s
     try:
         done = call(argv, timeout=timeout, stdin=stdin)
     except subprocess.TimeoutExpired:
-        raise _Failed(f"{' '.join(argv)} did not end within {timeout:g} s") from None
+        raise _Failed(f"{' '.join(argv)} did not end within {timeout:.2g} s") from None
     except OSError as error:
         raise _Failed(f"{tool} cannot be run: {error.strerror}") from error
     # It ends with 1 where nothing was there to delete any more.

@@ -47,6 +47,10 @@ PATIENCE = 15.0
 FEW = 4
 """Chains that are read one by one; of more, all are read at once."""
 
+FollowFlows = Callable[[Desired | None, Desired, bool, Callable[[], bool]], bool]
+"""What held before, what holds now, whether networks may have been open until now, and what tells
+that another pass waits; whether it is done."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
@@ -75,10 +79,12 @@ class Kernel:
         firewall: Firewall,
         *,
         complete: Callable[[Snapshot, bool], Snapshot],
-        follow_flows: Callable[[Desired | None, Desired, bool], bool],
+        follow_flows: FollowFlows,
         keep: Callable[[TableRules], None],
+        waiting: Callable[[], bool] = lambda: False,
     ) -> None:
-        """See Reconciler for what the three functions are for."""
+        """See Reconciler for what the three functions are for; `waiting` tells, from any thread,
+        whether there is something to do for another pass."""
         self.firewall = firewall
         self.applied: Applied | None = None
         self._last = EMPTY
@@ -86,6 +92,7 @@ class Kernel:
         self._complete = complete
         self._follow_flows = follow_flows
         self._keep = keep
+        self._waiting = waiting
         self._wishes = DesiredMemory()
         self._rules = RulesMemory()
         self._followed: Desired | None = None
@@ -262,7 +269,7 @@ class Kernel:
         if doubtful and self._followed is not None:
             calls.append((None, False))
         done = [
-            self._follow_flows(old, want, was_open)
+            self._follow_flows(old, want, was_open, self._waiting)
             for old, was_open in calls
             if was_open or concerns(old, want)
         ]

@@ -23,8 +23,8 @@ from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.firewall.steps import Stepping
 from ipv6natd.host_checks import Found, explained
 from ipv6natd.journal import Told, noted, tell, tell_found
-from ipv6natd.kernel import Kernel, Outcome
-from ipv6natd.model import Container, Desired, Engine, Mapping, Network, Policy, Snapshot, changes
+from ipv6natd.kernel import FollowFlows, Kernel, Outcome
+from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, changes
 from ipv6natd.rules import TableRules
 from ipv6natd.status import Row, State, Status, SyncResult, mapping_id
 
@@ -72,7 +72,7 @@ class Reconciler:
         policy: Policy,
         complete: Callable[[Snapshot, bool], Snapshot],
         publish: Publish,
-        follow_flows: Callable[[Desired | None, Desired, bool], bool] = lambda *_: True,
+        follow_flows: FollowFlows = lambda *_: True,
         look: Look = _nothing_found,
         keep: Callable[[TableRules], None] = lambda _: None,
         beat: Callable[[], None] = lambda: None,
@@ -82,9 +82,9 @@ class Reconciler:
         """`complete` adds to the engine's facts what the host itself says, all of it anew if told
         that somebody else may have written; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
-        may contradict: with what held before, None where nobody knows, what holds now, and whether
-        networks may have been open until now; it tells whether flows are right, and is asked again
-        by a later pass where they may not be.
+        may contradict: with what held before, None where nobody knows, what holds now, whether
+        networks may have been open until now, and what tells that the next pass waits; it tells
+        whether flows are right, and is asked again by a later pass where they may not be.
         `look` says what is wrong with the host, given the networks and whether the engine may
         keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.
@@ -94,8 +94,13 @@ class Reconciler:
         self.policy = policy
         self.config_error = ""
         self.status = Status(version=__version__, backend=firewall.backend.value)
+        self._woken = asyncio.Event()
         self._kernel = Kernel(
-            Stepping(firewall, self._step), complete=complete, follow_flows=follow_flows, keep=keep
+            Stepping(firewall, self._step),
+            complete=complete,
+            follow_flows=follow_flows,
+            keep=keep,
+            waiting=self._woken.is_set,
         )
         self._publish = publish
         self._look = look
@@ -109,7 +114,6 @@ class Reconciler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat_interval = beat_interval
         self.verify_interval = verify_interval
-        self._woken = asyncio.Event()
         self._first_pass = asyncio.Event()
         self._verify = False
         self._retry_at: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -236,14 +237,49 @@ def test_a_failure_is_a_warning_in_the_tools_words_and_no_more(
     assert words in record.getMessage()
 
 
-def test_many_removals_are_one_process(tool: Tool, flows: Conntrack) -> None:
-    clients = [TO_HOST.replace("40000", str(40000 + n)) for n in range(300)]
-    # One of them is right, so that they are not all of a kind.
-    tool.have("\n".join([*clients, TO_CONTAINER]))
+LIST = "-L -f ipv6 -w 0 -p udp"
+
+
+def many(tool: Tool) -> None:
+    """A list of 300 that are wrong, no two in the same way."""
+    wrong = [TO_CONTAINER.replace("fd00:a::2", f"fd00:a::1:{n:x}") for n in range(300)]
+    ports = [line.replace("40000", str(40000 + n)) for n, line in enumerate(wrong)]
+    tool.have("\n".join([*ports, TO_CONTAINER]))
+
+
+def test_many_removals_are_few_processes(tool: Tool, flows: Conntrack) -> None:
+    many(tool)
     assert flows.follow(None, UDP)
     assert [each for each in tool.calls if not each.startswith("-D")] == [
-        *("-L -f ipv6 -w 0 -p udp", "-R -", "-L -f ipv6 -w 0 -p udp")
+        LIST,
+        *["-R -"] * 10,
+        LIST,
     ]
+
+
+def test_rules_that_are_to_be_written_do_not_wait_for_many_removals(
+    tool: Tool,
+    flows: Conntrack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """But each look gets on: flows follow in the end, however much happens meanwhile."""
+    monkeypatch.setattr(conntrack, "HOLD", 0)
+    many(tool)
+    assert not flows.follow(None, UDP, False, lambda: True)
+    calls = tool.calls
+    assert calls[:2] == [LIST, "-R -"]
+    assert len(calls) == 2 + 32
+    assert flows.follow(None, UDP, False, lambda: True)
+    assert [each for each in caplog.records if each.levelname == "WARNING"] == []
+
+
+def test_what_takes_no_time_is_done_though_rules_are_to_be_written(
+    tool: Tool, flows: Conntrack
+) -> None:
+    tool.have(TO_HOST)
+    assert flows.follow(None, UDP, False, lambda: True)
+    assert len(tool.calls) == 4
 
 
 def test_a_tool_that_cannot_be_run_is_a_warning(
@@ -280,6 +316,7 @@ class Loop:
         self.passes = 0
         self.done = True
         """What is answered when flows were to follow."""
+        self.meanwhile: Callable[[Callable[[], bool]], None] = lambda _: None
         self.loop = Reconciler(
             firewall=self.firewall,
             facts=self.facts,
@@ -292,11 +329,14 @@ class Loop:
     def _passed(self) -> None:
         self.passes += 1
 
-    def _follow(self, old: Desired | None, new: Desired, exposed: bool) -> bool:
+    def _follow(
+        self, old: Desired | None, new: Desired, exposed: bool, waiting: Callable[[], bool]
+    ) -> bool:
         # What is to be followed is in force already.
         assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
         self.followed.append((None if old is None else ports(old), ports(new)))
         self.exposed.append(exposed)
+        self.meanwhile(waiting)
         return self.done
 
     async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
@@ -405,3 +445,31 @@ def test_networks_were_open_where_their_rules_had_not_stood() -> None:
             assert again.exposed == [False]
 
     asyncio.run(scenario())
+
+
+def test_flows_that_follow_are_told_that_the_next_pass_waits() -> None:
+    async def check() -> None:
+        there = Loop()
+        on_loop = asyncio.get_running_loop()
+        seen: list[bool] = []
+
+        def meanwhile(waiting: Callable[[], bool]) -> None:
+            seen.append(waiting())
+            there.facts.have(X)
+            on_loop.call_soon_threadsafe(there.loop.trigger)
+            deadline = time.monotonic() + 10
+            while not waiting() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            seen.append(waiting())
+            there.meanwhile, there.done = lambda _: None, True
+
+        async with background(there.loop.run()):
+            await there.passed(X, how=there.loop.trigger)
+            there.meanwhile, there.done = meanwhile, False
+            made = container(on=[endpoint(on=X, address="fd00:a::2")], ports=["5353:53/udp"])
+            await there.passed(X, made, how=there.loop.trigger)
+            await until(lambda: "--dport 5353 " not in there.firewall.dump())
+            assert seen == [False, True]
+            assert there.followed[-1][1] == []
+
+    asyncio.run(check())
