@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds that one call may take."""
 PATIENCE = 5.0
-"""Seconds that the removals of one look may take: the next sync waits for them."""
+"""Seconds that the removals of one look may take."""
 HOLD = 0.25
 """Seconds after which a sync that waits is let go first; what is under way is done before."""
 LOOKS, PAUSE = 4, 0.025
@@ -63,8 +63,6 @@ class Conntrack:
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
         self._told = False
-        self._begun = 0.0
-        self._waiting: Callable[[], bool] = lambda: False
 
     def follow(
         self,
@@ -82,7 +80,11 @@ class Conntrack:
         before it is done when `waiting` says that there is something to write, though never
         without having removed anything.
         """
-        self._begun, self._waiting = time.monotonic(), waiting
+        begun = time.monotonic()
+
+        def held() -> bool:
+            return waiting() and time.monotonic() - begun > HOLD
+
         closed = newly_closed(old, new, exposed=exposed)
         for network in closed:
             # What waits for a neighbour is dropped with him.
@@ -100,13 +102,12 @@ class Conntrack:
             if closed:
                 entries = _listed(tool, [each for network in closed for each in network.subnets])
                 came_in = intruders(entries, closed, self._host_addresses())
-                self._forget(
-                    tool, [("--orig-src", str(s), "--orig-dst", str(d)) for s, d in came_in]
-                )
+                ends = [("--orig-src", str(s), "--orig-dst", str(d)) for s, d in came_in]
+                _forget(tool, ends, held)
             late = [each for network in appeared(old, new) for each in network.subnets]
-            self._forget(tool, [("--orig-src", str(subnet)) for subnet in late])
+            _forget(tool, [("--orig-src", str(subnet)) for subnet in late], held)
             for protocol in protocols(old, new):
-                self._follow(tool, protocol, old, new)
+                self._follow(tool, protocol, old, new, held)
         except _Failed as error:
             log.warning("flows that began before the rules changed may go on as before: %s", error)
             return False
@@ -115,7 +116,14 @@ class Conntrack:
             return False
         return True
 
-    def _follow(self, tool: str, protocol: Protocol, old: Desired | None, new: Desired) -> None:
+    def _follow(
+        self,
+        tool: str,
+        protocol: Protocol,
+        old: Desired | None,
+        new: Desired,
+        held: Callable[[], bool],
+    ) -> None:
         for look in range(LOOKS):
             if look:
                 time.sleep(PAUSE)
@@ -126,16 +134,9 @@ class Conntrack:
             if not wrong:
                 return
             calls = removals(wrong, parse(text), gone(old, new), here)
-            self._forget(tool, [tuple(_words(each)) for each in calls])
+            _forget(tool, [tuple(_words(each)) for each in calls], held)
             log.debug("%d flows over %s forgotten", len(wrong), protocol)
             del text  # before the next
-
-    def _forget(self, tool: str, entries: Sequence[Iterable[str]]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        for first in range(0, len(entries), _AT_ONCE):
-            _remove(tool, entries[first : first + _AT_ONCE], deadline - time.monotonic())
-            if self._waiting() and time.monotonic() - self._begun > HOLD:
-                raise _Held
 
     def _tell_missing(self) -> None:
         if not self._told:
@@ -166,6 +167,14 @@ def _listed(tool: str, subnets: Sequence[IPv6Network]) -> str:
     if len(subnets) > _FEW:
         return _run(tool, "-L", *_FAMILY)
     return "".join(_run(tool, "-L", *_FAMILY, "--orig-dst", str(each)) for each in subnets)
+
+
+def _forget(tool: str, entries: Sequence[Iterable[str]], held: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    for first in range(0, len(entries), _AT_ONCE):
+        _remove(tool, entries[first : first + _AT_ONCE], deadline - time.monotonic())
+        if held():
+            raise _Held
 
 
 def _remove(tool: str, entries: Sequence[Iterable[str]], timeout: float) -> None:

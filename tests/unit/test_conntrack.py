@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -17,6 +16,7 @@ from ipv6natd.desired import desired
 from ipv6natd.firewall.fake import FakeFirewall
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy
 from ipv6natd.reconcile import Reconciler
+from tests.lab import until as reached
 from tests.unit.build import container, endpoint, network, snapshot
 from tests.unit.test_reconcile import FakeFacts
 from tests.unit.waiting import background, until
@@ -43,6 +43,7 @@ TO_HOST, TO_CONTAINER = (
     f"dst=2001:db8::2 sport={port} dport=40000 mark=0 use=1"
     for address, port in (("2001:db8::1", 5353), ("fd00:a::2", 53))
 )
+LIST = "-L -f ipv6 -w 0 -p udp"
 EXACTLY = (
     "-p udp --orig-src 2001:db8::2 --orig-port-src 40000 --orig-dst 2001:db8::1 "
     "--orig-port-dst 5353 --reply-src 2001:db8::1 --reply-port-src 5353"
@@ -90,13 +91,13 @@ def flows() -> Conntrack:
 def test_what_is_right_is_left(tool: Tool, flows: Conntrack) -> None:
     tool.have(TO_CONTAINER)
     flows.follow(None, UDP)
-    assert tool.calls == ["-L -f ipv6 -w 0 -p udp"]
+    assert tool.calls == [LIST]
 
 
 def test_what_is_wrong_is_removed_and_the_proxy_looked_after(tool: Tool, flows: Conntrack) -> None:
     tool.have(TO_HOST)
     flows.follow(None, UDP)
-    look = "-L -f ipv6 -w 0 -p udp"
+    look = LIST
     assert tool.calls == [look, "-R -", f"-D -f ipv6 -w 0 {EXACTLY}", look]
 
 
@@ -169,15 +170,15 @@ def test_a_container_that_came_is_looked_for_anew_on_its_link(
     flows.follow(UDP, MOVED)
     batch = ("ip", "-6", "-force", "-batch", "-")
     assert asked == [(batch, f"neigh del fd00:a::3 dev {X.bridge}\n")]
-    assert tool.calls == ["-L -f ipv6 -w 0 -p udp"]
+    assert tool.calls == [LIST]
 
 
 def test_what_an_address_answered_goes_at_once(tool: Tool, flows: Conntrack) -> None:
     tool.have(TO_CONTAINER)
     flows.follow(UDP, MOVED)
     # And once more: an answer that was under way may have begun a flow of its own.
-    removal, listing = "-D -f ipv6 -w 0 -p udp --reply-src fd00:a::2", "-L -f ipv6 -w 0 -p udp"
-    assert tool.calls == [listing, "-R -", removal, listing]
+    removal = "-D -f ipv6 -w 0 -p udp --reply-src fd00:a::2"
+    assert tool.calls == [LIST, "-R -", removal, LIST]
 
 
 def test_only_protocols_that_changed_are_listed(tool: Tool, flows: Conntrack) -> None:
@@ -235,9 +236,6 @@ def test_a_failure_is_a_warning_in_the_tools_words_and_no_more(
     assert not flows.follow(None, UDP)
     (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
     assert words in record.getMessage()
-
-
-LIST = "-L -f ipv6 -w 0 -p udp"
 
 
 def many(tool: Tool) -> None:
@@ -457,10 +455,7 @@ def test_flows_that_follow_are_told_that_the_next_pass_waits() -> None:
             seen.append(waiting())
             there.facts.have(X)
             on_loop.call_soon_threadsafe(there.loop.trigger)
-            deadline = time.monotonic() + 10
-            while not waiting() and time.monotonic() < deadline:
-                time.sleep(0.001)
-            seen.append(waiting())
+            seen.append(reached(waiting, True, timeout=10))
             there.meanwhile, there.done = lambda _: None, True
 
         async with background(there.loop.run()):
