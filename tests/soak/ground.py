@@ -28,7 +28,7 @@ PATIENCE = 30.0
 """Seconds that the engine has to come to the state that it was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served:
     """Who serves in a container, for the process that it is now."""
 
@@ -36,6 +36,8 @@ class Served:
     ns: Namespace
     server: Server
     stack: ExitStack
+    ends: frozenset[IPv6Address] = frozenset()
+    """The addresses that its neighbours were last made to find."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,7 +152,9 @@ class Ground:
             self._served.pop(name).stack.close()
         world = world.having(*(learned(world.boxes[name], each) for name, each in facts.items()))
         up = [name for name, box in world.boxes.items() if box.up]
-        came = [name for name in up if self._serve(name, facts[name]["State"]["Pid"])]
+        for name in up:
+            self._serve(name, facts[name]["State"]["Pid"])
+        came = [name for name in up if self._moved(world.boxes[name])]
         if came:
             self._look_anew(world, came)
         return world
@@ -195,11 +199,17 @@ class Ground:
         words = ("inspect", "--type=container", *world.boxes)
         return {each["Name"][1:]: each for each in json.loads(self.engine.docker(*words))}
 
-    def _serve(self, name: str, pid: int) -> bool:
-        """Have somebody serve there; whether nobody did."""
+    def _moved(self, box: Box) -> bool:
+        """Whether it has an address that it had not, since it began or was connected."""
+        served = self._served[box.name]
+        before, served.ends = served.ends, frozenset(filter(None, box.ends.values()))
+        return not served.ends <= before
+
+    def _serve(self, name: str, pid: int) -> None:
+        """Have somebody serve there."""
         served = self._served.get(name)
         if served is not None and served.pid == pid:
-            return False
+            return
         if served is not None:
             served.stack.close()
             self.restarted.add(name)
@@ -207,7 +217,6 @@ class Ground:
         stack = ExitStack()
         server = stack.enter_context(serve(ns, name, tcp=LISTENS["tcp"], udp=LISTENS["udp"]))
         self._served[name] = Served(pid, ns, server, stack)
-        return True
 
     def close(self) -> None:
         for served in self._served.values():
