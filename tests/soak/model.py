@@ -226,10 +226,12 @@ CLOSED, HIDDEN, UNSAID = Other.CLOSED, Other.HIDDEN, Other.UNSAID
 
 def asks(world: World) -> dict[Ask, Want]:
     """All questions worth asking, and their answers. Where the same one has two reasons to be
-    asked, a certain answer counts."""
+    asked, a certain answer counts; and what one leaves open another does not close: of two
+    containers with one port a stopped one says nothing of it."""
     found: dict[Ask, Want] = {}
     for ask, want in (*_published(world), *_direct(world), *_outward(world)):
-        if ask not in found or not isinstance(found[ask], Reached):
+        before = found.get(ask, CLOSED)
+        if before is CLOSED or (isinstance(want, Reached) and not isinstance(before, Reached)):
             found[ask] = want
     return found
 

@@ -146,6 +146,18 @@ def test_the_model_has_an_answer_for_every_world_that_comes() -> None:
         assert asks(step.after) or not step.after.boxes
 
 
+def test_a_stopped_container_does_not_close_the_port_of_one_that_the_proxy_serves() -> None:
+    net = replace(A, mode=Mode.ROUTED)
+    port = (Publish(protocol="tcp", inside=7000, port=7000),)
+    up = Box(name="up", ends={"a": AT_A}, publish=port)
+    down = Box(name="down", ends={"a": None}, publish=port, state="stopped")
+    for boxes in ((up, down), (down, up)):
+        world = World(proxy=True).holding(net).having(*boxes)
+        assert asks(world)[Ask("rogue", "tcp", HOST, 7000)] is HIDDEN
+        world = world.without("up")
+        assert asks(world)[Ask("rogue", "tcp", HOST, 7000)] is CLOSED
+
+
 def lived(values: list[int]) -> list[leaks.Sample]:
     kept = dict.fromkeys(("threads", "children", "files", "namespaces", "rss_kib"), 1)
     return [leaks.Sample(pid=1, fds=fds, **kept) for fds in values]
