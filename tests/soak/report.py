@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.soak.soak import ENDING, Soaked
 from tests.soak.trial import Row
 
 ROOT = Path(__file__).parents[2]
+
+VARIES = re.compile(r"[\w:.+-]*\d[\w:.+-]*")
+"""What two that are wrong in the same way differ in: names, addresses, ports and times."""
 
 INTRODUCTION = """\
 # What it goes through
@@ -154,7 +158,14 @@ def commit() -> str:
 def wrongs(found: Sequence[str]) -> str:
     if not found:
         return "Nothing was wrong in this run.\n"
-    return "\n".join(["**This run failed:**\n", *(f"- {each}" for each in found), ""])
+    kinds: dict[str, list[str]] = {}
+    for each in found:
+        kinds.setdefault(VARIES.sub("", each), []).append(each)
+    lines = [
+        f"- {first}" + (f"; {len(more):,} more of the kind" if more else "")
+        for first, *more in kinds.values()
+    ]
+    return "\n".join(["**This run failed:**\n", *lines, ""])
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -35,6 +35,11 @@ PATIENCE = 30.0
 """Seconds that packets have to be right after a step; what it really took is shown."""
 SILENCE = 0.5
 """Seconds after which no answer is taken for none; what was to answer is asked again."""
+HOST_KNOWS = {
+    "flows": ("conntrack", "-L", "-f", "ipv6"),
+    "neighbours": ("ip", "-6", "neigh", "show"),
+}
+"""What is kept of the host where something was wrong, beside its rules."""
 ENDING = 0.4
 """The part of a run in which the daemon is ended and begun again; the rest is one life."""
 NEIGHBOURS = 0.4
@@ -194,7 +199,10 @@ class Soak:
         (self.evidence / f"{name}.rules").write_text(self.ground.sandbox.rules())
         (self.evidence / f"{name}.log").write_text(self.ground.daemon.log[-200_000:])
         (self.evidence / f"{name}.world").write_text(f"{self.world}\n")
-        self.say(f"rules, log and world are in {self.evidence}")
+        for what, words in HOST_KNOWS.items():
+            said = self.ground.sandbox.host.run(*words, check=False)
+            (self.evidence / f"{name}.{what}").write_text(said)
+        self.say(f"rules, flows, neighbours, log and world are in {self.evidence}")
 
     def over(self, baseline: list[str]) -> None:
         """Take everything away; what is left then is what was there before."""
