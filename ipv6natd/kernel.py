@@ -268,12 +268,12 @@ class Kernel:
         calls = [(self._followed, exposed)]
         if doubtful and self._followed is not None:
             calls.append((None, False))
-        done = [
+        # What one is held by holds the next one, too.
+        if all(
             self._follow_flows(old, want, was_open, self._waiting)
             for old, was_open in calls
             if was_open or concerns(old, want)
-        ]
-        if all(done):
+        ):
             self._followed = want
         else:
             self.doubtful, self._exposed = True, exposed
