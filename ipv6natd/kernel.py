@@ -268,7 +268,7 @@ class Kernel:
         calls = [(self._followed, exposed)]
         if doubtful and self._followed is not None:
             calls.append((None, False))
-        # What one is held by holds the next one, too.
+        # What holds one, or makes it fail, does the same to the next: it is for the next pass.
         if all(
             self._follow_flows(old, want, was_open, self._waiting)
             for old, was_open in calls

@@ -421,7 +421,7 @@ def test_flows_that_could_not_follow_are_tried_again_and_so_are_all_when_an_addr
             await bench.passed(X, udp, how=bench.loop.trigger)
             assert len(bench.followed) == 1
             bench.followed.clear()
-            # What one is held by holds the next one, too.
+            # What holds one, or makes it fail, does the same to the next: it is for the next pass.
             bench.done = False
             bench.firewall.flush()
             await bench.passed(X, udp, how=bench.loop.verify)
