@@ -1,17 +1,16 @@
 """Flows that conntrack remembers, and which of them a change of mappings has made wrong.
 
 Conntrack asks the nat table about the first packet of a flow only. A TCP connection ends, and the
-next one meets the new rules; a UDP or SCTP peer that goes on sending from one port stays with what
-held when it began: a container that is gone, the userland proxy, or nobody. What is to be forgotten
-is decided here; conntrack does it.
+next one meets the new rules, unless it is with a container that is gone; a UDP or SCTP peer that
+goes on sending from one port stays with what held when it began: a container that is gone, the
+userland proxy, or nobody. What is to be forgotten is decided here; conntrack does it.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -22,80 +21,90 @@ from ipv6natd.model import (
     LOOPBACK,
     Desired,
     ManagedBy,
-    Mapping,
     Network,
     Protocol,
     changes,
 )
 
 FOLLOWED = (Protocol.UDP, Protocol.SCTP)
+ICMPV6 = 58
+"""Its number among the protocols (IANA)."""
 
 # An entry of another zone belongs to who made that zone; our rules see the packets of none.
+_SIDE = (
+    r"src=([0-9a-f:.]+) dst=([0-9a-f:.]+)"
+    r"(?: (?:sport=(\d{1,5}) dport=(\d{1,5})|srckey=0x([0-9a-f]{1,4}) dstkey=0x([0-9a-f]{1,4})"
+    r"|type=(\d{1,3}) code=(\d{1,3}) id=(\d{1,5})))?(?= )"
+)
 _ENTRY = re.compile(
-    r"^(?:ipv6 +10 +)?(udp|sctp) +\d+ (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*"
-    r"\bsrc=([0-9a-f:.]+) dst=([0-9a-f:.]+) sport=(\d{1,5}) dport=(\d{1,5})\b.*?"
-    r" src=([0-9a-f:.]+) dst=([0-9a-f:.]+) sport=(\d{1,5}) dport=(\d{1,5})(?: .*)?$",
+    rf"^(?:ipv6 +10 +)?\w+ +(\d{{1,3}}) (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*\b{_SIDE}.*? {_SIDE}",
     re.MULTILINE,
 )
-_ENDS = re.compile(
-    r"^(?:ipv6 +10 +)?\w+ +\d+ (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*"
-    r"\bsrc=([0-9a-f:.]+) dst=([0-9a-f:.]+) ",
-    re.MULTILINE,
-)
-_PROTOCOLS = {str(protocol): protocol for protocol in FOLLOWED}
+_PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
+
+
+class Tuple(NamedTuple):
+    """What the kernel knows one direction of a flow by, in netfilter's word for it."""
+
+    number: int
+    """The protocol's."""
+    source: IPv6Address
+    destination: IPv6Address
+    detail: tuple[int, ...] = ()
+    """Source and destination port, or GRE's keys; type, code and id of ICMPv6; else nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One entry: who asked for what, who answers, and where to.
+    """One entry: who asked for what, and what an answer looks like when it comes.
 
     Where nothing was translated, the one who answers is the one who was asked, and he answers the
     one who asked.
     """
 
-    protocol: Protocol
-    source: IPv6Address
-    source_port: int
-    destination: IPv6Address
-    destination_port: int
-    reply_source: IPv6Address
-    reply_source_port: int
-    reply_destination: IPv6Address
-    reply_destination_port: int
+    original: Tuple
+    reply: Tuple
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """None for one that nobody publishes a port of."""
+        return _PROTOCOLS.get(self.original.number)
+
+    @property
+    def source(self) -> IPv6Address:
+        """Who began it."""
+        return self.original.source
+
+    @property
+    def destination(self) -> IPv6Address:
+        """Who was asked."""
+        return self.original.destination
+
+    @property
+    def destination_port(self) -> int:
+        """What was asked for; only what has a protocol has one."""
+        return self.original.detail[1]
 
     @property
     def translated(self) -> bool:
         """Whether its destination was rewritten."""
-        asked = (self.destination, self.destination_port)
-        return asked != (self.reply_source, self.reply_source_port)
+        asked, answers = self.original, self.reply
+        return (asked.destination, asked.detail[1:]) != (answers.source, answers.detail[:1])
 
     @property
     def turned(self) -> Flow:
-        """The same flow as if the other side had begun it; its destination is not translated."""
-        return Flow(
-            protocol=self.protocol,
-            source=self.destination,
-            source_port=self.destination_port,
-            destination=self.reply_destination,
-            destination_port=self.reply_destination_port,
-            reply_source=self.source,
-            reply_source_port=self.source_port,
-            reply_destination=self.destination,
-            reply_destination_port=self.destination_port,
-        )
+        """The same flow as if the other side had begun it."""
+        return Flow(original=self.reply, reply=self.original)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
-    """Entries to forget: those that have all that is named here."""
+class Part:
+    """Entries to look at: those that have all that is named here."""
 
-    protocol: Protocol
-    source: IPv6Address | None = None
-    source_port: int | None = None
-    destination: IPv6Address | None = None
-    destination_port: int | None = None
-    reply_source: IPv6Address | None = None
-    reply_source_port: int | None = None
+    protocol: Protocol | None = None
+    source: IPv6Network | None = None
+    destination: IPv6Network | None = None
+    answered_by: IPv6Address | None = None
 
 
 class _Target(NamedTuple):
@@ -108,30 +117,52 @@ class _Target(NamedTuple):
 
 
 def parse(text: str) -> Iterator[Flow]:
-    """What `conntrack -L`, plain or extended, lists of UDP and SCTP over IPv6.
+    """What `conntrack -L`, plain or extended, lists of IPv6, over whatever protocol.
 
     A line that is not understood is passed over: an entry that is left is no worse than before.
     """
     for found in _ENTRY.finditer(text):
-        protocol, source, destination, sport, dport, *reply = found.groups()
+        words = found.groups()
+        number = int(words[0])
         try:
-            yield Flow(
-                protocol=_PROTOCOLS[protocol],
-                source=_address(source),
-                source_port=int(sport),
-                destination=_address(destination),
-                destination_port=int(dport),
-                reply_source=_address(reply[0]),
-                reply_source_port=int(reply[2]),
-                reply_destination=_address(reply[1]),
-                reply_destination_port=int(reply[3]),
-            )
+            original, reply = _tuple(number, *words[1:10]), _tuple(number, *words[10:])
         except AddressValueError:
             continue
+        if len(original.detail) == len(reply.detail) == 2 or number not in _PROTOCOLS:
+            yield Flow(original=original, reply=reply)
+
+
+def _tuple(number: int, source: str, destination: str, *words: str | None) -> Tuple:
+    sport, dport, srckey, dstkey, kind, code, echo = words
+    detail: tuple[int, ...] = ()
+    if sport and dport:
+        detail = (int(sport), int(dport))
+    elif srckey and dstkey:
+        detail = (int(srckey, 16), int(dstkey, 16))
+    elif kind and code and echo:
+        detail = (int(kind), int(code), int(echo))
+    if number > 0xFF or (detail and (max(detail) > 0xFFFF or max(detail[:-2], default=0) > 0xFF)):
+        raise AddressValueError
+    return Tuple(number, _address(source), _address(destination), detail)
 
 
 # Most entries name the same few hosts and containers, and to parse an address takes its time.
 _address = lru_cache(maxsize=4096)(IPv6Address)
+
+
+def parts(old: Desired | None, new: Desired, *, exposed: bool = False) -> list[Part]:
+    """Where in the table an entry may be wrong now; nowhere where nothing has to be read at all.
+
+    `exposed`: networks of ours were open until now.
+    """
+    closed = newly_closed(old, new, exposed=exposed)
+    subnets = [subnet for network in closed for subnet in network.subnets]
+    return [
+        *(Part(destination=subnet) for subnet in subnets),
+        *(Part(source=subnet) for subnet in subnets),
+        *(Part(answered_by=address) for address in sorted(gone(old, new))),
+        *(Part(protocol=protocol) for protocol in protocols(old, new)),
+    ]
 
 
 def protocols(old: Desired | None, new: Desired) -> list[Protocol]:
@@ -153,7 +184,7 @@ def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
 
 def concerns(old: Desired | None, new: Desired) -> bool:
     """Whether anything changed that can make an entry wrong, or a neighbour."""
-    return any((protocols(old, new), newly_closed(old, new), came(old, new)))
+    return bool(parts(old, new) or came(old, new))
 
 
 def newly_closed(
@@ -174,30 +205,62 @@ def newly_closed(
     return tuple(each for each in _ours(new) if each.bridge not in known)
 
 
-def intruders(
-    text: str, networks: Iterable[Network], host_addresses: frozenset[IPv6Address]
-) -> list[tuple[IPv6Address, IPv6Address]]:
-    """(source, destination) of all that `conntrack -L` lists, of any protocol, that somebody began
-    towards an address of these networks who is neither a neighbour there nor the host itself.
+def wrong(
+    flows: Iterable[Flow],
+    old: Desired | None,
+    new: Desired,
+    host_addresses: frozenset[IPv6Address],
+    *,
+    exposed: bool = False,
+    answers: Container[Tuple] | None = None,
+) -> Iterator[Flow]:
+    """All that is to be forgotten now that the rules for `new` have taken the place of those for
+    `old`, which is None where nobody knows what held before.
 
-    What may come in all the same meets its rule again with the next packet.
+    What may go on all the same meets the rules again with its next packet.
+
+    `answers`: the replies of what was forgotten by now. One that was under way just then is taken
+    for the first packet of a flow, in which the host or a container asks the client; and what the
+    client says next is taken for its answer, and goes to where it went before. Who else came in by
+    a network that is closed has been found by then.
     """
-    inside = {(each.prefixlen, each.network_address): each for n in networks for each in n.subnets}
-    lengths = {length for length, _ in inside}
-    found: dict[tuple[IPv6Address, IPv6Address], None] = {}
-    for pair in dict.fromkeys(_ENDS.findall(text)):
-        try:
-            source, destination = map(_address, pair)
-        except AddressValueError:
-            continue
-        if source in host_addresses:
-            continue
-        for length in lengths:
-            around = IPv6Network((destination, length), strict=False)
-            subnet = inside.get((length, around.network_address))
-            if subnet is not None and source not in subnet:
-                found[source, destination] = None
-    return list(found)
+    change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
+    closed = _Inside(newly_closed(old, new, exposed=exposed))
+    late = _Inside(appeared(old, new))
+
+    def strange(flow: Flow) -> bool:
+        if answers is not None:
+            return flow.original in answers
+        return late.subnet(flow.source) is not None or (
+            flow.source not in host_addresses and closed.entered(flow)
+        )
+
+    return (flow for flow in flows if strange(flow) or change.has_made_wrong(flow))
+
+
+class _Inside:
+    """The subnets of some networks, none of which lies in another; asked by a look-up."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._prefixes: dict[int, set[int]] = {}
+        """By how many bits are left of each."""
+        for subnet in (each for network in networks for each in network.subnets):
+            left = subnet.max_prefixlen - subnet.prefixlen
+            prefixes = self._prefixes.setdefault(left, set())
+            prefixes.add(int(subnet.network_address) >> left)
+
+    def subnet(self, address: IPv6Address) -> tuple[int, int] | None:
+        """Which of them holds an address."""
+        for left, prefixes in self._prefixes.items():
+            prefix = int(address) >> left
+            if prefix in prefixes:
+                return left, prefix
+        return None
+
+    def entered(self, flow: Flow) -> bool:
+        """Whether one who is no neighbour there began it towards an address of these."""
+        subnet = self.subnet(flow.destination)
+        return subnet is not None and self.subnet(flow.source) != subnet
 
 
 def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:
@@ -254,108 +317,19 @@ def _runs(desired: Desired | None, protocol: Protocol) -> object:
 
 
 def gone(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
-    """Addresses of containers that left."""
+    """Addresses of containers that ports led to and no port leads to any more.
+
+    All that they answered is over, TCP too: a client that goes on, or comes back with the port that
+    it had, is to meet who is there now, and not somebody's silence. So Docker does it for IPv4.
+    """
     if old is None:
         return frozenset()
-    before = {each.container_address for each in old.mappings if _followed(each)}
-    return frozenset(before - {each.container_address for each in new.mappings})
-
-
-def _followed(mapping: Mapping) -> bool:
+    went, _ = changes(old.mappings, new.mappings)
     # What the engine forwards by rules of its own is its business, here too.
-    return mapping.protocol in FOLLOWED and mapping.managed_by is ManagedBy.IPV6NATD
-
-
-def stale(
-    flows: Iterable[Flow],
-    old: Desired | None,
-    new: Desired,
-    host_addresses: frozenset[IPv6Address],
-) -> list[Flow]:
-    """Flows to a port whose mapping appeared, changed or went, that do not go where they should
-    go now; and flows that are answered by an address that left.
-
-    An answer of the proxy's or of a container's that comes when the entry of its question is just
-    forgotten makes a new entry, in which the host or the container asks the client; and the
-    client's next question then is an answer, and goes to where it went before. Such a flow counts
-    as what it is, the client's.
-
-    With `old` None nobody knows what held: each mapping counts as one that appeared, and what was
-    translated to a container of ours without one as a flow whose mapping went.
-    """
-    left = gone(old, new)
-    change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
-    return [
-        flow
-        for flow in flows
-        if flow.reply_source in left
-        or change.makes_wrong(flow)
-        or change.outlived(flow)
-        or (change.is_answer(flow) and change.makes_wrong(flow.turned))
-    ]
-
-
-def removals(
-    wrong: Iterable[Flow],
-    flows: Iterable[Flow],
-    left: frozenset[IPv6Address],
-    host_addresses: frozenset[IPv6Address],
-) -> list[Removal]:
-    """How to forget the `wrong` ones among `flows` in few calls, and no others that it would cost
-    anything.
-
-    Each call reads the whole table of the kernel, so a thousand clients of one port must not be a
-    thousand calls. All that goes to an address that `left` is one; so is what shares its way to a
-    port, or comes from one, where none of it is right, or none of it is translated: what a port of
-    the host's own answers is the proxy's, and meets the same rules again with its next packet.
-    """
-    calls: dict[Removal, None] = {}
-    others: list[Flow] = []
-    for flow in wrong:
-        if flow.reply_source in left:
-            calls[Removal(protocol=flow.protocol, reply_source=flow.reply_source)] = None
-        else:
-            others.append(flow)
-    ports = {port for each in others for port in (each.destination_port, each.source_port)}
-    ours = Counter(group for each in others for group in _groups(each))
-    every, translated = Counter[Removal](), set[Removal]()
-    for each in flows:
-        if each.destination_port not in ports and each.source_port not in ports:
-            continue
-        for group in _groups(each):
-            if group in ours:
-                every[group] += 1
-                if each.translated:
-                    translated.add(group)
-
-    def free(flow: Flow) -> Iterator[Removal]:
-        for group, end in zip(_groups(flow), (flow.destination, flow.source), strict=True):
-            proxys = end in host_addresses and group not in translated
-            if ours[group] > 1 and (ours[group] == every[group] or proxys):
-                yield group
-
-    for flow in others:
-        calls[next(free(flow), _exactly(flow))] = None
-    return list(calls)
-
-
-def _groups(flow: Flow) -> tuple[Removal, Removal]:
-    """What it is one of: flows that go one way, and flows that come from one socket."""
-    way = replace(_exactly(flow), source=None, source_port=None)
-    socket = Removal(protocol=flow.protocol, source=flow.source, source_port=flow.source_port)
-    return way, socket
-
-
-def _exactly(flow: Flow) -> Removal:
-    return Removal(
-        protocol=flow.protocol,
-        source=flow.source,
-        source_port=flow.source_port,
-        destination=flow.destination,
-        destination_port=flow.destination_port,
-        reply_source=flow.reply_source,
-        reply_source_port=flow.reply_source_port,
-    )
+    left = {each.container_address for each in went if each.managed_by is ManagedBy.IPV6NATD}
+    if left:
+        left -= {each.container_address for each in new.mappings}
+    return frozenset(left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,15 +340,34 @@ class _Change:
     new: Desired
     host_addresses: frozenset[IPv6Address]
 
-    def is_answer(self, flow: Flow) -> bool:
+    def has_made_wrong(self, flow: Flow) -> bool:
+        """Whether it is for a port whose mapping appeared, changed or went, and does not go where
+        it should go now; or is answered by an address that left.
+
+        An answer that began a flow counts as what it is, the client's: see `wrong`.
+
+        With `old` None nobody knows what held: each mapping counts as one that appeared, and what
+        was translated to a container of ours without one as a flow whose mapping went.
+        """
+        if flow.reply.source in self._gone:
+            return True
+        if flow.protocol not in FOLLOWED:
+            return False
+        return (
+            self._makes_wrong(flow)
+            or self._outlived(flow)
+            or (self._is_answer(flow) and self._makes_wrong(flow.turned))
+        )
+
+    def _is_answer(self, flow: Flow) -> bool:
         """Whether who is asked would know it as one that came from a port that changed."""
         return (
-            flow.reply_destination_port in self._ports
-            and flow.reply_destination in self.host_addresses
+            flow.reply.detail[1] in self._ports
+            and flow.reply.destination in self.host_addresses
             and not flow.translated
         )
 
-    def makes_wrong(self, flow: Flow) -> bool:
+    def _makes_wrong(self, flow: Flow) -> bool:
         """Whether a flow is for a port that changed, and does not go where that port leads now."""
         if flow.destination_port not in self._ports or flow.destination not in self.host_addresses:
             return False
@@ -389,16 +382,16 @@ class _Change:
         neighbours = self._subnets.get(now.network_id, ())
         if self.new.userland_proxy and self._is_from(flow, neighbours):
             return not self._ends_at_proxy(flow, neighbours)
-        return (flow.reply_source, flow.reply_source_port) != (now.address, now.port)
+        return (flow.reply.source, flow.reply.detail[0]) != (now.address, now.port)
 
-    def outlived(self, flow: Flow) -> bool:
+    def _outlived(self, flow: Flow) -> bool:
         """Whether its mapping went while nobody looked: another container may be there by now."""
         return (
             self.old is None
             and flow.translated
             and flow.destination in self.host_addresses
-            and flow.reply_source not in self.host_addresses
-            and any(flow.reply_source in subnet for subnet in self._open)
+            and flow.reply.source not in self.host_addresses
+            and any(flow.reply.source in subnet for subnet in self._open)
             and _behind(self._now, flow) is None
         )
 
@@ -412,10 +405,10 @@ class _Change:
         The proxy answers a datagram from the bridge's own address, whichever was asked: over UDP
         nothing else is of use to a neighbour.
         """
-        bridge = any(flow.reply_source in subnet for subnet in neighbours)
+        bridge = any(flow.reply.source in subnet for subnet in neighbours)
         return (
-            flow.reply_source in self.host_addresses
-            and flow.reply_source_port == flow.destination_port
+            flow.reply.source in self.host_addresses
+            and flow.reply.detail[0] == flow.destination_port
             and (bridge or flow.protocol is not Protocol.UDP)
         )
 
@@ -424,6 +417,10 @@ class _Change:
         return flow.source not in self.host_addresses and any(
             flow.source in subnet for subnet in subnets
         )
+
+    @cached_property
+    def _gone(self) -> frozenset[IPv6Address]:
+        return gone(self.old, self.new)
 
     @cached_property
     def _before(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
@@ -471,6 +468,6 @@ def _behind(
     targets: dict[tuple[Protocol, IPv6Address, int], _Target], flow: Flow
 ) -> _Target | None:
     # A binding to an address precedes a wildcard.
-    return targets.get((flow.protocol, flow.destination, flow.destination_port)) or targets.get(
-        (flow.protocol, ANY, flow.destination_port)
-    )
+    protocol, port = flow.protocol, flow.destination_port
+    assert protocol is not None
+    return targets.get((protocol, flow.destination, port)) or targets.get((protocol, ANY, port))

@@ -47,9 +47,9 @@ PATIENCE = 15.0
 FEW = 4
 """Chains that are read one by one; of more, all are read at once."""
 
-FollowFlows = Callable[[Desired | None, Desired, bool, Callable[[], bool]], bool]
-"""What held before, what holds now, whether networks may have been open until now, and what tells
-that another pass waits; whether it is done."""
+FollowFlows = Callable[[Desired | None, Desired, bool], bool]
+"""What held before, what holds now, and whether networks may have been open until now; whether it
+is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,8 @@ class Outcome:
     drift: tuple[Table, ...] = ()
     added: int = 0
     removed: int = 0
+    followed: bool = True
+    """Whether open flows go where the rules lead, as far as anybody knows."""
 
 
 class Kernel:
@@ -81,10 +83,8 @@ class Kernel:
         complete: Callable[[Snapshot, bool], Snapshot],
         follow_flows: FollowFlows,
         keep: Callable[[TableRules], None],
-        waiting: Callable[[], bool] = lambda: False,
     ) -> None:
-        """See Reconciler for what the three functions are for; `waiting` tells, from any thread,
-        whether there is something to do for another pass."""
+        """See Reconciler for what the three functions are for."""
         self.firewall = firewall
         self.applied: Applied | None = None
         self._last = EMPTY
@@ -92,7 +92,6 @@ class Kernel:
         self._complete = complete
         self._follow_flows = follow_flows
         self._keep = keep
-        self._waiting = waiting
         self._wishes = DesiredMemory()
         self._rules = RulesMemory()
         self._followed: Desired | None = None
@@ -154,13 +153,12 @@ class Kernel:
                 self.applied = applied = _with_own(applied, {t: now[t].own for t in Table})
         if applied is not None and applied.ruleset == rules and not self._drift:
             self.applied = replace(applied, desired=want)
-            if self.doubtful:
-                self._follow(want)
-            return Outcome(desired=want)
+            followed = not self.doubtful or self._follow(want)
+            return Outcome(desired=want, followed=followed)
         outcome = self._write(applied, want, rules)
-        self._follow(want)
+        followed = self._follow(want)
         self._drift = ()
-        return outcome
+        return replace(outcome, followed=followed)
 
     def _drifted(self, applied: Applied, now: Observed) -> tuple[Table, ...]:
         """The tables that somebody else changed, so that we have to."""
@@ -259,8 +257,9 @@ class Kernel:
         self.applied = _with_own(applied, own)
         return not self.unread
 
-    def _follow(self, want: Desired) -> None:
-        """Let open flows go where the rules now in force lead, and none where they lead nowhere."""
+    def _follow(self, want: Desired) -> bool:
+        """Let open flows go where the rules now in force lead, and none where they lead nowhere;
+        whether they do."""
         # What began while somebody had taken out our rules began without them.
         doubtful = self.doubtful or Table.NAT in self._drift
         exposed = self._exposed or Table.FILTER in self._drift
@@ -268,15 +267,16 @@ class Kernel:
         calls = [(self._followed, exposed)]
         if doubtful and self._followed is not None:
             calls.append((None, False))
-        # What holds one, or makes it fail, does the same to the next: it is for the next pass.
+        # What makes one fail does the same to the next: it is for the next pass.
         if all(
-            self._follow_flows(old, want, was_open, self._waiting)
+            self._follow_flows(old, want, was_open)
             for old, was_open in calls
             if was_open or concerns(old, want)
         ):
             self._followed = want
-        else:
-            self.doubtful, self._exposed = True, exposed
+            return True
+        self.doubtful, self._exposed = True, exposed
+        return False
 
 
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:

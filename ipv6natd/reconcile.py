@@ -82,9 +82,9 @@ class Reconciler:
         """`complete` adds to the engine's facts what the host itself says, all of it anew if told
         that somebody else may have written; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
-        may contradict: with what held before, None where nobody knows, what holds now, whether
-        networks may have been open until now, and what tells that the next pass waits; it tells
-        whether flows are right, and is asked again by a later pass where they may not be.
+        may contradict: with what held before, None where nobody knows, what holds now, and whether
+        networks may have been open until now; it tells whether flows are right, and is asked again
+        after a pause where they may not be.
         `look` says what is wrong with the host, given the networks and whether the engine may
         keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.
@@ -100,7 +100,6 @@ class Reconciler:
             complete=complete,
             follow_flows=follow_flows,
             keep=keep,
-            waiting=self._woken.is_set,
         )
         self._publish = publish
         self._look = look
@@ -329,15 +328,21 @@ class Reconciler:
         )
         self._failure = reason
         self._verify = True
-        self._retry_at = time.monotonic() + self._retry_pause
-        self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
+        self._try_again()
         self._show(replace(self.status, state=State.DEGRADED, state_reason=reason))
         _fail(waiters, error)
+
+    def _try_again(self) -> None:
+        self._retry_at = time.monotonic() + self._retry_pause
+        self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
 
     def _succeeded(
         self, outcome: Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
     ) -> None:
-        self._retry_at, self._retry_pause = None, FIRST_RETRY
+        if outcome.followed:
+            self._retry_at, self._retry_pause = None, FIRST_RETRY
+        else:
+            self._try_again()
         self._failure = ""
         want = outcome.desired
         if (want.networks, want.engine_writes) != (self._networks, self.engine_writes):

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 from unittest import mock
 
-from ipv6natd import counters, engine_rules, flows, host_facts, host_rules, leftovers, tools
+from ipv6natd import (
+    counters,
+    ctnetlink,
+    engine_rules,
+    flows,
+    host_facts,
+    host_rules,
+    leftovers,
+    tools,
+)
 from ipv6natd.firewall.drift import Announcements
 from ipv6natd.host_checks import HostFacts, found
 from ipv6natd.leftovers import removal
+from ipv6natd.model import Desired
 from ipv6natd.plan import full_text
 from ipv6natd.rule_text import table_rules
 from ipv6natd.rules import PREFIX, Ruleset
@@ -41,14 +52,12 @@ def save_text(data: bytes) -> None:
     for rules in (engine_rules.from_save(text), engine_rules.from_nft(text)):
         assert all(" " not in bridge for bridge in rules.bridges)
     counters.connections(text)
+    here = Desired(networks=NETWORKS)
     known = list(flows.parse(text))
-    flows.removals(
-        known,
-        known,
-        frozenset(each.reply_source for each in known[:1]),
-        frozenset(each.source for each in known[1:3]),
-    )
-    flows.intruders(text, NETWORKS, frozenset())
+    for each in flows.wrong(known, here, here, frozenset(), exposed=True):
+        assert each in known
+        message = ctnetlink.deletion(each.original, 0)
+        assert len(message) == int.from_bytes(message[:4], sys.byteorder)
 
 
 def a_comment(data: bytes) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,9 @@ from tests.packets.asking import SHORT, carried_by_nat, listed, peer, server, st
 
 FAR = IPv6Address("2001:db8:5::5")
 """An address that the rogue reaches by way of the host."""
+MANY = 3000
+TCP_REPAIR = 19
+"""A socket option of linux/tcp.h: one that has it is closed without a packet."""
 LATE = IPv6Address("2001:db8:7::66")
 """An address that the host has at times; it answers for it all the time."""
 
@@ -63,15 +67,17 @@ def published(
     return regime.container(network=on, publish=[spec], tcp=(), udp=(inside,), ip6=ip6)
 
 
-def leads_to(regime: Regime, port: int, *addresses: IPv6Address | None) -> None:
-    """Wait until rules and flows are in step with a UDP port leading there."""
+def leads_to(
+    regime: Regime, port: int, *addresses: IPv6Address | None, protocol: str = "udp"
+) -> None:
+    """Wait until rules and flows are in step with a port leading there."""
     if regime.native:
         return  # they are, when the engine says that a container runs or is gone
     wanted = [str(address) for address in addresses]
 
     def listing() -> list[str]:
         rows = listed(regime.daemon, "mappings")
-        ours = [row for row in rows if (row["HostPort"], row["Protocol"]) == (port, "udp")]
+        ours = [row for row in rows if (row["HostPort"], row["Protocol"]) == (port, protocol)]
         return [row["ContainerAddress"] for row in ours]
 
     assert until(listing, wanted, timeout=10) == wanted
@@ -269,6 +275,55 @@ def test_u4_a_binding_to_an_address_concerns_flows_to_that_address_alone(regime:
         regime.engine.docker("rm", "--force", made.name)
         leads_to(regime, port)
         assert entries(regime, port) == mine
+
+
+@pytest.mark.ours
+def test_u8_a_client_that_comes_back_with_its_port_meets_who_is_there_now(regime: Regime) -> None:
+    """TCP: what it still sends while its container goes may find a rule that leads there, and is
+    taken for an open connection; and so is what it begins from that port, for five minutes."""
+    port, own = regime.port(), 45678
+    with regime.network(subnet="fd00:f:0:6::/64") as network, ExitStack() as stack:
+        with regime.container(
+            network=network, publish=[f"{port}:80"], udp=(), ip6="fd00:f:0:6::11"
+        ) as one:
+            leads_to(regime, port, one.address, protocol="tcp")
+            before = stack.enter_context(connect(regime.client, HOST, port, source_port=own))
+            assert server(before.ask()) == one.name
+            stack.enter_context(stopped(regime))
+            regime.engine.docker("rm", "--force", one.name)
+            before.socket.send(b"?\n")
+            # Neither side says a word more.
+            before.socket.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        stack.close()
+        leads_to(regime, port, protocol="tcp")
+        with regime.container(
+            network=network, publish=[f"{port}:80"], udp=(), ip6="fd00:f:0:6::22"
+        ) as two:
+            leads_to(regime, port, two.address, protocol="tcp")
+            with connect(regime.client, HOST, port, source_port=own) as again:
+                assert server(again.ask()) == two.name
+
+
+@pytest.mark.ours
+def test_u2_thousands_of_flows_follow_as_soon_as_the_rules_are_there(
+    regime: Regime, tmp_path: Path
+) -> None:
+    """No two go to the same place, so that nothing but each by itself can be forgotten."""
+    port = regime.port()
+    with published(regime, f"{port}:53/udp") as made:
+        leads_to(regime, port, made.address)
+        lines = "".join(
+            f"-I -p udp -s {CLIENT} -d {HOST} --sport {own} --dport {port} -t 120 -r fd00:f:0:6::"
+            f"{own:x} -q {CLIENT} --reply-port-src 53 --reply-port-dst {own}\n"
+            for own in range(20000, 20000 + MANY)
+        )
+        file = tmp_path / "flows"
+        file.write_text(lines)
+        with stopped(regime):
+            regime.host.run(f"ip6tables-{regime.variant}", "-t", "nat", "-F", "IPV6NAT-DNAT")
+            regime.host.run("conntrack", "-R", str(file))
+            assert len(entries(regime, port)) > MANY // 2
+        assert until(lambda: entries(regime, port), set(), timeout=5) == set()
 
 
 @pytest.mark.ours

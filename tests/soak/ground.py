@@ -168,12 +168,15 @@ class Ground:
         for link in until(self._astray_links, [], timeout=BURIED):
             self.left_behind += 1
             self.sandbox.host.ip(f"link delete {link}")
-        for served in self._served.values():
-            served.ns.ip("-6 neigh flush all")
         for box in (world.boxes[name] for name in came):
             led = world.gateway(box) if any(each.ipv6 for each in box.publish) else None
             for name, address in box.ends.items():
-                if address is not None and (led is None or name != led.name):
+                if address is None:
+                    continue
+                # No others: what waits for a neighbour that is looked for just then would be lost.
+                for served in self._served.values():
+                    served.ns.ip(f"-6 neigh flush to {address}")
+                if led is None or name != led.name:
                     self.sandbox.host.ip(f"-6 neigh flush to {address}")
 
     def astray(self, world: World) -> set[str]:

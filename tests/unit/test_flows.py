@@ -10,16 +10,16 @@ import pytest
 from ipv6natd.desired import desired
 from ipv6natd.flows import (
     Flow,
-    Removal,
+    Part,
+    Tuple,
     came,
     concerns,
     gone,
-    intruders,
     newly_closed,
     parse,
+    parts,
     protocols,
-    removals,
-    stale,
+    wrong,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
 from tests.unit.build import container, endpoint, network, snapshot
@@ -28,6 +28,8 @@ HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
 CLIENT, BRIDGE = "2001:db8:1::2", "fd00:a::1"
 NEIGHBOUR, LOCKED = "fd00:a::9", "fd00:c::9"
 HOST_ADDRESSES = frozenset(map(IPv6Address, (HOST, OTHER, BRIDGE, "::1", "fe80::1", "fd00:c::1")))
+
+NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 X = network(name="x", subnet="fd00:a::/64")
 Y = network(name="y", subnet="fd00:b::/64")
@@ -46,26 +48,21 @@ NOTHING = want()
 UDP = want(web("5353:53/udp"))
 
 
-def flow(words: str, protocol: Protocol = Protocol.UDP) -> Flow:
-    """ "CLIENT HOST 5353 -> REPLY 53" in words; without an arrow nothing is translated."""
+def flow(words: str, protocol: Protocol = Protocol.UDP, port: int = 40000) -> Flow:
+    """ "CLIENT HOST 5353 -> REPLY 53" in words; without an arrow nothing is translated. `port` is
+    the client's."""
     asked, _, reply = words.partition(" -> ")
-    source, destination, port = asked.split()
-    answers, answers_port = reply.split() if reply else (destination, port)
+    source, destination, asked_port = asked.split()
+    answers, answers_port = reply.split() if reply else (destination, asked_port)
+    number, client = NUMBERS[protocol], IPv6Address(source)
     return Flow(
-        protocol=protocol,
-        source=IPv6Address(source),
-        source_port=40000,
-        destination=IPv6Address(destination),
-        destination_port=int(port),
-        reply_source=IPv6Address(answers),
-        reply_source_port=int(answers_port),
-        reply_destination=IPv6Address(source),
-        reply_destination_port=40000,
+        original=Tuple(number, client, IPv6Address(destination), (port, int(asked_port))),
+        reply=Tuple(number, IPv6Address(answers), client, (int(answers_port), port)),
     )
 
 
 def is_stale(each: Flow, old: Desired | None, new: Desired) -> bool:
-    return stale([each], old, new, HOST_ADDRESSES) == [each]
+    return list(wrong([each], old, new, HOST_ADDRESSES)) == [each]
 
 
 # What conntrack says.
@@ -73,6 +70,10 @@ def is_stale(each: Flow, old: Desired | None, new: Desired) -> bool:
 PLAIN = (
     "udp      17 29 src=2001:db8:1::2 dst=2001:db8:1::1 sport=40000 dport=5353 "
     "{}src=fd00:a::2 dst=2001:db8:1::2 sport=53 dport=40000 {}mark=0 use=1"
+)
+ECHO = (
+    "icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 "
+    "src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 mark=0 use=1"
 )
 SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
 
@@ -95,7 +96,7 @@ def test_an_entry_is_read_in_each_of_its_wordings(line: str) -> None:
 
 def test_an_sctp_entry_has_a_state_besides() -> None:
     line = PLAIN.format("", "").replace("udp      17 29", "sctp     132 99 ESTABLISHED")
-    assert list(parse(line)) == [replace(SEEN, protocol=Protocol.SCTP)]
+    assert list(parse(line)) == [flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,10 @@ def test_an_sctp_entry_has_a_state_besides() -> None:
         "",
         "udp",
         "udp      17 29 src= dst= sport= dport= src= dst= sport= dport=",
-        PLAIN.format("", "").replace("udp      17", "tcp      6"),
+        PLAIN.format("", "").replace("sport=40000 dport=5353 ", ""),
+        PLAIN.format("", "").replace("dport=5353", "dport=65536"),
+        PLAIN.format("", "").replace("udp      17", "unknown  256"),
+        ECHO.replace("type=128", "type=256"),
         PLAIN.format("", "").replace("fd00:a::2", "fd00:a:::2"),
         PLAIN.format("", "").replace("fd00:a::2", "192.0.2.1"),
         PLAIN.format("", "").replace("dport=5353", "dport=5353535353"),
@@ -240,9 +244,18 @@ def test_u6_each_protocol_is_its_own() -> None:
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353", Protocol.SCTP), None, UDP)
 
 
-def test_tcp_is_not_followed() -> None:
-    assert gone(want(web("80:80")), NOTHING) == frozenset()
-    assert protocols(want(web("80:80")), NOTHING) == []
+def test_tcp_is_not_followed_unless_a_container_is_gone() -> None:
+    """A client that comes back with the port that it had would meet its silence."""
+    old = want(web("80:80"))
+    assert protocols(old, NOTHING) == []
+    assert gone(old, NOTHING) == {IPv6Address("fd00:a::2")}
+    assert parts(old, NOTHING) == [Part(answered_by=IPv6Address("fd00:a::2"))]
+    begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
+    assert is_stale(begun, old, NOTHING)
+    for new in (want(web("80:81")), want(web("81:80"))):
+        assert parts(old, new) == []
+        assert not is_stale(begun, old, new)
+    assert not is_stale(begun, None, NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +293,8 @@ def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
     assert is_stale(by_nat, UDP, with_it)
     assert not is_stale(by_proxy, UDP, with_it)
     # Of another protocol, to the same number: nobody mapped it.
-    assert not is_stale(replace(by_nat, protocol=Protocol.SCTP), UDP, with_it)
+    over_sctp = flow(f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)
+    assert not is_stale(over_sctp, UDP, with_it)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +311,16 @@ def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
 def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
     source: str, client: str, expected: bool
 ) -> None:
-    answer = from_port(flow(f"{source} {client} 40000"), 5353)
+    answer = flow(f"{source} {client} 40000", port=5353)
     assert is_stale(answer, None, want(web("5353:53/udp"), proxy=True)) is expected
-    assert not is_stale(from_port(answer, 53), None, UDP)
+    assert not is_stale(flow(f"{source} {client} 40000", port=53), None, UDP)
+
+
+def masqueraded(each: Flow, port: int) -> Flow:
+    """As one that leaves by this port of the host's."""
+    asked, reply = each.original, each.reply
+    answered = Tuple(asked.number, reply.source, IPv6Address(HOST), (reply.detail[0], port))
+    return replace(each, reply=answered)
 
 
 @pytest.mark.parametrize(
@@ -316,15 +337,11 @@ def test_an_answer_of_a_containers_that_began_a_flow_counts_as_its_question(
     container: str, changed: str | None, expected: bool
 ) -> None:
     # Masqueraded to the port that it has inside; its client cannot tell that from the mapping's.
-    answer = replace(
-        from_port(flow(f"{container} {CLIENT} 40000"), 7000),
-        reply_destination=IPv6Address(HOST),
-        reply_destination_port=7000,
-    )
+    answer = masqueraded(flow(f"{container} {CLIENT} 40000", port=7000), 7000)
     old = want(web("7000:7000/udp"))
     new = want(web("7000:7000/udp", address=changed)) if changed else NOTHING
     assert is_stale(answer, old, new) is expected
-    assert not is_stale(replace(answer, reply_destination_port=7001), old, new)
+    assert not is_stale(masqueraded(answer, 7001), old, new)
     assert not is_stale(answer, None, NOTHING)  # it may as well have begun it itself
 
 
@@ -408,65 +425,6 @@ def test_each_port_of_a_shifted_run_has_its_own() -> None:
     assert not is_stale(flow(f"{CLIENT} {HOST} 6010"), None, new)
 
 
-# How they are forgotten.
-
-
-def test_a_single_flow_is_named_whole() -> None:
-    one = flow(f"{CLIENT} {HOST} 5353")
-    (call,) = removals([one], [one], frozenset(), HOST_ADDRESSES)
-    assert all(getattr(call, name) == getattr(one, name) for name in Removal.__slots__)
-
-
-def from_port(each: Flow, port: int) -> Flow:
-    """Untranslated, so that it is answered there."""
-    return replace(each, source_port=port, reply_destination_port=port)
-
-
-def test_many_clients_of_one_port_are_one_call() -> None:
-    clients = [from_port(flow(f"{CLIENT} {HOST} 5353"), port) for port in range(40000, 40010)]
-    (call,) = removals(clients, clients, frozenset(), HOST_ADDRESSES)
-    assert (call.source, call.source_port) == (None, None)
-    assert (call.destination, call.destination_port) == (IPv6Address(HOST), 5353)
-    assert (call.reply_source, call.reply_source_port) == (IPv6Address(HOST), 5353)
-    # One that is right is the proxy's as well, and meets the same rules with its next datagram.
-    right = from_port(clients[0], 50000)
-    assert removals(clients, [*clients, right], frozenset(), HOST_ADDRESSES) == [call]
-
-
-def test_what_is_translated_is_named_one_by_one_where_one_is_right() -> None:
-    clients = [
-        from_port(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), port)
-        for port in range(40000, 40010)
-    ]
-    right = from_port(clients[0], 50000)
-    calls = removals(clients, [*clients, right], frozenset(), HOST_ADDRESSES)
-    assert [each.source_port for each in calls] == [each.source_port for each in clients]
-
-
-def test_what_one_socket_asks_elsewhere_lives() -> None:
-    """U5: through the host, from the very port from which it asks a port that changed."""
-    wrong = [flow(f"{CLIENT} {HOST} {port}") for port in (5353, 5354)]
-    elsewhere = flow(f"{CLIENT} 2001:db8:5::5 5353")
-    calls = removals(wrong, [*wrong, elsewhere], frozenset(), HOST_ADDRESSES)
-    assert [each.destination for each in calls] == [IPv6Address(HOST)] * 2
-
-
-def test_all_answers_of_one_socket_are_one_call() -> None:
-    answers = [from_port(flow(f"{HOST} {CLIENT} {port}"), 5353) for port in range(40000, 40010)]
-    (call,) = removals(answers, answers, frozenset(), HOST_ADDRESSES)
-    assert call == Removal(protocol=Protocol.UDP, source=IPv6Address(HOST), source_port=5353)
-    right = from_port(flow(f"{HOST} {NEIGHBOUR} 50000"), 5353)
-    assert removals(answers, [*answers, right], frozenset(), HOST_ADDRESSES) == [call]
-
-
-def test_all_that_an_address_answered_is_one_call() -> None:
-    left = IPv6Address("fd00:a::2")
-    flows = [flow(f"{CLIENT} {HOST} {port} -> {left} {port}") for port in range(6000, 6100)]
-    assert removals(flows, flows, frozenset({left}), HOST_ADDRESSES) == [
-        Removal(protocol=Protocol.UDP, reply_source=left)
-    ]
-
-
 def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
     """R8: by look-ups, not by comparing each with each, which would take minutes."""
     old = want(web("10000-19999:20000-29999/udp"))
@@ -475,27 +433,69 @@ def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
         web("15000-19999:20000-24999/udp", name="other", address="fd00:a::3"),
     )
     flows = [flow(f"{CLIENT} {HOST} {10000 + i} -> fd00:a::2 {20000 + i}") for i in range(10000)]
-    wrong = stale(flows, old, new, HOST_ADDRESSES)
-    assert wrong == flows[5000:]
-    assert stale(flows, None, new, HOST_ADDRESSES) == wrong
-    assert stale(flows, old, old, HOST_ADDRESSES) == []
-    # They share no port, but what they share is their client's one socket, and not all is wrong.
-    assert len(removals(wrong, flows, gone(old, new), HOST_ADDRESSES)) == 5000
-    assert len(removals(flows, flows, gone(old, NOTHING), HOST_ADDRESSES)) == 1
+    found = list(wrong(flows, old, new, HOST_ADDRESSES))
+    assert found == flows[5000:]
+    assert list(wrong(flows, None, new, HOST_ADDRESSES)) == found
+    assert list(wrong(flows, old, old, HOST_ADDRESSES)) == []
 
 
-def test_intruders_are_found_whatever_they_speak() -> None:
-    lines = """
+# Who came in by a network that was open.
+
+ENTRIES = """
 tcp      6 299 ESTABLISHED src=2001:db8::2 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::2 sport=80 dport=1 [ASSURED] mark=0 use=1
 udp      17 29 src=2001:db8::3 dst=fd00:a::2 sport=1 dport=53 [UNREPLIED] src=fd00:a::2 dst=2001:db8::3 sport=53 dport=1 mark=0 use=1
-icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 mark=0 use=1
+icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 packets=1 bytes=64 src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 packets=0 bytes=0 mark=0 use=1
 unknown  4 599 src=2001:db8::5 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::5 mark=0 use=1
-tcp      6 299 ESTABLISHED src=2001:db8::6 dst=fd00:a::2 sport=1 dport=80 zone=7 src=fd00:a::2 dst=2001:db8::6 sport=80 dport=1 [ASSURED] mark=0 use=1
-tcp      6 299 ESTABLISHED src=2001:db8::7 dst=2001:db8:1::1 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::7 sport=80 dport=1 [ASSURED] mark=0 use=1
+gre      47 29 src=2001:db8::6 dst=fd00:a::2 srckey=0x0 dstkey=0xff src=fd00:a::2 dst=2001:db8::6 srckey=0xff dstkey=0x0 mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::7 dst=fd00:a::2 sport=1 dport=80 zone=7 src=fd00:a::2 dst=2001:db8::7 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::8 dst=2001:db8:1::1 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::8 sport=80 dport=1 [ASSURED] mark=0 use=1
 tcp      6 299 ESTABLISHED src=2001:db8:1::1 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8:1::1 sport=80 dport=1 [ASSURED] mark=0 use=1
 tcp      6 299 ESTABLISHED src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
 tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
 """  # noqa: E501
-    nets = desired(snapshot(X, Y), Policy()).networks
-    found = intruders(lines, nets, HOST_ADDRESSES)
-    assert [str(source) for source, _ in found] == [f"2001:db8::{n}" for n in range(2, 6)]
+
+
+def test_intruders_are_found_whatever_they_speak() -> None:
+    here = desired(snapshot(X, Y), Policy())
+    found = [
+        each.original for each in wrong(parse(ENTRIES), here, here, HOST_ADDRESSES, exposed=True)
+    ]
+    to = IPv6Address("fd00:a::2")
+    assert found == [
+        Tuple(6, IPv6Address("2001:db8::2"), to, (1, 80)),
+        Tuple(17, IPv6Address("2001:db8::3"), to, (1, 53)),
+        Tuple(58, IPv6Address("2001:db8::4"), to, (128, 0, 3)),
+        Tuple(4, IPv6Address("2001:db8::5"), to),
+        Tuple(47, IPv6Address("2001:db8::6"), to, (0, 0xFF)),
+    ]
+    assert list(wrong(parse(ENTRIES), here, here, HOST_ADDRESSES)) == []
+
+
+def test_what_came_from_a_networks_addresses_before_it_was_there_is_found() -> None:
+    """Decision 18: a stranger's, to a port of the host's; and what his answer began meanwhile."""
+    forged = flow("fd00:b::66 2001:db8:1::1 5353 -> fd00:a::2 53")
+    old = desired(snapshot(X, web("5353:53/udp")), Policy())
+    new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
+    assert parts(old, new) == [Part(destination=Y.subnets[0]), Part(source=Y.subnets[0])]
+    assert list(wrong([forged], old, new, HOST_ADDRESSES)) == [forged]
+    assert list(wrong([forged], new, new, HOST_ADDRESSES)) == []
+    # What the network's own containers began goes on when it becomes ours.
+    engines = replace(new, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
+    assert list(wrong([forged], engines, new, HOST_ADDRESSES)) == []
+
+
+def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
+    """By the reply that it was: nothing else tells it from what a container begins by itself."""
+    old, new = want(), want()
+    asked = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
+    turned = Flow(original=asked.reply, reply=asked.original)
+    own = flow(f"fd00:a::2 {CLIENT} 40001", port=53)
+    flows = [turned, own, asked]
+    assert list(wrong(flows, old, new, HOST_ADDRESSES)) == []
+    assert list(wrong(flows, old, new, HOST_ADDRESSES, answers={asked.reply})) == [turned]
+
+
+def test_who_comes_in_once_the_rules_stand_does_so_by_the_rules() -> None:
+    here = desired(snapshot(X, Y), Policy())
+    flows = list(parse(ENTRIES))
+    assert list(wrong(flows, here, here, HOST_ADDRESSES, exposed=True, answers=set())) == []

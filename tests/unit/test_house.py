@@ -20,9 +20,10 @@ checks        -> host_checks status
 claims        -> model networks remember
 cli           -> config early daemon firewall flush logs notify tables tools
 config        -> model
-conntrack     -> flows model tools
+conntrack     -> ctnetlink flows model tools
 contest       ->
 counters      -> rules save_text
+ctnetlink     -> flows
 ctl           -> bus ctl.asking ctl.commands ctl.usage tables
 ctl.asking    -> bus tables
 ctl.checking  -> bus checks ctl.asking firewall firewall.restore firewalld host_checks host_facts

@@ -34,6 +34,7 @@ from tests.unit.test_house import modules
 OURS = "for ourselves: somebody else in this process ends it, or we are told to stop"
 THREAD = "for a thread, whose own calls are bounded"
 WAITS = {
+    "ctnetlink._forgotten: netlink.recv": "timeout",
     "address_watch.watch: await loop.sock_recv": "for news, which is our whole task",
     "background.in_thread: await future": THREAD,
     "bus.call: await asyncio.wait_for": "timeout",
@@ -170,14 +171,14 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
 
 
 def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
-    """A step is one call of a tool, or what conntrack may take between two."""
+    """A step is one call of a tool, or what flows may take, looked at twice, and neighbours."""
     unit = (Path(__file__).parents[2] / "systemd" / "ipv6natd.service").read_text()
     watchdog = int(re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)[0])
     end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     beat = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
     assert beat is not None
     assert restore.TIMEOUT + tools.BURIED + beat < watchdog
-    assert conntrack.PATIENCE + 2 * conntrack.TIMEOUT + beat < watchdog
+    assert 2 * conntrack.PATIENCE + conntrack.TIMEOUT + beat < watchdog
     assert end > kernel.PATIENCE + tools.BURIED
     assert drift.RESTART_PAUSE > 0
 
@@ -185,7 +186,11 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
 RETRIES = {
     "the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
     "a container or network that the engine does not show": (docker_watch.RETRY_PAUSE, 1, None),
-    "rules that could not be written": (reconcile.FIRST_RETRY, 2, reconcile.LONGEST_RETRY),
+    "rules that could not be written, and flows that could not follow": (
+        reconcile.FIRST_RETRY,
+        2,
+        reconcile.LONGEST_RETRY,
+    ),
     "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
     "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
     "the xtables lock": (0.01, 1, None),
@@ -208,8 +213,8 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 
 LIMITS = {
     "a tool that reads or writes rules": restore.TIMEOUT,
-    "`conntrack`, one call": conntrack.TIMEOUT,
-    "the flows of one change, each of up to four looks": conntrack.PATIENCE,
+    "neighbours that are to be forgotten": conntrack.TIMEOUT,
+    "the flows of one change": conntrack.PATIENCE,
     "an answer of the engine": float(docker_watch.CALL_TIMEOUT),
     "a connect to the bus": bus.CONNECT_SECONDS,
     "a call over the bus": bus.CALL_SECONDS,

@@ -1,0 +1,84 @@
+"""Entries of a real kernel's table of flows are forgotten, one by one and by the thousand."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from ipaddress import IPv6Address
+
+import pytest
+
+from ipv6natd import ctnetlink
+from ipv6natd.ctnetlink import forget
+from ipv6natd.flows import Tuple, parse
+
+MANY = 5000
+"""More than the kernel answers at once."""
+
+pytestmark = pytest.mark.usefixtures("namespace")
+
+
+def insert(*entries: str) -> None:
+    words = "".join(f"-I -s fd00::2 -d fd00::1 {each} -t 120\n" for each in entries)
+    subprocess.run(["conntrack", "-R", "-"], input=words, text=True, check=True)
+
+
+def listed() -> list[Tuple]:
+    words = ["conntrack", "-L", "-f", "ipv6"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return [each.original for each in parse(done.stdout)]
+
+
+ENTRIES = {
+    "udp": "-p udp --sport 1 --dport 2",
+    "its neighbour": "-p udp --sport 2 --dport 1",
+    "translated": "-p udp --sport 1 --dport 5353 --reply-src fd00::9 --reply-dst fd00::2 "
+    "--reply-port-src 53 --reply-port-dst 1",
+    "tcp": "-p tcp --sport 1 --dport 2 --state ESTABLISHED",
+    "sctp": "-p sctp --sport 1 --dport 2 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2",
+    "dccp": "-p dccp --sport 1 --dport 2 --state OPEN --role client",
+    "udplite": "-p udplite --sport 1 --dport 2",
+    "echo": "-p icmpv6 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7",
+    "gre": "-p gre --srckey 1 --dstkey 255",
+    "another": "-p 4",
+}
+
+
+def known(entries: Iterable[str]) -> list[str]:
+    """Those of the kinds that this kernel and its conntrack know."""
+    there = []
+    for each in entries:
+        try:
+            insert(ENTRIES[each])
+        except subprocess.CalledProcessError:
+            continue
+        there.append(each)
+    return there
+
+
+def test_an_entry_of_each_protocol_is_forgotten_and_no_other_is() -> None:
+    there = known(ENTRIES)
+    assert set(there) >= {"udp", "its neighbour", "translated", "tcp", "echo", "another"}
+    every = listed()
+    assert len(every) == len(there)
+    while every:
+        gone = every.pop(len(every) // 2)
+        assert forget([gone], timeout=5) == 1
+        assert sorted(listed()) == sorted(every), gone
+
+
+def test_thousands_are_forgotten_and_what_is_gone_already_is_no_error() -> None:
+    insert(*(f"-p udp --sport {port} --dport 53" for port in range(1, MANY + 1)))
+    every = listed()
+    assert len(every) == MANY
+    assert forget(every[::2], timeout=5) == MANY // 2
+    assert forget(every, timeout=5) == MANY // 2
+    assert listed() == []
+    assert forget([], timeout=5) == 0
+
+
+def test_a_kernel_that_does_not_do_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctnetlink, "_CT_DELETE", 99 << 8)  # of a table that it does not have
+    address = IPv6Address("fd00::1")
+    with pytest.raises(OSError, match="Invalid argument"):
+        forget([Tuple(17, address, address, (1, 2))], timeout=5)
