@@ -29,6 +29,10 @@ LOOKS, PAUSE = 4, 0.025
 """How often, and after how many seconds each, answers that were under way are looked after: see
 flows."""
 INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
+_MISSING = (
+    f"there is no conntrack in {':'.join(DIRECTORIES)}: UDP flows that began before a mapping "
+    f"changed go on as before; {INSTALL}"
+)
 _FAMILY = ("-f", "ipv6", "-w", "0")
 _FEW = 4
 """Parts of the table that are listed by themselves: each list reads it whole."""
@@ -43,7 +47,7 @@ class Conntrack:
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
-        self._told = False
+        self._told = ""
 
     def follow(self, old: Desired | None, new: Desired, exposed: bool = False) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
@@ -58,9 +62,8 @@ class Conntrack:
             return True
         tool = find("conntrack", DIRECTORIES)
         if tool is None:
-            self._tell_missing()
+            self._tell(_MISSING)
             return True  # whoever installs it meets flows that end sooner or later
-        self._told = False
         answers: set[Tuple] = set()
         deadline = time.monotonic() + PATIENCE
         try:
@@ -69,7 +72,7 @@ class Conntrack:
                     time.sleep(PAUSE)
                 flows = parse(_listed(tool, where, deadline))
                 here = self._host_addresses()
-                again = answers or None
+                again = answers or None  # the first look knows of none
                 found = {
                     each.original: each.reply
                     for each in wrong(flows, old, new, here, exposed=exposed, answers=again)
@@ -79,18 +82,15 @@ class Conntrack:
                 _forget(list(found), deadline)
                 answers.update(found.values())
         except _Failed as error:
-            log.warning("flows that began before the rules changed may go on as before: %s", error)
+            self._tell(f"flows that began before the rules changed may go on as before: {error}")
             return False
+        self._told = ""
         return True
 
-    def _tell_missing(self) -> None:
-        if not self._told:
-            log.warning(
-                "there is no conntrack in %s: UDP flows that began before a mapping changed go on "
-                "as before; %s",
-                *(":".join(DIRECTORIES), INSTALL),
-            )
-        self._told = True
+    def _tell(self, trouble: str) -> None:
+        """Once for each trouble, not once for each try."""
+        log.log(logging.DEBUG if trouble == self._told else logging.WARNING, "%s", trouble)
+        self._told = trouble
 
 
 def _forget_neighbours(old: Desired | None, new: Desired, exposed: bool) -> None:
@@ -129,14 +129,14 @@ def _run(tool: str, *words: str, deadline: float) -> str:
     except OSError as error:
         raise _Failed(f"{tool} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or f"exit status {done.returncode}, no message"
-        raise _Failed(f"{' '.join(argv)}: {said.splitlines()[0]}")
+        why = done.stderr.strip() or f"exit status {done.returncode}, no message"
+        raise _Failed(f"{' '.join(argv)}: {why.splitlines()[0]}")
     return done.stdout
 
 
 def _forget(entries: Sequence[Tuple], deadline: float) -> None:
     try:
-        there = forget(entries, timeout=max(deadline - time.monotonic(), 0))
+        there = forget(entries, timeout=max(deadline - time.monotonic(), 0.001))
     except TimeoutError:
         raise _Failed(f"the kernel did not forget them within {PATIENCE:g} s") from None
     except OSError as error:

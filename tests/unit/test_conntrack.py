@@ -218,8 +218,14 @@ def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
     monkeypatch.setattr(conntrack, "PATIENCE", 0.3)
     host.script(script)
     assert not flows.follow(None, UDP)
+    assert not flows.follow(None, UDP)  # the same trouble is told once
     (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
     assert words in record.getMessage()
+    host.script("")
+    assert flows.follow(None, UDP)
+    host.script(script)
+    assert not flows.follow(None, UDP)
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 2
 
 
 @pytest.mark.parametrize(
