@@ -40,7 +40,8 @@ NETWORKS = (network(), network(name="y", subnet="fd00:b::/64", internal=True))
 
 def save_text(data: bytes) -> None:
     """Whatever ip6tables-save, nft or conntrack print, no parser of theirs raises, jumps are lines
-    that were there, and what is to be removed names chains and rules of Docker's alone."""
+    that were there, what is to be removed names chains and rules of Docker's alone, and each flow
+    that is to be forgotten is one whole message to the kernel."""
     text = data.decode("utf-8", "surrogateescape")
     for table in parse_save(text).values():
         assert all(name.startswith(PREFIX) for name in table.own)
@@ -100,6 +101,13 @@ COMMIT
 FLOWS = (
     "udp      17 29 src=2001:db8::9 dst=2001:db8::1 sport=40000 dport=53 [UNREPLIED] "
     "src=fd00:a::2 dst=2001:db8::9 sport=53 dport=40000 mark=0 use=1\n"
+    "tcp      6 9 ESTABLISHED src=2001:db8::9 dst=fd00:a::2 sport=4 dport=80 packets=1 bytes=60 "
+    "src=fd00:a::2 dst=2001:db8::9 sport=80 dport=4 packets=1 bytes=60 [ASSURED] mark=0 use=1\n"
+    "icmpv6   58 29 src=2001:db8::9 dst=fd00:a::2 type=128 code=0 id=7 "
+    "src=fd00:a::2 dst=2001:db8::9 type=129 code=0 id=7 mark=0 use=1\n"
+    "gre      47 29 src=2001:db8::9 dst=fd00:a::2 srckey=0x1 dstkey=0xff [UNREPLIED] "
+    "src=fd00:a::2 dst=2001:db8::9 srckey=0xff dstkey=0x1 mark=0 use=1\n"
+    "unknown  4 599 src=2001:db8::9 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::9 mark=0 use=1\n"
 )
 
 
@@ -242,6 +250,10 @@ WORDS = tuple(
         " ! -o br-0123456789ab -j MASQUERADE",
         "-m conntrack --ctstate RELATED,ESTABLISHED",
         "[1:1] -A IPV6NAT-DNAT ",
+        " src=2001:db8::9 dst=fd00:a::2 ",
+        "sport=40000 dport=53 ",
+        "type=128 code=0 id=3 ",
+        "srckey=0x0 dstkey=0xff ",
     )
 )
 TARGETS = (
