@@ -515,6 +515,7 @@ def beside_firewalld(scene: Scene) -> Iterator[None]:
 def beside_ufw(scene: Scene) -> Iterator[None]:
     with ufw(scene.sandbox) as command:
         command("--force", "enable")
+        command("reload")  # where it was never enabled, it begins with fewer rules than it reloads
         scene.reload_of_firewall = lambda: command("reload")
         settle(scene)
         try:

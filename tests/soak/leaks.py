@@ -45,16 +45,24 @@ def sample(ground: Ground) -> Sample:
     status = dict(
         line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
     )
-    children = [(task / "children").read_text().split() for task in (folder / "task").iterdir()]
+    children = [pid for task in (folder / "task").iterdir() for pid in children_of(task)]
     return Sample(
         pid=process.pid,
         fds=len(list((folder / "fd").iterdir())),
         threads=int(status["Threads"]),
-        children=sum(map(len, children)),
+        children=len(children),
         files=sum(file_count(ground.daemon.dir / name) for name in ("state", "runtime")),
         namespaces=len(list(Path("/run/netns").glob(f"{ground.sandbox.name}-*"))),
         rss_kib=int(status["VmRSS"].split()[0]),
     )
+
+
+def children_of(task: Path) -> list[str]:
+    """Of one thread, which may end before it is asked."""
+    try:
+        return (task / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def lives(samples: Iterable[Sample]) -> list[list[Sample]]:
