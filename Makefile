@@ -24,7 +24,7 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie $(VENV)/newest/.stamp ## Lint, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Lint, then every test that CI runs (as root)
 	$(PYTEST)
 
 test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## The same with all engines; writes reports into docs/
