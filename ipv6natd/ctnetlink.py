@@ -1,6 +1,6 @@
 """The kernel's table of flows, spoken to by netlink: forgets single entries; decides nothing.
 
-`conntrack -D` reads the whole table for each, which has 262,144 buckets on a host of 4 GiB: 5 to
+`conntrack -D` reads the whole table for each, 262,144 buckets on a host of more than 4 GiB: 5 to
 15 ms for one, while the kernel by itself finds one at once by what it knows it by.
 """
 
