@@ -135,13 +135,16 @@ def parse(text: str) -> Iterator[Flow]:
 def _tuple(number: int, source: str, destination: str, *words: str | None) -> Tuple:
     sport, dport, srckey, dstkey, kind, code, echo = words
     detail: tuple[int, ...] = ()
+    fits = number <= 0xFF
     if sport and dport:
         detail = (int(sport), int(dport))
+        fits &= max(detail) <= 0xFFFF
     elif srckey and dstkey:
         detail = (int(srckey, 16), int(dstkey, 16))
     elif kind and code and echo:
         detail = (int(kind), int(code), int(echo))
-    if number > 0xFF or (detail and (max(detail) > 0xFFFF or max(detail[:-2], default=0) > 0xFF)):
+        fits &= max(detail[:2]) <= 0xFF and detail[2] <= 0xFFFF
+    if not fits:
         raise AddressValueError
     return Tuple(number, _address(source), _address(destination), detail)
 

@@ -109,6 +109,8 @@ def test_an_sctp_entry_has_a_state_besides() -> None:
         PLAIN.format("", "").replace("dport=5353", "dport=65536"),
         PLAIN.format("", "").replace("udp      17", "unknown  256"),
         ECHO.replace("type=128", "type=256"),
+        ECHO.replace("code=0", "code=256"),
+        ECHO.replace("id=3", "id=65536"),
         PLAIN.format("", "").replace("fd00:a::2", "fd00:a:::2"),
         PLAIN.format("", "").replace("fd00:a::2", "192.0.2.1"),
         PLAIN.format("", "").replace("dport=5353", "dport=5353535353"),
