@@ -93,7 +93,7 @@ class Flow:
 
     @property
     def turned(self) -> Flow:
-        """The same flow as if the other side had begun it."""
+        """The same flow as if the other side had begun it; of one that is not translated."""
         return Flow(original=self.reply, reply=self.original)
 
 
