@@ -1,7 +1,9 @@
-"""Notices that the host has got or lost an address, so that the loop looks; decides nothing.
+"""Notices that the host has got or lost an address or a route, so that the loop looks; decides
+nothing.
 
 Which addresses are the host's own is asked by our rules themselves, packet by packet. Flows are
-not asked again: one that began while an address was not the host's goes on past the rules.
+not asked again: one that began while an address was not the host's goes on past the rules. Routes
+say which sources are forged.
 """
 
 from __future__ import annotations
@@ -16,37 +18,59 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 # rtnetlink(7); the words are those of linux/rtnetlink.h and linux/if_addr.h.
-_RTMGRP_IPV6_IFADDR = 0x100
+_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_RTN_UNICAST = 1
+_BY_HAND = (2, 3, 4)
+"""RTPROT_KERNEL, RTPROT_BOOT and RTPROT_STATIC. Those of routing daemons may change all the time:
+they are read with the next change of a network or of one of these."""
+_RTA_DST = 1
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_LINK = 253
 _HEADER = struct.Struct("=IHHII")
 _IFADDRMSG = struct.Struct("=BBBBI")
+_RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 _MESSAGES = 1 << 16
 
 
-async def watch(changed: Callable[[], None]) -> None:
-    """Call `changed` when an address came or went, on any link. Runs until cancelled; listens from
-    its first step on."""
+async def watch(moved: Callable[[], None], rerouted: Callable[[], None]) -> None:
+    """Call `moved` when an address came or went, on any link, and `rerouted` when a route did. Runs
+    until cancelled; listens from its first step on."""
     loop = asyncio.get_running_loop()
     known = Addresses()
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
             netlink.setblocking(False)
-            netlink.bind((0, _RTMGRP_IPV6_IFADDR))
+            netlink.bind((0, _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
             while True:
                 try:
-                    news = known.changed_by(await loop.sock_recv(netlink, _MESSAGES))
+                    said = await loop.sock_recv(netlink, _MESSAGES)
+                    addresses, routes = known.changed_by(said), routes_changed(said)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    news = True  # there were more than the kernel kept
-                if news:
-                    changed()
+                    addresses = routes = True  # there were more than the kernel kept
+                if routes:
+                    rerouted()
+                if addresses:
+                    moved()
     except OSError as error:
-        log.warning("cannot follow the addresses of this host: %s", error.strerror)
+        log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
+
+
+def routes_changed(said: bytes) -> bool:
+    """Whether a route beyond a single link came or went that somebody made by hand."""
+    for kind, body in _messages(said):
+        if kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) >= _RTMSG.size:
+            _family, _, _, _, _, protocol, _scope, what, _flags = _RTMSG.unpack_from(body)
+            prefix = dict(_attributes(body[_RTMSG.size :])).get(_RTA_DST, b"")
+            link = b"\xfe\x80" <= prefix[:2] < b"\xfe\xc0"
+            if what == _RTN_UNICAST and protocol in _BY_HAND and not link:
+                return True
+    return False
 
 
 class Addresses:
@@ -60,7 +84,7 @@ class Addresses:
         one lives on for a while, as each router advertisement does."""
         before = len(self._there)
         news = False
-        for kind, link, address in _messages(said):
+        for kind, link, address in _addresses(said):
             if kind == _RTM_NEWADDR:
                 self._there.add((link, address))
             else:
@@ -69,11 +93,17 @@ class Addresses:
         return news or len(self._there) != before
 
 
-def _messages(said: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, link and address, of those that may be used beyond their link, and can be by now."""
+def _messages(said: bytes) -> Iterator[tuple[int, bytes]]:
+    """The kind of each, and what follows its header."""
     while len(said) >= _HEADER.size:
         length, kind, *_ = _HEADER.unpack_from(said)
-        body, said = said[_HEADER.size : length], said[_padded(max(length, _HEADER.size)) :]
+        yield kind, said[_HEADER.size : length]
+        said = said[_padded(max(length, _HEADER.size)) :]
+
+
+def _addresses(said: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, link and address, of those that may be used beyond their link, and can be by now."""
+    for kind, body in _messages(said):
         if kind not in (_RTM_NEWADDR, _RTM_DELADDR) or len(body) < _IFADDRMSG.size:
             continue
         _family, _prefix, flags, scope, link = _IFADDRMSG.unpack_from(body)

@@ -18,6 +18,7 @@ from ipv6natd import __version__, logs
 from ipv6natd.config import KEYS, ConfigError, Settings, load
 from ipv6natd.early import close_networks
 from ipv6natd.firewall import FirewallError
+from ipv6natd.flows import Exposure
 from ipv6natd.tables import printable
 from ipv6natd.tools import CLEAN
 
@@ -227,15 +228,17 @@ def _integer(text: str) -> Any:
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
-    close_networks(settings.backend)
+    found = close_networks(settings.backend)
     # Here, so that -flush and -version load neither the Docker library nor the bus's.
     from ipv6natd.daemon import Daemon
 
-    return asyncio.run(_daemon(Daemon, settings, reload))
+    return asyncio.run(_daemon(Daemon, settings, reload, found))
 
 
-async def _daemon(daemon: Any, settings: Settings, reload: partial[Settings]) -> int:
-    code: int = await daemon(settings, reload).run()
+async def _daemon(
+    daemon: Any, settings: Settings, reload: partial[Settings], found: Exposure
+) -> int:
+    code: int = await daemon(settings, reload, found).run()
     return code
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address
 
 from ipv6natd.ctnetlink import forget
-from ipv6natd.flows import Part, Tuple, came, newly_closed, parse, parts, wrong
+from ipv6natd.flows import Exposure, Part, Tuple, came, newly_closed, parse, parts, wrong
 from ipv6natd.model import Desired
 from ipv6natd.tools import DIRECTORIES, call, find, said
 
@@ -49,15 +49,14 @@ class Conntrack:
         self._host_addresses = host_addresses
         self._told = ""
 
-    def follow(self, old: Desired | None, new: Desired, exposed: bool = False) -> bool:
+    def follow(self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
-        `old`, which is None where nobody knows what held before; `exposed`: networks were open
-        until now. Whether that is done.
+        `old`, which is None where nobody knows what held before. Whether that is done.
 
         Blocks. What fails is logged, not raised.
         """
-        _forget_neighbours(old, new, exposed)
-        where = parts(old, new, exposed=exposed)
+        _forget_neighbours(old, new, exposure)
+        where = parts(old, new, exposure=exposure)
         if not where:
             return True
         tool = find("conntrack", DIRECTORIES)
@@ -75,7 +74,7 @@ class Conntrack:
                 again = answers or None  # the first look knows of none
                 found = {
                     each.original: each.reply
-                    for each in wrong(flows, old, new, here, exposed=exposed, answers=again)
+                    for each in wrong(flows, old, new, here, exposure=exposure, answers=again)
                 }
                 if not found:
                     break
@@ -93,9 +92,9 @@ class Conntrack:
         self._told = trouble
 
 
-def _forget_neighbours(old: Desired | None, new: Desired, exposed: bool) -> None:
+def _forget_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
     # What waits for a neighbour is dropped with him. Most have none, and that stops no batch.
-    closed = newly_closed(old, new, exposed=exposed)
+    closed = newly_closed(old, new, exposure=exposure)
     lines = [f"neigh flush dev {network.bridge}\n" for network in closed]
     lines += [f"neigh del {address} dev {bridge}\n" for bridge, address in came(old, new)]
     if lines:

@@ -26,6 +26,7 @@ from ipv6natd.firewall.engine import leftovers, remove
 from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewall.restore import connections
 from ipv6natd.firewalld import Firewalld
+from ipv6natd.flows import Exposure
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, docker_ipv6nat, look
 from ipv6natd.journal import Told, noted
@@ -47,17 +48,20 @@ PATIENCE = 10.0
 
 
 class Daemon:
-    """The running service. `load` reads the settings again, raising ConfigError."""
+    """The running service. `load` reads the settings again, raising ConfigError; `found` is what
+    may have passed before the kept rules were written."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Settings], found: Exposure) -> None:
         self._settings = settings
         self._load = load
+        self._found = found
         self._notifier = Notifier()
         self._kept = Kept()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._explaining = asyncio.Lock()  # it reads whole tables: one at a time
         self._reloads: list[asyncio.Future[None]] = []
+        self._completion = Completion()
 
     async def run(self) -> int:
         """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
@@ -75,11 +79,12 @@ class Daemon:
             firewall=firewall,
             facts=self._watch,
             policy=self._settings.policy,
-            complete=Completion(),
+            complete=self._completion,
             publish=self._show,
             follow_flows=Conntrack(addresses).follow,
             look=self._look,
             keep=self._kept.write,
+            found=self._found,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
@@ -116,6 +121,10 @@ class Daemon:
         backend = Backend(self._reconciler.status.backend)
         return await in_thread(partial(look, networks, backend, zones, engine_writes=engine_writes))
 
+    def _rerouted(self) -> None:
+        self._completion.routes_changed()
+        self._reconciler.trigger()
+
     def _after_firewalld(self) -> None:
         self._reconciler.verify()
         self._reconciler.want_look()
@@ -125,7 +134,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
-                    tasks.create_task(watch_addresses(self._reconciler.moved)),
+                    tasks.create_task(watch_addresses(self._reconciler.moved, self._rerouted)),
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
                     tasks.create_task(self._watch_drift()),

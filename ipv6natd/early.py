@@ -9,27 +9,38 @@ import logging
 
 from ipv6natd.firewall import Backend, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.flows import Exposure, exposure
 from ipv6natd.kept import Kept
 from ipv6natd.plan import plan
 from ipv6natd.rules import Ruleset, Table
+from ipv6natd.ruleset import asks_for_sources, shut
 
 log = logging.getLogger(__name__)
 
 
-def close_networks(setting: str) -> None:
-    """Put the kept filter table in force, for `backend = "auto" | "nft" | "legacy"`.
+def close_networks(setting: str) -> Exposure:
+    """Put the kept filter table in force, for `backend = "auto" | "nft" | "legacy"`; returns what
+    may have passed while it was not.
 
     By the tools on legacy, too: python-iptables takes half a second to load. What fails is logged.
     """
+    found = Exposure.NONE
     kept = Kept().read()
     if kept is None:
-        return
+        return found
     try:
         firewall = RestoreFirewall(detect() if setting == "auto" else Backend(setting))
         read = {Table.FILTER: firewall.read()[Table.FILTER]}
+        found = exposure(kept, read[Table.FILTER])
+        if not asks_for_sources({chain.name for chain in kept.chains}):
+            if found is Exposure.NONE:
+                log.info("the rules of the former version stand until the engine tells of networks")
+                return Exposure.UNGUARDED
+            kept, found = shut(kept), Exposure.UNGUARDED
         early = Ruleset(filter=kept)
         for change in plan(applied=None, interim=kept, wanted=early, observed=read):
             firewall.write(change)
         log.info("closed the networks of last time until the engine tells of them")
     except FirewallError as error:
         log.error("cannot close the networks of last time: %s", error)
+    return found

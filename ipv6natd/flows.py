@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property, lru_cache
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -25,6 +26,10 @@ from ipv6natd.model import (
     Protocol,
     changes,
 )
+from ipv6natd.networks import Subnets
+from ipv6natd.plan import ObservedTable, stands
+from ipv6natd.rules import TableRules
+from ipv6natd.ruleset import asks_for_sources
 
 FOLLOWED = (Protocol.UDP, Protocol.SCTP)
 ICMPV6 = 58
@@ -41,6 +46,24 @@ _ENTRY = re.compile(
     re.MULTILINE,
 )
 _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
+
+
+class Exposure(IntEnum):
+    """What the filter table let pass until now that it does not let pass any more."""
+
+    NONE = 0
+    OPEN = 1
+    """Our rules may have been out: whoever has a route came in."""
+    UNGUARDED = 2
+    """Rules of a version stood that did not ask for the sources of what leaves: besides, somebody
+    may have made conntrack take what he sends to a container for answers."""
+
+
+def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
+    """What the filter table that was found let pass, where `wanted` should have stood."""
+    if stands(wanted, found, keep_order=False):
+        return Exposure.NONE
+    return Exposure.OPEN if asks_for_sources(found.own) else Exposure.UNGUARDED
 
 
 class Tuple(NamedTuple):
@@ -153,16 +176,13 @@ def _tuple(number: int, source: str, destination: str, *words: str | None) -> Tu
 _address = lru_cache(maxsize=4096)(IPv6Address)
 
 
-def parts(old: Desired | None, new: Desired, *, exposed: bool = False) -> list[Part]:
-    """Where in the table an entry may be wrong now; nowhere where nothing has to be read at all.
-
-    `exposed`: networks of ours were open until now.
-    """
-    closed = newly_closed(old, new, exposed=exposed)
-    subnets = [subnet for network in closed for subnet in network.subnets]
+def parts(old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE) -> list[Part]:
+    """Where in the table an entry may be wrong now; nowhere where nothing has to be read at all."""
+    closed = newly_closed(old, new, exposure=exposure)
+    senders = new.networks if exposure and _ours(new) else closed
     return [
-        *(Part(destination=subnet) for subnet in subnets),
-        *(Part(source=subnet) for subnet in subnets),
+        *(Part(destination=subnet) for network in closed for subnet in network.subnets),
+        *(Part(source=subnet) for network in senders for subnet in network.subnets),
         *(Part(answered_by=address) for address in sorted(gone(old, new))),
         *(Part(protocol=protocol) for protocol in protocols(old, new)),
     ]
@@ -191,16 +211,16 @@ def concerns(old: Desired | None, new: Desired) -> bool:
 
 
 def newly_closed(
-    old: Desired | None, new: Desired, *, exposed: bool = False
+    old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
 ) -> tuple[Network, ...]:
-    """The networks of ours that nobody closed before, all of them where their rules were out
-    (`exposed`); none where nobody knows what held.
+    """The networks of ours that nobody closed before, all of them where their rules were out; none
+    where nobody knows what held.
 
     A packet that came for one of their addresses before its rules stood went on to the bridge, and
     waits there up to three seconds for somebody to have that address. Should a container get it, it
     gets the packet as well, answers, and has opened the way for all of that flow.
     """
-    if exposed:
+    if exposure:
         return tuple(_ours(new))
     if old is None:
         return ()
@@ -214,7 +234,7 @@ def wrong(
     new: Desired,
     host_addresses: frozenset[IPv6Address],
     *,
-    exposed: bool = False,
+    exposure: Exposure = Exposure.NONE,
     answers: Container[Tuple] | None = None,
 ) -> Iterator[Flow]:
     """All that is to be forgotten now that the rules for `new` have taken the place of those for
@@ -228,42 +248,45 @@ def wrong(
     a network that is closed has been found by then.
     """
     change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
-    closed = _Inside(newly_closed(old, new, exposed=exposed))
-    late = _Inside(appeared(old, new))
+    closed = Subnets(newly_closed(old, new, exposure=exposure))
+    late = Subnets(appeared(old, new))
+    inside = Subnets(new.networks if exposure and _ours(new) else ())
 
     def strange(flow: Flow) -> bool:
         if answers is not None:
             return flow.original in answers
-        return late.subnet(flow.source) is not None or (
-            flow.source not in host_addresses and closed.entered(flow)
+        return (
+            late.of(flow.source) is not None
+            or (
+                _entered(closed, flow)
+                if flow.source not in host_addresses
+                else flow.protocol is Protocol.UDP and inside.of(flow.reply.source) is not None
+            )
+            or _left(inside, flow, exposure)
         )
 
     return (flow for flow in flows if strange(flow) or change.has_made_wrong(flow))
 
 
-class _Inside:
-    """The subnets of some networks, none of which lies in another; asked by a look-up."""
+def _left(inside: Subnets, flow: Flow, exposure: Exposure) -> bool:
+    """Whether its source is in a network and what it asked for is not: it may be forged.
 
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._prefixes: dict[int, set[int]] = {}
-        """By how many bits are left of each."""
-        for subnet in (each for network in networks for each in network.subnets):
-            left = subnet.max_prefixlen - subnet.prefixlen
-            prefixes = self._prefixes.setdefault(left, set())
-            prefixes.add(int(subnet.network_address) >> left)
+    A container's own flow looks the same. What it sends next begins another one. A TCP connection
+    ends with that where the other side speaks first, so these are left to be what they are unless
+    they were never guarded at all.
+    """
+    subnet = inside.of(flow.source)
+    return (
+        subnet is not None
+        and flow.destination not in subnet
+        and (exposure is Exposure.UNGUARDED or flow.protocol is not Protocol.TCP)
+    )
 
-    def subnet(self, address: IPv6Address) -> tuple[int, int] | None:
-        """Which of them holds an address."""
-        for left, prefixes in self._prefixes.items():
-            prefix = int(address) >> left
-            if prefix in prefixes:
-                return left, prefix
-        return None
 
-    def entered(self, flow: Flow) -> bool:
-        """Whether one who is no neighbour there began it towards an address of these."""
-        subnet = self.subnet(flow.destination)
-        return subnet is not None and self.subnet(flow.source) != subnet
+def _entered(closed: Subnets, flow: Flow) -> bool:
+    """Whether one who is no neighbour there began it towards an address of these networks."""
+    subnet = closed.of(flow.destination)
+    return subnet is not None and closed.of(flow.source) != subnet
 
 
 def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:

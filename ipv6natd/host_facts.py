@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ipv6natd import host_rules
 from ipv6natd.firewall import Backend
 from ipv6natd.host_checks import Found, HostFacts, Learned, found, unfiltered
 from ipv6natd.host_rules import Tool, said
-from ipv6natd.model import Network
+from ipv6natd.model import Network, Route
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ _SYSCTL = Path("/proc/sys/net")
 _HERE = Path("/proc/thread-self")
 _DEVICE = re.compile(r"(?!\.\.?$)[^\s/:\0]{1,15}")
 _RIVAL = "docker-ipv6nat"
+_LINK_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
+# The words are those of linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
+# RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
+_NOT_ROUTED = 0x200 | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | 0x80000000
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
@@ -62,6 +66,30 @@ def tracks_sctp() -> bool:
 def addresses() -> frozenset[IPv6Address]:
     """Every IPv6 address of the host, whatever its scope; none where IPv6 is switched off."""
     return frozenset(IPv6Address(int(line[0], 16)) for line in _addresses())
+
+
+def routes() -> Iterator[Route]:
+    """The host's routes, in whatever table, without those of single links, of its own addresses,
+    and of what the kernel has from others: see advertised()."""
+    for line in _text(_HERE / "net/ipv6_route").splitlines():
+        prefix, length, *_, flags, interface = line.split()
+        if prefix.startswith(_LINK_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
+            continue
+        net = IPv6Network((int(prefix, 16), int(length, 16)))
+        yield Route(prefix=net, interface=interface)
+
+
+def advertised() -> frozenset[Route]:
+    """The routes that a router advertisement brought, by the kernel or by a program that reads them
+    in its place. Whoever is on the link may send one: it proves nothing about who is where."""
+    text = said(Tool.IP, "-json", "-6", "route", "show", "table", "all", "proto", "ra")
+    found = set()
+    for row in rows(text):
+        destination = str(row.get("dst", "")).replace("default", "::/0")
+        with suppress(ValueError):
+            net = IPv6Network(destination)
+            found |= {Route(prefix=net, interface=device) for device in _devices(row)}
+    return frozenset(found)
 
 
 def look(
@@ -112,17 +140,22 @@ def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | N
 def _learned(conf: Path) -> Iterator[Learned]:
     # /proc/net/ipv6_route flags only what the kernel itself learned; the protocol is always there.
     text = said(Tool.IP, "-json", "-6", "route", "show", "default", "proto", "ra")
-    try:
-        routes = json.loads(text or "[]")
-    except (ValueError, RecursionError):
-        return
-    for interface in dict.fromkeys(_devices(routes)):
+    for interface in dict.fromkeys(_devices(rows(text))):
         accept = _word(conf / interface / "accept_ra")
         yield Learned(
             interface=interface,
             accept_ra=int(accept) if accept.isdecimal() else 0,
             forwarding=_word(conf / interface / "forwarding") == "1",
         )
+
+
+def rows(text: str) -> list[dict[str, object]]:
+    """What `ip -json` lists; nothing where it says something else."""
+    try:
+        found = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def _devices(routes: object) -> Iterator[str]:

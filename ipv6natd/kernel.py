@@ -18,7 +18,7 @@ from ipv6natd.contest import Contest
 from ipv6natd.desired import Memory as DesiredMemory
 from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
-from ipv6natd.flows import concerns
+from ipv6natd.flows import Exposure, concerns, exposure
 from ipv6natd.journal import Told, noted
 from ipv6natd.model import Desired, Policy, Snapshot
 from ipv6natd.plan import (
@@ -47,9 +47,8 @@ PATIENCE = 15.0
 FEW = 4
 """Chains that are read one by one; of more, all are read at once."""
 
-FollowFlows = Callable[[Desired | None, Desired, bool], bool]
-"""What held before, what holds now, and whether networks may have been open until now; whether it
-is done."""
+FollowFlows = Callable[[Desired | None, Desired, Exposure], bool]
+"""What held before, what holds now, and what may have passed until now; whether it is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +82,10 @@ class Kernel:
         complete: Callable[[Snapshot, bool], Snapshot],
         follow_flows: FollowFlows,
         keep: Callable[[TableRules], None],
+        found: Exposure,
     ) -> None:
-        """See Reconciler for what the three functions are for."""
+        """See Reconciler for what the three functions are for; `found`: what may have passed before
+        rules of ours were written at all."""
         self.firewall = firewall
         self.applied: Applied | None = None
         self._last = EMPTY
@@ -98,8 +99,8 @@ class Kernel:
         self.doubtful = False
         """Whether open flows may go where no rule leads, whatever followed before; may be set from
         any thread, and the next pass looks."""
-        self._exposed = False
-        """Whether networks may have been open until the rules stood that stand now."""
+        self._exposure = found
+        """What may have passed until the rules stood that stand now."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
@@ -218,7 +219,7 @@ class Kernel:
             keep = not self.order.given_up
             found = self.firewall.read()
             if applied is None:
-                self._exposed |= not stands(rules.filter, found[Table.FILTER], keep_order=False)
+                self._exposure = max(self._exposure, exposure(rules.filter, found[Table.FILTER]))
             for change in plan(
                 applied=before,
                 interim=interim,
@@ -262,20 +263,21 @@ class Kernel:
         whether they do."""
         # What began while somebody had taken out our rules began without them.
         doubtful = self.doubtful or Table.NAT in self._drift
-        exposed = self._exposed or Table.FILTER in self._drift
-        self.doubtful = self._exposed = False
-        calls = [(self._followed, exposed)]
+        flushed = Exposure.OPEN if Table.FILTER in self._drift else Exposure.NONE
+        was_open = max(self._exposure, flushed)
+        self.doubtful, self._exposure = False, Exposure.NONE
+        calls = [(self._followed, was_open)]
         if doubtful and self._followed is not None:
-            calls.append((None, False))
+            calls.append((None, Exposure.NONE))
         # What makes one fail does the same to the next: it is for the next pass.
         if all(
-            self._follow_flows(old, want, was_open)
-            for old, was_open in calls
-            if was_open or concerns(old, want)
+            self._follow_flows(old, want, exposed)
+            for old, exposed in calls
+            if exposed or concerns(old, want)
         ):
             self._followed = want
             return True
-        self.doubtful, self._exposed = True, exposed
+        self.doubtful, self._exposure = True, was_open
         return False
 
 

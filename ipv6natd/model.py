@@ -78,6 +78,14 @@ class Engine:
         return self.release >= (27,) or self.experimental
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Route:
+    """A route of the host: the prefix, and the interface that leads there."""
+
+    prefix: IPv6Network
+    interface: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """A Docker network. `subnets` holds its IPv6 subnets only."""
@@ -100,6 +108,12 @@ class Network:
     warnings: tuple[str, ...] = ()
     problem: str = ""
     """Why this network cannot be handled at all; empty when it can."""
+    elsewhere: tuple[Route, ...] = ()
+    """Parts of its subnets that the host routes to other interfaces, as to a LAN: no container of
+    this network is there."""
+    behind: tuple[IPv6Network, ...] = ()
+    """Prefixes beside its subnets that the host routes to its bridge: a container is their
+    router."""
     gateway_endpoints: tuple[tuple[str, IPv6Address], ...] = ()
     """(container id, address) of swarm tasks on docker_gwbridge, known from its inspect alone."""
 
@@ -181,6 +195,8 @@ class Snapshot:
     userland_proxy: bool = True
     host_addresses: frozenset[IPv6Address] | None = None
     """The host's own; None where they are not known."""
+    routes: tuple[Route, ...] = ()
+    """The host's routes into a part of a subnet, and those to a network's bridge."""
     engine_rules: EngineRules = EngineRules()
     tracks_sctp: bool = True
     """Whether the kernel's conntrack knows SCTP, without which its ports cannot be translated."""

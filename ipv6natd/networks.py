@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from collections.abc import Mapping as Map
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 
@@ -13,6 +14,7 @@ from ipv6natd.model import (
     GatewayMode,
     Network,
     Policy,
+    Route,
     Skipped,
     Snapshot,
 )
@@ -21,6 +23,34 @@ _ROOTLESS = (
     "the engine is rootless: its bridges are in a network namespace of its own; "
     "point -endpoint at the engine that runs as root"
 )
+
+
+class Subnets:
+    """The subnets of some networks, asked by a look-up: which one has an address."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._subnets: dict[int, dict[int, IPv6Network]] = {}
+        """By the number of bits behind the prefix, then by the prefix."""
+        for subnet in (each for network in networks for each in network.subnets):
+            bits = subnet.max_prefixlen - subnet.prefixlen
+            self._subnets.setdefault(bits, {})[int(subnet.network_address) >> bits] = subnet
+
+    def of(self, address: IPv6Address) -> IPv6Network | None:
+        """The subnet with this address; where one lies in another, either."""
+        number = int(address)
+        for bits, subnets in self._subnets.items():
+            if found := subnets.get(number >> bits):
+                return found
+        return None
+
+    def around(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
+        """The subnets of which a prefix is a part, and not the whole."""
+        number = int(prefix.network_address)
+        for bits, subnets in self._subnets.items():
+            if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in subnets:
+                yield subnets[number >> bits]
+
+
 Place = tuple[Endpoint, Network]
 """A container's endpoint and the network it is on."""
 
@@ -46,7 +76,7 @@ def managed(snapshot: Snapshot, policy: Policy) -> tuple[dict[str, Network], lis
                 handled[network.id] = _with_source(network, snapshot.host_addresses)
         if reason:
             skipped.append(Skipped(container_name="", network=network.name, port="", reason=reason))
-    return handled, skipped
+    return _with_routes(handled, snapshot.routes), skipped
 
 
 def network_order(network: Network) -> tuple[str, str]:
@@ -119,6 +149,36 @@ def _unmanaged(network: Network, policy: Policy) -> str:
 
 def _within(subnet: IPv6Network, policy: Policy) -> bool:
     return any(subnet.subnet_of(prefix) for prefix in policy.nat_prefixes)
+
+
+def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[str, Network]:
+    """The networks, each with the routes that say who may send as what."""
+    subnets = Subnets(networks.values())
+    elsewhere: dict[IPv6Network, list[Route]] = {}
+    behind: dict[str, list[IPv6Network]] = {}
+    for route in sorted(routes):
+        whole = list(subnets.around(route.prefix))
+        for subnet in whole:
+            elsewhere.setdefault(subnet, []).append(route)
+        behind.setdefault(route.interface, []).append(route.prefix)
+    return {
+        key: _routed(each, elsewhere, behind.get(each.bridge, ())) for key, each in networks.items()
+    }
+
+
+def _routed(
+    network: Network,
+    elsewhere: Map[IPv6Network, list[Route]],
+    behind: Iterable[IPv6Network],
+) -> Network:
+    away = [route for subnet in network.subnets for route in elsewhere.get(subnet, ())]
+    away = [route for route in away if route.interface != network.bridge]
+    beside = [
+        each for each in behind if not any(each.subnet_of(subnet) for subnet in network.subnets)
+    ]
+    if not away and not beside:
+        return network
+    return replace(network, elsewhere=tuple(away), behind=tuple(beside))
 
 
 def _with_source(network: Network, own: frozenset[IPv6Address] | None) -> Network:

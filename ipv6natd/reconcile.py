@@ -21,6 +21,7 @@ from ipv6natd.contest import reason as order_lost
 from ipv6natd.explain import Explanation, explanations
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.firewall.steps import Stepping
+from ipv6natd.flows import Exposure
 from ipv6natd.host_checks import Found, explained
 from ipv6natd.journal import Told, noted, tell, tell_found
 from ipv6natd.kernel import FollowFlows, Kernel, Outcome
@@ -75,6 +76,7 @@ class Reconciler:
         follow_flows: FollowFlows = lambda *_: True,
         look: Look = _nothing_found,
         keep: Callable[[TableRules], None] = lambda _: None,
+        found: Exposure = Exposure.NONE,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
@@ -82,9 +84,9 @@ class Reconciler:
         """`complete` adds to the engine's facts what the host itself says, all of it anew if told
         that somebody else may have written; in the worker thread.
         `follow_flows` is called in the worker thread when rules are in force that open flows
-        may contradict: with what held before, None where nobody knows, what holds now, and whether
-        networks may have been open until now; it tells whether flows are right, and is asked again
-        after a pause where they may not be.
+        may contradict: with what held before, None where nobody knows, what holds now, and what may
+        have passed until now, of which `found` is what may have before the start; it tells whether
+        flows are right, and is asked again after a pause where they may not be.
         `look` says what is wrong with the host, given the networks and whether the engine may
         keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.
@@ -100,6 +102,7 @@ class Reconciler:
             complete=complete,
             follow_flows=follow_flows,
             keep=keep,
+            found=found,
         )
         self._publish = publish
         self._look = look

@@ -97,8 +97,8 @@ def _checked(pattern: re.Pattern[str], value: str) -> str:
 def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]) -> None:
     value = next(tokens, "")
     match option, inverted:
-        case "-s", False:
-            fields["source"] = IPv6Network(value)
+        case "-s", _:
+            fields["not_source" if inverted else "source"] = IPv6Network(value)
         case "-d", _:
             fields["not_destination" if inverted else "destination"] = IPv6Network(value)
         case "-i", _:
@@ -119,8 +119,8 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "--mark", False:
             mark, _, mask = value.partition("/")
             fields["mark"] = _mark(mark), _mark(mask)
-        case "--src-type", True:
-            fields["source_not_local"] = True
+        case "--src-type", _ if value == "LOCAL":
+            fields["source_not_local" if inverted else "source_local"] = True
         case "--dst-type", False:
             fields["destination_local"] = True
         case "--ctstate", False:

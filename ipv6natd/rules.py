@@ -81,6 +81,7 @@ class Rule:
 
     target: Target
     source: IPv6Network | None = None
+    not_source: IPv6Network | None = None
     destination: IPv6Network | None = None
     not_destination: IPv6Network | None = None
     in_interface: str = ""
@@ -95,6 +96,7 @@ class Rule:
     mark: tuple[int, int] | None = None
     """Mark and mask."""
     destination_local: bool = False
+    source_local: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
     """conntrack states, as `--ctstate` takes them."""
@@ -155,6 +157,8 @@ def words(rule: Rule) -> str:
     parts: list[str] = []
     if rule.source is not None:
         parts.append(f"-s {rule.source}")
+    if rule.not_source is not None:
+        parts.append(f"! -s {rule.not_source}")
     if rule.destination is not None:
         parts.append(f"-d {rule.destination}")
     if rule.not_destination is not None:
@@ -177,6 +181,8 @@ def words(rule: Rule) -> str:
         parts.append("-p ipv6-icmp")
     if rule.mark is not None:
         parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
+    if rule.source_local:
+        parts.append("-m addrtype --src-type LOCAL")
     if rule.source_not_local:
         parts.append("-m addrtype ! --src-type LOCAL")
     if rule.destination_local:

@@ -6,9 +6,10 @@ Nothing here knows what the kernel holds now; that enters in plan.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network
+from itertools import groupby
 
 from ipv6natd.model import (
     ANY,
@@ -37,17 +38,22 @@ from ipv6natd.rules import (
     Ruleset,
     Snat,
     TableRules,
+    Target,
     Verdict,
 )
 from ipv6natd.split import Placed, Split, by_bridge, by_port, joined, placed
 
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
+SOURCES = f"{PREFIX}SRC"
 INPUT = f"{PREFIX}INPUT"
 REFUSED = f"{PREFIX}REJ"
+PROXY = f"{PREFIX}PROXY"
+ARRIVED = f"{PREFIX}PRE"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
+_MULTICAST = IPv6Network("ff00::/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Memory:
 
     forwarded: Remembered[Mapping, Placed] = field(default_factory=Remembered)
     refused: Remembered[Refused, Placed] = field(default_factory=Remembered)
+    proxied: Remembered[Mapping, Placed] = field(default_factory=Remembered)
 
 
 def ruleset(desired: Desired, memory: Memory | None = None) -> Ruleset:
@@ -69,13 +76,39 @@ def filter_rules(desired: Desired, memory: Memory) -> TableRules:
     chains = {
         FORWARD: _forward(desired),
         CT: _established(desired),
+        SOURCES: Split(tuple(_sources(desired))),
         INPUT: _input(desired, memory),
     }
     return _table(chains, _filter_jumps())
 
 
+def asks_for_sources(chains: Container[str]) -> bool:
+    """Whether a filter table with these chains asks for the sources of what leaves a network.
+
+    The first versions wrote none that does.
+    """
+    return CT not in chains or SOURCES in chains
+
+
+def shut(rules: TableRules) -> TableRules:
+    """Filter rules for the same networks that let nothing in or out, open connections neither."""
+    between = [
+        rule
+        for chain in rules.chains
+        for rule in chain.rules
+        if rule.in_interface and rule.in_interface == rule.out_interface
+    ]
+    closed = [way for rule in between for way in _cut(rule.in_interface)]
+    return _table({FORWARD: Split((*closed, *between))}, _filter_jumps())
+
+
 def _nat_rules(desired: Desired, memory: Memory) -> TableRules:
-    chains = {DNAT: _dnat(desired, memory), POST: Split(tuple(_post(desired)))}
+    dnat = _dnat(desired, memory)
+    chains = {
+        ARRIVED: Split(tuple(_arrived(desired)) if dnat.rules else ()),
+        DNAT: dnat,
+        POST: Split(tuple(_post(desired))),
+    }
     return _table(chains, _nat_jumps())
 
 
@@ -102,18 +135,17 @@ def _filter_jumps() -> tuple[BaseJump, ...]:
 
 
 def _nat_jumps() -> tuple[BaseJump, ...]:
-    to_dnat = Jump(DNAT)
     return (
         BaseJump(
             base="PREROUTING",
-            rule=Rule(target=to_dnat, destination_local=True, comment=COMMENT),
+            rule=Rule(target=Jump(ARRIVED), destination_local=True, comment=COMMENT),
         ),
         BaseJump(
             base="OUTPUT",
             rule=Rule(
                 # What is sent to ::1 also comes from ::1, and the kernel drops the answer to that
                 # when it arrives from outside: DNAT of it can only hang.
-                target=to_dnat,
+                target=Jump(DNAT),
                 not_destination=_LOOPBACK_NET,
                 destination_local=True,
                 comment=COMMENT,
@@ -130,15 +162,26 @@ def _ours(desired: Desired) -> list[Network]:
 def _forward(desired: Desired) -> Split:
     mark = desired.accept_fwmark
     marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
-    closed = (rule for each in _ours(desired) if each.closed for rule in _closed(each))
-    return joined(Split(marked), by_bridge("C", tuple(closed)), Split(tuple(_not_closed(desired))))
+    closed = (rule for each in _ours(desired) if each.closed for rule in _cut(each.bridge))
+    return joined(
+        Split(marked),
+        by_bridge("C", tuple(closed)),
+        Split(tuple(_not_closed(desired)), tuple(_own_sources(desired))),
+    )
 
 
 def _not_closed(desired: Desired) -> Iterator[Rule]:
     ours = _ours(desired)
     outgoing = [each for each in ours if not each.closed]
     if outgoing:
-        yield Rule(states=("RELATED", "ESTABLISHED"), target=Jump(CT))
+        yield Rule(states=("ESTABLISHED",), target=Jump(CT))
+    if ours:
+        yield Rule(target=Jump(SOURCES))
+    for network in outgoing:
+        yield from _only_own(network)
+    if outgoing:
+        # An error about an open flow has a source of its own, which may be forged as well.
+        yield Rule(states=("RELATED",), target=Jump(CT))
     for network in outgoing:
         yield from _into(network, desired)
     for network in ours:
@@ -165,12 +208,12 @@ def _not_closed(desired: Desired) -> Iterator[Rule]:
         yield Rule(in_interface=network.bridge, target=Verdict.ACCEPT)
 
 
-def _closed(network: Network) -> Iterator[Rule]:
+def _cut(bridge: str) -> Iterator[Rule]:
     """Both ways and before all else: a container of an internal network can reach its own bridge
     address, which is LOCAL, so it could be DNATed. By interface and not by address, so that a
     forged source is dropped and NDP, which never leaves the bridge, is not."""
-    yield Rule(not_in_interface=network.bridge, out_interface=network.bridge, target=Verdict.DROP)
-    yield Rule(in_interface=network.bridge, not_out_interface=network.bridge, target=Verdict.DROP)
+    yield Rule(not_in_interface=bridge, out_interface=bridge, target=Verdict.DROP)
+    yield Rule(in_interface=bridge, not_out_interface=bridge, target=Verdict.DROP)
 
 
 def _into(network: Network, desired: Desired) -> Iterator[Rule]:
@@ -180,8 +223,6 @@ def _into(network: Network, desired: Desired) -> Iterator[Rule]:
     unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
     if network.translated:
         yield Rule(out_interface=bridge, states=("DNAT",), target=Verdict.ACCEPT)
-    if opened or unprotected or not network.translated:
-        yield from _unforged(bridge, _ours(desired))
     for each in opened:
         yield Rule(
             destination=IPv6Network(each.address),
@@ -198,17 +239,67 @@ def _into(network: Network, desired: Desired) -> Iterator[Rule]:
     yield Rule(not_in_interface=bridge, out_interface=bridge, target=last)
 
 
-def _unforged(bridge: str, networks: list[Network]) -> Iterator[Rule]:
-    """Where direct access is open, a source of ours that comes in by another interface than its
-    own is still dropped: applications trust neighbours."""
-    for network in networks:
+def _sources(desired: Desired) -> Iterator[Rule]:
+    """Who nobody can be here: behind what is established, before everything that accepts.
+
+    A first packet with the source of a container, sent by somebody else to himself, would make
+    conntrack take all that he then sends to that container for answers.
+    """
+    if _ours(desired):
+        yield from _by_source(desired, honest=Verdict.RETURN, forged=Verdict.DROP)
+
+
+def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[Rule]:
+    """What tells a forged source of something that came in: the host's own never does, and what is
+    in a network comes in by its bridge, or by where the host routes that part of it.
+
+    Networks of the engine's are in here, too: what we let out of ours reaches them.
+    """
+    yield Rule(source_local=True, target=forged)
+    routes = {route for network in desired.networks for route in network.elsewhere}
+    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
+    for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
+        for route in group:
+            yield Rule(source=prefix, in_interface=route.interface, target=honest)
+        yield Rule(source=prefix, target=forged)
+    for network in desired.networks:
         for subnet in network.subnets:
+            yield Rule(source=subnet, not_in_interface=network.bridge, target=forged)
+
+
+def _only_own(network: Network) -> Iterator[Rule]:
+    """A container sends with its own network's sources, and with those that the host routes to it,
+    and so with no neighbour's of the host. Only what leaves the bridge is asked: neighbours talk
+    with link-local addresses, too."""
+    sources = (*network.subnets, *network.behind)
+    match sources:
+        case [subnet]:
             yield Rule(
-                source=subnet,
-                not_in_interface=network.bridge,
-                out_interface=bridge,
+                not_source=subnet,
+                in_interface=network.bridge,
+                not_out_interface=network.bridge,
                 target=Verdict.DROP,
             )
+        case _ if all(source.prefixlen for source in sources):
+            yield Rule(
+                in_interface=network.bridge,
+                not_out_interface=network.bridge,
+                target=Jump(_own_chain(network)),
+            )
+
+
+def _own_chain(network: Network) -> str:
+    return f"{PREFIX}OWN-{network.bridge}"
+
+
+def _own_sources(desired: Desired) -> Iterator[Chain]:
+    """The chains for networks with more than one prefix."""
+    for network in _ours(desired):
+        rules = list(_only_own(network))
+        if not network.closed and rules and isinstance(rules[0].target, Jump):
+            sources = sorted((*network.subnets, *network.behind))
+            passed = tuple(Rule(source=each, target=Verdict.RETURN) for each in sources)
+            yield Chain(name=_own_chain(network), rules=(*passed, Rule(target=Verdict.DROP)))
 
 
 def _established(desired: Desired) -> Split:
@@ -227,6 +318,8 @@ def _established(desired: Desired) -> Split:
 
 
 def _input(desired: Desired, memory: Memory) -> Split:
+    if desired.userland_proxy:
+        return _to_proxy(desired, memory)
     refusals = by_port("REJ-", memory.refused.all(desired.refused, lambda r: placed(_refusals(r))))
     if not refusals.chains:
         return refusals
@@ -235,6 +328,35 @@ def _input(desired: Desired, memory: Memory) -> Split:
     return Split(
         (Rule(destination=_LOOPBACK_NET, target=to), Rule(source=LINK_LOCAL, target=to)),
         (Chain(name=REFUSED, rules=refusals.rules), *refusals.chains),
+    )
+
+
+def _to_proxy(desired: Desired, memory: Memory) -> Split:
+    """What comes to the proxy by UDP, which it hands on to the container as if the gateway had
+    sent it. Over TCP and SCTP nobody opens a connection with a source whose answers he misses."""
+    mappings = [
+        each
+        for each in desired.mappings
+        if each.protocol is Protocol.UDP and each.managed_by is ManagedBy.IPV6NATD
+    ]
+    if not mappings:
+        return Split(())
+    listening = by_port("UP-", memory.proxied.all(mappings, lambda m: placed((_proxied(m),))))
+    guard = (
+        Rule(in_interface="lo", target=Verdict.RETURN),
+        # Nobody publishes for a group, but a proxy that listens on all addresses hears all nodes.
+        Rule(destination=_MULTICAST, target=Verdict.DROP),
+        Rule(target=Jump(SOURCES)),
+    )
+    return joined(listening, Split((), (Chain(name=PROXY, rules=guard),)))
+
+
+def _proxied(mapping: Mapping) -> Rule:
+    return Rule(
+        destination=None if mapping.wildcard else IPv6Network(mapping.host_address),
+        protocol=mapping.protocol,
+        ports=(mapping.host_port, mapping.host_port_end),
+        target=Jump(PROXY),
     )
 
 
@@ -273,28 +395,23 @@ def _dnat(desired: Desired, memory: Memory) -> Split:
     first = bisect_left(mappings, True, key=lambda each: each.wildcard)
     streams = [each for each in mappings[:first] if each.protocol is not Protocol.UDP]
     return joined(
-        Split(tuple(_never_dnated(desired))),
+        # The kernel does not forward link-local packets: DNAT could only lose them.
+        Split((Rule(source=LINK_LOCAL, target=Verdict.RETURN),)),
         by_port("AT-", rules[:first]),
         Split(tuple(_left_to_proxy(streams, mappings[first:])) if proxy else ()),
         by_port("", rules[first:]),
     )
 
 
-def _never_dnated(desired: Desired) -> Iterator[Rule]:
-    # The kernel does not forward link-local packets: DNAT could only lose them.
-    yield Rule(source=LINK_LOCAL, target=Verdict.RETURN)
+def _arrived(desired: Desired) -> Iterator[Rule]:
+    """What came in by an interface and is not translated, whatever port it asks for. What the host
+    itself sends does not pass here."""
     for network in _ours(desired):
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
-    for network in _ours(desired):
-        for subnet in network.subnets:
-            # A source of ours that comes in elsewhere is forged: applications trust neighbours.
-            yield Rule(
-                source=subnet,
-                not_in_interface=network.bridge,
-                source_not_local=True,
-                target=Verdict.RETURN,
-            )
+    # They are dropped in FORWARD anyway, unless DOCKER-USER or a mark accepts them before.
+    yield from _by_source(desired, honest=Jump(DNAT), forged=Verdict.RETURN)
+    yield Rule(target=Jump(DNAT))
 
 
 def _left_to_proxy(special: list[Mapping], general: list[Mapping]) -> Iterator[Rule]:
@@ -360,14 +477,22 @@ def _forwarded(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
 
 
 def _post(desired: Desired) -> Iterator[Rule]:
+    bridges = {network.bridge for network in desired.networks}
     for network in _ours(desired):
         if network.translated:
-            yield from _rewritten(network, desired.userland_proxy)
+            lans = [each.prefix for each in network.elsewhere if each.interface not in bridges]
+            yield from _rewritten(network, lans, desired.userland_proxy)
 
 
-def _rewritten(network: Network, userland_proxy: bool) -> Iterator[Rule]:
+def _rewritten(
+    network: Network, lans: Sequence[IPv6Network], userland_proxy: bool
+) -> Iterator[Rule]:
     address = network.source_address
     target = Verdict.MASQUERADE if address is None else Snat(address)
+    for lan in lans:
+        # By its prefix the container takes it for a neighbour, and would answer on its own link.
+        yield _hairpin(network, lan, target)
+        yield Rule(source=lan, target=Verdict.RETURN)
     for subnet in network.subnets:
         if network.masquerade:
             yield Rule(
@@ -377,5 +502,9 @@ def _rewritten(network: Network, userland_proxy: bool) -> Iterator[Rule]:
                 target=target,
             )
         if not userland_proxy:
-            # Hairpin: without it a neighbour on the same bridge would answer past us.
-            yield Rule(source=subnet, out_interface=network.bridge, states=("DNAT",), target=target)
+            # Without it a neighbour on the same bridge would answer past us.
+            yield _hairpin(network, subnet, target)
+
+
+def _hairpin(network: Network, source: IPv6Network, target: Target) -> Rule:
+    return Rule(source=source, out_interface=network.bridge, states=("DNAT",), target=target)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 
 from ipv6natd.firewall.engine import engine_rules
-from ipv6natd.host_facts import addresses, tracks_sctp, userland_proxy
-from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Snapshot
+from ipv6natd.host_facts import addresses, advertised, routes, tracks_sctp, userland_proxy
+from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
+from ipv6natd.networks import Subnets
 
 
 class Completion:
@@ -16,6 +17,11 @@ class Completion:
 
     def __init__(self) -> None:
         self._ruleless: tuple[Engine, tuple[Network, ...]] | None = None
+        self._routed: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
+
+    def routes_changed(self) -> None:
+        """Read the routes again for the next snapshot. From any thread."""
+        self._routed = None
 
     def __call__(self, snapshot: Snapshot, anew: bool) -> Snapshot:
         """`anew`: somebody else may have written rules. Blocks."""
@@ -24,9 +30,29 @@ class Completion:
             snapshot,
             userland_proxy=userland_proxy(bridges),
             host_addresses=addresses() if _names_addresses(snapshot) else None,
+            routes=self._routes(snapshot.networks, anew),
             engine_rules=self._engine_rules(snapshot, anew),
             tracks_sctp=tracks_sctp(),
         )
+
+    def _routes(self, networks: tuple[Network, ...], anew: bool) -> tuple[Route, ...]:
+        """Those that concern the networks: there may be a million others."""
+        if self._routed is not None and self._routed[0] == networks and not anew:
+            return self._routed[1]
+        bridges = {network.bridge for network in networks if network.bridge}
+        subnets = Subnets(networks)
+        own = {subnet for network in networks for subnet in network.subnets}
+        found = [
+            route
+            for route in routes()
+            if (route.interface in bridges and route.prefix not in own)
+            or any(subnets.around(route.prefix))
+        ]
+        if found:
+            learned = advertised()
+            found = [route for route in found if route not in learned]
+        self._routed = networks, tuple(found)
+        return tuple(found)
 
     def _engine_rules(self, snapshot: Snapshot, anew: bool) -> EngineRules:
         """To read them is to read all tables. An engine that has no rule for IPv6 will not write

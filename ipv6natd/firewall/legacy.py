@@ -277,6 +277,8 @@ def _built(table: Any, rule: Rule) -> Any:
     built = _Rule(table)
     if rule.source is not None:
         built.src = str(rule.source)
+    if rule.not_source is not None:
+        built.src = f"!{rule.not_source}"
     if rule.destination is not None:
         built.dst = str(rule.destination)
     if rule.not_destination is not None:
@@ -323,6 +325,8 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
         yield str(rule.protocol), "dport", str(first) if first == last else f"{first}:{last}"
     if rule.mark is not None:
         yield "mark", "mark", "{:#x}/{:#x}".format(*rule.mark)
+    if rule.source_local:
+        yield "addrtype", "src-type", "LOCAL"
     if rule.source_not_local:
         yield "addrtype", "src-type", "!LOCAL"
     if rule.destination_local:

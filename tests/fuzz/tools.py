@@ -55,7 +55,7 @@ def save_text(data: bytes) -> None:
     counters.connections(text)
     here = Desired(networks=NETWORKS)
     known = list(flows.parse(text))
-    for each in flows.wrong(known, here, here, frozenset(), exposed=True):
+    for each in flows.wrong(known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED):
         assert each in known
         message = ctnetlink.deletion(each.original, 0)
         assert len(message) == int.from_bytes(message[:4], sys.byteorder)

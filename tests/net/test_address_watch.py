@@ -31,7 +31,7 @@ def ip(words: str, stdin: str = "") -> str:
 def test_addresses_come_go_and_are_renewed(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None))):
+        async with background(watch(lambda: news.append(None), lambda: None)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link} nodad")
             await until(lambda: len(news) == 1)
@@ -52,7 +52,7 @@ def test_an_address_is_news_when_it_may_be_used(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
         ip("link set two up")
-        async with background(watch(lambda: news.append(None))):
+        async with background(watch(lambda: news.append(None), lambda: None)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link}")
             await until(lambda: news)
@@ -67,7 +67,7 @@ def test_an_address_is_news_when_it_may_be_used(link: str) -> None:
 def test_more_news_than_the_kernel_keeps_are_news_and_the_watch_goes_on(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None))) as watching:
+        async with background(watch(lambda: news.append(None), lambda: None)) as watching:
             await asyncio.sleep(0)
             lines = (f"address add fd00:{n:x}::1/64 dev {link} nodad\n" for n in range(1, MANY))
             ip("-batch -", stdin="".join(lines))  # and nobody reads meanwhile

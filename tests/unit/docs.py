@@ -59,6 +59,10 @@ KINDS = {
     "accept-fwmark": '`accept_fwmark = "0x1/0x1"` in our configuration: what carries the mark is '
     "accepted.",
     "beside-the-engines": "A network of ours beside `br-b`, whose rules the engine writes itself.",
+    "lan-inside": "A network whose subnet holds a LAN of the host's, as the routes say "
+    "(fd00:9:0:5::/64 by `ext0`).",
+    "routed-behind": "A network with a container that is a router: the host routes 2001:db8:9::/64 "
+    "to its bridge.",
     "many-ports": "More than a hundred rules for ports stand in chains of 32 ports each, so that "
     "a new connection passes its neighbours' rules only, and a new port writes one of these "
     "chains. A run that keeps its numbers is one rule all the same, in the first chain that is "
@@ -73,19 +77,37 @@ SHAPES = {
     rf"-A FORWARD {JUMP} DOCKER-USER": "First of all the users' own rules.",
     rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then ours, before those of others, so that a DROP "
     "which somebody appends changes nothing.",
-    rf"-A INPUT {JUMP} IPV6NAT-INPUT": "Only without the proxy: clients that cannot be forwarded "
-    "are refused there.",
+    rf"-A INPUT {JUMP} IPV6NAT-INPUT": "Without the proxy, clients that cannot be forwarded are "
+    "refused there. With it, it hears no forged datagram.",
     rf"{FORWARD} -m mark --mark MARK -j ACCEPT": "The administrator has marked it as wanted.",
     rf"{FORWARD} ! -i BRIDGE -o BRIDGE -j DROP": "A network is closed to all that comes from "
     "elsewhere and was not accepted above; a closed network before all else, its replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "Nothing leaves a closed network. By interface "
     "and not by address, so that a forged source does not leave either.",
-    rf"{FORWARD} -m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
+    rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
     "in skip the rest, so an open connection does not pay for the number of networks.",
+    rf"{FORWARD} -j IPV6NAT-SRC": "Everything else is asked for its source, before any rule that "
+    "accepts. A forged first packet would have conntrack take what its sender says next for "
+    "answers.",
+    rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends with its own "
+    "network's sources only, so it cannot pose as a neighbour of the host.",
+    rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j IPV6NAT-OWN-BRIDGE": "The same where there are more "
+    "prefixes than one: subnets, and what the host routes to the bridge.",
+    rf"{FORWARD} -m conntrack --ctstate RELATED -j IPV6NAT-CT": "An error about an open flow is "
+    "let in, but not from a forged source.",
+    r"-A IPV6NAT-OWN-BRIDGE -s NET -j RETURN": "A prefix of the network, or one that the host "
+    "routes "
+    "to a container of it.",
+    r"-A IPV6NAT-OWN-BRIDGE -j DROP": "Any other.",
+    r"-A IPV6NAT-SRC -m addrtype --src-type LOCAL -j DROP": "What comes in never has an address of "
+    "the host for its source.",
+    r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
+    "routes elsewhere, a LAN of its own: there it is no forgery.",
+    r"-A IPV6NAT-SRC -s NET -j DROP": "And by any other interface it is one.",
+    r"-A IPV6NAT-SRC -s NET ! -i BRIDGE -j DROP": "What has a source inside a network comes in by "
+    "its bridge. Networks of the engine's are here, too: ours could reach them.",
     rf"{FORWARD} -o BRIDGE -m conntrack --ctstate DNAT -j ACCEPT": "What a published port has "
     "sent here; so no published port needs a filter rule of its own.",
-    rf"{FORWARD} -s NET ! -i BRIDGE -o BRIDGE -j DROP": "Where more than published ports is open: "
-    "a neighbour's address that comes in elsewhere is forged.",
     rf"{FORWARD} -d ADDRESS (?:! -i BRIDGE|-i INTERFACE) -o BRIDGE -p PROTOCOL --dport PORT "
     "-j ACCEPT": "A published port that an option opens by the container's own address.",
     rf"{FORWARD} ! -i BRIDGE -o BRIDGE -p ipv6-icmp -j ACCEPT": "Routed containers can be pinged "
@@ -103,6 +125,15 @@ SHAPES = {
     "in. Closed networks are not here.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "Where there are many networks: all "
     "bridges whose names begin so.",
+    r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "
+    "published UDP port at which the proxy listens: it hands on what it hears as if the gateway "
+    "had "
+    "sent it.",
+    r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
+    r"-A IPV6NAT-PROXY -d ff00::/8 -j DROP": "A proxy that listens on all addresses hears all "
+    "nodes "
+    "of a link; nobody publishes a port for them.",
+    r"-A IPV6NAT-PROXY -j IPV6NAT-SRC": "Everybody else by their source, as above.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "Where there are many ports: "
     "nothing else that the host hears, open connections least of all, asks for a port here.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "Where there are many ports: those "
@@ -113,17 +144,21 @@ SHAPES = {
     "forwarded: without the proxy the client is told at once instead of waiting.",
     r"-A (?:IPV6NAT-INPUT|PORTS) -s fe80::/10 (?:-d ADDRESS )?-p PROTOCOL --dport PORT "
     "-j REJECT": "The same for link-local clients, which the kernel does not route.",
-    rf"-A PREROUTING -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "Any address of the host, "
+    rf"-A PREROUTING -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-PRE": "Any address of the host, "
     "also one that it gets later.",
     rf"-A OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "The host's own "
     "programs; never [::1], whose answers the kernel would drop.",
     rf"-A POSTROUTING {JUMP} IPV6NAT-POST": "Which source a packet leaves with.",
     r"-A IPV6NAT-DNAT -s fe80::/10 -j RETURN": "Link-local clients are not routed: DNAT could only "
     "lose them.",
-    r"-A IPV6NAT-DNAT -i BRIDGE -j RETURN": "A closed network does not get out by way of a "
+    r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A closed network does not get out by way of a "
     "published port.",
-    r"-A IPV6NAT-DNAT -s NET ! -i BRIDGE -m addrtype ! --src-type LOCAL -j RETURN": "A neighbour's "
-    "address that comes in elsewhere is forged, and applications trust neighbours.",
+    r"-A IPV6NAT-PRE (?:-m addrtype --src-type LOCAL|-s NET|-s NET ! -i BRIDGE) -j RETURN": "A "
+    "forged source is dropped in FORWARD. Here it is passed over as well: somebody may accept "
+    "it in DOCKER-USER.",
+    r"-A IPV6NAT-PRE -s NET -i INTERFACE -j IPV6NAT-DNAT": "A LAN of the host's inside a network's "
+    "subnet.",
+    r"-A IPV6NAT-PRE -j IPV6NAT-DNAT": "Everybody else.",
     r"-A (?:IPV6NAT-DNAT|PORTS) (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT "
     "-j REDIRECT": "The proxy would answer a neighbour's datagram from another address than it "
     "was sent to; redirected, "
@@ -133,8 +168,13 @@ SHAPES = {
     "proxy on, neighbours are its business. One address of the host comes before all addresses.",
     r"-A IPV6NAT-POST -s NET ! -o BRIDGE -m addrtype ! --src-type LOCAL -j SOURCE": "What goes out "
     "carries an address of the host. The host's own address on the bridge stays as it is.",
-    r"-A IPV6NAT-POST -s NET -o BRIDGE -m conntrack --ctstate DNAT -j SOURCE": "Only without the "
-    "proxy: a neighbour that came by a published port is answered by way of the host.",
+    r"-A IPV6NAT-POST -s NET -j RETURN": "A LAN of the host's inside the network's subnet keeps "
+    "its "
+    "addresses.",
+    r"-A IPV6NAT-POST -s NET -o BRIDGE -m conntrack --ctstate DNAT -j SOURCE": "Without the "
+    "proxy: a "
+    "neighbour that came by a published port is answered by way of the host. For a LAN inside the "
+    "subnet always: the container takes it for a neighbour.",
 }
 """Each shape of a rule, in the order of the tables, and why it is there."""
 
@@ -146,7 +186,7 @@ WORDS = {
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",
     "ADDRESS": r"[0-9a-f:]+/128",
-    "NET": r"[0-9a-f:]+/64",
+    "NET": r"[0-9a-f:]+/(?:48|64)",
     "MARK": r"0x\w+/0x\w+",
     "PROTOCOL --dport": r"(tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport",
     "PORT": r"\d+(?::\d+)?",

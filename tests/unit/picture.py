@@ -54,7 +54,7 @@ WAYS = (
         "And back: conntrack undoes what was done",
         (
             AT_CONTAINER,
-            Box("filter FORWARD", "it belongs to an open flow", "--ctstate RELATED,ESTABLISHED"),
+            Box("filter FORWARD", "it belongs to an open flow", "--ctstate ESTABLISHED"),
             Box("conntrack", "the container's address becomes the host's"),
             AT_CLIENT,
         ),

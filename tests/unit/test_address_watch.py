@@ -66,5 +66,5 @@ def test_a_kernel_that_says_nothing_ends_the_watch_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(socket, "AF_NETLINK", 9999)  # as where seccomp refuses it
-    asyncio.run(watch(lambda: None))
-    assert "cannot follow the addresses of this host: Address family not supp" in caplog.text
+    asyncio.run(watch(lambda: None, lambda: None))
+    assert "cannot follow addresses and routes of this host: Address family not supp" in caplog.text

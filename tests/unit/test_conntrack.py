@@ -13,7 +13,7 @@ from ipv6natd import conntrack, reconcile
 from ipv6natd.conntrack import Conntrack
 from ipv6natd.desired import desired
 from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.flows import Tuple
+from ipv6natd.flows import Exposure, Tuple
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.reconcile import Reconciler
 from tests.unit.build import container, endpoint, network, snapshot
@@ -159,14 +159,14 @@ def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack
             )
         )
     )
-    assert flows.follow(UDP, UDP, True)
+    assert flows.follow(UDP, UDP, Exposure.OPEN)
     (forgotten,) = host.forgotten
     assert [str(each.source) for each in forgotten] == ["2001:db8::2", "fd00:b::3"]
 
 
 def test_of_many_networks_the_table_is_listed_once(host: Host, flows: Conntrack) -> None:
     nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
-    assert flows.follow(NOTHING, desired(snapshot(*nets), Policy()), True)
+    assert flows.follow(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
     assert host.lists == [WHOLE]
     ((_, lines),) = host.asked
     assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
@@ -277,7 +277,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.followed: list[tuple[list[int] | None, list[int]]] = []
-        self.exposed: list[bool] = []
+        self.exposed: list[Exposure] = []
         self.firewall = FakeFirewall()
         self.facts = FakeFacts()
         self.passes = 0
@@ -295,7 +295,7 @@ class Loop:
     def _passed(self) -> None:
         self.passes += 1
 
-    def _follow(self, old: Desired | None, new: Desired, exposed: bool) -> bool:
+    def _follow(self, old: Desired | None, new: Desired, exposed: Exposure) -> bool:
         # What is to be followed is in force already.
         assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
         self.followed.append((None if old is None else ports(old), ports(new)))
@@ -401,17 +401,17 @@ def test_networks_were_open_where_their_rules_had_not_stood() -> None:
         udp = container(on=[X], ports=["5353:53/udp"])
         async with background(bench.loop.run()):
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.exposed == [True]  # nobody had been here before
+            assert bench.exposed == [Exposure.OPEN]  # nobody had been here before
             await bench.passed(X, how=bench.loop.trigger)
-            assert bench.exposed == [True, False]
+            assert bench.exposed == [Exposure.OPEN, Exposure.NONE]
             bench.firewall.flush()
             await bench.passed(X, how=bench.loop.verify)
-            assert bench.exposed[2:] == [True, False]
+            assert bench.exposed[2:] == [Exposure.OPEN, Exposure.NONE]
         again = Loop()
         again.firewall = again.loop._kernel.firewall = bench.firewall
         async with background(again.loop.run()):
             await again.passed(X, how=again.loop.trigger)
-            assert again.exposed == [False]
+            assert again.exposed == [Exposure.NONE]
 
     asyncio.run(scenario())
 

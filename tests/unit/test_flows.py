@@ -9,11 +9,13 @@ import pytest
 
 from ipv6natd.desired import desired
 from ipv6natd.flows import (
+    Exposure,
     Flow,
     Part,
     Tuple,
     came,
     concerns,
+    exposure,
     gone,
     newly_closed,
     parse,
@@ -22,6 +24,8 @@ from ipv6natd.flows import (
     wrong,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
+from ipv6natd.plan import ObservedJump, ObservedTable
+from ipv6natd.ruleset import ruleset
 from tests.unit.build import container, endpoint, network, snapshot
 
 HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
@@ -460,7 +464,8 @@ tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd0
 def test_intruders_are_found_whatever_they_speak() -> None:
     here = desired(snapshot(X, Y), Policy())
     found = [
-        each.original for each in wrong(parse(ENTRIES), here, here, HOST_ADDRESSES, exposed=True)
+        each.original
+        for each in wrong(parse(ENTRIES), here, here, HOST_ADDRESSES, exposure=Exposure.OPEN)
     ]
     to = IPv6Address("fd00:a::2")
     assert found == [
@@ -500,4 +505,57 @@ def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
 def test_who_comes_in_once_the_rules_stand_does_so_by_the_rules() -> None:
     here = desired(snapshot(X, Y), Policy())
     flows = list(parse(ENTRIES))
-    assert list(wrong(flows, here, here, HOST_ADDRESSES, exposed=True, answers=set())) == []
+    assert (
+        list(wrong(flows, here, here, HOST_ADDRESSES, exposure=Exposure.OPEN, answers=set())) == []
+    )
+
+
+LEAVING = """
+udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=54 dport=4444 src=2001:db8::2 dst=2001:db8:1::1 sport=4444 dport=54 mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a::2 dst=2001:db8::2 sport=81 dport=4444 src=2001:db8::2 dst=2001:db8:1::1 sport=4444 dport=81 [ASSURED] mark=0 use=1
+icmpv6   58 29 src=fd00:b::2 dst=2001:db8::4 type=128 code=0 id=3 src=2001:db8::4 dst=2001:db8:1::1 type=129 code=0 id=3 mark=0 use=1
+udp      17 29 src=fd00:b::2 dst=fd00:a::9 sport=54 dport=4444 src=fd00:a::9 dst=fd00:a::1 sport=4444 dport=54 mark=0 use=1
+udp      17 29 src=2001:db8:1::1 dst=2001:db8:1::1 sport=7 dport=5353 src=fd00:a::2 dst=2001:db8:1::1 sport=53 dport=7 mark=0 use=1
+udp      17 29 src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 mark=0 use=1
+udp      17 29 src=2001:db8::2 dst=2001:db8:1::1 sport=9 dport=5353 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=9 mark=0 use=1
+udp      17 29 src=2001:db8:1::1 dst=2001:db8::2 sport=9 dport=53 src=2001:db8::2 dst=2001:db8:1::1 sport=53 dport=9 mark=0 use=1
+"""  # noqa: E501
+"""What containers may have begun, or who posed as them; the last three are what they look like."""
+
+
+@pytest.mark.parametrize(
+    ("exposed", "found"),
+    [
+        (Exposure.NONE, []),
+        (Exposure.OPEN, [0, 2, 3, 4]),
+        (Exposure.UNGUARDED, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_what_may_have_begun_with_a_forged_source_is_found(
+    exposed: Exposure, found: list[int]
+) -> None:
+    """Of the engine's networks as well. TCP ends where the other side speaks first, so it is left
+    unless no rule ever asked for a source."""
+    here = desired(snapshot(X, Y), Policy())
+    engines = replace(here, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
+    flows = list(parse(LEAVING))
+    for want in (here, engines):
+        assert [
+            flows.index(each) for each in wrong(flows, want, want, HOST_ADDRESSES, exposure=exposed)
+        ] == found
+    sources = [each.source for each in parts(engines, engines, exposure=exposed) if each.source]
+    assert sources == ([X.subnets[0], Y.subnets[0]] if exposed else [])
+
+
+def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
+    rules = ruleset(desired(snapshot(X), Policy())).filter
+    own = {each.name: f"{len(each.rules)}:" for each in rules.chains}
+    jumps = tuple(
+        ObservedJump(base="FORWARD", position=i, target=t, ours=True, plain=True, text="")
+        for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))
+    )
+    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.NONE
+    assert exposure(rules, ObservedTable(own=own)) is Exposure.OPEN
+    assert exposure(rules, ObservedTable()) is Exposure.OPEN
+    del own["IPV6NAT-SRC"]
+    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.UNGUARDED

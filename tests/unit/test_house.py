@@ -18,7 +18,7 @@ background    ->
 bus           -> dbus_values dbus_wire
 checks        -> host_checks status
 claims        -> model networks remember
-cli           -> config early daemon firewall flush logs notify tables tools
+cli           -> config early daemon firewall flows flush logs notify tables tools
 config        -> model
 conntrack     -> ctnetlink flows model tools
 contest       ->
@@ -39,8 +39,8 @@ ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> address_watch background bus config conntrack dbus_api docker_watch explain
                  firewall firewall.choose firewall.drift firewall.engine firewall.late
-                 firewall.restore firewalld host_checks host_facts journal kept leftovers logs model
-                 notify reconcile snapshot status textfile
+                 firewall.restore firewalld flows host_checks host_facts journal kept leftovers logs
+                 model notify reconcile snapshot status textfile
 dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
 dbus_limits   -> bus
 dbus_lists    -> bus dbus_values filters status
@@ -53,7 +53,7 @@ desired       -> claims model networks remember
 docker_facts  -> model
 docker_watch  -> background docker_facts endpoint engine_flags engine_unit json_rows journal
                  model
-early         -> firewall firewall.restore kept plan rules
+early         -> firewall firewall.restore flows kept plan rules ruleset
 endpoint      ->
 engine_flags  ->
 engine_rules  -> model save_text
@@ -71,7 +71,7 @@ firewall.restore -> counters firewall plan rules save_text tools
 firewall.steps   -> firewall plan rules
 firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
-flows         -> model
+flows         -> model networks plan rules ruleset
 flush         -> firewall firewall.choose firewall.restore kept kernel
 host_checks   -> model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
@@ -91,7 +91,8 @@ notify        -> tables
 plan          -> rules
 polkit        -> bus dbus_values
 port_outcomes -> claims counters model networks rules status
-reconcile     -> background contest explain firewall firewall.steps host_checks journal kernel
+reconcile     -> background contest explain firewall firewall.steps flows host_checks journal
+                 kernel
                  model rules status
 remember      ->
 rule_text     -> model rules
@@ -99,7 +100,7 @@ rules         -> model
 ruleset       -> model remember rules split
 save_text     -> plan rules
 split         -> model rules
-snapshot      -> firewall.engine host_facts model
+snapshot      -> firewall.engine host_facts model networks
 status        -> leftovers model
 tables        ->
 textfile      -> background metrics status

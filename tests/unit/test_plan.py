@@ -111,7 +111,7 @@ def test_the_first_write_puts_everything_in_place(firewall: FakeFirewall) -> Non
         expected = ruleset(want).table(table)
         assert stands(expected, firewall.read()[table])
     assert rules(firewall, "FORWARD")[:2] == [f"{OURS} DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
-    assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-DNAT")
+    assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-PRE")
 
 
 def test_a_second_pass_writes_nothing(firewall: FakeFirewall) -> None:
@@ -146,7 +146,7 @@ def test_foreign_chains_and_rules_stay_through_the_whole_life(firewall: FakeFire
 
 def test_removing_counts_what_went_and_does_nothing_twice(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
-    assert remove_all(firewall) == 4 + 5
+    assert remove_all(firewall) == 6 + 5
     dump, writes = firewall.dump(), firewall.writes
     assert remove_all(firewall) == 0
     assert (firewall.dump(), firewall.writes) == (dump, writes)
@@ -165,7 +165,11 @@ def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewal
         "-A FORWARD -i eth0 -j IPV6NAT-OLD\n-A OUTPUT -g IPV6NAT-OLDER\nCOMMIT\n"
     )
     write(firewall, wanted(X))
-    assert set(firewall.read()[Table.FILTER].own) == {"IPV6NAT-FORWARD", "IPV6NAT-CT"}
+    assert set(firewall.read()[Table.FILTER].own) == {
+        "IPV6NAT-FORWARD",
+        "IPV6NAT-CT",
+        "IPV6NAT-SRC",
+    }
     assert "IPV6NAT-OLD" not in firewall.dump()
 
 

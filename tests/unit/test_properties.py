@@ -31,7 +31,7 @@ from ipv6natd.model import (
     Snapshot,
 )
 from ipv6natd.plan import TableChange, full_text, jumps_differ, plan, stands
-from ipv6natd.rules import EMPTY, Dnat, Rule, Table, Verdict, words
+from ipv6natd.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict, words
 from ipv6natd.ruleset import ruleset
 from ipv6natd.save_text import render
 from tests.unit.build import identity, recorded
@@ -51,13 +51,15 @@ _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
 _BRIDGES = r"IPV6NAT-C?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
-_CHAIN = rf"(?:IPV6NAT-(?:FORWARD|CT|INPUT|DNAT|POST|REJ|(?:AT-|REJ-)?{_PORTS})|{_BRIDGES})"
+_OWN = r"OWN-[A-Za-z0-9_.@-]{1,15}"
+_FIXED = rf"FORWARD|CT|SRC|INPUT|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
+_CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
-    r"-m addrtype (?:! --src-type|--dst-type) LOCAL",
-    r"-m conntrack --ctstate (?:RELATED,ESTABLISHED|DNAT|INVALID)",
+    r"-m addrtype (?:(?:! )?--src-type|--dst-type) LOCAL",
+    r"-m conntrack --ctstate (?:RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
@@ -468,21 +470,24 @@ Packet = tuple[IPv6Address, Protocol, int, str]
 """Destination, protocol, port and the interface it comes in by."""
 
 
-def lands(rules: list[Rule], packet: Packet) -> str:
+def lands(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
     """Where the chain sends a packet of a client outside: "address port", or empty."""
     address, protocol, port, in_interface = packet
-    for rule in rules:
+    for rule in chains.get(name, []):
         unknown = (rule.out_interface, rule.not_out_interface, rule.states, rule.not_destination)
         assert not any(unknown), words(rule)
         # The client's source is in none of our subnets and not link-local.
         hit = (
             rule.source is None
+            and not rule.source_local
             and (rule.destination is None or address in rule.destination)
             and rule.in_interface in ("", in_interface)
             and rule.not_in_interface != in_interface
             and rule.protocol in (None, protocol)
             and (rule.ports is None or rule.ports[0] <= port <= rule.ports[1])
         )
+        if hit and isinstance(rule.target, Jump):
+            return lands(chains, rule.target.chain, packet)
         if hit and isinstance(rule.target, Dnat):
             return f"{rule.target.address} {rule.target.port or port}"
         if hit:
@@ -515,7 +520,6 @@ def test_no_packet_has_two_owners(want: Desired) -> None:
     one mapping that owns the port, shifted ones included; where the owner's own neighbours are
     the proxy's business, and on internal networks, there is none."""
     nat = {chain.name: list(chain.rules) for chain in ruleset(want).nat.chains}
-    rules = nat.get("IPV6NAT-DNAT", [])
     internal = {each.bridge for each in want.networks if each.internal}
     interfaces = ["eth0", *(each.bridge for each in want.networks)]
     others = [IPv6Address(f"2001:db8::{i}") for i in (1, 2, 3)]
@@ -526,4 +530,4 @@ def test_no_packet_has_two_owners(want: Desired) -> None:
         if mine and in_interface not in internal and not neighbours:
             inside = mine.container_port + packet[2] - mine.host_port
             expected = f"{mine.container_address} {inside}"
-        assert lands(rules, packet) == expected
+        assert lands(nat, "IPV6NAT-PRE", packet) == expected

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,15 @@ import pytest
 from ipv6natd.desired import desired
 from ipv6natd.model import (
     Container,
+    Desired,
     Engine,
     EngineRules,
     GatewayMode,
+    ManagedBy,
     Network,
     Policy,
     Protocol,
+    Route,
     Snapshot,
 )
 from ipv6natd.plan import full_text
@@ -38,13 +40,16 @@ from ipv6natd.rules import (
     Verdict,
     words,
 )
-from ipv6natd.ruleset import ruleset
+from ipv6natd.ruleset import asks_for_sources, ruleset, shut
 from tests.unit.build import container, endpoint, network, snapshot
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
 Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
 INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=True)
+WIDE = network(name="wide", subnet="fd00:9::/48", bridge="br-wide")
+LAN = Route(prefix=IPv6Network("fd00:9:0:5::/64"), interface="ext0")
+BEHIND = Route(prefix=IPv6Network("2001:db8:9::/64"), interface="br-a")
 OUTSIDE = IPv6Address("2001:db8::1")
 
 
@@ -85,6 +90,8 @@ SITUATIONS: dict[str, Facts] = {
     "allow-direct-routing": (X, web("8080:80")),
     "accept-fwmark": (X, web("8080:80")),
     "beside-the-engines": (X, Y, web("8080:80"), container(name="dns", on=[Y], ports=["53:53"])),
+    "lan-inside": (WIDE, web("8080:80", "5353:53/udp", on=WIDE)),
+    "routed-behind": (X, web("8080:80")),
     "many-ports": (X, web(*EVEN, "4000-4999:4000-4999/udp")),
     "many-networks": tuple(
         network(name=f"{a}{b}", subnet=f"fd00:{a}{b}::/64") for a in "abc" for b in "abcdef"
@@ -102,6 +109,9 @@ PROXY = {"proxy-on": True, "proxy-off": False}
 CASES = [f"{situation}.{proxy}" for situation in SITUATIONS for proxy in PROXY]
 
 
+(UDP,) = desired(snapshot(X, web("5353:53/udp")), Policy()).mappings
+
+
 def rules_of(case: str) -> Ruleset:
     situation, _, proxy = case.partition(".")
     return ruleset(desired(facts_of(situation, proxy), POLICIES.get(situation, Policy())))
@@ -109,9 +119,11 @@ def rules_of(case: str) -> Ruleset:
 
 def facts_of(situation: str, proxy: str) -> Snapshot:
     facts = snapshot(*SITUATIONS[situation], userland_proxy=PROXY[proxy])
+    if situation not in ("beside-the-engines", "lan-inside", "routed-behind"):
+        return facts
     if situation == "beside-the-engines":
         return replace(facts, engine=ENGINE, engine_rules=MANAGED)
-    return facts
+    return replace(facts, routes=(LAN, BEHIND))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -148,8 +160,77 @@ def test_internal_networks_are_cut_off_before_all_else() -> None:
 
 def test_what_is_established_is_asked_directly_behind_the_internal_networks() -> None:
     """I14."""
-    ct = "-m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT"
+    ct = "-m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT"
     assert chain("FORWARD").index(ct) == 2
+
+
+def test_sources_are_asked_before_anything_is_accepted_but_what_is_established() -> None:
+    """I11: a forged error about an open flow is no more let in than a forged first packet."""
+    rules = chain("FORWARD")
+    assert rules[3] == "-j IPV6NAT-SRC"
+    accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
+    assert accepting[0] == 2
+    assert accepting[1] > 3
+    assert chain("SRC") == [
+        "-m addrtype --src-type LOCAL -j DROP",
+        "-s fd00:c::/64 ! -i br-int -j DROP",
+        "-s fd00:a::/64 ! -i br-a -j DROP",
+        "-s fd00:b::/64 ! -i br-b -j DROP",
+    ]
+
+
+def test_a_container_sends_with_its_own_networks_sources_only() -> None:
+    own = "! -s fd00:a::/64 -i br-a ! -o br-a -j DROP"
+    rules = chain("FORWARD")
+    assert rules.index("-j IPV6NAT-SRC") < rules.index(own) < rules.index("-i br-a -j ACCEPT")
+    assert chain("OWN-br-a", "routed-behind.proxy-on") == [
+        "-s 2001:db8:9::/64 -j RETURN",
+        "-s fd00:a::/64 -j RETURN",
+        "-j DROP",
+    ]
+    gateway = replace(X, behind=(IPv6Network("::/0"),))
+    rules_ = ruleset(Desired(networks=(gateway,))).filter.chains
+    assert not any(
+        "br-a ! -o br-a -j" in words(r) and not r.states for c in rules_ for r in c.rules
+    )
+
+
+def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
+    """Decision 10: for the engine's own nothing is written; but ours could reach them."""
+    assert "-s fd00:b::/64 ! -i br-b -j DROP" in chain("SRC", "beside-the-engines.proxy-on")
+    alone = replace(Y, managed_by=ManagedBy.ENGINE)
+    chains = ruleset(Desired(networks=(alone,))).filter.chains
+    assert [each.name for each in chains] == ["IPV6NAT-FORWARD"]
+
+
+def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
+    """I11: what it hands on comes to the container from the gateway."""
+    assert chain("INPUT") == ["-p udp -m udp --dport 53 -j IPV6NAT-PROXY"]
+    assert chain("PROXY") == ["-i lo -j RETURN", "-d ff00::/8 -j DROP", "-j IPV6NAT-SRC"]
+    bound = replace(UDP, host_address=OUTSIDE)
+    rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
+    (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
+    assert [words(rule) for rule in asked] == [
+        "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
+    ]
+
+
+def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
+    rules = rules_of("two-networks-and-internal.proxy-on").filter
+    names = {each.name for each in rules.chains}
+    assert asks_for_sources(names)
+    assert not asks_for_sources(names - {"IPV6NAT-SRC"})
+    assert asks_for_sources({"IPV6NAT-FORWARD"})
+    (only,) = shut(rules).chains
+    assert [words(rule) for rule in only.rules] == [
+        *(
+            way.format(bridge, bridge)
+            for bridge in ("br-int", "br-a", "br-b")
+            for way in ("! -i {} -o {} -j DROP", "-i {} ! -o {} -j DROP")
+        ),
+        *(f"-i {each} -o {each} -j ACCEPT" for each in ("br-int", "br-a", "br-b")),
+    ]
+    assert [jump.base for jump in shut(rules).jumps] == ["FORWARD", "FORWARD"]
 
 
 def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones() -> None:
@@ -174,7 +255,7 @@ def test_every_drop_stands_before_the_first_way_out() -> None:
     rules = chain("FORWARD")
     first = rules.index("-i br-a -j ACCEPT")
     assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
-    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 6
+    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 8
 
 
 def test_neighbours_are_decided_before_the_way_out() -> None:
@@ -197,15 +278,15 @@ def test_link_local_clients_come_back_before_any_dnat() -> None:
 
 def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> None:
     """I7 and I11."""
-    head = list(takewhile(lambda rule: rule.endswith("RETURN"), chain("DNAT")))
-    assert head == [
-        "-s fe80::/10 -j RETURN",
+    assert chain("PRE") == [
         "-i br-int -j RETURN",
-        "-s fd00:c::/64 ! -i br-int -m addrtype ! --src-type LOCAL -j RETURN",
-        "-s fd00:a::/64 ! -i br-a -m addrtype ! --src-type LOCAL -j RETURN",
-        "-s fd00:b::/64 ! -i br-b -m addrtype ! --src-type LOCAL -j RETURN",
+        "-m addrtype --src-type LOCAL -j RETURN",
+        "-s fd00:c::/64 ! -i br-int -j RETURN",
+        "-s fd00:a::/64 ! -i br-a -j RETURN",
+        "-s fd00:b::/64 ! -i br-b -j RETURN",
+        "-j IPV6NAT-DNAT",
     ]
-    assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[len(head) :])
+    assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[1:])
 
 
 def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
@@ -221,7 +302,8 @@ def test_a_wildcard_of_another_network_does_not_take_neighbours_from_the_proxy()
     """B14, H4: who asks on br-a for an address of web is answered by web's proxy."""
     other = container(name="other", on=[Y], ports=["8080:80"])
     facts = snapshot(X, Y, web("[2001:db8::1]:8080:81"), other)
-    rules = ruleset(desired(facts, Policy())).nat.chains[0].rules
+    chains = ruleset(desired(facts, Policy())).nat.chains
+    (rules,) = (each.rules for each in chains if each.name == "IPV6NAT-DNAT")
     assert [words(rule) for rule in rules if rule.ports] == [
         "-d 2001:db8::1/128 ! -i br-a -p tcp -m tcp --dport 8080 "
         "-j DNAT --to-destination [fd00:a::2]:81",
@@ -285,7 +367,7 @@ def test_the_hosts_own_addresses_are_not_masqueraded() -> None:
 def test_a_container_without_masquerade_and_without_hairpin_needs_no_chain() -> None:
     """O2."""
     names = [each.name for each in rules_of("masquerade-off.proxy-on").nat.chains]
-    assert names == ["IPV6NAT-DNAT"]
+    assert names == ["IPV6NAT-PRE", "IPV6NAT-DNAT"]
 
 
 def jumps(case: str) -> Iterator[str]:
@@ -308,7 +390,7 @@ def test_every_jump_carries_our_comment_and_leaves_loopback_alone() -> None:
     local = "-m addrtype --dst-type LOCAL"
     assert list(jumps("one-port.proxy-off"))[2:] == [
         f"INPUT first: {comment} -j IPV6NAT-INPUT",
-        f"PREROUTING: {local} {comment} -j IPV6NAT-DNAT",
+        f"PREROUTING: {local} {comment} -j IPV6NAT-PRE",
         f"OUTPUT: ! -d ::1/128 {local} {comment} -j IPV6NAT-DNAT",
         f"POSTROUTING: {comment} -j IPV6NAT-POST",
     ]
@@ -356,10 +438,12 @@ def test_without_a_proxy_loopback_and_link_local_clients_are_told_at_once(
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_with_a_proxy_input_is_left_alone(situation: str) -> None:
+def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation: str) -> None:
     """H2."""
+    want = desired(facts_of(situation, "proxy-on"), POLICIES.get(situation, Policy()))
     names = [each.name for each in rules_of(f"{situation}.proxy-on").filter.chains]
-    assert "IPV6NAT-INPUT" not in names
+    udp = any(each.protocol is Protocol.UDP for each in want.mappings)
+    assert ("IPV6NAT-INPUT" in names) == udp
 
 
 # How one rule is worded.
@@ -390,6 +474,15 @@ def test_with_a_proxy_input_is_left_alone(situation: str) -> None:
             "-s fd00::/8 -d fd00:a::/64 -i a ! -o b -p tcp -m tcp --dport 1:2 "
             "-m addrtype ! --src-type LOCAL -m addrtype --dst-type LOCAL "
             "-m conntrack --ctstate NEW,DNAT -j DROP",
+        ),
+        (
+            Rule(
+                target=Verdict.DROP,
+                not_source=IPv6Network("fd00::/8"),
+                source_local=True,
+                icmp=True,
+            ),
+            "! -s fd00::/8 -p ipv6-icmp -m addrtype --src-type LOCAL -j DROP",
         ),
         (
             Rule(

@@ -531,3 +531,24 @@ def test_i11_a_forged_neighbour_never_arrives(scene: Scene) -> None:
                 # Within its own bridge a container may write any source: that is not routed.
                 assert verdict.address in (to, None)
                 assert scene.host.out(to) == at
+
+
+@enough
+@given(scenes())
+def test_i11_nothing_begins_with_a_source_that_is_somebody_elses(scene: Scene) -> None:
+    """Whatever the options and the protocol: a first packet, or an error, that carries a source of
+    the host, or one of a network that it does not come in by, leaves by no interface; and what a
+    container sends carries a source of its own network."""
+    bridges = {network.bridge: network for network in scene.want.networks}
+    hosts = [ASKED, *(net[1] for each in scene.want.networks for net in each.subnets)]
+    sources = [*hosts, *(net[9] for each in scene.want.networks for net in each.subnets)]
+    strangers = [OUTSIDER, IPv6Address("fd00:ee::1")]
+    places = [OUTSIDER, IPv6Address("2001:db8:ff::1")]
+    states, protocols = (State.NEW, State.RELATED, State.INVALID), ("tcp", "udp", "icmp6", "gre")
+    for source, at, to in product([*sources, *strangers], (EXT, *bridges), places):
+        own = any(source in net for net in bridges[at].subnets) if at in bridges else False
+        forged = source in hosts or (source in sources and not own)
+        if forged or (at in bridges and not own):
+            for state, protocol in product(states, protocols):
+                verdict = scene.goes(source, at, to, 1, state=state, protocol=protocol)
+                assert verdict.fate is not Fate.FORWARDED, (source, at, to, state, protocol)
