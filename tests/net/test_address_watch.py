@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from ipv6natd import host_facts
 from ipv6natd.address_watch import watch
 from tests.unit.waiting import background, until
 
@@ -80,3 +81,41 @@ def test_more_news_than_the_kernel_keeps_are_news_and_the_watch_goes_on(link: st
             assert not watching.done()
 
     asyncio.run(scenario())
+
+
+def test_routes_are_news_by_hand_and_not_those_of_a_link_or_a_routing_daemon(link: str) -> None:
+    async def scenario() -> None:
+        news: list[None] = []
+        async with background(watch(lambda: None, lambda: news.append(None))):
+            await asyncio.sleep(0)
+            for change in ("add", "del"):
+                ip(f"route {change} fd00:7::/64 dev {link}")
+                await until(lambda: news)
+                await asyncio.sleep(0.05)
+                news.clear()
+            ip(f"address add fe80::7/64 dev {link} nodad")
+            ip(f"route add fd00:8::/64 dev {link} proto bgp")
+            ip(f"route add fd00:9::/64 dev {link} proto ra")
+            await asyncio.sleep(0.1)
+            assert news == []
+
+    asyncio.run(scenario())
+
+
+def test_routes_are_read_but_for_what_others_on_the_link_may_say(link: str) -> None:
+    ip(f"address add fd00:1::1/64 dev {link} nodad")
+    ip(f"route add fd00:7::/64 dev {link}")
+    ip("route add unreachable fd00:8::/64")
+    ip(f"route add fd00:9::/64 dev {link} proto ra")
+    ip(f"route add fd00:b::/64 dev {link} table 77")
+
+    def found() -> dict[str, bool]:
+        learned = host_facts.advertised()
+        return {str(each.prefix): each not in learned for each in host_facts.routes()}
+
+    assert found() == {
+        "fd00:1::/64": True,
+        "fd00:7::/64": True,
+        "fd00:9::/64": False,
+        "fd00:b::/64": True,
+    }

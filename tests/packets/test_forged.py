@@ -11,12 +11,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from tests.lab import (
+    Bus,
     Container,
     Daemon,
     Engine,
@@ -35,7 +37,8 @@ from tests.lab import (
 )
 from tests.lab.probe import Packet
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO, ROGUE
-from tests.packets.asking import SHORT, opened, peer, server
+from tests.packets.asking import SHORT, listed, opened, peer, server
+from tests.packets.test_coexistence import forget
 
 pytestmark = pytest.mark.ours
 
@@ -290,6 +293,39 @@ def test_a_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: R
         regime.client.ip(f"address del {guest}/64 dev ext0")
         regime.rogue.ip(f"route del {lan} dev ext0")
         regime.host.ip(f"address del {lan[1]}/64 dev ext0")
+
+
+def test_networks_of_the_engines_are_nobodys_to_pose_as_either(tools: None) -> None:  # noqa: ARG001
+    """X is the engine's, and Y ours beside it; the attackers are on Y, on X and on the segment."""
+    with (
+        Sandbox() as sandbox,
+        Engine(sandbox, ip6tables=True) as engine,
+        Bus(sandbox.dir) as bus,
+    ):
+        for name, subnet in (("X", "fd00:a::/64"), ("Y", "fd00:b::/64")):
+            engine.network(name, subnet)
+        x1, y1 = engine.run("x1", "X", ip6=str(X1)), engine.run("y1", "Y", ip6=str(Y1))
+        forget(sandbox, "brY")
+        with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
+            managed = {each["Name"]: each["ManagedBy"] for each in listed(daemon, "networks")}
+            assert managed == {"X": "engine", "Y": "ipv6natd"}
+
+            def attacker(ns: Namespace, link: str, far: str, honest: IPv6Address) -> Attacker:
+                by = forge.hardware(sandbox.host, far)
+                return Attacker(ns=ns, link=link, by=by, honest=honest)
+
+            on_x = attacker(x1.ns, "eth0", "brX", X1)
+            on_y = attacker(y1.ns, "eth0", "brY", Y1)
+            segment = attacker(sandbox.rogue, "ext0", "ext0", STRANGER)
+            # The engine's policy would stop whoever is on the segment.
+            sandbox.host.run(f"ip6tables-{sandbox.variant}", "-P", "FORWARD", "ACCEPT")
+            pairs = ((on_y, X1), (on_x, Y1), (segment, X1), (segment, Y1))
+            for port, (sender, victim) in enumerate(pairs, 60):
+                with watch(sandbox.client) as packets:
+                    sender.send(forge.datagram(victim, CLIENT, (54, 4444)))
+                    sender.send(forge.datagram(sender.honest, CLIENT, (port, 4444)))
+                    found = until(partial(came, packets), lambda seen: bool(seen))
+                    assert [each.source_port for each in found] == [port], victim
 
 
 KEPT_BEFORE = """\

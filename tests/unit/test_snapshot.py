@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv6Network
 
 import pytest
 
 from ipv6natd import snapshot
-from ipv6natd.model import Engine, EngineRules, Snapshot
+from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
+from ipv6natd.networks import managed
 from ipv6natd.snapshot import Completion
 from tests.unit.build import network
 
@@ -55,3 +57,59 @@ def test_rules_of_the_engines_are_read_each_time(monkeypatch: pytest.MonkeyPatch
     completed, facts = Completion(), Snapshot(engine=ENGINE, networks=(X,))
     assert completed(facts, False).engine_rules.bridges == {"br-x"}
     assert completed(facts, False).engine_rules.bridges == {"br-x", "br-y"}
+
+
+WIDE = network(name="wide", subnet="fd00:9::/48")
+
+
+def route(prefix: str, interface: str) -> Route:
+    return Route(prefix=IPv6Network(prefix), interface=interface)
+
+
+ROUTES = [
+    route("::/0", "eth0"),
+    route("2001:db8::/64", "eth0"),
+    route("fd00:9::/48", "br-wide"),
+    route("fd00:9:0:5::/64", "eth1"),
+    route("fd00:9:0:6::/64", "eth2"),
+    route("fd00:a::/64", "br-x"),
+    route("2001:db8:9::/64", "br-x"),
+]
+
+
+def test_routes_that_concern_a_network_are_read_once_until_they_change(
+    monkeypatch: pytest.MonkeyPatch, reads: list[EngineRules]
+) -> None:
+    """Decision 18: by them a source is forged or not. What a router advertised does not count."""
+    read: list[None] = []
+
+    def routes() -> list[Route]:
+        read.append(None)
+        return ROUTES
+
+    monkeypatch.setattr(snapshot, "routes", routes)
+    monkeypatch.setattr(snapshot, "advertised", lambda: {ROUTES[4]})
+    completed = Completion()
+    facts = Snapshot(networks=(X, WIDE))
+    expected = (ROUTES[3], ROUTES[6])
+    for count, now, anew in [
+        (1, facts, False),
+        (1, facts, False),
+        (2, facts, True),
+        (3, replace(facts, networks=(WIDE, X)), False),
+    ]:
+        assert completed(now, anew).routes == expected
+        assert len(read) == count
+    completed.routes_changed()
+    assert completed(replace(facts, networks=(WIDE, X)), False).routes == expected
+    assert len(read) == 4
+    assert reads == []
+
+
+def test_a_network_knows_what_of_it_is_elsewhere_and_what_is_behind_it() -> None:
+    networks, _ = managed(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
+    found = {each.name: each for each in networks.values()}
+    assert found["wide"].elsewhere == (ROUTES[3], ROUTES[4])
+    assert found["wide"].behind == ()
+    assert found["x"].elsewhere == ()
+    assert found["x"].behind == (ROUTES[6].prefix,)
