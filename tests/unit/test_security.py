@@ -42,3 +42,12 @@ def test_the_examples_that_it_names_are_there() -> None:
     for name in re.findall(r"examples/([\w.-]+\w)", PAGE):
         assert (ROOT / "examples" / name).exists()
     assert (ROOT / "examples" / "50-ipv6natd.rules").exists()
+
+
+def test_every_claim_about_sources_names_tests_that_there_are() -> None:
+    part = PAGE.partition("| what holds | test |")[2].partition("\n\n")[0]
+    claims = re.findall(r"^\| .+\. \| (.+) \|$", part, re.MULTILINE)
+    names = [name for claim in claims for name in re.findall(r"`(\w+)`", claim)]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(claims) >= 8
+    assert [name for name in names if f"def test_{name}" not in tests] == []
