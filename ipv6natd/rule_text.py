@@ -121,8 +121,8 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
             fields["mark"] = _mark(mark), _mark(mask)
         case "--src-type", _ if value == "LOCAL":
             fields["source_not_local" if inverted else "source_local"] = True
-        case "--dst-type", False:
-            fields["destination_local"] = True
+        case "--dst-type", _ if value == "LOCAL":
+            fields["destination_not_local" if inverted else "destination_local"] = True
         case "--ctstate", False:
             fields["states"] = _states(value)
         case "--comment", False if value == COMMENT:

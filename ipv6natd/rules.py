@@ -96,6 +96,7 @@ class Rule:
     mark: tuple[int, int] | None = None
     """Mark and mask."""
     destination_local: bool = False
+    destination_not_local: bool = False
     source_local: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
@@ -187,6 +188,8 @@ def words(rule: Rule) -> str:
         parts.append("-m addrtype ! --src-type LOCAL")
     if rule.destination_local:
         parts.append("-m addrtype --dst-type LOCAL")
+    if rule.destination_not_local:
+        parts.append("-m addrtype ! --dst-type LOCAL")
     if rule.states:
         parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
     if rule.comment:

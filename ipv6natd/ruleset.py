@@ -53,7 +53,6 @@ ARRIVED = f"{PREFIX}PRE"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
-_MULTICAST = IPv6Network("ff00::/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +172,10 @@ def _forward(desired: Desired) -> Split:
 def _not_closed(desired: Desired) -> Iterator[Rule]:
     ours = _ours(desired)
     outgoing = [each for each in ours if not each.closed]
+    if ours:
+        # What is forwarded never comes from the host itself. Before what is established: whoever
+        # poses as a container first and as the host then would be taken for the host's answer.
+        yield Rule(source_local=True, target=Verdict.DROP)
     if outgoing:
         yield Rule(states=("ESTABLISHED",), target=Jump(CT))
     if ours:
@@ -250,12 +253,11 @@ def _sources(desired: Desired) -> Iterator[Rule]:
 
 
 def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[Rule]:
-    """What tells a forged source of something that came in: the host's own never does, and what is
-    in a network comes in by its bridge, or by where the host routes that part of it.
+    """What tells a forged source of something that came in: what is in a network comes in by its
+    bridge, or by where the host routes that part of it.
 
     Networks of the engine's are in here, too: what we let out of ours reaches them.
     """
-    yield Rule(source_local=True, target=forged)
     routes = {route for network in desired.networks for route in network.elsewhere}
     narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
     for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
@@ -344,8 +346,9 @@ def _to_proxy(desired: Desired, memory: Memory) -> Split:
     listening = by_port("UP-", memory.proxied.all(mappings, lambda m: placed((_proxied(m),))))
     guard = (
         Rule(in_interface="lo", target=Verdict.RETURN),
-        # Nobody publishes for a group, but a proxy that listens on all addresses hears all nodes.
-        Rule(destination=_MULTICAST, target=Verdict.DROP),
+        # Groups and anycast addresses are not translated, and a proxy on all addresses hears them.
+        Rule(destination_not_local=True, target=Verdict.DROP),
+        Rule(source_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
     )
     return joined(listening, Split((), (Chain(name=PROXY, rules=guard),)))
@@ -410,6 +413,7 @@ def _arrived(desired: Desired) -> Iterator[Rule]:
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
     # They are dropped in FORWARD anyway, unless DOCKER-USER or a mark accepts them before.
+    yield Rule(source_local=True, target=Verdict.RETURN)
     yield from _by_source(desired, honest=Jump(DNAT), forged=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 

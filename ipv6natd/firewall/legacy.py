@@ -331,6 +331,8 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
         yield "addrtype", "src-type", "!LOCAL"
     if rule.destination_local:
         yield "addrtype", "dst-type", "LOCAL"
+    if rule.destination_not_local:
+        yield "addrtype", "dst-type", "!LOCAL"
     if rule.states:
         yield "conntrack", "ctstate", ",".join(rule.states)
     if rule.comment:

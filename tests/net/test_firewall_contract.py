@@ -462,6 +462,7 @@ EVERY_RULE = {
         *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(10000, 19999)) for p in Protocol),
         Rule(target=Verdict.ACCEPT, source_not_local=True),
         Rule(target=Verdict.ACCEPT, source_local=True),
+        Rule(target=Verdict.ACCEPT, destination_not_local=True),
         Rule(target=Verdict.ACCEPT, not_source=SUBNET, in_interface="br-a"),
         Rule(target=Verdict.ACCEPT, destination_local=True),
         Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),

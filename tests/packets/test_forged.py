@@ -161,6 +161,21 @@ def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regim
     assert [each for each in regime.x1.server.received if each.port == 54] == []
 
 
+@pytest.mark.parametrize("who", ["container", "segment"])
+def test_two_packets_that_pose_as_both_ends_open_nothing(regime: Regime, who: str) -> None:
+    """The victim's to an address of the host, which is no forwarding, and then the host's to it: by
+    that conntrack takes the second for an answer to the first."""
+    attacker, received = attackers(regime)[who], regime.x1.server.received
+    opened(regime.client, 8080)
+    before = len(received)
+    for port, address in enumerate((HOST, HOST_TOO, GATEWAY, GATEWAY_Y), 7100):
+        attacker.send(forge.datagram(X1, address, (54, port)))
+        attacker.send(forge.datagram(address, X1, (port, 54)))
+    udp(regime.client, HOST, 5353, source_port=7777)
+    until(lambda: [each.peer_port for each in received[before:]], [7777])
+    assert [(each.peer, each.peer_port) for each in received[before:]] == [(CLIENT, 7777)]
+
+
 def test_a_simultaneous_open_with_the_victims_source_opens_nothing(regime: Regime) -> None:
     """The attacker plays both sides until conntrack takes the victim's own answer."""
     attacker = attackers(regime)["container"]
@@ -188,7 +203,9 @@ def test_what_comes_as_the_gateway_or_the_host_reaches_no_container(
     sources = [GATEWAY, GATEWAY_Y, HOST, HOST_TOO, X2, IPv6Address("fd00:a::9")]
     if who == "segment":
         sources.append(Y1)
-        attacker.send(forge.datagram(STRANGER, ALL_NODES, (7000, 5353)))
+        # By an address of all that are routers there, or just there, the proxy would hear it.
+        for group in (ALL_NODES, IPv6Address("2001:db8:1::")):
+            attacker.send(forge.datagram(STRANGER, group, (7000, 5353)))
     for source in sources:
         for target, port in ((HOST, 5353), (HOST_TOO, 5353), (X1, 53), (X1, 54), (ALL_NODES, 5353)):
             attacker.send(forge.datagram(source, target, (7000, port)))

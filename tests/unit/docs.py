@@ -84,6 +84,9 @@ SHAPES = {
     "elsewhere and was not accepted above; a closed network before all else, its replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "Nothing leaves a closed network. By interface "
     "and not by address, so that a forged source does not leave either.",
+    rf"{FORWARD} -m addrtype --src-type LOCAL -j DROP": "What comes in never has an address of the "
+    "host for its source. Before open flows: who poses as a container first, and as the host then, "
+    "would be taken for the host's answer.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
     "in skip the rest, so an open connection does not pay for the number of networks.",
     rf"{FORWARD} -j IPV6NAT-SRC": "Everything else is asked for its source, before any rule that "
@@ -99,8 +102,6 @@ SHAPES = {
     "routes "
     "to a container of it.",
     r"-A IPV6NAT-OWN-BRIDGE -j DROP": "Any other.",
-    r"-A IPV6NAT-SRC -m addrtype --src-type LOCAL -j DROP": "What comes in never has an address of "
-    "the host for its source.",
     r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
     "routes elsewhere, a LAN of its own: there it is no forgery.",
     r"-A IPV6NAT-SRC -s NET -j DROP": "And by any other interface it is one.",
@@ -130,9 +131,9 @@ SHAPES = {
     "had "
     "sent it.",
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
-    r"-A IPV6NAT-PROXY -d ff00::/8 -j DROP": "A proxy that listens on all addresses hears all "
-    "nodes "
-    "of a link; nobody publishes a port for them.",
+    r"-A IPV6NAT-PROXY -m addrtype ! --dst-type LOCAL -j DROP": "What is for a group or an anycast "
+    "address is not translated, and a proxy that listens on all addresses hears it.",
+    r"-A IPV6NAT-PROXY -m addrtype --src-type LOCAL -j DROP": "What comes in as the host itself.",
     r"-A IPV6NAT-PROXY -j IPV6NAT-SRC": "Everybody else by their source, as above.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "Where there are many ports: "
     "nothing else that the host hears, open connections least of all, asks for a port here.",

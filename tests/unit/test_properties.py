@@ -58,7 +58,7 @@ _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
-    r"-m addrtype (?:(?:! )?--src-type|--dst-type) LOCAL",
+    r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL",
     r"-m conntrack --ctstate (?:RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",

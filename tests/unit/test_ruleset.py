@@ -161,18 +161,18 @@ def test_internal_networks_are_cut_off_before_all_else() -> None:
 def test_what_is_established_is_asked_directly_behind_the_internal_networks() -> None:
     """I14."""
     ct = "-m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT"
-    assert chain("FORWARD").index(ct) == 2
+    assert chain("FORWARD").index(ct) == 3
 
 
 def test_sources_are_asked_before_anything_is_accepted_but_what_is_established() -> None:
     """I11: a forged error about an open flow is no more let in than a forged first packet."""
     rules = chain("FORWARD")
-    assert rules[3] == "-j IPV6NAT-SRC"
+    assert rules[2] == "-m addrtype --src-type LOCAL -j DROP"
+    assert rules[4] == "-j IPV6NAT-SRC"
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
-    assert accepting[0] == 2
-    assert accepting[1] > 3
+    assert accepting[0] == 3
+    assert accepting[1] > 4
     assert chain("SRC") == [
-        "-m addrtype --src-type LOCAL -j DROP",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
@@ -206,7 +206,12 @@ def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
 def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     """I11: what it hands on comes to the container from the gateway."""
     assert chain("INPUT") == ["-p udp -m udp --dport 53 -j IPV6NAT-PROXY"]
-    assert chain("PROXY") == ["-i lo -j RETURN", "-d ff00::/8 -j DROP", "-j IPV6NAT-SRC"]
+    assert chain("PROXY") == [
+        "-i lo -j RETURN",
+        "-m addrtype ! --dst-type LOCAL -j DROP",
+        "-m addrtype --src-type LOCAL -j DROP",
+        "-j IPV6NAT-SRC",
+    ]
     bound = replace(UDP, host_address=OUTSIDE)
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
     (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
@@ -255,7 +260,7 @@ def test_every_drop_stands_before_the_first_way_out() -> None:
     rules = chain("FORWARD")
     first = rules.index("-i br-a -j ACCEPT")
     assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
-    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 8
+    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 9
 
 
 def test_neighbours_are_decided_before_the_way_out() -> None:
@@ -480,9 +485,11 @@ def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation:
                 target=Verdict.DROP,
                 not_source=IPv6Network("fd00::/8"),
                 source_local=True,
+                destination_not_local=True,
                 icmp=True,
             ),
-            "! -s fd00::/8 -p ipv6-icmp -m addrtype --src-type LOCAL -j DROP",
+            "! -s fd00::/8 -p ipv6-icmp -m addrtype --src-type LOCAL "
+            "-m addrtype ! --dst-type LOCAL -j DROP",
         ),
         (
             Rule(
