@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,14 +122,16 @@ def doubts(endpoint: str, *, verified: bool) -> Iterator[str]:
 
 def _socket(path: Path) -> Iterator[str]:
     status = path.stat()
+    # A link to it may lead into the folder of a user, who names what is there.
+    quoted = shlex.quote(str(path))
     if status.st_mode & stat.S_IWOTH:
         yield (
-            f"everybody on this host may write to {path}, and so become root: chmod o-rwx {path}"
+            f"everybody on this host may write to {path}, and so become root: chmod o-rwx {quoted}"
         )
     if status.st_uid not in (0, os.geteuid()):
         yield (
             f"{path} belongs to user {status.st_uid}, who so decides what this host forwards; if "
-            f"that is not meant: chown root {path}"
+            f"that is not meant: chown root {quoted}"
         )
 
 
