@@ -138,7 +138,7 @@ def _tools(seen: Seen) -> Iterator[Check]:
     if not seen.apt:
         fix = f"pacman -S {' '.join(PACKAGES_OF_ARCH.get(each, each) for each in packages)}"
     vital = any(TOOLS[each] == "iptables" for each in seen.missing)
-    text = f"missing: {', '.join(seen.missing)}"
+    text = f"missing: {', '.join(seen.missing)}; none is run from /usr/local"
     yield Check(about="tools", verdict=Verdict.BAD if vital else Verdict.NOTE, text=text, fix=fix)
 
 

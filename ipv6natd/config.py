@@ -239,10 +239,38 @@ class Layer:
 def settings(layers: Sequence[Layer]) -> Settings:
     """The settings that the layers make together. Raises ConfigError."""
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for layer in layers:
         for name, value in layer.values.items():
             merged[name] = _checked(layer.source, name, value)
-    return Settings(**merged)
+            sources[name] = layer.source
+    made = Settings(**merged)
+    if wrong := _unverifiable(made):
+        named = dict.fromkeys(sources[name] for name in ("endpoint", "tls_verify"))
+        raise ConfigError(f"{' and '.join(named)}: {wrong}")
+    return made
+
+
+def _unverifiable(made: Settings) -> str:
+    """Why `tls_verify` cannot be kept, as a sentence; "" where it can, or is not asked for.
+
+    As with the docker command it means nothing for a socket, which no network lies before.
+    """
+    scheme, _, rest = made.endpoint.partition("://")
+    if not made.tls_verify or scheme == "unix":
+        return ""
+    verified = f"tls_verify = true and endpoint = {made.endpoint!a}"
+    if scheme == "http":
+        return (
+            f"{verified}: http:// is never encrypted, so that nothing can be verified; write "
+            f"endpoint = {f'tcp://{rest}'!a}, or leave out tls_verify and DOCKER_TLS_VERIFY"
+        )
+    if not made.cert_path:
+        return (
+            f"{verified}: there is no cert_path; name there the directory with the ca.pem of who "
+            "signed the engine's certificate"
+        )
+    return ""
 
 
 def _checked(source: str, name: str, value: Any) -> object:

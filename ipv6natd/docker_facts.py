@@ -25,14 +25,12 @@ from ipv6natd.model import (
     Network,
     PortBinding,
     Protocol,
+    is_plain_interface,
 )
 
 _BRIDGE = "com.docker.network.bridge."
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-# Stricter than the kernel's own rule for interface names: no quote, backslash, blank or leading
-# dash can reach rule text, and no trailing "+", which iptables takes as "any that begins so".
-_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 # 20.10 before .6 did not list the IPv6 side of a wildcard binding at all.
 _LISTS_IPV6 = (20, 10, 6)
@@ -67,7 +65,7 @@ def network(raw: object) -> Network | None:
     name = _text(facts.get("Name")) or network_id[:12]
     bridge = _str(options.get(f"{_BRIDGE}name")) or f"br-{network_id[:12]}"
     problem = ""
-    if not _INTERFACE.fullmatch(bridge):
+    if not is_plain_interface(bridge):
         problem = (
             f"its bridge name {shown(bridge)} cannot stand in a rule; "
             "create the network with a name of at most 15 letters, digits, '.', '_' or '-'"
@@ -310,7 +308,7 @@ def _only_ipv6(
 def _trusted(options: dict[str, Any], warnings: list[str]) -> Iterator[str]:
     key = f"{_BRIDGE}trusted_host_interfaces"
     for name in filter(None, _str(options.get(key)).split(":")):
-        if _INTERFACE.fullmatch(name):
+        if is_plain_interface(name):
             yield name
         else:
             warnings.append(f"{key} names {shown(name)}, which is no interface name; left out")

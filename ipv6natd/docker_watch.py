@@ -23,7 +23,7 @@ import requests
 
 from ipv6natd import docker_facts
 from ipv6natd.background import in_thread, start_thread
-from ipv6natd.endpoint import advice, doubts, not_a_socket
+from ipv6natd.endpoint import CA, CERT, KEY, UNIX, advice, doubts, not_a_socket, unusable
 from ipv6natd.engine_flags import ip6tables
 from ipv6natd.engine_unit import asleep
 from ipv6natd.journal import Told, noted
@@ -167,7 +167,7 @@ class DockerWatch:
                 client.close()
                 raise
             log.info("connected to Docker %s", self.engine.version)
-            self._doubt(doubts(endpoint, verified=_verified(self._connection)))
+            self._doubt(doubts(endpoint, verified=client.verified))
             return client
 
     def _doubt(self, found: Iterable[str]) -> None:
@@ -376,12 +376,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _verified(connection: Connection) -> bool:
-    """Whether the engine has to show a certificate of an authority that we know."""
-    alone = connection.endpoint.startswith("https://") and not connection.cert_path
-    return connection.tls_verify or alone
-
-
 class _Client(docker.APIClient):  # type: ignore[misc]
     """The library's client, as it is told and in no other way."""
 
@@ -393,6 +387,17 @@ class _Client(docker.APIClient):  # type: ignore[misc]
     @trust_env.setter
     def trust_env(self, _value: bool) -> None:
         """The library sets it."""
+
+    @property
+    def verified(self) -> bool:
+        """True if the engine has to show a certificate of an authority that we know."""
+        return self.base_url.startswith("https://") and bool(self.verify)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Where an answer sends us: nowhere. It could be another host, and without TLS."""
+        if resp.is_redirect:
+            text = "it sends us elsewhere, where we do not go: name the engine itself in endpoint"
+            raise requests.TooManyRedirects(text)
 
 
 _ODD = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
@@ -457,16 +462,21 @@ def _listed(client: docker.APIClient, engine: Engine) -> tuple[list[Any], list[C
 
 
 def _tls(connection: Connection) -> docker.tls.TLSConfig | bool:
-    """TLS as the docker command does it: certificates of its directory, verified when asked for."""
-    if not connection.endpoint.startswith(("tcp://", "https://")):
+    """TLS as the docker command does it: certificates of its directory, verified when asked for.
+
+    Raises EngineGone where they cannot be used. They may be put there later.
+    """
+    plain = connection.endpoint.startswith("http://")
+    if plain and connection.tls_verify:
+        raise EngineGone("http:// is never encrypted, and tls_verify is true")
+    if plain or connection.endpoint.startswith(UNIX):
         return False
     if not (connection.tls_verify or connection.cert_path):
         return False
-    if not connection.cert_path:
-        # Not the folder that we happen to run in.
-        return docker.tls.TLSConfig(verify=connection.tls_verify)
+    if wrong := unusable(connection.cert_path, verify=connection.tls_verify):
+        raise EngineGone(wrong)
     folder = Path(connection.cert_path)
-    key, cert, ca = (folder / name for name in ("key.pem", "cert.pem", "ca.pem"))
+    key, cert, ca = (folder / name for name in (KEY, CERT, CA))
     return docker.tls.TLSConfig(
         client_cert=(str(cert), str(key)) if cert.exists() else None,
         ca_cert=str(ca) if ca.exists() else None,

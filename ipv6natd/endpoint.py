@@ -1,5 +1,5 @@
-"""What stands at an endpoint: whether it can be an engine, who else may write to it, and what helps
-when it does not answer.
+"""What stands at an endpoint: whether it can be an engine, who else may write to it, whether the
+certificates for it can be used, and what helps when it does not answer.
 
 Whoever answers there decides what this host forwards; an engine's own socket is as good as root.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 UNIX = "unix://"
+CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
+"""Names of certificates and key in `cert_path`, as the docker command has them."""
 _NETWORK = ("tcp://", "http://", "https://")
 _START = "start the engine there, or name another with endpoint: systemctl start docker"
 _KINDS = {
@@ -54,7 +58,7 @@ _TLS = (
     ),
     (
         "HTTP request to an HTTPS server|RemoteDisconnected|reset by peer",
-        "it answers no plain HTTP: if it wants TLS, set tls_verify = true and cert_path",
+        "it answers no plain HTTP: if it wants TLS, {verify}",
     ),
 )
 """What Python, OpenSSL or the engine say -> what that means and what helps. In this order."""
@@ -83,7 +87,56 @@ def advice(endpoint: str, cert_path: str, said: str) -> str:
     folder = cert_path or "a folder, and name that with cert_path"
     for pattern, text in _TLS:
         if re.search(pattern, said):
-            return text.format(authority=authority, folder=folder)
+            return text.format(authority=authority, folder=folder, verify=_verify(endpoint))
+    return ""
+
+
+def _verify(endpoint: str) -> str:
+    """What to write so that the engine has to show a certificate."""
+    plain = endpoint.startswith("http://")
+    scheme = "write tcp:// in endpoint, and " if plain else ""
+    return f"{scheme}set tls_verify = true and cert_path"
+
+
+def unusable(cert_path: str, *, verify: bool) -> str:
+    """What is wrong with the certificates in a directory, as a sentence; "" where nothing is.
+
+    Those of a client may be missing, both of them, and ca.pem where nothing is verified: in its
+    place the library would take the public authorities.
+    """
+    if not cert_path:
+        # Not the directory that we happen to run in.
+        return f"there is no cert_path: name there the directory with {CA}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    folder = Path(cert_path)
+    if verify:
+        remedy = f"put the certificate of the authority that signed the engine's there as {CA}"
+        try:
+            context.load_verify_locations(folder / CA)
+        except FileNotFoundError:
+            return f"there is no {CA} in {folder}: {remedy}"
+        except ssl.SSLError:
+            return f"there is no certificate in {folder / CA}: {remedy}"
+        except OSError as error:
+            return f"{folder / CA} cannot be read: {error.strerror}"
+    return _no_client(context, folder / CERT, folder / KEY)
+
+
+def _no_client(context: ssl.SSLContext, cert: Path, key: Path) -> str:
+    remedy = f"put both of a client into {cert.parent}, or none"
+    there = [path.name for path in (cert, key) if path.exists()]
+    if not there:
+        return ""
+    if len(there) == 1:
+        missing = KEY if CERT in there else CERT
+        return f"there is no {missing} beside {there[0]} in {cert.parent}: {remedy}"
+    try:
+        # With a password that is none: OpenSSL would ask a terminal for one.
+        context.load_cert_chain(cert, key, password="")
+    except ssl.SSLError:
+        return f"{cert} and {key} are no certificate and its key without a password: {remedy}"
+    except OSError as error:
+        return f"{cert} or {key} cannot be read: {error.strerror}"
     return ""
 
 
@@ -107,7 +160,7 @@ def doubts(endpoint: str, *, verified: bool) -> Iterator[str]:
         if not verified:
             yield (
                 f"{endpoint} is not checked, so that anybody on the way there can pose as the "
-                "engine: set tls_verify = true and cert_path"
+                f"engine: {_verify(endpoint)}"
             )
         return
     path = Path(endpoint.removeprefix(UNIX))
@@ -121,14 +174,16 @@ def doubts(endpoint: str, *, verified: bool) -> Iterator[str]:
 
 def _socket(path: Path) -> Iterator[str]:
     status = path.stat()
+    # A link to it may lead into the folder of a user, who names what is there.
+    quoted = shlex.quote(str(path))
     if status.st_mode & stat.S_IWOTH:
         yield (
-            f"everybody on this host may write to {path}, and so become root: chmod o-rwx {path}"
+            f"everybody on this host may write to {path}, and so become root: chmod o-rwx {quoted}"
         )
     if status.st_uid not in (0, os.geteuid()):
         yield (
             f"{path} belongs to user {status.st_uid}, who so decides what this host forwards; if "
-            f"that is not meant: chown root {path}"
+            f"that is not meant: chown root {quoted}"
         )
 
 

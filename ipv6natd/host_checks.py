@@ -6,12 +6,13 @@ Pure: host_facts reads, the loop shows. Every text is a sentence that ends with 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipv6natd.model import ManagedBy, Network
+from ipv6natd.model import ManagedBy, Network, is_plain_interface
 from ipv6natd.nft_rules import BaseChain, Flow, blocks, filters_sources
 from ipv6natd.rules import DOCKER_USER, PREFIX
 
@@ -214,15 +215,24 @@ def _route_will_go(facts: HostFacts) -> Iterator[Finding]:
     for each in facts.learned:
         # With forwarding on, the kernel heeds advertisements only where it is 2.
         if each.forwarding and each.accept_ra == 1:
-            key = f"net.ipv6.conf.{each.interface.replace('.', '/')}.accept_ra=2"
             yield Finding(
                 about=About.ACCEPT_RA,
                 text=f"the default route of {each.interface} comes from router advertisements, "
                 "which are not heeded while forwarding is on, so it goes when its lifetime ends; "
-                # A file of the package's own name would take the place of that, and of forwarding.
-                f"put {key} into /etc/sysctl.d/60-ipv6natd-accept-ra.conf, and now: "
-                f"sysctl -w {key}",
+                f"{_heed(each.interface)}",
             )
+
+
+def _heed(interface: str) -> str:
+    """What makes an interface listen to router advertisements in spite of forwarding."""
+    if is_plain_interface(interface):
+        key = f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra=2"
+        # A file of the package's own name would take the place of that, and of forwarding.
+        place = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
+        return f"put {key} into {place}, and now: sysctl -w {key}"
+    # sysctl.d would take it for a pattern, and a shell for a command.
+    path = shlex.quote(f"/proc/sys/net/ipv6/conf/{interface}/accept_ra")
+    return f"rename it, or at every boot: echo 2 > {path}"
 
 
 def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
@@ -241,7 +251,8 @@ def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding
         )
         if rules:
             # Each is put first, so the one that is to be hit most comes last.
-            commands = " && ".join(f"nft insert rule {chain.place} {each}" for each in rules)
+            place = shlex.join((chain.family, chain.table, chain.name))
+            commands = " && ".join(f"nft insert rule {place} {each}" for each in rules)
             yield Finding(
                 about=About.FIREWALL,
                 text=f"nft chain {chain.name} of table {chain.family} {chain.table} drops what is "

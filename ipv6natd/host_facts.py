@@ -21,7 +21,7 @@ from ipv6natd import host_rules
 from ipv6natd.firewall import Backend
 from ipv6natd.host_checks import Found, HostFacts, Learned, found, unfiltered
 from ipv6natd.host_rules import Tool, said
-from ipv6natd.model import Network, Route
+from ipv6natd.model import Network, Route, is_interface
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _ENOUGH = 8
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
 _HERE = Path("/proc/thread-self")
-_DEVICE = re.compile(r"(?!\.\.?$)[^\s/:\0]{1,15}")
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
 _RIVAL = "docker-ipv6nat"
 _LINK_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The words are those of linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
@@ -165,7 +165,7 @@ def _devices(routes: object) -> Iterator[str]:
             for each in routes:
                 yield from _devices(each)
         case dict():
-            if isinstance(device := routes.get("dev"), str) and _DEVICE.fullmatch(device):
+            if isinstance(device := routes.get("dev"), str) and is_interface(device):
                 yield device
             yield from _devices(routes.get("nexthops"))
 
@@ -201,7 +201,8 @@ def docker_ipv6nat() -> str:
         if _word(process / "comm") == _RIVAL and _link(process / "ns/net") == here:
             for line in _text(process / "cgroup").splitlines():
                 name = line.rpartition("/")[2].removeprefix("docker-").removesuffix(".scope")
-                if len(name) == 64:
+                # Anybody may name his processes so, and a group of them as he likes.
+                if _CONTAINER.fullmatch(name):
                     return f"docker rm -f {name[:12]}"
             return f"kill {process.name}"
     return ""

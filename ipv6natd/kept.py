@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ipv6natd import files
 from ipv6natd.plan import full_text
 from ipv6natd.rule_text import table_rules
 from ipv6natd.rules import Ruleset, TableRules
@@ -31,7 +32,7 @@ class Kept:
     def read(self) -> TableRules | None:
         """What was kept, None where nothing is, or nothing that we wrote."""
         try:
-            rules = table_rules(self.path.read_text(encoding="utf-8"))
+            rules = table_rules(files.read(self.path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -44,15 +45,9 @@ class Kept:
         if not rules.chains:
             self.remove()
             return
-        new = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            private = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(private, "w", encoding="utf-8") as file:
-                file.write(full_text(Ruleset(filter=rules)))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
+            files.replace(self.path, full_text(Ruleset(filter=rules)), mode=0o600, sync=True)
         except OSError as error:
             log.warning("cannot keep the rules in %s: %s", self.path, error.strerror)
 

@@ -5,6 +5,7 @@ Pure values. Docker's field names stay in docker_facts, netfilter's rules in rul
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping as Map
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,29 @@ ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
 LINK_LOCAL = IPv6Network("fe80::/10")
 GWBRIDGE = "docker_gwbridge"
+
+_NAME_BYTES = 15
+_NAME = re.compile(r"(?!\.\.?$)[^\s/:\0]+")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
+
+
+def is_interface(name: str) -> bool:
+    """True for a name that the kernel gives an interface: one part of a path, and no way out of it.
+
+    It may still be `*` or `$(reboot)`; see is_plain_interface.
+    """
+    # A byte that is no text counts as one, as in the kernel.
+    size = len(name.encode(errors="replace"))
+    return size <= _NAME_BYTES and _NAME.fullmatch(name) is not None
+
+
+def is_plain_interface(name: str) -> bool:
+    """True for a name that can also stand in a rule, a file of sysctl.d and a command.
+
+    No quote, backslash, blank or leading dash, no pattern, and no trailing "+", which iptables
+    takes as "any that begins so".
+    """
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 class Protocol(StrEnum):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
 
-from ipv6natd.model import Protocol
+from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.rules import (
     COMMENT,
     DOCKER_USER,
@@ -30,7 +30,6 @@ from ipv6natd.rules import (
 )
 
 _CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
-_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}\+?", re.ASCII)
 _STATES = frozenset({"RELATED", "ESTABLISHED", "DNAT", "INVALID"})
 _KEPT_FIRST = frozenset({"FORWARD", "INPUT"})
 """Base chains of the filter table; our jumps stand at the head of them."""
@@ -88,12 +87,6 @@ def _jump(text: str) -> Rule:
     return found
 
 
-def _checked(pattern: re.Pattern[str], value: str) -> str:
-    if not pattern.fullmatch(value):
-        raise ValueError(f"not a name of ours: {value[:40]!a}")
-    return value
-
-
 def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]) -> None:
     value = next(tokens, "")
     match option, inverted:
@@ -102,11 +95,9 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "-d", _:
             fields["not_destination" if inverted else "destination"] = IPv6Network(value)
         case "-i", _:
-            fields["not_in_interface" if inverted else "in_interface"] = _checked(_INTERFACE, value)
+            fields["not_in_interface" if inverted else "in_interface"] = _interface(value)
         case "-o", _:
-            fields["not_out_interface" if inverted else "out_interface"] = _checked(
-                _INTERFACE, value
-            )
+            fields["not_out_interface" if inverted else "out_interface"] = _interface(value)
         case "-p", False if value == "ipv6-icmp":
             fields["icmp"] = True
         case "-p", False:
@@ -131,6 +122,12 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
             fields["target"] = _target(value, tokens)
         case _:
             raise ValueError(f"not an option of ours: {option[:40]}")
+
+
+def _interface(value: str) -> str:
+    if not is_plain_interface(value.removesuffix("+")):
+        raise ValueError(f"not an interface of ours: {value[:40]!a}")
+    return value
 
 
 def _states(text: str) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ipv6natd import files
 from ipv6natd.background import in_thread
 from ipv6natd.metrics import UP, Sample, metrics, text
 from ipv6natd.status import Status, mapping_row, network_row, plain, properties
@@ -71,17 +71,10 @@ class Textfile:
     def _write_alone(self, worded: Callable[[Status], str], status: Status) -> None:
         if self.path:
             path = Path(self.path)
-            # The collector reads every *.prom of the folder.
-            new = path.with_suffix(".new")
             try:
-                # The folder may be another user's: what stands there in our way, a link to a file
-                # of root's for one, is taken away and not written through.
-                new.unlink(missing_ok=True)
-                made = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-                with os.fdopen(made, "w", encoding="utf-8") as file:
-                    os.fchmod(made, 0o644)  # the collector is another user
-                    file.write(worded(status))
-                new.replace(path)
+                # Written as ipv6natd.new: the collector reads every *.prom of the folder. And it is
+                # another user.
+                files.replace(path, worded(status), mode=0o644)
                 self._said = ""
             except OSError as error:
                 self._failed(path, error.strerror or str(error))

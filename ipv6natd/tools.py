@@ -17,8 +17,9 @@ from pathlib import Path
 
 from ipv6natd.background import in_thread
 
-DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")
-"""Where tools are looked for. Not $PATH: root runs what is found."""
+DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
+"""Where tools are looked for. Not $PATH: root runs what is found. Nor /usr/local, in which a group
+may write on some hosts."""
 CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 """The environment of each, but for what its caller adds."""
 BURIED = 2.0

@@ -12,6 +12,13 @@ written=/etc/sysctl.d/60-ipv6natd-accept-ra.conf
 keep_default_routes() {
     ip -6 -o route show default proto ra | grep -o ' dev [^ ]*' | sort -u |
         while read -r _ interface; do
+            # sysctl.d takes some names for patterns, and echo a backslash for more than it is.
+            case $interface in
+                [!A-Za-z0-9_]* | *[!A-Za-z0-9_.@-]*)
+                    printf 'ipv6natd: %s cannot be kept: its name is no plain word\n' "$interface"
+                    continue
+                    ;;
+            esac
             key=net/ipv6/conf/$interface/accept_ra
             [ "$(cat "/proc/sys/$key")" = 1 ] || continue
             if [ ! -e "$written" ]; then

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from ipv6natd.files import opened
 from ipv6natd.firewall import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.plan import ObservedJump
@@ -49,7 +50,7 @@ def locked(timeout: float) -> Iterator[None]:
     """
     path = os.environ.get(LOCK_VARIABLE) or LOCK_FILE
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = opened(path, os.O_RDONLY | os.O_CREAT)
     except OSError as error:
         raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
     try:

@@ -71,7 +71,11 @@ def test_the_lines_that_remove_it_elsewhere_leave_nothing(clone: Clone) -> None:
     assert inline(README, "**Remove**", "systemctl disable").split("; ") == BY_HAND.splitlines()
     clone.as_root(BY_HAND)
     assert clone.rules() == clone.rules_before
+    # A list that somebody else made, where earlier versions of the page made theirs.
+    clone.sh("touch /etc/kept")
+    clone.as_user("mkdir -p /tmp/listed/etc && touch /tmp/listed/etc/kept")
     clone.as_root(MADE)
+    clone.sh("rm /etc/kept && rm -r /tmp/listed")
     # The page names what was written besides, which is nobody's but the administrator's to delete.
     assert ours(clone) <= {"/var/lib/ipv6natd"}
 

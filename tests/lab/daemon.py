@@ -89,10 +89,9 @@ class Daemon:
     def start(self, *args: str, wait: str | None = "synced") -> None:
         """Start it, and wait for READY and for a state (None: for nothing)."""
         self.notices.clear()
-        flags = ("-endpoint", self.endpoint, "-config", str(self.config))
         with self._log.open("ab") as log:
             self.process = spawn(
-                [*self._here, *self.command, *flags, *self.args, *args],
+                [*self._here, *self.command, *self.flags, *self.args, *args],
                 log=log,
                 env=self._env() | {"NOTIFY_SOCKET": str(self.dir / "notify")},
             )
@@ -104,6 +103,11 @@ class Daemon:
     def command(self) -> list[str]:
         """What is run."""
         return [str(BIN / "ipv6natd")]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What it is told, before `args`."""
+        return ("-endpoint", self.endpoint, "-config", str(self.config))
 
     def stop(self) -> int:
         """SIGTERM, as systemd stops it; the exit code."""

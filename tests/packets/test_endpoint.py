@@ -88,6 +88,74 @@ def _says(daemon: Daemon, sentence: str) -> bool:
     return daemon.status.startswith("waiting-for-docker") and sentence in daemon.status
 
 
+def test_certificates_that_are_missing_are_named_until_they_are_there_and_the_rules_stay(
+    lab: tuple[Sandbox, Engine, Path],
+) -> None:
+    sandbox, engine, certificates = lab
+    with serve(engine.run("x2", "X", publish=["8081:80"]).ns, "x2", tcp=[80]):
+        settings = ("tls_verify = true", f'cert_path = "{certificates}"')
+        away = certificates.with_name("away")
+        with Daemon(sandbox, ENDPOINT, settings=settings) as daemon:
+            opened(sandbox.client, 8081)
+            rules = sandbox.rules()
+            try:
+                for name, said in (
+                    ("ca.pem", f"there is no ca.pem in {certificates}"),
+                    ("key.pem", "there is no key.pem beside cert.pem"),
+                ):
+                    (certificates / name).rename(away)
+                    assert daemon.stop() == 0
+                    daemon.start(wait="waiting-for-docker")
+                    daemon.wait_for(partial(_says, daemon, said), said)
+                    assert sandbox.rules() == rules
+                    opened(sandbox.client, 8081)
+                    away.rename(certificates / name)
+                    daemon.wait_state("synced", timeout=30)
+            finally:
+                if away.exists():
+                    away.rename(certificates / "ca.pem")
+            assert "Traceback" not in daemon.log
+        engine.rm("x2")
+
+
+def test_http_that_is_to_be_verified_ends_with_78_and_a_reload_changes_nothing(
+    lab: tuple[Sandbox, Engine, Path],
+) -> None:
+    sandbox, engine, certificates = lab
+    plain = 'endpoint = "http://127.0.0.1:2375"'
+    right = (f'endpoint = "unix://{engine.socket}"', f'cert_path = "{certificates}"')
+    with serve(engine.run("x3", "X", publish=["8082:80"]).ns, "x3", tcp=[80]):
+        daemon = Followed(sandbox, "", settings=right, start=False)
+        daemon.env["DOCKER_TLS_VERIFY"] = "1"
+        with daemon:
+            # Of a socket nothing is verified, as with the docker command.
+            daemon.start()
+            opened(sandbox.client, 8082)
+            rules = sandbox.rules()
+            daemon.configure(plain, *right[1:])
+            daemon.reload()
+            assert "reload refused: " in daemon.status
+            assert "http:// is never encrypted" in daemon.status
+            assert sandbox.rules() == rules
+            engine.run("x4", "X", publish=["8083:80"])
+            daemon.wait_for(lambda: "[::]:8083/tcp -> x4" in daemon.log, "the socket is followed")
+            assert daemon.stop() == 0
+            daemon.start(wait=None)
+            assert daemon.process is not None
+            assert daemon.process.wait(30) == 78
+            assert "write endpoint = 'tcp://127.0.0.1:2375'" in daemon.log
+            assert "8083" in sandbox.rules()
+    engine.rm("x3", "x4")
+
+
+class Followed(Daemon):
+    """With its endpoint in the configuration file, where a reload finds another."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return ("-config", str(self.config))
+
+
 def test_what_stands_in_the_place_of_the_socket_is_named_until_the_engine_is_there(
     tools: None,  # noqa: ARG001
 ) -> None:

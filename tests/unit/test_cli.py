@@ -166,6 +166,10 @@ def test_a_wrong_flag_ends_with_2_and_says_how(
         (["-resync-interval", "x"], "command line: resync_interval = 'x': must be a number"),
         (["-endpoint", "nonsense"], "command line: endpoint = 'nonsense': must be unix:"),
         (["-nat-prefixes", "fd00::/8,x"], "command line: nat_prefixes = ['fd00::/8', 'x']"),
+        (
+            ["-endpoint", "http://h:1", "-tls-verify"],
+            "command line: tls_verify = true and endpoint = 'http://h:1': http:// is never",
+        ),
         (["-config", "/nonexistent/x.toml"], "/nonexistent/x.toml: there is no such file"),
     ],
 )

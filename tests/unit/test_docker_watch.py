@@ -13,7 +13,6 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
-import docker.tls
 import pytest
 
 from ipv6natd import docker_watch
@@ -824,38 +823,3 @@ def test_what_was_inspected_while_a_list_ran_is_newer(engine: FakeEngine) -> Non
         assert watched.address("web") == IPv6Address("fd00:a::9")
 
     run(engine, scenario)
-
-
-# TLS.
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "cert_path", "verify", "tls"),
-    [
-        ("unix:///run/docker.sock", "/certs", True, False),
-        ("http://h:1", "/certs", True, False),
-        ("tcp://h:2375", "", False, False),
-        ("tcp://h:2376", "/certs", False, True),
-        ("tcp://h:2376", "", True, True),
-        ("https://h:2376", "/certs", True, True),
-    ],
-)
-def test_tls_is_for_tcp_with_certificates_or_verification(
-    endpoint: str, cert_path: str, verify: bool, tls: bool
-) -> None:
-    connection = Connection(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
-    found = docker_watch._tls(connection)
-    assert isinstance(found, docker.tls.TLSConfig) is tls
-    assert getattr(found, "verify", verify) is verify
-
-
-@pytest.mark.parametrize("there", [(), ("ca",), ("key", "cert"), ("key", "cert", "ca")])
-def test_certificates_that_are_there_are_used(tmp_path: Path, there: tuple[str, ...]) -> None:
-    for name in there:
-        (tmp_path / f"{name}.pem").touch()
-    connection = Connection(endpoint="tcp://h:1", cert_path=str(tmp_path), tls_verify=True)
-    found = docker_watch._tls(connection)
-    assert isinstance(found, docker.tls.TLSConfig)
-    mine = (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    assert found.cert == (mine if "cert" in there else None)
-    assert found.ca_cert == (str(tmp_path / "ca.pem") if "ca" in there else None)

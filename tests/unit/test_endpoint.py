@@ -6,13 +6,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ipv6natd import docker_watch
 from ipv6natd.config import ConfigError, Layer, settings
-from ipv6natd.docker_watch import Connection
+from ipv6natd.docker_watch import Connection, EngineGone
 from ipv6natd.endpoint import advice, doubts, not_a_socket
 
 TCP = "tcp://engine:2376"
@@ -152,8 +151,9 @@ def test_certificates_come_from_the_folder_that_was_named_and_no_other(
     monkeypatch.chdir(tmp_path)
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).touch()
-    made: Any = docker_watch._tls(Connection(endpoint=TCP, tls_verify=True))
-    assert (made.verify, made.ca_cert, made.cert) == (True, None, None)
+    with pytest.raises(EngineGone, match="there is no cert_path"):
+        docker_watch._tls(Connection(endpoint=TCP, tls_verify=True))
+    assert docker_watch._tls(Connection(endpoint=TCP)) is False
 
 
 def test_a_password_in_an_endpoint_is_refused_and_not_said() -> None:

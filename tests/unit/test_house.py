@@ -59,6 +59,7 @@ engine_flags  ->
 engine_rules  -> model save_text
 engine_unit   -> tools
 explain       -> counters model networks port_outcomes rules status
+files         ->
 filters       -> model status
 firewall      -> plan rules
 firewall.choose  -> firewall firewall.legacy firewall.restore
@@ -69,7 +70,7 @@ firewall.late    -> firewall plan rules
 firewall.legacy  -> firewall firewall.restore firewall.xtables plan rules
 firewall.restore -> counters firewall plan rules save_text tools
 firewall.steps   -> firewall plan rules
-firewall.xtables -> firewall firewall.restore plan rules
+firewall.xtables -> files firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model networks plan rules ruleset
 flush         -> firewall firewall.choose firewall.restore kept kernel
@@ -78,7 +79,7 @@ host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
 json_rows     ->
-kept          -> plan rule_text rules
+kept          -> files plan rule_text rules
 kernel        -> contest desired firewall flows journal model plan rules ruleset
 leftovers     -> model rules save_text
 log_control   -> bus logs status
@@ -103,7 +104,7 @@ split         -> model rules
 snapshot      -> firewall.engine host_facts model networks
 status        -> leftovers model
 tables        ->
-textfile      -> background metrics status
+textfile      -> background files metrics status
 tools         -> background
 ula           ->
 """

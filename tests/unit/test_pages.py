@@ -22,6 +22,27 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
 
 
+COMMANDS_OF_PAGES = [
+    *PAGES,
+    *(
+        each
+        for name in ("examples", "man", "packaging", "systemd")
+        for each in (ROOT / name).rglob("*")
+    ),
+]
+
+
+def test_no_command_goes_by_a_path_that_everybody_may_make() -> None:
+    """Root would write where a link there leads, or delete what a list there names."""
+    fixed = re.compile(r"(?<![\w/])/(?:var/)?tmp/\w")
+    found = {
+        path.name: [line for line in path.read_text().splitlines() if fixed.search(line)]
+        for path in COMMANDS_OF_PAGES
+        if path.is_file()
+    }
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 def test_the_picture_is_up_to_date() -> None:
     text = packet_svg()
     if os.environ.get("UPDATE_DOCS"):

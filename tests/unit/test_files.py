@@ -1,0 +1,149 @@
+"""Files in folders that may belong to another user: what root reads and writes there by hand."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import files
+from ipv6natd.firewall import FirewallError
+from ipv6natd.firewall.restore import LOCK_VARIABLE
+from ipv6natd.firewall.xtables import locked
+from ipv6natd.kept import Kept
+from ipv6natd.model import Desired
+from ipv6natd.plan import full_text
+from ipv6natd.rules import Ruleset
+from ipv6natd.ruleset import ruleset
+from tests.unit.test_house import modules
+
+RULES = ruleset(Desired()).filter
+KEPT = full_text(Ruleset(filter=RULES))
+
+
+@pytest.fixture
+def shadow(tmp_path: Path) -> Iterator[Path]:
+    """A file of root's outside of the folder; nothing may come of it, and it stays as it is."""
+    path = tmp_path / "shadow"
+    path.write_text(KEPT)
+    path.chmod(0o640)
+    yield path
+    assert path.read_text() == KEPT
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """In a folder of its own."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return Kept({"STATE_DIRECTORY": str(folder)})
+
+
+def test_the_kept_table_is_not_written_through_a_link(kept: Kept, shadow: Path) -> None:
+    kept.path.symlink_to(shadow)
+    kept.path.with_suffix(".new").symlink_to(shadow)
+    kept.write(RULES)
+    assert not kept.path.is_symlink()
+    assert kept.path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(kept.path.parent) == [kept.path.name]  # noqa: PTH208
+
+
+def test_the_kept_table_is_not_written_into_a_file_that_another_has_open(
+    kept: Kept, shadow: Path
+) -> None:
+    """A second name of a file, or one that a user made and can still read, would be truncated."""
+    kept.path.with_suffix(".new").hardlink_to(shadow)
+    kept.write(RULES)
+    assert kept.path.stat().st_ino != shadow.stat().st_ino
+
+
+def test_the_kept_table_is_not_read_through_a_link(kept: Kept, shadow: Path) -> None:
+    kept.path.symlink_to(shadow)
+    assert kept.read() is None
+
+
+def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(kept: Kept) -> None:
+    """A pipe would hold up root for ever, and some devices have no end."""
+    os.mkfifo(kept.path)
+    assert kept.read() is None
+    kept.path.unlink()
+    kept.path.symlink_to("/dev/zero")
+    assert kept.read() is None
+
+
+def test_removing_the_kept_table_removes_the_link(kept: Kept, shadow: Path) -> None:
+    kept.path.symlink_to(shadow)
+    kept.remove()
+    assert not kept.path.is_symlink()
+
+
+def test_a_file_is_replaced_as_a_whole_with_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.prom"
+    before = os.umask(0o077)
+    try:
+        files.replace(path, "one\n", mode=0o644)
+        files.replace(path, "two\n", mode=0o644)
+    finally:
+        os.umask(before)
+    assert path.read_text() == files.read(path) == "two\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(tmp_path) == ["a.prom"]  # noqa: PTH208
+
+
+def test_a_folder_that_is_exchanged_meanwhile_is_not_gone_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner's parent may move it away and put a link in its place between two steps."""
+    folder, other = tmp_path / "folder", tmp_path / "etc"
+    folder.mkdir()
+    other.mkdir()
+    opened = files.opened
+
+    def exchanged(name: str, flags: int, mode: int = 0o600, folder_: int | None = None) -> int:
+        if not (tmp_path / "moved").exists():
+            folder.rename(tmp_path / "moved")
+            folder.symlink_to(other)
+        return opened(name, flags, mode, folder_)
+
+    monkeypatch.setattr(files, "opened", exchanged)
+    files.replace(folder / "x", "x", mode=0o600)
+    assert os.listdir(other) == []  # noqa: PTH208
+    assert (tmp_path / "moved/x").read_text() == "x"
+
+
+def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, lock = tmp_path / "made", tmp_path / "xtables.lock"
+    lock.symlink_to(target)
+    monkeypatch.setenv(LOCK_VARIABLE, str(lock))
+    with pytest.raises(FirewallError, match="cannot be opened"), locked(0):
+        pass
+    assert not target.exists()
+
+
+HOMES = {"files", "ctl"}
+"""Who opens files otherwise than by reading a path; ctl closes its output by /dev/null."""
+WRITES = {"write_text", "write_bytes", "open", "touch", "symlink_to", "mkstemp", "rename"}
+
+
+def writes(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=attr)) if attr in WRITES:
+                yield ast.unparse(node)
+            case ast.Call(func=ast.Name(id="open")):
+                yield ast.unparse(node)
+
+
+def test_files_are_written_in_one_way() -> None:
+    found = {
+        name: list(writes(ast.parse(path.read_text())))
+        for name, path in modules().items()
+        if name not in HOMES
+    }
+    assert {name: calls for name, calls in found.items() if calls} == {}
