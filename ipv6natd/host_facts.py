@@ -21,7 +21,7 @@ from ipv6natd import host_rules
 from ipv6natd.firewall import Backend
 from ipv6natd.host_checks import Found, HostFacts, Learned, found, unfiltered
 from ipv6natd.host_rules import Tool, said
-from ipv6natd.model import Network, Route, is_interface
+from ipv6natd.model import Network, Route, is_interface, is_plain_interface
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,15 @@ def addresses() -> frozenset[IPv6Address]:
 
 def routes() -> Iterator[Route]:
     """The host's routes, in whatever table, without those of single links, of its own addresses,
-    and of what the kernel has from others: see advertised()."""
+    of what the kernel has from others (see advertised), and of interfaces whose names no rule can
+    hold."""
     for line in _text(_HERE / "net/ipv6_route").splitlines():
         prefix, length, *_, flags, interface = line.split()
         if prefix.startswith(_LINK_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
             continue
-        net = IPv6Network((int(prefix, 16), int(length, 16)))
-        yield Route(prefix=net, interface=interface)
+        if is_plain_interface(interface):
+            net = IPv6Network((int(prefix, 16), int(length, 16)))
+            yield Route(prefix=net, interface=interface)
 
 
 def advertised() -> frozenset[Route]:
