@@ -19,7 +19,7 @@ from tests.lab.namespace import Namespace
 from tests.lab.probe import ETH_P_IPV6, Packet, dissected
 from tests.lab.sandbox import HOST_LINK_LOCAL, ROGUE, Sandbox
 from tests.lab.serve import Arrival
-from tests.soak.forgery import PORTS, TOKEN, Forged, Known, Place, answers, drawn
+from tests.soak.forgery import PORTS, TOKEN, Aim, Forged, Known, Place, answers, drawn
 from tests.soak.model import Net
 
 AT_ONCE = 5
@@ -68,18 +68,26 @@ class Attacker:
             with contextlib.suppress(OSError):
                 self._raw.sendto(packet, (self._link, ETH_P_IPV6, 0, 0, to))
 
-    def came(self) -> list[Packet]:
+    def came(self) -> list[str]:
         """What came to this link since the last call and only an attacker's packet can be."""
         found = []
         with contextlib.suppress(OSError):  # nothing more, or a link that has just gone
             while True:
                 data, where = self._seen.recvfrom(2048)
-                found.append(dissected(data, outgoing=where[2] == socket.PACKET_OUTGOING))
-        return [packet for packet in found if not packet.outgoing and attackers(packet)]
+                packet = dissected(data, outgoing=where[2] == socket.PACKET_OUTGOING)
+                if not packet.outgoing and attackers(packet):
+                    found.append(self._told(packet, data))
+        return found
 
     def close(self) -> None:
         self._raw.close()
         self._seen.close()
+
+    def _told(self, packet: Packet, data: bytes) -> str:
+        _, token, text = data.partition(TOKEN)
+        what = (token + text).decode().strip() or f"forged {packet.protocol} to {self.place.name}:"
+        come = f"[{packet.source}]:{packet.source_port} > [{packet.destination}]:{packet.port}"
+        return f"came: {what} {come}"
 
 
 def attackers(packet: Packet) -> bool:
@@ -164,22 +172,17 @@ class Attackers:
         self._rogue.close()
 
     def _look(self, attacker: Attacker) -> None:
-        self._came += [
-            f"came: forged {packet.protocol} to {attacker.place.name}:"
-            f" [{packet.source}]:{packet.source_port} > [{packet.destination}]:{packet.port}"
-            for packet in attacker.came()
-        ]
+        self._came += attacker.came()
 
     def _forge(self, attacker: Attacker, there: list[Attacker], known: Known) -> None:
-        # What the rogue sends to a container is no packet to itself.
         machines = {SEGMENT.address: self._rogue}
         if attacker.place.container:
             machines |= {each.place.address: each for each in there}
         forged = drawn(self._draw, attacker.place, known, list(machines))
         attacker.send(forged.packets())
         self._count(forged)
-        machine = machines.get(forged.destination)
-        if machine is not None:
+        if forged.aim is Aim.BACK:
+            machine = machines[forged.destination]
             self._due.append((machine, answers(forged, machine.place, known)))
 
     def _count(self, forged: Forged) -> None:

@@ -14,12 +14,16 @@ from ipaddress import IPv6Address, IPv6Network
 from random import Random
 
 from tests.lab.forge import datagram, kinds
+from tests.lab.sandbox import CLIENT
 from tests.soak.model import Ask, Other, Want, World
 
 PORTS = range(6600, 6664)
 """Ports of attackers alone: they send from these, and ask for packets to these."""
 UNPUBLISHED = {"tcp": 81, "udp": 54}
 """Where every container listens, and none publishes."""
+ELSEWHERE = 22
+"""The port of packets that come from no container. An answer to a container asks the host's own
+address at its unpublished port: what comes from there is an answer to that for conntrack."""
 TOKEN = b"forged "
 """How each datagram of an attacker begins; a server remembers what it was sent."""
 DATAGRAMS = ("udp", "behind destination options", "fragments")
@@ -46,6 +50,7 @@ class Pose(StrEnum):
     NOBODY = "nobody of a container network"
     GATEWAY = "a gateway"
     HOST = "the host"
+    OUTSIDER = "a host outside"
     ITSELF = "itself"
 
 
@@ -172,17 +177,21 @@ def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Addr
     match aim:
         case Aim.BACK:
             kind = rng.choice((*DATAGRAMS, "tcp", "echo", "gre", "unknown protocol"))
-            ports = UNPUBLISHED["tcp" if kind == "tcp" else "udp"], port
-            to = rng.choice(list(machines))
+            ports, to = (ELSEWHERE, port), rng.choice(list(machines))
+            if place.container and to not in place.link:
+                sources[Pose.OUTSIDER] = [CLIENT]
         case Aim.PORT:
             ports, to = (port, rng.choice(known.ports)), rng.choice(hosts)
         case Aim.CONTAINER:
             ports, to = (port, UNPUBLISHED["udp"]), rng.choice(known.containers)
         case Aim.GROUP:
-            # To a group even one's own address is not right: the proxy would hide who asks.
-            sources[Pose.ITSELF] = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
             ports, to = (port, rng.choice(known.ports)), rng.choice((*GROUPS, place.link[0]))
+            # To a group even one's own address is not right: the proxy would hide who asks.
+            own = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
+            sources |= {Pose.ITSELF: own} if to in GROUPS else {}
     pose = rng.choice(list(sources))
+    if aim is Aim.BACK and pose is Pose.CONTAINER:
+        ports = UNPUBLISHED["tcp" if kind == "tcp" else "udp"], port
     return Forged(
         attacker=place.name,
         pose=pose,

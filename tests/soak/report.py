@@ -73,11 +73,11 @@ Meanwhile connections, open flows and probes of closed ports go on.
 
 Two attackers forge packets as well, ten each tenth of a second: the rogue on the host's segment,
 and a container. Their sources are containers of other networks, addresses that nobody has there,
-gateways, and the addresses of the host. They send UDP, fragments of it and UDP behind an extension
-header to published ports, to containers' own addresses, and to multicast and anycast groups of
-the host. No container may receive one. They send these, TCP, ICMPv6, GRE and an unknown protocol
-to themselves, too. None may come back, and none of their answers may reach a container. While
-somebody has taken our rules away they rest.
+gateways, and the addresses of the host; the container also sends as a host outside. They send UDP,
+fragments of it and UDP behind an extension header to published ports, to containers' own addresses,
+and to multicast and anycast groups of the host. No container may receive one. They send these, TCP,
+ICMPv6, GRE and an unknown protocol to themselves, too. None may come back, and none of their
+answers may reach a container. While somebody has taken our rules away they rest.
 
 While somebody has taken our rules away nothing is said of new connections; closed ports are probed
 then only where the policy of FORWARD is DROP, and flows may end where both tables, or all of
