@@ -91,7 +91,10 @@ class Attacker:
 
 
 def attackers(packet: Packet) -> bool:
-    """Whether nobody but an attacker sends such a packet."""
+    """Whether nobody but an attacker sends such a packet. One to a group never left its link: a
+    bridge whose ports are in hairpin mode gives it back."""
+    if packet.destination.is_multicast:
+        return False
     if packet.protocol == "icmp6":
         return packet.port == ECHO_REQUEST
     return packet.protocol in ODD or packet.port in PORTS or packet.source_port in PORTS

@@ -15,7 +15,7 @@ from random import Random
 
 from tests.lab.forge import datagram, kinds
 from tests.lab.sandbox import CLIENT
-from tests.soak.model import Ask, Other, Want, World
+from tests.soak.model import LISTENS, Ask, Other, Want, World
 
 PORTS = range(6600, 6664)
 """Ports of attackers alone: they send from these, and ask for packets to these."""
@@ -169,8 +169,15 @@ class Forged:
 
 def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Address]) -> Forged:
     """The next packet from there; `machines` are attackers' own, to which packets may come back."""
-    can = [aim for aim in OFTEN if known.ports or aim not in (Aim.PORT, Aim.GROUP)]
-    can = [aim for aim in can if known.containers or aim is not Aim.CONTAINER]
+    # By a bridge in hairpin mode a container hears what it sends to a group.
+    proxied = [port for port in known.ports if port not in LISTENS["udp"]]
+    to_what = {
+        Aim.PORT: known.ports,
+        Aim.CONTAINER: known.containers,
+        Aim.GROUP: proxied,
+        Aim.BACK: machines,
+    }
+    can = [aim for aim in OFTEN if to_what[aim]]
     (aim,) = rng.choices(can, [OFTEN[each] for each in can])
     sources, kind, port = place.sources(known), rng.choice(DATAGRAMS), rng.choice(PORTS)
     hosts = (*known.gateways, *known.outside, place.router)
@@ -185,7 +192,7 @@ def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Addr
         case Aim.CONTAINER:
             ports, to = (port, UNPUBLISHED["udp"]), rng.choice(known.containers)
         case Aim.GROUP:
-            ports, to = (port, rng.choice(known.ports)), rng.choice((*GROUPS, place.link[0]))
+            ports, to = (port, rng.choice(proxied)), rng.choice((*GROUPS, place.link[0]))
             # To a group even one's own address is not right: the proxy would hide who asks.
             own = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
             sources |= {Pose.ITSELF: own} if to in GROUPS else {}
