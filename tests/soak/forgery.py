@@ -17,13 +17,11 @@ from tests.lab.forge import datagram, kinds
 from tests.lab.sandbox import CLIENT
 from tests.soak.model import LISTENS, Ask, Other, Want, World
 
-PORTS = range(6600, 6664)
-"""Ports of attackers alone: they send from these, and ask for packets to these."""
+PORTS = range(6600, 6608)
+"""Ports of attackers: they send from these, and ask for packets to these. Few, so that what they
+send adds little to the table of conntrack, which ipv6natd reads."""
 UNPUBLISHED = {"tcp": 81, "udp": 54}
 """Where every container listens, and none publishes."""
-ELSEWHERE = 22
-"""The port of packets that come from no container. An answer to a container asks the host's own
-address at its unpublished port: what comes from there is an answer to that for conntrack."""
 TOKEN = b"forged "
 """How each datagram of an attacker begins; a server remembers what it was sent."""
 DATAGRAMS = ("udp", "behind destination options", "fragments")
@@ -71,6 +69,12 @@ class Known:
     """The host's addresses on the segment."""
     ports: tuple[int, ...]
     """The host's published UDP ports."""
+
+    @property
+    def grouped(self) -> list[int]:
+        """The ports that groups are sent to. By a bridge in hairpin mode a container hears what it
+        sends itself, so none is a port on which it listens."""
+        return [port for port in self.ports if port not in LISTENS["udp"]]
 
 
 def known(
@@ -169,45 +173,54 @@ class Forged:
 
 def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Address]) -> Forged:
     """The next packet from there; `machines` are attackers' own, to which packets may come back."""
-    # By a bridge in hairpin mode a container hears what it sends to a group.
-    proxied = [port for port in known.ports if port not in LISTENS["udp"]]
     to_what = {
+        Aim.BACK: machines,
         Aim.PORT: known.ports,
         Aim.CONTAINER: known.containers,
-        Aim.GROUP: proxied,
-        Aim.BACK: machines,
+        Aim.GROUP: known.grouped,
     }
     can = [aim for aim in OFTEN if to_what[aim]]
     (aim,) = rng.choices(can, [OFTEN[each] for each in can])
-    sources, kind, port = place.sources(known), rng.choice(DATAGRAMS), rng.choice(PORTS)
-    hosts = (*known.gateways, *known.outside, place.router)
-    match aim:
-        case Aim.BACK:
-            kind = rng.choice((*DATAGRAMS, "tcp", "echo", "gre", "unknown protocol"))
-            ports, to = (ELSEWHERE, port), rng.choice(list(machines))
-            if place.container and to not in place.link:
-                sources[Pose.OUTSIDER] = [CLIENT]
-        case Aim.PORT:
-            ports, to = (port, rng.choice(known.ports)), rng.choice(hosts)
-        case Aim.CONTAINER:
-            ports, to = (port, UNPUBLISHED["udp"]), rng.choice(known.containers)
-        case Aim.GROUP:
-            ports, to = (port, rng.choice(proxied)), rng.choice((*GROUPS, place.link[0]))
-            # To a group even one's own address is not right: the proxy would hide who asks.
-            own = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
-            sources |= {Pose.ITSELF: own} if to in GROUPS else {}
+    kind, destination, ports = _aimed(rng, aim, place, known, machines)
+    sources = place.sources(known)
+    if aim is Aim.GROUP:
+        # Even one's own address is not right: the proxy would hide who asks.
+        sources[Pose.ITSELF] = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
+    elif aim is Aim.BACK and place.container and destination not in place.link:
+        sources[Pose.OUTSIDER] = [CLIENT]
     pose = rng.choice(list(sources))
-    if aim is Aim.BACK and pose is Pose.CONTAINER:
-        ports = UNPUBLISHED["tcp" if kind == "tcp" else "udp"], port
     return Forged(
         attacker=place.name,
         pose=pose,
         aim=aim,
         kind=kind,
         source=rng.choice(sources[pose]),
-        destination=to,
+        destination=destination,
         ports=ports,
     )
+
+
+def _aimed(
+    rng: Random, aim: Aim, place: Place, known: Known, machines: Collection[IPv6Address]
+) -> tuple[str, IPv6Address, tuple[int, int]]:
+    """What kind of packet, to whom, from and to which port."""
+    kind, port = rng.choice(DATAGRAMS), rng.choice(PORTS)
+    match aim:
+        case Aim.BACK:
+            kind = rng.choice((*DATAGRAMS, "tcp", "echo", "gre", "unknown protocol"))
+            # As the host, too: an answer asks it at that port, and conntrack takes what comes from
+            # there for an answer to that.
+            ports = UNPUBLISHED["tcp" if kind == "tcp" else "udp"], port
+            return kind, rng.choice(list(machines)), ports
+        case Aim.PORT:
+            hosts = (*known.gateways, *known.outside, place.router)
+            return kind, rng.choice(hosts), (port, rng.choice(known.ports))
+        case Aim.CONTAINER:
+            return kind, rng.choice(known.containers), (port, UNPUBLISHED["udp"])
+        case Aim.GROUP:
+            # The last is the anycast address of all routers of the link.
+            groups = (*GROUPS, place.link[0])
+            return kind, rng.choice(groups), (port, rng.choice(known.grouped))
 
 
 def answers(forged: Forged, place: Place, known: Known) -> list[bytes]:
