@@ -75,10 +75,10 @@ def datagram(
 
 
 def kinds(
-    source: IPv6Address, destination: IPv6Address, ports: tuple[int, int]
+    source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> dict[str, list[bytes]]:
     """One first packet of each kind that conntrack may make an entry of; of fragments, both."""
-    udp = udp_body(source, destination, ports)
+    udp = udp_body(source, destination, ports, data)
     options = bytes([UDP, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
     head, tail = udp[:8], udp[8:]
     return {

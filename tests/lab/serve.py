@@ -24,6 +24,8 @@ class Arrival:
     peer: IPv4Address | IPv6Address
     peer_port: int
     port: int
+    data: bytes = b""
+    """What a datagram said."""
 
 
 @dataclass(slots=True)
@@ -124,9 +126,9 @@ def line(server: Server, selector: selectors.BaseSelector, sock: socket.socket) 
 
 def datagram(server: Server, sock: socket.socket) -> None:
     try:
-        _, cmsgs, _, peer = sock.recvmsg(65536, socket.CMSG_SPACE(PKTINFO.size))
+        data, cmsgs, _, peer = sock.recvmsg(65536, socket.CMSG_SPACE(PKTINFO.size))
         port = sock.getsockname()[1]
-        server.received.append(arrival("udp", peer, port))
+        server.received.append(arrival("udp", peer, port, data))
         info = next(data for _, kind, data in cmsgs if kind == socket.IPV6_PKTINFO)
         local = (str(IPv6Address(PKTINFO.unpack(info)[0])), port)
         reply = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)
@@ -136,8 +138,8 @@ def datagram(server: Server, sock: socket.socket) -> None:
         return
 
 
-def arrival(protocol: str, peer: tuple[str, int], port: int) -> Arrival:
-    return Arrival(protocol=protocol, peer=plain(peer[0]), peer_port=peer[1], port=port)
+def arrival(protocol: str, peer: tuple[str, int], port: int, data: bytes = b"") -> Arrival:
+    return Arrival(protocol=protocol, peer=plain(peer[0]), peer_port=peer[1], port=port, data=data)
 
 
 def answer(server: Server, peer: tuple[str, int], local: tuple[str, int]) -> bytes:

@@ -1,22 +1,21 @@
-"""Clients that never rest: steady connections, open flows, closed ports, and a forger.
+"""Clients that never rest: steady connections, open flows and closed ports, beside attackers.
 
 Before a step they are told what must hold throughout; after it they say what did not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv6Address
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from tests.lab.namespace import Namespace
-from tests.lab.probe import IPV6_TRANSPARENT
+from tests.soak.attackers import Attackers
+from tests.soak.forgery import known
 from tests.soak.ground import Ground
 from tests.soak.model import Ask, Other, Reached, Want, World
 from tests.soak.steps import RESIDENT, Step
@@ -24,14 +23,10 @@ from tests.soak.traffic import Flow, Target, Traffic
 from tests.soak.volley import Faithful
 
 PAUSE = 0.1
-"""Seconds between rounds of the faithful and the forger."""
-AT_ONCE = 10
-"""Datagrams that the forger sends in a round."""
+"""Seconds between rounds of the faithful and the attackers."""
 PATIENT = 5.0
 """Seconds for a new connection: a busy machine may lose a second, a lost one never comes."""
 FLOWS = 24
-FORGED = 0x66
-"""The last part of a forged source, in each network; no container has it."""
 
 Wants = Mapping[Ask, Want]
 
@@ -45,30 +40,6 @@ def aim(ask: Ask, want: Want) -> Target:
     return Target(ask.address, ask.port, ask.protocol, server=server, peer=peer)
 
 
-class Forgery(NamedTuple):
-    source: IPv6Address
-    address: IPv6Address
-    port: int
-
-
-def forgeries(world: World, wants: Wants) -> list[Forgery]:
-    """Datagrams from outside that look like a neighbour's: of the same network and of another."""
-    sources = [net.subnet[FORGED] for net in world.nets.values()]
-    asked = {(a.address, a.port) for a in wants if (a.origin, a.protocol) == ("rogue", "udp")}
-    return [
-        Forgery(source, address, port)
-        for number, (address, port) in enumerate(sorted(asked))
-        for source in {
-            *(s for s in sources if s in world_net(world, address)),
-            sources[number % len(sources)],
-        }
-    ]
-
-
-def world_net(world: World, address: IPv6Address) -> frozenset[IPv6Address]:
-    return frozenset(n.subnet[FORGED] for n in world.nets.values() if address in n.subnet)
-
-
 class Crowd:
     """All of them; `said` counts what came of it."""
 
@@ -76,8 +47,8 @@ class Crowd:
         self.ground = ground
         sandbox = ground.sandbox
         self.faithful = Faithful(sandbox.client)
+        self.attackers = Attackers(sandbox)
         self.clients = {n: Traffic(getattr(sandbox, n), patience=PATIENT) for n in CLIENTS}
-        self.forged = 0
         self.excused = 0
         """New connections that failed, while rules were away that somebody had taken, or to a
         container that its engine had started anew by itself."""
@@ -89,9 +60,6 @@ class Crowd:
         """Connections and probes of traffic that ended with the resident."""
         self._home: Namespace | None = None
         self._seen: dict[str, tuple[int, int]] = {}
-        self._forgeries: list[Forgery] = []
-        self._forger = sandbox.rogue
-        self._forging: dict[IPv6Address, socket.socket] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="crowd", daemon=True)
 
@@ -112,8 +80,7 @@ class Crowd:
         for each in self.clients.values():
             each.__exit__(kind, error, trace)
         self.faithful.close()
-        for sock in self._forging.values():
-            sock.close()
+        self.attackers.close()
 
     @property
     def attempted(self) -> int:
@@ -154,7 +121,8 @@ class Crowd:
             traffic.ask(*dict.fromkeys(steady))
             traffic.probe(*dict.fromkeys(closed))
             self._seen[origin] = (len(traffic.tally.failed), len(traffic.tally.answered_closed))
-        self._forgeries = [] if quiet else forgeries(world, old)
+        # An edit opens the way by the engine's proxy, too, which no policy of FORWARD closes.
+        self.attackers.aim(None if step.edits else known(world, step.after, step.touched, old))
 
     def after(self, step: Step, world: World, restarted: frozenset[str]) -> list[str]:
         """What was wrong since `before`; `restarted` are containers that the engine started anew
@@ -177,13 +145,14 @@ class Crowd:
         for (server, _), flow in list(self._flows.items()):
             if flow.cut is not None and flow.target.server not in restarted:
                 wrong.append(f"an open flow was cut: {server} {flow.target}: {flow.cut}")
-        forged = {net.subnet[FORGED] for net in (*world.nets.values(), *step.after.nets.values())}
+        wrong += self.attackers.back()
         for name in world.boxes:
             server_ = self.ground.server(name)
             if server_ is None:
                 continue
             came, server_.received[:] = list(server_.received), []
-            wrong += [f"a forged datagram arrived: {name} {a}" for a in came if a.peer in forged]
+            if name not in restarted:
+                wrong += self.attackers.through(name, came)
         return wrong
 
     def settled(self, world: World, wants: Wants) -> list[str]:
@@ -216,10 +185,14 @@ class Crowd:
             return
         self._leave()
         self._home = home
+        net, address = next(iter(world.boxes[RESIDENT].ends.items()))
+        if address is not None:
+            self.attackers.enter(home, world.nets[net], address)
         self.clients[RESIDENT] = Traffic(home, rate=10, patience=PATIENT).__enter__()
 
     def _leave(self) -> None:
-        """The resident's traffic ends, with its namespace or before."""
+        """The resident's traffic and attacks end, with its namespace or before."""
+        self.attackers.leave()
         old, self._home = self.clients.pop(RESIDENT, None), None
         if old is not None:
             old.__exit__(None, None, None)
@@ -229,21 +202,7 @@ class Crowd:
     def _run(self) -> None:
         while not self._done.wait(PAUSE):
             self.faithful.send()
-            forgeries = self._forgeries  # `before` may put others in their place
-            for _ in range(min(AT_ONCE, len(forgeries))):
-                each = forgeries[self.forged % len(forgeries)]
-                self.forged += 1
-                with contextlib.suppress(OSError):
-                    self._socket(each.source).sendto(b"?\n", (str(each.address), each.port))
-
-    def _socket(self, source: IPv6Address) -> socket.socket:
-        if source not in self._forging:
-            sock = self._forger.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            sock.setblocking(False)
-            sock.bind((str(source), 0))
-            self._forging[source] = sock
-        return self._forging[source]
+            self.attackers.round()
 
 
 CLIENTS = ("client", "rogue")

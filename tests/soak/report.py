@@ -6,12 +6,14 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.process import run
 from tests.soak import leaks
+from tests.soak.attackers import INSIDE, SEGMENT
+from tests.soak.forgery import Aim
 from tests.soak.soak import ENDING, Soaked
 from tests.soak.trial import Row
 
@@ -68,6 +70,14 @@ networks come and go, with all options; the engine and the bus are restarted; ru
 the daemon is stopped, killed and reloaded. After each step a model, which shares no code with
 ipv6natd, says who must reach whom and from which address, and packets are held against that.
 Meanwhile connections, open flows and probes of closed ports go on.
+
+Two attackers forge packets as well, ten each tenth of a second: the rogue on the host's segment,
+and a container. Their sources are containers of other networks, addresses that nobody has there,
+gateways, and the addresses of the host; the container also sends as a host outside. They send UDP,
+fragments of it and UDP behind an extension header to published ports, to containers' own addresses,
+and to multicast and anycast groups of the host. No container may receive one. They send these, TCP,
+ICMPv6, GRE and an unknown protocol to themselves, too. None may come back, and none of their
+answers may reach a container. While somebody has taken our rules away they rest.
 
 While somebody has taken our rules away nothing is said of new connections; closed ports are probed
 then only where the policy of FORWARD is DROP, and flows may end where both tables, or all of
@@ -215,7 +225,9 @@ def soaked(soak: Soaked) -> str:
         "containers that the engine started anew by itself": len(soak.restarted),
         "links of former containers that the engine left behind": soak.left_behind,
         "probes of closed ports meanwhile": f"{soak.probes:,}",
-        "forged datagrams": f"{soak.forged:,}",
+        "forged by the rogue, by the container": counts(soak.forged, SEGMENT.name, INSIDE),
+        f"of that to {', '.join(Aim)}": counts(soak.forged, *Aim),
+        "answers to whom they had posed as": f"{soak.answers:,}",
         "flows held open": f"{soak.flows:,}",
         "wrong": len(soak.wrong),
         "every packet right after a step, s: median, worst": f"{soak.median:.2f}, {soak.worst:.2f}",
@@ -225,3 +237,7 @@ def soaked(soak: Soaked) -> str:
     lines = [f"### {variant}, {proxy} the userland proxy\n", "| | |", "|---|--:|"]
     lines += [f"| {name} | {value} |" for name, value in cells.items()]
     return "\n".join([*lines, "", f"Steps: {kinds}.", ""])
+
+
+def counts(of: Mapping[str, int], *names: str) -> str:
+    return ", ".join(f"{of.get(name, 0):,}" for name in names)

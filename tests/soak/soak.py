@@ -70,8 +70,10 @@ class Soaked:
     """Those of them that failed while somebody had taken our rules away."""
     probes: int = 0
     """Of closed ports, meanwhile."""
-    forged: int = 0
-    """Datagrams from outside with a container network's source."""
+    forged: dict[str, int] = field(default_factory=dict)
+    """Packets of attackers, by attacker and by aim."""
+    answers: int = 0
+    """What attackers said to those as whom they had posed."""
     flows: int = 0
     """Flows that were held open."""
     settled: list[float] = field(default_factory=list)
@@ -206,6 +208,7 @@ class Soak:
 
     def over(self, baseline: list[str]) -> None:
         """Take everything away; what is left then is what was there before."""
+        self.crowd.attackers.aim(None)
         for box in self.world.boxes.values():
             self.ground.engine.docker("rm", "--force", box.name, check=False)
         for net in self.world.nets.values():
@@ -282,7 +285,8 @@ def soak(
         result.kinds = dict(sorted(kinds.items()))
         result.left_behind = there.left_behind
         result.connections, result.excused = crowd.attempted, crowd.excused
-        result.probes, result.forged, result.flows = crowd.probed, crowd.forged, crowd.held
+        result.probes, result.flows = crowd.probed, crowd.held
+        result.forged, result.answers = dict(crowd.attackers.forged), crowd.attackers.answered
     result.seconds = time.monotonic() - began
     return result
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.lab import need
 from tests.lab.sandbox import Variant
+from tests.soak.forgery import Aim
 from tests.soak.soak import soak
 
 SEED = 20261123
@@ -21,4 +22,5 @@ def test_after_each_random_step_everybody_reaches_whom_he_must(
     result = soak(variant, proxy=proxy, seed=SEED, seconds=300, steps=STEPS, verbose=True)
     assert result.wrong == []
     assert result.questions > 500
-    assert min(result.connections, result.probes, result.forged, result.flows) > 0
+    assert min(result.connections, result.probes, result.answers, result.flows) > 0
+    assert result.forged.keys() >= {"rogue", "a container", *Aim}

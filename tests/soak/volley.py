@@ -109,7 +109,7 @@ def made(ask: Ask, faithful: Faithful) -> socket.socket:
 
 
 def heard(sock: socket.socket, events: int) -> Told | None:
-    """The answer, or None once the question is out."""
+    """The answer, or None while there is none."""
     try:
         if events & selectors.EVENT_WRITE:
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -117,6 +117,9 @@ def heard(sock: socket.socket, events: int) -> Told | None:
             sock.send(b"?\n")
             return None
         return parsed(sock.recv(4096).partition(b"\n")[0])
+    except BlockingIOError:
+        # What woke us was an error, and the faithful, who send from a thread of their own, took it.
+        return None
     except OSError as error:
         return failure(error)
 
