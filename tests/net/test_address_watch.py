@@ -108,10 +108,10 @@ def test_routes_are_read_but_for_what_others_on_the_link_may_say(link: str) -> N
     ip("route add unreachable fd00:8::/64")
     ip(f"route add fd00:9::/64 dev {link} proto ra")
     ip(f"route add fd00:b::/64 dev {link} table 77")
-    for name in ("wg+", "*", "$(reboot)", '"'):  # no rule holds these names
+    for number, name in enumerate(("wg+", "*", "$(reboot)", '"')):  # no rule holds these names
         ip(f"link add {name} type veth")
         ip(f"link set {name} up")
-        ip(f"route add fd00:c::/64 dev {name}")
+        ip(f"route add fd00:c:{number}::/64 dev {name}")
 
     def found() -> dict[str, bool]:
         learned = host_facts.advertised()
