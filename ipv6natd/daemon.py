@@ -114,7 +114,9 @@ class Daemon:
     async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> Found:
         zones = await self._firewalld.zones()
         backend = Backend(self._reconciler.status.backend)
-        return await in_thread(partial(look, networks, backend, zones, engine_writes=engine_writes))
+        bridges = frozenset(each.bridge for each in self._watch.networks.values())
+        seen = partial(look, networks, backend, zones, bridges, engine_writes=engine_writes)
+        return await in_thread(seen)
 
     def _after_firewalld(self) -> None:
         self._reconciler.verify()

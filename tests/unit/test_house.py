@@ -27,7 +27,7 @@ ctnetlink     -> flows
 ctl           -> bus ctl.asking ctl.commands ctl.usage tables
 ctl.asking    -> bus tables
 ctl.checking  -> bus checks ctl.asking firewall firewall.restore firewalld host_checks host_facts
-                 model status tables tools
+                 leftovers model status tables tools
 ctl.commands  -> ctl.checking ctl.explaining ctl.lists ctl.measured ctl.prefix ctl.steering
                  ctl.usage ctl.watching
 ctl.explaining -> ctl.asking port_outcomes tables
@@ -73,7 +73,7 @@ firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model
 flush         -> firewall firewall.choose firewall.restore kept kernel
-host_checks   -> model nft_rules rules
+host_checks   -> leftovers model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
