@@ -26,6 +26,7 @@ from ipv6natd.firewall.engine import leftovers, remove
 from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewall.restore import connections
 from ipv6natd.firewalld import Firewalld
+from ipv6natd.forwarding import Forwarding
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, docker_ipv6nat, look
 from ipv6natd.journal import Told, noted
@@ -54,6 +55,7 @@ class Daemon:
         self._load = load
         self._notifier = Notifier()
         self._kept = Kept()
+        self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._explaining = asyncio.Lock()  # it reads whole tables: one at a time
@@ -68,6 +70,8 @@ class Daemon:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        # Before READY, for which the engine waits: it switches forwarding on as it starts.
+        await in_thread(self._forwarding.heed)
         firewall = await self._opened()
         self._firewalld = Firewalld(self._after_firewalld)
         self._watch = self._new_watch()
@@ -80,6 +84,7 @@ class Daemon:
             follow_flows=Conntrack(addresses).follow,
             look=self._look,
             keep=self._kept.write,
+            forward=self._forwarding.follow,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
@@ -113,6 +118,8 @@ class Daemon:
 
     async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> Found:
         zones = await self._firewalld.zones()
+        if self._reconciler.status.state is not State.STOPPED:
+            await in_thread(self._forwarding.heed)
         backend = Backend(self._reconciler.status.backend)
         bridges = frozenset(each.bridge for each in self._watch.networks.values())
         seen = partial(look, networks, backend, zones, bridges, engine_writes=engine_writes)
@@ -214,6 +221,7 @@ class Daemon:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
+        self._forwarding.adopt(settings.ip_forward)
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:

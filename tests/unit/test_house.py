@@ -39,8 +39,8 @@ ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> address_watch background bus config conntrack dbus_api docker_watch explain
                  firewall firewall.choose firewall.drift firewall.engine firewall.late
-                 firewall.restore firewalld host_checks host_facts journal kept leftovers logs model
-                 notify reconcile snapshot status textfile
+                 firewall.restore firewalld forwarding host_checks host_facts journal kept leftovers
+                 logs model notify reconcile snapshot status textfile
 dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
 dbus_limits   -> bus
 dbus_lists    -> bus dbus_values filters status
@@ -72,7 +72,8 @@ firewall.steps   -> firewall plan rules
 firewall.xtables -> firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model
-flush         -> firewall firewall.choose firewall.restore kept kernel
+flush         -> firewall firewall.choose firewall.restore forwarding kept kernel
+forwarding    -> firewall host_facts journal kept sysctls
 host_checks   -> leftovers model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
@@ -101,6 +102,7 @@ save_text     -> plan rules
 split         -> model rules
 snapshot      -> firewall.engine host_facts model
 status        -> leftovers model
+sysctls       ->
 tables        ->
 textfile      -> background metrics status
 tools         -> background
@@ -137,6 +139,7 @@ CORE = {
     "save_text",
     "split",
     "status",
+    "sysctls",
     "tables",
     "ula",
 }
