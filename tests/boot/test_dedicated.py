@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,3 +44,20 @@ def test_a_user_of_its_own_writes_rules_and_asks_polkit(host: Host) -> None:
     assert host.sandbox.host.sysctl(FORWARDING) == "0"
     host.run("ipv6natctl", "resync")
     host.await_served()
+
+
+def test_on_nf_tables_alone_it_needs_no_raw_sockets(host: Host) -> None:
+    host.follow("nft-only.conf")
+    try:
+        host.await_state('s "synced"')
+        status = host.run("cat", f"/proc/{host.show('MainPID')}/status")
+        assert (
+            re.findall(r"^Cap(?:Prm|Bnd):\s*(\w+)$", status, re.MULTILINE)
+            == [f"{1 << 12:016x}"] * 2
+        )
+        host.run("ip6tables", "-t", "nat", "-F")
+        host.await_served()
+        host.run("conntrack", "-F")
+        assert host.run("ipv6natctl", "explain", "8080")
+    finally:
+        host.without("/etc/systemd/system/ipv6natd.service.d")
