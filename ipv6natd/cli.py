@@ -29,7 +29,7 @@ ENVIRONMENT = frozenset(
     {
         *("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DBUS_SYSTEM_BUS_ADDRESS"),
         *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "STATE_DIRECTORY"),
-        *("XTABLES_LOCKFILE", "XTABLES_LIBDIR", "LANG", "LC_ALL", "TZ"),
+        *("RUNTIME_DIRECTORY", "XTABLES_LOCKFILE", "XTABLES_LIBDIR", "LANG", "LC_ALL", "TZ"),
     }
 )
 """What is gone by: of Docker, of systemd, of iptables, and how to word and date messages."""

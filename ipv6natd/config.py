@@ -38,6 +38,7 @@ class Settings:
     cleanup: bool = False
     debug: bool = False
     backend: str = "auto"
+    ip_forward: bool = True
     nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
     ipv4_any_means_ipv6: bool = False
     address_map: Mapping[IPv4Address, IPv6Address] = field(default_factory=dict)
@@ -177,6 +178,12 @@ KEYS = (
         _backend,
         " or ".join(BACKENDS),
         "Which variant of ip6tables to write; auto takes the one that the host's ip6tables is.",
+    ),
+    Key(
+        "ip_forward",
+        _bool,
+        _TRUE_OR_FALSE,
+        "Switch IPv6 forwarding on once the rules are in force; clean-up puts back what was found.",
     ),
     Key(
         "nat_prefixes",

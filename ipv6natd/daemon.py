@@ -27,6 +27,7 @@ from ipv6natd.firewall.late import LateFirewall
 from ipv6natd.firewall.restore import connections
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.flows import Exposure
+from ipv6natd.forwarding import Forwarding
 from ipv6natd.host_checks import Found
 from ipv6natd.host_facts import addresses, docker_ipv6nat, look
 from ipv6natd.journal import Told, noted
@@ -57,6 +58,7 @@ class Daemon:
         self._found = found
         self._notifier = Notifier()
         self._kept = Kept()
+        self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._explaining = asyncio.Lock()  # it reads whole tables: one at a time
@@ -72,6 +74,8 @@ class Daemon:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        # Before READY, for which the engine waits: it switches forwarding on as it starts.
+        await in_thread(self._forwarding.heed)
         firewall = await self._opened()
         self._firewalld = Firewalld(self._after_firewalld)
         self._watch = self._new_watch()
@@ -85,6 +89,7 @@ class Daemon:
             look=self._look,
             keep=self._kept.write,
             found=self._found,
+            forward=self._forwarding.follow,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
@@ -118,8 +123,12 @@ class Daemon:
 
     async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> Found:
         zones = await self._firewalld.zones()
+        if self._reconciler.status.state is not State.STOPPED:
+            await in_thread(self._forwarding.heed)
         backend = Backend(self._reconciler.status.backend)
-        return await in_thread(partial(look, networks, backend, zones, engine_writes=engine_writes))
+        bridges = frozenset(each.bridge for each in self._watch.networks.values())
+        seen = partial(look, networks, backend, zones, bridges, engine_writes=engine_writes)
+        return await in_thread(seen)
 
     def _rerouted(self) -> None:
         self._completion.routes_changed()
@@ -221,6 +230,7 @@ class Daemon:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
+        self._forwarding.adopt(settings.ip_forward)
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:

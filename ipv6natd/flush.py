@@ -1,4 +1,7 @@
-"""All our rules out of both variants, without engine and bus: `ipv6natd -flush` and clean-up."""
+"""All our rules out of both variants, and forwarding as it was found, without engine and bus.
+
+For `ipv6natd -flush`, and for clean-up where no daemon runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 from ipv6natd.firewall import Backend, Firewall, FirewallError
 from ipv6natd.firewall.choose import open_firewall
 from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.forwarding import Forwarding
 from ipv6natd.kept import Kept
 from ipv6natd.kernel import remove_all
 
@@ -25,6 +29,8 @@ def flush(setting: str) -> int:
         firewalls.append(RestoreFirewall(other))
     except FirewallError as error:
         log.debug("the other variant is not here: %s", error)
+    # First: without rules nothing guards what forwarding opens.
+    Forwarding().put_back()
     count = sum(remove_all(each) for each in firewalls)
     Kept().remove()
     return count

@@ -11,11 +11,17 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import permutations
 
+from ipv6natd.leftovers import NAMED_BY_DOCKER
 from ipv6natd.model import ManagedBy, Network, is_plain_interface
 from ipv6natd.nft_rules import BaseChain, Flow, blocks, filters_sources
 from ipv6natd.rules import DOCKER_USER, PREFIX
 
+_MANY = 8
+"""Interfaces of which each is looked at with each other."""
+_ALL = re.compile(r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)")
+"""A rule without a condition that ends everything."""
 FIREWALLD = "firewalld"
 """The table of firewalld, which is asked by its own tool and not by nft."""
 
@@ -41,6 +47,8 @@ class HostFacts:
     learned: tuple[Learned, ...] = ()
     routed: tuple[str, ...] = ()
     """Interfaces with a global IPv6 address, lo left out."""
+    up: tuple[str, ...] = ()
+    """Interfaces by which IPv6 packets come and go; lo and the ports of bridges left out."""
     backend: str = "nft"
     """The variant that we write."""
     forward_policy: str = "ACCEPT"
@@ -102,21 +110,34 @@ class Found:
     """The rule that stands before our jumps in FORWARD, as `ip6tables -S` words it."""
 
 
-def found(facts: HostFacts, networks: Iterable[Network], *, engine_writes: bool = False) -> Found:
-    """All of it. `engine_writes`: whether the engine may keep IPv6 rules itself.
+def found(
+    facts: HostFacts,
+    networks: Iterable[Network],
+    bridges: frozenset[str] = frozenset(),
+    *,
+    engine_writes: bool = False,
+) -> Found:
+    """All of it. `bridges`: those of all networks of the engine, also of the ones without IPv6.
 
-    Then its rules are no leftovers. Nor is it looked for an open router: such an engine guards the
-    host's interfaces itself, or is not known yet and neither are its interfaces.
+    `engine_writes`: whether the engine may keep IPv6 rules itself. Then its rules are no leftovers.
+    Nor is it looked for an open router: such an engine guards the host's interfaces itself, or is
+    not known yet and neither are its interfaces.
     """
     if engine_writes:
         facts = replace(facts, docker6=frozenset())
-    managed = tuple(each for each in networks if each.managed_by is ManagedBy.IPV6NATD)
+    known = tuple(networks)
+    managed = tuple(each for each in known if each.managed_by is ManagedBy.IPV6NATD)
+    bridges = bridges.union(each.bridge for each in known)
+    open_ = () if engine_writes else _open_between(facts, bridges)
     return Found(
         findings=(
             *findings(facts, managed),
-            *(() if engine_writes else _open_router(facts, managed)),
+            *([_open_router(open_)] if len(open_) > 1 else ()),
         ),
-        notes=tuple(_notes(facts)),
+        notes=(
+            *_notes(facts),
+            *([_open_router(open_).text] if len(open_) == 1 else ()),
+        ),
         first_in_forward=first_in_forward(facts.forward_rules),
     )
 
@@ -339,27 +360,37 @@ def _other_variant(facts: HostFacts) -> Iterator[Finding]:
         )
 
 
-def _open_router(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
-    ours = {each.bridge for each in networks}
-    others = [each for each in facts.routed if each not in ours]
-    foreign = [
-        rule
-        for rule in facts.forward_rules
-        if not re.search(rf"-j ({PREFIX}\S+|{DOCKER_USER})$", rule)
+def _open_between(facts: HostFacts, engine: frozenset[str]) -> tuple[str, ...]:
+    """The interfaces between which anybody's packets are forwarded; one, if out by the same."""
+    if not facts.ipv6 or facts.disabled or not facts.forwarding or _ends(facts):
+        return ()
+    others = [
+        each for each in facts.up if each not in engine and not NAMED_BY_DOCKER.fullmatch(each)
     ]
-    guarded = any(
-        each.hook == "forward" and (each.policy != "accept" or each.rules) for each in facts.chains
+    ways = list(permutations(others[:_MANY], 2)) or [(each, each) for each in others]
+    open_ = [way for way in ways if not _guarded(facts, *way)]
+    return tuple(dict.fromkeys(each for way in sorted(open_) for each in way))
+
+
+def _ends(facts: HostFacts) -> bool:
+    """Whether FORWARD of our variant ends what no rule accepts."""
+    return facts.forward_policy != "ACCEPT" or any(map(_ALL.fullmatch, facts.forward_rules))
+
+
+def _guarded(facts: HostFacts, incoming: str, outgoing: str) -> bool:
+    flow = Flow(bridge="", incoming=incoming, outgoing=outgoing)
+    return any(each.hook == "forward" and blocks(each, flow) for each in facts.chains)
+
+
+def _open_router(interfaces: tuple[str, ...]) -> Finding:
+    *most, last = interfaces
+    way = f"between {', '.join(most)} and {last}" if most else f"in and out by {last}"
+    return Finding(
+        about=About.FIREWALL,
+        text=f"this host routes IPv6 for everyone {way}: forwarding is on, and nothing in FORWARD "
+        "ends what is not for containers; accept there what else this host is to route, then, in "
+        "what keeps your firewall, or now: ip6tables -P FORWARD DROP",
     )
-    able = facts.ipv6 and not facts.disabled and facts.forwarding
-    if able and facts.forward_policy == "ACCEPT" and len(others) > 1:
-        if foreign or guarded:
-            return
-        yield Finding(
-            about=About.FIREWALL,
-            text=f"this host routes IPv6 for everyone between {' and '.join(others)}: forwarding "
-            "is on, and nobody has a rule against it; in what keeps your firewall, or now: "
-            "ip6tables -P FORWARD DROP",
-        )
 
 
 def _notes(facts: HostFacts) -> Iterator[str]:

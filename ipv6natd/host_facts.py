@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _NET = Path("/sys/class/net")
 _ENOUGH = 8
+_IFF_UP = 1
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
 _HERE = Path("/proc/thread-self")
@@ -98,24 +99,26 @@ def look(
     networks: tuple[Network, ...],
     backend: Backend,
     zones: Map[str, str] | None,
+    bridges: frozenset[str] = frozenset(),
     *,
     engine_writes: bool,
 ) -> Found:
     """Read the host, put right what is ours to put right, and say what is left: see found().
 
+    `bridges` are those of all networks of the engine.
     Blocks for some tens of milliseconds: not for the way of an event.
     """
     facts = read(networks, backend, zones)
-    bridges = unfiltered(facts, networks)
-    for bridge in bridges:
+    cut = unfiltered(facts, networks)
+    for bridge in cut:
         # This one bridge; the sysctl would send every bridge of the host through FORWARD.
         said(Tool.IP, "link", "set", bridge, "type", "bridge", "nf_call_ip6tables", "1")
-    if bridges:
+    if cut:
         facts = replace(facts, bridges_filtered=_bridges_filtered(networks))
         left = unfiltered(facts, networks)
-        for bridge in set(bridges) - set(left):
+        for bridge in set(cut) - set(left):
             log.info("bridge %s now passes ip6tables, so that its containers can be cut", bridge)
-    return found(facts, networks, engine_writes=engine_writes)
+    return found(facts, networks, bridges, engine_writes=engine_writes)
 
 
 def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None) -> HostFacts:
@@ -132,11 +135,17 @@ def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | N
         return facts
     return replace(
         host_rules.read(facts),
-        learned=tuple(_learned(conf)),
+        learned=learned(),
         routed=_routed(),
+        up=tuple(_up(conf)),
         docker_ipv6nat=docker_ipv6nat(),
         bridges_filtered=_bridges_filtered(networks),
     )
+
+
+def learned() -> tuple[Learned, ...]:
+    """Interfaces with a default route from router advertisements. Blocks."""
+    return tuple(_learned(_SYSCTL / "ipv6/conf"))
 
 
 def _learned(conf: Path) -> Iterator[Learned]:
@@ -176,6 +185,18 @@ def _routed() -> tuple[str, ...]:
     """Interfaces with a global address."""
     lines = _addresses()
     return tuple(sorted({line[5] for line in lines if line[3] == "00" and line[5] != "lo"}))
+
+
+def _up(conf: Path) -> Iterator[str]:
+    """Interfaces by which IPv6 packets come and go, whatever their addresses; lo left out."""
+    for path in sorted(_NET.glob("*")):
+        flags = _word(path / "flags")
+        # The packets of a port belong to its bridge or bond. lo forwards nothing.
+        port = (path / "brport").exists() or (path / "bonding_slave").exists()
+        if not flags.startswith("0x") or not int(flags, 16) & _IFF_UP or port:
+            continue
+        if path.name != "lo" and _word(conf / path.name / "disable_ipv6") == "0":
+            yield path.name
 
 
 def _addresses() -> list[list[str]]:

@@ -38,6 +38,7 @@ class Told(StrEnum):
     RELOAD_REFUSED = "280953c2519c41b38188b6a396ca1f3e"
     STOPPED = "0a9cd8caa49c48dd8bfbde13f5bc24e6"
     ENGINE_LOST = "055d8becb5de44eebcb53fceb4fd0437"
+    SYSCTL = "cf8f9929ad5840e2a49ae8181dadc327"
 
 
 def noted(told: Told, **fields: str) -> Extra:

@@ -20,7 +20,7 @@ from ipv6natd.desired import desired, together
 from ipv6natd.firewall import Firewall, FirewallError
 from ipv6natd.flows import Exposure, concerns, exposure
 from ipv6natd.journal import Told, noted
-from ipv6natd.model import Desired, Policy, Snapshot
+from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.plan import (
     Observed,
     changed_rules,
@@ -70,6 +70,8 @@ class Outcome:
     removed: int = 0
     followed: bool = True
     """Whether open flows go where the rules lead, as far as anybody knows."""
+    switched: bool = False
+    """Whether forwarding was off until now."""
 
 
 class Kernel:
@@ -83,8 +85,9 @@ class Kernel:
         follow_flows: FollowFlows,
         keep: Callable[[TableRules], None],
         found: Exposure,
+        forward: Callable[[bool], bool],
     ) -> None:
-        """See Reconciler for what the three functions are for; `found`: what may have passed before
+        """See Reconciler for what the four functions are for; `found`: what may have passed before
         rules of ours were written at all."""
         self.firewall = firewall
         self.applied: Applied | None = None
@@ -93,6 +96,7 @@ class Kernel:
         self._complete = complete
         self._follow_flows = follow_flows
         self._keep = keep
+        self._forward = forward
         self._wishes = DesiredMemory()
         self._rules = RulesMemory()
         self._followed: Desired | None = None
@@ -124,6 +128,7 @@ class Kernel:
     def remove(self) -> None:
         """Take all our rules out."""
         with self._alone():
+            self._forward(False)
             self.applied = self._followed = None
             remove_all(self.firewall)
             _log_rules(*changed_rules(self._last, EMPTY))
@@ -133,7 +138,10 @@ class Kernel:
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         """One pass: everything that computes or blocks."""
         with self._alone():
-            return self._sync(snapshot, policy, verify=verify)
+            outcome = self._sync(snapshot, policy, verify=verify)
+            if any(_forwards(each) for each in outcome.desired.networks):
+                outcome = replace(outcome, switched=self._forward(True))
+            return outcome
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
         want = desired(self._complete(snapshot, verify), policy, self._wishes)
@@ -279,6 +287,10 @@ class Kernel:
             return True
         self.doubtful, self._exposure = True, was_open
         return False
+
+
+def _forwards(network: Network) -> bool:
+    return network.managed_by is ManagedBy.IPV6NATD and not network.internal
 
 
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:

@@ -19,7 +19,7 @@ from ipv6natd.save_text import save_lines
 _CHAIN = re.compile(r"DOCKER(?!-USER$)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
 _FROM = frozenset({"FORWARD", "PREROUTING", "OUTPUT"})
-_NAMED_BY_DOCKER = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
+NAMED_BY_DOCKER = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"-[io] (\S+)")
 _TO_US = r"-j (?:MASQUERADE|SNAT --to-source \S+)"
 _PORT = r"-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) --dport \d+"
@@ -151,4 +151,4 @@ def _subnet(text: str) -> IPv6Network | None:
 
 
 def _is_docker(bridge: str, bridges: set[str]) -> bool:
-    return bridge in bridges or _NAMED_BY_DOCKER.fullmatch(bridge) is not None
+    return bridge in bridges or NAMED_BY_DOCKER.fullmatch(bridge) is not None

@@ -70,6 +70,7 @@ class Flow:
     """A packet that is forwarded: by which interfaces, and what conntrack says about it."""
 
     bridge: str
+    """Of the containers that it is for or from; "" for a packet that is nobody's here."""
     incoming: str
     outgoing: str
     state: str = "new"
@@ -157,7 +158,7 @@ def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[st
                     others = chain.others.get(rule.target, ())
                     known[rule.target] = _fate(chain, others, flow, known)
                 fate = known[rule.target]
-                if fate == "accept" or (fate and sure):
+                if (fate == "accept" and flow.bridge) or (fate and sure):
                     return fate
                 if rule.verdict == "goto" and sure:
                     return ""
@@ -166,7 +167,7 @@ def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[st
 
 def _means(rule: NftRule, flow: Flow) -> bool:
     """Whether whoever wrote it had containers in mind, if not all that they do."""
-    for each in rule.matches:
+    for each in rule.matches if flow.bridge else ():
         if each.asks is Asks.ADDRESS and not each.negated:
             return True
         if each.asks is Asks.STATUS and flow.dnat:

@@ -77,6 +77,7 @@ class Reconciler:
         look: Look = _nothing_found,
         keep: Callable[[TableRules], None] = lambda _: None,
         found: Exposure = Exposure.NONE,
+        forward: Callable[[bool], bool] = lambda _: False,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
@@ -90,6 +91,9 @@ class Reconciler:
         `look` says what is wrong with the host, given the networks and whether the engine may
         keep IPv6 rules itself; see `watch_host`.
         `keep` is called in the worker thread with each filter table that came into force.
+        `forward` is called there with True after each pass that left a network of ours to forward
+        for, and its filter table in force; it tells whether it switched something. With False it
+        is called before the rules are taken out, and may raise FirewallError.
         `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
         every `verify_interval` seconds the kernel is read and compared."""
         self.facts = facts
@@ -103,6 +107,7 @@ class Reconciler:
             follow_flows=follow_flows,
             keep=keep,
             found=found,
+            forward=forward,
         )
         self._publish = publish
         self._look = look
@@ -304,6 +309,8 @@ class Reconciler:
             _fail(removals, error)
             return
         if self._stopped:
+            # What keeps them from working is no fault until they are to work again.
+            self._networks = ()
             self._show(self._current())
             _fail(self._waiters, FirewallError("all rules were removed in between"))
             self._waiters = []
@@ -351,7 +358,7 @@ class Reconciler:
         if (want.networks, want.engine_writes) != (self._networks, self.engine_writes):
             self._networks, self.engine_writes = want.networks, want.engine_writes
             self._look_wanted.set()
-        if self._kernel.order.given_up and not self._found.first_in_forward:
+        if outcome.switched or (self._kernel.order.given_up and not self._found.first_in_forward):
             self._look_wanted.set()
         networks = self._warned(want.networks)
         old = self.status

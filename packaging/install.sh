@@ -28,7 +28,6 @@ put 755 systemd/apply.sh "$prefix/lib/ipv6natd/apply"
 put 644 systemd/ipv6natd.service "$prefix/lib/systemd/system/ipv6natd.service"
 put 644 systemd/preset.conf "$prefix/lib/systemd/system-preset/80-ipv6natd.preset"
 put 644 systemd/modules-load.conf "$prefix/lib/modules-load.d/ipv6natd.conf"
-put 644 systemd/sysctl.conf "$prefix/lib/sysctl.d/60-ipv6natd.conf"
 put 644 systemd/tmpfiles.conf "$prefix/lib/tmpfiles.d/ipv6natd.conf"
 put 644 systemd/ipv6natd.catalog "$prefix/lib/systemd/catalog/ipv6natd.catalog"
 put 644 dbus/org.ipv6natd1.conf "$policy/org.ipv6natd1.conf"
@@ -46,6 +45,9 @@ done
 
 sed -i "s|/usr/bin/ipv6natd|$prefix/bin/ipv6natd|" \
     "$destdir$prefix/lib/systemd/system/ipv6natd.service"
+
+# Earlier versions switched forwarding on by it, at every boot and before any rule.
+rm -f "$destdir$prefix/lib/sysctl.d/60-ipv6natd.conf"
 
 # A configuration that is there is the administrator's.
 config=$destdir/etc/ipv6natd/ipv6natd.toml

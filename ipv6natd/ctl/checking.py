@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -19,6 +18,7 @@ from ipv6natd.firewall.restore import detect, probe
 from ipv6natd.firewalld import Firewalld
 from ipv6natd.host_checks import explained, found
 from ipv6natd.host_facts import read
+from ipv6natd.leftovers import NAMED_BY_DOCKER
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.status import counted
 from ipv6natd.tables import Colour, printable, table
@@ -32,7 +32,6 @@ COLOURS = {
 }
 _NET = Path("/sys/class/net")
 _UFW = Path("/etc/ufw/ufw.conf")
-_BRIDGES = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
 
 
 async def check(daemon: Daemon, how: How) -> Answer:
@@ -117,7 +116,7 @@ def _network(row: Mapping[str, Any]) -> Network:
 def _bridges() -> Iterable[Network]:
     """Docker's bridges by their names, for when nobody tells its networks."""
     for path in sorted(_NET.glob("*")):
-        if _BRIDGES.fullmatch(path.name):
+        if NAMED_BY_DOCKER.fullmatch(path.name):
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 

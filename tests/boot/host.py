@@ -23,6 +23,7 @@ from tests.lab.serve import plain
 PORT = 8080
 WEB = IPv6Address("fd00:a::8080")
 QUIET = IPv6Address("fd00:a::80")
+FORWARDING = "net.ipv6.conf.all.forwarding"
 MANAGER = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
 
 
@@ -68,6 +69,8 @@ class Host(Booted):
 
     def install(self) -> None:
         """Install the package that lies in /lab as README says, and all that it pulls in."""
+        # The engine has switched forwarding on, with the first network that has IPv6.
+        self.sandbox.host.sysctl(FORWARDING, 0)
         apt = "DEBIAN_FRONTEND=noninteractive apt -y install /lab/ipv6natd_*.deb 2>&1"
         self.install_log = self.sh(f"{apt} && systemctl enable --now ipv6natd", timeout=180)
 

@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 from tests import lab
-from tests.boot.host import MANAGER, PORT, WEB, Host
+from tests.boot.host import FORWARDING, MANAGER, PORT, WEB, Host
 from tests.lab.namespace import Namespace
 from tests.lab.sandbox import CLIENT
 
@@ -18,35 +18,46 @@ def test_the_installation_leaves_a_service_that_runs_and_comes_back(host: Host) 
     assert host.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
 
 
-def test_the_installation_switches_forwarding_on(host: Host) -> None:
-    assert host.sandbox.host.sysctl("net.ipv6.conf.all.forwarding") == "1"
+def test_the_service_switches_forwarding_on_in_its_sandbox_and_says_so(host: Host) -> None:
+    host.await_state('s "synced"')
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    assert f"{FORWARDING} was 0 and is 1 now: " in host.journal()
+    found = host.run("find", "/usr/lib/sysctl.d", "/etc/sysctl.d", "-name", "*ipv6natd*")
+    assert found == ""
 
 
 def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> None:
     ns = host.sandbox.host
+    host.run("ipv6natctl", "cleanup")
+    assert ns.sysctl(FORWARDING) == "0"
     advertised(ns, "uplink", "router")
     # Whoever keeps a link from listening does so on purpose, wherever its route is from.
     ns.sysctl("net/ipv6/conf/router/accept_ra", 0)
     ns.ip("-6 route add default dev router metric 2048 proto ra")
-    apply = "/usr/lib/ipv6natd/apply 2>/dev/null"
-    said = host.sh(apply)
-    # Whoever installs it again, is not told again.
-    assert host.sh(apply) == ""
-    kept = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
-    assert re.fullmatch(rf"ipv6natd: the default route of uplink .* kept in {kept}\n", said)
-    assert re.findall("^net.*", host.run("cat", kept), re.MULTILINE) == [
-        "net/ipv6/conf/uplink/accept_ra = 2"
-    ]
-    assert ns.sysctl("net.ipv6.conf.all.forwarding") == "1"
+    host.run("ipv6natctl", "resync")
+    assert ns.sysctl(FORWARDING) == "1"
     assert "dev uplink proto ra" in ns.ip("-6 route show default")
     assert ns.sysctl("net/ipv6/conf/uplink/accept_ra") == "2"
     assert ns.sysctl("net/ipv6/conf/router/accept_ra") == "0"
+    said = re.findall(
+        r"^net\.ipv6\.conf\.(\S+ was \d and is \d) now: ", host.journal(), re.MULTILINE
+    )
+    assert said[-2:] == ["uplink.accept_ra was 1 and is 2", "all.forwarding was 0 and is 1"]
+    # Forwarding first, and the route stays on the way back, too.
+    host.run("ipv6natctl", "cleanup")
+    said = re.findall(
+        r"^net\.ipv6\.conf\.(\S+ was \d and is \d) again", host.journal(), re.MULTILINE
+    )
+    assert said[-2:] == ["all.forwarding was 1 and is 0", "uplink.accept_ra was 2 and is 1"]
+    assert "dev uplink proto ra" in ns.ip("-6 route show default")
     ns.ip("link delete uplink")
+    host.run("ipv6natctl", "resync")
+    host.await_state('s "synced"')
 
 
 def advertised(ns: Namespace, link: str, router: str) -> None:
     """A link that has its default route from a router, on a host that does not forward yet."""
-    ns.sysctl("net.ipv6.conf.all.forwarding", 0)
+    assert ns.sysctl(FORWARDING) == "0"
     ns.ip(f"link add {link} type veth peer name {router}")
     for each in (link, router):
         ns.sysctl(f"net/ipv6/conf/{each}/accept_dad", 0)

@@ -64,7 +64,7 @@ def test_who_writes_the_engines_rules_is_left_open_where_nobody_tells() -> None:
         ),
         (replace(WELL, docker_ipv6nat="kill 7"), "docker-ipv6nat", "kill 7"),
         (replace(WELL, leftovers=True), "ip6tables", "ipv6natd -flush"),
-        (replace(WELL, routed=("eth0", "wg0")), "firewall", "ip6tables -P FORWARD DROP"),
+        (replace(WELL, up=("eth0", "wg0")), "firewall", "ip6tables -P FORWARD DROP"),
         (
             replace(WELL, zones={}),
             "firewalld",

@@ -45,6 +45,7 @@ TABLE: dict[str, tuple[object, list[tuple[Any, object]], list[Any]]] = {
         [("nft", "nft"), ("legacy", "legacy")],
         ["nftables", "", "NFT", 5, ["nft"], {}],
     ),
+    "ip_forward": (True, [(False, False)], ["no", 0]),
     "nat_prefixes": (
         (IPv6Network("fc00::/7"),),
         [

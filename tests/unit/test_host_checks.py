@@ -51,12 +51,14 @@ IIF, OIF = {"meta": {"key": "iifname"}}, {"meta": {"key": "oifname"}}
 DNATED = [match(STATUS, "dnat", "in"), ACCEPT]
 OPEN_CONNECTIONS = [match(STATE, ["established", "related"], "in"), ACCEPT]
 OUT = [match(IIF, "br-*"), ACCEPT]
+SOURCE = {"payload": {"protocol": "ip6", "field": "saddr"}}
+JUMPS = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -m comment --comment x -j IPV6NAT-FORWARD")
 SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
 
 
 def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() -> None:
-    """They are among the routed ones, and a first start would warn of what is not so."""
-    facts = replace(WELL, routed=("br-x", "eth0"))
+    """They are among those that are up, and a first start would warn of what is not so."""
+    facts = replace(WELL, up=("br-x", "eth0"))
     assert found(facts, [], engine_writes=True).findings == ()
     assert found(facts, [X]).findings == ()
     assert len(found(facts, []).findings) == 1
@@ -103,7 +105,7 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
             "systemctl restart ipv6natd",
         ),
         (
-            replace(WELL, routed=("br-x", "eth0", "wg0")),
+            replace(WELL, up=("br-x", "eth0", "wg0")),
             "for everyone between eth0 and wg0",
             "ip6tables -P FORWARD DROP",
         ),
@@ -130,10 +132,11 @@ def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
         replace(WELL, learned=(replace(ADVERTISED, accept_ra=0),)),
         replace(WELL, docker4=frozenset({"nft"})),
         replace(WELL, docker4=frozenset({"nft", "legacy"})),
-        replace(WELL, routed=("eth0", "wg0"), forward_policy="DROP"),
-        replace(WELL, routed=("eth0", "wg0"), forwarding=True, forward_rules=("-A FORWARD -j F",)),
+        replace(WELL, up=("br-x", "eth0")),
+        replace(WELL, up=("eth0", "wg0"), forward_policy="DROP"),
+        replace(WELL, up=("eth0", "wg0"), forward_rules=("-A FORWARD -j DROP",)),
         replace(WELL, zones={"br-x": "trusted"}),
-        replace(chain(DNATED, OPEN_CONNECTIONS, OUT), routed=("eth0", "wg0")),
+        replace(chain(DNATED, OPEN_CONNECTIONS, OUT), up=("eth0", "wg0")),
     ],
 )
 def test_nothing_is_said_about_a_host_that_is_well(facts: HostFacts) -> None:
@@ -141,9 +144,79 @@ def test_nothing_is_said_about_a_host_that_is_well(facts: HostFacts) -> None:
 
 
 def test_our_jumps_and_an_empty_chain_guard_nobody() -> None:
-    rules = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -m comment --comment x -j IPV6NAT-FORWARD")
-    facts = replace(chain(policy="accept"), routed=("eth0", "wg0"), forward_rules=rules)
+    facts = replace(chain(policy="accept"), up=("eth0", "wg0"), forward_rules=JUMPS)
     assert len(found(facts, [X]).findings) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "open_"),
+    [
+        (("-A FORWARD -j DROP",), False),
+        (("-A FORWARD -i wg0 -j ACCEPT", "-A FORWARD -j REJECT --reject-with x"), False),
+        (('-A FORWARD -m comment --comment "no more" -j DROP',), False),
+        (("-A FORWARD -i wlan0 -j DROP",), True),
+        (("-A FORWARD -s 2001:db8::/64 -j REJECT",), True),
+        (("-A FORWARD -j theirs",), True),
+        (("-A FORWARD -j LOG",), True),
+    ],
+)
+def test_a_rule_in_forward_guards_if_it_ends_everything(
+    rules: tuple[str, ...], open_: bool
+) -> None:
+    facts = replace(WELL, up=("eth0", "wg0"), forward_rules=(*JUMPS, *rules))
+    assert bool(found(facts, [X]).findings) is open_
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "open_"),
+    [
+        ([], "drop", False),
+        ([[DROP]], "accept", False),
+        ([[match(SOURCE, "2001:db8::1"), ACCEPT]], "drop", False),
+        ([[match(IIF, "wg0"), match(SOURCE, "2001:db8::1"), DROP]], "accept", True),
+        ([[match(IIF, "wlan0"), DROP]], "accept", True),
+        ([OPEN_CONNECTIONS], "accept", True),
+        # One way of two is open.
+        ([[match(IIF, "wg0"), ACCEPT]], "drop", True),
+    ],
+)
+def test_a_chain_of_nft_guards_if_it_ends_the_packets_of_a_stranger(
+    rules: list[list[dict[str, Any]]], policy: str, open_: bool
+) -> None:
+    facts = replace(chain(*rules, policy=policy), up=("eth0", "wg0"), routed=())
+    assert bool(found(facts, [X]).findings) is open_
+
+
+def test_a_jump_that_may_not_be_taken_leaves_the_policy_to_guard() -> None:
+    place = {"family": "inet", "table": "mine"}
+    jump = [match(SOURCE, "2001:db8::1"), {"jump": {"target": "more"}}]
+    listed: list[dict[str, Any]] = [
+        {"chain": place | {"name": "forward", "hook": "forward", "policy": "drop"}},
+        {"rule": place | {"chain": "forward", "expr": jump}},
+        {"rule": place | {"chain": "more", "expr": [ACCEPT]}},
+    ]
+    facts = replace(WELL, chains=base_chains(listed), up=("eth0", "wg0"), routed=())
+    assert found(facts, [X]).findings == ()
+
+
+def test_an_open_router_with_one_interface_is_a_note() -> None:
+    """It is so on each host whose engine sets no policy for IPv6, and leads to its own segment."""
+    facts = replace(WELL, up=("br-x", "docker0", "br-0123456789ab", "eth0"))
+    result = found(facts, [X])
+    assert result.findings == ()
+    (note,) = result.notes
+    assert note.startswith("this host routes IPv6 for everyone in and out by eth0: ")
+    assert note.endswith(": ip6tables -P FORWARD DROP")
+    assert found(replace(facts, forward_policy="DROP"), [X]).notes == ()
+    named = replace(facts, up=(*facts.up, "ipv4only"))
+    assert found(named, [X], frozenset({"ipv4only"})) == result
+    assert len(found(named, [X]).findings) == 1
+
+
+def test_of_many_interfaces_some_are_named() -> None:
+    facts = replace(WELL, up=tuple(f"vlan{each}" for each in range(300)))
+    (finding,) = found(facts, [X]).findings
+    assert len(finding.text) < 500
 
 
 def test_without_a_network_that_forwards_forwarding_is_nobodys_business() -> None:

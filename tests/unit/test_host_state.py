@@ -165,6 +165,38 @@ def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
     run(Host(), scenario)
 
 
+def test_the_host_is_looked_at_once_forwarding_was_switched_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconcile, "LOOK_EVERY", 1000)
+
+    async def scenario(host: Host) -> None:
+        await host.is_(State.DEGRADED, OFF.text)
+
+        def switched(_on: bool) -> bool:
+            host.found = Found()
+            return True
+
+        monkeypatch.setattr(host.loop._kernel, "_forward", switched)
+        host.loop.trigger()
+        await host.is_(State.SYNCED, "")
+
+    run(Host(found=Found(findings=(OFF,))), scenario)
+
+
+def test_after_a_clean_up_no_network_is_looked_at_until_there_are_rules_again() -> None:
+    async def scenario(host: Host) -> None:
+        await until(lambda: (X,) in host.looks)
+        await host.loop.cleanup()
+        host.looks.clear()
+        await until(lambda: len(host.looks) > 1)
+        assert set(host.looks) == {()}
+        await host.loop.resync()
+        await until(lambda: (X,) in host.looks)
+
+    run(Host(), scenario)
+
+
 def test_a_look_that_fails_takes_nothing_down() -> None:
     class Blind(Host):
         async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> Found:

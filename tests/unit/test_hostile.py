@@ -176,6 +176,7 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
     facts = HostFacts(
         learned=(Learned(interface=text, accept_ra=1, forwarding=True),),
         routed=(text, "eth0"),
+        up=(text, "eth0"),
         forward_rules=(f"-A FORWARD {text}",),
         chains=(BaseChain(family="inet", table=text, name=text, hook="forward", policy="drop"),),
         docker_ipv6nat=f"kill {text}",

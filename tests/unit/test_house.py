@@ -27,7 +27,7 @@ ctnetlink     -> flows
 ctl           -> bus ctl.asking ctl.commands ctl.usage tables
 ctl.asking    -> bus tables
 ctl.checking  -> bus checks ctl.asking firewall firewall.restore firewalld host_checks host_facts
-                 model status tables tools
+                 leftovers model status tables tools
 ctl.commands  -> ctl.checking ctl.explaining ctl.lists ctl.measured ctl.prefix ctl.steering
                  ctl.usage ctl.watching
 ctl.explaining -> ctl.asking port_outcomes tables
@@ -39,8 +39,8 @@ ctl.watching  -> bus ctl.asking ctl.lists status tables
 ctl.usage     -> ctl.asking model tables
 daemon        -> address_watch background bus config conntrack dbus_api docker_watch explain
                  firewall firewall.choose firewall.drift firewall.engine firewall.late
-                 firewall.restore firewalld flows host_checks host_facts journal kept leftovers logs
-                 model notify reconcile snapshot status textfile
+                 firewall.restore firewalld flows forwarding host_checks host_facts journal kept
+                 leftovers logs model notify reconcile snapshot status textfile
 dbus_api      -> bus dbus_limits dbus_members dbus_objects dbus_signals polkit status
 dbus_limits   -> bus
 dbus_lists    -> bus dbus_values filters status
@@ -73,8 +73,9 @@ firewall.steps   -> firewall plan rules
 firewall.xtables -> files firewall firewall.restore plan rules
 firewalld     -> bus
 flows         -> model networks plan rules ruleset
-flush         -> firewall firewall.choose firewall.restore kept kernel
-host_checks   -> model nft_rules rules
+flush         -> firewall firewall.choose firewall.restore forwarding kept kernel
+forwarding    -> files firewall host_facts journal kept sysctls
+host_checks   -> leftovers model nft_rules rules
 host_facts    -> firewall host_checks host_rules model
 host_rules    -> host_checks leftovers nft_rules rules tools
 journal       -> host_checks model status
@@ -103,6 +104,7 @@ save_text     -> plan rules
 split         -> model rules
 snapshot      -> firewall.engine host_facts model networks
 status        -> leftovers model
+sysctls       -> model
 tables        ->
 textfile      -> background files metrics status
 tools         -> background
@@ -139,6 +141,7 @@ CORE = {
     "save_text",
     "split",
     "status",
+    "sysctls",
     "tables",
     "ula",
 }

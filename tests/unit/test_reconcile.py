@@ -89,6 +89,7 @@ class Bench:
     """Asked in the worker thread, as everything that the host says."""
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
     kept: list[TableRules] = field(default_factory=list)
+    forward: Callable[[bool], bool] = lambda _: False
     beats: int = 0
     beat_interval: float | None = None
     verify_interval: float | None = None
@@ -101,6 +102,7 @@ class Bench:
             complete=self.complete,
             publish=lambda *shown: self.published.append(shown),
             keep=self.kept.append,
+            forward=self.forward,
             beat=self._beat,
             beat_interval=self.beat_interval,
             verify_interval=self.verify_interval,
@@ -876,5 +878,63 @@ def test_of_a_resync_and_a_cleanup_at_once_the_last_one_holds(bench: Bench) -> N
         assert bench.firewall.dump() == untouched
         await asyncio.gather(bench.loop.cleanup(), bench.loop.resync())
         assert bench.firewall.dump() == standing
+
+    run(bench, scenario)
+
+
+def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) -> None:
+    """Told once it stands, with each pass, and before it goes; not before the first list."""
+    told: list[tuple[bool, bool]] = []
+
+    def forward(on: bool) -> bool:
+        told.append((on, "-j IPV6NAT-FORWARD" in bench.firewall.dump()))
+        return False
+
+    bench.forward = forward
+
+    async def scenario(bench: Bench) -> None:
+        bench.facts.listed = False
+        await bench.passed()
+        assert told == []
+        bench.facts.listed = True
+        await bench.passed()
+        assert told == [(True, True)]
+        await bench.loop.cleanup()
+        await bench.passed()
+        assert told == [(True, True), (False, True)]
+        assert "IPV6NAT" not in bench.firewall.dump()
+        await bench.loop.resync()
+        assert told[2:] == [(True, True)]
+
+    run(bench, scenario)
+
+
+def test_without_a_network_of_ours_forwarding_is_nobodys_business(bench: Bench) -> None:
+    def forward(_on: bool) -> bool:
+        raise AssertionError
+
+    bench.forward = forward
+    bench.facts.have()
+
+    async def scenario(bench: Bench) -> None:
+        assert (await bench.passed()).state is State.SYNCED
+
+    run(bench, scenario)
+
+
+def test_rules_stay_while_forwarding_cannot_be_switched_off(bench: Bench) -> None:
+    def refused(on: bool) -> bool:
+        if not on:
+            raise FirewallError("read-only")
+        return False
+
+    bench.forward = refused
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        with pytest.raises(FirewallError, match="read-only"):
+            await bench.loop.cleanup()
+        assert mappings(await bench.passed()) == [WEB]
+        assert "-j IPV6NAT-FORWARD" in bench.firewall.dump()
 
     run(bench, scenario)

@@ -14,6 +14,7 @@ RUNS = {
     *("Type", "NotifyAccess", "BusName", "EnvironmentFile", "Environment", "ExecStart"),
     *("ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus", "WatchdogSec"),
     *("TimeoutStartSec", "TimeoutStopSec", "StateDirectory"),
+    *("RuntimeDirectory", "RuntimeDirectoryPreserve"),
 }
 """What says how it runs, and takes nothing away."""
 
