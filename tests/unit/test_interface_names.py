@@ -6,10 +6,8 @@ A name has up to 15 bytes, which is room for `$(reboot)`. Commands in findings a
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -103,31 +101,6 @@ def test_a_group_of_processes_is_no_command(
     assert host_facts.docker_ipv6nat() == "kill 4711"
     (rival / "cgroup").write_text(f"0::/system.slice/docker-{'0a' * 32}.scope\n")
     assert host_facts.docker_ipv6nat() == "docker rm -f 0a0a0a0a0a0a"
-
-
-APPLY = Path(__file__).parents[2] / "systemd/apply.sh"
-FUNCTION = re.compile(r"^keep_default_routes\(\) \{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
-
-
-def test_the_installation_writes_no_odd_name_into_sysctl_d(tmp_path: Path) -> None:
-    (function,) = FUNCTION.findall(APPLY.read_text())
-    proc, written = tmp_path / "proc", tmp_path / "written"
-    names = ["eth0.100", "wan0", "*", "-e", "a\\tb", "$(id)", ".x"]
-    for name in names:
-        (proc / f"net/ipv6/conf/{name}").mkdir(parents=True)
-        (proc / f"net/ipv6/conf/{name}/accept_ra").write_text("1\n")
-    routes = "".join(f"default via fe80::1 dev {name} proto ra\n" for name in names)
-    script = f"written={written}\nip() {{ cat; }}\n{function}keep_default_routes\n"
-    done = subprocess.run(
-        ["sh", "-c", script.replace("/proc/sys", str(proc)).replace("/etc", str(tmp_path))],
-        input=routes,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [each for each in written.read_text().splitlines() if each[0] != "#"]
-    assert lines == [f"net/ipv6/conf/{each}/accept_ra = 2" for each in ("eth0.100", "wan0")]
-    assert done.stdout.count("cannot be kept") == 5
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
