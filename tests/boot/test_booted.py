@@ -28,6 +28,9 @@ def test_the_service_switches_forwarding_on_in_its_sandbox_and_says_so(host: Hos
 
 def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> None:
     ns = host.sandbox.host
+    # An engine that was started meanwhile has switched it on; here the service is to be the one.
+    ns.sysctl(FORWARDING, 0)
+    host.restart()
     host.run("ipv6natctl", "cleanup")
     assert ns.sysctl(FORWARDING) == "0"
     advertised(ns, "uplink", "router")
