@@ -52,11 +52,17 @@ def switching(now: Map[str, str]) -> tuple[Change, ...]:
     """
     if now.get(FORWARDING) != "0":
         return ()
-    own = (key for key in sorted(now) if key.endswith("/forwarding") and now[key] == "1")
+    own = (key for key in sorted(now) if now[key] == "1" and _can_be_kept(key))
     return (
         *(Change(key=key, found="1", set="1") for key in own),
         Change(key=FORWARDING, found="0", set="1"),
     )
+
+
+def _can_be_kept(key: str) -> bool:
+    """True for a key that a file gives back: the kernel takes names of bytes that are no text."""
+    interface, _, knob = key.partition("/")
+    return knob == "forwarding" and is_interface(interface) and interface.isprintable()
 
 
 def undone(changes: Iterable[Change], now: Map[str, str]) -> tuple[Change, ...]:

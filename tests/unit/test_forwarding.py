@@ -274,6 +274,22 @@ def test_a_record_that_nobody_of_us_wrote_changes_nothing(
     assert "no changes of sysctls" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("caf\u00e9", True), ("*", True), ("$(reboot)", True), ("\u2003x", False), ("\udcff", False)],
+)
+def test_an_interface_of_any_name_lets_the_others_be_switched(
+    host: Host, name: str, kept: bool
+) -> None:
+    host.set(f"{name}/forwarding", "1")
+    made = host.forwarding()
+    made.follow(True)
+    assert host.now == ("1", "2")
+    made.follow(False)
+    assert host.now == ("0", "1")
+    assert (f"{name}/forwarding 1" in host.written) is kept
+
+
 def test_a_link_in_the_way_of_the_record_is_not_written_through(host: Host) -> None:
     host.run.mkdir()
     theirs = host.run / "theirs"
