@@ -66,7 +66,11 @@ class BusService:
         `again`: the journal has said what was wrong, and has to say that it is over.
         """
         connection = await bus.connect(
-            address, on_call=self._on_call, on_signal=self._heard, limit=bus.SMALL
+            address,
+            on_call=self._on_call,
+            on_signal=self._heard,
+            max_message=bus.MAX_MESSAGE,
+            max_arrays=bus.MAX_ARRAYS,
         )
         try:
             await self._join(connection)
@@ -112,6 +116,9 @@ class BusService:
 
     def _on_call(self, call: Call) -> None:
         try:
+            if call.cut:
+                text = f"the arguments of {call.member} are too long: {call.size} bytes in all"
+                raise BusError(ERROR + "LimitsExceeded", text)
             method = called(call)
             method.check(self._members, call)
             if method.action is None and self._limits.fits(call):

@@ -37,7 +37,7 @@ WAITS = {
     "ctnetlink._forgotten: netlink.recv": "timeout",
     "address_watch.watch: await loop.sock_recv": "for news, which is our whole task",
     "background.in_thread: await future": THREAD,
-    "bus.call: await asyncio.wait_for": "timeout",
+    "bus._reply_to: await asyncio.wait_for": "timeout",
     "bus.closed: await asyncio.wait": "for the end of the connection, which is our whole task",
     "bus.connect: await asyncio.wait_for": "seconds",
     "bus.flush: async with asyncio.timeout": "seconds",
@@ -192,6 +192,7 @@ RETRIES = {
         reconcile.LONGEST_RETRY,
     ),
     "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
+    "a call over the bus that it had no room for": (bus.FULL_PAUSE, 1, None),
     "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
     "the xtables lock": (0.01, 1, None),
 }
