@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +26,14 @@ ERROR = "org.freedesktop.DBus.Error."
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 25.0
-SMALL = 64 << 10
-"""Bytes that a service reads of a message's arrays. Its callers have no reason to send more, and
-the library takes a microsecond an element, during which nothing else runs."""
+MAX_MESSAGE = 128 << 10
+"""Bytes of a message that a service reads. No member takes as much, and neither polkit's answers
+nor firewalld's zones have as much."""
+MAX_ARRAYS = 1 << 10
+"""Bytes that the arrays of a call or signal to a service have together, its header among them. The
+library takes some microseconds an element, during which nothing else runs."""
+FULL_PAUSE = 0.1
+"""Seconds until a call is sent again that the bus had no room for."""
 LONGEST_ERROR = 4000
 """Characters of an error: it may quote what a caller sent, however long that was."""
 LARGE = 256 << 20
@@ -59,6 +65,12 @@ class Call:
     wants_reply: bool
     interactive: bool
     """Whether the caller can be asked for a password."""
+    size: int
+    """Bytes of the message."""
+    cut: bool
+    """Whether it was too long: then `args` is empty."""
+    uid: int = -1
+    """The caller's user, -1 until the bus has been asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,27 +134,37 @@ class Connection:
             signature=signature,
             body=list(args),
             flags=flags,
-            serial=self._bus.next_serial(),
         )
+        deadline = time.monotonic() + timeout
+        reply = await self._reply_to(message, timeout)
+        while _no_room(message, reply) and time.monotonic() + FULL_PAUSE < deadline:
+            await asyncio.sleep(FULL_PAUSE)
+            reply = await self._reply_to(message, deadline - time.monotonic())
+        if reply.cut:
+            text = f"{destination} answers {member} with {reply.size} bytes, too many to read"
+            raise BusError(ERROR + "LimitsExceeded", text)
+        if reply.message_type is MessageType.ERROR:
+            text = reply.body[0] if reply.signature.startswith("s") else reply.error_name
+            raise BusError(reply.error_name, text)
+        return typing.cast("list[Any]", plain(reply.body))
+
+    async def _reply_to(self, message: Message, timeout: float) -> Message:  # noqa: ASYNC109
         gone = BusError(ERROR + "Disconnected", "the system bus closed the connection")
         if not self.connected:
             raise gone
+        message.serial = self._bus.next_serial()
         try:
             reply = await asyncio.wait_for(self._bus.call(message), timeout)
         except TimeoutError:
-            raise BusError(
-                ERROR + "NoReply", f"{destination} did not answer {member} within {timeout:g} s"
-            ) from None
+            text = f"{message.destination} did not answer {message.member} within {timeout:g} s"
+            raise BusError(ERROR + "NoReply", text) from None
         except (EOFError, OSError):
             raise gone from None
         finally:
             self._bus._method_return_handlers.pop(message.serial, None)
         if reply is None:
             raise gone
-        if reply.message_type is MessageType.ERROR:
-            text = reply.body[0] if reply.signature.startswith("s") else reply.error_name
-            raise BusError(reply.error_name, text)
-        return typing.cast("list[Any]", plain(reply.body))
+        return reply
 
     def reply(self, call: Call, signature: str, values: list[Any]) -> int:
         """Answer the call with values that fit the signature; the answer's size in bytes."""
@@ -196,6 +218,12 @@ class Connection:
         self._bus.disconnect()
 
 
+def _no_room(call: Message, reply: Message) -> bool:
+    """Whether the bus did not pass the call on, because too much waits for who was called."""
+    by_bus = reply.sender == BUS[0] != call.destination
+    return bool(by_bus and reply.error_name == ERROR + "LimitsExceeded")
+
+
 OnCall = Callable[[Call], None]
 OnSignal = Callable[[Signal], None]
 
@@ -205,18 +233,19 @@ async def connect(
     *,
     on_call: OnCall | None = None,
     on_signal: OnSignal | None = None,
-    limit: int = LARGE,
+    max_message: int = LARGE,
+    max_arrays: int = LARGE,
     seconds: float = CONNECT_SECONDS,
 ) -> Connection:
     """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus; BusError if that fails.
 
-    The handlers run between two messages and must not wait. Messages with arrays of more than
-    `limit` bytes together are dropped.
+    The handlers run between two messages and must not wait. A call is `cut` that has more than
+    `max_message` bytes, or arrays of more than `max_arrays` bytes together. A signal is dropped.
     """
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
     try:
-        bus = Bus(address, limit)
+        bus = Bus(address, max_message, max_arrays)
         connection = Connection(bus)
         bus.add_message_handler(lambda message: _hand_on(connection, message, on_call, on_signal))
         await asyncio.wait_for(bus.connect(), seconds)
@@ -261,6 +290,8 @@ def _call(connection: Connection, message: Message) -> Call:
         serial=message.serial,
         wants_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
         interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
+        size=message.size,
+        cut=message.cut,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from ipv6natd import bus
@@ -66,7 +67,11 @@ class BusService:
         `again`: the journal has said what was wrong, and has to say that it is over.
         """
         connection = await bus.connect(
-            address, on_call=self._on_call, on_signal=self._heard, limit=bus.SMALL
+            address,
+            on_call=self._on_call,
+            on_signal=self._heard,
+            max_message=bus.MAX_MESSAGE,
+            max_arrays=bus.MAX_ARRAYS,
         )
         try:
             await self._join(connection)
@@ -112,6 +117,9 @@ class BusService:
 
     def _on_call(self, call: Call) -> None:
         try:
+            if call.cut:
+                text = f"the arguments of {call.member} are too long: {call.size} bytes in all"
+                raise BusError(ERROR + "LimitsExceeded", text)
             method = called(call)
             method.check(self._members, call)
             if method.action is None and self._limits.fits(call):
@@ -129,21 +137,29 @@ class BusService:
 
     async def _answer(self, call: Call, method: Method) -> None:
         try:
-            if method.action is not None:
-                await self._authority.check(call, method.action)
-            answer = method.answer(self._members, call)
-            result = answer if isinstance(answer, list) else await answer
-            if isinstance(result, bytes):
-                await self._limits.wait_for_room(call, len(result))
-                size = call.connection.reply_marshalled(call, method.returns, result)
-            else:
-                await self._limits.wait_for_room(call)
-                size = call.connection.reply(call, method.returns, result)
-            self._limits.sent(call, size)
+            uid = self._authority.known_user(call)
+            if uid is None:
+                with self._limits.unidentified(call):
+                    uid = await self._authority.user(call)
+            with self._limits.of_user(uid):
+                await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
             self._refuse(call, error)
         finally:
             self._limits.end(call)
+
+    async def _answer_user(self, call: Call, method: Method) -> None:
+        if method.action is not None:
+            await self._authority.check(call, method.action)
+        answer = method.answer(self._members, call)
+        result = answer if isinstance(answer, list) else await answer
+        if isinstance(result, bytes):
+            await self._limits.wait_for_room(call, len(result))
+            size = call.connection.reply_marshalled(call, method.returns, result)
+        else:
+            await self._limits.wait_for_room(call)
+            size = call.connection.reply(call, method.returns, result)
+        self._limits.sent(call, size)
 
     def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import struct
+import time
 import typing
 import warnings
 from typing import Any
@@ -23,7 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from dbus_next import Message, MessageFlag, MessageType, Variant
     from dbus_next._private.marshaller import Marshaller
-    from dbus_next._private.unmarshaller import Unmarshaller
+    from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
     from dbus_next.aio import message_bus as aio
     from dbus_next.signature import SignatureTree
 
@@ -45,6 +47,10 @@ BATCH = 64
 
 _HEAD = 16
 """Bytes of the part of a message that tells its length."""
+_CALL, _NO_REPLY = MessageType.METHOD_CALL.value, MessageFlag.NO_REPLY_EXPECTED.value
+_ANSWERS = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
+PIECE = 64 << 10
+"""Bytes read at one time of a message that is dropped."""
 
 
 class _Signatures(dict[str, Any]):
@@ -85,29 +91,108 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
             self.bus._finalize(error)
 
 
-class _Reader(Unmarshaller):  # type: ignore[misc]
-    """The library's parser, with a bound on what one message may cost.
+class _Unanswered:
+    """Counts calls that want no answer. The bus bounds how many others a sender has waiting, but
+    not these: one sender can send more than can be parsed, and all others would wait."""
 
-    The whole message is read before any of it is looked at, and nothing beyond its end: one that
-    cannot be understood would else leave the reader in its middle, where whoever sent it may have
-    put the bytes of another message, in anybody's name.
+    MOST = 20
+    """Calls in a second."""
+
+    def __init__(self) -> None:
+        self._second, self._calls = 0, 0
+
+    def too_many(self) -> bool:
+        """One more has come."""
+        second = int(time.monotonic())
+        self._calls = self._calls + 1 if second == self._second else 1
+        self._second = second
+        return self._calls > self.MOST
+
+
+class _TooLongError(ValueError):
+    """The arrays of a message have more bytes than they may."""
+
+
+class _Reader(Unmarshaller):  # type: ignore[misc]
+    """The library's parser, with bounds on what one message may cost.
+
+    The whole message is read before any of it is parsed, and nothing beyond its end. A message that
+    cannot be parsed would else leave the reader in its middle, where its sender may have put the
+    bytes of another message, with any name as its sender.
+
+    A call or an answer that is too long is `cut`: it has a header and no body. The body is read in
+    pieces that are dropped. Other messages as long are dropped whole.
     """
 
-    left = 0
-    """Bytes that the arrays of the message may still have; one in another counts twice."""
+    left = 0.0
+    """Bytes that the arrays of this message may still have; one in another counts twice."""
     offset: int
     buf: bytearray
+    message: Any
     _end = 0
+    _kept = 0
+    _dropped = 0
+
+    def __init__(self, stream: Any, max_message: int, max_arrays: int) -> None:
+        super().__init__(stream)
+        self._max_message, self._max_arrays = max_message, max_arrays
+        self._unanswered = _Unanswered()
+
+    def reset(self) -> None:
+        """Go on with the next message."""
+        self.buf, self.message = bytearray(), None
+        self._kept = self._dropped = 0
 
     def _unmarshall(self) -> None:
         self.offset = self._end = 0
         self.read(_HEAD, prefetch=True)
         order = "<" if self.buf[:1] == b"l" else ">"
         body, fields = struct.unpack_from(f"{order}4xI4xI", self.buf)
-        end = _HEAD + fields + -fields % 8 + body
-        self.read(end, prefetch=True)
-        self._end = end
-        super()._unmarshall()
+        header = _HEAD + fields + -fields % 8
+        size = header + body
+        self._kept = self._kept or self._to_keep(header, size)
+        self.read(self._kept, prefetch=True)
+        self._drop(size - self._kept)
+        if self._kept < header:
+            raise ValueError(f"it is dropped, {size} bytes")
+        self._end = self._kept
+        self._parse(cut=self._kept < size)
+        self.message.size = size
+
+    def _to_keep(self, header: int, size: int) -> int:
+        """Bytes of the message that are kept: all, the header, or as many as have been read."""
+        kind, flags = self.buf[1:3]
+        if kind == _CALL and flags & _NO_REPLY and self._unanswered.too_many():
+            return _HEAD
+        if size <= self._max_message:
+            return size
+        cut = header <= self._max_message and kind in (_CALL, *_ANSWERS)
+        return header if cut else _HEAD
+
+    def _parse(self, *, cut: bool) -> None:
+        # The bus passes on only answers to our own calls, and we call nobody whom we do not trust.
+        self.left = math.inf if self.buf[1] in _ANSWERS else self._max_arrays
+        self.offset = 0
+        if cut:
+            self.buf[4:8] = bytes(4)  # the length of the body
+        try:
+            super()._unmarshall()
+        except _TooLongError:
+            if cut:
+                raise
+            self._parse(cut=True)
+        else:
+            self.message.cut = cut
+
+    def _drop(self, count: int) -> None:
+        """Read to the end of the message in pieces. Called again when the bus has sent more."""
+        while self._dropped < count:
+            data = self.stream.read(min(count - self._dropped, PIECE))
+            if data is None:
+                raise MarshallerStreamEndError
+            if not data:
+                raise EOFError
+            self._dropped += len(data)
 
     def read(self, n: int, prefetch: bool = False) -> int:
         # What is read ahead is there by then, and the library takes its length for another one.
@@ -122,7 +207,7 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         start = self.offset
         self.left -= self.read_uint32()
         if self.left < 0:
-            raise ValueError("the arrays are too long")
+            raise _TooLongError("the arrays are too long")
         self.offset = start
         return super().read_array(type_)
 
@@ -148,8 +233,8 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
 
     _unmarshaller: Any
 
-    def __init__(self, address: str, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, address: str, max_message: int, max_arrays: int) -> None:
+        self._max_message, self._max_arrays = max_message, max_arrays
         super().__init__(bus_address=address)
         self._writer = _Writer(self)
 
@@ -184,9 +269,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         return line[:-2].decode(errors="replace")
 
     def _create_unmarshaller(self) -> _Reader:
-        reader = _Reader(self._stream)
-        reader.left = self._limit
-        return reader
+        return _Reader(self._stream, self._max_message, self._max_arrays)
 
     def _message_reader(self) -> None:
         for _ in range(BATCH):
@@ -203,7 +286,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
             except Exception as error:
                 # The whole message was read before it was parsed: the next one begins cleanly.
                 log.debug("a message on the bus could not be read: %s", error)
-            self._unmarshaller = self._create_unmarshaller()
+            self._unmarshaller.reset()
             if message is not None:
                 self._on_message(message)
         # What is left may stand in our own buffer, of which the loop knows nothing.

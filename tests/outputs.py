@@ -203,8 +203,7 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
     )
     message.data = data
     message.serial = 1
-    reader = _Reader(io.BytesIO(message._marshall() + data))
-    reader.left = 1 << 30
+    reader = _Reader(io.BytesIO(message._marshall() + data), 1 << 30, 1 << 30)
     read = reader.unmarshall()
     assert read is not None
     assert read.signature == signature

@@ -19,7 +19,7 @@ RETURN, ERROR = 2, 3
 def flood(path: str, member: str, count: int, *, uid: int) -> Counter[str]:
     """Call the member that often in one go; how often it was answered, and with what."""
     outcomes: Counter[str] = Counter()
-    with _connected(path, uid) as sock:
+    with connected(path, uid) as sock:
         sender = threading.Thread(target=sock.sendall, args=(_calls(member, count),))
         sender.start()
         stream = sock.makefile("rb")
@@ -38,7 +38,26 @@ def flood(path: str, member: str, count: int, *, uid: int) -> Counter[str]:
     return outcomes
 
 
-def _connected(path: str, uid: int) -> socket.socket:
+def send(sock: socket.socket, call: bytes, times: int) -> None:
+    """Send the call that often, each time with another serial, as the bus demands."""
+    sock.settimeout(120)
+    for serial in range(2, times + 2):
+        sock.sendall(call[:8] + struct.pack("<I", serial) + call[12:])
+
+
+def answer_to(sock: socket.socket, words: bytes) -> bytes:
+    """What comes until these words have come."""
+    sock.settimeout(30)
+    said = b""
+    while words not in said:
+        more = sock.recv(4096)
+        assert more
+        said += more
+    return said
+
+
+def connected(path: str, uid: int) -> socket.socket:
+    """A connection of the user that has said hello, and reads nothing."""
     sock = socket.socket(socket.AF_UNIX)
     os.setresuid(uid, uid, 0)
     try:
@@ -49,16 +68,17 @@ def _connected(path: str, uid: int) -> socket.socket:
     assert sock.recv(512).startswith(b"OK")
     sock.sendall(
         b"BEGIN\r\n"
-        + _message(destination=BUS[0], path=BUS[1], interface=BUS[2], member="Hello", serial=1)
+        + message(destination=BUS[0], path=BUS[1], interface=BUS[2], member="Hello", serial=1)
     )
     return sock
 
 
 def _calls(member: str, count: int) -> bytes:
-    one = _message(destination=NAME, path=PATH, interface=MANAGER, member=member, serial=1)
+    one = message(destination=NAME, path=PATH, interface=MANAGER, member=member, serial=1)
     serials = range(2, count + 2)
     return b"".join(one[:8] + struct.pack("<I", serial) + one[12:] for serial in serials)
 
 
-def _message(**parts: Any) -> bytes:
+def message(**parts: Any) -> bytes:
+    """The message as it goes over a socket."""
     return bytes(Message(**parts)._marshall())

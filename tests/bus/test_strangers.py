@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from ipv6natd import logs, polkit
-from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal, connect
+from ipv6natd.dbus_api import BusService
 from ipv6natd.dbus_members import METHODS
-from ipv6natd.dbus_objects import LOG, MANAGER, NAME, PEER, SERVED
+from ipv6natd.dbus_objects import LOG, MANAGER, NAME, PATH, PEER, PROPERTIES, SERVED
 from ipv6natd.dbus_values import variants
-from ipv6natd.dbus_wire import Message, MessageType
+from ipv6natd.dbus_wire import Message, MessageType, Variant
 from ipv6natd.polkit import Action
+from tests.bus.apart import peak, serving_apart
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
-from tests.bus.flood import flood
+from tests.bus.flood import answer_to, connected, flood, message
 from tests.bus.test_objects import members
 from tests.bus.test_polkit import FakePolkit, authority
 from tests.unit.waiting import until
 
 NOBODY = 65534
 DENIED = ERROR + "AccessDenied"
+LIMIT = ERROR + "LimitsExceeded"
 CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
 EVERY = [
     (path, interface, member, takes)
@@ -138,7 +141,7 @@ def test_arguments_of_other_types_are_refused_by_name(
 
 
 @pytest.mark.parametrize("case", [each for each in EVERY if each[3]], ids=ids)
-def test_huge_arguments_are_answered_or_dropped_and_hold_up_nobody(
+def test_huge_arguments_are_refused_and_hold_up_nobody(
     bus: Bus, case: tuple[str, str, str, str]
 ) -> None:
     path, interface, member, takes = case
@@ -158,14 +161,118 @@ def test_huge_arguments_are_answered_or_dropped_and_hold_up_nobody(
                 )
             )
             assert len(await ask(other, "ListMappings")) == 1
-            if takes == "a{sv}":
-                # It is not even read, and so not answered.
-                await asyncio.sleep(0.5)
-                asked.cancel()
-                await asyncio.gather(asked, return_exceptions=True)
-            else:
-                known = {"", *(ERROR + each for each in ("UnknownInterface", "UnknownProperty"))}
-                assert await asked in known
+            assert await asked == LIMIT
+
+    run(body())
+
+
+WHERE = {"destination": NAME, "path": PATH, "serial": 2}
+TO_EXPLAIN = {**WHERE, "interface": MANAGER, "member": "Explain"}
+TO_SET = {**WHERE, "interface": PROPERTIES, "member": "Set", "signature": "ssv"}
+SIZE = 31 << 20
+LARGE: dict[str, Callable[[], dict[str, Any]]] = {
+    "argument": lambda: {**TO_EXPLAIN, "signature": "s", "body": ["x" * SIZE]},
+    "bytes": lambda: {**TO_EXPLAIN, "signature": "ay", "body": [bytes(SIZE)]},
+    "structure": lambda: {**TO_EXPLAIN, "signature": "(s)", "body": [["x" * SIZE]]},
+    "variant": lambda: {**TO_SET, "body": [LOG, "LogLevel", Variant("s", "x" * SIZE)]},
+    "variant in variants": lambda: {
+        **TO_SET,
+        "body": [LOG, "LogLevel", Variant("v", Variant("v", Variant("ay", bytes(SIZE))))],
+    },
+    "dictionary": lambda: {
+        **TO_EXPLAIN,
+        "member": "FindMappings",
+        "signature": "a{sv}",
+        "body": [{"Container": Variant("s", "x" * SIZE)}],
+    },
+    "no such member": lambda: {
+        **TO_EXPLAIN,
+        "member": "Nothing",
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "path": lambda: {**TO_EXPLAIN, "path": "/" + "x" * SIZE},
+    "signal": lambda: {
+        **TO_EXPLAIN,
+        "message_type": MessageType.SIGNAL,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "answer": lambda: {
+        "message_type": MessageType.METHOD_RETURN,
+        "destination": NAME,
+        "reply_serial": 3,
+        "serial": 2,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "error": lambda: {
+        "message_type": MessageType.ERROR,
+        "error_name": "a.b",
+        "destination": NAME,
+        "reply_serial": 3,
+        "serial": 2,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+}
+"""The places where a message may carry much, and a message that does."""
+
+
+@pytest.mark.parametrize("place", LARGE)
+@pytest.mark.parametrize("uid", [NOBODY, 0])
+def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
+    bus: Bus, place: str, uid: int
+) -> None:
+    """Root's too: on the private bus root may send what the policy keeps back from others."""
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = await asyncio.to_thread(lambda: message(**LARGE[place]()))
+        async with serving_apart(bus) as pid, client(bus) as root:
+            await ask(root, "ListMappings")
+            before = peak(pid)
+            with contextlib.closing(connected(path, uid)) as sock:
+                await asyncio.to_thread(sock.sendall, data)
+                assert len(await ask(root, "ListMappings")) == 1
+                if place in ANSWERED:
+                    await asyncio.to_thread(answer_to, sock, LIMIT.encode())
+                # What comes behind it on the same connection is read and answered.
+                ping = message(**WHERE | {"serial": 7}, interface=PEER, member="Ping")
+                await asyncio.to_thread(sock.sendall, ping)
+                await asyncio.to_thread(answer_to, sock, b"\x05\x01u\0\x07\0\0\0")
+            assert peak(pid) - before < 4
+
+    run(body())
+
+
+ANSWERED = LARGE.keys() - {"path", "signal", "answer", "error"}
+
+
+def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of them would have to be read; the service follows those that are sent to all."""
+    heard: list[Signal] = []
+    monkeypatch.setattr(BusService, "_heard", lambda _self, signal: heard.append(signal))
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            for name in (NAME, await name_of(nobody, NAME)):
+                nobody._bus.send(
+                    Message(
+                        message_type=MessageType.SIGNAL,
+                        destination=name,
+                        path=polkit.AUTHORITY[1],
+                        interface=polkit.AUTHORITY[2],
+                        member="Changed",
+                    )
+                )
+            assert await ask(nobody, "Ping", interface=PEER) is None
+            assert [each for each in heard if each.sender == nobody.unique_name] == []
+            async with authority(bus, FakePolkit()) as real:
+                real.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                await until(lambda: any(each.sender == real.unique_name for each in heard))
 
     run(body())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import socket
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from ipv6natd import bus as transport
 from ipv6natd import dbus_wire
-from ipv6natd.bus import BusError, connect
+from ipv6natd.bus import BusError, Call, connect
 from ipv6natd.dbus_values import bus_text, marshal_rows, plain, variants
 from ipv6natd.status import Row, mapping_row
 from tests.bus.conftest import Bus, client, mapping, run
@@ -40,6 +42,7 @@ def test_the_private_names_that_are_replaced_still_exist() -> None:
         assert callable(getattr(base, name))
     assert callable(LIBRARY["aio"]._MessageWriter.write_callback)
     assert callable(LIBRARY["Unmarshaller"].read_array)
+    assert issubclass(LIBRARY["MarshallerStreamEndError"], Exception)
     assert callable(LIBRARY["Message"]._marshall)
 
 
@@ -198,21 +201,95 @@ def test_a_failing_handler_tells_the_caller_nothing_of_python(bus: Bus) -> None:
     run(body())
 
 
-def test_a_message_that_costs_too_much_is_dropped_and_the_connection_stays(bus: Bus) -> None:
+def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus: Bus) -> None:
     async def body() -> None:
-        calls: list[str] = []
-        small = await connect(bus.address, on_call=lambda it: calls.append(it.member), limit=4096)
+        calls: list[tuple[str, bool, int]] = []
+        small = await connect(
+            bus.address,
+            on_call=lambda it: calls.append((it.member, it.cut, len(it.args))),
+            max_arrays=4096,
+        )
         async with client(bus) as connection:
             there = (small.unique_name, "/a", "a.b")
             for member, length, times in (("Long", 5000, 1), ("Many", 500, 10), ("Short", 50, 10)):
                 arrays = [[1] * length] * times
                 with pytest.raises(BusError):
                     await connection.call(*there, member, "au" * times, *arrays, timeout=0.2)
-        assert calls == ["Short"]
+        assert calls == [("Long", True, 0), ("Many", True, 0), ("Short", False, 10)]
         assert small.connected
         small.close()
 
     run(body())
+
+
+class Dribble(io.BytesIO):
+    """A socket that has a piece, then nothing, then a piece, and notes what is asked of it."""
+
+    largest = 0
+    _there = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._there = not self._there
+        if not self._there:
+            return None  # type: ignore[return-value]
+        assert size is not None
+        self.largest = max(self.largest, size)
+        return super().read(min(size, 10_000))
+
+
+@pytest.mark.parametrize("over", [0, 1, 31 << 20])
+def test_no_more_of_a_message_is_held_than_its_bound(over: int) -> None:
+    def call(text: str) -> bytes:
+        parts = {"path": "/a", "member": "Long", "serial": 1, "signature": "s", "body": [text]}
+        return bytes(LIBRARY["Message"](**parts)._marshall())
+
+    text = "x" * ((1 << 16) - len(call("")) + over)
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    stream = Dribble(call(text) + honest)
+    reader = reader_of(stream)
+    held, message = 0, None
+    while message is None:
+        message = reader.unmarshall()
+        held = max(held, len(reader.buf))
+    assert (message.member, message.cut, message.size) == ("Long", over > 0, (1 << 16) + over)
+    assert message.body == ([] if over else [text])
+    assert held <= 1 << 16
+    assert stream.largest <= 1 << 16
+    reader.reset()
+    while (message := reader.unmarshall()) is None:
+        pass
+    assert message.member == "Honest"
+
+
+def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
+    async def body() -> None:
+        def answer(call: Call) -> None:
+            call.connection.reply(call, "s", ["x" * 5000])
+
+        wordy = await connect(bus.address, on_call=answer)
+        small = await connect(bus.address, max_message=4096)
+        with pytest.raises(BusError, match="too many to read"):
+            await small.call(wordy.unique_name, "/a", "a.b", "C")
+        assert await small.call(*DBUS, "GetId")
+        for each in (small, wordy):
+            each.close()
+
+    run(body())
+
+
+def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
+    """One sender can send more of them than can be parsed: the bus bounds only the others."""
+    parts = {"path": "/a", "member": "Flood", "serial": 1}
+    quiet = LIBRARY["MessageFlag"].NO_REPLY_EXPECTED
+    calls = [LIBRARY["Message"](**parts, flags=quiet)._marshall()] * 5000
+    reader = reader_of(io.BytesIO(b"".join([*calls, LIBRARY["Message"](**parts)._marshall()])))
+    read, began = 0, time.monotonic()
+    for _ in calls:
+        with contextlib.suppress(ValueError):
+            read += reader.unmarshall() is not None
+        reader.reset()
+    assert 20 <= read <= 20 * (time.monotonic() - began + 2)
+    assert reader.unmarshall().member == "Flood"
 
 
 def test_it_imports_where_typing_lost_the_decorator() -> None:
@@ -281,9 +358,7 @@ def test_a_message_is_not_read_beyond_its_end() -> None:
 
 
 def reader_of(stream: io.BytesIO) -> Any:
-    reader = LIBRARY["_Reader"](stream)
-    reader.left = 1 << 16
-    return reader
+    return LIBRARY["_Reader"](stream, 1 << 16, 1 << 16)
 
 
 def test_signatures_that_others_send_are_not_kept_for_ever() -> None:

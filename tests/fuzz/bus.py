@@ -21,7 +21,6 @@ from tests.bus.conftest import FakeSource, mapping, status
 from tests.fuzz.target import Target, at_end, read_json
 from tests.outputs import texts
 
-LIMIT = bus.SMALL
 _PING = Message(path=PATH, interface="org.freedesktop.DBus.Peer", member="Ping", serial=7)
 _PING_BYTES = bytes(_PING._marshall())
 
@@ -45,19 +44,22 @@ def wire(data: bytes) -> None:
     """Whatever a message holds, the one that follows it is read as it was sent, and a call that
     could be read is answered by a method whose types it has, or by an error in a sentence."""
     stream = io.BytesIO(frame(data) + _PING_BYTES)
-    reader = dbus_wire._Reader(stream)
-    reader.left = LIMIT
+    reader = _reader(stream)
     try:
         read = reader.unmarshall()
     except Exception:  # as the transport has it: logged, and the next message
         read = None
     if read is not None and read.message_type is MessageType.METHOD_CALL:
         _assert_called(_call(read))
-    following = dbus_wire._Reader(stream)
-    following.left = LIMIT
-    ping = following.unmarshall()
+    ping = _reader(stream).unmarshall()
     assert ping is not None
     assert (ping.member, ping.serial, ping.sender) == ("Ping", 7, None)
+
+
+def _reader(
+    stream: io.BytesIO, max_message: int = bus.MAX_MESSAGE, max_arrays: int = bus.MAX_ARRAYS
+) -> Any:
+    return dbus_wire._Reader(stream, max_message, max_arrays)
 
 
 def _call(message: Message) -> Call:
@@ -100,6 +102,10 @@ class _Line:
 
 
 class _Everybody:
+    def known_user(self, _call: Call) -> int:
+        """A plain user, who is asked about."""
+        return 65534
+
     async def check(self, _call: Call, _action: object) -> None:
         """Nobody is kept out, so that every member is met."""
 
@@ -129,9 +135,7 @@ def members(data: bytes) -> None:
             serial=3,
             sender=":1.5",
         )
-        wired = dbus_wire._Reader(io.BytesIO(bytes(sent._marshall())))
-        wired.left = LIMIT
-        read = wired.unmarshall()
+        read = _reader(io.BytesIO(bytes(sent._marshall()))).unmarshall()
     except Exception:  # no bus would carry it
         return
     line = _Line()
@@ -139,9 +143,7 @@ def members(data: bytes) -> None:
     _loop().run_until_complete(_served(call))
     assert len(line.answers) == int(call.wants_reply)
     for answer in line.answers:
-        reader = dbus_wire._Reader(io.BytesIO(answer))
-        reader.left = 1 << 30
-        reply = reader.unmarshall()
+        reply = _reader(io.BytesIO(answer), bus.LARGE, bus.LARGE).unmarshall()
         assert reply is not None
         if reply.message_type is MessageType.ERROR:
             _assert_error(BusError(reply.error_name, reply.body[0]))
