@@ -248,9 +248,9 @@ def wrong(
     a network that is closed has been found by then.
     """
     change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
-    closed = Subnets(newly_closed(old, new, exposure=exposure))
-    late = Subnets(appeared(old, new))
-    inside = Subnets(new.networks if exposure and _ours(new) else ())
+    closed = _inside(newly_closed(old, new, exposure=exposure))
+    late = _inside(appeared(old, new))
+    inside = _inside(new.networks if exposure and _ours(new) else ())
 
     def strange(flow: Flow) -> bool:
         if answers is not None:
@@ -266,6 +266,10 @@ def wrong(
         )
 
     return (flow for flow in flows if strange(flow) or change.has_made_wrong(flow))
+
+
+def _inside(networks: Iterable[Network]) -> Subnets:
+    return Subnets(subnet for network in networks for subnet in network.subnets)
 
 
 def _left(inside: Subnets, flow: Flow, exposure: Exposure) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from collections.abc import Mapping as Map
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 
@@ -26,12 +25,12 @@ _ROOTLESS = (
 
 
 class Subnets:
-    """The subnets of some networks, asked by a look-up: which one has an address."""
+    """Prefixes, asked by a look-up: which one has an address."""
 
-    def __init__(self, networks: Iterable[Network]) -> None:
+    def __init__(self, prefixes: Iterable[IPv6Network]) -> None:
         self._subnets: dict[int, dict[int, IPv6Network]] = {}
         """By the number of bits behind the prefix, then by the prefix."""
-        for subnet in (each for network in networks for each in network.subnets):
+        for subnet in prefixes:
             bits = subnet.max_prefixlen - subnet.prefixlen
             self._subnets.setdefault(bits, {})[int(subnet.network_address) >> bits] = subnet
 
@@ -44,7 +43,7 @@ class Subnets:
         return None
 
     def around(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
-        """The subnets of which a prefix is a part, and not the whole."""
+        """Those of which a prefix is a part, and not the whole."""
         number = int(prefix.network_address)
         for bits, subnets in self._subnets.items():
             if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in subnets:
@@ -153,32 +152,37 @@ def _within(subnet: IPv6Network, policy: Policy) -> bool:
 
 def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[str, Network]:
     """The networks, each with the routes that say who may send as what."""
-    subnets = Subnets(networks.values())
-    elsewhere: dict[IPv6Network, list[Route]] = {}
-    behind: dict[str, list[IPv6Network]] = {}
-    for route in sorted(routes):
-        whole = list(subnets.around(route.prefix))
-        for subnet in whole:
-            elsewhere.setdefault(subnet, []).append(route)
-        behind.setdefault(route.interface, []).append(route.prefix)
+    routes = sorted(routes)
+    behind = {key: tuple(_behind(each, routes)) for key, each in networks.items()}
+    prefixes = {key: (*each.subnets, *behind[key]) for key, each in networks.items()}
+    known = Subnets(prefix for each in prefixes.values() for prefix in each)
+    parts: dict[IPv6Network, list[Route]] = {}
+    for route in routes:
+        for whole in known.around(route.prefix):
+            parts.setdefault(whole, []).append(route)
+    if not parts and not any(behind.values()):
+        return networks
     return {
-        key: _routed(each, elsewhere, behind.get(each.bridge, ())) for key, each in networks.items()
+        key: replace(
+            each,
+            behind=behind[key],
+            elsewhere=tuple(
+                route
+                for prefix in prefixes[key]
+                for route in parts.get(prefix, ())
+                if route.interface != each.bridge
+            ),
+        )
+        for key, each in networks.items()
     }
 
 
-def _routed(
-    network: Network,
-    elsewhere: Map[IPv6Network, list[Route]],
-    behind: Iterable[IPv6Network],
-) -> Network:
-    away = [route for subnet in network.subnets for route in elsewhere.get(subnet, ())]
-    away = [route for route in away if route.interface != network.bridge]
-    beside = [
-        each for each in behind if not any(each.subnet_of(subnet) for subnet in network.subnets)
-    ]
-    if not away and not beside:
-        return network
-    return replace(network, elsewhere=tuple(away), behind=tuple(beside))
+def _behind(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:
+    for route in routes:
+        if route.interface == network.bridge and not any(
+            route.prefix.subnet_of(subnet) for subnet in network.subnets
+        ):
+            yield route.prefix
 
 
 def _with_source(network: Network, own: frozenset[IPv6Address] | None) -> Network:

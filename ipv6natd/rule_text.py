@@ -30,7 +30,7 @@ from ipv6natd.rules import (
 )
 
 _CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
-_STATES = frozenset({"RELATED", "ESTABLISHED", "DNAT", "INVALID"})
+_STATES = frozenset({"NEW", "RELATED", "ESTABLISHED", "DNAT", "INVALID"})
 _KEPT_FIRST = frozenset({"FORWARD", "INPUT"})
 """Base chains of the filter table; our jumps stand at the head of them."""
 

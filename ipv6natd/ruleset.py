@@ -48,11 +48,14 @@ CT = f"{PREFIX}CT"
 SOURCES = f"{PREFIX}SRC"
 INPUT = f"{PREFIX}INPUT"
 REFUSED = f"{PREFIX}REJ"
+HOST = f"{PREFIX}HOST"
 PROXY = f"{PREFIX}PROXY"
 ARRIVED = f"{PREFIX}PRE"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
+_MAPPED = IPv6Network("::ffff:0:0/96")
+"""IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); no packet has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +116,12 @@ def _nat_rules(desired: Desired, memory: Memory) -> TableRules:
 
 def _table(chains: dict[str, Split], jumps: tuple[BaseJump, ...]) -> TableRules:
     """Chains that have rules, and the jumps to them. FORWARD stands always: users lean on
-    DOCKER-USER, which it brings along."""
+    DOCKER-USER, which it brings along. So does INPUT: no jump comes or goes with a network."""
     filled = [
         chain
         for name, split in chains.items()
         for chain in (Chain(name=name, rules=split.rules), *split.chains)
-        if chain.rules or name == FORWARD
+        if chain.rules or name in (FORWARD, INPUT)
     ]
     names = {DOCKER_USER, *(chain.name for chain in filled)}
     reached = tuple(jump for jump in jumps if jump.target in names)
@@ -162,9 +165,18 @@ def _forward(desired: Desired) -> Split:
     mark = desired.accept_fwmark
     marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
     closed = (rule for each in _ours(desired) if each.closed for rule in _cut(each.bridge))
+    # What goes to a container by forwarding never comes from the host itself. Before what is
+    # established, so that nobody can pose as the other end of what a container began. By bridge:
+    # what the host sends to its guests passes FORWARD on bridges that are not ours.
+    from_host = (
+        Rule(source_local=True, out_interface=each.bridge, target=Verdict.DROP)
+        for each in _ours(desired)
+        if not each.closed
+    )
     return joined(
         Split(marked),
         by_bridge("C", tuple(closed)),
+        by_bridge("L", tuple(from_host)),
         Split(tuple(_not_closed(desired)), tuple(_own_sources(desired))),
     )
 
@@ -172,15 +184,17 @@ def _forward(desired: Desired) -> Split:
 def _not_closed(desired: Desired) -> Iterator[Rule]:
     ours = _ours(desired)
     outgoing = [each for each in ours if not each.closed]
-    if ours:
-        # What is forwarded never comes from the host itself. Before what is established: whoever
-        # poses as a container first and as the host then would be taken for the host's answer.
-        yield Rule(source_local=True, target=Verdict.DROP)
     if outgoing:
         yield Rule(states=("ESTABLISHED",), target=Jump(CT))
     if ours:
         yield Rule(target=Jump(SOURCES))
     for network in outgoing:
+        yield Rule(
+            source_local=True,
+            in_interface=network.bridge,
+            not_out_interface=network.bridge,
+            target=Verdict.DROP,
+        )
         yield from _only_own(network)
     if outgoing:
         # An error about an open flow has a source of its own, which may be forged as well.
@@ -258,6 +272,8 @@ def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[
 
     Networks of the engine's are in here, too: what we let out of ours reaches them.
     """
+    # To a program such a peer is one of IPv4, and may be its own gateway there, or 127.0.0.1.
+    yield Rule(source=_MAPPED, target=forged)
     routes = {route for network in desired.networks for route in network.elsewhere}
     narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
     for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
@@ -265,8 +281,9 @@ def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[
             yield Rule(source=prefix, in_interface=route.interface, target=honest)
         yield Rule(source=prefix, target=forged)
     for network in desired.networks:
-        for subnet in network.subnets:
-            yield Rule(source=subnet, not_in_interface=network.bridge, target=forged)
+        for subnet in (*network.subnets, *network.behind):
+            if subnet.prefixlen:
+                yield Rule(source=subnet, not_in_interface=network.bridge, target=forged)
 
 
 def _only_own(network: Network) -> Iterator[Rule]:
@@ -320,8 +337,25 @@ def _established(desired: Desired) -> Split:
 
 
 def _input(desired: Desired, memory: Memory) -> Split:
-    if desired.userland_proxy:
-        return _to_proxy(desired, memory)
+    heard = _to_proxy(desired, memory) if desired.userland_proxy else _refused(desired, memory)
+    return joined(heard, _to_host(desired))
+
+
+def _to_host(desired: Desired) -> Split:
+    """A forged first packet to the host makes an entry as well, and the host's side of it may be
+    anybody's: an address that leaves the host, or an error about it."""
+    if not _ours(desired):
+        return Split(())
+    asked = (
+        Rule(in_interface="lo", target=Verdict.RETURN),
+        # What the host sends to its own address comes by lo; what it sends to a group comes back.
+        Rule(source_local=True, destination_local=True, target=Verdict.DROP),
+        Rule(target=Jump(SOURCES)),
+    )
+    return Split((Rule(states=("NEW",), target=Jump(HOST)),), (Chain(name=HOST, rules=asked),))
+
+
+def _refused(desired: Desired, memory: Memory) -> Split:
     refusals = by_port("REJ-", memory.refused.all(desired.refused, lambda r: placed(_refusals(r))))
     if not refusals.chains:
         return refusals
@@ -348,7 +382,6 @@ def _to_proxy(desired: Desired, memory: Memory) -> Split:
         Rule(in_interface="lo", target=Verdict.RETURN),
         # Groups and anycast addresses are not translated, and a proxy on all addresses hears them.
         Rule(destination_not_local=True, target=Verdict.DROP),
-        Rule(source_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
     )
     return joined(listening, Split((), (Chain(name=PROXY, rules=guard),)))
@@ -356,7 +389,8 @@ def _to_proxy(desired: Desired, memory: Memory) -> Split:
 
 def _proxied(mapping: Mapping) -> Rule:
     return Rule(
-        destination=None if mapping.wildcard else IPv6Network(mapping.host_address),
+        # On a network with host_binding_ipv6 the proxy may listen on all addresses all the same.
+        destination=IPv6Network(mapping.host_address) if mapping.proxy_there else None,
         protocol=mapping.protocol,
         ports=(mapping.host_port, mapping.host_port_end),
         target=Jump(PROXY),

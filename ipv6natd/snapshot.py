@@ -40,13 +40,14 @@ class Completion:
         if self._routed is not None and self._routed[0] == networks and not anew:
             return self._routed[1]
         bridges = {network.bridge for network in networks if network.bridge}
-        subnets = Subnets(networks)
         own = {subnet for network in networks for subnet in network.subnets}
+        every = [route for route in routes() if route.prefix not in own]
+        behind = {route.prefix for route in every if route.interface in bridges}
+        known = Subnets(own | behind)
         found = [
             route
-            for route in routes()
-            if (route.interface in bridges and route.prefix not in own)
-            or any(subnets.around(route.prefix))
+            for route in every
+            if route.interface in bridges or any(known.around(route.prefix))
         ]
         if found:
             learned = advertised()

@@ -84,14 +84,16 @@ SHAPES = {
     "elsewhere and was not accepted above; a closed network before all else, its replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "Nothing leaves a closed network. By interface "
     "and not by address, so that a forged source does not leave either.",
-    rf"{FORWARD} -m addrtype --src-type LOCAL -j DROP": "What comes in never has an address of the "
-    "host for its source. Before open flows: who poses as a container first, and as the host then, "
-    "would be taken for the host's answer.",
+    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "What is forwarded to a "
+    "container never has an address of the host for its source. Before open flows, whose "
+    "other end would be anybody's.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
     "in skip the rest, so an open connection does not pay for the number of networks.",
     rf"{FORWARD} -j IPV6NAT-SRC": "Everything else is asked for its source, before any rule that "
     "accepts. A forged first packet would have conntrack take what its sender says next for "
     "answers.",
+    rf"{FORWARD} -i BRIDGE ! -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "Nor has what a "
+    "container sends.",
     rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends with its own "
     "network's sources only, so it cannot pose as a neighbour of the host.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j IPV6NAT-OWN-BRIDGE": "The same where there are more "
@@ -102,6 +104,8 @@ SHAPES = {
     "routes "
     "to a container of it.",
     r"-A IPV6NAT-OWN-BRIDGE -j DROP": "Any other.",
+    r"-A IPV6NAT-SRC -s ::ffff:0:0/96 -j DROP": "To a program such a peer is one of IPv4, its own "
+    "gateway there for one.",
     r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
     "routes elsewhere, a LAN of its own: there it is no forgery.",
     r"-A IPV6NAT-SRC -s NET -j DROP": "And by any other interface it is one.",
@@ -133,8 +137,13 @@ SHAPES = {
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
     r"-A IPV6NAT-PROXY -m addrtype ! --dst-type LOCAL -j DROP": "What is for a group or an anycast "
     "address is not translated, and a proxy that listens on all addresses hears it.",
-    r"-A IPV6NAT-PROXY -m addrtype --src-type LOCAL -j DROP": "What comes in as the host itself.",
     r"-A IPV6NAT-PROXY -j IPV6NAT-SRC": "Everybody else by their source, as above.",
+    r"-A IPV6NAT-INPUT -m conntrack --ctstate NEW -j IPV6NAT-HOST": "A forged first packet to the "
+    "host makes an entry, too.",
+    r"-A IPV6NAT-HOST -i lo -j RETURN": "What the host says to itself.",
+    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP": "Comes "
+    "by no other interface. What the host sends to a group comes back, and is let in.",
+    r"-A IPV6NAT-HOST -j IPV6NAT-SRC": "Everybody else by their source, as above.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "Where there are many ports: "
     "nothing else that the host hears, open connections least of all, asks for a port here.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "Where there are many ports: those "
@@ -154,7 +163,8 @@ SHAPES = {
     "lose them.",
     r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A closed network does not get out by way of a "
     "published port.",
-    r"-A IPV6NAT-PRE (?:-m addrtype --src-type LOCAL|-s NET|-s NET ! -i BRIDGE) -j RETURN": "A "
+    r"-A IPV6NAT-PRE (?:-m addrtype --src-type LOCAL|-s ::ffff:0:0/96|-s NET|-s NET ! -i BRIDGE) "
+    r"-j RETURN": "A "
     "forged source is dropped in FORWARD. Here it is passed over as well: somebody may accept "
     "it in DOCKER-USER.",
     r"-A IPV6NAT-PRE -s NET -i INTERFACE -j IPV6NAT-DNAT": "A LAN of the host's inside a network's "

@@ -44,7 +44,7 @@ def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
         '*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i "a -j DROP\nCOMMIT',
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \x1b -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \u00e9 -j DROP\nCOMMIT",
-        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m conntrack --ctstate NEW -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m conntrack --ctstate SNAT -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -p tcp -m tcp --dport 70000 -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m comment --comment x -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A;x - [0:0]\nCOMMIT",

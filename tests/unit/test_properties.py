@@ -50,16 +50,16 @@ _ADDRESS = r"[0-9a-f:]{2,39}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
-_BRIDGES = r"IPV6NAT-C?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
+_BRIDGES = r"IPV6NAT-[CL]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _OWN = r"OWN-[A-Za-z0-9_.@-]{1,15}"
-_FIXED = rf"FORWARD|CT|SRC|INPUT|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
+_FIXED = rf"FORWARD|CT|SRC|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
     r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL",
-    r"-m conntrack --ctstate (?:RELATED|ESTABLISHED|DNAT|INVALID)",
+    r"-m conntrack --ctstate (?:NEW|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",

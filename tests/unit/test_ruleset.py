@@ -161,18 +161,21 @@ def test_internal_networks_are_cut_off_before_all_else() -> None:
 def test_what_is_established_is_asked_directly_behind_the_internal_networks() -> None:
     """I14."""
     ct = "-m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT"
-    assert chain("FORWARD").index(ct) == 3
+    assert chain("FORWARD").index(ct) == 4
 
 
 def test_sources_are_asked_before_anything_is_accepted_but_what_is_established() -> None:
     """I11: a forged error about an open flow is no more let in than a forged first packet."""
     rules = chain("FORWARD")
-    assert rules[2] == "-m addrtype --src-type LOCAL -j DROP"
-    assert rules[4] == "-j IPV6NAT-SRC"
+    assert rules[2:4] == [
+        f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-a", "br-b")
+    ]
+    assert rules[5] == "-j IPV6NAT-SRC"
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
-    assert accepting[0] == 3
-    assert accepting[1] > 4
+    assert accepting[0] == 4
+    assert accepting[1] > 5
     assert chain("SRC") == [
+        "-s ::ffff:0:0/96 -j DROP",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
@@ -190,9 +193,7 @@ def test_a_container_sends_with_its_own_networks_sources_only() -> None:
     ]
     gateway = replace(X, behind=(IPv6Network("::/0"),))
     rules_ = ruleset(Desired(networks=(gateway,))).filter.chains
-    assert not any(
-        "br-a ! -o br-a -j" in words(r) and not r.states for c in rules_ for r in c.rules
-    )
+    assert not any("-i br-a ! -o br-a -j" in words(r) for c in rules_ for r in c.rules)
 
 
 def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
@@ -200,24 +201,38 @@ def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
     assert "-s fd00:b::/64 ! -i br-b -j DROP" in chain("SRC", "beside-the-engines.proxy-on")
     alone = replace(Y, managed_by=ManagedBy.ENGINE)
     chains = ruleset(Desired(networks=(alone,))).filter.chains
-    assert [each.name for each in chains] == ["IPV6NAT-FORWARD"]
+    assert [each.name for each in chains] == ["IPV6NAT-FORWARD", "IPV6NAT-INPUT"]
+    assert not any(each.rules for each in chains)
 
 
 def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     """I11: what it hands on comes to the container from the gateway."""
-    assert chain("INPUT") == ["-p udp -m udp --dport 53 -j IPV6NAT-PROXY"]
+    to_host = "-m conntrack --ctstate NEW -j IPV6NAT-HOST"
+    assert chain("INPUT") == ["-p udp -m udp --dport 53 -j IPV6NAT-PROXY", to_host]
     assert chain("PROXY") == [
         "-i lo -j RETURN",
         "-m addrtype ! --dst-type LOCAL -j DROP",
-        "-m addrtype --src-type LOCAL -j DROP",
         "-j IPV6NAT-SRC",
     ]
-    bound = replace(UDP, host_address=OUTSIDE)
+    # By host_binding_ipv6 the proxy may listen on all addresses.
+    bound = replace(UDP, host_address=OUTSIDE, proxy_there=True)
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
     (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
     assert [words(rule) for rule in asked] == [
-        "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
+        "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
+        to_host,
     ]
+
+
+def test_the_host_hears_no_forged_first_packet() -> None:
+    """Its entry would be answered by whoever has the host's side of it later."""
+    for case in ("one-port.proxy-on", "one-port.proxy-off"):
+        assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW -j IPV6NAT-HOST"
+        assert chain("HOST", case) == [
+            "-i lo -j RETURN",
+            "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
+            "-j IPV6NAT-SRC",
+        ]
 
 
 def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
@@ -260,7 +275,7 @@ def test_every_drop_stands_before_the_first_way_out() -> None:
     rules = chain("FORWARD")
     first = rules.index("-i br-a -j ACCEPT")
     assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
-    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 9
+    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 12
 
 
 def test_neighbours_are_decided_before_the_way_out() -> None:
@@ -286,6 +301,7 @@ def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> Non
     assert chain("PRE") == [
         "-i br-int -j RETURN",
         "-m addrtype --src-type LOCAL -j RETURN",
+        "-s ::ffff:0:0/96 -j RETURN",
         "-s fd00:c::/64 ! -i br-int -j RETURN",
         "-s fd00:a::/64 ! -i br-a -j RETURN",
         "-s fd00:b::/64 ! -i br-b -j RETURN",
@@ -386,6 +402,7 @@ def test_with_nothing_to_do_docker_user_still_stands() -> None:
     assert list(jumps("nothing.proxy-on")) == [
         "FORWARD first: -m comment --comment ipv6natd -j DOCKER-USER",
         "FORWARD first: -m comment --comment ipv6natd -j IPV6NAT-FORWARD",
+        "INPUT first: -m comment --comment ipv6natd -j IPV6NAT-INPUT",
     ]
 
 
@@ -439,16 +456,17 @@ def test_without_a_proxy_loopback_and_link_local_clients_are_told_at_once(
     case: str, expected: list[str]
 ) -> None:
     """H3, H14, decision 5."""
-    assert chain("INPUT", case) == expected
+    assert chain("INPUT", case)[:-1] == expected
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation: str) -> None:
     """H2."""
     want = desired(facts_of(situation, "proxy-on"), POLICIES.get(situation, Policy()))
-    names = [each.name for each in rules_of(f"{situation}.proxy-on").filter.chains]
-    udp = any(each.protocol is Protocol.UDP for each in want.mappings)
-    assert ("IPV6NAT-INPUT" in names) == udp
+    chains = rules_of(f"{situation}.proxy-on").filter.chains
+    rules = [rule for each in chains if each.name == "IPV6NAT-INPUT" for rule in each.rules]
+    udp = [each for each in want.mappings if each.protocol is Protocol.UDP]
+    assert {rule.protocol for rule in rules if rule.ports} == {each.protocol for each in udp}
 
 
 # How one rule is worded.

@@ -1,0 +1,118 @@
+"""Forged sources in several steps: entries that one packet makes and another uses."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.lab import Answer, Regime, forge, ping, serve, tcp, udp, until, watch
+from tests.lab.sandbox import CLIENT, HOST, ROGUE, namespace
+from tests.packets.asking import SHORT
+from tests.packets.test_forged import (
+    X1,
+    Y1,
+    attackers,
+)
+
+pytestmark = pytest.mark.ours
+BOTH = pytest.mark.parametrize("who", ["container", "segment"])
+LEAVES = IPv6Address("2001:db8:1::77")
+
+
+def heard(regime: Regime, before: int) -> list[tuple[str, int]]:
+    time.sleep(SHORT)
+    return [(str(each.peer), each.port) for each in regime.x1.server.received[before:]]
+
+
+@BOTH
+def test_two_packets_that_pose_as_a_container_and_as_an_anycast_address(
+    regime: Regime, who: str
+) -> None:
+    attacker, before = attackers(regime)[who], len(regime.x1.server.received)
+    for port, text in enumerate(("2001:db8:1::", "fd00:b::", "fd00:a::"), 7300):
+        attacker.send(forge.datagram(X1, IPv6Address(text), (54, port)))
+        attacker.send(forge.datagram(IPv6Address(text), X1, (port, 54)))
+    assert heard(regime, before) == []
+
+
+def test_an_address_of_the_host_that_leaves_opens_nothing_both_ways(regime: Regime) -> None:
+    """One of SLAAC, which who sends router advertisements makes come and go."""
+    attacker, before = attackers(regime)["segment"], len(regime.x1.server.received)
+    regime.host.ip(f"address add {LEAVES}/64 dev ext0 nodad")
+    time.sleep(SHORT)
+    attacker.send(forge.datagram(X1, LEAVES, (54, 7400)))
+    attacker.send(forge.datagram(LEAVES, X1, (7400, 54)))
+    regime.host.ip(f"address del {LEAVES}/64 dev ext0")
+    time.sleep(2)
+    regime.rogue.ip(f"address add {LEAVES}/64 dev ext0 nodad")
+    try:
+        answer = udp(regime.rogue, X1, 54, source=LEAVES, source_port=7400, timeout=SHORT)
+        assert not isinstance(answer, Answer), answer
+        assert heard(regime, before) == []
+    finally:
+        regime.rogue.ip(f"address del {LEAVES}/64 dev ext0")
+        regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-dst", str(LEAVES), check=False)
+
+
+@BOTH
+def test_an_error_about_a_flow_that_never_was_reaches_nobody(regime: Regime, who: str) -> None:
+    attacker = attackers(regime)[who]
+    source = Y1 if who == "container" else ROGUE
+    with watch(regime.x1.ns) as packets:
+        never = forge.datagram(X1, HOST, (54, 7500))
+        attacker.send(never)
+        error = forge.error_body(source, X1, never)
+        attacker.send(forge.packet(source, X1, forge.ICMPV6, error))
+        time.sleep(SHORT)
+        found = [each for each in packets() if each.protocol == "icmp6" and each.port == 1]
+        assert [each.source for each in found if not each.outgoing] == []
+
+
+def test_no_peer_looks_like_one_of_ipv4(regime: Regime) -> None:
+    attacker, before = attackers(regime)["segment"], len(regime.x1.server.received)
+    for text in ("::ffff:127.0.0.1", "::ffff:172.18.0.1"):
+        attacker.send(forge.datagram(IPv6Address(text), HOST, (7600, 5353)))
+    assert heard(regime, before) == []
+
+
+def test_what_is_routed_to_a_container_is_nobodys_to_pose_as(regime: Regime) -> None:
+    """A route behind y1, and who is on the segment poses as one there."""
+    beyond, attacker = IPv6Address("fd00:ee::7"), attackers(regime)["segment"]
+    regime.host.ip(f"route add fd00:ee::/64 via {Y1} dev brY")
+    regime.client.ip(f"route add fd00:ee::/64 via {HOST} dev ext0")
+    try:
+        until(lambda: "fd00:ee::/64" in regime.sandbox.rules(), True)
+        with watch(regime.y1.ns) as packets:
+            attacker.send(forge.datagram(beyond, CLIENT, (54, 7900)))
+            udp(regime.client, beyond, 54, source_port=7900, timeout=SHORT)
+            assert [each for each in packets() if each.destination == beyond] == []
+    finally:
+        regime.client.ip(f"route del fd00:ee::/64 via {HOST} dev ext0")
+        regime.host.ip(f"route del fd00:ee::/64 via {Y1} dev brY")
+
+
+def test_bridges_in_a_row_keep_working(regime: Regime) -> None:
+    """As Proxmox has them: vmbr0 with the host's address, a veth pair, fwbr0, a VM's port. With
+    br_netfilter what the host sends passes FORWARD on fwbr0 with a source of its own."""
+    host, vm_address = regime.host, IPv6Address("2001:db8:5::2")
+    with namespace(regime.sandbox.name, "vm") as vm:
+        try:
+            for bridge in ("vmbr0", "fwbr0"):
+                host.ip(f"link add {bridge} type bridge")
+                host.ip(f"link set {bridge} up")
+            host.ip("address add 2001:db8:5::1/64 dev vmbr0 nodad")
+            host.ip("link add fwpr0 type veth peer name fwln0")
+            host.ip(f"link add tap0 type veth peer name ext0 netns {vm.path.name}")
+            for port, bridge in (("fwpr0", "vmbr0"), ("fwln0", "fwbr0"), ("tap0", "fwbr0")):
+                host.ip(f"link set {port} master {bridge} up")
+            vm.ip("link set ext0 up")
+            vm.ip(f"address add {vm_address}/64 dev ext0 nodad")
+            vm.ip("route add default via 2001:db8:5::1")
+            assert until(lambda: ping(host, vm_address, timeout=0.5), True)
+            with serve(vm, "vm", tcp=[80]):
+                assert isinstance(tcp(regime.x1.ns, vm_address, 80), Answer)
+        finally:
+            for link in ("vmbr0", "fwbr0", "fwpr0", "tap0"):
+                host.run("ip", "link", "del", link, check=False)
