@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from ipv6natd import bus
@@ -136,21 +137,29 @@ class BusService:
 
     async def _answer(self, call: Call, method: Method) -> None:
         try:
-            if method.action is not None:
-                await self._authority.check(call, method.action)
-            answer = method.answer(self._members, call)
-            result = answer if isinstance(answer, list) else await answer
-            if isinstance(result, bytes):
-                await self._limits.wait_for_room(call, len(result))
-                size = call.connection.reply_marshalled(call, method.returns, result)
-            else:
-                await self._limits.wait_for_room(call)
-                size = call.connection.reply(call, method.returns, result)
-            self._limits.sent(call, size)
+            uid = self._authority.known_user(call)
+            if uid is None:
+                with self._limits.unidentified(call):
+                    uid = await self._authority.user(call)
+            with self._limits.of_user(uid):
+                await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
             self._refuse(call, error)
         finally:
             self._limits.end(call)
+
+    async def _answer_user(self, call: Call, method: Method) -> None:
+        if method.action is not None:
+            await self._authority.check(call, method.action)
+        answer = method.answer(self._members, call)
+        result = answer if isinstance(answer, list) else await answer
+        if isinstance(result, bytes):
+            await self._limits.wait_for_room(call, len(result))
+            size = call.connection.reply_marshalled(call, method.returns, result)
+        else:
+            await self._limits.wait_for_room(call)
+            size = call.connection.reply(call, method.returns, result)
+        self._limits.sent(call, size)
 
     def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):

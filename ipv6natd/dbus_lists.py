@@ -1,18 +1,20 @@
 """Long answers: made in threads, in slices, so that the loop never waits for them.
 
-The lists are marshalled once a generation and kept; everything else is made when it is asked for,
-one after the other.
+The lists are marshalled once a generation and kept. Everything else is made when it is asked for:
+one for each user at a time, and one for all users but root.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ipv6natd.bus import ERROR, BusError
 from ipv6natd.dbus_values import marshal_rows, marshal_text
@@ -32,7 +34,8 @@ class Lists:
         """`status` says the newest one."""
         self._status = status
         self._made: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
-        self._making = asyncio.Lock()
+        self._others = asyncio.Lock()
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def rows(self, member: str) -> bytes:
         """The answer to ListMappings, ListNetworks or ListSkipped."""
@@ -44,7 +47,7 @@ class Lists:
         # Shielded: others may wait for the same rows.
         return await asyncio.shield(task)
 
-    async def found(self, wanted: Map[str, Any]) -> bytes:
+    async def found(self, uid: int, wanted: Map[str, Any]) -> bytes:
         """The answer to FindMappings, which is not kept. BusError for what is no filter."""
         status = self._status()
         try:
@@ -52,12 +55,22 @@ class Lists:
             matching((), wanted)
         except FilterError as error:
             raise BusError("org.ipv6natd1.Error.InvalidFilter", str(error)) from None
-        return await self.made(partial(_found, status, wanted))
+        return await self.made(uid, partial(_found, status, wanted))
 
-    async def made(self, make: Callable[[], bytes]) -> bytes:
+    async def made(self, uid: int, make: Callable[[], bytes]) -> bytes:
         """An answer that is not kept; `make` is called in a thread."""
-        async with self._making:
+        async with self.turn(uid):
             return await asyncio.to_thread(make)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, uid: int) -> AsyncIterator[None]:
+        """While something is made for the user. The calls of one user wait for each other before
+        they wait for those of others, so that each user waits for one call of each other user."""
+        # Weak: the lock lasts as long as somebody has it or waits for it.
+        own = self._turns.setdefault(uid, asyncio.Lock())
+        others = self._others if uid else contextlib.nullcontext()
+        async with own, others:
+            yield
 
     def forget(self) -> None:
         """Megabytes that nobody will ask for again."""

@@ -9,6 +9,7 @@ asks in Source, and its paragraph in org.ipv6natd1(5).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -102,15 +103,16 @@ class Members:
         await self._source.cleanup()
         return []
 
-    async def leftovers(self, _call: Call) -> bytes:
+    async def leftovers(self, call: Call) -> bytes:
         """ListLeftovers."""
-        rows = map(leftover_row, await self._source.leftovers())
-        return await self.lists.made(partial(rows_body, rows))
+        async with self.lists.turn(call.uid):
+            rows = map(leftover_row, await self._source.leftovers())
+            return await asyncio.to_thread(rows_body, rows)
 
-    async def remove_leftovers(self, _call: Call) -> bytes:
+    async def remove_leftovers(self, call: Call) -> bytes:
         """CleanupLeftovers."""
         rows = map(leftover_row, await self._source.remove_leftovers())
-        return await self.lists.made(partial(rows_body, rows))
+        return await self.lists.made(call.uid, partial(rows_body, rows))
 
     def rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
@@ -118,16 +120,17 @@ class Members:
 
     async def explain(self, call: Call) -> bytes:
         """Explain."""
-        rows = await self._source.explain(call.args[0])
-        return await self.lists.made(partial(rows_body, rows))
+        async with self.lists.turn(call.uid):
+            rows = await self._source.explain(call.args[0])
+            return await asyncio.to_thread(rows_body, rows)
 
     def found(self, call: Call) -> Awaitable[bytes]:
         """FindMappings."""
-        return self.lists.found(call.args[0])
+        return self.lists.found(call.uid, call.args[0])
 
-    def ruleset(self, _call: Call) -> Awaitable[bytes]:
+    def ruleset(self, call: Call) -> Awaitable[bytes]:
         """GetRuleset."""
-        return self.lists.made(lambda: text_body(self._source.ruleset_text()))
+        return self.lists.made(call.uid, lambda: text_body(self._source.ruleset_text()))
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from enum import StrEnum
+from typing import Any
 
-from ipv6natd.bus import BUS, CALL_SECONDS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal
 from ipv6natd.dbus_values import variants
 
 log = logging.getLogger(__name__)
@@ -22,7 +24,15 @@ PATIENCE = 20.0
 DIALOG_PATIENCE = 120.0
 """Seconds that somebody has to type a password."""
 MAX_ASKED, MAX_DIALOGS = 64, 16
-"""Questions that wait for polkit at one time: the bus allows 128 calls of ours to wait."""
+"""Questions that wait for polkit at one time: the bus allows 128 calls of ours to wait. One user
+cannot have all of them, see MAX_UNANSWERED_OF_USER."""
+MAX_DIALOGS_OF_USER = 2
+"""Dialogs of one user at one time, who may leave them open."""
+IDENTIFY_PAUSE, IDENTIFY_TRIES = 2.5, 10
+"""Seconds until the bus is asked once more whose a call is, and how often it is asked. While 127
+MiB wait for us, it drops its own answers to us too. An answer that comes late is good as well."""
+BUSY = (ERROR + "NoReply", ERROR + "LimitsExceeded")
+"""Errors of a polkit that is there. The bus says the second while 127 MiB wait for polkit."""
 MAX_KNOWN = 1000
 """Senders to remember. They are forgotten together, and then asked about again."""
 
@@ -64,7 +74,7 @@ class Authority:
     def __init__(self) -> None:
         """Nothing is known before anybody calls."""
         self._asked = asyncio.Semaphore(MAX_ASKED)
-        self._dialogs = 0
+        self._dialogs: Counter[int] = Counter()
         self._changes = 0
         self._uids: dict[str, int] = {}
         self._may_look: set[str] = set()
@@ -89,31 +99,33 @@ class Authority:
         self._uids.clear()
         self._may_look.clear()
 
+    def known_user(self, call: Call) -> int | None:
+        """The caller's uid, None before `user` asked for it."""
+        return self._uids.get(call.sender)
+
+    async def user(self, call: Call) -> int:
+        """The caller's uid, as the bus says. BusError when it does not."""
+        try:
+            uid = await _user(call)
+        except BusError as error:
+            text = f"the bus could not tell who asked: {error.text}"
+            raise BusError(ERROR + "AccessDenied", text) from None
+        if len(self._uids) >= MAX_KNOWN:
+            self._uids.clear()
+        self._uids[call.sender] = uid
+        return uid
+
     async def check(self, call: Call, action: Action) -> None:
         """Return when the caller may; BusError, a sentence for the caller, when not."""
-        if action is Action.INSPECT and call.sender in self._may_look:
+        if call.uid == 0 or (action is Action.INSPECT and call.sender in self._may_look):
             return
         asked_at = self._changes
-        if await self._uid(call) != 0:
-            await self._check_user(call, action)
+        await self._check_user(call, action)
         # An answer from before a change is good for this call, and for no other.
         if action is Action.INSPECT and asked_at == self._changes:
             if len(self._may_look) >= MAX_KNOWN:
                 self._may_look.clear()
             self._may_look.add(call.sender)
-
-    async def _uid(self, call: Call) -> int:
-        if call.sender not in self._uids:
-            try:
-                who = (*BUS, "GetConnectionUnixUser", "s", call.sender)
-                (uid,) = await call.connection.call(*who, timeout=CALL_SECONDS)
-            except BusError as error:
-                text = f"the bus could not tell who asked: {error.text}"
-                raise BusError(ERROR + "AccessDenied", text) from None
-            if len(self._uids) >= MAX_KNOWN:
-                self._uids.clear()
-            self._uids[call.sender] = uid
-        return self._uids[call.sender]
 
     async def _check_user(self, call: Call, action: Action) -> None:
         try:
@@ -121,7 +133,7 @@ class Authority:
                 authorized, challenge = await _answer(call, action, dialog=False)
         except BusError as error:
             log.debug("polkit does not say whether %s may be done: %s", action, error.text)
-            if error.name == ERROR + "NoReply":
+            if error.name in BUSY:
                 # Anybody can keep it busy, and what an administrator closed must stay closed.
                 raise _denied("polkit is too busy to answer", call) from None
             if action is Action.INSPECT:
@@ -136,19 +148,42 @@ class Authority:
         """Have somebody asked for a password."""
         if not call.interactive:
             raise _unasked(call)
-        if self._dialogs >= MAX_DIALOGS:
+        if self._dialogs.total() >= MAX_DIALOGS:
             text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
             raise BusError(ERROR + "LimitsExceeded", text)
-        self._dialogs += 1
+        if self._dialogs[call.uid] >= MAX_DIALOGS_OF_USER:
+            text = f"you are being asked for {MAX_DIALOGS_OF_USER} passwords: answer one of them"
+            raise BusError(ERROR + "LimitsExceeded", text)
+        self._dialogs[call.uid] += 1
         try:
             authorized, challenge = await _answer(call, action, dialog=True)
         except BusError:
             raise _denied("nobody typed the password for that", call) from None
         finally:
-            self._dialogs -= 1
+            self._dialogs[call.uid] -= 1
         if challenge and not authorized:
             raise _unasked(call)  # no agent of polkit answers for the caller
         return authorized
+
+
+async def _user(call: Call) -> int:
+    """The uid of the sender. BusError when the bus does not say."""
+    seconds = IDENTIFY_PAUSE * IDENTIFY_TRIES
+    asked: list[asyncio.Task[list[Any]]] = []
+    try:
+        for _ in range(IDENTIFY_TRIES):
+            question = (*BUS, "GetConnectionUnixUser", "s", call.sender)
+            asked.append(asyncio.create_task(call.connection.call(*question, timeout=seconds)))
+            done, _ = await asyncio.wait(
+                asked, timeout=IDENTIFY_PAUSE, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return int(done.pop().result()[0])
+        return int((await asked[0])[0])  # its time is up
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:

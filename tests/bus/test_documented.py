@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ipv6natd import bus, dbus_limits, dbus_lists, polkit
 from ipv6natd.dbus_members import METHODS
 from ipv6natd.dbus_objects import LOG, LOG_PATH, MANAGER, PATH, introspection
+from ipv6natd.dbus_wire import _Unanswered
 from ipv6natd.filters import _FIELDS
 from ipv6natd.leftovers import Leftover
 from ipv6natd.polkit import Action
@@ -52,6 +54,23 @@ def items(text: str) -> dict[str, str]:
     """Member -> its item, nested lists and all."""
     parts = re.split(r"^\.It Ic (\w+)\(.*$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_limits_are_those_of_the_sources() -> None:
+    told = " ".join(section("LIMITS").split())
+    for words in (
+        f"{dbus_limits.MAX_UNANSWERED} calls of one connection",
+        f"{dbus_limits.MAX_UNANSWERED_OF_USER} of one user",
+        f"{dbus_limits.MAX_UNREAD >> 20} MiB of answers",
+        f"{dbus_lists.MAX_ANSWER >> 20} MiB in one answer",
+        f"{bus.MAX_MESSAGE >> 10} KiB in one call",
+        f"{bus.MAX_ARRAYS >> 10} KiB in its arrays",
+        f"{polkit.MAX_DIALOGS_OF_USER} dialogs for a password of one user",
+        f"{polkit.MAX_DIALOGS} in all",
+        f"{_Unanswered.MOST} calls in a second that want no answer",
+        f"they share {dbus_limits.MAX_UNIDENTIFIED >> 20} MiB",
+    ):
+        assert words in told
 
 
 @pytest.mark.parametrize(("kind", "name"), [("method", "METHODS"), ("signal", "SIGNALS")])

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ipv6natd import bus as bus_module
 from ipv6natd import dbus_limits, polkit
 from ipv6natd.bus import BUS, ERROR, BusError, Connection
-from ipv6natd.dbus_limits import MAX_UNREAD, STATS
-from ipv6natd.dbus_objects import INTROSPECTABLE, PEER
-from ipv6natd.dbus_wire import BATCH
+from ipv6natd.dbus_limits import MAX_UNREAD, STATS, Limits
+from ipv6natd.dbus_objects import INTROSPECTABLE, MANAGER, NAME, PATH, PEER, PROPERTIES
+from ipv6natd.dbus_wire import BATCH, Variant
+from ipv6natd.polkit import Action
+from tests.bus.apart import peak, serving_apart
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
-from tests.bus.flood import flood
+from tests.bus.flood import answer_to, connected, flood, message, send
+from tests.bus.test_polkit import FakePolkit, authority
 from tests.unit.waiting import until
 
-NOBODY = 65534
+GAMES, NOBODY = 5, 65534
 LIMIT = ERROR + "LimitsExceeded"
 
 
@@ -55,7 +63,7 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
 ) -> None:
     many = 20_000
     enough = 600.0  # seconds: it is turns that are counted, and a busy machine has slow ones
-    monkeypatch.setattr(polkit, "CALL_SECONDS", enough)
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", enough)
     monkeypatch.setattr(polkit, "PATIENCE", enough)
 
     async def body() -> None:
@@ -174,16 +182,277 @@ def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
     run(body())
 
 
-def test_senders_who_left_are_forgotten(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbus_limits, "MAX_KNOWN", 5)
+CALLS: dict[str, dict[str, Any]] = {
+    "at once": {"interface": PEER, "member": "Ping"},
+    "property": {
+        **{"interface": PROPERTIES, "member": "Get", "signature": "ss"},
+        "body": [MANAGER, "State"],
+    },
+    "error": {"interface": MANAGER, "member": "Nothing"},
+    "list": {"interface": MANAGER, "member": "ListMappings"},
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_accounts_of_senders_who_left_are_not_kept(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_KNOWN", 100)
+    monkeypatch.setattr(polkit, "MAX_KNOWN", 100)
+    call = message(destination=NAME, path=PATH, serial=2, **CALLS[what])
+
+    def pass_by(times: int) -> None:
+        path = bus.address.removeprefix("unix:path=")
+        for _ in range(times):
+            with contextlib.closing(connected(path, NOBODY)) as sock:
+                sock.sendall(call)
+                answer_to(sock, b"\x05\x01u\0\x02\0\0\0")  # to serial 2
 
     async def body() -> None:
-        async with serving(bus, FakeSource(status())) as service, client(bus) as stays:
-            await ask(stays, "ListMappings")
-            for _ in range(20):
-                async with client(bus) as passing:
-                    await ask(passing, "ListMappings")
-            assert len(service._limits._sent) <= 7
-            assert stays.unique_name in service._limits._sent
+        now = status(mapping(name="x" * 100_000))
+        async with serving(bus, FakeSource(now)) as service, client(bus, uid=NOBODY) as owes:
+            hear = deaf(owes)
+            asked = asyncio.create_task(ask(owes, "FindMappings", "a{sv}", {}, timeout=60))
+            await asyncio.to_thread(pass_by, 1000)
+            limits = service._limits
+            assert len(limits._sent) <= 100
+            assert len(service._authority._uids) <= 100
+            assert not limits._unanswered
+            assert not limits._of_user
+            assert limits._unidentified == 0
+            # Other connections do not make it forget who has much unread.
+            if what != "list":
+                assert limits._sent[owes.unique_name] > 100_000
+            hear()
+            await asked
+
+    run(body())
+
+
+def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        fake = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, source))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(4)]
+            waiting = [
+                asyncio.create_task(outcome(user, "Resync")) for user in users for _ in range(12)
+            ]
+            done: set[asyncio.Task[str]] = set()
+            while len(done) < 16:
+                done, _ = await asyncio.wait(waiting, return_when="FIRST_COMPLETED", timeout=0.1)
+            assert {each.result() for each in done} == {LIMIT}
+            assert service._limits._of_user[NOBODY] == 32
+            with pytest.raises(BusError, match="32 calls of your user wait"):
+                await ask(users[0], "ListMappings")
+            for uid in (0, GAMES):
+                other = await stack.enter_async_context(client(bus, uid=uid))
+                assert await ask(other, "ListMappings") == []
+            source.gate.set()
+            assert Counter(await asyncio.gather(*waiting)) == {LIMIT: 16, "Resync": 32}
+            assert await ask(users[0], "ListMappings") == []
+
+    run(body())
+
+
+def test_root_is_not_counted_over_all_connections(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, source))
+            roots = [await stack.enter_async_context(client(bus)) for _ in range(4)]
+            waiting = [
+                asyncio.create_task(ask(root, "Resync")) for root in roots for _ in range(15)
+            ]
+            await until(lambda: service._limits._of_user[0] == 60)
+            assert await ask(roots[0], "ListMappings") == []
+            source.gate.set()
+            await asyncio.gather(*waiting)
+
+    run(body())
+
+
+def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each() -> None:
+    limits = Limits()
+
+    def let_in(stack: contextlib.ExitStack, sender: str, size: int) -> bool:
+        call: Any = SimpleNamespace(sender=sender, size=size)
+        limits.begin(call)
+        stack.callback(limits.end, call)
+        with contextlib.suppress(BusError):
+            stack.enter_context(limits.unidentified(call))
+            return True
+        return False
+
+    with contextlib.ExitStack() as stack:
+        large = [let_in(stack, f":1.{number}", 128 << 10) for number in range(256)]
+        assert 10 < sum(large) < 40
+        assert [let_in(stack, f":2.{number}", 200) for number in range(2000)] == [True] * 2000
+        assert not let_in(stack, ":2.7", 200)
+        assert sum(let_in(stack, f":3.{number}", 200) for number in range(10_000)) < 10_000
+        assert limits._unidentified <= 16 << 20
+    assert limits._unidentified == 0
+    assert let_in(contextlib.ExitStack(), ":4.1", 128 << 10)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """It drops its own answers to us too while too much waits for us."""
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.05)
+    real, asked = Connection.call, 0
+
+    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        nonlocal asked
+        if "GetConnectionUnixUser" in words:
+            asked += 1
+            if asked <= lost:
+                await asyncio.sleep(60)
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            monkeypatch.setattr(Connection, "call", losing)
+            assert await ask(root, "ListMappings") == []
+            assert asked > lost
+            assert await ask(root, "Resync")
+
+    run(body())
+
+
+def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.02)
+    real = Connection.call
+
+    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        if "GetConnectionUnixUser" in words:
+            await asyncio.sleep(how["timeout"])
+            raise BusError(ERROR + "NoReply", "nothing came")
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service, client(bus) as root:
+            monkeypatch.setattr(Connection, "call", losing)
+            assert await outcome(root, "ListMappings") == ERROR + "AccessDenied"
+            assert service._limits._unidentified == 0
+
+    run(body())
+
+
+def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.2)
+    real = Connection.call
+
+    async def late(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        if "GetConnectionUnixUser" in words:
+            await asyncio.sleep(0.5)
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            monkeypatch.setattr(Connection, "call", late)
+            assert await ask(root, "ListMappings") == []
+
+    run(body())
+
+
+def test_31_mib_strings_from_twelve_connections_cost_no_memory_and_root_is_answered(
+    bus: Bus,
+) -> None:
+    parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(**parts, signature="s", body=["x" * (31 << 20)], serial=2)
+        async with contextlib.AsyncExitStack() as stack:
+            pid = await stack.enter_async_context(serving_apart(bus))
+            root = await stack.enter_async_context(client(bus))
+            await ask(root, "ListMappings")
+            before = peak(pid)
+            socks = [
+                stack.enter_context(contextlib.closing(connected(path, NOBODY))) for _ in range(12)
+            ]
+            sending = asyncio.gather(*(asyncio.to_thread(send, sock, data, 2) for sock in socks))
+            asked = 0
+            while not sending.done():
+                async with client(bus) as new:
+                    assert len(await ask(new, "ListMappings", timeout=60)) == 1
+                assert len(await ask(root, "ListMappings", timeout=60)) == 1
+                asked += 1
+                await asyncio.sleep(0.05)
+            await sending
+            assert asked > 3
+            assert peak(pid) - before < 8
+
+    run(body(), seconds=240)
+
+
+FLOODS: dict[str, dict[str, Any]] = {
+    "text": {
+        **{"interface": MANAGER, "member": "Explain", "signature": "s"},
+        "body": ["x" * (bus_module.MAX_MESSAGE - 300)],
+    },
+    "array": {
+        **{"interface": PROPERTIES, "member": "Set", "signature": "ssv"},
+        "body": [MANAGER, "State", Variant("aq", [1] * 30_000)],
+    },
+}
+"""As long as is allowed, and slow to parse."""
+
+
+@pytest.mark.parametrize("shape", FLOODS)
+def test_a_flood_of_messages_that_are_read_leaves_root_answers(bus: Bus, shape: str) -> None:
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(destination=NAME, path=PATH, serial=2, **FLOODS[shape])
+        async with contextlib.AsyncExitStack() as stack:
+            pid = await stack.enter_async_context(serving_apart(bus))
+            before = peak(pid)
+            socks = [
+                stack.enter_context(contextlib.closing(connected(path, NOBODY))) for _ in range(2)
+            ]
+            times = (32 << 20) // len(data)
+            sending = asyncio.gather(*(asyncio.to_thread(send, it, data, times) for it in socks))
+            asked = 0
+            while not sending.done() or asked == 0:
+                async with client(bus) as new:
+                    assert len(await ask(new, "ListMappings", timeout=20)) == 1
+                asked += 1
+            await sending
+            assert peak(pid) - before < 16
+
+    run(body(), seconds=120)
+
+
+def test_a_call_that_the_bus_has_no_room_for_is_sent_again(bus: Bus) -> None:
+    """127 MiB wait for the service: the bus refuses what is sent to it for that moment."""
+    parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(**parts, signature="s", body=["x" * (31 << 20)], serial=2)
+        async with serving_apart(bus) as pid, client(bus) as root:
+            os.kill(pid, signal.SIGSTOP)
+            # Two, because the bus reads no more of one sender while 127 MiB of it wait.
+            with (
+                contextlib.closing(connected(path, NOBODY)) as one,
+                contextlib.closing(connected(path, NOBODY)) as other,
+            ):
+                for sock in (one, other):
+                    await asyncio.to_thread(send, sock, data, 3)
+                await asyncio.to_thread(answer_to, other, b"full message queue")
+                with pytest.raises(BusError, match="full message queue"):
+                    await ask(root, "ListMappings", timeout=0.2)
+                asked = asyncio.create_task(ask(root, "ListMappings"))
+                await asyncio.sleep(0.3)
+                os.kill(pid, signal.SIGCONT)
+                assert len(await asked) == 1
 
     run(body())

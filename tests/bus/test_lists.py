@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from ipv6natd import dbus_lists
 from ipv6natd.bus import BusError
 from ipv6natd.dbus_lists import Lists
-from ipv6natd.status import (
-    Status,
-)
+from ipv6natd.leftovers import Leftover
+from ipv6natd.status import Row, Status
 from tests.bus.conftest import (
     Bus,
     FakeSource,
@@ -78,5 +79,65 @@ def test_an_answer_that_the_bus_would_not_carry_is_refused(
                 with pytest.raises(BusError, match="more than the bus carries"):
                     await ask(root, member)
             assert len(await ask(root, "ListSkipped")) == 1
+
+    run(body())
+
+
+def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
+    ended: list[str] = []
+    go = threading.Event()
+
+    def slow() -> bytes:
+        assert go.wait(20)
+        return b""
+
+    async def body() -> None:
+        lists = Lists(status)
+
+        async def asked(uid: int, name: str, make: Callable[[], bytes] = bytes) -> None:
+            await lists.made(uid, make)
+            ended.append(name)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(5):
+                tasks.create_task(asked(1, f"flood {number}", slow))
+            await asyncio.sleep(0)
+            tasks.create_task(asked(2, "other"))
+            await asyncio.wait_for(asked(0, "root"), 5)
+            await asyncio.sleep(0.05)
+            assert ended == ["root"]
+            go.set()
+        assert ended.index("other") <= 2
+        assert not lists._turns
+
+    run(body())
+
+
+def test_explain_and_leftovers_are_looked_at_for_one_call_of_a_user_at_a_time(bus: Bus) -> None:
+    looking, most = 0, 0
+
+    class Slow(FakeSource):
+        async def explain(self, asked: str) -> list[Row]:
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            await asyncio.sleep(0.02)
+            looking -= 1
+            return await super().explain(asked)
+
+        async def leftovers(self) -> tuple[Leftover, ...]:
+            await self.explain("")
+            return ()
+
+    async def body() -> None:
+        async with (
+            serving(bus, Slow(status())),
+            client(bus, uid=65534) as first,
+            client(bus, uid=65534) as second,
+        ):
+            asked = [ask(each, "ListLeftovers") for each in (first, second) for _ in range(5)]
+            asked += [ask(each, "Explain", "s", "x") for each in (first, second) for _ in range(5)]
+            await asyncio.gather(*asked)
+            assert most == 1
 
     run(body())

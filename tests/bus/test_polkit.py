@@ -208,22 +208,35 @@ def test_a_polkit_that_is_kept_busy_opens_nothing(
     run(body())
 
 
+def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
+    """Anybody can send it more than it reads."""
+
+    async def body() -> None:
+        fake = FakePolkit(error=BusError(ERROR + "LimitsExceeded", "full message queue"))
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings") == DENIED
+            assert await outcome(bus, ROOT, "ListMappings") == ""
+
+    run(body())
+
+
 def test_no_more_questions_wait_than_the_bus_lets_wait(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the bus would refuse them, and polkit would seem to be missing."""
     monkeypatch.setattr(polkit, "MAX_DIALOGS", 2)
+    uids = (GAMES, GAMES, 3, 3, 4, 4, NOBODY, NOBODY)
 
     async def body() -> None:
         fake = FakePolkit(typed=None)
         async with contextlib.AsyncExitStack() as stack:
             service = await stack.enter_async_context(serving(bus, FakeSource(status())))
             await stack.enter_async_context(authority(bus, fake))
-            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(8)]
+            users = [await stack.enter_async_context(client(bus, uid=uid)) for uid in uids]
             waiting = [
                 asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users[:2]
             ]
-            await until(lambda: service._authority._dialogs == 2)
+            await until(lambda: service._authority._dialogs.total() == 2)
             with pytest.raises(BusError, match="2 people are being asked") as caught:
                 await ask(users[2], "Resync", interactive=True)
             assert caught.value.name == ERROR + "LimitsExceeded"
@@ -235,6 +248,66 @@ def test_no_more_questions_wait_than_the_bus_lets_wait(
             connection = service._connection
             assert connection is not None
             assert len(connection._bus._method_return_handlers) <= 64 + 2
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(body())
+
+
+def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -> None:
+    """However many connections the user has, and however long polkit thinks."""
+
+    async def body() -> None:
+        fake = FakePolkit()
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status(mapping()))))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(10)]
+            names = {user.unique_name for user in users}
+            held: list[Call] = []
+
+            def instead(call: Call) -> None:
+                if call.args[0][1]["name"] in names:
+                    held.append(call)
+                else:
+                    call.connection.reply(call, "(bba{ss})", [[True, False, {}]])
+
+            fake.instead = instead
+            waiting = [
+                asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(16)
+            ]
+            await until(lambda: len(held) == 32)
+            await until(lambda: sum(each.done() for each in waiting) == 128)
+            for uid in (GAMES, ROOT):
+                other = await stack.enter_async_context(client(bus, uid=uid))
+                assert len(await ask(other, "ListMappings", timeout=5)) == 1
+            assert len(held) == 32
+            assert service._limits._of_user[NOBODY] == 32
+            for each in waiting:
+                each.cancel()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            said = {each.name for each in outcomes if isinstance(each, BusError)}
+            assert said == {ERROR + "LimitsExceeded"}
+
+    run(body())
+
+
+def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: (False, True)}, typed=None)
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status())))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(20)]
+            waiting = [asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users]
+            await until(lambda: sum(each.done() for each in waiting) == 18)
+            with pytest.raises(BusError, match="asked for 2 passwords") as caught:
+                await ask(users[0], "Resync", interactive=True)
+            assert caught.value.name == ERROR + "LimitsExceeded"
+            fake.typed = True
+            assert await outcome(bus, GAMES, "Resync", interactive=True) == ""
+            assert service._authority._dialogs[NOBODY] == 2
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)

@@ -48,9 +48,10 @@ WAITS = {
     "daemon._watch_drift: await self._to_watch": OURS,
     "daemon.explain: with self._explaining": THREAD,
     "daemon.reload: await done": OURS,
-    "dbus_api._answer: await answer": "a caller of ours, who may leave; see each member",
+    "dbus_api._answer_user: await answer": "a caller of ours, who may leave; see each member",
     "dbus_api.session: await asyncio.gather": "tasks that were cancelled",
-    "dbus_lists.made: with self._making": THREAD,
+    "dbus_lists.turn: with own": THREAD,
+    "dbus_lists.turn: with others": THREAD,
     "dbus_wire._auth_readline: await self._loop.sock_recv": "bus.connect",
     "dbus_wire._setup_socket: sock.connect": "does not block",
     "docker_watch._follow: await asyncio.gather": "tasks that were cancelled",
@@ -67,6 +68,8 @@ WAITS = {
     "firewall.xtables._taken: fcntl.flock": "LOCK_NB",
     "kernel._alone: self._busy.acquire": "PATIENCE",
     "logs.__init__: self._socket.connect": "settimeout",
+    "polkit._user: await asyncio.gather": "tasks that were cancelled",
+    "polkit._user: await asyncio.wait": "IDENTIFY_PAUSE",
     "polkit._check_user: with self._asked": "those before have a timeout each",
     "reconcile._learn: with self._writing": THREAD,
     "reconcile._next_pass: await waiter": OURS,
@@ -90,6 +93,7 @@ WAITS = {
 DONE = {
     *("ctl.watching.monitor: heard.get", "ctl.watching.monitor: get.result"),
     *("docker_watch._subscribed: ended.result", "docker_watch._subscribed: open_.result"),
+    "polkit._user: done.pop().result",
 }
 """What is done already when it is asked, and what a wait of WAITS waits for."""
 
@@ -192,6 +196,7 @@ RETRIES = {
         reconcile.LONGEST_RETRY,
     ),
     "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
+    "the bus that has not said whose a call is": (polkit.IDENTIFY_PAUSE, 1, None),
     "a call over the bus that it had no room for": (bus.FULL_PAUSE, 1, None),
     "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
     "the xtables lock": (0.01, 1, None),
@@ -219,6 +224,7 @@ LIMITS = {
     "an answer of the engine": float(docker_watch.CALL_TIMEOUT),
     "a connect to the bus": bus.CONNECT_SECONDS,
     "a call over the bus": bus.CALL_SECONDS,
+    "the bus to say whose a call is": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,
     "polkit by itself": polkit.PATIENCE,
     "somebody who types a password": polkit.DIALOG_PATIENCE,
     "a pass that is under way when we stop": kernel.PATIENCE,
