@@ -325,6 +325,27 @@ def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
     run(body())
 
 
+def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.02)
+    real = Connection.call
+
+    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        if "GetConnectionUnixUser" in words:
+            await asyncio.sleep(how["timeout"])
+            raise BusError(ERROR + "NoReply", "nothing came")
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service, client(bus) as root:
+            monkeypatch.setattr(Connection, "call", losing)
+            assert await outcome(root, "ListMappings") == ERROR + "AccessDenied"
+            assert service._limits._unidentified == 0
+
+    run(body())
+
+
 def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.2)
     real = Connection.call
