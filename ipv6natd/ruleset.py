@@ -164,18 +164,19 @@ def _ours(desired: Desired) -> list[Network]:
 def _forward(desired: Desired) -> Split:
     mark = desired.accept_fwmark
     marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
-    closed = (rule for each in _ours(desired) if each.closed for rule in _cut(each.bridge))
-    # What goes to a container by forwarding never comes from the host itself. Before what is
-    # established, so that nobody can pose as the other end of what a container began. By bridge:
-    # what the host sends to its guests passes FORWARD on bridges that are not ours.
+    ours = _ours(desired)
+    closed = (rule for each in ours if each.closed for rule in _cut(each.bridge))
+    open_ = [each.bridge for each in ours if not each.closed]
+    established = (Rule(states=("ESTABLISHED",), target=Jump(CT)),) if open_ else ()
+    # What goes to a container by forwarding never comes from the host itself. By bridge: what the
+    # host sends to its guests passes FORWARD, too, on bridges that are not ours.
     from_host = (
-        Rule(source_local=True, out_interface=each.bridge, target=Verdict.DROP)
-        for each in _ours(desired)
-        if not each.closed
+        Rule(source_local=True, out_interface=bridge, target=Verdict.DROP) for bridge in open_
     )
     return joined(
         Split(marked),
         by_bridge("C", tuple(closed)),
+        Split(established),
         by_bridge("L", tuple(from_host)),
         Split(tuple(_not_closed(desired)), tuple(_own_sources(desired))),
     )
@@ -184,8 +185,6 @@ def _forward(desired: Desired) -> Split:
 def _not_closed(desired: Desired) -> Iterator[Rule]:
     ours = _ours(desired)
     outgoing = [each for each in ours if not each.closed]
-    if outgoing:
-        yield Rule(states=("ESTABLISHED",), target=Jump(CT))
     if ours:
         yield Rule(target=Jump(SOURCES))
     for network in outgoing:
@@ -322,6 +321,8 @@ def _own_sources(desired: Desired) -> Iterator[Chain]:
 
 
 def _established(desired: Desired) -> Split:
+    """Not from the host's own addresses: whoever poses as a container first, and then as the host
+    that it asked, would be taken for the host's answer."""
     bridges = [each.bridge for each in _ours(desired) if not each.closed]
     return by_bridge(
         "",
@@ -329,8 +330,8 @@ def _established(desired: Desired) -> Split:
             rule
             for bridge in bridges
             for rule in (
-                Rule(in_interface=bridge, target=Verdict.ACCEPT),
-                Rule(out_interface=bridge, target=Verdict.ACCEPT),
+                Rule(in_interface=bridge, source_not_local=True, target=Verdict.ACCEPT),
+                Rule(out_interface=bridge, source_not_local=True, target=Verdict.ACCEPT),
             )
         ),
     )

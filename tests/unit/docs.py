@@ -85,8 +85,7 @@ SHAPES = {
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "Nothing leaves a closed network. By interface "
     "and not by address, so that a forged source does not leave either.",
     rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "What is forwarded to a "
-    "container never has an address of the host for its source. Before open flows, whose "
-    "other end would be anybody's.",
+    "container never has an address of the host for its source.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Flows that were let "
     "in skip the rest, so an open connection does not pay for the number of networks.",
     rf"{FORWARD} -j IPV6NAT-SRC": "Everything else is asked for its source, before any rule that "
@@ -126,8 +125,9 @@ SHAPES = {
     "not translate what conntrack cannot place: it would leave with the container's address.",
     rf"{FORWARD} -i BRIDGE -j ACCEPT": "Containers may go out; behind every DROP, so that out of "
     "one network is not into the next.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] BRIDGE -j ACCEPT": "Both directions of a flow that was let "
-    "in. Closed networks are not here.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] BRIDGE -m addrtype ! --src-type LOCAL -j ACCEPT": "Both "
+    "directions of a flow that was let in, but nothing that poses as the host. Closed networks are "
+    "not here.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "Where there are many networks: all "
     "bridges whose names begin so.",
     r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "

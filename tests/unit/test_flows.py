@@ -554,6 +554,10 @@ def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
         ObservedJump(base="FORWARD", position=i, target=t, ours=True, plain=True, text="")
         for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))
     )
+    to_input = ObservedJump(
+        base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, plain=True, text=""
+    )
+    jumps = (*jumps, to_input)
     assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.NONE
     assert exposure(rules, ObservedTable(own=own)) is Exposure.OPEN
     assert exposure(rules, ObservedTable()) is Exposure.OPEN

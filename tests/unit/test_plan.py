@@ -359,7 +359,11 @@ EDITS = {
     "a foreign rule between our jumps": ("*filter\n-I FORWARD 2 -j DROP\nCOMMIT", False, True),
     "a rule in DOCKER-USER": (USER_RULE, True, False),
     "a second jump to DOCKER-USER": ("*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT", True, True),
-    "a rule of ours gone": ("*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\nCOMMIT", False, True),
+    "a rule of ours gone": (
+        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\nCOMMIT",
+        False,
+        True,
+    ),
     "a rule in a chain of ours": ("*filter\n-I IPV6NAT-CT 1 -j DROP\nCOMMIT", False, True),
     "a chain of ours emptied": ("*filter\n:IPV6NAT-CT - [0:0]\nCOMMIT", False, True),
     "a chain with our prefix more": ("*filter\n:IPV6NAT-Q - [0:0]\nCOMMIT", False, True),
@@ -371,7 +375,8 @@ EDITS = {
         True,
     ),
     "a rule of ours replaced by another": (
-        "*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\n-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
+        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\n"
+        "-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
         True,
         True,
     ),
