@@ -186,7 +186,10 @@ def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Addr
     if aim is Aim.GROUP:
         # Even one's own address is not right: the proxy would hide who asks.
         sources[Pose.ITSELF] = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
-    elif aim is Aim.BACK and place.container and destination not in place.link:
+    elif aim is Aim.BACK and not place.container:
+        # It is forwarded as any other: no container has a part in it.
+        sources.pop(Pose.HOST, None)
+    elif aim is Aim.BACK and destination not in place.link:
         sources[Pose.OUTSIDER] = [CLIENT]
     pose = rng.choice(list(sources))
     return Forged(
