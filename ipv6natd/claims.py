@@ -69,6 +69,8 @@ class Wants:
 
     claims: tuple[Claim, ...] = ()
     opened: tuple[Opened, ...] = ()
+    proxied: tuple[int, ...] = ()
+    """See Desired; some may be twice."""
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
     """(network id, sentence) for each port that is not what its user may take it for."""
@@ -87,6 +89,7 @@ def wants(
     skipped = [_skip(container, place, port, reason) for port, reason in container.problems]
     claims: list[Claim] = []
     opened: list[Opened] = []
+    proxied: list[int] = []
     listed = {(b.container_port, b.protocol) for b in container.bindings if b.host_address == ANY}
     for binding in container.bindings:
         if _stands_in(binding, policy) and (binding.container_port, binding.protocol) in listed:
@@ -96,7 +99,13 @@ def wants(
             continue
         opened += _opened(binding, every, place, managed, policy)
         port = f"{binding.container_port}/{binding.protocol}"
-        if not binding.host_port or (here is not None and not here.translated):
+        proxy_there = host_address == binding.host_address != ANY
+        if not binding.host_port:
+            continue
+        if here is not None and not here.translated:
+            # A proxy that listens on one address alone hears no group.
+            if binding.protocol is Protocol.UDP and not proxy_there:
+                proxied.append(binding.host_port)
             continue
         reason = _unreachable(every, place, managed, host_address)
         if reason:
@@ -112,11 +121,17 @@ def wants(
                     host_port=binding.host_port,
                     container_port=binding.container_port,
                     place=_place(binding.protocol, host_address, binding.host_port),
-                    proxy_there=host_address == binding.host_address != ANY,
+                    proxy_there=proxy_there,
                 )
             )
     warnings = [(here.id, each) for each in _uneven(container)] if here and claims else []
-    return Wants(tuple(claims), tuple(opened), tuple(skipped), tuple(warnings))
+    return Wants(
+        claims=tuple(claims),
+        opened=tuple(opened),
+        proxied=tuple(proxied),
+        skipped=tuple(skipped),
+        warnings=tuple(warnings),
+    )
 
 
 def _skip(container: Container, place: Place | None, port: str, reason: str) -> Skipped:

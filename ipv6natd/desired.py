@@ -37,6 +37,7 @@ from ipv6natd.model import (
     Refused,
     Skipped,
     Snapshot,
+    spans,
 )
 from ipv6natd.networks import managed, network_order
 from ipv6natd.remember import Remembered
@@ -114,6 +115,7 @@ def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) ->
         mappings=tuple(mappings),
         refused=tuple(refusals),
         opened=tuple(merged(opened)),
+        proxied=tuple(spans((port, port) for want in wanted for port in want.proxied)),
         skipped=tuple(dict.fromkeys(skipped)),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,

@@ -6,8 +6,8 @@ Pure values. Docker's field names stay in docker_facts, netfilter's rules in rul
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Map
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -279,6 +279,17 @@ def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mappin
     return [each for each in left if each not in come], [each for each in came if each not in gone]
 
 
+def spans(ports: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """First and last of all runs of ports in a row, in their order; those given may overlap."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ports):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """Something that was wanted and is not forwarded; `reason` says what to do about it."""
@@ -326,6 +337,9 @@ class Desired:
     refused: tuple[Refused, ...] = ()
     """Empty where a userland proxy answers those clients."""
     opened: tuple[Opened, ...] = ()
+    proxied: tuple[tuple[int, int], ...] = ()
+    """First and last of UDP host ports that no mapping forwards, as their network is not
+    translated. Engines before 27 let their proxy listen there all the same."""
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None

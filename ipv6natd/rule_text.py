@@ -100,13 +100,20 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
             fields["not_out_interface" if inverted else "out_interface"] = _interface(value)
         case "-p", False if value == "ipv6-icmp":
             fields["icmp"] = True
+        case "-p", False if value == "ah":
+            fields["authentication"] = True
         case "-p", False:
             fields["protocol"] = Protocol(value)
         case "-m", False:
             pass  # the option behind it says more
         case "--dport", False:
-            first, _, last = value.partition(":")
-            fields["ports"] = _port(first), _port(last or first)
+            fields["ports"] = _span(value)
+        case "--ctproto", False:
+            fields["flow"] = Protocol(value), 0, 0
+        case "--ctorigdstport", False:
+            match fields.get("flow"):
+                case (Protocol() as protocol, _, _):
+                    fields["flow"] = protocol, *_span(value)
         case "--mark", False:
             mark, _, mask = value.partition("/")
             fields["mark"] = _mark(mark), _mark(mask)
@@ -135,6 +142,11 @@ def _states(text: str) -> tuple[str, ...]:
     if not _STATES.issuperset(states):
         raise ValueError(f"not states of ours: {text[:40]!a}")
     return states
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    return _port(first), _port(last or first)
 
 
 def _port(text: str) -> int:

@@ -93,6 +93,12 @@ class Rule:
     """Destination ports, first and last; needs `protocol`."""
     icmp: bool = False
     """Any ICMPv6; instead of `protocol`."""
+    authentication: bool = False
+    """An authentication header (RFC 4302); instead of `protocol`. In nf_tables that is where the
+    search for the protocol ends, and conntrack's goes on."""
+    flow: tuple[Protocol, int, int] | None = None
+    """What conntrack takes the packet for: a protocol, and first and last of the destination ports
+    of its flow's first packet."""
     mark: tuple[int, int] | None = None
     """Mark and mask."""
     destination_local: bool = False
@@ -157,13 +163,13 @@ def words(rule: Rule) -> str:
     """
     parts: list[str] = []
     if rule.source is not None:
-        parts.append(f"-s {rule.source}")
+        parts.append(f"-s {_network(rule.source)}")
     if rule.not_source is not None:
-        parts.append(f"! -s {rule.not_source}")
+        parts.append(f"! -s {_network(rule.not_source)}")
     if rule.destination is not None:
-        parts.append(f"-d {rule.destination}")
+        parts.append(f"-d {_network(rule.destination)}")
     if rule.not_destination is not None:
-        parts.append(f"! -d {rule.not_destination}")
+        parts.append(f"! -d {_network(rule.not_destination)}")
     if rule.in_interface:
         parts.append(f"-i {rule.in_interface}")
     if rule.not_in_interface:
@@ -175,11 +181,11 @@ def words(rule: Rule) -> str:
     if rule.protocol is not None:
         parts.append(f"-p {rule.protocol}")
         if rule.ports is not None:
-            first, last = rule.ports
-            ports = f"{first}" if first == last else f"{first}:{last}"
-            parts.append(f"-m {rule.protocol} --dport {ports}")
+            parts.append(f"-m {rule.protocol} --dport {span(*rule.ports)}")
     if rule.icmp:
         parts.append("-p ipv6-icmp")
+    if rule.authentication:
+        parts.append("-p ah")
     if rule.mark is not None:
         parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
     if rule.source_local:
@@ -190,12 +196,21 @@ def words(rule: Rule) -> str:
         parts.append("-m addrtype --dst-type LOCAL")
     if rule.destination_not_local:
         parts.append("-m addrtype ! --dst-type LOCAL")
+    if rule.flow is not None:
+        protocol, first, last = rule.flow
+        parts.append(f"-m conntrack --ctproto {protocol}")
+        parts.append(f"-m conntrack --ctorigdstport {span(first, last)}")
     if rule.states:
         parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
     if rule.comment:
         parts.append(f"-m comment --comment {rule.comment}")
     parts.append(_target_words(rule.target))
     return " ".join(parts)
+
+
+def span(first: int, last: int) -> str:
+    """Ports as ip6tables takes them: one, or the first and the last."""
+    return f"{first}" if first == last else f"{first}:{last}"
 
 
 def _target_words(target: Target) -> str:
@@ -214,6 +229,11 @@ def _target_words(target: Target) -> str:
             return f"-j REJECT --reject-with {reject_with}"
 
 
+def _network(network: IPv6Network) -> str:
+    return f"{_text(network.network_address)}/{network.prefixlen}"
+
+
 def _text(address: IPv6Address) -> str:
-    """Ten times as quick as its own, which counts where there are as many addresses as rules."""
+    """Ten times as quick as its own, which counts where there are as many addresses as rules, and
+    the same in every Python: since 3.13 its own words addresses of IPv4 otherwise."""
     return inet_ntop(AF_INET6, address.packed)

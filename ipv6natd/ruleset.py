@@ -56,6 +56,7 @@ POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
 _MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); no packet has one."""
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,18 +324,33 @@ def _own_sources(desired: Desired) -> Iterator[Chain]:
 def _established(desired: Desired) -> Split:
     """Not from the host's own addresses: whoever poses as a container first, and then as the host
     that it asked, would be taken for the host's answer."""
-    bridges = [each.bridge for each in _ours(desired) if not each.closed]
-    return by_bridge(
-        "",
-        tuple(
-            rule
-            for bridge in bridges
-            for rule in (
-                Rule(in_interface=bridge, source_not_local=True, target=Verdict.ACCEPT),
-                Rule(out_interface=bridge, source_not_local=True, target=Verdict.ACCEPT),
-            )
-        ),
+    open_ = [each for each in _ours(desired) if not each.closed]
+    rules: list[Rule] = []
+    for network in open_:
+        rules += _from_elsewhere(network)
+        rules.append(
+            Rule(out_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
+        )
+    rules += (
+        Rule(in_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
+        for network in open_
     )
+    return by_bridge("", tuple(rules))
+
+
+def _from_elsewhere(network: Network) -> Iterator[Rule]:
+    """Where bridged packets pass netfilter conntrack knows what neighbours say to each other, and
+    would take as a part of it what somebody else sends as one of them."""
+    match (*network.subnets, *network.behind):
+        case [subnet] if subnet.prefixlen and not network.elsewhere:
+            yield Rule(
+                source=subnet,
+                not_in_interface=network.bridge,
+                out_interface=network.bridge,
+                target=Verdict.DROP,
+            )
+        case _:
+            yield Rule(out_interface=network.bridge, target=Jump(SOURCES))
 
 
 def _input(desired: Desired, memory: Memory) -> Split:
@@ -352,8 +368,27 @@ def _to_host(desired: Desired) -> Split:
         # What the host sends to its own address comes by lo; what it sends to a group comes back.
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
+        *(_untranslated(desired) if desired.userland_proxy else ()),
     )
     return Split((Rule(states=("NEW",), target=Jump(HOST)),), (Chain(name=HOST, rules=asked),))
+
+
+def _untranslated(desired: Desired) -> Iterator[Rule]:
+    """What no rule of nat translates in nf_tables, and conntrack takes for a first packet to a
+    published port: all that follow would go to the proxy, which hides who asks.
+
+    All ports are meant from the lowest published one up, or some below it: what nobody but an
+    attacker sends is to cost no container that starts a change of this chain.
+    """
+    for protocol in Protocol:
+        ports = [
+            each.host_port
+            for each in desired.mappings
+            if each.protocol is protocol and each.managed_by is ManagedBy.IPV6NATD
+        ]
+        if ports:
+            flow = (protocol, 1 << min(ports).bit_length() - 1, _LAST_PORT)
+            yield Rule(authentication=True, flow=flow, target=Verdict.DROP)
 
 
 def _refused(desired: Desired, memory: Memory) -> Split:
@@ -376,9 +411,13 @@ def _to_proxy(desired: Desired, memory: Memory) -> Split:
         for each in desired.mappings
         if each.protocol is Protocol.UDP and each.managed_by is ManagedBy.IPV6NATD
     ]
-    if not mappings:
+    if not mappings and not desired.proxied:
         return Split(())
-    listening = by_port("UP-", memory.proxied.all(mappings, lambda m: placed((_proxied(m),))))
+    at = memory.proxied.all(mappings, lambda m: placed((_proxied(m),)))
+    besides = placed(
+        Rule(protocol=Protocol.UDP, ports=each, target=Jump(PROXY)) for each in desired.proxied
+    )
+    listening = by_port("UP-", [*at, besides])
     guard = (
         Rule(in_interface="lo", target=Verdict.RETURN),
         # Groups and anycast addresses are not translated, and a proxy on all addresses hears them.
@@ -519,7 +558,13 @@ def _post(desired: Desired) -> Iterator[Rule]:
     bridges = {network.bridge for network in desired.networks}
     for network in _ours(desired):
         if network.translated:
-            lans = [each.prefix for each in network.elsewhere if each.interface not in bridges]
+            lans = [
+                each.prefix
+                for each in network.elsewhere
+                if each.interface not in bridges
+                # A container that is a router for more knows what is not behind it.
+                and any(each.prefix.subnet_of(subnet) for subnet in network.subnets)
+            ]
             yield from _rewritten(network, lans, desired.userland_proxy)
 
 

@@ -120,30 +120,36 @@ def _name(kind: str, block: Block) -> str:
 
 
 def by_bridge(kind: str, rules: tuple[Rule, ...]) -> Split:
-    """Rules that each ask for what comes in by one bridge, or for what goes out by one."""
+    """Rules that each ask for what goes out by one bridge, or for what comes in by one. Those for
+    one bridge stay in their order, and what goes out by one of them is asked first."""
     if len(rules) <= FLAT_BRIDGES:
         return Split(rules)
-    coming = {rule.in_interface: rule for rule in rules if rule.in_interface}
-    going = {rule.out_interface: rule for rule in rules if not rule.in_interface}
+    coming: dict[str, list[Rule]] = {}
+    going: dict[str, list[Rule]] = {}
+    for rule in rules:
+        ways = coming if rule.in_interface else going
+        ways.setdefault(rule.in_interface or rule.out_interface, []).append(rule)
     return joined(
-        _by_letters(f"{kind}IN-", coming, lambda all_, to: Rule(in_interface=all_, target=to)),
         _by_letters(f"{kind}OUT-", going, lambda all_, to: Rule(out_interface=all_, target=to)),
+        _by_letters(f"{kind}IN-", coming, lambda all_, to: Rule(in_interface=all_, target=to)),
     )
 
 
-def _by_letters(kind: str, rules: dict[str, Rule], jump: Callable[[str, Jump], Rule]) -> Split:
+def _by_letters(
+    kind: str, rules: dict[str, list[Rule]], jump: Callable[[str, Jump], Rule]
+) -> Split:
     """Bridges whose names begin alike share a chain; `jump` makes the rule that leads there."""
     if len(rules) <= FEW_BRIDGES:
-        return Split(tuple(rules.values()))
+        return Split(tuple(chain.from_iterable(rules.values())))
     shared = _shared(min(rules), max(rules))
-    groups: dict[str, dict[str, Rule]] = {}
-    for bridge, rule in rules.items():
-        groups.setdefault(bridge[: shared + 1], {})[bridge] = rule
+    groups: dict[str, dict[str, list[Rule]]] = {}
+    for bridge, its in rules.items():
+        groups.setdefault(bridge[: shared + 1], {})[bridge] = its
     here: list[Rule] = []
     chains: list[Chain] = []
     for begin, group in sorted(groups.items()):
         if len(group) == 1:
-            here += group.values()
+            here += chain.from_iterable(group.values())
             continue
         below = _by_letters(kind, group, jump)
         name = f"{PREFIX}{kind}{begin}"

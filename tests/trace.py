@@ -78,6 +78,8 @@ class Packet:
     """Empty where the host itself sends it."""
     protocol: str = "tcp"
     port: int = 0
+    authenticated: bool = False
+    """Whether an authentication header stands before that, which `-p` does not look behind."""
     state: State = State.NEW
     mark: int = 0
     dnat: bool = False
@@ -251,12 +253,14 @@ PLAIN = {
     "nat": ("ACCEPT", "RETURN", "MASQUERADE", "REDIRECT"),
 }
 """Targets without an argument, by table."""
-PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6"}
+PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6", "ah": "ah"}
 MODULES = {
     "--mark": "mark",
     "--src-type": "addrtype",
     "--dst-type": "addrtype",
     "--ctstate": "conntrack",
+    "--ctproto": "conntrack",
+    "--ctorigdstport": "conntrack",
     "--comment": "comment",
 }
 """The `-m` that each option needs right before it; for --dport that is the protocol."""
@@ -345,11 +349,13 @@ def _match(option: str, value: str) -> Match:
         case "-o", _ if value:
             return lambda packet, _: _named(packet.out_interface, value)
         case "-p", _ if value in PROTOCOLS:
-            return lambda packet, _: packet.protocol == PROTOCOLS[value]
-        case "--dport", _:
+            return lambda packet, _: _seen(packet) == PROTOCOLS[value]
+        case (("--dport" | "--ctorigdstport"), _):
             first, _, last = value.partition(":")
             ports = range(int(first), int(last or first) + 1)
             return lambda packet, _: packet.port in ports
+        case "--ctproto", _ if value in PROTOCOLS:
+            return lambda packet, _: packet.protocol == PROTOCOLS[value]
         case "--mark", _:
             mark, _, mask = value.partition("/")
             wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)
@@ -366,6 +372,10 @@ def _match(option: str, value: str) -> Match:
         case "--comment", _ if value:
             return lambda *_: True
     raise ValueError(f"{option} {value} is not known")
+
+
+def _seen(packet: Packet) -> str:
+    return "ah" if packet.authenticated else packet.protocol
 
 
 def _named(interface: str, pattern: str) -> bool:

@@ -45,6 +45,7 @@ from ipv6natd.rules import (
     Table,
     Target,
     Verdict,
+    span,
 )
 
 LARGE = 32
@@ -285,8 +286,10 @@ def _built(table: Any, rule: Rule) -> Any:
         built.dst = f"!{rule.not_destination}"
     _interfaces(built.get_ip(), rule)
     # Before matches and target: their parsers look at it.
-    if rule.protocol is not None or rule.icmp:
-        built.protocol = "icmpv6" if rule.protocol is None else str(rule.protocol)
+    if rule.icmp or rule.authentication:
+        built.protocol = "icmpv6" if rule.icmp else "ah"
+    elif rule.protocol is not None:
+        built.protocol = str(rule.protocol)
     for extension, parameter, value in _matches(rule):
         built.create_match(extension).set_parameter(parameter, value)
     name, parameters = _target(rule.target)
@@ -321,8 +324,7 @@ def _interface(name: str) -> tuple[bytes, bytes]:
 def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
     """(extension, parameter, value) in the order of words(): they stand in that order in memory."""
     if rule.protocol is not None and rule.ports is not None:
-        first, last = rule.ports
-        yield str(rule.protocol), "dport", str(first) if first == last else f"{first}:{last}"
+        yield str(rule.protocol), "dport", span(*rule.ports)
     if rule.mark is not None:
         yield "mark", "mark", "{:#x}/{:#x}".format(*rule.mark)
     if rule.source_local:
@@ -333,6 +335,10 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
         yield "addrtype", "dst-type", "LOCAL"
     if rule.destination_not_local:
         yield "addrtype", "dst-type", "!LOCAL"
+    if rule.flow is not None:
+        protocol, first, last = rule.flow
+        yield "conntrack", "ctproto", str(protocol)
+        yield "conntrack", "ctorigdstport", span(first, last)
     if rule.states:
         yield "conntrack", "ctstate", ",".join(rule.states)
     if rule.comment:

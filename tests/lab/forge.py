@@ -14,6 +14,7 @@ from tests.lab.namespace import Namespace
 from tests.lab.probe import ETH_P_IPV6
 
 TCP, UDP, GRE, ICMPV6, FRAGMENT, DESTINATION_OPTIONS = 6, 17, 47, 58, 44, 60
+AUTHENTICATION = 51
 SYN, ACK = 2, 16
 
 
@@ -74,6 +75,14 @@ def datagram(
     return packet(source, destination, UDP, udp_body(source, destination, ports, data))
 
 
+def authenticated(
+    source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes
+) -> bytes:
+    """A packet behind an authentication header (RFC 4302) of no association that anybody has."""
+    header = bytes([protocol, 4, 0, 0]) + bytes(20)  # of 24 bytes, which are six words less two
+    return packet(source, destination, AUTHENTICATION, header + body)
+
+
 def kinds(
     source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> dict[str, list[bytes]]:
@@ -90,6 +99,7 @@ def kinds(
         "behind destination options": [
             packet(source, destination, DESTINATION_OPTIONS, options + udp)
         ],
+        "behind an authentication header": [authenticated(source, destination, UDP, udp)],
         "fragments": [
             packet(source, destination, FRAGMENT, struct.pack("!BBHI", UDP, 0, 1, 9) + head),
             packet(source, destination, FRAGMENT, struct.pack("!BBHI", UDP, 0, 8, 9) + tail),

@@ -466,6 +466,12 @@ EVERY_RULE = {
         Rule(target=Verdict.ACCEPT, not_source=SUBNET, in_interface="br-a"),
         Rule(target=Verdict.ACCEPT, destination_local=True),
         Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),
+        Rule(target=Verdict.ACCEPT, authentication=True),
+        *(
+            Rule(target=Verdict.DROP, authentication=True, flow=(protocol, first, 65535))
+            for protocol in Protocol
+            for first in (1, 65535)
+        ),
         Rule(target=Verdict.ACCEPT, states=("DNAT",)),
         Rule(target=Verdict.ACCEPT, icmp=True, not_in_interface="br-a", out_interface="br-a"),
         Rule(target=Verdict.ACCEPT, mark=(0x1, 0x1)),

@@ -149,7 +149,7 @@ def test_no_first_packet_leaves_with_the_source_of_a_victim(
 
 def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regime) -> None:
     """x1 publishes 53 and not 54."""
-    attacker = attackers(regime)["container"]
+    attacker, before = attackers(regime)["container"], len(regime.x1.server.received)
     with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.bind((str(Y1), 4445))
         sock.settimeout(SHORT)
@@ -158,7 +158,7 @@ def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regim
             sock.sendto(b"?\n", (str(address), 54))
         with pytest.raises(TimeoutError):
             sock.recv(4096)
-    assert [each for each in regime.x1.server.received if each.port == 54] == []
+    assert [each for each in regime.x1.server.received[before:] if each.port == 54] == []
 
 
 @pytest.mark.parametrize("who", ["container", "segment"])

@@ -103,8 +103,8 @@ SHAPES = {
     "routes "
     "to a container of it.",
     r"-A IPV6NAT-OWN-BRIDGE -j DROP": "Any other.",
-    r"-A IPV6NAT-SRC -s ::ffff:0:0/96 -j DROP": "To a program such a peer is one of IPv4, its own "
-    "gateway there for one.",
+    r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "To a program such a peer is one of IPv4, its "
+    "own gateway there for one.",
     r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
     "routes elsewhere, a LAN of its own: there it is no forgery.",
     r"-A IPV6NAT-SRC -s NET -j DROP": "And by any other interface it is one.",
@@ -125,6 +125,10 @@ SHAPES = {
     "not translate what conntrack cannot place: it would leave with the container's address.",
     rf"{FORWARD} -i BRIDGE -j ACCEPT": "Containers may go out; behind every DROP, so that out of "
     "one network is not into the next.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -s NET ! -i BRIDGE -o BRIDGE -j DROP": "Where bridged packets "
+    "pass netfilter conntrack knows what neighbours say to each other; nobody else is part of it.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -o BRIDGE -j IPV6NAT-SRC": "The same where there are more prefixes "
+    "than one.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -[io] BRIDGE -m addrtype ! --src-type LOCAL -j ACCEPT": "Both "
     "directions of a flow that was let in, but nothing that poses as the host. Closed networks are "
     "not here.",
@@ -144,6 +148,9 @@ SHAPES = {
     r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP": "Comes "
     "by no other interface. What the host sends to a group comes back, and is let in.",
     r"-A IPV6NAT-HOST -j IPV6NAT-SRC": "Everybody else by their source, as above.",
+    r"-A IPV6NAT-HOST -p ah TRACKED PORT -j DROP": "With the proxy on: "
+    "conntrack looks for ports behind an authentication header, and rules of nf_tables do not. So "
+    "nothing would translate such a first packet, and the proxy would get all that follow.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "Where there are many ports: "
     "nothing else that the host hears, open connections least of all, asks for a port here.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "Where there are many ports: those "
@@ -163,10 +170,10 @@ SHAPES = {
     "lose them.",
     r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A closed network does not get out by way of a "
     "published port.",
-    r"-A IPV6NAT-PRE (?:-m addrtype --src-type LOCAL|-s ::ffff:0:0/96|-s NET|-s NET ! -i BRIDGE) "
-    r"-j RETURN": "A "
-    "forged source is dropped in FORWARD. Here it is passed over as well: somebody may accept "
-    "it in DOCKER-USER.",
+    r"-A IPV6NAT-PRE "
+    r"(?:-m addrtype --src-type LOCAL|-s ::ffff:0.0.0.0/96|-s NET|-s NET ! -i BRIDGE) "
+    r"-j RETURN": "A forged source is dropped in FORWARD. Here it is passed over as well: somebody "
+    "may accept it in DOCKER-USER.",
     r"-A IPV6NAT-PRE -s NET -i INTERFACE -j IPV6NAT-DNAT": "A LAN of the host's inside a network's "
     "subnet.",
     r"-A IPV6NAT-PRE -j IPV6NAT-DNAT": "Everybody else.",
@@ -197,7 +204,8 @@ WORDS = {
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",
     "ADDRESS": r"[0-9a-f:]+/128",
-    "NET": r"[0-9a-f:]+/(?:48|64)",
+    "NET": r"[0-9a-f:]+/(?:48|64|80)",
+    "TRACKED": r"-m conntrack --ctproto (?:tcp|udp|sctp) -m conntrack --ctorigdstport",
     "MARK": r"0x\w+/0x\w+",
     "PROTOCOL --dport": r"(tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport",
     "PORT": r"\d+(?::\d+)?",

@@ -121,7 +121,7 @@ def test_a_second_pass_writes_nothing(firewall: FakeFirewall) -> None:
 
 
 def test_only_the_chains_that_change_are_written(firewall: FakeFirewall) -> None:
-    before, after = wanted(X, web()), wanted(X, web(9090))
+    before, after = wanted(X, web()), wanted(X, web(7070))
     (step,) = steps(firewall, after, before)
     assert (step.table, [each.name for each in step.chains]) == (Table.NAT, ["IPV6NAT-DNAT"])
     assert (step.remove, step.create, step.insert, step.delete) == ((), (), (), ())
@@ -294,7 +294,7 @@ BOTH = [Table.FILTER.value, Table.NAT.value]
         pytest.param(None, wanted(X, web()), BOTH, id="the first write"),
         pytest.param(wanted(), wanted(X, web()), BOTH, id="a network and a port come"),
         pytest.param(wanted(X), wanted(X, web()), BOTH, id="the first port comes"),
-        pytest.param(wanted(X, web()), wanted(X, web(9090)), ["nat"], id="a port moves"),
+        pytest.param(wanted(X, web()), wanted(X, web(7070)), ["nat"], id="a port moves"),
         pytest.param(
             wanted(X, web()), wanted(), ["filter", "nat", "filter"], id="all goes, the jumps too"
         ),
@@ -417,17 +417,17 @@ def test_jumps_differ_where_one_comes_or_goes() -> None:
     assert jumps_differ(None, EMPTY)
     assert not jumps_differ(EMPTY, EMPTY)
     assert jumps_differ(ruleset(wanted(X)), ruleset(wanted(X, web())))
-    assert not jumps_differ(ruleset(wanted(X, web())), ruleset(wanted(X, web(), web(9090))))
+    assert not jumps_differ(ruleset(wanted(X, web())), ruleset(wanted(X, web(), web(7070))))
 
 
 # What is said about it.
 
 
 def test_changed_rules_are_worded_with_table_and_chain() -> None:
-    old, new = ruleset(wanted(X, web())), ruleset(wanted(X, web(9090)))
+    old, new = ruleset(wanted(X, web())), ruleset(wanted(X, web(7070)))
     added, removed = changed_rules(old, new)
     dnat = "-t nat -A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport {} -j DNAT --to-destination"
-    assert [each.rpartition(" ")[0] for each in added] == [dnat.format(9090)]
+    assert [each.rpartition(" ")[0] for each in added] == [dnat.format(7070)]
     assert [each.rpartition(" ")[0] for each in removed] == [dnat.format(8080)]
     assert changed_rules(new, new) == ([], [])
     assert changed_rules(EMPTY, Ruleset()) == ([], [])

@@ -46,7 +46,7 @@ bounded = settings(
 
 # Mangled answers of an engine.
 
-_ADDRESS = r"[0-9a-f:]{2,39}"
+_ADDRESS = r"[0-9a-f:]{2,39}(?:\.[0-9]{1,3}){0,3}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
@@ -63,6 +63,9 @@ _MATCHES = (
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
+    r"-p ah",
+    r"-m conntrack --ctproto (?:tcp|udp|sctp)",
+    r"-m conntrack --ctorigdstport [0-9]{1,5}(?::[0-9]{1,5})?",
 )
 _TARGETS = (
     r"ACCEPT|DROP|RETURN|MASQUERADE|REDIRECT|DOCKER-USER",

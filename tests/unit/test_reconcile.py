@@ -593,7 +593,7 @@ def test_it_beats_while_nothing_happens(bench: Bench) -> None:
 def test_resync_reads_engine_and_kernel_and_counts(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
-        bench.facts.have(X, web("9090:80", "9091:81"))
+        bench.facts.have(X, web("7070:80", "7071:81"))
         done = await bench.loop.resync()
         assert bench.facts.relists == 1
         assert (done.generation, done.rules_added, done.rules_removed) == (2, 2, 1)

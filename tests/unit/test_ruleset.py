@@ -50,6 +50,7 @@ INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=Tr
 WIDE = network(name="wide", subnet="fd00:9::/48", bridge="br-wide")
 LAN = Route(prefix=IPv6Network("fd00:9:0:5::/64"), interface="ext0")
 BEHIND = Route(prefix=IPv6Network("2001:db8:9::/64"), interface="br-a")
+NOT_BEHIND = Route(prefix=IPv6Network("2001:db8:9:0:5::/80"), interface="ext0")
 OUTSIDE = IPv6Address("2001:db8::1")
 
 
@@ -123,7 +124,7 @@ def facts_of(situation: str, proxy: str) -> Snapshot:
         return facts
     if situation == "beside-the-engines":
         return replace(facts, engine=ENGINE, engine_rules=MANAGED)
-    return replace(facts, routes=(LAN, BEHIND))
+    return replace(facts, routes=(LAN, BEHIND, NOT_BEHIND))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -175,7 +176,7 @@ def test_sources_are_asked_before_anything_is_accepted_but_what_is_established()
     assert accepting[0] == 2
     assert accepting[1] > 5
     assert chain("SRC") == [
-        "-s ::ffff:0:0/96 -j DROP",
+        "-s ::ffff:0.0.0.0/96 -j DROP",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
@@ -224,15 +225,56 @@ def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     ]
 
 
+def test_a_lan_within_what_is_routed_to_a_container_keeps_its_addresses() -> None:
+    """Within the subnet itself a container would take it for a neighbour."""
+    assert f"-s {NOT_BEHIND.prefix} -i ext0 -j RETURN" in chain("SRC", "routed-behind.proxy-on")
+    assert not any(
+        str(NOT_BEHIND.prefix) in each for each in chain("POST", "routed-behind.proxy-on")
+    )
+    assert any(str(LAN.prefix) in each for each in chain("POST", "lan-inside.proxy-on"))
+
+
 def test_the_host_hears_no_forged_first_packet() -> None:
     """Its entry would be answered by whoever has the host's side of it later."""
     for case in ("one-port.proxy-on", "one-port.proxy-off"):
         assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW -j IPV6NAT-HOST"
-        assert chain("HOST", case) == [
+        assert chain("HOST", case)[:3] == [
             "-i lo -j RETURN",
             "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
             "-j IPV6NAT-SRC",
         ]
+
+
+def test_no_first_packet_to_a_published_port_goes_past_the_translation_to_the_proxy() -> None:
+    """An authentication header hides the ports from rules of nf_tables; what is spoken so to other
+    ports of the host is its own matter."""
+    flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {} -j DROP"
+    flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {}:65535 -j DROP"
+    assert chain("HOST", "one-port.proxy-on")[3:] == [flow.format("tcp", 4096)]
+    assert chain("HOST", "one-port.proxy-off")[3:] == []
+    # From just below the lowest up: one port more seldom changes it.
+    assert chain("HOST", "two-networks-and-internal.proxy-on")[3:] == [
+        flow.format("tcp", 32),
+        flow.format("udp", 32),
+    ]
+    assert chain("HOST", "one-sctp-port.proxy-on")[3:] == [flow.format("sctp", 32768)]
+
+
+def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() -> None:
+    """Engines before 27 let it listen all the same, and where they name no address: on all."""
+    routed = replace(X, gateway_mode=GatewayMode.ROUTED)
+    ports = ["8080:80", "5353:53/udp", "6001:54/udp", "6000:53/udp", "[2001:db8::1]:7000:53/udp"]
+    facts = snapshot(routed, container(name="web", on=[routed], ports=ports))
+    want = desired(facts, Policy())
+    assert want.mappings == ()
+    assert want.proxied == ((5353, 5353), (6000, 6001))
+    (heard,) = (each for each in ruleset(want).filter.chains if each.name == "IPV6NAT-INPUT")
+    assert [words(rule) for rule in heard.rules[:2]] == [
+        "-p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
+        "-p udp -m udp --dport 6000:6001 -j IPV6NAT-PROXY",
+    ]
+    without = ruleset(desired(replace(facts, userland_proxy=False), Policy()))
+    assert "IPV6NAT-PROXY" not in full_text(without)
 
 
 def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
@@ -254,11 +296,17 @@ def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones
 
 
 def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones() -> None:
+    """And what neighbours say to each other is said by them."""
     assert chain("CT") == [
-        f"-{way} {bridge} -m addrtype ! --src-type LOCAL -j ACCEPT"
-        for bridge in ("br-a", "br-b")
-        for way in "io"
+        "-s fd00:a::/64 ! -i br-a -o br-a -j DROP",
+        "-o br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
+        "-s fd00:b::/64 ! -i br-b -o br-b -j DROP",
+        "-o br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
+        "-i br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
+        "-i br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
     ]
+    # Part of it is a LAN's, as the routes say.
+    assert "-o br-wide -j IPV6NAT-SRC" in chain("CT", "lan-inside.proxy-on")
 
 
 def test_a_network_is_closed_behind_what_was_dnated_to_it() -> None:
@@ -300,7 +348,7 @@ def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> Non
     assert chain("PRE") == [
         "-i br-int -j RETURN",
         "-m addrtype --src-type LOCAL -j RETURN",
-        "-s ::ffff:0:0/96 -j RETURN",
+        "-s ::ffff:0.0.0.0/96 -j RETURN",
         "-s fd00:c::/64 ! -i br-int -j RETURN",
         "-s fd00:a::/64 ! -i br-a -j RETURN",
         "-s fd00:b::/64 ! -i br-b -j RETURN",

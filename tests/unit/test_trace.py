@@ -335,7 +335,7 @@ def test_every_reviewed_text_is_read(path: Path) -> None:
     "rule",
     [
         "FORWARD -m limit --limit 3/min -j ACCEPT",
-        "FORWARD -m conntrack --ctorigdstport 80 -j DROP",
+        "FORWARD -m conntrack --ctorigsrc ::1 -j DROP",
         "FORWARD -m conntrack --ctstate ODD -j DROP",
         "FORWARD -p tcp --dport 80 -j DROP",
         "FORWARD -p tcp -m udp --dport 80 -j DROP",
