@@ -254,6 +254,7 @@ PLAIN = {
 }
 """Targets without an argument, by table."""
 PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6", "ah": "ah"}
+NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 MODULES = {
     "--mark": "mark",
     "--src-type": "addrtype",
@@ -354,8 +355,9 @@ def _match(option: str, value: str) -> Match:
             first, _, last = value.partition(":")
             ports = range(int(first), int(last or first) + 1)
             return lambda packet, _: packet.port in ports
-        case "--ctproto", _ if value in PROTOCOLS:
-            return lambda packet, _: packet.protocol == PROTOCOLS[value]
+        case "--ctproto", _ if value in NUMBERS or value in PROTOCOLS:
+            # ip6tables-save says the number.
+            return lambda packet, _: packet.protocol == NUMBERS.get(value, value)
         case "--mark", _:
             mark, _, mask = value.partition("/")
             wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)

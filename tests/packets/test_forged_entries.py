@@ -175,7 +175,7 @@ def test_the_proxy_of_a_routed_network_hears_no_group(regime: Regime) -> None:
     ):
         until(lambda: f" -i {network.bridge} " in regime.sandbox.rules(), True)
         answer = udp(regime.client, HOST, port, timeout=SHORT)
-        if regime.proxy:
+        if regime.proxy and regime.engine.release < (27,):
             assert until(lambda: server(udp(regime.client, HOST, port)), made.name) == made.name
         else:
             assert not isinstance(answer, Answer)
