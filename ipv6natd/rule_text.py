@@ -15,6 +15,7 @@ from ipv6natd.rules import (
     COMMENT,
     DOCKER_USER,
     PREFIX,
+    SYN,
     BaseJump,
     Chain,
     Dnat,
@@ -123,6 +124,10 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
             fields["destination_not_local" if inverted else "destination_local"] = True
         case "--ctstate", False:
             fields["states"] = _states(value)
+        case "--tcp-flags", False if (value, next(tokens, "")) == SYN:
+            fields["syn"] = True
+        case "--ctdir", False if value == "REPLY":
+            fields["reply"] = True
         case "--comment", False if value == COMMENT:
             fields["comment"] = value
         case "-j", False:

@@ -12,6 +12,8 @@ from ipv6natd.model import Protocol
 PREFIX = "IPV6NAT-"
 COMMENT = "ipv6natd"
 DOCKER_USER = "DOCKER-USER"
+SYN = ("FIN,SYN,RST,ACK", "SYN")
+"""The flags that tell whether a segment begins a connection, and the one of them that it has."""
 
 
 class Table(StrEnum):
@@ -91,6 +93,8 @@ class Rule:
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
     """Destination ports, first and last; needs `protocol`."""
+    syn: bool = False
+    """Only the segment that begins a connection; needs TCP as `protocol`."""
     icmp: bool = False
     """Any ICMPv6; instead of `protocol`."""
     authentication: bool = False
@@ -107,6 +111,8 @@ class Rule:
     source_not_local: bool = False
     states: tuple[str, ...] = ()
     """conntrack states, as `--ctstate` takes them."""
+    reply: bool = False
+    """What conntrack takes for an answer, whatever it is."""
     comment: str = ""
 
 
@@ -182,6 +188,8 @@ def words(rule: Rule) -> str:
         parts.append(f"-p {rule.protocol}")
         if rule.ports is not None:
             parts.append(f"-m {rule.protocol} --dport {span(*rule.ports)}")
+    if rule.syn:
+        parts.append(f"-m tcp --tcp-flags {' '.join(SYN)}")
     if rule.icmp:
         parts.append("-p ipv6-icmp")
     if rule.authentication:
@@ -202,6 +210,8 @@ def words(rule: Rule) -> str:
         parts.append(f"-m conntrack --ctorigdstport {span(first, last)}")
     if rule.states:
         parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
+    if rule.reply:
+        parts.append("-m conntrack --ctdir REPLY")
     if rule.comment:
         parts.append(f"-m comment --comment {rule.comment}")
     parts.append(_target_words(rule.target))

@@ -6,7 +6,7 @@ Nothing here knows what the kernel holds now; that enters in plan.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 from itertools import groupby
@@ -22,6 +22,7 @@ from ipv6natd.model import (
     Network,
     Protocol,
     Refused,
+    Route,
 )
 from ipv6natd.remember import Remembered
 from ipv6natd.rules import (
@@ -46,6 +47,7 @@ from ipv6natd.split import Placed, Split, by_bridge, by_port, joined, placed
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
 SOURCES = f"{PREFIX}SRC"
+DESTINATIONS = f"{PREFIX}DST"
 INPUT = f"{PREFIX}INPUT"
 REFUSED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
@@ -57,6 +59,12 @@ _LOOPBACK_NET = IPv6Network(LOOPBACK)
 _MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); no packet has one."""
 _LAST_PORT = 65535
+
+_NO_ANSWER = Rule(
+    not_in_interface="lo", protocol=Protocol.TCP, syn=True, reply=True, target=Verdict.DROP
+)
+"""Who sends to a client with an address of the host makes an entry, by which the client's own first
+segment to a published port is an answer. No rule of nat sees answers: the proxy would get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,7 @@ def filter_rules(desired: Desired, memory: Memory) -> TableRules:
         FORWARD: _forward(desired),
         CT: _established(desired),
         SOURCES: Split(tuple(_sources(desired))),
+        DESTINATIONS: Split(tuple(_destinations(desired))),
         INPUT: _input(desired, memory),
     }
     return _table(chains, _filter_jumps())
@@ -188,6 +197,7 @@ def _not_closed(desired: Desired) -> Iterator[Rule]:
     outgoing = [each for each in ours if not each.closed]
     if ours:
         yield Rule(target=Jump(SOURCES))
+        yield Rule(target=Jump(DESTINATIONS))
     for network in outgoing:
         yield Rule(
             source_local=True,
@@ -274,9 +284,7 @@ def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[
     """
     # To a program such a peer is one of IPv4, and may be its own gateway there, or 127.0.0.1.
     yield Rule(source=_MAPPED, target=forged)
-    routes = {route for network in desired.networks for route in network.elsewhere}
-    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
-    for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
+    for prefix, group in _elsewhere(desired):
         for route in group:
             yield Rule(source=prefix, in_interface=route.interface, target=honest)
         yield Rule(source=prefix, target=forged)
@@ -284,6 +292,29 @@ def _by_source(desired: Desired, *, honest: Target, forged: Target) -> Iterator[
         for subnet in (*network.subnets, *network.behind):
             if subnet.prefixlen:
                 yield Rule(source=subnet, not_in_interface=network.bridge, target=forged)
+
+
+def _destinations(desired: Desired) -> Iterator[Rule]:
+    """What is for a network goes out by its bridge. Where bridged packets pass netfilter, two
+    neighbours elsewhere could say to each other what makes an entry for a container here."""
+    if not _ours(desired):
+        return
+    for prefix, group in _elsewhere(desired):
+        for route in group:
+            yield Rule(destination=prefix, out_interface=route.interface, target=Verdict.RETURN)
+    for network in desired.networks:
+        for subnet in (*network.subnets, *network.behind):
+            if subnet.prefixlen:
+                yield Rule(
+                    destination=subnet, not_out_interface=network.bridge, target=Verdict.DROP
+                )
+
+
+def _elsewhere(desired: Desired) -> Iterable[tuple[IPv6Network, Iterator[Route]]]:
+    """The routes into a part of a network that lead elsewhere, the narrowest prefix first."""
+    routes = {route for network in desired.networks for route in network.elsewhere}
+    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
+    return groupby(narrow_first, key=lambda route: route.prefix)
 
 
 def _only_own(network: Network) -> Iterator[Rule]:
@@ -354,8 +385,10 @@ def _from_elsewhere(network: Network) -> Iterator[Rule]:
 
 
 def _input(desired: Desired, memory: Memory) -> Split:
-    heard = _to_proxy(desired, memory) if desired.userland_proxy else _refused(desired, memory)
-    return joined(heard, _to_host(desired))
+    if not desired.userland_proxy:
+        return joined(_refused(desired, memory), _to_host(desired))
+    no_answer = (_NO_ANSWER,) if _ours(desired) else ()
+    return joined(_to_proxy(desired, memory), Split(no_answer), _to_host(desired))
 
 
 def _to_host(desired: Desired) -> Split:
@@ -420,6 +453,10 @@ def _to_proxy(desired: Desired, memory: Memory) -> Split:
     listening = by_port("UP-", [*at, besides])
     guard = (
         Rule(in_interface="lo", target=Verdict.RETURN),
+        # To conntrack a datagram of length 0 is none, so nothing translates it; to a socket it is.
+        Rule(states=("INVALID",), target=Verdict.DROP),
+        # Somebody began a flow from here with our address; see _NO_ANSWER.
+        Rule(reply=True, target=Verdict.DROP),
         # Groups and anycast addresses are not translated, and a proxy on all addresses hears them.
         Rule(destination_not_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),

@@ -82,6 +82,8 @@ class Packet:
     """Whether an authentication header stands before that, which `-p` does not look behind."""
     state: State = State.NEW
     mark: int = 0
+    reply: bool = False
+    """Whether conntrack takes it for an answer."""
     dnat: bool = False
     """Whether conntrack knows it as one whose destination was rewritten."""
     out_interface: str = ""
@@ -261,6 +263,7 @@ MODULES = {
     "--dst-type": "addrtype",
     "--ctstate": "conntrack",
     "--ctproto": "conntrack",
+    "--ctdir": "conntrack",
     "--ctorigdstport": "conntrack",
     "--comment": "comment",
 }
@@ -322,12 +325,16 @@ def _rule(table: str, chains: Chains, words: Iterator[str]) -> Rule:
         option = next(words, "") if inverted else word
         value = next(words, "")
         needed = (
-            (protocol or "its protocol") if option == "--dport" else MODULES.get(option, module)
+            (protocol or "its protocol")
+            if option in ("--dport", "--tcp-flags")
+            else MODULES.get(option, module)
         )
         if module != needed:
             raise ValueError(f"{option} without its module")
         if option == "-p" and not inverted:
             protocol = value
+        if option == "--tcp-flags":
+            value = f"{value} {next(words, '')}"
         match = _match(option, value)
         matches.append(_inverse(match) if inverted else match)
     raise ValueError("no target")
@@ -371,6 +378,10 @@ def _match(option: str, value: str) -> Match:
             if not set(states) <= {*State, "DNAT"}:
                 raise ValueError(f"an unknown state in {value}")
             return lambda packet, _: packet.state in states or (packet.dnat and "DNAT" in states)
+        case "--tcp-flags", "FIN,SYN,RST,ACK SYN":
+            return lambda packet, _: packet.state is State.NEW or packet.reply
+        case "--ctdir", "REPLY":
+            return lambda packet, _: packet.reply
         case "--comment", _ if value:
             return lambda *_: True
     raise ValueError(f"{option} {value} is not known")

@@ -37,6 +37,7 @@ from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
 from ipv6natd.rules import (
     DOCKER_USER,
     PREFIX,
+    SYN,
     Dnat,
     Jump,
     Reject,
@@ -321,10 +322,12 @@ def _interface(name: str) -> tuple[bytes, bytes]:
     return encoded, b"\xff" * (len(encoded) + 1)
 
 
-def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
-    """(extension, parameter, value) in the order of words(): they stand in that order in memory."""
+def _matches(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
+    """(extension, parameter, value or values) in the order of words(), which is that in memory."""
     if rule.protocol is not None and rule.ports is not None:
         yield str(rule.protocol), "dport", span(*rule.ports)
+    if rule.syn:
+        yield "tcp", "tcp-flags", list(SYN)
     if rule.mark is not None:
         yield "mark", "mark", "{:#x}/{:#x}".format(*rule.mark)
     if rule.source_local:
@@ -341,6 +344,8 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str]]:
         yield "conntrack", "ctorigdstport", span(first, last)
     if rule.states:
         yield "conntrack", "ctstate", ",".join(rule.states)
+    if rule.reply:
+        yield "conntrack", "ctdir", "REPLY"
     if rule.comment:
         yield "comment", "comment", rule.comment
 

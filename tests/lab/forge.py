@@ -75,6 +75,14 @@ def datagram(
     return packet(source, destination, UDP, udp_body(source, destination, ports, data))
 
 
+def datagram_of_no_length(
+    source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
+) -> bytes:
+    """A UDP packet that says 0 of its length, as one of over 65,535 bytes may (RFC 2675)."""
+    body = struct.pack("!HHHH", *ports, 0, 0) + data
+    return packet(source, destination, UDP, checked(source, destination, UDP, body))
+
+
 def authenticated(
     source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes
 ) -> bytes:

@@ -467,6 +467,7 @@ EVERY_RULE = {
         Rule(target=Verdict.ACCEPT, destination_local=True),
         Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),
         Rule(target=Verdict.ACCEPT, authentication=True),
+        Rule(target=Verdict.DROP, protocol=Protocol.TCP, syn=True, reply=True),
         *(
             Rule(target=Verdict.DROP, authentication=True, flow=(protocol, first, 65535))
             for protocol in Protocol

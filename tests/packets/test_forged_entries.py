@@ -150,6 +150,73 @@ def test_an_authentication_header_is_no_way_past_the_translation(
 
 
 @BOTH
+def test_a_datagram_of_no_length_hides_nobody_behind_the_proxy(regime: Regime, who: str) -> None:
+    """conntrack calls it invalid, so nothing translates it, and a socket takes it."""
+    attacker, before = attackers(regime)[who], len(regime.x1.server.received)
+    for source in (HOST, HOST_TOO, GATEWAY, X2, attacker.honest):
+        for to in (HOST, HOST_TOO, X1):
+            attacker.send(forge.datagram_of_no_length(source, to, (7000, 5353)))
+            attacker.send(forge.datagram_of_no_length(source, to, (7000, 53)))
+    assert heard(regime, before) == []
+
+
+def test_the_host_to_a_client_is_nobody_elses_to_begin(regime: Regime) -> None:
+    """What the client then asks a published port would be an answer, which is not translated."""
+    attacker = attackers(regime)["segment"]
+    attacker.send(
+        forge.datagram(HOST, CLIENT, (5353, 7970)),
+        forge.packet(HOST, CLIENT, forge.TCP, forge.tcp_body(HOST, CLIENT, (8080, 7971))),
+    )
+    try:
+        peers = [
+            peer(udp(regime.client, HOST, 5353, source_port=7970, timeout=SHORT)),
+            peer(tcp(regime.client, HOST, 8080, source_port=7971, timeout=SHORT)),
+        ]
+        assert GATEWAY not in peers
+        assert peer(udp(regime.client, HOST, 5353, source_port=7972)) == CLIENT
+        assert peer(tcp(regime.client, HOST, 8080, source_port=7972)) == CLIENT
+    finally:
+        regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-dst", str(CLIENT), check=False)
+
+
+@pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
+def test_what_two_neighbours_say_to_each_other_opens_no_container_elsewhere(
+    regime: Regime, asker: IPv6Address
+) -> None:
+    """One on Y plays both sides in frames for the other, which with br_netfilter are an entry."""
+    key = "net.bridge.bridge-nf-call-ip6tables"
+    setting, there = regime.host.sysctl(key), {Y1: regime.y1.ns, ROGUE: regime.rogue}
+    regime.host.sysctl(key, 1)
+    try:
+        with regime.container(network="Y") as neighbour:
+            forge.send(
+                regime.y1.ns,
+                [
+                    forge.datagram(asker, X1, (7980, 54)),
+                    forge.datagram(X1, asker, (54, 7980)),
+                    forge.packet(asker, X1, forge.TCP, forge.tcp_body(asker, X1, (7981, 81))),
+                    forge.packet(
+                        X1,
+                        asker,
+                        forge.TCP,
+                        forge.tcp_body(X1, asker, (81, 7981), forge.SYN | forge.ACK, (1, 2)),
+                    ),
+                ],
+                link="eth0",
+                by=forge.hardware(neighbour.ns, "eth0"),
+            )
+            ns, before = there[asker], len(regime.x1.server.received)
+            answers = (
+                udp(ns, X1, 54, source_port=7980, timeout=SHORT),
+                tcp(ns, X1, 81, source_port=7981, timeout=SHORT),
+            )
+            assert [each for each in answers if isinstance(each, Answer)] == []
+            assert heard(regime, before) == []
+    finally:
+        regime.host.sysctl(key, setting)
+
+
+@BOTH
 def test_a_neighbours_open_flow_takes_nothing_from_elsewhere(regime: Regime, who: str) -> None:
     """With br_netfilter conntrack knows it, and nobody who is not on the bridge is a part of it."""
     key = "net.bridge.bridge-nf-call-ip6tables"

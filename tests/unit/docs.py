@@ -91,6 +91,7 @@ SHAPES = {
     rf"{FORWARD} -j IPV6NAT-SRC": "Everything else is asked for its source, before any rule that "
     "accepts. A forged first packet would have conntrack take what its sender says next for "
     "answers.",
+    rf"{FORWARD} -j IPV6NAT-DST": "And for where it goes.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "Nor has what a "
     "container sends.",
     rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends with its own "
@@ -110,6 +111,11 @@ SHAPES = {
     r"-A IPV6NAT-SRC -s NET -j DROP": "And by any other interface it is one.",
     r"-A IPV6NAT-SRC -s NET ! -i BRIDGE -j DROP": "What has a source inside a network comes in by "
     "its bridge. Networks of the engine's are here, too: ours could reach them.",
+    r"-A IPV6NAT-DST -d NET -o INTERFACE -j RETURN": "A LAN of the host's inside a network's "
+    "subnet.",
+    r"-A IPV6NAT-DST -d NET ! -o BRIDGE -j DROP": "What is for a network goes out by its bridge. "
+    "Where bridged packets pass netfilter, what two neighbours elsewhere say to each other would "
+    "make an entry for a container here.",
     rf"{FORWARD} -o BRIDGE -m conntrack --ctstate DNAT -j ACCEPT": "What a published port has "
     "sent here; so no published port needs a filter rule of its own.",
     rf"{FORWARD} -d ADDRESS (?:! -i BRIDGE|-i INTERFACE) -o BRIDGE -p PROTOCOL --dport PORT "
@@ -139,6 +145,12 @@ SHAPES = {
     "had "
     "sent it.",
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
+    r"-A IPV6NAT-PROXY -m conntrack --ctstate INVALID -j DROP": "A datagram that says 0 of its "
+    "length is none to conntrack, so nothing translates it, and one to the proxy.",
+    r"-A IPV6NAT-PROXY -m conntrack --ctdir REPLY -j DROP": "Who poses as the host to a client "
+    "makes an entry, by which what the client says is an answer, and is not translated.",
+    r"-A IPV6NAT-INPUT ! -i lo -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN "
+    r"-m conntrack --ctdir REPLY -j DROP": "The same over TCP, for the proxy of any port.",
     r"-A IPV6NAT-PROXY -m addrtype ! --dst-type LOCAL -j DROP": "What is for a group or an anycast "
     "address is not translated, and a proxy that listens on all addresses hears it.",
     r"-A IPV6NAT-PROXY -j IPV6NAT-SRC": "Everybody else by their source, as above.",

@@ -13,7 +13,7 @@ from ipv6natd.flows import Exposure
 from ipv6natd.kept import Kept
 from ipv6natd.plan import plan, stands
 from ipv6natd.rules import Jump, Ruleset, Table, TableRules
-from ipv6natd.ruleset import SOURCES, shut
+from ipv6natd.ruleset import DESTINATIONS, SOURCES, shut
 from tests.unit.test_ruleset import rules_of
 
 NOW = rules_of("two-networks-and-internal.proxy-on").filter
@@ -33,8 +33,9 @@ def keep(rules: TableRules) -> None:
 
 def without_sources(rules: TableRules) -> TableRules:
     """As the first versions wrote them."""
+    later = (Jump(SOURCES), Jump(DESTINATIONS))
     chains = tuple(
-        replace(each, rules=tuple(r for r in each.rules if r.target != Jump(SOURCES)))
+        replace(each, rules=tuple(r for r in each.rules if r.target not in later))
         for each in rules.chains
         if each.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
     )

@@ -146,7 +146,7 @@ def test_foreign_chains_and_rules_stay_through_the_whole_life(firewall: FakeFire
 
 def test_removing_counts_what_went_and_does_nothing_twice(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
-    assert remove_all(firewall) == 8 + 6
+    assert remove_all(firewall) == 9 + 6
     dump, writes = firewall.dump(), firewall.writes
     assert remove_all(firewall) == 0
     assert (firewall.dump(), firewall.writes) == (dump, writes)
@@ -169,6 +169,7 @@ def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewal
         "IPV6NAT-FORWARD",
         "IPV6NAT-CT",
         "IPV6NAT-SRC",
+        "IPV6NAT-DST",
         "IPV6NAT-INPUT",
         "IPV6NAT-HOST",
     }

@@ -52,7 +52,7 @@ _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
 _BRIDGES = r"IPV6NAT-[CL]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _OWN = r"OWN-[A-Za-z0-9_.@-]{1,15}"
-_FIXED = rf"FORWARD|CT|SRC|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
+_FIXED = rf"FORWARD|CT|SRC|DST|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
@@ -64,6 +64,8 @@ _MATCHES = (
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
     r"-p ah",
+    r"-m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
+    r"-m conntrack --ctdir REPLY",
     r"-m conntrack --ctproto (?:tcp|udp|sctp)",
     r"-m conntrack --ctorigdstport [0-9]{1,5}(?::[0-9]{1,5})?",
 )

@@ -171,15 +171,30 @@ def test_sources_are_asked_before_anything_is_accepted_but_what_is_established()
     assert rules[3:5] == [
         f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-a", "br-b")
     ]
-    assert rules[5] == "-j IPV6NAT-SRC"
+    assert rules[5:7] == [
+        "-j IPV6NAT-SRC",
+        "-j IPV6NAT-DST",
+    ]
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
     assert accepting[0] == 2
-    assert accepting[1] > 5
+    assert accepting[1] > 6
     assert chain("SRC") == [
         "-s ::ffff:0.0.0.0/96 -j DROP",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
+    ]
+
+
+def test_what_is_for_a_network_goes_out_by_its_bridge() -> None:
+    assert chain("DST") == [
+        "-d fd00:c::/64 ! -o br-int -j DROP",
+        "-d fd00:a::/64 ! -o br-a -j DROP",
+        "-d fd00:b::/64 ! -o br-b -j DROP",
+    ]
+    assert chain("DST", "lan-inside.proxy-on") == [
+        "-d fd00:9:0:5::/64 -o ext0 -j RETURN",
+        "-d fd00:9::/48 ! -o br-wide -j DROP",
     ]
 
 
@@ -208,10 +223,15 @@ def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
 
 def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     """I11: what it hands on comes to the container from the gateway."""
-    to_host = "-m conntrack --ctstate NEW -j IPV6NAT-HOST"
-    assert chain("INPUT") == ["-p udp -m udp --dport 53 -j IPV6NAT-PROXY", to_host]
+    assert chain("INPUT") == [
+        "-p udp -m udp --dport 53 -j IPV6NAT-PROXY",
+        "! -i lo -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctdir REPLY -j DROP",
+        "-m conntrack --ctstate NEW -j IPV6NAT-HOST",
+    ]
     assert chain("PROXY") == [
         "-i lo -j RETURN",
+        "-m conntrack --ctstate INVALID -j DROP",
+        "-m conntrack --ctdir REPLY -j DROP",
         "-m addrtype ! --dst-type LOCAL -j DROP",
         "-j IPV6NAT-SRC",
     ]
@@ -219,10 +239,8 @@ def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     bound = replace(UDP, host_address=OUTSIDE, proxy_there=True)
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
     (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
-    assert [words(rule) for rule in asked] == [
-        "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
-        to_host,
-    ]
+    first = "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
+    assert words(asked[0]) == first
 
 
 def test_a_lan_within_what_is_routed_to_a_container_keeps_its_addresses() -> None:
@@ -248,7 +266,6 @@ def test_the_host_hears_no_forged_first_packet() -> None:
 def test_no_first_packet_to_a_published_port_goes_past_the_translation_to_the_proxy() -> None:
     """An authentication header hides the ports from rules of nf_tables; what is spoken so to other
     ports of the host is its own matter."""
-    flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {} -j DROP"
     flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {}:65535 -j DROP"
     assert chain("HOST", "one-port.proxy-on")[3:] == [flow.format("tcp", 4096)]
     assert chain("HOST", "one-port.proxy-off")[3:] == []
