@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -233,7 +234,7 @@ LONG = 20
 
 def reasons(rule: str) -> list[str]:
     """The shapes that a rule has: one, if the table above is right."""
-    return [shape for shape in SHAPES if re.fullmatch(_pattern(shape), rule)]
+    return [shape for shape in SHAPES if _pattern(shape).fullmatch(rule)]
 
 
 def rules_md() -> str:
@@ -241,10 +242,11 @@ def rules_md() -> str:
     return "\n".join(_lines())
 
 
-def _pattern(shape: str) -> str:
+@cache
+def _pattern(shape: str) -> re.Pattern[str]:
     for word, pattern in WORDS.items():
         shape = re.sub(rf"\b{word}\b", lambda _, new=pattern: new, shape)  # type: ignore[misc]
-    return shape
+    return re.compile(shape)
 
 
 def _shown(shape: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from ipv6natd import docker_facts
 from ipv6natd.model import Container, Endpoint, Engine, GatewayMode, Network, PortBinding, Protocol
 from tests.unit.build import RECORDED, identity, recorded
+from tests.unit.every import every
 
 ENGINE = Engine(version="20.10.24+dfsg1", api_version="1.41")
 NEW_ENGINE = Engine(version="28.5.1", api_version="1.51")
@@ -305,15 +306,15 @@ def test_a_subnet_with_host_bits_is_taken_as_docker_takes_it() -> None:
     assert found.subnets == (IPv6Network("fd00:a::/64"),)
 
 
-@pytest.mark.parametrize("value", HOSTILE)
+@every("value", HOSTILE)
 def test_a_hostile_name_is_kept_bounded_and_sendable(value: str) -> None:
     found = network_of(Name=value)
     assert 0 < len(found.name) <= 255
     assert found.name.encode()
 
 
-@pytest.mark.parametrize("value", WRONG + HOSTILE)
-@pytest.mark.parametrize("field", list(raw_network()))
+@every("value", {repr(value): value for value in WRONG + HOSTILE})
+@every("field", list(raw_network()))
 def test_any_value_in_any_field_of_a_network_is_survived(field: str, value: object) -> None:
     found = docker_facts.network(raw_network(**{field: value}))
     assert (found is None) == (field == "Id" and value != "x")
@@ -444,7 +445,7 @@ def test_the_name_is_the_containers_own_and_not_a_links(names: list[object], nam
     assert container_of(raw_container(Names=names)).name == name
 
 
-@pytest.mark.parametrize("value", HOSTILE)
+@every("value", HOSTILE)
 def test_a_hostile_container_name_is_kept_bounded_and_sendable(value: str) -> None:
     found = container_of(raw_container(Name=value))
     assert 0 < len(found.name) <= 255

@@ -18,6 +18,7 @@ from tests.lab import behaviour
 from tests.lab.needs import lack
 from tests.lab.report import Report, scenarios, stale
 from tests.unit.docs import KINDS, RULES_MD, SHAPES, reasons, rules_md
+from tests.unit.every import every
 from tests.unit.test_ruleset import GOLDEN, SITUATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_every_kind_of_network_is_described() -> None:
     assert list(KINDS) == list(SITUATIONS)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@every("rule", RULES)
 def test_every_rule_is_there_for_one_reason(rule: str) -> None:
     assert len(reasons(rule)) == 1
 

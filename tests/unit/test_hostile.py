@@ -35,6 +35,7 @@ from tests.outputs import (
     over_the_bus,
 )
 from tests.unit.build import network
+from tests.unit.every import every
 from tests.unit.fake_engine import raw_container, raw_network, row
 from tests.unit.test_properties import assert_harmless
 
@@ -71,7 +72,7 @@ TEXTS = {
     "a plus": "br+",
     "digits of others": "٣٤/tcp",
 }
-TEXT = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+TEXT = every("text", TEXTS)
 PREFIX = "com.docker.network."
 OPTIONS = (
     f"{PREFIX}bridge.name",
@@ -155,7 +156,7 @@ def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
     assert_every_output_is_safe(facts, want)
 
 
-@pytest.mark.parametrize("place", ["container name", "network name", "everything"])
+@every("place", ["container name", "network name", "everything"])
 @TEXT
 def test_a_name_changes_no_rule(text: str, place: str) -> None:
     """Whatever it is called, it is forwarded by the rules that it would have as `web` on `x`."""

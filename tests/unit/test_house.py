@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.every import every
+
 PACKAGE = Path(__file__).parent.parent.parent / "ipv6natd"
 
 ARROWS = """
@@ -152,14 +154,6 @@ IMPURE = {
 """What of the standard library would give the core a clock, a world or a past."""
 ALLOWED = {("config", "pathlib"), ("rules", "socket")}
 """What config takes names files only, and rules takes inet_ntop alone: text of sixteen bytes."""
-AT_HOME = {
-    "docker": "docker_watch",
-    "requests": "docker_watch",
-    "dbus_next": "dbus_wire",
-    "sdnotify": "notify",
-    "iptc": "firewall.legacy",
-}
-"""Each third-party package and the one module that may know it."""
 
 
 @cache
@@ -246,14 +240,6 @@ def test_the_core_imports_nothing_that_has_a_world_or_a_clock() -> None:
     assert bad - ALLOWED == set()
 
 
-def test_every_third_party_package_is_imported_in_one_file() -> None:
-    homes: dict[str, set[str]] = {}
-    for name, packages in others().items():
-        for each in packages - set(sys.stdlib_module_names):
-            homes.setdefault(each, set()).add(name)
-    assert homes == {package: {home} for package, home in AT_HOME.items()}
-
-
 @pytest.mark.parametrize("top", ["daemon", "cli", "ctl"])
 def test_nobody_leans_on_the_top(top: str) -> None:
     leaning = {name for name, to in arrows().items() if top in to}
@@ -285,6 +271,6 @@ def test_nobody_stands_on_himself() -> None:
         left = {name: to for name, to in left.items() if name not in free}
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@every("name", sorted(modules()))
 def test_every_room_says_what_lives_in_it(name: str) -> None:
     assert ast.get_docstring(ast.parse(modules()[name].read_text()))

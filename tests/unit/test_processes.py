@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd import tools
+from tests.unit.every import every
 from tests.unit.test_house import modules
 
 WORDS = {"TimeoutExpired", "CompletedProcess"}
@@ -53,7 +54,7 @@ def offences(tree: ast.AST) -> Iterator[str]:
                 yield module
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@every("name", sorted(modules()))
 def test_no_module_starts_a_process_but_tools(name: str) -> None:
     found = list(offences(ast.parse(modules()[name].read_text())))
     expected = ["subprocess.Popen", "subprocess.Popen", "create_subprocess_exec"]

@@ -39,6 +39,7 @@ from tests.trace import (
     trace,
 )
 from tests.unit.build import container, endpoint, network, snapshot
+from tests.unit.every import every
 from tests.unit.test_properties import bindings, bounded, names, network_facts
 from tests.unit.test_ruleset import GOLDEN, PROXY
 
@@ -324,7 +325,7 @@ def test_a_network_that_the_engine_manages_is_left_to_its_rules() -> None:
 # The grammar.
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda path: path.stem)
+@every("path", {path.stem: path for path in sorted(GOLDEN.glob("*.txt"))})
 def test_every_reviewed_text_is_read(path: Path) -> None:
     read = parsed(path.read_text())
     rules = sum(len(chain.rules) for table in read.values() for chain in table.values())
