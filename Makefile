@@ -16,7 +16,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -24,10 +24,13 @@ help: ## List the targets
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.demo
 
-test: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Lint, then every test that CI runs (as root)
-	$(PYTEST)
+check: lint ## Style, types and unit tests, in a minute; T=tests/unit/test_plan.py for a part
+	$(BIN)/pytest --quiet --numprocesses=auto --dist=loadgroup $(or $(T),tests/unit)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## The same with all engines; writes reports into docs/
+test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## The same, then every test that CI runs (as root)
+	$(PYTEST) --ignore=tests/unit
+
+test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
 
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)

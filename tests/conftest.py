@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import asdict
 from functools import cache
@@ -29,6 +30,8 @@ REPORT = pytest.StashKey[Report]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 CHECKS = pytest.StashKey[list[Check]]()
 SUPPLIED = pytest.StashKey[list[supply.Ran]]()
+SPENT = pytest.StashKey[dict[str, Counter[str]]]()
+"""By folder: how many tests there are, and the milliseconds of their set-up, call and teardown."""
 RAN, CHECK = "ran", "check"
 """How a worker tells the one that started it what ran, beside engines and on booted hosts."""
 
@@ -52,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[CHECKS] = []
     config.stash[SUPPLIED] = []
     config.stash[LEFT] = []
+    config.stash[SPENT] = {}
     config.pluginmanager.register(Listener(config))
     os.environ[MARK] = LAB
     # Terminated like interrupted: fixtures clean up.
@@ -116,6 +120,10 @@ class Listener:
         self.config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        folder = "/".join(report.nodeid.split("/")[:2])
+        spent = self.config.stash[SPENT].setdefault(folder, Counter())
+        spent["milliseconds"] += round(report.duration * 1000)
+        spent["tests"] += report.when == "call"
         for name, value in report.user_properties:
             if name == RAN:
                 assert isinstance(value, dict)
@@ -178,3 +186,7 @@ def pytest_terminal_summary(
 ) -> None:
     for line in config.stash[LEFT]:
         terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
+    terminalreporter.section("time spent, of all workers together")
+    for folder, spent in sorted(config.stash[SPENT].items()):
+        seconds, tests = spent["milliseconds"] / 1000, spent["tests"]
+        terminalreporter.write_line(f"{folder:<20} {tests:>6} tests {seconds:>8.0f} s")

@@ -17,16 +17,19 @@ TOOLS = ("dockerd", "docker", "ip", "nsenter", "unshare", "setpriv", "busybox", 
 NETFILTER = ("iptables", "ip6tables-nft", "ip6tables-legacy", "conntrack", "nft")
 
 
-# The variant changes what the rules are written with, which is ours and does not ask for the
-# engine's age; so legacy is tried with one engine.
+DEFAULT = Wanted(None, "nft", True)
+"""Where CI asks what is the same everywhere."""
+DIMENSIONS = ("variant", "proxy", "engine")
 CI = [
-    Wanted(None, "nft", True),
+    DEFAULT,
     Wanted(None, "nft", False),
     Wanted(None, "legacy", True),
     Wanted(None, "legacy", False),
     Wanted("trixie", "nft", True),
     Wanted("trixie", "nft", False),
 ]
+"""The variant is what the rules are written with, which is ours and does not ask for the engine's
+age; so legacy is tried with one engine."""
 ALL = [*CI, Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
 NATIVE = [
     pytest.param(each, marks=pytest.mark.native, id=each.id)
@@ -50,14 +53,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def labs(metafunc: pytest.Metafunc, every: bool) -> list[Any]:
     """The regimes that a test runs in."""
     marked = metafunc.definition.get_closest_marker
-    wanted = ALL if every else CI
+    wanted = ALL if every else [each for each in CI if differs(metafunc, each)]
     if marked("newest"):
         wanted = ALL[-2:]
     if marked("each_variant"):
-        wanted = [each for each in wanted if each.suite is None and not each.proxy]
+        wanted = [each for each in CI if each.suite is None and not each.proxy]
     beside = [] if marked("native") else [pytest.param(each, id=each.id) for each in wanted]
     asks = scenarios(metafunc.function.__name__, metafunc.function.__doc__)
     return beside + (NATIVE if asks and not marked("ours") else [])
+
+
+def differs(metafunc: pytest.Metafunc, wanted: Wanted) -> bool:
+    """Whether a test may end otherwise there than in the default regime, by its own word."""
+    marker = metafunc.definition.get_closest_marker("depends_on")
+    if marker is None or not set(marker.args) <= set(DIMENSIONS):
+        name = metafunc.function.__name__
+        pytest.fail(f"{name}: mark it depends_on(...), with what of {', '.join(DIMENSIONS)}")
+    here = (wanted.variant, wanted.proxy, wanted.suite)
+    default = (DEFAULT.variant, DEFAULT.proxy, DEFAULT.suite)
+    return all(
+        mine == usual or dimension in marker.args
+        for dimension, mine, usual in zip(DIMENSIONS, here, default, strict=True)
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

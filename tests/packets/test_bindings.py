@@ -20,6 +20,8 @@ from tests.lab.process import LabError
 from tests.lab.sandbox import CLIENT, CLIENT4, HOST, HOST_TOO
 from tests.packets.asking import SHORT, dnats, listed, opened, peer, server
 
+pytestmark = pytest.mark.depends_on("proxy", "engine")
+
 V4 = "com.docker.network.bridge.host_binding_ipv4"
 V6 = "com.docker.network.bridge.host_binding_ipv6"
 SOURCE = "com.docker.network.host_ipv6"

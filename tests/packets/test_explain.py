@@ -11,6 +11,8 @@ from tests.lab import Regime, tcp
 from tests.lab.sandbox import HOST
 from tests.packets.asking import opened
 
+pytestmark = pytest.mark.depends_on("variant")
+
 
 def port(regime: Regime, asked: str) -> dict[str, Any]:
     """The one port of the one container that `explain` tells of."""

@@ -21,6 +21,8 @@ from tests.lab.probe import Conversation
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
 from tests.packets.asking import SHORT, carried_by_nat, listed, peer, server, stopped
 
+pytestmark = pytest.mark.depends_on("proxy")
+
 FAR = IPv6Address("2001:db8:5::5")
 """An address that the rogue reaches by way of the host."""
 MANY = 3000

@@ -10,6 +10,8 @@ from tests.lab import Regime, serve, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
 from tests.packets.asking import opened, peer
 
+pytestmark = pytest.mark.depends_on("variant")
+
 PATIENCE = 6.0
 """Two seconds are what is promised; a machine that does other things as well gets more."""
 

@@ -40,7 +40,7 @@ from tests.lab.sandbox import CLIENT, HOST, HOST_TOO, ROGUE
 from tests.packets.asking import SHORT, listed, opened, peer, server
 from tests.packets.test_coexistence import forget
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 
 X1, X2, Y1 = IPv6Address("fd00:a::2"), IPv6Address("fd00:a::3"), IPv6Address("fd00:b::2")
 GATEWAY, GATEWAY_Y = IPv6Address("fd00:a::1"), IPv6Address("fd00:b::1")

@@ -21,7 +21,7 @@ from tests.packets.test_forged import (
     attackers,
 )
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy", "engine")]
 BOTH = pytest.mark.parametrize("who", ["container", "segment"])
 LEAVES = IPv6Address("2001:db8:1::77")
 

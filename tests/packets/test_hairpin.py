@@ -14,6 +14,8 @@ from tests.lab.probe import ETH_P_IPV6
 from tests.lab.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO, ROGUE
 from tests.packets.asking import SHORT, carried_by_nat, opened, peer, server
 
+pytestmark = pytest.mark.depends_on("proxy", "engine")
+
 GATEWAY = IPv6Address("fd00:a::1")
 LOOPBACK = "::1"
 HOST_MAC = bytes.fromhex("020000000001")

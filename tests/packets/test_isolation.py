@@ -14,6 +14,8 @@ from tests.lab import Answer, Failure, Regime, connect, ping, serve, tcp, udp, u
 from tests.lab.sandbox import CLIENT, HOST, ROGUE
 from tests.packets.asking import SHORT, dnats, opened, peer, server, stopped
 
+pytestmark = pytest.mark.depends_on("proxy")
+
 X1, I1 = IPv6Address("fd00:a::2"), IPv6Address("fd00:c::2")
 FORGED = IPv6Address("fd00:a::9")
 

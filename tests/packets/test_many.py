@@ -12,7 +12,7 @@ from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
 from tests.packets.asking import opened, peer
 
 # The proxy would start two processes for each port, and change nothing about the chains.
-pytestmark = pytest.mark.each_variant
+pytestmark = [pytest.mark.each_variant, pytest.mark.depends_on("variant")]
 PORTS = 101
 
 

@@ -11,6 +11,8 @@ from tests.lab import Answer, Failure, Regime, tcp, udp, until
 from tests.lab.sandbox import CLIENT, HOST
 from tests.packets.asking import SHORT, dnats, opened
 
+pytestmark = pytest.mark.depends_on("engine")
+
 
 def within(subnet: str) -> object:
     def reached(answer: object) -> bool:

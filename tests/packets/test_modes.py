@@ -23,6 +23,8 @@ from tests.lab import tcp as fetch
 from tests.lab.sandbox import CLIENT, HOST, ROGUE, Variant
 from tests.packets.asking import SHORT, dnats, opened, peer, server
 
+pytestmark = pytest.mark.depends_on("proxy", "engine")
+
 MODE = "com.docker.network.bridge.gateway_mode_ipv6"
 TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 FORGED = "fd00:a::9"

@@ -35,7 +35,7 @@ from tests.lab.tree import Suite
 from tests.packets.asking import SHORT, dnats, opened, peer, server
 from tests.packets.test_flows import entries, far, flow, published
 
-pytestmark = [pytest.mark.native, pytest.mark.newest]
+pytestmark = [pytest.mark.native, pytest.mark.newest, pytest.mark.depends_on("engine")]
 
 FORWARDING = "net.ipv6.conf.{}.forwarding"
 PATIENCE = 6.0

@@ -16,7 +16,7 @@ from tests.lab.sandbox import CLIENT, HOST
 from tests.lab.tree import Suite
 from tests.packets.asking import SHORT, dnats, listed, opened, peer
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.depends_on("engine")]
 MODE = "com.docker.network.bridge.gateway_mode_ipv6"
 
 

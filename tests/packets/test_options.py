@@ -10,6 +10,8 @@ from tests.lab import Regime, until
 from tests.lab.process import LabError
 from tests.packets.asking import listed, opened
 
+pytestmark = pytest.mark.depends_on("engine")
+
 
 def test_v7_a_bridge_by_the_users_own_name(regime: Regime) -> None:
     port = regime.port()

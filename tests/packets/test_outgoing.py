@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 
+import pytest
+
 from tests.lab import Namespace, Regime, connect, ping, serve, tcp, udp, until, watch
 from tests.lab.probe import Packet
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO
 from tests.lab.serve import listening
 from tests.packets.asking import SHORT, dnats, opened, peer
+
+pytestmark = pytest.mark.depends_on()
 
 
 def test_o1_what_goes_out_carries_the_hosts_address(regime: Regime) -> None:

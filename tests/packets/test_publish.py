@@ -17,6 +17,8 @@ from tests.lab.process import LabError
 from tests.lab.sandbox import CLIENT, HOST, HOST_TOO, Variant
 from tests.packets.asking import SHORT, dnats, listed, opened, peer, server
 
+pytestmark = pytest.mark.depends_on("proxy", "engine")
+
 
 def test_p1_u1_the_container_sees_the_client(regime: Regime) -> None:
     answer = opened(regime.client, 8080)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ipv6natd.desired import desired
 from ipv6natd.model import Policy
 from ipv6natd.plan import full_text
@@ -9,6 +11,8 @@ from ipv6natd.ruleset import ruleset
 from tests.lab import Answer, Failure, Regime, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
 from tests.unit.build import container, network, snapshot
+
+pytestmark = pytest.mark.depends_on("variant", "proxy", "engine")
 
 FACTS = (
     network(name="bridge", subnet="fd00:d::/64", bridge="docker0"),

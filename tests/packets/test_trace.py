@@ -14,7 +14,7 @@ from tests.lab.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO, ROGUE
 from tests.packets.asking import SHORT, opened
 from tests.trace import DELIVERED, Fate, Host, Link, Packet, Verdict, trace
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 
 X1, X2 = IPv6Address("fd00:a::2"), IPv6Address("fd00:a::3")
 Y1 = IPv6Address("fd00:b::2")

@@ -46,6 +46,7 @@ DEBIAN = {
 }
 ARCH = {each: "python-" + each.removeprefix("python-") for each in LIBRARIES}
 LICENCES = {
+    "BSD 2-Clause License": "BSD-2-Clause",
     "MIT License": "MIT",
     "Apache Software License": "Apache-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
@@ -229,7 +230,7 @@ def licence(distribution: importlib.metadata.Distribution) -> str:
         return expression
     classifiers = said.get_all("Classifier") or []
     (name,) = {each.rpartition(" :: ")[2] for each in classifiers if each.startswith("License ::")}
-    return LICENCES[name]
+    return LICENCES.get(expression) or LICENCES[name]
 
 
 def test_our_own_licence_is_the_same_everywhere() -> None:
