@@ -16,7 +16,7 @@ from bench.control import Control, Load
 from bench.packets import Cost, mapped, wanted
 from bench.table import Line
 from ipv6natd.model import Protocol
-from ipv6natd.rules import Dnat
+from ipv6natd.netfilter.rules import Dnat
 from tests.lab.process import run
 from tests.lab.sandbox import Variant
 

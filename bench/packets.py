@@ -18,11 +18,11 @@ from ipaddress import IPv6Address, IPv6Network
 from statistics import median
 
 from bench.engine import scattered
-from ipv6natd.desired import desired
 from ipv6natd.model import Container, Endpoint, Network, Policy, PortBinding, Protocol, Snapshot
-from ipv6natd.plan import full_text
-from ipv6natd.rules import DOCKER_USER, Ruleset
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.rules import DOCKER_USER, Ruleset
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.lab import Namespace, Sandbox
 from tests.lab.sandbox import HOST, Variant, namespace
 

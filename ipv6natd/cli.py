@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ipv6natd import __version__, logs
+from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Settings, load
-from ipv6natd.early import close_networks
-from ipv6natd.firewall import FirewallError
-from ipv6natd.flows import Exposure
-from ipv6natd.tables import printable
-from ipv6natd.tools import CLEAN
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.sync.offline import close_networks
+from ipv6natd.system import logs
+from ipv6natd.system.process import CLEAN
+from ipv6natd.system.terminal import printable
 
 log = logging.getLogger("ipv6natd")
 
@@ -114,7 +115,7 @@ def _cause(error: BaseException) -> str:
 
 def _leave_word(text: str) -> None:
     """For `systemctl status`, which shows it as long as nothing is started again."""
-    from ipv6natd.notify import Notifier
+    from ipv6natd.system.sd_notify import Notifier
 
     line = Notifier()
     line.status(text)
@@ -243,7 +244,7 @@ async def _daemon(
 
 
 def _flush(settings: Settings) -> int:
-    from ipv6natd.flush import flush
+    from ipv6natd.sync.flush import flush
 
     count = flush(settings.backend)
     log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")

@@ -10,35 +10,35 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from ipv6natd import logs
-from ipv6natd.address_watch import watch as watch_addresses
-from ipv6natd.background import in_thread
-from ipv6natd.bus import BusError
 from ipv6natd.config import ConfigError, Settings
-from ipv6natd.conntrack import Conntrack
-from ipv6natd.dbus_api import BusService, serve
-from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
-from ipv6natd.explain import row
-from ipv6natd.firewall import Backend, Firewall, FirewallError
-from ipv6natd.firewall.choose import open_firewall
-from ipv6natd.firewall.drift import read_interval, watch
-from ipv6natd.firewall.engine import leftovers, remove
-from ipv6natd.firewall.late import LateFirewall
+from ipv6natd.conntrack.entries import Conntrack
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.firewalld import Firewalld
+from ipv6natd.dbus.service import BusService, serve
+from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
+from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.leftovers import leftovers, remove
+from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import connections
-from ipv6natd.firewalld import Firewalld
-from ipv6natd.flows import Exposure
-from ipv6natd.forwarding import Forwarding
-from ipv6natd.host_checks import Found
-from ipv6natd.host_facts import addresses, docker_ipv6nat, look
-from ipv6natd.journal import Told, noted
-from ipv6natd.kept import Kept
-from ipv6natd.leftovers import Leftover
+from ipv6natd.firewall.select import open_firewall
+from ipv6natd.host.addresses import watch as watch_addresses
+from ipv6natd.host.facts import addresses, docker_ipv6nat, look
+from ipv6natd.host.findings import Found
 from ipv6natd.model import Network
-from ipv6natd.notify import Notifier, watchdog_interval
-from ipv6natd.reconcile import Reconciler
-from ipv6natd.snapshot import Completion
-from ipv6natd.status import Row, State, Status, SyncResult, counted, one_line
-from ipv6natd.textfile import Textfile
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.changes import Told, noted
+from ipv6natd.report.explain import row
+from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
+from ipv6natd.report.textfile import Textfile
+from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.late import LateFirewall
+from ipv6natd.sync.reconciler import Reconciler
+from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync.snapshot import Completion
+from ipv6natd.system import logs
+from ipv6natd.system.sd_notify import Notifier, watchdog_interval
+from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
 

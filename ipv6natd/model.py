@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from ipv6natd.remember import same_ends
+from ipv6natd.policy.cache import same_ends
 
 ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")

@@ -16,17 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from ipv6natd import ctl, explain, journal, logs, metrics, notify
-from ipv6natd.bus import BusError, Signal
-from ipv6natd.ctl.asking import Daemon, How
+from ipv6natd import ctl
+from ipv6natd.ctl.client import Daemon, How
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.watching import _line, _Watch
-from ipv6natd.dbus_values import marshal_rows, marshal_text, plain, variants
-from ipv6natd.dbus_wire import MarshalledReply, MessageType, _Reader
+from ipv6natd.ctl.monitor import _line, _Watch
+from ipv6natd.dbus.connection import BusError, Signal
+from ipv6natd.dbus.values import marshal_rows, marshal_text, plain, variants
+from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
 from ipv6natd.model import Desired, Policy, Snapshot
-from ipv6natd.plan import full_text
-from ipv6natd.ruleset import ruleset
-from ipv6natd.status import (
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.report import changes as journal
+from ipv6natd.report import explain, metrics
+from ipv6natd.report.status import (
     Row,
     State,
     Status,
@@ -36,7 +38,9 @@ from ipv6natd.status import (
     properties,
     skipped_rows,
 )
-from ipv6natd.tables import Screen
+from ipv6natd.system import logs
+from ipv6natd.system import sd_notify as notify
+from ipv6natd.system.terminal import Screen
 
 SCREEN = Screen(columns=80)
 COLOURED = Screen(colour=True, columns=80)

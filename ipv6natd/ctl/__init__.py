@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ipv6natd.bus import BusError
-from ipv6natd.ctl.asking import FAILED, Answer, Daemon, How, Run, explained
+from ipv6natd.ctl.client import FAILED, Answer, Daemon, How, Run, explained
 from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.usage import read
-from ipv6natd.tables import printable
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.system.terminal import printable
 
 INTERRUPTED = 130
 

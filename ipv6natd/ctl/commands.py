@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ipv6natd.ctl import checking, explaining, lists, measured, prefix, steering, watching
+from ipv6natd.ctl import check as checking
+from ipv6natd.ctl import control as steering
+from ipv6natd.ctl import explain as explaining
+from ipv6natd.ctl import metrics as measured
+from ipv6natd.ctl import monitor as watching
+from ipv6natd.ctl import show as lists
+from ipv6natd.ctl import ula_prefix as prefix
 from ipv6natd.ctl.usage import Command
 
 LOOK = "look (needs no root)"

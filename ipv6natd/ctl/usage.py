@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
-from ipv6natd.ctl.asking import How, Run
+from ipv6natd.ctl.client import How, Run
 from ipv6natd.model import Protocol
-from ipv6natd.tables import PIPE, Screen, printable
+from ipv6natd.system.terminal import PIPE, Screen, printable
 
 JSON_MODES = ("short", "pretty", "off")
 FILTERS = {

@@ -30,11 +30,11 @@ import iptc
 from iptc.ip6tc import ip6t_ip6
 from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 
-from ipv6natd.firewall import Backend, FirewallError
+from ipv6natd.firewall.backend import Backend, FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
-from ipv6natd.plan import Observed, ObservedJump, ObservedTable, TableChange
-from ipv6natd.rules import (
+from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable, TableChange
+from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
     SYN,

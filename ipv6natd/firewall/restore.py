@@ -14,13 +14,13 @@ from collections.abc import Mapping as Map
 from contextlib import suppress
 from functools import partial
 
-from ipv6natd import counters
-from ipv6natd.counters import DnatKey
-from ipv6natd.firewall import Backend, FirewallError
-from ipv6natd.plan import Observed, TableChange
-from ipv6natd.rules import Table
-from ipv6natd.save_text import parse_save, pieces
-from ipv6natd.tools import DIRECTORIES, call, find
+from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.netfilter import counters
+from ipv6natd.netfilter.counters import DnatKey
+from ipv6natd.netfilter.diff import Observed, TableChange
+from ipv6natd.netfilter.render import parse_save, pieces
+from ipv6natd.netfilter.rules import Table
+from ipv6natd.system.process import DIRECTORIES, call, find
 
 TIMEOUT = 30.0
 """Seconds that one call of a tool may take, waiting for the xtables lock included."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from ipv6natd.files import opened
-from ipv6natd.firewall import FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
-from ipv6natd.plan import ObservedJump
-from ipv6natd.rules import COMMENT, DOCKER_USER, PREFIX, Table
+from ipv6natd.netfilter.diff import ObservedJump
+from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, PREFIX, Table
+from ipv6natd.system.files import opened
 
 LOCK_FILE = "/run/xtables.lock"
 NAME_MAX = 28

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ipv6natd.dbus_api import BusService, serve
+from ipv6natd.dbus.service import BusService, serve
 from tests.bus.conftest import Bus, FakeSource, mapping, status
 
 

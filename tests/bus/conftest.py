@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.bus import CALL_SECONDS, Connection, OnSignal, Signal, connect
-from ipv6natd.dbus_api import BusService, serve
-from ipv6natd.dbus_objects import MANAGER, NAME, PATH
-from ipv6natd.leftovers import Leftover
+from ipv6natd.dbus.connection import CALL_SECONDS, Connection, OnSignal, Signal, connect
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH
+from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
-from ipv6natd.status import Row, State, Status, SyncResult
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, State, Status, SyncResult
 from tests.lab.needs import need
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.ipv6natd1.conf"

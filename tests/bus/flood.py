@@ -9,9 +9,9 @@ import threading
 from collections import Counter
 from typing import Any
 
-from ipv6natd.bus import BUS
-from ipv6natd.dbus_objects import MANAGER, NAME, PATH
-from ipv6natd.dbus_wire import Message
+from ipv6natd.dbus.connection import BUS
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH
+from ipv6natd.dbus.wire import Message
 
 RETURN, ERROR = 2, 3
 

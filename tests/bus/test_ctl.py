@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
-from ipv6natd.bus import BUS, ERROR, BusError
-from ipv6natd.ctl.asking import Daemon
-from ipv6natd.ctl.asking import explained as explained_error
-from ipv6natd.ctl.checking import _asked
-from ipv6natd.dbus_objects import MANAGER, PATH
-from ipv6natd.dbus_values import variants
-from ipv6natd.dbus_wire import Message
-from ipv6natd.leftovers import Leftover
+from ipv6natd.ctl.check import _asked
+from ipv6natd.ctl.client import Daemon
+from ipv6natd.ctl.client import explained as explained_error
+from ipv6natd.dbus.connection import BUS, ERROR, BusError
+from ipv6natd.dbus.objects import MANAGER, PATH
+from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Message
 from ipv6natd.model import Skipped
-from ipv6natd.status import Row, State, Status, mapping_row
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, State, Status, mapping_row
 from tests.bus.conftest import (
     CTL,
     PLAIN_CTL,

@@ -9,14 +9,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ipv6natd import bus, dbus_limits, dbus_lists, polkit
-from ipv6natd.dbus_members import METHODS
-from ipv6natd.dbus_objects import LOG, LOG_PATH, MANAGER, PATH, introspection
-from ipv6natd.dbus_wire import _Unanswered
-from ipv6natd.filters import _FIELDS
-from ipv6natd.leftovers import Leftover
-from ipv6natd.polkit import Action
-from ipv6natd.status import leftover_row, mapping_row, network_row, skipped_row
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import limits as dbus_limits
+from ipv6natd.dbus import lists as dbus_lists
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.filters import _FIELDS
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import LOG, LOG_PATH, MANAGER, PATH, introspection
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.wire import _Unanswered
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import leftover_row, mapping_row, network_row, skipped_row
 from tests.bus.conftest import Bus, FakeSource, command, mapping, run, serving, status
 from tests.lab.needs import need
 

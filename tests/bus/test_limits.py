@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import bus as bus_module
-from ipv6natd import dbus_limits, polkit
-from ipv6natd.bus import BUS, ERROR, BusError, Connection
-from ipv6natd.dbus_limits import MAX_UNREAD, STATS, Limits
-from ipv6natd.dbus_objects import INTROSPECTABLE, MANAGER, NAME, PATH, PEER, PROPERTIES
-from ipv6natd.dbus_wire import BATCH, Variant
-from ipv6natd.polkit import Action
+from ipv6natd.dbus import connection as bus_module
+from ipv6natd.dbus import limits as dbus_limits
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Connection
+from ipv6natd.dbus.limits import MAX_UNREAD, STATS, Limits
+from ipv6natd.dbus.objects import INTROSPECTABLE, MANAGER, NAME, PATH, PEER, PROPERTIES
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.wire import BATCH, Variant
 from tests.bus.apart import peak, serving_apart
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.bus.flood import answer_to, connected, flood, message, send

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ipv6natd import dbus_lists
-from ipv6natd.bus import BusError
-from ipv6natd.dbus_lists import Lists
-from ipv6natd.leftovers import Leftover
-from ipv6natd.status import Row, Status
+from ipv6natd.dbus import lists as dbus_lists
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.lists import Lists
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, Status
 from tests.bus.conftest import (
     Bus,
     FakeSource,

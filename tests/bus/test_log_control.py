@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import logs
-from ipv6natd.bus import ERROR, BusError
-from ipv6natd.dbus_objects import LOG, LOG_PATH, NAME, PROPERTIES
-from ipv6natd.dbus_values import variants
+from ipv6natd.dbus.connection import ERROR, BusError
+from ipv6natd.dbus.objects import LOG, LOG_PATH, NAME, PROPERTIES
+from ipv6natd.dbus.values import variants
+from ipv6natd.system import logs
 from tests.bus.conftest import Bus, FakeSource, ask, client, command, run, serving, status
 from tests.lab.needs import need
 

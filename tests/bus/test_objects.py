@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ipv6natd import log_control
-from ipv6natd.bus import BusError
-from ipv6natd.dbus_members import METHODS
-from ipv6natd.dbus_objects import (
+from ipv6natd.dbus import log_control
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import (
     INTROSPECTABLE,
     LOG,
     LOG_PATH,
@@ -21,7 +21,7 @@ from ipv6natd.dbus_objects import (
     SERVED,
     introspection,
 )
-from ipv6natd.status import (
+from ipv6natd.report.status import (
     properties,
 )
 from tests.bus.conftest import (

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import polkit
-from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, connect
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.dbus_members import METHODS
-from ipv6natd.dbus_objects import MANAGER
-from ipv6natd.polkit import AS_ROOT, Action
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import MANAGER
+from ipv6natd.dbus.polkit import AS_ROOT, Action
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.lab.needs import lack, need
 from tests.unit.waiting import until

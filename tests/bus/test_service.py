@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.bus import BusError, Signal
-from ipv6natd.dbus_objects import (
+from ipv6natd.dbus.connection import BusError, Signal
+from ipv6natd.dbus.objects import (
     INTROSPECTABLE,
     MANAGER,
     NAME,
@@ -16,9 +16,9 @@ from ipv6natd.dbus_objects import (
     PROPERTIES,
     introspection,
 )
-from ipv6natd.dbus_values import plain, variants
-from ipv6natd.leftovers import Leftover
-from ipv6natd.status import (
+from ipv6natd.dbus.values import plain, variants
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import (
     Row,
     mapping_rows,
     network_rows,

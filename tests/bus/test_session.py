@@ -8,8 +8,8 @@ import logging
 
 import pytest
 
-from ipv6natd.bus import BusError
-from ipv6natd.dbus_api import BusService, serve
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.service import BusService, serve
 from tests.bus.conftest import (
     Bus,
     FakeSource,

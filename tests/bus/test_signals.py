@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ipv6natd.bus import Signal
-from ipv6natd.dbus_api import BusService
-from ipv6natd.dbus_objects import (
+from ipv6natd.dbus.connection import Signal
+from ipv6natd.dbus.objects import (
     MANAGER,
     PEER,
 )
-from ipv6natd.status import (
+from ipv6natd.dbus.service import BusService
+from ipv6natd.report.status import (
     Row,
     State,
 )

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import logs, polkit
-from ipv6natd.bus import BUS, ERROR, BusError, Call, Connection, Signal, connect
-from ipv6natd.dbus_api import BusService
-from ipv6natd.dbus_members import METHODS
-from ipv6natd.dbus_objects import LOG, MANAGER, NAME, PATH, PEER, PROPERTIES, SERVED
-from ipv6natd.dbus_values import variants
-from ipv6natd.dbus_wire import Message, MessageType, Variant
-from ipv6natd.polkit import Action
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal, connect
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import LOG, MANAGER, NAME, PATH, PEER, PROPERTIES, SERVED
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.service import BusService
+from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Message, MessageType, Variant
+from ipv6natd.system import logs
 from tests.bus.apart import peak, serving_apart
 from tests.bus.conftest import Bus, FakeSource, ask, client, mapping, run, serving, status
 from tests.bus.flood import answer_to, connected, flood, message

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd import bus as transport
-from ipv6natd import dbus_wire
-from ipv6natd.bus import BusError, Call, connect
-from ipv6natd.dbus_values import bus_text, marshal_rows, plain, variants
-from ipv6natd.status import Row, mapping_row
+from ipv6natd.dbus import connection as transport
+from ipv6natd.dbus import wire as dbus_wire
+from ipv6natd.dbus.connection import BusError, Call, connect
+from ipv6natd.dbus.values import bus_text, marshal_rows, plain, variants
+from ipv6natd.report.status import Row, mapping_row
 from tests.bus.conftest import Bus, client, mapping, run
 
 LIBRARY = vars(dbus_wire)

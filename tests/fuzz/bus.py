@@ -10,13 +10,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from ipv6natd import bus, dbus_api, dbus_wire
-from ipv6natd.bus import BusError, Call
-from ipv6natd.dbus_api import BusService
-from ipv6natd.dbus_members import METHODS, called
-from ipv6natd.dbus_objects import MANAGER, PATH, PROPERTIES
-from ipv6natd.dbus_values import plain
-from ipv6natd.dbus_wire import Message, MessageType, Variant
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import service as dbus_api
+from ipv6natd.dbus import wire as dbus_wire
+from ipv6natd.dbus.connection import BusError, Call
+from ipv6natd.dbus.members import METHODS, called
+from ipv6natd.dbus.objects import MANAGER, PATH, PROPERTIES
+from ipv6natd.dbus.service import BusService
+from ipv6natd.dbus.values import plain
+from ipv6natd.dbus.wire import Message, MessageType, Variant
 from tests.bus.conftest import FakeSource, mapping, status
 from tests.fuzz.target import Target, at_end, read_json
 from tests.outputs import texts

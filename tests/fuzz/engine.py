@@ -11,9 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ipv6natd import docker_facts, docker_watch
-from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
-from ipv6natd.json_rows import json_rows
+from ipv6natd.engine import parse as docker_facts
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.stream import json_rows
+from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
 from ipv6natd.model import Engine
 from tests.fuzz.target import Target, at_end, pieces, read_json
 from tests.outputs import assert_every_output_is_safe

@@ -8,24 +8,21 @@ import sys
 from typing import Any
 from unittest import mock
 
-from ipv6natd import (
-    counters,
-    ctnetlink,
-    engine_rules,
-    flows,
-    host_facts,
-    host_rules,
-    leftovers,
-    tools,
-)
-from ipv6natd.firewall.drift import Announcements
-from ipv6natd.host_checks import HostFacts, found
-from ipv6natd.leftovers import removal
+from ipv6natd.conntrack import ctnetlink
+from ipv6natd.conntrack import stale as flows
+from ipv6natd.firewall.monitor import Announcements
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host import firewalls as host_rules
+from ipv6natd.host.findings import HostFacts, found
 from ipv6natd.model import Desired
-from ipv6natd.plan import full_text
-from ipv6natd.rule_text import table_rules
-from ipv6natd.rules import PREFIX, Ruleset
-from ipv6natd.save_text import parse_save
+from ipv6natd.netfilter import counters, engine_rules
+from ipv6natd.netfilter import docker_rules as leftovers
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.docker_rules import removal
+from ipv6natd.netfilter.parse import table_rules
+from ipv6natd.netfilter.render import parse_save
+from ipv6natd.netfilter.rules import PREFIX, Ruleset
+from ipv6natd.system import process as tools
 from tests.fuzz.target import Target, read_json
 from tests.unit.build import network
 from tests.unit.test_properties import FOREIGN, GRAMMAR, USER

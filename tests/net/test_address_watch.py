@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from ipv6natd import host_facts
-from ipv6natd.address_watch import watch
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host.addresses import watch
 from tests.unit.waiting import background, until
 
 MANY = 3000

@@ -8,9 +8,9 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ipv6natd import ctnetlink
-from ipv6natd.ctnetlink import forget
-from ipv6natd.flows import Tuple, parse
+from ipv6natd.conntrack import ctnetlink
+from ipv6natd.conntrack.ctnetlink import forget
+from ipv6natd.conntrack.stale import Tuple, parse
 
 MANY = 5000
 """More than the kernel answers at once."""

@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ipv6natd.firewall import Backend, Firewall, FirewallError
-from ipv6natd.firewall.choose import open_firewall
-from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.select import open_firewall
 from ipv6natd.model import Protocol
-from ipv6natd.plan import ObservedTable, TableChange
-from ipv6natd.rules import (
+from ipv6natd.netfilter.diff import ObservedTable, TableChange
+from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
     BaseJump,
@@ -45,6 +44,7 @@ from ipv6natd.rules import (
     Table,
     Verdict,
 )
+from tests.lab.fake_firewall import FakeFirewall
 from tests.lab.needs import lack, need
 from tests.net.conftest import fresh_namespace
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.tools import DIRECTORIES
+from ipv6natd.system.process import DIRECTORIES
 from tests.lab import Bus, Daemon, Engine, Sandbox, need, until
 from tests.lab.daemon import BIN
 from tests.lab.sandbox import Variant

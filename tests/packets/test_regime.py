@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ipv6natd.desired import desired
 from ipv6natd.model import Policy
-from ipv6natd.plan import full_text
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.lab import Answer, Failure, Regime, tcp, until
 from tests.lab.sandbox import CLIENT, HOST
 from tests.unit.build import container, network, snapshot

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from ipv6natd import bus, dbus_wire
-from ipv6natd.bus import BUS
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import wire as dbus_wire
+from ipv6natd.dbus.connection import BUS
 from tests.lab import Bus, Daemon, Engine, Sandbox, serve, until
 from tests.lab.sandbox import Variant
 from tests.packets.asking import opened

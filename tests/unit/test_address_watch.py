@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd.address_watch import Addresses, watch
+from ipv6natd.host.addresses import Addresses, watch
 
 NEW, GONE = 20, 21
 TENTATIVE = 0x40

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from ipv6natd import background
-from ipv6natd.background import in_thread
+from ipv6natd.system import threads as background
+from ipv6natd.system.threads import in_thread
 
 
 def test_a_thread_that_is_refused_is_asked_for_again(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ipv6natd.checks import Check, Seen, Verdict, checks
-from ipv6natd.host_checks import Found, HostFacts, Learned, found
+from ipv6natd.host.findings import Found, HostFacts, Learned, found
 from ipv6natd.model import Network
+from ipv6natd.report.checks import Check, Seen, Verdict, checks
 from tests.unit.build import network
 
 X = network(name="x", bridge="br-x")

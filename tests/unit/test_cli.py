@@ -13,7 +13,7 @@ import pytest
 
 from ipv6natd import __version__, cli, config
 from ipv6natd.config import KEYS, Settings
-from ipv6natd.firewall import FirewallError
+from ipv6natd.firewall.backend import FirewallError
 
 
 class Ran:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import conntrack, reconcile
-from ipv6natd.conntrack import Conntrack
-from ipv6natd.desired import desired
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.flows import Exposure, Tuple
+from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.conntrack.entries import Conntrack
+from ipv6natd.conntrack.stale import Exposure, Tuple
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.reconcile import Reconciler
+from ipv6natd.policy.desired import desired
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync.reconciler import Reconciler
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.build import container, endpoint, network, snapshot
 from tests.unit.test_reconcile import FakeFacts
 from tests.unit.waiting import background, until

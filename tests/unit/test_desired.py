@@ -9,8 +9,7 @@ from itertools import permutations
 
 import pytest
 
-from ipv6natd import docker_facts
-from ipv6natd.desired import desired, together
+from ipv6natd.engine import parse as docker_facts
 from ipv6natd.model import (
     Container,
     Desired,
@@ -24,7 +23,8 @@ from ipv6natd.model import (
     Refused,
     Snapshot,
 )
-from ipv6natd.networks import gateway6, places
+from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.networks import gateway6, places
 from tests.unit.build import (
     binding,
     container,

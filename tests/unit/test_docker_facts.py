@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import docker_facts
+from ipv6natd.engine import parse as docker_facts
 from ipv6natd.model import Container, Endpoint, Engine, GatewayMode, Network, PortBinding, Protocol
 from tests.unit.build import RECORDED, identity, recorded
 from tests.unit.every import every

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import docker_watch
-from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
 from ipv6natd.model import Container
 from tests.unit.build import identity
 from tests.unit.fake_engine import (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ipv6natd.firewall import Backend, drift
-from ipv6natd.firewall.drift import Announcements, read_interval
-from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.firewall import monitor as drift
+from ipv6natd.firewall.backend import Backend
+from ipv6natd.firewall.monitor import Announcements, read_interval
+from tests.lab.fake_firewall import FakeFirewall
 
 OURS = 4242
 RULE = "add rule ip6 nat IPV6NAT-DNAT handle 7 tcp dport 80 counter packets 0 bytes 0 accept\n"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import early
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.flows import Exposure
-from ipv6natd.kept import Kept
-from ipv6natd.plan import plan, stands
-from ipv6natd.rules import Jump, Ruleset, Table, TableRules
-from ipv6natd.ruleset import DESTINATIONS, SOURCES, shut
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.netfilter.diff import plan, stands
+from ipv6natd.netfilter.rules import Jump, Ruleset, Table, TableRules
+from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, shut
+from ipv6natd.sync import offline as early
+from ipv6natd.sync.saved_rules import Kept
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.test_ruleset import rules_of
 
 NOW = rules_of("two-networks-and-internal.proxy-on").filter

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import docker_watch
 from ipv6natd.config import ConfigError, Layer, settings
-from ipv6natd.docker_watch import Connection, EngineGone
-from ipv6natd.endpoint import advice, doubts, not_a_socket
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.endpoint import advice, doubts, not_a_socket
+from ipv6natd.engine.watcher import Connection, EngineGone
 
 TCP = "tcp://engine:2376"
 FAILED = "certificate verify failed: "

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import engine_flags
-from ipv6natd.desired import desired
-from ipv6natd.engine_rules import from_nft, from_save, joined
+from ipv6natd.engine import flags as engine_flags
 from ipv6natd.model import Engine, EngineRules, ManagedBy, Policy, Protocol
-from ipv6natd.plan import full_text
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.engine_rules import from_nft, from_save, joined
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.unit.build import container, network, snapshot
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import engine_unit
-from ipv6natd.engine_unit import asleep
+from ipv6natd.engine import dockerd as engine_unit
+from ipv6natd.engine.dockerd import asleep
 
 SOCKET = "/run/docker.sock"
 LOCAL = f"unix://{SOCKET}"

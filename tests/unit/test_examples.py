@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import metrics
-from ipv6natd.metrics import Metric
 from ipv6natd.model import ManagedBy, Protocol
-from ipv6natd.status import State
+from ipv6natd.report import metrics
+from ipv6natd.report.metrics import Metric
+from ipv6natd.report.status import State
 from tests.lab.needs import lack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

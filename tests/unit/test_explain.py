@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.counters import connections
-from ipv6natd.dbus_values import plain, variants
-from ipv6natd.desired import desired
-from ipv6natd.explain import Explanation, explanations, row
+from ipv6natd.dbus.values import plain, variants
 from ipv6natd.model import (
     Container,
     Engine,
@@ -21,8 +18,11 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.port_outcomes import Outcome
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.counters import connections
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.report.explain import Explanation, explanations, row
+from ipv6natd.report.ports import Outcome
 from tests.unit.build import binding, container, endpoint, identity, network, snapshot
 
 DEFAULT = Policy()

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import files
-from ipv6natd.firewall import FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.firewall.xtables import locked
-from ipv6natd.kept import Kept
 from ipv6natd.model import Desired
-from ipv6natd.plan import full_text
-from ipv6natd.rules import Ruleset
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.rules import Ruleset
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.system import files
 from tests.unit.test_house import modules
 
 RULES = ruleset(Desired()).filter

@@ -7,8 +7,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ipv6natd.desired import desired
-from ipv6natd.flows import (
+from ipv6natd.conntrack.stale import (
     Exposure,
     Flow,
     Part,
@@ -24,8 +23,9 @@ from ipv6natd.flows import (
     wrong,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
-from ipv6natd.plan import ObservedJump, ObservedTable
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.unit.build import container, endpoint, network, snapshot
 
 HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import forwarding
-from ipv6natd.firewall import FirewallError
-from ipv6natd.forwarding import Forwarding
-from ipv6natd.host_checks import Learned
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.host.findings import Learned
+from ipv6natd.sync import forwarding
+from ipv6natd.sync.forwarding import Forwarding
 
 
 class Host:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.host_checks import (
+from ipv6natd.host.findings import (
     Finding,
     HostFacts,
     Learned,
@@ -16,8 +16,8 @@ from ipv6natd.host_checks import (
     found,
     unfiltered,
 )
+from ipv6natd.host.nft import Asks, BaseChain, Flow, Match, NftRule, base_chains, blocks
 from ipv6natd.model import ManagedBy
-from ipv6natd.nft_rules import Asks, BaseChain, Flow, Match, NftRule, base_chains, blocks
 from tests.unit.build import network
 
 X = network(name="x", bridge="br-x")

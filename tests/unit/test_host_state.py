@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import host_facts, reconcile
-from ipv6natd.contest import LIMIT, WITHIN, Contest, reason
-from ipv6natd.firewall import Backend, FirewallError
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.firewall.late import LateFirewall
-from ipv6natd.host_checks import Finding, Found
-from ipv6natd.host_facts import tracks_sctp
+from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host.facts import tracks_sctp
+from ipv6natd.host.findings import Finding, Found
 from ipv6natd.model import Network, Policy
-from ipv6natd.plan import TableChange
-from ipv6natd.reconcile import Reconciler
-from ipv6natd.status import State, Status
+from ipv6natd.netfilter.diff import TableChange
+from ipv6natd.report.status import State, Status
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync.contest import LIMIT, WITHIN, Contest, reason
+from ipv6natd.sync.late import LateFirewall
+from ipv6natd.sync.reconciler import Reconciler
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.test_reconcile import FakeFacts, X, web
 from tests.unit.waiting import background, until
 

@@ -13,20 +13,21 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import ctl, docker_facts
-from ipv6natd.bus import BusError
-from ipv6natd.checks import Check, Seen, checks
-from ipv6natd.ctl.asking import How, explained
-from ipv6natd.ctl.checking import _answer
-from ipv6natd.ctl.lists import _listed, _mapping_cells
-from ipv6natd.dbus_values import bus_text
-from ipv6natd.firewall import FirewallError
-from ipv6natd.host_checks import HostFacts, Learned, found
-from ipv6natd.journal import Told, noted
+from ipv6natd import ctl
+from ipv6natd.ctl.check import _answer
+from ipv6natd.ctl.client import How, explained
+from ipv6natd.ctl.show import _listed, _mapping_cells
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.values import bus_text
+from ipv6natd.engine import parse as docker_facts
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.host.findings import HostFacts, Learned, found
+from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
-from ipv6natd.nft_rules import BaseChain
-from ipv6natd.notify import LONGEST, _status
-from ipv6natd.tables import printable
+from ipv6natd.report.changes import Told, noted
+from ipv6natd.report.checks import Check, Seen, checks
+from ipv6natd.system.sd_notify import LONGEST, _status
+from ipv6natd.system.terminal import printable
 from tests.outputs import (
     assert_every_output_is_safe,
     assert_printable,
@@ -160,8 +161,8 @@ def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
 @TEXT
 def test_a_name_changes_no_rule(text: str, place: str) -> None:
     """Whatever it is called, it is forwarded by the rules that it would have as `web` on `x`."""
-    from ipv6natd.plan import full_text
-    from ipv6natd.ruleset import ruleset
+    from ipv6natd.netfilter.diff import full_text
+    from ipv6natd.policy.ruleset import ruleset
 
     engine = Engine(version="28.0.0", api_version="1.48")
     rules = []
@@ -248,7 +249,7 @@ def test_nothing_matches_what_nobody_is_called(text: str) -> None:
 
 @TEXT
 def test_what_is_sent_comes_back(text: str) -> None:
-    from ipv6natd.dbus_values import marshal_text
+    from ipv6natd.dbus.values import marshal_text
 
     (back,) = over_the_bus("s", marshal_text(text))
     assert back == bus_text(text)

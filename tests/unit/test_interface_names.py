@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import host_facts
-from ipv6natd.endpoint import doubts
-from ipv6natd.host_checks import HostFacts, Learned, found
+from ipv6natd.engine.endpoint import doubts
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host.findings import HostFacts, Learned, found
+from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import is_interface, is_plain_interface
-from ipv6natd.nft_rules import BaseChain
 from tests.unit.build import network
 
 PLAIN = ["eth0", "eth0.100", "br-0123456789ab", "wlp3s0", "veth@if7", "a" * 15, "0", "_x"]

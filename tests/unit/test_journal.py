@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.journal import MAX_TOLD, Told, noted, tell
 from ipv6natd.model import Skipped
-from ipv6natd.status import State
+from ipv6natd.report.changes import MAX_TOLD, Told, noted, tell
+from ipv6natd.report.status import State
 from tests.bus.conftest import mapping, status
 from tests.lab.needs import need
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ipv6natd.json_rows import json_rows
+from ipv6natd.engine.stream import json_rows
 
 ROWS = [{"Id": "a", "Names": ["/é€😀"], "n": 12}, 345, None, "x,]", [], {"long": "y" * 500}, -1.5]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from ipv6natd.kept import Kept
 from ipv6natd.model import Desired
-from ipv6natd.plan import full_text
-from ipv6natd.rule_text import rule, table_rules
-from ipv6natd.rules import Ruleset, Table, words
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.parse import rule, table_rules
+from ipv6natd.netfilter.rules import Ruleset, Table, words
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.saved_rules import Kept
 from tests.unit.test_properties import bounded, states
 
 

@@ -6,7 +6,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
-from ipv6natd.leftovers import Leftover, in_save, removal
+from ipv6natd.netfilter.docker_rules import Leftover, in_save, removal
 from tests.unit.build import network
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-x")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd import logs
-from ipv6natd.logs import entry
-from ipv6natd.tables import printable
+from ipv6natd.system import logs
+from ipv6natd.system.logs import entry
+from ipv6natd.system.terminal import printable
 
 log = logging.getLogger("ipv6natd.test")
 HOSTILE = "a\nb\x1b[2J\r\0\u202e\ud800\x9b\N{NO-BREAK SPACE}c"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ipv6natd import metrics
-from ipv6natd.metrics import Sample
-from ipv6natd.status import Status, mapping_rows, network_rows, plain, properties
+from ipv6natd.report import metrics
+from ipv6natd.report.metrics import Sample
+from ipv6natd.report.status import Status, mapping_rows, network_rows, plain, properties
 from tests.bus.conftest import mapping, status
 
 HELP = re.compile(r"# HELP (?P<name>ipv6natd_[a-z_]+) [^\n]*\.")

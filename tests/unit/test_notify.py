@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.notify import Notifier, watchdog_interval
+from ipv6natd.system.sd_notify import Notifier, watchdog_interval
 
 
 @pytest.fixture

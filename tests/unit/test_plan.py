@@ -7,12 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from ipv6natd.desired import desired, together
-from ipv6natd.firewall import FirewallError
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.kernel import remove_all
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.plan import (
+from ipv6natd.netfilter.diff import (
     ObservedTable,
     TableChange,
     changed_rules,
@@ -22,8 +19,11 @@ from ipv6natd.plan import (
     plan,
     stands,
 )
-from ipv6natd.rules import EMPTY, Ruleset, Table
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
+from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.applier import remove_all
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.build import container, network, snapshot
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")

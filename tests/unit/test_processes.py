@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import tools
+from ipv6natd.system import process as tools
 from tests.unit.every import every
 from tests.unit.test_house import modules
 

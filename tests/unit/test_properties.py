@@ -12,11 +12,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipv6natd import docker_facts
-from ipv6natd.desired import desired, together
-from ipv6natd.firewall import FirewallError
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.kernel import remove_all
+from ipv6natd.engine import parse as docker_facts
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import (
     ANY,
     Container,
@@ -30,10 +27,13 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.plan import TableChange, full_text, jumps_differ, plan, stands
-from ipv6natd.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict, words
-from ipv6natd.ruleset import ruleset
-from ipv6natd.save_text import render
+from ipv6natd.netfilter.diff import TableChange, full_text, jumps_differ, plan, stands
+from ipv6natd.netfilter.render import render
+from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict, words
+from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.applier import remove_all
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.build import identity, recorded
 
 bounded = settings(

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ipv6natd import kernel, reconcile
-from ipv6natd.desired import desired
-from ipv6natd.firewall import FirewallError
-from ipv6natd.firewall.fake import FakeFirewall
-from ipv6natd.journal import described
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
-from ipv6natd.plan import TableChange
-from ipv6natd.reconcile import Reconciler
-from ipv6natd.rules import Table, TableRules
-from ipv6natd.status import Row, State, Status, mapping_id
+from ipv6natd.netfilter.diff import TableChange
+from ipv6natd.netfilter.rules import Table, TableRules
+from ipv6natd.policy.desired import desired
+from ipv6natd.report.changes import described
+from ipv6natd.report.status import Row, State, Status, mapping_id
+from ipv6natd.sync import applier as kernel
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync.reconciler import Reconciler
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.build import container, identity, network, snapshot
 from tests.unit.waiting import background, until
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from ipv6natd.desired import Memory as DesiredMemory
-from ipv6natd.desired import desired
 from ipv6natd.model import Container, Policy
-from ipv6natd.remember import Remembered
-from ipv6natd.ruleset import Memory as RulesMemory
-from ipv6natd.ruleset import ruleset
+from ipv6natd.policy.cache import Remembered
+from ipv6natd.policy.desired import Memory as DesiredMemory
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import Memory as RulesMemory
+from ipv6natd.policy.ruleset import ruleset
 from tests.unit.build import container, endpoint, network, snapshot
 
 NETWORKS = [

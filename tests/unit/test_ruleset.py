@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.desired import desired
 from ipv6natd.model import (
     Container,
     Desired,
@@ -27,8 +26,8 @@ from ipv6natd.model import (
     Route,
     Snapshot,
 )
-from ipv6natd.plan import full_text
-from ipv6natd.rules import (
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.rules import (
     Dnat,
     Jump,
     Reject,
@@ -40,7 +39,8 @@ from ipv6natd.rules import (
     Verdict,
     words,
 )
-from ipv6natd.ruleset import asks_for_sources, ruleset, shut
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import asks_for_sources, ruleset, shut
 from tests.unit.build import container, endpoint, network, snapshot
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -7,10 +7,10 @@ from ipaddress import IPv6Network
 
 import pytest
 
-from ipv6natd import snapshot
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
-from ipv6natd.networks import managed
-from ipv6natd.snapshot import Completion
+from ipv6natd.policy.networks import managed
+from ipv6natd.sync import snapshot
+from ipv6natd.sync.snapshot import Completion
 from tests.unit.build import network
 
 ENGINE = Engine(version="28.5.2", api_version="1.51")

@@ -10,13 +10,13 @@ from random import Random
 
 import pytest
 
-from ipv6natd import split
-from ipv6natd.desired import desired
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.plan import full_text, plan
-from ipv6natd.rule_text import table_rules
-from ipv6natd.rules import Chain, Ruleset, Table, TableRules
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text, plan
+from ipv6natd.netfilter.parse import table_rules
+from ipv6natd.netfilter.rules import Chain, Ruleset, Table, TableRules
+from ipv6natd.policy import chains as split
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests import trace
 from tests.unit.build import container, network, snapshot
 from tests.unit.test_trace import (

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, IPv6Network
 import pytest
 
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Protocol, Skipped
-from ipv6natd.status import (
+from ipv6natd.report.status import (
     Row,
     State,
     Status,

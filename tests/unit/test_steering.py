@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import flush, tools
-from ipv6natd.bus import ERROR, BusError
-from ipv6natd.ctl import steering
+from ipv6natd.ctl import control as steering
+from ipv6natd.dbus.connection import ERROR, BusError
+from ipv6natd.sync import flush
+from ipv6natd.system import process as tools
 
 AGENT = """#!/bin/sh
 echo "$$ $*" >"$0.ran"

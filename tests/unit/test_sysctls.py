@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ipv6natd.sysctls import (
+from ipv6natd.host.sysctls import (
     Change,
     advertised,
     changes_text,

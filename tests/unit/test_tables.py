@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipv6natd.tables import Colour, Screen, pairs, printable, table, width
+from ipv6natd.system.terminal import Colour, Screen, pairs, printable, table, width
 
 COLOURED = Screen(colour=True)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import textfile
-from ipv6natd.status import State, Status
-from ipv6natd.textfile import Textfile
+from ipv6natd.report import textfile
+from ipv6natd.report.status import State, Status
+from ipv6natd.report.textfile import Textfile
 
 NOW = Status(version="1", state=State.SYNCED)
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import requests
 
-from ipv6natd import docker_watch
 from ipv6natd.config import ConfigError, Layer, Settings, environment_layer, settings
-from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
-from ipv6natd.endpoint import advice, doubts, unusable
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.endpoint import advice, doubts, unusable
+from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
 
 pytestmark = [
     # Of docker 5.

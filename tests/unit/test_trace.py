@@ -13,7 +13,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ipv6natd.desired import desired
 from ipv6natd.model import (
     Container,
     Desired,
@@ -23,8 +22,9 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.plan import full_text
-from ipv6natd.ruleset import ruleset
+from ipv6natd.netfilter.diff import full_text
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.trace import (
     DELIVERED,
     DROPPED,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd import ula
+from ipv6natd.ctl import ula
 
 ULA = IPv6Network("fd00::/8")
 

@@ -14,21 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd import (
-    bus,
-    conntrack,
-    dbus_api,
-    docker_watch,
-    kernel,
-    notify,
-    polkit,
-    reconcile,
-    textfile,
-    tools,
-)
-from ipv6natd.bus import Connection as BusConnection
-from ipv6natd.docker_watch import Connection, DockerWatch, EngineGone
-from ipv6natd.firewall import drift, restore
+from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus import service as dbus_api
+from ipv6natd.dbus.connection import Connection as BusConnection
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
+from ipv6natd.firewall import monitor as drift
+from ipv6natd.firewall import restore
+from ipv6natd.report import textfile
+from ipv6natd.sync import applier as kernel
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.system import process as tools
+from ipv6natd.system import sd_notify as notify
 from tests.unit.test_house import modules
 
 OURS = "for ourselves: somebody else in this process ends it, or we are told to stop"

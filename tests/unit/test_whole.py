@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import docker_watch
-from ipv6natd.docker_watch import Connection, DockerWatch
-from ipv6natd.firewall.fake import FakeFirewall
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.watcher import Connection, DockerWatch
 from ipv6natd.model import Policy
-from ipv6natd.reconcile import Reconciler
+from ipv6natd.sync.reconciler import Reconciler
+from tests.lab.fake_firewall import FakeFirewall
 from tests.unit.build import identity
 from tests.unit.fake_engine import FakeEngine, event, raw_container, raw_network
 from tests.unit.waiting import background, until

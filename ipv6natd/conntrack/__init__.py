@@ -1,0 +1,1 @@
+"""The table of flows of the kernel, and which entries are stale."""

@@ -1,0 +1,168 @@
+"""`check`: looks at the host itself, so that it also works where the daemon does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import Any
+
+from ipv6natd.ctl.client import FAILED, Answer, Daemon, How, not_running
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.firewalld import Firewalld
+from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.restore import detect, probe
+from ipv6natd.host.facts import read
+from ipv6natd.host.findings import explained, found
+from ipv6natd.model import ManagedBy, Network
+from ipv6natd.netfilter.docker_rules import NAMED_BY_DOCKER
+from ipv6natd.report.checks import TOOLS, Check, Seen, Verdict, checks
+from ipv6natd.report.status import counted
+from ipv6natd.system import process as tools
+from ipv6natd.system.terminal import Colour, printable, table
+
+POLKIT = ("org.freedesktop.PolicyKit1", "/", "org.freedesktop.DBus.Peer", "Ping")
+COLOURS = {
+    Verdict.OK: Colour.GOOD,
+    Verdict.NOTE: Colour.WARNING,
+    Verdict.BAD: Colour.BAD,
+    Verdict.UNKNOWN: Colour.WARNING,
+}
+_NET = Path("/sys/class/net")
+_UFW = Path("/etc/ufw/ufw.conf")
+
+
+async def check(daemon: Daemon, how: How) -> Answer:
+    """One line for each thing that IPv6 NAT hangs on; exit 1 where one is bad."""
+    properties, rows, bus_error = await _asked(daemon)
+    zones = None if bus_error else await _zones(daemon)
+    networks = tuple(_bridges() if rows is None else map(_network, rows))
+    native = None
+    if rows is not None:
+        native = sum(each.managed_by is ManagedBy.ENGINE for each in networks)
+    host, kernel = await asyncio.to_thread(_ip6tables)
+    backend = properties.get("Backend") or host or Backend.NFT.value
+    facts = await asyncio.to_thread(read, networks, Backend(backend), zones)
+    seen = Seen(
+        root=os.geteuid() == 0,
+        bus=bus_error,
+        state=properties.get("State", ""),
+        reason=properties.get("StateReason", ""),
+        connected=properties.get("DockerConnected", False),
+        engine_version=properties.get("EngineVersion", ""),
+        docker_networks=properties.get("NetworkCount", 0),
+        native=native,
+        backend=properties.get("Backend", ""),
+        host_backend=host,
+        kernel=kernel,
+        missing=tuple(name for name in TOOLS if tools.find(name) is None),
+        apt=tools.find("apt-get") is not None,
+        ufw=_ufw(),
+        firewalld=zones is not None,
+        polkit=None if bus_error else await _polkit(daemon),
+    )
+    # Whether the engine keeps rules that look left over, only the daemon can tell.
+    engine_writes = native is None or native > 0
+    return _answer(checks(facts, found(facts, networks, engine_writes=engine_writes), seen), how)
+
+
+async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
+    """Properties of the daemon, {} where it does not run; its networks, None where it does not
+    tell them; and what is wrong with the bus."""
+    try:
+        properties = await daemon.properties()
+    except BusError as error:
+        return {}, None, "" if not_running(error) else error.text
+    try:
+        return properties, await daemon.call("ListNetworks"), ""
+    except BusError:
+        return properties, None, ""  # not everybody may read names
+
+
+async def _zones(daemon: Daemon) -> Mapping[str, str] | None:
+    firewalld = Firewalld(lambda: None)
+    try:
+        await firewalld.join(await daemon.connection())
+    except BusError:
+        return None
+    return await firewalld.zones()
+
+
+async def _polkit(daemon: Daemon) -> bool:
+    """Whether it answers; the bus starts it for that, as it does for the daemon's questions."""
+    connection = await daemon.connection()
+    try:
+        await connection.call(*POLKIT, autostart=True)
+    except BusError:
+        return False
+    return True
+
+
+def _network(row: Mapping[str, Any]) -> Network:
+    return Network(
+        id=row["Id"],
+        name=row["Name"],
+        driver="bridge",
+        bridge=row["Bridge"],
+        subnets=tuple(map(IPv6Network, row["Subnets"])),
+        internal=row["Internal"],
+        icc=row["Icc"],
+        managed_by=ManagedBy(row["ManagedBy"]),
+    )
+
+
+def _bridges() -> Iterable[Network]:
+    """Docker's bridges by their names, for when nobody tells its networks."""
+    for path in sorted(_NET.glob("*")):
+        if NAMED_BY_DOCKER.fullmatch(path.name):
+            yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
+
+
+def _ip6tables() -> tuple[str, str | None]:
+    """The variant that the host's ip6tables is, and what the kernel lacks for it."""
+    try:
+        variant = detect()
+    except FirewallError:
+        return "", None
+    # Asking legacy would make its tables.
+    if os.geteuid() != 0 or variant is Backend.LEGACY:
+        return variant.value, None
+    try:
+        probe(variant)
+    except FirewallError as error:
+        said = str(error).splitlines()[0]
+        return variant.value, explained(said) or f"{said}: journalctl -k"
+    return variant.value, ""
+
+
+def _ufw() -> bool:
+    try:
+        return "ENABLED=yes" in _UFW.read_text().splitlines()
+    except OSError:
+        return False
+
+
+def _answer(found: Iterable[Check], how: How) -> Answer:
+    every = list(found)
+    rows = [
+        (
+            how.screen.paint(each.verdict, COLOURS[each.verdict]),
+            each.about,
+            printable(f"{each.text}: {each.fix}" if each.fix else each.text),
+        )
+        for each in every
+    ]
+    bad = sum(each.verdict is Verdict.BAD for each in every)
+    text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=how.legend, screen=how.screen)
+    if how.legend:
+        well = "All is well."
+        if any(each.verdict is Verdict.UNKNOWN for each in every):
+            well = "Nothing is wrong, as far as could be seen."
+        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else f"\n{well}\n"
+    value = [
+        {"About": each.about, "Verdict": each.verdict, "Text": each.text, "Fix": each.fix}
+        for each in every
+    ]
+    return Answer(value=value, text=text, code=FAILED if bad else 0)

@@ -1,0 +1,1 @@
+"""org.ipv6natd1 on the system bus, and the services that are asked over it."""

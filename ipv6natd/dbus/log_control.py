@@ -1,0 +1,35 @@
+"""org.freedesktop.LogControl1, as `systemctl service-log-level` and its like ask for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipv6natd.dbus.connection import ERROR, BusError
+from ipv6natd.report.status import Row
+from ipv6natd.system import logs
+
+WRITABLE = ("LogLevel", "LogTarget")
+
+
+def properties() -> Row:
+    """The three properties."""
+    return {
+        "LogLevel": ("s", logs.level()),
+        "LogTarget": ("s", logs.target()),
+        "SyslogIdentifier": ("s", logs.IDENTIFIER),
+    }
+
+
+def set_property(name: str, value: Any) -> None:
+    """Set one of those that are writable. Raises BusError for a value that it cannot have."""
+    legal, set_ = {
+        "LogLevel": (tuple(logs.LEVELS), logs.set_level),
+        "LogTarget": (logs.TARGETS, logs.set_target),
+    }[name]
+    if value not in legal:
+        raise BusError(ERROR + "InvalidArgs", f"{name} is one of {', '.join(legal)}, not {value!r}")
+    try:
+        set_(value)
+    except OSError as error:
+        text = f"the journal cannot be reached at {logs.SOCKET}: {error.strerror}"
+        raise BusError(ERROR + "FileNotFound", text) from None

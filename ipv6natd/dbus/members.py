@@ -1,0 +1,234 @@
+"""The members of org.ipv6natd1: what each takes and returns, who may call it, what answers it.
+
+Dispatch is our own over the static XML in dbus/, because the library's high level sends tracebacks
+to callers, knows no sender and cannot say which properties announce their changes.
+
+A new member needs: its place in the XML, a row in METHODS, what answers it in Members, what that
+asks in Source, and its paragraph in org.ipv6natd1(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ipv6natd.dbus import log_control
+from ipv6natd.dbus.connection import ERROR, BusError, Call
+from ipv6natd.dbus.lists import Lists, rows_body, text_body
+from ipv6natd.dbus.objects import (
+    INTROSPECTABLE,
+    LOG,
+    MANAGER,
+    NAME,
+    PATH,
+    PEER,
+    PROPERTIES,
+    SERVED,
+    introspection,
+)
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.values import variants
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, Status, SyncResult, leftover_row, properties
+
+Answer = list[Any] | Awaitable[bytes | list[Any]]
+"""The values at once, or what makes them later; bytes are marshalled already."""
+
+
+class Source(Protocol):
+    """What is shown and asked; the daemon is it. What waits may be cancelled: the caller left."""
+
+    def status(self) -> Status:
+        """The newest status."""
+        ...
+
+    async def resync(self) -> SyncResult:
+        """Compare and write everything once more."""
+        ...
+
+    async def reload(self) -> None:
+        """Read the configuration again, and go by it."""
+        ...
+
+    async def cleanup(self) -> None:
+        """Take all rules out, and write none until `resync`."""
+        ...
+
+    async def leftovers(self) -> tuple[Leftover, ...]:
+        """What docker-ipv6nat or an engine that was switched off left behind."""
+        ...
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        """Take that out, and say what it was."""
+        ...
+
+    async def explain(self, asked: str) -> list[Row]:
+        """Why the containers that `asked` names are reached as they are."""
+        ...
+
+    def ruleset_text(self) -> str:
+        """The rules in force, as ip6tables-restore reads them. Called in a thread."""
+        ...
+
+
+class Members:
+    """Answers calls from a source."""
+
+    def __init__(self, source: Source) -> None:
+        """Answer what `source` says."""
+        self._source = source
+        self.lists = Lists(source.status)
+
+    async def resync(self, _call: Call) -> list[Any]:
+        """Resync."""
+        result = await self._source.resync()
+        row: Row = {
+            "Generation": ("t", result.generation),
+            "RulesAdded": ("u", result.rules_added),
+            "RulesRemoved": ("u", result.rules_removed),
+            "DurationMs": ("u", result.duration_ms),
+        }
+        return [variants(row)]
+
+    async def reload(self, _call: Call) -> list[Any]:
+        """Reload."""
+        await self._source.reload()
+        return []
+
+    async def cleanup(self, _call: Call) -> list[Any]:
+        """Cleanup."""
+        await self._source.cleanup()
+        return []
+
+    async def leftovers(self, call: Call) -> bytes:
+        """ListLeftovers."""
+        async with self.lists.turn(call.uid):
+            rows = map(leftover_row, await self._source.leftovers())
+            return await asyncio.to_thread(rows_body, rows)
+
+    async def remove_leftovers(self, call: Call) -> bytes:
+        """CleanupLeftovers."""
+        rows = map(leftover_row, await self._source.remove_leftovers())
+        return await self.lists.made(call.uid, partial(rows_body, rows))
+
+    def rows(self, call: Call) -> Awaitable[bytes]:
+        """ListMappings, ListNetworks, ListSkipped."""
+        return self.lists.rows(call.member)
+
+    async def explain(self, call: Call) -> bytes:
+        """Explain."""
+        async with self.lists.turn(call.uid):
+            rows = await self._source.explain(call.args[0])
+            return await asyncio.to_thread(rows_body, rows)
+
+    def found(self, call: Call) -> Awaitable[bytes]:
+        """FindMappings."""
+        return self.lists.found(call.uid, call.args[0])
+
+    def ruleset(self, call: Call) -> Awaitable[bytes]:
+        """GetRuleset."""
+        return self.lists.made(call.uid, lambda: text_body(self._source.ruleset_text()))
+
+    def get(self, call: Call) -> list[Any]:
+        """Properties.Get."""
+        return [self._properties(call)[call.args[1]]]
+
+    def get_all(self, call: Call) -> list[Any]:
+        """Properties.GetAll."""
+        return [self._properties(call)]
+
+    def set(self, call: Call) -> list[Any]:
+        """Properties.Set."""
+        _interface, name, value = call.args
+        log_control.set_property(name, value)
+        return []
+
+    def can_set(self, call: Call) -> None:
+        """Raises BusError for a property that is not there or can only be read."""
+        name = call.args[1]
+        self._properties(call)
+        if name not in log_control.WRITABLE:
+            raise BusError(ERROR + "PropertyReadOnly", f"{name} can only be read")
+
+    def _properties(self, call: Call) -> dict[str, Any]:
+        """Those of the interface that the call names, "" for the object's own."""
+        own, *others = SERVED[call.path]
+        interface = call.args[0] or own
+        if interface not in (own, *others):
+            text = f"{call.path} has no interface {interface!r}"
+            raise BusError(ERROR + "UnknownInterface", text)
+        found: Row = {}
+        if interface == MANAGER:
+            found = properties(self._source.status())
+        elif interface == LOG:
+            found = log_control.properties()
+        if call.member != "GetAll" and call.args[1] not in found:
+            text = f"{interface} has no property {call.args[1]!r}"
+            raise BusError(ERROR + "UnknownProperty", text)
+        return variants(found)
+
+
+class Method(NamedTuple):
+    """A method: what it takes and returns as signatures, what answers it, and who may call it."""
+
+    takes: str
+    returns: str
+    answer: Callable[[Members, Call], Answer]
+    action: Action | None = None
+    """None: everybody, and at once."""
+    check: Callable[[Members, Call], None] = lambda _members, _call: None
+    """Raises BusError for what fails whoever asks, before anybody is asked who that is."""
+
+
+METHODS = {
+    (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "FindMappings"): Method("a{sv}", "aa{sv}", Members.found, Action.INSPECT),
+    (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT),
+    (MANAGER, "GetRuleset"): Method("", "s", Members.ruleset, Action.INSPECT),
+    (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
+    (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),
+    (MANAGER, "Cleanup"): Method("", "", Members.cleanup, Action.CLEANUP),
+    (MANAGER, "ListLeftovers"): Method("", "aa{sv}", Members.leftovers, Action.INSPECT),
+    (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
+    (PROPERTIES, "Get"): Method("ss", "v", Members.get),
+    (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),
+    (PROPERTIES, "Set"): Method("ssv", "", Members.set, Action.SET_LOG_LEVEL, Members.can_set),
+    (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: [introspection(call.path)]),
+    (PEER, "Ping"): Method("", "", lambda *_: []),
+    (PEER, "GetMachineId"): Method("", "s", lambda *_: [_machine_id()]),
+}
+"""What is implemented. The XML says the same, and a test compares the two."""
+
+
+def called(call: Call) -> Method:
+    """The method that the call means. Raises BusError when there is none."""
+    served = SERVED.get(call.path)
+    if served is None and call.interface == PEER:
+        served = (PEER,)  # it answers for the process, not for an object
+    if served is None:
+        raise BusError(ERROR + "UnknownObject", f"there is no object {call.path}: try {PATH}")
+    if call.interface is not None and call.interface not in served:
+        text = f"{call.path} has no interface {call.interface}"
+        raise BusError(ERROR + "UnknownInterface", text)
+    for interface in (call.interface,) if call.interface else served:
+        method = METHODS.get((interface, call.member))
+        if method is not None and method.takes == call.signature:
+            return method
+        if method is not None:
+            text = f"{call.member} takes {method.takes!r}, not {call.signature!r}"
+            raise BusError(ERROR + "InvalidArgs", text)
+    text = f"{call.path} has no method {call.member}: busctl introspect {NAME} {PATH}"
+    raise BusError(ERROR + "UnknownMethod", text)
+
+
+def _machine_id() -> str:
+    for place in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        if Path(place).exists():
+            return Path(place).read_text("ascii").strip()
+    text = "this host has no machine id: systemd-machine-id-setup makes one"
+    raise BusError(ERROR + "FileNotFound", text)

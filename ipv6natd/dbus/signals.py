@@ -1,0 +1,41 @@
+"""What a sync changed, as signals: one PropertiesChanged, and a bounded number of the others."""
+
+from __future__ import annotations
+
+from ipv6natd.dbus.connection import Connection
+from ipv6natd.dbus.objects import MANAGER, PATH, PROPERTIES
+from ipv6natd.dbus.values import variants
+from ipv6natd.model import Mapping, changes
+from ipv6natd.report.status import Row, Status, mapping_id, mapping_row, properties
+
+MAX_SIGNALS = 50
+"""MappingAdded and MappingRemoved of one sync, together."""
+
+
+def emit(connection: Connection, old: Status, new: Status, drift: Row | None) -> None:
+    """Tell whoever listens how `old` became `new`."""
+    before = properties(old)
+    changed = {name: value for name, value in properties(new).items() if before[name] != value}
+    changed.pop("Version", None)
+    if changed:
+        announced = variants(changed)
+        signature = "sa{sv}as"
+        connection.emit(PATH, PROPERTIES, "PropertiesChanged", signature, MANAGER, announced, [])
+    gone, come = changes(old.mappings, new.mappings)
+    signals = [("MappingRemoved", _mapping_row(each, old)) for each in gone[:MAX_SIGNALS]]
+    signals += [("MappingAdded", _mapping_row(each, new)) for each in come[:MAX_SIGNALS]]
+    for member, row in signals[:MAX_SIGNALS]:
+        connection.emit(PATH, MANAGER, member, "a{sv}", variants(row))
+    if drift is not None:
+        connection.emit(PATH, MANAGER, "DriftRepaired", "a{sv}", variants(drift))
+    if old.last_sync != new.last_sync:
+        details: Row = {
+            "MappingsAdded": ("u", len(come)),
+            "MappingsRemoved": ("u", len(gone)),
+            "State": ("s", new.state.value),
+        }
+        connection.emit(PATH, MANAGER, "Synced", "ta{sv}", new.generation, variants(details))
+
+
+def _mapping_row(mapping: Mapping, status: Status) -> Row:
+    return mapping_row(mapping, status.since.get(mapping_id(mapping), 0))

@@ -1,0 +1,63 @@
+"""Values on their way to and from D-Bus: rows of the status to variants, and back to plain ones."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from ipv6natd.dbus.wire import Marshaller, Variant
+from ipv6natd.report.status import Row
+
+_UNSENDABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def bus_text(text: str) -> str:
+    """The text with every character replaced that D-Bus strings cannot hold.
+
+    One NUL or lone surrogate in a container's name would otherwise end the whole connection.
+    """
+    return _UNSENDABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def variants(row: Row) -> dict[str, Any]:
+    """The row as `a{sv}`."""
+    return {name: Variant(signature, _sendable(value)) for name, (signature, value) in row.items()}
+
+
+def _sendable(value: str | int | list[str] | list[Row]) -> Any:
+    if isinstance(value, str):
+        return bus_text(value)
+    if isinstance(value, list):
+        return [variants(each) if isinstance(each, dict) else bus_text(each) for each in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The value without variants."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+def marshal_text(text: str) -> bytes:
+    """The body of an `s` answer."""
+    data = bus_text(text).encode()
+    return struct.pack("<I", len(data)) + data + b"\0"
+
+
+def marshal_rows(rows: Iterable[Row]) -> bytes:
+    """The body of an `aa{sv}` answer, built row by row, so that 10,000 never stand in memory.
+
+    A row begins with its length at a multiple of 4, its content follows at a multiple of 8.
+    """
+    body = bytearray(4)
+    for row in rows:
+        block = Marshaller("a{sv}", [variants(row)]).marshall()
+        body += bytes(-len(body) % 4) + block[:4]
+        body += bytes(-len(body) % 8) + block[8:]
+    body[:4] = struct.pack("<I", len(body) - 4)
+    return bytes(body)

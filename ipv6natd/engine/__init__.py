@@ -1,0 +1,1 @@
+"""The Docker engine: its events, its JSON, where it listens."""

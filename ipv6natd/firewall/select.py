@@ -1,0 +1,22 @@
+"""Which firewall this host gets."""
+
+from __future__ import annotations
+
+from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.restore import RestoreFirewall, detect
+
+
+def open_firewall(setting: str) -> Firewall:
+    """The firewall for `backend = "auto" | "nft" | "legacy"`. Raises FirewallError."""
+    backend = detect() if setting == "auto" else Backend(setting)
+    if backend is Backend.NFT:
+        return RestoreFirewall(backend)
+    # Here and not above: python-iptables loads kernel modules and libraries of the legacy variant
+    # when it is imported, which must not happen on a host that does not use it.
+    try:
+        from ipv6natd.firewall.legacy import LegacyFirewall
+    except (ImportError, OSError) as error:
+        text = f"python-iptables cannot be loaded: {error}; install the package python3-iptables"
+        raise FirewallError(text) from None
+
+    return LegacyFirewall()

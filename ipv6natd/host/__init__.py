@@ -1,0 +1,1 @@
+"""The host: addresses, sysctls, other firewalls, and what is wrong with them."""

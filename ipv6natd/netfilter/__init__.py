@@ -1,0 +1,1 @@
+"""Rules, chains and tables as values, and their text."""

@@ -1,0 +1,1 @@
+"""Which rules the containers and networks need."""

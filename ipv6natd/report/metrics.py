@@ -1,0 +1,144 @@
+"""What a fleet watches: the status as metrics, and their text as Prometheus reads it.
+
+Pure. Rows come as the bus carries them, so that daemon and tool say the same. No metric has a
+label for a container or a port: their number, and what they cost, would have no bound.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipv6natd.model import ManagedBy, Protocol
+from ipv6natd.report.status import State
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its name, its type and its help."""
+
+    name: str
+    kind: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a metric."""
+
+    metric: Metric
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+UP = Metric("ipv6natd_up", "gauge", "1 while ipv6natd runs.")
+INFO = Metric("ipv6natd_info", "gauge", "1, with versions and the variant of ip6tables as labels.")
+STATE = Metric("ipv6natd_state", "gauge", "1 for the state that ipv6natd is in, 0 for the others.")
+CONNECTED = Metric(
+    "ipv6natd_docker_connected", "gauge", "1 while the Docker engine is listened to."
+)
+MAPPINGS = Metric(
+    "ipv6natd_mappings",
+    "gauge",
+    "Runs of ports that are forwarded, by protocol and by whose rules forward them.",
+)
+PORTS = Metric("ipv6natd_ports", "gauge", "Host ports that are forwarded, by protocol.")
+NETWORKS = Metric(
+    "ipv6natd_networks", "gauge", "Networks that are handled, by whose rules handle them."
+)
+WARNINGS = Metric("ipv6natd_network_warnings", "gauge", "Warnings of all networks together.")
+SKIPPED = Metric("ipv6natd_skipped", "gauge", "Ports and networks that could not be handled.")
+CHANGES = Metric(
+    "ipv6natd_changes_total", "counter", "How often the lists of mappings and networks changed."
+)
+REPAIRS = Metric(
+    "ipv6natd_drift_repairs_total",
+    "counter",
+    "How often rules were put back that something else had changed.",
+)
+LAST_SYNC = Metric(
+    "ipv6natd_last_sync_timestamp_seconds",
+    "gauge",
+    "When rules and engine were last compared, in seconds since the epoch; 0 for never.",
+)
+
+
+def metrics(properties: Values, mappings: Iterable[Values], networks: Iterable[Values]) -> str:
+    """All of it as text."""
+    return text(samples(properties, mappings, networks))
+
+
+def samples(
+    properties: Values, mappings: Iterable[Values], networks: Iterable[Values]
+) -> list[Sample]:
+    """Every sample, those of one metric beside each other."""
+    return [
+        Sample(UP, (), 1),
+        Sample(
+            INFO,
+            (
+                ("version", properties["Version"]),
+                ("backend", properties["Backend"]),
+                ("engine_version", properties["EngineVersion"]),
+            ),
+            1,
+        ),
+        *(
+            Sample(STATE, (("state", each.value),), int(properties["State"] == each.value))
+            for each in State
+        ),
+        Sample(CONNECTED, (), int(properties["DockerConnected"])),
+        *_of_mappings(mappings),
+        *_of_networks(networks),
+        Sample(SKIPPED, (), properties["SkippedCount"]),
+        Sample(CHANGES, (), properties["Generation"]),
+        Sample(REPAIRS, (), properties["DriftRepairs"]),
+        Sample(LAST_SYNC, (), properties["LastSync"] / 1_000_000),
+    ]
+
+
+def _of_mappings(mappings: Iterable[Values]) -> Iterator[Sample]:
+    runs: Counter[tuple[str, str]] = Counter()
+    ports: Counter[str] = Counter()
+    for each in mappings:
+        whose = ManagedBy.ENGINE if each["State"] == "native" else ManagedBy.IPV6NATD
+        runs[each["Protocol"], whose.value] += 1
+        ports[each["Protocol"]] += each["HostPortEnd"] - each["HostPort"] + 1
+    for protocol in Protocol:
+        for whose in ManagedBy:
+            labels = (("protocol", protocol.value), ("managed_by", whose.value))
+            yield Sample(MAPPINGS, labels, runs[protocol.value, whose.value])
+    for protocol in Protocol:
+        yield Sample(PORTS, (("protocol", protocol.value),), ports[protocol.value])
+
+
+def _of_networks(networks: Iterable[Values]) -> Iterator[Sample]:
+    rows = list(networks)
+    count = Counter(each["ManagedBy"] for each in rows)
+    for whose in ManagedBy:
+        yield Sample(NETWORKS, (("managed_by", whose.value),), count[whose.value])
+    yield Sample(WARNINGS, (), sum(len(each["Warnings"]) for each in rows))
+
+
+def text(all_samples: Sequence[Sample]) -> str:
+    """The samples in Prometheus's text format, each metric with its help and type once."""
+    lines: list[str] = []
+    for metric in dict.fromkeys(each.metric for each in all_samples):
+        lines.append(f"# HELP {metric.name} {metric.about}")
+        lines.append(f"# TYPE {metric.name} {metric.kind}")
+        lines += [_line(each) for each in all_samples if each.metric is metric]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _line(sample: Sample) -> str:
+    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels)
+    value = f"{sample.value:.6f}".rstrip("0").rstrip(".")
+    return f"{sample.metric.name}{'{' + labels + '}' if labels else ''} {value}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,186 @@
+"""The one value that the bus, the control tool and systemd's STATUS= show.
+
+A row is a dictionary from a field's name to its D-Bus signature and value, so that the bus can put
+it into a variant and the control tool need not know the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
+from ipv6natd.netfilter.docker_rules import Leftover
+
+Field = tuple[str, "str | int | bool | list[str] | list[Row]"]
+Row = dict[str, Field]
+
+
+class State(StrEnum):
+    """What the daemon is doing, in one word."""
+
+    STARTING = "starting"
+    WAITING_FOR_DOCKER = "waiting-for-docker"
+    SYNCED = "synced"
+    DEGRADED = "degraded"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult:
+    """What one pass did: rules that came and went, and how long it took."""
+
+    generation: int
+    rules_added: int
+    rules_removed: int
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Everything that can be shown, as of one moment. Replaced as a whole, never changed."""
+
+    version: str
+    state: State = State.STARTING
+    state_reason: str = ""
+    backend: str = ""
+    engine_version: str = ""
+    docker_connected: bool = False
+    generation: int = 0
+    """Counts the changes of what is listed; equal numbers mean equal lists."""
+    last_sync: int = 0
+    """Microseconds since the epoch; 0 before the first sync."""
+    drift_repairs: int = 0
+    mappings: tuple[Mapping, ...] = ()
+    networks: tuple[Network, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    since: Map[str, int] = field(default_factory=dict)
+    """Mapping id -> microseconds since the epoch when it came into force."""
+
+
+def properties(status: Status) -> Row:
+    """The properties of org.ipv6natd1.Manager."""
+    return {
+        "Version": ("s", status.version),
+        "State": ("s", status.state.value),
+        "StateReason": ("s", status.state_reason),
+        "Backend": ("s", status.backend),
+        "EngineVersion": ("s", status.engine_version),
+        "DockerConnected": ("b", status.docker_connected),
+        "MappingCount": ("u", len(status.mappings)),
+        "NetworkCount": ("u", len(status.networks)),
+        "SkippedCount": ("u", len(status.skipped)),
+        "Generation": ("t", status.generation),
+        "LastSync": ("t", status.last_sync),
+        "DriftRepairs": ("t", status.drift_repairs),
+    }
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """The values without their signatures."""
+    return {name: value for name, (_, value) in row.items()}
+
+
+def mapping_id(mapping: Mapping) -> str:
+    """A name for the mapping that stays while it does, "6f1c0d…/tcp/[::]:8080"."""
+    where = f"[{mapping.host_address}]:{mapping.host_port}"
+    return f"{mapping.container_id}/{mapping.protocol}/{where}"
+
+
+def mapping_state(mapping: Mapping) -> str:
+    """ "native" where the engine's rules forward it, "active" where ours do."""
+    return "native" if mapping.managed_by is ManagedBy.ENGINE else "active"
+
+
+def mapping_row(mapping: Mapping, since: int) -> Row:
+    """One row of ListMappings."""
+    return {
+        "Id": ("s", mapping_id(mapping)),
+        "ContainerId": ("s", mapping.container_id),
+        "ContainerName": ("s", mapping.container_name),
+        "Network": ("s", mapping.network_name),
+        "NetworkId": ("s", mapping.network_id),
+        "Bridge": ("s", mapping.bridge),
+        "Protocol": ("s", mapping.protocol.value),
+        "HostAddress": ("s", str(mapping.host_address)),
+        "HostPort": ("q", mapping.host_port),
+        "HostPortEnd": ("q", mapping.host_port_end),
+        "ContainerAddress": ("s", str(mapping.container_address)),
+        "ContainerPort": ("q", mapping.container_port),
+        "ContainerPortEnd": ("q", mapping.container_port_end),
+        "State": ("s", mapping_state(mapping)),
+        "Since": ("t", since),
+    }
+
+
+def network_row(network: Network) -> Row:
+    """One row of ListNetworks."""
+    mode = "internal" if network.internal else network.gateway_mode.value
+    if network.gateway_mode is GatewayMode.ISOLATED:
+        mode = GatewayMode.ISOLATED.value
+    source = "" if network.source_address is None else str(network.source_address)
+    return {
+        "Id": ("s", network.id),
+        "Name": ("s", network.name),
+        "Bridge": ("s", network.bridge),
+        "Subnets": ("as", [str(subnet) for subnet in network.subnets]),
+        "Mode": ("s", mode),
+        "Internal": ("b", network.internal),
+        "Icc": ("b", network.icc),
+        "Masquerade": ("b", network.masquerade),
+        "SourceAddress": ("s", source),
+        "ManagedBy": ("s", network.managed_by.value),
+        "Warnings": ("as", list(network.warnings)),
+    }
+
+
+def skipped_row(skipped: Skipped) -> Row:
+    """One row of ListSkipped."""
+    return {
+        "ContainerName": ("s", skipped.container_name),
+        "Network": ("s", skipped.network),
+        "Port": ("s", skipped.port),
+        "Reason": ("s", skipped.reason),
+    }
+
+
+def leftover_row(leftover: Leftover) -> Row:
+    """A row of ListLeftovers."""
+    return {
+        "Variant": ("s", leftover.variant),
+        "Table": ("s", leftover.table),
+        "Chain": ("s", leftover.chain),
+        "Rule": ("s", leftover.rule),
+    }
+
+
+def mapping_rows(status: Status) -> list[Row]:
+    """ListMappings."""
+    return [mapping_row(each, status.since.get(mapping_id(each), 0)) for each in status.mappings]
+
+
+def network_rows(status: Status) -> list[Row]:
+    """ListNetworks."""
+    return [network_row(each) for each in status.networks]
+
+
+def skipped_rows(status: Status) -> list[Row]:
+    """ListSkipped."""
+    return [skipped_row(each) for each in status.skipped]
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 mapping", "2 mappings"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def one_line(status: Status) -> str:
+    """For STATUS= and the journal: what `systemctl status` shows."""
+    counts = f"{counted(len(status.mappings), 'mapping')}, "
+    counts += counted(len(status.networks), "network")
+    if status.skipped:
+        counts += f", {len(status.skipped)} skipped"
+    what = f"{status.state}: {counts}, {status.backend}"
+    return f"{what}; {status.state_reason}" if status.state_reason else what

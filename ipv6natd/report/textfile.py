@@ -1,0 +1,94 @@
+"""The metrics in a file, for the textfile collector of node_exporter: no listener of our own.
+
+Nothing here raises: without the file the rules are kept all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from ipv6natd.report.metrics import UP, Sample, metrics, text
+from ipv6natd.report.status import Status, mapping_row, network_row, plain, properties
+from ipv6natd.system import files
+from ipv6natd.system.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+EVERY = 60.0
+"""Seconds after which the file is written though nothing changed: its age tells that we live."""
+PATIENCE = 2.0
+"""Seconds that the last word waits for a write that a dead disk holds up."""
+PAUSE = 5.0
+"""Seconds between two writes; who reads it comes by every 15 or so."""
+
+
+class Textfile:
+    """One file, as long as `path` names one; replaced as a whole, so that nobody reads half."""
+
+    def __init__(self, path: str, status: Callable[[], Status]) -> None:
+        """`status` says the newest one."""
+        self.path = path
+        self._status = status
+        self._changed = asyncio.Event()
+        self._said = ""
+        self._lock = threading.Lock()  # a thread may still write when the last word is spoken
+
+    def changed(self) -> None:
+        """There is something new to say."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the file in step until cancelled."""
+        while True:
+            self._changed.clear()
+            if self.path:
+                await in_thread(partial(self._write, _text, self._status()))
+            await asyncio.sleep(PAUSE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY - PAUSE):
+                    await self._changed.wait()
+
+    def stopped(self) -> None:
+        """The last word: that nobody keeps the rules."""
+        self._write(lambda _: text([Sample(UP, (), 0)]), self._status())
+        self.path = ""
+
+    def _write(self, worded: Callable[[Status], str], status: Status) -> None:
+        if not self._lock.acquire(timeout=PATIENCE):
+            self._failed(Path(self.path), "an earlier write does not end")
+            return
+        try:
+            self._write_alone(worded, status)
+        finally:
+            self._lock.release()
+
+    def _write_alone(self, worded: Callable[[Status], str], status: Status) -> None:
+        if self.path:
+            path = Path(self.path)
+            try:
+                # Written as ipv6natd.new: the collector reads every *.prom of the folder. And it is
+                # another user.
+                files.replace(path, worded(status), mode=0o644)
+                self._said = ""
+            except OSError as error:
+                self._failed(path, error.strerror or str(error))
+
+    def _failed(self, path: Path, why: str) -> None:
+        # Once for each trouble, not once for each try.
+        level = logging.DEBUG if self._said == why else logging.WARNING
+        log.log(
+            level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, why
+        )
+        self._said = why
+
+
+def _text(status: Status) -> str:
+    mappings = (plain(mapping_row(each, 0)) for each in status.mappings)
+    networks = (plain(network_row(each)) for each in status.networks)
+    return metrics(plain(properties(status)), mappings, networks)

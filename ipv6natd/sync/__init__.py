@@ -1,0 +1,1 @@
+"""When rules are written, and how one pass works."""

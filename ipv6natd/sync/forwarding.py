@@ -1,0 +1,207 @@
+"""Switches IPv6 forwarding on once our filter table is in force, and back before it goes.
+
+What to change is decided in sysctls.py. What was found is written down before it is changed, in a
+folder that no boot outlives, as no sysctl does. Of the calling thread's network namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.host.facts import learned
+from ipv6natd.host.sysctls import (
+    FORWARDING,
+    Change,
+    advertised,
+    changes_text,
+    heeding,
+    joined,
+    masked,
+    parsed_changes,
+    parsed_names,
+    switching,
+    undone,
+)
+from ipv6natd.report.changes import Told, noted
+from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.system import files
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FOLDER = "/run/ipv6natd"
+FOUND, ADVERTISED = "sysctls", "advertised"
+_CONF = Path("/proc/sys/net/ipv6/conf")
+_MASK = Path("/etc/sysctl.d/60-ipv6natd.conf")
+_LEAVE = "to have it left alone: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
+
+
+class Forwarding:
+    """Forwarding of this host. From any thread; each call blocks for some milliseconds."""
+
+    def __init__(
+        self, *, wanted: bool = True, environ: Mapping[str, str] = os.environ, conf: Path = _CONF
+    ) -> None:
+        """`wanted` is the setting ip_forward. What was found is kept in $RUNTIME_DIRECTORY, and
+        beside the kept filter table the interfaces that are to heed advertisements."""
+        self._wanted = wanted
+        runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
+        self._found = Path(runtime, FOUND)
+        self._names = Kept(environ).path.with_name(ADVERTISED)
+        self._conf = conf
+        self._lock = threading.Lock()
+        self._done = False
+        self._changed = False
+        self._said = ""
+
+    def adopt(self, wanted: bool) -> None:
+        """The setting was read again; it counts from the next pass on."""
+        if wanted != self._wanted:
+            self._wanted, self._done = wanted, False
+
+    def heed(self) -> None:
+        """Keep the default routes that come from router advertisements, before anybody forwards.
+
+        The engine switches forwarding on, too: at its start, and with its first network that has
+        IPv6. Interfaces that had such a route before the host was booted may have none yet, or not
+        be there; call it every now and then.
+        """
+        with self._lock:
+            if not self._may_write():
+                return
+            known = _kept(self._names, parsed_names) or frozenset()
+            names = set(known)
+            if self._value(FORWARDING) == "0":
+                names.update(each.interface for each in learned())
+            now = {key: self._value(key) for key in (f"{each}/accept_ra" for each in names)}
+            changes = heeding(now, names)
+            if changes and self._change(changes) and (more := advertised(changes) - known):
+                self._know(known | more)
+
+    def _know(self, names: Iterable[str]) -> None:
+        try:
+            self._keep(self._names, "".join(f"{each}\n" for each in sorted(names)))
+        except OSError as error:
+            self._say_once(logging.WARNING, f"{self._names} cannot be written: {error}")
+
+    def follow(self, guarded: bool) -> bool:
+        """Told after each pass that our filter table is in force, and before it is taken out.
+
+        On once, so that whoever switches it off later is obeyed; once more where `ipv6natd -flush`
+        has put it back meanwhile. Tells whether it was switched on now. Raises FirewallError if it
+        cannot be put back.
+        """
+        if not guarded:
+            self._done = False
+            self.put_back()
+        elif not self._done or (self._changed and not self._found.exists()):
+            self._done = True
+            self.heed()
+            with self._lock:
+                self._changed = self._switch_on()
+            return self._changed
+        return False
+
+    def put_back(self) -> None:
+        """Bring back what was found, where it is still as we set it. Raises FirewallError."""
+        with self._lock:
+            changes = _kept(self._found, parsed_changes) or ()
+            try:
+                self._undo(changes)
+                self._found.unlink(missing_ok=True)
+            except OSError as error:
+                raise FirewallError(
+                    "what was found in net.ipv6.conf cannot be put back, so our rules stay: "
+                    f"{error}; run: sysctl -w net.ipv6.conf.all.forwarding=0"
+                ) from None
+
+    def _undo(self, changes: Iterable[Change]) -> None:
+        now = {key: self._value(key) for key in (FORWARDING, *(each.key for each in changes))}
+        for each in undone(changes, now):
+            self._write(each.key, each.found)
+            if each.found != each.set:
+                text = "%s was %s and is %s again, as it was found before our rules"
+                log.info(text, each.name, each.set, each.found, extra=noted(Told.SYSCTL))
+
+    def _switch_on(self) -> bool:
+        """Whether there was something to change, and it was changed."""
+        if self._value(FORWARDING) != "0" or not self._may_write():
+            return False
+        paths = self._conf.glob("*/forwarding")
+        now = {key: self._value(key) for key in (str(p.relative_to(self._conf)) for p in paths)}
+        return self._change(switching(now))
+
+    def _may_write(self) -> bool:
+        if self._wanted and masked(_text(_MASK)):
+            self._say_once(logging.INFO, f"forwarding is left alone, as {_MASK} says")
+            return False
+        return self._wanted
+
+    def _change(self, changes: Iterable[Change]) -> bool:
+        """Whether what was found was written down, and all was changed."""
+        before = _kept(self._found, parsed_changes) or ()
+        done: list[Change] = []
+        try:
+            self._keep(self._found, changes_text(joined(before, changes)))
+            for each in changes:
+                if each.found != each.set:
+                    self._write(each.key, each.set)
+                    log.info("%s", _told(each), extra=noted(Told.SYSCTL))
+                done.append(each)
+        except OSError as error:
+            self._say_once(logging.WARNING, f"forwarding cannot be prepared: {error}")
+            with suppress(OSError):
+                # What somebody else then does by hand is not ours to put back.
+                self._keep(self._found, changes_text(joined(before, done)))
+            return False
+        return True
+
+    def _say_once(self, level: int, text: str) -> None:
+        log.log(logging.DEBUG if self._said == text else level, "%s", text)
+        self._said = text
+
+    def _value(self, key: str) -> str:
+        """ "" where it is not there: an interface that has gone, or no IPv6."""
+        return (_text(self._conf / key) or "").strip()
+
+    def _write(self, key: str, value: str) -> None:
+        (self._conf / key).write_text(f"{value}\n")
+
+    def _keep(self, path: Path, text: str) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.replace(path, text, mode=0o600, sync=True)
+
+
+def _told(change: Change) -> str:
+    why = "containers are reached by forwarding, and the rules that guard it are in force"
+    if change.key != FORWARDING:
+        why = (
+            "its default route comes from router advertisements, which a host that forwards heeds "
+            "only with 2"
+        )
+    return f"{change.name} was {change.found} and is {change.set} now: {why}; {_LEAVE}"
+
+
+def _kept(path: Path, parsed: Callable[[str], T]) -> T | None:
+    """None where nothing was kept, or nothing that we wrote."""
+    try:
+        return parsed(files.read(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be used: %s", path, error)
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""What every package may use: threads, processes, files, logs, systemd, the terminal."""

@@ -1,0 +1,186 @@
+"""A firewall in memory, for tests: it refuses what the real ones refuse, and keeps words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from itertools import pairwise
+
+from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.netfilter.diff import Observed, TableChange
+from ipv6natd.netfilter.render import parse_save, render
+from ipv6natd.netfilter.rules import Table
+
+BUILT_IN = {
+    Table.FILTER: ("INPUT", "FORWARD", "OUTPUT"),
+    Table.NAT: ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+}
+_EVERYWHERE = {"ACCEPT", "DROP", "RETURN", "LOG", "MARK", "CONNMARK", "NFLOG", "NFQUEUE"}
+TARGETS = {
+    Table.FILTER: _EVERYWHERE | {"REJECT"},
+    Table.NAT: _EVERYWHERE | {"DNAT", "SNAT", "MASQUERADE", "REDIRECT"},
+}
+"""Targets that are no chains, as the kernel allows them by table."""
+_NAME_MAX = 28
+
+_Chains = dict[str, list[str]]
+
+
+class FakeFirewall:
+    """Both tables as lists of words. `fail_next` makes one write fail; `writes` counts the rest."""
+
+    def __init__(self, backend: Backend = Backend.NFT) -> None:
+        """Tables as the kernel has them before anybody writes: none."""
+        self._backend = backend
+        self._tables: dict[Table, _Chains] = {}
+        self.fail_next = ""
+        """What the next write fails with."""
+        self.writes = 0
+        self.reads = 0
+        self.looks = 0
+
+    @property
+    def backend(self) -> Backend:
+        """Which variant this plays."""
+        return self._backend
+
+    def read(self) -> Observed:
+        """See Firewall."""
+        self.reads += 1
+        return parse_save(self.dump())
+
+    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
+        """See Firewall."""
+        self.looks += 1
+        own = parse_save(self.dump())[table].own
+        for name in chains:
+            _require(name in own, f"No chain by that name: {name}")
+        return {name: own[name] for name in chains}
+
+    def write(self, change: TableChange) -> None:
+        """See Firewall."""
+        if self.fail_next:
+            message, self.fail_next = self.fail_next, ""
+            raise FirewallError(message)
+        self.load(render(change))
+        self.writes += 1
+
+    def load(self, text: str) -> None:
+        """Apply restore text as `--noflush` does, all of it or nothing: what other people write."""
+        tables = {
+            table: {name: list(rules) for name, rules in chains.items()}
+            for table, chains in self._tables.items()
+        }
+        table = None
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line or line.startswith("#"):
+                continue
+            try:
+                if line.startswith("*"):
+                    table = Table(line[1:])
+                    tables.setdefault(table, {name: [] for name in BUILT_IN[table]})
+                elif table is None:
+                    raise FirewallError("no table")
+                elif line == "COMMIT":
+                    _check(table, tables[table])
+                else:
+                    _step(table, tables[table], line)
+            except FirewallError as error:
+                raise FirewallError(f"line {number} failed: {error}: {line}") from None
+        self._tables = tables
+
+    def flush(self) -> None:
+        """What `nft flush ruleset` does."""
+        self._tables = {}
+
+    def dump(self) -> str:
+        """The tables as `ip6tables-save` words them."""
+        lines: list[str] = []
+        for table, chains in self._tables.items():
+            lines.append(f"*{table}")
+            for name in chains:
+                policy = "ACCEPT" if name in BUILT_IN[table] else "-"
+                lines.append(f":{name} {policy} [0:0]")
+            for name, rules in chains.items():
+                lines += [f"-A {name} {rule}" for rule in rules]
+            lines.append("COMMIT")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _step(table: Table, chains: _Chains, line: str) -> None:
+    verb, _, rest = line.partition(" ")
+    name, _, rule = rest.partition(" ")
+    if verb.startswith(":"):
+        _declare(table, chains, verb[1:])
+    elif verb == "-N":
+        _require(name not in chains, "Chain already exists")
+        _make(chains, name)
+    else:
+        _require(name in chains, "No chain/target/match by that name")
+        _edit(table, chains, verb, name, rule)
+
+
+def _edit(table: Table, chains: _Chains, verb: str, name: str, rule: str) -> None:
+    match verb:
+        case "-A":
+            chains[name].append(_checked(table, chains, rule))
+        case "-I":
+            place, _, rule = rule.partition(" ")
+            chains[name].insert(int(place) - 1, _checked(table, chains, rule))
+        case "-D":
+            _require(rule in chains[name], "Bad rule (does a matching rule exist in that chain?)")
+            chains[name].remove(rule)
+        case "-X":
+            _require(name not in BUILT_IN[table], "cannot delete a built-in chain")
+            _require(not chains[name], "Directory not empty")
+            others = (rule for rules in chains.values() for rule in rules if name in rule)
+            _require(all(_target(rule) != name for rule in others), "Too many links")
+            del chains[name]
+        case _:
+            raise FirewallError("unknown command")
+
+
+def _declare(table: Table, chains: _Chains, name: str) -> None:
+    if name in BUILT_IN[table]:
+        return
+    if name in chains:
+        chains[name].clear()
+    else:
+        _make(chains, name)
+
+
+def _make(chains: _Chains, name: str) -> None:
+    _require(len(name) <= _NAME_MAX, f"chain name too long (must be under {_NAME_MAX + 1} chars)")
+    chains[name] = []
+
+
+def _checked(table: Table, chains: _Chains, rule: str) -> str:
+    target = _target(rule)
+    known = not target or target in chains or target in TARGETS[table]
+    _require(known, f"Chain '{target}' does not exist")
+    return rule
+
+
+def _check(table: Table, chains: _Chains) -> None:
+    """What only shows at the end: a loop of jumps."""
+    for base in BUILT_IN[table]:
+        _walk(chains, base, ())
+
+
+def _walk(chains: _Chains, name: str, path: tuple[str, ...]) -> None:
+    _require(name not in path, f"Too many levels of symbolic links: {' '.join((*path, name))}")
+    for target in {_target(rule) for rule in chains[name]} & chains.keys():
+        _walk(chains, target, (*path, name))
+
+
+def _target(rule: str) -> str:
+    tokens = rule.split() if '"' not in rule else shlex.split(rule)
+    for option, value in pairwise(tokens):
+        if option in ("-j", "-g"):
+            return value
+    return ""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise FirewallError(message)
