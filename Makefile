@@ -76,6 +76,7 @@ lint: $(VENV)/.tests ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.tests ## Put the sources into their one form
 	$(BIN)/ruff check --fix

@@ -17,12 +17,11 @@ from threading import Event, Thread
 from bench.engine import Simulated, scattered
 from bench.packets import mapped, wanted
 from ipv6natd.firewall import xtables
-from ipv6natd.firewall.backend import Backend
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedTable, plan
 from ipv6natd.netfilter.render import render
-from ipv6natd.netfilter.rules import Table
+from ipv6natd.netfilter.rules import Backend, Table
 from tests.lab import Daemon, Namespace, Sandbox
 from tests.lab.process import run
 from tests.lab.sandbox import Variant

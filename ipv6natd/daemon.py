@@ -17,7 +17,7 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
-from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.leftovers import leftovers, remove
 from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import connections
@@ -27,7 +27,7 @@ from ipv6natd.host.facts import addresses, docker_ipv6nat, look
 from ipv6natd.host.findings import Found
 from ipv6natd.model import Network
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.changes import Told, noted
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.explain import row
 from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
@@ -37,6 +37,7 @@ from ipv6natd.sync.reconciler import Reconciler
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.sync.snapshot import Completion
 from ipv6natd.system import logs
+from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
 from ipv6natd.system.threads import in_thread
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-
-from ipv6natd.policy.cache import same_ends
+from itertools import compress, count, islice
+from operator import is_not
 
 ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
@@ -263,6 +263,20 @@ class Mapping:
     def wildcard(self) -> bool:
         """Whether it serves every address of the host."""
         return self.host_address == ANY
+
+
+def same_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
+    """How many of the first, and how many of the last, are the very same objects in both.
+
+    None is counted twice.
+    """
+    shorter = min(len(old), len(new))
+    head = _alike(old, new, shorter)
+    return head, _alike(reversed(old), reversed(new), shorter - head)
+
+
+def _alike(one: Iterable[object], other: Iterable[object], most: int) -> int:
+    return next(compress(count(), islice(map(is_not, one, other), most)), most)
 
 
 def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:

@@ -26,10 +26,7 @@ from ipv6natd.model import (
     Protocol,
     changes,
 )
-from ipv6natd.netfilter.diff import ObservedTable, stands
-from ipv6natd.netfilter.rules import TableRules
-from ipv6natd.policy.networks import Subnets
-from ipv6natd.policy.ruleset import asks_for_sources
+from ipv6natd.netfilter.prefixes import Subnets
 
 FOLLOWED = (Protocol.UDP, Protocol.SCTP)
 ICMPV6 = 58
@@ -57,13 +54,6 @@ class Exposure(IntEnum):
     UNGUARDED = 2
     """Rules of a version stood that did not ask for the sources of what leaves: besides, somebody
     may have made conntrack take what he sends to a container for answers."""
-
-
-def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
-    """What the filter table that was found let pass, where `wanted` should have stood."""
-    if stands(wanted, found, keep_order=False):
-        return Exposure.NONE
-    return Exposure.OPEN if asks_for_sources(found.own) else Exposure.UNGUARDED
 
 
 class Tuple(NamedTuple):

@@ -12,12 +12,13 @@ from typing import Any
 from ipv6natd.ctl.client import FAILED, Answer, Daemon, How, not_running
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect, probe
 from ipv6natd.host.facts import read
 from ipv6natd.host.findings import explained, found
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import NAMED_BY_DOCKER
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import TOOLS, Check, Seen, Verdict, checks
 from ipv6natd.report.status import counted
 from ipv6natd.system import process as tools

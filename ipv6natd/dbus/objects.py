@@ -50,7 +50,7 @@ def introspection(path: str) -> str:
 
 
 def _xml(name: str) -> str:
-    """The file beside this module or, in a checkout, in dbus/."""
-    here = Path(__file__)
-    places = (here.with_name(f"{name}.xml"), here.parents[1] / "dbus" / f"{name}.xml")
+    """The file in the package or, in a checkout, in dbus/."""
+    package, checkout = Path(__file__).parents[1:3]
+    places = (package / f"{name}.xml", checkout / "dbus" / f"{name}.xml")
     return next((each for each in places if each.exists()), places[0]).read_text("utf-8")

@@ -27,7 +27,7 @@ from ipv6natd.engine.endpoint import CA, CERT, KEY, UNIX, advice, doubts, not_a_
 from ipv6natd.engine.flags import ip6tables
 from ipv6natd.engine.stream import json_rows
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
-from ipv6natd.report.changes import Told, noted
+from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.threads import in_thread, start_thread
 
 log = logging.getLogger(__name__)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Protocol
 
 from ipv6natd.netfilter.diff import Observed, TableChange
-from ipv6natd.netfilter.rules import Table
-
-
-class Backend(StrEnum):
-    """The two variants of ip6tables."""
-
-    NFT = "nft"
-    LEGACY = "legacy"
+from ipv6natd.netfilter.rules import Backend, Table
 
 
 class FirewallError(Exception):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.firewall.xtables import present
 from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import NFT_TABLE, Leftover, in_save, removal
 from ipv6natd.netfilter.engine_rules import from_nft, from_save, joined
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import said
 
 TIMEOUT = 30.0

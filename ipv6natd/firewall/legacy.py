@@ -30,7 +30,7 @@ import iptc
 from iptc.ip6tc import ip6t_ip6
 from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable, TableChange
@@ -38,6 +38,7 @@ from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
     SYN,
+    Backend,
     Dnat,
     Jump,
     Reject,

@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import BURIED, find, listener
 from ipv6natd.system.threads import in_thread
 

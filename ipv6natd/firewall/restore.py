@@ -14,12 +14,12 @@ from collections.abc import Mapping as Map
 from contextlib import suppress
 from functools import partial
 
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.render import parse_save, pieces
-from ipv6natd.netfilter.rules import Table
+from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import DIRECTORIES, call, find
 
 TIMEOUT = 30.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.netfilter.rules import Backend
 
 
 def open_firewall(setting: str) -> Firewall:

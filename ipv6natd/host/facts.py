@@ -17,11 +17,11 @@ from ipaddress import IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import Path
 
-from ipv6natd.firewall.backend import Backend
 from ipv6natd.host import firewalls as host_rules
 from ipv6natd.host.findings import Found, HostFacts, Learned, found, unfiltered
 from ipv6natd.host.firewalls import Tool, said
 from ipv6natd.model import Network, Route, is_interface, is_plain_interface
+from ipv6natd.netfilter.rules import Backend
 
 log = logging.getLogger(__name__)
 

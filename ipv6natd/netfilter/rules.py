@@ -16,6 +16,13 @@ SYN = ("FIN,SYN,RST,ACK", "SYN")
 """The flags that tell whether a segment begins a connection, and the one of them that it has."""
 
 
+class Backend(StrEnum):
+    """The two variants of ip6tables."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
 class Table(StrEnum):
     """The tables we write to."""
 

@@ -7,27 +7,13 @@ it is the same object at the same place, by what needs no step of Python's own f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import compress, count, islice
-from operator import is_not
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
+
+from ipv6natd.model import same_ends
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-def same_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
-    """How many of the first, and how many of the last, are the very same objects in both.
-
-    None is counted twice.
-    """
-    shorter = min(len(old), len(new))
-    head = _alike(old, new, shorter)
-    return head, _alike(reversed(old), reversed(new), shorter - head)
-
-
-def _alike(one: Iterable[object], other: Iterable[object], most: int) -> int:
-    return next(compress(count(), islice(map(is_not, one, other), most)), most)
 
 
 class Remembered(Generic[K, V]):

@@ -23,8 +23,8 @@ from ipv6natd.model import (
     Protocol,
     Refused,
     Skipped,
+    same_ends,
 )
-from ipv6natd.policy.cache import same_ends
 from ipv6natd.policy.networks import Place, gateway6, places
 
 ANY_IPV4 = IPv4Address(0)

@@ -14,7 +14,7 @@ from collections.abc import Mapping as Map
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ipv6natd.conntrack.stale import Exposure, concerns, exposure
+from ipv6natd.conntrack.stale import Exposure, concerns
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
@@ -34,8 +34,9 @@ from ipv6natd.policy.desired import Memory as DesiredMemory
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import Memory as RulesMemory
 from ipv6natd.policy.ruleset import filter_rules, ruleset
-from ipv6natd.report.changes import Told, noted
 from ipv6natd.sync.contest import Contest
+from ipv6natd.sync.exposure import exposure
+from ipv6natd.system.messages import Told, noted
 
 log = logging.getLogger(__name__)
 

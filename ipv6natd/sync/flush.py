@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.firewall.select import open_firewall
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.saved_rules import Kept

@@ -29,9 +29,9 @@ from ipv6natd.host.sysctls import (
     switching,
     undone,
 )
-from ipv6natd.report.changes import Told, noted
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.system import files
+from ipv6natd.system.messages import Told, noted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

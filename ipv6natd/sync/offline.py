@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 
-from ipv6natd.conntrack.stale import Exposure, exposure
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
 from ipv6natd.netfilter.diff import plan
-from ipv6natd.netfilter.rules import Ruleset, Table
+from ipv6natd.netfilter.rules import Backend, Ruleset, Table
 from ipv6natd.policy.ruleset import asks_for_sources, shut
+from ipv6natd.sync.exposure import exposure
 from ipv6natd.sync.saved_rules import Kept
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 from ipv6natd.firewall.leftovers import engine_rules
 from ipv6natd.host.facts import addresses, advertised, routes, tracks_sctp, userland_proxy
 from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
-from ipv6natd.policy.networks import Subnets
+from ipv6natd.netfilter.prefixes import Subnets
 
 
 class Completion:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ipv6natd.firewall.backend import Backend, Firewall
+from ipv6natd.firewall.backend import Firewall
 from ipv6natd.netfilter.diff import Observed, TableChange
-from ipv6natd.netfilter.rules import Table
+from ipv6natd.netfilter.rules import Backend, Table
 
 
 class Stepping:

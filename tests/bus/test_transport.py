@@ -293,7 +293,8 @@ def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
 
 
 def test_it_imports_where_typing_lost_the_decorator() -> None:
-    code = "import typing; vars(typing).pop('no_type_check_decorator', 0); import ipv6natd.bus"
+    lost = "import typing; vars(typing).pop('no_type_check_decorator', 0)"
+    code = f"{lost}; import ipv6natd.dbus.wire"
     subprocess.run((sys.executable, "-W", "error", "-c", code), check=True)
 
 

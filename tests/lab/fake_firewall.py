@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterable
 from itertools import pairwise
 
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.render import parse_save, render
-from ipv6natd.netfilter.rules import Table
+from ipv6natd.netfilter.rules import Backend, Table
 
 BUILT_IN = {
     Table.FILTER: ("INPUT", "FORWARD", "OUTPUT"),

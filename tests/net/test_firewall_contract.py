@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ipv6natd.firewall.backend import Backend, Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.model import Protocol
@@ -33,6 +33,7 @@ from ipv6natd.netfilter.diff import ObservedTable, TableChange
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
+    Backend,
     BaseJump,
     Chain,
     Dnat,

@@ -14,11 +14,10 @@ from itertools import product
 
 import pytest
 
-from ipv6natd.firewall.backend import Backend
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Desired, GatewayMode, Network, Policy
 from ipv6natd.netfilter.diff import plan, stands
-from ipv6natd.netfilter.rules import Table
+from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.net.test_firewall_contract import legacy_firewall, need_backend, real_host

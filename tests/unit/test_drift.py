@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipv6natd.firewall import monitor as drift
-from ipv6natd.firewall.backend import Backend
 from ipv6natd.firewall.monitor import Announcements, read_interval
+from ipv6natd.netfilter.rules import Backend
 from tests.lab.fake_firewall import FakeFirewall
 
 OURS = 4242

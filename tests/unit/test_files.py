@@ -18,7 +18,7 @@ from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.system import files
-from tests.unit.test_house import modules
+from tests.unit.sources import modules
 
 RULES = ruleset(Desired()).filter
 KEPT = full_text(Ruleset(filter=RULES))
@@ -126,9 +126,9 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
     assert not target.exists()
 
 
-HOMES = {"files", "ctl"}
+HOMES = {"system.files", "ctl"}
 """Who opens files otherwise than by reading a path; ctl closes its output by /dev/null."""
-SYSCTLS = {"forwarding": ["(self._conf / key).write_text(f'{value}\\n')"]}
+SYSCTLS = {"sync.forwarding": ["(self._conf / key).write_text(f'{value}\\n')"]}
 """What is written where nobody but root may put a link: /proc/sys."""
 WRITES = {"write_text", "write_bytes", "open", "touch", "symlink_to", "mkstemp", "rename"}
 

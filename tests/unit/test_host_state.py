@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.firewall.backend import Backend, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.facts import tracks_sctp
 from ipv6natd.host.findings import Finding, Found
 from ipv6natd.model import Network, Policy
 from ipv6natd.netfilter.diff import TableChange
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.status import State, Status
 from ipv6natd.sync import reconciler as reconcile
 from ipv6natd.sync.contest import LIMIT, WITHIN, Contest, reason

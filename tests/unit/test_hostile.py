@@ -24,8 +24,8 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import HostFacts, Learned, found
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
-from ipv6natd.report.changes import Told, noted
 from ipv6natd.report.checks import Check, Seen, checks
+from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.sd_notify import LONGEST, _status
 from ipv6natd.system.terminal import printable
 from tests.outputs import (

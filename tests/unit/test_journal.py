@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.model import Skipped
-from ipv6natd.report.changes import MAX_TOLD, Told, noted, tell
+from ipv6natd.report.changes import MAX_TOLD, tell
 from ipv6natd.report.status import State
+from ipv6natd.system.messages import Told, noted
 from tests.bus.conftest import mapping, status
 from tests.lab.needs import need
 

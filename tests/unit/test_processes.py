@@ -12,7 +12,7 @@ import pytest
 
 from ipv6natd.system import process as tools
 from tests.unit.every import every
-from tests.unit.test_house import modules
+from tests.unit.sources import modules
 
 WORDS = {"TimeoutExpired", "CompletedProcess"}
 """Of subprocess, what names something and starts nothing."""
@@ -58,7 +58,7 @@ def offences(tree: ast.AST) -> Iterator[str]:
 def test_no_module_starts_a_process_but_tools(name: str) -> None:
     found = list(offences(ast.parse(modules()[name].read_text())))
     expected = ["subprocess.Popen", "subprocess.Popen", "create_subprocess_exec"]
-    assert sorted(found) == (sorted(expected) if name == "tools" else [])
+    assert sorted(found) == (sorted(expected) if name == "system.process" else [])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_reader_of_sources_sees_what_it_is_for(source: str) -> None:
 
 
 def test_each_process_is_given_an_environment() -> None:
-    tree = ast.parse(modules()["tools"].read_text())
+    tree = ast.parse(modules()["system.process"].read_text())
     starts = [
         node
         for node in ast.walk(tree)

@@ -835,7 +835,7 @@ def test_a_cleanup_logs_each_rule_that_it_removes(
 ) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
-        caplog.set_level("DEBUG", "ipv6natd.kernel")
+        caplog.set_level("DEBUG", "ipv6natd.sync.applier")
         await bench.loop.cleanup()
         assert any(
             each.getMessage().startswith("rule removed: ip6tables -t nat -A IPV6NAT-DNAT ")

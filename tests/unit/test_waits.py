@@ -1,15 +1,10 @@
-"""Nothing waits without end for what others do: every wait in the sources, with what bounds it.
-
-A new wait fails the first test until somebody has written down here what bounds it.
-"""
+"""docs/limits.md: how long is waited, and how often it is tried, as the sources have it."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,141 +23,7 @@ from ipv6natd.sync import applier as kernel
 from ipv6natd.sync import reconciler as reconcile
 from ipv6natd.system import process as tools
 from ipv6natd.system import sd_notify as notify
-from tests.unit.test_house import modules
-
-OURS = "for ourselves: somebody else in this process ends it, or we are told to stop"
-THREAD = "for a thread, whose own calls are bounded"
-WAITS = {
-    "ctnetlink._forgotten: netlink.recv": "timeout",
-    "address_watch.watch: await loop.sock_recv": "for news, which is our whole task",
-    "background.in_thread: await future": THREAD,
-    "bus._reply_to: await asyncio.wait_for": "timeout",
-    "bus.closed: await asyncio.wait": "for the end of the connection, which is our whole task",
-    "bus.connect: await asyncio.wait_for": "seconds",
-    "bus.flush: async with asyncio.timeout": "seconds",
-    "ctl.watching.monitor: await asyncio.wait": "for the user, who ends it",
-    "daemon._ready: await asyncio.wait_for": "PATIENCE",
-    "daemon._reload_when_told: await self._reload.wait": OURS,
-    "daemon._until_stopped: await self._stop.wait": OURS,
-    "daemon._watch_drift: await self._to_watch": OURS,
-    "daemon.explain: with self._explaining": THREAD,
-    "daemon.reload: await done": OURS,
-    "dbus_api._answer_user: await answer": "a caller of ours, who may leave; see each member",
-    "dbus_api.session: await asyncio.gather": "tasks that were cancelled",
-    "dbus_lists.turn: with own": THREAD,
-    "dbus_lists.turn: with others": THREAD,
-    "dbus_wire._auth_readline: await self._loop.sock_recv": "bus.connect",
-    "dbus_wire._setup_socket: sock.connect": "does not block",
-    "docker_watch._follow: await asyncio.gather": "tasks that were cancelled",
-    "docker_watch._follow: await ended": "for the end of the engine, which is our whole task",
-    "docker_watch._list: with self._listing": THREAD,
-    "docker_watch._reread_hinted: await self._hinted.wait": OURS,
-    "docker_watch._subscribed: await asyncio.wait": "CALL_TIMEOUT",
-    "engine_flags._listener: sock.connect": "settimeout",
-    "firewall.drift._monitor: await process.stdout.read": "for news, which is our whole task",
-    "firewall.drift._monitor: await process.wait": "BURIED",
-    "firewall.drift._monitor: async with asyncio.timeout": "BURIED",
-    "firewall.late._there: with self._opening": THREAD,
-    "firewall.legacy._opened: with _TABLES": THREAD,
-    "firewall.xtables._taken: fcntl.flock": "LOCK_NB",
-    "forwarding.follow: with self._lock": THREAD,
-    "forwarding.heed: with self._lock": THREAD,
-    "forwarding.put_back: with self._lock": THREAD,
-    "kernel._alone: self._busy.acquire": "PATIENCE",
-    "logs.__init__: self._socket.connect": "settimeout",
-    "polkit._user: await asyncio.gather": "tasks that were cancelled",
-    "polkit._user: await asyncio.wait": "IDENTIFY_PAUSE",
-    "polkit._check_user: with self._asked": "those before have a timeout each",
-    "reconcile._learn: with self._writing": THREAD,
-    "reconcile._next_pass: await waiter": OURS,
-    "reconcile._pass: with self._writing": THREAD,
-    "reconcile._wait: async with asyncio.timeout": "the next beat",
-    "reconcile._wait: await self._woken.wait": "the next beat",
-    "reconcile.cleanup: await removal": OURS,
-    "reconcile.remove: with self._writing": THREAD,
-    "reconcile.settled: await self._first_pass.wait": OURS,
-    "reconcile.watch_host: async with asyncio.timeout": "LOOK_EVERY",
-    "reconcile.watch_host: await self._look_wanted.wait": "LOOK_EVERY",
-    "textfile._write: self._lock.acquire": "PATIENCE",
-    "textfile.run: async with asyncio.timeout": "EVERY",
-    "textfile.run: await self._changed.wait": "EVERY",
-    "tools.agent: process.wait": "BURIED",
-    "tools.agent: select.select": "REGISTERED",
-    "tools.call: process.communicate": "timeout",
-    "tools.call: process.wait": "BURIED",
-}
-
-DONE = {
-    *("ctl.watching.monitor: heard.get", "ctl.watching.monitor: get.result"),
-    *("docker_watch._subscribed: ended.result", "docker_watch._subscribed: open_.result"),
-    "polkit._user: done.pop().result",
-}
-"""What is done already when it is asked, and what a wait of WAITS waits for."""
-
-BLOCKING = {"acquire", "recv", "recvfrom", "accept", "communicate", "select", "flock", "lockf"}
-BLOCKING |= {"wait", "getaddrinfo", "urlopen", "create_connection", "result", "readline"}
-AWAITED = {"wait", "gather", "wait_for", "read", "readexactly", "readline", "sock_recv", "get"}
-
-
-def waits(tree: ast.AST, function: str = "") -> Iterator[str]:
-    """Each place where a source may wait for somebody, as "function: what"."""
-    for node in ast.iter_child_nodes(tree):
-        inner = function
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                inner = name
-            case ast.Await(value=ast.Name() | ast.Attribute() as value):
-                yield f"{function}: await {ast.unparse(value)}"
-            case ast.Await(value=ast.Call(func=ast.Attribute(attr=attr) as func)):
-                if attr in AWAITED:
-                    yield f"{function}: await {ast.unparse(func)}"
-                    yield from waits(node.value, inner)
-                    continue
-            case ast.Call(func=ast.Attribute(attr="connect", value=value) as func):
-                if not ast.unparse(value).endswith("bus"):
-                    yield f"{function}: {ast.unparse(func)}"
-            case ast.Call(func=ast.Attribute(attr=attr) as func) if attr in BLOCKING:
-                yield f"{function}: {ast.unparse(func)}"
-            case ast.Call(func=ast.Attribute(attr="join" | "get") as func, args=[]):
-                yield f"{function}: {ast.unparse(func)}"
-            case ast.With(items=items) | ast.AsyncWith(items=items):
-                for item in items:
-                    match item.context_expr:
-                        case ast.Name() | ast.Attribute() as lock:
-                            yield f"{function}: with {ast.unparse(lock)}"
-                        case ast.Call(func=ast.Attribute(attr="timeout") as func):
-                            yield f"{function}: async with {ast.unparse(func)}"
-        yield from waits(node, inner)
-
-
-def test_every_wait_has_a_bound_that_is_written_down() -> None:
-    found = {
-        f"{name}.{each}"
-        for name, path in modules().items()
-        for each in waits(ast.parse(path.read_text()))
-    }
-    found -= DONE
-    assert sorted(found - WAITS.keys()) == []
-    assert sorted(WAITS.keys() - found) == []
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def f(): lock.acquire()",
-        "def f():\n with lock: pass",
-        "def f(): thread.join()",
-        "def f(): queue.get()",
-        "def f(): sock.recv(1)",
-        "def f(): sock.connect(x)",
-        "def f(): process.wait()",
-        "async def f(): await event.wait()",
-        "async def f(): await future",
-        "async def f(): await stream.readline()",
-    ],
-)
-def test_the_reader_of_sources_sees_what_it_is_for(source: str) -> None:
-    assert list(waits(ast.parse(source)))
+from tests.unit.sources import modules
 
 
 def test_calls_over_the_bus_and_to_the_engine_end() -> None:
@@ -170,10 +31,10 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     assert signature.parameters["timeout"].default == bus.CALL_SECONDS
     connected = inspect.signature(bus.connect)
     assert connected.parameters["seconds"].default == bus.CONNECT_SECONDS
-    text = modules()["docker_watch"].read_text()
+    text = modules()["engine.watcher"].read_text()
     assert len(re.findall(r"timeout=CALL_TIMEOUT", text)) == 3
-    assert "settimeout(5)" in modules()["engine_flags"].read_text()
-    assert "settimeout(PATIENCE)" in modules()["logs"].read_text()
+    assert "settimeout(5)" in modules()["engine.flags"].read_text()
+    assert "settimeout(PATIENCE)" in modules()["system.logs"].read_text()
 
 
 def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
