@@ -1,7 +1,7 @@
 """ipv6natctl: what the daemon shows on the bus, for people and for scripts.
 
 What the daemon knows comes over the bus, so that reading needs no root and a stopped daemon stays
-stopped.
+stopped. The sentences themselves are made in `report`. Read `commands` first, then `client`.
 """
 
 from __future__ import annotations

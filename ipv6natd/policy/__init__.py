@@ -1,1 +1,5 @@
-"""Which rules the containers and networks need."""
+"""Which rules the containers and networks need: facts in, rules out.
+
+Pure. How facts are read is in `engine` and `host`; when rules are written is in `sync`.
+Read `desired` first, then `ruleset`.
+"""
