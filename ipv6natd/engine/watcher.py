@@ -396,6 +396,7 @@ class _Client(docker.APIClient):  # type: ignore[misc]
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Where an answer sends us: nowhere. It could be another host, and without TLS."""
         if resp.is_redirect:
+            resp.close()  # the library would leave its connection open
             text = "it sends us elsewhere, where we do not go: name the engine itself in endpoint"
             raise requests.TooManyRedirects(text)
 
