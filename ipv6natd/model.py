@@ -293,14 +293,14 @@ def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mappin
     return [each for each in left if each not in come], [each for each in came if each not in gone]
 
 
-def spans(ports: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """First and last of all runs of ports in a row, in their order; those given may overlap."""
+def spans(ports: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of all runs of ports in a row, in their order; a port may be there twice."""
     found: list[tuple[int, int]] = []
-    for first, last in sorted(ports):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = found[-1][0], max(last, found[-1][1])
+    for port in sorted(set(ports)):
+        if found and port == found[-1][1] + 1:
+            found[-1] = found[-1][0], port
         else:
-            found.append((first, last))
+            found.append((port, port))
     return found
 
 
