@@ -19,7 +19,7 @@ from statistics import median
 
 from bench.engine import scattered
 from ipv6natd.model import Container, Endpoint, Network, Policy, PortBinding, Protocol, Snapshot
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import DOCKER_USER, Ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset

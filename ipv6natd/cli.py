@@ -244,7 +244,7 @@ async def _daemon(
 
 
 def _flush(settings: Settings) -> int:
-    from ipv6natd.sync.flush import flush
+    from ipv6natd.sync.offline import flush
 
     count = flush(settings.backend)
     log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")

@@ -16,7 +16,8 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.dbus.service import BusService, serve
-from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
+from ipv6natd.engine.client import Connection, EngineGone
+from ipv6natd.engine.watcher import DockerWatch
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.leftovers import leftovers, remove
 from ipv6natd.firewall.monitor import read_interval, watch

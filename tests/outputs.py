@@ -24,7 +24,7 @@ from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, plain, variants
 from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
 from ipv6natd.model import Desired, Policy, Snapshot
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report import changes as journal
 from ipv6natd.report import explain, metrics

@@ -21,7 +21,7 @@ from ipv6natd.netfilter.docker_rules import NAMED_BY_DOCKER
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import TOOLS, Check, Seen, Verdict, checks
 from ipv6natd.report.status import counted
-from ipv6natd.system import process as tools
+from ipv6natd.system import process
 from ipv6natd.system.terminal import Colour, printable, table
 
 POLKIT = ("org.freedesktop.PolicyKit1", "/", "org.freedesktop.DBus.Peer", "Ping")
@@ -58,8 +58,8 @@ async def check(daemon: Daemon, how: How) -> Answer:
         backend=properties.get("Backend", ""),
         host_backend=host,
         kernel=kernel,
-        missing=tuple(name for name in TOOLS if tools.find(name) is None),
-        apt=tools.find("apt-get") is not None,
+        missing=tuple(name for name in TOOLS if process.find(name) is None),
+        apt=process.find("apt-get") is not None,
         ufw=_ufw(),
         firewalld=zones is not None,
         polkit=None if bus_error else await _polkit(daemon),

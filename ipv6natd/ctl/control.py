@@ -20,8 +20,8 @@ from ipv6natd.ctl.client import (
 )
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.sync import flush
-from ipv6natd.system import process as tools
+from ipv6natd.sync import offline as flush
+from ipv6natd.system import process
 from ipv6natd.system.terminal import printable, table
 
 _FOR_AGENT = ("TERM", "LANG", "LC_ALL", "DBUS_SYSTEM_BUS_ADDRESS")
@@ -98,11 +98,11 @@ async def _change(daemon: Daemon, member: str) -> Any:
 @contextlib.contextmanager
 def _agent() -> Iterator[None]:
     """Somebody to ask for a password on this terminal, as systemctl has it."""
-    path = tools.find("pkttyagent")
+    path = process.find("pkttyagent")
     if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         yield
         return
     command = [path, "--fallback", "--process", str(os.getpid())]
     here = {name: os.environ[name] for name in _FOR_AGENT if name in os.environ}
-    with tools.agent(command, here):
+    with process.agent(command, here):
         yield

@@ -17,14 +17,23 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ipv6natd.dbus.connection import ERROR, BusError
-from ipv6natd.dbus.filters import FilterError, matching
 from ipv6natd.dbus.values import marshal_rows, marshal_text
-from ipv6natd.report.status import Row, Status, mapping_rows, network_rows, skipped_rows
+from ipv6natd.model import Mapping
+from ipv6natd.report.status import (
+    Row,
+    Status,
+    mapping_rows,
+    mapping_state,
+    network_rows,
+    skipped_rows,
+)
 
 MAX_ANSWER = 31 << 20
 """Bytes. The bus throws out whoever sends a message of more than 32 MiB."""
 SLICE = 20
 """Rows marshalled, a few milliseconds of work, before the loop gets the interpreter."""
+LEAST_ID = 12
+"""Characters of an id that Docker itself shows."""
 
 
 class Lists:
@@ -119,3 +128,34 @@ def _sliced(status: Status) -> Iterator[Row]:
     for first in range(0, len(status.mappings), SLICE):
         time.sleep(0)
         yield from mapping_rows(replace(status, mappings=status.mappings[first : first + SLICE]))
+
+
+class FilterError(ValueError):
+    """A sentence that says what would be a filter."""
+
+
+def _is(given: str, name: str, id_: str) -> bool:
+    return given == name or (len(given) >= LEAST_ID and id_.startswith(given))
+
+
+_FIELDS: dict[str, tuple[type, Callable[[Mapping, Any], bool]]] = {
+    "Container": (str, lambda it, given: _is(given, it.container_name, it.container_id)),
+    "Network": (str, lambda it, given: _is(given, it.network_name, it.network_id)),
+    "Port": (int, lambda it, given: it.host_port <= given <= it.host_port_end),
+    "Protocol": (str, lambda it, given: given == it.protocol),
+    "State": (str, lambda it, given: given == mapping_state(it)),
+}
+
+
+def matching(mappings: Iterable[Mapping], wanted: Map[str, Any]) -> tuple[Mapping, ...]:
+    """The mappings for which every field holds. Raises FilterError for one that cannot be."""
+    tests = []
+    for name, given in wanted.items():
+        if name not in _FIELDS:
+            raise FilterError(f"no filter is called {name!r}; there are {', '.join(_FIELDS)}")
+        type_, holds = _FIELDS[name]
+        if type(given) is not type_:
+            kind = {str: "a string", int: "a whole number"}[type_]
+            raise FilterError(f"the filter {name} is {kind}, not {given!r}")
+        tests.append((holds, given))
+    return tuple(each for each in mappings if all(holds(each, given) for holds, given in tests))

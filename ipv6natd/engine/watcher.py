@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import docker
-import docker.errors
-import docker.tls
-import requests
-
-from ipv6natd.engine import parse as docker_facts
+from ipv6natd.engine import parse
+from ipv6natd.engine.client import (
+    CALL_TIMEOUT,
+    Client,
+    Connection,
+    EngineGone,
+    Unclear,
+    connect,
+    inspect,
+    list_all,
+    one_line,
+)
 from ipv6natd.engine.dockerd import asleep
-from ipv6natd.engine.endpoint import CA, CERT, KEY, UNIX, advice, doubts, not_a_socket, unusable
-from ipv6natd.engine.flags import ip6tables
-from ipv6natd.engine.stream import json_rows
+from ipv6natd.engine.endpoint import doubts
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
 from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.threads import in_thread, start_thread
@@ -35,25 +37,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", Network, Container)
 Work = Callable[[], Coroutine[Any, Any, None]]
 
-# An inspect waits for the lock that a starting container holds, so this is also how long a start
-# may take before it is asked about again.
-CALL_TIMEOUT = 60
 AT_ONCE = 16
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 RETRY_PAUSE = 1.0
-
-
-class EngineGone(Exception):
-    """The engine cannot be reached or stopped answering; the text says in which way."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """How to reach the engine."""
-
-    endpoint: str
-    cert_path: str = ""
-    tls_verify: bool = False
 
 
 class DockerWatch:
@@ -77,7 +63,7 @@ class DockerWatch:
         self._doubted: set[str] = set()
         self._wake = wake
         self._resync_interval = resync_interval
-        self._client: docker.APIClient | None = None
+        self._client: Client | None = None
         # What is to be read again, and whether the last that was heard of it was an end.
         self._dirty: dict[tuple[str, str], bool] = {}
         self._in_flight: set[tuple[str, str]] = set()
@@ -130,7 +116,10 @@ class DockerWatch:
     async def _session(self) -> None:
         """From one connect to the end of its event stream. Always ends with EngineGone."""
         await self._raise_asleep()
-        client = await in_thread(self._connect)
+        client, engine = await in_thread(partial(connect, self._connection))
+        log.info("connected to Docker %s", engine.version)
+        self.engine = engine
+        self._doubt(doubts(self._connection.endpoint, verified=client.verified))
         self._dirty.clear()
         self._in_flight.clear()
         events = None
@@ -149,34 +138,13 @@ class DockerWatch:
                     events.close()
             client.close()
 
-    def _connect(self) -> docker.APIClient:
-        endpoint = self._connection.endpoint
-        if wrong := not_a_socket(endpoint):
-            raise EngineGone(wrong)
-        with _engine_errors(f"cannot reach {endpoint}", self._connection):
-            client = _Client(
-                base_url=endpoint,
-                version="auto",
-                timeout=CALL_TIMEOUT,
-                tls=_tls(self._connection),
-            )
-            try:
-                told = ip6tables(endpoint)
-                self.engine = docker_facts.engine(client.version(), client.info(), ip6tables=told)
-            except BaseException:
-                client.close()
-                raise
-            log.info("connected to Docker %s", self.engine.version)
-            self._doubt(doubts(endpoint, verified=client.verified))
-            return client
-
     def _doubt(self, found: Iterable[str]) -> None:
         for doubt in found:
             # Once, not once for each connect.
             log.log(logging.DEBUG if doubt in self._doubted else logging.WARNING, "%s", doubt)
             self._doubted.add(doubt)
 
-    async def _subscribed(self, client: docker.APIClient) -> tuple[Any, asyncio.Future[str]]:
+    async def _subscribed(self, client: Client) -> tuple[Any, asyncio.Future[str]]:
         """Subscribe, then return the stream and a future that ends with it: a list made now misses
         nothing, since what happens meanwhile is already hinted at."""
         loop = asyncio.get_running_loop()
@@ -186,13 +154,13 @@ class DockerWatch:
         def read() -> None:
             reason = "its event stream ended"
             try:
-                events = client.events(filters=docker_facts.EVENTS, decode=True)
+                events = client.events(filters=parse.EVENTS, decode=True)
                 with closing(events):
                     loop.call_soon_threadsafe(_settle, open_, events)
                     for event in events:
                         loop.call_soon_threadsafe(self._hint, event)
             except Exception as error:  # whatever the library raises on a stream cut anywhere
-                reason = f"its event stream broke: {_one_line(error)}"
+                reason = f"its event stream broke: {one_line(error)}"
             try:
                 loop.call_soon_threadsafe(_settle, ended, reason)
             except RuntimeError:
@@ -207,13 +175,13 @@ class DockerWatch:
         return open_.result(), ended
 
     def _hint(self, event: object) -> None:
-        container_id, network_id = docker_facts.event_subjects(event)
+        container_id, network_id = parse.event_subjects(event)
         for kind, subject in (("container", container_id), ("network", network_id)):
             if subject:
-                self._dirty[kind, subject] = docker_facts.is_end(event)
+                self._dirty[kind, subject] = parse.is_end(event)
                 self._hinted.set()
 
-    async def _follow(self, client: docker.APIClient, ended: asyncio.Future[str]) -> None:
+    async def _follow(self, client: Client, ended: asyncio.Future[str]) -> None:
         """List and inspect until the stream ends or a call finds the engine gone.
 
         Not a TaskGroup: up to Python 3.12 one whose task fails at the moment in which it is
@@ -235,13 +203,13 @@ class DockerWatch:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _list_now_and_then(self, client: docker.APIClient) -> None:
+    async def _list_now_and_then(self, client: Client) -> None:
         while True:
             await asyncio.sleep(self._resync_interval)
             await self._raise_asleep()
             await self._list(client)
 
-    async def _reread_hinted(self, client: docker.APIClient, start: Callable[[Work], None]) -> None:
+    async def _reread_hinted(self, client: Client, start: Callable[[Work], None]) -> None:
         """Start a read for each hinted subject, never two of one at a time: the older answer
         might come last."""
         while True:
@@ -255,14 +223,12 @@ class DockerWatch:
                     self._in_flight.add(subject)
                     start(partial(self._reread, client, subject, ended))
 
-    async def _reread(
-        self, client: docker.APIClient, subject: tuple[str, str], ended: bool
-    ) -> None:
+    async def _reread(self, client: Client, subject: tuple[str, str], ended: bool) -> None:
         try:
             if ended:
                 await self._raise_asleep()
-            self._store(subject, await in_thread(partial(_inspect, client, *subject)))
-        except _Unclear as error:
+            self._store(subject, await in_thread(partial(inspect, client, *subject)))
+        except Unclear as error:
             log.warning("cannot read %s %.12s: %s; trying again", *subject, error)
             await asyncio.sleep(RETRY_PAUSE)
             self._dirty[subject] = ended
@@ -274,7 +240,7 @@ class DockerWatch:
         """Keep what an inspect said; `raw` None: it is gone."""
         kind, identity = subject
         if kind == "network":
-            network = docker_facts.network(raw)
+            network = parse.network(raw)
             # By its own id: docker_gwbridge was asked for by name.
             identity = network.id if network else identity
             self._read_since_list.add(identity)
@@ -282,7 +248,7 @@ class DockerWatch:
         else:
             assert self.engine is not None
             self._read_since_list.add(identity)
-            container = docker_facts.container(raw, self.engine)
+            container = parse.container(raw, self.engine)
             changed = _put(self.containers, identity, container)
             if container is not None:
                 self._read_unknown(container)
@@ -294,23 +260,23 @@ class DockerWatch:
         for endpoint in container.endpoints:
             if endpoint.network_id not in self.networks:
                 self._dirty["network", endpoint.network_id] = False
-        if docker_facts.on_gwbridge(container, self.networks):
+        if parse.on_gwbridge(container, self.networks):
             self._dirty["network", GWBRIDGE] = False
 
-    async def _list(self, client: docker.APIClient) -> None:
+    async def _list(self, client: Client) -> None:
         """The whole picture in two calls. What was inspected while they ran is newer and stays."""
         # One at a time: they share the note of what was inspected since they began.
         async with self._listing:
             await self._list_once(client)
 
-    async def _list_once(self, client: docker.APIClient) -> None:
+    async def _list_once(self, client: Client) -> None:
         self._read_since_list.clear()
         assert self.engine is not None
-        networks, containers = await in_thread(partial(_listed, client, self.engine))
+        networks, containers = await in_thread(partial(list_all, client, self.engine))
         before = self.networks, self.containers
         self.networks = self._merged(
             self.networks,
-            (docker_facts.listed_network(each, self.networks) for each in networks),
+            (parse.listed_network(each, self.networks) for each in networks),
         )
         for container in containers:
             self._compare(container, self.engine)
@@ -320,10 +286,10 @@ class DockerWatch:
 
     def _compare(self, listed: Container, engine: Engine) -> None:
         """Have inspected what the list does not tell of, unless it is known from before."""
-        if docker_facts.on_gwbridge(listed, self.networks):
+        if parse.on_gwbridge(listed, self.networks):
             self._dirty["network", GWBRIDGE] = False
-        if docker_facts.needs_inspect(listed, engine, self.networks):
-            if docker_facts.lists_the_same(listed, self.containers.get(listed.id)):
+        if parse.needs_inspect(listed, engine, self.networks):
+            if parse.lists_the_same(listed, self.containers.get(listed.id)):
                 self._read_since_list.add(listed.id)
             else:
                 self._dirty["container", listed.id] = False
@@ -352,10 +318,6 @@ async def _until_gone(work: Work, ended: asyncio.Future[str]) -> None:
             ended.set_exception(error)
 
 
-class _Unclear(Exception):
-    """The engine answered, but not in a way that tells anything; asking again may."""
-
-
 def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
     """Store or drop; tells whether that changed anything."""
     if known.get(identity) == value:
@@ -370,116 +332,3 @@ def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
 def _settle(future: asyncio.Future[Any], value: object) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-class _Client(docker.APIClient):  # type: ignore[misc]
-    """The library's client, as it is told and in no other way."""
-
-    @property
-    def trust_env(self) -> bool:
-        """Never: the environment or ~/.netrc would name other authorities, proxies and accounts."""
-        return False
-
-    @trust_env.setter
-    def trust_env(self, _value: bool) -> None:
-        """The library sets it."""
-
-    @property
-    def verified(self) -> bool:
-        """True if the engine has to show a certificate of an authority that we know."""
-        return self.base_url.startswith("https://") and bool(self.verify)
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Where an answer sends us: nowhere. It could be another host, and without TLS."""
-        if resp.is_redirect:
-            resp.close()  # the library would leave its connection open
-            text = "it sends us elsewhere, where we do not go: name the engine itself in endpoint"
-            raise requests.TooManyRedirects(text)
-
-
-_ODD = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
-"""What the libraries let through: JSON that is none, is nested too deeply, or has another shape."""
-_BROKEN = (docker.errors.DockerException, requests.RequestException, OSError, *_ODD)
-
-
-@contextmanager
-def _engine_errors(what: str, connection: Connection | None = None) -> Iterator[None]:
-    """The library's errors as EngineGone, in one line; with `connection`, what to do about it."""
-    try:
-        yield
-    except _BROKEN as error:
-        said = _one_line(error)
-        if connection is not None and (
-            helps := advice(connection.endpoint, connection.cert_path, str(error))
-        ):
-            log.debug("%s: %s", what, said)
-            said = helps
-        raise EngineGone(f"{what}: {said}") from None
-
-
-def _inspect(client: docker.APIClient, kind: str, identity: str) -> object:
-    """The JSON, None where the engine has no such thing any more.
-
-    Raises _Unclear where asking again may help and EngineGone where the engine is away.
-    """
-    call = client.inspect_container if kind == "container" else client.inspect_network
-    try:
-        return call(identity)
-    except docker.errors.NotFound:
-        return None
-    except docker.errors.APIError as error:
-        raise _Unclear(_one_line(error)) from None
-    except requests.exceptions.ReadTimeout:
-        raise _Unclear(f"no answer within {CALL_TIMEOUT} s") from None
-    except requests.ConnectionError as error:
-        raise EngineGone(_one_line(error)) from None
-    # Before OSError: the library's errors are that too, the one for broken JSON among them.
-    except (requests.RequestException, docker.errors.DockerException, *_ODD) as error:
-        raise _Unclear(_one_line(error)) from None
-    except OSError as error:
-        raise EngineGone(_one_line(error)) from None
-
-
-def _listed(client: docker.APIClient, engine: Engine) -> tuple[list[Any], list[Container]]:
-    """(networks as JSON, containers). What is no list counts as an engine out of its mind.
-
-    The list of containers is read row by row, past the library: whole, that of 10,000 takes four
-    times the memory that the daemon needs.
-    """
-    with _engine_errors("cannot list networks and containers"):
-        networks = client.networks()
-        if not isinstance(networks, list):
-            raise ValueError("the answer is not a list")
-        address = f"{client.base_url}/v{client.api_version}/containers/json"
-        with client.get(address, stream=True, timeout=CALL_TIMEOUT) as answer:
-            answer.raise_for_status()
-            rows = json_rows(answer.iter_content(1 << 16))
-            read = (docker_facts.container(row, engine) for row in rows)
-            return networks, [each for each in read if each is not None]
-
-
-def _tls(connection: Connection) -> docker.tls.TLSConfig | bool:
-    """TLS as the docker command does it: certificates of its directory, verified when asked for.
-
-    Raises EngineGone where they cannot be used. They may be put there later.
-    """
-    plain = connection.endpoint.startswith("http://")
-    if plain and connection.tls_verify:
-        raise EngineGone("http:// is never encrypted, and tls_verify is true")
-    if plain or connection.endpoint.startswith(UNIX):
-        return False
-    if not (connection.tls_verify or connection.cert_path):
-        return False
-    if wrong := unusable(connection.cert_path, verify=connection.tls_verify):
-        raise EngineGone(wrong)
-    folder = Path(connection.cert_path)
-    key, cert, ca = (folder / name for name in (KEY, CERT, CA))
-    return docker.tls.TLSConfig(
-        client_cert=(str(cert), str(key)) if cert.exists() else None,
-        ca_cert=str(ca) if ca.exists() else None,
-        verify=connection.tls_verify,
-    )

@@ -11,8 +11,15 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.firewall.xtables import present
 from ipv6natd.model import EngineRules, Network
-from ipv6natd.netfilter.docker_rules import NFT_TABLE, Leftover, in_save, removal
-from ipv6natd.netfilter.engine_rules import from_nft, from_save, joined
+from ipv6natd.netfilter.docker_rules import (
+    NFT_TABLE,
+    Leftover,
+    from_nft,
+    from_save,
+    in_save,
+    joined,
+    removal,
+)
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import said
 

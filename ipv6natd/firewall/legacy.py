@@ -34,6 +34,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable, TableChange
+from ipv6natd.netfilter.render import span
 from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
@@ -47,7 +48,6 @@ from ipv6natd.netfilter.rules import (
     Table,
     Target,
     Verdict,
-    span,
 )
 
 LARGE = 32

@@ -18,7 +18,8 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, TableChange
-from ipv6natd.netfilter.render import parse_save, pieces
+from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.render import pieces
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import DIRECTORIES, call, find
 

@@ -1,6 +1,6 @@
 """What the host itself says: facts from /proc and /sys that no engine tells.
 
-Of the calling thread's network namespace. What other firewalls say is read in host_rules.
+Of the calling thread's network namespace. What other firewalls say is read in firewalls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ipaddress import IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import Path
 
-from ipv6natd.host import firewalls as host_rules
+from ipv6natd.host import firewalls
 from ipv6natd.host.findings import Found, HostFacts, Learned, found, unfiltered
 from ipv6natd.host.firewalls import Tool, said
 from ipv6natd.model import Network, Route, is_interface, is_plain_interface
@@ -134,7 +134,7 @@ def read(networks: Iterable[Network], backend: Backend, zones: Map[str, str] | N
     if not facts.ipv6 or facts.disabled:
         return facts
     return replace(
-        host_rules.read(facts),
+        firewalls.read(facts),
         learned=learned(),
         routed=_routed(),
         up=tuple(_up(conf)),

@@ -17,7 +17,7 @@ from ipv6natd.host.findings import HostFacts
 from ipv6natd.host.nft import base_chains, entries
 from ipv6natd.netfilter.docker_rules import NFT_TABLE, is_jump, is_theirs
 from ipv6natd.netfilter.rules import PREFIX
-from ipv6natd.system import process as tools
+from ipv6natd.system import process
 
 _TIMEOUT = 10.0
 _LONGEST = 4 << 20
@@ -37,8 +37,8 @@ class Tool(StrEnum):
 
 
 def said(tool: Tool, *words: str, stdin: str = "") -> str:
-    """See tools.said; without bytes that are no text, since it goes to the journal and the bus."""
-    text = tools.said(tool, *words, stdin=stdin, timeout=_TIMEOUT)
+    """See process.said. Bytes that are no text are replaced: the journal and the bus take text."""
+    text = process.said(tool, *words, stdin=stdin, timeout=_TIMEOUT)
     return text.encode("utf-8", "replace").decode()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 
-from ipv6natd.netfilter.render import save_lines
+from ipv6natd.netfilter.parse import save_lines
 from ipv6natd.netfilter.rules import PREFIX
 
 

@@ -8,7 +8,6 @@ words rules in its own way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +22,6 @@ from ipv6natd.netfilter.rules import (
     Ruleset,
     Table,
     TableRules,
-    words,
 )
 
 
@@ -261,39 +259,3 @@ def _standing(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int,
         (each.base, each.position if each.base in placed else 0, each.target, each.text)
         for each in observed.jumps
     )
-
-
-def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
-    """(added, removed) rules between two rulesets, worded with table and chain."""
-    before, after = Counter(_worded(old, new)), Counter(_worded(new, old))
-    return list((after - before).elements()), list((before - after).elements())
-
-
-def _worded(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
-    """The jumps, and the rules of chains that the other has not alike."""
-    for table in Table:
-        rules = ruleset.table(table)
-        for jump in rules.jumps:
-            yield f"-t {table} -A {jump.base} {words(jump.rule)}"
-        alike = {chain.name: chain for chain in other.table(table).chains}
-        for chain in rules.chains:
-            if alike.get(chain.name) != chain:
-                for rule in chain.rules:
-                    yield f"-t {table} -A {chain.name} {words(rule)}"
-
-
-def full_text(ruleset: Ruleset) -> str:
-    """The ruleset as text for ip6tables-restore, for people to read."""
-    lines: list[str] = []
-    for table in Table:
-        rules = ruleset.table(table)
-        if not rules.chains:
-            continue
-        lines.append(f"*{table}")
-        lines += [f":{chain.name} - [0:0]" for chain in rules.chains]
-        lines += [f"-A {jump.base} {words(jump.rule)}" for jump in rules.jumps]
-        lines += [
-            f"-A {chain.name} {words(rule)}" for chain in rules.chains for rule in chain.rules
-        ]
-        lines.append("COMMIT")
-    return "".join(f"{line}\n" for line in lines)

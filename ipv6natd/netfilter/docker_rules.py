@@ -1,8 +1,12 @@
-"""What docker-ipv6nat or an engine that was switched off left in ip6tables: save text -> Leftover.
+"""Docker's own IPv6 rules: save text -> EngineRules and Leftover.
 
-Chains of theirs are known by name. In the kernel's own chains only rules in the very words that
-Docker 20.10 to 28 and docker-ipv6nat write count, and only about a bridge that is Docker's: nothing
-that a person wrote with a thought of his own. DOCKER-USER is a person's and stays.
+EngineRules tell which networks the engine manages itself: the chains of Docker 20.10 to 29 with
+iptables, and table `ip6 docker-bridges` of Docker 29 with nftables.
+
+A Leftover is a rule or chain of docker-ipv6nat or of an engine that was switched off. Chains of
+Docker are known by name. In the kernel's own chains a rule is a leftover only in the exact words
+of Docker 20.10 to 28 or docker-ipv6nat, and only for a bridge of Docker. DOCKER-USER belongs to
+the administrator and is never a leftover.
 """
 
 from __future__ import annotations
@@ -12,9 +16,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 
-from ipv6natd.model import Network
-from ipv6natd.netfilter.render import save_lines
+from ipv6natd.model import EngineRules, Network, Protocol
+from ipv6natd.netfilter.parse import save_lines
 from ipv6natd.netfilter.rules import PREFIX
+
+_RULE_CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
+# Up to 27 the engine's rules about a bridge stand in FORWARD itself.
+_FORWARD = re.compile(r"-A FORWARD .*-j DOCKER$")
+_DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
+_NFT_INTERFACE = re.compile(r'"([^"]+)" : jump filter-forward-')
+_NFT_PORT = re.compile(r"\b(tcp|udp|sctp) dport (\d{1,5}) .*\bdnat\b")
 
 _CHAIN = re.compile(r"DOCKER(?!-USER$)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
@@ -152,3 +163,33 @@ def _subnet(text: str) -> IPv6Network | None:
 
 def _is_docker(bridge: str, bridges: set[str]) -> bool:
     return bridge in bridges or NAMED_BY_DOCKER.fullmatch(bridge) is not None
+
+
+def from_save(text: str) -> EngineRules:
+    """The engine's rules in the output of one ip6tables-save."""
+    bridges: set[str] = set()
+    ports: set[tuple[Protocol, int]] = set()
+    for line in save_lines(text):
+        if not (_RULE_CHAIN.match(line) or _FORWARD.match(line)):
+            continue
+        bridges.update(_INTERFACE.findall(line))
+        if port := _DNAT_PORT.search(line):
+            ports.add((Protocol(port[1]), int(port[2])))
+    return EngineRules(bridges=frozenset(bridges), ports=frozenset(ports))
+
+
+def from_nft(text: str) -> EngineRules:
+    """The engine's rules in the output of `nft list table ip6 docker-bridges`."""
+    return EngineRules(
+        bridges=frozenset(_NFT_INTERFACE.findall(text)),
+        ports=frozenset((Protocol(p), int(n)) for p, n in _NFT_PORT.findall(text)),
+    )
+
+
+def joined(parts: Iterable[EngineRules]) -> EngineRules:
+    """All of them: the host's two variants and nft may each hold some."""
+    found = list(parts)
+    return EngineRules(
+        bridges=frozenset().union(*(each.bridges for each in found)),
+        ports=frozenset().union(*(each.ports for each in found)),
+    )

@@ -1,16 +1,23 @@
-"""The text of rules -> rules: the way back from `words` and `full_text`, and from nothing else.
+"""Save text -> Observed, and our own rule text -> rules.
 
-Only what our own wording can say is read; anything else is a ValueError. So a file that somebody
-changed can at most hold other rules of ours.
+`parse_save` reads any output of ip6tables-save. `rule` and `table_rules` read only the text that
+render writes; any other text is a ValueError. So a changed file of saved rules can at most contain
+other rules of ours.
 """
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.model import Protocol, is_plain_interface
+from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
+from ipv6natd.netfilter.render import words
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
@@ -24,10 +31,10 @@ from ipv6natd.netfilter.rules import (
     RejectWith,
     Rule,
     Snat,
+    Table,
     TableRules,
     Target,
     Verdict,
-    words,
 )
 
 _CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
@@ -186,3 +193,115 @@ def _target(name: str, tokens: Iterator[str]) -> Target:
         case "REJECT":
             return Reject(RejectWith(value))
     raise ValueError(f"not a target of ours: {name[:40]}")
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One table while its lines go by; of rules only hashes and counts are kept."""
+
+    own: dict[str, blake2b] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    jumps: list[ObservedJump] = field(default_factory=list)
+
+    def chain(self, name: str) -> None:
+        self.counts.setdefault(name, 0)
+        if name.startswith(PREFIX):
+            self.own.setdefault(name, blake2b(digest_size=16))
+
+    def rule(self, chain: str, text: str) -> None:
+        self.chain(chain)
+        position = self.counts[chain]
+        self.counts[chain] = position + 1
+        if chain.startswith(PREFIX):
+            self.own[chain].update(text.encode("utf-8", "surrogateescape") + b"\n")
+        elif PREFIX in text or DOCKER_USER in text or COMMENT in text:
+            jump = _observed_jump(chain, position, text, self.counts)
+            if jump is not None:
+                self.jumps.append(jump)
+
+    def table(self) -> ObservedTable:
+        return ObservedTable(
+            own={n: f"{self.counts[n]}:{digest.hexdigest()}" for n, digest in self.own.items()},
+            jumps=tuple(self.jumps),
+            docker_user=self.counts.get(DOCKER_USER),
+        )
+
+
+_STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
+_LONGEST = 4096
+"""Characters of a line that a string may make of several: a comment has 255 at most."""
+
+
+def save_lines(text: str) -> Iterator[str]:
+    """The lines of `ip6tables-save`; one in whose string a line break stands is one.
+
+    Else the words of somebody's comment would count as rules.
+    """
+    # An iterator, not a list: the output of a large host is megabytes.
+    lines = io.StringIO(text, newline="\n")
+    for line in lines:
+        parts, whole = [line], line
+        while _goes_on(whole) and len(whole) < _LONGEST and (more := next(lines, "")):
+            parts.append(more)
+            whole += more
+        # A string that never ends is none, and must not hide what stands below it.
+        for each in parts if _goes_on(whole) else (whole,):
+            yield each.removesuffix("\n")
+
+
+def _goes_on(line: str) -> bool:
+    # Strings stand in rules alone, behind a blank; no rule of ours has one.
+    return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
+
+
+def parse_save(text: str) -> Observed:
+    """What concerns us in the output of `ip6tables-save`; a table that is not in it is empty."""
+    observed: Observed = {table: ObservedTable() for table in Table}
+    reading, table = _Reading(), ""
+    for line in save_lines(text):
+        match line[:1]:
+            case "*":
+                reading, table = _Reading(), line[1:]
+            case ":":
+                reading.chain(line[1:].split(" ", 1)[0])
+            case "-" if line.count(" ") > 1:
+                _, chain, rule = line.split(" ", 2)
+                reading.rule(chain, rule)
+            case "C" if line == "COMMIT" and table in list(Table):
+                observed[Table(table)] = reading.table()
+    return observed
+
+
+def _observed_jump(
+    base: str, position: int, text: str, chains: Container[str]
+) -> ObservedJump | None:
+    """The rule as one of ObservedTable.jumps; None if it only looks like one."""
+    try:
+        tokens = iter(shlex.split(text))
+    except ValueError:
+        # A string that never ends: not the words of any rule.
+        return None
+    comment = target = ""
+    plain = True
+    for token in tokens:
+        match token:
+            case "-m":
+                plain = plain and next(tokens, "") == "comment"
+            case "--comment":
+                comment = next(tokens, "")
+            case "-j" | "-g":
+                target = next(tokens, "")
+                plain = plain and token == "-j"
+            case _:
+                plain = False
+    ours = comment == COMMENT
+    if target != DOCKER_USER and not target.startswith(PREFIX) and not (ours and target in chains):
+        return None
+    return ObservedJump(
+        base=base,
+        position=position,
+        target=target,
+        ours=ours,
+        plain=plain,
+        text=text,
+    )

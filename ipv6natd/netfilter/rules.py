@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
-from socket import AF_INET6, inet_ntop
 
 from ipv6natd.model import Protocol
 
@@ -167,90 +166,3 @@ class Ruleset:
 
 
 EMPTY = Ruleset()
-
-
-def words(rule: Rule) -> str:
-    """The rule as ip6tables-restore reads it, without the chain.
-
-    Every string in it was checked where it entered: interface names, addresses and numbers only.
-    """
-    parts: list[str] = []
-    if rule.source is not None:
-        parts.append(f"-s {_network(rule.source)}")
-    if rule.not_source is not None:
-        parts.append(f"! -s {_network(rule.not_source)}")
-    if rule.destination is not None:
-        parts.append(f"-d {_network(rule.destination)}")
-    if rule.not_destination is not None:
-        parts.append(f"! -d {_network(rule.not_destination)}")
-    if rule.in_interface:
-        parts.append(f"-i {rule.in_interface}")
-    if rule.not_in_interface:
-        parts.append(f"! -i {rule.not_in_interface}")
-    if rule.out_interface:
-        parts.append(f"-o {rule.out_interface}")
-    if rule.not_out_interface:
-        parts.append(f"! -o {rule.not_out_interface}")
-    if rule.protocol is not None:
-        parts.append(f"-p {rule.protocol}")
-        if rule.ports is not None:
-            parts.append(f"-m {rule.protocol} --dport {span(*rule.ports)}")
-    if rule.syn:
-        parts.append(f"-m tcp --tcp-flags {' '.join(SYN)}")
-    if rule.icmp:
-        parts.append("-p ipv6-icmp")
-    if rule.authentication:
-        parts.append("-p ah")
-    if rule.mark is not None:
-        parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
-    if rule.source_local:
-        parts.append("-m addrtype --src-type LOCAL")
-    if rule.source_not_local:
-        parts.append("-m addrtype ! --src-type LOCAL")
-    if rule.destination_local:
-        parts.append("-m addrtype --dst-type LOCAL")
-    if rule.destination_not_local:
-        parts.append("-m addrtype ! --dst-type LOCAL")
-    if rule.flow is not None:
-        protocol, first, last = rule.flow
-        parts.append(f"-m conntrack --ctproto {protocol}")
-        parts.append(f"-m conntrack --ctorigdstport {span(first, last)}")
-    if rule.states:
-        parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
-    if rule.reply:
-        parts.append("-m conntrack --ctdir REPLY")
-    if rule.comment:
-        parts.append(f"-m comment --comment {rule.comment}")
-    parts.append(_target_words(rule.target))
-    return " ".join(parts)
-
-
-def span(first: int, last: int) -> str:
-    """Ports as ip6tables takes them: one, or the first and the last."""
-    return f"{first}" if first == last else f"{first}:{last}"
-
-
-def _target_words(target: Target) -> str:
-    match target:
-        case Verdict():
-            return f"-j {target}"
-        case Jump(chain):
-            return f"-j {chain}"
-        case Dnat(address, None):
-            return f"-j DNAT --to-destination {_text(address)}"
-        case Dnat(address, port):
-            return f"-j DNAT --to-destination [{_text(address)}]:{port}"
-        case Snat(address):
-            return f"-j SNAT --to-source {address}"
-        case Reject(reject_with):
-            return f"-j REJECT --reject-with {reject_with}"
-
-
-def _network(network: IPv6Network) -> str:
-    return f"{_text(network.network_address)}/{network.prefixlen}"
-
-
-def _text(address: IPv6Address) -> str:
-    """Ten times as quick as its own, which counts where there are as many addresses as rules, and
-    the same in every Python: since 3.13 its own words addresses of IPv4 otherwise."""
-    return inet_ntop(AF_INET6, address.packed)

@@ -22,7 +22,8 @@ from ipv6natd.model import (
     Protocol,
 )
 from ipv6natd.netfilter.counters import DnatKey, dnat_key
-from ipv6natd.netfilter.rules import Dnat, Ruleset, words
+from ipv6natd.netfilter.render import words
+from ipv6natd.netfilter.rules import Dnat, Ruleset
 from ipv6natd.policy.networks import Place
 from ipv6natd.policy.port_bindings import ipv6_side
 from ipv6natd.report.status import Row

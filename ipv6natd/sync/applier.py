@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from contextlib import contextmanager
@@ -19,9 +20,7 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
-    changed_rules,
     drifted,
-    full_text,
     jumps_differ,
     learned,
     plan,
@@ -29,13 +28,13 @@ from ipv6natd.netfilter.diff import (
     unread,
     written,
 )
+from ipv6natd.netfilter.render import changed_rules, full_text
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
 from ipv6natd.policy.desired import Memory as DesiredMemory
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import Memory as RulesMemory
 from ipv6natd.policy.ruleset import filter_rules, ruleset
-from ipv6natd.sync.contest import Contest
-from ipv6natd.sync.exposure import exposure
+from ipv6natd.sync.saved_rules import exposure
 from ipv6natd.system.messages import Told, noted
 
 log = logging.getLogger(__name__)
@@ -47,6 +46,10 @@ PATIENCE = 15.0
 """Seconds that a pass which nobody waits for any more may hold up the next; systemd gives us 20."""
 FEW = 4
 """Chains that are read one by one; of more, all are read at once."""
+
+ORDER_LOSSES = 5
+ORDER_PERIOD = 60.0
+"""Seconds. Two programs that both insist would otherwise write for ever."""
 
 FollowFlows = Callable[[Desired | None, Desired, Exposure], bool]
 """What held before, what holds now, and what may have passed until now; whether it is done."""
@@ -320,3 +323,34 @@ def remove_all(firewall: Firewall) -> int:
 
 def _tables(tables: Iterable[Table]) -> str:
     return " and ".join(f"the {table} table" for table in tables)
+
+
+class Contest:
+    """Counts how often our order was changed back, and says when to leave it."""
+
+    def __init__(self) -> None:
+        """Nobody else is there yet."""
+        self._lost: deque[float] = deque(maxlen=ORDER_LOSSES)
+        self.given_up = False
+        """Whether the order is left as others make it."""
+
+    def lost(self, now: float) -> None:
+        """The order was changed back, at `now` seconds."""
+        self._lost.append(now)
+        if len(self._lost) == ORDER_LOSSES and now - self._lost[0] <= ORDER_PERIOD:
+            self.given_up = True
+
+    def over(self) -> None:
+        """Begin anew: the order is right by itself, or a person asked for it."""
+        self._lost.clear()
+        self.given_up = False
+
+
+def order_lost(first: str) -> str:
+    """Why the order is not ours, with the rule that stands first where it is known."""
+    who = f"`{first}` stands first" if first else "`ip6tables -S FORWARD` shows who"
+    return (
+        f"another program keeps putting its rules before ours in FORWARD ({who}), and after "
+        f"{ORDER_LOSSES} times in a minute it was left at that; when it has stopped: "
+        "ipv6natctl resync"
+    )

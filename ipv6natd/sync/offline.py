@@ -1,6 +1,8 @@
-"""Closes the networks of last time, first of all: before the libraries of the engine and of the bus
-are loaded, which takes longer than all else, and without waiting for the engine. Containers may
-start any moment.
+"""What the service does without the engine and the bus: close the saved networks, remove all rules.
+
+`close_networks` is the first step of a start, before the libraries of the engine and of the bus
+are loaded. Loading them takes longer than all else, and containers may start at any moment.
+`flush` is `ipv6natd -flush`, and the clean-up where no daemon runs.
 """
 
 from __future__ import annotations
@@ -8,13 +10,15 @@ from __future__ import annotations
 import logging
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import plan
 from ipv6natd.netfilter.rules import Backend, Ruleset, Table
 from ipv6natd.policy.ruleset import asks_for_sources, shut
-from ipv6natd.sync.exposure import exposure
-from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync.applier import remove_all
+from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.saved_rules import Kept, exposure
 
 log = logging.getLogger(__name__)
 
@@ -45,3 +49,22 @@ def close_networks(setting: str) -> Exposure:
     except FirewallError as error:
         log.error("cannot close the networks of last time: %s", error)
     return found
+
+
+def flush(setting: str) -> int:
+    """Returns the number of chains and jumps that went. Raises FirewallError.
+
+    The variant that is not in use too: it may hold some of earlier days.
+    """
+    used = open_firewall(setting)
+    firewalls: list[Firewall] = [used]
+    other = Backend.LEGACY if used.backend is Backend.NFT else Backend.NFT
+    try:
+        firewalls.append(RestoreFirewall(other))
+    except FirewallError as error:
+        log.debug("the other variant is not here: %s", error)
+    # First: without rules nothing guards what forwarding opens.
+    Forwarding().put_back()
+    count = sum(remove_all(each) for each in firewalls)
+    Kept().remove()
+    return count

@@ -24,8 +24,7 @@ from ipv6natd.netfilter.rules import TableRules
 from ipv6natd.report.changes import tell, tell_found
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
-from ipv6natd.sync.applier import FollowFlows, Kernel, Outcome
-from ipv6natd.sync.contest import reason as order_lost
+from ipv6natd.sync.applier import FollowFlows, Kernel, Outcome, order_lost
 from ipv6natd.sync.steps import Stepping
 from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.threads import in_thread

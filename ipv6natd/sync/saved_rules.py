@@ -10,9 +10,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.netfilter.diff import ObservedTable, stands
 from ipv6natd.netfilter.parse import table_rules
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import Ruleset, TableRules
+from ipv6natd.policy.ruleset import asks_for_sources
 from ipv6natd.system import files
 
 log = logging.getLogger(__name__)
@@ -57,3 +60,10 @@ class Kept:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot remove %s: %s", self.path, error.strerror)
+
+
+def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
+    """What the filter table that was found let pass, where `wanted` should have stood."""
+    if stands(wanted, found, keep_order=False):
+        return Exposure.NONE
+    return Exposure.OPEN if asks_for_sources(found.own) else Exposure.UNGUARDED

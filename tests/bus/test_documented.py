@@ -13,7 +13,7 @@ from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import limits as dbus_limits
 from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus import polkit
-from ipv6natd.dbus.filters import _FIELDS
+from ipv6natd.dbus.lists import _FIELDS
 from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import LOG, LOG_PATH, MANAGER, PATH, introspection
 from ipv6natd.dbus.polkit import Action

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ipv6natd.engine import parse as docker_facts
-from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.client import Connection, EngineGone, Unclear, connect, inspect, list_all
 from ipv6natd.engine.stream import json_rows
-from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
 from ipv6natd.model import Engine
 from tests.fuzz.target import Target, at_end, pieces, read_json
 from tests.outputs import assert_every_output_is_safe
@@ -68,9 +67,8 @@ def engine_bytes(data: bytes) -> None:
         "json": inspect,
         "events": events,
     }
-    watch = DockerWatch(Connection(endpoint=server.endpoint), lambda: None, resync_interval=300)
     with suppress(EngineGone):
-        client = watch._connect()
+        client, _ = connect(Connection(endpoint=server.endpoint))
         try:
             for ask in (_list, _inspect, _events):
                 ask(client)
@@ -83,14 +81,14 @@ KNOWN = Engine(version="28.0.0", api_version="1.48")
 
 def _list(client: Any) -> None:
     with suppress(EngineGone):
-        networks, _ = docker_watch._listed(client, KNOWN)
+        networks, _ = list_all(client, KNOWN)
         for each in networks:
             docker_facts.network(each)
 
 
 def _inspect(client: Any) -> None:
-    with suppress(EngineGone, docker_watch._Unclear):
-        docker_facts.container(docker_watch._inspect(client, "container", "a"), KNOWN)
+    with suppress(EngineGone, Unclear):
+        docker_facts.container(inspect(client, "container", "a"), KNOWN)
 
 
 def _events(client: Any) -> None:

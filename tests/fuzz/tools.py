@@ -15,12 +15,12 @@ from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
 from ipv6natd.host.findings import HostFacts, found
 from ipv6natd.model import Desired
-from ipv6natd.netfilter import counters, engine_rules
+from ipv6natd.netfilter import counters
+from ipv6natd.netfilter import docker_rules as engine_rules
 from ipv6natd.netfilter import docker_rules as leftovers
-from ipv6natd.netfilter.diff import full_text
 from ipv6natd.netfilter.docker_rules import removal
-from ipv6natd.netfilter.parse import table_rules
-from ipv6natd.netfilter.render import parse_save
+from ipv6natd.netfilter.parse import parse_save, table_rules
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import PREFIX, Ruleset
 from ipv6natd.system import process as tools
 from tests.fuzz.target import Target, read_json

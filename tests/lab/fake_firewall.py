@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.netfilter.diff import Observed, TableChange
-from ipv6natd.netfilter.render import parse_save, render
+from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.render import render
 from ipv6natd.netfilter.rules import Backend, Table
 
 BUILT_IN = {

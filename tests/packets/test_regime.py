@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipv6natd.model import Policy
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.lab import Answer, Failure, Regime, tcp, until

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from ipv6natd.engine import client as engine_client
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
+from ipv6natd.engine.client import Connection, EngineGone
+from ipv6natd.engine.watcher import DockerWatch
 from ipv6natd.model import Container
 from tests.unit.build import identity
 from tests.unit.fake_engine import (
@@ -124,6 +126,22 @@ def run(engine: FakeEngine, scenario: Scenario, *, resync_interval: float = 3600
 
 
 # The first picture.
+
+
+def test_a_doubt_is_warned_of_once_not_at_each_connect(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(docker_watch, "doubts", lambda *_, **__: ("a doubt",))
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.send(None)
+        await until(lambda: caplog.text.count("a doubt") == 2)
+
+    run(engine, scenario)
+    levels = [record.levelname for record in caplog.records if record.message == "a doubt"]
+    assert levels == ["WARNING", "DEBUG"]
 
 
 def test_the_first_picture_comes_from_one_list_call_each(engine: FakeEngine) -> None:
@@ -675,7 +693,7 @@ def test_a_list_that_fails_leaves_no_stream_behind(engine: FakeEngine) -> None:
 def test_an_engine_that_hangs_is_given_up_in_time(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_watch, "CALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(engine_client, "CALL_TIMEOUT", 0.1)
     gate = threading.Event()
 
     def hangs() -> Answer:
@@ -697,7 +715,7 @@ def test_an_engine_that_hangs_is_given_up_in_time(
 def test_an_inspect_that_hangs_is_asked_for_again(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_watch, "CALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(engine_client, "CALL_TIMEOUT", 0.1)
     gate = threading.Event()
 
     def hangs() -> Answer:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.config import ConfigError, Layer, settings
-from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.client import Client, Connection, EngineGone, tls_config
 from ipv6natd.engine.endpoint import advice, doubts, not_a_socket
-from ipv6natd.engine.watcher import Connection, EngineGone
 
 TCP = "tcp://engine:2376"
 FAILED = "certificate verify failed: "
@@ -135,7 +134,7 @@ def test_no_variable_of_the_libraries_chooses_whom_to_trust(
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:1")
     (tmp_path / "netrc").write_text("machine 192.0.2.2 login a password swordfish\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    client = docker_watch._Client(base_url="tcp://192.0.2.2:2375", version="1.41")
+    client = Client(base_url="tcp://192.0.2.2:2375", version="1.41")
     client.verify = "/ours/ca.pem"
     url = "http://192.0.2.2:2375/version"
     asked = client.merge_environment_settings(url, {}, None, None, None)
@@ -152,8 +151,8 @@ def test_certificates_come_from_the_folder_that_was_named_and_no_other(
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).touch()
     with pytest.raises(EngineGone, match="there is no cert_path"):
-        docker_watch._tls(Connection(endpoint=TCP, tls_verify=True))
-    assert docker_watch._tls(Connection(endpoint=TCP)) is False
+        tls_config(Connection(endpoint=TCP, tls_verify=True))
+    assert tls_config(Connection(endpoint=TCP)) is False
 
 
 def test_a_password_in_an_endpoint_is_refused_and_not_said() -> None:

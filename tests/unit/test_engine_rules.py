@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.engine import flags as engine_flags
+from ipv6natd.engine import dockerd as engine_flags
 from ipv6natd.model import Engine, EngineRules, ManagedBy, Policy, Protocol
-from ipv6natd.netfilter.diff import full_text
-from ipv6natd.netfilter.engine_rules import from_nft, from_save, joined
+from ipv6natd.netfilter.docker_rules import from_nft, from_save, joined
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.unit.build import container, network, snapshot

@@ -13,7 +13,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.firewall.xtables import locked
 from ipv6natd.model import Desired
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.dbus.filters import FilterError, matching
+from ipv6natd.dbus.lists import FilterError, matching
 from ipv6natd.model import ManagedBy, Protocol
 from tests.bus.conftest import mapping
 

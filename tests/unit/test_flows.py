@@ -25,7 +25,7 @@ from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Proto
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.exposure import exposure
+from ipv6natd.sync.saved_rules import exposure
 from tests.unit.build import container, endpoint, network, snapshot
 
 HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"

@@ -18,7 +18,7 @@ from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.status import State, Status
 from ipv6natd.sync import reconciler as reconcile
-from ipv6natd.sync.contest import LIMIT, WITHIN, Contest, reason
+from ipv6natd.sync.applier import ORDER_LOSSES, ORDER_PERIOD, Contest, order_lost
 from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
 from tests.lab.fake_firewall import FakeFirewall
@@ -271,22 +271,22 @@ def test_a_firewall_that_comes_late_is_used_as_soon_as_it_is_there() -> None:
 
 def test_five_times_within_a_minute_are_enough() -> None:
     contest = Contest()
-    for second in range(LIMIT - 1):
+    for second in range(ORDER_LOSSES - 1):
         contest.lost(second)
     assert not contest.given_up
-    contest.lost(WITHIN)
+    contest.lost(ORDER_PERIOD)
     assert contest.given_up
     contest.over()
     assert not contest.given_up
     for minute in range(20):
-        contest.lost(minute * WITHIN / 3)
+        contest.lost(minute * ORDER_PERIOD / 3)
     assert not contest.given_up
 
 
 def test_the_reason_names_the_rule_where_it_is_known() -> None:
-    assert f"(`{THEIRS}` stands first)" in reason(THEIRS)
-    assert "`ip6tables -S FORWARD`" in reason("")
-    assert reason(THEIRS).endswith("ipv6natctl resync")
+    assert f"(`{THEIRS}` stands first)" in order_lost(THEIRS)
+    assert "`ip6tables -S FORWARD`" in order_lost("")
+    assert order_lost(THEIRS).endswith("ipv6natctl resync")
 
 
 def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
@@ -295,12 +295,12 @@ def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
         host.found = Found(first_in_forward=THEIRS)
-        for _ in range(LIMIT - 1):
+        for _ in range(ORDER_LOSSES - 1):
             await host.intrude()
             assert "DOCKER-USER" in host.first
         await host.intrude()
         assert host.first == THEIRS
-        await host.is_(State.DEGRADED, reason(THEIRS))
+        await host.is_(State.DEGRADED, order_lost(THEIRS))
         # What is ours is repaired, and follows the engine, where it stands.
         host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
         host.facts.have(X, web("9090:80"))
@@ -316,7 +316,7 @@ def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
 def test_a_jump_that_is_gone_is_put_back_even_then() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        for _ in range(LIMIT):
+        for _ in range(ORDER_LOSSES):
             await host.intrude()
         jump = "-m comment --comment ipv6natd -j IPV6NAT-FORWARD"
         host.fake.load(f"*filter\n-D FORWARD {jump}\nCOMMIT\n")
@@ -329,14 +329,14 @@ def test_a_jump_that_is_gone_is_put_back_even_then() -> None:
 def test_it_is_taken_up_again_when_the_other_has_gone_or_a_person_asks() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        for _ in range(LIMIT):
+        for _ in range(ORDER_LOSSES):
             await host.intrude()
-        await host.is_(State.DEGRADED, reason(""))
+        await host.is_(State.DEGRADED, order_lost(""))
         for _ in range(host.fake.dump().count(THEIRS)):
             host.fake.load(f"*filter\n-D{THEIRS.removeprefix('-A')}\nCOMMIT\n")
         host.loop.verify()
         await host.is_(State.SYNCED, "")
-        for _ in range(LIMIT):
+        for _ in range(ORDER_LOSSES):
             await host.intrude()
         assert host.first == THEIRS
         await host.loop.resync()

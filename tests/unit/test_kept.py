@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 
 from ipv6natd.model import Desired
-from ipv6natd.netfilter.diff import full_text
 from ipv6natd.netfilter.parse import rule, table_rules
-from ipv6natd.netfilter.rules import Ruleset, Table, words
+from ipv6natd.netfilter.render import full_text, words
+from ipv6natd.netfilter.rules import Ruleset, Table
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept
 from tests.unit.test_properties import bounded, states

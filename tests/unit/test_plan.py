@@ -9,16 +9,8 @@ import pytest
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.netfilter.diff import (
-    ObservedTable,
-    TableChange,
-    changed_rules,
-    drifted,
-    full_text,
-    jumps_differ,
-    plan,
-    stands,
-)
+from ipv6natd.netfilter.diff import ObservedTable, TableChange, drifted, jumps_differ, plan, stands
+from ipv6natd.netfilter.render import changed_rules, full_text
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import ruleset

@@ -27,9 +27,9 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.diff import TableChange, full_text, jumps_differ, plan, stands
-from ipv6natd.netfilter.render import render
-from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict, words
+from ipv6natd.netfilter.diff import TableChange, jumps_differ, plan, stands
+from ipv6natd.netfilter.render import full_text, render, words
+from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all

@@ -26,7 +26,7 @@ from ipv6natd.model import (
     Route,
     Snapshot,
 )
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text, words
 from ipv6natd.netfilter.rules import (
     Dnat,
     Jump,
@@ -37,7 +37,6 @@ from ipv6natd.netfilter.rules import (
     Snat,
     Table,
     Verdict,
-    words,
 )
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import asks_for_sources, ruleset, shut

@@ -6,7 +6,8 @@ import pytest
 
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable, TableChange
-from ipv6natd.netfilter.render import parse_save, render
+from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.render import render
 from ipv6natd.netfilter.rules import BaseJump, Chain, Dnat, Jump, Rule, Table, Verdict
 
 SAVE = """\

@@ -11,8 +11,9 @@ from random import Random
 import pytest
 
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.netfilter.diff import full_text, plan
+from ipv6natd.netfilter.diff import plan
 from ipv6natd.netfilter.parse import table_rules
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import Chain, Ruleset, Table, TableRules
 from ipv6natd.policy import chains as split
 from ipv6natd.policy.desired import desired

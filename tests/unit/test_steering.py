@@ -11,7 +11,7 @@ import pytest
 
 from ipv6natd.ctl import control as steering
 from ipv6natd.dbus.connection import ERROR, BusError
-from ipv6natd.sync import flush
+from ipv6natd.sync import offline as flush
 from ipv6natd.system import process as tools
 
 AGENT = """#!/bin/sh

@@ -17,9 +17,8 @@ import pytest
 import requests
 
 from ipv6natd.config import ConfigError, Layer, Settings, environment_layer, settings
-from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.client import Client, Connection, EngineGone, connect, tls_config
 from ipv6natd.engine.endpoint import advice, doubts, unusable
-from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
 
 pytestmark = [
     # Of docker 5.
@@ -141,7 +140,7 @@ def test_certificates_that_are_there_and_go_together_are_used(folder: Path) -> N
 
     def used(*, verify: bool) -> tuple[Any, Any]:
         made = Connection(endpoint=TCP, cert_path=str(folder), tls_verify=verify)
-        tls: Any = docker_watch._tls(made)
+        tls: Any = tls_config(made)
         return tls.ca_cert, tls.cert
 
     assert used(verify=True) == used(verify=False) == (ca, (cert, key))
@@ -178,7 +177,7 @@ def test_certificates_that_cannot_be_used_are_named_and_nothing_is_asked(
     assert said.format(folder) in unusable(str(folder), verify=True)
     with engine() as server:
         with pytest.raises(EngineGone, match=r"\.pem"):
-            connect(f"tcp://{server.place}", str(folder), verify=True)
+            connected(f"tcp://{server.place}", str(folder), verify=True)
         assert server.connections == 0
 
 
@@ -192,7 +191,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
 def test_nothing_but_the_folder_vouches_for_an_engine(endpoint: str) -> None:
     """Also for who makes a connection past the settings."""
     with pytest.raises(EngineGone, match=r"cert_path|never encrypted"):
-        docker_watch._tls(Connection(endpoint=endpoint, tls_verify=True))
+        tls_config(Connection(endpoint=endpoint, tls_verify=True))
 
 
 # What is really done with the connection.
@@ -245,9 +244,12 @@ def engine(elsewhere: str = "") -> Iterator[Server]:
         thread.join()
 
 
-def connect(endpoint: str, cert_path: str = "", *, verify: bool = False) -> None:
+def connected(endpoint: str, cert_path: str = "", *, verify: bool = False) -> tuple[str, ...]:
+    """What is warned of after a connect."""
     connection = Connection(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
-    DockerWatch(connection, lambda: None, resync_interval=60)._connect().close()
+    client, _ = connect(connection)
+    client.close()
+    return tuple(doubts(endpoint, verified=client.verified))
 
 
 @pytest.mark.parametrize(
@@ -269,24 +271,22 @@ def test_what_is_verified_is_read_off_the_connection(
     """`verify` None: no cert_path. https:// by itself asks the authorities that the host knows."""
     path = "" if verify is None else str(folder)
     made = Connection(endpoint=endpoint, cert_path=path, tls_verify=bool(verify))
-    tls = docker_watch._tls(made)
-    client = docker_watch._Client(base_url=endpoint, version="1.41", tls=tls)
+    tls = tls_config(made)
+    client = Client(base_url=endpoint, version="1.41", tls=tls)
     assert client.verified is verified
     if verify:
         assert client.verify == f"{folder}/ca.pem"
     client.close()
 
 
-def test_a_plain_engine_is_doubted_whatever_the_settings_say(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_plain_engine_is_doubted_whatever_the_settings_say() -> None:
     with engine() as server:
-        connect(f"http://{server.place}")
+        (doubt,) = connected(f"http://{server.place}")
         assert server.connections
-        assert "is not checked, so that anybody on the way" in caplog.text
+        assert "is not checked, so that anybody on the way" in doubt
         before = server.connections
         with pytest.raises(EngineGone, match="never encrypted"):
-            connect(f"http://{server.place}", verify=True)
+            connected(f"http://{server.place}", verify=True)
         assert server.connections == before
 
 
@@ -303,7 +303,7 @@ def test_an_engine_that_sends_us_elsewhere_is_not_followed(scheme: str) -> None:
     """A verified one could send us to another host, past its certificate, and over plain HTTP."""
     with engine() as other, engine(f"{scheme}://{other.place}/version") as server:
         with pytest.raises(EngineGone, match="it sends us elsewhere, where we do not go"):
-            connect(f"tcp://{server.place}")
+            connected(f"tcp://{server.place}")
         assert server.connections
         assert other.connections == 0
 
@@ -316,7 +316,7 @@ def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch, n
         monkeypatch.setenv(each, "example.org")
     with engine() as proxy, engine() as server:
         monkeypatch.setenv(name, f"http://{proxy.place}")
-        connect(f"tcp://{server.place}")
+        connected(f"tcp://{server.place}")
         assert server.connections
         assert proxy.connections == 0
 
@@ -328,7 +328,7 @@ def test_no_account_of_netrc_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     with engine() as server:
-        connect(f"tcp://{server.place}")
+        connected(f"tcp://{server.place}")
         assert server.headers
         assert not any("authorization" in each for each in server.headers)
 
@@ -341,7 +341,7 @@ def test_no_authority_of_the_environment_vouches_for_an_engine(
 ) -> None:
     monkeypatch.setenv(name, str(folder / "cert.pem"))
     made = Connection(endpoint=TCP, cert_path=str(folder), tls_verify=True)
-    client = docker_watch._Client(base_url=TCP, version="1.41", tls=docker_watch._tls(made))
+    client = Client(base_url=TCP, version="1.41", tls=tls_config(made))
     asked = client.merge_environment_settings(HTTPS, {}, None, None, None)
     client.close()
     assert asked["verify"] == f"{folder}/ca.pem"

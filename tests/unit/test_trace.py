@@ -22,7 +22,7 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.diff import full_text
+from ipv6natd.netfilter.render import full_text
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.trace import (

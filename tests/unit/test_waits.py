@@ -15,7 +15,8 @@ from ipv6natd.dbus import polkit
 from ipv6natd.dbus import service as dbus_api
 from ipv6natd.dbus.connection import Connection as BusConnection
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.watcher import Connection, DockerWatch, EngineGone
+from ipv6natd.engine.client import CALL_TIMEOUT, Connection, EngineGone
+from ipv6natd.engine.watcher import DockerWatch
 from ipv6natd.firewall import monitor as drift
 from ipv6natd.firewall import restore
 from ipv6natd.report import textfile
@@ -31,9 +32,9 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     assert signature.parameters["timeout"].default == bus.CALL_SECONDS
     connected = inspect.signature(bus.connect)
     assert connected.parameters["seconds"].default == bus.CONNECT_SECONDS
-    text = modules()["engine.watcher"].read_text()
-    assert len(re.findall(r"timeout=CALL_TIMEOUT", text)) == 3
-    assert "settimeout(5)" in modules()["engine.flags"].read_text()
+    texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
+    assert sum(text.count("timeout=CALL_TIMEOUT") for text in texts) == 3
+    assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
     assert "settimeout(PATIENCE)" in modules()["system.logs"].read_text()
 
 
@@ -84,7 +85,7 @@ LIMITS = {
     "a tool that reads or writes rules": restore.TIMEOUT,
     "neighbours that are to be forgotten": conntrack.TIMEOUT,
     "the flows of one change": conntrack.PATIENCE,
-    "an answer of the engine": float(docker_watch.CALL_TIMEOUT),
+    "an answer of the engine": float(CALL_TIMEOUT),
     "a connect to the bus": bus.CONNECT_SECONDS,
     "a call over the bus": bus.CALL_SECONDS,
     "the bus to say whose a call is": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.watcher import Connection, DockerWatch
+from ipv6natd.engine.client import Connection
+from ipv6natd.engine.watcher import DockerWatch
 from ipv6natd.model import Policy
 from ipv6natd.sync.reconciler import Reconciler
 from tests.lab.fake_firewall import FakeFirewall
