@@ -1,7 +1,7 @@
-"""`make fuzz`: every fuzzer for a while, guided by which lines of the package it reaches.
+"""`make fuzz`: runs every fuzzer for a fixed time, guided by the coverage of the package.
 
-Needs atheris, which is libFuzzer for Python. What is found is a file in .fuzz/; a crash goes, as
-small as it can be made, into tests/fuzz/corpus/TARGET/, where CI runs it for ever.
+Needs atheris, which is libFuzzer for Python. A crash is a file in .fuzz/. Minimize the crash, and
+add the file to tests/fuzz/corpus/TARGET/: CI runs the corpus.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import Any
 
 WORK = Path(".fuzz")
 LONGEST = 4096
-"""Bytes of one input: what is larger only takes longer."""
+"""Bytes of one input. Larger inputs take longer and find no more."""
 _DONE = re.compile(r"stat::number_of_executed_units: *(\d+)")
 _FOUND = re.compile(r"Test unit written to (\S+)")
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", help="fuzzers by name; none means all")
-    parser.add_argument("--seconds", type=int, default=600, help="for each (default: 600)")
-    parser.add_argument("--seed", type=int, default=0, help="0 takes one at random, and says it")
+    parser.add_argument("targets", nargs="*", help="names of fuzzers (default: all)")
+    parser.add_argument("--seconds", type=int, default=600, help="for each fuzzer (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="0 takes a random seed and prints it")
     parser.add_argument(
-        "--keep", action="store_true", help="add what reached new lines to the corpus"
+        "--keep", action="store_true", help="add inputs that reached new lines to the corpus"
     )
     options = parser.parse_args(argv)
     from tests.fuzz.targets import TARGETS
 
     unknown = set(options.targets) - set(TARGETS)
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}: {', '.join(TARGETS)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
     names = options.targets or list(TARGETS)
     failed = [each for each in names if not _run(each, options.seconds, options.seed)]
     if options.keep:
         for each in names:
             _keep(each)
     if failed:
-        print(f"found something: {', '.join(failed)}")
+        print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
@@ -51,7 +51,7 @@ def _command(name: str, *words: str) -> list[str]:
 
 
 def _run(name: str, seconds: int, seed: int) -> bool:
-    """Whether nothing was found."""
+    """Run one fuzzer; True if it found no failure."""
     from tests.fuzz.targets import TARGETS
 
     target = TARGETS[name]
@@ -90,7 +90,7 @@ def _run(name: str, seconds: int, seed: int) -> bool:
 
 
 def _keep(name: str) -> None:
-    """The fewest and smallest inputs that reach what all of them reach."""
+    """Add the smallest set of inputs with the same coverage to the corpus."""
     from tests.fuzz.target import CORPUS
     from tests.fuzz.targets import TARGETS
 
@@ -99,11 +99,11 @@ def _keep(name: str) -> None:
     before = len(TARGETS[name].kept())
     command = _command(name, "-merge=1", f"-max_len={2 * LONGEST}", str(folder), str(WORK / name))
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    print(f"{name}: {len(TARGETS[name].kept()) - before} more in the corpus")
+    print(f"{name}: {len(TARGETS[name].kept()) - before} new inputs in the corpus")
 
 
 def _inside(name: str, words: list[str]) -> None:
-    """libFuzzer itself; never returns."""
+    """Run libFuzzer in this process; never returns."""
     import atheris
 
     with atheris.instrument_imports(include=["ipv6natd"]):

@@ -1,4 +1,4 @@
-"""Fuzzers of what others send over the bus: bytes, and calls with anything in them."""
+"""Fuzzers of messages on the bus: bytes, and calls with arbitrary members and arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PING_BYTES = bytes(_PING._marshall())
 
 
 def frame(data: bytes) -> bytes:
-    """The bytes as one message whose lengths are right: more a bus does not promise."""
+    """The bytes as one message with valid lengths: a bus daemon guarantees only these."""
     kind = b"B" if data[:1] == b"B" else b"l"
     order = ">" if kind == b"B" else "<"
     head = bytearray(data[:16].ljust(16, b"\0"))
@@ -43,13 +43,13 @@ def frame(data: bytes) -> bytes:
 
 
 def wire(data: bytes) -> None:
-    """Whatever a message holds, the one that follows it is read as it was sent, and a call that
-    could be read is answered by a method whose types it has, or by an error in a sentence."""
+    """After any message the next message is read unchanged, and a readable call reaches a method
+    with the same signature, or gets an error."""
     stream = io.BytesIO(frame(data) + _PING_BYTES)
     reader = _reader(stream)
     try:
         read = reader.unmarshall()
-    except Exception:  # as the transport has it: logged, and the next message
+    except Exception:  # the transport logs it and reads the next message
         read = None
     if read is not None and read.message_type is MessageType.METHOD_CALL:
         _assert_called(_call(read))
@@ -84,7 +84,7 @@ def _assert_error(error: BusError) -> None:
 
 
 class _Line:
-    """A connection that keeps what is answered, as bytes."""
+    """A connection that records the replies as bytes."""
 
     unsent = 0
     connected = True
@@ -105,11 +105,11 @@ class _Line:
 
 class _Everybody:
     def known_user(self, _call: Call) -> int:
-        """A plain user, who is asked about."""
+        """The uid of a plain user, so that polkit is needed."""
         return 65534
 
     async def check(self, _call: Call, _action: object) -> None:
-        """Nobody is kept out, so that every member is met."""
+        """Permit everything, so that every member is reached."""
 
 
 @cache
@@ -121,8 +121,8 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def members(data: bytes) -> None:
-    """Whatever a caller sends to whatever member, it gets one answer: of the type that the member
-    has, or a short error without a traceback; and one that wants none gets none."""
+    """Any call of any member gets exactly one reply, with the signature of the member or as a short
+    error without a traceback, and a call without a wanted reply gets none."""
     said = read_json(data)
     if not isinstance(said, dict):
         return
@@ -138,7 +138,7 @@ def members(data: bytes) -> None:
             sender=":1.5",
         )
         read = _reader(io.BytesIO(bytes(sent._marshall()))).unmarshall()
-    except Exception:  # no bus would carry it
+    except Exception:  # no bus daemon would deliver it
         return
     line = _Line()
     call = replace(bus._call(line, read), sender=":1.5")  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def members(data: bytes) -> None:
 
 
 def _value(value: Any) -> Any:
-    """JSON as the library wants it: {"signature": ..., "value": ...} stands for a variant."""
+    """JSON as values of the library: {"signature": ..., "value": ...} is a variant."""
     match value:
         case {"signature": str(signature), "value": inner}:
             return Variant(signature, _value(inner))

@@ -1,4 +1,4 @@
-"""Fuzzers of what an engine says: its JSON, its lists cut anywhere, its bytes on the socket."""
+"""Fuzzers of the engine's responses: JSON, lists cut anywhere, bytes on the socket."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EVENT = event("container", "start", "web")
 
 
 def engine_json(data: bytes) -> None:
-    """Whatever JSON an engine answers, nothing raises, every line of rule text stands in our own
-    grammar, and every text that people or programs get is one that they can bear."""
+    """With any JSON from an engine nothing raises, every line of rule text matches our own grammar,
+    and every output for users and programs is safe."""
     said = read_json(data)
     if not isinstance(said, dict):
         return
@@ -38,8 +38,8 @@ def engine_json(data: bytes) -> None:
 
 
 def rows_in_pieces(data: bytes) -> None:
-    """However a list is cut into pieces, its rows are those of the whole, or it is refused with a
-    ValueError; nothing else is raised."""
+    """A list cut into any pieces gives the rows of the whole list, or raises ValueError and nothing
+    else."""
     size, text = (data[0] or 1) if data else 1, data[1:]
     cut = [text[at : at + size] for at in range(0, len(text), size)]
     try:
@@ -49,14 +49,14 @@ def rows_in_pieces(data: bytes) -> None:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        return  # more than a list may be let through, never less
+        return  # more than lists may be accepted, but never fewer
     if isinstance(whole, list):
         assert repr(found) == repr(whole)
 
 
 def engine_bytes(data: bytes) -> None:
-    """Whatever bytes an engine sends on its socket, wherever they end, a session with it ends with
-    EngineGone or has facts, and an inspect is unclear or is one."""
+    """With any bytes from an engine, complete or not, a session has facts or ends with EngineGone,
+    and an inspect gives a container or raises _Unclear."""
     version, info, networks, containers, inspect, events = pieces(data, count=6)
     server = _server()
     server.answers = {
@@ -92,7 +92,7 @@ def _inspect(client: Any) -> None:
 
 
 def _events(client: Any) -> None:
-    # Whatever the stream raises is how it ended; what an event holds must not raise.
+    # The stream may raise anything: that is its end. Parsing an event must not raise.
     try:
         stream = client.events(filters=docker_facts.EVENTS, decode=True)
     except Exception:
@@ -101,7 +101,7 @@ def _events(client: Any) -> None:
         while True:
             try:
                 each = next(stream)
-            except Exception:  # also the end
+            except Exception:  # the end of the stream too
                 return
             docker_facts.event_subjects(each)
             docker_facts.is_end(each)
@@ -111,7 +111,7 @@ def _events(client: Any) -> None:
 
 
 class _Server:
-    """Answers each path with the bytes that it is given, and hangs up."""
+    """An HTTP server with fixed bytes for each path; closes the connection after each response."""
 
     def __init__(self) -> None:
         self.answers: dict[str, bytes] = {}

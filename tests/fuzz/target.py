@@ -1,6 +1,6 @@
-"""What a fuzzer is made of: a check that takes any bytes, what it begins with, and words that help.
+"""A fuzzer: a check of any bytes, the first inputs, and tokens for the mutations.
 
-Checks are plain functions, so that the corpus runs through them in CI without a fuzzer.
+Checks are plain functions, so CI can run the corpus through them without a fuzzer.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from tests.unit.test_properties import HOSTILE, places
 
 CORPUS = Path(__file__).parent / "corpus"
 Mutate = Callable[[bytes, int], bytes]
-"""Bytes and the size that they may have -> other bytes."""
+"""Takes bytes and a maximum size, returns mutated bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One fuzzer. The first sentence of what its check says is its invariant."""
+    """One fuzzer. The docstring of its check is its invariant, in one sentence."""
 
     name: str
     check: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
     words: tuple[bytes, ...] = field(default=())
-    """Tokens that chance would not find."""
+    """Tokens that random mutations would not find."""
     structured: bool = False
-    """Whether its bytes are JSON, to be changed as such and not as bytes."""
+    """True if the input is JSON, and mutations change values instead of bytes."""
 
     @property
     def about(self) -> str:
-        """The invariant."""
+        """The invariant in one line."""
         return " ".join((self.check.__doc__ or "").split())
 
     def kept(self) -> list[Path]:
-        """What earlier runs found worth keeping."""
+        """The files of the corpus."""
         folder = CORPUS / self.name
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def read_json(data: bytes) -> Any:
-    """The value; None for what is no JSON."""
+    """The decoded value; None for invalid JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -52,7 +52,7 @@ def read_json(data: bytes) -> Any:
 
 
 def changed_json(data: bytes, most: int, seed: int, mutate: Mutate) -> bytes:
-    """JSON with one to four of its values replaced, removed, doubled or moved."""
+    """JSON with one to four values replaced, removed, duplicated or moved."""
     chance = random.Random(seed)
     value = read_json(data)
     for _ in range(chance.randint(1, 4)):
@@ -108,7 +108,7 @@ def _text(old: str, chance: random.Random, mutate: Mutate) -> str:
 
 
 def pieces(data: bytes, separator: bytes = b"\n---\n", count: int = 0) -> Iterator[bytes]:
-    """The parts between separators; exactly `count`, the last ones empty, if that is not 0."""
+    """The parts between separators. With `count`, exactly so many: the missing parts are empty."""
     found = data.split(separator, count - 1 if count else -1)
     yield from found
     yield from [b""] * max(0, count - len(found))

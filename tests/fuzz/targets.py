@@ -1,4 +1,4 @@
-"""All fuzzers, by name."""
+"""All fuzzers by name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The short form of `make fuzz`: all that was ever found once more, and some that is new.
+"""The short form of `make fuzz`: the whole corpus, and a few hundred mutated inputs.
 
-Without a fuzzer, and the same on every run.
+This form needs no fuzzer, and the inputs are the same in every run.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from tests.fuzz.target import CORPUS, changed_json
 from tests.fuzz.targets import TARGETS
 from tests.outputs import close_all
 
-# docker 5.0.3, of Debian 12, compares versions with distutils.
+# docker 5.0.3 of Debian 12 compares versions with distutils.
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
 MANY = 300
 FEW = 60
 SLOW = {"engine-json", "engine-bytes"}
-"""A hundred of these take seconds."""
+"""Targets of which a hundred inputs take seconds."""
 
 
 @pytest.fixture(autouse=True)
 def swept() -> Iterator[None]:
-    # The library forgets a connection on which the engine talked nonsense; the collector finds it.
+    # The library leaves the connection open after an invalid response; the collector closes it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
@@ -62,7 +62,7 @@ def test_the_invariant_holds_for_what_chance_makes(name: str) -> None:
 
 
 def scrambled(data: bytes, most: int, words: tuple[bytes, ...] = (b"\xff", b"%", b"\n")) -> bytes:
-    """Some bytes removed, replaced or doubled; the same for the same bytes."""
+    """Input with some bytes removed, replaced or duplicated; deterministic."""
     chance = random.Random(data)
     for _ in range(chance.randint(1, 4)):
         first, last = sorted(chance.choices(range(len(data) + 1), k=2))

@@ -1,4 +1,4 @@
-"""Fuzzers of what the host's tools say, and of the rules that are kept on disk."""
+"""Fuzzers of the output of the host's tools, and of the saved rules on disk."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ NETWORKS = (network(), network(name="y", subnet="fd00:b::/64", internal=True))
 
 
 def save_text(data: bytes) -> None:
-    """Whatever ip6tables-save, nft or conntrack print, no parser of theirs raises, jumps are lines
-    that were there, what is to be removed names chains and rules of Docker's alone, and each flow
-    that is to be forgotten is one whole message to the kernel."""
+    """With any output of ip6tables-save, nft or conntrack no parser raises, each parsed jump is a
+    line of the input, the removal names only chains and rules of Docker, and each entry to delete
+    is one complete netlink message."""
     text = data.decode("utf-8", "surrogateescape")
     for table in parse_save(text).values():
         assert all(name.startswith(PREFIX) for name in table.own)
@@ -59,8 +59,8 @@ def save_text(data: bytes) -> None:
 
 
 def a_comment(data: bytes) -> None:
-    """Whatever stands in the comment of somebody else's rule, what is observed of us is the same,
-    and so is what would be removed."""
+    """The comment of a foreign rule changes neither what is observed of our rules nor what would be
+    removed."""
     comment = data.replace(b"\0", b"").decode("utf-8", "surrogateescape")[:255]
     quoted = re.sub(r"([\"\\'])", r"\\\1", comment)
     rule = f'-A FORWARD -m comment --comment "{quoted}" -j ACCEPT\n'
@@ -109,8 +109,8 @@ FLOWS = (
 
 
 def kept_rules(data: bytes) -> None:
-    """Whatever stands in the file of kept rules, it is refused with ValueError or TypeError, or is
-    rules of ours that mean the same when they are written."""
+    """Any content of the file of saved rules raises ValueError or TypeError, or is a set of our own
+    rules that does not change when it is written and parsed."""
     try:
         rules = table_rules(data.decode("utf-8", "replace"))
     except (ValueError, TypeError):
@@ -122,8 +122,8 @@ def kept_rules(data: bytes) -> None:
 
 
 def host(data: bytes) -> None:
-    """Whatever the host's tools say of its rules and routes, nothing raises, and what is found are
-    sentences of bounded length, each with its command."""
+    """With any output of the host's tools about rules and routes nothing raises, and each finding
+    is a text with a command."""
     told = read_json(data)
     told = told if isinstance(told, dict) else {}
 
@@ -141,8 +141,7 @@ def host(data: bytes) -> None:
 
 
 def announcements(data: bytes) -> None:
-    """However the lines of `nft monitor` are cut, a foreign write is told of just as it is when
-    they come whole."""
+    """Lines of `nft monitor`, cut into any pieces, report a foreign write as the whole lines do."""
     size, text = (data[0] or 1) if data else 1, data[1:]
     whole = Announcements(lambda pid: pid % 2 == 0).concern_us(text)
     cut = Announcements(lambda pid: pid % 2 == 0)

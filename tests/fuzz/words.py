@@ -1,4 +1,4 @@
-"""Fuzzers of what a person says: configuration files, environment, command lines."""
+"""Fuzzers of the user's input: configuration files, environment, command lines."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FLAGS = cli._parser()
 
 
 def settings(data: bytes) -> None:
-    """Whatever stands in a file, in the environment and on the command line of ipv6natd, it is
-    settings of the right types, or one printable sentence that names where it stands."""
+    """Any file, environment and command line of ipv6natd give settings of the right types, or one
+    printable error message that names the source."""
     file, environment, words = pieces(data, count=3)
     argv = _words(words)
     try:
@@ -47,7 +47,7 @@ def settings(data: bytes) -> None:
 
 
 def _words(data: bytes) -> list[str]:
-    # As the kernel hands them over: any byte but NUL.
+    # The kernel passes any byte except NUL.
     lines = data.replace(b"\0", b"").split(b"\n")
     return [each.decode("utf-8", "surrogateescape") for each in lines if each]
 
@@ -65,13 +65,13 @@ def _flags(argv: list[str]) -> dict[str, object] | None:
 
 
 def assert_sayable(text: str) -> None:
-    """An error on a terminal: lines that move no cursor."""
+    """Assert that an error message contains no control character."""
     assert all(line.isprintable() for line in text.split("\n")), text
 
 
 def control(data: bytes) -> None:
-    """Whatever words follow ipv6natctl, they are a command that exists and what it takes, or one
-    printable sentence and exit status 2."""
+    """Any arguments of ipv6natctl are an existing command with valid options, or give one printable
+    error message and exit status 2."""
     argv = _words(data)
     said, out = io.StringIO(), io.StringIO()
     try:

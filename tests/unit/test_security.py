@@ -1,4 +1,4 @@
-"""SECURITY.md: that it is true of the unit, and names one address."""
+"""SECURITY.md agrees with the unit and the tests, and has one mail address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNS = {
     *("TimeoutStartSec", "TimeoutStopSec", "StateDirectory"),
     *("RuntimeDirectory", "RuntimeDirectoryPreserve"),
 }
-"""What says how it runs, and takes nothing away."""
+"""Directives of [Service] that do not restrict the process."""
 
 
 def test_each_line_of_the_sandbox_is_explained_and_no_other() -> None:
@@ -47,7 +47,7 @@ def test_the_examples_that_it_names_are_there() -> None:
 
 def test_every_claim_names_tests_that_there_are() -> None:
     """Each part of a claim's second column: the names of tests, in the file before them."""
-    tables = PAGE.split("| what holds | test |")[1:]
+    tables = PAGE.split("| claim | test |")[1:]
     rows = [
         row
         for table in tables

@@ -1,4 +1,4 @@
-"""docs/limits.md: how long is waited, and how often it is tried, as the sources have it."""
+"""docs/limits.md: its time-outs and retries are those of the sources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
 
 
 def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
-    """A step is one call of a tool, or what flows may take, looked at twice, and neighbours."""
+    """A step is one call of a tool, or two reads of the conntrack table and one of neighbours."""
     unit = (Path(__file__).parents[2] / "systemd" / "ipv6natd.service").read_text()
     watchdog = int(re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)[0])
     end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
@@ -52,16 +52,24 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
 
 
 RETRIES = {
-    "the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
-    "a container or network that the engine does not show": (docker_watch.RETRY_PAUSE, 1, None),
-    "rules that could not be written, and flows that could not follow": (
+    "a connection to the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
+    "an inspect of a container or network that the engine does not find yet": (
+        docker_watch.RETRY_PAUSE,
+        1,
+        None,
+    ),
+    "a failed write of rules, or a failed deletion of conntrack entries": (
         reconcile.FIRST_RETRY,
         2,
         reconcile.LONGEST_RETRY,
     ),
     "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
-    "the bus that has not said whose a call is": (polkit.IDENTIFY_PAUSE, 1, None),
-    "a call over the bus that it had no room for": (bus.FULL_PAUSE, 1, None),
+    "the question to the bus daemon about the sender of a call": (polkit.IDENTIFY_PAUSE, 1, None),
+    "a call over the bus that the bus daemon rejected for lack of space": (
+        bus.FULL_PAUSE,
+        1,
+        None,
+    ),
     "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
     "the xtables lock": (0.01, 1, None),
 }
@@ -73,7 +81,7 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
     told = {
         name: (
             float(first),
-            {"each time the same": 1, "doubles": 2}[factor],
+            {"constant": 1, "doubles": 2}[factor],
             float(longest.removesuffix(" s")) if longest != "-" else None,
         )
         for name, first, factor, longest in rows
@@ -83,17 +91,17 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 
 LIMITS = {
     "a tool that reads or writes rules": restore.TIMEOUT,
-    "neighbours that are to be forgotten": conntrack.TIMEOUT,
-    "the flows of one change": conntrack.PATIENCE,
-    "an answer of the engine": float(CALL_TIMEOUT),
-    "a connect to the bus": bus.CONNECT_SECONDS,
+    "deleting neighbour entries": conntrack.TIMEOUT,
+    "deleting the conntrack entries of one change": conntrack.PATIENCE,
+    "a response of the engine": float(CALL_TIMEOUT),
+    "a connection to the bus": bus.CONNECT_SECONDS,
     "a call over the bus": bus.CALL_SECONDS,
-    "the bus to say whose a call is": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,
-    "polkit by itself": polkit.PATIENCE,
-    "somebody who types a password": polkit.DIALOG_PATIENCE,
-    "a pass that is under way when we stop": kernel.PATIENCE,
-    "a metrics file on a disk that hangs, when we stop": textfile.PATIENCE,
-    "a process that was killed": tools.BURIED,
+    "the bus daemon to name a call's sender": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,
+    "polkit without a dialog": polkit.PATIENCE,
+    "polkit with a password dialog": polkit.DIALOG_PATIENCE,
+    "the current pass, at a stop": kernel.PATIENCE,
+    "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
+    "a killed process": tools.BURIED,
 }
 
 
