@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
 LOCK := tests/lock
+# What needs Python alone.
+QUICK := tests/unit tests/docs tests/harness
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 LOCKED := --require-hashes --requirement
 # For every Python and system that they are for, with the sums of all their files; no address in it.
@@ -22,19 +24,19 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
-	@exec $(BIN)/python -m tests.demo
+	@exec $(BIN)/python -m tests.harness.demo
 
-check: lint ## Style, types and unit tests, in a minute; T=tests/unit/test_plan.py for a part
-	$(BIN)/pytest --quiet --numprocesses=auto --dist=loadgroup $(or $(T),tests/unit)
+check: lint ## Style, types and unit tests, in a minute; T=tests/unit/netfilter/test_diff.py for a part
+	$(BIN)/pytest --quiet --numprocesses=auto --dist=loadgroup $(or $(T),$(QUICK))
 
 test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## The same, then every test that CI runs (as root)
-	$(PYTEST) --ignore=tests/unit
+	$(PYTEST) $(QUICK:%=--ignore=%)
 
 test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
 
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
-	$(PYTEST) --engines=all --report=docs tests/supply
+	$(PYTEST) --engines=all --report=docs tests/system/supply
 
 lock: $(VENV)/tools/.stamp ## Raise what tests and builds stand on to its newest versions, in tests/lock
 	@for name in build test tools; do $(UV) --group=$$name --output-file=$(LOCK)/$$name.txt; done
@@ -46,7 +48,7 @@ audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock is known
 	done; exit $$failed
 
 soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs, 45 minutes (SEED=, MINUTES=); writes docs/reliability.md (as root)
-	$(BIN)/python -m tests.soak $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES))
+	$(BIN)/python -m tests.stress.soak $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES))
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
@@ -59,7 +61,7 @@ wheel: $(VENV)/.project ## Build wheel and sdist into dist/, the same to the bit
 	$(BIN)/hatchling build
 
 fuzz: $(VENV)/.fuzz ## Feed every parser with what no test thought of; FUZZ=, SECONDS=600, SEED=, KEEP=1
-	$(BIN)/python -m tests.fuzz $(FUZZ) --seconds=$(or $(SECONDS),600) --seed=$(or $(SEED),0) $(if $(KEEP),--keep)
+	$(BIN)/python -m tests.stress.fuzz $(FUZZ) --seconds=$(or $(SECONDS),600) --seed=$(or $(SEED),0) $(if $(KEEP),--keep)
 
 deb: ## Build the package for Debian into dist/
 	packaging/deb/build.sh
@@ -88,7 +90,7 @@ clean: ## Remove .venv and what tools left
 
 # Whole trees of other suites of Debian, with their engines, each made once outside of this folder.
 tree-bookworm tree-trixie tree-sid: packages-lab $(VENV)/.project
-	@$(BIN)/python -m tests.trees $(@:tree-%=%)
+	@$(BIN)/python -m tests.harness.trees $(@:tree-%=%)
 
 packages-lab:
 	@tests/install.sh lab

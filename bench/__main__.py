@@ -17,8 +17,8 @@ from bench.packets import Cost, mapped, wanted
 from bench.table import Line
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.rules import Dnat
-from tests.lab.process import run
-from tests.lab.sandbox import Variant
+from tests.harness.process import run
+from tests.harness.sandbox import Variant
 
 VARIANTS: tuple[Variant, ...] = ("nft", "legacy")
 SIZES = (10, 1000, 10_000)

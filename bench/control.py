@@ -22,9 +22,9 @@ from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedTable, plan
 from ipv6natd.netfilter.render import render
 from ipv6natd.netfilter.rules import Backend, Table
-from tests.lab import Daemon, Namespace, Sandbox
-from tests.lab.process import run
-from tests.lab.sandbox import Variant
+from tests.harness import Daemon, Namespace, Sandbox
+from tests.harness.process import run
+from tests.harness.sandbox import Variant
 
 CHANGES = 11
 CHURN_SECONDS, CHURN_THERE = 10, 20

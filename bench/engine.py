@@ -9,8 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from tests.unit.build import identity, recorded
-from tests.unit.fake_engine import Answer, FakeEngine, event
+from tests.harness.build import identity, recorded
+from tests.harness.fake_engine import Answer, FakeEngine, event
 
 PER_NETWORK = 1000
 """Containers on one network: a bridge has no more than 1024 ports."""

@@ -23,8 +23,8 @@ from ipv6natd.netfilter.render import full_text
 from ipv6natd.netfilter.rules import DOCKER_USER, Ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from tests.lab import Namespace, Sandbox
-from tests.lab.sandbox import HOST, Variant, namespace
+from tests.harness import Namespace, Sandbox
+from tests.harness.sandbox import HOST, Variant, namespace
 
 BATCH = 400
 """Connections, or packets of 64 times as many, in one go."""

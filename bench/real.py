@@ -7,10 +7,10 @@ import time
 from contextlib import ExitStack
 
 from bench.engine import scattered
-from tests.lab import Daemon, Engine, Namespace, Sandbox
-from tests.lab.process import LabError
-from tests.lab.regime import DEFAULT_BRIDGE
-from tests.lab.sandbox import HOST, Variant
+from tests.harness import Daemon, Engine, Namespace, Sandbox
+from tests.harness.process import LabError
+from tests.harness.regime import DEFAULT_BRIDGE
+from tests.harness.sandbox import HOST, Variant
 
 PORT = 4000
 PATIENCE = 0.005

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.lab import behaviour, story, supply, tree
-from tests.lab.leftovers import leftovers
-from tests.lab.process import LAB, MARK
-from tests.lab.regime import Wanted
-from tests.lab.report import OWN, Outcome, Ran, Report, said, scenarios
-from tests.lab.story import Check
+from tests.harness import behaviour, story, supply, tree
+from tests.harness.leftovers import leftovers
+from tests.harness.process import LAB, MARK
+from tests.harness.regime import Wanted
+from tests.harness.report import OWN, Outcome, Ran, Report, said, scenarios
+from tests.harness.story import Check
 
 LEFT = pytest.StashKey[list[str]]()
 REPORT = pytest.StashKey[Report]()
@@ -34,6 +34,15 @@ SPENT = pytest.StashKey[dict[str, Counter[str]]]()
 """By folder: how many tests there are, and the milliseconds of their set-up, call and teardown."""
 RAN, CHECK = "ran", "check"
 """How a worker tells the one that started it what ran, beside engines and on booted hosts."""
+
+
+QUICK = ("tests/unit", "tests/docs", "tests/harness")
+"""The folders whose tests need Python alone; each of these tests may run in any worker."""
+
+
+def _folder(name: str) -> str:
+    """The folder of a test in the table of times, from the name of the test."""
+    return "/".join(name.split("/")[: 2 if name.startswith(QUICK) else 3])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,7 +81,7 @@ def sharing(item: pytest.Item) -> str:
     """The name of the lab that a test shares with others, "" for one that shares none."""
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     file = item.path.relative_to(item.config.rootpath)
-    if file.is_relative_to("tests/unit"):
+    if any(map(file.is_relative_to, QUICK)):
         return ""
     if "regime" in params:
         return str(params["regime"].id)
@@ -108,7 +117,7 @@ def pytest_runtest_makereport(
         if suite := params.get("host") or params.get("clone"):
             check = Check(suite=suite, name=item.originalname, outcome=outcome)
             phase.user_properties.append((CHECK, asdict(check)))
-        elif not item.nodeid.startswith("tests/supply/"):
+        elif not item.nodeid.startswith("tests/system/supply/"):
             phase.user_properties.append((RAN, asdict(ran(item, outcome))))
     return phase
 
@@ -120,7 +129,7 @@ class Listener:
         self.config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        folder = "/".join(report.nodeid.split("/")[:2])
+        folder = _folder(report.nodeid)
         spent = self.config.stash[SPENT].setdefault(folder, Counter())
         spent["milliseconds"] += round(report.duration * 1000)
         spent["tests"] += report.when == "call"
@@ -173,7 +182,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     folder = session.config.getoption("--report")
     if folder and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        if any(each.name.startswith("tests/packets/") for each in session.config.stash[REPORT].ran):
+        if any(
+            each.name.startswith("tests/system/packets/")
+            for each in session.config.stash[REPORT].ran
+        ):
             behaviour.write(session.config.stash[REPORT], Path(folder))
         story.write(session.config.stash[CHECKS], session.config.rootpath, Path(folder))
         supply.write(session.config.stash[SUPPLIED], Path(folder))
@@ -189,4 +201,4 @@ def pytest_terminal_summary(
     terminalreporter.section("time spent, of all workers together")
     for folder, spent in sorted(config.stash[SPENT].items()):
         seconds, tests = spent["milliseconds"] / 1000, spent["tests"]
-        terminalreporter.write_line(f"{folder:<20} {tests:>6} tests {seconds:>8.0f} s")
+        terminalreporter.write_line(f"{folder:<24} {tests:>6} tests {seconds:>8.0f} s")

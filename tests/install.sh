@@ -43,7 +43,7 @@ rivals=(
     command:ufw:ufw
     command:firewall-cmd:firewalld
 )
-# Other suites of Debian (tests/lab/tree.py asks, where one is to be made). The keyring is what
+# Other suites of Debian (tests/harness/tree.py asks, where one is to be made). The keyring is what
 # their signatures are checked with; debootstrap only suggests it.
 trees=(
     command:debootstrap:debootstrap

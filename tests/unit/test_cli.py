@@ -14,6 +14,7 @@ import pytest
 from ipv6natd import __version__, cli, config
 from ipv6natd.config import KEYS, Settings
 from ipv6natd.firewall.backend import FirewallError
+from tests import ROOT
 
 
 class Ran:
@@ -258,7 +259,7 @@ def test_main_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
-    page = (Path(__file__).parents[2] / "man" / "ipv6natd.8").read_text()
+    page = (ROOT / "man" / "ipv6natd.8").read_text()
     section = page.partition(".Sh ENVIRONMENT")[2].partition(".Sh ")[0]
     lines = re.findall(r"^\.It Ev (.*)$", section, re.MULTILINE)
     assert {name for line in lines for name in line.split(" , ")} == cli.ENVIRONMENT

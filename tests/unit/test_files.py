@@ -18,7 +18,7 @@ from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.system import files
-from tests.unit.sources import modules
+from tests.docs.sources import modules
 
 RULES = ruleset(Desired()).filter
 KEPT = full_text(Ruleset(filter=RULES))

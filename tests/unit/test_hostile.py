@@ -1,7 +1,7 @@
 """Names, labels and options that want to be something else, held against every output.
 
-Which text a place may take and what is made of it is in tests/outputs.py; here stand the texts,
-and the places where an engine, a container or the host can put them.
+Which text a place may take and what is made of it is in tests/harness/outputs.py; here are the
+texts, and the places where an engine, a container or the host can put them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ipv6natd.report.checks import Check, Seen, checks
 from ipv6natd.system.messages import Told, noted
 from ipv6natd.system.sd_notify import LONGEST, _status
 from ipv6natd.system.terminal import printable
-from tests.outputs import (
+from tests.harness.build import network
+from tests.harness.every import every
+from tests.harness.fake_engine import raw_container, raw_network, row
+from tests.harness.outputs import (
     assert_every_output_is_safe,
     assert_printable,
     close_all,
     logged,
     over_the_bus,
 )
-from tests.unit.build import network
-from tests.unit.every import every
-from tests.unit.fake_engine import raw_container, raw_network, row
-from tests.unit.test_properties import assert_harmless
+from tests.unit.policy.test_properties import assert_harmless
 
 TEXTS = {
     "escape sequences": "\x1b[2J\x1b[31mred\x1b]0;title\x07",

@@ -1,0 +1,76 @@
+"""What an installation puts in place: files that root alone may write, whoever installed them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import __version__
+from tests import ROOT
+from tests.harness.process import environment
+
+PROGRAMS = {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
+
+
+def installed(destination: Path, umask: int) -> None:
+    """`make install` as somebody would do it who has this umask."""
+    subprocess.run(
+        (ROOT / "packaging" / "install.sh", "--with-python"),
+        check=True,
+        umask=umask,
+        env=environment({"DESTDIR": str(destination), "PYTHON": sys.executable}),
+        cwd="/",
+    )
+
+
+def entries(top: Path) -> Iterator[tuple[str, os.stat_result]]:
+    for path in sorted(top.rglob("*")):
+        yield str(path.relative_to(top)), path.lstat()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_nobody_but_root_may_write_what_is_installed_and_everybody_may_read_it(
+    tmp_path: Path, umask: int
+) -> None:
+    top = tmp_path / "root"
+    top.mkdir()
+    installed(top, umask)
+    found = dict(entries(top))
+    modes = {name: oct(status.st_mode) for name, status in found.items()}
+    programs = {each for each in found if modes[each] == oct(0o100755)}
+    folders = {each for each in found if modes[each] == oct(0o040755)}
+    plain = {each for each in found if modes[each] == oct(0o100644)}
+    assert programs == PROGRAMS
+    assert set(found) - programs - folders - plain == set(), modes
+    assert {status.st_uid for status in found.values()} == {os.getuid()}
+    assert "etc/ipv6natd/ipv6natd.toml" in plain
+
+
+def test_the_commands_load_what_was_installed_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    top, poison = tmp_path / "root", tmp_path / "poison"
+    top.mkdir()
+    installed(top, 0o022)
+    for name in ("ipv6natd", "argparse", "sitecustomize", "usercustomize"):
+        (poison / name).mkdir(parents=True)
+        (poison / name / "__init__.py").write_text("raise SystemExit(99)\n")
+    for command in ("ipv6natd", "ipv6natctl"):
+        file = top / "usr/bin" / command
+        first, *rest = file.read_text().splitlines()
+        assert first == "#!/usr/bin/python3 -I"
+        # It names where it would be.
+        there = "\n".join((first, *rest)).replace('"/usr/lib', f'"{top}/usr/lib')
+        file.write_text(there)
+        said = subprocess.run(
+            (file, "--version"),
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=poison,
+            env=environment({"PYTHONPATH": str(poison), "PYTHONSTARTUP": str(poison)}),
+        ).stdout
+        assert said == f"{command} {__version__}\n"

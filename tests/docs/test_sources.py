@@ -1,0 +1,19 @@
+"""What no linter says of the sources."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.docs.sources import modules
+
+
+def test_python_iptables_is_loaded_lazily() -> None:
+    """Its import loads kernel modules, and must not happen on a host of the nft variant."""
+    offenders = [
+        name
+        for name, path in modules().items()
+        if name != "firewall.legacy"
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "legacy" in ast.unparse(node)
+    ]
+    assert offenders == []

@@ -1,0 +1,134 @@
+"""docs/limits.md: its time-outs and retries are those of the sources."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+
+import pytest
+
+from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus import service as dbus_api
+from ipv6natd.dbus.connection import Connection as BusConnection
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.client import CALL_TIMEOUT, Connection, EngineGone
+from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.firewall import monitor as drift
+from ipv6natd.firewall import restore
+from ipv6natd.report import textfile
+from ipv6natd.sync import applier as kernel
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.system import process as tools
+from ipv6natd.system import sd_notify as notify
+from tests import ROOT
+from tests.docs.sources import modules
+
+
+def test_calls_over_the_bus_and_to_the_engine_end() -> None:
+    signature = inspect.signature(BusConnection.call)
+    assert signature.parameters["timeout"].default == bus.CALL_SECONDS
+    connected = inspect.signature(bus.connect)
+    assert connected.parameters["seconds"].default == bus.CONNECT_SECONDS
+    texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
+    assert sum(text.count("timeout=CALL_TIMEOUT") for text in texts) == 3
+    assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
+    assert "settimeout(PATIENCE)" in modules()["system.logs"].read_text()
+
+
+def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
+    """A step is one call of a tool, or two reads of the conntrack table and one of neighbours."""
+    unit = (ROOT / "systemd" / "ipv6natd.service").read_text()
+    watchdog = int(re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)[0])
+    end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
+    beat = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
+    assert beat is not None
+    assert restore.TIMEOUT + tools.BURIED + beat < watchdog
+    assert 2 * conntrack.PATIENCE + conntrack.TIMEOUT + beat < watchdog
+    assert end > kernel.PATIENCE + tools.BURIED
+    assert drift.RESTART_PAUSE > 0
+
+
+RETRIES = {
+    "a connection to the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
+    "an inspect of a container or network that the engine does not find yet": (
+        docker_watch.RETRY_PAUSE,
+        1,
+        None,
+    ),
+    "a failed write of rules, or a failed deletion of conntrack entries": (
+        reconcile.FIRST_RETRY,
+        2,
+        reconcile.LONGEST_RETRY,
+    ),
+    "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
+    "the question to the bus daemon about the sender of a call": (polkit.IDENTIFY_PAUSE, 1, None),
+    "a call over the bus that the bus daemon rejected for lack of space": (
+        bus.FULL_PAUSE,
+        1,
+        None,
+    ),
+    "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
+    "the xtables lock": (0.01, 1, None),
+}
+
+
+def test_what_is_tried_again_is_documented_as_it_is() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    rows = re.findall(r"^\| (.*?) \| ([0-9.]+) s \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    told = {
+        name: (
+            float(first),
+            {"constant": 1, "doubles": 2}[factor],
+            float(longest.removesuffix(" s")) if longest != "-" else None,
+        )
+        for name, first, factor, longest in rows
+    }
+    assert told == RETRIES
+
+
+LIMITS = {
+    "a tool that reads or writes rules": restore.TIMEOUT,
+    "deleting neighbour entries": conntrack.TIMEOUT,
+    "deleting the conntrack entries of one change": conntrack.PATIENCE,
+    "a response of the engine": float(CALL_TIMEOUT),
+    "a connection to the bus": bus.CONNECT_SECONDS,
+    "a call over the bus": bus.CALL_SECONDS,
+    "the bus daemon to name a call's sender": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,
+    "polkit without a dialog": polkit.PATIENCE,
+    "polkit with a password dialog": polkit.DIALOG_PATIENCE,
+    "the current pass, at a stop": kernel.PATIENCE,
+    "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
+    "a killed process": tools.BURIED,
+}
+
+
+def test_how_long_is_waited_is_documented_as_it_is() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    told = dict(re.findall(r"^\| (.*?) \| ([0-9.]+) s \|$", page, re.MULTILINE))
+    assert {name: float(seconds) for name, seconds in told.items()} == LIMITS
+
+
+def test_the_engine_is_tried_with_growing_pauses_and_the_first_again_after_it_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 12:
+            raise asyncio.CancelledError
+
+    async def session(watch: DockerWatch) -> None:
+        if len(pauses) == 8:
+            watch.connected = True
+        raise EngineGone("gone")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(DockerWatch, "_session", session)
+    watch = DockerWatch(Connection(endpoint="unix:///x"), lambda: None, resync_interval=60)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(watch.run(retry=True))
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 0.1, 0.2, 0.4, 0.8]

@@ -1,0 +1,148 @@
+"""`make demo`: what ipv6natd is for, shown with a real engine in a sandbox.
+
+It needs nothing prepared but the packages, and touches nothing of the machine's: not its network,
+firewall, bus or Docker. It ends with 0 only if the page came and the container saw the client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import FrameType
+
+from tests.harness.bus import Bus
+from tests.harness.daemon import Daemon
+from tests.harness.engine import Engine
+from tests.harness.probe import connect, until
+from tests.harness.process import LabError
+from tests.harness.sandbox import CLIENT, HOST, Sandbox
+from tests.harness.tour import Tour
+
+PAGE = "/cgi-bin/index.cgi"
+SERVE = ("httpd", "-f", "-p", "80", "-h", "/www")
+MANAGER = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
+
+
+class Interrupted(Exception):
+    """Somebody wants us to stop; the sandbox is taken down on the way out."""
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="tests.harness.demo", description="Show ipv6natd at work."
+    )
+    parser.add_argument("--tour", type=Path, help="write the commands and what they say there")
+    page = parser.parse_args().tour
+    try:
+        seen = show(page)
+    except Interrupted as error:
+        print(f"\nDEMO INTERRUPTED by {error}; the sandbox is removed.")
+        return 130
+    except (LabError, OSError, subprocess.SubprocessError) as error:
+        print(f"\n{error}\n\nDEMO FAILED; the sandbox is removed.")
+        return 1
+    took = f"{time.monotonic() - began:.1f} s"
+    if seen != str(CLIENT):
+        print(f"\nDEMO FAILED: the container saw {seen or 'nobody'}, not {CLIENT} ({took}).")
+        return 1
+    print(f"\nDEMO OK: the page came, and the container saw the client, {CLIENT} ({took}).")
+    return 0
+
+
+def show(page: Path | None) -> str:
+    """The whole way; returns the address that the container saw in the end."""
+    step("A sandbox of network namespaces: a host, and a client on the same wire")
+    with Sandbox() as sandbox:
+        print(f"    host   {HOST}\n    client {CLIENT}")
+
+        step("A Docker engine on the host, one that does no NAT for IPv6")
+        with Engine(sandbox) as engine, Bus(sandbox.dir) as bus:
+            print(f"    Docker {engine.docker('version', '--format', '{{.Server.Version}}')}")
+
+            step("ipv6natd on the host, and a private system bus for it")
+            with Daemon(sandbox, engine.endpoint, bus=bus.address, backend="auto") as daemon:
+                print(f"    {daemon.status}")
+                seen = show_container(sandbox, engine, bus)
+                tour = Tour(sandbox, engine, bus, daemon)
+                tour.walk()
+                if page is not None:
+                    page.write_text(tour.text)
+                show_without(sandbox, daemon)
+                return seen
+
+
+def show_container(sandbox: Sandbox, engine: Engine, bus: Bus) -> str:
+    step("A network with private (ULA) IPv6 addresses, and a web server that publishes its port")
+    print("    $ docker network create --ipv6 --subnet fd00:a::/64 web")
+    engine.network("web", "fd00:a::/64")
+    print("    $ docker run -p 8080:80 --network web --name hello ...")
+    container = engine.run("hello", "web", "--hostname=hello", publish=["8080:80"], cmd=SERVE)
+    print(f"    its address: {container.address}, which the client has no way to")
+    until(lambda: bus.busctl("get-property", *MANAGER, "MappingCount"), "u 1", timeout=10)
+
+    step("The client fetches from the host's address")
+    print(f"    GET http://[{HOST}]:8080{PAGE}")
+    page = fetch(sandbox)
+    show_text(page)
+    found = re.fullmatch(r"hello from hello\nclient \[?([0-9a-f:]+)\]?\n", page)
+    seen = found[1] if found else ""
+
+    step("What ipv6natd says of it on the bus")
+    print(f"    $ busctl call {' '.join(MANAGER)} ListMappings")
+    show_text(bus.busctl("call", *MANAGER, "ListMappings"))
+
+    step("The rules that it wrote")
+    print("    $ ip6tables-save")
+    show_text(sandbox.rules())
+
+    return seen
+
+
+def show_without(sandbox: Sandbox, daemon: Daemon) -> None:
+    step("For comparison, without ipv6natd: rules removed, Docker's own proxy takes the call")
+    daemon.stop()
+    print("    $ ipv6natd -flush")
+    daemon.flush()
+    show_text(fetch(sandbox))
+
+
+def fetch(sandbox: Sandbox) -> str:
+    """The page, by a new connection from the client; asks again while the server is starting."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with connect(sandbox.client, HOST, 8080, timeout=3) as conversation:
+                http = HTTPConnection(f"[{HOST}]", 8080)
+                http.sock = conversation.socket
+                http.request("GET", PAGE)
+                return http.getresponse().read().decode()
+        except (OSError, HTTPException) as error:
+            if time.monotonic() > deadline:
+                return f"no page: {error!r}"
+        time.sleep(0.05)
+
+
+def step(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def show_text(text: str) -> None:
+    print(textwrap.indent(text.rstrip(), "    "))
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    raise Interrupted(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

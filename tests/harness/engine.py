@@ -1,0 +1,439 @@
+"""A real Docker engine in the host's network namespace, apart from the machine's own engine.
+
+dockerd, its containerd and every container live in one process namespace and one mount namespace.
+The first process of it is ours: when that is killed the kernel kills all the others, and their
+mounts go with them, so nothing that crashes half-way can stay behind.
+
+Facts seen with 20.10.24, which the tests lean on:
+- it looks for cgroups below /sys/fs/cgroup; `ip netns exec` mounts another /sys without them;
+- it sets no net.bridge.bridge-nf-call-… in its namespace while inter-container communication is
+  on: they are 1 there because that is the kernel's default for a new namespace. Without `modprobe`
+  it only logs warnings, netfilter being loaded or built in;
+- it turns on forwarding for IPv4, and for IPv6 with the first network that has it;
+- with the userland proxy off it holds a listening socket on each published port itself: a
+  connection that opens proves nothing;
+- killed with SIGKILL, it takes its containerd along, while shims and containers run on.
+
+An engine of another suite of Debian runs the same way, but with a tree (tests/harness/tree.py) for
+its root, under an overlay, so that the tree stays as it was made. The lab's folder is in there,
+too, by the same name. Its command line comes from the tree: an older one would ask in words of its
+own age, and the engine would answer in them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.harness import tree
+from tests.harness.namespace import Namespace
+from tests.harness.process import LabError, environment, run, spawn, tail, undisturbed
+from tests.harness.sandbox import Sandbox
+from tests.harness.serve import Server
+
+IMAGE = "lab:1"
+APPLETS = ("sh", "sleep", "httpd", "wget", "nc", "ip", "ping", "echo", "cat")
+PAGE = """#!/bin/sh
+echo "Content-Type: text/plain"
+echo
+echo "hello from $(cat /etc/hostname)"
+echo "client $REMOTE_ADDR"
+"""
+"""What the image's web server answers; it shows who asked."""
+
+HOLDER = """
+set -e
+mount -t tmpfs tmpfs /run                # its own sockets, plugins and lock files
+mkdir -p /etc/docker
+mount -t tmpfs tmpfs /etc/docker         # its own key, no daemon.json of the machine
+mount -t tmpfs tmpfs "$1/data"           # overlay2 works on any machine, and leaves no file
+if ! grep -q ' /sys/fs/cgroup' /proc/self/mountinfo; then
+    if grep -q '^[1-9]' /proc/1/cgroup; then
+        mount -t tmpfs tmpfs /sys/fs/cgroup
+        sed -n 's/^[1-9][0-9]*:\\([^:]*\\):.*/\\1/p' /proc/1/cgroup | while read -r name; do
+            mkdir "/sys/fs/cgroup/${name#name=}"
+            mount -t cgroup -o "$name" cgroup "/sys/fs/cgroup/${name#name=}"
+        done
+    else
+        mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    fi
+fi
+cd /
+if [ -n "$2" ]; then                     # an engine of another suite, with its tree for a root
+    mkdir -p /run/tree/upper /run/tree/work /run/tree/root
+    # What is written stays up here. A mount is also what Docker 28 wants for a root: it remounts /.
+    layers="lowerdir=$2,upperdir=/run/tree/upper,workdir=/run/tree/work"
+    mount -t overlay -o "$layers" overlay /run/tree/root
+    cd /run/tree/root
+    mount -t proc proc proc
+    mount --rbind /sys sys
+    mount --rbind /dev dev
+    mount -t tmpfs tmpfs run
+    mkdir -p "./$3"
+    mount --rbind "$3" "./$3"
+fi
+exec chroot . sh -c '
+    echo ready
+    sleep infinity &
+    wait                                 # reaps orphans: dockerd takes the zombie of its containerd
+'                                        # for a running one, and waits for it in vain
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network as it was asked for."""
+
+    name: str
+    id: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container as it was after its start."""
+
+    name: str
+    id: str
+    ns: Namespace
+    address: IPv6Address | None
+    """Its global address on the network it was started on, if it has one."""
+    facts: Any
+    """What inspect said."""
+    server: Server = field(default_factory=lambda: Server("none"))
+    """What serves in it, when the test's process does."""
+
+    def port(self, port: str = "80/tcp", *, family: int = 6) -> int:
+        """The host's port for the container's, by address family."""
+        for binding in self.facts["NetworkSettings"]["Ports"][port] or ():
+            if (":" in binding["HostIp"]) == (family == 6):
+                return int(binding["HostPort"])
+        raise LabError(f"{self.name} publishes {port} on no IPv{family} address")
+
+
+class Engine:
+    """dockerd with an own containerd; the context manager starts and removes it.
+
+    It is the machine's own or that of another suite, whose tree must be there. `args` are more of
+    its flags; `ip6tables` says whether it makes IPv6 rules itself.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *args: str,
+        userland_proxy: bool = True,
+        suite: tree.Suite | None = None,
+        ip6tables: bool = False,
+    ) -> None:
+        self.sandbox = sandbox
+        self.dir = sandbox.dir / "engine"
+        self.socket = self.dir / "docker.sock"
+        self.endpoint = f"unix://{self.socket}"
+        self.args = args
+        self.userland_proxy = userland_proxy
+        self.suite = suite
+        self.ip6tables = ip6tables
+        self._stack = ExitStack()
+        self._holder = 0
+        self._dockerd: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        (self.dir / "data").mkdir(parents=True)
+        with ExitStack() as stack:
+            root = None if self.suite is None else tree.path(self.suite)
+            self._holder = stack.enter_context(holder(self.sandbox, self.dir, root))
+            stack.callback(self.kill)
+            self.start()
+            self._import()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with undisturbed():
+            self._stack.close()
+
+    def start(self, *args: str) -> None:
+        """Start dockerd, with these flags besides the usual ones, and wait until it answers."""
+        self._spawn("dockerd", f"--host={self.endpoint}", *args)
+        self.await_answer()
+
+    def start_on_demand(self) -> None:
+        """Listen on the engine's socket and start dockerd when somebody connects.
+
+        That is what systemd does where docker.socket is active; `running` tells whether it did.
+        """
+        listen = ("systemd-socket-activate", f"--listen={self.socket}")
+        self._spawn(*listen, "dockerd", "--host=fd://")
+        deadline = time.monotonic() + 10
+        while not self.socket.exists():
+            if time.monotonic() > deadline:
+                raise LabError(f"nobody listens for the engine:\n{tail(self._log)}")
+            time.sleep(0.005)
+
+    @cached_property
+    def version(self) -> str:
+        """Such as "20.10.24"; the program says it, whether it runs as an engine or not."""
+        text = run(*self._inside, "dockerd", "--version")
+        found = re.search(r"version ([0-9.]*[0-9])", text)
+        if found is None:
+            raise LabError(f"an engine without a version: {text}")
+        return found[1]
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Such as (20, 10), which a test can compare."""
+        major, minor, *_ = map(int, self.version.split("."))
+        return major, minor
+
+    @property
+    def running(self) -> bool:
+        """Whether dockerd runs, and did not end in order."""
+        return self._pidfile.exists()
+
+    def await_answer(self) -> None:
+        """Wait until the engine answers; asking starts one that is started on demand."""
+        self._await(lambda: self.docker("version", check=False), "Server:")
+
+    def _spawn(self, *argv: str) -> None:
+        flags = [
+            f"--data-root={self.dir}/data",
+            f"--exec-root={self.dir}/exec",
+            f"--pidfile={self._pidfile}",
+            "--exec-opt=native.cgroupdriver=cgroupfs",
+            f"--cgroup-parent=/{self.sandbox.name}",
+            f"--userland-proxy={str(self.userland_proxy).lower()}",
+            f"--ip6tables={str(self.ip6tables).lower()}",
+        ]
+        if self.ip6tables and self.release < (27, 0):
+            flags.append("--experimental")
+        with self._log.open("ab") as log:
+            self._dockerd = spawn(
+                [
+                    *self._inside,
+                    *argv,
+                    *flags,
+                    *self.args,
+                ],
+                log=log,
+                # Docker in Docker's own word for "no AppArmor here": a profile would be loaded into
+                # the machine's kernel and stay.
+                env={"PATH": self.sandbox.path, "container": "lab", "TMPDIR": str(self.dir)},
+            )
+
+    def stop(self) -> None:
+        """Stop dockerd as systemd does; containers go, unless it runs with --live-restore."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill dockerd; containers stay."""
+        self._signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Have dockerd hang: SIGSTOP."""
+        self._tell("STOP")
+
+    def thaw(self) -> None:
+        self._tell("CONT")
+        if self._dockerd is not None:  # `nsenter` stops when its child does
+            self._dockerd.send_signal(signal.SIGCONT)
+
+    def docker(self, *words: str, check: bool = True) -> str:
+        """The docker command line, of the engine's own version."""
+        own = () if self.suite is None else self._inside
+        return run(*own, "docker", f"--host={self.endpoint}", *words, check=check).strip()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def network(
+        self,
+        name: str,
+        subnet: str | IPv6Network | None,
+        *args: str,
+        bridge: str | None = None,
+        options: dict[str, str] | None = None,
+    ) -> Network:
+        """`docker network create`; args are more of its flags, such as "--internal"."""
+        bridge = bridge or f"br{name}"[:15]
+        words = ["network", "create", "-o", f"com.docker.network.bridge.name={bridge}"]
+        if subnet is not None:
+            words += ["--ipv6", f"--subnet={subnet}"]
+        for key, value in (options or {}).items():
+            words += ["-o", f"{key}={value}"]
+        return Network(name=name, id=self.docker(*words, *args, name), bridge=bridge)
+
+    def run(
+        self,
+        name: str,
+        network: str | Network,
+        *args: str,
+        publish: Sequence[str] = (),
+        ip6: str | None = None,
+        cmd: Sequence[str] = ("sleep", "infinity"),
+    ) -> Container:
+        """`docker run -d`; args are more of its flags, publish is its -p."""
+        net = network if isinstance(network, str) else network.name
+        words = ["run", "--detach", f"--name={name}", f"--network={net}"]
+        # The first process of a container ignores signals that it does not handle.
+        words += ["--stop-signal=KILL", *(f"--publish={each}" for each in publish)]
+        words += [f"--ip6={ip6}"] if ip6 else []
+        self.docker(*words, *args, IMAGE, *cmd)
+        return self.container(name, network=net)
+
+    def container(self, name: str, *, network: str | None = None) -> Container:
+        """A running container as it is now; its address is that on `network`, or on any."""
+        (facts,) = json.loads(self.docker("inspect", "--type=container", name))
+        networks = facts["NetworkSettings"]["Networks"]
+        ends = [networks[network]] if network in networks else list(networks.values())
+        addresses = [end["GlobalIPv6Address"] for end in ends if end["GlobalIPv6Address"]]
+        return Container(
+            name=name,
+            id=facts["Id"],
+            ns=Namespace(name=name, path=self.netns(facts["State"]["Pid"])),
+            address=IPv6Address(addresses[0]) if addresses else None,
+            facts=facts,
+        )
+
+    def netns(self, pid: int) -> Path:
+        """The network namespace of a process, by its number inside the engine's namespace."""
+        # The first process there shows the others.
+        return Path(f"/proc/{self._holder}/root/proc/{pid}/ns/net")
+
+    def rm(self, *names: str) -> None:
+        """Kill and remove containers."""
+        self.docker("rm", "--force", "--volumes", *names)
+
+    @property
+    def _inside(self) -> tuple[str, ...]:
+        """Makes a command one of the engine's host: its mounts, processes, root and network."""
+        into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
+        return "nsenter", f"--target={self._holder}", *into
+
+    @property
+    def _log(self) -> Path:
+        return self.dir / "log"
+
+    @property
+    def _pidfile(self) -> Path:
+        return self.dir / "pid"
+
+    def _signal(self, number: signal.Signals) -> None:
+        process = self._dockerd
+        if process is None:
+            return
+        self._dockerd = None
+        if process.poll() is None and self._pidfile.exists():
+            self._tell(str(number.value))
+        else:
+            process.kill()
+        process.wait(30)
+        if number == signal.SIGKILL:
+            # Both stay after a kill, and the next start would take the one for a running engine.
+            self._pidfile.unlink(missing_ok=True)
+            self.socket.unlink(missing_ok=True)
+
+    def _tell(self, what: str) -> None:
+        pid = self._pidfile.read_text().strip()
+        # By the shell's own kill: a tree has no other.
+        run(*self._inside, "sh", "-c", f"kill -{what} {pid}", check=False)
+
+    def _await(self, ask: Any, word: str) -> None:
+        deadline = time.monotonic() + 30
+        while word not in ask():
+            assert self._dockerd is not None
+            if self._dockerd.poll() is not None or time.monotonic() > deadline:
+                raise LabError(f"dockerd did not come up:\n{tail(self._log)}")
+            time.sleep(0.02)
+
+    def _import(self) -> None:
+        image = self.dir / "image.tar"
+        write_image(image)
+        self.docker("import", str(image), IMAGE)
+
+
+def write_image(file: Path) -> None:
+    """An image of busybox alone, without a registry, for `docker import`."""
+    with tarfile.open(file, "w") as tar:
+        tar.add(Path("/bin/busybox").resolve(), "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        page = tarfile.TarInfo("www/cgi-bin/index.cgi")
+        page.mode, page.size = 0o755, len(PAGE)
+        tar.addfile(page, io.BytesIO(PAGE.encode()))
+
+
+@contextmanager
+def holder(sandbox: Sandbox, folder: Path, root: Path | None) -> Iterator[int]:
+    """The first process of the engine's namespaces, by its number out here.
+
+    `root` is a tree that becomes their root, written to by nobody.
+    """
+    said = folder / "holder"
+    with said.open("wb") as out:
+        namespaces = ("--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
+        script = ("sh", "-c", HOLDER, "holder", str(folder), str(root or ""), str(sandbox.dir))
+        process = spawn(["unshare", *namespaces, "--kill-child", *script], log=out)
+    mounts = -1
+    try:
+        deadline = time.monotonic() + 10
+        while b"ready" not in said.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise LabError(f"no namespaces for an engine:\n{tail(said)}")
+            time.sleep(0.005)
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        mounts = os.open(f"/proc/{first}/ns/mnt", os.O_RDONLY)
+        yield int(first)
+    finally:
+        with undisturbed():
+            process.kill()
+            process.wait(10)
+            if mounts >= 0:
+                remove_cgroups(mounts, sandbox.name)
+                os.close(mounts)
+
+
+def remove_cgroups(mounts: int, lab: str) -> None:
+    """Remove the containers' cgroups, as soon as the kernel has buried their processes.
+
+    They may be mounted in the engine's mount namespace only, which an open file keeps alive. A
+    paused container dies when it thaws.
+    """
+    find = f'find /sys/fs/cgroup -depth -path "*/{lab}*"'
+    thaw = (
+        f"{find} -name freezer.state -exec sh -c 'echo THAWED > $0' {{}} ';';"
+        f" {find} -name cgroup.freeze -exec sh -c 'echo 0 > $0' {{}} ';'"
+    )
+    remove = f"{find} -type d -exec rmdir {{}} + && exit 0"
+    script = (
+        f"{{ {thaw}; for i in $(seq 200); do {remove}; sleep 0.02; done; }} 2>/dev/null; exit 1"
+    )
+    subprocess.run(
+        ["nsenter", f"--mount=/proc/self/fd/{mounts}", "sh", "-c", script],
+        check=True,
+        pass_fds=(mounts,),
+        env=environment(),
+        timeout=30,
+    )

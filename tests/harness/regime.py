@@ -1,0 +1,208 @@
+"""The furnished lab that packet tests share: one for each variant, with and without the proxy.
+
+In a native one the engine does IPv6 NAT by itself and there is no ipv6natd: the same tests say
+there what Docker does, for docs/behaviour.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.harness.bus import Bus
+from tests.harness.daemon import Daemon
+from tests.harness.engine import Container, Engine, Network
+from tests.harness.namespace import Namespace
+from tests.harness.needs import alone
+from tests.harness.probe import Answer, tcp, until
+from tests.harness.sandbox import CLIENT, HOST, Sandbox, Variant
+from tests.harness.serve import serve
+from tests.harness.tree import Suite
+
+DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
+"""What gives the network "bridge" IPv6."""
+
+
+class Wanted(NamedTuple):
+    """A lab to run all tests in: whose engine, and how."""
+
+    suite: Suite | None
+    variant: Variant
+    proxy: bool
+    native: bool = False
+
+    @property
+    def id(self) -> str:
+        """By suite and not by version, which is known only once the engine is there."""
+        own = [self.suite] if self.suite else []
+        native = ["native"] if self.native else []
+        return "-".join([*own, *native, self.variant, "proxy" if self.proxy else "noproxy"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """Engine, bus and daemon, two networks and an internal one, and who lives there.
+
+    | who | network | address | listens | published |
+    |---|---|---|---|---|
+    | x1 | X, brX, fd00:a::/64 | ::2 | tcp 80 81 443, udp 53 54 | 8080:80 8443:443 5353:53/udp |
+    | x2 | X | ::3 | tcp 80, udp 53 | |
+    | y1 | Y, brY, fd00:b::/64 | ::2 | tcp 80 81, udp 53 | |
+    | i1, i2 | I, brI, fd00:c::/64, internal | ::2, ::3 | tcp 80, udp 53 | |
+
+    Everybody shares it, so a test takes ports, networks and containers of its own from here and
+    leaves the daemon, the engine and these five as they were. One that must stop or kill them
+    builds a lab for itself.
+    """
+
+    sandbox: Sandbox
+    engine: Engine
+    x: Network
+    y: Network
+    inner: Network
+    x1: Container
+    x2: Container
+    y1: Container
+    i1: Container
+    i2: Container
+    _bus: Bus | None
+    _daemon: Daemon | None
+    _numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def native(self) -> bool:
+        """Whether the engine does it by itself, without ipv6natd."""
+        return self._daemon is None
+
+    @property
+    def daemon(self) -> Daemon:
+        """It ends the test in a native lab, which has none."""
+        return self._daemon or alone()
+
+    @property
+    def bus(self) -> Bus:
+        return self._bus or alone()
+
+    @property
+    def variant(self) -> Variant:
+        return self.sandbox.variant
+
+    @property
+    def proxy(self) -> bool:
+        return self.engine.userland_proxy
+
+    @property
+    def host(self) -> Namespace:
+        return self.sandbox.host
+
+    @property
+    def client(self) -> Namespace:
+        return self.sandbox.client
+
+    @property
+    def rogue(self) -> Namespace:
+        return self.sandbox.rogue
+
+    def port(self, count: int = 1) -> int:
+        """The first of so many host ports in a row that no other test has, up to 100."""
+        if count > 100:
+            raise ValueError("only 100 ports in a row are kept for each caller")
+        return 10000 + 100 * next(self._numbers)
+
+    @contextmanager
+    def container(
+        self,
+        *args: str,
+        network: str | Network = "X",
+        publish: Sequence[str] = (),
+        tcp: Iterable[int] = (80,),
+        udp: Iterable[int] = (),
+        ip6: str | None = None,
+        name: str | None = None,
+    ) -> Iterator[Container]:
+        """A container with a server in it, until the context is left; args are for `docker run`."""
+        name = name or f"c{next(self._numbers)}"
+        try:
+            made = self.engine.run(name, network, *args, publish=publish, ip6=ip6)
+            with serve(made.ns, name, tcp=tcp, udp=udp) as server:
+                yield dataclasses.replace(made, server=server)
+        finally:
+            self.engine.docker("rm", "--force", "--volumes", name, check=False)
+
+    @contextmanager
+    def network(
+        self, *args: str, subnet: str | None = None, options: dict[str, str] | None = None
+    ) -> Iterator[Network]:
+        """A network, until the context is left; args are for `docker network create`."""
+        number = next(self._numbers)
+        name = f"n{number}"
+        subnet = subnet or f"fd00:1:0:{number:x}::/64"
+        try:
+            yield self.engine.network(name, subnet, *args, options=options)
+        finally:
+            self.engine.docker("network", "rm", name, check=False)
+
+
+@contextmanager
+def regime(wanted: Wanted) -> Iterator[Regime]:
+    """Build the furnished lab, and wait until the daemon has opened x1's port to the client.
+
+    It does not insist on that: a daemon that does not do it fails the tests, each with its reason.
+    """
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(wanted.variant))
+        engine = stack.enter_context(
+            Engine(
+                sandbox,
+                *DEFAULT_BRIDGE,
+                userland_proxy=wanted.proxy,
+                suite=wanted.suite,
+                ip6tables=wanted.native,
+            )
+        )
+        bus = daemon = None
+        if not wanted.native:
+            bus = stack.enter_context(Bus(sandbox.dir))
+            daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address))
+        x = engine.network("X", "fd00:a::/64")
+        y = engine.network("Y", "fd00:b::/64")
+        inner = engine.network("I", "fd00:c::/64", "--internal")
+        ports = ("8080:80", "8443:443", "5353:53/udp")
+        plans: dict[str, Callable[[], Container]] = {
+            "x1": lambda: engine.run("x1", x, ip6="fd00:a::2", publish=ports),
+            "x2": lambda: engine.run("x2", x, ip6="fd00:a::3"),
+            "y1": lambda: engine.run("y1", y, ip6="fd00:b::2"),
+            "i1": lambda: engine.run("i1", inner, ip6="fd00:c::2"),
+            "i2": lambda: engine.run("i2", inner, ip6="fd00:c::3"),
+        }
+        with ThreadPoolExecutor() as pool:
+            started = dict(zip(plans, pool.map(lambda plan: plan(), plans.values()), strict=True))
+        listens: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+            "x1": ((80, 81, 443), (53, 54)),
+            "y1": ((80, 81), (53,)),
+        }
+        residents = {}
+        for name, made in started.items():
+            streams, datagrams = listens.get(name, ((80,), (53,)))
+            server = stack.enter_context(serve(made.ns, name, tcp=streams, udp=datagrams))
+            residents[name] = dataclasses.replace(made, server=server)
+        until(lambda: tcp(sandbox.client, HOST, 8080, timeout=0.2), seen_as_client, timeout=5)
+        yield Regime(
+            sandbox=sandbox,
+            engine=engine,
+            x=x,
+            y=y,
+            inner=inner,
+            _bus=bus,
+            _daemon=daemon,
+            **residents,
+        )
+
+
+def seen_as_client(answer: object) -> bool:
+    return isinstance(answer, Answer) and answer.peer == CLIENT

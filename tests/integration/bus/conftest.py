@@ -1,0 +1,292 @@
+"""A private system bus with the shipped policy, a source to show on it, and clients to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd.dbus.connection import CALL_SECONDS, Connection, OnSignal, Signal, connect
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH
+from ipv6natd.dbus.service import BusService, serve
+from ipv6natd.model import Mapping, Network, Protocol, Skipped
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, State, Status, SyncResult
+from tests import ROOT
+from tests.harness.needs import need
+
+POLICY = ROOT / "dbus" / "org.ipv6natd1.conf"
+CTL = (sys.executable, "-c", "from ipv6natd.ctl import main; main()")
+PLAIN_CTL = (
+    sys.executable,
+    "-c",
+    # After the imports: a plain user need not be able to read where they come from.
+    "import os, shutil; from ipv6natd.ctl import main; os.setgroups([]); os.setuid(65534);main()",
+)
+NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
+
+POLKIT = "/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf"
+
+# What Debian's system.conf says, and the policy that we ship. Root may send what it likes, so that
+# a test can send what the policy keeps back from others; and a caller may have more calls waiting
+# than the 128 that the bus allows, so that it is our limits that are met.
+CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <limit name="max_replies_per_connection">50000</limit>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus"
+           send_interface="org.freedesktop.DBus"/>
+  </policy>
+  <include>{policy}</include>
+  <policy user="root">
+    <allow send_destination="*"/>
+    <allow own="org.freedesktop.PolicyKit1"/>
+  </policy>
+  <include ignore_missing="yes">{polkit}</include>
+</busconfig>
+"""
+
+
+class Bus:
+    """A dbus-daemon that can be stopped, started, paused and resumed at one address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"unix:path={folder}/socket"
+        self._config = folder / "bus.conf"
+        self._config.write_text(CONFIG.format(address=self.address, policy=POLICY, polkit=POLKIT))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = ("dbus-daemon", f"--config-file={self._config}", "--nofork", "--print-address")
+        process = subprocess.Popen((*command, "--nopidfile"), stdout=subprocess.PIPE)
+        self._process = process
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"unix:")
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def bus() -> Iterator[Bus]:
+    need("dbus-daemon")
+    # Not tmp_path: a plain user must reach the socket, and pytest closes its folder to others.
+    folder = Path(tempfile.mkdtemp(prefix="ipv6natd-bus-"))
+    folder.chmod(0o755)
+    daemon = Bus(folder)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.stop()
+        shutil.rmtree(folder)
+
+
+class FakeSource:
+    """A source that says what the test set."""
+
+    def __init__(self, status: Status) -> None:
+        self.now = status
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.left: tuple[Leftover, ...] = ()
+        self.text = "*filter\nCOMMIT\n"
+        self.done: list[str] = []
+        self.explained: list[Row] = []
+
+    def status(self) -> Status:
+        return self.now
+
+    async def resync(self) -> SyncResult:
+        await self._do("resync")
+        return SyncResult(generation=7, rules_added=3, rules_removed=1, duration_ms=12)
+
+    async def reload(self) -> None:
+        await self._do("reload")
+
+    async def cleanup(self) -> None:
+        await self._do("cleanup")
+
+    async def leftovers(self) -> tuple[Leftover, ...]:
+        return self.left
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        await self._do("remove_leftovers")
+        self.left, left = (), self.left
+        return left
+
+    async def explain(self, asked: str) -> list[Row]:
+        return [each for each in self.explained if asked in each["ContainerName"]]
+
+    async def _do(self, what: str) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.gate is not None:
+            await self.gate.wait()
+        self.done.append(what)
+
+    def ruleset_text(self) -> str:
+        if self.error is not None:
+            raise self.error
+        return self.text
+
+
+def mapping(number: int = 0, name: str = "web") -> Mapping:
+    return Mapping(
+        container_id=f"{number:064x}",
+        container_name=name,
+        network_id="e" * 64,
+        network_name="front",
+        bridge="br-0123456789ab",
+        protocol=Protocol.TCP,
+        host_address=IPv6Address("::"),
+        host_port=8000 + number,
+        container_address=IPv6Address("fd00:a::2"),
+        container_port=80,
+    )
+
+
+def status(*mappings: Mapping, **changes: Any) -> Status:
+    network = Network(
+        id="e" * 64,
+        name="front",
+        driver="bridge",
+        bridge="br-0123456789ab",
+        subnets=(IPv6Network("fd00:a::/64"),),
+        warnings=("first", "second"),
+    )
+    skipped = Skipped(container_name="db", network="front", port="5432/tcp", reason="taken by web")
+    full = Status(
+        version="1.2.3",
+        state=State.SYNCED,
+        backend="nft",
+        engine_version="20.10.24",
+        docker_connected=True,
+        generation=1,
+        last_sync=1_700_000_000_000_000,
+        mappings=mappings,
+        networks=(network,),
+        skipped=(skipped,),
+    )
+    return replace(full, **changes)
+
+
+def run(body: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
+    """Run the test's body within that time, and fail if the loop had to swallow an exception."""
+    swallowed: list[dict[str, Any]] = []
+
+    async def bounded() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: swallowed.append(context))
+        async with asyncio.timeout(seconds):
+            await body
+
+    asyncio.run(bounded())
+    assert not swallowed
+
+
+@contextlib.asynccontextmanager
+async def serving(bus: Bus, source: FakeSource) -> AsyncIterator[BusService]:
+    """The service on the bus, its name owned."""
+    service = BusService(source)
+    task = asyncio.create_task(serve(service, bus.address))
+    try:
+        await service.owned.wait()
+        yield service
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def client(
+    bus: Bus, on_signal: OnSignal | None = None, *, uid: int = 0
+) -> AsyncIterator[Connection]:
+    """A user's connection; with `on_signal` it subscribes to everything that we send."""
+
+    def ours(it: Signal) -> None:
+        if on_signal is not None and it.sender != "org.freedesktop.DBus":
+            on_signal(it)
+
+    os.setresuid(uid, uid, 0)  # the bus asks the kernel who connects
+    try:
+        connection = await connect(bus.address, on_signal=ours)
+    finally:
+        os.setresuid(0, 0, 0)
+    try:
+        if on_signal is not None:
+            where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+            await connection.call(*where, "AddMatch", "s", f"type='signal',path='{PATH}'")
+        yield connection
+    finally:
+        connection.close()
+
+
+async def ask(
+    connection: Connection,
+    member: str,
+    signature: str = "",
+    *args: Any,
+    interface: str = MANAGER,
+    path: str = PATH,
+    timeout: float = CALL_SECONDS,  # noqa: ASYNC109
+    interactive: bool = False,
+) -> Any:
+    """The one value that the method answers; None when it answers none."""
+    values = await connection.call(
+        *(NAME, path, interface, member, signature, *args),
+        timeout=timeout,
+        interactive=interactive,
+    )
+    return values[0] if values else None
+
+
+async def command(bus: Bus, *words: str) -> tuple[int, str, str]:
+    """Exit code, output and error output of a command that finds the bus in its environment."""
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address, "LC_ALL": "C.UTF-8"},
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()

@@ -1,0 +1,627 @@
+"""ipv6natctl as a user runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd import __version__
+from ipv6natd.ctl.check import _asked
+from ipv6natd.ctl.client import Daemon
+from ipv6natd.ctl.client import explained as explained_error
+from ipv6natd.dbus.connection import BUS, ERROR, BusError
+from ipv6natd.dbus.objects import MANAGER, PATH
+from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Message
+from ipv6natd.model import Skipped
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, State, Status, mapping_row
+from tests.harness.needs import need
+from tests.integration.bus.conftest import (
+    CTL,
+    PLAIN_CTL,
+    Bus,
+    FakeSource,
+    client,
+    command,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+
+def ctl(bus: Bus, source: FakeSource, *words: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of `ipv6natctl words` while the source is served."""
+    results: list[tuple[int, str, str]] = []
+
+    async def body() -> None:
+        async with serving(bus, source):
+            results.append(await command(bus, *CTL, *words))
+
+    run(body())
+    return results[0]
+
+
+def test_mappings_are_a_table_without_borders(bus: Bus) -> None:
+    code, out, err = ctl(bus, FakeSource(status(mapping(), mapping(1, "db"))), "mappings")
+    assert (code, err) == (0, "")
+    assert out == (
+        "PROTOCOL HOST      CONTAINER ADDRESS        NETWORK STATE\n"
+        "tcp      [::]:8000 web       [fd00:a::2]:80 front   active\n"
+        "tcp      [::]:8001 db        [fd00:a::2]:80 front   active\n"
+        "\n"
+        "2 mappings listed.\n"
+    )
+
+
+def test_without_legend_only_rows_are_left(bus: Bus) -> None:
+    source = FakeSource(status(mapping()))
+    for words in (("--no-legend", "mappings"), ("mappings", "--no-legend")):
+        code, out, _ = ctl(bus, source, *words)
+        assert (code, out) == (0, "tcp [::]:8000 web [fd00:a::2]:80 front active\n")
+    assert ctl(bus, FakeSource(status()), "mappings", "--no-legend") == (0, "", "")
+    assert ctl(bus, FakeSource(status()), "mappings") == (0, "0 mappings listed.\n", "")
+
+
+def test_networks_show_their_warnings(bus: Bus) -> None:
+    _, out, _ = ctl(bus, FakeSource(status()), "networks", "--no-legend")
+    assert out == "front br-0123456789ab nat ipv6natd fd00:a::/64 first; second\n"
+
+
+def test_skipped_shows_the_reason(bus: Bus) -> None:
+    _, out, _ = ctl(bus, FakeSource(status()), "skipped", "--no-legend")
+    assert out == "db front 5432/tcp taken by web\n"
+
+
+def test_rules_are_printed_as_they_are(bus: Bus) -> None:
+    assert ctl(bus, FakeSource(status()), "rules") == (0, "*filter\nCOMMIT\n", "")
+
+
+def test_resync_says_what_it_did(bus: Bus) -> None:
+    answer = ctl(bus, FakeSource(status()), "resync")
+    assert answer == (0, "rules added: 3, removed: 1, in 12 ms\n", "")
+
+
+def test_resync_as_a_plain_user_is_refused_with_the_way_out(bus: Bus) -> None:
+    need("dbus-daemon")
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            code, out, err = await command(bus, *PLAIN_CTL, "resync")
+            assert (code, out) == (4, "")
+            assert err == "not permitted: only root may do that: sudo ipv6natctl resync\n"
+            assert (await command(bus, *PLAIN_CTL, "status"))[0] == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("why", ["only root may do that: sudo ipv6natctl networks", "no"])
+def test_whoever_is_refused_is_told_the_command_that_was_typed(why: str) -> None:
+    said = explained_error(BusError(f"{ERROR}AccessDenied", why), "ipv6natctl explain 'a b'")
+    assert said == (4, f"not permitted: {why.split(':')[0]}: sudo ipv6natctl explain 'a b'")
+
+
+@pytest.mark.parametrize("state", State)
+def test_status_exits_0_only_when_synced(bus: Bus, state: State) -> None:
+    code, out, err = ctl(bus, FakeSource(status(state=state, state_reason="why")))
+    assert (code, err) == (0 if state is State.SYNCED else 1, "")
+    assert f"    State: {state} (why)\n" in out
+    assert " ipv6natd: 1.2.3\n" in out
+    assert "  Skipped: 1 (ipv6natctl skipped)\n" in out
+
+
+@pytest.mark.parametrize("words", [("--json=short",), ("--json", "short"), ("-j",), ("--json",)])
+def test_json_is_one_line_where_no_terminal_is(bus: Bus, words: tuple[str, ...]) -> None:
+    code, out, _ = ctl(bus, FakeSource(status(mapping())), *words, "mappings")
+    assert code == 0
+    assert out.count("\n") == 1
+    (row,) = json.loads(out)
+    assert (row["ContainerName"], row["HostPort"], row["Since"]) == ("web", 8000, 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [("status", dict), ("networks", list), ("skipped", list), ("resync", dict), ("rules", str)],
+)
+def test_every_command_speaks_json(bus: Bus, what: str, kind: type[Any]) -> None:
+    _, out, _ = ctl(bus, FakeSource(status()), what, "--json=pretty")
+    assert isinstance(json.loads(out), kind)
+    assert ctl(bus, FakeSource(status()), what, "--json=off")[1] != out
+
+
+def test_a_name_cannot_move_the_cursor(bus: Bus) -> None:
+    source = FakeSource(status(mapping(name="\x1b[2J\nfake row\u202e")))
+    for words in (("mappings",), ("mappings", "--json=pretty"), ("mappings", "-j")):
+        _, out, _ = ctl(bus, source, *words)
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+        assert "\nfake" not in out
+
+
+def test_a_daemon_that_does_not_run_is_named_with_the_command_that_starts_it(bus: Bus) -> None:
+    async def body() -> None:
+        for what in ("status", "mappings", "resync"):
+            assert await command(bus, *CTL, what) == (
+                3,
+                "",
+                "ipv6natd is not running: systemctl start ipv6natd\n",
+            )
+
+    run(body())
+
+
+def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
+    bus.stop()
+
+    async def body() -> None:
+        code, out, err = await command(bus, *CTL)
+        assert (code, out) == (1, "")
+        assert err.startswith("cannot reach the system bus at unix:path=")
+        assert err.endswith(": systemctl status dbus.socket\n")
+        assert err.count("\n") == 1
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("mapings", "'mapings' is no command; did you mean 'mappings'?"),
+        ("xyzzy", "'xyzzy' is no command: one of status, mappings"),
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--json=xml", "invalid choice: 'xml'"),
+        ("status extra", "status takes no 'extra'"),
+        ("rules --port 80", "--port goes with mappings, not with rules"),
+        ("mappings --port 0", "'0' is no port: a number from 1 to 65535"),
+        ("mappings --port ٨٠", "is no port"),
+        ("mappings --protocol icmp", "'icmp' is none of tcp, udp, sctp"),
+        ("mappings --container=", "a name is missing"),
+        ("status --leftovers", "--leftovers goes with cleanup, not with status"),
+        ("cleanup --dry-run", "--dry-run goes with cleanup --leftovers"),
+        ("mappings --cont web", "unrecognized arguments: --cont"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exits_2(words: str, said: str) -> None:
+    done = subprocess.run((*CTL, *words.split()), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "ports"),
+    [
+        ("--container web", {8000, 8002}),
+        ("--container w*", {8000, 8002}),
+        (f"--container {1:064x}", {8001}),
+        (f"--container {1:064x} --network front --protocol tcp", {8001}),
+        ("--port 8002", {8002}),
+        ("--network f?ont --port 8001", {8001}),
+    ],
+)
+def test_filters_leave_what_was_asked_for(bus: Bus, words: str, ports: set[int]) -> None:
+    source = FakeSource(status(mapping(), mapping(1, "db"), mapping(2)))
+    code, out, _ = ctl(bus, source, "mappings", "--json=short", *words.split())
+    assert code == 0
+    assert {row["HostPort"] for row in json.loads(out)} == ports
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "mappings --container wbe",
+            "no mapping matches --container wbe; did you mean 'web'?",
+        ),
+        ("mappings --port 9", "no mapping matches --port 9: see ipv6natctl skipped"),
+        ("networks --network frunt", "no network matches --network frunt; did you mean 'front'?"),
+        ("skipped --container web", "no row matches --container web: see ipv6natctl"),
+    ],
+)
+def test_a_filter_that_leaves_nothing_says_so_and_exits_1(bus: Bus, words: str, said: str) -> None:
+    answer = ctl(bus, FakeSource(status(mapping())), *words.split())
+    assert answer == (1, "", f"{said}\n")
+
+
+def test_status_shows_the_warnings_of_networks_but_stays_on_one_screen(bus: Bus) -> None:
+    _, out, _ = ctl(bus, FakeSource(status()))
+    assert out.endswith("Warnings: front: first\n           front: second\n")
+    many = status()
+    network = replace(many.networks[0], warnings=tuple(map(str, range(9))))
+    _, out, _ = ctl(bus, FakeSource(replace(many, networks=(network,))))
+    assert out.endswith("front: 4\n           and 4 more: ipv6natctl networks\n")
+    assert "front: 5" not in out
+
+
+def on_terminal(bus: Bus, source: FakeSource, *words: str, **environ: str) -> str:
+    """What a terminal of 60 columns shows."""
+    env = [f"{name}={value}" for name, value in ({"TERM": "xterm"} | environ).items()]
+    line = shlex.join(("env", "COLUMNS=60", *env, *CTL, *words))
+    results: list[str] = []
+
+    async def body() -> None:
+        async with serving(bus, source):
+            _, out, _ = await command(bus, "script", "-qec", line, "/dev/null")
+            results.append(out.replace("\r\n", "\n"))
+
+    run(body())
+    return results[0]
+
+
+def test_colours_are_for_terminals_and_for_those_who_want_them(bus: Bus) -> None:
+    need("script")
+    source = FakeSource(status(mapping()))
+    assert "State: \x1b[32msynced\x1b[0m\n" in on_terminal(bus, source)
+    assert on_terminal(bus, source, "mappings").startswith("\x1b[4mPROTOCOL HOST")
+    assert "\x1b" not in on_terminal(bus, source, NO_COLOR="1")
+    assert "\x1b" not in on_terminal(bus, source, TERM="dumb")
+    assert "\x1b" in on_terminal(bus, source, NO_COLOR="")
+    assert "\x1b" not in ctl(bus, source)[1]
+
+
+def test_long_reasons_are_folded_on_a_terminal_and_whole_in_a_pipe(bus: Bus) -> None:
+    need("script")
+    reason = "word " * 30 + "end"
+    long = Skipped(container_name="db", network="front", port="5432/tcp", reason=reason)
+    source = FakeSource(status(skipped=(long,)))
+    shown = on_terminal(bus, source, "skipped", "--no-legend")
+    assert max(len(line) for line in shown.splitlines()) <= 60
+    assert " ".join(shown.split()) == f"db front 5432/tcp {reason}"
+    assert ctl(bus, source, "skipped", "--no-legend")[1] == f"db front 5432/tcp {reason}\n"
+
+
+def explained(name: str = "web") -> Row:
+    used: Row = {
+        "Name": ("s", "front"),
+        "Bridge": ("s", "br-a"),
+        "Address": ("s", "fd00:a::2"),
+        "Used": ("b", True),
+        "Reason": ("s", "it is the only one"),
+    }
+    other: Row = {**used, "Name": ("s", "back"), "Used": ("b", False), "Reason": ("s", "internal")}
+    forwarded: Row = {
+        "Binding": ("s", "[::]:8080 -> 80/tcp"),
+        "Outcome": ("s", "forwarded"),
+        "Reason": ("s", ""),
+        "Rule": ("s", "-A IPV6NAT-DNAT -j DNAT"),
+        "Connections": ("t", 7),
+    }
+    not_forwarded: Row = {
+        "Binding": ("s", "127.0.0.1:81 -> 81/tcp"),
+        "Outcome": ("s", "ipv4-only"),
+        "Reason": ("s", "it is bound to 127.0.0.1"),
+        "Rule": ("s", ""),
+    }
+    return {
+        "ContainerId": ("s", "6f1c" * 16),
+        "ContainerName": ("s", name),
+        "Networks": ("aa{sv}", [used, other]),
+        "Ports": ("aa{sv}", [forwarded, not_forwarded]),
+        "Skipped": ("aa{sv}", []),
+        "Loopback": ("s", "nobody answers"),
+    }
+
+
+def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None:
+    source = FakeSource(status())
+    source.explained = [explained()]
+    assert ctl(bus, source, "explain", "web") == (
+        0,
+        " Container: web (6f1c6f1c6f1c)\n"
+        "Reached by: front (br-a) at fd00:a::2; it is the only one\n"
+        "    Not by: back: internal\n"
+        "  On [::1]: nobody answers\n"
+        "\n"
+        "PORT                   OUTCOME   CONNECTIONS WHY\n"
+        "[::]:8080 -> 80/tcp    forwarded 7           -A IPV6NAT-DNAT -j DNAT\n"
+        "127.0.0.1:81 -> 81/tcp ipv4-only -           it is bound to 127.0.0.1\n",
+        "",
+    )
+    _, out, _ = ctl(bus, source, "explain", "web", "--json=short")
+    assert json.loads(out)[0]["Networks"][1] == {
+        "Name": "back",
+        "Bridge": "br-a",
+        "Address": "fd00:a::2",
+        "Used": False,
+        "Reason": "internal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("wbe", "no running container is called 'wbe'; did you mean 'web'?"),
+        ("xyzzy", "no running container is called 'xyzzy': docker ps"),
+        ("99", "no running container publishes port 99, be it for IPv4 or IPv6: docker ps"),
+        ("99/udp", "no running container publishes port 99/udp, be it for IPv4 or IPv6: docker ps"),
+    ],
+)
+def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, asked: str, said: str) -> None:
+    answer = ctl(bus, FakeSource(status(mapping())), "explain", asked)
+    assert answer == (1, "", f"{said}\n")
+
+
+def test_explain_needs_a_word() -> None:
+    done = subprocess.run((*CTL, "explain"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "explain needs one word more: CONTAINER|PORT" in done.stderr
+
+
+@pytest.mark.parametrize(("what", "done"), [("reload", "in force"), ("cleanup", "removed")])
+def test_reload_and_cleanup_are_done_by_the_daemon(bus: Bus, what: str, done: str) -> None:
+    source = FakeSource(status())
+    code, out, err = ctl(bus, source, what)
+    assert (code, err, source.done) == (0, "", [what])
+    assert done in out
+
+
+def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
+    source = FakeSource(status())
+    source.left = (
+        Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-j DOCKER"),
+        Leftover(variant="nft", table="nat", chain="DOCKER"),
+    )
+    rows = (
+        "VARIANT TABLE CHAIN      RULE\n"
+        "nft     nat   PREROUTING -j DOCKER\n"
+        "nft     nat   DOCKER     -\n"
+    )
+    shown = ctl(bus, source, "cleanup", "--leftovers", "--dry-run")
+    assert shown == (
+        0,
+        f"{rows}\n2 chains and rules would go: ipv6natctl cleanup --leftovers\n",
+        "",
+    )
+    assert source.done == []
+    removed = ctl(bus, source, "cleanup", "--leftovers")
+    assert removed == (0, f"{rows}\n2 chains and rules removed.\n", "")
+    assert source.done == ["remove_leftovers"]
+    again = ctl(bus, source, "cleanup", "--leftovers")
+    assert again == (0, "nobody has left anything\n", "")
+
+
+def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:
+    async def body() -> None:
+        code, out, err = await command(bus, *PLAIN_CTL, "cleanup")
+        assert (code, out) == (4, "")
+        assert err.endswith("only root can write rules: sudo ipv6natctl cleanup\n")
+
+    run(body())
+
+
+@contextlib.asynccontextmanager
+async def monitor(bus: Bus, *words: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """`ipv6natctl monitor`; what it gives reads the next line."""
+    process = await asyncio.create_subprocess_exec(
+        *(*CTL, "monitor", *words),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
+    )
+    stdout = process.stdout
+    assert stdout is not None
+
+    async def line() -> str:
+        return (await stdout.readline()).decode().rstrip("\n")
+
+    try:
+        yield line
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def test_monitor_shows_what_comes_and_goes_and_that_the_daemon_does(bus: Bus) -> None:
+    empty, full = status(), status(mapping(), generation=2)
+    degraded = replace(full, state=State.DEGRADED, state_reason="why")
+    changes: list[tuple[Status, Status, Row | None, str]] = [
+        (empty, full, None, "added    tcp [::]:8000 -> web [fd00:a::2]:80 (front)"),
+        (
+            full,
+            replace(empty, generation=3),
+            None,
+            "removed  tcp [::]:8000 -> web [fd00:a::2]:80 (front)",
+        ),
+        (full, degraded, None, "changed  degraded; why"),
+        (
+            degraded,
+            degraded,
+            {"Tables": ("as", ["nat"])},
+            "repaired nat: something else had changed our rules",
+        ),
+    ]
+
+    async def body() -> None:
+        async with monitor(bus) as line:
+            assert (await line()).partition(" ")[2] == "stopped  ipv6natd"
+            async with serving(bus, FakeSource(empty)) as service:
+                assert (await line()).partition(" ")[2] == "started  ipv6natd"
+                for old, new, drift, text in changes:
+                    service.publish(old, new, drift)
+                    assert (await line()).partition(" ")[2] == text
+            assert (await line()).partition(" ")[2] == "stopped  ipv6natd"
+
+    run(body())
+
+
+def test_monitor_begins_with_how_things_are_and_counts_what_was_not_signalled(bus: Bus) -> None:
+    many = status(*map(mapping, range(60)), generation=2, last_sync=1)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service:
+            async with monitor(bus, "--json=short") as line:
+                now = json.loads(await line())
+                assert (now["Event"], now["State"], now["MappingCount"]) == ("now", "synced", 0)
+                service.publish(status(), many)
+                events = [json.loads(await line()) for _ in range(51)]
+            assert [each["Event"] for each in events] == ["added"] * 50 + ["more"]
+            assert (events[-1]["Added"], events[-1]["Removed"]) == (10, 0)
+            assert events[0]["Mapping"]["HostPort"] == 8000
+
+    run(body())
+
+
+def test_monitor_believes_only_the_daemon(bus: Bus) -> None:
+    async def body() -> None:
+        async with (
+            serving(bus, FakeSource(status())) as service,
+            client(bus) as other,
+            monitor(bus) as line,
+        ):
+            assert " now " in await line()
+            # To everybody by name: the bus keeps back only what is sent to nobody.
+            row = variants(mapping_row(mapping(name="forged"), 0))
+            (names,) = await other.call(*BUS, "ListNames")
+            for name in names:
+                forged = Message.new_signal(PATH, MANAGER, "MappingAdded", "a{sv}", [row])
+                forged.destination = name
+                other._bus.send(forged)
+            await other.flush(5)
+            service.publish(status(), status(mapping(), generation=2))
+            assert " -> web " in await line()
+
+    run(body())
+
+
+def test_monitor_ends_with_the_bus(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), monitor(bus) as line:
+            assert " now " in await line()
+            bus.stop()
+            assert await line() == ""
+
+    run(body())
+
+
+def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
+    if not all(each.stat().st_mode & 1 for each in Path(sys.executable).resolve().parents):
+        pytest.skip("this Python is for root alone: a plain user cannot load what it loads late")
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            code, out, err = await command(bus, *PLAIN_CTL, "check", "--json=short")
+            lines = {each["About"]: each for each in json.loads(out)}
+            assert err == ""
+            assert lines["ipv6natd"]["Verdict"] == "ok"
+            assert lines["docker"]["Text"] == "engine 20.10.24; it writes no IPv6 rules itself"
+            assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
+            assert code == any(each["Verdict"] == "bad" for each in lines.values())
+            _, out, _ = await command(bus, *PLAIN_CTL, "check")
+            assert "All is well" not in out
+        code, out, _ = await command(bus, *CTL, "check")
+        assert code == 1
+        assert "it is not running: systemctl enable --now ipv6natd\n" in out
+
+    run(body())
+
+
+def test_check_does_not_call_wrong_what_it_may_not_read() -> None:
+    class Refusing(Daemon):
+        async def properties(self) -> dict[str, Any]:
+            return {"State": "synced"}
+
+        async def call(self, *_args: Any, **_options: Any) -> Any:
+            raise BusError(f"{ERROR}AccessDenied", "only root may do that")
+
+    assert asyncio.run(_asked(Refusing())) == ({"State": "synced"}, None, "")
+
+
+def test_metrics_are_those_of_the_status(bus: Bus) -> None:
+    now = status(mapping())
+    code, out, err = ctl(bus, FakeSource(now), "metrics")
+    assert (code, err) == (0, "")
+    assert 'ipv6natd_state{state="synced"} 1\n' in out
+    assert "ipv6natd_last_sync_timestamp_seconds 1700000000\n" in out
+    code, out, _ = ctl(bus, FakeSource(now), "metrics", "--json=short")
+    assert {"Name": "ipv6natd_skipped", "Labels": {}, "Value": 1} in json.loads(out)
+    assert {type(each["Value"]) for each in json.loads(out)} <= {int, float}
+
+
+def test_metrics_of_a_daemon_that_does_not_run_say_so(bus: Bus) -> None:
+    async def body() -> None:
+        code, out, err = await command(bus, *CTL, "metrics")
+        assert (code, err) == (3, "ipv6natd is not running: systemctl start ipv6natd\n")
+        assert out.splitlines()[-1] == "ipv6natd_up 0"
+
+    run(body())
+
+
+def test_ula_makes_a_prefix_and_the_lines_that_use_it() -> None:
+    def made(*words: str) -> str:
+        return subprocess.run(
+            (*CTL, "ula", *words), capture_output=True, text=True, check=True
+        ).stdout
+
+    value = json.loads(made("-j"))
+    prefix = IPv6Network(value["Prefix"])
+    assert (prefix.prefixlen, prefix.subnet_of(IPv6Network("fd00::/8"))) == (48, True)
+    used = [value["DaemonJson"]["fixed-cidr-v6"], *value["Subnets"]]
+    assert len({IPv6Network(each) for each in used}) == 4
+    assert all(IPv6Network(each).subnet_of(prefix) for each in used)
+    text = made()
+    assert text.splitlines()[0] != value["Prefix"]
+    for word in ("/etc/docker/daemon.json", '"fixed-cidr-v6": "fd', "docker network create --ipv6"):
+        assert word in text
+
+
+def test_help_teaches_with_examples_and_version_is_one_line() -> None:
+    shown = subprocess.run((*CTL, "--help"), capture_output=True, text=True, check=True).stdout
+    for word in ("status", "mappings", "networks", "skipped", "resync", "rules", "examples:"):
+        assert word in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    shown = subprocess.run((*CTL, "--version"), capture_output=True, text=True, check=True).stdout
+    assert shown == f"ipv6natctl {__version__}\n"
+
+
+def test_a_locale_without_unicode_is_no_error(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status(mapping(name="käse")))):
+            plain = ("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
+            code, out, err = await command(bus, *plain, *CTL, "mappings", "--no-legend")
+            assert (code, err) == (0, "")
+            assert "k\\xe4se" in out
+
+    run(body())
+
+
+def test_a_reader_that_leaves_early_is_no_error(bus: Bus) -> None:
+    async def body() -> None:
+        many = status(*(mapping(number) for number in range(3000)))
+        async with serving(bus, FakeSource(many)):
+            words = " ".join(f"'{word}'" for word in CTL)
+            code, out, err = await command(bus, "sh", "-c", f"{words} mappings | head -n1")
+            assert (code, out.split()[0], err) == (0, "PROTOCOL", "")
+
+    run(body())
+
+
+@pytest.mark.parametrize("word", ["rules", "--help", "--version"])
+def test_a_full_disk_is_said_in_a_sentence(bus: Bus, word: str) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            words = shlex.join((*CTL, word))
+            answer = await command(bus, "sh", "-c", f"{words} >/dev/full")
+            assert answer == (
+                1,
+                "",
+                "the answer could not be written: No space left on device\n",
+            )
+
+    run(body())
+
+
+def test_it_does_not_start_what_was_stopped() -> None:
+    assert not any(name.endswith(".service") for name in os.listdir("dbus"))  # noqa: PTH208

@@ -1,0 +1,167 @@
+"""org.ipv6natd1(5) against what is served: members, fields, actions, errors, examples."""
+
+from __future__ import annotations
+
+import re
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from ipv6natd.dbus import connection as bus
+from ipv6natd.dbus import limits as dbus_limits
+from ipv6natd.dbus import lists as dbus_lists
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.lists import _FIELDS
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import LOG, LOG_PATH, MANAGER, PATH, introspection
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.wire import _Unanswered
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import leftover_row, mapping_row, network_row, skipped_row
+from tests import ROOT
+from tests.harness.needs import need
+from tests.integration.bus.conftest import Bus, FakeSource, command, mapping, run, serving, status
+
+PAGE = (ROOT / "man" / "org.ipv6natd1.5").read_text()
+SIGNATURE = r"(?:as|aa\{sv\}|[sqtub])"
+
+
+def section(name: str) -> str:
+    """The page from a heading to the next."""
+    return PAGE.partition(f"\n.Sh {name}\n")[2].partition("\n.Sh ")[0]
+
+
+def members(path: str, interface: str, kind: str) -> list[ElementTree.Element]:
+    root = ElementTree.fromstring(introspection(path))
+    (found,) = (each for each in root.iter("interface") if each.get("name") == interface)
+    return found.findall(kind)
+
+
+def worded(member: ElementTree.Element) -> str:
+    """ "FindMappings(a{sv} filter) -> aa{sv} mappings"."""
+    args = member.findall("arg")
+    into, out = (
+        ", ".join(f"{arg.get('type')} {arg.get('name')}" for arg in args if way(arg) == direction)
+        for direction in ("in", "out")
+    )
+    return f"{member.get('name')}({into})" + (f" -> {out}" if out else "")
+
+
+def way(arg: ElementTree.Element) -> str:
+    return arg.get("direction", "in")
+
+
+def items(text: str) -> dict[str, str]:
+    """Member -> its item, nested lists and all."""
+    parts = re.split(r"^\.It Ic (\w+)\(.*$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_limits_are_those_of_the_sources() -> None:
+    told = " ".join(section("LIMITS").split())
+    for words in (
+        f"{dbus_limits.MAX_UNANSWERED} calls of one connection",
+        f"{dbus_limits.MAX_UNANSWERED_OF_USER} of one user",
+        f"{dbus_limits.MAX_UNREAD >> 20} MiB of answers",
+        f"{dbus_lists.MAX_ANSWER >> 20} MiB in one answer",
+        f"{bus.MAX_MESSAGE >> 10} KiB in one call",
+        f"{bus.MAX_ARRAYS >> 10} KiB in its arrays",
+        f"{polkit.MAX_DIALOGS_OF_USER} dialogs for a password of one user",
+        f"{polkit.MAX_DIALOGS} in all",
+        f"{_Unanswered.MOST} calls in a second that want no answer",
+        f"they share {dbus_limits.MAX_UNIDENTIFIED >> 20} MiB",
+    ):
+        assert words in told
+
+
+@pytest.mark.parametrize(("kind", "name"), [("method", "METHODS"), ("signal", "SIGNALS")])
+def test_every_method_and_signal_is_documented_and_no_other(kind: str, name: str) -> None:
+    documented = re.findall(r"^\.It Ic (\w+\(.*)$", section(name), re.MULTILINE)
+    assert sorted(documented) == sorted(worded(each) for each in members(PATH, MANAGER, kind))
+
+
+@pytest.mark.parametrize(
+    ("path", "interface", "name"), [(PATH, MANAGER, "PROPERTIES"), (LOG_PATH, LOG, "THE LOG")]
+)
+def test_every_property_is_documented_and_no_other(path: str, interface: str, name: str) -> None:
+    documented = re.findall(r"^\.It Va (.*)$", section(name), re.MULTILINE)
+    served = [f"{it.get('name')} {it.get('type')}" for it in members(path, interface, "property")]
+    assert documented == served
+
+
+def commented() -> dict[str, set[tuple[str, str]]]:
+    """Member -> the fields that the comment before it names, with their types."""
+    pattern = r'<!--((?:(?!-->).)*)-->\s*<(?:method|signal) name="(\w+)"'
+    return {
+        member: set(re.findall(rf"\b([A-Z]\w+) ({SIGNATURE})(?=[\s,.():;])", comment))
+        for comment, member in re.findall(pattern, introspection(PATH), re.DOTALL)
+    }
+
+
+def test_the_page_and_the_comments_name_the_same_fields() -> None:
+    page = items(section("METHODS")) | items(section("SIGNALS"))
+    for member, fields in commented().items():
+        assert set(re.findall(rf"Va (\w+) ({SIGNATURE})", page[member])) == fields, member
+
+
+def test_the_comments_name_the_fields_that_rows_have() -> None:
+    now = status(mapping())
+    leftover = Leftover(variant="nft", table="nat", chain="DOCKER", rule="-j X")
+    rows = {
+        "ListMappings": mapping_row(now.mappings[0], 0),
+        "ListNetworks": network_row(now.networks[0]),
+        "ListSkipped": skipped_row(now.skipped[0]),
+        "ListLeftovers": leftover_row(leftover),
+    }
+    for member, row in rows.items():
+        assert commented()[member] == {(name, type_) for name, (type_, _) in row.items()}
+    assert {name for name, _ in commented()["FindMappings"]} == set(_FIELDS)
+
+
+def test_every_method_has_its_action() -> None:
+    for member, text in items(section("METHODS")).items():
+        (action,) = re.findall(r"^Action:\n\.Li (\S+) \.$", text, re.MULTILINE)
+        assert action == METHODS[MANAGER, member].action
+
+
+def test_every_action_and_every_error_is_documented_and_no_other() -> None:
+    named = re.findall(r"^\.It Li (\S+)$", section("POLKIT ACTIONS"), re.MULTILINE)
+    assert named == [each.value for each in Action]
+    package = ROOT / "ipv6natd"
+    sources = {path.relative_to(package): path.read_text() for path in package.rglob("*.py")}
+    raised = set(re.findall(r"org\.ipv6natd1\.Error\.\w+", "".join(sources.values())))
+    errors = section("NAMES OF ERRORS")
+    assert sorted(re.findall(r"^\.It Li (\S+)$", errors, re.MULTILINE)) == sorted(raised)
+    asking = {"connection.py", "wire.py", "firewalld.py"}
+    serving_ = [
+        text
+        for path, text in sources.items()
+        if path.is_relative_to("dbus") and path.name not in asking
+    ]
+    standard = set(re.findall(r'raise BusError\(ERROR \+ "(\w+)"', "".join(serving_)))
+    assert standard - {"NameExists"} <= set(re.findall(r"^\.Li (\w+)", errors, re.MULTILINE))
+
+
+def literals() -> list[str]:
+    """The examples, as they would be typed."""
+    blocks = re.findall(r"^\.Bd .*?\n(.*?)^\.Ed$", section("EXAMPLES"), re.DOTALL | re.MULTILINE)
+    return [block.replace(r"\e", "\\") for block in blocks]
+
+
+def test_the_examples_work(bus: Bus) -> None:
+    need("busctl")
+    busctl, _gdbus, python = literals()
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status(mapping(80, name="web")))):
+            code, out, err = await command(bus, "sh", "-ec", busctl)
+            assert (code, err) == (0, "")
+            assert '"data" : 8080' in out
+            if sys.version_info >= (3, 15):
+                return  # As the page says, the library alone cannot be imported there.
+            ignoring = ("-W", "ignore")  # the library is older than some Pythons
+            code, out, err = await command(bus, sys.executable, *ignoring, "-c", python)
+            assert (code, out, err) == (0, "8080 web\n", "")
+
+    run(body())

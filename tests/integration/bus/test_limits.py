@@ -1,0 +1,468 @@
+"""Callers who ask too much, read too little or send too much, and everybody else meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ipv6natd.dbus import connection as bus_module
+from ipv6natd.dbus import limits as dbus_limits
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Connection
+from ipv6natd.dbus.limits import MAX_UNREAD, STATS, Limits
+from ipv6natd.dbus.objects import INTROSPECTABLE, MANAGER, NAME, PATH, PEER, PROPERTIES
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.wire import BATCH, Variant
+from tests.harness.waiting import until
+from tests.integration.bus.apart import peak, serving_apart
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+from tests.integration.bus.flood import answer_to, connected, flood, message, send
+from tests.integration.bus.test_polkit import FakePolkit, authority
+
+GAMES, NOBODY = 5, 65534
+LIMIT = ERROR + "LimitsExceeded"
+
+
+async def outcome(connection: Connection, member: str, **how: Any) -> str:
+    """The name of the error that the call ends with, or what was called."""
+    try:
+        await ask(connection, member, **how)
+    except BusError as error:
+        return error.name
+    return member
+
+
+def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        async with serving(bus, source) as service, client(bus) as greedy, client(bus) as other:
+            waiting = [asyncio.create_task(ask(greedy, "Resync")) for _ in range(16)]
+            await until(lambda: sum(service._limits._unanswered.values()) == 16)
+            with pytest.raises(BusError, match="16 calls of yours wait") as caught:
+                await ask(greedy, "ListMappings")
+            assert caught.value.name == LIMIT
+            assert await ask(greedy, "Ping", interface=PEER) is None
+            assert await ask(other, "ListMappings") == []
+            source.gate.set()
+            await asyncio.gather(*waiting)
+            assert await ask(greedy, "ListMappings") == []
+            assert not service._limits._unanswered
+
+    run(body())
+
+
+def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = 20_000
+    enough = 600.0  # seconds: it is turns that are counted, and a busy machine has slow ones
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", enough)
+    monkeypatch.setattr(polkit, "PATIENCE", enough)
+
+    async def body() -> None:
+        old, new = status(mapping()), status(mapping(), mapping(1), generation=2)
+        path = bus.address.removeprefix("unix:path=")
+        async with serving(bus, FakeSource(old)) as service, client(bus) as root:
+            await ask(root, "ListMappings")
+            flooding = asyncio.create_task(
+                asyncio.to_thread(flood, path, "ListMappings", many, uid=NOBODY)
+            )
+            turns = asked = 0
+
+            async def turn() -> None:
+                nonlocal turns
+                while not flooding.done():
+                    await asyncio.sleep(0)
+                    turns += 1
+
+            turning = asyncio.create_task(turn())
+            while not flooding.done():
+                service.publish(old, new)
+                assert len(await ask(root, "ListMappings", timeout=enough)) == 1
+                asked += 1
+            await turning
+            outcomes = flooding.result()
+            # One who did nothing but read would have needed one turn.
+            assert turns > many / BATCH
+            assert asked > 0
+            assert set(outcomes) == {"ListMappings", "LimitsExceeded"}
+            assert outcomes["ListMappings"] >= 16
+
+    run(body(), seconds=enough)
+
+
+async def unread(root: Connection, sender: str) -> int:
+    """Bytes that the bus keeps for a sender."""
+    (stats,) = await root.call(*BUS[:2], STATS, "GetConnectionStats", "s", sender)
+    return int(stats["OutgoingBytes"])
+
+
+def deaf(connection: Connection) -> Any:
+    """Stop reading from the bus; what is returned begins again."""
+    bus = connection._bus
+    bus._loop.remove_reader(bus._fd)
+    return lambda: bus._loop.add_reader(bus._fd, bus._message_reader)
+
+
+def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bus) -> None:
+    async def body() -> None:
+        # 6 MB, as 10,000 mappings have, in rows that are read faster.
+        now = status(*(mapping(number, name="x" * 60_000) for number in range(100)))
+        async with (
+            serving(bus, FakeSource(now)) as service,
+            client(bus) as root,
+            client(bus, uid=NOBODY) as lazy,
+        ):
+            hear = deaf(lazy)
+            calls: list[asyncio.Task[str]] = []
+            for _ in range(10):
+                calls += [asyncio.create_task(outcome(lazy, "ListMappings")) for _ in range(10)]
+                # Others are served meanwhile.
+                assert len(await ask(root, "ListMappings")) == 100
+                await until(lambda: not service._tasks)
+            # All calls went out and were answered; what can be read is no more than it should.
+            kept = await unread(root, lazy.unique_name)
+            assert MAX_UNREAD / 2 < kept <= MAX_UNREAD + (1 << 20)
+            hear()
+            outcomes = Counter(await asyncio.gather(*calls))
+            assert set(outcomes) == {"ListMappings", LIMIT}
+            assert 2 < outcomes["ListMappings"] < 10
+            # Whoever has read may ask again.
+            assert len(await ask(lazy, "ListMappings")) == 100
+
+    run(body())
+
+
+def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD", 1 << 20)
+
+    async def body() -> None:
+        async with (
+            serving(bus, FakeSource(status())),
+            client(bus) as root,
+            client(bus, uid=NOBODY) as lazy,
+        ):
+            hear = deaf(lazy)
+            how = {"interface": INTROSPECTABLE}
+            calls = [asyncio.create_task(outcome(lazy, "Introspect", **how)) for _ in range(1000)]
+            await asyncio.sleep(0)
+            for _ in range(20):  # every one of the calls has been answered
+                await ask(root, "Ping", interface=PEER)
+                await asyncio.sleep(0.01)
+            assert await unread(root, lazy.unique_name) < 2 << 20
+            hear()
+            outcomes = Counter(await asyncio.gather(*calls))
+            assert outcomes["Introspect"] > 10
+            assert outcomes[LIMIT] > 500
+
+    run(body())
+
+
+def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As dbus-broker."""
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD", 1000)
+    monkeypatch.setattr(dbus_limits, "STATS", "org.ipv6natd1.NoSuchInterface")
+
+    async def body() -> None:
+        now = status(*(mapping(number) for number in range(10)))
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            for _ in range(3):
+                # Alone it is more than the limit; but nothing of it is known to be unread.
+                assert await outcome(root, "GetRuleset") == "GetRuleset"
+
+    run(body())
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "at once": {"interface": PEER, "member": "Ping"},
+    "property": {
+        **{"interface": PROPERTIES, "member": "Get", "signature": "ss"},
+        "body": [MANAGER, "State"],
+    },
+    "error": {"interface": MANAGER, "member": "Nothing"},
+    "list": {"interface": MANAGER, "member": "ListMappings"},
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_accounts_of_senders_who_left_are_not_kept(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_KNOWN", 100)
+    monkeypatch.setattr(polkit, "MAX_KNOWN", 100)
+    call = message(destination=NAME, path=PATH, serial=2, **CALLS[what])
+
+    def pass_by(times: int) -> None:
+        path = bus.address.removeprefix("unix:path=")
+        for _ in range(times):
+            with contextlib.closing(connected(path, NOBODY)) as sock:
+                sock.sendall(call)
+                answer_to(sock, b"\x05\x01u\0\x02\0\0\0")  # to serial 2
+
+    async def body() -> None:
+        now = status(mapping(name="x" * 100_000))
+        async with serving(bus, FakeSource(now)) as service, client(bus, uid=NOBODY) as owes:
+            hear = deaf(owes)
+            asked = asyncio.create_task(ask(owes, "FindMappings", "a{sv}", {}, timeout=60))
+            await asyncio.to_thread(pass_by, 1000)
+            limits = service._limits
+            assert len(limits._sent) <= 100
+            assert len(service._authority._uids) <= 100
+            assert not limits._unanswered
+            assert not limits._of_user
+            assert limits._unidentified == 0
+            # Other connections do not make it forget who has much unread.
+            if what != "list":
+                assert limits._sent[owes.unique_name] > 100_000
+            hear()
+            await asked
+
+    run(body())
+
+
+def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        fake = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, source))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(4)]
+            waiting = [
+                asyncio.create_task(outcome(user, "Resync")) for user in users for _ in range(12)
+            ]
+            done: set[asyncio.Task[str]] = set()
+            while len(done) < 16:
+                done, _ = await asyncio.wait(waiting, return_when="FIRST_COMPLETED", timeout=0.1)
+            assert {each.result() for each in done} == {LIMIT}
+            assert service._limits._of_user[NOBODY] == 32
+            with pytest.raises(BusError, match="32 calls of your user wait"):
+                await ask(users[0], "ListMappings")
+            for uid in (0, GAMES):
+                other = await stack.enter_async_context(client(bus, uid=uid))
+                assert await ask(other, "ListMappings") == []
+            source.gate.set()
+            assert Counter(await asyncio.gather(*waiting)) == {LIMIT: 16, "Resync": 32}
+            assert await ask(users[0], "ListMappings") == []
+
+    run(body())
+
+
+def test_root_is_not_counted_over_all_connections(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, source))
+            roots = [await stack.enter_async_context(client(bus)) for _ in range(4)]
+            waiting = [
+                asyncio.create_task(ask(root, "Resync")) for root in roots for _ in range(15)
+            ]
+            await until(lambda: service._limits._of_user[0] == 60)
+            assert await ask(roots[0], "ListMappings") == []
+            source.gate.set()
+            await asyncio.gather(*waiting)
+
+    run(body())
+
+
+def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each() -> None:
+    limits = Limits()
+
+    def let_in(stack: contextlib.ExitStack, sender: str, size: int) -> bool:
+        call: Any = SimpleNamespace(sender=sender, size=size)
+        limits.begin(call)
+        stack.callback(limits.end, call)
+        with contextlib.suppress(BusError):
+            stack.enter_context(limits.unidentified(call))
+            return True
+        return False
+
+    with contextlib.ExitStack() as stack:
+        large = [let_in(stack, f":1.{number}", 128 << 10) for number in range(256)]
+        assert 10 < sum(large) < 40
+        assert [let_in(stack, f":2.{number}", 200) for number in range(2000)] == [True] * 2000
+        assert not let_in(stack, ":2.7", 200)
+        assert sum(let_in(stack, f":3.{number}", 200) for number in range(10_000)) < 10_000
+        assert limits._unidentified <= 16 << 20
+    assert limits._unidentified == 0
+    assert let_in(contextlib.ExitStack(), ":4.1", 128 << 10)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """It drops its own answers to us too while too much waits for us."""
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.05)
+    real, asked = Connection.call, 0
+
+    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        nonlocal asked
+        if "GetConnectionUnixUser" in words:
+            asked += 1
+            if asked <= lost:
+                await asyncio.sleep(60)
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            monkeypatch.setattr(Connection, "call", losing)
+            assert await ask(root, "ListMappings") == []
+            assert asked > lost
+            assert await ask(root, "Resync")
+
+    run(body())
+
+
+def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.02)
+    real = Connection.call
+
+    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        if "GetConnectionUnixUser" in words:
+            await asyncio.sleep(how["timeout"])
+            raise BusError(ERROR + "NoReply", "nothing came")
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service, client(bus) as root:
+            monkeypatch.setattr(Connection, "call", losing)
+            assert await outcome(root, "ListMappings") == ERROR + "AccessDenied"
+            assert service._limits._unidentified == 0
+
+    run(body())
+
+
+def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.2)
+    real = Connection.call
+
+    async def late(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+        if "GetConnectionUnixUser" in words:
+            await asyncio.sleep(0.5)
+        return await real(connection, *words, **how)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            monkeypatch.setattr(Connection, "call", late)
+            assert await ask(root, "ListMappings") == []
+
+    run(body())
+
+
+def test_31_mib_strings_from_twelve_connections_cost_no_memory_and_root_is_answered(
+    bus: Bus,
+) -> None:
+    parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(**parts, signature="s", body=["x" * (31 << 20)], serial=2)
+        async with contextlib.AsyncExitStack() as stack:
+            pid = await stack.enter_async_context(serving_apart(bus))
+            root = await stack.enter_async_context(client(bus))
+            await ask(root, "ListMappings")
+            before = peak(pid)
+            socks = [
+                stack.enter_context(contextlib.closing(connected(path, NOBODY))) for _ in range(12)
+            ]
+            sending = asyncio.gather(*(asyncio.to_thread(send, sock, data, 2) for sock in socks))
+            asked = 0
+            while not sending.done():
+                async with client(bus) as new:
+                    assert len(await ask(new, "ListMappings", timeout=60)) == 1
+                assert len(await ask(root, "ListMappings", timeout=60)) == 1
+                asked += 1
+                await asyncio.sleep(0.05)
+            await sending
+            assert asked > 3
+            assert peak(pid) - before < 8
+
+    run(body(), seconds=240)
+
+
+FLOODS: dict[str, dict[str, Any]] = {
+    "text": {
+        **{"interface": MANAGER, "member": "Explain", "signature": "s"},
+        "body": ["x" * (bus_module.MAX_MESSAGE - 300)],
+    },
+    "array": {
+        **{"interface": PROPERTIES, "member": "Set", "signature": "ssv"},
+        "body": [MANAGER, "State", Variant("aq", [1] * 30_000)],
+    },
+}
+"""As long as is allowed, and slow to parse."""
+
+
+@pytest.mark.parametrize("shape", FLOODS)
+def test_a_flood_of_messages_that_are_read_leaves_root_answers(bus: Bus, shape: str) -> None:
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(destination=NAME, path=PATH, serial=2, **FLOODS[shape])
+        async with contextlib.AsyncExitStack() as stack:
+            pid = await stack.enter_async_context(serving_apart(bus))
+            before = peak(pid)
+            socks = [
+                stack.enter_context(contextlib.closing(connected(path, NOBODY))) for _ in range(2)
+            ]
+            times = (32 << 20) // len(data)
+            sending = asyncio.gather(*(asyncio.to_thread(send, it, data, times) for it in socks))
+            asked = 0
+            while not sending.done() or asked == 0:
+                async with client(bus) as new:
+                    assert len(await ask(new, "ListMappings", timeout=20)) == 1
+                asked += 1
+            await sending
+            assert peak(pid) - before < 16
+
+    run(body(), seconds=120)
+
+
+def test_a_call_that_the_bus_has_no_room_for_is_sent_again(bus: Bus) -> None:
+    """127 MiB wait for the service: the bus refuses what is sent to it for that moment."""
+    parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = message(**parts, signature="s", body=["x" * (31 << 20)], serial=2)
+        async with serving_apart(bus) as pid, client(bus) as root:
+            os.kill(pid, signal.SIGSTOP)
+            # Two, because the bus reads no more of one sender while 127 MiB of it wait.
+            with (
+                contextlib.closing(connected(path, NOBODY)) as one,
+                contextlib.closing(connected(path, NOBODY)) as other,
+            ):
+                for sock in (one, other):
+                    await asyncio.to_thread(send, sock, data, 3)
+                await asyncio.to_thread(answer_to, other, b"full message queue")
+                with pytest.raises(BusError, match="full message queue"):
+                    await ask(root, "ListMappings", timeout=0.2)
+                asked = asyncio.create_task(ask(root, "ListMappings"))
+                await asyncio.sleep(0.3)
+                os.kill(pid, signal.SIGCONT)
+                assert len(await asked) == 1
+
+    run(body())

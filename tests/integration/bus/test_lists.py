@@ -1,0 +1,143 @@
+"""Long answers: made once, off the loop, and no longer than the bus carries."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from ipv6natd.dbus import lists as dbus_lists
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.lists import Lists
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import Row, Status
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+
+def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
+    async def body() -> None:
+        now = status(*(mapping(number) for number in range(10_000)))
+        lists = Lists(lambda: now)
+        turns = 0
+        task = asyncio.create_task(lists.rows("ListMappings"))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > 50  # of a second's work: a count, because a busy machine stretches time
+        assert await lists.rows("ListMappings") is task.result()
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            rows = await ask(root, "ListMappings")
+        assert [row["HostPort"] for row in rows] == list(range(8000, 18_000))
+
+    run(body())
+
+
+def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = dbus_lists._list_body
+
+    def counted(member: str, now: Status) -> bytes:
+        made.append(member)
+        return real(member, now)
+
+    monkeypatch.setattr(dbus_lists, "_list_body", counted)
+
+    async def body() -> None:
+        source = FakeSource(status(mapping()))
+        async with serving(bus, source) as service, client(bus) as root:
+            await asyncio.gather(*(ask(root, "ListMappings") for _ in range(10)))
+            assert made == ["ListMappings"]
+            old, source.now = source.now, status(mapping(), mapping(1), generation=2)
+            service.publish(old, source.now)
+            assert len(await ask(root, "ListMappings")) == 2
+            assert made == ["ListMappings"] * 2
+
+    run(body())
+
+
+def test_an_answer_that_the_bus_would_not_carry_is_refused(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_lists, "MAX_ANSWER", 1000)
+
+    async def body() -> None:
+        source = FakeSource(status(*(mapping(number) for number in range(10))))
+        source.text = "x" * 2000
+        async with serving(bus, source), client(bus) as root:
+            for member in ("ListMappings", "GetRuleset", "ListMappings"):
+                with pytest.raises(BusError, match="more than the bus carries"):
+                    await ask(root, member)
+            assert len(await ask(root, "ListSkipped")) == 1
+
+    run(body())
+
+
+def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
+    ended: list[str] = []
+    go = threading.Event()
+
+    def slow() -> bytes:
+        assert go.wait(20)
+        return b""
+
+    async def body() -> None:
+        lists = Lists(status)
+
+        async def asked(uid: int, name: str, make: Callable[[], bytes] = bytes) -> None:
+            await lists.made(uid, make)
+            ended.append(name)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(5):
+                tasks.create_task(asked(1, f"flood {number}", slow))
+            await asyncio.sleep(0)
+            tasks.create_task(asked(2, "other"))
+            await asyncio.wait_for(asked(0, "root"), 5)
+            await asyncio.sleep(0.05)
+            assert ended == ["root"]
+            go.set()
+        assert ended.index("other") <= 2
+        assert not lists._turns
+
+    run(body())
+
+
+def test_explain_and_leftovers_are_looked_at_for_one_call_of_a_user_at_a_time(bus: Bus) -> None:
+    looking, most = 0, 0
+
+    class Slow(FakeSource):
+        async def explain(self, asked: str) -> list[Row]:
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            await asyncio.sleep(0.02)
+            looking -= 1
+            return await super().explain(asked)
+
+        async def leftovers(self) -> tuple[Leftover, ...]:
+            await self.explain("")
+            return ()
+
+    async def body() -> None:
+        async with (
+            serving(bus, Slow(status())),
+            client(bus, uid=65534) as first,
+            client(bus, uid=65534) as second,
+        ):
+            asked = [ask(each, "ListLeftovers") for each in (first, second) for _ in range(5)]
+            asked += [ask(each, "Explain", "s", "x") for each in (first, second) for _ in range(5)]
+            await asyncio.gather(*asked)
+            assert most == 1
+
+    run(body())

@@ -1,0 +1,98 @@
+"""What `systemctl service-log-level` and `busctl` see at /org/freedesktop/LogControl1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipv6natd.dbus.connection import ERROR, BusError
+from ipv6natd.dbus.objects import LOG, LOG_PATH, NAME, PROPERTIES
+from ipv6natd.dbus.values import variants
+from ipv6natd.system import logs
+from tests.harness.needs import need
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    command,
+    run,
+    serving,
+    status,
+)
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+
+
+def test_busctl_sets_the_level_and_reads_it(bus: Bus) -> None:
+    need("busctl")
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            busctl = ("busctl", f"--address={bus.address}")
+            where = (NAME, LOG_PATH, LOG)
+            for name in logs.LEVELS:
+                set_ = ("set-property", *where, "LogLevel", "s", name)
+                assert await command(bus, *busctl, *set_) == (0, "", "")
+                get = ("get-property", *where, "LogLevel", "LogTarget", "SyslogIdentifier")
+                code, out, _ = await command(bus, *busctl, *get)
+                assert (code, out) == (0, f's "{name}"\ns "console"\ns "ipv6natd"\n')
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "text"),
+    [
+        ("LogLevel", "loud", "InvalidArgs", "LogLevel is one of emerg, alert, .*, not 'loud'"),
+        ("LogTarget", "kmsg", "InvalidArgs", "LogTarget is one of journal, console, not 'kmsg'"),
+        ("LogTarget", "journal", "FileNotFound", "cannot be reached at .*/none"),
+        ("SyslogIdentifier", "x", "PropertyReadOnly", "SyslogIdentifier can only be read"),
+        ("Nope", "x", "UnknownProperty", "no property 'Nope'"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_nothing_changes(
+    bus: Bus,
+    name: str,
+    value: str,
+    error: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "SOCKET", f"{tmp_path}/none")
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            before = (logs.level(), logs.target())
+            packed = variants({"value": ("s", value)})["value"]
+            with pytest.raises(BusError, match=text) as caught:
+                await ask(
+                    *(root, "Set", "ssv", LOG, name, packed), interface=PROPERTIES, path=LOG_PATH
+                )
+            assert caught.value.name == ERROR + error
+            assert (logs.level(), logs.target()) == before
+
+    run(body())
+
+
+def test_a_plain_user_reads_the_level_and_may_not_set_it(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus, uid=65534) as nobody:
+            got = await nobody.call(NAME, LOG_PATH, PROPERTIES, "Get", "ss", LOG, "LogLevel")
+            assert got == [logs.level()]
+            packed = variants({"value": ("s", "debug")})["value"]
+            words = (NAME, LOG_PATH, PROPERTIES, "Set", "ssv", LOG, "LogLevel", packed)
+            with pytest.raises(BusError, match="sudo systemctl service-log-level ipv6natd"):
+                await nobody.call(*words)
+
+    run(body())

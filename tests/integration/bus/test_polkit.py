@@ -1,0 +1,477 @@
+"""Who may do what: as several users, with a polkit of the test's own, a real one, and without."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd.ctl.commands import COMMANDS
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, connect
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import MANAGER
+from ipv6natd.dbus.polkit import AS_ROOT, Action
+from tests import ROOT as TREE
+from tests.harness.needs import lack, need
+from tests.harness.waiting import until
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+ROOT, GAMES, NOBODY = 0, 5, 65534
+DENIED = ERROR + "AccessDenied"
+CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
+POLKITD = Path("/usr/lib/polkit-1/polkitd")
+MEMBERS = {
+    member: method.action
+    for (interface, member), method in METHODS.items()
+    if interface == MANAGER and not method.takes
+}
+"""Each member that takes no argument, and what polkit is asked for it."""
+
+
+@dataclass
+class FakePolkit:
+    """Says what the test set: action -> (authorized, challenge), or an error, or nothing."""
+
+    says: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    typed: bool | None = True
+    """Whether a dialog ends with the right password; None: it does not end."""
+    agent: bool = True
+    """Whether there is a program that can ask for one."""
+    error: BusError | None = None
+    silent: bool = False
+    instead: Callable[[Call], None] | None = None
+    """Answers in its place."""
+    asked: list[tuple[str, str, int]] = field(default_factory=list)
+    """Sender, action and flags of each question."""
+
+    def heard(self, call: Call) -> None:
+        if self.silent or call.member != "CheckAuthorization":
+            return
+        (kind, subject), action, _details, flags, _cancellation = call.args
+        assert kind == "system-bus-name"
+        self.asked.append((subject["name"], action, flags))
+        if self.instead is not None:
+            self.instead(call)
+            return
+        if self.error is not None:
+            call.connection.refuse(call, self.error)
+            return
+        authorized, challenge = self.says.get(action, (action == Action.INSPECT, True))
+        if flags and challenge and self.agent:
+            if self.typed is None:
+                return
+            authorized, challenge = self.typed, False
+        call.connection.reply(call, "(bba{ss})", [[authorized, challenge, {}]])
+
+
+@contextlib.asynccontextmanager
+async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
+    """The fake under polkit's name; the connection that has it."""
+    connection = await connect(bus.address, on_call=fake.heard)
+    try:
+        await connection.call(*BUS, "RequestName", "su", polkit.NAME, 4)
+        yield connection
+    finally:
+        connection.close()
+
+
+async def outcome(bus: Bus, uid: int, member: str, **how: Any) -> str:
+    """The name of the error that a user gets, "" for none."""
+    async with client(bus, uid=uid) as connection:
+        try:
+            await ask(connection, member, **how)
+        except BusError as error:
+            return error.name
+    return ""
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("uid", [ROOT, NOBODY])
+def test_without_polkit_everybody_looks_and_root_changes(bus: Bus, uid: int, member: str) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            may = uid == ROOT or MEMBERS[member] is Action.INSPECT
+            assert await outcome(bus, uid, member) == ("" if may else DENIED)
+
+    run(body())
+
+
+@pytest.mark.parametrize("uid", [ROOT, GAMES])
+def test_each_member_asks_for_its_own_action_and_root_for_none(bus: Bus, uid: int) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            for member, action in MEMBERS.items():
+                fake.asked.clear()
+                assert await outcome(bus, uid, member) == ""
+                assert [each for _, each, _ in fake.asked] == ([action] if uid else [])
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("says", "typed", "interactive", "expected", "asked"),
+    [
+        ((True, False), True, False, "", [0]),
+        ((True, False), True, True, "", [0]),
+        ((False, False), True, False, DENIED, [0]),
+        ((False, False), True, True, DENIED, [0]),
+        ((False, True), True, False, CHALLENGE, [0]),
+        ((False, True), True, True, "", [0, 1]),
+        ((False, True), False, True, DENIED, [0, 1]),
+    ],
+)
+def test_a_dialog_is_opened_for_those_alone_who_said_that_they_can_answer(
+    bus: Bus,
+    says: tuple[bool, bool],
+    typed: bool,
+    interactive: bool,
+    expected: str,
+    asked: list[int],
+) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: says}, typed=typed)
+        source = FakeSource(status())
+        async with serving(bus, source), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "Resync", interactive=interactive) == expected
+        assert [flags for _, _, flags in fake.asked] == asked
+        assert source.done == ([] if expected else ["resync"])
+
+    run(body())
+
+
+def test_where_nothing_can_ask_for_a_password_that_is_said(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: (False, True)}, agent=False)
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == CHALLENGE
+
+    run(body())
+
+
+def test_a_refusal_names_the_way_out(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
+            with pytest.raises(BusError, match="only root may do that: sudo ipv6natctl reload"):
+                await ask(nobody, "Reload")
+            fake = FakePolkit(says={Action.CLEANUP: (False, False)})
+            async with authority(bus, fake):
+                with pytest.raises(BusError, match=r"allow you org\.ipv6natd1\.cleanup: sudo"):
+                    await ask(nobody, "Cleanup")
+                with pytest.raises(BusError, match="takes a password"):
+                    await ask(nobody, "Resync")
+
+    run(body())
+
+
+def test_each_member_that_can_be_refused_has_a_way_out() -> None:
+    guarded = {member for (_, member), method in METHODS.items() if method.action}
+    assert set(AS_ROOT) == guarded
+    told = [words.split() for words in AS_ROOT.values()]
+    assert {words[1] for words in told if words[0] == "ipv6natctl"} <= set(COMMANDS)
+
+
+def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit()
+        fake.error = BusError("org.freedesktop.PolicyKit1.Error.Failed", "no rules")
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings") == ""
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == DENIED
+            assert await outcome(bus, ROOT, "Resync") == ""
+
+    run(body())
+
+
+def test_a_polkit_that_is_kept_busy_opens_nothing(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody could do that, to see what an administrator closed."""
+    monkeypatch.setattr(polkit, "PATIENCE", 0.3)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), authority(bus, FakePolkit(silent=True)):
+            assert await outcome(bus, NOBODY, "ListMappings") == DENIED
+            assert await outcome(bus, NOBODY, "Resync", interactive=True) == DENIED
+            assert await outcome(bus, ROOT, "ListMappings") == ""
+            assert await outcome(bus, ROOT, "Resync") == ""
+
+    run(body())
+
+
+def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
+    """Anybody can send it more than it reads."""
+
+    async def body() -> None:
+        fake = FakePolkit(error=BusError(ERROR + "LimitsExceeded", "full message queue"))
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings") == DENIED
+            assert await outcome(bus, ROOT, "ListMappings") == ""
+
+    run(body())
+
+
+def test_no_more_questions_wait_than_the_bus_lets_wait(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the bus would refuse them, and polkit would seem to be missing."""
+    monkeypatch.setattr(polkit, "MAX_DIALOGS", 2)
+    uids = (GAMES, GAMES, 3, 3, 4, 4, NOBODY, NOBODY)
+
+    async def body() -> None:
+        fake = FakePolkit(typed=None)
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status())))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=uid)) for uid in uids]
+            waiting = [
+                asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users[:2]
+            ]
+            await until(lambda: service._authority._dialogs.total() == 2)
+            with pytest.raises(BusError, match="2 people are being asked") as caught:
+                await ask(users[2], "Resync", interactive=True)
+            assert caught.value.name == ERROR + "LimitsExceeded"
+            fake.silent = True
+            waiting += [
+                asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(14)
+            ]
+            await until(lambda: service._authority._asked.locked())
+            connection = service._connection
+            assert connection is not None
+            assert len(connection._bus._method_return_handlers) <= 64 + 2
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(body())
+
+
+def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -> None:
+    """However many connections the user has, and however long polkit thinks."""
+
+    async def body() -> None:
+        fake = FakePolkit()
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status(mapping()))))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(10)]
+            names = {user.unique_name for user in users}
+            held: list[Call] = []
+
+            def instead(call: Call) -> None:
+                if call.args[0][1]["name"] in names:
+                    held.append(call)
+                else:
+                    call.connection.reply(call, "(bba{ss})", [[True, False, {}]])
+
+            fake.instead = instead
+            waiting = [
+                asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(16)
+            ]
+            await until(lambda: len(held) == 32)
+            await until(lambda: sum(each.done() for each in waiting) == 128)
+            for uid in (GAMES, ROOT):
+                other = await stack.enter_async_context(client(bus, uid=uid))
+                assert len(await ask(other, "ListMappings", timeout=5)) == 1
+            assert len(held) == 32
+            assert service._limits._of_user[NOBODY] == 32
+            for each in waiting:
+                each.cancel()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            said = {each.name for each in outcomes if isinstance(each, BusError)}
+            assert said == {ERROR + "LimitsExceeded"}
+
+    run(body())
+
+
+def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit(says={Action.RESYNC: (False, True)}, typed=None)
+        async with contextlib.AsyncExitStack() as stack:
+            service = await stack.enter_async_context(serving(bus, FakeSource(status())))
+            await stack.enter_async_context(authority(bus, fake))
+            users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(20)]
+            waiting = [asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users]
+            await until(lambda: sum(each.done() for each in waiting) == 18)
+            with pytest.raises(BusError, match="asked for 2 passwords") as caught:
+                await ask(users[0], "Resync", interactive=True)
+            assert caught.value.name == ERROR + "LimitsExceeded"
+            fake.typed = True
+            assert await outcome(bus, GAMES, "Resync", interactive=True) == ""
+            assert service._authority._dialogs[NOBODY] == 2
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(body())
+
+
+def test_a_dialog_that_nobody_answers_is_a_refusal(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for looking: it must not open what an administrator closed."""
+    monkeypatch.setattr(polkit, "DIALOG_PATIENCE", 0.3)
+
+    async def body() -> None:
+        fake = FakePolkit(says={Action.INSPECT: (False, True)}, typed=None)
+        async with serving(bus, FakeSource(status())), authority(bus, fake):
+            assert await outcome(bus, NOBODY, "ListMappings", interactive=True) == DENIED
+
+    run(body())
+
+
+def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit()
+        async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
+            async with authority(bus, fake) as connection:
+                for _ in range(3):
+                    await ask(nobody, "ListMappings")
+                assert len(fake.asked) == 1
+                connection.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                await connection.call(*BUS, "GetId")
+                await ask(nobody, "ListMappings")
+                assert len(fake.asked) == 2
+                fake.says[Action.INSPECT] = (False, False)
+            # Gone, and back with other rules.
+            async with authority(bus, fake):
+                with pytest.raises(BusError, match=r"allow you org\.ipv6natd1\.inspect"):
+                    await ask(nobody, "ListMappings")
+                # What changes something is asked about every time.
+                fake.asked.clear()
+                fake.says[Action.RESYNC] = (True, False)
+                for _ in range(3):
+                    await ask(nobody, "Resync")
+                assert len(fake.asked) == 3
+
+    run(body())
+
+
+def test_an_answer_from_before_a_change_is_good_for_one_call(bus: Bus) -> None:
+    async def body() -> None:
+        fake = FakePolkit()
+        async with (
+            serving(bus, FakeSource(status())),
+            authority(bus, fake) as connection,
+            client(bus, uid=NOBODY) as nobody,
+        ):
+
+            def answer_and_change(call: Call) -> None:
+                connection.reply(call, "(bba{ss})", [[True, False, {}]])
+                connection.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+
+            fake.instead = answer_and_change
+            for _ in range(3):
+                await ask(nobody, "ListMappings")
+            assert len(fake.asked) == 3
+
+    run(body())
+
+
+def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polkit, "MAX_KNOWN", 3)
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service:
+            for _ in range(8):
+                assert await outcome(bus, NOBODY, "ListSkipped") == ""
+            assert len(service._authority._may_look) <= 3
+            assert len(service._authority._uids) <= 3
+
+    run(body())
+
+
+def test_the_policy_file_has_each_action_with_words_and_defaults() -> None:
+    root = ET.parse(TREE / "dbus" / "org.ipv6natd1.policy").getroot()
+    found = {}
+    for each in root.iter("action"):
+        assert (each.findtext("description") or "").strip()
+        assert (each.findtext("message") or "").endswith(".")
+        found[each.attrib["id"]] = {it.text for it in each.find("defaults") or ()}
+    assert set(found) == set(Action)
+    for action, defaults in found.items():
+        if action == Action.INSPECT:
+            assert defaults == {"yes"}
+        else:
+            assert defaults <= {"auth_admin", "auth_admin_keep"}
+
+
+@contextlib.contextmanager
+def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
+    """Debian's polkitd on the private bus, with our actions and, if wanted, the example rules."""
+    for name in ("rules", "none"):
+        (folder / name).mkdir()
+        (folder / name).chmod(0o755)
+    if rules:
+        (folder / "rules" / "50-ipv6natd.rules").write_bytes(
+            (TREE / "examples" / "50-ipv6natd.rules").read_bytes()
+        )
+    # A member of the group that the example names.
+    lines = Path("/etc/group").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("docker:")]
+    (folder / "group").write_text("\n".join([*kept, "docker:x:4242:games"]) + "\n")
+    script = f"""
+        mount --bind {ROOT}/dbus /usr/share/polkit-1/actions
+        mount --bind {folder}/none /usr/share/polkit-1/rules.d
+        mount --bind {folder}/rules /etc/polkit-1/rules.d
+        mount --bind {folder}/group /etc/group
+        exec {POLKITD} --no-debug
+    """
+    process = subprocess.Popen(
+        ("unshare", "--mount", "sh", "-ec", script),
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def polkit_is_there(connection: Connection) -> None:
+    while not (await connection.call(*BUS, "NameHasOwner", "s", polkit.NAME))[0]:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("rules", [False, True], ids=["defaults", "example"])
+def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: bool) -> None:
+    need("unshare")
+    if not POLKITD.exists():
+        lack("polkitd")
+    folder = Path(bus.address.removeprefix("unix:path=")).parent
+
+    async def body() -> None:
+        source = FakeSource(status(mapping()))
+        with real_polkit(bus, folder, rules=rules):
+            async with serving(bus, source), client(bus) as root:
+                await polkit_is_there(root)
+                for member, action in MEMBERS.items():
+                    assert await outcome(bus, ROOT, member) == ""
+                    looks = action is Action.INSPECT
+                    nobody = CHALLENGE if rules or not looks else ""
+                    assert await outcome(bus, NOBODY, member) == nobody
+                    # Nobody is logged in who could be shown a dialog.
+                    assert await outcome(bus, NOBODY, member, interactive=True) == nobody
+                    games = "" if rules or looks else CHALLENGE
+                    assert await outcome(bus, GAMES, member) == games
+
+    run(body())

@@ -1,0 +1,258 @@
+"""What org.ipv6natd1 answers, in what words it refuses, and to whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ipv6natd.dbus.connection import BusError, Signal
+from ipv6natd.dbus.objects import (
+    INTROSPECTABLE,
+    MANAGER,
+    NAME,
+    PATH,
+    PEER,
+    PROPERTIES,
+    introspection,
+)
+from ipv6natd.dbus.values import plain, variants
+from ipv6natd.netfilter.docker_rules import Leftover
+from ipv6natd.report.status import (
+    Row,
+    mapping_rows,
+    network_rows,
+    properties,
+    skipped_rows,
+)
+from tests.harness.needs import need
+from tests.integration.bus.conftest import (
+    NOBODY,
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    command,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+ERROR = "org.freedesktop.DBus.Error."
+
+
+def shown(rows: list[Row]) -> Any:
+    return plain([variants(row) for row in rows])
+
+
+def test_every_list_and_property_is_the_status(bus: Bus) -> None:
+    async def body() -> None:
+        now = status(mapping(), mapping(1))
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            assert await ask(root, "ListMappings") == shown(mapping_rows(now))
+            assert await ask(root, "ListNetworks") == shown(network_rows(now))
+            assert await ask(root, "ListSkipped") == shown(skipped_rows(now))
+            assert await ask(root, "GetRuleset") == "*filter\nCOMMIT\n"
+            everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)
+            assert [everything] == shown([properties(now)])
+            for name, value in everything.items():
+                assert await ask(root, "Get", "ss", MANAGER, name, interface=PROPERTIES) == value
+
+    run(body())
+
+
+def test_mappings_are_found_by_what_they_have(bus: Bus) -> None:
+    async def body() -> None:
+        now = status(*(mapping(number, name=f"web{number % 3}") for number in range(300)))
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            wanted = variants({"Container": ("s", "web1"), "Port": ("q", 8001)})
+            (row,) = await ask(root, "FindMappings", "a{sv}", wanted)
+            assert (row["ContainerName"], row["HostPort"]) == ("web1", 8001)
+            assert len(await ask(root, "FindMappings", "a{sv}", {})) == 300
+            with pytest.raises(BusError, match="no filter is called 'Name'") as caught:
+                await ask(root, "FindMappings", "a{sv}", variants({"Name": ("s", "web1")}))
+            assert caught.value.name == "org.ipv6natd1.Error.InvalidFilter"
+
+    run(body())
+
+
+def test_what_changes_something_answers_what_it_did(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        async with serving(bus, source), client(bus) as root:
+            answer = await ask(root, "Resync")
+            assert answer == {"Generation": 7, "RulesAdded": 3, "RulesRemoved": 1, "DurationMs": 12}
+            assert await ask(root, "Reload") is None
+            assert await ask(root, "Cleanup") is None
+        assert source.done == ["resync", "reload", "cleanup"]
+
+    run(body())
+
+
+def test_leftovers_are_listed_and_go_only_by_their_own_method(bus: Bus) -> None:
+    rule = Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-i \udcff -j DOCKER")
+    row = {"Variant": "nft", "Table": "nat", "Chain": "PREROUTING", "Rule": "-i \ufffd -j DOCKER"}
+
+    async def body() -> None:
+        source = FakeSource(status())
+        source.left = (rule,)
+        async with serving(bus, source), client(bus) as root:
+            await ask(root, "Cleanup")
+            assert await ask(root, "ListLeftovers") == [row]
+            assert await ask(root, "CleanupLeftovers") == [row]
+            assert await ask(root, "ListLeftovers") == []
+        assert source.done == ["cleanup", "remove_leftovers"]
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (("Nonsense",), "UnknownMethod", "no method Nonsense"),
+        (("ListMappings", "s", "x"), "InvalidArgs", "ListMappings takes '', not 's'"),
+        (("Get", "s", "x", PROPERTIES), "InvalidArgs", "Get takes 'ss', not 's'"),
+        (("Get", "ss", MANAGER, "Nope", PROPERTIES), "UnknownProperty", "no property 'Nope'"),
+        (("Get", "ss", PEER, "Nope", PROPERTIES), "UnknownProperty", "no property 'Nope'"),
+        (("Get", "ss", "a.b", "State", PROPERTIES), "UnknownInterface", "no interface 'a.b'"),
+        (("GetAll", "s", "a.b", PROPERTIES), "UnknownInterface", "no interface 'a.b'"),
+        (("Ping", "a.b"), "UnknownInterface", "no interface a.b"),
+    ],
+)
+def test_errors_are_named_sentences(bus: Bus, call: tuple[str, ...], error: str, text: str) -> None:
+    async def body() -> None:
+        interface = call[-1] if "." in call[-1] else MANAGER
+        words = call[:-1] if "." in call[-1] else call
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            with pytest.raises(BusError) as caught:
+                await ask(root, *words, interface=interface)
+            assert caught.value.name == ERROR + error
+            assert text in caught.value.text
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("State", "PropertyReadOnly"), ("Nope", "UnknownProperty")]
+)
+def test_nothing_can_be_set(bus: Bus, name: str, error: str) -> None:
+    async def body() -> None:
+        value = variants({"x": ("s", "y")})["x"]
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            with pytest.raises(BusError) as caught:
+                await ask(root, "Set", "ssv", MANAGER, name, value, interface=PROPERTIES)
+            assert caught.value.name == ERROR + error
+
+    run(body())
+
+
+@pytest.mark.parametrize("path", ["/a", "/org/ipv6natd", "/org/ipv6natd1/a", "/org/freedesktop/a"])
+def test_an_unknown_path_is_an_error(bus: Bus, path: str) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            for interface, member in ((INTROSPECTABLE, "Introspect"), (MANAGER, "ListMappings")):
+                with pytest.raises(BusError) as caught:
+                    await ask(root, member, interface=interface, path=path)
+                assert caught.value.name == ERROR + "UnknownObject"
+
+    run(body())
+
+
+def test_no_traceback_leaves_the_process(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.error = RuntimeError("secret")
+        async with serving(bus, source), client(bus) as root:
+            for member in ("Resync", "GetRuleset"):
+                with pytest.raises(BusError) as caught:
+                    await ask(root, member)
+                assert caught.value.name == "org.ipv6natd1.Error.Failed"
+                assert caught.value.text == (
+                    f"{member} failed; the journal says why: journalctl -u ipv6natd"
+                )
+
+    run(body())
+    assert caplog.text.count("RuntimeError: secret") == 2
+
+
+def test_an_error_that_the_source_words_itself_is_passed_on(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.error = BusError("org.ipv6natd1.Error.DockerUnavailable", "Docker is away\0")
+        async with serving(bus, source), client(bus) as root:
+            with pytest.raises(BusError) as caught:
+                await ask(root, "Resync")
+            assert caught.value.name == "org.ipv6natd1.Error.DockerUnavailable"
+            assert caught.value.text == "Docker is away\ufffd"
+
+    run(body())
+
+
+def test_peer_answers_at_every_path_and_more_than_once(bus: Bus) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            for path in ("/", "/org", PATH, "/elsewhere"):
+                ids = [await ask(root, "GetMachineId", interface=PEER, path=path) for _ in "12"]
+                assert ids[0] == ids[1]
+                assert len(ids[0]) == 32
+                assert await ask(root, "Ping", interface=PEER, path=path) is None
+
+    run(body())
+
+
+def test_a_call_without_interface_means_the_main_one(bus: Bus) -> None:
+    async def body() -> None:
+        nameless: Any = None
+        async with serving(bus, FakeSource(status())), client(bus) as root:
+            assert await ask(root, "ListMappings", interface=nameless) == []
+            assert await ask(root, "Introspect", interface=nameless) == introspection(PATH)
+            assert "org" in await ask(root, "Introspect", interface=nameless, path="/")
+
+    run(body())
+
+
+def test_a_plain_user_reads_but_neither_resyncs_nor_owns_the_name(bus: Bus) -> None:
+    need("busctl", "setpriv")
+
+    async def body() -> None:
+        plain_busctl = (*NOBODY, "busctl", f"--address={bus.address}")
+        async with serving(bus, FakeSource(status(mapping()))):
+            for member in ("ListMappings", "ListNetworks", "ListSkipped", "GetRuleset"):
+                code, _, err = await command(
+                    bus, *plain_busctl, "call", NAME, PATH, MANAGER, member
+                )
+                assert (code, err) == (0, "")
+            code, _, err = await command(bus, *plain_busctl, "call", NAME, PATH, MANAGER, "Resync")
+            assert code == 1
+            assert err == "Call failed: Access denied\n"
+        where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+        own = ("call", *where, "RequestName", "su", NAME, "0")
+        code, _, err = await command(bus, *plain_busctl, *own)
+        assert code == 1
+        assert err == "Call failed: Access denied\n"
+
+    run(body())
+
+
+HOSTILE = ["a\nb", "\"'<&>", "\x1b[2J", "käse-容器", "x" * 10_000, "\ud800", "a\0b", ""]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_no_name_breaks_an_answer_or_a_signal(bus: Bus, name: str) -> None:
+    async def body() -> None:
+        source = FakeSource(status(mapping(name=name), state_reason=name))
+        source.text = name
+        seen: list[Signal] = []
+        expected = name.replace("\0", "\ufffd").replace("\ud800", "\ufffd")
+        async with serving(bus, source) as service, client(bus, seen.append) as root:
+            (row,) = await ask(root, "ListMappings")
+            assert row["ContainerName"] == expected
+            assert await ask(root, "GetRuleset") == expected
+            service.publish(status(generation=0), source.now)
+            everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)
+            assert everything["StateReason"] == expected
+        added = [each for each in seen if each.member == "MappingAdded"]
+        assert [each.args[0]["ContainerName"] for each in added] == [expected]
+
+    run(body())

@@ -1,0 +1,101 @@
+"""A bus that is absent, dies and comes back, or has our name given to another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+
+from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.service import BusService, serve
+from tests.harness.waiting import until
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+
+
+def test_a_bus_that_dies_and_returns_is_served_again(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status(mapping()))) as service:
+            for _ in range(3):
+                bus.stop()
+                await until(lambda: not service.owned.is_set())
+                service.publish(status(), status(mapping(), generation=2))
+                await asyncio.sleep(0.3)
+                bus.start()
+                await service.owned.wait()
+                async with client(bus) as root:
+                    assert len(await ask(root, "ListMappings")) == 1
+
+    run(body())
+    assert "the system bus closed the connection; trying again" in caplog.text
+
+
+def test_a_bus_that_is_absent_is_tried_with_growing_pauses_and_named_once(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus.stop()
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    async def body() -> None:
+        service = BusService(FakeSource(status()))
+        task = asyncio.create_task(serve(service, bus.address, pause=pause))
+        await until(lambda: len(pauses) > 12)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with caplog.at_level(logging.INFO):
+        run(body())
+    assert pauses[:9] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0]
+    assert max(pauses) == 30.0
+    assert caplog.text.count("cannot reach the system bus") == 1
+
+
+def test_a_name_that_another_owns_is_taken_when_it_is_free(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())):
+            second = BusService(FakeSource(status(mapping())))
+            task = asyncio.create_task(serve(second, bus.address))
+            await until(lambda: "another process owns org.ipv6natd1" in caplog.text)
+            assert not second.owned.is_set()
+        await second.owned.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    run(body())
+
+
+def test_waiting_calls_end_with_their_connection(bus: Bus) -> None:
+    async def body() -> None:
+        source = FakeSource(status())
+        source.gate = asyncio.Event()
+        async with serving(bus, source) as service:
+            async with client(bus) as root:
+                waiting = asyncio.create_task(ask(root, "Resync"))
+                await until(lambda: service._limits._unanswered)
+                bus.stop()
+                with pytest.raises(BusError):
+                    await waiting
+            await until(lambda: not service._tasks)
+            assert not service._limits._unanswered
+
+    run(body())

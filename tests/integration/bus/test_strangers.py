@@ -1,0 +1,461 @@
+"""What a plain user can send: every member with right, wrong and huge arguments, answers that
+nobody asked for, and names that are not his. He reads, and changes nothing.
+
+The members are taken from what Introspect says: a new one is tried as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from ipv6natd.dbus import polkit
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal, connect
+from ipv6natd.dbus.members import METHODS
+from ipv6natd.dbus.objects import LOG, MANAGER, NAME, PATH, PEER, PROPERTIES, SERVED
+from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.service import BusService
+from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Message, MessageType, Variant
+from ipv6natd.system import logs
+from tests.harness.waiting import until
+from tests.integration.bus.apart import peak, serving_apart
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    ask,
+    client,
+    mapping,
+    run,
+    serving,
+    status,
+)
+from tests.integration.bus.flood import answer_to, connected, flood, message
+from tests.integration.bus.test_objects import members
+from tests.integration.bus.test_polkit import FakePolkit, authority
+
+NOBODY = 65534
+DENIED = ERROR + "AccessDenied"
+LIMIT = ERROR + "LimitsExceeded"
+CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
+EVERY = [
+    (path, interface, member, takes)
+    for path in SERVED
+    for (interface, member), (takes, _returns) in members(path, "method").items()
+]
+LEVEL = variants({"x": ("s", "debug")})["x"]
+RIGHT: dict[tuple[str, str], list[Any]] = {
+    (MANAGER, "Get"): [MANAGER, "State"],
+    (MANAGER, "GetAll"): [MANAGER],
+    (MANAGER, "Set"): [MANAGER, "State", LEVEL],
+    (LOG, "Get"): [LOG, "LogLevel"],
+    (LOG, "GetAll"): [LOG],
+    (LOG, "Set"): [LOG, "LogLevel", LEVEL],
+}
+"""Arguments that mean something, by the object's own interface and the member."""
+ANY: dict[str, Any] = {"s": "web", "v": LEVEL, "a{sv}": {}, "as": ["x"], "u": 7, "b": True}
+SIGNATURES = ("", "s", "ss", "sss", "ssv", "v", "u", "as", "a{sv}", "a{ss}", "ay", "(s)", "aaaas")
+VALUES: dict[str, list[Any]] = {
+    "ss": ["a", "b"],
+    "sss": ["a", "b", "c"],
+    "ssv": ["a", "b", LEVEL],
+    "a{ss}": [{"a": "b"}],
+    "ay": [b"abc"],
+    "(s)": [["a"]],
+    "aaaas": [[[[["a"]]]]],
+}
+
+
+def ids(case: tuple[str, str, str, str]) -> str:
+    return f"{case[1].rpartition('.')[2]}.{case[2]}@{case[0].rpartition('/')[2] or 'root'}"
+
+
+def right(path: str, member: str, takes: str) -> list[Any]:
+    own = (*SERVED.get(path, ()), MANAGER)[0]
+    given = RIGHT.get((own, member))
+    if given is None and takes == "ss":
+        given = [own, "Nothing"]
+    if given is None and takes == "ssv":
+        given = [own, "Nothing", LEVEL]
+    return given if given is not None else [ANY[takes]] if takes else []
+
+
+async def outcome(connection: Connection, *words: Any, **how: Any) -> str:
+    """The name of the error that the call ends with, "" for none."""
+    try:
+        await ask(connection, *words, **how)
+    except BusError as error:
+        said = error
+    else:
+        return ""
+    assert said.text
+    assert "Traceback" not in said.text
+    return said.name
+
+
+@contextlib.asynccontextmanager
+async def stranger(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
+    """A service with something to tell, and a plain user; in the end nothing has been done."""
+    source = FakeSource(status(mapping()))
+    level = logs.level()
+    async with serving(bus, source), client(bus, uid=NOBODY) as nobody:
+        yield source, nobody
+        assert await ask(nobody, "Ping", interface=PEER) is None
+    assert source.done == []
+    assert logs.level() == level
+
+
+@pytest.mark.parametrize("case", EVERY, ids=ids)
+def test_a_plain_user_reads_all_and_changes_nothing(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+    method = METHODS[interface, member]
+    expected = {"", ERROR + "UnknownProperty"} if takes == "ss" else {""}
+    if method.action not in (None, Action.INSPECT):
+        expected = {DENIED}
+    if member == "Set" and SERVED[path][:1] != (LOG,):
+        expected = {ERROR + "PropertyReadOnly", ERROR + "UnknownProperty"}
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            args = right(path, member, takes)
+            for interactive in (False, True):
+                how = {"path": path, "interface": interface, "interactive": interactive}
+                assert await outcome(nobody, member, takes, *args, **how) in expected
+
+    run(body())
+
+
+@pytest.mark.parametrize("case", EVERY, ids=ids)
+def test_arguments_of_other_types_are_refused_by_name(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            for signature in SIGNATURES:
+                if signature == takes:
+                    continue
+                args = VALUES[signature] if signature in VALUES else right("", "", signature)
+                how = {"path": path, "interface": interface}
+                said = await outcome(nobody, member, signature, *args, **how)
+                assert said == ERROR + "InvalidArgs", signature
+
+    run(body())
+
+
+@pytest.mark.parametrize("case", [each for each in EVERY if each[3]], ids=ids)
+def test_huge_arguments_are_refused_and_hold_up_nobody(
+    bus: Bus, case: tuple[str, str, str, str]
+) -> None:
+    path, interface, member, takes = case
+    long, many = "x" * (4 << 20), {f"{number:06}": LEVEL for number in range(50_000)}
+    huge: dict[str, list[Any]] = {
+        "s": [long],
+        "ss": [long, long],
+        "ssv": [long, long, variants({"x": ("s", long)})["x"]],
+        "a{sv}": [many],
+    }
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody), client(bus) as other:
+            asked = asyncio.create_task(
+                outcome(
+                    nobody, member, takes, *huge[takes], path=path, interface=interface, timeout=20
+                )
+            )
+            assert len(await ask(other, "ListMappings")) == 1
+            assert await asked == LIMIT
+
+    run(body())
+
+
+WHERE = {"destination": NAME, "path": PATH, "serial": 2}
+TO_EXPLAIN = {**WHERE, "interface": MANAGER, "member": "Explain"}
+TO_SET = {**WHERE, "interface": PROPERTIES, "member": "Set", "signature": "ssv"}
+SIZE = 31 << 20
+LARGE: dict[str, Callable[[], dict[str, Any]]] = {
+    "argument": lambda: {**TO_EXPLAIN, "signature": "s", "body": ["x" * SIZE]},
+    "bytes": lambda: {**TO_EXPLAIN, "signature": "ay", "body": [bytes(SIZE)]},
+    "structure": lambda: {**TO_EXPLAIN, "signature": "(s)", "body": [["x" * SIZE]]},
+    "variant": lambda: {**TO_SET, "body": [LOG, "LogLevel", Variant("s", "x" * SIZE)]},
+    "variant in variants": lambda: {
+        **TO_SET,
+        "body": [LOG, "LogLevel", Variant("v", Variant("v", Variant("ay", bytes(SIZE))))],
+    },
+    "dictionary": lambda: {
+        **TO_EXPLAIN,
+        "member": "FindMappings",
+        "signature": "a{sv}",
+        "body": [{"Container": Variant("s", "x" * SIZE)}],
+    },
+    "no such member": lambda: {
+        **TO_EXPLAIN,
+        "member": "Nothing",
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "path": lambda: {**TO_EXPLAIN, "path": "/" + "x" * SIZE},
+    "signal": lambda: {
+        **TO_EXPLAIN,
+        "message_type": MessageType.SIGNAL,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "answer": lambda: {
+        "message_type": MessageType.METHOD_RETURN,
+        "destination": NAME,
+        "reply_serial": 3,
+        "serial": 2,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+    "error": lambda: {
+        "message_type": MessageType.ERROR,
+        "error_name": "a.b",
+        "destination": NAME,
+        "reply_serial": 3,
+        "serial": 2,
+        "signature": "s",
+        "body": ["x" * SIZE],
+    },
+}
+"""The places where a message may carry much, and a message that does."""
+
+
+@pytest.mark.parametrize("place", LARGE)
+@pytest.mark.parametrize("uid", [NOBODY, 0])
+def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
+    bus: Bus, place: str, uid: int
+) -> None:
+    """Root's too: on the private bus root may send what the policy keeps back from others."""
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        data = await asyncio.to_thread(lambda: message(**LARGE[place]()))
+        async with serving_apart(bus) as pid, client(bus) as root:
+            await ask(root, "ListMappings")
+            before = peak(pid)
+            with contextlib.closing(connected(path, uid)) as sock:
+                await asyncio.to_thread(sock.sendall, data)
+                assert len(await ask(root, "ListMappings")) == 1
+                if place in ANSWERED:
+                    await asyncio.to_thread(answer_to, sock, LIMIT.encode())
+                # What comes behind it on the same connection is read and answered.
+                ping = message(**WHERE | {"serial": 7}, interface=PEER, member="Ping")
+                await asyncio.to_thread(sock.sendall, ping)
+                await asyncio.to_thread(answer_to, sock, b"\x05\x01u\0\x07\0\0\0")
+            assert peak(pid) - before < 4
+
+    run(body())
+
+
+ANSWERED = LARGE.keys() - {"path", "signal", "answer", "error"}
+
+
+def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of them would have to be read; the service follows those that are sent to all."""
+    heard: list[Signal] = []
+    monkeypatch.setattr(BusService, "_heard", lambda _self, signal: heard.append(signal))
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            for name in (NAME, await name_of(nobody, NAME)):
+                nobody._bus.send(
+                    Message(
+                        message_type=MessageType.SIGNAL,
+                        destination=name,
+                        path=polkit.AUTHORITY[1],
+                        interface=polkit.AUTHORITY[2],
+                        member="Changed",
+                    )
+                )
+            assert await ask(nobody, "Ping", interface=PEER) is None
+            assert [each for each in heard if each.sender == nobody.unique_name] == []
+            async with authority(bus, FakePolkit()) as real:
+                real.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                await until(lambda: any(each.sender == real.unique_name for each in heard))
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "member", [name for (where, name), it in METHODS.items() if where == MANAGER and not it.takes]
+)
+def test_a_flood_of_any_member_changes_nothing(bus: Bus, member: str) -> None:
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        async with stranger(bus):
+            seen = await asyncio.to_thread(flood, path, member, 500, uid=NOBODY)
+        reads = METHODS[MANAGER, member].action is Action.INSPECT
+        assert set(seen) - {"LimitsExceeded"} <= {member} | (set() if reads else {"AccessDenied"})
+        assert reads or seen[member] == 0
+
+    run(body())
+
+
+async def name_of(connection: Connection, name: str) -> str:
+    """Who owns a name, "" for nobody."""
+    try:
+        (owner,) = await connection.call(*BUS, "GetNameOwner", "s", name)
+    except BusError:
+        return ""
+    return str(owner)
+
+
+@pytest.mark.parametrize("name", [NAME, polkit.NAME, "org.fedoraproject.FirewallD1"])
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_a_plain_user_owns_none_of_our_names(bus: Bus, name: str, up: bool) -> None:
+    """Whether the daemon runs or not, and whether he would replace it or wait for it."""
+
+    async def body() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if up:
+                await stack.enter_async_context(serving(bus, FakeSource(status())))
+            nobody = await stack.enter_async_context(client(bus, uid=NOBODY))
+            before = await name_of(nobody, name)
+            for flags in range(8):
+                with pytest.raises(BusError) as caught:
+                    await nobody.call(*BUS, "RequestName", "su", name, flags)
+                assert caught.value.name == DENIED
+            assert await name_of(nobody, name) == before
+
+    run(body())
+
+
+def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as rival:
+            async with serving(bus, FakeSource(status())) as service:
+                ours = await name_of(rival, NAME)
+                # Replace, and queue where that is not allowed.
+                assert await rival.call(*BUS, "RequestName", "su", NAME, 2) == [2]
+                assert await name_of(rival, NAME) == ours
+                assert service.owned.is_set()
+            # He is next, once the bus has seen that we left, and the next daemon says so.
+            owners = [await name_of(rival, NAME)]
+            for _ in range(500):
+                if owners[-1] != ours:
+                    break
+                await asyncio.sleep(0.01)
+                owners.append(await name_of(rival, NAME))
+            assert owners[-1] == rival.unique_name
+
+    run(body())
+
+
+def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
+    """The bus lets nobody answer who was not asked."""
+
+    async def body() -> None:
+        fake = FakePolkit(silent=True)
+        async with stranger(bus) as (_, nobody), authority(bus, fake) as real:
+            held: list[Call] = []
+            fake.silent, fake.instead = False, held.append
+            waiting = asyncio.create_task(outcome(nobody, "Cleanup"))
+            await until(lambda: held)
+            service = await name_of(nobody, NAME)
+            for serial in range(1, 200):
+                nobody._bus.send(
+                    Message(
+                        message_type=MessageType.METHOD_RETURN,
+                        destination=service,
+                        reply_serial=serial,
+                        signature="(bba{ss})",
+                        body=[[True, False, {}]],
+                    )
+                )
+            await nobody.call(*BUS, "GetId")
+            assert not waiting.done()
+            real.reply(held[0], "(bba{ss})", [[False, False, {}]])
+            assert await waiting == DENIED
+
+    run(body())
+
+
+@pytest.mark.parametrize("member", ["Cleanup", "ListMappings"])
+def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
+    bus: Bus, member: str
+) -> None:
+    """Nor does the one that takes its name speak for it."""
+
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            first = FakePolkit()
+            held: list[Call] = []
+            first.instead = held.append
+            async with authority(bus, first):
+                waiting = asyncio.create_task(outcome(nobody, member))
+                await until(lambda: held)
+            second = FakePolkit(says=dict.fromkeys(Action, (True, False)))
+            async with authority(bus, second):
+                assert await waiting == DENIED
+                assert second.asked == []
+
+    run(body())
+
+
+def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            first = FakePolkit()
+            held: list[Call] = []
+            first.instead = held.append
+            async with authority(bus, first) as old:
+                waiting = asyncio.create_task(outcome(nobody, "ListMappings"))
+                await until(lambda: held)
+                await old.call(*BUS, "ReleaseName", "s", polkit.NAME)
+                second = FakePolkit(says={Action.INSPECT: (False, False)})
+                async with authority(bus, second):
+                    old.reply(held[0], "(bba{ss})", [[True, False, {}]])
+                    assert await waiting == ""  # it was asked while it was polkit
+                    assert await outcome(nobody, "ListMappings") == DENIED
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "answer", [("s", ["yes"]), ("", []), ("(bb)", [[True, True]]), ("(sba{ss})", [["x", True, {}]])]
+)
+def test_an_answer_of_polkit_in_another_shape_allows_nothing(
+    bus: Bus, answer: tuple[str, list[Any]]
+) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            fake = FakePolkit()
+
+            def oddly(call: Call) -> None:
+                call.connection.reply(call, *answer)
+
+            fake.instead = oddly
+            async with authority(bus, fake):
+                for member in ("Cleanup", "Resync"):
+                    assert await outcome(nobody, member)
+
+    run(body())
+
+
+def test_signals_that_anybody_sends_make_nobody_polkit_and_open_nothing(bus: Bus) -> None:
+    async def body() -> None:
+        async with stranger(bus) as (_, nobody):
+            fake = FakePolkit(says={Action.INSPECT: (False, False)})
+            forger = await connect(bus.address)
+            async with authority(bus, fake):
+                for _ in range(100):
+                    forger.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
+                    forger.emit(BUS[1], BUS[2], "NameOwnerChanged", "sss", polkit.NAME, ":1.0", "")
+                    forger.emit(BUS[1], BUS[2], "NameOwnerChanged", "u", 7)
+                await forger.call(*BUS, "GetId")
+                assert await outcome(nobody, "ListMappings") == DENIED
+                assert await outcome(nobody, "Cleanup") in (DENIED, CHALLENGE)
+            forger.close()
+
+    run(body())

@@ -1,0 +1,371 @@
+"""Each thing that dbus-next gets wrong and that the transport must put right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipv6natd.dbus import connection as transport
+from ipv6natd.dbus import wire as dbus_wire
+from ipv6natd.dbus.connection import BusError, Call, connect
+from ipv6natd.dbus.values import bus_text, marshal_rows, plain, variants
+from ipv6natd.report.status import Row, mapping_row
+from tests.integration.bus.conftest import Bus, client, mapping, run
+
+LIBRARY = vars(dbus_wire)
+"""What the transport took from dbus-next: nobody else imports it."""
+DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count, not paths
+
+
+def test_the_private_names_that_are_replaced_still_exist() -> None:
+    base = LIBRARY["aio"].MessageBus
+    names = ("_finalize", "_setup_socket", "_auth_readline", "_message_reader")
+    for name in (*names, "_create_unmarshaller", "send", "disconnect"):
+        assert callable(getattr(base, name))
+    assert callable(LIBRARY["aio"]._MessageWriter.write_callback)
+    assert callable(LIBRARY["Unmarshaller"].read_array)
+    assert issubclass(LIBRARY["MarshallerStreamEndError"], Exception)
+    assert callable(LIBRARY["Message"]._marshall)
+
+
+def test_a_full_socket_buffer_waits_instead_of_hanging_up(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as connection:
+            bus.pause()
+            for number in range(5000):
+                connection.emit("/a", "a.b", "C", "su", "x" * 200, number)
+            await asyncio.sleep(0.2)
+            assert connection.connected
+            assert connection.unsent > 1000
+            bus.resume()
+            assert await connection.call(*DBUS, "GetId")
+            assert connection.unsent == 0
+
+    run(body())
+
+
+def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
+    async def body() -> None:
+        seen: list[int] = []
+        async with client(bus, lambda signal: seen.append(signal.args[-1])) as listener:
+            await listener.call(*DBUS, "AddMatch", "s", "type='signal',path='/a'")
+            async with client(bus) as sender:
+                bus.pause()
+                for number in range(2000):
+                    sender.emit("/a", "a.b", "C", "su", "x" * number, number)
+                bus.resume()
+                await sender.call(*DBUS, "GetId")
+            await listener.call(*DBUS, "GetId")
+        assert [each for each in seen if isinstance(each, int)] == list(range(2000))
+
+    run(body())
+
+
+def test_fifty_connections_leave_no_descriptor(bus: Bus) -> None:
+    async def body() -> None:
+        before = descriptors()
+        held = []
+        for _ in range(50):
+            connection = await connect(bus.address)
+            connection.close()
+            held.append(connection)
+        assert descriptors() == before
+
+    run(body())
+
+
+def test_fifty_failures_to_connect_leave_no_descriptor(tmp_path: Path) -> None:
+    async def body() -> None:
+        before = descriptors()
+        for _ in range(50):
+            with pytest.raises(BusError, match="cannot reach the system bus at unix:path="):
+                await connect(f"unix:path={tmp_path}/none")
+        assert descriptors() == before
+
+    run(body())
+
+
+@pytest.mark.parametrize("address", ["", "tcp:host=::1", "nonsense", "unix:runtime=yes"])
+def test_an_address_that_is_not_understood_is_a_bus_error(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "SYSTEM_BUS", "unix:path=/nonexistent")
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+
+    async def body() -> None:
+        with pytest.raises(BusError) as caught:
+            await connect(address)
+        assert caught.value.name == "org.freedesktop.DBus.Error.NoServer"
+
+    run(body())
+
+
+def test_the_second_address_of_a_list_is_tried(bus: Bus, tmp_path: Path) -> None:
+    async def body() -> None:
+        connection = await connect(f"unix:path={tmp_path}/none;{bus.address}")
+        assert connection.connected
+        connection.close()
+
+    run(body())
+
+
+def test_a_bus_that_hangs_up_during_authentication_is_an_error_not_a_busy_loop(
+    tmp_path: Path,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{tmp_path}/s")
+        server.listen()
+        thread = threading.Thread(target=lambda: server.accept()[0].close())
+        thread.start()
+
+        async def body() -> None:
+            with pytest.raises(BusError, match="cannot reach"):
+                await connect(f"unix:path={tmp_path}/s", seconds=5)
+
+        run(body())
+        thread.join()
+
+
+def test_connecting_to_a_bus_that_says_nothing_ends(bus: Bus) -> None:
+    async def body() -> None:
+        before = descriptors()
+        bus.pause()
+        with pytest.raises(BusError, match=r"no answer within 0\.2 s"):
+            await connect(bus.address, seconds=0.2)
+        assert descriptors() == before
+
+    run(body())
+
+
+def test_a_call_that_is_not_answered_times_out_and_leaves_nothing(bus: Bus) -> None:
+    async def body() -> None:
+        async with client(bus) as connection:
+            bus.pause()
+            with pytest.raises(BusError, match=r"did not answer GetId within 0\.1 s"):
+                await connection.call(*DBUS, "GetId", timeout=0.1)
+            assert not connection._bus._method_return_handlers
+            bus.resume()
+            assert await connection.call(*DBUS, "GetId")
+
+    run(body())
+
+
+def test_calls_fail_at_once_when_the_bus_goes_and_after(bus: Bus) -> None:
+    async def body() -> None:
+        connection = await connect(bus.address)
+        bus.pause()
+        waiting = asyncio.create_task(connection.call(*DBUS, "GetId"))
+        await asyncio.sleep(0.05)
+        bus.stop()
+        for call in (waiting, connection.call(*DBUS, "GetId")):
+            with pytest.raises(BusError, match="closed the connection"):
+                await call
+        await connection.closed()
+        connection.emit("/a", "a.b", "C", "")
+        connection.close()
+
+    run(body())
+
+
+def test_a_failing_handler_tells_the_caller_nothing_of_python(bus: Bus) -> None:
+    async def body() -> None:
+        def fail(_call: object) -> None:
+            raise RuntimeError("secret")
+
+        broken = await connect(bus.address, on_call=fail)
+        async with client(bus) as connection:
+            with pytest.raises(BusError) as caught:
+                await connection.call(broken.unique_name, "/a", "a.b", "C", timeout=0.3)
+            assert "secret" not in caught.value.text
+        assert broken.connected
+        broken.close()
+
+    run(body())
+
+
+def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus: Bus) -> None:
+    async def body() -> None:
+        calls: list[tuple[str, bool, int]] = []
+        small = await connect(
+            bus.address,
+            on_call=lambda it: calls.append((it.member, it.cut, len(it.args))),
+            max_arrays=4096,
+        )
+        async with client(bus) as connection:
+            there = (small.unique_name, "/a", "a.b")
+            for member, length, times in (("Long", 5000, 1), ("Many", 500, 10), ("Short", 50, 10)):
+                arrays = [[1] * length] * times
+                with pytest.raises(BusError):
+                    await connection.call(*there, member, "au" * times, *arrays, timeout=0.2)
+        assert calls == [("Long", True, 0), ("Many", True, 0), ("Short", False, 10)]
+        assert small.connected
+        small.close()
+
+    run(body())
+
+
+class Dribble(io.BytesIO):
+    """A socket that has a piece, then nothing, then a piece, and notes what is asked of it."""
+
+    largest = 0
+    _there = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._there = not self._there
+        if not self._there:
+            return None  # type: ignore[return-value]
+        assert size is not None
+        self.largest = max(self.largest, size)
+        return super().read(min(size, 10_000))
+
+
+@pytest.mark.parametrize("over", [0, 1, 31 << 20])
+def test_no_more_of_a_message_is_held_than_its_bound(over: int) -> None:
+    def call(text: str) -> bytes:
+        parts = {"path": "/a", "member": "Long", "serial": 1, "signature": "s", "body": [text]}
+        return bytes(LIBRARY["Message"](**parts)._marshall())
+
+    text = "x" * ((1 << 16) - len(call("")) + over)
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    stream = Dribble(call(text) + honest)
+    reader = reader_of(stream)
+    held, message = 0, None
+    while message is None:
+        message = reader.unmarshall()
+        held = max(held, len(reader.buf))
+    assert (message.member, message.cut, message.size) == ("Long", over > 0, (1 << 16) + over)
+    assert message.body == ([] if over else [text])
+    assert held <= 1 << 16
+    assert stream.largest <= 1 << 16
+    reader.reset()
+    while (message := reader.unmarshall()) is None:
+        pass
+    assert message.member == "Honest"
+
+
+def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
+    async def body() -> None:
+        def answer(call: Call) -> None:
+            call.connection.reply(call, "s", ["x" * 5000])
+
+        wordy = await connect(bus.address, on_call=answer)
+        small = await connect(bus.address, max_message=4096)
+        with pytest.raises(BusError, match="too many to read"):
+            await small.call(wordy.unique_name, "/a", "a.b", "C")
+        assert await small.call(*DBUS, "GetId")
+        for each in (small, wordy):
+            each.close()
+
+    run(body())
+
+
+def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
+    """One sender can send more of them than can be parsed: the bus bounds only the others."""
+    parts = {"path": "/a", "member": "Flood", "serial": 1}
+    quiet = LIBRARY["MessageFlag"].NO_REPLY_EXPECTED
+    calls = [LIBRARY["Message"](**parts, flags=quiet)._marshall()] * 5000
+    reader = reader_of(io.BytesIO(b"".join([*calls, LIBRARY["Message"](**parts)._marshall()])))
+    read, began = 0, time.monotonic()
+    for _ in calls:
+        with contextlib.suppress(ValueError):
+            read += reader.unmarshall() is not None
+        reader.reset()
+    assert 20 <= read <= 20 * (time.monotonic() - began + 2)
+    assert reader.unmarshall().member == "Flood"
+
+
+def test_it_imports_where_typing_lost_the_decorator() -> None:
+    lost = "import typing; vars(typing).pop('no_type_check_decorator', 0)"
+    code = f"{lost}; import ipv6natd.dbus.wire"
+    subprocess.run((sys.executable, "-W", "error", "-c", code), check=True)
+
+
+@given(st.text())
+def test_bus_text_is_what_d_bus_can_carry(text: str) -> None:
+    assert "\0" not in bus_text(text)
+    bus_text(text).encode()
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_bus_text_leaves_alone_what_needs_nothing(text: str) -> None:
+    assert bus_text(text) == text
+
+
+ROWS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["A", "Bc", "Def", "Ghijklmn"]),
+        st.text().map(lambda text: ("s", text))
+        | st.integers(0, 65535).map(lambda number: ("q", number))
+        | st.integers(0, 2**64 - 1).map(lambda number: ("t", number))
+        | st.booleans().map(lambda truth: ("b", truth))
+        | st.lists(st.text()).map(lambda texts: ("as", texts)),
+    )
+)
+
+
+@given(ROWS)
+def test_rows_are_marshalled_as_the_library_does(rows: list[Row]) -> None:
+    body = [[variants(row) for row in rows]]
+    assert marshal_rows(rows) == bytes(LIBRARY["Marshaller"]("aa{sv}", body).marshall())
+
+
+def test_plain_takes_every_variant_away() -> None:
+    row = mapping_row(mapping(), 5)
+    assert plain([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
+
+
+def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
+    """What follows it is the next message, never its own bytes: those may claim any sender."""
+    inner = LIBRARY["Message"](path="/a", interface="a.b", member="Forged", serial=9, sender=":1.0")
+    body = bytes(inner._marshall())
+    # Type 9; the lengths say what belongs to it.
+    odd = b"l\x09\0\x01" + struct.pack("<III", len(body), 1, 0) + body
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    stream = io.BytesIO(odd + honest)
+    with pytest.raises(ValueError, match="9"):
+        reader_of(stream).unmarshall()
+    assert reader_of(stream).unmarshall().member == "Honest"
+
+
+def test_a_message_is_not_read_beyond_its_end() -> None:
+    honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
+    # An array of 64 bytes that the message does not have.
+    long = bytearray(
+        LIBRARY["Message"](path="/a", member="M", signature="ay", body=[b""], serial=1)._marshall()
+    )
+    long[-4:] = struct.pack("<I", 64)
+    stream = io.BytesIO(bytes(long) + honest)
+    with pytest.raises(ValueError, match="beyond its end"):
+        reader_of(stream).unmarshall()
+    assert reader_of(stream).unmarshall().member == "Honest"
+
+
+def reader_of(stream: io.BytesIO) -> Any:
+    return LIBRARY["_Reader"](stream, 1 << 16, 1 << 16)
+
+
+def test_signatures_that_others_send_are_not_kept_for_ever() -> None:
+    kept = LIBRARY["SignatureTree"]._cache
+    for number in range(3000):
+        signature = "".join("yb"[number >> bit & 1] for bit in range(12))
+        assert LIBRARY["Variant"](signature[:1], 1 if signature[0] == "y" else True)
+        LIBRARY["SignatureTree"]._get(signature)
+    assert len(kept) <= 256

@@ -1,0 +1,125 @@
+"""The host's addresses as a real kernel tells of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+
+import pytest
+
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host.addresses import watch
+from tests.harness.waiting import background, until
+
+MANY = 3000
+"""Addresses that are more news than the kernel keeps for who does not read."""
+
+
+@pytest.fixture
+def link(namespace: str) -> str:  # noqa: ARG001
+    ip("link add one type veth peer name two")
+    ip("link set one up")
+    return "one"
+
+
+def ip(words: str, stdin: str = "") -> str:
+    done = subprocess.run(
+        ["ip", *words.split()], input=stdin, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_addresses_come_go_and_are_renewed(link: str) -> None:
+    async def scenario() -> None:
+        news: list[None] = []
+        async with background(watch(lambda: news.append(None), lambda: None)):
+            await asyncio.sleep(0)
+            ip(f"address add fd00:1::1/64 dev {link} nodad")
+            await until(lambda: len(news) == 1)
+            # Of its link alone, and a longer life, as by a router advertisement.
+            ip(f"address add fe80::7/64 dev {link} nodad")
+            ip(f"address change fd00:1::1/64 dev {link} valid_lft 600 preferred_lft 600")
+            ip(f"address add fd00:1::2/64 dev {link} nodad")
+            await until(lambda: len(news) == 2)
+            ip(f"address del fd00:1::2/64 dev {link}")
+            await until(lambda: len(news) == 3)
+            ip(f"address add fd00:1::2/64 dev {link} nodad")
+            await until(lambda: len(news) == 4)
+
+    asyncio.run(scenario())
+
+
+def test_an_address_is_news_when_it_may_be_used(link: str) -> None:
+    async def scenario() -> None:
+        news: list[None] = []
+        ip("link set two up")
+        async with background(watch(lambda: news.append(None), lambda: None)):
+            await asyncio.sleep(0)
+            ip(f"address add fd00:1::1/64 dev {link}")
+            await until(lambda: news)
+            shown = ip("-6 address show to fd00:1::1")
+            assert "fd00:1::1" in shown
+            assert "tentative" not in shown
+            assert len(news) == 1
+
+    asyncio.run(scenario())
+
+
+def test_more_news_than_the_kernel_keeps_are_news_and_the_watch_goes_on(link: str) -> None:
+    async def scenario() -> None:
+        news: list[None] = []
+        async with background(watch(lambda: news.append(None), lambda: None)) as watching:
+            await asyncio.sleep(0)
+            lines = (f"address add fd00:{n:x}::1/64 dev {link} nodad\n" for n in range(1, MANY))
+            ip("-batch -", stdin="".join(lines))  # and nobody reads meanwhile
+            await until(lambda: news)
+            await asyncio.sleep(0.1)
+            before = len(news)
+            assert before < MANY - 1
+            ip(f"address add fd00:ffff::1/64 dev {link} nodad")
+            await until(lambda: len(news) > before)
+            assert not watching.done()
+
+    asyncio.run(scenario())
+
+
+def test_routes_are_news_by_hand_and_not_those_of_a_link_or_a_routing_daemon(link: str) -> None:
+    async def scenario() -> None:
+        news: list[None] = []
+        async with background(watch(lambda: None, lambda: news.append(None))):
+            await asyncio.sleep(0)
+            for change in ("add", "del"):
+                ip(f"route {change} fd00:7::/64 dev {link}")
+                await until(lambda: news)
+                await asyncio.sleep(0.05)
+                news.clear()
+            ip(f"address add fe80::7/64 dev {link} nodad")
+            ip(f"route add fd00:8::/64 dev {link} proto bgp")
+            ip(f"route add fd00:9::/64 dev {link} proto ra")
+            await asyncio.sleep(0.1)
+            assert news == []
+
+    asyncio.run(scenario())
+
+
+def test_routes_are_read_but_for_what_others_on_the_link_may_say(link: str) -> None:
+    ip(f"address add fd00:1::1/64 dev {link} nodad")
+    ip(f"route add fd00:7::/64 dev {link}")
+    ip("route add unreachable fd00:8::/64")
+    ip(f"route add fd00:9::/64 dev {link} proto ra")
+    ip(f"route add fd00:b::/64 dev {link} table 77")
+    for number, name in enumerate(("wg+", "*", "$(reboot)", '"')):  # no rule holds these names
+        ip(f"link add {name} type veth")
+        ip(f"link set {name} up")
+        ip(f"route add fd00:c:{number}::/64 dev {name}")
+
+    def found() -> dict[str, bool]:
+        learned = host_facts.advertised()
+        return {str(each.prefix): each not in learned for each in host_facts.routes()}
+
+    assert found() == {
+        "fd00:1::/64": True,
+        "fd00:7::/64": True,
+        "fd00:9::/64": False,
+        "fd00:b::/64": True,
+    }

@@ -1,0 +1,695 @@
+"""What every firewall promises: the same cases on the one in memory, on nft and on legacy.
+
+Then what only legacy can get wrong: rules that are built in this process must be, byte for byte,
+what the restore tool makes of the same words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import os
+import re
+import socket
+import struct
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.select import open_firewall
+from ipv6natd.model import Protocol
+from ipv6natd.netfilter.diff import ObservedTable, TableChange
+from ipv6natd.netfilter.rules import (
+    COMMENT,
+    DOCKER_USER,
+    Backend,
+    BaseJump,
+    Chain,
+    Dnat,
+    Jump,
+    Reject,
+    RejectWith,
+    Rule,
+    Snat,
+    Table,
+    Verdict,
+)
+from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.needs import lack, need
+from tests.integration.net.conftest import fresh_namespace
+
+if TYPE_CHECKING:
+    from ipv6natd.firewall.legacy import LegacyFirewall
+
+TO_FORWARD = BaseJump(
+    base="FORWARD", rule=Rule(target=Jump("IPV6NAT-FORWARD"), comment=COMMENT), first=True
+)
+TO_DOCKER_USER = BaseJump(
+    base="FORWARD", rule=Rule(target=Jump(DOCKER_USER), comment=COMMENT), first=True
+)
+CT = Chain(
+    name="IPV6NAT-CT",
+    rules=(
+        Rule(target=Verdict.ACCEPT, in_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, out_interface="br-a"),
+    ),
+)
+FORWARD = Chain(
+    name="IPV6NAT-FORWARD",
+    rules=(
+        Rule(target=Jump("IPV6NAT-CT"), states=("RELATED", "ESTABLISHED")),
+        Rule(target=Verdict.DROP, not_in_interface="br-a", out_interface="br-a"),
+    ),
+)
+FULL = TableChange(
+    table=Table.FILTER,
+    create=(DOCKER_USER,),
+    chains=(CT, FORWARD),
+    insert=(TO_DOCKER_USER, TO_FORWARD),
+)
+FOREIGN = """\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:UFW-BEFORE - [0:0]
+-A FORWARD -i eth0 -j UFW-BEFORE
+-A FORWARD -m comment --comment "it\\'s \\"DOCKER-USER\\" -j IPV6NAT-FORWARD" -j ACCEPT
+-A UFW-BEFORE -s fd00:f::/64 -p tcp -m tcp --dport 22 -j ACCEPT
+COMMIT
+"""
+
+
+@dataclass(frozen=True)
+class Host:
+    firewall: Firewall
+    load: Callable[[str], None]
+    """What other people do: restore text, with --noflush."""
+    save: Callable[[], str]
+
+    def dump(self) -> str:
+        """The tables without comments of the tool and without counters."""
+        text = re.sub(r"^#.*\n", "", self.save(), flags=re.MULTILINE)
+        return re.sub(r"\[\d+:\d+\]", "[0:0]", text)
+
+    def rules(self, chain: str) -> list[str]:
+        start = f"-A {chain} "
+        return [
+            line.removeprefix(start) for line in self.dump().splitlines() if line.startswith(start)
+        ]
+
+    def observed(self, table: Table = Table.FILTER) -> ObservedTable:
+        return self.firewall.read()[table]
+
+    def jumps(self) -> list[tuple[str, int, str, bool, bool]]:
+        jumps = self.observed().jumps
+        return [(jump.base, jump.position, jump.target, jump.ours, jump.plain) for jump in jumps]
+
+
+def real_host(firewall: Firewall) -> Host:
+    def load(text: str) -> None:
+        tool = f"ip6tables-{firewall.backend}-restore"
+        subprocess.run([tool, "--noflush", "--wait"], input=text, text=True, check=True)
+
+    def save() -> str:
+        tool = f"ip6tables-{firewall.backend}-save"
+        return subprocess.run([tool], text=True, check=True, stdout=subprocess.PIPE).stdout
+
+    return Host(firewall=firewall, load=load, save=save)
+
+
+def legacy_firewall(*, timeout: float = 30, large: int = 200) -> LegacyFirewall:
+    with warnings.catch_warnings():
+        # python-iptables 1.0.1 imports distutils.
+        warnings.simplefilter("ignore")
+        try:
+            from ipv6natd.firewall.legacy import LegacyFirewall
+        except ImportError as error:
+            lack(f"python-iptables ({error})")
+    return LegacyFirewall(timeout=timeout, large=large)
+
+
+@functools.cache
+def kernel_has(backend: Backend) -> bool:
+    with fresh_namespace():
+        tool = [f"ip6tables-{backend}", "-t", "nat", "-A", "OUTPUT"]
+        return subprocess.run(tool, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def need_backend(backend: Backend) -> None:
+    need("ip", *(f"ip6tables-{backend}{verb}" for verb in ("", "-restore", "-save")))
+    if not kernel_has(backend):
+        lack(f"a kernel with the {backend} variant")
+
+
+@pytest.fixture(params=["fake", "nft", "legacy"])
+def host(request: pytest.FixtureRequest) -> Host:
+    if request.param == "fake":
+        fake = FakeFirewall()
+        return Host(firewall=fake, load=fake.load, save=fake.dump)
+    backend = Backend(request.param)
+    need_backend(backend)
+    request.getfixturevalue("namespace")
+    request.getfixturevalue("xtables_lock")
+    return real_host(RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall())
+
+
+@pytest.fixture
+def legacy(namespace: str, xtables_lock: Path) -> Host:
+    assert namespace
+    assert xtables_lock
+    need_backend(Backend.LEGACY)
+    return real_host(legacy_firewall())
+
+
+def test_reading_makes_nothing(host: Host) -> None:
+    assert host.firewall.read() == {Table.FILTER: ObservedTable(), Table.NAT: ObservedTable()}
+    assert host.dump() == ""
+
+
+def test_a_full_write_stands_as_asked(host: Host) -> None:
+    host.firewall.write(FULL)
+    observed = host.observed()
+    assert set(observed.own) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
+    assert [digest.split(":")[0] for digest in observed.own.values()] == ["2", "2"]
+    assert observed.docker_user == 0
+    assert host.jumps() == [
+        ("FORWARD", 0, DOCKER_USER, True, True),
+        ("FORWARD", 1, "IPV6NAT-FORWARD", True, True),
+    ]
+    assert host.rules("IPV6NAT-CT") == ["-i br-a -j ACCEPT", "-o br-a -j ACCEPT"]
+    assert host.observed(Table.NAT) == ObservedTable()
+
+
+def test_the_same_write_again_changes_nothing(host: Host) -> None:
+    host.firewall.write(FULL)
+    observed, text = host.firewall.read(), host.dump()
+    host.firewall.write(replace(FULL, create=(), insert=()))
+    assert host.firewall.read() == observed
+    assert host.dump() == text
+
+
+def test_a_change_of_one_chain_leaves_the_others(host: Host) -> None:
+    host.firewall.write(FULL)
+    before = host.observed().own
+    shorter = replace(CT, rules=CT.rules[:1])
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(shorter,)))
+    after = host.observed().own
+    assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
+    assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
+    assert host.rules("IPV6NAT-CT") == ["-i br-a -j ACCEPT"]
+
+
+def test_a_digest_does_not_depend_on_other_chains(host: Host) -> None:
+    host.firewall.write(FULL)
+    before = host.observed().own["IPV6NAT-FORWARD"]
+    other = Chain(name="IPV6NAT-A", rules=CT.rules * 3)
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(other,)))
+    assert host.observed().own["IPV6NAT-FORWARD"] == before
+
+
+def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
+    rules = (*CT.rules, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
+    chains = (*FULL.chains, Chain(name="IPV6NAT-A", rules=rules), Chain(name="IPV6NAT-B"))
+    host.firewall.write(replace(FULL, chains=chains))
+    every = host.observed().own
+    few = ("IPV6NAT-A", "IPV6NAT-B", "IPV6NAT-CT")
+    assert host.firewall.digests(Table.FILTER, few) == {name: every[name] for name in few}
+    assert host.firewall.digests(Table.FILTER, ()) == {}
+    with pytest.raises(FirewallError):
+        host.firewall.digests(Table.FILTER, ("IPV6NAT-A", "IPV6NAT-NONE"))
+
+
+def test_an_edit_by_somebody_else_shows_in_the_digest(host: Host) -> None:
+    host.firewall.write(FULL)
+    before = host.observed().own
+    host.load("*filter\n-D IPV6NAT-CT -o br-a -j ACCEPT\nCOMMIT\n")
+    after = host.observed().own
+    assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
+    assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
+
+
+def test_a_changed_target_shows_in_the_digest(host: Host) -> None:
+    host.firewall.write(FULL)
+    before = host.observed().own["IPV6NAT-CT"]
+    changed = replace(CT, rules=(replace(CT.rules[0], target=Verdict.DROP), CT.rules[1]))
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(changed,)))
+    assert host.observed().own["IPV6NAT-CT"] != before
+
+
+def test_foreign_rules_stay_byte_for_byte(host: Host) -> None:
+    host.load(FOREIGN)
+    before = host.dump()
+    host.firewall.write(FULL)
+    assert "UFW-BEFORE" in host.dump()
+    undo(host)
+    assert host.dump() == before
+
+
+def undo(host: Host) -> None:
+    observed = host.observed()
+    ours = tuple(jump for jump in observed.jumps if jump.ours)
+    delete = (*observed.own, DOCKER_USER)
+    host.firewall.write(TableChange(table=Table.FILTER, remove=ours, delete=delete))
+
+
+def test_all_of_ours_goes(host: Host) -> None:
+    host.firewall.write(FULL)
+    undo(host)
+    assert host.observed() == ObservedTable()
+
+
+def test_deleting_a_chain_of_ours_that_is_gone_is_no_failure(host: Host) -> None:
+    host.firewall.write(FULL)
+    host.firewall.write(TableChange(table=Table.FILTER, delete=("IPV6NAT-GONE",)))
+    assert "IPV6NAT-GONE" not in host.observed().own
+
+
+def test_our_jump_moves_to_the_head_within_one_write(host: Host) -> None:
+    host.firewall.write(FULL)
+    host.load("*filter\n-I FORWARD 1 -i eth0 -j ACCEPT\nCOMMIT\n")
+    ours = tuple(jump for jump in host.observed().jumps if jump.ours)
+    assert [jump.position for jump in ours] == [1, 2]
+    insert = (TO_DOCKER_USER, TO_FORWARD)
+    host.firewall.write(TableChange(table=Table.FILTER, remove=ours, insert=insert))
+    assert [jump[:3] for jump in host.jumps()] == [
+        ("FORWARD", 0, DOCKER_USER),
+        ("FORWARD", 1, "IPV6NAT-FORWARD"),
+    ]
+    assert host.rules("FORWARD")[2:] == ["-i eth0 -j ACCEPT"]
+
+
+def test_jumps_that_are_not_first_go_to_the_end(host: Host) -> None:
+    host.load("*nat\n-A PREROUTING -i eth0 -j ACCEPT\nCOMMIT\n")
+    rule = Rule(target=Jump("IPV6NAT-DNAT"), destination_local=True, comment=COMMENT)
+    chain = Chain(name="IPV6NAT-DNAT")
+    jump = BaseJump(base="PREROUTING", rule=rule)
+    host.firewall.write(TableChange(table=Table.NAT, chains=(chain,), insert=(jump,)))
+    (found,) = host.observed(Table.NAT).jumps
+    assert (found.position, found.ours, found.plain) == (1, True, False)
+
+
+def test_somebody_elses_jump_to_docker_user_is_told_from_ours(host: Host) -> None:
+    host.load(
+        "*filter\n:DOCKER-USER - [0:0]\n"
+        "-A FORWARD -j DOCKER-USER\n-A FORWARD -i eth0 -j DOCKER-USER\n"
+        '-A FORWARD -m comment --comment "not ipv6natd" -j DOCKER-USER\nCOMMIT\n'
+    )
+    assert host.jumps() == [
+        ("FORWARD", 0, DOCKER_USER, False, True),
+        ("FORWARD", 1, DOCKER_USER, False, False),
+        ("FORWARD", 2, DOCKER_USER, False, True),
+    ]
+
+
+def test_only_the_rule_that_was_meant_is_removed(host: Host) -> None:
+    host.firewall.write(FULL)
+    host.load("*filter\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i eth0 -j DOCKER-USER\nCOMMIT\n")
+    ours = tuple(j for j in host.observed().jumps if j.ours and j.target == DOCKER_USER)
+    host.firewall.write(TableChange(table=Table.FILTER, remove=ours))
+    assert [jump[2:] for jump in host.jumps()] == [
+        ("IPV6NAT-FORWARD", True, True),
+        (DOCKER_USER, False, True),
+        (DOCKER_USER, False, False),
+    ]
+
+
+def test_a_chain_that_somebody_renamed_is_his_and_the_jump_to_it_is_still_ours(host: Host) -> None:
+    host.load(
+        "*filter\n:MINE - [0:0]\n:IPV6NAT-CT - [0:0]\n-A MINE -j ACCEPT\n"
+        f"-A FORWARD -m comment --comment {COMMENT} -j MINE\n"
+        f"-A FORWARD -m comment --comment {COMMENT} -j ACCEPT\n"
+        "-A FORWARD -m comment --comment other -j MINE\nCOMMIT\n"
+    )
+    (jump,) = host.firewall.read()[Table.FILTER].jumps
+    assert (jump.base, jump.target, jump.ours) == ("FORWARD", "MINE", True)
+    host.firewall.write(TableChange(table=Table.FILTER, remove=(jump,)))
+    assert host.rules("FORWARD") == [
+        f"-m comment --comment {COMMENT} -j ACCEPT",
+        "-m comment --comment other -j MINE",
+    ]
+    assert host.rules("MINE") == ["-j ACCEPT"]
+
+
+def test_docker_user_keeps_what_a_person_put_there(host: Host) -> None:
+    host.firewall.write(FULL)
+    host.load("*filter\n-A DOCKER-USER -s fd00:f::/64 -j DROP\nCOMMIT\n")
+    host.firewall.write(replace(FULL, create=(), insert=()))
+    assert host.observed().docker_user == 1
+    before = host.dump()
+    with pytest.raises(FirewallError):
+        undo(host)
+    assert host.dump() == before
+
+
+REFUSED = {
+    "a jump to a missing chain": TableChange(
+        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A", rules=(Rule(target=Jump("NONE")),)),)
+    ),
+    "a chain that exists": TableChange(
+        table=Table.FILTER, create=(DOCKER_USER,), chains=(Chain(name="IPV6NAT-A"),)
+    ),
+    "a chain that is jumped to": TableChange(
+        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A"),), delete=("IPV6NAT-CT",)
+    ),
+    "a rule that is not there": TableChange(
+        table=Table.FILTER,
+        remove=(),
+        chains=(Chain(name="IPV6NAT-A"),),
+    ),
+    "a name that is too long": TableChange(
+        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A"), Chain(name="IPV6NAT-" + "X" * 21))
+    ),
+    "a base chain that is not there": TableChange(
+        table=Table.FILTER,
+        chains=(Chain(name="IPV6NAT-A"),),
+        insert=(BaseJump(base="NONE", rule=Rule(target=Jump("IPV6NAT-A"))),),
+    ),
+    "a target of another table": TableChange(
+        table=Table.FILTER,
+        chains=(Chain(name="IPV6NAT-A", rules=(Rule(target=Verdict.MASQUERADE),)),),
+        insert=(BaseJump(base="FORWARD", rule=Rule(target=Jump("IPV6NAT-A"))),),
+    ),
+    "a loop": TableChange(
+        table=Table.FILTER, chains=(replace(CT, rules=(Rule(target=Jump("IPV6NAT-FORWARD")),)),)
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_refused_write_changes_nothing(host: Host, why: str) -> None:
+    host.firewall.write(FULL)
+    change = REFUSED[why]
+    if why == "a rule that is not there":
+        change = replace(change, remove=host.observed().jumps[:1])
+        host.load("*filter\n-D FORWARD -m comment --comment ipv6natd -j DOCKER-USER\nCOMMIT\n")
+    before = host.dump()
+    with pytest.raises(FirewallError) as caught:
+        host.firewall.write(change)
+    assert str(caught.value)
+    assert host.dump() == before
+    # And it is not in the way of the next one.
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(CT,)))
+
+
+def test_a_name_of_28_characters_is_not_too_long(host: Host) -> None:
+    name = "IPV6NAT-" + "X" * 20
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(Chain(name=name),)))
+    assert name in host.observed().own
+
+
+def test_interface_names_of_15_characters_stay_whole(host: Host) -> None:
+    name = "br-123456789abc"
+    rules = (
+        Rule(target=Verdict.ACCEPT, in_interface=name),
+        Rule(target=Verdict.DROP, not_in_interface=name, out_interface=name),
+    )
+    chain = Chain(name="IPV6NAT-A", rules=rules)
+    host.firewall.write(TableChange(table=Table.FILTER, chains=(chain,)))
+    assert host.rules("IPV6NAT-A") == [
+        f"-i {name} -j ACCEPT",
+        f"! -i {name} -o {name} -j DROP",
+    ]
+
+
+def test_the_fake_fails_once_when_told_to() -> None:
+    fake = FakeFirewall()
+    fake.fail_next = "no room"
+    with pytest.raises(FirewallError, match="no room"):
+        fake.write(FULL)
+    assert (fake.writes, fake.dump()) == (0, "")
+    fake.write(FULL)
+    assert fake.writes == 1
+
+
+SUBNET = IPv6Network("fd00:a::/64")
+ADDRESS = IPv6Address("fd00:a::2")
+HOST_ADDRESS = IPv6Network("2001:db8::1/128")
+EVERY_RULE = {
+    Table.FILTER: (
+        Rule(target=Verdict.ACCEPT),
+        Rule(target=Verdict.DROP),
+        Rule(target=Verdict.RETURN),
+        Rule(target=Jump("IPV6NAT-B")),
+        Rule(target=Jump("IPV6NAT-B"), comment=COMMENT),
+        Rule(target=Verdict.ACCEPT, source=SUBNET),
+        Rule(target=Verdict.ACCEPT, source=IPv6Network("fe80::/10")),
+        Rule(target=Verdict.ACCEPT, source=IPv6Network("fd00:8000::/17"), destination=SUBNET),
+        Rule(target=Verdict.ACCEPT, destination=HOST_ADDRESS),
+        Rule(target=Verdict.ACCEPT, not_destination=IPv6Network("::1/128")),
+        Rule(target=Verdict.ACCEPT, in_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, in_interface="br-123456789abc"),
+        Rule(target=Verdict.ACCEPT, not_in_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, out_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, not_out_interface="br-123456789abc"),
+        Rule(target=Jump("IPV6NAT-B"), in_interface="br-3+"),
+        Rule(target=Jump("IPV6NAT-B"), out_interface="br-123456789ab+"),
+        Rule(target=Verdict.ACCEPT, not_in_interface="br-a", out_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, in_interface="br-a", not_out_interface="br-b"),
+        *(Rule(target=Verdict.ACCEPT, protocol=protocol) for protocol in Protocol),
+        *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(8080, 8080)) for p in Protocol),
+        *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(1, 65535)) for p in Protocol),
+        *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(10000, 19999)) for p in Protocol),
+        Rule(target=Verdict.ACCEPT, source_not_local=True),
+        Rule(target=Verdict.ACCEPT, source_local=True),
+        Rule(target=Verdict.ACCEPT, destination_not_local=True),
+        Rule(target=Verdict.ACCEPT, not_source=SUBNET, in_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, destination_local=True),
+        Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),
+        Rule(target=Verdict.ACCEPT, authentication=True),
+        Rule(target=Verdict.DROP, protocol=Protocol.TCP, syn=True, reply=True),
+        *(
+            Rule(target=Verdict.DROP, authentication=True, flow=(protocol, first, 65535))
+            for protocol in Protocol
+            for first in (1, 65535)
+        ),
+        Rule(target=Verdict.ACCEPT, states=("DNAT",)),
+        Rule(target=Verdict.ACCEPT, icmp=True, not_in_interface="br-a", out_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, mark=(0x1, 0x1)),
+        Rule(target=Verdict.ACCEPT, mark=(14, 0xFFFFFFFF)),
+        Rule(target=Verdict.ACCEPT, states=("INVALID",)),
+        Rule(target=Verdict.ACCEPT, states=("RELATED", "ESTABLISHED")),
+        Rule(target=Verdict.ACCEPT, comment=COMMENT),
+        Rule(
+            target=Reject(RejectWith.TCP_RESET),
+            destination=IPv6Network("::1/128"),
+            protocol=Protocol.TCP,
+            ports=(80, 80),
+        ),
+        Rule(target=Reject(RejectWith.PORT_UNREACHABLE), protocol=Protocol.UDP, ports=(53, 53)),
+        Rule(
+            target=Verdict.DROP,
+            source=SUBNET,
+            not_destination=SUBNET,
+            in_interface="br-a",
+            not_out_interface="br-a",
+            protocol=Protocol.TCP,
+            ports=(80, 81),
+            source_not_local=True,
+            destination_local=True,
+            states=("NEW", "DNAT"),
+            comment=COMMENT,
+        ),
+    ),
+    Table.NAT: (
+        Rule(target=Verdict.RETURN, source=IPv6Network("fe80::/10")),
+        Rule(target=Verdict.MASQUERADE, source=SUBNET, not_out_interface="br-a"),
+        Rule(target=Verdict.REDIRECT, protocol=Protocol.UDP, ports=(53, 63), in_interface="br-a"),
+        Rule(target=Snat(IPv6Address("2001:db8::1")), source=SUBNET, states=("DNAT",)),
+        *(Rule(target=Dnat(ADDRESS), protocol=p, ports=(1000, 1999)) for p in Protocol),
+        *(Rule(target=Dnat(ADDRESS, 80), protocol=p, ports=(8080, 8080)) for p in Protocol),
+        Rule(target=Dnat(ADDRESS)),
+        Rule(
+            target=Dnat(ADDRESS, 65535),
+            destination=HOST_ADDRESS,
+            not_in_interface="br-a",
+            protocol=Protocol.TCP,
+            ports=(443, 443),
+        ),
+    ),
+}
+BASE = {Table.FILTER: "FORWARD", Table.NAT: "PREROUTING"}
+
+
+def every_rule(table: Table) -> TableChange:
+    chains = (Chain(name="IPV6NAT-A", rules=EVERY_RULE[table]), Chain(name="IPV6NAT-B"))
+    rule = Rule(target=Jump("IPV6NAT-B"), comment=COMMENT)
+    first = BaseJump(base=BASE[table], rule=rule, first=True)
+    last = BaseJump(base=BASE[table], rule=replace(rule, destination_local=True))
+    return TableChange(table=table, chains=chains, insert=(first, last))
+
+
+def kernel_bytes(table: Table) -> bytes:
+    """The table as the kernel gives it out, without counters and back pointers."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask(option: int, question: bytes) -> bytes:
+        answer = ctypes.create_string_buffer(question, len(question))
+        size = ctypes.c_uint32(len(question))
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            failed = libc.getsockopt(
+                raw.fileno(), socket.IPPROTO_IPV6, option, answer, ctypes.byref(size)
+            )
+        assert not failed, os.strerror(ctypes.get_errno())
+        return answer.raw
+
+    name = table.encode().ljust(32, b"\0")
+    (size,) = struct.unpack_from("=I", ask(64, name + bytes(52)), 80)
+    blob = bytearray(ask(65, struct.pack("=32sI4x", name, size) + bytes(size))[40:])
+    offset = 0
+    while offset < len(blob):
+        (following,) = struct.unpack_from("=H", blob, offset + 142)
+        blob[offset + 144 : offset + 168] = bytes(24)
+        offset += following
+    return bytes(blob)
+
+
+@pytest.mark.parametrize("table", Table)
+def test_legacy_builds_what_the_restore_tool_builds(legacy: Host, table: Table) -> None:
+    legacy.firewall.write(every_rule(table))
+    built, text, observed = kernel_bytes(table), legacy.dump(), legacy.observed(table)
+    with fresh_namespace():
+        RestoreFirewall(Backend.LEGACY).write(every_rule(table))
+        assert legacy.dump() == text
+        assert kernel_bytes(table) == built
+        assert legacy.observed(table) == observed
+        parsed = RestoreFirewall(Backend.LEGACY).read()[table]
+        assert [replace(jump, text="") for jump in parsed.jumps] == [
+            replace(jump, text="") for jump in observed.jumps
+        ]
+
+
+def test_legacy_makes_no_table_but_the_one_it_writes(legacy: Host) -> None:
+    legacy.firewall.write(every_rule(Table.FILTER))
+    assert Path("/proc/thread-self/net/ip6_tables_names").read_text().split() == ["filter"]
+
+
+def scattered(count: int) -> TableChange:
+    rules = tuple(
+        Rule(target=Dnat(ADDRESS, 80), protocol=Protocol.TCP, ports=(port, port))
+        for port in range(1, count + 1)
+    )
+    return TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=rules),))
+
+
+def test_ten_thousand_rules_are_the_same_by_tool_and_by_hand(legacy: Host) -> None:
+    change = scattered(10_000)
+    legacy.firewall.write(change)
+    bulk, observed = kernel_bytes(Table.NAT), legacy.observed(Table.NAT)
+    legacy_firewall(large=10_000).write(change)
+    assert kernel_bytes(Table.NAT) == bulk
+    assert legacy.observed(Table.NAT) == observed
+
+
+def test_a_large_legacy_write_removes_by_position(legacy: Host) -> None:
+    legacy.firewall.write(every_rule(Table.NAT))
+    ours = legacy.observed(Table.NAT).jumps
+    assert len(ours) == 2
+    legacy.firewall.write(replace(scattered(300), remove=ours[1:]))
+    (left,) = legacy.observed(Table.NAT).jumps
+    assert left == ours[0]
+    with pytest.raises(FirewallError, match="no rule"):
+        legacy.firewall.write(replace(scattered(300), remove=ours[1:]))
+
+
+def test_rule_counts_follow_the_kernel(legacy: Host) -> None:
+    firewall = legacy_firewall()
+    assert firewall.rule_counts() == {Table.FILTER: (0, 0), Table.NAT: (0, 0)}
+    assert legacy.dump() == ""
+    firewall.write(scattered(10))
+    before = firewall.rule_counts()[Table.NAT]
+    firewall.write(scattered(11))
+    after = firewall.rule_counts()[Table.NAT]
+    assert after[0] == before[0] + 1
+    assert after[1] > before[1]
+
+
+@pytest.fixture
+def held(xtables_lock: Path) -> Iterator[Callable[[], None]]:
+    """The lock, held by somebody else until the function is called."""
+    with xtables_lock.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@pytest.mark.parametrize("rules", [1, 300])
+def test_legacy_waits_for_the_lock(legacy: Host, held: Callable[[], None], rules: int) -> None:
+    timer = threading.Timer(0.3, held)
+    timer.start()
+    start = time.monotonic()
+    legacy.firewall.write(scattered(rules))
+    assert time.monotonic() - start >= 0.25
+    timer.join()
+    assert legacy.observed(Table.NAT).own
+
+
+@pytest.mark.parametrize("rules", [1, 300])
+def test_legacy_gives_up_on_a_lock_that_stays(
+    legacy: Host, held: Callable[[], None], rules: int
+) -> None:
+    with pytest.raises(FirewallError, match=r"held by another|hold /run/xtables.lock"):
+        legacy_firewall(timeout=0.3).write(scattered(rules))
+    held()
+    assert legacy.observed(Table.NAT) == ObservedTable()
+
+
+def test_the_host_has_a_variant() -> None:
+    need("ip6tables")
+    assert detect() in Backend
+    assert open_firewall("nft").backend is Backend.NFT
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_a_refusal_shows_the_bad_line_with_its_neighbours(
+    namespace: str, xtables_lock: Path, backend: Backend
+) -> None:
+    assert namespace
+    assert xtables_lock
+    need_backend(backend)
+    with pytest.raises(FirewallError) as caught:
+        RestoreFirewall(backend).write(REFUSED["a jump to a missing chain"])
+    message = str(caught.value)
+    assert f"ip6tables-{backend}-restore --noflush --wait refused: " in message
+    assert "     3 -A IPV6NAT-A -j NONE" in message
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipv6natd.firewall.restore.DIRECTORIES", ("/nonexistent",))
+    with pytest.raises(FirewallError, match="install the package iptables"):
+        detect()
+    with pytest.raises(FirewallError, match="ip6tables-nft-restore"):
+        RestoreFirewall(Backend.NFT)
+
+
+def test_legacy_tables_beside_nft_are_no_failure(namespace: str, xtables_lock: Path) -> None:
+    assert namespace
+    assert xtables_lock
+    need_backend(Backend.NFT)
+    need_backend(Backend.LEGACY)
+    RestoreFirewall(Backend.LEGACY).write(FULL)
+    nft = RestoreFirewall(Backend.NFT)
+    nft.write(replace(FULL, chains=(CT, FORWARD)))
+    assert set(nft.read()[Table.FILTER].own) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
+
+
+def test_a_table_that_ip6tables_has_no_words_for_is_not_taken_for_empty(namespace: str) -> None:
+    assert namespace
+    need("nft")
+    need_backend(Backend.NFT)
+    firewall = RestoreFirewall(Backend.NFT)
+    firewall.write(FULL)
+    rule = "ip6 filter FORWARD numgen random mod 2 0 accept"
+    subprocess.run(["nft", "add", "rule", *rule.split()], check=True)
+    with pytest.raises(FirewallError, match=r"`nft list table ip6 filter` shows it"):
+        firewall.read()

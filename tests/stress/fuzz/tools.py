@@ -1,0 +1,276 @@
+"""Fuzzers of the output of the host's tools, and of the saved rules on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+from unittest import mock
+
+from ipv6natd.conntrack import ctnetlink
+from ipv6natd.conntrack import stale as flows
+from ipv6natd.firewall.monitor import Announcements
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host import firewalls as host_rules
+from ipv6natd.host.findings import HostFacts, found
+from ipv6natd.model import Desired
+from ipv6natd.netfilter import counters
+from ipv6natd.netfilter import docker_rules as engine_rules
+from ipv6natd.netfilter import docker_rules as leftovers
+from ipv6natd.netfilter.docker_rules import removal
+from ipv6natd.netfilter.parse import parse_save, table_rules
+from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.rules import PREFIX, Ruleset
+from ipv6natd.system import process as tools
+from tests.harness.build import network
+from tests.stress.fuzz.target import Target, read_json
+from tests.unit.policy.test_properties import FOREIGN, GRAMMAR, USER
+
+_REMOVED = re.compile(
+    r"\*[^\n]*|COMMIT|-D (?:FORWARD|PREROUTING|OUTPUT|POSTROUTING|DOCKER[A-Z0-9-]*) .+"
+    r"|:DOCKER(?:-[A-Z0-9-]+)? - \[0:0\]|-X DOCKER(?:-[A-Z0-9-]+)?"
+)
+_CHAIN = re.compile(r"(?<![^ :])IPV6NAT-[A-Za-z0-9_.@-]{1,20}(?= |$)")
+NETWORKS = (network(), network(name="y", subnet="fd00:b::/64", internal=True))
+
+
+def save_text(data: bytes) -> None:
+    """With any output of ip6tables-save, nft or conntrack no parser raises, each parsed jump is a
+    line of the input, the removal names only chains and rules of Docker, and each entry to delete
+    is one complete netlink message."""
+    text = data.decode("utf-8", "surrogateescape")
+    for table in parse_save(text).values():
+        assert all(name.startswith(PREFIX) for name in table.own)
+        assert all(f" {each.base} {each.text}" in text for each in table.jumps)
+    gone = leftovers.in_save("nft", text, NETWORKS)
+    for line in removal(gone).split("\n")[:-1]:
+        assert _REMOVED.fullmatch(line), line
+        assert line not in (":DOCKER-USER - [0:0]", "-X DOCKER-USER")
+    for rules in (engine_rules.from_save(text), engine_rules.from_nft(text)):
+        assert all(" " not in bridge for bridge in rules.bridges)
+    counters.connections(text)
+    here = Desired(networks=NETWORKS)
+    known = list(flows.parse(text))
+    for each in flows.wrong(known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED):
+        assert each in known
+        message = ctnetlink.deletion(each.original, 0)
+        assert len(message) == int.from_bytes(message[:4], sys.byteorder)
+
+
+def a_comment(data: bytes) -> None:
+    """The comment of a foreign rule changes neither what is observed of our rules nor what would be
+    removed."""
+    comment = data.replace(b"\0", b"").decode("utf-8", "surrogateescape")[:255]
+    quoted = re.sub(r"([\"\\'])", r"\\\1", comment)
+    rule = f'-A FORWARD -m comment --comment "{quoted}" -j ACCEPT\n'
+    with_it = STANDING.replace(MARK, rule)
+    without = STANDING.replace(MARK, "-A FORWARD -j ACCEPT\n")
+    assert parse_save(with_it) == parse_save(without)
+    assert leftovers.in_save("nft", with_it, NETWORKS) == leftovers.in_save(
+        "nft", without, NETWORKS
+    )
+    assert engine_rules.from_save(with_it) == engine_rules.from_save(without)
+
+
+MARK = "-A FORWARD -i virbr0 -j ACCEPT\n"
+OURS = """\
+*filter
+:IPV6NAT-FORWARD - [0:0]
+-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD
+-A IPV6NAT-FORWARD ! -i br-x -o br-x -j DROP
+-A IPV6NAT-FORWARD -i br-x -j ACCEPT
+COMMIT
+"""
+STANDING = FOREIGN + USER + OURS.replace(":IPV6NAT", MARK + ":IPV6NAT")
+DOCKERS = """\
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s fd00:a::/64 ! -o br-0123456789ab -j MASQUERADE
+-A POSTROUTING -s fd00:a::2/128 -d fd00:a::2/128 -p tcp -m tcp --dport 80 -j MASQUERADE
+-A DOCKER ! -i br-x -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:80
+COMMIT
+*raw
+-A PREROUTING -d fd00:a::2/128 ! -i br-x -j DROP
+COMMIT
+"""
+FLOWS = (
+    "udp      17 29 src=2001:db8::9 dst=2001:db8::1 sport=40000 dport=53 [UNREPLIED] "
+    "src=fd00:a::2 dst=2001:db8::9 sport=53 dport=40000 mark=0 use=1\n"
+    "tcp      6 9 ESTABLISHED src=2001:db8::9 dst=fd00:a::2 sport=4 dport=80 packets=1 bytes=60 "
+    "src=fd00:a::2 dst=2001:db8::9 sport=80 dport=4 packets=1 bytes=60 [ASSURED] mark=0 use=1\n"
+    "icmpv6   58 29 src=2001:db8::9 dst=fd00:a::2 type=128 code=0 id=7 "
+    "src=fd00:a::2 dst=2001:db8::9 type=129 code=0 id=7 mark=0 use=1\n"
+    "gre      47 29 src=2001:db8::9 dst=fd00:a::2 srckey=0x1 dstkey=0xff [UNREPLIED] "
+    "src=fd00:a::2 dst=2001:db8::9 srckey=0xff dstkey=0x1 mark=0 use=1\n"
+    "unknown  4 599 src=2001:db8::9 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::9 mark=0 use=1\n"
+)
+
+
+def kept_rules(data: bytes) -> None:
+    """Any content of the file of saved rules raises ValueError or TypeError, or is a set of our own
+    rules that does not change when it is written and parsed."""
+    try:
+        rules = table_rules(data.decode("utf-8", "replace"))
+    except (ValueError, TypeError):
+        return
+    text = full_text(Ruleset(filter=rules))
+    for line in text.split("\n")[:-1]:
+        assert GRAMMAR.fullmatch(_CHAIN.sub("IPV6NAT-CT", line).replace("+ ", " ")), line
+    assert table_rules(text) == rules
+
+
+def host(data: bytes) -> None:
+    """With any output of the host's tools about rules and routes nothing raises, and each finding
+    is a text with a command."""
+    told = read_json(data)
+    told = told if isinstance(told, dict) else {}
+
+    def said(tool: str, *words: str, **_: Any) -> str:
+        answer = told.get(tool if tool != "ip6tables-nft" else words[-1], "")
+        return answer if isinstance(answer, str) else json.dumps(answer)
+
+    with mock.patch.object(tools, "said", said):
+        facts = host_rules.read(HostFacts(routed=("eth0", "eth1")))
+        list(host_facts._learned(host_facts._SYSCTL / "ipv6/conf"))
+    seen = found(facts, NETWORKS)
+    for each in seen.findings:
+        assert each.text.strip()
+        assert each.command
+
+
+def announcements(data: bytes) -> None:
+    """Lines of `nft monitor`, cut into any pieces, report a foreign write as the whole lines do."""
+    size, text = (data[0] or 1) if data else 1, data[1:]
+    whole = Announcements(lambda pid: pid % 2 == 0).concern_us(text)
+    cut = Announcements(lambda pid: pid % 2 == 0)
+    told = [cut.concern_us(text[at : at + size]) for at in range(0, len(text), size)]
+    assert any(told) == whole
+
+
+NFT = {
+    "nftables": [
+        {"metainfo": {"version": "1.0.6"}},
+        {"table": {"family": "inet", "name": "f", "handle": 1}},
+        {
+            "chain": {
+                "family": "inet",
+                "table": "f",
+                "name": "forward",
+                "handle": 1,
+                "type": "filter",
+                "hook": "forward",
+                "prio": 0,
+                "policy": "drop",
+            }
+        },
+        {"chain": {"family": "inet", "table": "f", "name": "more", "handle": 2}},
+        *(
+            {"rule": {"family": "inet", "table": "f", "chain": chain, "handle": 3, "expr": expr}}
+            for chain, expr in (
+                (
+                    "forward",
+                    [
+                        {
+                            "match": {
+                                "op": "==",
+                                "left": {"meta": {"key": "iifname"}},
+                                "right": {"set": ["eth0", "br-x"]},
+                            }
+                        },
+                        {"jump": {"target": "more"}},
+                    ],
+                ),
+                (
+                    "more",
+                    [
+                        {
+                            "match": {
+                                "op": "in",
+                                "left": {"&": [{"ct": {"key": "status"}}, "dnat"]},
+                                "right": 0,
+                            }
+                        },
+                        {"counter": {"packets": 0, "bytes": 0}},
+                        {"drop": None},
+                    ],
+                ),
+                (
+                    "more",
+                    [
+                        {
+                            "match": {
+                                "op": "==",
+                                "left": {"fib": {"result": "oif", "flags": ["saddr", "iif"]}},
+                                "right": False,
+                            }
+                        },
+                        {"goto": {"target": "more"}},
+                    ],
+                ),
+            )
+        ),
+    ]
+}
+ROUTES = [{"dst": "default", "gateway": "fe80::1", "dev": "eth0", "nexthops": [{"dev": "eth1"}]}]
+TOLD = {
+    "nft": NFT,
+    "ip": ROUTES,
+    "FORWARD": "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n",
+    "ip6tables-legacy": "-P FORWARD ACCEPT\n-N DOCKER\n",
+}
+MONITORED = (
+    b"\x05add rule ip6 filter FORWARD counter\n"
+    b"# new generation 12 by process 41 (ip6tables-nft-)\n"
+    b"delete rule ip nat X handle 4\n# new generation 13 by process 42 (x)\n"
+)
+WORDS = tuple(
+    word.encode()
+    for word in (
+        "*filter\n",
+        "*nat\n",
+        "*mangle\n",
+        "COMMIT\n",
+        ":IPV6NAT-FORWARD - [0:0]\n",
+        ":DOCKER-X - [0:0]\n",
+        "-A FORWARD ",
+        "-A DOCKER ",
+        "-A POSTROUTING -s ",
+        "-j DOCKER-USER",
+        "-j IPV6NAT-FORWARD",
+        "-m comment --comment ipv6natd ",
+        ' --comment "',
+        "\n-x",
+        " -g DOCKER",
+        " ! -o br-0123456789ab -j MASQUERADE",
+        "-m conntrack --ctstate RELATED,ESTABLISHED",
+        "[1:1] -A IPV6NAT-DNAT ",
+        " src=2001:db8::9 dst=fd00:a::2 ",
+        "sport=40000 dport=53 ",
+        "type=128 code=0 id=3 ",
+        "srckey=0x0 dstkey=0xff ",
+    )
+)
+TARGETS = (
+    Target(
+        name="save-text",
+        check=save_text,
+        seeds=tuple(each.encode() for each in (STANDING, DOCKERS, FLOWS)),
+        words=WORDS,
+    ),
+    Target(
+        name="a-comment",
+        check=a_comment,
+        seeds=(b"a\n-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD\nCOMMIT\n*nat\n",),
+        words=WORDS,
+    ),
+    Target(name="kept-rules", check=kept_rules, seeds=(OURS.encode(),), words=WORDS),
+    Target(name="host", check=host, seeds=(json.dumps(TOLD).encode(),), structured=True),
+    Target(
+        name="announcements",
+        check=announcements,
+        seeds=(MONITORED,),
+        words=(b"# new generation ", b" by process ", b" ip6 ", b" inet ", b"\n"),
+    ),
+)

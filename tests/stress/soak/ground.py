@@ -1,0 +1,272 @@
+"""The real thing that a `World` is a picture of: engine, bus, daemon, containers, and servers.
+
+Nothing here decides what must be; it does what it is told, and tells what the engine chose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any
+
+from tests.harness import Bus, Daemon, Engine, Namespace, Sandbox, Server, serve, until
+from tests.harness.process import LabError
+from tests.harness.sandbox import Variant
+from tests.stress.soak.model import LATE, LISTENS, OUTSIDE, Box, Mode, Net, Publish, World
+
+OPTION = "com.docker.network.bridge."
+STATES = {"running": "running", "paused": "paused", "exited": "stopped", "created": "stopped"}
+BURIED = 3.0
+"""Seconds in which the kernel has surely taken away the links of a namespace that is gone."""
+PATIENCE = 30.0
+"""Seconds that the engine has to come to the state that it was asked for."""
+
+
+@dataclass(slots=True)
+class Served:
+    """Who serves in a container, for the process that it is now."""
+
+    pid: int
+    ns: Namespace
+    server: Server
+    stack: ExitStack
+    ends: frozenset[IPv6Address] = frozenset()
+    """The addresses that its neighbours were last made to find."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ground:
+    """One lab; `wrong` collects what was seen to be wrong while something was done."""
+
+    sandbox: Sandbox
+    engine: Engine
+    bus: Bus
+    daemon: Daemon
+    wrong: list[str] = field(default_factory=list)
+    restarted: set[str] = field(default_factory=set)
+    """Containers that have another process than when they were last looked at."""
+    left_behind: int = 0
+    """Links of former containers, with their addresses, that the engine had not taken away."""
+    _served: dict[str, Served] = field(default_factory=dict)
+
+    def spaces(self, world: World) -> dict[str, Namespace]:
+        """Where everybody is who may ask."""
+        fixed = {n: getattr(self.sandbox, n) for n in ("client", "rogue", "host")}
+        return fixed | {name: self._served[name].ns for name in world.boxes if name in self._served}
+
+    def server(self, name: str) -> Server | None:
+        served = self._served.get(name)
+        return None if served is None else served.server
+
+    # What the engine is asked for
+
+    def create(self, net: Net) -> None:
+        options: dict[str, str] = {}
+        if net.mode is not Mode.NAT:
+            options[f"{OPTION}gateway_mode_ipv6"] = net.mode
+        if not net.icc:
+            options[f"{OPTION}enable_icc"] = "false"
+        if not net.masquerade:
+            options[f"{OPTION}enable_ip_masquerade"] = "false"
+        if net.binding:
+            options[f"{OPTION}host_binding_ipv6"] = str(net.binding)
+        if net.source:
+            options["com.docker.network.host_ipv6"] = str(net.source)
+        if net.trusted:
+            options[f"{OPTION}trusted_host_interfaces"] = "ext0"
+        words = ["--internal"] if net.internal else []
+        self.engine.network(net.name, net.subnet, *words, bridge=net.bridge, options=options)
+
+    def run(self, box: Box) -> None:
+        (network, address), *_ = box.ends.items()
+        words = ["--restart=always"] if box.always else []
+        ip6 = str(address) if address and network in box.fixed else None
+        publish = [each.words() for each in box.publish]
+        self.engine.run(box.name, network, *words, publish=publish, ip6=ip6)
+
+    def connect(self, name: str, network: str, address: IPv6Address | None) -> None:
+        words = ["--ip6", str(address)] if address else []
+        self.engine.docker("network", "connect", *words, network, name)
+
+    def late(self, there: bool) -> None:
+        """Give the host its late address, or take it away."""
+        verb = "add" if there else "del"
+        words = " nodad preferred_lft 0" if there else ""
+        self.sandbox.host.ip(f"address {verb} {LATE}/64 dev ext0{words}")
+
+    def ip6tables(self, *words: str) -> str:
+        return self.sandbox.host.run(f"ip6tables-{self.sandbox.variant}", *words)
+
+    def rename(self, old: str, new: str) -> None:
+        self.engine.docker("rename", old, new)
+        served = self._served.pop(old)
+        served.server.name = new
+        self._served[new] = served
+
+    def same_rules(self, what: str, before: str) -> None:
+        """A daemon that began anew writes what the one before had written, to the byte."""
+        after = until(self.sandbox.rules, before, timeout=PATIENCE)
+        if after != before:
+            gone = sorted(set(before.splitlines()) - set(after.splitlines()))
+            more = sorted(set(after.splitlines()) - set(before.splitlines()))
+            self.wrong.append(f"{what}: rules differ; gone {gone}, more {more}")
+
+    def settled_rules(self) -> str:
+        """The tables, once ipv6natd has read all that the engine says by now."""
+        done = "rules added"
+        until(lambda: done in self.daemon.ctl("resync", check=False), True, timeout=PATIENCE)
+        return self.sandbox.rules()
+
+    def await_networks(self, world: World) -> None:
+        """Wait until the rules are those of these networks; by then what they close is closed."""
+        wanted = {net.bridge for net in world.nets.values()}
+
+        def bridges() -> set[str]:
+            return set(re.findall(r" -[io] (br\w+)", self.sandbox.rules()))
+
+        if (seen := until(bridges, wanted, timeout=PATIENCE)) != wanted:
+            self.wrong.append(f"there are rules for {sorted(seen)}, and not for {sorted(wanted)}")
+        self.settled_rules()  # each table is written by itself, and then the flows are looked at
+
+    # What the engine says
+
+    def learn(self, world: World) -> World:
+        """The world with the engine's choices in it; everybody who is up has a server."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            facts = self._inspect(world)
+            states, wanted = states_of(facts), {n: box.state for n, box in world.boxes.items()}
+            if states == wanted:
+                break
+            if time.monotonic() > deadline:
+                why = self._why(states)
+                raise LabError(f"docker has {states}, and should have {wanted}: {why}")
+            time.sleep(0.05)
+        for name in [n for n in self._served if n not in world.boxes or not world.boxes[n].up]:
+            self._served.pop(name).stack.close()
+        world = world.having(*(learned(world.boxes[name], each) for name, each in facts.items()))
+        up = [name for name, box in world.boxes.items() if box.up]
+        for name in up:
+            self._serve(name, facts[name]["State"]["Pid"])
+        came = [name for name in up if self._moved(world.boxes[name])]
+        if came:
+            self._look_anew(world, came)
+        return world
+
+    def _look_anew(self, world: World, came: list[str]) -> None:
+        """Have everybody find these on their links, but for those that ipv6natd leads to.
+
+        An engine before 28 may give the same address with another MAC, and lets nobody know.
+        """
+        # Who was there before may answer for his address until the kernel has buried him.
+        for link in until(self._astray_links, [], timeout=BURIED):
+            self.left_behind += 1
+            self.sandbox.host.ip(f"link delete {link}")
+        for box in (world.boxes[name] for name in came):
+            led = world.gateway(box) if any(each.ipv6 for each in box.publish) else None
+            for name, address in box.ends.items():
+                if address is None:
+                    continue
+                # No others: what waits for a neighbour that is looked for just then would be lost.
+                for served in self._served.values():
+                    served.ns.ip(f"-6 neigh flush to {address}")
+                if led is None or name != led.name:
+                    self.sandbox.host.ip(f"-6 neigh flush to {address}")
+
+    def astray(self, world: World) -> set[str]:
+        """Containers in another state than they should be."""
+        states = states_of(self._inspect(world))
+        return {name for name, box in world.boxes.items() if states.get(name) != box.state}
+
+    def _astray_links(self) -> list[str]:
+        """Links on bridges of containers that are not there any more, as far as the engine says."""
+        held = (served.ns.ip("-o link") for served in self._served.values())
+        ends = {number for text in held for number in re.findall(r"@if(\d+)", text)}
+        there = self.sandbox.host.ip("-o link show type veth")
+        links = re.findall(r"^(\d+): (\w+)@.* master br", there, re.MULTILINE)
+        return [name for number, name in links if number not in ends]
+
+    def _why(self, states: Mapping[str, str | None]) -> list[Any]:
+        words = ("inspect", "--type=container", "--format={{.Name}} {{json .State}}", *states)
+        return self.engine.docker(*words).splitlines()
+
+    def _inspect(self, world: World) -> dict[str, Any]:
+        if not world.boxes:
+            return {}
+        words = ("inspect", "--type=container", *world.boxes)
+        return {each["Name"][1:]: each for each in json.loads(self.engine.docker(*words))}
+
+    def _moved(self, box: Box) -> bool:
+        """Whether it has an address that it had not, since it began or was connected."""
+        served = self._served[box.name]
+        before, served.ends = served.ends, frozenset(filter(None, box.ends.values()))
+        return not served.ends <= before
+
+    def _serve(self, name: str, pid: int) -> None:
+        """Have somebody serve there."""
+        served = self._served.get(name)
+        if served is not None and served.pid == pid:
+            return
+        if served is not None:
+            served.stack.close()
+            self.restarted.add(name)
+        ns = Namespace(name=name, path=self.engine.netns(pid))
+        stack = ExitStack()
+        server = stack.enter_context(serve(ns, name, tcp=LISTENS["tcp"], udp=LISTENS["udp"]))
+        self._served[name] = Served(pid, ns, server, stack)
+
+    def close(self) -> None:
+        for served in self._served.values():
+            served.stack.close()
+
+
+def states_of(facts: Mapping[str, Any]) -> dict[str, str | None]:
+    return {name: STATES.get(each["State"]["Status"]) for name, each in facts.items()}
+
+
+def learned(box: Box, facts: Any) -> Box:
+    """A container with the addresses and ports that the engine says."""
+    if not box.up:
+        return box
+    networks = facts["NetworkSettings"]["Networks"]
+    if set(networks) != set(box.ends):
+        raise LabError(f"{box.name} is on {sorted(networks)}, and should be on {sorted(box.ends)}")
+    ends = {
+        name: IPv6Address(address) if (address := networks[name]["GlobalIPv6Address"]) else None
+        for name in box.ends
+    }
+    chosen = {each: choices(each, facts) for each in box.publish if each.port is None}
+    return replace(box, ends=ends, chosen=chosen)
+
+
+def choices(publish: Publish, facts: Any) -> tuple[int, ...]:
+    """The engine's own numbers for a port that asked for none: what it lists for IPv6."""
+    rows = facts["NetworkSettings"]["Ports"].get(f"{publish.inside}/{publish.protocol}") or ()
+    return tuple(int(row["HostPort"]) for row in rows if ":" in row["HostIp"])
+
+
+@contextmanager
+def ground(variant: Variant, *, proxy: bool) -> Iterator[Ground]:
+    """A lab with nothing in it: no network but the engine's own, which has no IPv6."""
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        engine = stack.enter_context(Engine(sandbox, "--live-restore", userland_proxy=proxy))
+        bus = stack.enter_context(Bus(sandbox.dir))
+        daemon = stack.enter_context(
+            Daemon(sandbox, engine.endpoint, bus=bus.address, args=("-debug",))
+        )
+        ports = (OUTSIDE,)
+        stack.enter_context(serve(sandbox.rogue, "rogue", tcp=ports, udp=ports))
+        made = Ground(sandbox=sandbox, engine=engine, bus=bus, daemon=daemon)
+        stack.callback(made.close)
+        yield made
+
+
+def file_count(folder: Path) -> int:
+    return sum(1 for each in folder.rglob("*") if each.is_file())

@@ -1,0 +1,90 @@
+"""ipv6natd killed between any two system calls of a sync, and started again as systemd would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.harness import until
+from tests.harness.process import LabError, end, spawn, tail
+from tests.stress.soak.scene import Scene
+from tests.stress.soak.trial import Row, apart, count
+
+NAME = "ipv6natd killed between two system calls of a sync"
+HEALS = 15.0
+
+
+@contextmanager
+def traced(scene: Scene, point: int, *, with_children: bool = False) -> Iterator[Path]:
+    """The daemon under the tracer; the file is what it says."""
+    said = scene.sandbox.dir / "tracer"
+    words = (str(scene.daemon.pid), str(point), *(["children"] if with_children else []))
+    with said.open("wb") as log:
+        tracer = spawn((sys.executable, "-m", "tests.stress.soak.tracer", *words), log=log)
+    try:
+        if not until(lambda: b"ready" in said.read_bytes(), True, timeout=10):
+            raise LabError(f"no tracer:\n{tail(said)}")
+        yield said
+    finally:
+        end(tracer)
+
+
+def counted(scene: Scene) -> int:
+    """System calls with an effect while the daemon follows a container that comes, or goes."""
+    most = 0
+    for _ in range(2):
+        with traced(scene, 0) as said:
+            scene.toggle()
+            if scene.await_text(scene.texts[scene.extra], timeout=HEALS) is None:
+                raise LabError("not in step under the tracer")
+            time.sleep(0.3)  # what it reads back afterwards is of the sync, too
+        most = max(most, int(said.read_text().split()[-1]))
+    return most
+
+
+def killed_at(scene: Scene, points: Iterable[int], *, say: Callable[[str], None]) -> Row:
+    """Kill at each of these points of a sync that adds, and of one that removes."""
+    row = Row(fault=NAME, variant=scene.variant)
+    with scene.talk() as talk:
+        struck = time.monotonic()
+        for point in points:
+            for _ in ("adds", "removes"):
+                _kill(scene, point, row)
+            if row.tried % 40 == 0:
+                say(f"{row.variant:6} {NAME}: {row.tried} times, {len(row.wrong)} wrong")
+        healed = time.monotonic()
+        time.sleep(0.5)
+    count(frozenset(), row, talk, struck, healed)
+    stands = scene.rules()
+    if (written := scene.fresh()) != stands:
+        row.wrong.append(f"a fresh start writes something else: {apart(stands, written)}")
+    return row
+
+
+def _kill(scene: Scene, point: int, row: Row) -> None:
+    process = scene.daemon.process
+    assert process is not None
+    with traced(scene, point, with_children=point % 2 == 0) as said:
+        scene.toggle()
+        wanted = scene.texts[scene.extra]
+        until(lambda: process.poll() is not None or scene.settled(wanted), True, timeout=HEALS)
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            return  # it was through already: this sync had fewer
+    name = said.read_text().split()[-1]
+    row.tried += 1
+    began = time.monotonic()
+    scene.daemon.start()
+    took = scene.await_text(wanted, timeout=HEALS)
+    if took is None:
+        where = f"killed before its {point}th, {name}"
+        row.wrong.append(f"{where}: not healed: {apart(scene.rules(), wanted)}")
+    else:
+        row.healed.append(time.monotonic() - began)
+    if not until(scene.extra_is_right, True):
+        row.wrong.append(f"killed before its {point}th, {name}: `extra` is not followed")

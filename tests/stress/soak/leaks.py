@@ -1,0 +1,133 @@
+"""What may grow and must not: what the daemon holds, and what it leaves in the kernel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from tests.harness import until
+from tests.stress.soak.ground import Ground, file_count
+from tests.stress.soak.model import World
+
+BOUNDS = {"fds": 10, "threads": 4, "children": 0, "files": 1, "namespaces": 0, "rss_kib": 4096}
+"""By how much each may be more at the end of a daemon's life than once it had warmed up. The client
+of the engine keeps up to ten connections, as many as were ever needed at once; a restart of the
+engine ends them."""
+WARM = 10
+"""Samples of a daemon's life that are its warming up; a shorter life shows no growth."""
+FLOW = re.compile(
+    r"\bsrc=(\S+) dst=(\S+) sport=\d+ dport=\d+.*? src=(\S+) dst=\S+ sport=\d+ dport=\d+"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The daemon at one moment at which nothing was to do."""
+
+    pid: int
+    fds: int
+    threads: int
+    children: int
+    files: int
+    """In its folders of state and of what is lost at a boot."""
+    namespaces: int
+    """Named ones, of this lab."""
+    rss_kib: int
+
+
+def sample(ground: Ground) -> Sample:
+    process = ground.daemon.process
+    assert process is not None
+    folder = Path(f"/proc/{process.pid}")
+    status = dict(
+        line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
+    )
+    children = [pid for task in (folder / "task").iterdir() for pid in children_of(task)]
+    return Sample(
+        pid=process.pid,
+        fds=len(list((folder / "fd").iterdir())),
+        threads=int(status["Threads"]),
+        children=len(children),
+        files=sum(file_count(ground.daemon.dir / name) for name in ("state", "runtime")),
+        namespaces=len(list(Path("/run/netns").glob(f"{ground.sandbox.name}-*"))),
+        rss_kib=int(status["VmRSS"].split()[0]),
+    )
+
+
+def children_of(task: Path) -> list[str]:
+    """Of one thread, which may end before it is asked."""
+    try:
+        return (task / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def lives(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Samples of one process each, without those of its warming up."""
+    found: dict[int, list[Sample]] = {}
+    for each in samples:
+        found.setdefault(each.pid, []).append(each)
+    return [life[WARM:] for life in found.values() if len(life) >= 2 * WARM]
+
+
+def growth(samples: Iterable[Sample]) -> dict[str, int]:
+    """The most that each grew within one life: the least of its last samples, against the most of
+    its first ones; what goes up and down is no growth."""
+    grown = dict.fromkeys(BOUNDS, 0)
+    for life in lives(samples):
+        few = max(len(life) // 5, 3)
+        for name in BOUNDS:
+            values = [getattr(each, name) for each in life]
+            grown[name] = max(grown[name], min(values[-few:]) - max(values[:few]))
+    return grown
+
+
+def beyond(grown: dict[str, int]) -> list[str]:
+    return [
+        f"{name} grew by {by}, and may by {BOUNDS[name]}"
+        for name, by in grown.items()
+        if by > BOUNDS[name]
+    ]
+
+
+def left(ground: Ground, world: World) -> list[str]:
+    """What still names a network or container that is gone, in rules and in conntrack."""
+    wrong = []
+    for what, seek in (("rules", in_rules), ("flows", in_conntrack)):
+        found = until(lambda seek=seek: seek(ground, world), [], timeout=10)  # type: ignore[misc]
+        wrong += [f"left in {what}, one of {len(found)}: {each}" for each in found[:3]]
+    return wrong
+
+
+def in_rules(ground: Ground, world: World) -> list[str]:
+    bridges = {net.bridge for net in world.nets.values()}
+    there = addresses(world)
+    found = []
+    for line in ground.sandbox.rules().splitlines():
+        named = set(re.findall(r" -[io] (br\S+)", line)) - bridges
+        to = {IPv6Address(each) for each in re.findall(r"--to-destination \[?([0-9a-f:]+)", line)}
+        if named or to - there:
+            found.append(line)
+    return found
+
+
+def in_conntrack(ground: Ground, world: World) -> list[str]:
+    """UDP flows to the host that are answered by a container's address that nobody has."""
+    text = ground.sandbox.host.run("conntrack", "-L", "-f", "ipv6", "-p", "udp", check=False)
+    there = addresses(world) | {net.gateway for net in world.nets.values()}
+    found = []
+    for line in text.splitlines():
+        match = FLOW.search(line)
+        if match is None:
+            continue
+        asked, answers = ip_address(match[2]), ip_address(match[3])
+        if asked in world.addresses and answers != asked and answers not in there:
+            found.append(line)
+    return found
+
+
+def addresses(world: World) -> set[IPv6Address]:
+    return {at for box in world.boxes.values() if box.up for at in box.ends.values() if at}

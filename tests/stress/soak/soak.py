@@ -1,0 +1,335 @@
+"""Random steps under traffic, each held against the model with packets; the same for one seed.
+
+python -m tests.stress.soak.soak --variant=legacy --no-proxy --minutes=3 --seed=7
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from statistics import median
+
+from tests.harness import until
+from tests.harness.leftovers import leftovers
+from tests.harness.process import LabError
+from tests.harness.sandbox import Variant
+from tests.stress.soak import leaks
+from tests.stress.soak.crowd import Crowd, Wants
+from tests.stress.soak.ground import Ground, ground
+from tests.stress.soak.model import Ask, World, asks
+from tests.stress.soak.steps import RESIDENT, Step, chosen, first
+from tests.stress.soak.volley import Told, right, volley
+
+PATIENCE = 30.0
+"""Seconds that packets have to be right after a step; what it really took is shown."""
+SILENCE = 0.5
+"""Seconds after which no answer is taken for none; what was to answer is asked again."""
+HOST_KNOWS = {
+    "flows": ("conntrack", "-L", "-f", "ipv6"),
+    "neighbours": ("ip", "-6", "neigh", "show"),
+}
+"""What is kept of the host where something was wrong, beside its rules."""
+ENDING = 0.4
+"""The part of a run in which the daemon is ended and begun again; the rest is one life."""
+NEIGHBOURS = 0.4
+"""The part of all questions between containers that is asked after each step."""
+ENOUGH = 5
+"""Wrong answers after which a run ends."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Soaked:
+    """What came of a run; all of it goes through JSON."""
+
+    variant: Variant
+    proxy: bool
+    seed: int
+    engine: str = ""
+    seconds: float = 0
+    steps: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How often each kind of step."""
+    questions: int = 0
+    """Answers held against the model after steps."""
+    connections: int = 0
+    """New connections at a steady rate, meanwhile."""
+    excused: int = 0
+    """Those of them that failed while somebody had taken our rules away."""
+    probes: int = 0
+    """Of closed ports, meanwhile."""
+    forged: dict[str, int] = field(default_factory=dict)
+    """Packets of attackers, by attacker and by aim."""
+    answers: int = 0
+    """What attackers said to those as whom they had posed."""
+    flows: int = 0
+    """Flows that were held open."""
+    settled: list[float] = field(default_factory=list)
+    """Seconds from the end of each step until all answers were right, 0 where they were at once."""
+    grown: dict[str, int] = field(default_factory=dict)
+    """What the daemon held more at the end of its longest lives; empty where none was long."""
+    lives: int = 0
+    """Daemons that lived long enough to show growth."""
+    refused: list[str] = field(default_factory=list)
+    """Orders that the engine did not carry out; none of ipv6natd's business."""
+    restarted: list[str] = field(default_factory=list)
+    """Containers that the engine started anew though no step had said so."""
+    left_behind: int = 0
+    """Links of former containers that the engine had not taken away; the lab did."""
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return median(self.settled) if self.settled else 0.0
+
+    @property
+    def worst(self) -> float:
+        return max(self.settled, default=0.0)
+
+
+class Soak:
+    """One run."""
+
+    def __init__(self, there: Ground, crowd: Crowd, result: Soaked, say: Say) -> None:
+        self.ground = there
+        self.crowd = crowd
+        self.result = result
+        self.say = say
+        self.world = World(proxy=result.proxy)
+        self.samples: list[leaks.Sample] = []
+        self.verbose = False
+        self.evidence: Path | None = None
+        self._last: deque[str] = deque(maxlen=8)
+        self._draw = Random(result.seed)
+        """What is asked; apart from the steps, so that those stay the same."""
+
+    def perform(self, step: Step) -> None:
+        """One step, and all that is to hold after it; what ends the run is kept as evidence."""
+        try:
+            self._perform(step)
+        except Exception:
+            # Said here, since the end of the lab may fail in its turn.
+            self._evidence([traceback.format_exc()])
+            raise
+
+    def _perform(self, step: Step) -> None:
+        result, old = self.result, asks(self.world)
+        before = self.world
+        self._last.append(step.text)
+        if self.verbose:
+            self.say(f"{result.steps}: {step.text}")
+        self.crowd.before(step, before, old, asks(step.after))
+        try:
+            step.do(self.ground)
+            self.world = self.ground.learn(step.after)
+            if self.world.nets.keys() != before.nets.keys():
+                self.ground.await_networks(self.world)
+        except LabError as error:
+            if not str(error).startswith("docker"):
+                raise
+            self._refused(step, error)
+        wants = asks(self.world)
+        wrong = self._ask(wants)
+        restarted = frozenset(self.ground.restarted) - step.touched
+        self.ground.restarted.clear()
+        if restarted:
+            self._by_itself(step, restarted)
+        wrong += self.crowd.after(step, self.world, restarted)
+        wrong += self.ground.wrong
+        self.ground.wrong.clear()
+        wrong += self.crowd.settled(self.world, wants)
+        if result.steps % 5 == 0:
+            wrong += leaks.left(self.ground, self.world)
+        self.samples.append(leaks.sample(self.ground))
+        result.steps += 1
+        if wrong:
+            self._evidence(wrong)
+
+    def _ask(self, wants: Wants) -> list[str]:
+        """Ask until all answers are right, or time is up; those that are not."""
+        spaces = self.ground.spaces(self.world)
+        open_ = {
+            ask: want
+            for ask, want in wants.items()
+            if ask.origin in ("client", "rogue", "host") or self._draw.random() < NEIGHBOURS
+        }
+        told: dict[Ask, Told] = {}
+        begun = done = time.monotonic()
+        while open_:
+            begun = time.monotonic()
+            told = volley(open_, spaces, self.crowd.faithful, timeout=SILENCE)
+            self.result.questions += len(told)
+            open_ = {a: w for a, w in open_.items() if not right(a, w, told[a])}
+            if time.monotonic() > done + PATIENCE:
+                break
+        self.result.settled.append(begun - done)
+        return [f"{ask}: wanted {want}, got {shown(told[ask])}" for ask, want in open_.items()]
+
+    def _by_itself(self, step: Step, restarted: frozenset[str]) -> None:
+        """The engine has started containers anew, and nothing in the step says so."""
+        self.result.restarted += sorted(restarted)
+        self.say(f"started anew by the engine itself, after {step.text}: {sorted(restarted)}")
+
+    def _refused(self, step: Step, error: LabError) -> None:
+        """An order that the engine did not carry out: what it was about is taken away."""
+        self.result.refused.append(f"{step.text}: {error}")
+        self.say(f"refused: {step.text}: {error}")
+        gone = (step.touched | self.ground.astray(self.world)) - {RESIDENT}
+        for name in gone:
+            self.ground.engine.docker("rm", "--force", name, check=False)
+        self.world = self.ground.learn(self.world.without(*gone))
+
+    def _evidence(self, wrong: list[str]) -> None:
+        self.result.wrong += wrong
+        self.say("\n".join(["WRONG ANSWERS:", *wrong, "after:", *self._last]))
+        if self.evidence is None:
+            return
+        self.evidence.mkdir(exist_ok=True)
+        name = f"{self.result.variant}-{self.result.seed}-{self.result.steps}"
+        (self.evidence / f"{name}.rules").write_text(self.ground.sandbox.rules())
+        (self.evidence / f"{name}.log").write_text(self.ground.daemon.log[-200_000:])
+        (self.evidence / f"{name}.world").write_text(f"{self.world}\n")
+        for what, words in HOST_KNOWS.items():
+            said = self.ground.sandbox.host.run(*words, check=False)
+            (self.evidence / f"{name}.{what}").write_text(said)
+        self.say(f"rules, flows, neighbours, log and world are in {self.evidence}")
+
+    def over(self, baseline: list[str]) -> None:
+        """Take everything away; what is left then is what was there before."""
+        self.crowd.attackers.aim(None)
+        for box in self.world.boxes.values():
+            self.ground.engine.docker("rm", "--force", box.name, check=False)
+        for net in self.world.nets.values():
+            self.ground.engine.docker("network", "rm", net.name)
+        if self.world.late:
+            self.ground.late(False)
+        self.ground.ip6tables("-P", "FORWARD", "ACCEPT")
+        gone = World(proxy=self.result.proxy)
+        wrong = leaks.left(self.ground, gone)
+        after = until(lambda: own(self.ground), baseline, timeout=PATIENCE)
+        if after != baseline:
+            wrong.append(f"in the end there are other rules than in the beginning: {after}")
+        self.result.lives = len(leaks.lives(self.samples))
+        if self.result.lives:
+            self.result.grown = leaks.growth(self.samples)
+            wrong += leaks.beyond(self.result.grown)
+        if "Traceback" in self.ground.daemon.log:
+            wrong.append("there is a traceback in the log")
+        self.ground.daemon.stop()
+        self.ground.daemon.flush()
+        wrong += [f"left by -flush: {line}" for line in own(self.ground)]
+        if wrong:
+            self._evidence(wrong)
+
+
+def shown(told: Told) -> str:
+    return str(told) if isinstance(told, str) else f"{told.server}, which saw {told.peer}"
+
+
+def own(there: Ground) -> list[str]:
+    """Rules and chains of ours; empty tables stay where they were once used."""
+    return [line for line in there.sandbox.rules().splitlines() if "IPV6NAT" in line]
+
+
+def soak(
+    variant: Variant,
+    *,
+    proxy: bool,
+    seed: int,
+    seconds: float,
+    steps: int | None = None,
+    say: Say = print,
+    verbose: bool = False,
+    evidence: Path | None = None,
+) -> Soaked:
+    """Steps for so many seconds, or so many steps if that is less; what came of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (wanted := min(hard, 8192)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    result = Soaked(variant=variant, proxy=proxy, seed=seed)
+    rng, kinds = Random(seed), Counter[str]()
+    began = time.monotonic()
+    with ground(variant, proxy=proxy) as there, Crowd(there) as crowd:
+        result.engine = there.engine.version
+        baseline = own(there)
+        run = Soak(there, crowd, result, say)
+        run.verbose, run.evidence = verbose, evidence
+        for step in first(rng, proxy):
+            run.perform(step)
+        begun = told = time.monotonic()
+        while not result.wrong or len(result.wrong) < ENOUGH:
+            gone = (time.monotonic() - begun) / seconds
+            if steps is not None:
+                gone = max(gone, result.steps / steps)
+            if gone >= 1:
+                break
+            step = chosen(run.world, rng, nft=variant == "nft", ending=gone < ENDING)
+            kinds[step.kind] += 1
+            run.perform(step)
+            if time.monotonic() - told > 30:
+                told = time.monotonic()
+                say(progress(result, crowd, step))
+        run.over(baseline)
+        result.kinds = dict(sorted(kinds.items()))
+        result.left_behind = there.left_behind
+        result.connections, result.excused = crowd.attempted, crowd.excused
+        result.probes, result.flows = crowd.probed, crowd.held
+        result.forged, result.answers = dict(crowd.attackers.forged), crowd.attackers.answered
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def progress(result: Soaked, crowd: Crowd, step: Step) -> str:
+    return (
+        f"{result.variant}: {result.steps} steps, {result.questions} answers,"
+        f" {crowd.attempted} connections, {crowd.probed} probes, {len(result.wrong)} wrong;"
+        f" settled in {result.median:.1f} s, at worst {result.worst:.1f} s; now: {step.text}"
+    )
+
+
+def main() -> None:
+    """One run; its result as JSON in a file, or on the standard output."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.soak.soak", description=__doc__)
+    parser.add_argument("--variant", choices=("nft", "legacy"), default="nft")
+    parser.add_argument("--proxy", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--steps", type=int, help="end after so many steps, if that is earlier")
+    parser.add_argument("--result", type=Path, help="a file for what came of it, as JSON")
+    parser.add_argument("--verbose", action="store_true", help="a line for each step")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result = soak(
+        args.variant,
+        proxy=args.proxy,
+        seed=args.seed,
+        seconds=60 * args.minutes,
+        steps=args.steps,
+        verbose=args.verbose,
+        say=lambda line: print(line, flush=True),
+        evidence=Path(tempfile.gettempdir()) / "ipv6natd-soak",
+    )
+    result.wrong += [f"left on the machine: {line}" for line in leftovers()]
+    text = json.dumps(asdict(result), indent=1)
+    if args.result:
+        args.result.write_text(text)
+    shown = replace(result, settled=[result.median, result.worst])
+    print(json.dumps(asdict(shown), indent=1))
+    if result.wrong:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Faults in CI: each once, but those that are slow; `make soak` has them all, and more often."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import need
+from tests.stress.soak.faults import FAULTS, Fault
+from tests.stress.soak.killpoints import counted, killed_at
+from tests.stress.soak.run import one
+from tests.stress.soak.scene import Scene, scene
+
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+ELSEWHERE = ("firewalld", "ufw", "IPv6", "without live-restore", "xtables lock", "dropped", "hung")
+"""Slow ones, of which tests/system/packets has shorter forms."""
+KILLS = 4
+
+
+def quick(fault: Fault) -> bool:
+    return not any(word in fault.name for word in ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Scene]:
+    need("dockerd", "docker", "conntrack", "nft", "ip6tables-nft", "dbus-daemon", "strace")
+    with scene("nft") as made:
+        yield made
+
+
+@pytest.mark.parametrize("fault", [each for each in FAULTS if quick(each)], ids=str)
+def test_a_fault_costs_no_more_than_it_must(lab: Scene, fault: Fault) -> None:
+    if lab.variant not in fault.variants:
+        pytest.skip("of the other variant")
+    assert one(fault, lab, SEED, 1, fresh=False).wrong == []
+
+
+def test_killed_between_two_system_calls_it_starts_clean(lab: Scene) -> None:
+    points = random.Random(SEED).sample(range(1, counted(lab) + 1), KILLS)
+    row = killed_at(lab, points, say=print)
+    assert row.wrong == [], f"seed {SEED}, points {points}"
+    assert row.tried >= KILLS
+
+
+def test_in_the_end_the_tables_are_what_a_fresh_start_writes(lab: Scene) -> None:
+    stands = lab.rules()
+    assert lab.fresh() == stands

@@ -1,0 +1,16 @@
+"""What the page says of a run that failed."""
+
+from __future__ import annotations
+
+from tests.stress.soak.report import wrongs
+
+
+def test_what_is_wrong_in_the_same_way_is_said_once() -> None:
+    closed = [f"long run, nft: closed, and answered: r{n} at fd00:{n:x}::2" for n in range(159)]
+    page = wrongs([*closed, "long run, nft: there is a traceback in the log"])
+    assert page.splitlines() == [
+        "**This run failed:**",
+        "",
+        "- long run, nft: closed, and answered: r0 at fd00:0::2; 158 more of the kind",
+        "- long run, nft: there is a traceback in the log",
+    ]

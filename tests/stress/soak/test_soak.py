@@ -1,0 +1,26 @@
+"""A few random steps in CI; `make soak` goes on for half an hour."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import need
+from tests.harness.sandbox import Variant
+from tests.stress.soak.forgery import Aim
+from tests.stress.soak.soak import soak
+
+SEED = 20261123
+STEPS = 14
+
+
+@pytest.mark.parametrize(("variant", "proxy"), [("nft", True), ("legacy", False)])
+def test_after_each_random_step_everybody_reaches_whom_he_must(
+    variant: Variant, proxy: bool
+) -> None:
+    need("dockerd", "docker", "ip", "nsenter", "setpriv", "busybox", "dbus-daemon", "conntrack")
+    # The end by time is only for a machine on which the steps would take for ever.
+    result = soak(variant, proxy=proxy, seed=SEED, seconds=300, steps=STEPS, verbose=True)
+    assert result.wrong == []
+    assert result.questions > 500
+    assert min(result.connections, result.probes, result.answers, result.flows) > 0
+    assert result.forged.keys() >= {"rogue", "a container", *Aim}

@@ -1,0 +1,123 @@
+"""One fault, tried again and again: what was asked meanwhile, what came of it, how it healed."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+from tests.harness import until
+from tests.stress.soak.faults import Cost, Fault
+from tests.stress.soak.scene import Scene, Talk
+from tests.stress.soak.traffic import Wrong
+
+CALM = 0.5
+"""Seconds of traffic before a fault and after it has healed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What one fault came to in one variant; plain, so that JSON can hold it."""
+
+    fault: str
+    variant: str
+    why: str = ""
+    tried: int = 0
+    attempted: int = 0
+    """New connections to published ports and out."""
+    lost: int = 0
+    """Those that were not answered by the right one seeing the right one within a second."""
+    flows: int = 0
+    cut: int = 0
+    probed: int = 0
+    exposed: int = 0
+    """Probes of closed ports that were answered while a fault lasted that takes rules out."""
+    exposure: list[float] = field(default_factory=list)
+    """Seconds, for each try: from the fault to the last of these answers."""
+    healed: list[float] = field(default_factory=list)
+    """Seconds, for each try: from the end of the fault to the tables as they should be."""
+    wrong: list[str] = field(default_factory=list)
+    """What must not be, a sentence each."""
+
+    @property
+    def median(self) -> float:
+        return median(self.healed) if self.healed else 0.0
+
+    @property
+    def worst(self) -> float:
+        return max(self.healed, default=0.0)
+
+
+def tried(fault: Fault, scene: Scene, rng: random.Random, *, times: int, fresh: bool) -> Row:
+    """Bring a fault about so many times; `fresh`: hold the last state against a fresh start."""
+    row = Row(fault=fault.name, variant=scene.variant, why=fault.why)
+    with fault.stage(scene):
+        for _ in range(times):
+            _try(fault, scene, rng, row)
+        if fresh:
+            stands = scene.rules()
+            if (written := scene.fresh()) != stands:
+                row.wrong.append(f"a fresh start writes something else: {apart(stands, written)}")
+    return row
+
+
+def _try(fault: Fault, scene: Scene, rng: random.Random, row: Row) -> None:
+    before, extra = scene.rules(), scene.extra
+    row.tried += 1
+    with scene.talk() as talk:
+        time.sleep(CALM)
+        struck = time.monotonic()
+        with fault.strike(scene, rng):
+            pass
+        wanted = before if scene.extra == extra else scene.texts[scene.extra]
+        took = scene.await_text(wanted, timeout=fault.heals)
+        healed = time.monotonic()
+        if took is None:
+            row.wrong.append(f"not healed in {fault.heals:.0f} s: {_apart(scene, wanted)}")
+        else:
+            row.healed.append(took)
+        if not until(scene.extra_is_right, True):
+            row.wrong.append("the container that came or went meanwhile is not followed")
+        time.sleep(CALM)
+    count(fault.costs, row, talk, struck, healed)
+
+
+def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: float) -> None:
+    """Add what was said to the row; what no cost of the fault's excuses is wrong."""
+    row.attempted += talk.attempted
+    row.probed += talk.probed
+    row.lost += len(talk.failed)
+    row.flows += len(talk.flows)
+    row.cut += len(talk.cut)
+    exposed = [each.ended for each in talk.answered_closed]
+    row.exposed += len(exposed)
+    row.exposure.append(max(exposed) - struck if exposed else 0.0)
+
+    def during(wrong: Wrong) -> bool:
+        return wrong.began >= struck - 1 and wrong.began <= healed
+
+    judge: list[tuple[bool, list[Wrong]]] = [
+        ("lost" in costs, talk.failed),
+        ("exposed" in costs, talk.answered_closed),
+    ]
+    for allowed, found in judge:
+        bad = [each for each in found if not (allowed and during(each))]
+        row.wrong += [f"{each} ({each.began - struck:+.2f} s)" for each in bad[:5]]
+    if "cut" not in costs:
+        row.wrong += [f"open flow to {each.target} was cut: {each.cut}" for each in talk.cut]
+
+
+def _apart(scene: Scene, wanted: str) -> str:
+    said = "" if scene.daemon.status.startswith("synced") else f"{scene.daemon.status}; "
+    return said + apart(scene.rules(), wanted)
+
+
+def apart(stands: str, wanted: str) -> str:
+    """Up to three lines that one has and the other has not."""
+    have, want = stands.splitlines(), wanted.splitlines()
+    lines = [f"+ {each}" for each in have if each not in want]
+    lines += [f"- {each}" for each in want if each not in have]
+    return "; ".join(lines[:3]) or (
+        "the same lines in another order" if have != want else "nothing"
+    )

@@ -1,0 +1,85 @@
+"""Booted hosts: one a suite with the package installed, and one a suite for README's lines.
+
+The tests of either are one story, in this order.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+from tests.harness import tree, workshop
+from tests.harness.needs import lack
+from tests.system.boot.clone import Clone
+from tests.system.boot.host import Host
+
+TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "git")
+
+CI: list[tree.Suite] = ["bookworm", "trixie"]
+ALL: list[tree.Suite] = [*CI, "sid"]
+ONCE: dict[str, tree.Suite] = {
+    "test_control": "bookworm",
+    "test_legacy": "trixie",  # whose iptables python-iptables does not know
+    "test_neighbours": "bookworm",
+}
+"""What takes its time, of which CI has little, and where it is worth most."""
+LATE = {"test_arch.py", "test_dedicated.py", "test_endpoints.py"}
+"""What CI has no time for."""
+AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
+"""Where CI, at most, runs README's lines; the former nowhere else."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = collection_path.name in LATE and config.getoption("--engines") != "all"
+    return True if left_out else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--engines") == "all"
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "host" in metafunc.fixturenames:
+        once = ONCE.get(module)
+        suites = ALL if every else [once] if once else CI
+        metafunc.parametrize("host", suites, indirect=True, scope="package")
+    if "clone" in metafunc.fixturenames:
+        suites = ALL if every and module != "test_arch" else AS_WRITTEN[module]
+        metafunc.parametrize("clone", suites, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="package")
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """With containers on it since before the package was built and installed."""
+    suite = wanted(request)
+    folder = tmp_path_factory.mktemp(suite)
+    build = workshop.begin(suite, folder, "packaging/deb/build.sh /out -d")
+    with Host(suite) as booted:
+        booted.furnish()
+        workshop.finish(build, folder)
+        (package,) = folder.glob("ipv6natd_*_all.deb")
+        shutil.copy(package, booted.shared)
+        booted.install()
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def clone(request: pytest.FixtureRequest) -> Iterator[Clone]:
+    """Of this source, by a plain user, on a host of its own that has containers and no package."""
+    with Clone(wanted(request)) as booted:
+        booted.furnish()
+        booted.fetch_source()
+        yield booted
+
+
+def wanted(request: pytest.FixtureRequest) -> tree.Suite:
+    """The suite that is asked for, where it can be had."""
+    harness.need(*TOOLS)
+    suite: tree.Suite = request.param
+    if not tree.ready(suite):
+        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    return suite

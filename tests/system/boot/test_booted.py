@@ -1,0 +1,178 @@
+"""A host on which the package was installed as README says."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from contextlib import suppress
+
+from tests import harness
+from tests.harness.namespace import Namespace
+from tests.harness.sandbox import CLIENT
+from tests.system.boot.host import FORWARDING, MANAGER, PORT, WEB, Host
+
+
+def test_the_installation_leaves_a_service_that_runs_and_comes_back(host: Host) -> None:
+    assert host.run("systemctl", "is-active", "ipv6natd").strip() == "active"
+    assert host.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
+
+
+def test_the_service_switches_forwarding_on_in_its_sandbox_and_says_so(host: Host) -> None:
+    host.await_state('s "synced"')
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    assert f"{FORWARDING} was 0 and is 1 now: " in host.journal()
+    found = host.run("find", "/usr/lib/sysctl.d", "/etc/sysctl.d", "-name", "*ipv6natd*")
+    assert found == ""
+
+
+def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> None:
+    ns = host.sandbox.host
+    # An engine that was started meanwhile has switched it on; here the service is to be the one.
+    ns.sysctl(FORWARDING, 0)
+    host.restart()
+    host.run("ipv6natctl", "cleanup")
+    assert ns.sysctl(FORWARDING) == "0"
+    advertised(ns, "uplink", "router")
+    # Whoever keeps a link from listening does so on purpose, wherever its route is from.
+    ns.sysctl("net/ipv6/conf/router/accept_ra", 0)
+    ns.ip("-6 route add default dev router metric 2048 proto ra")
+    host.run("ipv6natctl", "resync")
+    assert ns.sysctl(FORWARDING) == "1"
+    assert "dev uplink proto ra" in ns.ip("-6 route show default")
+    assert ns.sysctl("net/ipv6/conf/uplink/accept_ra") == "2"
+    assert ns.sysctl("net/ipv6/conf/router/accept_ra") == "0"
+    said = re.findall(
+        r"^net\.ipv6\.conf\.(\S+ was \d and is \d) now: ", host.journal(), re.MULTILINE
+    )
+    assert said[-2:] == ["uplink.accept_ra was 1 and is 2", "all.forwarding was 0 and is 1"]
+    # Forwarding first, and the route stays on the way back, too.
+    host.run("ipv6natctl", "cleanup")
+    said = re.findall(
+        r"^net\.ipv6\.conf\.(\S+ was \d and is \d) again", host.journal(), re.MULTILINE
+    )
+    assert said[-2:] == ["all.forwarding was 1 and is 0", "uplink.accept_ra was 2 and is 1"]
+    assert "dev uplink proto ra" in ns.ip("-6 route show default")
+    ns.ip("link delete uplink")
+    host.run("ipv6natctl", "resync")
+    host.await_state('s "synced"')
+
+
+def advertised(ns: Namespace, link: str, router: str) -> None:
+    """A link that has its default route from a router, on a host that does not forward yet."""
+    assert ns.sysctl(FORWARDING) == "0"
+    ns.ip(f"link add {link} type veth peer name {router}")
+    for each in (link, router):
+        ns.sysctl(f"net/ipv6/conf/{each}/accept_dad", 0)
+        ns.ip(f"link set {each} up")
+    index = ns.within(lambda: socket.if_nametoindex(router))
+    with ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+        # Neighbours alone are believed.
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        lifetime = 1800
+        advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0)
+
+        def routes() -> str:
+            with suppress(OSError):  # as long as the link is not up
+                raw.sendto(advertisement, ("ff02::1", 0, 0, index))
+            return ns.ip("-6 route show default")
+
+        found = harness.until(
+            routes, lambda said: f"dev {link} proto ra" in said, pause=0.1, timeout=10
+        )
+    assert f"dev {link} proto ra" in found
+
+
+def test_a_container_of_before_is_reached_and_sees_the_client(host: Host) -> None:
+    host.await_served()
+
+
+def test_a_container_that_starts_is_reached_and_sees_the_client(host: Host) -> None:
+    host.start("late", "--publish=8081:80")
+    host.await_served(8081)
+    host.run("docker", "rm", "--force", "late")
+
+
+def test_busctl_shows_what_the_service_offers(host: Host) -> None:
+    shown = host.as_nobody("busctl", "introspect", *MANAGER)
+    for member in ("ListMappings", "Resync", "StateReason", "Synced"):
+        assert re.search(rf"^\.{member}\s", shown, re.MULTILINE), shown
+    assert "/org/ipv6natd1" in host.as_nobody("busctl", "tree", MANAGER[0])
+
+
+def test_busctl_resyncs_and_reads(host: Host) -> None:
+    before = int(host.state("Generation").split()[1])
+    assert '"Generation" t' in host.run("busctl", "call", *MANAGER, "Resync")
+    assert int(host.state("Generation").split()[1]) >= before
+    assert host.state() == 's "synced"'
+    assert host.state("MappingCount") == "u 1"
+
+
+def test_a_plain_user_reads_and_may_not_resync(host: Host) -> None:
+    assert f'"ContainerAddress" s "{WEB}"' in host.as_nobody(
+        "busctl", "call", *MANAGER, "ListMappings"
+    )
+    assert str(PORT) in host.as_nobody("ipv6natctl", "mappings")
+    refused = host.as_nobody("busctl", "call", *MANAGER, "Resync")
+    assert refused.startswith("Call failed: "), refused
+    assert "Generation" not in refused
+
+
+def test_systemctl_status_says_how_it_is(host: Host) -> None:
+    shown = host.run("systemctl", "status", "--no-pager", "ipv6natd")
+    assert 'Status: "synced: 1 mapping, 1 network, ' in shown
+
+
+def test_a_reload_waits_until_the_new_settings_are_in_force(host: Host) -> None:
+    assert host.state("NetworkCount") == "u 1"
+    folder = "/etc/ipv6natd/conf.d"
+    host.sh(f"mkdir -p {folder}; echo 'nat_prefixes = [\"fd00:b::/64\"]' >{folder}/lab.toml")
+    host.run("systemctl", "reload", "ipv6natd")
+    assert host.state("NetworkCount") == "u 0"
+    host.sh(f"rm -r {folder}; systemctl reload ipv6natd")
+    assert host.state("NetworkCount") == "u 1"
+    assert host.show("NRestarts") == "0"
+
+
+def test_a_restart_under_load_loses_nothing(host: Host) -> None:
+    host.await_served()
+    with (
+        harness.serve(host.container("web"), "held", tcp=[81]),
+        harness.connect(host.sandbox.host, WEB, 81) as through,
+        host.load() as end,
+    ):
+        host.run("systemctl", "restart", "ipv6natd")
+        host.await_state('s "synced"')
+        assert isinstance(through.ask(), harness.Answer)
+    seen = end()
+    assert set(seen) == {CLIENT}
+    assert len(seen) > 20
+
+
+def test_the_sandbox_is_as_tight_as_it_is_said_to_be(host: Host) -> None:
+    table = host.run("systemd-analyze", "security", "--no-pager", "--threshold=17", "ipv6natd")
+    assert "Overall exposure level for ipv6natd.service: 1.7 OK" in table
+
+
+def test_root_alone_may_write_what_the_package_and_the_service_have_put_there(host: Host) -> None:
+    listed = "dpkg -L ipv6natd; find /var/lib/ipv6natd /etc/ipv6natd"
+    wrong = "-perm /7022 ! -type l -o ! -user root -o ! -group root"
+    assert host.sh(f"({listed}) | xargs -I@ find @ -maxdepth 0 '(' {wrong} ')' -ls") == ""
+    modes = host.run("stat", "--format=%a", "/var/lib/ipv6natd", "/var/lib/ipv6natd/filter.rules")
+    assert modes.split() == ["700", "600"]
+    assert host.run("stat", "--format=%a", "/etc/ipv6natd/ipv6natd.toml").strip() == "644"
+
+
+def test_a_wrong_key_stops_it_with_78_and_a_line_that_names_it(host: Host) -> None:
+    try:
+        host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
+        host.run("systemctl", "restart", "ipv6natd", check=False)
+        assert host.run("systemctl", "is-active", "ipv6natd", check=False).strip() == "failed"
+        assert host.show("ExecMainStatus") == "78"
+        said = "/etc/ipv6natd/conf.d/lab.toml: unknown key 'bakcend'; did you mean 'backend'?"
+        assert said in host.journal()
+        # It does not try again, and what was open stays open.
+        assert host.fetch() == CLIENT
+    finally:
+        host.sh("rm -r /etc/ipv6natd/conf.d")
+        host.restart()

@@ -1,0 +1,44 @@
+"""Real firewalls of the distribution beside the service: what they reload stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests import harness
+from tests.system.boot.host import Host
+
+
+@contextmanager
+def installed(host: Host, package: str) -> Iterator[None]:
+    """A package and all that it pulls in; without it again afterwards."""
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
+    host.sh(f"{apt} install {package}", timeout=120)
+    try:
+        yield
+    finally:
+        host.sh(f"{apt} purge {package}", timeout=120)
+        host.sh("systemctl reset-failed docker; systemctl restart docker")
+        host.restart()
+        host.await_served()
+
+
+def test_published_ports_survive_a_reload_of_firewalld(host: Host) -> None:
+    with installed(host, "firewalld"):
+        host.sh("systemctl enable --now firewalld && firewall-cmd --state")
+        host.await_served()
+        host.run("firewall-cmd", "--reload")
+        host.await_served()
+        host.run("firewall-cmd", "--complete-reload")
+        host.await_served()
+
+
+def test_published_ports_survive_a_reload_of_ufw(host: Host) -> None:
+    with installed(host, "ufw"):
+        host.sh("ufw --force enable && ufw status verbose")
+        host.await_served()
+        host.run("ufw", "reload")
+        host.await_served()
+        assert harness.until(
+            lambda: "IPV6NAT-FORWARD" in host.run("ip6tables", "-S", "FORWARD"), True
+        )

@@ -1,0 +1,173 @@
+"""What is built: the packages for Debian and for Arch, and that they hold the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ipv6natd import __version__
+from tests import ROOT
+from tests.harness import need, tree, workshop
+from tests.harness.needs import lack
+from tests.harness.process import LabError, run
+
+DEBIAN = """
+packaging/deb/build.sh /out -d
+# Elsewhere, at another time, by somebody with other habits: it is to be the same to the bit.
+cp -r /src /elsewhere && cd /elsewhere
+umask 077
+TZ=Pacific/Kiritimati LC_ALL=C packaging/deb/build.sh /out/again -d
+cmp /out/ipv6natd_*_all.deb /out/again/ipv6natd_*_all.deb
+echo 'the same twice'
+lintian --allow-root --fail-on=error,warning /out/ipv6natd_*_all.deb
+dpkg-deb --contents /out/ipv6natd_*_all.deb >/out/contents
+dpkg-deb --fsys-tarfile /out/ipv6natd_*_all.deb |
+    tar -xO ./usr/bin/ipv6natd ./usr/bin/ipv6natctl | grep '^#!' >/out/python
+"""
+
+ITS_OWN = """
+DEBIAN_FRONTEND=noninteractive apt-get -q -y install autopkgtest procps iproute2
+# It asks the archive anew at the end, which is nothing to depend on.
+rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+packaging/deb/build.sh /out -d
+mkdir /tmp/tested
+cp -r packaging/deb/debian /tmp/tested
+cd /tmp/tested
+autopkgtest --no-built-binaries /out/ipv6natd_*_all.deb . -- null
+"""
+
+MAKEPKG = """
+apart() { setpriv --reuid=nobody --regid=nogroup --clear-groups env HOME=/tmp "$@"; }
+# makepkg asks pacman what is installed, which without dependencies is of no interest.
+ln -s /bin/true /usr/bin/pacman
+ln -s python3 /usr/bin/python
+umask 022
+"""
+
+ARCH = f"""
+{MAKEPKG}
+shellcheck packaging/*.sh packaging/*/*.sh systemd/*.sh packaging/deb/debian/p*
+shellcheck --shell=bash --exclude=SC2034,SC2154,SC2164 packaging/arch/PKGBUILD
+shellcheck --shell=bash packaging/arch/ipv6natd.install
+apart mkdir /tmp/arch
+apart packaging/arch/build.sh /tmp/arch --nodeps
+bsdtar -tf /tmp/arch/ipv6natd-*.pkg.tar* >/out/arch
+bsdtar -tvf /tmp/arch/ipv6natd-*.pkg.tar* >/out/arch-modes
+bsdtar -xOf /tmp/arch/ipv6natd-*.pkg.tar* '*/bin/ipv6nat*' |
+    grep '^#!' >/out/arch-python
+cd /tmp/arch
+cp /src/packaging/arch/* .
+apart makepkg --printsrcinfo | diff /src/packaging/arch/.SRCINFO -
+"""
+
+RELEASE = f"""
+{MAKEPKG}
+cp -r /out/release /tmp/release
+chown -R nobody /tmp/release
+cd /tmp/release
+apart makepkg --printsrcinfo | diff .SRCINFO -
+# The tarball lies where it was downloaded to before, so that only its sum counts.
+apart makepkg --nodeps
+echo more >>ipv6natd-{__version__}.tar.gz
+apart makepkg --force --verifysource 2>&1 | tee /out/refused || true
+"""
+
+
+def built(suite: tree.Suite, folder: Path, script: str) -> None:
+    need("unshare", "git")
+    if not tree.ready(suite):
+        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    workshop.finish(workshop.begin(suite, folder, script), folder, timeout=300)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "suite" in metafunc.fixturenames:
+        # The other test does all of this in Debian 13.
+        every = metafunc.config.getoption("--engines") == "all"
+        metafunc.parametrize("suite", ["bookworm", "sid"] if every else ["bookworm"])
+
+
+def test_the_installed_package_passes_the_tests_that_it_comes_with(
+    suite: tree.Suite, tmp_path: Path
+) -> None:
+    built(suite, tmp_path, ITS_OWN)
+
+
+def test_the_package_for_debian_is_clean_and_the_same_twice(
+    suite: tree.Suite, tmp_path: Path
+) -> None:
+    built(suite, tmp_path, DEBIAN)
+    assert "the same twice" in (tmp_path / "log").read_text()
+    check_modes((tmp_path / "contents").read_text())
+    assert (tmp_path / "python").read_text() == "#! /usr/bin/python3 -I\n" * 2
+
+
+def test_both_distributions_get_the_same_files(tmp_path: Path) -> None:
+    built("trixie", tmp_path, DEBIAN + ARCH)
+    debian = {line.split()[5][2:] for line in (tmp_path / "contents").read_text().splitlines()}
+    arch = set((tmp_path / "arch").read_text().splitlines())
+    assert plain(debian) == plain(arch)
+    check_modes((tmp_path / "contents").read_text())
+    check_modes((tmp_path / "arch-modes").read_text())
+    pythons = (tmp_path / "arch-python").read_text().splitlines()
+    assert len(pythons) == 2
+    assert all(re.fullmatch("#!/usr/bin/python3? -I", each) for each in pythons)
+
+
+def check_modes(listing: str) -> None:
+    """Root alone may write, everybody may read, and nothing runs as somebody else."""
+    programs = set()
+    for line in listing.splitlines():
+        mode, name = line.split()[0], re.split(r" \./?| (?=usr/|etc/|\.[A-Z])", line)[-1]
+        assert re.search(r"\b(root[ /]+root|0 +0)\b", line), line
+        assert re.fullmatch("drwxr-xr-x|-rw-r--r--|-rwxr-xr-x|lrwxrwxrwx", mode), line
+        if mode == "-rwxr-xr-x":
+            programs.add(name.replace("usr/local/", "usr/"))
+    assert programs == {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
+
+
+def test_a_release_for_arch_is_built_from_its_tarball_and_no_other(tmp_path: Path) -> None:
+    released(tmp_path, __version__)
+    built("trixie", tmp_path, RELEASE)
+    assert f"ipv6natd-{__version__}.tar.gz ... FAILED" in (tmp_path / "refused").read_text()
+
+
+def test_a_tag_that_does_not_carry_its_number_everywhere_is_not_released(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"not to be released: no '__version__ = \"99\.0\"' in its "):
+        released(tmp_path, "99.0")
+
+
+def released(folder: Path, version: str) -> None:
+    """What is published of this source, if it stood in the changelog and had this tag."""
+    need("git")
+    workshop.pack(folder / "tagged.tar")
+    clone = folder / "clone"
+    clone.mkdir()
+    run("tar", "-x", "-f", str(folder / "tagged.tar"), "-C", str(clone))
+    log = clone / "CHANGELOG.md"
+    log.write_text(log.read_text().replace("## Unreleased", f"## {version}"))
+    git = ("git", "-C", str(clone), "-c", "user.name=lab", "-c", "user.email=lab@localhost")
+    for words in ("init -q", "add .", "commit -q -m all", f"tag v{version}"):
+        run(*git, *words.split())
+    run(str(clone / "packaging/release.sh"), f"v{version}", str(folder / "release"))
+
+
+def plain(paths: set[str]) -> set[str]:
+    """The files, without what each distribution does in its own way."""
+    own = r"usr/(local/)?lib/python|usr/(local/)?bin|usr/share/(doc/ipv6natd/[^/]*|licenses/.*)$|\."
+    found = {each for each in paths if each and each[-1] != "/" and not re.match(own, each)}
+    found = {path.removesuffix(".gz") for path in found}
+    return {path.replace("/vendor-completions/", "/site-functions/") for path in found}
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("packaging/deb/debian/changelog", rf"^ipv6natd \({re.escape(__version__)}\) "),
+        ("packaging/arch/PKGBUILD", rf"^pkgver={re.escape(__version__)}$"),
+    ],
+)
+def test_packages_are_of_this_version(file: str, line: str) -> None:
+    assert re.search(line, (ROOT / file).read_text(), re.MULTILINE)

@@ -1,0 +1,85 @@
+"""README's lines for Debian and for elsewhere, as they stand, on a fresh host with a clone."""
+
+from __future__ import annotations
+
+from tests.harness.sandbox import CLIENT
+from tests.system.boot.clone import (
+    BY_HAND,
+    ELSEWHERE,
+    HOME,
+    LIBRARIES,
+    MADE,
+    ON_DEBIAN,
+    README,
+    Clone,
+    inline,
+)
+
+
+def test_the_lines_for_debian_build_install_and_start_it(clone: Clone) -> None:
+    clone.as_root(ON_DEBIAN, timeout=600)
+    assert clone.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
+    clone.await_state('s "synced"')
+    clone.await_served()
+
+
+def test_the_check_finds_nothing_wrong_with_a_fresh_host(clone: Clone) -> None:
+    clone.as_root(inline(README, "`ipv6natctl check` then", "ipv6natctl check"))
+
+
+def test_the_lines_for_debian_again_are_an_upgrade_that_loses_nothing(clone: Clone) -> None:
+    clone.newer()
+    clone.as_user(f"cd {HOME}/clone; " + inline(README, "**Upgrade**", "git pull"))
+    before = clone.show("MainPID")
+    with clone.load() as end:
+        clone.as_root(ON_DEBIAN)
+        clone.await_state('s "synced"')
+    seen = end()
+    assert set(seen) == {CLIENT}
+    assert len(seen) > 20
+    version = clone.run("dpkg-query", "--show", "--showformat=${Version}", "ipv6natd")
+    assert version.endswith("+newer")
+    assert clone.show("MainPID") != before
+
+
+def test_the_lines_for_debian_that_remove_it_leave_nothing(clone: Clone) -> None:
+    clone.as_root(inline(README, "**Remove**", "apt remove"))
+    assert clone.fetch() != CLIENT
+    assert clone.rules() == clone.rules_before
+    clone.as_root(inline(README, "**Remove**", "apt purge"))
+    assert ours(clone) == set()
+
+
+def test_the_lines_for_elsewhere_install_and_start_it(clone: Clone) -> None:
+    clone.as_root(f"apt-get -q install {' '.join(LIBRARIES)}")
+    clone.as_root(ELSEWHERE)
+    assert clone.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
+    clone.await_served()
+    clone.as_root("ipv6natctl check")
+
+
+def test_an_upgrade_elsewhere_runs_what_is_new_and_loses_nothing(clone: Clone) -> None:
+    before = clone.show("MainPID")
+    with clone.load() as end:
+        clone.as_root(ELSEWHERE + inline(README, "**Upgrade**", "systemctl restart"))
+        clone.await_state('s "synced"')
+    assert set(end()) == {CLIENT}
+    assert clone.show("MainPID") != before
+
+
+def test_the_lines_that_remove_it_elsewhere_leave_nothing(clone: Clone) -> None:
+    assert inline(README, "**Remove**", "systemctl disable").split("; ") == BY_HAND.splitlines()
+    clone.as_root(BY_HAND)
+    assert clone.rules() == clone.rules_before
+    # A list that somebody else made, where earlier versions of the page made theirs.
+    clone.sh("touch /etc/kept")
+    clone.as_user("mkdir -p /tmp/listed/etc && touch /tmp/listed/etc/kept")
+    clone.as_root(MADE)
+    clone.sh("rm /etc/kept && rm -r /tmp/listed")
+    # The page names what was written besides, which is nobody's but the administrator's to delete.
+    assert ours(clone) <= {"/var/lib/ipv6natd"}
+
+
+def ours(host: Clone) -> set[str]:
+    """Paths of ours that no package owns, outside of the clone."""
+    return {path for path in host.files() if "ipv6natd" in path and not path.startswith(HOME)}

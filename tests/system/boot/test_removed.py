@@ -1,0 +1,95 @@
+"""Upgrade, removal, purge."""
+
+from __future__ import annotations
+
+from tests.harness.sandbox import CLIENT
+from tests.system.boot.host import FORWARDING, Host
+
+APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
+
+
+def test_an_upgrade_under_load_loses_nothing(host: Host) -> None:
+    # A newer version is the same package with another number.
+    host.sh("""set -e
+        cd /lab
+        dpkg-deb --raw-extract ipv6natd_*_all.deb newer
+        sed -i 's/^Version: .*/&+newer/' newer/DEBIAN/control
+        dpkg-deb --build newer newer.deb
+    """)
+    host.await_served()
+    with host.load() as end:
+        host.sh(f"{APT} install /lab/newer.deb", timeout=120)
+        host.await_state('s "synced"')
+    seen = end()
+    assert set(seen) == {CLIENT}
+    assert len(seen) > 20
+    version = host.run("dpkg-query", "--show", "--showformat=${Version}", "ipv6natd")
+    assert version.endswith("+newer")
+
+
+def test_a_removal_closes_the_ports_and_takes_the_rules_out(host: Host) -> None:
+    # The engine forwards since it booted; here the service is the one that switches it on.
+    host.sandbox.host.sysctl(FORWARDING, 0)
+    host.restart()
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    host.sh(f"{APT} remove ipv6natd", timeout=120)
+    assert host.sandbox.host.sysctl(FORWARDING) == "0"
+    assert host.fetch() != CLIENT
+    assert host.rules() == host.rules_before
+    assert host.run("systemctl", "is-active", "ipv6natd", check=False).strip() == "inactive"
+
+
+def test_an_installation_leaves_forwarding_off_until_the_service_has_its_rules(host: Host) -> None:
+    unit = "/etc/systemd/system/ipv6natd.service"
+    host.run("ln", "-s", "/dev/null", unit)
+    host.sh(f"{APT} install /lab/newer.deb", timeout=120)
+    assert host.sandbox.host.sysctl(FORWARDING) == "0"
+    host.sh(f"rm {unit}; systemctl daemon-reload; systemctl start ipv6natd")
+    host.await_served()
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    host.sh(f"{APT} remove ipv6natd", timeout=120)
+    assert host.sandbox.host.sysctl(FORWARDING) == "0"
+
+
+def test_a_host_that_was_kept_from_forwarding_is_so_after_an_upgrade(host: Host) -> None:
+    """By the link that README named when the package brought a file for sysctl.d."""
+    mask = "/etc/sysctl.d/60-ipv6natd.conf"
+    host.run("ln", "-s", "/dev/null", mask)
+    host.sh(f"{APT} install /lab/newer.deb", timeout=120)
+    host.await_state('s "degraded"')
+    assert host.sandbox.host.sysctl(FORWARDING) == "0"
+    assert f"forwarding is left alone, as {mask} says" in host.journal()
+    host.sh(f"{APT} remove ipv6natd; rm {mask}", timeout=120)
+
+
+def test_a_removal_of_a_dead_service_without_a_bus_takes_the_rules_out(host: Host) -> None:
+    assert host.sandbox.host.sysctl(FORWARDING) == "0"
+    host.sh(f"{APT} install /lab/newer.deb", timeout=120)
+    host.await_served()
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    host.sh("""
+        echo 'bakcend = 1' >>/etc/ipv6natd/ipv6natd.toml
+        systemctl kill --kill-whom=main --signal=KILL ipv6natd
+        systemctl stop dbus.socket dbus.service
+    """)
+    try:
+        host.sh(f"{APT} remove ipv6natd", timeout=120)
+        assert host.rules() == host.rules_before
+        assert host.sandbox.host.sysctl(FORWARDING) == "0"
+    finally:
+        host.sh("systemctl start dbus.socket && systemctl restart systemd-logind")
+
+
+def test_a_purge_leaves_nothing(host: Host) -> None:
+    host.sh(f"{APT} purge ipv6natd", timeout=120)
+    before = host.files()
+    assert [path for path in before if "ipv6natd" in path] == []
+    # What was on before stays on.
+    host.sandbox.host.sysctl(FORWARDING, 1)
+    # What it pulled in is there now, and does not hide what it itself leaves.
+    host.sh(f"{APT} install /lab/newer.deb", timeout=120)
+    host.await_served()
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    host.sh(f"{APT} purge ipv6natd", timeout=120)
+    assert host.files() - before == set()
+    assert host.sandbox.host.sysctl(FORWARDING) == "1"

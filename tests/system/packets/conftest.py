@@ -1,0 +1,131 @@
+"""The shared labs; tests are ordered so that each is built once and one stands at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests import harness
+from tests.harness import Wanted, tree
+from tests.harness.needs import lack
+from tests.harness.report import scenarios
+
+TOOLS = ("dockerd", "docker", "ip", "nsenter", "unshare", "setpriv", "busybox", "dbus-daemon")
+NETFILTER = ("iptables", "ip6tables-nft", "ip6tables-legacy", "conntrack", "nft")
+
+
+DEFAULT = Wanted(None, "nft", True)
+"""Where CI asks what is the same everywhere."""
+DIMENSIONS = ("variant", "proxy", "engine")
+CI = [
+    DEFAULT,
+    Wanted(None, "nft", False),
+    Wanted(None, "legacy", True),
+    Wanted(None, "legacy", False),
+    Wanted("trixie", "nft", True),
+    Wanted("trixie", "nft", False),
+]
+"""The variant is what the rules are written with, which is ours and does not ask for the engine's
+age; so legacy is tried with one engine."""
+ALL = [*CI, Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
+NATIVE = [
+    pytest.param(each, marks=pytest.mark.native, id=each.id)
+    for each in (Wanted("sid", "nft", True, native=True), Wanted("sid", "nft", False, native=True))
+]
+"""Without ipv6natd; only the scenarios are asked there."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--engines") == "all"
+    if "regime" in metafunc.fixturenames:
+        metafunc.parametrize("regime", labs(metafunc, every), indirect=True, scope="session")
+    elif "suite" in metafunc.fixturenames:
+        suites = list(dict.fromkeys(each.suite for each in (ALL if every else CI)))
+        if metafunc.definition.get_closest_marker("newest"):
+            suites = suites[-1:]
+        ids = [each or "host" for each in suites]
+        metafunc.parametrize("suite", suites, ids=ids, indirect=True)
+
+
+def labs(metafunc: pytest.Metafunc, every: bool) -> list[Any]:
+    """The regimes that a test runs in."""
+    marked = metafunc.definition.get_closest_marker
+    wanted = ALL if every else [each for each in CI if differs(metafunc, each)]
+    if marked("newest"):
+        wanted = ALL[-2:]
+    if marked("each_variant"):
+        wanted = [each for each in CI if each.suite is None and not each.proxy]
+    beside = [] if marked("native") else [pytest.param(each, id=each.id) for each in wanted]
+    asks = scenarios(metafunc.function.__name__, metafunc.function.__doc__)
+    return beside + (NATIVE if asks and not marked("ours") else [])
+
+
+def differs(metafunc: pytest.Metafunc, wanted: Wanted) -> bool:
+    """Whether a test may end otherwise there than in the default regime, by its own word."""
+    marker = metafunc.definition.get_closest_marker("depends_on")
+    if marker is None or not set(marker.args) <= set(DIMENSIONS):
+        name = metafunc.function.__name__
+        pytest.fail(f"{name}: mark it depends_on(...), with what of {', '.join(DIMENSIONS)}")
+    here = (wanted.variant, wanted.proxy, wanted.suite)
+    default = (DEFAULT.variant, DEFAULT.proxy, DEFAULT.suite)
+    return all(
+        mine == usual or dimension in marker.args
+        for dimension, mine, usual in zip(DIMENSIONS, here, default, strict=True)
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What only the newest engine can do, and all that it does alone, waits for a run with it.
+
+    What an engine does alone is none of our faults: there, a failed assertion is what was measured.
+    """
+    if config.getoption("--engines") != "all":
+        late = [each for each in items if any(map(each.get_closest_marker, ("newest", "native")))]
+        config.hook.pytest_deselected(items=late)
+        items[:] = [each for each in items if each not in late]
+    for each in items:
+        if each.get_closest_marker("native"):
+            each.add_marker(pytest.mark.xfail(raises=AssertionError, reason="the engine alone"))
+
+
+@pytest.fixture(scope="session")
+def tools() -> None:
+    harness.need(*TOOLS, *NETFILTER)
+
+
+@pytest.fixture
+def suite(request: pytest.FixtureRequest, tools: None) -> tree.Suite | None:  # noqa: ARG001
+    """Each suite whose engine is tried, None for the machine's own."""
+    return there(request.param)
+
+
+@pytest.fixture(scope="session")
+def regime(request: pytest.FixtureRequest, tools: None) -> Iterator[harness.Regime]:  # noqa: ARG001
+    """A furnished lab with the daemon running: see tests/harness/regime.py for who lives in it."""
+    wanted: Wanted = request.param
+    there(wanted.suite)
+    with harness.regime(wanted) as furnished:
+        yield furnished
+
+
+@pytest.fixture(autouse=True)
+def calm(request: pytest.FixtureRequest) -> None:
+    """What the test before took down is out of the rules before the next one looks at them."""
+    if "regime" in request.fixturenames:
+        furnished: harness.Regime = request.getfixturevalue("regime")
+        if furnished.native:
+            return  # the engine writes before it answers
+        words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
+        counts = ("MappingCount", "NetworkCount")
+        # x1's three ports; X, Y, I and the default bridge.
+        ask = partial(furnished.bus.busctl, "get-property", *words, *counts, check=False)
+        harness.until(ask, "u 3\nu 4", timeout=10)
+
+
+def there(suite: tree.Suite | None) -> tree.Suite | None:
+    if suite is not None and not tree.ready(suite):
+        lack(f"an engine of Debian {suite}; {tree.hint(suite)}")
+    return suite

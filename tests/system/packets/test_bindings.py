@@ -1,0 +1,223 @@
+"""Which address of the host a port is bound to, by labels and settings: B9 to B16, O4, O6, O9."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+
+from tests.harness import Daemon, Engine, Failure, Namespace, Regime, Sandbox, serve, tcp, until
+from tests.harness.engine import IMAGE
+from tests.harness.process import LabError
+from tests.harness.sandbox import CLIENT, CLIENT4, HOST, HOST_TOO
+from tests.system.packets.asking import SHORT, dnats, listed, opened, peer, server
+
+pytestmark = pytest.mark.depends_on("proxy", "engine")
+
+V4 = "com.docker.network.bridge.host_binding_ipv4"
+V6 = "com.docker.network.bridge.host_binding_ipv6"
+SOURCE = "com.docker.network.host_ipv6"
+LATE = IPv6Address("2001:db8:1::66")
+PUBLIC = "2001:db8:f::/48"
+
+
+def test_b9_a_default_binding_may_be_an_ipv6_address(regime: Regime) -> None:
+    port = regime.port()
+    with (
+        regime.network(options={V4: str(HOST_TOO)}) as network,
+        regime.container(network=network, publish=[f"{port}:80"]),
+    ):
+        opened(regime.client, port, address=HOST_TOO)
+        assert tcp(regime.client, HOST, port) is Failure.REFUSED
+
+
+@pytest.mark.parametrize("options", [{V6: str(HOST_TOO)}, {V4: "127.0.0.1", V6: str(HOST_TOO)}])
+def test_b10_b11_the_default_for_ipv6_bindings_counts(
+    regime: Regime, options: dict[str, str]
+) -> None:
+    port = regime.port()
+    with (
+        regime.network(options=options) as network,
+        regime.container(network=network, publish=[f"{port}:80"]),
+    ):
+        opened(regime.client, port, address=HOST_TOO)
+        assert peer(tcp(regime.client, HOST, port)) != CLIENT
+
+
+@pytest.mark.ours
+def test_b12_a_binding_to_an_address_comes_to_life_with_it(regime: Regime) -> None:
+    port = regime.port()
+    options = {V6: str(LATE)}
+    with (
+        regime.network(options=options) as network,
+        regime.container(network=network, publish=[f"{port}:80"]),
+    ):
+        assert until(lambda: len(dnats(regime.sandbox.rules(), port)), 1) == 1
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+        assert str(LATE) in row["Warnings"][0]
+        regime.host.ip(f"address add {LATE}/64 dev ext0 nodad preferred_lft 0")
+        try:
+            opened(regime.client, port, address=LATE)
+        finally:
+            regime.host.ip(f"address del {LATE}/64 dev ext0")
+
+
+def test_b13_two_containers_share_a_port_on_two_addresses(regime: Regime) -> None:
+    port = regime.port()
+    with (
+        regime.container(publish=[f"[{HOST}]:{port}:80"]) as one,
+        regime.container(publish=[f"[{HOST_TOO}]:{port}:80"]) as two,
+    ):
+        assert opened(regime.client, port).server == one.name
+        assert opened(regime.client, port, address=HOST_TOO).server == two.name
+
+
+def test_b14_the_engine_refuses_an_address_beside_a_wildcard(regime: Regime) -> None:
+    with (
+        pytest.raises(LabError, match=r"already (in use|allocated)"),
+        regime.container(publish=[f"[{HOST_TOO}]:8080:80"]),
+    ):
+        pass
+    assert opened(regime.client, 8080, address=HOST_TOO).server == "x1"
+    assert len(dnats(regime.sandbox.rules(), 8080)) == 1
+
+
+def create(engine: Engine, name: str, **host_config: Any) -> None:
+    """A container that the engine's API takes and its command line would not."""
+    body = {"Image": IMAGE, "Cmd": ["sleep", "infinity"], "ExposedPorts": {"80/tcp": {}}}
+    connection = HTTPConnection("engine")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(engine.socket))
+    with closing(connection):
+        connection.request(
+            "POST",
+            f"/containers/create?name={name}",
+            json.dumps(body | {"HostConfig": host_config}),
+            {"Content-Type": "application/json"},
+        )
+        answer = connection.getresponse()
+        assert answer.status == 201, answer.read()
+
+
+def test_b15_an_address_that_is_none_counts_as_the_engine_takes_it(regime: Regime) -> None:
+    port = regime.port()
+    asked = {"80/tcp": [{"HostIp": ":", "HostPort": str(port)}]}
+    create(regime.engine, "b15", NetworkMode="X", PortBindings=asked)
+    try:
+        regime.engine.docker("start", "b15")
+        made = regime.engine.container("b15", network="X")
+        assert made.port() == port
+        with serve(made.ns, "b15", tcp=[80]):
+            assert opened(regime.client, port).server == "b15"
+        if not regime.native:
+            rows = listed(regime.daemon, "skipped")
+            assert [row for row in rows if row["ContainerName"] == "b15"] == []
+    finally:
+        regime.engine.rm("b15")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A lab whose daemon has settings of its own."""
+
+    sandbox: Sandbox
+    engine: Engine
+
+    @property
+    def client(self) -> Namespace:
+        return self.sandbox.client
+
+
+@pytest.fixture(scope="module")
+def own(tools: None) -> Iterator[Own]:  # noqa: ARG001
+    settings = (
+        "ipv4_any_means_ipv6 = true",
+        f'address_map = {{ "192.0.2.10" = "{HOST_TOO}" }}',
+        f'nat_prefixes = ["fc00::/7", "{PUBLIC}"]',
+    )
+    with (
+        Sandbox() as sandbox,
+        Engine(sandbox) as engine,
+        Daemon(sandbox, engine.endpoint, settings=settings),
+    ):
+        engine.network("X", "fd00:a::/64")
+        yield Own(sandbox=sandbox, engine=engine)
+
+
+def test_b3_b16_settings_that_read_ipv4_bindings_for_ipv6(own: Own) -> None:
+    published = ["0.0.0.0:8080:80", "192.0.2.10:8443:80", "192.0.2.1:8444:80"]
+    made = own.engine.run("x1", "X", publish=published)
+    with serve(made.ns, "x1", tcp=[80]):
+        opened(own.client, 8080)
+        opened(own.client, 8443, address=HOST_TOO)
+        assert tcp(own.client, HOST, 8443) is Failure.REFUSED
+        assert tcp(own.client, HOST_TOO, 8444) is Failure.REFUSED
+
+
+def test_b14_an_address_precedes_a_wildcard_whoever_came_first(own: Own) -> None:
+    """The engine lets both be where the address is one that the settings make of another."""
+    any_address = own.engine.run("any", "X", publish=["[::]:8500:80", "[::]:8501:80"])
+    one_address = own.engine.run("one", "X", publish=["192.0.2.10:8500:80", "192.0.2.10:8501:80"])
+    with serve(any_address.ns, "any", tcp=[80]), serve(one_address.ns, "one", tcp=[80]):
+        for port in (8500, 8501):
+            assert until(lambda n=port: server(tcp(own.client, HOST_TOO, n)), "one") == "one"  # type: ignore[misc]
+            assert opened(own.client, port).server == "any"
+
+
+def test_o9_a_public_network_in_nat_prefixes_is_one_of_ours(own: Own) -> None:
+    """And its containers take IPv6 first, which from an address out of fc00::/7 they do not."""
+    network = own.engine.network("P", PUBLIC)
+    made = own.engine.run("o9", network, publish=["8600:80"])
+    beside = own.engine.run("ula", "X")
+    with serve(made.ns, "o9", tcp=[80]), serve(own.client, "client", tcp=[9000]):
+        assert opened(own.client, 8600).local == made.address
+        assert peer(tcp(made.ns, CLIENT, 9000)) == HOST
+        assert made.address is not None
+        assert tcp(own.sandbox.rogue, made.address, 80, timeout=SHORT) is Failure.TIMEOUT
+    assert preferred(own, made.ns) == str(CLIENT)
+    assert preferred(own, beside.ns) == str(CLIENT4)
+
+
+def preferred(own: Own, ns: Namespace) -> str:
+    """What getaddrinfo puts first for a name with both addresses."""
+    hosts = own.sandbox.dir / "hosts"
+    hosts.write_text(f"{CLIENT4} both\n{CLIENT} both\n")
+    ask = "import socket; print(socket.getaddrinfo('both', 80)[0][4][0])"
+    script = 'mount --bind "$1" /etc/hosts; exec "$2" -c "$3"'
+    words = ("unshare", "--mount", "sh", "-c", script, "sh", str(hosts), sys.executable, ask)
+    return ns.run(*words).strip()
+
+
+def test_o4_a_source_address_that_is_not_the_hosts_is_warned_of_and_left(regime: Regime) -> None:
+    port = regime.port()
+    with (
+        regime.network(options={SOURCE: str(LATE)}) as network,
+        regime.container(network=network) as made,
+        serve(regime.client, "client", tcp=[port]),
+    ):
+        until(lambda: network.bridge in regime.sandbox.rules(), True)
+        assert peer(tcp(made.ns, CLIENT, port)) == HOST
+        if regime.native:
+            return
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+        assert str(LATE) in row["Warnings"][0]
+
+
+def test_o6_the_hosts_own_address_in_a_subnet_is_not_rewritten(regime: Regime) -> None:
+    port = regime.port()
+    gateway = IPv6Address("fd00:a::1")
+    regime.client.ip(f"route add {gateway}/128 via {HOST} dev ext0")
+    try:
+        with serve(regime.client, "client", tcp=[port]):
+            answer = tcp(regime.host, CLIENT, port, source=gateway)
+            assert (server(answer), peer(answer)) == ("client", gateway)
+    finally:
+        regime.client.ip(f"route del {gateway}/128")

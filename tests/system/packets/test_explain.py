@@ -1,0 +1,36 @@
+"""What `explain` says beside a real engine: the rule that is there, and what the kernel counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.harness import Regime, tcp
+from tests.harness.sandbox import HOST
+from tests.system.packets.asking import opened
+
+pytestmark = pytest.mark.depends_on("variant")
+
+
+def port(regime: Regime, asked: str) -> dict[str, Any]:
+    """The one port of the one container that `explain` tells of."""
+    (container,) = json.loads(regime.daemon.ctl("explain", asked, "--json=short"))
+    (found,) = [each for each in container["Ports"] if "[::]:8080 " in each["Binding"]]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.ours
+@pytest.mark.each_variant
+def test_explain_has_the_rule_that_stands_and_counts_the_connections_that_it_took(
+    regime: Regime,
+) -> None:
+    opened(regime.client, 8080)
+    before = port(regime, "8080/tcp")
+    assert before["Outcome"] == "forwarded"
+    assert before["Rule"] in regime.daemon.ctl("rules")
+    for _ in range(3):
+        tcp(regime.client, HOST, 8080)
+    assert port(regime, "x1")["Connections"] == before["Connections"] + 3

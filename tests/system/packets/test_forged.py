@@ -1,0 +1,452 @@
+"""Forged sources: who is nobody's neighbour cannot pose as one, nor as the host.
+
+The attackers are y1, with CAP_NET_RAW as Docker gives it to every container, and the rogue on the
+segment, where FORWARD's policy is ACCEPT. What they send is made in tests/harness/forge.py, past
+their own stacks. The client is their accomplice, who hears what leaves the host.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from tests.harness import (
+    Bus,
+    Container,
+    Daemon,
+    Engine,
+    Failure,
+    Namespace,
+    Network,
+    Regime,
+    Sandbox,
+    connect,
+    forge,
+    serve,
+    tcp,
+    udp,
+    until,
+    watch,
+)
+from tests.harness.probe import Packet
+from tests.harness.sandbox import CLIENT, HOST, HOST_TOO, ROGUE
+from tests.system.packets.asking import SHORT, listed, opened, peer, server
+from tests.system.packets.test_coexistence import forget
+
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
+
+X1, X2, Y1 = IPv6Address("fd00:a::2"), IPv6Address("fd00:a::3"), IPv6Address("fd00:b::2")
+GATEWAY, GATEWAY_Y = IPv6Address("fd00:a::1"), IPv6Address("fd00:b::1")
+STRANGER = IPv6Address("2001:db8:77::1")
+ALL_NODES = IPv6Address("ff02::1")
+NDP = range(133, 138)
+BRIDGE = "com.docker.network.bridge"
+MODE = f"{BRIDGE}.gateway_mode_ipv6"
+OPTIONS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "nat": ({}, ()),
+    "routed": ({MODE: "routed"}, ()),
+    "nat-unprotected": ({MODE: "nat-unprotected"}, ()),
+    "no masquerade": ({f"{BRIDGE}.enable_ip_masquerade": "false"}, ()),
+    "no icc": ({f"{BRIDGE}.enable_icc": "false"}, ()),
+    "host_ipv6": ({"com.docker.network.host_ipv6": str(HOST_TOO)}, ()),
+    "trusted": ({f"{BRIDGE}.trusted_host_interfaces": "ext0"}, ()),
+    "internal": ({}, ("--internal",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacker:
+    """Who sends, by which link, with which hardware address of the host's in front of it."""
+
+    ns: Namespace
+    link: str
+    by: bytes
+    honest: IPv6Address
+    """A source that is let out from there."""
+
+    def send(self, *packets: bytes) -> None:
+        forge.send(self.ns, list(packets), link=self.link, by=self.by)
+
+
+def attackers(regime: Regime) -> dict[str, Attacker]:
+    host = regime.host
+    return {
+        "container": Attacker(
+            ns=regime.y1.ns, link="eth0", by=forge.hardware(host, "brY"), honest=Y1
+        ),
+        "segment": Attacker(
+            ns=regime.rogue, link="ext0", by=forge.hardware(host, "ext0"), honest=STRANGER
+        ),
+    }
+
+
+def came(packets: Callable[[], list[Packet]]) -> list[Packet]:
+    """What came for the client, neighbour discovery aside."""
+    return [
+        each
+        for each in packets()
+        if not each.outgoing
+        and each.destination == CLIENT
+        and not (each.protocol == "icmp6" and each.port in NDP)
+    ]
+
+
+def sent_as(
+    attacker: Attacker, source: IPv6Address, to: IPv6Address, ports: tuple[int, int]
+) -> int:
+    """Send a first packet of each kind; returns how many kinds there are."""
+    kinds = forge.kinds(source, to, ports)
+    for packets in kinds.values():
+        attacker.send(*packets)
+    return len(kinds)
+
+
+@contextmanager
+def victim(regime: Regime, kind: str) -> Iterator[tuple[Network, Container]]:
+    options, args = OPTIONS[kind]
+    with (
+        regime.network(*args, options=options) as network,
+        regime.container(network=network, udp=(54,)) as made,
+    ):
+        assert made.address is not None
+        until(lambda: f" -i {network.bridge} " in regime.sandbox.rules(), True)
+        yield network, made
+
+
+@pytest.mark.parametrize("who", ["container", "segment"])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_no_first_packet_leaves_with_the_source_of_a_victim(
+    regime: Regime, kind: str, who: str
+) -> None:
+    """Of any protocol, behind extension headers, in fragments."""
+    attacker = attackers(regime)[who]
+    with victim(regime, kind) as (_, made), watch(regime.client) as packets:
+        assert made.address is not None
+        before = len(made.server.received)
+        sent_as(attacker, made.address, CLIENT, (54, 4444))
+        # What is honest goes the same way behind it.
+        count = sent_as(attacker, attacker.honest, CLIENT, (55, 4444))
+        arrived = until(lambda: came(packets), lambda found: len(found) >= count)
+        assert len(arrived) >= count
+        assert [each for each in arrived if each.source == made.address] == []
+        assert [each for each in arrived if each.source_port == 54] == []
+        kinds_of = {each.protocol for each in arrived}
+        assert {"udp", "tcp", "icmp6", "47", "253", "60"} <= kinds_of, kinds_of
+        # Nor does what would be the answer to it lead to the victim.
+        for address in (HOST, HOST_TOO):
+            udp(regime.client, address, 54, source_port=4444, timeout=0.1)
+        assert made.server.received[before:] == []
+    entries = regime.host.run("conntrack", "-L", "-f", "ipv6", check=False)
+    assert f"src={made.address} dst={CLIENT}" not in entries
+
+
+def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regime) -> None:
+    """x1 publishes 53 and not 54."""
+    attacker, before = attackers(regime)["container"], len(regime.x1.server.received)
+    with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(Y1), 4445))
+        sock.settimeout(SHORT)
+        attacker.send(forge.datagram(X1, Y1, (54, 4445)))
+        for address in (GATEWAY_Y, X1, HOST):
+            sock.sendto(b"?\n", (str(address), 54))
+        with pytest.raises(TimeoutError):
+            sock.recv(4096)
+    assert [each for each in regime.x1.server.received[before:] if each.port == 54] == []
+
+
+@pytest.mark.parametrize("who", ["container", "segment"])
+def test_two_packets_that_pose_as_both_ends_open_nothing(regime: Regime, who: str) -> None:
+    """The victim's to an address of the host, which is no forwarding, and then the host's to it: by
+    that conntrack takes the second for an answer to the first."""
+    attacker, received = attackers(regime)[who], regime.x1.server.received
+    opened(regime.client, 8080)
+    before = len(received)
+    for port, address in enumerate((HOST, HOST_TOO, GATEWAY, GATEWAY_Y), 7100):
+        attacker.send(forge.datagram(X1, address, (54, port)))
+        attacker.send(forge.datagram(address, X1, (port, 54)))
+    udp(regime.client, HOST, 5353, source_port=7777)
+    until(lambda: [each.peer_port for each in received[before:]], [7777])
+    assert [(each.peer, each.peer_port) for each in received[before:]] == [(CLIENT, 7777)]
+
+
+def test_a_simultaneous_open_with_the_victims_source_opens_nothing(regime: Regime) -> None:
+    """The attacker plays both sides until conntrack takes the victim's own answer."""
+    attacker = attackers(regime)["container"]
+    with watch(regime.x1.ns) as packets:
+        for port in range(6000, 6004):
+            attacker.send(
+                forge.packet(X1, Y1, forge.TCP, forge.tcp_body(X1, Y1, (81, port))),
+                *(
+                    forge.packet(Y1, to, forge.TCP, forge.tcp_body(Y1, to, (port, 81)))
+                    for to in (GATEWAY_Y, HOST)
+                ),
+            )
+        assert tcp(attacker.ns, X1, 81, timeout=SHORT) is Failure.TIMEOUT
+        assert [each for each in packets() if each.source == Y1] == []
+
+
+@pytest.mark.parametrize("who", ["container", "segment"])
+def test_what_comes_as_the_gateway_or_the_host_reaches_no_container(
+    regime: Regime, who: str
+) -> None:
+    """Nor as a neighbour, one that is there or none; not by the proxy, and not by a group."""
+    attacker, received = attackers(regime)[who], regime.x1.server.received
+    opened(regime.client, 8080)
+    before = len(received)
+    sources = [GATEWAY, GATEWAY_Y, HOST, HOST_TOO, X2, IPv6Address("fd00:a::9")]
+    if who == "segment":
+        sources.append(Y1)
+        # By an address of all that are routers there, or just there, the proxy would hear it.
+        for group in (ALL_NODES, IPv6Address("2001:db8:1::")):
+            attacker.send(forge.datagram(STRANGER, group, (7000, 5353)))
+    for source in sources:
+        for target, port in ((HOST, 5353), (HOST_TOO, 5353), (X1, 53), (X1, 54), (ALL_NODES, 5353)):
+            attacker.send(forge.datagram(source, target, (7000, port)))
+    udp(regime.client, HOST, 5353, source_port=7777)
+    until(lambda: [each.peer_port for each in received[before:]], [7777])
+    assert [(each.peer, each.peer_port) for each in received[before:]] == [(CLIENT, 7777)]
+
+
+def test_an_error_about_an_open_flow_comes_from_nobody_who_is_elsewhere(regime: Regime) -> None:
+    with (
+        watch(regime.x1.ns) as packets,
+        connect(regime.client, HOST, 5353, kind=socket.SOCK_DGRAM) as flow,
+    ):
+        assert server(flow.ask()) == "x1"
+        port = flow.socket.getsockname()[1]
+        about = forge.datagram(HOST, CLIENT, (5353, port))
+        attacker = attackers(regime)["segment"]
+        for source in (GATEWAY, HOST_TOO, X2, Y1, ROGUE):
+            body = forge.error_body(source, HOST, about)
+            attacker.send(forge.packet(source, HOST, forge.ICMPV6, body))
+
+        def errors() -> list[IPv6Address]:
+            found = [each for each in packets() if (each.protocol, each.port) == ("icmp6", 1)]
+            return [each.source for each in found if not each.outgoing]
+
+        assert until(errors, [ROGUE]) == [ROGUE]
+
+
+def test_a_container_sends_with_its_own_networks_sources_and_with_what_the_host_routes_to_it(
+    regime: Regime,
+) -> None:
+    attacker = attackers(regime)["container"]
+    beyond = IPv6Address("fd00:ee::7")
+    with watch(regime.client) as packets:
+
+        def sources() -> set[IPv6Address]:
+            attacker.send(
+                forge.datagram(beyond, CLIENT, (7001, 4444)),
+                forge.datagram(IPv6Address("2001:db8:1::99"), CLIENT, (7002, 4444)),
+                forge.datagram(Y1, CLIENT, (7003, 4444)),
+            )
+            return {each.source for each in came(packets)}
+
+        assert until(sources, lambda found: HOST in found) == {HOST}
+        regime.host.ip(f"route add fd00:ee::/64 via {Y1} dev brY")
+        try:
+            assert until(sources, lambda found: beyond in found) == {HOST, beyond}
+        finally:
+            regime.host.ip(f"route del fd00:ee::/64 via {Y1} dev brY")
+        until(lambda: "fd00:ee::/64" in regime.sandbox.rules(), False)
+        before = len(came(packets))
+        sources()
+        udp(regime.y1.ns, CLIENT, 4444, timeout=0.1)
+        assert {each.source for each in came(packets)[before:]} == {HOST}
+
+
+def test_a_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: Regime) -> None:
+    """A network with a /48, and a /64 of it on the host's own wire, as its routes say."""
+    port, lan = regime.port(), IPv6Network("fd00:9:1:5::/64")
+    guest = lan[2]
+    regime.host.ip(f"address add {lan[1]}/64 dev ext0 nodad")
+    regime.rogue.ip(f"route add {lan} via {HOST} dev ext0")
+    regime.client.ip(f"address add {guest}/64 dev ext0 nodad")
+    regime.client.ip(f"route add {ROGUE}/128 via {lan[1]} dev ext0")
+    try:
+        with (
+            regime.network(subnet="fd00:9:1::/48") as network,
+            regime.container(
+                network=network, publish=[f"{port}:80", f"{port}:53/udp"], udp=[53]
+            ) as made,
+            serve(regime.rogue, "rogue", udp=[port]) as there,
+        ):
+            assert made.address is not None
+            opened(regime.client, port)
+            # A container of the network itself looks for it on its own link.
+            answer = tcp(regime.client, HOST, port, source=guest)
+            assert (server(answer), peer(answer)) == (made.name, IPv6Address("fd00:9:1::1"))
+            assert peer(tcp(regime.client, HOST, 8080, source=guest)) == guest
+            assert peer(udp(regime.client, HOST, 5353, source=guest)) == guest
+            # What the host forwards for the LAN keeps its address.
+            assert peer(udp(regime.client, ROGUE, port, source=guest)) == guest
+            # The rest of the subnet is still nobody's out there, and the LAN nobody's in here.
+            count, before = len(there.received), len(made.server.received)
+            inside = Attacker(
+                ns=made.ns,
+                link="eth0",
+                by=forge.hardware(regime.host, network.bridge),
+                honest=made.address,
+            )
+            attackers(regime)["segment"].send(
+                forge.datagram(IPv6Address("fd00:9:1:6::9"), HOST, (7000, port))
+            )
+            inside.send(
+                forge.datagram(guest, ROGUE, (7000, port)),
+                forge.datagram(made.address, ROGUE, (7001, port)),
+            )
+            until(lambda: len(there.received), count + 1)
+            assert [each.peer for each in there.received[count:]] == [HOST]
+            assert made.server.received[before:] == []
+    finally:
+        regime.client.ip(f"route del {ROGUE}/128 dev ext0")
+        regime.client.ip(f"address del {guest}/64 dev ext0")
+        regime.rogue.ip(f"route del {lan} dev ext0")
+        regime.host.ip(f"address del {lan[1]}/64 dev ext0")
+
+
+def test_networks_of_the_engines_are_nobodys_to_pose_as_either(tools: None) -> None:  # noqa: ARG001
+    """X is the engine's, and Y ours beside it; the attackers are on Y, on X and on the segment."""
+    with (
+        Sandbox() as sandbox,
+        Engine(sandbox, ip6tables=True) as engine,
+        Bus(sandbox.dir) as bus,
+    ):
+        for name, subnet in (("X", "fd00:a::/64"), ("Y", "fd00:b::/64")):
+            engine.network(name, subnet)
+        x1, y1 = engine.run("x1", "X", ip6=str(X1)), engine.run("y1", "Y", ip6=str(Y1))
+        forget(sandbox, "brY")
+        with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
+            managed = {each["Name"]: each["ManagedBy"] for each in listed(daemon, "networks")}
+            assert managed == {"X": "engine", "Y": "ipv6natd"}
+
+            def attacker(ns: Namespace, link: str, far: str, honest: IPv6Address) -> Attacker:
+                by = forge.hardware(sandbox.host, far)
+                return Attacker(ns=ns, link=link, by=by, honest=honest)
+
+            on_x = attacker(x1.ns, "eth0", "brX", X1)
+            on_y = attacker(y1.ns, "eth0", "brY", Y1)
+            segment = attacker(sandbox.rogue, "ext0", "ext0", STRANGER)
+            # The engine's policy would stop whoever is on the segment.
+            sandbox.host.run(f"ip6tables-{sandbox.variant}", "-P", "FORWARD", "ACCEPT")
+            pairs = ((on_y, X1), (on_x, Y1), (segment, X1), (segment, Y1))
+            for port, (sender, victim) in enumerate(pairs, 60):
+                with watch(sandbox.client) as packets:
+                    sender.send(forge.datagram(victim, CLIENT, (54, 4444)))
+                    sender.send(forge.datagram(sender.honest, CLIENT, (port, 4444)))
+                    found = until(partial(came, packets), lambda seen: bool(seen))
+                    assert [each.source_port for each in found] == [port], victim
+
+
+KEPT_BEFORE = """\
+*filter
+:IPV6NAT-FORWARD - [0:0]
+:IPV6NAT-CT - [0:0]
+-A FORWARD -m comment --comment ipv6natd -j DOCKER-USER
+-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD
+-A IPV6NAT-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT
+-A IPV6NAT-FORWARD -o brX -m conntrack --ctstate DNAT -j ACCEPT
+-A IPV6NAT-FORWARD ! -i brX -o brX -j DROP
+-A IPV6NAT-FORWARD -o brY -m conntrack --ctstate DNAT -j ACCEPT
+-A IPV6NAT-FORWARD ! -i brY -o brY -j DROP
+-A IPV6NAT-FORWARD -i brX -o brX -j ACCEPT
+-A IPV6NAT-FORWARD -i brY -o brY -j ACCEPT
+-A IPV6NAT-FORWARD -i brX ! -o brX -m conntrack --ctstate INVALID -j DROP
+-A IPV6NAT-FORWARD -i brY ! -o brY -m conntrack --ctstate INVALID -j DROP
+-A IPV6NAT-FORWARD -i brX -j ACCEPT
+-A IPV6NAT-FORWARD -i brY -j ACCEPT
+-A IPV6NAT-CT -i brX -j ACCEPT
+-A IPV6NAT-CT -o brX -j ACCEPT
+-A IPV6NAT-CT -i brY -j ACCEPT
+-A IPV6NAT-CT -o brY -j ACCEPT
+COMMIT
+"""
+"""The kept filter table of a version that asked for no source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upgraded:
+    """A lab whose daemon may be stopped, with x1 on X and the attacker on Y."""
+
+    sandbox: Sandbox
+    daemon: Daemon
+    x1: Container
+    attacker: Attacker
+
+    def tool(self, *words: str) -> None:
+        self.sandbox.host.run(f"ip6tables-{self.sandbox.variant}", *words)
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def upgraded(request: pytest.FixtureRequest, tools: None) -> Iterator[Upgraded]:  # noqa: ARG001
+    with (
+        Sandbox(request.param) as sandbox,
+        Engine(sandbox, userland_proxy=False) as engine,
+        Daemon(sandbox, engine.endpoint) as daemon,
+    ):
+        engine.network("X", "fd00:a::/64")
+        engine.network("Y", "fd00:b::/64")
+        x1 = engine.run("x1", "X", ip6=str(X1), publish=("5353:53/udp",))
+        y1 = engine.run("y1", "Y", ip6=str(Y1))
+        by = forge.hardware(sandbox.host, "brY")
+        attacker = Attacker(ns=y1.ns, link="eth0", by=by, honest=Y1)
+        with serve(x1.ns, "x1", udp=[53, 54]) as there:
+            until(lambda: "--dport 5353" in sandbox.rules(), True)
+            made = replace(x1, server=there)
+            yield Upgraded(sandbox=sandbox, daemon=daemon, x1=made, attacker=attacker)
+
+
+def kept_before(daemon: Daemon) -> Path:
+    return daemon.dir / "state/filter.rules"
+
+
+def test_an_upgrade_forgets_what_was_forged_before(upgraded: Upgraded) -> None:
+    """Rules of before that asked for no source: an entry of then may be anybody's."""
+    attacker, daemon = upgraded.attacker, upgraded.daemon
+    daemon.stop()
+    kept_before(daemon).write_text(KEPT_BEFORE)
+    upgraded.tool("-D", "IPV6NAT-FORWARD", "-j", "IPV6NAT-SRC")
+    upgraded.tool("-F", "IPV6NAT-HOST")
+    upgraded.tool("-F", "IPV6NAT-SRC")
+    upgraded.tool("-X", "IPV6NAT-SRC")
+    with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(Y1), 4446))
+        sock.settimeout(SHORT)
+        attacker.send(forge.datagram(X1, Y1, (54, 4446)))
+        assert sock.recv(4096) == b"?\n"  # it came back to who sent it
+
+        def answered() -> bool:
+            sock.sendto(b"?\n", (str(GATEWAY_Y), 54))
+            try:
+                return sock.recv(4096).startswith(b"x1 ")
+            except TimeoutError:
+                return False
+
+        assert answered()
+        daemon.start()
+        assert until(answered, False) is False
+        assert not answered()
+        assert not answered()
+
+
+def test_kept_rules_of_before_open_nothing_again(upgraded: Upgraded) -> None:
+    """They asked for no source either. Until the engine answers, nothing goes in or out."""
+    attacker, daemon, sandbox = upgraded.attacker, upgraded.daemon, upgraded.sandbox
+    daemon.stop()
+    daemon.flush()
+    kept_before(daemon).write_text(KEPT_BEFORE)
+    daemon.endpoint = f"unix://{sandbox.dir}/nobody.sock"
+    daemon.start(wait="waiting-for-docker")
+    with watch(sandbox.client) as packets:
+        attacker.send(forge.datagram(X1, CLIENT, (54, 4444)))
+        attacker.send(forge.datagram(Y1, CLIENT, (55, 4444)))
+        assert udp(sandbox.rogue, X1, 54, timeout=SHORT) is Failure.TIMEOUT
+        assert came(packets) == []
+    assert upgraded.x1.server.received == []

@@ -1,0 +1,170 @@
+"""Forwarding of the host: not before our filter table stands, and back before it goes.
+
+The engine is started with `--ip-forward=false`: otherwise it switches IPv6 forwarding on itself,
+at its start and with its first network that has IPv6, guarded or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.harness import Answer, Bus, Daemon, Engine, Sandbox, serve, tcp, until
+from tests.harness.sandbox import CLIENT
+from tests.system.packets.asking import opened
+
+FORWARDING = "net.ipv6.conf.all.forwarding"
+BEHIND = IPv6Address("2001:db8:99::1")
+"""Of a network that the host has a route to, by the client."""
+QUICK = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    """A host that does not forward, with an engine that leaves it so, and x1 on port 8080."""
+
+    sandbox: Sandbox
+    engine: Engine
+    daemon: Daemon
+
+    @property
+    def forwarding(self) -> str:
+        return self.sandbox.host.sysctl(FORWARDING)
+
+    @property
+    def routes(self) -> bool:
+        """Whether the host carries a neighbour's packets elsewhere."""
+        return isinstance(tcp(self.sandbox.rogue, BEHIND, 7001, timeout=QUICK), Answer)
+
+
+@contextmanager
+def small(*settings: str) -> Iterator[Small]:
+    with (
+        Sandbox() as sandbox,
+        Engine(sandbox, "--ip-forward=false") as engine,
+        Bus(sandbox.dir) as bus,
+        Daemon(sandbox, engine.endpoint, bus=bus.address, settings=settings, start=False) as daemon,
+    ):
+        sandbox.host.sysctl(FORWARDING, 0)
+        sandbox.client.ip(f"address add {BEHIND}/64 dev ext0 nodad")
+        sandbox.host.ip(f"-6 route add {BEHIND}/64 via {CLIENT} dev ext0".replace("::1/", "::/"))
+        engine.network("X", "fd00:a::/64")
+        made = engine.run("x1", "X", publish=["8080:80"])
+        with serve(made.ns, "x1", tcp=[80]), serve(sandbox.client, "behind", tcp=[7001]):
+            yield Small(sandbox=sandbox, engine=engine, daemon=daemon)
+
+
+def test_forwarding_waits_for_the_filter_table(tools: None) -> None:  # noqa: ARG001
+    with small() as lab:
+        lab.engine.stop()
+        lab.daemon.start(wait="waiting-for-docker")
+        assert lab.forwarding == "0"
+        assert not lab.routes
+
+        lab.engine.start()
+        lab.daemon.wait_state("synced")
+        assert lab.forwarding == "1"
+        log = lab.daemon.log
+        switched = f"{FORWARDING} was 0 and is 1 now"
+        assert log.count(switched) == 1
+        assert 0 < log.rindex("rule added") < log.index(switched)
+
+
+def test_forwarding_goes_before_the_rules_and_comes_back_with_them(tools: None) -> None:  # noqa: ARG001
+    with small() as lab:
+        lab.daemon.start()
+        opened(lab.sandbox.client, 8080)
+        # A stop leaves it, as it leaves the rules; so does a restart.
+        assert lab.daemon.stop() == 0
+        assert lab.forwarding == "1"
+        lab.daemon.start()
+        assert lab.forwarding == "1"
+
+        lab.daemon.ctl("cleanup")
+        assert "IPV6NAT" not in lab.sandbox.rules()
+        assert lab.forwarding == "0"
+        assert not lab.routes
+        log = lab.daemon.log
+        assert log.index(f"{FORWARDING} was 1 and is 0 again") < log.rindex("rule removed")
+
+        lab.daemon.ctl("resync")
+        opened(lab.sandbox.client, 8080)
+        assert lab.forwarding == "1"
+
+        # By another process; the daemon puts its rules back, and what they are good for.
+        lab.daemon.flush()
+        assert until(lambda: lab.forwarding, "1", timeout=6) == "1"
+        opened(lab.sandbox.client, 8080)
+
+        lab.daemon.stop()
+        lab.daemon.flush()
+        assert lab.forwarding == "0"
+        assert "IPV6NAT" not in lab.sandbox.rules()
+
+
+def test_the_kept_table_alone_switches_nothing_on(tools: None) -> None:  # noqa: ARG001
+    """No container runs before the engine; an engine that guards the host does so only where it
+    is the one that switches forwarding on."""
+    with small() as lab:
+        lab.daemon.start()
+        assert lab.forwarding == "1"
+        lab.daemon.stop()
+        lab.engine.stop()
+        # As after a boot, but for the rules.
+        lab.sandbox.host.sysctl(FORWARDING, 0)
+        lab.daemon.start(wait="waiting-for-docker")
+        assert "closed the networks of last time" in lab.daemon.log
+        assert lab.forwarding == "0"
+
+
+@pytest.mark.parametrize("found", ["0", "1"])
+def test_a_stop_with_clean_up_leaves_what_was_found(tools: None, found: str) -> None:  # noqa: ARG001
+    with small("cleanup = true") as lab:
+        lab.sandbox.host.sysctl(FORWARDING, found)
+        lab.daemon.start()
+        assert lab.forwarding == "1"
+        lab.daemon.stop()
+        assert lab.forwarding == found
+        assert "IPV6NAT" not in lab.sandbox.rules()
+
+
+def test_with_ip_forward_off_it_is_left_alone_until_a_reload(tools: None) -> None:  # noqa: ARG001
+    with small("ip_forward = false") as lab:
+        lab.daemon.start(wait="degraded")
+        assert "IPv6 forwarding is off" in lab.daemon.status
+        assert lab.forwarding == "0"
+        lab.daemon.configure('backend = "nft"')
+        lab.daemon.reload()
+        lab.daemon.wait_state("synced")
+        assert lab.forwarding == "1"
+
+
+def test_a_policy_of_drop_closes_an_open_router_and_no_published_port(tools: None) -> None:  # noqa: ARG001
+    with small() as lab:
+        host = lab.sandbox.host
+        # Another network, by a link without a global address.
+        host.ip("link add vpn0 type veth peer name vpn1")
+        host.ip("link set vpn0 up")
+        host.ip("link set vpn1 up")
+        lab.daemon.start(wait="degraded")
+        assert lab.routes
+        said = lab.daemon.status
+        assert "this host routes IPv6 for everyone between ext0, vpn0 and vpn1: " in said
+        host.run(*said.rpartition(": ")[2].split())
+        assert not lab.routes
+        opened(lab.sandbox.client, 8080)
+        lab.daemon.ctl("resync")
+        lab.daemon.wait_state("synced")
+
+
+def test_one_interface_that_routes_for_everyone_is_noted(tools: None) -> None:  # noqa: ARG001
+    with small() as lab:
+        lab.daemon.start()
+        note = "this host routes IPv6 for everyone in and out by ext0"
+        until(lambda: note in lab.daemon.log, True)
+        assert note in lab.daemon.log
+        assert lab.routes

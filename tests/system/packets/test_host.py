@@ -1,0 +1,480 @@
+"""The host's conditions: scenarios K, and F2 to F11. Each builds a lab of its own.
+
+Not here: a kernel booted with ipv6.disable=1 or without a table, and a host without br_netfilter,
+none of which a namespace can play; tests/unit/host/test_findings.py has what is said then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.harness import (
+    Bus,
+    Container,
+    Daemon,
+    Engine,
+    Failure,
+    Namespace,
+    Sandbox,
+    need,
+    serve,
+    tcp,
+    until,
+)
+from tests.harness.process import end, run, spawn
+from tests.harness.rivals import firewalld, inside, ufw
+from tests.harness.sandbox import CLIENT, HOST, Variant
+from tests.system.packets.asking import dnats, listed, opened, peer, server
+
+FORWARDING = "net.ipv6.conf.all.forwarding"
+DISABLED = "net.ipv6.conf.all.disable_ipv6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    """A host with an engine, a bus and the daemon, a network X and, on it, x1 with port 8080."""
+
+    sandbox: Sandbox
+    engine: Engine
+    bus: Bus
+    daemon: Daemon
+    x1: Container
+
+    @property
+    def host(self) -> Namespace:
+        return self.sandbox.host
+
+    @property
+    def client(self) -> Namespace:
+        return self.sandbox.client
+
+    @property
+    def reason(self) -> str:
+        """StateReason."""
+        return self.property("StateReason")
+
+    @property
+    def state(self) -> str:
+        return self.property("State")
+
+    def property(self, name: str) -> str:
+        words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", name)
+        answer: dict[str, Any] = json.loads(self.bus.busctl("-j", "get-property", *words))
+        return str(answer["data"])
+
+    def looked(self) -> str:
+        """Have it look now, and not within a minute; what it says then."""
+        self.daemon.ctl("resync")
+        return f"{self.state}: {self.reason}"
+
+    def ip6tables(self, *words: str) -> str:
+        return self.host.run(f"ip6tables-{self.sandbox.variant}", *words)
+
+
+@contextmanager
+def small(variant: Variant) -> Iterator[Small]:
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        engine = stack.enter_context(Engine(sandbox))
+        bus = stack.enter_context(Bus(sandbox.dir, names=["org.fedoraproject.FirewallD1"]))
+        daemon = stack.enter_context(Daemon(sandbox, engine.endpoint, bus=bus.address, start=False))
+        engine.network("X", "fd00:a::/64")
+        x1 = engine.run("x1", "X", publish=["8080:80"])
+        stack.enter_context(serve(x1.ns, "x1", tcp=[80]))
+        yield Small(sandbox=sandbox, engine=engine, bus=bus, daemon=daemon, x1=x1)
+
+
+@pytest.fixture(scope="module", params=["nft", "legacy"])
+def made(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
+    with small(cast(Variant, request.param)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(made: Small) -> Iterator[Small]:
+    """The daemon runs and has nothing to complain of; afterwards neither."""
+    if made.daemon.process is None or made.daemon.process.poll() is not None:
+        made.daemon.start()
+    opened(made.client, 8080)
+    assert made.looked() == "synced: "
+    yield made
+    assert made.looked() == "synced: "
+    opened(made.client, 8080)
+
+
+# The kernel.
+
+
+def test_k1_without_forwarding_it_names_the_command_and_sees_when_it_was_run(lab: Small) -> None:
+    lab.host.sysctl(FORWARDING, 0)
+    try:
+        assert tcp(lab.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        said = lab.looked()
+        assert said.startswith("degraded: IPv6 forwarding is off")
+        assert said.endswith("sysctl -w net.ipv6.conf.all.forwarding=1")
+        assert lab.daemon.log.count("WARNING IPv6 forwarding is off") == 1
+        assert "IPv6 forwarding is off" in lab.daemon.wait_state("degraded")
+        key = said.split()[-1].split("=")
+        lab.host.sysctl(key[0], key[1])
+        assert lab.looked() == "synced: "
+        assert "no longer so: IPv6 forwarding is off" in lab.daemon.log
+        opened(lab.client, 8080)
+    finally:
+        lab.host.sysctl(FORWARDING, 1)
+
+
+def test_k2_a_default_route_that_forwarding_will_take_away_is_named(lab: Small) -> None:
+    lab.host.ip("-6 route add default via 2001:db8:1::3 dev ext0 proto ra")
+    try:
+        assert lab.host.sysctl("net.ipv6.conf.ext0.accept_ra") == "1"
+        said = lab.looked()
+        assert said.startswith("degraded: the default route of ext0 comes from router adv")
+        assert said.endswith("sysctl -w net.ipv6.conf.ext0.accept_ra=2")
+        lab.host.sysctl("net.ipv6.conf.ext0.accept_ra", 2)
+        assert lab.looked() == "synced: "
+    finally:
+        lab.host.ip("-6 route del default")
+        lab.host.sysctl("net.ipv6.conf.ext0.accept_ra", 1)
+
+
+def test_k3_with_ipv6_switched_off_it_starts_and_says_so(made: Small) -> None:
+    """On a host of its own: the kernel takes all addresses away, and gives none back."""
+    with Sandbox(made.sandbox.variant) as sandbox, Bus(sandbox.dir) as bus:
+        sandbox.host.sysctl(DISABLED, 1)
+        with Daemon(sandbox, made.engine.endpoint, bus=bus.address, start=False) as daemon:
+            daemon.start(wait="degraded")
+            assert daemon.status.endswith("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+            assert "READY=1" in daemon.notices
+            sandbox.host.sysctl(DISABLED, 0)
+            daemon.ctl("resync")
+            daemon.wait_state("degraded", "synced")
+            assert "disable_ipv6" not in daemon.status
+
+
+class BareDaemon(Daemon):
+    """It starts without ip6tables; `install` brings them."""
+
+    def __init__(self, sandbox: Sandbox, endpoint: str, *, bus: str) -> None:
+        super().__init__(sandbox, endpoint, bus=bus, start=False)
+        self.dir = sandbox.dir / "bare"
+        self.config = self.dir / "ipv6natd.toml"
+
+    @property
+    def _here(self) -> tuple[str, ...]:
+        hide = "for t in nft legacy; do mount --bind /dev/null /usr/sbin/xtables-$t-multi; done"
+        return (*super()._here, "unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh")
+
+    def install(self) -> None:
+        mounts = inside(self._running().pid)
+        for tool in ("nft", "legacy"):
+            run("nsenter", *mounts, "umount", f"/usr/sbin/xtables-{tool}-multi")
+
+
+def test_k4_without_ip6tables_it_is_up_says_so_and_notices_when_they_come(made: Small) -> None:
+    if made.daemon.process is not None:
+        made.daemon.stop()
+    made.daemon.flush()
+    with BareDaemon(made.sandbox, made.engine.endpoint, bus=made.bus.address) as daemon:
+        daemon.start(wait="degraded")
+        assert "install the package iptables" in daemon.status
+        assert made.state == "degraded"
+        assert "install the package iptables" in made.reason
+        assert peer(tcp(made.client, HOST, 8080)) != CLIENT
+        daemon.install()
+        daemon.wait_state("synced", timeout=35)
+        assert made.property("Backend") == made.sandbox.variant
+        opened(made.client, 8080)
+        # What somebody else writes is noticed, too.
+        made.ip6tables("-t", "nat", "-F", "IPV6NAT-DNAT")
+        assert until(lambda: dnats(made.sandbox.rules(), 8080) != [], True)
+        assert daemon.log.count("ERROR") == 2  # at the start, and at the first try
+
+
+def test_a_host_that_routes_for_everyone_is_named(lab: Small) -> None:
+    """Before ufw and others come, whose chains stay when they are switched off."""
+    lab.host.ip("link add lan0 type bridge")
+    try:
+        lab.host.ip("link set lan0 up")
+        lab.host.ip("address add 2001:db8:9::1/64 dev lan0 nodad")
+        said = lab.looked()
+        assert said.startswith("degraded: this host routes IPv6 for everyone between ext0 and lan0")
+        lab.ip6tables("-P", "FORWARD", "DROP")
+        assert lab.looked() == "synced: "
+        opened(lab.client, 8080)
+    finally:
+        lab.ip6tables("-P", "FORWARD", "ACCEPT")
+        lab.host.ip("link del lan0")
+
+
+# Others beside us.
+
+
+FORWARD_CHAIN = """
+table inet myfilter {
+    chain forward {
+        type filter hook forward priority 0; policy drop;
+        ct state established,related accept
+        meta l4proto ipv6-icmp accept
+        iifname "lan0" accept
+    }
+}
+"""
+
+
+def test_a_forward_chain_of_nftables_that_drops_is_named_with_its_command(lab: Small) -> None:
+    file = lab.sandbox.dir / "nftables.conf"
+    file.write_text(FORWARD_CHAIN)
+    lab.host.run("nft", "-f", str(file))
+    try:
+        assert tcp(lab.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        said = lab.looked()
+        assert said.startswith("degraded: nft chain forward of table inet myfilter drops what is")
+        commands = said[said.index("nft insert") :]
+        assert "nft insert rule inet myfilter forward ct status dnat accept" in commands
+        lab.host.run("sh", "-c", commands)
+        opened(lab.client, 8080)
+        assert lab.looked() == "synced: "
+    finally:
+        lab.host.run("nft", "delete", "table", "inet", "myfilter")
+
+
+def test_f4_ufw_enabled_and_reloaded_leaves_published_ports_open(lab: Small) -> None:
+    need("ufw")
+    # ufw takes whatever `ip6tables` is on this machine; the lab's choice stands in tools.
+    with ufw(lab.sandbox) as command:
+        command("--force", "enable")
+        assert "ufw6-before-forward" in lab.sandbox.rules()
+        assert "-P FORWARD DROP" in lab.ip6tables("-S", "FORWARD")
+        opened(lab.client, 8080)
+        command("reload")
+        opened(lab.client, 8080)
+        assert lab.looked() == "synced: "
+        command("disable")
+        opened(lab.client, 8080)
+        lab.ip6tables("-P", "FORWARD", "ACCEPT")
+
+
+def test_f2_f3_whatever_firewalld_does_published_ports_stay_open_and_its_zones_are_read(
+    made: Small,
+) -> None:
+    """On a host of its own: with the nft variant it takes out Docker's rules for IPv4 as well."""
+    need("firewalld", "firewall-cmd")
+    with small(made.sandbox.variant) as lab:
+        with firewalld(lab.sandbox, lab.bus) as command:
+            zones_are_read(lab, command)
+            for words in ("--reload", "--complete-reload"):
+                command(words)
+                still_open(lab)
+        still_open(lab)
+        with firewalld(lab.sandbox, lab.bus):
+            still_open(lab)
+
+
+def still_open(lab: Small) -> None:
+    assert until(lambda: dnats(lab.sandbox.rules(), 8080) != [], True, timeout=2)
+    opened(lab.client, 8080)
+
+
+def zones_are_read(lab: Small, command: Any) -> None:
+    lab.daemon.start(wait="degraded")
+    (row,) = [each for each in listed(lab.daemon, "networks") if each["Name"] == "X"]
+    assert any("firewalld has bridge brX in no zone" in each for each in row["Warnings"])
+    assert lab.reason.startswith("firewalld has bridge brX in no zone")
+    with serve(lab.client, "client", tcp=[7]):
+        assert server(tcp(lab.x1.ns, CLIENT, 7, timeout=0.5)) != "client"
+        for words in lab.reason[lab.reason.index("firewall-cmd") :].split(" && "):
+            command(*words.split()[1:])
+        assert server(tcp(lab.x1.ns, CLIENT, 7)) == "client"
+    assert lab.looked() == "synced: "
+    opened(lab.client, 8080)
+
+
+def test_f7_when_somebody_insists_on_the_first_place_it_is_left_to_him(lab: Small) -> None:
+    places = [f"-A FORWARD -i vmbr{number} -j ACCEPT" for number in range(5)]
+    try:
+        for place in places:
+            lab.ip6tables("-I", *place.split()[1:])
+            if place != places[-1]:
+                assert until(lambda: first(lab).endswith("-j DOCKER-USER"), True)
+        lab.daemon.wait_state("degraded")
+        time.sleep(2.5)
+        assert first(lab) == places[-1]
+        assert until(lambda: f"`{places[-1]}` stands first" in lab.reason, True)
+        # The rules are kept, and follow what changes.
+        opened(lab.client, 8080)
+        lab.ip6tables("-F", "IPV6NAT-FORWARD")
+        assert until(lambda: "-j IPV6NAT-CT" in lab.sandbox.rules(), True)
+        assert first(lab) == places[-1]
+    finally:
+        for place in places:
+            lab.ip6tables("-D", *place.split()[1:])
+    lab.daemon.wait_state("synced", timeout=5)
+
+
+def first(lab: Small) -> str:
+    return next(line for line in lab.sandbox.rules().splitlines() if line.startswith("-A FORWARD"))
+
+
+def test_f9_while_somebody_holds_the_lock_it_waits_and_writes_nothing_by_halves(
+    lab: Small,
+) -> None:
+    if lab.sandbox.variant != "legacy":
+        pytest.skip("nf_tables has no lock: its transactions are the kernel's")
+    before = lab.sandbox.rules()
+    with Path("/run/xtables.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = lab.engine.run("x2", "X", publish=["8081:80"])
+        for _ in range(20):
+            time.sleep(0.5)
+            assert lab.sandbox.rules() == before
+        assert lab.state == "synced"
+    try:
+        assert until(lambda: dnats(lab.sandbox.rules(), 8081) != [], True)
+        with serve(made.ns, "x2", tcp=[80]):
+            opened(lab.client, 8081)
+        assert lab.state == "synced"
+    finally:
+        lab.engine.rm("x2")
+        until(lambda: dnats(lab.sandbox.rules(), 8081), [])
+
+
+class SpoiltDaemon(Daemon):
+    """While `spoil` is there, what it restores into the nat table ends with a chain in a circle.
+
+    The tool takes that for good and the kernel does not, when all else has been handed over.
+    """
+
+    def __init__(self, sandbox: Sandbox, endpoint: str, *, bus: str) -> None:
+        super().__init__(sandbox, endpoint, bus=bus, start=False)
+        self.dir = sandbox.dir / "spoilt"
+        self.config = self.dir / "ipv6natd.toml"
+        self.spoil = self.dir / "spoil"
+
+    @property
+    def _here(self) -> tuple[str, ...]:
+        tool, real, wrapper = "/usr/sbin/xtables-nft-multi", self.dir / "real", self.dir / "wrapper"
+        real.write_bytes(Path(tool).read_bytes())
+        wrapper.write_text(
+            "#!/bin/sh\n"
+            "circle='-A IPV6NAT-DNAT -j IPV6NAT-DNAT'\n"
+            f"if [ -e {self.spoil} ] && [ ${{0%-restore}} != $0 ]; then\n"
+            f'    sed "/^.nat/,/^COMMIT/ s/^COMMIT/$circle\\nCOMMIT/" | {real} ${{0##*/}} "$@"\n'
+            f'else\n    exec {real} ${{0##*/}} "$@"\nfi\n'
+        )
+        for file in (real, wrapper):
+            file.chmod(0o755)
+        put = f'mount --bind {wrapper} {tool}; exec "$@"'
+        return (*super()._here, "unshare", "--mount", "sh", "-c", put, "sh")
+
+
+def test_f10_of_a_restore_that_fails_nothing_is_applied_and_it_is_said(made: Small) -> None:
+    if made.sandbox.variant != "nft":
+        pytest.skip("on legacy such a change is made in the daemon's own process")
+    if made.daemon.process is not None:
+        made.daemon.stop()
+    with SpoiltDaemon(made.sandbox, made.engine.endpoint, bus=made.bus.address) as daemon:
+        daemon.start()
+        opened(made.client, 8080)
+        before = made.sandbox.rules()
+        daemon.spoil.touch()
+        x2 = made.engine.run("x2", "X", publish=["8081:80"])
+        try:
+            said = daemon.wait_state("degraded")
+            assert "ip6tables-nft-restore --noflush --wait refused" in said
+            assert made.sandbox.rules() == before
+            opened(made.client, 8080)
+            daemon.spoil.unlink()
+            daemon.wait_state("synced")
+            with serve(x2.ns, "x2", tcp=[80]):
+                opened(made.client, 8081)
+        finally:
+            made.engine.rm("x2")
+            assert until(made.sandbox.rules, before) == before
+
+
+def test_f11_rules_of_ours_in_the_other_variant_are_named_and_flushed(lab: Small) -> None:
+    other: Variant = "legacy" if lab.sandbox.variant == "nft" else "nft"
+    lab.host.run(f"ip6tables-{other}", "-N", "IPV6NAT-FORWARD")
+    said = lab.looked()
+    assert said.startswith(f"degraded: rules of ipv6natd stand in the {other} variant")
+    assert said.endswith("ipv6natd -flush")
+    lab.daemon.flush()
+    assert "IPV6NAT" not in lab.sandbox.rules(other)
+    opened(lab.client, 8080)
+
+
+def test_ipv4_rules_of_the_engine_in_the_other_variant_are_named(lab: Small) -> None:
+    variant, other = lab.sandbox.variant, "legacy"
+    if variant == "legacy":
+        other = "nft"
+    for chain in ("PREROUTING", "OUTPUT"):
+        saved = lab.host.run(f"iptables-{variant}", "-t", "nat", "-S", chain)
+        assert "-j DOCKER" in saved
+    lab.host.run(f"iptables-{variant}", "-t", "nat", "-E", "DOCKER", "AWAY")
+    lab.host.run(f"iptables-{other}", "-t", "nat", "-N", "DOCKER")
+    try:
+        said = lab.looked()
+        assert said.startswith(f"degraded: Docker writes its IPv4 rules with iptables-{other}")
+        assert f'backend = "{other}"' in said
+    finally:
+        lab.host.run(f"iptables-{other}", "-t", "nat", "-X", "DOCKER")
+        lab.host.run(f"iptables-{variant}", "-t", "nat", "-E", "AWAY", "DOCKER")
+
+
+def test_a_running_docker_ipv6nat_is_named_with_what_stops_it(lab: Small) -> None:
+    tool = lab.sandbox.dir / "docker-ipv6nat"
+    tool.write_bytes(Path("/usr/bin/sleep").resolve().read_bytes())
+    tool.chmod(0o755)
+    with (lab.sandbox.dir / "rival").open("wb") as log:
+        rival = spawn(["nsenter", f"--net={lab.host.path}", str(tool), "infinity"], log=log)
+    try:
+        until(lambda: Path(f"/proc/{rival.pid}/comm").read_text(), "docker-ipv6nat\n")
+        said = lab.looked()
+        assert said.startswith("degraded: docker-ipv6nat runs")
+        assert said.endswith(f"kill {rival.pid}")
+    finally:
+        end(rival)
+    assert lab.looked() == "synced: "
+
+
+def test_neighbours_are_cut_where_bridges_do_not_pass_ip6tables_by_themselves(lab: Small) -> None:
+    """I6: that one bridge is set to, the host's setting is not touched."""
+    setting = "net.bridge.bridge-nf-call-ip6tables"
+    option = {"com.docker.network.bridge.enable_icc": "false"}
+    lab.engine.network("Z", "fd00:f::/64", options=option)
+    z1, z2 = (lab.engine.run(name, "Z") for name in ("z1", "z2"))
+    try:
+        lab.host.sysctl(setting, 0)
+        lab.host.ip("link set brZ type bridge nf_call_ip6tables 0")
+        with serve(z1.ns, "z1", tcp=[80]):
+            assert z1.address is not None
+            assert server(tcp(z2.ns, z1.address, 80)) == "z1"
+            lab.looked()
+            assert tcp(z2.ns, z1.address, 80, timeout=0.3) is Failure.TIMEOUT
+        assert lab.host.sysctl(setting) == "0"
+        assert lab.state == "synced"
+    finally:
+        lab.host.sysctl(setting, 1)
+        lab.engine.rm("z1", "z2")
+        lab.engine.docker("network", "rm", "Z")
+        until(lambda: "brZ" in lab.sandbox.rules(), False)
+
+
+def test_a_strict_reverse_path_filter_is_a_note_in_the_journal(lab: Small) -> None:
+    rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
+    lab.ip6tables("-t", "raw", "-A", *rule)
+    try:
+        assert lab.looked() == "synced: "
+        assert "a reverse-path filter stands in the raw table of ip6tables" in lab.daemon.log
+        opened(lab.client, 8080)
+    finally:
+        lab.ip6tables("-t", "raw", "-D", *rule)

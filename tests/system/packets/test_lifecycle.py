@@ -1,0 +1,328 @@
+"""Starts, stops, restarts and losses: scenarios T. Each builds a lab of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.harness import (
+    Answer,
+    Bus,
+    Daemon,
+    Engine,
+    Failure,
+    Sandbox,
+    Wanted,
+    connect,
+    serve,
+    tcp,
+    until,
+)
+from tests.harness.sandbox import CLIENT, HOST, ROGUE
+from tests.system.packets.asking import dnats, knocking, opened, peer, server
+from tests.system.packets.small import Small, small
+
+CI = [
+    Wanted(None, "nft", True),
+    Wanted(None, "nft", False),
+    Wanted(None, "legacy", True),
+    Wanted(None, "legacy", False),
+]
+ALL = [*CI, Wanted("trixie", "nft", True), Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
+
+NOTHING = """\
+*filter
+-A FORWARD -j ACCEPT
+-D FORWARD -j ACCEPT
+COMMIT
+*nat
+-A OUTPUT -j ACCEPT
+-D OUTPUT -j ACCEPT
+COMMIT
+"""
+"""Tables with no rule. nft shows a table only once somebody wrote to it, and never forgets it."""
+
+FOREIGN = """\
+*filter
+:DOCKER-USER - [0:0]
+:MINE - [0:0]
+-A FORWARD -i vmbr0 -m comment --comment "a \\"quoted\\" one" -j MINE
+-A DOCKER-USER -s 2001:db8:99::/48 -j DROP
+-A MINE -j ACCEPT
+COMMIT
+*nat
+-A PREROUTING -p tcp -m tcp --dport 9 -j RETURN
+-A POSTROUTING -s 2001:db8:f::/64 -j MASQUERADE
+COMMIT
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--engines") == "all"
+    if "wanted" in metafunc.fixturenames:
+        wanted = [pytest.param(each, id=each.id) for each in (ALL if every else CI)]
+        metafunc.parametrize("wanted", wanted, scope="module")
+
+
+@pytest.fixture(scope="module")
+def lab(wanted: Wanted, tools: None) -> Iterator[Small]:  # noqa: ARG001
+    """Tests here start and stop its daemon; each begins with no rule of ours."""
+    with small(wanted, "--live-restore") as made:
+        yield made
+
+
+@pytest.fixture
+def fresh(lab: Small) -> Iterator[Small]:
+    assert lab.own() == []
+    yield lab
+    if lab.daemon.process is not None and lab.daemon.process.poll() is None:
+        lab.daemon.stop()
+    lab.daemon.flush()
+
+
+def load(lab: Small, text: str) -> None:
+    file = lab.sandbox.dir / "foreign.rules"
+    file.write_text(text)
+    lab.sandbox.host.run(f"ip6tables-{lab.sandbox.variant}-restore", str(file))
+
+
+@pytest.mark.parametrize("foreign", [NOTHING, FOREIGN], ids=["nothing", "foreign"])
+@pytest.mark.parametrize("way", ["-cleanup", "-flush"])
+def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, foreign: str) -> None:
+    load(fresh, foreign)
+    before = fresh.sandbox.rules()
+    fresh.daemon.start(*([way] if way == "-cleanup" else []))
+    opened(fresh.client, 8080)
+    assert fresh.own() != []
+    assert fresh.daemon.stop() == 0
+    if way == "-flush":
+        assert fresh.own() != []
+        assert "1 mapping stays open" in fresh.daemon.log
+        fresh.daemon.flush()
+    after = fresh.sandbox.rules()
+    if "DOCKER-USER -s" in foreign:
+        # A DOCKER-USER that somebody filled keeps the jump that makes it count.
+        jump = "-A FORWARD -m comment --comment ipv6natd -j DOCKER-USER\n"
+        assert after.count(jump) == 1
+        after = after.replace(jump, "")
+        fresh.sandbox.host.run(f"ip6tables-{fresh.sandbox.variant}", "-D", *jump.split()[1:])
+    assert after == before
+    load(fresh, NOTHING)
+
+
+def test_t2_a_restart_under_traffic_loses_no_connection_and_cuts_none(fresh: Small) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    with (
+        knocking(fresh.client, 8080) as knocks,
+        connect(fresh.client, HOST, 8080) as conversation,
+    ):
+        for _ in range(3):
+            fresh.daemon.stop()
+            fresh.daemon.start()
+        assert server(conversation.ask()) == "x1"
+    assert knocks.wrong == []
+    assert knocks.count > 100
+
+
+def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(fresh: Small) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    before = fresh.sandbox.rules()
+    fresh.daemon.kill9()
+    assert fresh.sandbox.rules() == before
+    opened(fresh.client, 8080)
+    fresh.daemon.start()
+    assert fresh.sandbox.rules() == before
+
+
+def test_t4_what_an_earlier_start_left_and_nobody_wants_is_gone(fresh: Small) -> None:
+    load(
+        fresh,
+        "*filter\n:IPV6NAT-OLD - [0:0]\n"
+        "-A FORWARD -j IPV6NAT-OLD\n-A IPV6NAT-OLD -j ACCEPT\nCOMMIT\n",
+    )
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    assert "IPV6NAT-OLD" not in fresh.sandbox.rules()
+
+
+def test_t9_while_the_engine_is_away_the_rules_stay_and_it_is_found_again(fresh: Small) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    before = fresh.sandbox.rules()
+    fresh.engine.kill()
+    try:
+        fresh.daemon.wait_state("waiting-for-docker")
+        assert fresh.sandbox.rules() == before
+        opened(fresh.client, 8080)
+        time.sleep(3)
+    finally:
+        fresh.engine.start()
+    fresh.daemon.wait_state("synced")
+    assert fresh.sandbox.rules() == before
+    opened(fresh.client, 8080)
+
+
+def test_t9_with_retry_off_a_lost_engine_ends_the_daemon_and_rules_stay(fresh: Small) -> None:
+    fresh.daemon.start("-retry=false")
+    opened(fresh.client, 8080)
+    fresh.engine.kill()
+    try:
+        assert fresh.daemon.process is not None
+        assert fresh.daemon.process.wait(10) == 1
+        assert fresh.own() != []
+    finally:
+        fresh.engine.start()
+
+
+def test_after_a_boot_the_networks_are_closed_before_the_engine_answers(fresh: Small) -> None:
+    """Containers may run before their networks are known again: here the engine is not even up."""
+    address = fresh.x1.address
+    assert address is not None
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    closed = [line for line in fresh.own() if "FORWARD" in line]
+    fresh.daemon.stop()
+    fresh.engine.kill()
+    try:
+        load(fresh, NOTHING)
+        assert peer(tcp(fresh.sandbox.rogue, address, 80)) == ROGUE
+        fresh.daemon.start(wait="waiting-for-docker")
+        assert [line for line in fresh.own() if "FORWARD" in line] == closed
+        assert tcp(fresh.sandbox.rogue, address, 80, timeout=0.3) is Failure.TIMEOUT
+    finally:
+        fresh.engine.start()
+    opened(fresh.client, 8080)
+
+
+def test_t13_a_reload_reads_the_configuration_and_a_bad_file_changes_nothing(
+    fresh: Small,
+) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    good = fresh.daemon.config.read_text()
+    rules = fresh.sandbox.rules()
+    fresh.daemon.configure(*good.splitlines(), 'nat_prefixes = "oops"')
+    fresh.daemon.reload()
+    assert "nat_prefixes" in fresh.daemon.status
+    assert fresh.sandbox.rules() == rules
+    fresh.daemon.configure(*good.splitlines(), 'nat_prefixes = ["fd99::/16"]')
+    fresh.daemon.reload()
+    until(lambda: dnats(fresh.sandbox.rules(), 8080), [])
+    assert dnats(fresh.sandbox.rules(), 8080) == []
+    fresh.daemon.config.write_text(good)
+    fresh.daemon.reload()
+    opened(fresh.client, 8080)
+
+
+def test_t11_containers_that_come_and_go_at_once_leave_nothing(fresh: Small) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    before = fresh.sandbox.rules()
+    words = ("run", "--network=X", "--rm")
+    for number in range(5):
+        fresh.engine.docker(*words, f"--publish={9000 + number}:80", "lab:1", "echo")
+        name = f"brief{number}"
+        fresh.engine.docker(*words, "-d", f"--name={name}", "-p", "9100:80", "lab:1", "sleep", "9")
+        fresh.engine.docker("rm", "--force", name, check=False)
+    assert until(fresh.sandbox.rules, before) == before
+    assert fresh.daemon.status.startswith("synced")
+    assert "Traceback" not in fresh.daemon.log
+
+
+def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
+    fresh: Small,
+) -> None:
+    bus = Bus(fresh.sandbox.dir)
+    ask = ("get-property", "org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
+    without, fresh.daemon.bus = fresh.daemon.bus, bus.address
+    try:
+        fresh.daemon.start()
+        opened(fresh.client, 8080)
+        assert "cannot reach the system bus" in fresh.daemon.log
+        for _ in range(2):  # and once more, after a bus that died
+            with bus:
+                state = until(
+                    lambda: bus.busctl(*ask, "State", check=False), 's "synced"', timeout=10
+                )
+                assert state == 's "synced"'
+            opened(fresh.client, 8080)
+    finally:
+        fresh.daemon.bus = without
+
+
+def test_t1_started_before_the_engine_it_says_what_it_waits_for(
+    tools: None,  # noqa: ARG001
+    wanted: Wanted,
+) -> None:
+    with Sandbox(wanted.variant) as sandbox, ExitStack() as stack:
+        endpoint = f"unix://{sandbox.dir}/engine/docker.sock"
+        daemon = stack.enter_context(Daemon(sandbox, endpoint, start=False))
+        daemon.start(wait="waiting-for-docker")
+        assert daemon.notices.count("READY=1") == 1
+        assert "IPV6NAT" not in sandbox.rules()
+        engine = stack.enter_context(
+            Engine(sandbox, userland_proxy=wanted.proxy, suite=wanted.suite)
+        )
+        daemon.wait_state("synced")
+        engine.network("X", "fd00:a::/64")
+        x1 = engine.run("x1", "X", publish=["8080:80"])
+        with serve(x1.ns, "x1", tcp=[80]):
+            opened(sandbox.client, 8080)
+
+
+def test_t5_a_restarted_engine_takes_its_containers_rules_along(
+    tools: None,  # noqa: ARG001
+    wanted: Wanted,
+) -> None:
+    with small(wanted) as lab:
+        lab.daemon.start()
+        kept = lab.engine.run("kept", "X", "--restart=always", publish=["8081:80"])
+        with serve(kept.ns, "kept", tcp=[80]):
+            opened(lab.client, 8080)
+            opened(lab.client, 8081)
+        lab.engine.stop()
+        lab.engine.start()
+        lab.daemon.wait_state("synced")
+        again = lab.engine.container("kept")
+        with serve(again.ns, "again", tcp=[80]):
+            answer = until(
+                lambda: tcp(lab.client, HOST, 8081),
+                lambda each: isinstance(each, Answer) and each.peer == CLIENT,
+                timeout=10,
+            )
+            assert server(answer) == "again"
+        until(lambda: dnats(lab.sandbox.rules(), 8080), [])
+        assert dnats(lab.sandbox.rules(), 8080) == []
+        assert len(dnats(lab.sandbox.rules(), 8081)) == 1
+        assert tcp(lab.client, HOST, 8080) is Failure.REFUSED
+
+
+def test_a_wrong_key_ends_with_78_and_touches_nothing(fresh: Small) -> None:
+    good = fresh.daemon.config.read_text()
+    fresh.daemon.configure("clean_up = true")
+    try:
+        fresh.daemon.start(wait=None)
+        assert fresh.daemon.process is not None
+        assert fresh.daemon.process.wait(10) == 78
+        assert "unknown key 'clean_up'; did you mean 'cleanup'?" in fresh.daemon.log
+        assert str(fresh.daemon.config) in fresh.daemon.log
+        assert fresh.own() == []
+    finally:
+        fresh.daemon.config.write_text(good)
+
+
+def test_the_services_of_systemd_are_told_how_it_goes(fresh: Small) -> None:
+    fresh.daemon.start()
+    opened(fresh.client, 8080)
+    assert fresh.daemon.stop() == 0
+    words = [notice.partition("=")[0] for notice in fresh.daemon.notices]
+    assert words[0] in ("READY", "STATUS")
+    assert words.count("READY") == 1
+    assert words[-1] == "STOPPING"
+    assert json.dumps(fresh.daemon.status).count("1 mapping,") == 1

@@ -1,0 +1,51 @@
+"""More ports and networks than one chain holds: the packets find their rules all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.harness import Failure, Regime, tcp, until
+from tests.harness.sandbox import CLIENT, HOST, HOST_TOO
+from tests.system.packets.asking import opened, peer
+
+# The proxy would start two processes for each port, and change nothing about the chains.
+pytestmark = [pytest.mark.each_variant, pytest.mark.depends_on("variant")]
+PORTS = 101
+
+
+@contextmanager
+def many_ports(regime: Regime) -> Iterator[range]:
+    """One container behind every second of so many ports: no two of them are a run."""
+    numbers = range(30_000, 30_000 + 2 * PORTS, 2)
+    with regime.container(publish=[f"{port}:80" for port in numbers]):
+        yield numbers
+
+
+def test_many_ports_are_reached_at_both_ends_and_in_the_middle(regime: Regime) -> None:
+    with many_ports(regime) as ports:
+        first, middle, last = ports[0], ports[PORTS // 2], ports[-1]
+        for port in (first, middle, last):
+            assert opened(regime.client, port).port == 80
+            assert opened(regime.client, port, address=HOST_TOO).port == 80
+        assert "IPV6NAT-TCP" in regime.sandbox.rules()
+        for port in (first - 1, first + 1, middle + 1, last + 1):
+            assert tcp(regime.client, HOST, port) is Failure.REFUSED
+        assert opened(regime.client, 8080).server == "x1"
+        assert peer(tcp(regime.host, HOST, last)) == HOST
+    until(lambda: "IPV6NAT-TCP" in regime.sandbox.rules(), False)
+    assert opened(regime.client, 8080).server == "x1"
+
+
+def test_many_networks_answer_their_clients(regime: Regime) -> None:
+    port = regime.port()
+    with ExitStack() as stack:
+        networks = [stack.enter_context(regime.network()) for _ in range(15)]
+        stack.enter_context(regime.container(network=networks[-1], publish=[f"{port}:80"]))
+        answer = opened(regime.client, port)
+        assert (answer.port, answer.peer) == (80, CLIENT)
+        until(lambda: "-j IPV6NAT-OUT-br" in regime.sandbox.rules(), True)
+        assert opened(regime.client, port).port == 80
+        assert opened(regime.client, 8080).server == "x1"

@@ -1,0 +1,101 @@
+"""Containers on several networks: scenarios M. The port follows Docker's IPv6 gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address, IPv6Network
+
+import pytest
+
+from tests.harness import Answer, Failure, Regime, tcp, udp, until
+from tests.harness.sandbox import CLIENT, HOST
+from tests.system.packets.asking import SHORT, dnats, opened
+
+pytestmark = pytest.mark.depends_on("engine")
+
+
+def within(subnet: str) -> object:
+    def reached(answer: object) -> bool:
+        return (
+            isinstance(answer, Answer)
+            and answer.peer == CLIENT
+            and answer.local in IPv6Network(subnet)
+        )
+
+    return reached
+
+
+def follows(regime: Regime, port: int, subnet: str) -> None:
+    # A first packet in the moment of the change may go to the old address, unanswered.
+    answer = until(lambda: tcp(regime.client, HOST, port, timeout=SHORT), within(subnet))
+    assert isinstance(answer, Answer), answer
+    assert answer.local in IPv6Network(subnet)
+    assert len(dnats(regime.sandbox.rules(), port)) == 1
+
+
+@pytest.fixture
+def strict(regime: Regime) -> Iterator[Regime]:
+    """The regime with a strict reverse-path filter, such as firewalld's."""
+    tool = f"ip6tables-{regime.variant}"
+    rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
+    regime.host.run(tool, "-t", "mangle", "-A", *rule)
+    yield regime
+    regime.host.run(tool, "-t", "mangle", "-D", *rule)
+
+
+def test_m1_m3_m4_m7_the_port_follows_the_gateway_as_networks_come_and_go(strict: Regime) -> None:
+    """An answer from any other address leaves by another bridge than it is routed to."""
+    regime, port = strict, strict.port()
+    docker = regime.engine.docker
+    docker("network", "create", "--ipv6", "--subnet=fd00:5:b::/64", "mm-b")
+    docker("network", "create", "--ipv6", "--subnet=fd00:5:a::/64", "mm-a")
+    try:
+        with regime.container(network="mm-b", publish=[f"{port}:80"], name="moving") as made:
+            follows(regime, port, "fd00:5:b::/64")
+            docker("network", "connect", "mm-a", "moving")
+            follows(regime, port, "fd00:5:a::/64")
+            # Nobody listens there; a refusal is an answer.
+            assert udp(made.ns, CLIENT, 9) is Failure.REFUSED
+            assert udp(made.ns, CLIENT, 9, source=made.address, timeout=SHORT) is Failure.TIMEOUT
+            for _ in range(3):
+                if not regime.native:
+                    regime.daemon.ctl("resync")
+                follows(regime, port, "fd00:5:a::/64")
+            docker("network", "disconnect", "mm-a", "moving")
+            follows(regime, port, "fd00:5:b::/64")
+    finally:
+        docker("network", "rm", "mm-a", "mm-b")
+
+
+def test_m5_an_internal_network_beside_a_normal_one_does_not_count(regime: Regime) -> None:
+    port = regime.port()
+    with regime.container(network="I", publish=[f"{port}:80"], name="both"):
+        regime.engine.docker("network", "connect", "X", "both")
+        follows(regime, port, "fd00:a::/64")
+
+
+def test_m6_a_network_without_ipv6_does_not_count(regime: Regime) -> None:
+    port = regime.port()
+    regime.engine.docker("network", "create", "aa-v4")
+    try:
+        with regime.container(publish=[f"{port}:80"], name="mixed"):
+            regime.engine.docker("network", "connect", "aa-v4", "mixed")
+            follows(regime, port, "fd00:a::/64")
+    finally:
+        regime.engine.docker("network", "rm", "aa-v4")
+
+
+def test_h16_a_container_in_anothers_namespace_has_no_rules_of_its_own(regime: Regime) -> None:
+    port = regime.port()
+    with regime.container(publish=[f"{port}:80"], name="owner") as owner:
+        opened(regime.client, port)
+        before = regime.sandbox.rules()
+        regime.engine.docker(
+            "run", "-d", "--name=guest", "--network=container:owner", "lab:1", "cat"
+        )
+        try:
+            assert opened(regime.client, port).local == owner.address
+            assert regime.sandbox.rules() == before
+        finally:
+            regime.engine.docker("rm", "--force", "guest")
+        assert opened(regime.client, port).local != IPv6Address("::")

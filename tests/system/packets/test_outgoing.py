@@ -1,0 +1,238 @@
+"""What containers send out: scenarios O, and that forged or broken packets do not leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.harness import Namespace, Regime, connect, ping, serve, tcp, udp, until, watch
+from tests.harness.probe import Packet
+from tests.harness.sandbox import CLIENT, HOST, HOST_TOO
+from tests.harness.serve import listening
+from tests.system.packets.asking import SHORT, dnats, opened, peer
+
+pytestmark = pytest.mark.depends_on()
+
+
+def test_o1_what_goes_out_carries_the_hosts_address(regime: Regime) -> None:
+    port = regime.port()
+    with serve(regime.client, "client", tcp=[port], udp=[port]):
+        for container in (regime.x1, regime.y1):
+            assert peer(tcp(container.ns, CLIENT, port)) == HOST
+            assert peer(udp(container.ns, CLIENT, port)) == HOST
+
+
+def test_o2_without_masquerade_the_container_shows_its_own_address(regime: Regime) -> None:
+    port = regime.port()
+    options = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+    with (
+        regime.network(options=options) as network,
+        regime.container(network=network) as made,
+        serve(regime.client, "client", udp=[port]) as there,
+    ):
+        assert made.address is not None
+        until(lambda: network.bridge in regime.sandbox.rules(), True)
+        regime.client.ip(f"route add {made.address}/128 via {HOST} dev ext0")
+        try:
+            assert peer(udp(made.ns, CLIENT, port)) == made.address
+        finally:
+            regime.client.ip(f"route del {made.address}/128")
+        assert [each.peer for each in there.received] == [made.address]
+
+
+AFAR = IPv6Address("2001:db8:ff::1")
+"""An address of the client's that is on no link of the host's."""
+RENUMBERED = IPv6Address("2001:db8:2::1")
+
+
+def test_o5_a_host_that_is_renumbered_masquerades_by_its_new_address(regime: Regime) -> None:
+    port = regime.port()
+    host, client = regime.host, regime.client
+    client.ip(f"address add {AFAR}/128 dev lo nodad")
+    client.ip("route add 2001:db8:2::/64 dev ext0")
+    host.ip(f"route add {AFAR}/128 via fe80::ff:fe00:2 dev ext0")
+    try:
+        with (
+            serve(client, "client", tcp=[port], udp=[port]),
+            connect(regime.x1.ns, AFAR, port, kind=socket.SOCK_DGRAM) as old,
+        ):
+            assert peer(old.ask()) == HOST
+            host.ip(f"address add {RENUMBERED}/64 dev ext0 nodad")
+            for address in (HOST, HOST_TOO):
+                host.ip(f"address del {address}/64 dev ext0")
+            assert peer(tcp(regime.x1.ns, AFAR, port)) == RENUMBERED
+            # The flow of before ends with its address, and goes on from the new one.
+            assert until(lambda: peer(old.ask(timeout=SHORT)), RENUMBERED) == RENUMBERED
+            assert peer(tcp(client, RENUMBERED, 8080, source=AFAR)) == AFAR
+    finally:
+        for address in (HOST_TOO, HOST):
+            host.ip(f"address replace {address}/64 dev ext0 nodad")
+        host.ip(f"address del {RENUMBERED}/64 dev ext0")
+        host.ip(f"route del {AFAR}/128")
+        client.ip("route del 2001:db8:2::/64 dev ext0")
+        client.ip(f"address del {AFAR}/128 dev lo")
+    assert opened(client, 8080).server == "x1"
+
+
+BEYOND = IPv6Address("2001:db8:f::2")
+MUCH = 200_000
+
+
+@contextmanager
+def narrow(regime: Regime) -> Iterator[Namespace]:
+    """A peer behind the client, on a link that takes 1280 bytes from there and knows nothing of it.
+
+    It is the wire's namespace, whose own links are a switch's.
+    """
+    client, beyond = regime.client, regime.sandbox.wire
+    client.ip(f"link add far0 mtu 1280 type veth peer name far1 netns {beyond.path.name}")
+    try:
+        client.ip("link set far0 up")
+        client.ip("address add 2001:db8:f::1/64 dev far0 nodad")
+        client.sysctl("net.ipv6.conf.all.forwarding", 1)
+        beyond.ip("link set far1 mtu 1500 up")
+        beyond.ip(f"address add {BEYOND}/64 dev far1 nodad")
+        beyond.ip("route add 2001:db8:1::/64 via 2001:db8:f::1")
+        regime.host.ip(f"route add 2001:db8:f::/64 via {CLIENT} dev ext0")
+        yield beyond
+    finally:
+        regime.host.ip("route del 2001:db8:f::/64")
+        client.sysctl("net.ipv6.conf.all.forwarding", 0)
+        client.ip("link del far0")
+
+
+def sent(source: socket.socket, target: socket.socket) -> int:
+    """How much of MUCH comes through a connection."""
+    for sock in (source, target):
+        sock.settimeout(5)
+    writer = threading.Thread(target=source.sendall, args=(bytes(MUCH),))
+    writer.start()
+    came = 0
+    while came < MUCH and (data := target.recv(65536)):
+        came += len(data)
+    writer.join()
+    return came
+
+
+def too_big(packets: list[Packet]) -> list[Packet]:
+    return [each for each in packets if (each.protocol, each.port) == ("icmp6", 2)]
+
+
+def test_o8_a_smaller_path_beyond_the_client_is_made_known_to_the_container(
+    regime: Regime,
+) -> None:
+    port = regime.port()
+    with (
+        narrow(regime) as beyond,
+        regime.container(publish=[f"{port}:90"]) as made,
+        beyond.within(lambda: listening(port, socket.SOCK_STREAM)) as there,
+        made.ns.within(lambda: listening(90, socket.SOCK_STREAM)) as here,
+    ):
+        there.setblocking(True)
+        here.setblocking(True)
+        with (
+            watch(regime.x1.ns) as packets,
+            connect(regime.x1.ns, BEYOND, port) as outward,
+            there.accept()[0] as arrived,
+        ):
+            assert sent(outward.socket, arrived) == MUCH
+            assert too_big(packets())
+        until(lambda: dnats(regime.sandbox.rules(), port), lambda found: bool(found))
+        with (
+            watch(made.ns) as packets,
+            connect(beyond, HOST, port) as inward,
+            here.accept()[0] as served,
+        ):
+            assert served.getpeername()[0] == str(BEYOND)
+            assert sent(served, inward.socket) == MUCH
+            assert too_big(packets())
+
+
+ALL_NODES, MLD_ROUTERS = IPv6Address("ff02::1"), IPv6Address("ff02::16")
+
+
+def test_o10_what_stays_on_the_link_is_not_rewritten(regime: Regime) -> None:
+    x1, x2 = regime.x1, regime.x2
+    came = len(x2.server.received)
+    gateway, *_ = addresses(regime.host, "brX scope link")
+    with watch(regime.client) as packets:
+        udp(x1.ns, f"{ALL_NODES}%eth0", 53, source=x1.address, timeout=SHORT)
+        assert [each.peer for each in x2.server.received[came:]] == [x1.address]
+        for each in (x1, x2):
+            each.ns.ip("-6 neigh flush all")
+        assert ping(x1.ns, f"{gateway}%eth0")
+        assert x2.address is not None
+        assert ping(x1.ns, x2.address)
+        assert [
+            each for each in packets() if each.destination.is_multicast and each.port == 53
+        ] == []
+
+
+def test_o10_a_container_finds_duplicates_and_reports_its_groups(regime: Regime) -> None:
+    added = {"fd00:a::2", "fd00:a::abcd"}
+    space = regime.x2.ns
+    knobs = {
+        "net.ipv6.conf.eth0.accept_dad": 1,
+        "net.ipv6.conf.eth0.router_solicitation_delay": 0,
+        "net.ipv6.neigh.eth0.retrans_time_ms": 100,
+    }
+    before = {key: space.sysctl(key) for key in knobs}
+    try:
+        for key, value in knobs.items():
+            space.sysctl(key, value)
+        with watch(regime.host) as packets:
+            for address in added:
+                space.ip(f"address add {address}/64 dev eth0")
+            unused = until(lambda: addresses(space, "eth0 tentative"), {"fd00:a::2": True})
+            assert unused == {"fd00:a::2": True}
+            sources = {each.source for each in packets() if each.destination == MLD_ROUTERS}
+        assert sources
+        assert all(each.is_link_local or each.is_unspecified for each in sources), sources
+    finally:
+        for address in added:
+            space.ip(f"address del {address}/64 dev eth0")
+        for key, old in before.items():
+            space.sysctl(key, old)
+
+
+def addresses(ns: Namespace, where: str) -> dict[str, bool]:
+    """IPv6 addresses by the words of `ip address show dev`, and which are duplicates."""
+    links = json.loads(ns.ip(f"-j -6 address show dev {where}"))
+    found = [each for link in links for each in link.get("addr_info", ()) if each]
+    return {each["local"]: each.get("dadfailed", False) for each in found}
+
+
+def test_o7_pings_go_out_and_come_back(regime: Regime) -> None:
+    assert ping(regime.x1.ns, CLIENT)
+    assert ping(regime.y1.ns, CLIENT)
+
+
+def test_o3_a_network_with_a_source_address_uses_it(regime: Regime) -> None:
+    port = regime.port()
+    options = {"com.docker.network.host_ipv6": "2001:db8:1::10"}
+    with (
+        regime.network(options=options) as network,
+        regime.container(network=network) as made,
+        serve(regime.client, "client", tcp=[port], udp=[port]),
+    ):
+        until(lambda: network.bridge in regime.sandbox.rules(), True)
+        wanted = IPv6Address("2001:db8:1::10")
+        assert peer(tcp(made.ns, CLIENT, port)) == wanted
+        assert peer(udp(made.ns, CLIENT, port)) == wanted
+
+
+def test_a_network_is_closed_and_masqueraded_before_its_first_container(regime: Regime) -> None:
+    with regime.network() as network:
+        masqueraded = f"! -o {network.bridge} -m addrtype ! --src-type LOCAL -j MASQUERADE"
+        rules = until(lambda: regime.sandbox.rules(), lambda text: masqueraded in text)
+        assert masqueraded in rules
+        # The filter table is written first: by now it must be closed.
+        assert f"! -i {network.bridge} -o {network.bridge} -j DROP" in rules
+    gone = until(lambda: network.bridge in regime.sandbox.rules(), False)
+    assert not gone

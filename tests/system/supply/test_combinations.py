@@ -1,0 +1,63 @@
+"""Our own tests, run by each Python with each set of libraries: docs/supply.md, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.harness import need, supply, tree
+from tests.harness.needs import lack
+from tests.harness.supply import COMBINATIONS, LIBRARIES, Combination, Ran, locked
+
+NEVER_SKIPPED = (
+    "tests.integration.bus.",
+    "tests.integration.net.",
+    "tests.unit.engine.test_watcher",
+    "tests.unit.sync.test_whole",
+)
+
+PLAIN = "tests.integration.bus.test_ctl test_check_tells_of_the_host_and_where_it_cannot_see"
+"""What a plain user asks."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "combination" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--engines") == "all"
+        those = [each for each in COMBINATIONS if each.ci or every]
+        metafunc.parametrize("combination", those, ids=[each.id for each in those])
+
+
+@pytest.fixture
+def ran(
+    combination: Combination, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> Ran:
+    need("unshare", "git", "dbus-daemon", "busctl", "ip")
+    found = supply.run(combination, tmp_path)
+    record_property(supply.TOLD, asdict(found))
+    return found
+
+
+def test_our_tests_pass_with_it(combination: Combination, ran: Ran, tmp_path: Path) -> None:
+    """And none of those that use a library was skipped, or stood on another than is meant."""
+    python, *_ = ran.versions["python"].rpartition(".")
+    if combination.home == "here" and python != combination.python:
+        lack(f"Python {combination.python}, and this is {python}")
+    assert python == combination.python
+    if combination.libraries == "newest":
+        wanted = {each: locked("newest")[each] for each in LIBRARIES}
+        assert {each: ran.versions[each] for each in LIBRARIES} == wanted
+    elif combination.home in tree.SUITES:
+        for each in ("docker", "sdnotify"):
+            packaged = tree.versions(combination.home)[f"python3-{each}"]
+            assert packaged.startswith(ran.versions[each])
+    log = (tmp_path / "log").read_text(errors="replace")
+    assert ran.failed == (), log[-6000:]
+    # A Python in root's home can do nothing as a plain user.
+    bound = {PLAIN} if combination.home == "pyenv" else set()
+    assert [each for each in ran.skipped if each.startswith(NEVER_SKIPPED)] == sorted(bound)
+    for each in ("tests.integration.bus.", "tests.integration.net.test_firewall_contract"):
+        assert each in (tmp_path / "junit.xml").read_text()
+    assert ran.passed > 300

@@ -1,0 +1,440 @@
+"""The tool behind the flows: what it is told, and what becomes of a sync when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+
+from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.conntrack.entries import Conntrack
+from ipv6natd.conntrack.stale import Exposure, Tuple
+from ipv6natd.model import Container, Desired, Network, Policy
+from ipv6natd.policy.desired import desired
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync.reconciler import Reconciler
+from tests.harness.build import container, endpoint, network, snapshot
+from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.waiting import background, until
+from tests.unit.sync.test_reconciler import FakeFacts
+
+X = network(name="x", subnet="fd00:a::/64")
+NOTHING = desired(snapshot(X, userland_proxy=False), Policy())
+UDP, SCTP, MOVED = (
+    desired(
+        snapshot(
+            X,
+            container(on=[endpoint(on=X, address=address)], ports=[port]),
+            userland_proxy=False,
+        ),
+        Policy(),
+    )
+    for port, address in (
+        ("5353:53/udp", "fd00:a::2"),
+        ("5353:53/sctp", "fd00:a::2"),
+        ("5353:53/udp", "fd00:a::3"),
+    )
+)
+TO_HOST, TO_CONTAINER = (
+    f"udp      17 29 src=2001:db8::2 dst=2001:db8::1 sport=40000 dport=5353 src={address} "
+    f"dst=2001:db8::2 sport={port} dport=40000 mark=0 use=1"
+    for address, port in (("2001:db8::1", 5353), ("fd00:a::2", 53))
+)
+LIST = "-L -f ipv6 -w 0 -p udp"
+BATCH = ("ip", "-6", "-force", "-batch", "-")
+WHOLE = "-L -f ipv6 -w 0"
+QUESTION = Tuple(17, IPv6Address("2001:db8::2"), IPv6Address("2001:db8::1"), (40000, 5353))
+Forget = Callable[[Iterable[Tuple]], int]
+
+
+class Host:
+    """A conntrack that lists `entries`, and a kernel that forgets all of them when it is told to
+    forget some, or does what `forget` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "conntrack"
+        self.forgotten: list[list[Tuple]] = []
+        self.asked: list[tuple[tuple[str, ...], str]] = []
+        """`ip`, and what was on its standard input."""
+        self.forget: Forget = self._forget
+        self.script("cat entries")
+        self.have("")
+
+    def have(self, *entries: str) -> None:
+        (self.folder / "entries").write_text("".join(f"{each}\n" for each in entries))
+
+    def script(self, words: str) -> None:
+        self.path.write_text(f'#!/bin/sh\ncd "{self.folder}"; echo "$*" >>calls\n{words}\n')
+        self.path.chmod(0o755)
+
+    def _forget(self, entries: Iterable[Tuple]) -> int:
+        self.have("")
+        return len(list(entries))
+
+    def asked_to_forget(self, entries: Iterable[Tuple], *, timeout: float) -> int:
+        assert 0 < timeout <= conntrack.PATIENCE
+        self.forgotten.append(list(entries))
+        return self.forget(entries)
+
+    def asks(self, *words: str, stdin: str = "", **_: object) -> str:
+        self.asked.append((words, stdin))
+        return ""
+
+    @property
+    def lists(self) -> list[str]:
+        """What conntrack was asked since they were asked for."""
+        calls = self.folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host(tmp_path)
+    monkeypatch.setattr(conntrack, "DIRECTORIES", (str(tmp_path),))
+    monkeypatch.setattr(conntrack, "forget", made.asked_to_forget)
+    monkeypatch.setattr(conntrack, "said", made.asks)
+    return made
+
+
+@pytest.fixture
+def flows() -> Conntrack:
+    return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
+
+
+def test_what_is_right_is_left(host: Host, flows: Conntrack) -> None:
+    host.have(TO_CONTAINER)
+    assert flows.follow(None, UDP)
+    assert (host.lists, host.forgotten, host.asked) == ([LIST], [], [])
+
+
+def test_what_is_wrong_is_forgotten_and_looked_after(host: Host, flows: Conntrack) -> None:
+    host.have(TO_HOST)
+    assert flows.follow(None, UDP)
+    assert (host.lists, host.forgotten) == ([LIST, LIST], [[QUESTION]])
+
+
+def test_an_answer_that_was_under_way_is_forgotten_as_well(host: Host, flows: Conntrack) -> None:
+    """From a port that nobody publishes any more, and that changes no more."""
+    answer = (
+        "udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 src=2001:db8::2 "
+        "dst=2001:db8::1 sport=40000 dport=53 mark=0 use=1"
+    )
+
+    def forget(entries: Iterable[Tuple]) -> int:
+        host.have(*([answer] if QUESTION in entries else []))
+        return 1
+
+    host.have(TO_CONTAINER)
+    host.forget = forget
+    assert flows.follow(UDP, NOTHING)
+    reply = Tuple(17, IPv6Address("fd00:a::2"), IPv6Address("2001:db8::2"), (53, 40000))
+    assert host.forgotten == [[QUESTION], [reply]]
+
+
+def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
+    host: Host, flows: Conntrack
+) -> None:
+    flows.follow(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
+    assert host.asked == [(BATCH, f"neigh flush dev {X.bridge}\n")]
+    assert host.lists == [f"{WHOLE} --orig-{end} {X.subnets[0]}" for end in ("dst", "src")]
+
+
+def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack) -> None:
+    entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
+    host.have(
+        *(
+            entry.format(source, destination) + "dport=40000 [ASSURED] mark=0 use=1"
+            for source, destination in (
+                ("2001:db8::2", "fd00:a::2"),
+                ("2001:db8::1", "fd00:a::2"),  # the host itself
+                ("fd00:a::3", "fd00:a::2"),  # a neighbour
+                ("fd00:b::3", "fd00:a::2"),
+                ("2001:db8::2", "2001:db8::1"),
+                ("fd00:a::2", "2001:db8::2"),
+            )
+        )
+    )
+    assert flows.follow(UDP, UDP, Exposure.OPEN)
+    (forgotten,) = host.forgotten
+    assert [str(each.source) for each in forgotten] == ["2001:db8::2", "fd00:b::3"]
+
+
+def test_of_many_networks_the_table_is_listed_once(host: Host, flows: Conntrack) -> None:
+    nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
+    assert flows.follow(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
+    assert host.lists == [WHOLE]
+    ((_, lines),) = host.asked
+    assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
+
+
+def test_a_container_that_came_is_looked_for_anew_on_its_link(host: Host, flows: Conntrack) -> None:
+    flows.follow(UDP, MOVED)
+    assert host.asked == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
+
+
+def test_only_what_can_be_wrong_is_listed(host: Host, flows: Conntrack) -> None:
+    flows.follow(NOTHING, SCTP)
+    assert host.lists == [f"{WHOLE} -p sctp"]
+    flows.follow(UDP, SCTP)
+    assert host.lists == [f"{WHOLE} -p {protocol}" for protocol in ("udp", "sctp")]
+    flows.follow(UDP, MOVED)
+    assert host.lists == [f"{WHOLE} --reply-src fd00:a::2", LIST]
+    flows.follow(UDP, UDP)
+    assert host.lists == []
+
+
+def test_a_proxy_that_does_not_stop_talking_is_left_after_a_while(
+    host: Host, flows: Conntrack
+) -> None:
+    host.have(TO_HOST)
+    host.forget = lambda entries: len(list(entries))
+    assert flows.follow(None, UDP)
+    assert host.lists == [LIST] * conntrack.LOOKS
+    assert len(host.forgotten) == conntrack.LOOKS
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'conntrack v1.4.7: Operation failed: no permission' >&2; exit 1", "no permission"),
+        ("exit 3", "exit status 3, no message"),
+        ("kill -9 $$", "exit status -9"),
+        ("exec sleep 5", "did not end within 0.3 s"),
+    ],
+)
+def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
+    host: Host,
+    flows: Conntrack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(conntrack, "PATIENCE", 0.3)
+    host.script(script)
+    assert not flows.follow(None, UDP)
+    assert not flows.follow(None, UDP)  # the same trouble is told once
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert words in record.getMessage()
+    host.script("")
+    assert flows.follow(None, UDP)
+    host.script(script)
+    assert not flows.follow(None, UDP)
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(1, "Operation not permitted"), "Operation not permitted"),
+        (OSError(97, "Address family not supported by protocol"), "not supported"),
+        (TimeoutError(), "did not forget them within 10 s"),
+    ],
+)
+def test_a_kernel_that_does_not_forget_is_a_warning_and_no_more(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture, error: OSError, words: str
+) -> None:
+    def forget(_: Iterable[Tuple]) -> int:
+        raise error
+
+    host.have(TO_HOST)
+    host.forget = forget
+    assert not flows.follow(None, UDP)
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert words in record.getMessage()
+
+
+def test_a_tool_that_cannot_be_run_is_a_warning(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.path.write_text("#!/nonexistent\n")
+    assert not flows.follow(None, UDP)
+    assert "cannot be run: No such file or directory" in caplog.text
+
+
+def test_a_host_without_the_tool_is_told_once_which_package_has_it(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.path.unlink()
+    assert flows.follow(None, UDP)
+    assert flows.follow(UDP, MOVED)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "install the package conntrack (on Arch: conntrack-tools)" in record.getMessage()
+
+
+# When the loop asks for it.
+
+
+class Loop:
+    """A loop over a firewall in memory; `followed` has the UDP ports before and after, each time
+    that flows were to follow."""
+
+    def __init__(self) -> None:
+        self.followed: list[tuple[list[int] | None, list[int]]] = []
+        self.exposed: list[Exposure] = []
+        self.firewall = FakeFirewall()
+        self.facts = FakeFacts()
+        self.passes = 0
+        self.done = True
+        """What is answered when flows were to follow."""
+        self.loop = Reconciler(
+            firewall=self.firewall,
+            facts=self.facts,
+            policy=Policy(),
+            complete=lambda snapshot, _: snapshot,
+            publish=lambda *_: self._passed(),
+            follow_flows=self._follow,
+        )
+
+    def _passed(self) -> None:
+        self.passes += 1
+
+    def _follow(self, old: Desired | None, new: Desired, exposed: Exposure) -> bool:
+        # What is to be followed is in force already.
+        assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
+        self.followed.append((None if old is None else ports(old), ports(new)))
+        self.exposed.append(exposed)
+        return self.done
+
+    async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
+        self.facts.have(*facts)
+        before = self.passes
+        how()
+        await until(lambda: self.passes > before)
+
+
+def ports(wish: Desired) -> list[int]:
+    return [each.host_port for each in wish.mappings]
+
+
+def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        trigger, verify = bench.loop.trigger, bench.loop.verify
+        udp = container(on=[X], ports=["5353:53/udp"])
+        other = container(name="other", on=[X], ports=["80:80"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=trigger)
+            # What began before the first pass may have outlived its mapping.
+            assert bench.followed == [(None, [])]
+            bench.followed.clear()
+            await bench.passed(X, other, how=trigger)
+            assert bench.followed == [([], [80])]
+            bench.followed.clear()
+            await bench.passed(X, other, how=trigger)
+            assert bench.followed == []
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=verify)
+            assert bench.followed == [([80], [5353])]
+            # What began while our rules were out began without them.
+            bench.firewall.flush()
+            await bench.passed(X, udp, how=verify)
+            assert bench.followed[1:] == [([5353], [5353]), (None, [5353])]
+            del bench.followed[1]
+            # A pass that failed is not forgotten by the one that mends it.
+            bench.firewall.fail_next = "no room"
+            await bench.passed(X, how=trigger)
+            assert bench.followed[2:] == []
+            await bench.passed(X, how=verify)
+            assert bench.followed[2:] == [([5353], [])]
+            # After everything was taken out nobody knows what began meanwhile.
+            await bench.loop.remove()
+            await bench.passed(X, udp, how=trigger)
+            assert bench.followed[3:] == [(None, [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_the_first_pass_lets_all_flows_follow() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+        assert bench.followed == [(None, [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_flows_that_could_not_follow_are_tried_again_and_so_are_all_when_an_address_moved() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=bench.loop.trigger)
+            bench.followed.clear()
+            bench.done = False
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.followed == [([], [5353])]
+            bench.followed.clear()
+            bench.done = True
+            # Nothing differs but that: from what they followed last, and from whatever else.
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.followed == [([], [5353]), (None, [5353])]
+            bench.followed.clear()
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.followed == []
+            await bench.passed(X, udp, how=bench.loop.moved)
+            assert bench.followed == [(None, [5353])]
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert len(bench.followed) == 1
+            bench.followed.clear()
+            # What makes one fail does the same to the next: it is for the next pass.
+            bench.done = False
+            bench.firewall.flush()
+            await bench.passed(X, udp, how=bench.loop.verify)
+            assert bench.followed == [([5353], [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_networks_were_open_where_their_rules_had_not_stood() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.exposed == [Exposure.OPEN]  # nobody had been here before
+            await bench.passed(X, how=bench.loop.trigger)
+            assert bench.exposed == [Exposure.OPEN, Exposure.NONE]
+            bench.firewall.flush()
+            await bench.passed(X, how=bench.loop.verify)
+            assert bench.exposed[2:] == [Exposure.OPEN, Exposure.NONE]
+        again = Loop()
+        again.firewall = again.loop._kernel.firewall = bench.firewall
+        async with background(again.loop.run()):
+            await again.passed(X, how=again.loop.trigger)
+            assert again.exposed == [Exposure.NONE]
+
+    asyncio.run(scenario())
+
+
+def test_flows_that_could_not_follow_are_tried_again_though_nothing_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        monkeypatch.setattr(reconcile, "FIRST_RETRY", 0.01)
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=bench.loop.trigger)
+            bench.followed.clear()
+            bench.done = False
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            await until(lambda: len(bench.followed) > 2)
+            bench.done = True
+            bench.followed.clear()
+            await until(lambda: (None, [5353]) in bench.followed)
+            followed = list(bench.followed)
+            await asyncio.sleep(0.2)
+            assert bench.followed == followed
+
+    asyncio.run(scenario())

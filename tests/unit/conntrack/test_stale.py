@@ -1,0 +1,565 @@
+"""Which open flows a change of mappings has made wrong, and how they are forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+import pytest
+
+from ipv6natd.conntrack.stale import (
+    Exposure,
+    Flow,
+    Part,
+    Tuple,
+    came,
+    concerns,
+    gone,
+    newly_closed,
+    parse,
+    parts,
+    protocols,
+    wrong,
+)
+from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
+from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.saved_rules import exposure
+from tests.harness.build import container, endpoint, network, snapshot
+
+HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
+CLIENT, BRIDGE = "2001:db8:1::2", "fd00:a::1"
+NEIGHBOUR, LOCKED = "fd00:a::9", "fd00:c::9"
+HOST_ADDRESSES = frozenset(map(IPv6Address, (HOST, OTHER, BRIDGE, "::1", "fe80::1", "fd00:c::1")))
+
+NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+
+X = network(name="x", subnet="fd00:a::/64")
+Y = network(name="y", subnet="fd00:b::/64")
+INNER = network(name="i", subnet="fd00:c::/64", internal=True)
+
+
+def web(*ports: str, address: str = "fd00:a::2", name: str = "web", on: Network = X) -> Container:
+    return container(name=name, on=[endpoint(on=on, address=address)], ports=ports)
+
+
+def want(*containers: Container, proxy: bool = False) -> Desired:
+    return desired(snapshot(X, Y, INNER, *containers, userland_proxy=proxy), Policy())
+
+
+NOTHING = want()
+UDP = want(web("5353:53/udp"))
+
+
+def flow(words: str, protocol: Protocol = Protocol.UDP, port: int = 40000) -> Flow:
+    """ "CLIENT HOST 5353 -> REPLY 53" in words; without an arrow nothing is translated. `port` is
+    the client's."""
+    asked, _, reply = words.partition(" -> ")
+    source, destination, asked_port = asked.split()
+    answers, answers_port = reply.split() if reply else (destination, asked_port)
+    number, client = NUMBERS[protocol], IPv6Address(source)
+    return Flow(
+        original=Tuple(number, client, IPv6Address(destination), (port, int(asked_port))),
+        reply=Tuple(number, IPv6Address(answers), client, (int(answers_port), port)),
+    )
+
+
+def is_stale(each: Flow, old: Desired | None, new: Desired) -> bool:
+    return list(wrong([each], old, new, HOST_ADDRESSES)) == [each]
+
+
+# What conntrack says.
+
+PLAIN = (
+    "udp      17 29 src=2001:db8:1::2 dst=2001:db8:1::1 sport=40000 dport=5353 "
+    "{}src=fd00:a::2 dst=2001:db8:1::2 sport=53 dport=40000 {}mark=0 use=1"
+)
+ECHO = (
+    "icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 "
+    "src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 mark=0 use=1"
+)
+SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        PLAIN.format("", "[ASSURED] "),
+        PLAIN.format("[UNREPLIED] ", ""),
+        PLAIN.format("", "[OFFLOAD] ").replace("17 29 ", "17 "),
+        PLAIN.format("packets=1 bytes=60 ", "packets=1 bytes=60 [ASSURED] ") + " id=7",
+        "ipv6     10 " + PLAIN.format("", ""),
+        "conntrack v1.4.7 (conntrack-tools): 1 flow entries have been shown.\n"
+        + PLAIN.format("", ""),
+    ],
+)
+def test_an_entry_is_read_in_each_of_its_wordings(line: str) -> None:
+    assert list(parse(line)) == [SEEN]
+
+
+def test_an_sctp_entry_has_a_state_besides() -> None:
+    line = PLAIN.format("", "").replace("udp      17 29", "sctp     132 99 ESTABLISHED")
+    assert list(parse(line)) == [flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "udp",
+        "udp      17 29 src= dst= sport= dport= src= dst= sport= dport=",
+        PLAIN.format("", "").replace("sport=40000 dport=5353 ", ""),
+        PLAIN.format("", "").replace("dport=5353", "dport=65536"),
+        PLAIN.format("", "").replace("udp      17", "unknown  256"),
+        ECHO.replace("type=128", "type=256"),
+        ECHO.replace("code=0", "code=256"),
+        ECHO.replace("id=3", "id=65536"),
+        PLAIN.format("", "").replace("fd00:a::2", "fd00:a:::2"),
+        PLAIN.format("", "").replace("fd00:a::2", "192.0.2.1"),
+        PLAIN.format("", "").replace("dport=5353", "dport=5353535353"),
+        PLAIN.format("", "").replace("sport=53", "sport=domain"),
+        PLAIN.format("", "").partition(" src=fd00")[0],
+        PLAIN.format("", "").replace(" src=fd00", "\nsrc=fd00"),
+        PLAIN.format("", "").replace("udp", "\x00\udcffudp"),
+        PLAIN.format("", "").replace("mark=0", "mark=0 zone=3"),
+        PLAIN.format("zone-orig=3 ", ""),
+        "src=" * 10000,
+    ],
+)
+def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> None:
+    assert list(parse(f"{line}\n{PLAIN.format('', '')}\n")) == [SEEN]
+
+
+# Whether to look at all.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        (None, NOTHING, ["udp"]),
+        (None, replace(NOTHING, networks=()), []),
+        (None, want(web("5353:53/tcp")), ["udp"]),
+        (None, UDP, ["udp"]),
+        (UDP, UDP, []),
+        (UDP, want(web("5353:53/udp", name="again")), []),
+        (UDP, NOTHING, ["udp"]),
+        (UDP, want(web("5353:53/udp", address="fd00:a::3")), ["udp"]),
+        (UDP, want(web("5353:54/udp")), ["udp"]),
+        (UDP, want(web("5353:53/udp"), proxy=True), ["udp"]),
+        (NOTHING, want(proxy=True), []),
+        (UDP, want(web("5353:53/udp", "5:5/sctp")), ["sctp"]),
+        (None, want(web("5353:53/udp", "5:5/sctp")), ["udp", "sctp"]),
+    ],
+)
+def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
+    old: Desired | None, new: Desired, changed: list[str]
+) -> None:
+    assert protocols(old, new) == changed
+    assert bool(came(old, new)) or concerns(old, new) == bool(changed)
+
+
+def test_who_came_is_known_by_bridge_where_it_is_known_what_was() -> None:
+    both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
+    assert protocols(UDP, both) == []
+    assert came(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
+    assert concerns(UDP, both)
+    # Two ports of one container are one neighbour; the other ways round nobody came.
+    assert len(came(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
+    for old, new in ((None, both), (both, UDP), (UDP, UDP), (UDP, want(web("5354:53/udp")))):
+        assert came(old, new) == ()
+    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
+    assert came(UDP, replace(both, networks=tuple(theirs))) == ()
+
+
+def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
+    both = desired(snapshot(X, Y), Policy())
+    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
+    engines = replace(both, networks=tuple(theirs))
+    one = desired(snapshot(X), Policy())
+    assert [each.name for each in newly_closed(one, both)] == [Y.name]
+    assert [each.name for each in newly_closed(engines, one)] == [X.name]
+    assert concerns(one, both)
+    for old, new in ((both, both), (None, both), (both, one), (both, engines)):
+        assert newly_closed(old, new) == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (f"{CLIENT} {HOST} 53 -> fd00:a::9 53", True),
+        (f"{CLIENT} {OTHER} 53 -> fd00:b::9 53", True),
+        (f"{CLIENT} {HOST} 53", False),
+        # To a port of the host's own, by somebody's REDIRECT; to somebody else; through the host.
+        (f"{NEIGHBOUR} {HOST} 53 -> {BRIDGE} 53", False),
+        (f"{CLIENT} {HOST} 53 -> fd00:77::2 53", False),
+        (f"{CLIENT} 2001:db8:5::5 53 -> fd00:a::9 53", False),
+    ],
+)
+def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: bool) -> None:
+    assert is_stale(flow(words), None, NOTHING) is expected
+    assert is_stale(flow(words), None, UDP) is expected
+    assert is_stale(flow(words), NOTHING, NOTHING) is False
+
+
+# A mapping that appears.
+
+
+@pytest.mark.parametrize("old", [None, NOTHING])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (f"{CLIENT} {HOST} 5353", True),
+        (f"{CLIENT} {OTHER} 5353", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::7 53", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::2 54", True),
+        (f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", False),
+        # The host, from each of its addresses.
+        (f"{HOST} {HOST} 5353", True),
+        (f"{BRIDGE} {BRIDGE} 5353", True),
+        # Neighbours: the reply comes from the container, whatever the way back is masked as.
+        (f"{NEIGHBOUR} {HOST} 5353", True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", False),
+        # Never forwarded.
+        ("::1 ::1 5353", False),
+        ("fe80::2 fe80::1 5353", False),
+        (f"fe80::2 {HOST} 5353", False),
+        (f"{LOCKED} fd00:c::1 5353", False),
+        # To somebody else, or to another port of the host.
+        (f"{CLIENT} 2001:db8:5::5 5353", False),
+        (f"{CLIENT} 2001:db8:5::5 53", False),
+        (f"{CLIENT} {HOST} 53", False),
+        (f"{CLIENT} {HOST} 53 -> fd00:77::2 53", False),
+        ("fd00:a::2 2001:db8:5::5 5353", False),
+    ],
+)
+def test_u3_u5_when_a_port_opens(old: Desired | None, words: str, expected: bool) -> None:
+    assert is_stale(flow(words), old, UDP) is expected
+
+
+def test_u6_each_protocol_is_its_own() -> None:
+    new = want(web("5353:53/udp"), web("5353:54/sctp", name="s", address="fd00:a::3"))
+    to_udp, to_sctp = (
+        f"{CLIENT} {HOST} 5353 -> fd00:a::2 53",
+        f"{CLIENT} {HOST} 5353 -> fd00:a::3 54",
+    )
+    assert not is_stale(flow(to_udp), None, new)
+    assert is_stale(flow(to_sctp), None, new)
+    assert is_stale(flow(to_udp, Protocol.SCTP), None, new)
+    assert not is_stale(flow(to_sctp, Protocol.SCTP), None, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353", Protocol.SCTP), None, UDP)
+
+
+def test_tcp_is_not_followed_unless_a_container_is_gone() -> None:
+    """A client that comes back with the port that it had would meet its silence."""
+    old = want(web("80:80"))
+    assert protocols(old, NOTHING) == []
+    assert gone(old, NOTHING) == {IPv6Address("fd00:a::2")}
+    assert parts(old, NOTHING) == [Part(answered_by=IPv6Address("fd00:a::2"))]
+    begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
+    assert is_stale(begun, old, NOTHING)
+    for new in (want(web("80:81")), want(web("81:80"))):
+        assert parts(old, new) == []
+        assert not is_stale(begun, old, new)
+    assert not is_stale(begun, None, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol", "expected"),
+    [
+        (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.UDP, False),
+        (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.SCTP, False),
+        (f"{NEIGHBOUR} {HOST} 5353", Protocol.SCTP, False),
+        # It answers datagrams from the bridge's address: the neighbour has to be redirected there.
+        (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 5353", Protocol.UDP, False),
+        (f"{NEIGHBOUR} {HOST} 5353", Protocol.UDP, True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.UDP, True),
+        (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 53", Protocol.UDP, True),
+        # The bridge's own address is the host's, and the host is forwarded.
+        (f"{BRIDGE} {BRIDGE} 5353", Protocol.UDP, True),
+        # A neighbour of somebody else is not.
+        (f"fd00:b::9 {HOST} 5353", Protocol.UDP, True),
+        (f"{CLIENT} {HOST} 5353", Protocol.UDP, True),
+    ],
+)
+def test_neighbours_are_the_business_of_a_userland_proxy(
+    words: str, protocol: Protocol, expected: bool
+) -> None:
+    new = want(web("5353:53/udp", "5353:53/sctp"), proxy=True)
+    assert is_stale(flow(words, protocol), None, new) is expected
+
+
+def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
+    with_it = want(web("5353:53/udp"), proxy=True)
+    by_proxy, by_nat = (
+        flow(f"{NEIGHBOUR} {HOST} 5353 -> {where}") for where in (f"{BRIDGE} 5353", "fd00:a::2 53")
+    )
+    assert is_stale(by_proxy, with_it, UDP)
+    assert not is_stale(by_nat, with_it, UDP)
+    assert is_stale(by_nat, UDP, with_it)
+    assert not is_stale(by_proxy, UDP, with_it)
+    # Of another protocol, to the same number: nobody mapped it.
+    over_sctp = flow(f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)
+    assert not is_stale(over_sctp, UDP, with_it)
+
+
+@pytest.mark.parametrize(
+    ("source", "client", "expected"),
+    [
+        (HOST, CLIENT, True),
+        (OTHER, CLIENT, True),
+        (BRIDGE, NEIGHBOUR, False),
+        ("fe80::1", "fe80::2", False),
+        # Not the host's, so not the proxy.
+        ("fd00:a::7", CLIENT, False),
+    ],
+)
+def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
+    source: str, client: str, expected: bool
+) -> None:
+    answer = flow(f"{source} {client} 40000", port=5353)
+    assert is_stale(answer, None, want(web("5353:53/udp"), proxy=True)) is expected
+    assert not is_stale(flow(f"{source} {client} 40000", port=53), None, UDP)
+
+
+def masqueraded(each: Flow, port: int) -> Flow:
+    """As one that leaves by this port of the host's."""
+    asked, reply = each.original, each.reply
+    answered = Tuple(asked.number, reply.source, IPv6Address(HOST), (reply.detail[0], port))
+    return replace(each, reply=answered)
+
+
+@pytest.mark.parametrize(
+    ("container", "changed", "expected"),
+    [
+        ("fd00:a::2", "fd00:a::3", True),
+        ("fd00:a::2", None, True),
+        # It goes where it should, or is none of the port's.
+        ("fd00:a::3", "fd00:a::3", False),
+        ("fd00:a::2", "fd00:a::2", False),
+    ],
+)
+def test_an_answer_of_a_containers_that_began_a_flow_counts_as_its_question(
+    container: str, changed: str | None, expected: bool
+) -> None:
+    # Masqueraded to the port that it has inside; its client cannot tell that from the mapping's.
+    answer = masqueraded(flow(f"{container} {CLIENT} 40000", port=7000), 7000)
+    old = want(web("7000:7000/udp"))
+    new = want(web("7000:7000/udp", address=changed)) if changed else NOTHING
+    assert is_stale(answer, old, new) is expected
+    assert not is_stale(masqueraded(answer, 7001), old, new)
+    assert not is_stale(answer, None, NOTHING)  # it may as well have begun it itself
+
+
+# One that changes or goes.
+
+
+def test_u2_flows_leave_the_old_address() -> None:
+    new = want(web("5353:53/udp", address="fd00:a::3"))
+    assert gone(UDP, new) == {IPv6Address("fd00:a::2")}
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::3 53"), UDP, new)
+
+
+def test_u2_an_address_that_another_container_took_is_none_that_left() -> None:
+    new = want(web("7000:53/udp", name="other"), web("5353:53/udp", address="fd00:a::3"))
+    assert gone(UDP, new) == frozenset()
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 7000 -> fd00:a::2 53"), UDP, new)
+
+
+def test_u8_a_port_that_closed_leads_nowhere() -> None:
+    still = want(web("80:80"))
+    for new in (NOTHING, still):
+        assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
+        # What ends at the host is right now: it is refused, or served by the host itself.
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
+    # All that an address answered goes with it.
+    assert is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, NOTHING)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, still)
+
+
+def test_a_mapping_that_stays_is_not_looked_at() -> None:
+    new = want(web("5353:53/udp", "6000:60/udp"))
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
+    assert is_stale(flow(f"{CLIENT} {HOST} 6000"), UDP, new)
+
+
+def test_u4_a_binding_to_an_address_concerns_that_address() -> None:
+    new = want(web(f"[{OTHER}]:5353:53/udp"))
+    for old in (None, NOTHING):
+        assert is_stale(flow(f"{CLIENT} {OTHER} 5353"), old, new)
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, new)
+    # As long as the host does not have the address, it is somebody else's.
+    absent = want(web("[2001:db8:5::5]:5353:53/udp"))
+    assert not is_stale(flow(f"{CLIENT} 2001:db8:5::5 5353"), None, absent)
+
+
+def test_u4_an_address_precedes_a_wildcard() -> None:
+    special = web(f"[{OTHER}]:5353:53/udp", name="special", address="fd00:b::2", on=Y)
+    both = want(web("5353:53/udp"), special)
+    to_web, to_special = "-> fd00:a::2 53", "-> fd00:b::2 53"
+    assert is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_web}"), UDP, both)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 5353 {to_web}"), UDP, both)
+    assert is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_special}"), both, UDP)
+    assert not is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_web}"), both, UDP)
+    # The wildcard goes: nothing changes for who asks for the address.
+    assert not is_stale(flow(f"{CLIENT} {OTHER} 5353"), both, want(special))
+
+
+def native(wish: Desired) -> Desired:
+    mappings = (replace(each, managed_by=ManagedBy.ENGINE) for each in wish.mappings)
+    return replace(wish, mappings=tuple(mappings))
+
+
+def test_what_the_engine_forwards_itself_is_left_to_it() -> None:
+    for old in (None, NOTHING, UDP):
+        assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, native(UDP))
+    assert gone(native(UDP), NOTHING) == frozenset()
+    assert not is_stale(SEEN, native(UDP), NOTHING)
+    # When it is switched off it is ours.
+    assert is_stale(flow(f"{CLIENT} {HOST} 5353"), native(UDP), UDP)
+    assert not is_stale(SEEN, native(UDP), UDP)
+
+
+def test_each_port_of_a_shifted_run_has_its_own() -> None:
+    new = want(web("6000-6009:7000-7009/udp"))
+    for i in range(10):
+        for j in range(10):
+            each = flow(f"{CLIENT} {HOST} {6000 + i} -> fd00:a::2 {7000 + j}")
+            assert is_stale(each, None, new) is (i != j)
+    assert not is_stale(flow(f"{CLIENT} {HOST} 6010"), None, new)
+
+
+def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
+    """R8: by look-ups, not by comparing each with each, which would take minutes."""
+    old = want(web("10000-19999:20000-29999/udp"))
+    new = want(
+        web("10000-14999:20000-24999/udp"),
+        web("15000-19999:20000-24999/udp", name="other", address="fd00:a::3"),
+    )
+    flows = [flow(f"{CLIENT} {HOST} {10000 + i} -> fd00:a::2 {20000 + i}") for i in range(10000)]
+    found = list(wrong(flows, old, new, HOST_ADDRESSES))
+    assert found == flows[5000:]
+    assert list(wrong(flows, None, new, HOST_ADDRESSES)) == found
+    assert list(wrong(flows, old, old, HOST_ADDRESSES)) == []
+
+
+# Who came in by a network that was open.
+
+ENTRIES = """
+tcp      6 299 ESTABLISHED src=2001:db8::2 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::2 sport=80 dport=1 [ASSURED] mark=0 use=1
+udp      17 29 src=2001:db8::3 dst=fd00:a::2 sport=1 dport=53 [UNREPLIED] src=fd00:a::2 dst=2001:db8::3 sport=53 dport=1 mark=0 use=1
+icmpv6   58 29 src=2001:db8::4 dst=fd00:a::2 type=128 code=0 id=3 packets=1 bytes=64 src=fd00:a::2 dst=2001:db8::4 type=129 code=0 id=3 packets=0 bytes=0 mark=0 use=1
+unknown  4 599 src=2001:db8::5 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::5 mark=0 use=1
+gre      47 29 src=2001:db8::6 dst=fd00:a::2 srckey=0x0 dstkey=0xff src=fd00:a::2 dst=2001:db8::6 srckey=0xff dstkey=0x0 mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::7 dst=fd00:a::2 sport=1 dport=80 zone=7 src=fd00:a::2 dst=2001:db8::7 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8::8 dst=2001:db8:1::1 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::8 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=2001:db8:1::1 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8:1::1 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 [ASSURED] mark=0 use=1
+"""  # noqa: E501
+
+
+def test_intruders_are_found_whatever_they_speak() -> None:
+    here = desired(snapshot(X, Y), Policy())
+    found = [
+        each.original
+        for each in wrong(parse(ENTRIES), here, here, HOST_ADDRESSES, exposure=Exposure.OPEN)
+    ]
+    to = IPv6Address("fd00:a::2")
+    assert found == [
+        Tuple(6, IPv6Address("2001:db8::2"), to, (1, 80)),
+        Tuple(17, IPv6Address("2001:db8::3"), to, (1, 53)),
+        Tuple(58, IPv6Address("2001:db8::4"), to, (128, 0, 3)),
+        Tuple(4, IPv6Address("2001:db8::5"), to),
+        Tuple(47, IPv6Address("2001:db8::6"), to, (0, 0xFF)),
+    ]
+    assert list(wrong(parse(ENTRIES), here, here, HOST_ADDRESSES)) == []
+
+
+def test_what_came_from_a_networks_addresses_before_it_was_there_is_found() -> None:
+    """Decision 18: a stranger's, to a port of the host's; and what his answer began meanwhile."""
+    forged = flow("fd00:b::66 2001:db8:1::1 5353 -> fd00:a::2 53")
+    old = desired(snapshot(X, web("5353:53/udp")), Policy())
+    new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
+    assert parts(old, new) == [Part(destination=Y.subnets[0]), Part(source=Y.subnets[0])]
+    assert list(wrong([forged], old, new, HOST_ADDRESSES)) == [forged]
+    assert list(wrong([forged], new, new, HOST_ADDRESSES)) == []
+    # What the network's own containers began goes on when it becomes ours.
+    engines = replace(new, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
+    assert list(wrong([forged], engines, new, HOST_ADDRESSES)) == []
+
+
+def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
+    """By the reply that it was: nothing else tells it from what a container begins by itself."""
+    old, new = want(), want()
+    asked = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
+    turned = Flow(original=asked.reply, reply=asked.original)
+    own = flow(f"fd00:a::2 {CLIENT} 40001", port=53)
+    flows = [turned, own, asked]
+    assert list(wrong(flows, old, new, HOST_ADDRESSES)) == []
+    assert list(wrong(flows, old, new, HOST_ADDRESSES, answers={asked.reply})) == [turned]
+
+
+def test_who_comes_in_once_the_rules_stand_does_so_by_the_rules() -> None:
+    here = desired(snapshot(X, Y), Policy())
+    flows = list(parse(ENTRIES))
+    assert (
+        list(wrong(flows, here, here, HOST_ADDRESSES, exposure=Exposure.OPEN, answers=set())) == []
+    )
+
+
+LEAVING = """
+udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=54 dport=4444 src=2001:db8::2 dst=2001:db8:1::1 sport=4444 dport=54 mark=0 use=1
+tcp      6 299 ESTABLISHED src=fd00:a::2 dst=2001:db8::2 sport=81 dport=4444 src=2001:db8::2 dst=2001:db8:1::1 sport=4444 dport=81 [ASSURED] mark=0 use=1
+icmpv6   58 29 src=fd00:b::2 dst=2001:db8::4 type=128 code=0 id=3 src=2001:db8::4 dst=2001:db8:1::1 type=129 code=0 id=3 mark=0 use=1
+udp      17 29 src=fd00:b::2 dst=fd00:a::9 sport=54 dport=4444 src=fd00:a::9 dst=fd00:a::1 sport=4444 dport=54 mark=0 use=1
+udp      17 29 src=2001:db8:1::1 dst=2001:db8:1::1 sport=7 dport=5353 src=fd00:a::2 dst=2001:db8:1::1 sport=53 dport=7 mark=0 use=1
+udp      17 29 src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd00:a::3 sport=80 dport=1 mark=0 use=1
+udp      17 29 src=2001:db8::2 dst=2001:db8:1::1 sport=9 dport=5353 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=9 mark=0 use=1
+udp      17 29 src=2001:db8:1::1 dst=2001:db8::2 sport=9 dport=53 src=2001:db8::2 dst=2001:db8:1::1 sport=53 dport=9 mark=0 use=1
+"""  # noqa: E501
+"""What containers may have begun, or who posed as them; the last three are what they look like."""
+
+
+@pytest.mark.parametrize(
+    ("exposed", "found"),
+    [
+        (Exposure.NONE, []),
+        (Exposure.OPEN, [0, 2, 3, 4]),
+        (Exposure.UNGUARDED, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_what_may_have_begun_with_a_forged_source_is_found(
+    exposed: Exposure, found: list[int]
+) -> None:
+    """Of the engine's networks as well. TCP ends where the other side speaks first, so it is left
+    unless no rule ever asked for a source."""
+    here = desired(snapshot(X, Y), Policy())
+    engines = replace(here, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
+    flows = list(parse(LEAVING))
+    for want in (here, engines):
+        assert [
+            flows.index(each) for each in wrong(flows, want, want, HOST_ADDRESSES, exposure=exposed)
+        ] == found
+    sources = [each.source for each in parts(engines, engines, exposure=exposed) if each.source]
+    assert sources == ([X.subnets[0], Y.subnets[0]] if exposed else [])
+
+
+def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
+    rules = ruleset(desired(snapshot(X), Policy())).filter
+    own = {each.name: f"{len(each.rules)}:" for each in rules.chains}
+    jumps = tuple(
+        ObservedJump(base="FORWARD", position=i, target=t, ours=True, plain=True, text="")
+        for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))
+    )
+    to_input = ObservedJump(
+        base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, plain=True, text=""
+    )
+    jumps = (*jumps, to_input)
+    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.NONE
+    assert exposure(rules, ObservedTable(own=own)) is Exposure.OPEN
+    assert exposure(rules, ObservedTable()) is Exposure.OPEN
+    del own["IPV6NAT-SRC"]
+    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.UNGUARDED

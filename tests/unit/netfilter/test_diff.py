@@ -1,0 +1,435 @@
+"""What is written, when and in which order, on a firewall that others write to as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.model import Container, Desired, Network, Policy
+from ipv6natd.netfilter.diff import ObservedTable, TableChange, drifted, jumps_differ, plan, stands
+from ipv6natd.netfilter.render import changed_rules, full_text
+from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
+from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.applier import remove_all
+from tests.harness.build import container, network, snapshot
+from tests.harness.fake_firewall import FakeFirewall
+
+X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
+Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+NOTHING = Desired()
+OURS = "-m comment --comment ipv6natd -j"
+FOREIGN = """\
+*filter
+:FORWARD ACCEPT [0:0]
+:DOCKER - [0:0]
+:IPV6-NAT - [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -m comment --comment "jumps to IPV6NAT-INPUT" -j DROP
+-A FORWARD -i virbr0 -j ACCEPT
+-A FORWARD -j DOCKER
+-A DOCKER -j RETURN
+-A IPV6-NAT -s fd00:a::/64 -j DROP
+COMMIT
+*nat
+:OTHER - [0:0]
+-A PREROUTING -j OTHER
+-A POSTROUTING -s fd77::/64 -j MASQUERADE
+-A OTHER -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 81
+COMMIT
+"""
+DOCKER_USER = "*filter\n:DOCKER-USER - [0:0]\nCOMMIT\n"
+USER_RULE = "*filter\n-A DOCKER-USER -s 2001:db8::bad -j DROP\nCOMMIT\n"
+
+
+def wanted(*facts: Network | Container, userland_proxy: bool = True) -> Desired:
+    return desired(snapshot(*facts, userland_proxy=userland_proxy), Policy())
+
+
+def web(port: int = 8080, on: Network = X) -> Container:
+    return container(name="web", on=[on], ports=[f"{port}:80"])
+
+
+def steps(
+    firewall: FakeFirewall, want: Desired, before: Desired | None = None
+) -> list[TableChange]:
+    """What the loop would write to get from `before` to `want`."""
+    rules = ruleset(want)
+    old = ruleset(before) if before else None
+    interim = ruleset(together(before, want)).filter if before else rules.filter
+    read = firewall.read() if jumps_differ(old, rules) else None
+    return plan(applied=old, interim=interim, wanted=rules, observed=read)
+
+
+def write(firewall: FakeFirewall, want: Desired, before: Desired | None = None) -> None:
+    for step in steps(firewall, want, before):
+        firewall.write(step)
+
+
+def rules(firewall: FakeFirewall, chain: str, table: Table = Table.FILTER) -> list[str]:
+    lines = firewall.dump().split(f"*{table}\n")[1].split("COMMIT")[0].splitlines()
+    return [each.removeprefix(f"-A {chain} ") for each in lines if each.startswith(f"-A {chain} ")]
+
+
+def foreign(firewall: FakeFirewall) -> list[str]:
+    """Everything in the dump that we neither made nor jump from."""
+    lines = firewall.dump().splitlines()
+    return [
+        each
+        for each in lines
+        if not each.startswith((":IPV6NAT-", "-A IPV6NAT-", ":DOCKER-USER"))
+        and not each.endswith(("-j DOCKER-USER", "-j IPV6NAT-FORWARD"))
+        and f"{OURS} IPV6NAT-" not in each
+    ]
+
+
+@pytest.fixture
+def firewall() -> FakeFirewall:
+    found = FakeFirewall()
+    found.load(FOREIGN)
+    return found
+
+
+# What is written.
+
+
+def test_the_first_write_puts_everything_in_place(firewall: FakeFirewall) -> None:
+    want = wanted(X, web())
+    write(firewall, want)
+    for table in Table:
+        expected = ruleset(want).table(table)
+        assert stands(expected, firewall.read()[table])
+    assert rules(firewall, "FORWARD")[:2] == [f"{OURS} DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
+    assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-PRE")
+
+
+def test_a_second_pass_writes_nothing(firewall: FakeFirewall) -> None:
+    want = wanted(X, web())
+    write(firewall, want)
+    assert steps(firewall, want, before=want) == []
+
+
+def test_only_the_chains_that_change_are_written(firewall: FakeFirewall) -> None:
+    before, after = wanted(X, web()), wanted(X, web(7070))
+    (step,) = steps(firewall, after, before)
+    assert (step.table, [each.name for each in step.chains]) == (Table.NAT, ["IPV6NAT-DNAT"])
+    assert (step.remove, step.create, step.insert, step.delete) == ((), (), (), ())
+
+
+def test_foreign_chains_and_rules_stay_through_the_whole_life(firewall: FakeFirewall) -> None:
+    """T3, I15, C1: byte for byte."""
+    start, dump = foreign(firewall), firewall.dump()
+    before: Desired | None = None
+    for want in (
+        wanted(X, web()),
+        wanted(X, Y, web(), userland_proxy=False),
+        wanted(Y, web(on=Y)),
+        wanted(),
+    ):
+        write(firewall, want, before)
+        assert foreign(firewall) == start
+        before = want
+    remove_all(firewall)
+    assert firewall.dump() == dump
+
+
+def test_removing_counts_what_went_and_does_nothing_twice(firewall: FakeFirewall) -> None:
+    write(firewall, wanted(X, web()))
+    assert remove_all(firewall) == 9 + 6
+    dump, writes = firewall.dump(), firewall.writes
+    assert remove_all(firewall) == 0
+    assert (firewall.dump(), firewall.writes) == (dump, writes)
+
+
+def test_a_host_without_tables_gets_none_by_removing() -> None:
+    firewall = FakeFirewall()
+    assert remove_all(firewall) == 0
+    assert firewall.dump() == ""
+
+
+def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewall) -> None:
+    """T4: what an earlier version or a killed process left."""
+    firewall.load(
+        "*filter\n:IPV6NAT-OLD - [0:0]\n:IPV6NAT-OLDER - [0:0]\n-A IPV6NAT-OLD -j IPV6NAT-OLDER\n"
+        "-A FORWARD -i eth0 -j IPV6NAT-OLD\n-A OUTPUT -g IPV6NAT-OLDER\nCOMMIT\n"
+    )
+    write(firewall, wanted(X))
+    assert set(firewall.read()[Table.FILTER].own) == {
+        "IPV6NAT-FORWARD",
+        "IPV6NAT-CT",
+        "IPV6NAT-SRC",
+        "IPV6NAT-DST",
+        "IPV6NAT-INPUT",
+        "IPV6NAT-HOST",
+    }
+    assert "IPV6NAT-OLD" not in firewall.dump()
+
+
+def test_leftovers_of_a_killed_process_are_adopted_without_doubles(firewall: FakeFirewall) -> None:
+    """T4."""
+    write(firewall, wanted(X, web()))
+    dump = firewall.dump()
+    write(firewall, wanted(X, web()))
+    assert firewall.dump() == dump
+
+
+def test_an_emptied_table_is_filled_again(firewall: FakeFirewall) -> None:
+    """F1, F5."""
+    want = wanted(X, web())
+    write(firewall, want)
+    firewall.flush()
+    write(firewall, want)
+    assert all(stands(ruleset(want).table(table), firewall.read()[table]) for table in Table)
+
+
+# DOCKER-USER.
+
+
+def test_a_missing_docker_user_is_made_and_goes_again(firewall: FakeFirewall) -> None:
+    """F12."""
+    dump = firewall.dump()
+    write(firewall, wanted())
+    assert firewall.read()[Table.FILTER].docker_user == 0
+    remove_all(firewall)
+    assert firewall.dump() == dump
+
+
+def test_a_docker_user_that_somebody_filled_stays_with_its_jump(firewall: FakeFirewall) -> None:
+    """F12, I13: what a person appended keeps working."""
+    write(firewall, wanted(X))
+    firewall.load(USER_RULE)
+    write(firewall, wanted(X, Y), wanted(X))
+    assert rules(firewall, "DOCKER-USER") == ["-s 2001:db8::bad -j DROP"]
+    remove_all(firewall)
+    assert rules(firewall, "DOCKER-USER") == ["-s 2001:db8::bad -j DROP"]
+    assert rules(firewall, "FORWARD")[0] == f"{OURS} DOCKER-USER"
+    assert "IPV6NAT-" not in "".join(rules(firewall, "FORWARD"))
+
+
+def test_a_docker_user_that_was_there_before_stays(firewall: FakeFirewall) -> None:
+    """F12."""
+    firewall.load("*filter\n:DOCKER-USER - [0:0]\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n")
+    dump = firewall.dump()
+    write(firewall, wanted(X))
+    remove_all(firewall)
+    assert firewall.dump() == dump
+
+
+def test_our_jump_to_docker_user_gives_way_to_a_foreign_one(firewall: FakeFirewall) -> None:
+    """F12, I13: doubled, a rule of the user would count twice."""
+    write(firewall, wanted(X))
+    firewall.load("*filter\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n")
+    write(firewall, wanted(X))
+    assert rules(firewall, "FORWARD")[:2] == ["-j DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
+    assert sum("DOCKER-USER" in each for each in rules(firewall, "FORWARD")) == 1
+
+
+def test_a_foreign_jump_that_is_not_first_is_moved_to_the_head(firewall: FakeFirewall) -> None:
+    """I12."""
+    firewall.load(f"{DOCKER_USER}*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT\n")
+    write(firewall, wanted(X))
+    assert rules(firewall, "FORWARD") == [
+        "-j DOCKER-USER",
+        f"{OURS} IPV6NAT-FORWARD",
+        "-i virbr0 -j ACCEPT",
+        "-j DOCKER",
+    ]
+
+
+def test_a_foreign_jump_with_a_match_is_left_and_does_not_replace_ours(
+    firewall: FakeFirewall,
+) -> None:
+    firewall.load(f"{DOCKER_USER}*filter\n-A FORWARD -i eth0 -j DOCKER-USER\nCOMMIT\n")
+    write(firewall, wanted(X))
+    assert rules(firewall, "FORWARD")[0] == f"{OURS} DOCKER-USER"
+    assert rules(firewall, "FORWARD")[-1] == "-i eth0 -j DOCKER-USER"
+    remove_all(firewall)
+    assert rules(firewall, "FORWARD")[-1] == "-i eth0 -j DOCKER-USER"
+    assert firewall.read()[Table.FILTER].docker_user == 0
+
+
+def test_docker_user_made_by_somebody_between_read_and_write_fails_the_write(
+    firewall: FakeFirewall,
+) -> None:
+    planned = steps(firewall, wanted(X))
+    firewall.load(DOCKER_USER + USER_RULE)
+    dump = firewall.dump()
+    with pytest.raises(FirewallError, match="Chain already exists"):
+        firewall.write(planned[0])
+    assert firewall.dump() == dump
+
+
+def test_docker_user_filled_between_read_and_removal_is_not_lost(firewall: FakeFirewall) -> None:
+    write(firewall, wanted())
+    planned = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
+    firewall.load(USER_RULE)
+    with pytest.raises(FirewallError, match="not empty"):
+        firewall.write(planned[-1])
+    assert rules(firewall, "DOCKER-USER") == ["-s 2001:db8::bad -j DROP"]
+
+
+# The order of the steps.
+
+
+def order(changes: Iterable[TableChange]) -> list[str]:
+    return [each.table.value for each in changes]
+
+
+BOTH = [Table.FILTER.value, Table.NAT.value]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        pytest.param(None, wanted(X, web()), BOTH, id="the first write"),
+        pytest.param(wanted(), wanted(X, web()), BOTH, id="a network and a port come"),
+        pytest.param(wanted(X), wanted(X, web()), BOTH, id="the first port comes"),
+        pytest.param(wanted(X, web()), wanted(X, web(7070)), ["nat"], id="a port moves"),
+        pytest.param(
+            wanted(X, web()), wanted(), ["filter", "nat", "filter"], id="all goes, the jumps too"
+        ),
+        pytest.param(wanted(X, Y, web()), wanted(X, web()), ["nat", "filter"], id="a network goes"),
+        pytest.param(
+            wanted(X, Y, web()),
+            wanted(X, network(name="z", subnet="fd00:f::/64"), web()),
+            ["filter", "nat", "filter"],
+            id="one network for another",
+        ),
+        pytest.param(
+            wanted(X, web()), wanted(replace(X, icc=False), web()), ["filter"], id="an option"
+        ),
+    ],
+)
+def test_what_comes_is_guarded_before_and_what_goes_until_after(
+    before: Desired | None, after: Desired, expected: list[str]
+) -> None:
+    """P6: at no moment is something forwarded that no rule guards."""
+    firewall = FakeFirewall()
+    if before is not None:
+        write(firewall, before)
+    changes = steps(firewall, after, before)
+    assert order(changes) == expected
+    for change in changes:
+        firewall.write(change)
+    assert all(stands(ruleset(after).table(table), firewall.read()[table]) for table in Table)
+
+
+def test_between_two_states_the_filter_table_guards_both() -> None:
+    before, after = wanted(X, Y, web()), wanted(X, network(name="z", subnet="fd00:f::/64"), web())
+    firewall = FakeFirewall()
+    write(firewall, before)
+    first, _, last = steps(firewall, after, before)
+    guarded = {"! -i br-b -o br-b -j DROP", "! -i br-z -o br-z -j DROP"}
+    firewall.write(first)
+    assert guarded <= set(rules(firewall, "IPV6NAT-FORWARD"))
+    firewall.write(last)
+    assert guarded & set(rules(firewall, "IPV6NAT-FORWARD")) == {"! -i br-z -o br-z -j DROP"}
+
+
+def test_removing_takes_nat_before_filter(firewall: FakeFirewall) -> None:
+    write(firewall, wanted(X, web()))
+    changes = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
+    assert order(changes) == ["nat", "filter"]
+
+
+def test_only_observed_tables_are_written(firewall: FakeFirewall) -> None:
+    observed = {Table.FILTER: firewall.read()[Table.FILTER]}
+    changes = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=observed)
+    assert order(changes) == ["filter"]
+
+
+# Does it stand, and did somebody else write?
+
+EDITS = {
+    "nothing": ("", True, False),
+    "a foreign chain": ("*filter\n-A DOCKER -j RETURN\nCOMMIT", True, False),
+    "a foreign rule behind our jumps": ("*filter\n-A FORWARD -j DROP\nCOMMIT", True, False),
+    "a foreign rule in INPUT": ("*filter\n-I INPUT 1 -j DROP\nCOMMIT", True, False),
+    "a foreign rule before our jumps": ("*filter\n-I FORWARD 1 -j DROP\nCOMMIT", False, True),
+    "a foreign rule between our jumps": ("*filter\n-I FORWARD 2 -j DROP\nCOMMIT", False, True),
+    "a rule in DOCKER-USER": (USER_RULE, True, False),
+    "a second jump to DOCKER-USER": ("*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT", True, True),
+    "a rule of ours gone": (
+        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\nCOMMIT",
+        False,
+        True,
+    ),
+    "a rule in a chain of ours": ("*filter\n-I IPV6NAT-CT 1 -j DROP\nCOMMIT", False, True),
+    "a chain of ours emptied": ("*filter\n:IPV6NAT-CT - [0:0]\nCOMMIT", False, True),
+    "a chain with our prefix more": ("*filter\n:IPV6NAT-Q - [0:0]\nCOMMIT", False, True),
+    "our jump gone": (f"*filter\n-D FORWARD {OURS} IPV6NAT-FORWARD\nCOMMIT", False, True),
+    "our jump doubled": (f"*filter\n-A FORWARD {OURS} IPV6NAT-FORWARD\nCOMMIT", False, True),
+    "our jump to DOCKER-USER gone": (
+        f"*filter\n-D FORWARD {OURS} DOCKER-USER\nCOMMIT",
+        False,
+        True,
+    ),
+    "a rule of ours replaced by another": (
+        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\n"
+        "-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
+        True,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_told(firewall: FakeFirewall, edit: str) -> None:
+    """F6, F7, F8: stands() compares the shape with what is wanted, drifted() the kernel's words
+    with the kernel's."""
+    text, still_stands, has_drifted = EDITS[edit]
+    want = wanted(X, web(), userland_proxy=False)
+    write(firewall, want)
+    before = firewall.read()[Table.FILTER]
+    firewall.load(f"{text}\n")
+    now = firewall.read()[Table.FILTER]
+    assert stands(ruleset(want).filter, now) is still_stands
+    assert drifted(before, now) is has_drifted
+
+
+def test_a_rule_first_in_nat_is_no_drift(firewall: FakeFirewall) -> None:
+    """Order matters in FORWARD only: in nat who is first decides nothing about us."""
+    want = wanted(X, web())
+    write(firewall, want)
+    before = firewall.read()[Table.NAT]
+    firewall.load("*nat\n-I PREROUTING 1 -i eth9 -j ACCEPT\nCOMMIT\n")
+    now = firewall.read()[Table.NAT]
+    assert not drifted(before, now)
+    assert stands(ruleset(want).nat, now)
+
+
+def test_an_empty_table_stands_for_nothing_wanted() -> None:
+    assert stands(EMPTY.nat, ObservedTable())
+    assert not stands(ruleset(wanted(X)).nat, ObservedTable())
+
+
+def test_jumps_differ_where_one_comes_or_goes() -> None:
+    assert jumps_differ(None, EMPTY)
+    assert not jumps_differ(EMPTY, EMPTY)
+    assert jumps_differ(ruleset(wanted(X)), ruleset(wanted(X, web())))
+    assert not jumps_differ(ruleset(wanted(X, web())), ruleset(wanted(X, web(), web(7070))))
+
+
+# What is said about it.
+
+
+def test_changed_rules_are_worded_with_table_and_chain() -> None:
+    old, new = ruleset(wanted(X, web())), ruleset(wanted(X, web(7070)))
+    added, removed = changed_rules(old, new)
+    dnat = "-t nat -A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport {} -j DNAT --to-destination"
+    assert [each.rpartition(" ")[0] for each in added] == [dnat.format(7070)]
+    assert [each.rpartition(" ")[0] for each in removed] == [dnat.format(8080)]
+    assert changed_rules(new, new) == ([], [])
+    assert changed_rules(EMPTY, Ruleset()) == ([], [])
+
+
+def test_the_text_for_people_is_what_a_firewall_loads() -> None:
+    want = wanted(X, web(), userland_proxy=False)
+    loaded, written = FakeFirewall(), FakeFirewall()
+    loaded.load(DOCKER_USER + full_text(ruleset(want)))
+    write(written, want)
+    assert {t: loaded.read()[t].own for t in Table} == {t: written.read()[t].own for t in Table}
+    assert full_text(EMPTY) == ""

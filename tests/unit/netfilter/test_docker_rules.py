@@ -1,0 +1,162 @@
+"""Who manages a network: the engine's own rules in the kernel, and what they are worth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipv6natd.engine import dockerd as engine_flags
+from ipv6natd.model import Engine, EngineRules, ManagedBy, Policy, Protocol
+from ipv6natd.netfilter.docker_rules import from_nft, from_save, joined
+from ipv6natd.netfilter.render import full_text
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
+from tests.harness.build import container, network, snapshot
+
+X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
+Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+DOCKER_28 = """\
+*filter
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A DOCKER-USER -i br-user -j DROP
+-A DOCKER -d fd00:a::2/128 ! -i br-a -o br-a -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER ! -i br-a -o br-a -j DROP
+-A DOCKER-BRIDGE -o br-a -j DOCKER
+-A DOCKER-FORWARD -i br-int -o br-int -j ACCEPT
+COMMIT
+*nat
+-A DOCKER ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:80
+COMMIT
+"""
+DOCKER_20 = """\
+*filter
+-A FORWARD -o br-a -j DOCKER
+-A FORWARD -o vmbr0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i br-b ! -o br-b -j DOCKER-ISOLATION-STAGE-2
+COMMIT
+"""
+DOCKER_29 = """\
+table ip6 docker-bridges {
+  map filter-forward-in-jumps {
+    elements = { "br-a" : jump filter-forward-in__br-a }
+  }
+  chain nat-prerouting-and-output {
+    fib daddr type local tcp dport 8080 counter dnat ip6 to [fd00:a::2]:80
+  }
+}
+"""
+IN_FORCE = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.TCP, 8080)}))
+WEB = container(name="web", on=[X], ports=["8080:80"])
+
+
+def test_rules_of_each_engine_tell_bridges_and_ports() -> None:
+    assert from_save(DOCKER_28) == EngineRules(
+        bridges=frozenset({"br-a", "br-int"}), ports=frozenset({(Protocol.TCP, 8080)})
+    )
+    assert from_save(DOCKER_20).bridges == {"br-a", "br-b"}
+    assert from_nft(DOCKER_29) == IN_FORCE
+    assert joined([from_save(DOCKER_20), from_nft(DOCKER_29)]).bridges == {"br-a", "br-b"}
+
+
+@pytest.mark.parametrize("text", ["", "garbage\n-A\n", "-A IPV6NAT-DNAT -i br-a -j RETURN\n"])
+def test_rules_of_others_tell_nothing(text: str) -> None:
+    assert from_save(text) == EngineRules()
+
+
+@pytest.mark.parametrize(
+    ("version", "experimental", "told", "rules", "by"),
+    [
+        pytest.param("28.5.2", False, None, IN_FORCE, ManagedBy.ENGINE, id="c1"),
+        pytest.param("28.5.2", False, True, IN_FORCE, ManagedBy.ENGINE, id="c1 and said so"),
+        pytest.param("28.5.2", False, False, IN_FORCE, ManagedBy.IPV6NATD, id="c4 left over"),
+        pytest.param("28.5.2", False, None, EngineRules(), ManagedBy.IPV6NATD, id="none there"),
+        pytest.param(
+            "28.5.2",
+            False,
+            None,
+            replace(IN_FORCE, ports=frozenset()),
+            ManagedBy.IPV6NATD,
+            id="a port without its rule: left over",
+        ),
+        pytest.param("26.1.5", False, None, IN_FORCE, ManagedBy.IPV6NATD, id="cannot"),
+        pytest.param("26.1.5", True, None, IN_FORCE, ManagedBy.ENGINE, id="experimental"),
+    ],
+)
+def test_who_manages_a_network(
+    version: str, experimental: bool, told: bool | None, rules: EngineRules, by: ManagedBy
+) -> None:
+    engine = Engine(version=version, api_version="", experimental=experimental, ip6tables=told)
+    facts = replace(snapshot(X, WEB), engine=engine, engine_rules=rules)
+    want = desired(facts, Policy())
+    assert [each.managed_by for each in want.networks] == [by]
+    assert [each.managed_by for each in want.mappings] == [by]
+    written = full_text(ruleset(want))
+    assert ("br-a" in written) == (by is ManagedBy.IPV6NATD)
+
+
+def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> None:
+    """C7: native on, but one network was made while it could not be."""
+    engine = Engine(version="28.5.2", api_version="")
+    other = container(name="other", on=[Y], ports=["9090:80"])
+    facts = replace(snapshot(X, Y, WEB, other), engine=engine, engine_rules=IN_FORCE)
+    want = desired(facts, Policy())
+    assert {each.name: each.managed_by for each in want.networks} == {
+        X.name: ManagedBy.ENGINE,
+        Y.name: ManagedBy.IPV6NATD,
+    }
+    warned = {each.name: " ".join(each.warnings) for each in want.networks}
+    assert not warned[X.name]
+    assert "none for this one" in warned[Y.name]
+    text = full_text(ruleset(want))
+    assert "-A IPV6NAT-FORWARD -o br-a -j RETURN" in text
+    assert "--dport 9090" in text
+    assert "--dport 8080" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "told"),
+    [
+        (["dockerd"], None, None),
+        (["dockerd", "--ip6tables"], None, True),
+        (["dockerd", "--ip6tables=false"], {"ip6tables": True}, False),
+        (["dockerd"], {"ip6tables": False}, False),
+        (["dockerd"], {"ip6tables": "no"}, None),
+        (["dockerd"], [], None),
+    ],
+)
+def test_what_the_engine_was_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], file: object, told: object
+) -> None:
+    config = tmp_path / "daemon.json"
+    if file is not None:
+        config.write_text(json.dumps(file))
+    monkeypatch.setattr(engine_flags, "_listener", lambda _: 0)
+    monkeypatch.setattr(engine_flags, "_pid", lambda: 1 << 30)
+    monkeypatch.setattr(engine_flags, "_command_line", lambda _: words)
+    monkeypatch.setattr(engine_flags, "CONFIG_FILE", config)
+    assert engine_flags.ip6tables("unix:///run/docker.sock") is told
+
+
+def test_an_engine_behind_tcp_is_taken_for_the_hosts_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine_flags, "_pid", lambda: 4711)
+    monkeypatch.setattr(engine_flags, "_command_line", lambda _: ["dockerd", "--ip6tables=0"])
+    monkeypatch.setattr(engine_flags, "CONFIG_FILE", tmp_path / "none.json")
+    assert engine_flags.ip6tables("tcp://127.0.0.1:2376") is False
+
+
+def test_a_rootless_engine_is_ignored_and_said_so() -> None:
+    """C9."""
+    engine = Engine(version="28.5.2", api_version="", rootless=True)
+    want = desired(replace(snapshot(X, WEB), engine=engine), Policy())
+    assert not want.networks
+    assert not want.mappings
+    assert [each.reason for each in want.skipped] == [
+        "the engine is rootless: its bridges are in a network namespace of its own; "
+        "point -endpoint at the engine that runs as root"
+    ]

@@ -1,0 +1,153 @@
+"""What counts as left behind by an engine or docker-ipv6nat, and the text that takes it out."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network
+
+import pytest
+
+from ipv6natd.netfilter.docker_rules import Leftover, in_save, removal
+from tests.harness.build import network
+
+X = network(name="x", subnet="fd00:a::/64", bridge="br-x")
+
+DOCKER_IPV6NAT = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s fd00:a::2/128 -d fd00:a::2/128 -p tcp -m tcp --dport 80 -j MASQUERADE
+-A POSTROUTING -s fd00:a::/64 ! -o br-x -j MASQUERADE
+-A POSTROUTING -o br-x -m addrtype --dst-type LOCAL -j MASQUERADE
+-A DOCKER -i br-x -j RETURN
+-A DOCKER ! -i br-x -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:80
+COMMIT
+*filter
+:FORWARD ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o br-x -j DOCKER
+-A FORWARD -o br-x -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i br-x ! -o br-x -j ACCEPT
+-A FORWARD -i br-x -o br-x -j ACCEPT
+-A DOCKER -d fd00:a::2/128 ! -i br-x -o br-x -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-USER -s 2001:db8:99::/48 -j DROP
+COMMIT
+"""
+
+DOCKER_28 = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -d fd00:a::2/128 ! -i br-x -j DROP
+COMMIT
+*filter
+:DOCKER - [0:0]
+:DOCKER-FORWARD - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A DOCKER ! -i br-x -o br-x -j DROP
+-A DOCKER-FORWARD -i br-x -j ACCEPT
+COMMIT
+*nat
+:DOCKER - [0:0]
+-A POSTROUTING -o br-x -m addrtype --src-type LOCAL -j SNAT --to-source 2001:db8:1::10
+-A POSTROUTING -s fd00:a::/64 ! -o br-x -j SNAT --to-source 2001:db8:1::10
+COMMIT
+"""
+
+A_PERSON_S = """\
+*filter
+:FORWARD DROP [0:0]
+:DOCKER-USER - [0:0]
+:DOCKERISH - [0:0]
+:IPV6NAT-FORWARD - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD
+-A FORWARD -i vmbr0 ! -o vmbr0 -j ACCEPT
+-A FORWARD -i vmbr0 -o vmbr0 -j ACCEPT
+-A FORWARD -i br-x ! -o br-x -m comment --comment mine -j ACCEPT
+-A FORWARD -i br-x -o eth0 -j ACCEPT
+-A FORWARD -i br-x -j LOG --log-prefix "-j DOCKER"
+-A DOCKER-USER -j DOCKER
+-A IPV6NAT-FORWARD -i br-x -o br-x -j ACCEPT
+COMMIT
+*nat
+-A POSTROUTING -s fd00:99::/64 ! -o vmbr0 -j MASQUERADE
+-A POSTROUTING -o vmbr0 -m addrtype --src-type LOCAL -j MASQUERADE
+-A POSTROUTING -s fd00:99::2/128 -d fd00:99::2/128 -p tcp -m tcp --dport 80 -j MASQUERADE
+-A POSTROUTING -s fd00:a::/64 ! -o br-x -p tcp -m tcp --dport 25 -j MASQUERADE
+COMMIT
+*raw
+-A PREROUTING -d fd00:99::2/128 ! -i vmbr0 -j DROP
+COMMIT
+"""
+
+
+def test_all_that_docker_ipv6nat_wrote_is_found_and_taken_out_in_one_transaction_a_table() -> None:
+    assert removal(in_save("nft", DOCKER_IPV6NAT, [])) == (
+        "*nat\n"
+        "-D PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
+        "-D OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL -j DOCKER\n"
+        "-D POSTROUTING -s fd00:a::2/128 -d fd00:a::2/128 -p tcp -m tcp --dport 80 -j MASQUERADE\n"
+        "-D POSTROUTING -s fd00:a::/64 ! -o br-x -j MASQUERADE\n"
+        "-D POSTROUTING -o br-x -m addrtype --dst-type LOCAL -j MASQUERADE\n"
+        ":DOCKER - [0:0]\n"
+        "-X DOCKER\n"
+        "COMMIT\n"
+        "*filter\n"
+        "-D FORWARD -j DOCKER-ISOLATION-STAGE-1\n"
+        "-D FORWARD -o br-x -j DOCKER\n"
+        "-D FORWARD -o br-x -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+        "-D FORWARD -i br-x ! -o br-x -j ACCEPT\n"
+        "-D FORWARD -i br-x -o br-x -j ACCEPT\n"
+        ":DOCKER - [0:0]\n"
+        ":DOCKER-ISOLATION-STAGE-1 - [0:0]\n"
+        "-X DOCKER\n"
+        "-X DOCKER-ISOLATION-STAGE-1\n"
+        "COMMIT\n"
+    )
+
+
+def test_what_docker_28_put_into_the_raw_table_goes_too() -> None:
+    text = removal(in_save("legacy", DOCKER_28, [X]))
+    assert text.endswith("*raw\n-D PREROUTING -d fd00:a::2/128 ! -i br-x -j DROP\nCOMMIT\n")
+    assert text.count("SNAT") == 2
+    assert "DOCKER-USER" not in text
+
+
+def test_nothing_that_a_person_wrote_is_taken_for_a_leftover() -> None:
+    assert in_save("nft", A_PERSON_S, [X]) == ()
+
+
+@pytest.mark.parametrize("bridge", ["docker0", "docker_gwbridge", "br-0123456789ab"])
+def test_rules_about_a_network_that_is_gone_are_known_by_the_name_that_docker_gave(
+    bridge: str,
+) -> None:
+    text = f"*filter\n-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT\nCOMMIT\n"
+    (found,) = in_save("nft", text, [])
+    assert found == Leftover(
+        variant="nft", table="filter", chain="FORWARD", rule=f"-i {bridge} ! -o {bridge} -j ACCEPT"
+    )
+
+
+def test_a_network_without_a_bridge_makes_no_rule_a_leftover() -> None:
+    vlan = network(name="vlan", subnet="fd00:9::/64", driver="macvlan", bridge="")
+    assert in_save("nft", A_PERSON_S, [vlan]) == ()
+
+
+def test_a_rule_that_stands_twice_is_taken_out_twice() -> None:
+    rule = "-i docker0 -o docker0 -j DROP"
+    text = f"*filter\n-A FORWARD {rule}\n-A FORWARD {rule}\nCOMMIT\n"
+    assert removal(in_save("nft", text, [])).count(f"-D FORWARD {rule}\n") == 2
+
+
+def test_a_hairpin_rule_counts_only_within_a_network_of_docker() -> None:
+    other = network(name="y", subnet="fd00:99::/64", bridge="br-y")
+    assert other.subnets == (IPv6Network("fd00:99::/64"),)
+    (found,) = in_save("nft", A_PERSON_S, [other])
+    assert found.rule.startswith("-s fd00:99::2/128 -d fd00:99::2/128 ")

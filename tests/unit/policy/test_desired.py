@@ -1,0 +1,632 @@
+"""Who owns which port: the scenarios as facts in, mappings and reasons out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from itertools import permutations
+
+import pytest
+
+from ipv6natd.engine import parse as docker_facts
+from ipv6natd.model import (
+    Container,
+    Desired,
+    Endpoint,
+    Engine,
+    GatewayMode,
+    Network,
+    Policy,
+    PortBinding,
+    Protocol,
+    Refused,
+    Snapshot,
+)
+from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.networks import gateway6, places
+from tests.harness.build import (
+    binding,
+    container,
+    endpoint,
+    identity,
+    line,
+    lines,
+    network,
+    recorded,
+    snapshot,
+)
+
+X = network(name="x", subnet="fd00:a::/64", bridge="brX")
+Y = network(name="y", subnet="fd00:b::/64", bridge="brY")
+INTERNAL = network(name="in", subnet="fd00:c::/64", internal=True)
+GWBRIDGE = network(name="docker_gwbridge", subnet="fd00:e::/64")
+GUA = network(name="gua", subnet="2001:db8:5::/64")
+NO_IPV6 = network(name="four", subnet="", enable_ipv6=False)
+D = network(
+    name="bridge",
+    subnet="fd00:d::/64",
+    bridge="docker0",
+    host_binding_ipv4=IPv4Address("0.0.0.0"),
+)
+TEN = IPv6Address("2001:db8:1::10")
+DEFAULT = Policy()
+ANY_MEANS_IPV6 = Policy(ipv4_any_means_ipv6=True)
+WIDER = Policy(nat_prefixes=(IPv6Network("fc00::/7"), IPv6Network("2001:db8::/32")))
+TO_WEB = "tcp [::]:8080 -> web [fd00:a::2]:80"
+
+
+def web(*ports: str, on: Network = X) -> Container:
+    return container(name="web", on=[on], ports=ports)
+
+
+def ip6_off(on: Network) -> Container:
+    off = replace(endpoint(on=on, gateways="4"), address=None)
+    return container(name="web", on=[off], ports=["8080:80"])
+
+
+def chosen(address: str, host_port: int) -> PortBinding:
+    """A binding whose address nobody asked for."""
+    return replace(binding(address=address, host_port=host_port), asked_address=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    facts: Snapshot
+    mappings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """What each reason says, in their order."""
+    policy: Policy = DEFAULT
+
+
+CASES = {
+    "P1: a published port": Case(facts=snapshot(X, web("8080:80")), mappings=(TO_WEB,)),
+    "P4: two ports of one container": Case(
+        facts=snapshot(X, web("8080:80", "8443:443")),
+        mappings=(TO_WEB, "tcp [::]:8443 -> web [fd00:a::2]:443"),
+    ),
+    "P5: two containers": Case(
+        facts=snapshot(
+            X,
+            web("8080:80"),
+            container(name="b", on=[endpoint(on=X, address="fd00:a::3")], ports=["8081:80"]),
+        ),
+        mappings=(TO_WEB, "tcp [::]:8081 -> b [fd00:a::3]:80"),
+    ),
+    "P7: a static address": Case(
+        facts=snapshot(
+            X,
+            container(name="web", on=[endpoint(on=X, address="fd00:a::50")], ports=["8080:80"]),
+        ),
+        mappings=("tcp [::]:8080 -> web [fd00:a::50]:80",),
+    ),
+    "P9: a stopped container is not among the facts": Case(facts=snapshot(X)),
+    "P11: IPv6 switched off inside": Case(
+        facts=snapshot(X, ip6_off(X)),
+        skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+    ),
+    "P11: and the engine lists no IPv6 for it": Case(
+        facts=snapshot(X, replace(ip6_off(X), bindings=(chosen("0.0.0.0", 8080),))),
+        skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+    ),
+    "P11: and only IPv4 was asked for": Case(
+        facts=snapshot(X, replace(ip6_off(X), bindings=(binding(address="0.0.0.0"),))),
+    ),
+    "P11: and nobody asked on a network that is not ours": Case(facts=snapshot(X, ip6_off(GUA))),
+    "P12: a network without IPv4": Case(
+        facts=snapshot(X, container(on=[endpoint(on=X, gateways="6")], ports=["[::]:8080:80"])),
+        mappings=(TO_WEB,),
+    ),
+    "P13: the default bridge": Case(
+        facts=snapshot(D, web("8080:80", on=D)),
+        mappings=("tcp [::]:8080 -> web [fd00:d::2]:80",),
+    ),
+    **{
+        f"P14: {driver}": Case(
+            facts=snapshot(replace(X, driver=driver), web("8080:80", on=replace(X, driver=driver)))
+        )
+        for driver in ("macvlan", "ipvlan", "overlay")
+    },
+    "P15: a network with public addresses": Case(
+        facts=snapshot(GUA, web("8080:80", on=GUA)),
+        skipped=("its subnet 2001:db8:5::/64 is not in nat_prefixes (fc00::/7)",),
+    ),
+    "P15: unless its prefix is configured": Case(
+        facts=snapshot(GUA, web("8080:80", on=GUA)),
+        mappings=("tcp [::]:8080 -> web [2001:db8:5::2]:80",),
+        policy=WIDER,
+    ),
+    "P15: one subnet outside is enough": Case(
+        facts=snapshot(network(subnet="fd00:a::/64 2001:db8:5::/64")),
+        skipped=("its subnet 2001:db8:5::/64",),
+    ),
+    "B1: bound to 127.0.0.1": Case(facts=snapshot(X, web("127.0.0.1:8080:80"))),
+    "B1: also where 0.0.0.0 counts": Case(
+        facts=snapshot(X, web("127.0.0.1:8080:80")), policy=ANY_MEANS_IPV6
+    ),
+    "B2: bound to an IPv4 address": Case(facts=snapshot(X, web("192.0.2.10:8080:80"))),
+    "B3: bound to 0.0.0.0": Case(facts=snapshot(X, web("0.0.0.0:8080:80"))),
+    "B3: with ipv4_any_means_ipv6": Case(
+        facts=snapshot(X, web("0.0.0.0:8080:80")), mappings=(TO_WEB,), policy=ANY_MEANS_IPV6
+    ),
+    "B3: ipv4_any_means_ipv6 and a binding to both is one claim": Case(
+        facts=snapshot(X, web("8080:80")), mappings=(TO_WEB,), policy=ANY_MEANS_IPV6
+    ),
+    "B4: bound to [::]": Case(facts=snapshot(X, web("[::]:8080:80")), mappings=(TO_WEB,)),
+    "B5: bound to one IPv6 address": Case(
+        facts=snapshot(X, web("[2001:db8:1::10]:8080:80")),
+        mappings=("tcp [2001:db8:1::10]:8080 -> web [fd00:a::2]:80",),
+    ),
+    "B6: bound to [::1], where a proxy serves it": Case(facts=snapshot(X, web("[::1]:8080:80"))),
+    "B6: bound to [::1], where nobody does": Case(
+        facts=snapshot(X, web("[::1]:8080:80"), userland_proxy=False),
+        skipped=("[::1] cannot be forwarded to a container and the engine runs without",),
+    ),
+    "B7: a network bound to 127.0.0.1 by its label": Case(
+        facts=snapshot(
+            replace(X, host_binding_ipv4=IPv4Address("127.0.0.1")), web("127.0.0.1:8080:80")
+        ),
+    ),
+    "B8: an engine bound to 127.0.0.1": Case(
+        facts=snapshot(D, web("127.0.0.1:8080:80", on=D)),
+    ),
+    "B10: host_binding_ipv6": Case(
+        facts=snapshot(replace(X, host_binding_ipv6=TEN), web("8080:80")),
+        mappings=("tcp [2001:db8:1::10]:8080 -> web [fd00:a::2]:80",),
+    ),
+    "B10: and ipv4_any_means_ipv6": Case(
+        facts=snapshot(replace(X, host_binding_ipv6=TEN), web("0.0.0.0:8080:80")),
+        mappings=("tcp [2001:db8:1::10]:8080 -> web [fd00:a::2]:80",),
+        policy=ANY_MEANS_IPV6,
+    ),
+    "B10: leaves a binding that names its address": Case(
+        facts=snapshot(replace(X, host_binding_ipv6=TEN), web("[2001:db8:1::1]:8080:80")),
+        mappings=("tcp [2001:db8:1::1]:8080 -> web [fd00:a::2]:80",),
+    ),
+    "B10: host_binding_ipv6=::1": Case(
+        facts=snapshot(
+            replace(X, host_binding_ipv6=IPv6Address("::1")), web("8080:80"), userland_proxy=False
+        ),
+        skipped=("[::1] cannot be forwarded",),
+    ),
+    "B13: one port on two addresses, two containers": Case(
+        facts=snapshot(
+            X,
+            Y,
+            web("[2001:db8:1::10]:8080:80"),
+            container(name="b", on=[Y], ports=["[2001:db8:1::1]:8080:80"]),
+        ),
+        mappings=(
+            "tcp [2001:db8:1::1]:8080 -> b [fd00:b::2]:80",
+            "tcp [2001:db8:1::10]:8080 -> web [fd00:a::2]:80",
+        ),
+    ),
+    "B14: an address precedes the wildcard": Case(
+        facts=snapshot(
+            X,
+            Y,
+            web("8080:80"),
+            container(name="b", on=[Y], ports=["[2001:db8:1::1]:8080:80"]),
+        ),
+        mappings=("tcp [2001:db8:1::1]:8080 -> b [fd00:b::2]:80", TO_WEB),
+    ),
+    "B15: an address that is none": Case(
+        facts=snapshot(X, replace(web("8080:80"), problems=(("81/tcp", "is not an IP address"),))),
+        mappings=(TO_WEB,),
+        skipped=("is not an IP address",),
+    ),
+    "R1: the engine's number": Case(
+        facts=snapshot(X, web("32768:80")), mappings=("tcp [::]:32768 -> web [fd00:a::2]:80",)
+    ),
+    "R2: two ports of -P": Case(
+        facts=snapshot(X, web("32768:80", "32769:443")),
+        mappings=(
+            "tcp [::]:32768 -> web [fd00:a::2]:80",
+            "tcp [::]:32769 -> web [fd00:a::2]:443",
+        ),
+    ),
+    "R3: the one chosen from a range": Case(
+        facts=snapshot(X, web("8003:80")), mappings=("tcp [::]:8003 -> web [fd00:a::2]:80",)
+    ),
+    "R4: a run is one mapping": Case(
+        facts=snapshot(X, web("7000-7100:7000-7100")),
+        mappings=("tcp [::]:7000-7100 -> web [fd00:a::2]:7000-7100",),
+    ),
+    "R5: a shifted run": Case(
+        facts=snapshot(X, web("6000-6009:7000-7009/udp")),
+        mappings=("udp [::]:6000-6009 -> web [fd00:a::2]:7000-7009",),
+    ),
+    "R7: two numbers of one port": Case(
+        facts=snapshot(X, web("0.0.0.0:32768:80", "[::]:32769:80")),
+        mappings=("tcp [::]:32769 -> web [fd00:a::2]:80",),
+    ),
+    "U6: tcp and udp of one number": Case(
+        facts=snapshot(X, web("53:53", "53:5353/udp")),
+        mappings=(
+            "tcp [::]:53 -> web [fd00:a::2]:53",
+            "udp [::]:53 -> web [fd00:a::2]:5353",
+        ),
+    ),
+    "S1: sctp": Case(
+        facts=snapshot(X, web("36412:36412/sctp")),
+        mappings=("sctp [::]:36412 -> web [fd00:a::2]:36412",),
+    ),
+    "S2: sctp where the kernel does not track it": Case(
+        facts=replace(snapshot(X, web("36412:36412/sctp", "8080:80")), tracks_sctp=False),
+        mappings=(TO_WEB,),
+        skipped=("this kernel cannot forward SCTP",),
+    ),
+    "V1: a routed network has no mapping": Case(
+        facts=snapshot(replace(X, gateway_mode=GatewayMode.ROUTED), web("8080:80")),
+    ),
+    "V8: a bad label does not hide the network": Case(
+        facts=snapshot(replace(X, warnings=("enable_icc='yes' …",)), web("8080:80")),
+        mappings=(TO_WEB,),
+    ),
+    "V8: a bridge name that cannot stand in a rule": Case(
+        facts=snapshot(replace(X, bridge="", problem="its bridge name 'a b'"), web("8080:80")),
+        skipped=("its bridge name 'a b'",),
+    ),
+    "H14: bound to a link-local address": Case(
+        facts=snapshot(X, web("[fe80::1]:8080:80")),
+        skipped=("fe80::1 is link-local",),
+    ),
+    "H16: network_mode host or container": Case(
+        facts=snapshot(
+            X,
+            container(name="sh"),
+            container(name="ho", on=[endpoint(on=NO_IPV6, address="fd00::1", gateways="")]),
+        )
+    ),
+    "I10: an internal network publishes nothing": Case(
+        facts=snapshot(INTERNAL, web("8080:80", on=INTERNAL)),
+    ),
+    "M5: one internal and one other network": Case(
+        facts=snapshot(X, INTERNAL, container(on=[INTERNAL, X], ports=["8080:80"])),
+        mappings=(TO_WEB,),
+    ),
+    "M6: the network without IPv6 sorts first": Case(
+        facts=snapshot(
+            X,
+            NO_IPV6,
+            container(
+                on=[replace(endpoint(on=X), network_id=NO_IPV6.id, has_gateway6=False), X],
+                ports=["8080:80"],
+            ),
+        ),
+        mappings=(TO_WEB,),
+    ),
+    "M1: the way out is a network that is not ours": Case(
+        facts=snapshot(X, GUA, container(on=[X, GUA], ports=["8080:80"])),
+        skipped=("its subnet 2001:db8:5::/64",),
+    ),
+    "a network with IPv6 and no subnet that could be read": Case(
+        facts=snapshot(network(subnet="")),
+        skipped=("no IPv6 subnet that could be read",),
+    ),
+    "a network without IPv6 is no news": Case(facts=snapshot(NO_IPV6)),
+    "a container that waits for its host port": Case(
+        facts=snapshot(X, container(on=[X], ports=[binding(host_port=0)]))
+    ),
+    "a network that nobody knows yet": Case(facts=snapshot(web("8080:80"))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scenario(name: str) -> None:
+    case = CASES[name]
+    want = desired(case.facts, case.policy)
+    assert lines(want) == list(case.mappings)
+    assert len(want.skipped) == len(case.skipped)
+    for said, skipped in zip(case.skipped, want.skipped, strict=True):
+        assert said in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("bindings", "said"),
+    [
+        ((chosen("0.0.0.0", 32768), chosen("::", 32769)), "number 32769 on IPv6 and 32768 on IPv4"),
+        ((chosen("0.0.0.0", 32768), chosen("::", 32768)), ""),
+        ((chosen("0.0.0.0", 1), chosen("0.0.0.0", 2), chosen("::", 2), chosen("::", 1)), ""),
+        ((binding(address="0.0.0.0", host_port=1), binding(host_port=2)), ""),
+        ((chosen("0.0.0.0", 1), binding(host_port=2)), ""),
+    ],
+    ids=["apart", "together", "two of them", "as asked", "one as asked"],
+)
+@pytest.mark.parametrize("default", [None, TEN], ids=["", "host_binding_ipv6"])
+def test_numbers_that_the_engine_chose_apart_are_warned_of(
+    bindings: tuple[PortBinding, ...], said: str, default: IPv6Address | None
+) -> None:
+    """R7: the DNAT is on the IPv6 one, as for any binding."""
+    network = replace(X, host_binding_ipv6=default)
+    want = desired(snapshot(network, replace(web(), bindings=bindings)), Policy())
+    assert len(lines(want)) == len([b for b in bindings if isinstance(b.host_address, IPv6Address)])
+    warnings = want.networks[0].warnings
+    assert len(warnings) == bool(said)
+    assert all(said in each and "port 80/tcp of container 'web'" in each for each in warnings)
+
+
+def test_a_mapping_carries_the_bridge_of_its_network() -> None:
+    """V7."""
+    (mapping,) = desired(snapshot(X, web("8080:80")), Policy()).mappings
+    assert (mapping.bridge, mapping.network_name, mapping.network_id) == ("brX", "x", X.id)
+    assert (mapping.container_id, mapping.container_name) == (identity("web"), "web")
+
+
+def test_a_paused_container_keeps_its_ports() -> None:
+    """P10: paused, it is running for the engine, so the facts are the same."""
+    raw = recorded("inspect-web.json")
+    engine = Engine(version="20.10.24", api_version="1.41")
+    before = docker_facts.container(raw, engine)
+    raw["State"]["Paused"] = True
+    assert docker_facts.container(raw, engine) == before
+
+
+def test_the_recorded_engine_as_a_whole() -> None:
+    """P11, P13, P15, I10 and R2 together, as a real engine 20.10 words them."""
+    engine = docker_facts.engine(recorded("version.json"), recorded("info.json"))
+    facts = [docker_facts.network(each) for each in recorded("networks.json")]
+    names = ("web", "in", "def", "noip6", "ho", "sh")
+    found = [docker_facts.container(recorded(f"inspect-{name}.json"), engine) for name in names]
+    known = [each for each in (*facts, *found) if each is not None]
+    want = desired(snapshot(*known), Policy())
+    assert [each.name for each in want.networks] == ["bridge", "neti", "netx"]
+    # web's way out is the network gua, by name: what is not ours is left to the engine.
+    assert lines(want) == ["tcp [::]:32769 -> def [fd00:dead:beef::242:ac11:2]:90"]
+    assert [(each.network, each.container_name, each.port) for each in want.skipped] == [
+        ("gua", "", ""),
+        ("", "noip6", "80/tcp"),
+    ]
+
+
+# The way out of a container with several networks.
+
+A_AND_Z = (network(name="a", subnet="fd00:1::/64"), network(name="z", subnet="fd00:2::/64"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(
+            endpoint(on=A_AND_Z[1], priority=1), endpoint(on=A_AND_Z[0]), id="M2 priority"
+        ),
+        pytest.param(
+            endpoint(on=A_AND_Z[0]),
+            endpoint(on=A_AND_Z[1], priority=-1),
+            id="M2 a priority below none",
+        ),
+        pytest.param(endpoint(on=X), endpoint(on=GWBRIDGE), id="not docker_gwbridge"),
+        pytest.param(endpoint(on=X), endpoint(on=INTERNAL), id="M5 not internal"),
+        pytest.param(
+            endpoint(on=GWBRIDGE, priority=5),
+            endpoint(on=X),
+            id="priority before not docker_gwbridge",
+        ),
+        pytest.param(
+            endpoint(on=INTERNAL),
+            endpoint(on=GWBRIDGE),
+            id="not docker_gwbridge before not internal",
+        ),
+        pytest.param(
+            endpoint(on=A_AND_Z[1]),
+            endpoint(on=A_AND_Z[0], gateways="6"),
+            id="the larger number of gateways",
+        ),
+        pytest.param(
+            endpoint(on=X, gateways="6"),
+            endpoint(on=INTERNAL),
+            id="not internal before the number of gateways",
+        ),
+        pytest.param(endpoint(on=A_AND_Z[0]), endpoint(on=A_AND_Z[1]), id="M1 name"),
+        pytest.param(
+            endpoint(on=A_AND_Z[1]),
+            endpoint(on=A_AND_Z[0], gateways="4", priority=9),
+            id="M6 without an IPv6 gateway it is none",
+        ),
+    ],
+)
+def test_the_way_out_follows_dockers_order(first: Endpoint, second: Endpoint) -> None:
+    known = {each.id: each for each in (X, Y, INTERNAL, GWBRIDGE, *A_AND_Z)}
+    for order in permutations((first, second)):
+        found = gateway6(places(container(on=order), known.values()))
+        assert found is not None
+        assert found[0] == first
+
+
+def test_without_an_ipv6_gateway_there_is_no_way_out() -> None:
+    assert gateway6(places(container(on=[endpoint(on=X, gateways="4")]), [X])) is None
+    assert gateway6(places(container(), [X])) is None
+
+
+def test_the_order_of_facts_decides_nothing() -> None:
+    """M1: stable over resyncs, whatever order the engine's dictionaries have."""
+    places = [endpoint(on=each) for each in (X, Y, INTERNAL, GWBRIDGE)]
+    containers = [
+        container(name=name, on=places, ports=[f"{port}:80", "9000:9000", "[2001:db8::1]:9000:1"])
+        for name, port in (("a", 8001), ("b", 8002), ("c", 8003))
+    ]
+    facts: list[Network | Container] = [X, Y, INTERNAL, GWBRIDGE, GUA, *containers]
+    expected = desired(snapshot(*facts, userland_proxy=False), Policy())
+    shuffle = random.Random(1).shuffle
+    for _ in range(20):
+        shuffle(facts)
+        shuffle(places)
+        turned = [
+            replace(each, endpoints=tuple(places), bindings=each.bindings[::-1])
+            if isinstance(each, Container)
+            else each
+            for each in facts
+        ]
+        assert desired(snapshot(*turned, userland_proxy=False), Policy()) == expected
+
+
+# Conflicts.
+
+
+def rivals(*ports: str, names: tuple[str, str] = ("one", "two")) -> Desired:
+    both = [container(name=name, on=[X], ports=ports, id=name * 8) for name in names]
+    return desired(snapshot(X, *both), Policy())
+
+
+def test_of_two_that_claim_a_port_the_lower_id_has_it() -> None:
+    """Decision 14: one wins by a fixed rule, the other is shown with the reason."""
+    want = rivals("8080:80")
+    assert lines(want) == ["tcp [::]:8080 -> one [fd00:a::2]:80"]
+    (beaten,) = want.skipped
+    assert (beaten.container_name, beaten.network, beaten.port) == ("two", "x", "80/tcp")
+    assert "[::]:8080 already belongs to container 'one'" in beaten.reason
+
+
+def test_every_beaten_port_of_a_run_is_shown() -> None:
+    want = rivals("8080-8082:80-82")
+    assert [each.port for each in want.skipped] == ["80/tcp", "81/tcp", "82/tcp"]
+
+
+def test_a_container_that_claims_a_port_twice_for_two_of_its_own_gets_the_lower() -> None:
+    want = desired(snapshot(X, web("[::]:8080:81", "[::]:8080:80")), Policy())
+    assert lines(want) == [TO_WEB]
+    assert [each.port for each in want.skipped] == ["81/tcp"]
+
+
+def test_a_wildcard_and_an_address_do_not_conflict() -> None:
+    want = desired(snapshot(X, web("8080:80", "[2001:db8::1]:8080:81")), Policy())
+    assert lines(want) == ["tcp [2001:db8::1]:8080 -> web [fd00:a::2]:81", TO_WEB]
+    assert want.skipped == ()
+
+
+def test_a_network_that_is_not_managed_is_skipped_once() -> None:
+    both = [container(name=name, on=[GUA], ports=["8080-8089:80-89"]) for name in ("a", "b")]
+    (skipped,) = desired(snapshot(GUA, *both), Policy()).skipped
+    assert (skipped.network, skipped.container_name, skipped.port) == ("gua", "", "")
+    assert "widen nat_prefixes" in skipped.reason
+
+
+def test_of_two_networks_that_claim_one_bridge_the_first_by_name_has_it() -> None:
+    twin = network(name="y", subnet="fd00:b::/64", bridge=X.bridge)
+    want = desired(snapshot(twin, X, web("8080:80"), web("81:81", on=twin)), Policy())
+    assert want.networks == (X,)
+    assert lines(want) == [TO_WEB]
+    (skipped,) = want.skipped
+    assert (skipped.network, skipped.container_name) == ("y", "")
+    assert skipped.reason == "network 'x' already has its bridge brX"
+
+
+# Runs.
+
+
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [
+        (("10-11:10-11", "12:12"), ["tcp [::]:10-12 -> web [fd00:a::2]:10-12"]),
+        (("12:12", "10-11:10-11"), ["tcp [::]:10-12 -> web [fd00:a::2]:10-12"]),
+        (
+            ("10-11:10-11", "13:13"),
+            ["tcp [::]:10-11 -> web [fd00:a::2]:10-11", "tcp [::]:13 -> web [fd00:a::2]:13"],
+        ),
+        (
+            ("10-11:10-11", "12-13:22-23"),
+            ["tcp [::]:10-11 -> web [fd00:a::2]:10-11", "tcp [::]:12-13 -> web [fd00:a::2]:22-23"],
+        ),
+        (("10-11:20-21", "12:22"), ["tcp [::]:10-12 -> web [fd00:a::2]:20-22"]),
+        (
+            ("10-11:80-81", "12:81"),
+            ["tcp [::]:10-11 -> web [fd00:a::2]:80-81", "tcp [::]:12 -> web [fd00:a::2]:81"],
+        ),
+        (
+            ("10:10", "11:11/udp"),
+            ["tcp [::]:10 -> web [fd00:a::2]:10", "udp [::]:11 -> web [fd00:a::2]:11"],
+        ),
+        (
+            ("10:10", "[2001:db8::1]:11:11"),
+            ["tcp [2001:db8::1]:11 -> web [fd00:a::2]:11", "tcp [::]:10 -> web [fd00:a::2]:10"],
+        ),
+        (("1-65535:1-65535",), ["tcp [::]:1-65535 -> web [fd00:a::2]:1-65535"]),
+    ],
+    ids=[
+        "goes on",
+        "any order",
+        "hole",
+        "shift",
+        "shifted",
+        "same port twice",
+        "protocol",
+        "address",
+        "all",
+    ],
+)
+def test_ports_make_a_run_as_long_as_they_keep_step(
+    ports: tuple[str, ...], expected: list[str]
+) -> None:
+    """R4, R5."""
+    assert lines(desired(snapshot(X, web(*ports)), Policy())) == expected
+
+
+def test_a_run_ends_where_another_container_begins() -> None:
+    other = container(name="b", on=[endpoint(on=X, address="fd00:a::3")], ports=["11:11"])
+    want = desired(snapshot(X, web("10:10", "12:12"), other), Policy())
+    assert [line(each) for each in want.mappings] == [
+        "tcp [::]:10 -> web [fd00:a::2]:10",
+        "tcp [::]:11 -> b [fd00:a::3]:11",
+        "tcp [::]:12 -> web [fd00:a::2]:12",
+    ]
+
+
+# Without a userland proxy.
+
+
+def refused(*ports: str, userland_proxy: bool = False) -> list[tuple[Protocol, str, int, int]]:
+    want = desired(snapshot(X, web(*ports), userland_proxy=userland_proxy), Policy())
+    assert all(isinstance(each, Refused) for each in want.refused)
+    return [(r.protocol, str(r.host_address), r.first, r.last) for r in want.refused]
+
+
+TCP, UDP = Protocol.TCP, Protocol.UDP
+
+
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [
+        (("8080:80",), [(TCP, "::", 8080, 8080)]),
+        (("8080-8089:80-89", "8091:1"), [(TCP, "::", 8080, 8089), (TCP, "::", 8091, 8091)]),
+        (("8080:80", "8081:9"), [(TCP, "::", 8080, 8081)]),
+        (("53:53", "53:53/udp"), [(TCP, "::", 53, 53), (UDP, "::", 53, 53)]),
+        (("[::1]:8080:80",), [(TCP, "::1", 8080, 8080)]),
+        (("[2001:db8::1]:8080:80",), [(TCP, "2001:db8::1", 8080, 8080)]),
+        (("127.0.0.1:8080:80",), []),
+        ((), []),
+    ],
+)
+def test_without_a_proxy_what_cannot_be_forwarded_is_refused(
+    ports: tuple[str, ...], expected: list[tuple[Protocol, str, int, int]]
+) -> None:
+    """H3, H14, B6: host ports in runs, whatever they lead to."""
+    assert refused(*ports) == expected
+
+
+def test_with_a_proxy_nothing_is_refused() -> None:
+    """H2."""
+    assert refused("8080:80", "[::1]:81:81", userland_proxy=True) == []
+
+
+# The moment between two states.
+
+
+def test_together_has_the_networks_of_both_and_the_rest_of_the_new() -> None:
+    """P6, C5: what nat still has rules for stays guarded."""
+    old = desired(snapshot(X, web("8080:80")), Policy())
+    new = desired(snapshot(Y, web("81:81", on=Y)), Policy())
+    both = together(old, new)
+    assert both.networks == (X, Y)
+    assert both.mappings == new.mappings
+
+
+def test_together_takes_the_new_facts_of_a_network_that_stays() -> None:
+    old = desired(snapshot(X), Policy())
+    new = desired(snapshot(replace(X, icc=False)), Policy())
+    assert together(old, new) == new
+
+
+def test_together_keeps_one_network_a_bridge() -> None:
+    old = desired(snapshot(X), Policy())
+    new = desired(snapshot(network(name="other", bridge=X.bridge)), Policy())
+    assert together(old, new) == new

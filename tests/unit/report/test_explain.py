@@ -1,0 +1,199 @@
+"""Why a container is reached as it is, or is not: every sentence against what was decided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ipv6natd.dbus.values import plain, variants
+from ipv6natd.model import (
+    Container,
+    Engine,
+    EngineRules,
+    GatewayMode,
+    Network,
+    Policy,
+    Protocol,
+    Snapshot,
+)
+from ipv6natd.netfilter.counters import connections
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.report.explain import Explanation, explanations, row
+from ipv6natd.report.ports import Outcome
+from tests.harness.build import binding, container, endpoint, identity, network, snapshot
+
+DEFAULT = Policy()
+A, B = network(name="a", subnet="fd00:a::/64"), network(name="b", subnet="fd00:b::/64")
+
+
+def explained(
+    asked: str, *facts: Network | Container, policy: Policy = DEFAULT, **changes: Any
+) -> list[Explanation]:
+    there: Snapshot = replace(snapshot(*facts), **changes)
+    want = desired(there, policy)
+    return explanations(asked, there, policy, want, ruleset(want))
+
+
+def outcomes(*facts: Network | Container, **how: Any) -> list[tuple[str, Outcome]]:
+    (it,) = explained("web", *facts, **how)
+    return [(port.binding, port.outcome) for port in it.ports]
+
+
+def reasons(it: Explanation) -> dict[str, str]:
+    return {way.network.name: way.reason for way in it.ways}
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("web", ["web"]),
+        (identity("web"), ["web"]),
+        (identity("db")[:12], ["db"]),
+        (identity("db")[:3], []),
+        ("8080", ["web"]),
+        ("8080/tcp", ["web"]),
+        ("8080/udp", []),
+        ("53", ["db", "web"]),
+        ("53/udp", ["web"]),
+        ("99999", []),
+        ("٨٠٨٠", []),
+        ("", []),
+        ("nobody", []),
+    ],
+)
+def test_a_container_is_named_by_name_id_or_port(asked: str, names: list[str]) -> None:
+    web = container(name="web", on=[A], ports=["8080:80", "53:53/udp"])
+    db = container(name="db", on=[A], ports=["127.0.0.1:53:53"])
+    assert [it.container.name for it in explained(asked, A, web, db)] == names
+
+
+def test_a_name_that_looks_like_a_port_is_a_name() -> None:
+    odd, web = container(name="8080", on=[A]), container(name="web", on=[A], ports=["8080:80"])
+    assert [it.container.name for it in explained("8080", A, odd, web)] == ["8080"]
+
+
+def test_a_forwarded_port_has_its_rule_and_its_counter() -> None:
+    web = container(on=[A], ports=["8080:80", "9000-9009:9000-9009/udp"])
+    (it,) = explained("web", A, web)
+    assert [(port.binding, port.outcome) for port in it.ports] == [
+        ("[::]:8080 -> 80/tcp", Outcome.FORWARDED),
+        ("[::]:9000-9009 -> 9000-9009/udp", Outcome.FORWARDED),
+    ]
+    assert it.ports[0].rule == (
+        "-A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT "
+        "--to-destination [fd00:a::2]:80"
+    )
+    save = (
+        "*nat\n[9:9] -A DOCKER -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:a::2]:80\n"
+        "[7:560] -A IPV6NAT-DNAT -p tcp ! -i br-a -m tcp --dport 8080 -j DNAT "
+        "--to-destination [fd00:a::2]:80\n"
+        "[0:0] -A IPV6NAT-DNAT -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT "
+        "--to-destination [fd00:a::2]:80\nCOMMIT\n"
+    )
+    (shown,) = plain([variants(row(it, connections(save)))])
+    assert [port.get("Connections") for port in shown["Ports"]] == [7, None]
+
+
+def test_every_forwarded_port_of_a_split_table_finds_its_rule() -> None:
+    web = container(on=[A], ports=[f"{port}:80" for port in range(1000, 5000, 7)])
+    (it,) = explained("web", A, web)
+    assert len(it.ports) > 500
+    for port in it.ports:
+        assert f"--dport {port.binding.split(':')[-1].split()[0]} " in port.rule
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy", "outcome"),
+    [
+        ("127.0.0.1:80:80", Policy(), Outcome.IPV4_ONLY),
+        ("0.0.0.0:80:80", Policy(), Outcome.IPV4_ONLY),
+        ("0.0.0.0:80:80", Policy(ipv4_any_means_ipv6=True), Outcome.FORWARDED),
+        ("[2001:db8::1]:80:80", Policy(), Outcome.FORWARDED),
+        ("[::1]:80:80", Policy(), Outcome.PROXY),
+        ("[fe80::1]:80:80", Policy(), Outcome.SKIPPED),
+    ],
+)
+def test_what_a_binding_comes_to(spec: str, policy: Policy, outcome: Outcome) -> None:
+    assert [it for _, it in outcomes(A, container(on=[A], ports=[spec]), policy=policy)] == [
+        outcome
+    ]
+
+
+def test_an_ipv4_binding_beside_its_ipv6_twin_is_not_told_twice() -> None:
+    assert outcomes(A, container(on=[A], ports=["8080:80"])) == [
+        ("[::]:8080 -> 80/tcp", Outcome.FORWARDED)
+    ]
+    other = container(on=[A], ports=["8080:80", "127.0.0.1:9090:80"])
+    assert ("127.0.0.1:9090 -> 80/tcp", Outcome.IPV4_ONLY) in outcomes(A, other)
+
+
+def test_kinds_of_networks_have_their_outcomes() -> None:
+    def of(**fields: Any) -> Outcome:
+        net = network(name="a", **fields)
+        ((_, found),) = outcomes(net, container(on=[net], ports=["8080:80"]))
+        return found
+
+    assert of(gateway_mode=GatewayMode.ROUTED) is Outcome.DIRECT
+    assert of(gateway_mode=GatewayMode.ISOLATED) is Outcome.CLOSED
+    assert of(subnet="2001:db8::/64") is Outcome.SKIPPED
+    four = network(name="a", enable_ipv6=False)
+    only4 = container(on=[endpoint(on=four, gateways="4")], ports=["8080:80"])
+    assert outcomes(four, only4) == [("[::]:8080 -> 80/tcp", Outcome.PROXY)]
+
+
+def test_a_port_that_another_has_says_who_has_it() -> None:
+    one, two = (container(name=name, on=[A], ports=["8080:80"]) for name in ("web", "other"))
+    found = [port for it in explained("8080", A, one, two) for port in it.ports]
+    assert sorted(port.outcome for port in found) == [Outcome.FORWARDED, Outcome.SKIPPED]
+    assert any("already belongs to container" in port.reason for port in found)
+
+
+def test_what_the_engine_forwards_is_native() -> None:
+    engine = Engine(version="28.0.0", api_version="1.48", ip6tables=True)
+    rules = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.TCP, 8080)}))
+    web = container(on=[A], ports=["8080:80"])
+    (it,) = explained("web", A, web, engine=engine, engine_rules=rules)
+    assert [(port.outcome, port.rule) for port in it.ports] == [(Outcome.NATIVE, "")]
+
+
+def test_the_network_that_is_used_says_why_and_the_others_why_not() -> None:
+    inside = network(name="c", subnet="fd00:c::/64", internal=True)
+    places = [endpoint(on=A), endpoint(on=B, priority=9), endpoint(on=inside, gateways="")]
+    (it,) = explained("web", A, B, inside, container(on=places))
+    assert [way.network.name for way in it.ways if way.used] == ["b"]
+    assert reasons(it) == {
+        "a": "its gateway priority is lower than that of 'b'",
+        "b": "it comes first of the container's networks with an IPv6 gateway",
+        "c": "it is internal: it has no gateway",
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        ({}, {}, "its name sorts after 'a', and nothing else tells them apart"),
+        ({}, {"gateways": "6"}, "it is a gateway for one of IPv4 and IPv6, 'a' for both"),
+        ({"priority": 1}, {}, "its gateway priority is lower than that of 'a'"),
+        ({}, {"gateways": "4"}, "the container has no IPv6 gateway there"),
+    ],
+)
+def test_why_a_network_is_not_used(one: Any, other: Any, reason: str) -> None:
+    places = [endpoint(on=A, **one), endpoint(on=B, **other)]
+    (it,) = explained("web", A, B, container(on=places))
+    assert reasons(it)["b"] == reason
+
+
+def test_who_answers_on_loopback_depends_on_the_proxy() -> None:
+    web = container(on=[A], ports=["8080:80"])
+    assert "userland proxy answers" in explained("web", A, web)[0].loopback
+    assert "refused at once" in explained("web", A, web, userland_proxy=False)[0].loopback
+    assert explained("web", A, container(on=[A]))[0].loopback == ""
+
+
+def test_a_binding_that_could_not_be_read_is_told_beside_the_ports() -> None:
+    web = container(on=[A], ports=[binding()], problems=(("99/xyz", "it is of no protocol"),))
+    (it,) = explained("web", A, web)
+    assert [each.port for each in it.skipped] == ["99/xyz"]

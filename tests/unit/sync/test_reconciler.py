@@ -1,0 +1,947 @@
+"""The loop, with a firewall in memory, facts by hand and no clock to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
+from ipv6natd.netfilter.diff import TableChange
+from ipv6natd.netfilter.rules import Table, TableRules
+from ipv6natd.policy.desired import desired
+from ipv6natd.report.changes import described
+from ipv6natd.report.status import Row, State, Status, mapping_id
+from ipv6natd.sync import applier as kernel
+from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync.reconciler import Reconciler
+from tests.harness.build import container, identity, network, snapshot
+from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.waiting import background, until
+
+X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
+Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+FOREIGN = """\
+*filter
+-A FORWARD -i virbr0 -j ACCEPT
+COMMIT
+*nat
+-A POSTROUTING -s fd77::/64 -j MASQUERADE
+COMMIT
+"""
+
+
+def web(*ports: str, name: str = "web", on: Network = X) -> Container:
+    return container(name=name, on=[on], ports=ports)
+
+
+@dataclass
+class FakeFacts:
+    """What a test says that the engine has."""
+
+    tried: bool = True
+    connected: bool = True
+    waiting_for: str = ""
+    engine: Engine | None = field(
+        default_factory=lambda: Engine(version="20.10.24", api_version="1.41")
+    )
+    listed: bool = True
+    networks: dict[str, Network] = field(default_factory=dict)
+    containers: dict[str, Container] = field(default_factory=dict)
+    relists: int = 0
+    gone: Exception | None = None
+
+    async def relist(self) -> None:
+        if self.gone is not None:
+            raise self.gone
+        self.relists += 1
+
+    def have(self, *facts: Network | Container) -> None:
+        self.networks = {each.id: each for each in facts if isinstance(each, Network)}
+        self.containers = {each.id: each for each in facts if isinstance(each, Container)}
+
+
+class BusyFirewall(FakeFirewall):
+    """Somebody else writes `intrusions` into it, each directly after a write of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load(FOREIGN)
+        self.intrusions: list[Callable[[FakeFirewall], None]] = []
+
+    def write(self, change: TableChange) -> None:
+        super().write(change)
+        if self.intrusions:
+            self.intrusions.pop(0)(self)
+
+
+@dataclass
+class Bench:
+    """A loop and all that it touches."""
+
+    firewall: BusyFirewall = field(default_factory=BusyFirewall)
+    facts: FakeFacts = field(default_factory=FakeFacts)
+    userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
+    """Asked in the worker thread, as everything that the host says."""
+    published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
+    kept: list[TableRules] = field(default_factory=list)
+    forward: Callable[[bool], bool] = lambda _: False
+    beats: int = 0
+    beat_interval: float | None = None
+    verify_interval: float | None = None
+
+    def start(self) -> Reconciler:
+        self.loop = Reconciler(
+            firewall=self.firewall,
+            facts=self.facts,
+            policy=Policy(),
+            complete=self.complete,
+            publish=lambda *shown: self.published.append(shown),
+            keep=self.kept.append,
+            forward=self.forward,
+            beat=self._beat,
+            beat_interval=self.beat_interval,
+            verify_interval=self.verify_interval,
+        )
+        return self.loop
+
+    def complete(self, snapshot: Snapshot, _anew: bool) -> Snapshot:
+        bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
+        return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
+
+    def _beat(self) -> None:
+        self.beats += 1
+
+    @property
+    def status(self) -> Status:
+        return self.loop.status
+
+    async def passed(self, trigger: Callable[[], None] | None = None) -> Status:
+        """Trigger, and return what the pass shows."""
+        before = len(self.published)
+        (trigger or self.loop.trigger)()
+        await until(lambda: len(self.published) > before)
+        return self.status
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[Bench]:
+    async with background(bench.start().run()):
+        yield bench
+
+
+def run(bench: Bench, scenario: Callable[[Bench], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with running(bench):
+            await scenario(bench)
+
+    asyncio.run(whole())
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(reconcile, "FIRST_RETRY", 0.02)
+    found = Bench()
+    found.facts.have(X, web("8080:80"))
+    return found
+
+
+def mappings(status: Status) -> list[str]:
+    return [described(each) for each in status.mappings]
+
+
+WEB = "[::]:8080/tcp -> web [fd00:a::2]:80"
+
+
+def test_nothing_is_written_before_the_first_list(bench: Bench) -> None:
+    """T1: an empty picture is not a picture of nothing."""
+
+    async def scenario(bench: Bench) -> None:
+        start = bench.firewall.dump()
+        bench.facts.listed, bench.facts.connected = False, False
+        bench.facts.waiting_for = "cannot reach unix:///run/docker.sock"
+        status = await bench.passed()
+        assert (status.state, status.docker_connected) == (State.WAITING_FOR_DOCKER, False)
+        assert status.state_reason == "cannot reach unix:///run/docker.sock"
+        assert (bench.firewall.dump(), bench.firewall.reads) == (start, 0)
+        bench.facts.listed, bench.facts.connected = True, True
+        assert mappings(await bench.passed()) == [WEB]
+
+    run(bench, scenario)
+
+
+def test_it_is_settled_when_it_is_clear_what_it_waits_for(bench: Bench) -> None:
+    """T1: READY does not wait for Docker."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.facts.listed = bench.facts.tried = False
+        settled = asyncio.create_task(bench.loop.settled())
+        # Somebody else writes rules while the engine's answer is on its way.
+        await bench.passed(bench.loop.verify)
+        await asyncio.sleep(0)
+        assert not settled.done()
+        bench.facts.tried = True
+        bench.loop.trigger()
+        await asyncio.wait_for(settled, 5)
+
+    run(bench, scenario)
+
+
+def test_the_first_pass_writes_and_shows(bench: Bench) -> None:
+    """P1."""
+
+    async def scenario(bench: Bench) -> None:
+        status = await bench.passed()
+        assert (status.state, status.state_reason) == (State.SYNCED, "")
+        assert (status.backend, status.engine_version) == ("nft", "20.10.24")
+        assert status.docker_connected
+        assert mappings(status) == [WEB]
+        assert status.networks == (X,)
+        assert status.last_sync > 0
+        assert "--to-destination [fd00:a::2]:80" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+def test_before_the_first_pass_no_rule_is_in_force(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        assert bench.loop.ruleset_text() == ""
+        assert bench.status.state is State.STARTING
+
+    run(bench, scenario)
+
+
+def test_a_pass_without_news_neither_reads_nor_writes(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        counts = (bench.firewall.reads, bench.firewall.writes)
+        status = await bench.passed()
+        assert (bench.firewall.reads, bench.firewall.writes) == counts
+        assert status.generation == 1
+
+    run(bench, scenario)
+
+
+def test_a_burst_of_triggers_makes_one_pass(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        for _ in range(100):
+            bench.loop.trigger()
+        await bench.passed()
+        # A second pass would be shown as soon as the loop comes round.
+        await asyncio.sleep(0.05)
+        assert len(bench.published) == 1
+
+    run(bench, scenario)
+
+
+def test_what_comes_during_a_pass_makes_exactly_one_more(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        gate, inside = threading.Event(), threading.Event()
+
+        def slow(_: Iterable[str]) -> bool:
+            inside.set()
+            assert gate.wait(5)
+            return True
+
+        bench.userland_proxy = slow
+        bench.loop.trigger()
+        await until(inside.is_set)
+        bench.facts.have(X, web("9090:80"))
+        for _ in range(100):
+            bench.loop.trigger()
+        gate.set()
+        await until(lambda: len(bench.published) == 2)
+        await asyncio.sleep(0.05)
+        assert len(bench.published) == 2
+        # The first pass held the picture from before, the second has the new one.
+        assert [each.host_port for each in bench.published[0][1].mappings] == [8080]
+        assert [each.host_port for each in bench.status.mappings] == [9090]
+
+    run(bench, scenario)
+
+
+def test_the_proxy_is_asked_about_bridges_alone(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        asked: list[list[str]] = []
+
+        def proxy(bridges: Iterable[str]) -> bool:
+            asked.append(list(bridges))
+            return False
+
+        bench.userland_proxy = proxy
+        macvlan = network(name="m", driver="macvlan", bridge="br-m")
+        unusable = network(name="u", bridge="", problem="its bridge name")
+        bench.facts.have(X, macvlan, unusable)
+        await bench.passed()
+        assert asked == [["br-a"]]
+
+    run(bench, scenario)
+
+
+def test_without_a_proxy_what_cannot_be_forwarded_is_refused(bench: Bench) -> None:
+    """H3."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.userland_proxy = lambda _: False
+        await bench.passed()
+        assert "-d ::1/128 -p tcp -m tcp --dport 8080 -j REJECT" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+# Failures.
+
+
+def test_a_failed_write_is_shown_in_the_tools_words_and_tried_again_whole(bench: Bench) -> None:
+    """F10."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.firewall.fail_next = "ip6tables-restore refused: no room\n     3 -A X"
+        status = await bench.passed()
+        assert status.state is State.DEGRADED
+        assert status.state_reason == "ip6tables-restore refused: no room"
+        assert status.mappings == ()
+        await until(lambda: bench.status.state is State.SYNCED)
+        assert (bench.status.state_reason, mappings(bench.status)) == ("", [WEB])
+
+    run(bench, scenario)
+
+
+def test_after_a_failure_whatever_stands_is_written_whole(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        bench.firewall.fail_next = "no room"
+        bench.facts.have(X, web("9090:80"))
+        await bench.passed()
+        # Meanwhile somebody takes out what this pass would not have written.
+        bench.firewall.load("*filter\n:IPV6NAT-CT - [0:0]\nCOMMIT\n")
+        await until(lambda: bench.status.state is State.SYNCED)
+        assert (
+            "-A IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"
+            in bench.firewall.dump()
+        )
+        assert [each.host_port for each in bench.status.mappings] == [9090]
+
+    run(bench, scenario)
+
+
+def test_while_it_fails_the_last_good_lists_stay(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        good = await bench.passed()
+        bench.facts.have(X, web("9090:80"))
+        bench.firewall.fail_next = "no room"
+        bad = await bench.passed()
+        assert (bad.state, bad.mappings) == (State.DEGRADED, good.mappings)
+
+    run(bench, scenario)
+
+
+def test_the_pause_between_retries_grows_and_starts_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        def broken(_: Iterable[str]) -> bool:
+            raise FirewallError("no tool")
+
+        pauses: list[float] = []
+        bench.userland_proxy = broken
+        for _ in range(4):
+            await bench.passed()
+            pauses.append(bench.loop._retry_pause)
+        assert pauses == [0.04, 0.08, 0.1, 0.1]
+        bench.userland_proxy = lambda _: True
+        await until(lambda: bench.status.state is State.SYNCED)
+        assert bench.loop._retry_pause == 0.02
+
+    monkeypatch.setattr(reconcile, "LONGEST_RETRY", 0.1)
+    run(bench, scenario)
+
+
+# Somebody else.
+
+
+def edit(text: str) -> Callable[[FakeFirewall], None]:
+    return lambda firewall: firewall.load(f"*filter\n{text}\nCOMMIT\n")
+
+
+FLUSHES = {
+    "F1 everything flushed": FakeFirewall.flush,
+    "F6 a rule taken out": edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"),
+    "F7 a rule put first": edit("-I FORWARD 1 -j REJECT"),
+    "a rule of ours changed": edit(
+        "-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\n"
+        "-I IPV6NAT-CT 1 -i br-a -j DROP"
+    ),
+    "a chain with our prefix made": edit(":IPV6NAT-MINE - [0:0]"),
+}
+
+
+def ours(firewall: FakeFirewall) -> dict[Table, dict[str, str]]:
+    return {table: seen.own for table, seen in firewall.read().items()}
+
+
+@pytest.mark.parametrize("how", FLUSHES)
+def test_drift_is_repaired_counted_and_told(bench: Bench, how: str) -> None:
+    """F1, F6, F7."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        before = ours(bench.firewall)
+        FLUSHES[how](bench.firewall)
+        status = await bench.passed(bench.loop.verify)
+        assert status.drift_repairs == 1
+        assert ours(bench.firewall) == before
+        forward = [x for x in bench.firewall.dump().splitlines() if x.startswith("-A FORWARD")]
+        assert [each.rpartition(" ")[2] for each in forward[:2]] == [
+            "DOCKER-USER",
+            "IPV6NAT-FORWARD",
+        ]
+        drift = bench.published[-1][2]
+        assert drift is not None
+        assert "filter" in str(drift["Tables"])
+        # Repaired, it is the same as before: nothing to list again.
+        assert status.generation == 1
+        assert (await bench.passed(bench.loop.verify)).drift_repairs == 1
+
+    run(bench, scenario)
+
+
+def test_a_look_without_drift_writes_nothing(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        writes = bench.firewall.writes
+        bench.firewall.load("*filter\n-A FORWARD -j DROP\nCOMMIT\n")
+        status = await bench.passed(bench.loop.verify)
+        assert (bench.firewall.writes, status.drift_repairs) == (writes, 0)
+        assert bench.published[-1][2] is None
+
+    run(bench, scenario)
+
+
+def test_a_change_is_one_write_a_table_and_no_read_of_all(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        writes, reads, looks = bench.firewall.writes, bench.firewall.reads, bench.firewall.looks
+        bench.facts.have(X, web("8080:80", "9090:80"))
+        await bench.passed()
+        await until(lambda: bench.firewall.looks == looks + 1)
+        assert bench.firewall.writes == writes + 1
+        bench.userland_proxy = lambda _: False
+        await bench.passed()
+        await until(lambda: bench.firewall.looks == looks + 3)
+        bench.facts.have(X, web("9090:80"))
+        await bench.passed()
+        await until(lambda: bench.firewall.looks == looks + 5)
+        assert bench.firewall.reads == reads
+
+    run(bench, scenario)
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_an_edit_of_what_was_just_written_is_noticed(bench: Bench, pause: bool) -> None:
+    """Whether or not there was time to read back how the kernel words it."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        looks = bench.firewall.looks
+        bench.facts.have(X, web("8080:80", "9090:80"))
+        take = "*nat\n-D IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 9090 -j DNAT {}\nCOMMIT\n"
+        take = take.format("--to-destination [fd00:a::2]:80")
+        if pause:
+            await bench.passed()
+            await until(lambda: bench.firewall.looks > looks)
+            bench.firewall.load(take)
+            bench.loop.verify()
+        else:
+            bench.firewall.intrusions = [lambda firewall: firewall.load(take)]
+            bench.loop.trigger()
+        await until(lambda: bench.status.drift_repairs == 1)
+        assert "--dport 9090" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+def test_who_writes_between_our_write_and_read_is_noticed(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.firewall.intrusions = [FakeFirewall.flush]
+        status = await bench.passed()
+        assert (status.state, mappings(status)) == (State.SYNCED, [WEB])
+        writes = bench.firewall.writes
+        await bench.passed(bench.loop.verify)
+        assert (bench.firewall.writes, bench.status.drift_repairs) == (writes, 0)
+
+    run(bench, scenario)
+
+
+def test_who_keeps_writing_is_reported_and_left_for_a_while(bench: Bench) -> None:
+    """Decision 13: no endless fight within one pass."""
+
+    async def scenario(bench: Bench) -> None:
+        take = edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT")
+        nothing = edit("")
+        # Two writes a pass, filter and nat: the edit comes after the second.
+        bench.firewall.intrusions = [nothing, take] * kernel.SETTLE
+        status = await bench.passed()
+        assert status.state is State.DEGRADED
+        assert "somebody else keeps changing our rules" in status.state_reason
+        assert bench.firewall.writes == 2 * kernel.SETTLE
+        await until(lambda: bench.status.state is State.SYNCED)
+        assert (
+            "-A IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"
+            in bench.firewall.dump()
+        )
+
+    run(bench, scenario)
+
+
+def test_it_looks_by_itself_now_and_then(bench: Bench) -> None:
+    bench.verify_interval = 0.02
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        bench.firewall.flush()
+        await until(lambda: bench.status.drift_repairs == 1)
+        assert "IPV6NAT-DNAT" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+def test_it_beats_with_each_step_of_a_pass(bench: Bench) -> None:
+    """Each may take half a minute where others hold the lock, and systemd waits for one."""
+    bench.beat_interval = 60
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            await bench.passed()
+            assert bench.beats >= 4  # a read, two tables written, a read
+
+    asyncio.run(body())
+
+
+def test_a_step_that_hangs_stops_the_beat_and_what_it_did_not_end(bench: Bench) -> None:
+    """systemd then ends us, and starts anew."""
+    release, entered = threading.Event(), threading.Event()
+    write = bench.firewall.write
+
+    def hang(change: TableChange) -> None:
+        entered.set()
+        release.wait(20)
+        write(change)
+
+    bench.beat_interval = 0.01
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            bench.firewall.write = hang  # type: ignore[method-assign]
+            bench.loop.trigger()
+            await until(entered.is_set)
+            await asyncio.sleep(0.05)
+            before = bench.beats
+            await asyncio.sleep(0.2)
+            assert bench.beats == before
+            release.set()
+            await until(lambda: bench.beats > before + 5)
+
+    asyncio.run(body())
+
+
+def test_a_clean_up_at_the_end_waits_for_a_pass_that_is_under_way(bench: Bench) -> None:
+    """Or what that still writes would stand when we have gone."""
+    release, entered = threading.Event(), threading.Event()
+    write = bench.firewall.write
+
+    def slow(change: TableChange) -> None:
+        entered.set()
+        release.wait(20)
+        write(change)
+
+    bench.facts.have(X, web("8080:80/tcp"))
+
+    async def body() -> None:
+        async with running(bench):
+            bench.firewall.write = slow  # type: ignore[method-assign]
+            bench.loop.trigger()
+            await until(entered.is_set)
+        removal = asyncio.create_task(bench.loop.remove())
+        await asyncio.sleep(0.1)
+        release.set()
+        await removal
+
+    asyncio.run(body())
+    assert "IPV6NAT" not in bench.firewall.dump()
+
+
+def test_it_beats_while_nothing_happens(bench: Bench) -> None:
+    bench.beat_interval = 0.01
+
+    async def scenario(bench: Bench) -> None:
+        await until(lambda: bench.beats >= 3)
+        assert bench.published == []
+
+    run(bench, scenario)
+
+
+# Resync.
+
+
+def test_resync_reads_engine_and_kernel_and_counts(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        bench.facts.have(X, web("7070:80", "7071:81"))
+        done = await bench.loop.resync()
+        assert bench.facts.relists == 1
+        assert (done.generation, done.rules_added, done.rules_removed) == (2, 2, 1)
+        assert done.duration_ms >= 0
+        again = await bench.loop.resync()
+        assert (again.generation, again.rules_added, again.rules_removed) == (2, 0, 0)
+        bench.firewall.flush()
+        await bench.loop.resync()
+        assert bench.status.drift_repairs == 1
+
+    run(bench, scenario)
+
+
+def test_resync_without_an_engine_raises_why(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.facts.gone = LookupError("no engine")
+        with pytest.raises(LookupError, match="no engine"):
+            await bench.loop.resync()
+        assert bench.firewall.writes == 0
+
+    run(bench, scenario)
+
+
+def test_resync_raises_what_the_firewall_says(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.firewall.fail_next = "no room"
+        with pytest.raises(FirewallError, match="no room"):
+            await bench.loop.resync()
+
+    run(bench, scenario)
+
+
+def test_two_resyncs_at_once_share_a_pass(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        first, second = await asyncio.gather(bench.loop.resync(), bench.loop.resync())
+        assert first == second
+        assert len(bench.published) == 1
+
+    run(bench, scenario)
+
+
+def test_a_resync_that_nobody_waits_for_any_more_harms_nobody(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        waiting = asyncio.create_task(bench.loop.resync())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await until(lambda: bench.published)
+        await bench.loop.resync()
+
+    run(bench, scenario)
+
+
+# What is shown.
+
+
+def test_the_generation_counts_changes_of_what_is_listed(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        seen = [(await bench.passed()).generation]
+        for facts in (
+            (X, web("8080:80")),
+            (X, web("9090:80")),
+            (X, web("9090:80"), web("9090:80", name="late")),
+            (X, Y, web("9090:80")),
+            (X, Y, web("9090:80")),
+        ):
+            bench.facts.have(*facts)
+            seen.append((await bench.passed()).generation)
+        # "late" is beaten and so only skipped: that is listed too.
+        assert seen == [1, 1, 2, 3, 4, 4]
+
+    run(bench, scenario)
+
+
+def test_an_empty_first_picture_is_a_generation_too(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.facts.have()
+        assert (await bench.passed()).generation == 1
+
+    run(bench, scenario)
+
+
+def test_since_stays_as_long_as_the_mapping(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        def since(status: Status, port: int) -> int:
+            mapping: Mapping = next(m for m in status.mappings if m.host_port == port)
+            return status.since[mapping_id(mapping)]
+
+        first = await bench.passed()
+        bench.facts.have(X, Y, web("8080:80", "9090:80"))
+        second = await bench.passed()
+        assert since(second, 8080) == since(first, 8080) > 0
+        assert since(second, 9090) > since(first, 8080)
+        bench.facts.have(X, Y)
+        assert (await bench.passed()).since == {}
+        bench.facts.have(X, Y, web("8080:80"))
+        assert since(await bench.passed(), 8080) > since(first, 8080)
+
+    run(bench, scenario)
+
+
+def test_an_engine_that_is_lost_leaves_the_rules(bench: Bench) -> None:
+    """T9: and says what is waited for."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        dump = bench.firewall.dump()
+        bench.facts.connected, bench.facts.waiting_for = False, "its event stream ended"
+        status = await bench.passed()
+        assert (status.state, status.state_reason) == (
+            State.WAITING_FOR_DOCKER,
+            "its event stream ended",
+        )
+        assert (status.docker_connected, mappings(status)) == (False, [WEB])
+        assert bench.firewall.dump() == dump
+        bench.firewall.flush()
+        await bench.passed(bench.loop.verify)
+        assert "IPV6NAT-DNAT" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+def test_a_configuration_that_was_refused_is_said_until_it_is_right(bench: Bench) -> None:
+    """T13."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.loop.config_error = "reload refused: unknown key"
+        assert (await bench.passed()).state_reason == "reload refused: unknown key"
+        bench.loop.config_error = ""
+        assert (await bench.passed()).state_reason == ""
+
+    run(bench, scenario)
+
+
+def test_another_policy_holds_from_the_next_pass(bench: Bench) -> None:
+    """B3, T13."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.facts.have(X, web("0.0.0.0:8080:80"))
+        assert (await bench.passed()).mappings == ()
+        bench.loop.policy = replace(bench.loop.policy, ipv4_any_means_ipv6=True)
+        assert mappings(await bench.passed()) == [WEB]
+
+    run(bench, scenario)
+
+
+def test_what_changed_is_told_to_people(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(bench: Bench) -> None:
+        warned = replace(X, warnings=("enable_icc='yes' is neither true nor false",))
+        late = replace(web("8080:80", name="late"), id="f" * 64)
+        with caplog.at_level("INFO", "ipv6natd"):
+            bench.facts.have(warned, web("8080:80", "7000-7001:7000-7001"), late)
+            await bench.passed()
+            bench.facts.have(warned)
+            await bench.passed()
+            await bench.passed()
+
+    run(bench, scenario)
+    assert identity("web") < "f" * 64
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("INFO", "published [::]:7000-7001/tcp -> web [fd00:a::2]:7000-7001"),
+        ("INFO", f"published {WEB}"),
+        (
+            "WARNING",
+            "skipped 80/tcp of container late: [::]:8080 already belongs to container 'web'; "
+            "publish one of them elsewhere",
+        ),
+        ("WARNING", "network x: enable_icc='yes' is neither true nor false"),
+        ("INFO", "synced: 2 mappings, 1 network, 1 skipped, nft"),
+        ("INFO", "withdrew [::]:7000-7001/tcp -> web [fd00:a::2]:7000-7001"),
+        ("INFO", f"withdrew {WEB}"),
+    ]
+
+
+# The end.
+
+
+def test_removing_gives_back_the_tables_as_they_were(bench: Bench) -> None:
+    """T3."""
+
+    async def scenario(bench: Bench) -> None:
+        start = bench.firewall.dump()
+        await bench.passed()
+        assert bench.firewall.dump() != start
+        await bench.loop.remove()
+        assert bench.firewall.dump() == start
+        assert bench.loop.ruleset_text() == ""
+
+    run(bench, scenario)
+
+
+def test_the_rules_in_force_are_told_as_text(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        rule = "-A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT"
+        assert rule in bench.loop.ruleset_text()
+
+    run(bench, scenario)
+
+
+def test_a_mapping_is_described_as_a_person_would() -> None:
+    want = desired(snapshot(X, web("8080:80", "7000-7001:7000-7001/udp")), Policy())
+    assert [described(each) for each in want.mappings] == [
+        WEB,
+        "[::]:7000-7001/udp -> web [fd00:a::2]:7000-7001",
+    ]
+
+
+def test_a_cleanup_takes_everything_out_until_a_resync(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        untouched = bench.firewall.dump()
+        before = await bench.passed()
+        standing = bench.firewall.dump()
+        await bench.loop.cleanup()
+        assert bench.firewall.dump() == untouched
+        assert bench.kept[-1].chains == ()
+        assert bench.status.state is State.STOPPED
+        assert "ipv6natctl resync" in bench.status.state_reason
+        assert (bench.status.mappings, bench.status.networks) == ((), ())
+        assert bench.status.generation == before.generation + 1
+        # Neither the engine, nor drift, nor a reload writes anything now.
+        bench.facts.have(X, web("81:81"))
+        await bench.passed()
+        await bench.passed(bench.loop.verify)
+        await bench.loop.refresh()
+        assert bench.firewall.dump() == untouched
+        assert (bench.status.state, bench.status.mappings) == (State.STOPPED, ())
+        bench.facts.have(X, web("8080:80"))
+        result = await bench.loop.resync()
+        assert result.rules_added > 5
+        assert (bench.status.state, bench.status.mappings) == (State.SYNCED, before.mappings)
+        assert bench.firewall.dump() == standing
+
+    run(bench, scenario)
+
+
+def test_a_cleanup_logs_each_rule_that_it_removes(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        caplog.set_level("DEBUG", "ipv6natd.sync.applier")
+        await bench.loop.cleanup()
+        assert any(
+            each.getMessage().startswith("rule removed: ip6tables -t nat -A IPV6NAT-DNAT ")
+            for each in caplog.records
+        )
+
+    run(bench, scenario)
+
+
+def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.facts.listed = bench.facts.connected = False
+        bench.facts.gone = LookupError("no engine")
+        await bench.passed()
+        await bench.loop.cleanup()
+        with pytest.raises(LookupError):
+            await bench.loop.resync()
+        assert bench.status.state is State.STOPPED
+
+    run(bench, scenario)
+
+
+def test_a_cleanup_that_fails_leaves_everything_in_force(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        standing = bench.firewall.dump()
+        bench.firewall.fail_next = "no room"
+        with pytest.raises(FirewallError):
+            await bench.loop.cleanup()
+        await until(lambda: bench.kept)
+        assert bench.firewall.dump() == standing
+        assert bench.status.state is State.SYNCED
+
+    run(bench, scenario)
+
+
+def test_of_a_resync_and_a_cleanup_at_once_the_last_one_holds(bench: Bench) -> None:
+    async def scenario(bench: Bench) -> None:
+        untouched = bench.firewall.dump()
+        await bench.passed()
+        standing = bench.firewall.dump()
+        one, other = await asyncio.gather(
+            bench.loop.resync(), bench.loop.cleanup(), return_exceptions=True
+        )
+        assert "in between" in str(one)
+        assert other is None
+        assert bench.firewall.dump() == untouched
+        await asyncio.gather(bench.loop.cleanup(), bench.loop.resync())
+        assert bench.firewall.dump() == standing
+
+    run(bench, scenario)
+
+
+def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) -> None:
+    """Told once it stands, with each pass, and before it goes; not before the first list."""
+    told: list[tuple[bool, bool]] = []
+
+    def forward(on: bool) -> bool:
+        told.append((on, "-j IPV6NAT-FORWARD" in bench.firewall.dump()))
+        return False
+
+    bench.forward = forward
+
+    async def scenario(bench: Bench) -> None:
+        bench.facts.listed = False
+        await bench.passed()
+        assert told == []
+        bench.facts.listed = True
+        await bench.passed()
+        assert told == [(True, True)]
+        await bench.loop.cleanup()
+        await bench.passed()
+        assert told == [(True, True), (False, True)]
+        assert "IPV6NAT" not in bench.firewall.dump()
+        await bench.loop.resync()
+        assert told[2:] == [(True, True)]
+
+    run(bench, scenario)
+
+
+def test_without_a_network_of_ours_forwarding_is_nobodys_business(bench: Bench) -> None:
+    def forward(_on: bool) -> bool:
+        raise AssertionError
+
+    bench.forward = forward
+    bench.facts.have()
+
+    async def scenario(bench: Bench) -> None:
+        assert (await bench.passed()).state is State.SYNCED
+
+    run(bench, scenario)
+
+
+def test_rules_stay_while_forwarding_cannot_be_switched_off(bench: Bench) -> None:
+    def refused(on: bool) -> bool:
+        if not on:
+            raise FirewallError("read-only")
+        return False
+
+    bench.forward = refused
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        with pytest.raises(FirewallError, match="read-only"):
+            await bench.loop.cleanup()
+        assert mappings(await bench.passed()) == [WEB]
+        assert "-j IPV6NAT-FORWARD" in bench.firewall.dump()
+
+    run(bench, scenario)

@@ -1,0 +1,83 @@
+"""The filter table on disk: it comes back as it was, and nothing that we did not write does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from ipv6natd.model import Desired
+from ipv6natd.netfilter.parse import rule, table_rules
+from ipv6natd.netfilter.render import full_text, words
+from ipv6natd.netfilter.rules import Ruleset, Table
+from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.sync.saved_rules import Kept
+from tests.unit.policy.test_properties import bounded, states
+
+
+@bounded
+@given(states())
+def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
+    """Whatever rules there are, their text says all of them."""
+    rules = ruleset(want)
+    for table in Table:
+        for chain in rules.table(table).chains:
+            for each in chain.rules:
+                assert rule(words(each)) == each
+    assert table_rules(full_text(Ruleset(filter=rules.filter))) == rules.filter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-A FORWARD -j ACCEPT -j DROP",
+        "*filter\n-A OUTPUT -j DROP\nCOMMIT",
+        "*nat\nCOMMIT",
+        ":MINE - [0:0]",
+        "-X DOCKER-USER",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j QUEUE\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i br-a; reboot -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -s fd00::/8%x -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A  -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A\nCOMMIT",
+        '*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i "a -j DROP\nCOMMIT',
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \x1b -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -i \u00e9 -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m conntrack --ctstate SNAT -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -p tcp -m tcp --dport 70000 -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m comment --comment x -j DROP\nCOMMIT",
+        "*filter\n:IPV6NAT-A;x - [0:0]\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A INPUT -j IPV6NAT-A\nCOMMIT",
+        "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j IPV6NAT-B\nCOMMIT",
+    ],
+)
+def test_what_we_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
+    kept = Kept({"STATE_DIRECTORY": str(tmp_path)})
+    kept.path.write_text(text)
+    with pytest.raises((ValueError, TypeError)):
+        table_rules(text)
+    assert kept.read() is None
+
+
+def test_what_is_kept_is_read_again_and_private(tmp_path: Path) -> None:
+    rules = ruleset(Desired()).filter
+    kept = Kept({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
+    assert kept.read() is None
+    kept.write(rules)
+    kept.write(rules)
+    assert kept.read() == rules
+    assert kept.path.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in kept.path.parent.iterdir()] == ["filter.rules"]
+    kept.remove()
+    kept.remove()
+    assert kept.read() is None
+
+
+def test_a_disk_that_takes_nothing_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    kept = Kept({"STATE_DIRECTORY": f"{tmp_path}/file"})
+    kept.write(ruleset(Desired()).filter)
+    assert kept.read() is None
+    kept.remove()

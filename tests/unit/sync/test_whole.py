@@ -1,0 +1,98 @@
+"""Watcher and loop together, against an engine that a test plays: how much is asked and written."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd.engine import watcher as docker_watch
+from ipv6natd.engine.client import Connection
+from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.model import Policy
+from ipv6natd.sync.reconciler import Reconciler
+from tests.harness.build import identity
+from tests.harness.fake_engine import FakeEngine, event, raw_container, raw_network
+from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.waiting import background, until
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*distutils:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning"),
+]
+
+SUBNET = IPv6Network("fd00:a::/64")
+PORTS = 4
+LISTS = ["/containers/json", "/networks"]
+
+
+def crowd(number: int) -> dict[str, Any]:
+    """One of many containers, with PORTS published ports of its own, none next to another."""
+    raw = raw_container(f"c{number}", address=str(SUBNET[number + 2]))
+    raw["NetworkSettings"]["Ports"] = {
+        f"{80 + each}/tcp": [
+            {"HostIp": where, "HostPort": str(10000 + number * 2 * PORTS + 2 * each)}
+            for where in ("0.0.0.0", "::")
+        ]
+        for each in range(PORTS)
+    }
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("version", "containers", "inspects"), [("28.5.1", 500, 0), ("20.10.24", 50, 50)]
+)
+def test_k7_many_containers_are_read_once_and_written_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    containers: int,
+    inspects: int,
+) -> None:
+    """Engines before 28 do not list all that counts, so each container is inspected there."""
+    monkeypatch.setattr(docker_watch, "asleep", lambda _: "")
+    engine = FakeEngine(tmp_path / "engine.sock", version=version)
+    engine.have(raw_network("x"), *map(crowd, range(containers)))
+    engine.start()
+    firewall = FakeFirewall()
+
+    def asked(path: str) -> int:
+        return len([each for each in engine.asked if each.startswith(path)])
+
+    async def scenario() -> None:
+        loop: Reconciler
+        watch = DockerWatch(
+            Connection(endpoint=engine.endpoint), lambda: loop.trigger(), resync_interval=3600
+        )
+        loop = Reconciler(
+            firewall=firewall,
+            facts=watch,
+            policy=Policy(),
+            complete=lambda snapshot, _: snapshot,
+            publish=lambda *_: None,
+        )
+        async with background(watch.run(retry=True)), background(loop.run()):
+            await until(lambda: len(loop.status.mappings) == PORTS * containers)
+            await until(lambda: asked("/containers/") == inspects + 1)
+            assert [engine.asked_for(path) for path in LISTS] == [1, 1]
+            # Both tables once, however much is in them.
+            assert firewall.writes == 2
+            before = len(engine.asked), firewall.reads, firewall.writes
+            await asyncio.sleep(0.1)
+            assert (len(engine.asked), firewall.reads, firewall.writes) == before
+
+            gone = identity("c7")
+            del engine.containers[gone]
+            engine.emit(event("container", "die", "c7"))
+            await until(lambda: len(loop.status.mappings) == PORTS * (containers - 1))
+            assert engine.asked[before[0] :] == [f"/containers/{gone}/json"]
+            assert firewall.writes == before[2] + 1
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        engine.stop()
