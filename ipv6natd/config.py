@@ -143,7 +143,7 @@ KEYS = (
         "endpoint",
         _endpoint,
         "unix:///path or tcp://host:port, without a user",
-        "The Docker engine to follow.",
+        "Address of the Docker engine.",
         "DOCKER_HOST",
     ),
     Key(
@@ -164,68 +164,68 @@ KEYS = (
         "retry",
         _bool,
         _TRUE_OR_FALSE,
-        "Keep reconnecting to the engine; with false a lost engine ends the daemon with status 1.",
+        "Reconnect when the connection to the engine fails; with false, exit with status 1.",
     ),
     Key(
         "cleanup",
         _bool,
         _TRUE_OR_FALSE,
-        "Remove all rules when the daemon stops; with false open ports stay open meanwhile.",
+        "Remove all rules when the daemon stops; with false, published ports stay open.",
     ),
     Key("debug", _bool, _TRUE_OR_FALSE, "Log every rule that is added or removed."),
     Key(
         "backend",
         _backend,
         " or ".join(BACKENDS),
-        "Which variant of ip6tables to write; auto takes the one that the host's ip6tables is.",
+        "Variant of ip6tables to use; auto selects the variant of the host's ip6tables.",
     ),
     Key(
         "ip_forward",
         _bool,
         _TRUE_OR_FALSE,
-        "Switch IPv6 forwarding on once the rules are in force; clean-up puts back what was found.",
+        "Switch IPv6 forwarding on when the rules are in force; clean-up restores the old values.",
     ),
     Key(
         "nat_prefixes",
         _prefixes,
         'a list of IPv6 prefixes such as ["fc00::/7"]',
-        "Only networks whose IPv6 subnets lie within these are managed.",
+        "A network is managed if all its IPv6 subnets are in these prefixes.",
     ),
     Key(
         "ipv4_any_means_ipv6",
         _bool,
         _TRUE_OR_FALSE,
-        "Publish on IPv6 too what is bound to 0.0.0.0, as docker-ipv6nat did.",
+        "As docker-ipv6nat did, publish bindings to 0.0.0.0 also on IPv6.",
     ),
     Key(
         "address_map",
         _address_map,
         'a table such as { "192.0.2.10" = "2001:db8::10" }',
-        "A binding to the IPv4 address also publishes on the IPv6 address.",
+        "Publish bindings to the IPv4 address also on the IPv6 address.",
     ),
     Key(
         "allow_direct_routing",
         _bool,
         _TRUE_OR_FALSE,
-        "Let others reach published ports by the container's own address too.",
+        "Accept connections from outside to published ports of a container's own address.",
     ),
     Key(
         "accept_fwmark",
         _fwmark,
         'a mark such as "0x1", or mark and mask such as "0x1/0x3"',
-        "Accept forwarded packets that carry this firewall mark, whatever they are for.",
+        "Accept all forwarded packets that carry this firewall mark.",
     ),
     Key(
         "resync_interval",
         _interval,
         "a number of seconds from 10 to 86400",
-        "Seconds between two complete re-reads of the engine while nothing happens.",
+        "Seconds between two complete reads of the engine while no event arrives.",
     ),
     Key(
         "metrics_textfile",
         _textfile,
         "the absolute path of a file that ends in .prom, or empty for none",
-        "Keep metrics in this file, for the textfile collector of node_exporter.",
+        "Write metrics to this file, for the textfile collector of node_exporter.",
     ),
 )
 _BY_NAME = {key.name: key for key in KEYS}
@@ -339,7 +339,7 @@ def example() -> str:
     """The shipped configuration file: every key, commented, with its default."""
     lines = [
         "# Configuration of ipv6natd. Each key shows its default.",
-        "# Files in /etc/ipv6natd/conf.d/*.toml are read after this one and win over it.",
+        "# Files in /etc/ipv6natd/conf.d/*.toml are read after this file and override it.",
     ]
     defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
     for key in KEYS:
