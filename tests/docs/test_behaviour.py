@@ -95,7 +95,7 @@ def test_a_run_keeps_what_it_did_not_measure(report: Report) -> None:
     page = text([dataclasses.replace(P1, native="differs: it hangs")], report, first)
     assert cells(page)[0] == f"differs · measured (0 at {'a' * 12}, 2026-01-01)"
     assert cells(page)[1] == f"differs: it hangs · measured (28.5.2, {report.date})"
-    assert odd(page) == ["- P1: ipv6natd does not hold it"]
+    assert odd(page) == ["- P1: ipv6natd fails this scenario"]
     again = dataclasses.replace(P1, native="differs: it waits")
     page = text([again], Report(report.root), page)
     assert cells(page)[1] == f"differs: it waits · measured (28.5.2, {report.date})"

@@ -1,8 +1,8 @@
-"""docs/behaviour.md: who reaches what, with ipv6natd, with Docker alone and with docker-ipv6nat.
+"""docs/behaviour.md: scenarios with ipv6natd, with Docker alone and with docker-ipv6nat.
 
-One row a scenario. What is asked, and what was read and where, stands in tests/data/behaviour.toml;
-what was measured comes from the tests that carry the scenario's id. A cell that a run did not
-measure keeps what was measured last, with its version and date.
+One row per scenario. tests/data/behaviour.toml has the scenario and what was read, with the source.
+The tests whose names contain a scenario's id give the measured result. A cell that a run did not
+measure keeps the last measured result, with its version and date.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ DATA = ROOT / "tests" / "data" / "behaviour.toml"
 
 RIVAL = "docker-ipv6nat 0.4.4"
 HEAD = f"""\
-# Who reaches what
+# Behaviour in each scenario
 
-What each scenario asks, and what happens: with ipv6natd in front of an engine that makes no IPv6
-rules; with Docker 28.5 that makes its own, without ipv6natd; and with {RIVAL} in front of an
-engine that makes none. Written by `make test-all` from the tests that carry a scenario's id and
-from what was read (tests/data/behaviour.toml), not by hand.
+The result of each scenario in three configurations: ipv6natd with an engine that writes no IPv6
+rules; Docker 28.5 alone, with its own IPv6 rules; and {RIVAL} with an engine that writes no
+IPv6 rules. `make test-all` writes this page from the tests whose names contain a scenario's id, and
+from tests/data/behaviour.toml.
 
-"Holds" is what the scenario asks. **Measured** cells name the version and the day; packets, if not
-said otherwise, on the engines of [engines.md](engines.md), with the userland proxy and without.
-**Read** cells name the source. In the words of the scenarios the *client* is a neighbour of the
-host, the *rogue* another one that sends what is for containers to the host; the host has two public
-addresses.
+"Holds" means that the result is as expected. **Measured** cells name the version and the date.
+Unless the cell says otherwise, packets were sent, on the engines of [engines.md](engines.md), with
+the userland proxy and without. **Read** cells name the source in the code. The *client* is a
+machine on the host's link. The *rogue* is a second machine there, which sends packets for
+container addresses to the host. The host has two public addresses.
 """
 
 GROUPS = {
@@ -43,15 +43,15 @@ GROUPS = {
     "R": "Ranges, and ports that Docker chooses",
     "U": "UDP",
     "S": "SCTP",
-    "O": "Outgoing",
+    "O": "Outgoing connections",
     "H": "From the host and from containers to a published port",
     "I": "Isolation",
     "V": "Options of networks",
     "M": "Several networks",
     "W": "Swarm",
     "T": "Starts, stops and races",
-    "F": "Others who write to the tables",
-    "C": "An engine that does it itself",
+    "F": "Other programs that write to the tables",
+    "C": "An engine that writes IPv6 rules itself",
     "K": "The host",
 }
 
@@ -61,25 +61,25 @@ STAMP = re.compile(r"(holds|differs).* · (measured \(.+\))")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A scenario; words begin with "holds", "differs: " or "does not arise: "."""
+    """A scenario. `native` and `rival` begin with "holds", "differs: " or "does not arise: "."""
 
     id: str
     asked: str
     expected: str
     where: str = ""
-    """A pattern in the names of its tests, where several scenarios share them."""
+    """A pattern for the names of its tests, if a test covers several scenarios."""
     untested: str = ""
-    """Why no test measures it with ipv6natd."""
+    """The reason why no test measures this scenario with ipv6natd."""
     untested_source: str = ""
     native: str = ""
     native_source: str = ""
-    """Where those words were read; without it they explain what is measured."""
+    """The source of `native`. Without a source `native` explains the measured result."""
     rival: str
     rival_source: str
 
 
 def rows(data: Path = DATA) -> list[Row]:
-    """All scenarios, in order."""
+    """All scenarios in the order of the page."""
     found = tomllib.loads(data.read_text())
     order = list(GROUPS)
     made = [Row(id=key, **words) for key, words in found.items()]
@@ -87,7 +87,7 @@ def rows(data: Path = DATA) -> list[Row]:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Both pages, of what has run."""
+    """Write docs/engines.md and docs/behaviour.md from the results of this run."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engines.md").write_text(report.text())
     page = folder / "behaviour.md"
@@ -96,7 +96,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def text(rows: Sequence[Row], report: Report, before: str = "") -> str:
-    """The page; `before` is the one that stood there."""
+    """The new page; `before` is the old page."""
     stood, tested = dict(cells(before)), ours(report.root)
     lines, odd = {}, []
     for row in rows:
@@ -111,7 +111,7 @@ def text(rows: Sequence[Row], report: Report, before: str = "") -> str:
             read(row.rival, row.rival_source),
         )
         odd += [f"- {row.id}: {why}" for why in unexplained(row, beside, alone)]
-    head = ("id", "asked → expected", "ipv6natd", "Docker 28.5 alone", RIVAL)
+    head = ("id", "scenario → expected", "ipv6natd", "Docker 28.5 alone", RIVAL)
     parts = [HEAD]
     for letter, group in groupby(lines, key=lambda each: each[0]):
         parts.append(f"## {GROUPS[letter]}\n\n" + table(head, (lines[each] for each in group)))
@@ -120,9 +120,9 @@ def text(rows: Sequence[Row], report: Report, before: str = "") -> str:
 
 
 def stamped(row: Row, report: Report, tested: str = "") -> str:
-    """What its tests measured, such as "holds · measured (28.5.2, 2026-11-23)"; or nothing.
+    """The measured result, such as "holds · measured (28.5.2, 2026-11-23)"; "" if no test ran.
 
-    With a version it is about ipv6natd, else about Docker alone.
+    With `tested`, a version of ipv6natd, the result of ipv6natd; else that of Docker alone.
     """
     ran = [each for each in report.ran if each.native != bool(tested) and belongs(each, row)]
     if not ran:
@@ -141,18 +141,18 @@ def belongs(ran: Ran, row: Row) -> bool:
 
 
 def ours(root: Path) -> str:
-    """Which ipv6natd was measured."""
+    """The measured version and commit of ipv6natd."""
     found, _, changes = commit(root).partition(" ")
     return f"{__version__} at {found[:12]}" + " and changes" * bool(changes)
 
 
 def newer(old: str, new: str) -> str:
-    """What is measured now, or else what was."""
+    """The new result, or else the old one if it was measured."""
     return new or (old if STAMP.fullmatch(old) else "")
 
 
 def said(words: str, measured: str) -> str:
-    """What is measured, in these words if they say the same."""
+    """The measured result, with the description if the verdict is the same."""
     found = STAMP.fullmatch(measured)
     assert found is not None
     return f"{words if words.startswith(found[1]) else found[1]} · {found[2]}"
@@ -163,21 +163,21 @@ def read(words: str, source: str) -> str:
 
 
 def unexplained(row: Row, beside: str, alone: str) -> Iterator[str]:
-    """What somebody has to look at."""
+    """The contradictions of a row that a developer must resolve."""
     if beside.startswith("differs"):
-        yield "ipv6natd does not hold it"
+        yield "ipv6natd fails this scenario"
     if not beside and not row.untested:
-        yield "no test has measured ipv6natd, and nothing says why"
+        yield "no test has measured ipv6natd, and no reason is given"
     if alone.startswith("differs") and not row.native.startswith("differs: "):
-        yield "Docker alone does not hold it, and nothing says how"
+        yield "Docker alone fails this scenario, and no description is given"
     if alone.startswith("holds") and row.native.startswith("differs"):
-        yield "Docker alone holds it, and the words say otherwise"
+        yield "Docker alone passes this scenario, and the description says otherwise"
     if not alone and not (row.native and row.native_source):
-        yield "nothing was measured or read of Docker alone"
+        yield "Docker alone was neither measured nor read"
 
 
 def contradicted(rows: Sequence[Row], tested: Collection[str], page: str) -> list[str]:
-    """Scenarios that a test holds ipv6natd to while the words or the page say that none does."""
+    """Scenarios that have a test, although the data or the page say that no test exists."""
     stands = dict(cells(page))
     return [
         row.id
@@ -187,7 +187,7 @@ def contradicted(rows: Sequence[Row], tested: Collection[str], page: str) -> lis
 
 
 def cells(page: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """By id, the two columns that are measured."""
+    """For each id, the two measured columns."""
     for line in page.splitlines():
         found = line.strip("| ").split(" | ")
         if len(found) == 5 and re.fullmatch(r"[A-Z]\d+", found[0]):

@@ -1,7 +1,8 @@
-"""`make demo`: what ipv6natd is for, shown with a real engine in a sandbox.
+"""`make demo`: shows ipv6natd with a real engine in a sandbox.
 
-It needs nothing prepared but the packages, and touches nothing of the machine's: not its network,
-firewall, bus or Docker. It ends with 0 only if the page came and the container saw the client.
+The demo needs only the packages, and does not change the machine's network, firewall, bus or
+Docker. The exit status is 0 only if the client got the page and the container saw the client's
+address.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MANAGER = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
 
 
 class Interrupted(Exception):
-    """Somebody wants us to stop; the sandbox is taken down on the way out."""
+    """A signal arrived; the sandbox is removed before the exit."""
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tests.harness.demo", description="Show ipv6natd at work."
     )
-    parser.add_argument("--tour", type=Path, help="write the commands and what they say there")
+    parser.add_argument("--tour", type=Path, help="write commands and output to this file")
     page = parser.parse_args().tour
     try:
         seen = show(page)
@@ -55,17 +56,17 @@ def main() -> int:
     if seen != str(CLIENT):
         print(f"\nDEMO FAILED: the container saw {seen or 'nobody'}, not {CLIENT} ({took}).")
         return 1
-    print(f"\nDEMO OK: the page came, and the container saw the client, {CLIENT} ({took}).")
+    print(f"\nDEMO OK: the container saw the client's address, {CLIENT} ({took}).")
     return 0
 
 
 def show(page: Path | None) -> str:
-    """The whole way; returns the address that the container saw in the end."""
-    step("A sandbox of network namespaces: a host, and a client on the same wire")
+    """Run the demo; returns the client address that the container saw."""
+    step("A sandbox of network namespaces: a host, and a client on the same link")
     with Sandbox() as sandbox:
         print(f"    host   {HOST}\n    client {CLIENT}")
 
-        step("A Docker engine on the host, one that does no NAT for IPv6")
+        step("A Docker engine on the host, without IPv6 NAT")
         with Engine(sandbox) as engine, Bus(sandbox.dir) as bus:
             print(f"    Docker {engine.docker('version', '--format', '{{.Server.Version}}')}")
 
@@ -87,7 +88,7 @@ def show_container(sandbox: Sandbox, engine: Engine, bus: Bus) -> str:
     engine.network("web", "fd00:a::/64")
     print("    $ docker run -p 8080:80 --network web --name hello ...")
     container = engine.run("hello", "web", "--hostname=hello", publish=["8080:80"], cmd=SERVE)
-    print(f"    its address: {container.address}, which the client has no way to")
+    print(f"    its address: {container.address}, to which the client has no route")
     until(lambda: bus.busctl("get-property", *MANAGER, "MappingCount"), "u 1", timeout=10)
 
     step("The client fetches from the host's address")
@@ -97,11 +98,11 @@ def show_container(sandbox: Sandbox, engine: Engine, bus: Bus) -> str:
     found = re.fullmatch(r"hello from hello\nclient \[?([0-9a-f:]+)\]?\n", page)
     seen = found[1] if found else ""
 
-    step("What ipv6natd says of it on the bus")
+    step("The mapping on the bus")
     print(f"    $ busctl call {' '.join(MANAGER)} ListMappings")
     show_text(bus.busctl("call", *MANAGER, "ListMappings"))
 
-    step("The rules that it wrote")
+    step("The rules of ipv6natd")
     print("    $ ip6tables-save")
     show_text(sandbox.rules())
 
@@ -109,7 +110,7 @@ def show_container(sandbox: Sandbox, engine: Engine, bus: Bus) -> str:
 
 
 def show_without(sandbox: Sandbox, daemon: Daemon) -> None:
-    step("For comparison, without ipv6natd: rules removed, Docker's own proxy takes the call")
+    step("For comparison, without ipv6natd: the rules are removed, and Docker's proxy answers")
     daemon.stop()
     print("    $ ipv6natd -flush")
     daemon.flush()
@@ -117,7 +118,7 @@ def show_without(sandbox: Sandbox, daemon: Daemon) -> None:
 
 
 def fetch(sandbox: Sandbox) -> str:
-    """The page, by a new connection from the client; asks again while the server is starting."""
+    """The page, over a new connection from the client; retries while the server starts."""
     deadline = time.monotonic() + 5
     while True:
         try:

@@ -1,6 +1,6 @@
-"""docs/engines.md: what the packet suite said on each engine, and how old that is.
+"""docs/engines.md: the results of the packet suite on each engine, and their age.
 
-It is written by `make test-all`, which takes longer than CI has; CI only looks at its age.
+`make test-all` writes this page and takes too long for CI. CI only checks the page's age.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Outcome = Literal["passed", "failed", "skipped"]
 OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "skipped")
 
 OWN = "a lab of its own"
-"""Where tests run that share no regime; their variant and proxy are as they please."""
+"""The place of tests that share no regime and choose variant and proxy themselves."""
 
 DECIDES = (
     *("ipv6natd/netfilter", "ipv6natd/policy", "ipv6natd/engine/parse.py"),
-    # As they were called before the packages.
+    # The names before the packages.
     *("ipv6natd/rule*.py", "ipv6natd/desired.py", "ipv6natd/docker_facts.py"),
     *("ipv6natd/claims.py", "ipv6natd/networks.py"),
 )
-"""What decides where packets go, and so what a report is about."""
+"""The files that decide where packets go. A report is about these files."""
 
 LIMIT = 20
-"""Commits to these files after which a report says too little."""
+"""A report is outdated after so many commits to these files."""
 
 HEAD = """\
 # The packet suite on each engine
 
-Written by `make test-all`, not by hand: tests/system/packets, with real engines that make no IPv6
-rules themselves, and a peer on the wire. What each scenario asks stands in the test that carries
-its id.
+Written by `make test-all`: tests/system/packets, with real engines that write no IPv6 rules, and a
+peer on the link. The test whose name contains the id describes the scenario, and so does
+[behaviour.md](behaviour.md).
 
 | | |
 |---|---|
@@ -48,22 +48,22 @@ its id.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A test that ran once."""
+    """The result of one test."""
 
     name: str
     scenarios: tuple[str, ...]
     engine: str
-    """Its version; it heads the columns."""
+    """The version of the engine."""
     where: str
-    """The regime's name, or OWN."""
+    """The name of the regime, or OWN."""
     native: bool = False
-    """Whether it asked an engine that does IPv6 NAT by itself, without ipv6natd."""
+    """True if the engine did IPv6 NAT itself, without ipv6natd."""
     outcome: Outcome
 
 
 @dataclass(slots=True)
 class Report:
-    """What has run so far."""
+    """The results so far."""
 
     root: Path
     ran: list[Ran] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def beside(self) -> list[Ran]:
-        """With packets, and an engine that leaves IPv6 to ipv6natd."""
+        """The results of packet tests with ipv6natd, without those of engines that do IPv6 NAT."""
         here = (each for each in self.ran if each.name.startswith("tests/system/packets/"))
         return [each for each in here if not each.native]
 
@@ -103,7 +103,7 @@ class Report:
 
     def runs(self) -> Iterator[Sequence[str]]:
         for engine in self.engines:
-            # In the order in which they ran.
+            # In the order of the run.
             for where in dict.fromkeys(each.where for each in self.beside if each.engine == engine):
                 here = [e.outcome for e in self.beside if (e.engine, e.where) == (engine, where)]
                 yield f"Docker {engine}", where, *(str(here.count(each)) for each in OUTCOMES)
@@ -114,7 +114,7 @@ class Report:
             yield scenario, *(self.result(scenario, engine) for engine in self.engines)
 
     def result(self, scenario: str, engine: str) -> str:
-        """Such as "4 passed", over all tests and regimes."""
+        """The sum over all tests and regimes, such as "4 passed"."""
         here = [e for e in self.beside if e.engine == engine and scenario in e.scenarios]
         count = Counter(each.outcome for each in here)
         return ", ".join(f"{count[each]} {each}" for each in OUTCOMES if count[each]) or "not run"
@@ -125,7 +125,7 @@ def is_failed(ran: Ran) -> bool:
 
 
 def scenarios(name: str, doc: str | None = None) -> tuple[str, ...]:
-    """The ids that a test begins its name with, or is documented with alone.
+    """The ids at the beginning of a test's name, or those that are its whole docstring.
 
     >>> scenarios("test_h4_h5_an_own_port")
     ('H4', 'H5')
@@ -147,14 +147,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def commit(root: Path) -> str:
-    """The commit that was tested."""
-    # What a run writes into docs/ is no change to what it tests.
+    """The tested commit."""
+    # A run writes into docs/. This does not change the tested code.
     changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return git(root, "rev-parse", "HEAD") + " (and changes to it)" * bool(changed)
 
 
 def stale(root: Path, text: str) -> str | None:
-    """Why a report is too old to be believed, or cannot be dated; None if it is good."""
+    """The reason why a report is outdated or has no date; None if it is good."""
     found = re.findall(r"(?:^\| commit \| |\bat )([0-9a-f]{12,40})\b", text, re.MULTILINE)
     if not found:
         return "it names no commit"
@@ -162,7 +162,7 @@ def stale(root: Path, text: str) -> str | None:
 
 
 def outdated(root: Path, commit: str) -> str | None:
-    """Why what was measured at a commit says too little now."""
+    """The reason why results of a commit are outdated; None if they are not."""
     try:
         git(root, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError as error:
@@ -171,12 +171,12 @@ def outdated(root: Path, commit: str) -> str | None:
         return f"its commit {commit} is not in this repository ({error})"
     count = int(git(root, "rev-list", "--count", f"{commit}..HEAD", "--", *DECIDES))
     if count > LIMIT:
-        return f"{count} commits to what decides about packets came after it, more than {LIMIT}"
+        return f"{count} commits since then change where packets go, more than {LIMIT}"
     return None
 
 
 class GitError(Exception):
-    """git's own words, or that there is none."""
+    """git failed or is not installed."""
 
 
 def git(root: Path, *words: str) -> str:
@@ -185,14 +185,14 @@ def git(root: Path, *words: str) -> str:
             ("git", "-C", str(root), *words), check=False, capture_output=True, text=True
         )
     except FileNotFoundError:
-        raise GitError("there is no git") from None
+        raise GitError("git is not installed") from None
     if done.returncode != 0:
         raise GitError(done.stderr.strip() or f"git {words[0]}: exit {done.returncode}")
     return done.stdout.strip()
 
 
 def git_says(root: Path, *words: str) -> str:
-    """What git says, or nothing."""
+    """The output of git; "" if git fails."""
     try:
         return git(root, *words)
     except GitError:
@@ -200,7 +200,7 @@ def git_says(root: Path, *words: str) -> str:
 
 
 def said(*argv: str) -> str:
-    """What a program says, or that it is not there."""
+    """The output of a program; "none" if it is not installed."""
     try:
         done = subprocess.run(argv, check=False, capture_output=True, text=True, env={"PATH": PATH})
     except FileNotFoundError:

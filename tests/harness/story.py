@@ -1,4 +1,4 @@
-"""docs/booted.md: what each check said on each suite's booted host. Written by `make test-all`."""
+"""docs/booted.md: the result of each check on each suite's booted host."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FACTS = ("systemd", "docker.io", "iptables", "python3", "python3-docker", "pytho
 HEAD = """\
 # The package on hosts that boot
 
-Written by `make test-all`, not by hand: tests/system/boot builds the package in each Debian suite,
-boots a fresh host of it with systemd as PID 1 and Docker as a service, installs the package with
-apt, and asks from a client on the wire. On hosts of their own the lines of README run as they
-stand, in a clone. The checks stand in the order in which they ran.
+Written by `make test-all`: tests/system/boot builds the package in each Debian suite, boots a
+fresh host of this suite with systemd as PID 1 and Docker as a service, installs the package with
+apt, and connects from a client on the link. On separate hosts the commands of README run
+unchanged, in a clone. The checks are listed in the order of the run.
 
-Those for Arch ran on Debian 13, with its makepkg and pacman and what pacman was told of Debian's
-packages. Not seen: Arch itself, with its archive, its versions and the hooks of its packages. Nor
-an upgrade from an earlier release, of which there is none: the newer package is the same source
-with another number.
+The checks for Arch ran on Debian 13, with Debian's makepkg and pacman. pacman got a list of
+Debian's packages as installed. Two things are not tested: Arch itself, with its archive, its
+versions and the hooks of its packages; and an upgrade from an earlier release, because there is
+none. The newer package in the checks is the same source with another version number.
 
 """
 
@@ -34,12 +34,12 @@ class Check:
 
     suite: tree.Suite
     name: str
-    """Of the test's function."""
+    """The name of the test function."""
     outcome: Outcome
 
 
 def write(checks: list[Check], root: Path, folder: Path) -> None:
-    """Write booted.md, if anything booted."""
+    """Write booted.md if any check ran."""
     if checks:
         (folder / "booted.md").write_text(text(checks, root))
 

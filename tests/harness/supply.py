@@ -1,7 +1,7 @@
-"""The Pythons and libraries that ipv6natd says it works with, and how our tests run with each.
+"""The supported Pythons and libraries, and the runs of our tests with each combination.
 
-docs/supply.md shows what they said. In a tree of Debian stands what that suite has; the newest
-libraries lie in one folder for every Python (`make .venv/newest/.stamp`).
+docs/supply.md shows the results. A tree of Debian contains the packages of its suite. The newest
+libraries are in one folder for every Python (`make .venv/newest/.stamp`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ABOUT_THE_REPOSITORY = (
     *("tests/docs/test_manual.py", "tests/docs/test_examples.py", "tests/docs/test_pages.py"),
     *("tests/integration/bus/test_completions.py", "tests/integration/bus/test_polkit.py"),
 )
-"""What these ask does not depend on Python or a library, but on git, shells and other tools."""
+"""The results of these tests depend on git, shells and other tools, not on Python or a library."""
 
 USERS = (
     *(
@@ -51,16 +51,16 @@ USERS = (
     ),
     *("tests/integration/bus", "tests/integration/net/test_firewall_contract.py"),
 )
-"""Where the libraries are at work: an engine over a socket, a bus, systemd's socket, the tables."""
+"""The tests that use the libraries: engine sockets, a bus, systemd's socket, the tables."""
 ALL = ("tests/unit", "tests/integration/bus", "tests/integration/net/test_firewall_contract.py")
 
 ENDS = ("passed", "failed", "skipped")
 
 PATIENCE = 900.0
-"""Seconds. All tests in a tree take one and a half minutes of one processor."""
+"""Seconds. All tests in a tree need 90 seconds of one processor."""
 
 TOLD = "supplied"
-"""How a worker tells the one that started it what a combination said."""
+"""The key under which a pytest worker reports the result of a combination."""
 
 SAY = """\
 import importlib.metadata, importlib.util, json, pathlib, platform, sys
@@ -68,7 +68,7 @@ versions = {"python": platform.python_version()}
 for each in sys.argv[1:]:
     name, module = each.split(":")
     found = importlib.metadata.distribution(name)
-    # What is imported is what the version is of.
+    # Assert that the imported module belongs to this distribution.
     origin = pathlib.Path(importlib.util.find_spec(module).origin)
     assert origin.is_relative_to(pathlib.Path(found.locate_file("")).resolve()), (origin, found)
     versions[name] = found.version
@@ -88,28 +88,29 @@ PACKAGES = ("python3-hypothesis", "conntrack", "nftables")
 HEAD = """\
 # Pythons and libraries
 
-Written by `make test-supply` and `make test-all`, not by hand: our tests, run by each Python with
-each set of libraries. "Debian's" are those of the suite's own packages, "newest" those of
-tests/lock/newest.txt from PyPI. "All" is the tests of the core, of the service on a bus and of the
-firewall in network namespaces; "users" leaves out those of the core, which imports no library.
+Written by `make test-supply` and `make test-all`: the results of our tests with each Python and
+each set of libraries. "Debian's" libraries are the packages of the suite, the "newest" are the
+versions of tests/lock/newest.txt from PyPI. "All" tests are those of the core, of the service on a
+bus and of the firewall in network namespaces. "Users" are the same without the core, which imports
+no library.
 
-CI runs the row that says so, and everything, packets and booted hosts too, with Debian 12's
-Python and libraries, which are the floors in pyproject.toml. Debian has no Python 3.12: where
-pyenv has none either, that row is left out, in CI too. An old version of one library beside a new
-one of another is not tested; docker 5 for one does not work with requests 2.32 and newer, and pip
-does not choose it.
+CI runs the row with "yes". CI also runs all tests, with packets and booted hosts, with the Python
+and the libraries of Debian 12, which are the minimum versions in pyproject.toml. Debian has no
+Python 3.12. Without Python 3.12 in pyenv this row is skipped, in CI too. Old versions of one
+library with new versions of another are not tested. For example, docker 5 does not work with
+requests 2.32 and newer, and pip does not choose this combination.
 
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combination:
-    """A Python, and libraries for it."""
+    """A Python with a set of libraries."""
 
     python: str
     """Such as "3.13"."""
     home: Literal["here", "pyenv"] | tree.Suite
-    """Where it is found: here, the one that all tests run with."""
+    """The place of this Python; "here" is the Python of this test run."""
     libraries: Literal["Debian's", "newest"]
     tests: tuple[str, ...] = USERS
     ci: bool = False
@@ -135,11 +136,11 @@ COMBINATIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """How the tests of a combination ended."""
+    """The test results of one combination."""
 
     id: str
     versions: dict[str, str]
-    """Of `python` and of each library, as they themselves say."""
+    """The versions of `python` and of each library, as they report them."""
     passed: int
     failed: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -149,7 +150,7 @@ class Ran:
 
 
 def run(combination: Combination, folder: Path) -> Ran:
-    """Run its tests; `folder` is for what they leave. Raises LabError where they did not run."""
+    """Run the tests of a combination, with output in `folder`. LabError if they did not run."""
     tested = commit(ROOT)
     (folder / "say.py").write_text(SAY)
     newest = combination.libraries == "newest"
@@ -161,10 +162,10 @@ def run(combination: Combination, folder: Path) -> Ran:
         case "pyenv":
             python = VENV / "3.12" / "bin" / "python3.12"
             if not python.exists():
-                # Nothing that CI could install: Debian has no package of it.
+                # CI cannot install it: Debian has no package.
                 import pytest
 
-                pytest.skip("no Python 3.12: neither Debian nor this machine's pyenv has one")
+                pytest.skip("no Python 3.12: neither in Debian nor in this machine's pyenv")
             beside(str(python), newest, combination.tests, folder)
         case suite:
             in_a_tree(suite, combination, folder)
@@ -172,7 +173,7 @@ def run(combination: Combination, folder: Path) -> Ran:
 
 
 def beside(python: str, newest: bool, tests: Sequence[str], folder: Path) -> None:
-    """On this machine, which every sandbox of these tests is made for."""
+    """Run the tests on this machine."""
     env = environment({"PYTHONPATH": str(NEWEST)} if newest else None)
     say = (python, str(folder / "say.py"), *asked())
     said = subprocess.run(say, check=True, env=env, cwd=ROOT, capture_output=True, text=True)
@@ -199,7 +200,7 @@ def in_a_tree(suite: tree.Suite, combination: Combination, folder: Path) -> None
         libraries=" ".join(asked()),
         words=" ".join(words(combination.tests)),
     )
-    # Failed tests are told by name, so the script's own end says nothing more.
+    # The report has the failed tests, so the exit status of the script is not needed.
     workshop.finish(
         workshop.begin(suite, folder, f"{script.strip()} || true"), folder, timeout=PATIENCE
     )
@@ -214,12 +215,12 @@ def words(tests: Sequence[str]) -> list[str]:
 
 
 def ran(name: str, folder: Path, tested: str) -> Ran:
-    """What the tests' own report says."""
+    """The results in the report of pytest."""
     try:
         cases = list(ElementTree.parse(folder / "junit.xml").iter("testcase"))
         versions = json.loads((folder / "versions.json").read_text())
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise LabError(f"{name} told nothing ({error}): see {folder / 'log'}") from None
+        raise LabError(f"{name} left no report ({error}): see {folder / 'log'}") from None
 
     def those(*kinds: str) -> tuple[str, ...]:
         return tuple(
@@ -232,7 +233,7 @@ def ran(name: str, folder: Path, tested: str) -> Ran:
     return Ran(
         id=name,
         versions=versions,
-        # A test whose teardown fails too stands there twice.
+        # A test with a failed teardown occurs twice.
         passed=len({(each.get("classname"), each.get("name")) for each in cases})
         - len(set(failed) | set(skipped)),
         failed=failed,
@@ -243,7 +244,7 @@ def ran(name: str, folder: Path, tested: str) -> Ran:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Packages and their versions in a file of tests/lock, for this kind of system."""
+    """Packages and their versions in a file of tests/lock, for Linux."""
     lines = re.findall(
         r"^([A-Za-z0-9._-]+)==(\S+)(.*)$", (LOCK / f"{name}.txt").read_text(), re.MULTILINE
     )
@@ -251,14 +252,14 @@ def locked(name: str) -> dict[str, str]:
 
 
 def write(all_ran: list[Ran], folder: Path) -> None:
-    """Write supply.md, if any combination ran; the rows of those that did not stay."""
+    """Write supply.md if any combination ran. Rows of other combinations stay unchanged."""
     if all_ran:
         page = folder / "supply.md"
         page.write_text(text(all_ran, page.read_text() if page.exists() else ""))
 
 
 def text(all_ran: Sequence[Ran], before: str = "") -> str:
-    """The page; `before` is the one that stood there."""
+    """The new page; `before` is the old page."""
     by_id = {each.id: each for each in all_ran}
     stood = {which(line): line for line in lines(before)}
     head = ("Python", "libraries", *LIBRARIES, "tests", "in CI", *ENDS, "date", "commit")
@@ -288,11 +289,11 @@ def unknown(combination: Combination) -> Sequence[str]:
 
 
 def lines(page: str) -> list[list[str]]:
-    """The rows of a page."""
+    """The table rows of a page."""
     found = [line.strip("| ").split(" | ") for line in page.splitlines()]
     return [each for each in found if re.match(r"3\.\d+", each[0])]
 
 
 def which(row: Sequence[str]) -> tuple[str, str]:
-    """The Python of a row, such as "3.13", and whose libraries."""
+    """The Python of a row, such as "3.13", and its set of libraries."""
     return ".".join(row[0].split(".")[:2]), row[1]

@@ -1,7 +1,6 @@
-"""The tour: every command of ipv6natctl beside a real engine, on the screen and for docs/tour.md.
+"""The tour: every command of ipv6natctl with a real engine, on the terminal and for docs/tour.md.
 
-What differs from run to run is put into one form, so that the page changes only when the project
-does.
+Values that differ between runs are replaced by fixed ones, so the page changes only with the code.
 """
 
 from __future__ import annotations
@@ -22,13 +21,12 @@ from tests.harness.sandbox import Sandbox
 INTRODUCTION = """\
 # A tour
 
-Every command of `ipv6natctl`, with what it says beside a real Docker engine. This page is what
-`make demo` shows, written by `UPDATE_DOCS=1 .venv/bin/pytest tests/system/packets/test_demo.py`; a
-test fails when a command says something else than here. Ids, times and counts are put into one
-form.
+Every command of `ipv6natctl` with its output, with a real Docker engine. `make demo` shows the
+same. `UPDATE_DOCS=1 .venv/bin/pytest tests/system/packets/test_demo.py` writes this page, and a
+test fails if the output of a command differs. Ids, times and counts are replaced by fixed ones.
 
-The host has a network `web`, made by `docker network create --ipv6 --subnet fd00:a::/64 web`, and
-on it a web server, started by `docker run -p 8080:80 --network web --name hello ...`.
+The host has a network `web`, created by `docker network create --ipv6 --subnet fd00:a::/64 web`. A
+web server runs on this network, started by `docker run -p 8080:80 --network web --name hello ...`.
 """
 
 PREFIX = 0xFD123456789A << 80
@@ -36,7 +34,7 @@ MOMENT = "2026-11-23 12:00:00+00:00"
 
 
 class Tour:
-    """One way through all commands; `text` is the page when it is done."""
+    """Runs all commands once; afterwards `text` is the page."""
 
     def __init__(self, sandbox: Sandbox, engine: Engine, bus: Bus, daemon: Daemon) -> None:
         self._sandbox, self._engine, self._bus, self._daemon = sandbox, engine, bus, daemon
@@ -48,7 +46,7 @@ class Tour:
         return "\n".join(self._parts)
 
     def walk(self) -> None:
-        """All of it. Leaves the host as it found it."""
+        """Run all steps. The host is unchanged afterwards."""
         self._look()
         self._ask_why()
         self._watch()
@@ -57,18 +55,18 @@ class Tour:
         self._set_up()
 
     def _look(self) -> None:
-        self._step("Is all well?", "Exit status 0 says yes, to scripts too.")
+        self._step("The state", "Exit status 0 means that all is well, for scripts.")
         self._ctl()
-        self._step("What is forwarded")
+        self._step("Forwarded ports")
         self._ctl("mappings")
-        self._say("The same for programs, and only what one asks for:")
+        self._say("The same for programs, and with a filter:")
         self._ctl("mappings", "--port", "8080", "--json=pretty")
-        self._step("By which networks")
+        self._step("Networks")
         self._ctl("networks")
 
     def _ask_why(self) -> None:
         self._step(
-            "What is not forwarded",
+            "Ports and networks that are not forwarded",
             "A network with public addresses, and a port that is bound to an IPv4 address:",
         )
         self._docker("network", "create", "--ipv6", "--subnet", "2001:db8:99::/64", "public")
@@ -79,19 +77,19 @@ class Tour:
         self._engine.run("cache", "web", publish=["127.0.0.1:6379:6379"])
         self._settled("skipped", "public")
         self._ctl("skipped")
-        self._step("Why a container is reached as it is, or is not")
+        self._step("The reason for one container or port")
         self._ctl("explain", "hello")
-        self._say("By a port of the host, for whoever wants to have it:")
+        self._say("The same for a port of the host:")
         self._ctl("explain", "6379/tcp")
-        # This host would be a router for everybody while the public network stands.
+        # With the public network the check below would report an open router.
         self._engine.rm("cache")
         self._engine.docker("network", "rm", "public")
         self._daemon.ctl("resync")
 
     def _watch(self) -> None:
         self._step(
-            "What changes, as it changes",
-            "While this runs, a container comes and goes, and somebody flushes the nat table.",
+            "Changes",
+            "Meanwhile a container starts and stops, and another program flushes the nat table.",
         )
         acts: tuple[Callable[[], object], ...] = (
             lambda: self._engine.run("shop", "web", publish=["8443:443"]),
@@ -107,8 +105,8 @@ class Tour:
 
     def _repair(self) -> None:
         self._step(
-            "When something is wrong with the host",
-            "Each fault comes with the command that helps. Here forwarding is switched off:",
+            "Problems of the host",
+            "Each problem has a command that solves it. Here forwarding is disabled:",
         )
         self._sandbox.host.sysctl("net.ipv6.conf.all.forwarding", 0)
         self._show("$ ipv6natctl check | grep ^bad", self._bad())
@@ -121,13 +119,13 @@ class Tour:
         )
 
     def _steer(self) -> None:
-        self._step("Compare everything now, and read the settings again")
+        self._step("Compare all rules now, and read the settings again")
         self._daemon.ctl("resync")
         self._ctl("resync")
         self._ctl("reload")
         self._step("The rules in force")
         self._ctl("rules")
-        self._step("All rules away, and back", "They stay away until `resync` or a restart.")
+        self._step("Remove and restore all rules", "Only `resync` or a restart restores them.")
         self._ctl("cleanup")
         self._show("$ ip6tables -t nat -S | grep -c IPV6NAT", f"{self._count()}")
         self._ctl("resync")
@@ -136,11 +134,11 @@ class Tour:
         return self._sandbox.host.run("ip6tables", "-t", "nat", "-S").count("IPV6NAT")
 
     def _set_up(self) -> None:
-        self._step("For Prometheus")
+        self._step("Metrics for Prometheus")
         self._ctl("metrics")
-        self._step("A prefix of one's own")
+        self._step("A new ULA prefix")
         self._ctl("ula")
-        self._step("The same on the bus")
+        self._step("The state on the bus")
         words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
         self._show(
             f"$ busctl get-property {' '.join(words)} State MappingCount",
@@ -172,7 +170,7 @@ class Tour:
         self._parts.append("\n".join(["```", *lines, "```", ""]))
 
     def _formed(self, text: str) -> str:
-        """The text with everything in one form that differs from run to run."""
+        """The text with fixed values for everything that differs between runs."""
         text = re.sub(r"\b[0-9a-f]{64}\b", lambda hit: self._id(hit[0]), text)
         text = re.sub(r"\(([0-9a-f]{12})\)", lambda hit: f"({self._id(hit[1])[:12]})", text)
         text = re.sub(r"\d{4}-\S+ \d\d:\d\d:\d\d\S+ \(\d+ s ago\)", f"{MOMENT} (5 s ago)", text)
@@ -187,7 +185,7 @@ class Tour:
         return re.sub(rf'(ipv6natd: |{{version="){re.escape(__version__)}', r"\g<1>VERSION", text)
 
     def _id(self, found: str) -> str:
-        """The first id of all as ones, the next as twos, ..."""
+        """A fixed id for an id: ones for the first, twos for the second, ..."""
         for known, form in self._ids.items():
             if known.startswith(found):
                 return form
@@ -195,9 +193,9 @@ class Tour:
 
 
 def _own_prefix(hit: re.Match[str]) -> str:
-    """A random prefix, or a network in it, as if it had been fd12:3456:789a."""
+    """fd12:3456:789a::/48 for a random prefix, and its networks for the prefix's networks."""
     network = IPv6Network(hit[0])
     if network.subnet_of(IPv6Network("fd00::/16")):
-        return hit[0]  # those of the tour itself
+        return hit[0]  # the fixed networks of the tour
     inside = int(network.network_address) & (0xFFFF << 64)
     return str(IPv6Network((PREFIX | inside, network.prefixlen)))
