@@ -29,12 +29,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance"
 
 
 def main() -> None:
-    """Run it all; exit 1 where something is not as it must be."""
+    """Run all measurements. The exit status is 1 if a figure exceeds its limit."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--starts", type=int, default=100, help="of a real container, a variant")
-    parser.add_argument("--networks", type=int, default=0, help="of the simulated engine; 1 to 200")
+    parser.add_argument("--starts", type=int, default=100, help="of a real container, per variant")
+    parser.add_argument("--networks", type=int, default=0, help="of the simulated engine, 1 to 200")
     parser.add_argument(
-        "--churn", type=float, default=10, help="containers that come, and that go, each second"
+        "--churn", type=float, default=10, help="containers that start, and that stop, per second"
     )
     given = parser.parse_args()
     starts = given.starts
@@ -49,7 +49,7 @@ def main() -> None:
                 load = replace(load, idle=IDLE, events=EVENTS, churn=given.churn)
             say(f"{variant}: the daemon with {size} mappings")
             controls.append(control.measured(variant, size, load))
-        say(f"{variant}: one write of everything, and the filter table of last time")
+        say(f"{variant}: one write of all rules, and the saved filter table")
         controls[-1].write, controls[-1].restore = control.writing(variant, MANY)
         controls[-1].kept = control.kept(variant, FEW)
         say(f"{variant}: packets")
@@ -75,12 +75,12 @@ def main() -> None:
 
 
 def say(what: str) -> None:
-    """Progress."""
+    """Print the progress."""
     print(what, flush=True)
 
 
 def of_starts(variant: Variant, starts: list[float]) -> Iterator[Line]:
-    """A real container, from the return of its start until a client reaches it."""
+    """A real container: the time from the return of its start until a client reaches it."""
     what = f"container start to reachable, {FEW} mappings, "
     beside = f"of {len(starts)}"
     for word, must, found in (("median", 0.05, median(starts)), ("worst", 0.1, max(starts))):
@@ -90,7 +90,7 @@ def of_starts(variant: Variant, starts: list[float]) -> Iterator[Line]:
 
 
 def of_control(few: Control, many: Control) -> Iterator[Line]:
-    """The daemon's own figures."""
+    """The figures of the daemon."""
 
     def line(what: str, must: float, found: float, unit: str, beside: str = "") -> Line:
         return Line(
@@ -98,10 +98,10 @@ def of_control(few: Control, many: Control) -> Iterator[Line]:
         )
 
     one = median(many.changes)
-    yield line(f"one container more among {MANY}, rule in the kernel", 0.05, one, "ms")
+    yield line(f"one more container among {MANY}, until its rule is in the kernel", 0.05, one, "ms")
     yield line(f"exec to READY, {FEW} mappings", 1.5, few.ready, "s")
     yield line(f"exec to READY, {MANY} mappings", 4.0, many.ready, "s")
-    yield line("exec to the kept filter table in force", 0.7, many.kept, "s")
+    yield line("exec to the saved filter table in force", 0.7, many.kept, "s")
     beside = f"{many.write * 1000:.0f} ms, restore alone {many.restore * 1000:.0f} ms"
     yield line(f"writing {MANY} mappings", 1.5, many.write / many.restore, "ratio", beside)
     beside = f"{one * 1000:.0f} ms, restore alone {many.restore_change * 1000:.0f} ms"
@@ -109,16 +109,16 @@ def of_control(few: Control, many: Control) -> Iterator[Line]:
     yield line(f"clean-up of {MANY}", 1.0, many.cleanup, "s")
     beside = f"above {control.baseline(few.variant):.0f} MB of libraries"
     yield line(f"memory with {FEW} mappings", 12, few.memory, "MB", beside)
-    yield line(f"memory with {MANY} mappings in as many containers", 40, many.memory, "MB", beside)
-    yield line("memory at its peak", 120, many.peak, "MB", "resident, libraries and all")
-    yield line(f"memory grown by {EVENTS} events", 1, many.growth, "MB")
+    yield line(f"memory with {MANY} mappings in {MANY} containers", 40, many.memory, "MB", beside)
+    yield line("peak memory", 120, many.peak, "MB", "resident, with the libraries")
+    yield line(f"growth of memory by {EVENTS} events", 1, many.growth, "MB")
     yield line("idle", 0.001 if few.variant == "nft" else 0.005, many.idle, "%", "of a core")
 
 
 def of_packets(
     variant: Variant, costs: list[Cost], opened: dict[tuple[int, str], float]
 ) -> Iterator[Line]:
-    """What a packet pays for the mappings and networks of others."""
+    """The cost of a packet with many other mappings and networks."""
     for protocol in ("tcp", "udp"):
         one, last = (
             next(
@@ -150,7 +150,7 @@ def of_packets(
 
 
 def of_a_run() -> Line:
-    """Rules for ten thousand ports that keep their numbers."""
+    """The number of rules for a range of ten thousand equal host and container ports."""
     bindings = mapped(list(range(10_000, 20_000)), keep=True, protocols=(Protocol.UDP,))
     nat = wanted([bindings]).nat
     count = sum(isinstance(r.target, Dnat) for c in nat.chains for r in c.rules)
@@ -164,10 +164,10 @@ def of_a_run() -> Line:
 
 
 def churn(found: Control, rate: float) -> str:
-    """What the daemon does while containers come and go."""
+    """The CPU time of the daemon while containers start and stop."""
     return (
-        f"{found.variant}: {rate:g} containers that come and {rate:g} that go each second, among "
-        f"{found.mappings}, take {found.churn * 100:.0f} % of a core, the tool's share included."
+        f"{found.variant}: with {rate:g} starts and {rate:g} stops of containers per second, among "
+        f"{found.mappings}, the daemon and its tools use {found.churn * 100:.0f} % of a core."
     )
 
 
@@ -178,11 +178,11 @@ def write(
     rate: float,
     seconds: float,
 ) -> None:
-    """docs/performance: the table, the plots, and where they were measured."""
+    """Write docs/performance: the table, the plots and the machine."""
     PAGE.mkdir(parents=True, exist_ok=True)
     pictures: list[tuple[str, str, str, Callable[[Control], float]]] = [
         ("sync", "exec to READY", "s", lambda each: each.ready),
-        ("change", "one change: answer to kernel", "ms", lambda each: median(each.changes) * 1e3),
+        ("change", "one change: inspect to kernel", "ms", lambda each: median(each.changes) * 1e3),
         ("cleanup", "clean-up", "s", lambda each: each.cleanup),
         ("memory", "memory above the libraries", "MB", lambda each: each.memory),
     ]
@@ -217,7 +217,7 @@ def write(
 def page(
     lines: list[Line], churning: list[str], costs: list[Cost], seconds: float
 ) -> Iterator[str]:
-    """The text of docs/performance."""
+    """The text of docs/performance/README.md."""
     yield INTRODUCTION.format(minutes=round(seconds / 60), machine=machine())
     yield from table.markdown(lines)
     yield ""
@@ -237,7 +237,7 @@ def page(
 
 
 def machine() -> str:
-    """Where it was measured."""
+    """The machine of the measurement."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     cores = len(re.findall(r"^processor", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     versions = [
@@ -255,12 +255,12 @@ INTRODUCTION = """\
 
 Written by `make bench` (as root, {minutes} minutes) on {machine}.
 
-Ratios are taken within one run; each figure is the median of several. "Restore alone" is
-`ip6tables-restore` of the same text. The engine is simulated, with answers shaped as a real one's
-were recorded, but for "container start to reachable", where a real one with {few} mappings runs.
-A new connection counts up to the server's first byte, both ends of it being held by one thread, so
-that nobody has to be woken; a packet of an open flow as long as sending it takes, which is all of
-its way to the container.
+Each figure is the median of several measurements. Ratios compare figures of the same run. "Restore
+alone" is `ip6tables-restore` of the same text. The engine is simulated, with answers recorded from
+a real engine. Only "container start to reachable" uses a real engine, with {few} mappings. The time
+of a new connection ends with the server's first byte; one thread has both sockets, so no thread has
+to wake up. The time of a packet in an open flow is the time of the send call, which takes the
+packet to the container.
 """.replace("{few}", str(FEW))
 PLOTS = """
 ![one change](change.svg) ![a new connection](connection.svg)

@@ -1,4 +1,4 @@
-"""The way of a change: from the engine's answer to the kernel, and what it costs."""
+"""The daemon: the time of a change from the engine's answer to the kernel, CPU and memory."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ CHURN_SECONDS, CHURN_THERE = 10, 20
 LIBRARIES = "docker, dbus_next, sdnotify, requests, asyncio, logging, argparse, tomllib"
 ROOT = Path(__file__).parent.parent
 PYTHON = "/usr/bin/python3"
-"""As a package of the distribution runs it: what else is in .venv would be imported, too."""
+"""The Python of the packaged daemon. Python of .venv would import other packages too."""
 
 
 @dataclass
 class Control:
-    """Seconds and megabytes with so many mappings on one variant."""
+    """The figures of one daemon with `mappings` mappings, in seconds and megabytes."""
 
     variant: Variant
     mappings: int
     ready: float = 0.0
-    """From exec to READY, the engine being up and no rule there."""
+    """From exec to READY, with a running engine and no rules in the kernel."""
     cpu: float = 0.0
     """Seconds of CPU up to READY."""
     write: float = 0.0
-    """One write of the whole nat table, from the rules on."""
+    """One write of the whole nat table, without computing the rules."""
     restore: float = 0.0
     """ip6tables-restore of the same text."""
     kept: float = 0.0
-    """From exec until the filter table of last time is in force."""
+    """From exec until the saved filter table is in force."""
     changes: list[float] = field(default_factory=list)
-    """From the inspect's answer until the rule stands."""
+    """From the inspect's answer until the rule is in the kernel."""
     restore_change: float = 0.0
     """ip6tables-restore of one such change."""
     cleanup: float = 0.0
@@ -59,28 +59,28 @@ class Control:
     memory: float = 0.0
     peak: float = 0.0
     idle: float = 0.0
-    """Share of a core while nothing happens."""
+    """Share of a core without events."""
     growth: float = 0.0
-    """Megabytes after some thousand events more, of which each container has had one before."""
+    """Megabytes after some thousand events, with an earlier event for each container."""
     churn: float = 0.0
-    """Share of a core while containers come and go."""
+    """Share of a core while containers start and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a daemon is measured with besides its start, one change and its end; 0 is nothing."""
+    """Measurements besides the start, one change and the end; 0 skips the measurement."""
 
     networks: int = 0
-    """As many as the containers need."""
+    """Networks of the engine; 0 takes as many as the containers need."""
     idle: float = 0
     """Seconds."""
     events: int = 0
     churn: float = 0
-    """Containers that come, and as many that go, each second."""
+    """Starts, and stops, of containers per second."""
 
 
 def measured(variant: Variant, mappings: int, load: Load) -> Control:
-    """One daemon's life beside an engine of this size."""
+    """Measure one daemon, from start to stop, with an engine of this size."""
     found = Control(variant=variant, mappings=mappings)
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
@@ -109,7 +109,7 @@ def measured(variant: Variant, mappings: int, load: Load) -> Control:
                 settle(pid)
         found.restore_change = restore_of_change(sandbox)
         if load.idle:
-            # What the bench itself wrote just now has to be looked at first.
+            # First the daemon checks the tables after the write of the bench.
             time.sleep(2)
             settle(pid)
             before = cpu(pid)
@@ -127,19 +127,19 @@ def measured(variant: Variant, mappings: int, load: Load) -> Control:
 
 
 def one_change(engine: Simulated, changed: Event, port: int) -> float:
-    """Seconds from the engine's answer about a new container until its rule stands."""
+    """Seconds from the inspect's answer about a new container until its rule is in the kernel."""
     changed.clear()
     one = engine.add(port)
     if not changed.wait(10):
-        raise TimeoutError(f"port {port} did not come")
+        raise TimeoutError(f"no rule for port {port}")
     arrived = time.monotonic()
     return arrived - engine.answered[f"/containers/{one}/json"]
 
 
 @contextmanager
 def watching(host: Namespace, variant: Variant, table: Table = Table.NAT) -> Iterator[Event]:
-    """An event that is set when somebody writes rules: by what the kernel announces on nft, by the
-    size of the table, asked every half millisecond, on legacy."""
+    """An event that is set after a write of rules: from `nft monitor` on nft, from the size of the
+    table, read every half millisecond, on legacy."""
     changed, done = Event(), Event()
     if variant == "legacy":
 
@@ -172,8 +172,8 @@ def watching(host: Namespace, variant: Variant, table: Table = Table.NAT) -> Ite
 
     reader = Thread(target=read, daemon=True)
     reader.start()
-    # It takes a while until it listens, and begins anew with each change while it reads the rules
-    # there are; of the other family, so that the daemon is not concerned.
+    # nft needs some time until it listens, and restarts its read of the rules after each change.
+    # This table is of another family, so the daemon ignores it.
     while not changed.wait(1):
         host.run("nft", "add table ip bench; delete table ip bench")
     time.sleep(0.2)
@@ -191,7 +191,7 @@ def _size(table: Table) -> tuple[int, int]:
 
 
 def restore_of_change(sandbox: Sandbox) -> float:
-    """What the tool itself takes for the chain in which a new port stands."""
+    """Seconds of the restore tool alone for the chain of a new port."""
     text = sandbox.host.run(f"ip6tables-{sandbox.variant}-save", "-t", "nat")
     (chain,) = {line.split()[1] for line in text.splitlines() if "--dport 5001 " in line}
     rules = [line for line in text.splitlines() if line.startswith(f"-A {chain} ")]
@@ -201,7 +201,7 @@ def restore_of_change(sandbox: Sandbox) -> float:
 
 
 def writing(variant: Variant, mappings: int) -> tuple[float, float]:
-    """Seconds of one write of so many, and of the restore tool for the same text."""
+    """Seconds of one write of all mappings, and of the restore tool with the same text."""
     facts = [mapped(scattered(mappings), protocols=(Protocol.TCP,))]
     rules = wanted(facts)
     ours: list[float] = []
@@ -231,13 +231,13 @@ def writing(variant: Variant, mappings: int) -> tuple[float, float]:
 
 
 def empty(sandbox: Sandbox) -> None:
-    """Take everything out of the nat table."""
+    """Delete all rules and chains of the nat table."""
     for verb in ("-F", "-X"):
         sandbox.host.run(f"ip6tables-{sandbox.variant}", "-t", "nat", verb)
 
 
 def kept(variant: Variant, mappings: int) -> float:
-    """Seconds from exec until the filter table of last time stands again."""
+    """Seconds from exec until the saved filter table is in force."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         engine = Simulated(sandbox.dir / "engine.sock")
@@ -262,7 +262,7 @@ def kept(variant: Variant, mappings: int) -> float:
 
 
 class Installed(Daemon):
-    """The daemon as an installed package runs it."""
+    """The daemon, started like that of an installed package."""
 
     @property
     def command(self) -> list[str]:
@@ -275,7 +275,7 @@ class Installed(Daemon):
 
 
 def timed(sandbox: Sandbox, file: Path) -> float:
-    """How long one run of the restore tool takes."""
+    """Seconds of one run of the restore tool."""
     words = ["nsenter", f"--net={sandbox.host.path}", f"ip6tables-{sandbox.variant}-restore"]
     began = time.monotonic()
     with file.open() as text:
@@ -284,7 +284,7 @@ def timed(sandbox: Sandbox, file: Path) -> float:
 
 
 def churned(engine: Simulated, pid: int, rate: float) -> float:
-    """Share of a core while this many containers a second come, and as many go."""
+    """Share of a core with `rate` starts and stops of containers per second."""
     before, began = cpu(pid), time.monotonic()
     there: deque[str] = deque()
     for number in range(round(rate * CHURN_SECONDS)):
@@ -299,7 +299,7 @@ def churned(engine: Simulated, pid: int, rate: float) -> float:
 
 
 def grown(engine: Simulated, pid: int, events: int) -> float:
-    """Megabytes that so many events leave behind: containers named, stopped and started."""
+    """Megabytes by which memory grows with events about containers that did not change."""
     ids = engine.identities
     before = status(pid, "VmRSS")
     sent = 0
@@ -323,15 +323,15 @@ def status(pid: int, key: str) -> float:
 
 
 def cpu(pid: int) -> float:
-    """Seconds that all threads of a process and its ended children have run."""
+    """CPU seconds of all threads of a process, and of its ended children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     children = (int(fields[13]) + int(fields[14])) / 100
-    # The kernel's number for a process's clock, which counts threads that have ended too.
+    # The CPU clock of a process, see clock_getcpuclockid(3); it includes ended threads.
     return time.clock_gettime(~pid << 3 | 2) + children
 
 
 def settle(pid: int) -> None:
-    """Wait until the process has nothing to do."""
+    """Wait until the process is idle."""
     last = cpu(pid)
     while True:
         time.sleep(0.15)

@@ -1,4 +1,4 @@
-"""An engine of any size: tests' fake one, with answers shaped as a real one's were recorded."""
+"""A simulated engine of any size: the fake engine of the tests, with recorded answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.build import identity, recorded
 from tests.harness.fake_engine import Answer, FakeEngine, event
 
 PER_NETWORK = 1000
-"""Containers on one network: a bridge has no more than 1024 ports."""
+"""Containers on one network: a bridge has at most 1024 ports."""
 ENDPOINT = "netx"
 
 _ROW = next(each for each in recorded("list.json") if each["Names"] == ["/web"])
@@ -22,13 +22,13 @@ _NETWORK = next(each for each in recorded("networks.json") if each["Name"] == EN
 
 
 def scattered(count: int) -> list[int]:
-    """So many host ports, no two of them next to each other as long as there is room."""
+    """`count` host ports, not adjacent if the range is large enough."""
     step = min(5, 60_000 // count)
     return [5000 + number * step for number in range(count)]
 
 
 def network(number: int) -> dict[str, Any]:
-    """A network as the engine lists it."""
+    """A network in the form of the engine's list."""
     made: dict[str, Any] = deepcopy(_NETWORK)
     name = f"net{number}"
     made.update(Id=identity(name), Name=name, Options={})
@@ -45,7 +45,7 @@ def bridge(number: int) -> str:
 
 
 def container(number: int, ports: Iterable[tuple[int, str]], *, on: int) -> dict[str, Any]:
-    """A container as its inspect shows it, with these (host port, protocol) published."""
+    """A container in the form of an inspect, with these published (host port, protocol)."""
     made: dict[str, Any] = deepcopy(_INSPECT)
     name = f"c{number}"
     made.update(Id=identity(name), Name=f"/{name}")
@@ -71,7 +71,7 @@ def container(number: int, ports: Iterable[tuple[int, str]], *, on: int) -> dict
 
 
 def row(inspected: dict[str, Any]) -> dict[str, Any]:
-    """The same container as the list shows it."""
+    """The same container in the form of the engine's list."""
     settings = inspected["NetworkSettings"]
     ports = [
         {
@@ -93,19 +93,19 @@ def row(inspected: dict[str, Any]) -> dict[str, Any]:
 
 
 class Simulated(FakeEngine):
-    """It answers from bytes that are made once, so that what is measured is not its own work."""
+    """An engine whose answers are encoded once, so its own work is not measured."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.answered: dict[str, float] = {}
-        """When each path was last answered, by the monotonic clock."""
+        """The time of the last answer for each path, by the monotonic clock."""
         self.count = 0
         self._rows: dict[str, bytes] = {}
         self._inspects: dict[str, bytes] = {}
         self._list = b""
 
     def fill(self, count: int, *, networks: int = 0) -> None:
-        """Have so many containers with a scattered port each."""
+        """Create `count` containers with one scattered port each."""
         networks = networks or -(-count // PER_NETWORK)
         self.networks = {each["Id"]: each for each in map(network, range(networks))}
         self._rows.clear()
@@ -116,7 +116,7 @@ class Simulated(FakeEngine):
         self._list = b""
 
     def add(self, port: int) -> str:
-        """Start one container more, as an engine does: fact first, then events. Its id."""
+        """Start a container like an engine, first the fact and then the events; returns its id."""
         made = container(self.count, [(port, "tcp")], on=0)
         self._keep(made)
         self.count += 1
@@ -130,12 +130,12 @@ class Simulated(FakeEngine):
         self.emit(*self._events("die", identity))
 
     def touch(self, identities: Iterable[str]) -> None:
-        """Name containers in events though nothing about them changed."""
+        """Send events about containers that did not change."""
         self.emit(*(each for one in identities for each in self._events("start", one)))
 
     @property
     def identities(self) -> list[str]:
-        """Of all containers."""
+        """The ids of all containers."""
         return list(self._inspects)
 
     def answer(self, version: str, path: str) -> Answer:

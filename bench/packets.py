@@ -1,9 +1,9 @@
-"""What a packet pays: new connections against the number of mappings, open ones against networks.
+"""The cost of a packet: new connections with many mappings, open ones with many networks.
 
-No engine and no daemon: the rules are made by the same functions and loaded by the restore tool,
-and a namespace behind a bridge stands for the container. One thread speaks for both sides, so the
-cost of a packet is the time that sending it takes: veth and bridge hand it through all of netfilter
-before the call returns, and nobody has to be woken.
+There is no engine and no daemon: the same functions make the rules, the restore tool loads them,
+and a namespace behind a bridge is the container. One thread has both sockets, so the cost of a
+packet is the time of the send call: veth and bridge pass the packet through all of netfilter before
+the call returns, and no thread has to wake up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.harness import Namespace, Sandbox
 from tests.harness.sandbox import HOST, Variant, namespace
 
 BATCH = 400
-"""Connections, or packets of 64 times as many, in one go."""
+"""New connections in one measurement. For packets, a tenth as many groups of 64."""
 ROUNDS = 5
 _BRIDGE = "br-fff000000000"
 _SUBNET = IPv6Network("fd00:ffff::/64")
@@ -37,7 +37,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Median seconds of one new connection through mapping number `at` of `mappings`."""
+    """Median seconds of one new connection by the first, middle or last mapping of `mappings`."""
 
     variant: Variant
     protocol: str
@@ -47,7 +47,7 @@ class Cost:
 
 
 def connections(variant: Variant, sizes: tuple[int, ...]) -> list[Cost]:
-    """The first, the middle and the last mapping of each size, TCP and UDP."""
+    """The costs for the first, the middle and the last mapping of each size, TCP and UDP."""
     found: dict[tuple[str, int, str], list[float]] = {}
     with container(variant) as (sandbox, inside), _listening(inside) as (stream, datagrams):
         for _ in range(ROUNDS):
@@ -132,8 +132,8 @@ def mapped(
     keep: bool = False,
     protocols: tuple[Protocol, ...] = (Protocol.TCP, Protocol.UDP),
 ) -> tuple[Network, Container]:
-    """The network of the namespace, and what publishes these host ports: for one port inside, or
-    with `keep` each for the same."""
+    """The network of the namespace, and a container that publishes these host ports: all for one
+    container port, or with `keep` each for the same port."""
     made = Network(
         id="f" * 64,
         name="bench",
@@ -159,7 +159,7 @@ def mapped(
 
 
 def other(number: int) -> tuple[Network, None]:
-    """One network more, with a bridge as Docker names them; the bridge need not be there."""
+    """An additional network with a bridge name like Docker's; the bridge need not exist."""
     identity = f"{number * 0x9E3779B97F4A7C15 % (1 << 64):016x}"
     return Network(
         id=identity * 4,
@@ -175,7 +175,7 @@ Facts = Sequence[tuple[Network, Container | None]]
 
 
 def wanted(facts: Facts) -> Ruleset:
-    """The rules for these."""
+    """The rules for these networks and containers."""
     return ruleset(
         desired(
             Snapshot(
@@ -188,7 +188,7 @@ def wanted(facts: Facts) -> Ruleset:
 
 
 def load(sandbox: Sandbox, facts: Facts) -> None:
-    """Put the rules for these in force, and nothing else."""
+    """Load the rules for these networks and containers, and no other rules."""
     text = full_text(wanted(facts))
     text = text.replace("*filter\n", f"*filter\n:{DOCKER_USER} - [0:0]\n", 1)
     path = sandbox.dir / "rules"
@@ -199,7 +199,7 @@ def load(sandbox: Sandbox, facts: Facts) -> None:
 
 @contextmanager
 def _listening(inside: Namespace) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two sockets of the container: where it accepts, and where it gets datagrams."""
+    """The TCP and the UDP server socket of the container."""
     with (
         inside.socket(socket.AF_INET6, socket.SOCK_STREAM) as stream,
         inside.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
@@ -213,7 +213,7 @@ def _listening(inside: Namespace) -> Iterator[tuple[socket.socket, socket.socket
 
 
 def _tcp(client: Namespace, port: int, server: socket.socket) -> list[float]:
-    """Seconds of each new connection, up to the server's first byte."""
+    """Seconds of each new connection until the server's first byte."""
 
     def ask() -> list[float]:
         costs = []
@@ -232,7 +232,7 @@ def _tcp(client: Namespace, port: int, server: socket.socket) -> list[float]:
 
 
 def _udp(client: Namespace, port: int, server: socket.socket) -> list[float]:
-    """Seconds of each first datagram from a new socket, up to its answer."""
+    """Seconds of each first datagram from a new socket until its answer."""
 
     def ask() -> list[float]:
         costs = []
@@ -251,7 +251,7 @@ def _udp(client: Namespace, port: int, server: socket.socket) -> list[float]:
 
 
 def _sent(send: Callable[[bytes], int]) -> float:
-    """Seconds of one packet, from many. What the other side does not read is thrown away."""
+    """Median seconds of one packet. The receiver drops packets when its buffer is full."""
     costs = []
     for _ in range(BATCH // 10):
         began = time.perf_counter()

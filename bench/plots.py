@@ -1,4 +1,4 @@
-"""What was measured against the number of mappings, as pictures with log axes."""
+"""Plots of the measurements against the number of mappings, with logarithmic axes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("svg")
-# The same figures make the same file.
+# The same figures give the same file.
 mpl.rcParams |= {"svg.hashsalt": "ipv6natd", "svg.fonttype": "none", "font.size": 9}
 
-from matplotlib import pyplot  # noqa: E402  # the backend has to be chosen before
+from matplotlib import pyplot  # noqa: E402  # after the choice of the backend
 from matplotlib.ticker import LogLocator  # noqa: E402
 
 Curve = Map[int, float]
 
 
 def draw(path: Path, title: str, unit: str, curves: Map[str, Curve], *, flat: bool = False) -> None:
-    """One picture. `flat`: figures that hardly differ, from zero up."""
+    """Draw one plot. With `flat` the value axis is linear and begins with zero."""
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
     for (label, curve), mark in zip(curves.items(), "osv^Dx", strict=False):
         axes.plot(list(curve), list(curve.values()), marker=mark, markersize=4, label=label)

@@ -1,4 +1,4 @@
-"""A real engine: from the return of `docker start` until a client reaches the container."""
+"""A real engine: the time from the return of `docker start` until a client gets an answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.harness.sandbox import HOST, Variant
 
 PORT = 4000
 PATIENCE = 0.005
-"""Seconds that one try may take: before its rule stands nobody answers."""
+"""Seconds for one attempt: no server answers before the rule is in the kernel."""
 
 
 def starts(variant: Variant, count: int, *, mappings: int) -> list[float]:
-    """Seconds from the return of each start to the first answer, with so many mappings there."""
+    """Seconds from the return of each start to the first answer, with `mappings` other mappings."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         engine = stack.enter_context(Engine(sandbox, *DEFAULT_BRIDGE, userland_proxy=False))
@@ -38,14 +38,14 @@ def _once(engine: Engine, client: Namespace) -> float:
     try:
         while not client.within(_answers):
             if time.monotonic() - began > 10:
-                raise LabError("the container is not reached")
+                raise LabError("the container cannot be reached")
         return time.monotonic() - began
     finally:
         engine.docker("kill", "one")
 
 
 def _answers() -> bool:
-    """Whether the container's own web server answers: the engine listens, too, and says nothing."""
+    """True if the container's web server answers. The engine listens on the port too, silently."""
     with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)
         try:

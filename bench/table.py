@@ -1,16 +1,16 @@
-"""The table: what was measured, what must be, and whether it is."""
+"""The table: each measurement with its limit and its verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-HEAD = ("what", "variant", "must", "measured", "beside", "verdict")
+HEAD = ("measurement", "variant", "limit", "measured", "compared with", "verdict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One measured figure beside what it must be under; `beside` is what it is compared with."""
+    """One measurement. `must` is its limit, `beside` the figure for comparison."""
 
     what: str
     variant: str
@@ -21,11 +21,11 @@ class Line:
 
     @property
     def met(self) -> bool:
-        """Whether it is as it must be."""
+        """True if the figure does not exceed its limit."""
         return self.found <= self.must
 
     def cells(self) -> tuple[str, ...]:
-        """As text, in the order of HEAD."""
+        """The cells as text, in the order of HEAD."""
         form = FORMS[self.unit]
         verdict = "met" if self.met else "MISSED"
         return (self.what, self.variant, form(self.must), form(self.found), self.beside, verdict)
@@ -42,7 +42,7 @@ FORMS: dict[str, Callable[[float], str]] = {
 
 
 def text(lines: Iterable[Line]) -> str:
-    """For a terminal."""
+    """The table for a terminal."""
     rows = [HEAD, *(line.cells() for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     return "\n".join(
@@ -52,7 +52,7 @@ def text(lines: Iterable[Line]) -> str:
 
 
 def markdown(lines: Iterable[Line]) -> Iterator[str]:
-    """For docs/performance."""
+    """The table for docs/performance."""
     yield f"| {' | '.join(HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
     for line in lines:

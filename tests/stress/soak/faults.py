@@ -567,9 +567,9 @@ def without_ipv6(scene: Scene, _: random.Random) -> Iterator[None]:
     scene.daemon.ctl("resync")
 
 
-DOWN = "the containers themselves are down until the engine is back"
-GONE = "until the rules are back the userland proxy answers, and hides the client's address"
-ACCEPTED = "the host's policy is ACCEPT, so until the rules are back nothing keeps anybody out"
+DOWN = "the containers are down until the engine is back"
+GONE = "until the rules are restored, the userland proxy answers and hides the client's address"
+ACCEPTED = "the policy of FORWARD is ACCEPT, so no port is protected until the rules are restored"
 """Why connections are lost, and why closed ports answer."""
 
 FAULTS = (
@@ -616,7 +616,7 @@ FAULTS = (
         strike=by_hand("ip6tables -F"),
         stage=dropping,
         costs=costs("lost"),
-        why="the host's policy is DROP, so until the rules are back nobody gets through",
+        why="the policy of FORWARD is DROP, so no connection passes until the rules are restored",
     ),
     Fault(
         name="ip6tables -t nat -F",
@@ -630,14 +630,14 @@ FAULTS = (
         stage=engine_rules_back,
         variants=("nft",),
         costs=costs("lost", "cut", "exposed"),
-        why=f"{ACCEPTED}; without any nat chain the kernel translates no flow, open ones neither",
+        why=f"{ACCEPTED}; without a nat chain the kernel translates no flow, not even open ones",
     ),
     Fault(
         name="one rule deleted",
         strike=rule_deleted,
         times=8,
         costs=costs("lost", "exposed"),
-        why="until it is back the rule is not there",
+        why="the rule is missing until it is restored",
     ),
     Fault(
         name="one rule moved to the front",
@@ -645,7 +645,7 @@ FAULTS = (
         times=2,
         costs=costs("lost", "exposed"),
         on_legacy=1,
-        why="until the order is back an ACCEPT may come before its DROP; on legacy up to a minute",
+        why="an ACCEPT may come before its DROP until the repair, on legacy for up to a minute",
         heals=70,
     ),
     Fault(
@@ -663,11 +663,11 @@ FAULTS = (
     ),
     Fault(name="bus killed", strike=bus_killed),
     Fault(
-        name="IPv6 switched off and on",
+        name="IPv6 disabled and enabled",
         strike=without_ipv6,
         times=2,
         costs=costs("lost", "cut"),
-        why="a host without IPv6 has no address that anybody could reach",
+        why="a host without IPv6 has no IPv6 address to reach",
     ),
     Fault(
         name="firewalld reloaded",
@@ -675,7 +675,7 @@ FAULTS = (
         strike=firewall_reloaded,
         stage=beside_firewalld,
         costs=costs("lost", "exposed"),
-        why="firewalld takes out all rules and sets policies meanwhile",
+        why="firewalld removes all rules and sets policies during a reload",
         times=2,
     ),
     Fault(
@@ -684,7 +684,7 @@ FAULTS = (
         strike=firewall_reloaded,
         stage=beside_ufw,
         costs=costs("lost"),
-        why="ufw drops what comes in while it reloads",
+        why="ufw drops incoming packets during a reload",
         times=2,
     ),
 )

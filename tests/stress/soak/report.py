@@ -1,4 +1,4 @@
-"""What a run of `make soak` came to, as docs/reliability.md shows it."""
+"""docs/reliability.md: the results of a run of `make soak`."""
 
 from __future__ import annotations
 
@@ -18,93 +18,96 @@ from tests.stress.soak.soak import ENDING, Soaked
 from tests.stress.soak.trial import Row
 
 VARIES = re.compile(r"[\w:.+-]*\d[\w:.+-]*")
-"""What two that are wrong in the same way differ in: names, addresses, ports and times."""
+"""Matches names, addresses, ports and times, by which errors of the same kind differ."""
 
 INTRODUCTION = """\
-# What it goes through
+# Reliability
 
-ipv6natd runs as root and decides what the world reaches. This page says what was done to it, and
-what came of it. `make soak` measures and writes it: first the faults, one by one, then random
-steps for a long time. Nothing here is promised for another machine, but the counts of what must
-not be: a fault that costs more than its row says, or one wrong answer, fails the run.
+ipv6natd runs as root and decides which ports the network can reach. This page shows faults and
+random steps, and their effects. `make soak` measures them and writes this page: first each fault,
+then random steps for a long time. The figures hold for the machine below. Two results fail a run
+on any machine: a fault with more effects than its row permits, and a single wrong result.
 """
 
 FAULTS = """\
 ## Faults
 
-Each fault is brought about in a lab with a real engine, with three networks (one of them internal)
-and four containers; a fifth starts or is killed meanwhile, where the fault lets that happen. All
-the time
+Each fault happens in a lab with a real engine, three networks (one of them internal) and four
+containers. A fifth container starts or is killed during the fault, if the fault permits this.
+Meanwhile there is this traffic:
 
-- a client makes 25 new connections a second, TCP and UDP, to six published ports. One is *lost* if
-  the right container does not answer within a second, or does not see the client's own address. A
-  container connects out five times a second;
-- five flows are open, in and out, and talk ten times a second. One is *cut* when it breaks, when
-  somebody else answers, or when it is silent for 20 seconds;
-- closed ports are tried 70 times a second: by a rogue on the host's segment who has a route to the
-  container networks, published ports' own addresses among them, and by a container of another
-  network. The column says how many of these probes were *answered*.
+- A client opens 25 new connections per second, TCP and UDP, to six published ports. A connection
+  is *lost* if the right container does not answer within a second, or does not see the client's
+  address. A container opens five outgoing connections per second.
+- Five flows are open, incoming and outgoing, with ten messages per second. A flow is *cut* if it
+  breaks, if another peer answers, or if it is silent for 20 seconds.
+- 70 probes per second go to closed ports. A rogue on the host's link, with a route to the
+  container networks, sends to containers' own addresses, also to their published ports. A
+  container of another network sends too. The column *answered* counts the answers.
 
-After each fault the tables have to become again, byte for byte, what they were or what they are
-with the other container; *healed* is the time for that, median and worst, from the moment at which
-the fault was over (for a tool that changed our rules: at which it was done). After the last time
-the daemon is stopped, all is flushed, and a daemon without memory of it has to write the same
+After each fault the tables must become the same as before, byte for byte, or the tables that
+belong to the fifth container's state. *Healed* is the time for this, median and worst, from the
+end of the fault; for a tool that changed our rules, from the change. After the last repetition the
+daemon is stopped, all rules are flushed, and a daemon without saved state must write the same
 bytes.
 """
 
 KILLED = """\
-The last row of each table is a sweep. A container starts, and then is killed; while ipv6natd
-follows, it runs under a tracer that counts the system calls by which a process can change anything
-outside of itself (writes, sockets, files, processes) and kills it before the first, then the
-second, and so on up to the last, {points} kills in all; before every other one its children are
-killed with it, as systemd does. *Healed* is there from the restart.
+The last row of each table is a sweep. A container starts and is killed. Meanwhile ipv6natd runs
+under a tracer. The tracer counts the system calls that can change something outside the process
+(writes, sockets, files, processes). It kills ipv6natd before the first such call, then before the
+second, and so on to the last: {points} kills in total. With every second kill the child processes
+are killed too, as systemd does. In this row *healed* is the time since the restart.
 """
 
 SOAK = """\
 ## Long random runs
 
-Random steps, the same for one seed: containers start, stop, restart, pause and are renamed;
-networks come and go, with all options; the engine and the bus are restarted; rules are flushed;
-the daemon is stopped, killed and reloaded. After each step a model, which shares no code with
-ipv6natd, says who must reach whom and from which address, and packets are held against that.
-Meanwhile connections, open flows and probes of closed ports go on.
+The steps are random, and the same for the same seed: containers start, stop, restart, pause and
+are renamed; networks are created and removed, with all options; the engine and the bus restart;
+rules are flushed; the daemon is stopped, killed and reloaded. After each step a model, which
+shares no code with ipv6natd, computes the reachable ports and the source addresses that containers
+see, and packets check the result. Meanwhile new connections, open flows and probes of closed ports
+continue.
 
-Two attackers forge packets as well, ten each tenth of a second: the rogue on the host's segment,
-and a container. Their sources are containers of other networks, addresses that nobody has there,
-gateways, and the addresses of the host; the container also sends as a host outside. They send UDP,
-fragments of it and UDP behind an extension header to published ports, to containers' own addresses,
-and to multicast and anycast groups of the host. No container may receive one. They send these, TCP,
-ICMPv6, GRE and an unknown protocol to themselves, too. None may come back, and none of their
-answers may reach a container. While somebody has taken our rules away they rest.
+Two attackers forge packets as well, ten per tenth of a second: the rogue on the host's link, and a
+container. The forged sources are containers of other networks, unused addresses of these networks,
+gateways, and addresses of the host; the container also uses the address of an outside host. The
+attackers send UDP, fragmented UDP and UDP behind an extension header to published ports, to
+containers' own addresses, and to multicast and anycast groups of the host. No container may
+receive such a packet. The attackers also send these, TCP, ICMPv6, GRE and an unknown protocol to
+their own addresses. No such packet may come back, and no answer to it may reach a container. The
+attackers pause while our rules are removed.
 
-While somebody has taken our rules away nothing is said of new connections; closed ports are probed
-then only where the policy of FORWARD is DROP, and flows may end where both tables, or all of
-nf_tables, were flushed: without any rule that asks for it the kernel tracks no connection.
+While another program has removed our rules, new connections are not checked. Closed ports are then
+probed only if the policy of FORWARD is DROP. Open flows may end if both tables, or all of
+nf_tables, were flushed: without a rule that needs conntrack, the kernel tracks no connection.
 
-*Grown* is what the daemon holds more at the end of its life than once it had warmed up: after
-{part} of a run it is not ended any more. Allowed are
+*Growth* is the difference between the resources of the daemon at the end of its life and after its
+warm-up. After {part} of a run the daemon is not restarted any more. The limits are
 {bounds}.
-In the end all is removed, and the rules have to be those of the beginning.
+At the end all containers and networks are removed, and the rules must be the same as at the
+beginning.
 """
 
 NOT_TRIED = """\
-## What was not tried
+## Not tested
 
-- Engines other than the one above, swarm, and more than a few dozen containers: other tests have
+- Engines other than the one above, swarm, and more than a few dozen containers. Other tests cover
   them, without faults.
-- Faults of hardware and of the kernel itself, and a machine that loses power. What is kept on disk
-  is written whole and synced, and a file that cannot be read is left out.
-- The daemon's own threads refused one by one: memory for a fork or a thread was refused as a
-  whole.
-- Clocks: the time of day that the daemon's Python reads jumps, not the kernel's; the monotonic
+- Faults of the hardware and of the kernel, and a power failure. ipv6natd writes its files as a
+  whole and syncs them, and ignores a file that it cannot read.
+- Failures of single threads of the daemon: the lack of memory for a fork or a thread affected all
+  of them.
+- The kernel's clock: only the time of day that the daemon's Python reads jumps. The monotonic
   clock does not jump, as on a real host.
-- Two faults at once, but for those that chance brings together in the long run.
+- Two faults at once, except those that coincide in the long run.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """All of a run."""
+    """The results of one run."""
 
     command: str
     seed: int
@@ -112,7 +115,7 @@ class Result:
     rows: Sequence[Row]
     soaks: Sequence[Soaked]
     failures: Sequence[str]
-    """What ended without a result."""
+    """Parts of the run that ended without a result."""
 
     @property
     def wrong(self) -> list[str]:
@@ -122,7 +125,7 @@ class Result:
 
 
 def page(result: Result) -> str:
-    """docs/reliability.md."""
+    """The text of docs/reliability.md."""
     points = sum(row.tried for row in result.rows if "between two" in row.fault)
     parts = [INTRODUCTION, conditions(result), wrongs(result.wrong), FAULTS]
     for variant in ("nft", "legacy"):
@@ -165,19 +168,19 @@ def commit() -> str:
 
 def wrongs(found: Sequence[str]) -> str:
     if not found:
-        return "Nothing was wrong in this run.\n"
+        return "There was no wrong result in this run.\n"
     kinds: dict[str, list[str]] = {}
     for each in found:
         kinds.setdefault(VARIES.sub("", each), []).append(each)
     lines = [
-        f"- {first}" + (f"; {len(more):,} more of the kind" if more else "")
+        f"- {first}" + (f"; {len(more):,} more of this kind" if more else "")
         for first, *more in kinds.values()
     ]
     return "\n".join(["**This run failed:**\n", *lines, ""])
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The faults of one variant; what a fault may cost, and did, stands below it in words."""
+    """The faults of one variant. Notes below it explain the permitted effects that occurred."""
     notes: list[str] = []
     lines = [
         "| fault | times | connections | lost | flows | cut | probes | answered | healed, s |",
@@ -217,19 +220,19 @@ def soaked(soak: Soaked) -> str:
         "minutes": f"{soak.seconds / 60:.0f}",
         "seed": soak.seed,
         "steps": f"{soak.steps:,}",
-        "answers held against the model": f"{soak.questions:,}",
-        "connections meanwhile": f"{soak.connections:,}",
-        "of them failed while somebody had taken our rules out": f"{soak.excused:,}",
-        "containers that the engine started anew by itself": len(soak.restarted),
-        "links of former containers that the engine left behind": soak.left_behind,
-        "probes of closed ports meanwhile": f"{soak.probes:,}",
-        "forged by the rogue, by the container": counts(soak.forged, SEGMENT.name, INSIDE),
-        f"of that to {', '.join(Aim)}": counts(soak.forged, *Aim),
-        "answers to whom they had posed as": f"{soak.answers:,}",
-        "flows held open": f"{soak.flows:,}",
-        "wrong": len(soak.wrong),
-        "every packet right after a step, s: median, worst": f"{soak.median:.2f}, {soak.worst:.2f}",
-        "grown": grown,
+        "checks against the model": f"{soak.questions:,}",
+        "new connections": f"{soak.connections:,}",
+        "of these, failed while our rules were removed": f"{soak.excused:,}",
+        "containers that the engine restarted by itself": len(soak.restarted),
+        "links of removed containers that the engine left": soak.left_behind,
+        "probes of closed ports": f"{soak.probes:,}",
+        "packets forged by the rogue, by the container": counts(soak.forged, SEGMENT.name, INSIDE),
+        f"of these, to {', '.join(Aim)}": counts(soak.forged, *Aim),
+        "answers to the forged sources": f"{soak.answers:,}",
+        "open flows": f"{soak.flows:,}",
+        "wrong results": len(soak.wrong),
+        "all checks right after a step, s: median, worst": f"{soak.median:.2f}, {soak.worst:.2f}",
+        "growth": grown,
     }
     proxy = "with" if soak.proxy else "without"
     lines = [f"### {variant}, {proxy} the userland proxy\n", "| | |", "|---|--:|"]

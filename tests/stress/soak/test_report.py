@@ -1,4 +1,4 @@
-"""What the page says of a run that failed."""
+"""The page of a failed run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def test_what_is_wrong_in_the_same_way_is_said_once() -> None:
     assert page.splitlines() == [
         "**This run failed:**",
         "",
-        "- long run, nft: closed, and answered: r0 at fd00:0::2; 158 more of the kind",
+        "- long run, nft: closed, and answered: r0 at fd00:0::2; 158 more of this kind",
         "- long run, nft: there is a traceback in the log",
     ]
