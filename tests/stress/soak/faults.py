@@ -353,13 +353,14 @@ def clock_jumps(scene: Scene, rng: random.Random) -> Iterator[None]:
     for days in (*(rng.choice((-1, 1)) * rng.randrange(1, 400) for _ in range(2)), -9000):
         clock_set(scene, days * DAY)
         scene.toggle()
-        # Two changes that come to one look of the daemon cancel out, and nothing is logged.
+        # Two changes in one pass of the daemon cancel out, and nothing is logged.
         scene.await_text(scene.texts[scene.extra], timeout=10)
+    then = time.strftime("%Y", time.localtime(time.time() - 9000 * DAY))
+    # The daemon logs after it has written the rules.
+    if not until(lambda: re.search(f"^{then}-", scene.daemon.log, re.MULTILINE), bool, timeout=10):
+        raise LabError("the daemon did not see the clock jump")
     yield
     clock_set(scene, 0)
-    then = time.strftime("%Y", time.localtime(time.time() - 9000 * DAY))
-    if not re.search(f"^{then}-", scene.daemon.log, re.MULTILINE):
-        raise LabError("the daemon did not see the clock jump")
 
 
 # The tables.
