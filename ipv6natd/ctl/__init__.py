@@ -15,13 +15,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ipv6natd.ctl.client import FAILED, Answer, Daemon, How, Run, explained
+from ipv6natd.ctl.client import (
+    EXIT_FAILED,
+    CommandFunction,
+    DaemonClient,
+    Options,
+    Result,
+    explain_error,
+)
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.usage import read
+from ipv6natd.ctl.usage import parse_arguments
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.system.terminal import printable
 
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,43 +44,43 @@ def run(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # LANG=C must not end in a traceback
     try:
         try:
-            name, how = read(argv, COMMANDS, os.environ)
+            name, options = parse_arguments(argv, COMMANDS, os.environ)
         finally:
             sys.stdout.flush()  # of --help and --version
     except OSError as error:
-        return _unwritten(error)
+        return _report_write_error(error)
     try:
-        answer = asyncio.run(_answered(COMMANDS[name].run, how))
+        result = asyncio.run(_run_command(COMMANDS[name].run, options))
     except BusError as error:
-        code, text = explained(error, shlex.join(("ipv6natctl", *argv)))
-        answer = Answer(value=None, text="", code=code, note=text)
+        code, text = explain_error(error, shlex.join(("ipv6natctl", *argv)))
+        result = Result(value=None, text="", code=code, note=text)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     try:
-        if how.json == "off":
-            sys.stdout.write(answer.text)
-        elif answer.value is not None:
-            print(_json(answer.value, how.json))
+        if options.json == "off":
+            sys.stdout.write(result.text)
+        elif result.value is not None:
+            print(_json(result.value, options.json))
         sys.stdout.flush()
     except OSError as error:
-        return _unwritten(error)
-    if answer.note:
-        print(printable(answer.note), file=sys.stderr)
-    return answer.code
+        return _report_write_error(error)
+    if result.note:
+        print(printable(result.note), file=sys.stderr)
+    return result.code
 
 
-def _unwritten(error: OSError) -> int:
+def _report_write_error(error: OSError) -> int:
     # What is left of it must not be tried again as the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"the answer could not be written: {error.strerror}", file=sys.stderr)
-    return FAILED
+    return EXIT_FAILED
 
 
-async def _answered(run: Run, how: How) -> Answer:
-    daemon = Daemon()
+async def _run_command(run: CommandFunction, options: Options) -> Result:
+    daemon = DaemonClient()
     try:
-        answer: Answer = await run(daemon, how)
-        return answer
+        result: Result = await run(daemon, options)
+        return result
     finally:
         daemon.close()
 

@@ -9,7 +9,7 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 
-from ipv6natd.ctl.client import FAILED, Answer, Daemon, How, not_running
+from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result, is_not_running
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
@@ -35,15 +35,15 @@ _NET = Path("/sys/class/net")
 _UFW = Path("/etc/ufw/ufw.conf")
 
 
-async def check(daemon: Daemon, how: How) -> Answer:
+async def check(daemon: DaemonClient, options: Options) -> Result:
     """One line for each thing that IPv6 NAT hangs on; exit 1 where one is bad."""
-    properties, rows, bus_error = await _asked(daemon)
+    properties, rows, bus_error = await _query_daemon(daemon)
     zones = None if bus_error else await _zones(daemon)
     networks = tuple(_bridges() if rows is None else map(_network, rows))
     native = None
     if rows is not None:
-        native = sum(each.managed_by is ManagedBy.ENGINE for each in networks)
-    host, kernel = await asyncio.to_thread(_ip6tables)
+        native = sum(network.managed_by is ManagedBy.ENGINE for network in networks)
+    host, kernel = await asyncio.to_thread(_ip6tables_variant)
     backend = properties.get("Backend") or host or Backend.NFT.value
     facts = await asyncio.to_thread(read, networks, Backend(backend), zones)
     seen = Seen(
@@ -66,32 +66,36 @@ async def check(daemon: Daemon, how: How) -> Answer:
     )
     # Whether the engine keeps rules that look left over, only the daemon can tell.
     engine_writes = native is None or native > 0
-    return _answer(checks(facts, found(facts, networks, engine_writes=engine_writes), seen), how)
+    return _result(
+        checks(facts, found(facts, networks, engine_writes=engine_writes), seen), options
+    )
 
 
-async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
+async def _query_daemon(
+    daemon: DaemonClient,
+) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
     """Properties of the daemon, {} where it does not run; its networks, None where it does not
     tell them; and what is wrong with the bus."""
     try:
         properties = await daemon.properties()
     except BusError as error:
-        return {}, None, "" if not_running(error) else error.text
+        return {}, None, "" if is_not_running(error) else error.text
     try:
         return properties, await daemon.call("ListNetworks"), ""
     except BusError:
         return properties, None, ""  # not everybody may read names
 
 
-async def _zones(daemon: Daemon) -> Mapping[str, str] | None:
+async def _zones(daemon: DaemonClient) -> Mapping[str, str] | None:
     firewalld = Firewalld(lambda: None)
     try:
-        await firewalld.join(await daemon.connection())
+        await firewalld.subscribe(await daemon.connection())
     except BusError:
         return None
     return await firewalld.zones()
 
 
-async def _polkit(daemon: Daemon) -> bool:
+async def _polkit(daemon: DaemonClient) -> bool:
     """Whether it answers; the bus starts it for that, as it does for the daemon's questions."""
     connection = await daemon.connection()
     try:
@@ -121,7 +125,7 @@ def _bridges() -> Iterable[Network]:
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 
-def _ip6tables() -> tuple[str, str | None]:
+def _ip6tables_variant() -> tuple[str, str | None]:
     """The variant that the host's ip6tables is, and what the kernel lacks for it."""
     try:
         variant = detect()
@@ -133,8 +137,8 @@ def _ip6tables() -> tuple[str, str | None]:
     try:
         probe(variant)
     except FirewallError as error:
-        said = str(error).splitlines()[0]
-        return variant.value, explained(said) or f"{said}: journalctl -k"
+        reason = str(error).splitlines()[0]
+        return variant.value, explained(reason) or f"{reason}: journalctl -k"
     return variant.value, ""
 
 
@@ -145,25 +149,25 @@ def _ufw() -> bool:
         return False
 
 
-def _answer(found: Iterable[Check], how: How) -> Answer:
-    every = list(found)
+def _result(results: Iterable[Check], options: Options) -> Result:
+    lines = list(results)
     rows = [
         (
-            how.screen.paint(each.verdict, COLOURS[each.verdict]),
-            each.about,
-            printable(f"{each.text}: {each.fix}" if each.fix else each.text),
+            options.screen.paint(line.verdict, COLOURS[line.verdict]),
+            line.about,
+            printable(f"{line.text}: {line.fix}" if line.fix else line.text),
         )
-        for each in every
+        for line in lines
     ]
-    bad = sum(each.verdict is Verdict.BAD for each in every)
-    text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=how.legend, screen=how.screen)
-    if how.legend:
-        well = "All is well."
-        if any(each.verdict is Verdict.UNKNOWN for each in every):
-            well = "Nothing is wrong, as far as could be seen."
-        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else f"\n{well}\n"
+    bad = sum(line.verdict is Verdict.BAD for line in lines)
+    text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=options.legend, screen=options.screen)
+    if options.legend:
+        summary = "All is well."
+        if any(line.verdict is Verdict.UNKNOWN for line in lines):
+            summary = "Nothing is wrong, as far as could be seen."
+        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else f"\n{summary}\n"
     value = [
-        {"About": each.about, "Verdict": each.verdict, "Text": each.text, "Fix": each.fix}
-        for each in every
+        {"About": line.about, "Verdict": line.verdict, "Text": line.text, "Fix": line.fix}
+        for line in lines
     ]
-    return Answer(value=value, text=text, code=FAILED if bad else 0)
+    return Result(value=value, text=text, code=EXIT_FAILED if bad else 0)

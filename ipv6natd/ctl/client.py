@@ -1,4 +1,4 @@
-"""What every command gets and gives: the daemon on the bus, how to show things, and an answer."""
+"""What every command gets and gives: the daemon on the bus, its options, and a result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 """The bus itself: name, path and interface."""
 
-FAILED, NOT_RUNNING, NO_PERMISSION = 1, 3, 4
+EXIT_FAILED, EXIT_NOT_RUNNING, EXIT_NO_PERMISSION = 1, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Result:
     """What a command found: the value for --json, the text for people, the exit code."""
 
     value: Any
@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class Options:
     """What the user asked for besides the command."""
 
     argument: str = ""
@@ -44,7 +44,7 @@ class How:
     screen: Screen = PIPE
 
 
-class Daemon:
+class DaemonClient:
     """The daemon over the bus. Connects when first asked, so that some commands need no bus."""
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Daemon:
         member: str,
         signature: str = "",
         *args: Any,
-        timeout: float = bus.CALL_SECONDS,  # noqa: ASYNC109 - it is part of every call's meaning
+        timeout: float = bus.CALL_TIMEOUT,  # noqa: ASYNC109 - it is part of every call's meaning
         interactive: bool = False,
     ) -> Any:
         """What a method of the manager answers, None if nothing. Raises BusError."""
         connection = await self.connection()
-        where = (NAME, PATH, MANAGER, member, signature)
-        values = await connection.call(*where, *args, timeout=timeout, interactive=interactive)
+        target = (NAME, PATH, MANAGER, member, signature)
+        values = await connection.call(*target, *args, timeout=timeout, interactive=interactive)
         return values[0] if values else None
 
     async def properties(self) -> dict[str, Any]:
@@ -90,36 +90,36 @@ class Daemon:
             self._connection.close()
 
 
-Run = Callable[[Daemon, How], Any]
-"""A command: a coroutine function that returns an Answer or raises BusError."""
+CommandFunction = Callable[[DaemonClient, Options], Any]
+"""A command: a coroutine function that returns a Result or raises BusError."""
 
 
-def not_running(error: BusError) -> bool:
+def is_not_running(error: BusError) -> bool:
     """Whether the bus is there and the daemon is not."""
     return error.name in (ERROR + "ServiceUnknown", ERROR + "NameHasNoOwner")
 
 
-def no_daemon(error: BusError) -> bool:
+def is_unreachable(error: BusError) -> bool:
     """Whether nobody can be asked: no bus, or no daemon on it."""
-    return not_running(error) or error.name == ERROR + "NoServer"
+    return is_not_running(error) or error.name == ERROR + "NoServer"
 
 
-def explained(error: BusError, command: str) -> tuple[int, str]:
+def explain_error(error: BusError, command: str) -> tuple[int, str]:
     """The exit code, and a sentence that says what to do for what `command` was to do."""
-    if not_running(error):
-        return NOT_RUNNING, "ipv6natd is not running: systemctl start ipv6natd"
+    if is_not_running(error):
+        return EXIT_NOT_RUNNING, "ipv6natd is not running: systemctl start ipv6natd"
     match error.name.removeprefix(ERROR):
         case "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired":
             # The daemon names the command for the member; here it is known what was typed.
-            why = error.text.partition(": sudo ")[0]
-            return NO_PERMISSION, f"not permitted: {why}: sudo {command}"
+            reason = error.text.partition(": sudo ")[0]
+            return EXIT_NO_PERMISSION, f"not permitted: {reason}: sudo {command}"
         case "NoServer":
-            return FAILED, f"{error.text}: systemctl status dbus.socket"
+            return EXIT_FAILED, f"{error.text}: systemctl status dbus.socket"
         case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":
-            return FAILED, f"ipv6natd gave no answer ({error.text}): systemctl status ipv6natd"
+            return EXIT_FAILED, f"ipv6natd gave no answer ({error.text}): systemctl status ipv6natd"
         case "UnknownMethod" | "UnknownInterface" | "UnknownObject":
             return (
-                FAILED,
+                EXIT_FAILED,
                 f"ipv6natd is of another version: systemctl restart ipv6natd ({error.text})",
             )
-    return FAILED, error.text
+    return EXIT_FAILED, error.text

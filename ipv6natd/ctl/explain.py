@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ipv6natd.ctl.client import FAILED, Answer, Daemon, How
+from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
 from ipv6natd.report.ports import Outcome
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable, table
 
@@ -18,65 +18,71 @@ COLOURS = {
     Outcome.DIRECT: Colour.GOOD,
     Outcome.SKIPPED: Colour.BAD,
 }
-_ID = 12
+_ID_LENGTH = 12
 """Characters of an id, as Docker shows them."""
 
 
-async def explain(daemon: Daemon, how: How) -> Answer:
+async def explain(daemon: DaemonClient, options: Options) -> Result:
     """All that is known; exit 1 where nobody is meant."""
-    rows = await daemon.call("Explain", "s", how.argument)
+    rows = await daemon.call("Explain", "s", options.argument)
     if not rows:
-        note = _nobody(how.argument, await daemon.call("ListMappings"))
-        return Answer(value=[], text="", code=FAILED, note=note)
-    return Answer(value=rows, text="\n".join(_text(each, how) for each in rows))
+        note = _no_container_note(options.argument, await daemon.call("ListMappings"))
+        return Result(value=[], text="", code=EXIT_FAILED, note=note)
+    return Result(value=rows, text="\n".join(_container_text(row, options) for row in rows))
 
 
-def _nobody(asked: str, mappings: list[Row]) -> str:
+def _no_container_note(query: str, mappings: list[Row]) -> str:
     """The sentence for when no container is meant."""
-    if asked.partition("/")[0].isdigit():
-        return f"no running container publishes port {asked}, be it for IPv4 or IPv6: docker ps"
-    close = difflib.get_close_matches(asked, {each["ContainerName"] for each in mappings}, n=1)
+    if query.partition("/")[0].isdigit():
+        return f"no running container publishes port {query}, be it for IPv4 or IPv6: docker ps"
+    close = difflib.get_close_matches(query, {row["ContainerName"] for row in mappings}, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ": docker ps"
-    return f"no running container is called {asked!r}{hint}"
+    return f"no running container is called {query!r}{hint}"
 
 
-def _text(row: Row, how: How) -> str:
-    name = how.screen.paint(printable(row["ContainerName"]), Colour.NAME)
-    lines = [("Container", f"{name} ({row['ContainerId'][:_ID]})")]
-    used = [each for each in row["Networks"] if each["Used"]]
-    lines += [("Reached by", _network(each, how.screen)) for each in used]
+def _container_text(row: Row, options: Options) -> str:
+    name = options.screen.paint(printable(row["ContainerName"]), Colour.NAME)
+    lines = [("Container", f"{name} ({row['ContainerId'][:_ID_LENGTH]})")]
+    used = [network for network in row["Networks"] if network["Used"]]
+    lines += [("Reached by", _network_text(network, options.screen)) for network in used]
     if not used:
         lines.append(("Reached by", "no network with an IPv6 gateway"))
-    others = [each for each in row["Networks"] if not each["Used"]]
+    others = [network for network in row["Networks"] if not network["Used"]]
     lines += [
-        ("" if number else "Not by", f"{printable(each['Name'])}: {printable(each['Reason'])}")
-        for number, each in enumerate(others)
+        (
+            "" if number else "Not by",
+            f"{printable(network['Name'])}: {printable(network['Reason'])}",
+        )
+        for number, network in enumerate(others)
     ]
     lines += [("On [::1]", row["Loopback"])] * bool(row["Loopback"])
     lines += [
-        ("" if number else "Skipped", printable(f"{each['Port']}: {each['Reason']}".lstrip(": ")))
-        for number, each in enumerate(row["Skipped"])
+        (
+            "" if number else "Skipped",
+            printable(f"{skipped['Port']}: {skipped['Reason']}".lstrip(": ")),
+        )
+        for number, skipped in enumerate(row["Skipped"])
     ]
-    return pairs(lines, how.screen) + _ports(row, how)
+    return pairs(lines, options.screen) + _port_table(row, options)
 
 
-def _network(row: Row, screen: Screen) -> str:
+def _network_text(row: Row, screen: Screen) -> str:
     name = screen.paint(printable(row["Name"]), Colour.NAME)
-    at = row["Address"] or "no address"
-    return f"{name} ({row['Bridge']}) at {at}; {printable(row['Reason'])}"
+    address = row["Address"] or "no address"
+    return f"{name} ({row['Bridge']}) at {address}; {printable(row['Reason'])}"
 
 
-def _ports(row: Row, how: How) -> str:
+def _port_table(row: Row, options: Options) -> str:
     if not row["Ports"]:
-        return "\nIt publishes no port.\n" if how.legend else ""
+        return "\nIt publishes no port.\n" if options.legend else ""
     cells = [
         (
-            each["Binding"],
-            how.screen.paint(each["Outcome"], COLOURS.get(each["Outcome"], Colour.WARNING)),
-            str(each.get("Connections", "")),
-            printable(each["Reason"] or each["Rule"]),
+            port["Binding"],
+            options.screen.paint(port["Outcome"], COLOURS.get(port["Outcome"], Colour.WARNING)),
+            str(port.get("Connections", "")),
+            printable(port["Reason"] or port["Rule"]),
         )
-        for each in row["Ports"]
+        for port in row["Ports"]
     ]
     header = ("PORT", "OUTCOME", "CONNECTIONS", "WHY")
-    return "\n" + table(header, cells, legend=how.legend, screen=how.screen)
+    return "\n" + table(header, cells, legend=options.legend, screen=options.screen)

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from ipv6natd.ctl.client import Answer, Daemon, How, explained, not_running
+from ipv6natd.ctl.client import DaemonClient, Options, Result, explain_error, is_not_running
 from ipv6natd.dbus.connection import BusError
-from ipv6natd.report import metrics as words
+from ipv6natd.report import metrics as prometheus
 from ipv6natd.report.metrics import Sample
 
 
-async def metrics(daemon: Daemon, _how: How) -> Answer:
+async def metrics(daemon: DaemonClient, _options: Options) -> Result:
     """The metrics; of a daemon that does not run, that it does not."""
     code, note = 0, ""
     try:
         properties = await daemon.properties()
-        rows = [await daemon.call(each) for each in ("ListMappings", "ListNetworks")]
-        found = words.samples(properties, *rows)
+        rows = [await daemon.call(member) for member in ("ListMappings", "ListNetworks")]
+        samples = prometheus.samples(properties, *rows)
     except BusError as error:
-        if not not_running(error):
+        if not is_not_running(error):
             raise
-        code, note = explained(error, "ipv6natctl metrics")
-        found = [Sample(words.UP, (), 0)]
-    return Answer(
-        value=[_value(each) for each in found], text=words.text(found), code=code, note=note
+        code, note = explain_error(error, "ipv6natctl metrics")
+        samples = [Sample(prometheus.UP, (), 0)]
+    return Result(
+        value=[_sample_json(sample) for sample in samples],
+        text=prometheus.text(samples),
+        code=code,
+        note=note,
     )
 
 
-def _value(sample: Sample) -> dict[str, Any]:
+def _sample_json(sample: Sample) -> dict[str, Any]:
     return {
         "Name": sample.metric.name,
         "Labels": dict(sample.labels),

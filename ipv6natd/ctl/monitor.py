@@ -15,10 +15,10 @@ from ipv6natd.ctl.client import (
     NAME,
     PATH,
     PROPERTIES,
-    Answer,
-    Daemon,
-    How,
-    not_running,
+    DaemonClient,
+    Options,
+    Result,
+    is_not_running,
 )
 from ipv6natd.ctl.show import COLOURS, host_socket, socket
 from ipv6natd.dbus.connection import BusError, Signal
@@ -34,44 +34,44 @@ _COLOURS = {
     "stopped": Colour.BAD,
     "started": Colour.GOOD,
 }
-_TOLD = ("State", "StateReason", "DockerConnected", "EngineVersion", "Backend")
+_SHOWN_PROPERTIES = ("State", "StateReason", "DockerConnected", "EngineVersion", "Backend")
 """Properties whose change is an event; the others change with every sync."""
 
 
-async def monitor(daemon: Daemon, how: How) -> Answer:
+async def monitor(daemon: DaemonClient, options: Options) -> Result:
     """Print events until interrupted; BusError when the bus goes."""
-    heard: asyncio.Queue[Signal] = asyncio.Queue()
-    connection = await daemon.connection(heard.put_nowait)
+    signals: asyncio.Queue[Signal] = asyncio.Queue()
+    connection = await daemon.connection(signals.put_nowait)
     await daemon.listen(f"type='signal',sender='{NAME}',path='{PATH}'")
     await daemon.listen(f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'")
-    watch = _Watch()
+    reader = _EventReader()
 
     def show(event: Event) -> None:
-        text = _line(event, how.screen) if how.json == "off" else _json(event, how)
+        text = _line(event, options.screen) if options.json == "off" else _json(event, options)
         print(text, flush=True)
 
-    show(await _now(daemon, watch))
-    end = asyncio.ensure_future(connection.closed())
-    while not end.done():
-        get = asyncio.ensure_future(heard.get())
-        await asyncio.wait((get, end), return_when=asyncio.FIRST_COMPLETED)
-        if not get.done():
-            get.cancel()
+    show(await _initial_event(daemon, reader))
+    closed = asyncio.ensure_future(connection.closed())
+    while not closed.done():
+        next_signal = asyncio.ensure_future(signals.get())
+        await asyncio.wait((next_signal, closed), return_when=asyncio.FIRST_COMPLETED)
+        if not next_signal.done():
+            next_signal.cancel()
             break
-        for event in watch.events(get.result()):
+        for event in reader.events(next_signal.result()):
             show(event)
     raise BusError("", "the system bus closed the connection: systemctl status dbus.socket")
 
 
-async def _now(daemon: Daemon, watch: _Watch) -> Event:
+async def _initial_event(daemon: DaemonClient, reader: _EventReader) -> Event:
     """How things are before anything changes."""
     at = {"Time": _microseconds()}
     connection = await daemon.connection()
     try:
-        (watch.owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)
+        (reader.owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)
         return at | {"Event": "now", **await daemon.properties()}
     except BusError as error:
-        if not not_running(error):
+        if not is_not_running(error):
             raise
         return at | {"Event": "stopped"}
 
@@ -80,12 +80,12 @@ def _microseconds() -> int:
     return time.time_ns() // 1000
 
 
-class _Watch:
+class _EventReader:
     """What has to be kept between two signals."""
 
     def __init__(self) -> None:
         self.owner = ""
-        self._shown = {"added": 0, "removed": 0}
+        self._signalled = {"added": 0, "removed": 0}
 
     def events(self, signal: Signal) -> Iterator[Event]:
         """What a signal tells; nothing of what others send."""
@@ -101,48 +101,48 @@ class _Watch:
             case (interface, "MappingAdded" | "MappingRemoved" as member, [row]) if (
                 interface == MANAGER
             ):
-                what = member.removeprefix("Mapping").lower()
-                self._shown[what] += 1
-                yield at | {"Event": what, "Mapping": row}
+                kind = member.removeprefix("Mapping").lower()
+                self._signalled[kind] += 1
+                yield at | {"Event": kind, "Mapping": row}
             case (interface, "Synced", [generation, details]) if interface == MANAGER:
-                yield from (at | each for each in self._unshown(generation, details))
+                yield from (at | event for event in self._unsignalled_changes(generation, details))
             case (interface, "DriftRepaired", [details]) if interface == MANAGER:
                 yield at | {"Event": "repaired", **details}
             case (interface, "PropertiesChanged", [_, changed, _]) if interface == PROPERTIES:
-                told = {name: changed[name] for name in _TOLD if name in changed}
-                if told:
-                    yield at | {"Event": "changed", **told}
+                changes = {name: changed[name] for name in _SHOWN_PROPERTIES if name in changed}
+                if changes:
+                    yield at | {"Event": "changed", **changes}
 
-    def _unshown(self, generation: int, details: Mapping[str, Any]) -> Iterator[Event]:
+    def _unsignalled_changes(self, generation: int, details: Mapping[str, Any]) -> Iterator[Event]:
         """A sync is told only where it did more than was signalled one by one."""
-        shown, self._shown = self._shown, {"added": 0, "removed": 0}
-        added = details["MappingsAdded"] - shown["added"]
-        removed = details["MappingsRemoved"] - shown["removed"]
+        signalled, self._signalled = self._signalled, {"added": 0, "removed": 0}
+        added = details["MappingsAdded"] - signalled["added"]
+        removed = details["MappingsRemoved"] - signalled["removed"]
         if added > 0 or removed > 0:
             yield {"Event": "more", "Generation": generation, "Added": added, "Removed": removed}
 
 
-def _json(event: Event, how: How) -> str:
-    if how.json == "short":
+def _json(event: Event, options: Options) -> str:
+    if options.json == "short":
         return json.dumps(event, separators=(",", ":"))
     return json.dumps(event, indent=2)
 
 
 def _line(event: Event, screen: Screen) -> str:
     at = datetime.fromtimestamp(event["Time"] / 1_000_000).strftime("%H:%M:%S")
-    what = event["Event"]
-    word = screen.paint(what, _COLOURS[what]) if what in _COLOURS else what
-    return f"{at} {word}{' ' * (8 - len(what))} {_told(event, screen)}".rstrip()
+    kind = event["Event"]
+    word = screen.paint(kind, _COLOURS[kind]) if kind in _COLOURS else kind
+    return f"{at} {word}{' ' * (8 - len(kind))} {_event_text(event, screen)}".rstrip()
 
 
-def _told(event: Event, screen: Screen) -> str:
+def _event_text(event: Event, screen: Screen) -> str:
     match event["Event"]:
         case "added" | "removed":
             row = event["Mapping"]
-            inside = socket(row["ContainerAddress"], row["ContainerPort"], row["ContainerPortEnd"])
+            target = socket(row["ContainerAddress"], row["ContainerPort"], row["ContainerPortEnd"])
             name = printable(row["ContainerName"])
             network = printable(row["Network"])
-            return f"{row['Protocol']} {host_socket(row)} -> {name} {inside} ({network})"
+            return f"{row['Protocol']} {host_socket(row)} -> {name} {target} ({network})"
         case "repaired":
             return f"{' and '.join(event['Tables'])}: something else had changed our rules"
         case "more":
@@ -153,11 +153,11 @@ def _told(event: Event, screen: Screen) -> str:
         case "now":
             counts = counted(event["MappingCount"], "mapping")
             counts += f", {counted(event['NetworkCount'], 'network')}"
-            return f"{_changed(event, screen)}; {counts}"
-    return _changed(event, screen)
+            return f"{_state_text(event, screen)}; {counts}"
+    return _state_text(event, screen)
 
 
-def _changed(event: Event, screen: Screen) -> str:
+def _state_text(event: Event, screen: Screen) -> str:
     parts = []
     if "State" in event:
         state = event["State"]

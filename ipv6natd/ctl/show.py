@@ -9,7 +9,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ipv6natd.ctl.client import FAILED, Answer, Daemon, How
+from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
 from ipv6natd.report.status import State, counted
 from ipv6natd.system.terminal import Colour, pairs, printable, table
 
@@ -24,16 +24,18 @@ COLOURS = {
 }
 MAX_WARNINGS = 5
 """Warnings that `status` shows: it is to stay on one screen."""
-SHORTEST_ID = 4
+MIN_ID_LENGTH = 4
 """Characters of a container's id that are taken for one."""
 
 
-async def status(daemon: Daemon, how: How) -> Answer:
+async def status(daemon: DaemonClient, options: Options) -> Result:
     """Everything that matters, on one screen."""
     value = await daemon.properties()
     networks = await daemon.call("ListNetworks")
-    warnings = [f"{each['Name']}: {text}" for each in networks for text in each["Warnings"]]
-    state = how.screen.paint(value["State"], COLOURS.get(value["State"], Colour.WARNING))
+    warnings = [
+        f"{network['Name']}: {text}" for network in networks for text in network["Warnings"]
+    ]
+    state = options.screen.paint(value["State"], COLOURS.get(value["State"], Colour.WARNING))
     reason = f" ({printable(value['StateReason'])})" if value["StateReason"] else ""
     engine = printable(value["EngineVersion"]) or "not seen yet"
     hint = " (ipv6natctl skipped)" if value["SkippedCount"] else ""
@@ -45,38 +47,42 @@ async def status(daemon: Daemon, how: How) -> Answer:
         ("Mappings", str(value["MappingCount"])),
         ("Networks", str(value["NetworkCount"])),
         ("Skipped", f"{value['SkippedCount']}{hint}"),
-        ("Last sync", _moment(value["LastSync"])),
+        ("Last sync", _time_text(value["LastSync"])),
         ("Repairs", f"{value['DriftRepairs']} of rules that something else had changed"),
         *(
             ("" if i else "Warnings", printable(text))
             for i, text in enumerate(warnings[:MAX_WARNINGS])
         ),
     ]
-    if left := len(warnings) - MAX_WARNINGS:
-        lines += [("", f"and {left} more: ipv6natctl networks")] * (left > 0)
-    code = 0 if value["State"] == State.SYNCED else FAILED
-    return Answer(value=value | {"Warnings": warnings}, text=pairs(lines, how.screen), code=code)
+    if more := len(warnings) - MAX_WARNINGS:
+        lines += [("", f"and {more} more: ipv6natctl networks")] * (more > 0)
+    code = 0 if value["State"] == State.SYNCED else EXIT_FAILED
+    return Result(
+        value=value | {"Warnings": warnings}, text=pairs(lines, options.screen), code=code
+    )
 
 
-def _moment(microseconds: int) -> str:
+def _time_text(microseconds: int) -> str:
     if not microseconds:
         return "never"
     seconds = microseconds // 1_000_000
-    ago = max(int(time.time()) - seconds, 0)
-    return f"{datetime.fromtimestamp(seconds).astimezone().isoformat(' ')} ({_ago(ago)} ago)"
+    age = max(int(time.time()) - seconds, 0)
+    return f"{datetime.fromtimestamp(seconds).astimezone().isoformat(' ')} ({_age_text(age)} ago)"
 
 
-def _ago(seconds: int) -> str:
+def _age_text(seconds: int) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
 
 
-async def mappings(daemon: Daemon, how: How) -> Answer:
+async def mappings(daemon: DaemonClient, options: Options) -> Result:
     """What is forwarded."""
     header = ("PROTOCOL", "HOST", "CONTAINER", "ADDRESS", "NETWORK", "STATE")
-    return _listed(how, "mapping", header, _mapping_cells, await daemon.call("ListMappings"))
+    return _filtered_table(
+        options, "mapping", header, _mapping_cells, await daemon.call("ListMappings")
+    )
 
 
 def _mapping_cells(row: Row) -> tuple[str, ...]:
@@ -100,10 +106,12 @@ def socket(address: str, first: int, last: int) -> str:
     return f"[{address}]:{first}" + (f"-{last}" if last != first else "")
 
 
-async def networks(daemon: Daemon, how: How) -> Answer:
+async def networks(daemon: DaemonClient, options: Options) -> Result:
     """What is handled, by whom, with warnings."""
     header = ("NETWORK", "BRIDGE", "MODE", "MANAGED-BY", "SUBNETS", "WARNINGS")
-    return _listed(how, "network", header, _network_cells, await daemon.call("ListNetworks"))
+    return _filtered_table(
+        options, "network", header, _network_cells, await daemon.call("ListNetworks")
+    )
 
 
 def _network_cells(row: Row) -> tuple[str, ...]:
@@ -117,41 +125,41 @@ def _network_cells(row: Row) -> tuple[str, ...]:
     )
 
 
-async def skipped(daemon: Daemon, how: How) -> Answer:
+async def skipped(daemon: DaemonClient, options: Options) -> Result:
     """What is not forwarded, and what to do about it."""
     header = ("CONTAINER", "NETWORK", "PORT", "REASON")
-    return _listed(how, "row", header, _skipped_cells, await daemon.call("ListSkipped"))
+    return _filtered_table(options, "row", header, _skipped_cells, await daemon.call("ListSkipped"))
 
 
 def _skipped_cells(row: Row) -> tuple[str, ...]:
     return tuple(row[key] for key in ("ContainerName", "Network", "Port", "Reason"))
 
 
-async def rules(daemon: Daemon, _how: How) -> Answer:
+async def rules(daemon: DaemonClient, _options: Options) -> Result:
     """The rules in force."""
     value = await daemon.call("GetRuleset")
-    return Answer(value=value, text="".join(f"{printable(each)}\n" for each in value.splitlines()))
+    return Result(value=value, text="".join(f"{printable(line)}\n" for line in value.splitlines()))
 
 
-def _listed(
-    how: How,
-    what: str,
+def _filtered_table(
+    options: Options,
+    noun: str,
     header: Sequence[str],
     cells: Callable[[Row], tuple[str, ...]],
     value: Sequence[Row],
-) -> Answer:
+) -> Result:
     """The rows that pass the filters, as a table with their count below it."""
-    rows = [row for row in value if all(_passes(row, *each) for each in how.filters.items())]
+    rows = [row for row in value if all(_matches(row, *item) for item in options.filters.items())]
     printed = [tuple(printable(cell) for cell in cells(row)) for row in rows]
-    text = table(header, printed, legend=how.legend and bool(rows), screen=how.screen)
-    if how.legend:
-        text += "\n" * bool(rows) + f"{counted(len(rows), what)} listed.\n"
-    if rows or not how.filters:
-        return Answer(value=rows, text=text)
-    return Answer(value=rows, text="", code=FAILED, note=_nothing(how, what, value))
+    text = table(header, printed, legend=options.legend and bool(rows), screen=options.screen)
+    if options.legend:
+        text += "\n" * bool(rows) + f"{counted(len(rows), noun)} listed.\n"
+    if rows or not options.filters:
+        return Result(value=rows, text=text)
+    return Result(value=rows, text="", code=EXIT_FAILED, note=_no_match_note(options, noun, value))
 
 
-def _passes(row: Row, name: str, wanted: Any) -> bool:
+def _matches(row: Row, name: str, wanted: Any) -> bool:
     match name:
         case "container":
             return is_container(row, wanted)
@@ -164,19 +172,19 @@ def _passes(row: Row, name: str, wanted: Any) -> bool:
 
 def is_container(row: Row, wanted: str) -> bool:
     """Whether the row is that container's: by a pattern of its name, or the start of its id."""
-    by_id = len(wanted) >= SHORTEST_ID and row.get("ContainerId", "").startswith(wanted)
+    by_id = len(wanted) >= MIN_ID_LENGTH and row.get("ContainerId", "").startswith(wanted)
     return by_id or fnmatchcase(row["ContainerName"], wanted)
 
 
-def _nothing(how: How, what: str, value: Sequence[Row]) -> str:
+def _no_match_note(options: Options, noun: str, value: Sequence[Row]) -> str:
     """A sentence for when nothing is left, with the name that was perhaps meant."""
-    asked = " ".join(f"--{name} {wanted}" for name, wanted in how.filters.items())
+    filters = " ".join(f"--{name} {wanted}" for name, wanted in options.filters.items())
     hints = []
     for name, keys in (("container", ("ContainerName",)), ("network", ("Network", "Name"))):
         known = sorted({row[key] for row in value for key in keys if key in row})
-        wanted = how.filters.get(name)
-        if wanted and not any(fnmatchcase(each, wanted) for each in known):
+        wanted = options.filters.get(name)
+        if wanted and not any(fnmatchcase(name, wanted) for name in known):
             hints += difflib.get_close_matches(wanted, known, n=1)
     hint = f"; did you mean {' and '.join(map(repr, hints))}?" if hints else ""
-    seen = "ipv6natctl skipped" if what == "mapping" else "ipv6natctl"
-    return f"no {what} matches {asked}{hint or f': see {seen}'}"
+    hint_command = "ipv6natctl skipped" if noun == "mapping" else "ipv6natctl"
+    return f"no {noun} matches {filters}{hint or f': see {hint_command}'}"

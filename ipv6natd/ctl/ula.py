@@ -1,8 +1,8 @@
 """`ula`: a random private prefix that no route of the host overlaps, and the lines that put Docker
 on it.
 
-RFC 4193: fd and 40 random bits. `prefix` and `subnets` are pure: the caller passes the random bits
-and the routes.
+RFC 4193: fd and 40 random bits. `free_prefix` and `subnets` are pure: the caller passes the
+random bits and the routes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv6Network
 from itertools import islice
 
-from ipv6natd.ctl.client import FAILED, Answer, Daemon, How
+from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
 from ipv6natd.system import process
 
-_FIRST = 0xFD << 120
+_ULA_BASE = 0xFD << 120
 _GLOBAL_ID_BITS = 40
-_SUBNETS = 1 << 16
-_TRIES = 1000
-_TIMEOUT = 10.0
+_MAX_SUBNETS = 1 << 16
+_MAX_ATTEMPTS = 1000
+_IP_TIMEOUT = 10.0
 
 TEXT = """\
 {prefix}
@@ -49,21 +49,21 @@ In a compose file:
 """
 
 
-async def make(_daemon: Daemon, _how: How) -> Answer:
+async def make(_daemon: DaemonClient, _options: Options) -> Result:
     """The prefix and the lines."""
     routes = _routes()
-    numbers = (secrets.randbits(40) for _ in range(_TRIES))
+    numbers = (secrets.randbits(40) for _ in range(_MAX_ATTEMPTS))
     try:
-        found = prefix(numbers, routed(routes or ()))
+        prefix = free_prefix(numbers, route_destinations(routes or ()))
     except ValueError as error:
         note = f"{error}: ip -6 route show table all"
-        return Answer(value=None, text="", code=FAILED, note=note)
-    default, *others = map(str, islice(subnets(found), 4))
+        return Result(value=None, text="", code=EXIT_FAILED, note=note)
+    default, *others = map(str, islice(subnets(prefix), 4))
     settings = {"ipv6": True, "fixed-cidr-v6": default}
     lines = dict(zip(("first", "second", "third"), others, strict=True))
-    return Answer(
-        value={"Prefix": str(found), "DaemonJson": settings, "Subnets": others},
-        text=TEXT.format(prefix=found, daemon_json=json.dumps(settings), **lines),
+    return Result(
+        value={"Prefix": str(prefix), "DaemonJson": settings, "Subnets": others},
+        text=TEXT.format(prefix=prefix, daemon_json=json.dumps(settings), **lines),
         note="" if routes is not None else "no `ip` here: the routes of this host were not seen",
     )
 
@@ -75,13 +75,13 @@ def _routes() -> list[str] | None:
         return None
     try:
         words = ["-json", "-6", "route", "show", "table", "all"]
-        done = process.call([path, *words], timeout=_TIMEOUT)
-        return [each["dst"] for each in json.loads(done.stdout or "[]")]
+        done = process.call([path, *words], timeout=_IP_TIMEOUT)
+        return [route["dst"] for route in json.loads(done.stdout or "[]")]
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return None
 
 
-def prefix(numbers: Iterable[int], taken: Collection[IPv6Network]) -> IPv6Network:
+def free_prefix(numbers: Iterable[int], routes: Collection[IPv6Network]) -> IPv6Network:
     """The first /48 of these numbers, 40 bits each, that overlaps nothing that is taken.
 
     ValueError when they run out.
@@ -89,26 +89,26 @@ def prefix(numbers: Iterable[int], taken: Collection[IPv6Network]) -> IPv6Networ
     for number in numbers:
         if not 0 <= number < 1 << _GLOBAL_ID_BITS:
             raise ValueError(f"not {_GLOBAL_ID_BITS} bits: {number}")
-        found = IPv6Network((_FIRST | number << 80, 48))
-        if not any(found.overlaps(each) for each in taken):
-            return found
+        prefix = IPv6Network((_ULA_BASE | number << 80, 48))
+        if not any(prefix.overlaps(route) for route in routes):
+            return prefix
     raise ValueError("every prefix overlaps a route of this host")
 
 
 def subnets(within: IPv6Network) -> Iterator[IPv6Network]:
     """Its /64 networks, in order: one for each Docker network."""
-    for number in range(_SUBNETS):
+    for number in range(_MAX_SUBNETS):
         yield IPv6Network((int(within.network_address) | number << 64, 64))
 
 
-def routed(words: Iterable[str]) -> frozenset[IPv6Network]:
+def route_destinations(words: Iterable[str]) -> frozenset[IPv6Network]:
     """The destinations of routes, as `ip -json` words them; a default route takes nothing."""
-    found = set()
+    destinations = set()
     for word in words:
         if word == "default":
             continue
         try:
-            found.add(IPv6Network(word, strict=False))
+            destinations.add(IPv6Network(word, strict=False))
         except ValueError:
             continue  # a word of some newer ip
-    return frozenset(each for each in found if each.prefixlen)
+    return frozenset(network for network in destinations if network.prefixlen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
-from ipv6natd.ctl.client import How, Run
+from ipv6natd.ctl.client import CommandFunction, Options
 from ipv6natd.model import Protocol
 from ipv6natd.system.terminal import PIPE, Screen, printable
 
@@ -52,7 +52,7 @@ ipv6natctl(1) has more; ipv6natd.toml(5) the settings, org.ipv6natd1(5) the bus.
 class Command:
     """One command: its line of the help, and what it takes."""
 
-    run: Run
+    run: CommandFunction
     about: str
     group: str
     argument: str = ""
@@ -64,34 +64,36 @@ class Command:
 Commands = Mapping[str, Command]
 
 
-def read(argv: Sequence[str], commands: Commands, environ: Mapping[str, str]) -> tuple[str, How]:
+def parse_arguments(
+    argv: Sequence[str], commands: Commands, environ: Mapping[str, str]
+) -> tuple[str, Options]:
     """The command and how it is to be done; SystemExit(2) with a sentence for wrong usage."""
     parser = _parser(commands)
-    options = parser.parse_args(_with_json_mode(argv))
-    command = commands.get(options.command)
+    arguments = parser.parse_args(_with_json_mode(argv))
+    command = commands.get(arguments.command)
     if command is None:
-        close = difflib.get_close_matches(options.command, commands, n=1)
+        close = difflib.get_close_matches(arguments.command, commands, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(commands)}"
-        parser.error(f"{options.command!r} is no command{hint}")
-    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
-    flags = frozenset(options.flags)
+        parser.error(f"{arguments.command!r} is no command{hint}")
+    filters = {name: getattr(arguments, name) for name in FILTERS if getattr(arguments, name)}
+    flags = frozenset(arguments.flags)
     for option in (*filters, *sorted(flags)):
         if option not in (*command.filters, *command.flags):
             takers = " or ".join(
-                name for name, each in commands.items() if option in (*each.filters, *each.flags)
+                name for name, taker in commands.items() if option in (*taker.filters, *taker.flags)
             )
-            parser.error(f"--{option} goes with {takers}, not with {options.command}")
+            parser.error(f"--{option} goes with {takers}, not with {arguments.command}")
     if flags == {"dry-run"}:
         parser.error("--dry-run goes with cleanup --leftovers")
-    if command.argument and not options.argument:
-        parser.error(f"{options.command} needs one word more: {command.argument}")
-    if options.argument and not command.argument:
-        parser.error(f"{options.command} takes no {options.argument!r}")
-    return options.command, How(
-        argument=options.argument,
+    if command.argument and not arguments.argument:
+        parser.error(f"{arguments.command} needs one word more: {command.argument}")
+    if arguments.argument and not command.argument:
+        parser.error(f"{arguments.command} takes no {arguments.argument!r}")
+    return arguments.command, Options(
+        argument=arguments.argument,
         filters=filters,
-        json=options.json,
-        legend=not options.no_legend,
+        json=arguments.json,
+        legend=not arguments.no_legend,
         flags=flags,
         screen=_screen(environ),
     )
@@ -101,7 +103,7 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ipv6natctl",
         usage="ipv6natctl [OPTION...] [COMMAND]",
-        description=f"Show and steer IPv6 NAT for Docker containers.\n\n{_listed(commands)}",
+        description=f"Show and steer IPv6 NAT for Docker containers.\n\n{_command_list(commands)}",
         epilog=EXAMPLES,
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -109,8 +111,8 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", default="status", help=argparse.SUPPRESS)
     parser.add_argument("argument", nargs="?", default="", help=argparse.SUPPRESS)
     for name, (value, about) in FILTERS.items():
-        read = {"port": _port, "protocol": _protocol}.get(name, _name)
-        parser.add_argument(f"--{name}", type=read, metavar=value, help=about)
+        parse = {"port": _port, "protocol": _protocol}.get(name, _name)
+        parser.add_argument(f"--{name}", type=parse, metavar=value, help=about)
     for name, about in FLAGS.items():
         parser.add_argument(
             f"--{name}",
@@ -158,15 +160,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=24, width=100)
 
 
-def _listed(commands: Commands) -> str:
+def _command_list(commands: Commands) -> str:
     """The commands in their groups."""
     lines: list[str] = []
-    for group in dict.fromkeys(each.group for each in commands.values()):
+    for group in dict.fromkeys(command.group for command in commands.values()):
         lines.append(f"{group}:")
-        for name, each in commands.items():
-            if each.group == group:
-                words = f"{name} {each.argument}".strip()
-                lines.append(f"  {words:<24}{each.about}")
+        for name, command in commands.items():
+            if command.group == group:
+                words = f"{name} {command.argument}".strip()
+                lines.append(f"  {words:<24}{command.about}")
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -193,12 +195,12 @@ def _protocol(text: str) -> str:
 def _with_json_mode(argv: Sequence[str]) -> list[str]:
     # A value that may be missing would swallow the command that follows: `--json mappings`.
     words: list[str] = []
-    for each in argv:
-        if words and words[-1] == "--json" and each in JSON_MODES:
-            words[-1] = f"--json={each}"
+    for word in argv:
+        if words and words[-1] == "--json" and word in JSON_MODES:
+            words[-1] = f"--json={word}"
         else:
-            words.append(each)
-    return ["-j" if each == "--json" else each for each in words]
+            words.append(word)
+    return ["-j" if word == "--json" else word for word in words]
 
 
 def _screen(environ: Mapping[str, str]) -> Screen:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ipv6natd.dbus.values import bus_text, plain
+from ipv6natd.dbus.values import bus_text, without_variants
 from ipv6natd.dbus.wire import Bus, MarshalledReply, Message, MessageFlag, MessageType
 
 log = logging.getLogger(__name__)
@@ -24,19 +24,19 @@ BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 """The bus itself: name, path and interface."""
 ERROR = "org.freedesktop.DBus.Error."
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
-CONNECT_SECONDS = 10.0
-CALL_SECONDS = 25.0
+CONNECT_TIMEOUT = 10.0
+CALL_TIMEOUT = 25.0
 MAX_MESSAGE = 128 << 10
 """Bytes of a message that a service reads. No member takes as much, and neither polkit's answers
 nor firewalld's zones have as much."""
 MAX_ARRAYS = 1 << 10
 """Bytes that the arrays of a call or signal to a service have together, its header among them. The
 library takes some microseconds an element, during which nothing else runs."""
-FULL_PAUSE = 0.1
+RETRY_DELAY = 0.1
 """Seconds until a call is sent again that the bus had no room for."""
-LONGEST_ERROR = 4000
+MAX_ERROR_LENGTH = 4000
 """Characters of an error: it may quote what a caller sent, however long that was."""
-LARGE = 256 << 20
+NO_LIMIT = 256 << 20
 """More than a message can have."""
 
 
@@ -67,7 +67,7 @@ class Call:
     """Whether the caller can be asked for a password."""
     size: int
     """Bytes of the message."""
-    cut: bool
+    truncated: bool
     """Whether it was too long: then `args` is empty."""
     uid: int = -1
     """The caller's user, -1 until the bus has been asked."""
@@ -114,7 +114,7 @@ class Connection:
         member: str,
         signature: str = "",
         *args: Any,
-        timeout: float = CALL_SECONDS,  # noqa: ASYNC109 - it is part of every call's meaning
+        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109 - it is part of every call's meaning
         autostart: bool = False,
         interactive: bool = False,
     ) -> list[Any]:
@@ -136,22 +136,22 @@ class Connection:
             flags=flags,
         )
         deadline = time.monotonic() + timeout
-        reply = await self._reply_to(message, timeout)
-        while _no_room(message, reply) and time.monotonic() + FULL_PAUSE < deadline:
-            await asyncio.sleep(FULL_PAUSE)
-            reply = await self._reply_to(message, deadline - time.monotonic())
-        if reply.cut:
+        reply = await self._send_and_wait(message, timeout)
+        while _queue_is_full(message, reply) and time.monotonic() + RETRY_DELAY < deadline:
+            await asyncio.sleep(RETRY_DELAY)
+            reply = await self._send_and_wait(message, deadline - time.monotonic())
+        if reply.truncated:
             text = f"{destination} answers {member} with {reply.size} bytes, too many to read"
             raise BusError(ERROR + "LimitsExceeded", text)
         if reply.message_type is MessageType.ERROR:
             text = reply.body[0] if reply.signature.startswith("s") else reply.error_name
             raise BusError(reply.error_name, text)
-        return typing.cast("list[Any]", plain(reply.body))
+        return typing.cast("list[Any]", without_variants(reply.body))
 
-    async def _reply_to(self, message: Message, timeout: float) -> Message:  # noqa: ASYNC109
-        gone = BusError(ERROR + "Disconnected", "the system bus closed the connection")
+    async def _send_and_wait(self, message: Message, timeout: float) -> Message:  # noqa: ASYNC109
+        disconnected = BusError(ERROR + "Disconnected", "the system bus closed the connection")
         if not self.connected:
-            raise gone
+            raise disconnected
         message.serial = self._bus.next_serial()
         try:
             reply = await asyncio.wait_for(self._bus.call(message), timeout)
@@ -159,16 +159,16 @@ class Connection:
             text = f"{message.destination} did not answer {message.member} within {timeout:g} s"
             raise BusError(ERROR + "NoReply", text) from None
         except (EOFError, OSError):
-            raise gone from None
+            raise disconnected from None
         finally:
             self._bus._method_return_handlers.pop(message.serial, None)
         if reply is None:
-            raise gone
+            raise disconnected
         return reply
 
     def reply(self, call: Call, signature: str, values: list[Any]) -> int:
         """Answer the call with values that fit the signature; the answer's size in bytes."""
-        return self._answer(call, signature=signature, body=values)
+        return self._send_reply(call, signature=signature, body=values)
 
     def reply_marshalled(self, call: Call, signature: str, data: bytes) -> int:
         """Answer the call with a body that `marshal_rows` made; the answer's size in bytes."""
@@ -181,17 +181,17 @@ class Connection:
         message.data = data
         return self._bus.send(message) if call.wants_reply else 0
 
-    def refuse(self, call: Call, error: BusError) -> int:
+    def reply_error(self, call: Call, error: BusError) -> int:
         """Answer the call with an error; the answer's size in bytes."""
-        return self._answer(
+        return self._send_reply(
             call,
             message_type=MessageType.ERROR,
             error_name=error.name,
             signature="s",
-            body=[bus_text(error.text[:LONGEST_ERROR])],
+            body=[bus_text(error.text[:MAX_ERROR_LENGTH])],
         )
 
-    def _answer(self, call: Call, **parts: Any) -> int:
+    def _send_reply(self, call: Call, **parts: Any) -> int:
         parts.setdefault("message_type", MessageType.METHOD_RETURN)
         if not call.wants_reply:
             return 0
@@ -218,7 +218,7 @@ class Connection:
         self._bus.disconnect()
 
 
-def _no_room(call: Message, reply: Message) -> bool:
+def _queue_is_full(call: Message, reply: Message) -> bool:
     """Whether the bus did not pass the call on, because too much waits for who was called."""
     by_bus = reply.sender == BUS[0] != call.destination
     return bool(by_bus and reply.error_name == ERROR + "LimitsExceeded")
@@ -233,21 +233,22 @@ async def connect(
     *,
     on_call: OnCall | None = None,
     on_signal: OnSignal | None = None,
-    max_message: int = LARGE,
-    max_arrays: int = LARGE,
-    seconds: float = CONNECT_SECONDS,
+    max_message: int = NO_LIMIT,
+    max_arrays: int = NO_LIMIT,
+    seconds: float = CONNECT_TIMEOUT,
 ) -> Connection:
     """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus; BusError if that fails.
 
-    The handlers run between two messages and must not wait. A call is `cut` that has more than
-    `max_message` bytes, or arrays of more than `max_arrays` bytes together. A signal is dropped.
+    The handlers run between two messages and must not wait. A call is
+    `truncated` that has more than `max_message` bytes, or arrays of more than `max_arrays` bytes
+    together. A signal is dropped.
     """
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
     try:
         bus = Bus(address, max_message, max_arrays)
         connection = Connection(bus)
-        bus.add_message_handler(lambda message: _hand_on(connection, message, on_call, on_signal))
+        bus.add_message_handler(lambda message: _dispatch(connection, message, on_call, on_signal))
         await asyncio.wait_for(bus.connect(), seconds)
     except BaseException as error:
         if bus is not None:
@@ -260,17 +261,17 @@ async def connect(
     return connection
 
 
-def _hand_on(
+def _dispatch(
     connection: Connection, message: Message, on_call: OnCall | None, on_signal: OnSignal | None
 ) -> bool:
     """Whether the message was ours; what is not, the library looks at itself."""
     kind = message.message_type
     try:
         if kind is MessageType.METHOD_CALL and on_call is not None:
-            on_call(_call(connection, message))
+            on_call(_call_from(connection, message))
             return True
         if kind is MessageType.SIGNAL and on_signal is not None:
-            on_signal(_signal(message))
+            on_signal(_signal_from(message))
     except Exception:
         # Past this point the library would send the traceback to the caller.
         log.exception("a message on the bus could not be handled")
@@ -278,7 +279,7 @@ def _hand_on(
     return False
 
 
-def _call(connection: Connection, message: Message) -> Call:
+def _call_from(connection: Connection, message: Message) -> Call:
     return Call(
         connection=connection,
         sender=message.sender or "",
@@ -286,20 +287,20 @@ def _call(connection: Connection, message: Message) -> Call:
         interface=message.interface,
         member=message.member,
         signature=message.signature,
-        args=plain(message.body),
+        args=without_variants(message.body),
         serial=message.serial,
         wants_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
         interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
         size=message.size,
-        cut=message.cut,
+        truncated=message.truncated,
     )
 
 
-def _signal(message: Message) -> Signal:
+def _signal_from(message: Message) -> Signal:
     return Signal(
         sender=message.sender or "",
         path=message.path,
         interface=message.interface,
         member=message.member,
-        args=plain(message.body),
+        args=without_variants(message.body),
     )

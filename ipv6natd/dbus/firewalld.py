@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 NAME = "org.fedoraproject.FirewallD1"
 PATH = "/org/fedoraproject/FirewallD1"
-PATIENCE = 10.0
+ZONES_TIMEOUT = 10.0
 """Seconds to wait for its zones: a reload of a large firewalld takes some."""
 
 
@@ -22,12 +22,12 @@ class Firewalld:
     """What the bus says about firewalld. `changed` is called when it came, went or wrote."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """Nothing is known before `join`."""
+        """Nothing is known before `subscribe`."""
         self._changed = changed
         self._connection: Connection | None = None
         self._owner = ""
 
-    async def join(self, connection: Connection) -> None:
+    async def subscribe(self, connection: Connection) -> None:
         """Follow it over this connection. BusError when the bus does not let us."""
         for rule in (
             f"type='signal',sender='{NAME}',interface='{NAME}',member='Reloaded'",
@@ -41,11 +41,11 @@ class Firewalld:
             return  # it does not run, which is the rule
         self._changed()
 
-    def leave(self) -> None:
+    def disconnected(self) -> None:
         """The connection has ended."""
         self._connection, self._owner = None, ""
 
-    def heard(self, signal: Signal) -> None:
+    def on_signal(self, signal: Signal) -> None:
         """A signal came over the connection."""
         if signal.member == "NameOwnerChanged" and signal.sender == BUS[0]:
             name, _, owner = signal.args
@@ -63,7 +63,7 @@ class Firewalld:
             return None
         try:
             (active,) = await self._connection.call(
-                NAME, PATH, f"{NAME}.zone", "getActiveZones", timeout=PATIENCE
+                NAME, PATH, f"{NAME}.zone", "getActiveZones", timeout=ZONES_TIMEOUT
             )
         except BusError as error:
             log.debug("firewalld does not tell its zones: %s", error.text)

@@ -28,11 +28,11 @@ from ipv6natd.report.status import (
     skipped_rows,
 )
 
-MAX_ANSWER = 31 << 20
+MAX_REPLY_BYTES = 31 << 20
 """Bytes. The bus throws out whoever sends a message of more than 32 MiB."""
-SLICE = 20
+ROWS_PER_SLICE = 20
 """Rows marshalled, a few milliseconds of work, before the loop gets the interpreter."""
-LEAST_ID = 12
+MIN_ID_LENGTH = 12
 """Characters of an id that Docker itself shows."""
 
 
@@ -42,21 +42,21 @@ class Lists:
     def __init__(self, status: Callable[[], Status]) -> None:
         """`status` says the newest one."""
         self._status = status
-        self._made: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
-        self._others = asyncio.Lock()
-        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        self._bodies: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
+        self._non_root_lock = asyncio.Lock()
+        self._user_locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def rows(self, member: str) -> bytes:
         """The answer to ListMappings, ListNetworks or ListSkipped."""
         status = self._status()
-        generation, task = self._made.get(member, (None, None))
+        generation, task = self._bodies.get(member, (None, None))
         if task is None or generation != status.generation or _failed(task):
             task = asyncio.create_task(asyncio.to_thread(_list_body, member, status))
-            self._made[member] = (status.generation, task)
+            self._bodies[member] = (status.generation, task)
         # Shielded: others may wait for the same rows.
         return await asyncio.shield(task)
 
-    async def found(self, uid: int, wanted: Map[str, Any]) -> bytes:
+    async def find_mappings(self, uid: int, wanted: Map[str, Any]) -> bytes:
         """The answer to FindMappings, which is not kept. BusError for what is no filter."""
         status = self._status()
         try:
@@ -64,40 +64,40 @@ class Lists:
             matching((), wanted)
         except FilterError as error:
             raise BusError("org.ipv6natd1.Error.InvalidFilter", str(error)) from None
-        return await self.made(uid, partial(_found, status, wanted))
+        return await self.build_body(uid, partial(_filtered_body, status, wanted))
 
-    async def made(self, uid: int, make: Callable[[], bytes]) -> bytes:
-        """An answer that is not kept; `make` is called in a thread."""
+    async def build_body(self, uid: int, build: Callable[[], bytes]) -> bytes:
+        """An answer that is not kept; `build` is called in a thread."""
         async with self.turn(uid):
-            return await asyncio.to_thread(make)
+            return await asyncio.to_thread(build)
 
     @contextlib.asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
         """While something is made for the user. The calls of one user wait for each other before
         they wait for those of others, so that each user waits for one call of each other user."""
         # Weak: the lock lasts as long as somebody has it or waits for it.
-        own = self._turns.setdefault(uid, asyncio.Lock())
-        others = self._others if uid else contextlib.nullcontext()
-        async with own, others:
+        own = self._user_locks.setdefault(uid, asyncio.Lock())
+        lock = self._non_root_lock if uid else contextlib.nullcontext()
+        async with own, lock:
             yield
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Megabytes that nobody will ask for again."""
-        self._made.clear()
+        self._bodies.clear()
 
 
 def rows_body(rows: Iterable[Row]) -> bytes:
     """An `aa{sv}` answer. BusError when the bus would not carry it."""
-    return _fitting(marshal_rows(rows))
+    return _checked_size(marshal_rows(rows))
 
 
 def text_body(text: str) -> bytes:
     """An `s` answer. BusError when the bus would not carry it."""
-    return _fitting(marshal_text(text))
+    return _checked_size(marshal_text(text))
 
 
-def _fitting(data: bytes) -> bytes:
-    if len(data) > MAX_ANSWER:
+def _checked_size(data: bytes) -> bytes:
+    if len(data) > MAX_REPLY_BYTES:
         text = f"the answer has {len(data) >> 20} MiB, more than the bus carries"
         raise BusError(ERROR + "LimitsExceeded", f"{text}: ask the kernel instead")
     return data
@@ -115,47 +115,59 @@ def _list_body(member: str, status: Status) -> bytes:
         case "ListSkipped":
             return rows_body(skipped_rows(status))
         case _:
-            return rows_body(_sliced(status))
+            return rows_body(_sliced_mapping_rows(status))
 
 
-def _found(status: Status, wanted: Map[str, Any]) -> bytes:
+def _filtered_body(status: Status, wanted: Map[str, Any]) -> bytes:
     """Runs in a thread."""
-    return rows_body(_sliced(replace(status, mappings=matching(status.mappings, wanted))))
+    return rows_body(
+        _sliced_mapping_rows(replace(status, mappings=matching(status.mappings, wanted)))
+    )
 
 
-def _sliced(status: Status) -> Iterator[Row]:
+def _sliced_mapping_rows(status: Status) -> Iterator[Row]:
     """The rows; lets go of the interpreter between slices, so that the loop never waits."""
-    for first in range(0, len(status.mappings), SLICE):
+    for first in range(0, len(status.mappings), ROWS_PER_SLICE):
         time.sleep(0)
-        yield from mapping_rows(replace(status, mappings=status.mappings[first : first + SLICE]))
+        yield from mapping_rows(
+            replace(status, mappings=status.mappings[first : first + ROWS_PER_SLICE])
+        )
 
 
 class FilterError(ValueError):
     """A sentence that says what would be a filter."""
 
 
-def _is(given: str, name: str, id_: str) -> bool:
-    return given == name or (len(given) >= LEAST_ID and id_.startswith(given))
+def _is_name_or_id(value: str, name: str, id_: str) -> bool:
+    return value == name or (len(value) >= MIN_ID_LENGTH and id_.startswith(value))
 
 
-_FIELDS: dict[str, tuple[type, Callable[[Mapping, Any], bool]]] = {
-    "Container": (str, lambda it, given: _is(given, it.container_name, it.container_id)),
-    "Network": (str, lambda it, given: _is(given, it.network_name, it.network_id)),
-    "Port": (int, lambda it, given: it.host_port <= given <= it.host_port_end),
-    "Protocol": (str, lambda it, given: given == it.protocol),
-    "State": (str, lambda it, given: given == mapping_state(it)),
+_FILTERS: dict[str, tuple[type, Callable[[Mapping, Any], bool]]] = {
+    "Container": (
+        str,
+        lambda mapping, value: _is_name_or_id(value, mapping.container_name, mapping.container_id),
+    ),
+    "Network": (
+        str,
+        lambda mapping, value: _is_name_or_id(value, mapping.network_name, mapping.network_id),
+    ),
+    "Port": (int, lambda mapping, value: mapping.host_port <= value <= mapping.host_port_end),
+    "Protocol": (str, lambda mapping, value: value == mapping.protocol),
+    "State": (str, lambda mapping, value: value == mapping_state(mapping)),
 }
 
 
 def matching(mappings: Iterable[Mapping], wanted: Map[str, Any]) -> tuple[Mapping, ...]:
     """The mappings for which every field holds. Raises FilterError for one that cannot be."""
     tests = []
-    for name, given in wanted.items():
-        if name not in _FIELDS:
-            raise FilterError(f"no filter is called {name!r}; there are {', '.join(_FIELDS)}")
-        type_, holds = _FIELDS[name]
-        if type(given) is not type_:
+    for name, value in wanted.items():
+        if name not in _FILTERS:
+            raise FilterError(f"no filter is called {name!r}; there are {', '.join(_FILTERS)}")
+        type_, accepts = _FILTERS[name]
+        if type(value) is not type_:
             kind = {str: "a string", int: "a whole number"}[type_]
-            raise FilterError(f"the filter {name} is {kind}, not {given!r}")
-        tests.append((holds, given))
-    return tuple(each for each in mappings if all(holds(each, given) for holds, given in tests))
+            raise FilterError(f"the filter {name} is {kind}, not {value!r}")
+        tests.append((accepts, value))
+    return tuple(
+        mapping for mapping in mappings if all(accepts(mapping, value) for accepts, value in tests)
+    )

@@ -19,14 +19,14 @@ from ipv6natd.dbus import log_control
 from ipv6natd.dbus.connection import ERROR, BusError, Call
 from ipv6natd.dbus.lists import Lists, rows_body, text_body
 from ipv6natd.dbus.objects import (
+    INTERFACES,
     INTROSPECTABLE,
-    LOG,
+    LOG_CONTROL,
     MANAGER,
     NAME,
     PATH,
     PEER,
     PROPERTIES,
-    SERVED,
     introspection,
 )
 from ipv6natd.dbus.polkit import Action
@@ -34,7 +34,7 @@ from ipv6natd.dbus.values import variants
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import Row, Status, SyncResult, leftover_row, properties
 
-Answer = list[Any] | Awaitable[bytes | list[Any]]
+Reply = list[Any] | Awaitable[bytes | list[Any]]
 """The values at once, or what makes them later; bytes are marshalled already."""
 
 
@@ -65,8 +65,8 @@ class Source(Protocol):
         """Take that out, and say what it was."""
         ...
 
-    async def explain(self, asked: str) -> list[Row]:
-        """Why the containers that `asked` names are reached as they are."""
+    async def explain(self, query: str) -> list[Row]:
+        """Why the containers that `query` names are reached as they are."""
         ...
 
     def ruleset_text(self) -> str:
@@ -103,7 +103,7 @@ class Members:
         await self._source.cleanup()
         return []
 
-    async def leftovers(self, call: Call) -> bytes:
+    async def list_leftovers(self, call: Call) -> bytes:
         """ListLeftovers."""
         async with self.lists.turn(call.uid):
             rows = map(leftover_row, await self._source.leftovers())
@@ -112,9 +112,9 @@ class Members:
     async def remove_leftovers(self, call: Call) -> bytes:
         """CleanupLeftovers."""
         rows = map(leftover_row, await self._source.remove_leftovers())
-        return await self.lists.made(call.uid, partial(rows_body, rows))
+        return await self.lists.build_body(call.uid, partial(rows_body, rows))
 
-    def rows(self, call: Call) -> Awaitable[bytes]:
+    def list_rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
         return self.lists.rows(call.member)
 
@@ -124,13 +124,13 @@ class Members:
             rows = await self._source.explain(call.args[0])
             return await asyncio.to_thread(rows_body, rows)
 
-    def found(self, call: Call) -> Awaitable[bytes]:
+    def find_mappings(self, call: Call) -> Awaitable[bytes]:
         """FindMappings."""
-        return self.lists.found(call.uid, call.args[0])
+        return self.lists.find_mappings(call.uid, call.args[0])
 
-    def ruleset(self, call: Call) -> Awaitable[bytes]:
+    def get_ruleset(self, call: Call) -> Awaitable[bytes]:
         """GetRuleset."""
-        return self.lists.made(call.uid, lambda: text_body(self._source.ruleset_text()))
+        return self.lists.build_body(call.uid, lambda: text_body(self._source.ruleset_text()))
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""
@@ -146,7 +146,7 @@ class Members:
         log_control.set_property(name, value)
         return []
 
-    def can_set(self, call: Call) -> None:
+    def check_writable(self, call: Call) -> None:
         """Raises BusError for a property that is not there or can only be read."""
         name = call.args[1]
         self._properties(call)
@@ -155,49 +155,51 @@ class Members:
 
     def _properties(self, call: Call) -> dict[str, Any]:
         """Those of the interface that the call names, "" for the object's own."""
-        own, *others = SERVED[call.path]
+        own, *others = INTERFACES[call.path]
         interface = call.args[0] or own
         if interface not in (own, *others):
             text = f"{call.path} has no interface {interface!r}"
             raise BusError(ERROR + "UnknownInterface", text)
-        found: Row = {}
+        row: Row = {}
         if interface == MANAGER:
-            found = properties(self._source.status())
-        elif interface == LOG:
-            found = log_control.properties()
-        if call.member != "GetAll" and call.args[1] not in found:
+            row = properties(self._source.status())
+        elif interface == LOG_CONTROL:
+            row = log_control.properties()
+        if call.member != "GetAll" and call.args[1] not in row:
             text = f"{interface} has no property {call.args[1]!r}"
             raise BusError(ERROR + "UnknownProperty", text)
-        return variants(found)
+        return variants(row)
 
 
 class Method(NamedTuple):
     """A method: what it takes and returns as signatures, what answers it, and who may call it."""
 
-    takes: str
-    returns: str
-    answer: Callable[[Members, Call], Answer]
+    in_signature: str
+    out_signature: str
+    handler: Callable[[Members, Call], Reply]
     action: Action | None = None
     """None: everybody, and at once."""
-    check: Callable[[Members, Call], None] = lambda _members, _call: None
+    validate: Callable[[Members, Call], None] = lambda _members, _call: None
     """Raises BusError for what fails whoever asks, before anybody is asked who that is."""
 
 
 METHODS = {
-    (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
-    (MANAGER, "FindMappings"): Method("a{sv}", "aa{sv}", Members.found, Action.INSPECT),
-    (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
-    (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.rows, Action.INSPECT),
+    (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
+    (MANAGER, "FindMappings"): Method("a{sv}", "aa{sv}", Members.find_mappings, Action.INSPECT),
+    (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
+    (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT),
-    (MANAGER, "GetRuleset"): Method("", "s", Members.ruleset, Action.INSPECT),
+    (MANAGER, "GetRuleset"): Method("", "s", Members.get_ruleset, Action.INSPECT),
     (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
     (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),
     (MANAGER, "Cleanup"): Method("", "", Members.cleanup, Action.CLEANUP),
-    (MANAGER, "ListLeftovers"): Method("", "aa{sv}", Members.leftovers, Action.INSPECT),
+    (MANAGER, "ListLeftovers"): Method("", "aa{sv}", Members.list_leftovers, Action.INSPECT),
     (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
     (PROPERTIES, "Get"): Method("ss", "v", Members.get),
     (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),
-    (PROPERTIES, "Set"): Method("ssv", "", Members.set, Action.SET_LOG_LEVEL, Members.can_set),
+    (PROPERTIES, "Set"): Method(
+        "ssv", "", Members.set, Action.SET_LOG_LEVEL, Members.check_writable
+    ),
     (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: [introspection(call.path)]),
     (PEER, "Ping"): Method("", "", lambda *_: []),
     (PEER, "GetMachineId"): Method("", "s", lambda *_: [_machine_id()]),
@@ -205,9 +207,9 @@ METHODS = {
 """What is implemented. The XML says the same, and a test compares the two."""
 
 
-def called(call: Call) -> Method:
+def find_method(call: Call) -> Method:
     """The method that the call means. Raises BusError when there is none."""
-    served = SERVED.get(call.path)
+    served = INTERFACES.get(call.path)
     if served is None and call.interface == PEER:
         served = (PEER,)  # it answers for the process, not for an object
     if served is None:
@@ -217,18 +219,18 @@ def called(call: Call) -> Method:
         raise BusError(ERROR + "UnknownInterface", text)
     for interface in (call.interface,) if call.interface else served:
         method = METHODS.get((interface, call.member))
-        if method is not None and method.takes == call.signature:
+        if method is not None and method.in_signature == call.signature:
             return method
         if method is not None:
-            text = f"{call.member} takes {method.takes!r}, not {call.signature!r}"
+            text = f"{call.member} takes {method.in_signature!r}, not {call.signature!r}"
             raise BusError(ERROR + "InvalidArgs", text)
     text = f"{call.path} has no method {call.member}: busctl introspect {NAME} {PATH}"
     raise BusError(ERROR + "UnknownMethod", text)
 
 
 def _machine_id() -> str:
-    for place in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        if Path(place).exists():
-            return Path(place).read_text("ascii").strip()
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        if Path(path).exists():
+            return Path(path).read_text("ascii").strip()
     text = "this host has no machine id: systemd-machine-id-setup makes one"
     raise BusError(ERROR + "FileNotFound", text)

@@ -12,16 +12,16 @@ MANAGER = "org.ipv6natd1.Manager"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"
-LOG_PATH = "/org/freedesktop/LogControl1"
-LOG = "org.freedesktop.LogControl1"
+LOG_CONTROL_PATH = "/org/freedesktop/LogControl1"
+LOG_CONTROL = "org.freedesktop.LogControl1"
 
-NODE = (INTROSPECTABLE, PEER)
-SERVED = {
-    "/": NODE,
-    "/org": NODE,
-    PATH: (MANAGER, PROPERTIES, *NODE),
-    "/org/freedesktop": NODE,
-    LOG_PATH: (LOG, PROPERTIES, *NODE),
+NODE_INTERFACES = (INTROSPECTABLE, PEER)
+INTERFACES = {
+    "/": NODE_INTERFACES,
+    "/org": NODE_INTERFACES,
+    PATH: (MANAGER, PROPERTIES, *NODE_INTERFACES),
+    "/org/freedesktop": NODE_INTERFACES,
+    LOG_CONTROL_PATH: (LOG_CONTROL, PROPERTIES, *NODE_INTERFACES),
 }
 """The interfaces at each path; a call without interface means the first that has the member."""
 
@@ -31,17 +31,17 @@ def introspection(path: str) -> str:
     """What Introspect answers: a file of dbus/ word for word, or where the way goes on."""
     if path == PATH:
         return _xml(NAME)
-    if path == LOG_PATH:
-        return _xml(LOG)
+    if path == LOG_CONTROL_PATH:
+        return _xml(LOG_CONTROL)
     standard = ElementTree.fromstring(_xml(NAME)).iter("interface")
     node = ElementTree.Element("node")
-    node.extend(each for each in standard if each.get("name") in SERVED[path])
-    above = path.rstrip("/") + "/"
+    node.extend(interface for interface in standard if interface.get("name") in INTERFACES[path])
+    prefix = path.rstrip("/") + "/"
     for name in sorted(
         {
-            each.removeprefix(above).partition("/")[0]
-            for each in SERVED
-            if each.startswith(above) and each != path
+            other.removeprefix(prefix).partition("/")[0]
+            for other in INTERFACES
+            if other.startswith(prefix) and other != path
         }
     ):
         ElementTree.SubElement(node, "node", name=name)
@@ -52,5 +52,5 @@ def introspection(path: str) -> str:
 def _xml(name: str) -> str:
     """The file in the package or, in a checkout, in dbus/."""
     package, checkout = Path(__file__).parents[1:3]
-    places = (package / f"{name}.xml", checkout / "dbus" / f"{name}.xml")
-    return next((each for each in places if each.exists()), places[0]).read_text("utf-8")
+    candidates = (package / f"{name}.xml", checkout / "dbus" / f"{name}.xml")
+    return next((path for path in candidates if path.exists()), candidates[0]).read_text("utf-8")

@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 NAME = "org.freedesktop.PolicyKit1"
 AUTHORITY = (NAME, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority")
-PATIENCE = 20.0
+CHECK_TIMEOUT = 20.0
 """Seconds that polkit has to answer by itself. Its answer may stand in a queue with many calls."""
-DIALOG_PATIENCE = 120.0
+DIALOG_TIMEOUT = 120.0
 """Seconds that somebody has to type a password."""
-MAX_ASKED, MAX_DIALOGS = 64, 16
+MAX_CHECKS, MAX_DIALOGS = 64, 16
 """Questions that wait for polkit at one time: the bus allows 128 calls of ours to wait. One user
-cannot have all of them, see MAX_UNANSWERED_OF_USER."""
+cannot have all of them, see MAX_CALLS_OF_USER."""
 MAX_DIALOGS_OF_USER = 2
 """Dialogs of one user at one time, who may leave them open."""
-IDENTIFY_PAUSE, IDENTIFY_TRIES = 2.5, 10
+IDENTIFY_INTERVAL, MAX_IDENTIFY_ATTEMPTS = 2.5, 10
 """Seconds until the bus is asked once more whose a call is, and how often it is asked. While 127
 MiB wait for us, it drops its own answers to us too. An answer that comes late is good as well."""
-BUSY = (ERROR + "NoReply", ERROR + "LimitsExceeded")
+BUSY_ERRORS = (ERROR + "NoReply", ERROR + "LimitsExceeded")
 """Errors of a polkit that is there. The bus says the second while 127 MiB wait for polkit."""
-MAX_KNOWN = 1000
+MAX_SENDERS = 1000
 """Senders to remember. They are forgotten together, and then asked about again."""
 
 
@@ -47,7 +47,7 @@ class Action(StrEnum):
     SET_LOG_LEVEL = "org.ipv6natd1.set-log-level"
 
 
-AS_ROOT = {
+ROOT_COMMANDS = {
     "ListMappings": "ipv6natctl mappings",
     "FindMappings": "ipv6natctl mappings",
     "ListNetworks": "ipv6natctl networks",
@@ -73,13 +73,13 @@ class Authority:
 
     def __init__(self) -> None:
         """Nothing is known before anybody calls."""
-        self._asked = asyncio.Semaphore(MAX_ASKED)
+        self._check_slots = asyncio.Semaphore(MAX_CHECKS)
         self._dialogs: Counter[int] = Counter()
-        self._changes = 0
+        self._rules_version = 0
         self._uids: dict[str, int] = {}
-        self._may_look: set[str] = set()
+        self._may_inspect: set[str] = set()
 
-    async def join(self, connection: Connection) -> None:
+    async def subscribe(self, connection: Connection) -> None:
         """Hear when rules change or polkit comes and goes. BusError when the bus does not let."""
         for rule in (
             f"type='signal',sender='{NAME}',interface='{AUTHORITY[2]}',member='Changed'",
@@ -87,67 +87,67 @@ class Authority:
         ):
             await connection.call(*BUS, "AddMatch", "s", rule)
 
-    def heard(self, signal: Signal) -> None:
+    def on_signal(self, signal: Signal) -> None:
         """A signal came over the connection; anybody may have sent it, and then it costs a call."""
         changed = (signal.interface, signal.member) == (AUTHORITY[2], "Changed")
         if changed or (signal.member == "NameOwnerChanged" and signal.args[:1] == [NAME]):
-            self._changes += 1
-            self._may_look.clear()
+            self._rules_version += 1
+            self._may_inspect.clear()
 
-    def leave(self) -> None:
+    def disconnected(self) -> None:
         """The connection has ended, and with it all names."""
         self._uids.clear()
-        self._may_look.clear()
+        self._may_inspect.clear()
 
-    def known_user(self, call: Call) -> int | None:
-        """The caller's uid, None before `user` asked for it."""
+    def cached_uid(self, call: Call) -> int | None:
+        """The caller's uid, None before `fetch_uid` asked for it."""
         return self._uids.get(call.sender)
 
-    async def user(self, call: Call) -> int:
+    async def fetch_uid(self, call: Call) -> int:
         """The caller's uid, as the bus says. BusError when it does not."""
         try:
-            uid = await _user(call)
+            uid = await _query_uid(call)
         except BusError as error:
             text = f"the bus could not tell who asked: {error.text}"
             raise BusError(ERROR + "AccessDenied", text) from None
-        if len(self._uids) >= MAX_KNOWN:
+        if len(self._uids) >= MAX_SENDERS:
             self._uids.clear()
         self._uids[call.sender] = uid
         return uid
 
     async def check(self, call: Call, action: Action) -> None:
         """Return when the caller may; BusError, a sentence for the caller, when not."""
-        if call.uid == 0 or (action is Action.INSPECT and call.sender in self._may_look):
+        if call.uid == 0 or (action is Action.INSPECT and call.sender in self._may_inspect):
             return
-        asked_at = self._changes
+        version = self._rules_version
         await self._check_user(call, action)
         # An answer from before a change is good for this call, and for no other.
-        if action is Action.INSPECT and asked_at == self._changes:
-            if len(self._may_look) >= MAX_KNOWN:
-                self._may_look.clear()
-            self._may_look.add(call.sender)
+        if action is Action.INSPECT and version == self._rules_version:
+            if len(self._may_inspect) >= MAX_SENDERS:
+                self._may_inspect.clear()
+            self._may_inspect.add(call.sender)
 
     async def _check_user(self, call: Call, action: Action) -> None:
         try:
-            async with self._asked:
-                authorized, challenge = await _answer(call, action, dialog=False)
+            async with self._check_slots:
+                authorized, challenge = await _check_authorization(call, action, dialog=False)
         except BusError as error:
             log.debug("polkit does not say whether %s may be done: %s", action, error.text)
-            if error.name in BUSY:
+            if error.name in BUSY_ERRORS:
                 # Anybody can keep it busy, and what an administrator closed must stay closed.
-                raise _denied("polkit is too busy to answer", call) from None
+                raise _access_denied("polkit is too busy to answer", call) from None
             if action is Action.INSPECT:
                 return
-            raise _denied("only root may do that", call) from None
+            raise _access_denied("only root may do that", call) from None
         if challenge and not authorized:
             authorized = await self._dialog(call, action)
         if not authorized:
-            raise _denied(f"polkit does not allow you {action}", call)
+            raise _access_denied(f"polkit does not allow you {action}", call)
 
     async def _dialog(self, call: Call, action: Action) -> bool:
         """Have somebody asked for a password."""
         if not call.interactive:
-            raise _unasked(call)
+            raise _password_required(call)
         if self._dialogs.total() >= MAX_DIALOGS:
             text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
             raise BusError(ERROR + "LimitsExceeded", text)
@@ -156,61 +156,61 @@ class Authority:
             raise BusError(ERROR + "LimitsExceeded", text)
         self._dialogs[call.uid] += 1
         try:
-            authorized, challenge = await _answer(call, action, dialog=True)
+            authorized, challenge = await _check_authorization(call, action, dialog=True)
         except BusError:
-            raise _denied("nobody typed the password for that", call) from None
+            raise _access_denied("nobody typed the password for that", call) from None
         finally:
             self._dialogs[call.uid] -= 1
         if challenge and not authorized:
-            raise _unasked(call)  # no agent of polkit answers for the caller
+            raise _password_required(call)  # no agent of polkit answers for the caller
         return authorized
 
 
-async def _user(call: Call) -> int:
+async def _query_uid(call: Call) -> int:
     """The uid of the sender. BusError when the bus does not say."""
-    seconds = IDENTIFY_PAUSE * IDENTIFY_TRIES
-    asked: list[asyncio.Task[list[Any]]] = []
+    seconds = IDENTIFY_INTERVAL * MAX_IDENTIFY_ATTEMPTS
+    requests: list[asyncio.Task[list[Any]]] = []
     try:
-        for _ in range(IDENTIFY_TRIES):
-            question = (*BUS, "GetConnectionUnixUser", "s", call.sender)
-            asked.append(asyncio.create_task(call.connection.call(*question, timeout=seconds)))
+        for _ in range(MAX_IDENTIFY_ATTEMPTS):
+            arguments = (*BUS, "GetConnectionUnixUser", "s", call.sender)
+            requests.append(asyncio.create_task(call.connection.call(*arguments, timeout=seconds)))
             done, _ = await asyncio.wait(
-                asked, timeout=IDENTIFY_PAUSE, return_when=asyncio.FIRST_COMPLETED
+                requests, timeout=IDENTIFY_INTERVAL, return_when=asyncio.FIRST_COMPLETED
             )
             if done:
                 return int(done.pop().result()[0])
-        return int((await asked[0])[0])  # its time is up
+        return int((await requests[0])[0])  # its time is up
     finally:
-        for task in asked:
+        for task in requests:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*requests, return_exceptions=True)
 
 
-async def _answer(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
+async def _check_authorization(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
     """Whether the caller is authorized, and whether a password would make it so."""
     subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
-    answer = await call.connection.call(
+    reply = await call.connection.call(
         *AUTHORITY,
         "CheckAuthorization",
         "(sa{sv})sa{ss}us",
         *(subject, action.value, {}, int(dialog), ""),
-        timeout=DIALOG_PATIENCE if dialog else PATIENCE,
+        timeout=DIALOG_TIMEOUT if dialog else CHECK_TIMEOUT,
         autostart=True,
     )
-    match answer:
+    match reply:
         case [[bool(authorized), bool(challenge), dict()]]:
             return authorized, challenge
-    raise ValueError(f"polkit answers {answer!r:.100} to a question of yes or no")
+    raise ValueError(f"polkit answers {reply!r:.100} to a question of yes or no")
 
 
-def _denied(why: str, call: Call) -> BusError:
-    return BusError(ERROR + "AccessDenied", f"{why}: {_as_root(call)}")
+def _access_denied(why: str, call: Call) -> BusError:
+    return BusError(ERROR + "AccessDenied", f"{why}: {_root_command(call)}")
 
 
-def _unasked(call: Call) -> BusError:
-    text = f"that takes a password, and nobody can be asked for it: {_as_root(call)}"
+def _password_required(call: Call) -> BusError:
+    text = f"that takes a password, and nobody can be asked for it: {_root_command(call)}"
     return BusError(ERROR + "InteractiveAuthorizationRequired", text)
 
 
-def _as_root(call: Call) -> str:
-    return f"sudo {AS_ROOT[call.member]}"
+def _root_command(call: Call) -> str:
+    return f"sudo {ROOT_COMMANDS[call.member]}"

@@ -15,7 +15,7 @@ from typing import Protocol
 from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal
 from ipv6natd.dbus.limits import Limits
-from ipv6natd.dbus.members import Members, Method, Source, called
+from ipv6natd.dbus.members import Members, Method, Source, find_method
 from ipv6natd.dbus.objects import NAME
 from ipv6natd.dbus.polkit import Authority
 from ipv6natd.dbus.signals import emit
@@ -27,22 +27,22 @@ FAILED = "org.ipv6natd1.Error.Failed"
 
 MAX_UNSENT = 1000
 """Messages waiting for the bus above which signals are left out: nobody is reading."""
-FIRST_DELAY, LAST_DELAY = 0.2, 30.0
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 30.0
 """Seconds between two tries to reach the bus."""
 
 
-class Follower(Protocol):
+class Subscriber(Protocol):
     """Who wants to hear of other services, over the connection that serves."""
 
-    async def join(self, connection: Connection) -> None:
+    async def subscribe(self, connection: Connection) -> None:
         """The connection is there."""
         ...
 
-    def heard(self, signal: Signal) -> None:
+    def on_signal(self, signal: Signal) -> None:
         """A signal came; must not wait."""
         ...
 
-    def leave(self) -> None:
+    def disconnected(self) -> None:
         """The connection has ended."""
         ...
 
@@ -50,41 +50,41 @@ class Follower(Protocol):
 class BusService:
     """org.ipv6natd1 for as long as the daemon lives, over as many connections as that takes."""
 
-    def __init__(self, source: Source, *followers: Follower) -> None:
-        """Serve what `source` says; `serve` does the work. `followers` listen on the side."""
+    def __init__(self, source: Source, *subscribers: Subscriber) -> None:
+        """Serve what `source` says; `serve` does the work. `subscribers` listen on the side."""
         self._members = Members(source)
         self._authority = Authority()
-        self._followers = (self._authority, *followers)
+        self._subscribers = (self._authority, *subscribers)
         self._connection: Connection | None = None
         self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
         self.owned = asyncio.Event()
         """Set while the name is ours."""
 
-    async def session(self, address: str | None = None, *, again: bool = False) -> None:
+    async def session(self, address: str | None = None, *, log_recovery: bool = False) -> None:
         """One connection, from hello to its end; BusError when the name could not be had.
 
-        `again`: the journal has said what was wrong, and has to say that it is over.
+        `log_recovery`: the journal has said what was wrong, and has to say that it is over.
         """
         connection = await bus.connect(
             address,
             on_call=self._on_call,
-            on_signal=self._heard,
+            on_signal=self._on_signal,
             max_message=bus.MAX_MESSAGE,
             max_arrays=bus.MAX_ARRAYS,
         )
         try:
-            await self._join(connection)
-            await _own(connection)
-            log.log(logging.INFO if again else logging.DEBUG, "serving %s on the bus", NAME)
+            await self._subscribe(connection)
+            await _request_name(connection)
+            log.log(logging.INFO if log_recovery else logging.DEBUG, "serving %s on the bus", NAME)
             self._connection = connection
             self.owned.set()
             await connection.closed()
         finally:
             self.owned.clear()
             self._connection = None
-            for follower in self._followers:
-                follower.leave()
+            for subscriber in self._subscribers:
+                subscriber.disconnected()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -92,21 +92,21 @@ class BusService:
             await connection.flush(1.0)
             connection.close()
 
-    async def _join(self, connection: Connection) -> None:
+    async def _subscribe(self, connection: Connection) -> None:
         try:
-            for follower in self._followers:
-                await follower.join(connection)
+            for subscriber in self._subscribers:
+                await subscriber.subscribe(connection)
         except BusError as error:
             log.warning("other services on the bus cannot be followed: %s", error.text)
 
-    def _heard(self, signal: Signal) -> None:
-        for follower in self._followers:
-            follower.heard(signal)
+    def _on_signal(self, signal: Signal) -> None:
+        for subscriber in self._subscribers:
+            subscriber.on_signal(signal)
 
     def publish(self, old: Status, new: Status, drift: Row | None = None) -> None:
         """Tell listeners what a sync changed; nothing happens while there is no bus."""
         if old.generation != new.generation:
-            self._members.lists.forget()
+            self._members.lists.clear()
         connection = self._connection
         if connection is None or connection.unsent > MAX_UNSENT:
             return
@@ -117,17 +117,19 @@ class BusService:
 
     def _on_call(self, call: Call) -> None:
         try:
-            if call.cut:
+            if call.truncated:
                 text = f"the arguments of {call.member} are too long: {call.size} bytes in all"
                 raise BusError(ERROR + "LimitsExceeded", text)
-            method = called(call)
-            method.check(self._members, call)
+            method = find_method(call)
+            method.validate(self._members, call)
             if method.action is None and self._limits.fits(call):
-                answer = method.answer(self._members, call)
-                assert isinstance(answer, list)  # nobody waits where everybody may
-                self._limits.sent(call, call.connection.reply(call, method.returns, answer))
+                reply = method.handler(self._members, call)
+                assert isinstance(reply, list)  # nobody waits where everybody may
+                self._limits.add_sent(
+                    call, call.connection.reply(call, method.out_signature, reply)
+                )
                 return
-            self._limits.begin(call)
+            self._limits.begin_call(call)
         except Exception as error:
             self._refuse(call, error)
             return
@@ -137,36 +139,36 @@ class BusService:
 
     async def _answer(self, call: Call, method: Method) -> None:
         try:
-            uid = self._authority.known_user(call)
+            uid = self._authority.cached_uid(call)
             if uid is None:
-                with self._limits.unidentified(call):
-                    uid = await self._authority.user(call)
-            with self._limits.of_user(uid):
+                with self._limits.unidentified_call(call):
+                    uid = await self._authority.fetch_uid(call)
+            with self._limits.user_call(uid):
                 await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
             self._refuse(call, error)
         finally:
-            self._limits.end(call)
+            self._limits.end_call(call)
 
     async def _answer_user(self, call: Call, method: Method) -> None:
         if method.action is not None:
             await self._authority.check(call, method.action)
-        answer = method.answer(self._members, call)
-        result = answer if isinstance(answer, list) else await answer
+        reply = method.handler(self._members, call)
+        result = reply if isinstance(reply, list) else await reply
         if isinstance(result, bytes):
-            await self._limits.wait_for_room(call, len(result))
-            size = call.connection.reply_marshalled(call, method.returns, result)
+            await self._limits.check_unread(call, len(result))
+            size = call.connection.reply_marshalled(call, method.out_signature, result)
         else:
-            await self._limits.wait_for_room(call)
-            size = call.connection.reply(call, method.returns, result)
-        self._limits.sent(call, size)
+            await self._limits.check_unread(call)
+            size = call.connection.reply(call, method.out_signature, result)
+        self._limits.add_sent(call, size)
 
     def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):
             log.error("%s failed", call.member, exc_info=error)
             text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
             error = BusError(FAILED, text)
-        self._limits.sent(call, call.connection.refuse(call, error))
+        self._limits.add_sent(call, call.connection.reply_error(call, error))
 
 
 async def serve(
@@ -176,24 +178,24 @@ async def serve(
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Keep the name on the bus until cancelled. Never raises: rules are kept without a bus too."""
-    delay, said = FIRST_DELAY, ""
+    delay, logged = MIN_RETRY_DELAY, ""
     while True:
         try:
-            await service.session(address, again=bool(said))
-            delay, said, text = FIRST_DELAY, "", "the system bus closed the connection"
+            await service.session(address, log_recovery=bool(logged))
+            delay, logged, text = MIN_RETRY_DELAY, "", "the system bus closed the connection"
         except BusError as error:
             text = error.text
         except Exception:
             log.exception("the bus service failed")
             text = "the bus service failed"
         # Once for each trouble, not once for each try.
-        log.log(logging.DEBUG if text == said else logging.WARNING, "%s; trying again", text)
-        said = text
+        log.log(logging.DEBUG if text == logged else logging.WARNING, "%s; trying again", text)
+        logged = text
         await pause(delay)
-        delay = min(delay * 2, LAST_DELAY)
+        delay = min(delay * 2, MAX_RETRY_DELAY)
 
 
-async def _own(connection: Connection) -> None:
+async def _request_name(connection: Connection) -> None:
     # 4: do not queue, so that the second of two daemons says so instead of waiting in silence.
     (result,) = await connection.call(*BUS, "RequestName", "su", NAME, 4)
     if result != 1:

@@ -14,24 +14,26 @@ MAX_SIGNALS = 50
 
 def emit(connection: Connection, old: Status, new: Status, drift: Row | None) -> None:
     """Tell whoever listens how `old` became `new`."""
-    before = properties(old)
-    changed = {name: value for name, value in properties(new).items() if before[name] != value}
+    old_properties = properties(old)
+    changed = {
+        name: value for name, value in properties(new).items() if old_properties[name] != value
+    }
     changed.pop("Version", None)
     if changed:
         announced = variants(changed)
         signature = "sa{sv}as"
         connection.emit(PATH, PROPERTIES, "PropertiesChanged", signature, MANAGER, announced, [])
-    gone, come = changes(old.mappings, new.mappings)
-    signals = [("MappingRemoved", _mapping_row(each, old)) for each in gone[:MAX_SIGNALS]]
-    signals += [("MappingAdded", _mapping_row(each, new)) for each in come[:MAX_SIGNALS]]
+    removed, added = changes(old.mappings, new.mappings)
+    signals = [("MappingRemoved", _mapping_row(mapping, old)) for mapping in removed[:MAX_SIGNALS]]
+    signals += [("MappingAdded", _mapping_row(mapping, new)) for mapping in added[:MAX_SIGNALS]]
     for member, row in signals[:MAX_SIGNALS]:
         connection.emit(PATH, MANAGER, member, "a{sv}", variants(row))
     if drift is not None:
         connection.emit(PATH, MANAGER, "DriftRepaired", "a{sv}", variants(drift))
     if old.last_sync != new.last_sync:
         details: Row = {
-            "MappingsAdded": ("u", len(come)),
-            "MappingsRemoved": ("u", len(gone)),
+            "MappingsAdded": ("u", len(added)),
+            "MappingsRemoved": ("u", len(removed)),
             "State": ("s", new.state.value),
         }
         connection.emit(PATH, MANAGER, "Synced", "ta{sv}", new.generation, variants(details))

@@ -30,17 +30,17 @@ def _sendable(value: str | int | list[str] | list[Row]) -> Any:
     if isinstance(value, str):
         return bus_text(value)
     if isinstance(value, list):
-        return [variants(each) if isinstance(each, dict) else bus_text(each) for each in value]
+        return [variants(item) if isinstance(item, dict) else bus_text(item) for item in value]
     return value
 
 
-def plain(value: Any) -> Any:
+def without_variants(value: Any) -> Any:
     """The value without variants."""
     if isinstance(value, Variant):
-        return plain(value.value)
+        return without_variants(value.value)
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
+        return {key: without_variants(item) for key, item in value.items()}
+    return [without_variants(item) for item in value] if isinstance(value, list) else value
 
 
 def marshal_text(text: str) -> bytes:

@@ -41,32 +41,32 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
+MAX_BATCH = 64
 """Messages read before everything else in the loop has its turn."""
 
 
-_HEAD = 16
+_FIXED_HEADER_SIZE = 16
 """Bytes of the part of a message that tells its length."""
 _CALL, _NO_REPLY = MessageType.METHOD_CALL.value, MessageFlag.NO_REPLY_EXPECTED.value
-_ANSWERS = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
-PIECE = 64 << 10
+_REPLIES = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
+CHUNK_SIZE = 64 << 10
 """Bytes read at one time of a message that is dropped."""
 
 
-class _Signatures(dict[str, Any]):
+class _SignatureCache(dict[str, Any]):
     """The library keeps each signature that it meets, for ever; whoever may send could fill the
     memory with them."""
 
-    MOST = 256
+    MAX_ENTRIES = 256
 
     def __setitem__(self, signature: str, tree: Any) -> None:
-        if len(self) >= self.MOST:
+        if len(self) >= self.MAX_ENTRIES:
             self.clear()
         super().__setitem__(signature, tree)
 
 
 if hasattr(SignatureTree, "_cache"):
-    SignatureTree._cache = _Signatures()
+    SignatureTree._cache = _SignatureCache()
 
 
 class _Writer(aio._MessageWriter):  # type: ignore[misc]
@@ -91,22 +91,22 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
             self.bus._finalize(error)
 
 
-class _Unanswered:
+class _NoReplyLimit:
     """Counts calls that want no answer. The bus bounds how many others a sender has waiting, but
     not these: one sender can send more than can be parsed, and all others would wait."""
 
-    MOST = 20
+    MAX_PER_SECOND = 20
     """Calls in a second."""
 
     def __init__(self) -> None:
         self._second, self._calls = 0, 0
 
-    def too_many(self) -> bool:
+    def exceeded(self) -> bool:
         """One more has come."""
         second = int(time.monotonic())
         self._calls = self._calls + 1 if second == self._second else 1
         self._second = second
-        return self._calls > self.MOST
+        return self._calls > self.MAX_PER_SECOND
 
 
 class _TooLongError(ValueError):
@@ -120,79 +120,79 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
     cannot be parsed would else leave the reader in its middle, where its sender may have put the
     bytes of another message, with any name as its sender.
 
-    A call or an answer that is too long is `cut`: it has a header and no body. The body is read in
-    pieces that are dropped. Other messages as long are dropped whole.
+    A call or an answer that is too long is `truncated`: it has a header and no body. The body
+    is read in pieces that are dropped. Other messages as long are dropped whole.
     """
 
-    left = 0.0
+    _array_budget = 0.0
     """Bytes that the arrays of this message may still have; one in another counts twice."""
     offset: int
     buf: bytearray
     message: Any
     _end = 0
-    _kept = 0
-    _dropped = 0
+    _bytes_kept = 0
+    _bytes_dropped = 0
 
     def __init__(self, stream: Any, max_message: int, max_arrays: int) -> None:
         super().__init__(stream)
         self._max_message, self._max_arrays = max_message, max_arrays
-        self._unanswered = _Unanswered()
+        self._no_reply_limit = _NoReplyLimit()
 
     def reset(self) -> None:
         """Go on with the next message."""
         self.buf, self.message = bytearray(), None
-        self._kept = self._dropped = 0
+        self._bytes_kept = self._bytes_dropped = 0
 
     def _unmarshall(self) -> None:
         self.offset = self._end = 0
-        self.read(_HEAD, prefetch=True)
+        self.read(_FIXED_HEADER_SIZE, prefetch=True)
         order = "<" if self.buf[:1] == b"l" else ">"
         body, fields = struct.unpack_from(f"{order}4xI4xI", self.buf)
-        header = _HEAD + fields + -fields % 8
+        header = _FIXED_HEADER_SIZE + fields + -fields % 8
         size = header + body
-        self._kept = self._kept or self._to_keep(header, size)
-        self.read(self._kept, prefetch=True)
-        self._drop(size - self._kept)
-        if self._kept < header:
+        self._bytes_kept = self._bytes_kept or self._bytes_to_keep(header, size)
+        self.read(self._bytes_kept, prefetch=True)
+        self._discard(size - self._bytes_kept)
+        if self._bytes_kept < header:
             raise ValueError(f"it is dropped, {size} bytes")
-        self._end = self._kept
-        self._parse(cut=self._kept < size)
+        self._end = self._bytes_kept
+        self._parse(truncated=self._bytes_kept < size)
         self.message.size = size
 
-    def _to_keep(self, header: int, size: int) -> int:
+    def _bytes_to_keep(self, header: int, size: int) -> int:
         """Bytes of the message that are kept: all, the header, or as many as have been read."""
         kind, flags = self.buf[1:3]
-        if kind == _CALL and flags & _NO_REPLY and self._unanswered.too_many():
-            return _HEAD
+        if kind == _CALL and flags & _NO_REPLY and self._no_reply_limit.exceeded():
+            return _FIXED_HEADER_SIZE
         if size <= self._max_message:
             return size
-        cut = header <= self._max_message and kind in (_CALL, *_ANSWERS)
-        return header if cut else _HEAD
+        truncated = header <= self._max_message and kind in (_CALL, *_REPLIES)
+        return header if truncated else _FIXED_HEADER_SIZE
 
-    def _parse(self, *, cut: bool) -> None:
+    def _parse(self, *, truncated: bool) -> None:
         # The bus passes on only answers to our own calls, and we call nobody whom we do not trust.
-        self.left = math.inf if self.buf[1] in _ANSWERS else self._max_arrays
+        self._array_budget = math.inf if self.buf[1] in _REPLIES else self._max_arrays
         self.offset = 0
-        if cut:
+        if truncated:
             self.buf[4:8] = bytes(4)  # the length of the body
         try:
             super()._unmarshall()
         except _TooLongError:
-            if cut:
+            if truncated:
                 raise
-            self._parse(cut=True)
+            self._parse(truncated=True)
         else:
-            self.message.cut = cut
+            self.message.truncated = truncated
 
-    def _drop(self, count: int) -> None:
+    def _discard(self, count: int) -> None:
         """Read to the end of the message in pieces. Called again when the bus has sent more."""
-        while self._dropped < count:
-            data = self.stream.read(min(count - self._dropped, PIECE))
+        while self._bytes_dropped < count:
+            data = self.stream.read(min(count - self._bytes_dropped, CHUNK_SIZE))
             if data is None:
                 raise MarshallerStreamEndError
             if not data:
                 raise EOFError
-            self._dropped += len(data)
+            self._bytes_dropped += len(data)
 
     def read(self, n: int, prefetch: bool = False) -> int:
         # What is read ahead is there by then, and the library takes its length for another one.
@@ -205,8 +205,8 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
     def read_array(self, type_: Any) -> Any:
         self.align(4)
         start = self.offset
-        self.left -= self.read_uint32()
-        if self.left < 0:
+        self._array_budget -= self.read_uint32()
+        if self._array_budget < 0:
             raise _TooLongError("the arrays are too long")
         self.offset = start
         return super().read_array(type_)
@@ -221,8 +221,8 @@ class MarshalledReply(Message):  # type: ignore[misc]
         fields = [[5, Variant("u", self.reply_serial)], [6, Variant("s", self.destination)]]
         fields.append([8, Variant("g", self.signature)])
         kind = MessageType.METHOD_RETURN.value
-        head = [ord("l"), kind, 0, 1, len(self.data), self.serial, fields]
-        header = Marshaller("yyyyuua(yv)", head)
+        header_values = [ord("l"), kind, 0, 1, len(self.data), self.serial, fields]
+        header = Marshaller("yyyyuua(yv)", header_values)
         header.marshall()
         header.align(8)
         return bytes(header.buffer)
@@ -243,13 +243,13 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         # second address of a list although it answers.
         failure: Exception = ValueError("only unix:path= and unix:abstract= are understood")
         for transport, options in self._bus_address:
-            place = options.get("path") or "\0" + options.get("abstract", "")
-            if transport != "unix" or place == "\0":
+            path = options.get("path") or "\0" + options.get("abstract", "")
+            if transport != "unix" or path == "\0":
                 continue
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
-                sock.connect(place)
+                sock.connect(path)
             except OSError as error:
                 sock.close()
                 failure = error
@@ -272,7 +272,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         return _Reader(self._stream, self._max_message, self._max_arrays)
 
     def _message_reader(self) -> None:
-        for _ in range(BATCH):
+        for _ in range(MAX_BATCH):
             if self._disconnected:
                 return
             message = None
@@ -316,6 +316,6 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         super()._finalize(err)
         if not self._disconnect_future.cancelled():
             self._disconnect_future.exception()  # or asyncio complains that nobody looked
-        for end in (self._stream, self._sock):
+        for stream in (self._stream, self._sock):
             with contextlib.suppress(OSError, ValueError):
-                end.close()
+                stream.close()

@@ -29,9 +29,9 @@ from tests.docs.sources import modules
 
 def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     signature = inspect.signature(BusConnection.call)
-    assert signature.parameters["timeout"].default == bus.CALL_SECONDS
+    assert signature.parameters["timeout"].default == bus.CALL_TIMEOUT
     connected = inspect.signature(bus.connect)
-    assert connected.parameters["seconds"].default == bus.CONNECT_SECONDS
+    assert connected.parameters["seconds"].default == bus.CONNECT_TIMEOUT
     texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
     assert sum(text.count("timeout=CALL_TIMEOUT") for text in texts) == 3
     assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
@@ -63,10 +63,14 @@ RETRIES = {
         2,
         reconcile.LONGEST_RETRY,
     ),
-    "the system bus and our name on it": (dbus_api.FIRST_DELAY, 2, dbus_api.LAST_DELAY),
-    "the question to the bus daemon about the sender of a call": (polkit.IDENTIFY_PAUSE, 1, None),
+    "the system bus and our name on it": (dbus_api.MIN_RETRY_DELAY, 2, dbus_api.MAX_RETRY_DELAY),
+    "the question to the bus daemon about the sender of a call": (
+        polkit.IDENTIFY_INTERVAL,
+        1,
+        None,
+    ),
     "a call over the bus that the bus daemon rejected for lack of space": (
-        bus.FULL_PAUSE,
+        bus.RETRY_DELAY,
         1,
         None,
     ),
@@ -94,11 +98,12 @@ LIMITS = {
     "deleting neighbour entries": conntrack.TIMEOUT,
     "deleting the conntrack entries of one change": conntrack.PATIENCE,
     "a response of the engine": float(CALL_TIMEOUT),
-    "a connection to the bus": bus.CONNECT_SECONDS,
-    "a call over the bus": bus.CALL_SECONDS,
-    "the bus daemon to name a call's sender": polkit.IDENTIFY_PAUSE * polkit.IDENTIFY_TRIES,
-    "polkit without a dialog": polkit.PATIENCE,
-    "polkit with a password dialog": polkit.DIALOG_PATIENCE,
+    "a connection to the bus": bus.CONNECT_TIMEOUT,
+    "a call over the bus": bus.CALL_TIMEOUT,
+    "the bus daemon to name a call's sender": polkit.IDENTIFY_INTERVAL
+    * polkit.MAX_IDENTIFY_ATTEMPTS,
+    "polkit without a dialog": polkit.CHECK_TIMEOUT,
+    "polkit with a password dialog": polkit.DIALOG_TIMEOUT,
     "the current pass, at a stop": kernel.PATIENCE,
     "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
     "a killed process": tools.BURIED,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ipv6natd import ctl
-from ipv6natd.ctl.client import Daemon, How
+from ipv6natd.ctl.client import DaemonClient, Options
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.monitor import _line, _Watch
+from ipv6natd.ctl.monitor import _EventReader, _line
 from ipv6natd.dbus.connection import BusError, Signal
-from ipv6natd.dbus.values import marshal_rows, marshal_text, plain, variants
+from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
 from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
 from ipv6natd.model import Desired, Policy, Snapshot
 from ipv6natd.netfilter.render import full_text
@@ -211,7 +211,7 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
     read = reader.unmarshall()
     assert read is not None
     assert read.signature == signature
-    body = plain(read.body)
+    body = without_variants(read.body)
     for text in texts(body):
         assert "\0" not in text
     return list(body)
@@ -283,9 +283,9 @@ def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> 
     """The command's table, notes and JSON."""
     shown = []
     for screen in (Screen(), SCREEN, COLOURED):
-        how = How(argument=argument, screen=screen)
-        answer = finished(COMMANDS[name].run(cast("Daemon", daemon), how))
-        text = answer.text
+        options = Options(argument=argument, screen=screen)
+        result = finished(COMMANDS[name].run(cast("DaemonClient", daemon), options))
+        text = result.text
         if screen is COLOURED:
             text = _COLOUR.sub("", text)
         if name == "status":
@@ -294,18 +294,18 @@ def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> 
         shown.append(text)
     assert shown[1].split() == shown[2].split()
     for mode in ("short", "pretty"):
-        word = ctl._json(answer.value, mode)
+        word = ctl._json(result.value, mode)
         assert word.isascii()
-        assert json.loads(word) == answer.value
+        assert json.loads(word) == result.value
     if name in LISTS:
         lines = shown[0].splitlines()
-        assert len(lines) == (len(answer.value) + 3 if answer.value else 1), lines
+        assert len(lines) == (len(result.value) + 3 if result.value else 1), lines
 
 
 def assert_events(daemon: Answering) -> None:
     """What `monitor` says of each mapping."""
-    watch = _Watch()
-    watch.owner = ":1.9"
+    reader = _EventReader()
+    reader.owner = ":1.9"
     rows = finished(daemon.call("ListMappings"))
     for row in list(rows)[:5]:
         signal = Signal(
@@ -315,7 +315,7 @@ def assert_events(daemon: Answering) -> None:
             member="MappingAdded",
             args=[row],
         )
-        for event in watch.events(signal):
+        for event in reader.events(signal):
             line = _line(event, Screen())
             assert line.isprintable(), line
     changed = {"Event": "changed", "Time": 0, **finished(daemon.properties())}
@@ -327,8 +327,11 @@ def assert_events(daemon: Answering) -> None:
 
 def assert_metrics(now: Status) -> None:
     """The text is what Prometheus reads, and its labels come back as they were."""
-    shown = plain(variants(properties(now)))
-    lists = ([plain(variants(row)) for row in rows(now)] for rows in (mapping_rows, network_rows))
+    shown = without_variants(variants(properties(now)))
+    lists = (
+        [without_variants(variants(row)) for row in rows(now)]
+        for rows in (mapping_rows, network_rows)
+    )
     text = metrics.metrics(shown, *lists)
     samples: dict[str, list[dict[str, str]]] = {}
     kinds: set[str] = set()

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from ipv6natd import ctl
-from ipv6natd.ctl.check import _answer
-from ipv6natd.ctl.client import How, explained
-from ipv6natd.ctl.show import _listed, _mapping_cells
+from ipv6natd.ctl.check import _result
+from ipv6natd.ctl.client import Options, explain_error
+from ipv6natd.ctl.show import _filtered_table, _mapping_cells
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.values import bus_text
 from ipv6natd.engine import parse as docker_facts
@@ -189,8 +189,8 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
     seen = Seen(bus="", state="degraded", reason=text, connected=True, engine_version=text,
                 backend=text, host_backend=text, kernel=f"{text}: {text}")  # fmt: skip
     said = checks(facts, found(facts, nets), seen)
-    for how in (How(), How(json="short")):
-        answer = _answer(said, how)
+    for options in (Options(), Options(json="short")):
+        answer = _result(said, options)
         assert_printable(answer.text)
         assert len(answer.text.splitlines()) == len(said) + 3
         assert json.loads(ctl._json(answer.value, "short")) == json.loads(json.dumps(answer.value))
@@ -198,7 +198,7 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
 
 @TEXT
 def test_no_check_has_more_than_its_line(text: str) -> None:
-    answer = _answer([Check(about="a", verdict="ok", text=text, fix=text)], How())  # type: ignore[arg-type]
+    answer = _result([Check(about="a", verdict="ok", text=text, fix=text)], Options())  # type: ignore[arg-type]
     assert_printable(answer.text)
 
 
@@ -235,15 +235,15 @@ def test_a_status_line_is_one_short_line(text: str) -> None:
 def test_an_error_of_the_bus_is_a_sentence(text: str) -> None:
     assert "\0" not in bus_text(text)
     bus_text(text).encode()
-    code, note = explained(BusError("org.freedesktop.DBus.Error.Failed", text), f"cmd {text}")
+    code, note = explain_error(BusError("org.freedesktop.DBus.Error.Failed", text), f"cmd {text}")
     assert code
     assert_printable(printable(note))
 
 
 @TEXT
 def test_nothing_matches_what_nobody_is_called(text: str) -> None:
-    how = How(filters={"container": text or "x"})
-    answer = _listed(how, "mapping", ("A",) * 6, _mapping_cells, [])
+    options = Options(filters={"container": text or "x"})
+    answer = _filtered_table(options, "mapping", ("A",) * 6, _mapping_cells, [])
     assert_printable(printable(answer.note))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.dbus.connection import CALL_SECONDS, Connection, OnSignal, Signal, connect
+from ipv6natd.dbus.connection import CALL_TIMEOUT, Connection, OnSignal, Signal, connect
 from ipv6natd.dbus.objects import MANAGER, NAME, PATH
 from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
@@ -152,8 +152,8 @@ class FakeSource:
         self.left, left = (), self.left
         return left
 
-    async def explain(self, asked: str) -> list[Row]:
-        return [each for each in self.explained if asked in each["ContainerName"]]
+    async def explain(self, query: str) -> list[Row]:
+        return [row for row in self.explained if query in row["ContainerName"]]
 
     async def _do(self, what: str) -> None:
         if self.error is not None:
@@ -267,7 +267,7 @@ async def ask(
     *args: Any,
     interface: str = MANAGER,
     path: str = PATH,
-    timeout: float = CALL_SECONDS,  # noqa: ASYNC109
+    timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
     interactive: bool = False,
 ) -> Any:
     """The one value that the method answers; None when it answers none."""

@@ -48,12 +48,12 @@ def send(sock: socket.socket, call: bytes, times: int) -> None:
 def answer_to(sock: socket.socket, words: bytes) -> bytes:
     """What comes until these words have come."""
     sock.settimeout(30)
-    said = b""
-    while words not in said:
-        more = sock.recv(4096)
-        assert more
-        said += more
-    return said
+    received = b""
+    while words not in received:
+        data = sock.recv(4096)
+        assert data
+        received += data
+    return received
 
 
 def connected(path: str, uid: int) -> socket.socket:

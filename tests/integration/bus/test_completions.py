@@ -22,7 +22,7 @@ from tests.integration.bus.conftest import Bus, FakeSource, mapping, run, servin
 
 FOLDER = ROOT / "completions"
 FILES = ("ipv6natctl.bash", "_ipv6natctl", "ipv6natctl.fish")
-PATIENCE = 30.0
+SHOW_TIMEOUT = 30.0
 SHELLS = {
     "bash": ("bash --norc -i", f"source {FOLDER}/ipv6natctl.bash"),
     "zsh": (
@@ -73,7 +73,7 @@ class Terminal:
     def wait(self, pattern: str) -> None:
         """Read until the pattern shows, and forget what stands before its end."""
         assert self._process.stdout is not None
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + SHOW_TIMEOUT
         while (hit := re.search(pattern, self._shown)) is None:
             ready, _, _ = select.select([self._process.stdout], [], [], deadline - time.monotonic())
             assert ready, f"{pattern!r} does not show in {self._shown!r}"
@@ -160,7 +160,7 @@ def test_a_name_that_is_a_command_is_neither_run_nor_offered(
     (front,) = now.networks
     networks = (front, *(replace(front, id=f"{i:064}", name=name) for i, name in enumerate(evil)))
     now = replace(now, networks=networks)
-    said: list[str] = []
+    offered: list[str] = []
 
     async def body() -> None:
         async with serving(bus, FakeSource(now)):
@@ -170,16 +170,16 @@ def test_a_name_that_is_a_command_is_neither_run_nor_offered(
                 env=environ(bus),
             )
             out, _ = await process.communicate()
-            said.extend(out.decode().split())
+            offered.extend(out.decode().split())
 
     run(body())
     assert not ran.exists()
-    assert {"front", "web"} <= {each.rpartition("=")[2] for each in said}
-    assert not [each for each in said if re.search(r"touch|[|~$;`]", each)]
+    assert {"front", "web"} <= {word.rpartition("=")[2] for word in offered}
+    assert not [word for word in offered if re.search(r"touch|[|~$;`]", word)]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_command_and_option_is_completed(file: str) -> None:
     text = (FOLDER / file).read_text()
-    for each in (*COMMANDS, *FILTERS, *FLAGS, "json", "no-legend", "help", "version"):
-        assert re.search(rf"(?:^|[\s'{{,-]){each}\b", text, re.MULTILINE), each
+    for word in (*COMMANDS, *FILTERS, *FLAGS, "json", "no-legend", "help", "version"):
+        assert re.search(rf"(?:^|[\s'{{,-]){word}\b", text, re.MULTILINE), word

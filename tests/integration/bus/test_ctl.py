@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
-from ipv6natd.ctl.check import _asked
-from ipv6natd.ctl.client import Daemon
-from ipv6natd.ctl.client import explained as explained_error
+from ipv6natd.ctl.check import _query_daemon
+from ipv6natd.ctl.client import DaemonClient, explain_error
 from ipv6natd.dbus.connection import BUS, ERROR, BusError
 from ipv6natd.dbus.objects import MANAGER, PATH
 from ipv6natd.dbus.values import variants
@@ -110,8 +109,8 @@ def test_resync_as_a_plain_user_is_refused_with_the_way_out(bus: Bus) -> None:
 
 @pytest.mark.parametrize("why", ["only root may do that: sudo ipv6natctl networks", "no"])
 def test_whoever_is_refused_is_told_the_command_that_was_typed(why: str) -> None:
-    said = explained_error(BusError(f"{ERROR}AccessDenied", why), "ipv6natctl explain 'a b'")
-    assert said == (4, f"not permitted: {why.split(':')[0]}: sudo ipv6natctl explain 'a b'")
+    result = explain_error(BusError(f"{ERROR}AccessDenied", why), "ipv6natctl explain 'a b'")
+    assert result == (4, f"not permitted: {why.split(':')[0]}: sudo ipv6natctl explain 'a b'")
 
 
 @pytest.mark.parametrize("state", State)
@@ -177,7 +176,7 @@ def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         ("mapings", "'mapings' is no command; did you mean 'mappings'?"),
         ("xyzzy", "'xyzzy' is no command: one of status, mappings"),
@@ -194,10 +193,10 @@ def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
         ("mappings --cont web", "unrecognized arguments: --cont"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exits_2(words: str, said: str) -> None:
+def test_wrong_usage_is_one_sentence_and_exits_2(words: str, text: str) -> None:
     done = subprocess.run((*CTL, *words.split()), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert text in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -220,7 +219,7 @@ def test_filters_leave_what_was_asked_for(bus: Bus, words: str, ports: set[int])
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (
             "mappings --container wbe",
@@ -231,9 +230,9 @@ def test_filters_leave_what_was_asked_for(bus: Bus, words: str, ports: set[int])
         ("skipped --container web", "no row matches --container web: see ipv6natctl"),
     ],
 )
-def test_a_filter_that_leaves_nothing_says_so_and_exits_1(bus: Bus, words: str, said: str) -> None:
+def test_a_filter_that_leaves_nothing_says_so_and_exits_1(bus: Bus, words: str, text: str) -> None:
     answer = ctl(bus, FakeSource(status(mapping())), *words.split())
-    assert answer == (1, "", f"{said}\n")
+    assert answer == (1, "", f"{text}\n")
 
 
 def test_status_shows_the_warnings_of_networks_but_stays_on_one_screen(bus: Bus) -> None:
@@ -341,7 +340,7 @@ def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("query", "text"),
     [
         ("wbe", "no running container is called 'wbe'; did you mean 'web'?"),
         ("xyzzy", "no running container is called 'xyzzy': docker ps"),
@@ -349,9 +348,9 @@ def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None
         ("99/udp", "no running container publishes port 99/udp, be it for IPv4 or IPv6: docker ps"),
     ],
 )
-def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, asked: str, said: str) -> None:
-    answer = ctl(bus, FakeSource(status(mapping())), "explain", asked)
-    assert answer == (1, "", f"{said}\n")
+def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, query: str, text: str) -> None:
+    answer = ctl(bus, FakeSource(status(mapping())), "explain", query)
+    assert answer == (1, "", f"{text}\n")
 
 
 def test_explain_needs_a_word() -> None:
@@ -467,7 +466,7 @@ def test_monitor_begins_with_how_things_are_and_counts_what_was_not_signalled(bu
                 assert (now["Event"], now["State"], now["MappingCount"]) == ("now", "synced", 0)
                 service.publish(status(), many)
                 events = [json.loads(await line()) for _ in range(51)]
-            assert [each["Event"] for each in events] == ["added"] * 50 + ["more"]
+            assert [event["Event"] for event in events] == ["added"] * 50 + ["more"]
             assert (events[-1]["Added"], events[-1]["Removed"]) == (10, 0)
             assert events[0]["Mapping"]["HostPort"] == 8000
 
@@ -507,18 +506,18 @@ def test_monitor_ends_with_the_bus(bus: Bus) -> None:
 
 
 def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
-    if not all(each.stat().st_mode & 1 for each in Path(sys.executable).resolve().parents):
+    if not all(folder.stat().st_mode & 1 for folder in Path(sys.executable).resolve().parents):
         pytest.skip("this Python is for root alone: a plain user cannot load what it loads late")
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())):
             code, out, err = await command(bus, *PLAIN_CTL, "check", "--json=short")
-            lines = {each["About"]: each for each in json.loads(out)}
+            lines = {line["About"]: line for line in json.loads(out)}
             assert err == ""
             assert lines["ipv6natd"]["Verdict"] == "ok"
             assert lines["docker"]["Text"] == "engine 20.10.24; it writes no IPv6 rules itself"
             assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
-            assert code == any(each["Verdict"] == "bad" for each in lines.values())
+            assert code == any(line["Verdict"] == "bad" for line in lines.values())
             _, out, _ = await command(bus, *PLAIN_CTL, "check")
             assert "All is well" not in out
         code, out, _ = await command(bus, *CTL, "check")
@@ -529,14 +528,14 @@ def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
 
 
 def test_check_does_not_call_wrong_what_it_may_not_read() -> None:
-    class Refusing(Daemon):
+    class Refusing(DaemonClient):
         async def properties(self) -> dict[str, Any]:
             return {"State": "synced"}
 
         async def call(self, *_args: Any, **_options: Any) -> Any:
             raise BusError(f"{ERROR}AccessDenied", "only root may do that")
 
-    assert asyncio.run(_asked(Refusing())) == ({"State": "synced"}, None, "")
+    assert asyncio.run(_query_daemon(Refusing())) == ({"State": "synced"}, None, "")
 
 
 def test_metrics_are_those_of_the_status(bus: Bus) -> None:
@@ -547,7 +546,7 @@ def test_metrics_are_those_of_the_status(bus: Bus) -> None:
     assert "ipv6natd_last_sync_timestamp_seconds 1700000000\n" in out
     code, out, _ = ctl(bus, FakeSource(now), "metrics", "--json=short")
     assert {"Name": "ipv6natd_skipped", "Labels": {}, "Value": 1} in json.loads(out)
-    assert {type(each["Value"]) for each in json.loads(out)} <= {int, float}
+    assert {type(sample["Value"]) for sample in json.loads(out)} <= {int, float}
 
 
 def test_metrics_of_a_daemon_that_does_not_run_say_so(bus: Bus) -> None:
@@ -569,8 +568,8 @@ def test_ula_makes_a_prefix_and_the_lines_that_use_it() -> None:
     prefix = IPv6Network(value["Prefix"])
     assert (prefix.prefixlen, prefix.subnet_of(IPv6Network("fd00::/8"))) == (48, True)
     used = [value["DaemonJson"]["fixed-cidr-v6"], *value["Subnets"]]
-    assert len({IPv6Network(each) for each in used}) == 4
-    assert all(IPv6Network(each).subnet_of(prefix) for each in used)
+    assert len({IPv6Network(subnet) for subnet in used}) == 4
+    assert all(IPv6Network(subnet).subnet_of(prefix) for subnet in used)
     text = made()
     assert text.splitlines()[0] != value["Prefix"]
     for word in ("/etc/docker/daemon.json", '"fixed-cidr-v6": "fd', "docker network create --ipv6"):

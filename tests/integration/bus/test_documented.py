@@ -12,11 +12,11 @@ from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import limits as dbus_limits
 from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus import polkit
-from ipv6natd.dbus.lists import _FIELDS
+from ipv6natd.dbus.lists import _FILTERS
 from ipv6natd.dbus.members import METHODS
-from ipv6natd.dbus.objects import LOG, LOG_PATH, MANAGER, PATH, introspection
+from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, MANAGER, PATH, introspection
 from ipv6natd.dbus.polkit import Action
-from ipv6natd.dbus.wire import _Unanswered
+from ipv6natd.dbus.wire import _NoReplyLimit
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import leftover_row, mapping_row, network_row, skipped_row
 from tests import ROOT
@@ -34,7 +34,7 @@ def section(name: str) -> str:
 
 def members(path: str, interface: str, kind: str) -> list[ElementTree.Element]:
     root = ElementTree.fromstring(introspection(path))
-    (found,) = (each for each in root.iter("interface") if each.get("name") == interface)
+    (found,) = (element for element in root.iter("interface") if element.get("name") == interface)
     return found.findall(kind)
 
 
@@ -59,30 +59,31 @@ def items(text: str) -> dict[str, str]:
 
 
 def test_the_limits_are_those_of_the_sources() -> None:
-    told = " ".join(section("LIMITS").split())
+    limits = " ".join(section("LIMITS").split())
     for words in (
-        f"{dbus_limits.MAX_UNANSWERED} calls of one connection",
-        f"{dbus_limits.MAX_UNANSWERED_OF_USER} of one user",
-        f"{dbus_limits.MAX_UNREAD >> 20} MiB of answers",
-        f"{dbus_lists.MAX_ANSWER >> 20} MiB in one answer",
+        f"{dbus_limits.MAX_CALLS_OF_SENDER} calls of one connection",
+        f"{dbus_limits.MAX_CALLS_OF_USER} of one user",
+        f"{dbus_limits.MAX_UNREAD_BYTES >> 20} MiB of answers",
+        f"{dbus_lists.MAX_REPLY_BYTES >> 20} MiB in one answer",
         f"{bus.MAX_MESSAGE >> 10} KiB in one call",
         f"{bus.MAX_ARRAYS >> 10} KiB in its arrays",
         f"{polkit.MAX_DIALOGS_OF_USER} dialogs for a password of one user",
         f"{polkit.MAX_DIALOGS} in all",
-        f"{_Unanswered.MOST} calls in a second that want no answer",
-        f"they share {dbus_limits.MAX_UNIDENTIFIED >> 20} MiB",
+        f"{_NoReplyLimit.MAX_PER_SECOND} calls in a second that want no answer",
+        f"they share {dbus_limits.MAX_UNIDENTIFIED_BYTES >> 20} MiB",
     ):
-        assert words in told
+        assert words in limits
 
 
 @pytest.mark.parametrize(("kind", "name"), [("method", "METHODS"), ("signal", "SIGNALS")])
 def test_every_method_and_signal_is_documented_and_no_other(kind: str, name: str) -> None:
     documented = re.findall(r"^\.It Ic (\w+\(.*)$", section(name), re.MULTILINE)
-    assert sorted(documented) == sorted(worded(each) for each in members(PATH, MANAGER, kind))
+    assert sorted(documented) == sorted(worded(member) for member in members(PATH, MANAGER, kind))
 
 
 @pytest.mark.parametrize(
-    ("path", "interface", "name"), [(PATH, MANAGER, "PROPERTIES"), (LOG_PATH, LOG, "THE LOG")]
+    ("path", "interface", "name"),
+    [(PATH, MANAGER, "PROPERTIES"), (LOG_CONTROL_PATH, LOG_CONTROL, "THE LOG")],
 )
 def test_every_property_is_documented_and_no_other(path: str, interface: str, name: str) -> None:
     documented = re.findall(r"^\.It Va (.*)$", section(name), re.MULTILINE)
@@ -116,7 +117,7 @@ def test_the_comments_name_the_fields_that_rows_have() -> None:
     }
     for member, row in rows.items():
         assert commented()[member] == {(name, type_) for name, (type_, _) in row.items()}
-    assert {name for name, _ in commented()["FindMappings"]} == set(_FIELDS)
+    assert {name for name, _ in commented()["FindMappings"]} == set(_FILTERS)
 
 
 def test_every_method_has_its_action() -> None:
@@ -127,7 +128,7 @@ def test_every_method_has_its_action() -> None:
 
 def test_every_action_and_every_error_is_documented_and_no_other() -> None:
     named = re.findall(r"^\.It Li (\S+)$", section("POLKIT ACTIONS"), re.MULTILINE)
-    assert named == [each.value for each in Action]
+    assert named == [action.value for action in Action]
     package = ROOT / "ipv6natd"
     sources = {path.relative_to(package): path.read_text() for path in package.rglob("*.py")}
     raised = set(re.findall(r"org\.ipv6natd1\.Error\.\w+", "".join(sources.values())))

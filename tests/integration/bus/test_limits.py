@@ -16,10 +16,10 @@ from ipv6natd.dbus import connection as bus_module
 from ipv6natd.dbus import limits as dbus_limits
 from ipv6natd.dbus import polkit
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Connection
-from ipv6natd.dbus.limits import MAX_UNREAD, STATS, Limits
+from ipv6natd.dbus.limits import MAX_UNREAD_BYTES, STATS_INTERFACE, Limits
 from ipv6natd.dbus.objects import INTROSPECTABLE, MANAGER, NAME, PATH, PEER, PROPERTIES
 from ipv6natd.dbus.polkit import Action
-from ipv6natd.dbus.wire import BATCH, Variant
+from ipv6natd.dbus.wire import MAX_BATCH, Variant
 from tests.harness.waiting import until
 from tests.integration.bus.apart import peak, serving_apart
 from tests.integration.bus.conftest import (
@@ -39,10 +39,10 @@ GAMES, NOBODY = 5, 65534
 LIMIT = ERROR + "LimitsExceeded"
 
 
-async def outcome(connection: Connection, member: str, **how: Any) -> str:
+async def outcome(connection: Connection, member: str, **options: Any) -> str:
     """The name of the error that the call ends with, or what was called."""
     try:
-        await ask(connection, member, **how)
+        await ask(connection, member, **options)
     except BusError as error:
         return error.name
     return member
@@ -54,7 +54,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
         source.gate = asyncio.Event()
         async with serving(bus, source) as service, client(bus) as greedy, client(bus) as other:
             waiting = [asyncio.create_task(ask(greedy, "Resync")) for _ in range(16)]
-            await until(lambda: sum(service._limits._unanswered.values()) == 16)
+            await until(lambda: sum(service._limits._calls_of_sender.values()) == 16)
             with pytest.raises(BusError, match="16 calls of yours wait") as caught:
                 await ask(greedy, "ListMappings")
             assert caught.value.name == LIMIT
@@ -63,7 +63,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
             source.gate.set()
             await asyncio.gather(*waiting)
             assert await ask(greedy, "ListMappings") == []
-            assert not service._limits._unanswered
+            assert not service._limits._calls_of_sender
 
     run(body())
 
@@ -73,8 +73,8 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
 ) -> None:
     many = 20_000
     enough = 600.0  # seconds: it is turns that are counted, and a busy machine has slow ones
-    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", enough)
-    monkeypatch.setattr(polkit, "PATIENCE", enough)
+    monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", enough)
+    monkeypatch.setattr(polkit, "CHECK_TIMEOUT", enough)
 
     async def body() -> None:
         old, new = status(mapping()), status(mapping(), mapping(1), generation=2)
@@ -100,7 +100,7 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
             await turning
             outcomes = flooding.result()
             # One who did nothing but read would have needed one turn.
-            assert turns > many / BATCH
+            assert turns > many / MAX_BATCH
             assert asked > 0
             assert set(outcomes) == {"ListMappings", "LimitsExceeded"}
             assert outcomes["ListMappings"] >= 16
@@ -110,7 +110,7 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
 
 async def unread(root: Connection, sender: str) -> int:
     """Bytes that the bus keeps for a sender."""
-    (stats,) = await root.call(*BUS[:2], STATS, "GetConnectionStats", "s", sender)
+    (stats,) = await root.call(*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", sender)
     return int(stats["OutgoingBytes"])
 
 
@@ -138,8 +138,8 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
                 assert len(await ask(root, "ListMappings")) == 100
                 await until(lambda: not service._tasks)
             # All calls went out and were answered; what can be read is no more than it should.
-            kept = await unread(root, lazy.unique_name)
-            assert MAX_UNREAD / 2 < kept <= MAX_UNREAD + (1 << 20)
+            unread_bytes = await unread(root, lazy.unique_name)
+            assert MAX_UNREAD_BYTES / 2 < unread_bytes <= MAX_UNREAD_BYTES + (1 << 20)
             hear()
             outcomes = Counter(await asyncio.gather(*calls))
             assert set(outcomes) == {"ListMappings", LIMIT}
@@ -151,7 +151,7 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
 
 
 def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbus_limits, "MAX_UNREAD", 1 << 20)
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1 << 20)
 
     async def body() -> None:
         async with (
@@ -160,8 +160,10 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
             client(bus, uid=NOBODY) as lazy,
         ):
             hear = deaf(lazy)
-            how = {"interface": INTROSPECTABLE}
-            calls = [asyncio.create_task(outcome(lazy, "Introspect", **how)) for _ in range(1000)]
+            options = {"interface": INTROSPECTABLE}
+            calls = [
+                asyncio.create_task(outcome(lazy, "Introspect", **options)) for _ in range(1000)
+            ]
             await asyncio.sleep(0)
             for _ in range(20):  # every one of the calls has been answered
                 await ask(root, "Ping", interface=PEER)
@@ -179,8 +181,8 @@ def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As dbus-broker."""
-    monkeypatch.setattr(dbus_limits, "MAX_UNREAD", 1000)
-    monkeypatch.setattr(dbus_limits, "STATS", "org.ipv6natd1.NoSuchInterface")
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1000)
+    monkeypatch.setattr(dbus_limits, "STATS_INTERFACE", "org.ipv6natd1.NoSuchInterface")
 
     async def body() -> None:
         now = status(*(mapping(number) for number in range(10)))
@@ -207,8 +209,8 @@ CALLS: dict[str, dict[str, Any]] = {
 def test_accounts_of_senders_who_left_are_not_kept(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(dbus_limits, "MAX_KNOWN", 100)
-    monkeypatch.setattr(polkit, "MAX_KNOWN", 100)
+    monkeypatch.setattr(dbus_limits, "MAX_SENDERS", 100)
+    monkeypatch.setattr(polkit, "MAX_SENDERS", 100)
     call = message(destination=NAME, path=PATH, serial=2, **CALLS[what])
 
     def pass_by(times: int) -> None:
@@ -225,14 +227,14 @@ def test_accounts_of_senders_who_left_are_not_kept(
             asked = asyncio.create_task(ask(owes, "FindMappings", "a{sv}", {}, timeout=60))
             await asyncio.to_thread(pass_by, 1000)
             limits = service._limits
-            assert len(limits._sent) <= 100
+            assert len(limits._sent_bytes) <= 100
             assert len(service._authority._uids) <= 100
-            assert not limits._unanswered
-            assert not limits._of_user
-            assert limits._unidentified == 0
+            assert not limits._calls_of_sender
+            assert not limits._calls_of_user
+            assert limits._unidentified_bytes == 0
             # Other connections do not make it forget who has much unread.
             if what != "list":
-                assert limits._sent[owes.unique_name] > 100_000
+                assert limits._sent_bytes[owes.unique_name] > 100_000
             hear()
             await asked
 
@@ -254,8 +256,8 @@ def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus)
             done: set[asyncio.Task[str]] = set()
             while len(done) < 16:
                 done, _ = await asyncio.wait(waiting, return_when="FIRST_COMPLETED", timeout=0.1)
-            assert {each.result() for each in done} == {LIMIT}
-            assert service._limits._of_user[NOBODY] == 32
+            assert {call.result() for call in done} == {LIMIT}
+            assert service._limits._calls_of_user[NOBODY] == 32
             with pytest.raises(BusError, match="32 calls of your user wait"):
                 await ask(users[0], "ListMappings")
             for uid in (0, GAMES):
@@ -278,7 +280,7 @@ def test_root_is_not_counted_over_all_connections(bus: Bus) -> None:
             waiting = [
                 asyncio.create_task(ask(root, "Resync")) for root in roots for _ in range(15)
             ]
-            await until(lambda: service._limits._of_user[0] == 60)
+            await until(lambda: service._limits._calls_of_user[0] == 60)
             assert await ask(roots[0], "ListMappings") == []
             source.gate.set()
             await asyncio.gather(*waiting)
@@ -291,10 +293,10 @@ def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each
 
     def let_in(stack: contextlib.ExitStack, sender: str, size: int) -> bool:
         call: Any = SimpleNamespace(sender=sender, size=size)
-        limits.begin(call)
-        stack.callback(limits.end, call)
+        limits.begin_call(call)
+        stack.callback(limits.end_call, call)
         with contextlib.suppress(BusError):
-            stack.enter_context(limits.unidentified(call))
+            stack.enter_context(limits.unidentified_call(call))
             return True
         return False
 
@@ -304,8 +306,8 @@ def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each
         assert [let_in(stack, f":2.{number}", 200) for number in range(2000)] == [True] * 2000
         assert not let_in(stack, ":2.7", 200)
         assert sum(let_in(stack, f":3.{number}", 200) for number in range(10_000)) < 10_000
-        assert limits._unidentified <= 16 << 20
-    assert limits._unidentified == 0
+        assert limits._unidentified_bytes <= 16 << 20
+    assert limits._unidentified_bytes == 0
     assert let_in(contextlib.ExitStack(), ":4.1", 128 << 10)
 
 
@@ -314,16 +316,16 @@ def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
     """It drops its own answers to us too while too much waits for us."""
-    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.05)
+    monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.05)
     real, asked = Connection.call, 0
 
-    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+    async def losing(connection: Connection, *words: Any, **options: Any) -> list[Any]:
         nonlocal asked
         if "GetConnectionUnixUser" in words:
             asked += 1
             if asked <= lost:
                 await asyncio.sleep(60)
-        return await real(connection, *words, **how)
+        return await real(connection, *words, **options)
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
@@ -338,32 +340,32 @@ def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
 def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.02)
+    monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.02)
     real = Connection.call
 
-    async def losing(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+    async def losing(connection: Connection, *words: Any, **options: Any) -> list[Any]:
         if "GetConnectionUnixUser" in words:
-            await asyncio.sleep(how["timeout"])
+            await asyncio.sleep(options["timeout"])
             raise BusError(ERROR + "NoReply", "nothing came")
-        return await real(connection, *words, **how)
+        return await real(connection, *words, **options)
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())) as service, client(bus) as root:
             monkeypatch.setattr(Connection, "call", losing)
             assert await outcome(root, "ListMappings") == ERROR + "AccessDenied"
-            assert service._limits._unidentified == 0
+            assert service._limits._unidentified_bytes == 0
 
     run(body())
 
 
 def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polkit, "IDENTIFY_PAUSE", 0.2)
+    monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.2)
     real = Connection.call
 
-    async def late(connection: Connection, *words: Any, **how: Any) -> list[Any]:
+    async def late(connection: Connection, *words: Any, **options: Any) -> list[Any]:
         if "GetConnectionUnixUser" in words:
             await asyncio.sleep(0.5)
-        return await real(connection, *words, **how)
+        return await real(connection, *words, **options)
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:

@@ -69,7 +69,7 @@ def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.Mon
 def test_an_answer_that_the_bus_would_not_carry_is_refused(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dbus_lists, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(dbus_lists, "MAX_REPLY_BYTES", 1000)
 
     async def body() -> None:
         source = FakeSource(status(*(mapping(number) for number in range(10))))
@@ -95,7 +95,7 @@ def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
         lists = Lists(status)
 
         async def asked(uid: int, name: str, make: Callable[[], bytes] = bytes) -> None:
-            await lists.made(uid, make)
+            await lists.build_body(uid, make)
             ended.append(name)
 
         async with asyncio.TaskGroup() as tasks:
@@ -108,7 +108,7 @@ def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
             assert ended == ["root"]
             go.set()
         assert ended.index("other") <= 2
-        assert not lists._turns
+        assert not lists._user_locks
 
     run(body())
 
@@ -135,9 +135,15 @@ def test_explain_and_leftovers_are_looked_at_for_one_call_of_a_user_at_a_time(bu
             client(bus, uid=65534) as first,
             client(bus, uid=65534) as second,
         ):
-            asked = [ask(each, "ListLeftovers") for each in (first, second) for _ in range(5)]
-            asked += [ask(each, "Explain", "s", "x") for each in (first, second) for _ in range(5)]
-            await asyncio.gather(*asked)
+            calls = [
+                ask(connection, "ListLeftovers") for connection in (first, second) for _ in range(5)
+            ]
+            calls += [
+                ask(connection, "Explain", "s", "x")
+                for connection in (first, second)
+                for _ in range(5)
+            ]
+            await asyncio.gather(*calls)
             assert most == 1
 
     run(body())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.dbus.connection import ERROR, BusError
-from ipv6natd.dbus.objects import LOG, LOG_PATH, NAME, PROPERTIES
+from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, NAME, PROPERTIES
 from ipv6natd.dbus.values import variants
 from ipv6natd.system import logs
 from tests.harness.needs import need
@@ -39,7 +39,7 @@ def test_busctl_sets_the_level_and_reads_it(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())):
             busctl = ("busctl", f"--address={bus.address}")
-            where = (NAME, LOG_PATH, LOG)
+            where = (NAME, LOG_CONTROL_PATH, LOG_CONTROL)
             for name in logs.LEVELS:
                 set_ = ("set-property", *where, "LogLevel", "s", name)
                 assert await command(bus, *busctl, *set_) == (0, "", "")
@@ -77,7 +77,9 @@ def test_a_wrong_value_is_refused_and_nothing_changes(
             packed = variants({"value": ("s", value)})["value"]
             with pytest.raises(BusError, match=text) as caught:
                 await ask(
-                    *(root, "Set", "ssv", LOG, name, packed), interface=PROPERTIES, path=LOG_PATH
+                    *(root, "Set", "ssv", LOG_CONTROL, name, packed),
+                    interface=PROPERTIES,
+                    path=LOG_CONTROL_PATH,
                 )
             assert caught.value.name == ERROR + error
             assert (logs.level(), logs.target()) == before
@@ -88,10 +90,21 @@ def test_a_wrong_value_is_refused_and_nothing_changes(
 def test_a_plain_user_reads_the_level_and_may_not_set_it(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus, uid=65534) as nobody:
-            got = await nobody.call(NAME, LOG_PATH, PROPERTIES, "Get", "ss", LOG, "LogLevel")
+            got = await nobody.call(
+                NAME, LOG_CONTROL_PATH, PROPERTIES, "Get", "ss", LOG_CONTROL, "LogLevel"
+            )
             assert got == [logs.level()]
             packed = variants({"value": ("s", "debug")})["value"]
-            words = (NAME, LOG_PATH, PROPERTIES, "Set", "ssv", LOG, "LogLevel", packed)
+            words = (
+                NAME,
+                LOG_CONTROL_PATH,
+                PROPERTIES,
+                "Set",
+                "ssv",
+                LOG_CONTROL,
+                "LogLevel",
+                packed,
+            )
             with pytest.raises(BusError, match="sudo systemctl service-log-level ipv6natd"):
                 await nobody.call(*words)
 

@@ -10,14 +10,14 @@ from ipv6natd.dbus import log_control
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import (
+    INTERFACES,
     INTROSPECTABLE,
-    LOG,
-    LOG_PATH,
+    LOG_CONTROL,
+    LOG_CONTROL_PATH,
     MANAGER,
     NAME,
     PATH,
     PROPERTIES,
-    SERVED,
     introspection,
 )
 from ipv6natd.report.status import (
@@ -44,31 +44,40 @@ def members(path: str, kind: str) -> dict[tuple[str, str], tuple[str, str]]:
     """(interface, member) -> (in, out) as the XML has them; for a signal or property (type, "")."""
     found = {}
     for interface in ElementTree.fromstring(introspection(path)).iter("interface"):
-        for each in interface.iter(kind):
-            args = [(arg.get("direction", "in"), arg.attrib["type"]) for arg in each.iter("arg")]
-            both = ["".join(type_ for way, type_ in args if way == it) for it in ("in", "out")]
-            both[0] += each.get("type", "")
-            found[interface.attrib["name"], each.attrib["name"]] = (both[0], both[1])
+        for member in interface.iter(kind):
+            args = [(arg.get("direction", "in"), arg.attrib["type"]) for arg in member.iter("arg")]
+            both = [
+                "".join(type_ for arg_direction, type_ in args if arg_direction == direction)
+                for direction in ("in", "out")
+            ]
+            both[0] += member.get("type", "")
+            found[interface.attrib["name"], member.attrib["name"]] = (both[0], both[1])
     return found
 
 
-@pytest.mark.parametrize("path", SERVED)
+@pytest.mark.parametrize("path", INTERFACES)
 def test_the_xml_of_each_object_has_what_is_implemented_and_nothing_else(path: str) -> None:
     interfaces = [
-        each.get("name") for each in ElementTree.fromstring(introspection(path)).iter("interface")
+        interface.get("name")
+        for interface in ElementTree.fromstring(introspection(path)).iter("interface")
     ]
-    assert sorted(interfaces, key=str) == sorted(SERVED[path])
+    assert sorted(interfaces, key=str) == sorted(INTERFACES[path])
     implemented = {
-        key: (each.takes, each.returns) for key, each in METHODS.items() if key[0] in SERVED[path]
+        key: (method.in_signature, method.out_signature)
+        for key, method in METHODS.items()
+        if key[0] in INTERFACES[path]
     }
     assert members(path, "method") == implemented
-    rows = {PATH: (MANAGER, properties(status())), LOG_PATH: (LOG, log_control.properties())}
+    rows = {
+        PATH: (MANAGER, properties(status())),
+        LOG_CONTROL_PATH: (LOG_CONTROL, log_control.properties()),
+    }
     interface, row = rows.get(path, ("", {}))
     typed = {(interface, name): (type_, "") for name, (type_, _) in row.items()}
     assert members(path, "property") == typed
 
 
-@pytest.mark.parametrize("path", SERVED)
+@pytest.mark.parametrize("path", INTERFACES)
 def test_every_argument_in_the_xml_has_a_name(path: str) -> None:
     for arg in ElementTree.fromstring(introspection(path)).iter("arg"):
         assert arg.get("name")
@@ -84,27 +93,27 @@ def test_the_xml_is_served_and_leads_to_every_object(bus: Bus) -> None:
                 assert xml == introspection(path)
                 found.append(path)
                 nodes = ElementTree.fromstring(xml).findall("node")
-                left += [f"{path.rstrip('/')}/{each.get('name')}" for each in nodes]
-            assert sorted(found) == sorted(SERVED)
-            for name in (NAME, LOG):
-                path = PATH if name == NAME else LOG_PATH
+                left += [f"{path.rstrip('/')}/{node.get('name')}" for node in nodes]
+            assert sorted(found) == sorted(INTERFACES)
+            for name in (NAME, LOG_CONTROL):
+                path = PATH if name == NAME else LOG_CONTROL_PATH
                 assert introspection(path) == (DBUS / f"{name}.xml").read_text()
 
     run(body())
 
 
-@pytest.mark.parametrize("path", SERVED)
+@pytest.mark.parametrize("path", INTERFACES)
 def test_get_all_answers_for_each_interface_of_each_object(bus: Bus, path: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
-            for interface in ("", *SERVED[path]):
+            for interface in ("", *INTERFACES[path]):
                 words = ("GetAll", "s", interface)
-                if PROPERTIES not in SERVED[path]:
+                if PROPERTIES not in INTERFACES[path]:
                     with pytest.raises(BusError, match="has no interface"):
                         await ask(root, *words, interface=PROPERTIES, path=path)
                     continue
                 answer = await ask(root, *words, interface=PROPERTIES, path=path)
-                own = interface in ("", MANAGER, LOG)
+                own = interface in ("", MANAGER, LOG_CONTROL)
                 wanted = {name for _, name in members(path, "property")} if own else set()
                 assert set(answer) == wanted
 
@@ -118,7 +127,7 @@ def test_busctl_shows_the_flags_of_each_member(bus: Bus) -> None:
         async with serving(bus, FakeSource(status(mapping()))):
             busctl = ("busctl", f"--address={bus.address}")
             flags: dict[str, str] = {}
-            for path in SERVED:
+            for path in INTERFACES:
                 code, out, err = await command(bus, *busctl, "introspect", NAME, path)
                 assert (code, err) == (0, "")
                 flags |= {line.split()[0]: line.split()[-1] for line in out.splitlines()}
@@ -129,7 +138,7 @@ def test_busctl_shows_the_flags_of_each_member(bus: Bus) -> None:
             assert flags[".ListMappings"] == flags[".Resync"] == flags[".Synced"] == "-"
             code, out, err = await command(bus, *busctl, "tree", NAME)
             assert PATH in out
-            assert LOG_PATH in out
+            assert LOG_CONTROL_PATH in out
             code, out, err = await command(
                 bus, *busctl, "--json=short", "call", NAME, PATH, MANAGER, "ListMappings"
             )

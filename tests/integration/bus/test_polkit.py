@@ -19,7 +19,7 @@ from ipv6natd.dbus import polkit
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, connect
 from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import MANAGER
-from ipv6natd.dbus.polkit import AS_ROOT, Action
+from ipv6natd.dbus.polkit import ROOT_COMMANDS, Action
 from tests import ROOT as TREE
 from tests.harness.needs import lack, need
 from tests.harness.waiting import until
@@ -41,7 +41,7 @@ POLKITD = Path("/usr/lib/polkit-1/polkitd")
 MEMBERS = {
     member: method.action
     for (interface, member), method in METHODS.items()
-    if interface == MANAGER and not method.takes
+    if interface == MANAGER and not method.in_signature
 }
 """Each member that takes no argument, and what polkit is asked for it."""
 
@@ -62,7 +62,7 @@ class FakePolkit:
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     """Sender, action and flags of each question."""
 
-    def heard(self, call: Call) -> None:
+    def on_call(self, call: Call) -> None:
         if self.silent or call.member != "CheckAuthorization":
             return
         (kind, subject), action, _details, flags, _cancellation = call.args
@@ -72,7 +72,7 @@ class FakePolkit:
             self.instead(call)
             return
         if self.error is not None:
-            call.connection.refuse(call, self.error)
+            call.connection.reply_error(call, self.error)
             return
         authorized, challenge = self.says.get(action, (action == Action.INSPECT, True))
         if flags and challenge and self.agent:
@@ -85,7 +85,7 @@ class FakePolkit:
 @contextlib.asynccontextmanager
 async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
     """The fake under polkit's name; the connection that has it."""
-    connection = await connect(bus.address, on_call=fake.heard)
+    connection = await connect(bus.address, on_call=fake.on_call)
     try:
         await connection.call(*BUS, "RequestName", "su", polkit.NAME, 4)
         yield connection
@@ -93,11 +93,11 @@ async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
         connection.close()
 
 
-async def outcome(bus: Bus, uid: int, member: str, **how: Any) -> str:
+async def outcome(bus: Bus, uid: int, member: str, **options: Any) -> str:
     """The name of the error that a user gets, "" for none."""
     async with client(bus, uid=uid) as connection:
         try:
-            await ask(connection, member, **how)
+            await ask(connection, member, **options)
         except BusError as error:
             return error.name
     return ""
@@ -122,7 +122,9 @@ def test_each_member_asks_for_its_own_action_and_root_for_none(bus: Bus, uid: in
             for member, action in MEMBERS.items():
                 fake.asked.clear()
                 assert await outcome(bus, uid, member) == ""
-                assert [each for _, each, _ in fake.asked] == ([action] if uid else [])
+                assert [asked_action for _, asked_action, _ in fake.asked] == (
+                    [action] if uid else []
+                )
 
     run(body())
 
@@ -184,9 +186,9 @@ def test_a_refusal_names_the_way_out(bus: Bus) -> None:
 
 def test_each_member_that_can_be_refused_has_a_way_out() -> None:
     guarded = {member for (_, member), method in METHODS.items() if method.action}
-    assert set(AS_ROOT) == guarded
-    told = [words.split() for words in AS_ROOT.values()]
-    assert {words[1] for words in told if words[0] == "ipv6natctl"} <= set(COMMANDS)
+    assert set(ROOT_COMMANDS) == guarded
+    commands = [words.split() for words in ROOT_COMMANDS.values()]
+    assert {words[1] for words in commands if words[0] == "ipv6natctl"} <= set(COMMANDS)
 
 
 def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> None:
@@ -205,7 +207,7 @@ def test_a_polkit_that_is_kept_busy_opens_nothing(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody could do that, to see what an administrator closed."""
-    monkeypatch.setattr(polkit, "PATIENCE", 0.3)
+    monkeypatch.setattr(polkit, "CHECK_TIMEOUT", 0.3)
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())), authority(bus, FakePolkit(silent=True)):
@@ -253,12 +255,12 @@ def test_no_more_questions_wait_than_the_bus_lets_wait(
             waiting += [
                 asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(14)
             ]
-            await until(lambda: service._authority._asked.locked())
+            await until(lambda: service._authority._check_slots.locked())
             connection = service._connection
             assert connection is not None
             assert len(connection._bus._method_return_handlers) <= 64 + 2
-            for each in waiting:
-                each.cancel()
+            for task in waiting:
+                task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
     run(body())
@@ -274,11 +276,11 @@ def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -
             await stack.enter_async_context(authority(bus, fake))
             users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(10)]
             names = {user.unique_name for user in users}
-            held: list[Call] = []
+            pending: list[Call] = []
 
             def instead(call: Call) -> None:
                 if call.args[0][1]["name"] in names:
-                    held.append(call)
+                    pending.append(call)
                 else:
                     call.connection.reply(call, "(bba{ss})", [[True, False, {}]])
 
@@ -286,18 +288,18 @@ def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -
             waiting = [
                 asyncio.create_task(ask(user, "ListMappings")) for user in users for _ in range(16)
             ]
-            await until(lambda: len(held) == 32)
-            await until(lambda: sum(each.done() for each in waiting) == 128)
+            await until(lambda: len(pending) == 32)
+            await until(lambda: sum(task.done() for task in waiting) == 128)
             for uid in (GAMES, ROOT):
                 other = await stack.enter_async_context(client(bus, uid=uid))
                 assert len(await ask(other, "ListMappings", timeout=5)) == 1
-            assert len(held) == 32
-            assert service._limits._of_user[NOBODY] == 32
-            for each in waiting:
-                each.cancel()
+            assert len(pending) == 32
+            assert service._limits._calls_of_user[NOBODY] == 32
+            for task in waiting:
+                task.cancel()
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-            said = {each.name for each in outcomes if isinstance(each, BusError)}
-            assert said == {ERROR + "LimitsExceeded"}
+            names = {error.name for error in outcomes if isinstance(error, BusError)}
+            assert names == {ERROR + "LimitsExceeded"}
 
     run(body())
 
@@ -310,15 +312,15 @@ def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
             await stack.enter_async_context(authority(bus, fake))
             users = [await stack.enter_async_context(client(bus, uid=NOBODY)) for _ in range(20)]
             waiting = [asyncio.create_task(ask(user, "Resync", interactive=True)) for user in users]
-            await until(lambda: sum(each.done() for each in waiting) == 18)
+            await until(lambda: sum(task.done() for task in waiting) == 18)
             with pytest.raises(BusError, match="asked for 2 passwords") as caught:
                 await ask(users[0], "Resync", interactive=True)
             assert caught.value.name == ERROR + "LimitsExceeded"
             fake.typed = True
             assert await outcome(bus, GAMES, "Resync", interactive=True) == ""
             assert service._authority._dialogs[NOBODY] == 2
-            for each in waiting:
-                each.cancel()
+            for task in waiting:
+                task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
     run(body())
@@ -328,7 +330,7 @@ def test_a_dialog_that_nobody_answers_is_a_refusal(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for looking: it must not open what an administrator closed."""
-    monkeypatch.setattr(polkit, "DIALOG_PATIENCE", 0.3)
+    monkeypatch.setattr(polkit, "DIALOG_TIMEOUT", 0.3)
 
     async def body() -> None:
         fake = FakePolkit(says={Action.INSPECT: (False, True)}, typed=None)
@@ -387,13 +389,13 @@ def test_an_answer_from_before_a_change_is_good_for_one_call(bus: Bus) -> None:
 
 
 def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polkit, "MAX_KNOWN", 3)
+    monkeypatch.setattr(polkit, "MAX_SENDERS", 3)
 
     async def body() -> None:
         async with serving(bus, FakeSource(status())) as service:
             for _ in range(8):
                 assert await outcome(bus, NOBODY, "ListSkipped") == ""
-            assert len(service._authority._may_look) <= 3
+            assert len(service._authority._may_inspect) <= 3
             assert len(service._authority._uids) <= 3
 
     run(body())
@@ -402,10 +404,10 @@ def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.Mo
 def test_the_policy_file_has_each_action_with_words_and_defaults() -> None:
     root = ET.parse(TREE / "dbus" / "org.ipv6natd1.policy").getroot()
     found = {}
-    for each in root.iter("action"):
-        assert (each.findtext("description") or "").strip()
-        assert (each.findtext("message") or "").endswith(".")
-        found[each.attrib["id"]] = {it.text for it in each.find("defaults") or ()}
+    for element in root.iter("action"):
+        assert (element.findtext("description") or "").strip()
+        assert (element.findtext("message") or "").endswith(".")
+        found[element.attrib["id"]] = {default.text for default in element.find("defaults") or ()}
     assert set(found) == set(Action)
     for action, defaults in found.items():
         if action == Action.INSPECT:
@@ -426,8 +428,8 @@ def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
         )
     # A member of the group that the example names.
     lines = Path("/etc/group").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("docker:")]
-    (folder / "group").write_text("\n".join([*kept, "docker:x:4242:games"]) + "\n")
+    other_groups = [line for line in lines if not line.startswith("docker:")]
+    (folder / "group").write_text("\n".join([*other_groups, "docker:x:4242:games"]) + "\n")
     script = f"""
         mount --bind {ROOT}/dbus /usr/share/polkit-1/actions
         mount --bind {folder}/none /usr/share/polkit-1/rules.d

@@ -16,7 +16,7 @@ from ipv6natd.dbus.objects import (
     PROPERTIES,
     introspection,
 )
-from ipv6natd.dbus.values import plain, variants
+from ipv6natd.dbus.values import variants, without_variants
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import (
     Row,
@@ -43,7 +43,7 @@ ERROR = "org.freedesktop.DBus.Error."
 
 
 def shown(rows: list[Row]) -> Any:
-    return plain([variants(row) for row in rows])
+    return without_variants([variants(row) for row in rows])
 
 
 def test_every_list_and_property_is_the_status(bus: Bus) -> None:
@@ -243,16 +243,16 @@ def test_no_name_breaks_an_answer_or_a_signal(bus: Bus, name: str) -> None:
     async def body() -> None:
         source = FakeSource(status(mapping(name=name), state_reason=name))
         source.text = name
-        seen: list[Signal] = []
+        signals: list[Signal] = []
         expected = name.replace("\0", "\ufffd").replace("\ud800", "\ufffd")
-        async with serving(bus, source) as service, client(bus, seen.append) as root:
+        async with serving(bus, source) as service, client(bus, signals.append) as root:
             (row,) = await ask(root, "ListMappings")
             assert row["ContainerName"] == expected
             assert await ask(root, "GetRuleset") == expected
             service.publish(status(generation=0), source.now)
             everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)
             assert everything["StateReason"] == expected
-        added = [each for each in seen if each.member == "MappingAdded"]
-        assert [each.args[0]["ContainerName"] for each in added] == [expected]
+        added = [signal for signal in signals if signal.member == "MappingAdded"]
+        assert [signal.args[0]["ContainerName"] for signal in added] == [expected]
 
     run(body())

@@ -91,11 +91,11 @@ def test_waiting_calls_end_with_their_connection(bus: Bus) -> None:
         async with serving(bus, source) as service:
             async with client(bus) as root:
                 waiting = asyncio.create_task(ask(root, "Resync"))
-                await until(lambda: service._limits._unanswered)
+                await until(lambda: service._limits._calls_of_sender)
                 bus.stop()
                 with pytest.raises(BusError):
                     await waiting
             await until(lambda: not service._tasks)
-            assert not service._limits._unanswered
+            assert not service._limits._calls_of_sender
 
     run(body())

@@ -28,7 +28,7 @@ from tests.integration.bus.conftest import (
 
 def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
     async def body() -> None:
-        seen: list[Signal] = []
+        signals: list[Signal] = []
         old = status(mapping(), mapping(1), mapping(2))
         new = status(
             mapping(),
@@ -40,11 +40,11 @@ def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
             state_reason="x",
         )
         drift: Row = {"Rules": ("u", 4)}
-        async with serving(bus, FakeSource(new)) as service, client(bus, seen.append) as root:
+        async with serving(bus, FakeSource(new)) as service, client(bus, signals.append) as root:
             service.publish(old, new, drift)
             service.publish(new, new)
             await ask(root, "Ping", interface=PEER)
-        assert [each.member for each in seen] == [
+        assert [signal.member for signal in signals] == [
             "PropertiesChanged",
             *("MappingRemoved", "MappingRemoved", "MappingAdded", "MappingAdded"),
             *("DriftRepaired", "Synced"),
@@ -55,11 +55,11 @@ def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
             "Generation": 2,
             "LastSync": new.last_sync,
         }
-        assert seen[0].args == [MANAGER, changed, []]
-        ports = [each.args[0]["HostPort"] for each in seen[1:5]]
+        assert signals[0].args == [MANAGER, changed, []]
+        ports = [signal.args[0]["HostPort"] for signal in signals[1:5]]
         assert ports == [8001, 8002, 8001, 8003]
-        assert seen[5].args == [{"Rules": 4}]
-        assert seen[6].args == [
+        assert signals[5].args == [{"Rules": 4}]
+        assert signals[6].args == [
             2,
             {"MappingsAdded": 2, "MappingsRemoved": 2, "State": "degraded"},
         ]
@@ -69,29 +69,29 @@ def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
 
 def test_the_version_is_never_announced_and_a_quiet_sync_says_only_that_it_was(bus: Bus) -> None:
     async def body() -> None:
-        seen: list[Signal] = []
+        signals: list[Signal] = []
         old = status(mapping())
         new = replace(old, version="2", last_sync=old.last_sync + 1)
-        async with serving(bus, FakeSource(new)) as service, client(bus, seen.append) as root:
+        async with serving(bus, FakeSource(new)) as service, client(bus, signals.append) as root:
             service.publish(old, new)
             await ask(root, "Ping", interface=PEER)
-        assert [each.member for each in seen] == ["PropertiesChanged", "Synced"]
-        assert seen[0].args == [MANAGER, {"LastSync": new.last_sync}, []]
+        assert [signal.member for signal in signals] == ["PropertiesChanged", "Synced"]
+        assert signals[0].args == [MANAGER, {"LastSync": new.last_sync}, []]
 
     run(body())
 
 
 def test_at_most_fifty_mappings_are_signalled_a_sync(bus: Bus) -> None:
     async def body() -> None:
-        seen: list[Signal] = []
+        signals: list[Signal] = []
         old = status(*(mapping(number) for number in range(40)))
         new = status(*(mapping(number) for number in range(40, 120)), generation=2, last_sync=5)
-        async with serving(bus, FakeSource(new)) as service, client(bus, seen.append) as root:
+        async with serving(bus, FakeSource(new)) as service, client(bus, signals.append) as root:
             service.publish(old, new)
             await ask(root, "Ping", interface=PEER)
-        names = [each.member for each in seen]
+        names = [signal.member for signal in signals]
         assert (names.count("MappingRemoved"), names.count("MappingAdded")) == (40, 10)
-        assert seen[-1].args[1]["MappingsAdded"] == 80
+        assert signals[-1].args[1]["MappingsAdded"] == 80
 
     run(body())
 

@@ -16,7 +16,7 @@ import pytest
 from ipv6natd.dbus import polkit
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal, connect
 from ipv6natd.dbus.members import METHODS
-from ipv6natd.dbus.objects import LOG, MANAGER, NAME, PATH, PEER, PROPERTIES, SERVED
+from ipv6natd.dbus.objects import INTERFACES, LOG_CONTROL, MANAGER, NAME, PATH, PEER, PROPERTIES
 from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.service import BusService
 from ipv6natd.dbus.values import variants
@@ -44,7 +44,7 @@ LIMIT = ERROR + "LimitsExceeded"
 CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
 EVERY = [
     (path, interface, member, takes)
-    for path in SERVED
+    for path in INTERFACES
     for (interface, member), (takes, _returns) in members(path, "method").items()
 ]
 LEVEL = variants({"x": ("s", "debug")})["x"]
@@ -52,9 +52,9 @@ RIGHT: dict[tuple[str, str], list[Any]] = {
     (MANAGER, "Get"): [MANAGER, "State"],
     (MANAGER, "GetAll"): [MANAGER],
     (MANAGER, "Set"): [MANAGER, "State", LEVEL],
-    (LOG, "Get"): [LOG, "LogLevel"],
-    (LOG, "GetAll"): [LOG],
-    (LOG, "Set"): [LOG, "LogLevel", LEVEL],
+    (LOG_CONTROL, "Get"): [LOG_CONTROL, "LogLevel"],
+    (LOG_CONTROL, "GetAll"): [LOG_CONTROL],
+    (LOG_CONTROL, "Set"): [LOG_CONTROL, "LogLevel", LEVEL],
 }
 """Arguments that mean something, by the object's own interface and the member."""
 ANY: dict[str, Any] = {"s": "web", "v": LEVEL, "a{sv}": {}, "as": ["x"], "u": 7, "b": True}
@@ -75,7 +75,7 @@ def ids(case: tuple[str, str, str, str]) -> str:
 
 
 def right(path: str, member: str, takes: str) -> list[Any]:
-    own = (*SERVED.get(path, ()), MANAGER)[0]
+    own = (*INTERFACES.get(path, ()), MANAGER)[0]
     given = RIGHT.get((own, member))
     if given is None and takes == "ss":
         given = [own, "Nothing"]
@@ -84,17 +84,17 @@ def right(path: str, member: str, takes: str) -> list[Any]:
     return given if given is not None else [ANY[takes]] if takes else []
 
 
-async def outcome(connection: Connection, *words: Any, **how: Any) -> str:
+async def outcome(connection: Connection, *words: Any, **options: Any) -> str:
     """The name of the error that the call ends with, "" for none."""
     try:
-        await ask(connection, *words, **how)
+        await ask(connection, *words, **options)
     except BusError as error:
-        said = error
+        caught = error
     else:
         return ""
-    assert said.text
-    assert "Traceback" not in said.text
-    return said.name
+    assert caught.text
+    assert "Traceback" not in caught.text
+    return caught.name
 
 
 @contextlib.asynccontextmanager
@@ -118,15 +118,15 @@ def test_a_plain_user_reads_all_and_changes_nothing(
     expected = {"", ERROR + "UnknownProperty"} if takes == "ss" else {""}
     if method.action not in (None, Action.INSPECT):
         expected = {DENIED}
-    if member == "Set" and SERVED[path][:1] != (LOG,):
+    if member == "Set" and INTERFACES[path][:1] != (LOG_CONTROL,):
         expected = {ERROR + "PropertyReadOnly", ERROR + "UnknownProperty"}
 
     async def body() -> None:
         async with stranger(bus) as (_, nobody):
             args = right(path, member, takes)
             for interactive in (False, True):
-                how = {"path": path, "interface": interface, "interactive": interactive}
-                assert await outcome(nobody, member, takes, *args, **how) in expected
+                options = {"path": path, "interface": interface, "interactive": interactive}
+                assert await outcome(nobody, member, takes, *args, **options) in expected
 
     run(body())
 
@@ -143,14 +143,14 @@ def test_arguments_of_other_types_are_refused_by_name(
                 if signature == takes:
                     continue
                 args = VALUES[signature] if signature in VALUES else right("", "", signature)
-                how = {"path": path, "interface": interface}
-                said = await outcome(nobody, member, signature, *args, **how)
-                assert said == ERROR + "InvalidArgs", signature
+                options = {"path": path, "interface": interface}
+                name = await outcome(nobody, member, signature, *args, **options)
+                assert name == ERROR + "InvalidArgs", signature
 
     run(body())
 
 
-@pytest.mark.parametrize("case", [each for each in EVERY if each[3]], ids=ids)
+@pytest.mark.parametrize("case", [case for case in EVERY if case[3]], ids=ids)
 def test_huge_arguments_are_refused_and_hold_up_nobody(
     bus: Bus, case: tuple[str, str, str, str]
 ) -> None:
@@ -184,10 +184,10 @@ LARGE: dict[str, Callable[[], dict[str, Any]]] = {
     "argument": lambda: {**TO_EXPLAIN, "signature": "s", "body": ["x" * SIZE]},
     "bytes": lambda: {**TO_EXPLAIN, "signature": "ay", "body": [bytes(SIZE)]},
     "structure": lambda: {**TO_EXPLAIN, "signature": "(s)", "body": [["x" * SIZE]]},
-    "variant": lambda: {**TO_SET, "body": [LOG, "LogLevel", Variant("s", "x" * SIZE)]},
+    "variant": lambda: {**TO_SET, "body": [LOG_CONTROL, "LogLevel", Variant("s", "x" * SIZE)]},
     "variant in variants": lambda: {
         **TO_SET,
-        "body": [LOG, "LogLevel", Variant("v", Variant("v", Variant("ay", bytes(SIZE))))],
+        "body": [LOG_CONTROL, "LogLevel", Variant("v", Variant("v", Variant("ay", bytes(SIZE))))],
     },
     "dictionary": lambda: {
         **TO_EXPLAIN,
@@ -263,8 +263,8 @@ def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of them would have to be read; the service follows those that are sent to all."""
-    heard: list[Signal] = []
-    monkeypatch.setattr(BusService, "_heard", lambda _self, signal: heard.append(signal))
+    signals: list[Signal] = []
+    monkeypatch.setattr(BusService, "_on_signal", lambda _self, signal: signals.append(signal))
 
     async def body() -> None:
         async with stranger(bus) as (_, nobody):
@@ -279,25 +279,28 @@ def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
                     )
                 )
             assert await ask(nobody, "Ping", interface=PEER) is None
-            assert [each for each in heard if each.sender == nobody.unique_name] == []
+            assert [signal for signal in signals if signal.sender == nobody.unique_name] == []
             async with authority(bus, FakePolkit()) as real:
                 real.emit(polkit.AUTHORITY[1], polkit.AUTHORITY[2], "Changed", "")
-                await until(lambda: any(each.sender == real.unique_name for each in heard))
+                await until(lambda: any(signal.sender == real.unique_name for signal in signals))
 
     run(body())
 
 
 @pytest.mark.parametrize(
-    "member", [name for (where, name), it in METHODS.items() if where == MANAGER and not it.takes]
+    "member",
+    [name for (where, name), it in METHODS.items() if where == MANAGER and not it.in_signature],
 )
 def test_a_flood_of_any_member_changes_nothing(bus: Bus, member: str) -> None:
     async def body() -> None:
         path = bus.address.removeprefix("unix:path=")
         async with stranger(bus):
-            seen = await asyncio.to_thread(flood, path, member, 500, uid=NOBODY)
+            outcomes = await asyncio.to_thread(flood, path, member, 500, uid=NOBODY)
         reads = METHODS[MANAGER, member].action is Action.INSPECT
-        assert set(seen) - {"LimitsExceeded"} <= {member} | (set() if reads else {"AccessDenied"})
-        assert reads or seen[member] == 0
+        assert set(outcomes) - {"LimitsExceeded"} <= {member} | (
+            set() if reads else {"AccessDenied"}
+        )
+        assert reads or outcomes[member] == 0
 
     run(body())
 
@@ -358,10 +361,10 @@ def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit(silent=True)
         async with stranger(bus) as (_, nobody), authority(bus, fake) as real:
-            held: list[Call] = []
-            fake.silent, fake.instead = False, held.append
+            pending: list[Call] = []
+            fake.silent, fake.instead = False, pending.append
             waiting = asyncio.create_task(outcome(nobody, "Cleanup"))
-            await until(lambda: held)
+            await until(lambda: pending)
             service = await name_of(nobody, NAME)
             for serial in range(1, 200):
                 nobody._bus.send(
@@ -375,7 +378,7 @@ def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
                 )
             await nobody.call(*BUS, "GetId")
             assert not waiting.done()
-            real.reply(held[0], "(bba{ss})", [[False, False, {}]])
+            real.reply(pending[0], "(bba{ss})", [[False, False, {}]])
             assert await waiting == DENIED
 
     run(body())
@@ -390,11 +393,11 @@ def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
     async def body() -> None:
         async with stranger(bus) as (_, nobody):
             first = FakePolkit()
-            held: list[Call] = []
-            first.instead = held.append
+            pending: list[Call] = []
+            first.instead = pending.append
             async with authority(bus, first):
                 waiting = asyncio.create_task(outcome(nobody, member))
-                await until(lambda: held)
+                await until(lambda: pending)
             second = FakePolkit(says=dict.fromkeys(Action, (True, False)))
             async with authority(bus, second):
                 assert await waiting == DENIED
@@ -407,15 +410,15 @@ def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) ->
     async def body() -> None:
         async with stranger(bus) as (_, nobody):
             first = FakePolkit()
-            held: list[Call] = []
-            first.instead = held.append
+            pending: list[Call] = []
+            first.instead = pending.append
             async with authority(bus, first) as old:
                 waiting = asyncio.create_task(outcome(nobody, "ListMappings"))
-                await until(lambda: held)
+                await until(lambda: pending)
                 await old.call(*BUS, "ReleaseName", "s", polkit.NAME)
                 second = FakePolkit(says={Action.INSPECT: (False, False)})
                 async with authority(bus, second):
-                    old.reply(held[0], "(bba{ss})", [[True, False, {}]])
+                    old.reply(pending[0], "(bba{ss})", [[True, False, {}]])
                     assert await waiting == ""  # it was asked while it was polkit
                     assert await outcome(nobody, "ListMappings") == DENIED
 

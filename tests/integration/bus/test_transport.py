@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ipv6natd.dbus import connection as transport
 from ipv6natd.dbus import wire as dbus_wire
 from ipv6natd.dbus.connection import BusError, Call, connect
-from ipv6natd.dbus.values import bus_text, marshal_rows, plain, variants
+from ipv6natd.dbus.values import bus_text, marshal_rows, variants, without_variants
 from ipv6natd.report.status import Row, mapping_row
 from tests.integration.bus.conftest import Bus, client, mapping, run
 
@@ -64,8 +64,8 @@ def test_a_full_socket_buffer_waits_instead_of_hanging_up(bus: Bus) -> None:
 
 def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
     async def body() -> None:
-        seen: list[int] = []
-        async with client(bus, lambda signal: seen.append(signal.args[-1])) as listener:
+        numbers: list[int] = []
+        async with client(bus, lambda signal: numbers.append(signal.args[-1])) as listener:
             await listener.call(*DBUS, "AddMatch", "s", "type='signal',path='/a'")
             async with client(bus) as sender:
                 bus.pause()
@@ -74,7 +74,7 @@ def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
                 bus.resume()
                 await sender.call(*DBUS, "GetId")
             await listener.call(*DBUS, "GetId")
-        assert [each for each in seen if isinstance(each, int)] == list(range(2000))
+        assert [number for number in numbers if isinstance(number, int)] == list(range(2000))
 
     run(body())
 
@@ -82,11 +82,11 @@ def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
 def test_fifty_connections_leave_no_descriptor(bus: Bus) -> None:
     async def body() -> None:
         before = descriptors()
-        held = []
+        connections = []
         for _ in range(50):
             connection = await connect(bus.address)
             connection.close()
-            held.append(connection)
+            connections.append(connection)
         assert descriptors() == before
 
     run(body())
@@ -206,7 +206,7 @@ def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus
         calls: list[tuple[str, bool, int]] = []
         small = await connect(
             bus.address,
-            on_call=lambda it: calls.append((it.member, it.cut, len(it.args))),
+            on_call=lambda it: calls.append((it.member, it.truncated, len(it.args))),
             max_arrays=4096,
         )
         async with client(bus) as connection:
@@ -247,13 +247,13 @@ def test_no_more_of_a_message_is_held_than_its_bound(over: int) -> None:
     honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
     stream = Dribble(call(text) + honest)
     reader = reader_of(stream)
-    held, message = 0, None
+    most_held, message = 0, None
     while message is None:
         message = reader.unmarshall()
-        held = max(held, len(reader.buf))
-    assert (message.member, message.cut, message.size) == ("Long", over > 0, (1 << 16) + over)
+        most_held = max(most_held, len(reader.buf))
+    assert (message.member, message.truncated, message.size) == ("Long", over > 0, (1 << 16) + over)
     assert message.body == ([] if over else [text])
-    assert held <= 1 << 16
+    assert most_held <= 1 << 16
     assert stream.largest <= 1 << 16
     reader.reset()
     while (message := reader.unmarshall()) is None:
@@ -271,8 +271,8 @@ def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
         with pytest.raises(BusError, match="too many to read"):
             await small.call(wordy.unique_name, "/a", "a.b", "C")
         assert await small.call(*DBUS, "GetId")
-        for each in (small, wordy):
-            each.close()
+        for connection in (small, wordy):
+            connection.close()
 
     run(body())
 
@@ -329,7 +329,7 @@ def test_rows_are_marshalled_as_the_library_does(rows: list[Row]) -> None:
 
 def test_plain_takes_every_variant_away() -> None:
     row = mapping_row(mapping(), 5)
-    assert plain([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
+    assert without_variants([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
 
 
 def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
@@ -363,9 +363,9 @@ def reader_of(stream: io.BytesIO) -> Any:
 
 
 def test_signatures_that_others_send_are_not_kept_for_ever() -> None:
-    kept = LIBRARY["SignatureTree"]._cache
+    cache = LIBRARY["SignatureTree"]._cache
     for number in range(3000):
         signature = "".join("yb"[number >> bit & 1] for bit in range(12))
         assert LIBRARY["Variant"](signature[:1], 1 if signature[0] == "y" else True)
         LIBRARY["SignatureTree"]._get(signature)
-    assert len(kept) <= 256
+    assert len(cache) <= 256

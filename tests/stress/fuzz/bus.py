@@ -14,10 +14,10 @@ from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import service as dbus_api
 from ipv6natd.dbus import wire as dbus_wire
 from ipv6natd.dbus.connection import BusError, Call
-from ipv6natd.dbus.members import METHODS, called
+from ipv6natd.dbus.members import METHODS, find_method
 from ipv6natd.dbus.objects import MANAGER, PATH, PROPERTIES
 from ipv6natd.dbus.service import BusService
-from ipv6natd.dbus.values import plain
+from ipv6natd.dbus.values import without_variants
 from ipv6natd.dbus.wire import Message, MessageType, Variant
 from tests.harness.outputs import texts
 from tests.integration.bus.conftest import FakeSource, mapping, status
@@ -65,21 +65,21 @@ def _reader(
 
 
 def _call(message: Message) -> Call:
-    return bus._call(None, message)  # type: ignore[arg-type]
+    return bus._call_from(None, message)  # type: ignore[arg-type]
 
 
 def _assert_called(call: Call) -> None:
     try:
-        method = called(call)
+        method = find_method(call)
     except BusError as error:
         _assert_error(error)
         return
-    assert method.takes == call.signature
+    assert method.in_signature == call.signature
 
 
 def _assert_error(error: BusError) -> None:
     assert error.name.startswith(("org.freedesktop.DBus.Error.", "org.ipv6natd1.Error."))
-    assert 0 < len(error.text) <= max(bus.LONGEST_ERROR, 40_000), error.text
+    assert 0 < len(error.text) <= max(bus.MAX_ERROR_LENGTH, 40_000), error.text
     assert "Traceback" not in error.text
 
 
@@ -94,7 +94,7 @@ class _Line:
         self._connection = bus.Connection(self)  # type: ignore[arg-type]
         self.reply = self._connection.reply
         self.reply_marshalled = self._connection.reply_marshalled
-        self.refuse = self._connection.refuse
+        self.reply_error = self._connection.reply_error
 
     def send(self, message: Message) -> int:
         message.serial = 1
@@ -104,8 +104,8 @@ class _Line:
 
 
 class _Everybody:
-    def known_user(self, _call: Call) -> int:
-        """The uid of a plain user, so that polkit is needed."""
+    def cached_uid(self, _call: Call) -> int:
+        """The uid of a without_variants user, so that polkit is needed."""
         return 65534
 
     async def check(self, _call: Call, _action: object) -> None:
@@ -141,18 +141,18 @@ def members(data: bytes) -> None:
     except Exception:  # no bus daemon would deliver it
         return
     line = _Line()
-    call = replace(bus._call(line, read), sender=":1.5")  # type: ignore[arg-type]
+    call = replace(bus._call_from(line, read), sender=":1.5")  # type: ignore[arg-type]
     _loop().run_until_complete(_served(call))
     assert len(line.answers) == int(call.wants_reply)
     for answer in line.answers:
-        reply = _reader(io.BytesIO(answer), bus.LARGE, bus.LARGE).unmarshall()
+        reply = _reader(io.BytesIO(answer), bus.NO_LIMIT, bus.NO_LIMIT).unmarshall()
         assert reply is not None
         if reply.message_type is MessageType.ERROR:
             _assert_error(BusError(reply.error_name, reply.body[0]))
             assert reply.error_name != dbus_api.FAILED, reply.body
         else:
-            assert reply.signature == called(call).returns
-        for text in texts(plain(reply.body)):
+            assert reply.signature == find_method(call).out_signature
+        for text in texts(without_variants(reply.body)):
             assert "\0" not in text
 
 
@@ -212,12 +212,12 @@ def _wired() -> tuple[bytes, ...]:
             "ssv": [MANAGER, "LogLevel", Variant("s", "debug")],
             "a{sv}": [{"Port": Variant("q", 80)}],
         }
-        body = values[method.takes]
+        body = values[method.in_signature]
         message = Message(
             path=PATH,
             interface=interface,
             member=member,
-            signature=method.takes,
+            signature=method.in_signature,
             body=body,
             serial=2,
             sender=":1.5",

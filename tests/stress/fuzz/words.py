@@ -9,7 +9,7 @@ from dataclasses import fields
 from ipv6natd import cli, config
 from ipv6natd.config import ConfigError, Settings
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.usage import read
+from ipv6natd.ctl.usage import parse_arguments
 from ipv6natd.model import Policy
 from tests.stress.fuzz.target import Target, pieces
 
@@ -76,7 +76,7 @@ def control(data: bytes) -> None:
     said, out = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(out):
-            name, how = read(argv, COMMANDS, {})
+            name, options = parse_arguments(argv, COMMANDS, {})
     except SystemExit as end:
         assert end.code in (0, 2)
         if end.code == 2:
@@ -84,10 +84,10 @@ def control(data: bytes) -> None:
             assert said.getvalue()[:-1].isprintable(), said.getvalue()
         return
     command = COMMANDS[name]
-    assert bool(how.argument) == bool(command.argument)
-    assert set(how.filters) <= set(command.filters)
-    assert how.flags <= set(command.flags)
-    assert 0 < how.filters.get("port", 1) < 65536
+    assert bool(options.argument) == bool(command.argument)
+    assert set(options.filters) <= set(command.filters)
+    assert options.flags <= set(command.flags)
+    assert 0 < options.filters.get("port", 1) < 65536
 
 
 TARGETS = (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.ctl import control as steering
+from ipv6natd.ctl import control
 from ipv6natd.dbus.connection import ERROR, BusError
-from ipv6natd.sync import offline as flush
-from ipv6natd.system import process as tools
+from ipv6natd.sync import offline
+from ipv6natd.system import process
 
 AGENT = """#!/bin/sh
 echo "$$ $*" >"$0.ran"
@@ -27,7 +27,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "pkttyagent"
     path.write_text(AGENT)
     path.chmod(0o755)
-    monkeypatch.setattr(tools, "find", lambda _: str(path))
+    monkeypatch.setattr(process, "find", lambda _: str(path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -40,7 +40,7 @@ def ran(agent: Path) -> list[str]:
 
 
 def test_a_plain_user_on_a_terminal_is_asked_while_the_call_lasts(agent: Path) -> None:
-    with steering._agent():
+    with control._polkit_agent():
         number, *words = ran(agent)
         assert words[2:] == ["--fallback", "--process", str(os.getpid())]
         assert Path(f"/proc/{number}").exists()
@@ -50,29 +50,29 @@ def test_a_plain_user_on_a_terminal_is_asked_while_the_call_lasts(agent: Path) -
 def test_an_agent_that_fails_at_once_does_not_keep_anybody_waiting(agent: Path) -> None:
     agent.write_text("#!/bin/sh\nexit 1\n")
     began = time.monotonic()
-    with steering._agent():
+    with control._polkit_agent():
         pass
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("who", ["root", "script"])
+@pytest.mark.parametrize("caller", ["root", "script"])
 def test_root_and_scripts_are_not_asked(
-    agent: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    agent: Path, monkeypatch: pytest.MonkeyPatch, caller: str
 ) -> None:
-    if who == "root":
+    if caller == "root":
         monkeypatch.setattr(os, "geteuid", lambda: 0)
     else:
         monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
-    with steering._agent():
+    with control._polkit_agent():
         assert ran(agent) == []
 
 
-@pytest.mark.parametrize(("name", "noted"), [("ServiceUnknown", False), ("NoServer", True)])
+@pytest.mark.parametrize(("name", "has_note"), [("ServiceUnknown", False), ("NoServer", True)])
 def test_without_a_bus_root_is_told_that_a_daemon_may_write_again(
-    monkeypatch: pytest.MonkeyPatch, name: str, noted: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, has_note: bool
 ) -> None:
-    monkeypatch.setattr(flush, "flush", lambda _: 9)
+    monkeypatch.setattr(offline, "flush", lambda _: 9)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    answer = steering._flushed(BusError(ERROR + name, "no bus"))
-    assert (answer.value, answer.code) == ({"Removed": 9}, 0)
-    assert answer.note.endswith(": systemctl stop ipv6natd") == noted
+    result = control._flush_without_daemon(BusError(ERROR + name, "no bus"))
+    assert (result.value, result.code) == ({"Removed": 9}, 0)
+    assert result.note.endswith(": systemctl stop ipv6natd") == has_note

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.dbus.values import plain, variants
+from ipv6natd.dbus.values import variants, without_variants
 from ipv6natd.model import (
     Container,
     Engine,
@@ -93,7 +93,7 @@ def test_a_forwarded_port_has_its_rule_and_its_counter() -> None:
         "[0:0] -A IPV6NAT-DNAT -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT "
         "--to-destination [fd00:a::2]:80\nCOMMIT\n"
     )
-    (shown,) = plain([variants(row(it, connections(save)))])
+    (shown,) = without_variants([variants(row(it, connections(save)))])
     assert [port.get("Connections") for port in shown["Ports"]] == [7, None]
 
 
