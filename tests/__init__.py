@@ -1,7 +1,7 @@
-"""Everything that checks ipv6natd, by what it needs.
+"""The tests of ipv6natd, by their needs.
 
-unit and docs need Python alone; integration needs root, a bus and network namespaces; system needs
-Docker engines and booted hosts; stress runs long. The harness is what they share.
+unit and docs need only Python; integration needs root, a bus and network namespaces; system needs
+Docker engines and booted hosts; stress runs long. harness has the parts that all of them share.
 """
 
 from __future__ import annotations

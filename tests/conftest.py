@@ -1,7 +1,7 @@
-"""What holds for every test: nothing of ours outlives the run, and how it ended is remembered.
+"""For every test: record its result, and check that no process or namespace of ours remains.
 
-Tests run in several workers (pytest-xdist): they wait more than they compute. A shared lab belongs
-to one of them, with all its tests.
+Tests run in several workers (pytest-xdist), because they wait more than they compute. A shared lab
+and all its tests belong to one worker.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ OUTCOMES = pytest.StashKey[list[Outcome]]()
 CHECKS = pytest.StashKey[list[Check]]()
 SUPPLIED = pytest.StashKey[list[supply.Ran]]()
 SPENT = pytest.StashKey[dict[str, Counter[str]]]()
-"""By folder: how many tests there are, and the milliseconds of their set-up, call and teardown."""
+"""For each folder: the number of tests, and the milliseconds of set-up, call and teardown."""
 RAN, CHECK = "ran", "check"
-"""How a worker tells the one that started it what ran, beside engines and on booted hosts."""
+"""The keys under which a worker reports results: packet tests, and checks on booted hosts."""
 
 
 QUICK = ("tests/unit", "tests/docs", "tests/harness")
-"""The folders whose tests need Python alone; each of these tests may run in any worker."""
+"""The folders whose tests need only Python. Each of these tests may run in any worker."""
 
 
 def _folder(name: str) -> str:
@@ -50,12 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--engines",
         choices=("ci", "all"),
         default="ci",
-        help="packet tests with the engines that CI has time for, or with all (make test-all)",
+        help="packet tests with the engines of CI, or with all (make test-all)",
     )
     parser.addoption(
         "--report",
         metavar="FOLDER",
-        help="write the pages of what ran here: engines, behaviour, booted, supply",
+        help="write the pages of the results here: engines, behaviour, booted, supply",
     )
 
 
@@ -67,18 +67,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SPENT] = {}
     config.pluginmanager.register(Listener(config))
     os.environ[MARK] = LAB
-    # Terminated like interrupted: fixtures clean up.
+    # SIGTERM is handled like SIGINT, so that fixtures clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # So early, because a worker reads the marks before it hears of `pytest_collection_modifyitems`.
+    # A worker reads the marks before `pytest_collection_modifyitems`.
     if item.config.pluginmanager.hasplugin("xdist") and (group := sharing(item)):
         item.add_marker(pytest.mark.xdist_group(group))
 
 
 def sharing(item: pytest.Item) -> str:
-    """The name of the lab that a test shares with others, "" for one that shares none."""
+    """The name of the lab that a test shares with other tests; "" without a shared lab."""
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     file = item.path.relative_to(item.config.rootpath)
     if any(map(file.is_relative_to, QUICK)):
@@ -100,14 +100,14 @@ def sharing(item: pytest.Item) -> str:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember how a test ended; it has passed only if its setup and teardown have."""
+    """Record the result of a test. It has passed only if setup and teardown passed too."""
     phase = yield
-    # A worker tells what was printed and logged; what is no UTF-8 would end it.
+    # A worker sends captured output to its parent. Invalid UTF-8 would kill the worker.
     phase.sections = [
         (title, text.encode(errors="backslashreplace").decode()) for title, text in phase.sections
     ]
     outcomes = item.stash.setdefault(OUTCOMES, [])
-    # pytest tells a failure that is none of ours, of an engine alone, as skipped.
+    # pytest reports an expected failure, of an engine without ipv6natd, as skipped.
     differs = phase.when == "call" and phase.skipped and hasattr(phase, "wasxfail")
     outcomes.append("failed" if differs else phase.outcome)
     if phase.when == "teardown" and isinstance(item, pytest.Function):
@@ -123,7 +123,7 @@ def pytest_runtest_makereport(
 
 
 class Listener:
-    """Hears what ran and what was left, here or in a worker."""
+    """Collects results and leftovers of this process and of its workers."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -140,14 +140,14 @@ class Listener:
             if name == CHECK:
                 assert isinstance(value, dict)
                 self.config.stash[CHECKS].append(Check(**value))
-            # What a test tells by itself is told with each of its phases.
+            # A property that the test itself records is in the report of each later phase.
             if name == supply.TOLD and report.when == "teardown":
                 assert isinstance(value, dict)
                 self.config.stash[SUPPLIED].append(supply.Ran(**value))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        # A worker that broke down has said nothing; that alone fails the run.
+        # A worker that crashed reports nothing, and its crash fails the run.
         self.config.stash[LEFT] += getattr(node, "workeroutput", {}).get("left", [])
 
 
@@ -155,7 +155,7 @@ def ran(item: pytest.Function, outcome: Outcome) -> Ran:
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     wanted = next((each for each in params.values() if isinstance(each, Wanted)), None)
     return Ran(
-        # Workers know a test by its lab, too.
+        # In a worker the id of a test ends with the name of its lab.
         name=item.nodeid.removesuffix(f"@{sharing(item)}"),
         scenarios=scenarios(item.originalname, item.function.__doc__),
         engine=version(wanted.suite if wanted else params.get("suite")),
@@ -167,7 +167,7 @@ def ran(item: pytest.Function, outcome: Outcome) -> Ran:
 
 @cache
 def version(suite: tree.Suite | None) -> str:
-    """Of an engine, by what is installed: such as "20.10.24"."""
+    """The version of an installed engine, such as "20.10.24"."""
     text = tree.versions(suite).get("docker.io", "") if suite else said("dockerd", "--version")
     found = re.search(r"[0-9]+(\.[0-9]+)+", text)
     return found[0] if found else f"of {suite or 'this machine'}"

@@ -1,8 +1,8 @@
-"""A small network with a real Docker engine in it, apart from the machine's own.
+"""A small network with a real Docker engine, separate from the machine's own network and engine.
 
-Network namespaces hold a host, a client and a rogue; the engine, the private bus and ipv6natd run
-in the host's. Everything here is a context manager, and what it made is gone when it is left. No
-test of behaviour lives here, and no knowledge of ipv6natd's rules.
+A host, a client and a rogue are network namespaces. The engine, the private bus and ipv6natd run
+in the host's namespace. Everything here is a context manager that removes what it created. This
+package contains no test of behaviour and no knowledge of ipv6natd's rules.
 """
 
 from tests.harness import tree

@@ -1,16 +1,16 @@
-"""A host of some suite, booted: systemd as PID 1, a bus, Docker as a service, a client outside.
+"""A booted host of a Debian suite: systemd as PID 1, a bus, Docker as a service, a client outside.
 
-systemd-nspawn boots a tree (tests/harness/tree.py) under an overlay in memory, in the network
-namespace of a sandbox's host. The overlay and the engine's data last over reboots; the network, and
-with it every rule, is a new one after each, as on any machine.
+systemd-nspawn boots a tree (tests/harness/tree.py) with an overlay in memory, in the network
+namespace of a sandbox's host. The overlay and the engine's data survive reboots. Each boot has a
+new network without rules, as on any machine.
 
-Facts that cost time to find:
-- where this machine has cgroups of version 1, nspawn gives the host version 2 by a variable only,
-  and systemd of 258 and later runs on nothing else;
-- in a network namespace by its path, /proc/sys/net is read-only but for another variable;
-- two hosts that boot at once must start in a cgroup each, of either version: nspawn makes
-  "payload" in its own;
-- with --keep-unit a reboot ends nspawn with 133, and does not start the host again.
+Facts about systemd-nspawn:
+- On a machine with cgroups of version 1, nspawn gives the host version 2 only with a variable.
+  systemd 258 and later runs only on version 2.
+- With --network-namespace-path, /proc/sys/net is read-only without another variable.
+- Two hosts that boot at once must start in separate cgroups, of either version: nspawn creates
+  "payload" in its own cgroup.
+- With --keep-unit a reboot ends nspawn with status 133 and does not start the host again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ cd "$1"
 mkdir upper work root docker shared cgroup
 mount -t cgroup2 cgroup2 cgroup
 mount -t overlay -o "lowerdir=$2,upperdir=upper,workdir=work" overlay root
-rm root/usr/sbin/policy-rc.d             # here services are to start
+rm root/usr/sbin/policy-rc.d             # services may start here
 : >root/etc/machine-id
 echo force-unsafe-io >root/etc/dpkg/dpkg.cfg.d/lab
 echo ready
@@ -63,8 +63,8 @@ for place in /sys/fs/cgroup/systemd "$memory/cgroup"; do
     fi
 done
 umount "$memory/network" 2>/dev/null || touch "$memory/network"
-mount --no-canonicalize --bind "$network" "$memory/network"   # it has no path in here
-# The first process of all of them: they end with it, and nspawn alone would leave the host running.
+mount --no-canonicalize --bind "$network" "$memory/network"   # its path does not exist here
+# This process is the first of its namespace, so its end kills the host. nspawn alone would not.
 exec unshare --mount --pid --fork --kill-child --mount-proc "$@"
 """
 
@@ -81,18 +81,18 @@ for i in $(seq 1000); do
 done
 exit 1
 """
-"""Cgroups can go as soon as the kernel has buried their processes."""
+"""Cgroups can be removed after the kernel has reaped their processes."""
 
 
 class Booted:
-    """A host that boots as the context is entered."""
+    """A host. Entering the context boots it."""
 
     sandbox: Sandbox
-    """The network that it is in."""
+    """The network of the host."""
 
     def __init__(self, suite: tree.Suite) -> None:
         self.suite = suite
-        # There may be two of a suite at once.
+        # Two hosts of one suite may run at once.
         self._name = f"{LAB}-{suite}{next(NUMBERS)}"
         self._stack = ExitStack()
         self._network = ExitStack()
@@ -122,7 +122,7 @@ class Booted:
 
     @property
     def shared(self) -> Path:
-        """/lab of the host, as it is seen out here."""
+        """The path of the host's /lab on this machine."""
         return Path(f"/proc/{self._holder}/root{self.dir}/mem/shared")
 
     @property
@@ -130,12 +130,12 @@ class Booted:
         return (self.dir / "console").read_text(errors="replace")
 
     def plug(self) -> None:
-        """Give it a network, a new one, in which forwarding is off as on any fresh host."""
+        """Connect the host to a new network, with forwarding disabled as on any fresh host."""
         self.sandbox = self._network.enter_context(Sandbox())
         self.sandbox.host.sysctl("net.ipv6.conf.all.forwarding", 0)
 
     def boot(self) -> None:
-        """Switch it on; it is up when all units of its default target are, or have failed."""
+        """Boot the host, and wait until all units of its default target are up or have failed."""
         memory = f"{self.dir}/mem"
         nspawn = (
             *("systemd-nspawn", "--quiet", f"--directory={memory}/root", "--boot"),
@@ -145,7 +145,7 @@ class Booted:
             *(f"--bind={memory}/shared:/lab", f"--bind={memory}/docker:/var/lib/docker"),
             f"--hostname={self.suite}",
         )
-        # By way of us: the holder does not see mounts that are newer than it is.
+        # Through our process: the holder's mount namespace does not have mounts that are newer.
         network = os.open(self.sandbox.host.path, os.O_RDONLY)
         self._network.callback(os.close, network)
         boot = ("boot", memory, self._name, f"/proc/{os.getpid()}/fd/{network}", *nspawn)
@@ -158,7 +158,7 @@ class Booted:
         self._await_up()
 
     def await_off(self, *, timeout: float = 60) -> None:
-        """Wait until it has shut down, for a reboot or for good, and take its network away."""
+        """Wait for the shutdown, for a reboot or a power-off, and remove the network."""
         assert self._nspawn is not None
         try:
             self._nspawn.wait(timeout)
@@ -167,7 +167,7 @@ class Booted:
         self.cut()
 
     def cut(self) -> None:
-        """Switch it off like a power failure, and take its network away."""
+        """Kill the host like a power failure, and remove the network."""
         with undisturbed():
             if self._nspawn is not None:
                 self._nspawn.kill()
@@ -175,15 +175,15 @@ class Booted:
             self._network.close()
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
-        """A command's output, as root inside."""
+        """The output of a command, run as root inside."""
         return run(*self._entering, *argv, check=check, timeout=timeout)
 
     def sh(self, script: str, *, check: bool = True, timeout: float = 60) -> str:
-        """A shell's output, as root inside."""
+        """The output of a shell script, run as root inside."""
         return self.run("sh", "-c", script, check=check, timeout=timeout)
 
     def as_nobody(self, *argv: str) -> str:
-        """A command's output, as a plain user inside, whether it succeeds or not."""
+        """The output of a command, run as a plain user inside, also of a failed one."""
         user = ("--reuid=nobody", "--regid=nogroup", "--clear-groups")
         return self.run("setpriv", *user, *argv, check=False)
 
@@ -192,7 +192,7 @@ class Booted:
         return self.run("systemctl", "show", "--value", f"--property={property}", unit).strip()
 
     def journal(self, *, unit: str = "ipv6natd") -> str:
-        """What a unit said since it was first started."""
+        """The journal of a unit since its first start."""
         return self.run("journalctl", f"--unit={unit}", "--output=cat", "--no-pager")
 
     def container(self, name: str) -> Namespace:
@@ -224,7 +224,7 @@ class Booted:
 
     @contextmanager
     def _held(self, root: Path) -> Iterator[int]:
-        """The process whose mounts the host stands on."""
+        """A process whose mount namespace contains the host's root."""
         said, memory = self.dir / "holder", self.dir / "mem"
         memory.mkdir()
         with said.open("wb") as out:
@@ -248,7 +248,7 @@ class Booted:
 
 
 def first_process(unshare: int) -> int:
-    """The host's PID 1, under nspawn under unshare, by our number; 0 while there is none."""
+    """The host's PID 1, a child of nspawn, by our process number; 0 before it starts."""
     for nspawn in children(unshare):
         for child in children(nspawn):
             with suppress(OSError):

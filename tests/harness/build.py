@@ -1,4 +1,4 @@
-"""Small facts with sane defaults, so that a test says only what it is about."""
+"""Facts with defaults, so that a test names only the values that it needs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ RECORDED = ROOT / "tests" / "data" / "engine-20.10"
 
 
 def recorded(name: str) -> Any:
-    """What a real engine 20.10 answered."""
+    """A recorded answer of a real engine 20.10."""
     return json.loads((RECORDED / name).read_text())
 
 
 def identity(word: str) -> str:
-    """An id as the engine makes them, the same for the same word."""
+    """An id in the format of the engine, the same for the same word."""
     return sha256(word.encode()).hexdigest()
 
 
 def network(*, name: str = "x", subnet: str = "fd00:a::/64", **fields: Any) -> Network:
-    """A bridge network with IPv6; `subnet` may hold several, and be empty."""
+    """A bridge network with IPv6. `subnet` has zero or more subnets."""
     facts: dict[str, Any] = {
         "id": identity(name),
         "name": name,
@@ -49,7 +49,7 @@ def network(*, name: str = "x", subnet: str = "fd00:a::/64", **fields: Any) -> N
 def endpoint(
     *, on: Network, address: str = "", gateways: str = "46", priority: int = 0
 ) -> Endpoint:
-    """A place on a network; without an address the second one of its first subnet."""
+    """An endpoint. Without `address`, the address ::2 of the network's first subnet."""
     return Endpoint(
         network_id=on.id,
         address=IPv6Address(address) if address else on.subnets[0][2],
@@ -66,7 +66,7 @@ def container(
     ports: Iterable[str | PortBinding] = (),
     **fields: Any,
 ) -> Container:
-    """A running container; `ports` are as in `docker run -p`, worded as published() does."""
+    """A running container; `ports` are bindings, or texts for published()."""
     endpoints = (e if isinstance(e, Endpoint) else endpoint(on=e) for e in on)
     bindings: list[PortBinding] = []
     for port in ports:
@@ -87,7 +87,7 @@ def binding(
     protocol: Protocol = Protocol.TCP,
     address: str = "::",
 ) -> PortBinding:
-    """One binding; without an address none was named."""
+    """One binding; "" means a binding without an address."""
     return PortBinding(
         protocol=protocol,
         container_port=container_port,
@@ -97,9 +97,9 @@ def binding(
 
 
 def published(spec: str) -> Iterator[PortBinding]:
-    """What an engine makes of `[ADDRESS:]HOST[-HOST]:CONTAINER[-CONTAINER][/PROTOCOL]`.
+    """The bindings for `[ADDRESS:]HOST[-HOST]:CONTAINER[-CONTAINER][/PROTOCOL]`.
 
-    Without an address that is a binding to 0.0.0.0 and one to `::`.
+    Without an address the engine creates a binding to 0.0.0.0 and one to `::`.
     """
     ports, _, protocol = spec.partition("/")
     *address, host, inside = ports.rsplit(":", 2)
@@ -116,7 +116,7 @@ def published(spec: str) -> Iterator[PortBinding]:
 
 
 def snapshot(*facts: Network | Container, userland_proxy: bool = True) -> Snapshot:
-    """What is there, in the order given."""
+    """A snapshot of these networks and containers, in this order."""
     return Snapshot(
         networks=tuple(each for each in facts if isinstance(each, Network)),
         containers=tuple(each for each in facts if isinstance(each, Container)),
@@ -125,7 +125,7 @@ def snapshot(*facts: Network | Container, userland_proxy: bool = True) -> Snapsh
 
 
 def line(mapping: Mapping) -> str:
-    """A mapping in one line: "tcp [::]:8080 -> web [fd00:a::2]:80", runs as "8000-8001"."""
+    """A mapping in one line: "tcp [::]:8080 -> web [fd00:a::2]:80", ranges as "8000-8001"."""
     more = mapping.count > 1
     host = f"{mapping.host_port}" + f"-{mapping.host_port_end}" * more
     inside = f"{mapping.container_port}" + f"-{mapping.container_port_end}" * more
@@ -134,5 +134,5 @@ def line(mapping: Mapping) -> str:
 
 
 def lines(desired: Desired) -> list[str]:
-    """All mappings, in their order."""
+    """All mappings in their order, one line each."""
     return [line(mapping) for mapping in desired.mappings]

@@ -15,7 +15,7 @@ from tests.harness.process import LabError, end, run, spawn, tail, undisturbed
 
 POLICY = ROOT / "dbus" / "org.ipv6natd1.conf"
 
-# The rules of a system bus as Debian ships them: closed, but for the bus itself.
+# Debian's policy of a system bus: it forbids all calls except those of the bus itself.
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -49,11 +49,11 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 class Bus:
     """dbus-daemon on a socket in `folder`; `address` is for DBUS_SYSTEM_BUS_ADDRESS.
 
-    It can be stopped and started again at the same address.
+    The bus can be stopped, and started again at the same address.
     """
 
     def __init__(self, folder: Path, *, names: Iterable[str] = ()) -> None:
-        """`names`: what root may own and anybody may call besides, for stand-ins of services."""
+        """`names`: additional names that root may own and everyone may call, for fake services."""
         self.socket = folder / "bus.sock"
         self.address = f"unix:path={self.socket}"
         self._names = "".join(
@@ -64,7 +64,7 @@ class Bus:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        # Others read it too: anybody may be a client, and a test asks as nobody.
+        # Readable for all users: some tests run a client as nobody.
         self._config.write_text(CONFIG.format(socket=self.socket, policy=POLICY, names=self._names))
         try:
             self.start()
@@ -89,7 +89,7 @@ class Bus:
                 log=log,
             )
         deadline = time.monotonic() + 10
-        # Its file is there before anybody listens.
+        # The socket file exists before dbus-daemon listens.
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"no bus:\n{tail(self._log)}")
@@ -111,5 +111,5 @@ class Bus:
         self.stop()
 
     def busctl(self, *words: str, check: bool = True) -> str:
-        """What busctl prints."""
+        """The output of busctl."""
         return run("busctl", f"--address={self.address}", *words, check=check).strip()

@@ -1,4 +1,4 @@
-"""ipv6natd as systemd would run it, in the host's network namespace."""
+"""ipv6natd, run as systemd does, in the host's network namespace."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ BIN = ROOT / ".venv" / "bin"
 
 
 class Daemon:
-    """The daemon, its configuration, what it told systemd, and its log.
+    """The daemon, its configuration, its notifications to systemd, and its log.
 
-    It runs under `ip netns exec`, so that /sys shows the namespace's own links. `bus` is an
-    address; without one there is no bus. `settings` are lines of the configuration file; `backend`
-    "auto" writes none.
+    The daemon runs under `ip netns exec`, so /sys has the links of the namespace. `bus` is an
+    address; without it there is no bus. `settings` are lines of the configuration file.
     """
 
     def __init__(
@@ -46,10 +45,10 @@ class Daemon:
         self.dir = sandbox.dir / "daemon"
         self.config = self.dir / "ipv6natd.toml"
         self.env: dict[str, str] = {}
-        """More of its environment, from the next start on."""
+        """Additional environment, from the next start on."""
         self.bus = bus or f"unix:path={self.dir}/no-bus"
         self.notices: list[str] = []
-        """All assignments that arrived at NOTIFY_SOCKET, in order, such as "READY=1"."""
+        """All assignments received at NOTIFY_SOCKET, in order, such as "READY=1"."""
         self.process: subprocess.Popen[bytes] | None = None
         self._settings = [f'backend = "{backend or sandbox.variant}"', *settings]
         self._start = start
@@ -84,11 +83,11 @@ class Daemon:
             self._close()
 
     def configure(self, *lines: str) -> None:
-        """Write the configuration file; `reload` makes it count."""
+        """Write the configuration file; `reload` applies it."""
         self.config.write_text("".join(f"{line}\n" for line in lines))
 
     def start(self, *args: str, wait: str | None = "synced") -> None:
-        """Start it, and wait for READY and for a state (None: for nothing)."""
+        """Start the daemon, and wait for READY and for a state (None: do not wait)."""
         self.notices.clear()
         with self._log.open("ab") as log:
             self.process = spawn(
@@ -102,16 +101,16 @@ class Daemon:
 
     @property
     def command(self) -> list[str]:
-        """What is run."""
+        """The command of the daemon."""
         return [str(BIN / "ipv6natd")]
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What it is told, before `args`."""
+        """The arguments before `args`."""
         return ("-endpoint", self.endpoint, "-config", str(self.config))
 
     def stop(self) -> int:
-        """SIGTERM, as systemd stops it; the exit code."""
+        """Send SIGTERM, as systemd does; returns the exit code."""
         return end(self._running())
 
     def kill9(self) -> None:
@@ -120,7 +119,7 @@ class Daemon:
         process.wait(10)
 
     def reload(self) -> None:
-        """SIGHUP; returns when it has said that it is ready again."""
+        """Send SIGHUP, and wait until the daemon is ready again."""
         before = self.notices.count("READY=1")
         self.signal(signal.SIGHUP)
         self.wait_for(lambda: self.notices.count("READY=1") > before, "READY=1 after SIGHUP")
@@ -133,7 +132,7 @@ class Daemon:
         self._running().send_signal(number)
 
     def flush(self) -> str:
-        """`ipv6natd -flush` on this host: all of our rules away, without bus or engine."""
+        """`ipv6natd -flush` on this host: removes all our rules, without bus or engine."""
         return self.tool("ipv6natd", "-flush", "-config", str(self.config))
 
     def ctl(self, *words: str, check: bool = True) -> str:
@@ -142,7 +141,7 @@ class Daemon:
 
     @contextmanager
     def watching(self, *words: str) -> Iterator[Iterator[str]]:
-        """`ipv6natctl` that goes on until the context is left; its lines as they come."""
+        """`ipv6natctl` that runs until the end of the context; yields its output."""
         argv = (*self._here, str(BIN / "ipv6natctl"), *words)
         with subprocess.Popen(argv, env=environment(self._env()), stdout=-1, text=True) as process:
             assert process.stdout is not None
@@ -152,7 +151,7 @@ class Daemon:
                 process.terminate()
 
     def tool(self, name: str, *words: str, check: bool = True) -> str:
-        """One of the project's executables, where the daemon runs."""
+        """Run one of the project's executables in the daemon's namespace."""
         return run(*self._here, str(BIN / name), *words, env=self._env(), check=check)
 
     @property
@@ -166,13 +165,13 @@ class Daemon:
         return self._log.read_text(errors="replace")
 
     def wait_state(self, *states: str, timeout: float = 15) -> str:
-        """Wait until the status begins with one of these words; the status."""
+        """Wait until the status begins with one of these words; returns the status."""
         pattern = re.compile(rf"({'|'.join(map(re.escape, states))})\b")
         self.wait_for(lambda: pattern.match(self.status) is not None, " or ".join(states), timeout)
         return self.status
 
     def wait_for(self, met: Callable[[], bool], what: str, timeout: float = 15) -> None:
-        """Wait for something that a notice brings about, or for the daemon's end."""
+        """Wait until a notification makes `met` true, or until the daemon ends."""
         deadline = time.monotonic() + timeout
         with self._arrived:
             while not met():
@@ -214,7 +213,7 @@ class Daemon:
         if self.process is not None:
             end(self.process)
         if self._notify is not None:
-            # An empty datagram to itself ends the reader.
+            # An empty datagram ends the reader.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.sendto(b"", str(self.dir / "notify"))
             if self._reader is not None:

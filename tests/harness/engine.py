@@ -1,23 +1,23 @@
-"""A real Docker engine in the host's network namespace, apart from the machine's own engine.
+"""A real Docker engine in the host's network namespace, separate from the machine's engine.
 
 dockerd, its containerd and every container live in one process namespace and one mount namespace.
-The first process of it is ours: when that is killed the kernel kills all the others, and their
-mounts go with them, so nothing that crashes half-way can stay behind.
+The first process of the process namespace is ours. When it is killed, the kernel kills all other
+processes and removes their mounts, so nothing remains after a crash.
 
-Facts seen with 20.10.24, which the tests lean on:
-- it looks for cgroups below /sys/fs/cgroup; `ip netns exec` mounts another /sys without them;
-- it sets no net.bridge.bridge-nf-call-… in its namespace while inter-container communication is
-  on: they are 1 there because that is the kernel's default for a new namespace. Without `modprobe`
-  it only logs warnings, netfilter being loaded or built in;
-- it turns on forwarding for IPv4, and for IPv6 with the first network that has it;
-- with the userland proxy off it holds a listening socket on each published port itself: a
-  connection that opens proves nothing;
-- killed with SIGKILL, it takes its containerd along, while shims and containers run on.
+Facts about 20.10.24 on which the tests depend:
+- dockerd needs cgroups below /sys/fs/cgroup; `ip netns exec` mounts another /sys without them.
+- dockerd does not set net.bridge.bridge-nf-call-… in its namespace while inter-container
+  communication is enabled. These sysctls are 1 because the kernel's default is 1 in a new
+  namespace. Without `modprobe` dockerd only logs warnings; netfilter is loaded or built in.
+- dockerd enables IPv4 forwarding at its start, and IPv6 forwarding with the first IPv6 network.
+- Without the userland proxy dockerd itself listens on each published port, so an established
+  connection proves nothing.
+- After SIGKILL containerd ends too, and shims and containers continue.
 
-An engine of another suite of Debian runs the same way, but with a tree (tests/harness/tree.py) for
-its root, under an overlay, so that the tree stays as it was made. The lab's folder is in there,
-too, by the same name. Its command line comes from the tree: an older one would ask in words of its
-own age, and the engine would answer in them.
+An engine of another Debian suite runs in the same way, with a tree (tests/harness/tree.py) as its
+root. An overlay keeps the tree unchanged. The lab's folder has the same path in this root. The
+docker command comes from the tree too: an older command would use an older API version, and the
+engine would answer in this version.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ echo
 echo "hello from $(cat /etc/hostname)"
 echo "client $REMOTE_ADDR"
 """
-"""What the image's web server answers; it shows who asked."""
+"""The page of the image's web server, with the address of its client."""
 
 HOLDER = """
 set -e
-mount -t tmpfs tmpfs /run                # its own sockets, plugins and lock files
+mount -t tmpfs tmpfs /run                # own sockets, plugins and lock files
 mkdir -p /etc/docker
-mount -t tmpfs tmpfs /etc/docker         # its own key, no daemon.json of the machine
-mount -t tmpfs tmpfs "$1/data"           # overlay2 works on any machine, and leaves no file
+mount -t tmpfs tmpfs /etc/docker         # own key, without the machine's daemon.json
+mount -t tmpfs tmpfs "$1/data"           # overlay2 works there on any machine
 if ! grep -q ' /sys/fs/cgroup' /proc/self/mountinfo; then
     if grep -q '^[1-9]' /proc/1/cgroup; then
         mount -t tmpfs tmpfs /sys/fs/cgroup
@@ -73,9 +73,9 @@ if ! grep -q ' /sys/fs/cgroup' /proc/self/mountinfo; then
     fi
 fi
 cd /
-if [ -n "$2" ]; then                     # an engine of another suite, with its tree for a root
+if [ -n "$2" ]; then                     # an engine of another suite, with its tree as root
     mkdir -p /run/tree/upper /run/tree/work /run/tree/root
-    # What is written stays up here. A mount is also what Docker 28 wants for a root: it remounts /.
+    # Writes stay in the upper layer. Docker 28 remounts /, so the root must be a mount.
     layers="lowerdir=$2,upperdir=/run/tree/upper,workdir=/run/tree/work"
     mount -t overlay -o "$layers" overlay /run/tree/root
     cd /run/tree/root
@@ -89,14 +89,14 @@ fi
 exec chroot . sh -c '
     echo ready
     sleep infinity &
-    wait                                 # reaps orphans: dockerd takes the zombie of its containerd
-'                                        # for a running one, and waits for it in vain
+    wait                                 # reaps orphans: dockerd would wait for the zombie of its
+'                                        # containerd, which looks like a running process
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network as it was asked for."""
+    """A network of the engine."""
 
     name: str
     id: str
@@ -105,20 +105,20 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A container as it was after its start."""
+    """A container and its facts after the start."""
 
     name: str
     id: str
     ns: Namespace
     address: IPv6Address | None
-    """Its global address on the network it was started on, if it has one."""
+    """Its global address on the network of its start, or None."""
     facts: Any
-    """What inspect said."""
+    """The inspect."""
     server: Server = field(default_factory=lambda: Server("none"))
-    """What serves in it, when the test's process does."""
+    """The server in its namespace, if the test's process runs one."""
 
     def port(self, port: str = "80/tcp", *, family: int = 6) -> int:
-        """The host's port for the container's, by address family."""
+        """The host port of a container port, for one address family."""
         for binding in self.facts["NetworkSettings"]["Ports"][port] or ():
             if (":" in binding["HostIp"]) == (family == 6):
                 return int(binding["HostPort"])
@@ -126,10 +126,10 @@ class Container:
 
 
 class Engine:
-    """dockerd with an own containerd; the context manager starts and removes it.
+    """dockerd with its own containerd; the context manager starts and removes both.
 
-    It is the machine's own or that of another suite, whose tree must be there. `args` are more of
-    its flags; `ip6tables` says whether it makes IPv6 rules itself.
+    The program is the machine's or that of another suite, whose tree must exist. `args` are
+    additional flags. With `ip6tables` the engine writes IPv6 rules itself.
     """
 
     def __init__(
@@ -173,14 +173,14 @@ class Engine:
             self._stack.close()
 
     def start(self, *args: str) -> None:
-        """Start dockerd, with these flags besides the usual ones, and wait until it answers."""
+        """Start dockerd, with these additional flags, and wait until it answers."""
         self._spawn("dockerd", f"--host={self.endpoint}", *args)
         self.await_answer()
 
     def start_on_demand(self) -> None:
-        """Listen on the engine's socket and start dockerd when somebody connects.
+        """Listen on the engine's socket, and start dockerd at the first connection.
 
-        That is what systemd does where docker.socket is active; `running` tells whether it did.
+        systemd does the same with an active docker.socket. `running` is true after the start.
         """
         listen = ("systemd-socket-activate", f"--listen={self.socket}")
         self._spawn(*listen, "dockerd", "--host=fd://")
@@ -192,7 +192,7 @@ class Engine:
 
     @cached_property
     def version(self) -> str:
-        """Such as "20.10.24"; the program says it, whether it runs as an engine or not."""
+        """The version of the program, such as "20.10.24". The engine need not run."""
         text = run(*self._inside, "dockerd", "--version")
         found = re.search(r"version ([0-9.]*[0-9])", text)
         if found is None:
@@ -201,17 +201,17 @@ class Engine:
 
     @property
     def release(self) -> tuple[int, int]:
-        """Such as (20, 10), which a test can compare."""
+        """The version for comparisons, such as (20, 10)."""
         major, minor, *_ = map(int, self.version.split("."))
         return major, minor
 
     @property
     def running(self) -> bool:
-        """Whether dockerd runs, and did not end in order."""
+        """True if dockerd has started and was not stopped."""
         return self._pidfile.exists()
 
     def await_answer(self) -> None:
-        """Wait until the engine answers; asking starts one that is started on demand."""
+        """Wait until the engine answers. The request starts an engine that starts on demand."""
         self._await(lambda: self.docker("version", check=False), "Server:")
 
     def _spawn(self, *argv: str) -> None:
@@ -235,30 +235,30 @@ class Engine:
                     *self.args,
                 ],
                 log=log,
-                # Docker in Docker's own word for "no AppArmor here": a profile would be loaded into
-                # the machine's kernel and stay.
+                # dockerd reads this variable and then uses no AppArmor. A profile would be loaded
+                # into the machine's kernel and stay there.
                 env={"PATH": self.sandbox.path, "container": "lab", "TMPDIR": str(self.dir)},
             )
 
     def stop(self) -> None:
-        """Stop dockerd as systemd does; containers go, unless it runs with --live-restore."""
+        """Stop dockerd as systemd does. Containers end, except with --live-restore."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill dockerd; containers stay."""
+        """Kill dockerd. Containers continue."""
         self._signal(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Have dockerd hang: SIGSTOP."""
+        """Stop dockerd with SIGSTOP, so that it hangs."""
         self._tell("STOP")
 
     def thaw(self) -> None:
         self._tell("CONT")
-        if self._dockerd is not None:  # `nsenter` stops when its child does
+        if self._dockerd is not None:  # `nsenter` stops together with its child
             self._dockerd.send_signal(signal.SIGCONT)
 
     def docker(self, *words: str, check: bool = True) -> str:
-        """The docker command line, of the engine's own version."""
+        """Run the docker command of the engine's version."""
         own = () if self.suite is None else self._inside
         return run(*own, "docker", f"--host={self.endpoint}", *words, check=check).strip()
 
@@ -274,7 +274,7 @@ class Engine:
         bridge: str | None = None,
         options: dict[str, str] | None = None,
     ) -> Network:
-        """`docker network create`; args are more of its flags, such as "--internal"."""
+        """`docker network create`; args are additional flags, such as "--internal"."""
         bridge = bridge or f"br{name}"[:15]
         words = ["network", "create", "-o", f"com.docker.network.bridge.name={bridge}"]
         if subnet is not None:
@@ -292,17 +292,17 @@ class Engine:
         ip6: str | None = None,
         cmd: Sequence[str] = ("sleep", "infinity"),
     ) -> Container:
-        """`docker run -d`; args are more of its flags, publish is its -p."""
+        """`docker run -d`; args are additional flags, publish is -p."""
         net = network if isinstance(network, str) else network.name
         words = ["run", "--detach", f"--name={name}", f"--network={net}"]
-        # The first process of a container ignores signals that it does not handle.
+        # The first process of a container ignores signals without a handler.
         words += ["--stop-signal=KILL", *(f"--publish={each}" for each in publish)]
         words += [f"--ip6={ip6}"] if ip6 else []
         self.docker(*words, *args, IMAGE, *cmd)
         return self.container(name, network=net)
 
     def container(self, name: str, *, network: str | None = None) -> Container:
-        """A running container as it is now; its address is that on `network`, or on any."""
+        """The current facts of a running container, with its address on `network` or on any."""
         (facts,) = json.loads(self.docker("inspect", "--type=container", name))
         networks = facts["NetworkSettings"]["Networks"]
         ends = [networks[network]] if network in networks else list(networks.values())
@@ -316,8 +316,8 @@ class Engine:
         )
 
     def netns(self, pid: int) -> Path:
-        """The network namespace of a process, by its number inside the engine's namespace."""
-        # The first process there shows the others.
+        """The network namespace of a process, by its pid in the engine's namespace."""
+        # /proc of the first process there has all processes.
         return Path(f"/proc/{self._holder}/root/proc/{pid}/ns/net")
 
     def rm(self, *names: str) -> None:
@@ -326,7 +326,7 @@ class Engine:
 
     @property
     def _inside(self) -> tuple[str, ...]:
-        """Makes a command one of the engine's host: its mounts, processes, root and network."""
+        """The nsenter command for the engine's mounts, processes, root and network."""
         into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
         return "nsenter", f"--target={self._holder}", *into
 
@@ -349,13 +349,13 @@ class Engine:
             process.kill()
         process.wait(30)
         if number == signal.SIGKILL:
-            # Both stay after a kill, and the next start would take the one for a running engine.
+            # Both files stay after a kill, and the next start would see a running engine.
             self._pidfile.unlink(missing_ok=True)
             self.socket.unlink(missing_ok=True)
 
     def _tell(self, what: str) -> None:
         pid = self._pidfile.read_text().strip()
-        # By the shell's own kill: a tree has no other.
+        # The shell's built-in kill: a tree has no other.
         run(*self._inside, "sh", "-c", f"kill -{what} {pid}", check=False)
 
     def _await(self, ask: Any, word: str) -> None:
@@ -373,7 +373,7 @@ class Engine:
 
 
 def write_image(file: Path) -> None:
-    """An image of busybox alone, without a registry, for `docker import`."""
+    """Write an image with busybox for `docker import`; this needs no registry."""
     with tarfile.open(file, "w") as tar:
         tar.add(Path("/bin/busybox").resolve(), "bin/busybox")
         for applet in APPLETS:
@@ -387,9 +387,9 @@ def write_image(file: Path) -> None:
 
 @contextmanager
 def holder(sandbox: Sandbox, folder: Path, root: Path | None) -> Iterator[int]:
-    """The first process of the engine's namespaces, by its number out here.
+    """The first process of the engine's namespaces, by its pid on this machine.
 
-    `root` is a tree that becomes their root, written to by nobody.
+    `root` is a tree that becomes their root, and stays unchanged.
     """
     said = folder / "holder"
     with said.open("wb") as out:
@@ -416,10 +416,10 @@ def holder(sandbox: Sandbox, folder: Path, root: Path | None) -> Iterator[int]:
 
 
 def remove_cgroups(mounts: int, lab: str) -> None:
-    """Remove the containers' cgroups, as soon as the kernel has buried their processes.
+    """Remove the containers' cgroups after the kernel has reaped their processes.
 
-    They may be mounted in the engine's mount namespace only, which an open file keeps alive. A
-    paused container dies when it thaws.
+    The cgroups may be mounted only in the engine's mount namespace, which the open file `mounts`
+    keeps alive. A paused container must thaw to die.
     """
     find = f'find /sys/fs/cgroup -depth -path "*/{lab}*"'
     thaw = (

@@ -1,4 +1,4 @@
-"""A property that holds for many texts, as one test that tells of all texts that break it."""
+"""A property of many texts as one test, which lists all texts that violate it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 def every(
     argument: str, cases: Mapping[str, object] | Iterable[str]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Call the test with each case as `argument`. All that fail come in one ExceptionGroup.
+    """Call the test with each case as `argument`. Raises all failures in one ExceptionGroup.
 
-    `cases` are values by their names, or texts that are their own names.
+    `cases` maps names to values, or contains texts, which are their own names.
     """
     named = cases if isinstance(cases, Mapping) else {case: case for case in cases}
 
@@ -29,7 +29,7 @@ def every(
             if failed:
                 raise ExceptionGroup(f"{len(failed)} of {len(named)}", failed)
 
-        # Else pytest would take the argument for a fixture.
+        # With the argument in the signature, pytest would look for a fixture.
         signature = inspect.signature(test)
         kept = [p for name, p in signature.parameters.items() if name != argument]
         called.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""An engine for tests: its HTTP API on a unix socket, with the events a test gives it.
+"""A fake engine for tests: its HTTP API on a unix socket, with events from the test.
 
-It answers what the watcher asks and nothing else, and refuses API versions as engines do.
+It answers only the requests of the watcher, and rejects API versions as engines do.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tests.harness.build import identity
 
 Answer = tuple[int, bytes]
 CUT = None
-"""In the stream of events: close the connection here, in the middle of whatever it is."""
+"""In the event stream: close the connection here, also in the middle of an event."""
 END = b""
-"""In the stream of events: the proper end."""
+"""In the event stream: its regular end."""
 
 
 def raw_network(name: str, subnet: str = "fd00:a::/64", **fields: Any) -> dict[str, Any]:
-    """A network as the engine words it."""
+    """A network in the engine's JSON."""
     facts = {
         "Id": identity(name),
         "Name": name,
@@ -46,7 +46,7 @@ def raw_network(name: str, subnet: str = "fd00:a::/64", **fields: Any) -> dict[s
 def raw_container(
     name: str, *, on: str = "x", port: int = 8080, address: str = "fd00:a::2", **fields: Any
 ) -> dict[str, Any]:
-    """An inspect of a running container with one published port, as the engine words it."""
+    """The engine's inspect of a running container with one published port."""
     entries = [{"HostIp": each, "HostPort": str(port)} for each in ("0.0.0.0", "::")]
     place = {
         "NetworkID": identity(on),
@@ -87,14 +87,14 @@ def row(inspected: dict[str, Any]) -> dict[str, Any]:
 
 
 def event(kind: str, action: str, name: str, **attributes: str) -> dict[str, Any]:
-    """An event as API 1.52 words it: without status, id and from."""
+    """An event of API 1.52: without status, id and from."""
     actor = {"ID": identity(name), "Attributes": attributes}
     return {"Type": kind, "Action": action, "Actor": actor, "scope": "local", "time": 1}
 
 
 @dataclass
 class FakeEngine:
-    """What the engine has and how it behaves. `say` overrides the answer to a path."""
+    """A fake engine. `say` overrides the answer for a path."""
 
     path: Path
     version: str = "28.5.1"
@@ -104,10 +104,10 @@ class FakeEngine:
     containers: dict[str, dict[str, Any]] = field(default_factory=dict)
     say: dict[str, Answer | Callable[[], Answer]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    """Each path that was asked for, without the API version."""
+    """The path of each request, without the API version."""
     versions: set[str] = field(default_factory=set)
     at_once: Counter[str] = field(default_factory=Counter)
-    """The most requests for one path that were open at the same time."""
+    """For each path, the maximum number of simultaneous requests."""
 
     def __post_init__(self) -> None:
         self._open: Counter[str] = Counter()
@@ -121,11 +121,11 @@ class FakeEngine:
         return f"unix://{self.path}"
 
     def say_json(self, value: object) -> Answer:
-        """A good answer."""
+        """A successful answer."""
         return 200, _json(value)
 
     def have(self, *facts: dict[str, Any]) -> None:
-        """Have these networks and containers and no others."""
+        """Set the networks and containers of the engine."""
         self.networks = {each["Id"]: each for each in facts if "IPAM" in each}
         self.containers = {each["Id"]: each for each in facts if "IPAM" not in each}
 
@@ -134,7 +134,7 @@ class FakeEngine:
 
     @property
     def listeners(self) -> int:
-        """Open streams of events."""
+        """The number of open event streams."""
         return len(self._streams)
 
     def emit(self, *events: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class FakeEngine:
         self.send("".join(json.dumps(each) + "\n" for each in events).encode())
 
     def send(self, data: bytes | None) -> None:
-        """Send raw bytes, END or CUT to every open stream of events."""
+        """Send raw bytes, END or CUT to every open event stream."""
         for stream in list(self._streams):
             stream.put(data)
 
@@ -151,7 +151,7 @@ class FakeEngine:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Go away, with every connection."""
+        """Stop the engine and close all connections."""
         if self._server is None:
             return
         self.send(CUT)
@@ -195,7 +195,7 @@ class FakeEngine:
             self._streams.remove(queue)
 
     def answer(self, version: str, path: str) -> Answer:
-        """What GET of `path` gives."""
+        """The answer to GET `path`."""
         told = self.say.get(path)
         if told is not None:
             return told() if callable(told) else told
@@ -252,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 super().handle()
             except OSError:
-                return  # the client left, as clients do
+                return  # the client has closed the connection
 
     def do_GET(self) -> None:
         engine = self.server.engine
@@ -284,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _next(self, stream: SimpleQueue[bytes | None]) -> bytes | None:
-        """What to send next; CUT as soon as the client has left."""
+        """The next data to send; CUT as soon as the client has closed the connection."""
         while True:
             try:
                 return stream.get(timeout=0.01)
@@ -309,4 +309,4 @@ def _shut(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # it was gone already
+        return  # the connection was closed already

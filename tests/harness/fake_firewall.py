@@ -1,4 +1,4 @@
-"""A firewall in memory, for tests: it refuses what the real ones refuse, and keeps words."""
+"""A firewall in memory for tests: it stores rule text, and refuses what the real ones refuse."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ TARGETS = {
     Table.FILTER: _EVERYWHERE | {"REJECT"},
     Table.NAT: _EVERYWHERE | {"DNAT", "SNAT", "MASQUERADE", "REDIRECT"},
 }
-"""Targets that are no chains, as the kernel allows them by table."""
+"""Targets that are not chains, permitted by the kernel in each table."""
 _NAME_MAX = 28
 
 _Chains = dict[str, list[str]]
 
 
 class FakeFirewall:
-    """Both tables as lists of words. `fail_next` makes one write fail; `writes` counts the rest."""
+    """Both tables as text. `fail_next` makes one write fail; `writes` counts the others."""
 
     def __init__(self, backend: Backend = Backend.NFT) -> None:
-        """Tables as the kernel has them before anybody writes: none."""
+        """Without tables, like the kernel before the first write."""
         self._backend = backend
         self._tables: dict[Table, _Chains] = {}
         self.fail_next = ""
-        """What the next write fails with."""
+        """The error message of the next write."""
         self.writes = 0
         self.reads = 0
         self.looks = 0
 
     @property
     def backend(self) -> Backend:
-        """Which variant this plays."""
+        """The simulated variant."""
         return self._backend
 
     def read(self) -> Observed:
@@ -67,7 +67,7 @@ class FakeFirewall:
         self.writes += 1
 
     def load(self, text: str) -> None:
-        """Apply restore text as `--noflush` does, all of it or nothing: what other people write."""
+        """Apply restore text as `--noflush` does, completely or not at all."""
         tables = {
             table: {name: list(rules) for name, rules in chains.items()}
             for table, chains in self._tables.items()
@@ -91,11 +91,11 @@ class FakeFirewall:
         self._tables = tables
 
     def flush(self) -> None:
-        """What `nft flush ruleset` does."""
+        """Remove all tables, like `nft flush ruleset`."""
         self._tables = {}
 
     def dump(self) -> str:
-        """The tables as `ip6tables-save` words them."""
+        """The tables in the format of `ip6tables-save`."""
         lines: list[str] = []
         for table, chains in self._tables.items():
             lines.append(f"*{table}")
@@ -163,7 +163,7 @@ def _checked(table: Table, chains: _Chains, rule: str) -> str:
 
 
 def _check(table: Table, chains: _Chains) -> None:
-    """What only shows at the end: a loop of jumps."""
+    """Check at COMMIT that jumps form no loop."""
     for base in BUILT_IN[table]:
         _walk(chains, base, ())
 

@@ -1,6 +1,6 @@
-"""Packets as an attacker makes them: any source, any protocol, past the sender's own stack.
+"""Forged packets: any source and any protocol, without the sender's own network stack.
 
-CAP_NET_RAW, which Docker gives every container, is enough to send them.
+CAP_NET_RAW is enough to send them. Docker gives every container this capability.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SYN, ACK = 2, 16
 
 
 def packet(source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes) -> bytes:
-    """An IPv6 packet; `body` begins with an extension header where `protocol` is one."""
+    """An IPv6 packet. `body` begins with an extension header if `protocol` is one."""
     head = struct.pack("!IHBB", 6 << 28, len(body), protocol, 64)
     return head + source.packed + destination.packed + body
 
@@ -78,7 +78,7 @@ def datagram(
 def datagram_of_no_length(
     source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> bytes:
-    """A UDP packet that says 0 of its length, as one of over 65,535 bytes may (RFC 2675)."""
+    """A UDP packet with the length 0, which RFC 2675 permits above 65,535 bytes."""
     body = struct.pack("!HHHH", *ports, 0, 0) + data
     return packet(source, destination, UDP, checked(source, destination, UDP, body))
 
@@ -86,15 +86,15 @@ def datagram_of_no_length(
 def authenticated(
     source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes
 ) -> bytes:
-    """A packet behind an authentication header (RFC 4302) of no association that anybody has."""
-    header = bytes([protocol, 4, 0, 0]) + bytes(20)  # of 24 bytes, which are six words less two
+    """A packet behind an authentication header (RFC 4302) of an unknown association."""
+    header = bytes([protocol, 4, 0, 0]) + bytes(20)  # 24 bytes: six words, minus two
     return packet(source, destination, AUTHENTICATION, header + body)
 
 
 def kinds(
     source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> dict[str, list[bytes]]:
-    """One first packet of each kind that conntrack may make an entry of; of fragments, both."""
+    """For each kind a first packet that may create a conntrack entry; for fragments, both."""
     udp = udp_body(source, destination, ports, data)
     options = bytes([UDP, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
     head, tail = udp[:8], udp[8:]
@@ -116,7 +116,7 @@ def kinds(
 
 
 def send(ns: Namespace, packets: list[bytes], *, link: str, by: bytes) -> None:
-    """Send packets to the router with the hardware address `by` on a link."""
+    """Send packets by a link to the router with the hardware address `by`."""
     with ns.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IPV6)) as sock:
         number = ns.within(lambda: socket.if_nametoindex(link))
         assert number

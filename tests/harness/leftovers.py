@@ -1,4 +1,4 @@
-"""What this process's labs, or anything they started, left on the machine."""
+"""Resources of this process's labs that still exist: namespaces, folders, mounts, processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.harness.process import LAB, MARK
 
 
 def leftovers() -> list[str]:
-    """One line for each thing that should be gone."""
+    """One line for each remaining resource."""
     return [*named(), *mounts(), *processes()]
 
 
 def named() -> list[str]:
-    """Namespaces, folders and cgroups carry our prefix."""
+    """Namespaces, folders and cgroups with our prefix."""
     places = [Path("/run/netns"), Path(tempfile.gettempdir()), Path("/sys/fs/cgroup")]
     places += Path("/sys/fs/cgroup").glob("*/")
     return [str(path) for place in places for path in place.glob(f"{LAB}-*")]
@@ -28,7 +28,7 @@ def mounts() -> list[str]:
 
 
 def processes() -> list[str]:
-    """Whoever carries our mark, or runs in one of our cgroups."""
+    """Processes with our mark in their environment, or in one of our cgroups."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -21,15 +21,15 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespace:
-    """A network namespace by the file that stands for it."""
+    """A network namespace, with its file."""
 
     name: str
     path: Path
 
     def within(self, action: Callable[[], T]) -> T:
-        """Do something in this namespace, in a thread that ends with it.
+        """Run an action in this namespace, in its own thread, and return the result.
 
-        A namespace belongs to a thread; a socket stays in the one it was made in, whoever uses it.
+        A namespace belongs to a thread. A socket stays in the namespace in which it was created.
         """
         result: list[T] = []
         failure: list[BaseException] = []
@@ -52,7 +52,7 @@ class Namespace:
         return self.within(lambda: socket.socket(family, kind, protocol))
 
     def run(self, *argv: str, check: bool = True) -> str:
-        """A command's output. It sees this namespace's network, but the machine's own /sys."""
+        """The output of a command in this namespace. Its /sys is that of the machine."""
         return run("nsenter", f"--net={self.path}", *argv, check=check)
 
     def ip(self, words: str) -> str:
@@ -60,7 +60,7 @@ class Namespace:
         return self.run("ip", *words.split())
 
     def sysctl(self, key: str, value: str | int | None = None) -> str:
-        """Read, or write and read, net.… of this namespace; dots in names of links: use slashes."""
+        """Read, or write and read, a sysctl. Use slashes if a link's name has dots."""
         path = Path("/proc/sys") / (key if "/" in key else key.replace(".", "/"))
 
         def action() -> str:

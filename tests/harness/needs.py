@@ -1,4 +1,4 @@
-"""What a test needs from the machine, and how it says that it is missing."""
+"""The needs of a test, and its end if the machine does not have them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import shutil
 from typing import NoReturn
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-"""The distribution's tools first and alone: another docker in /usr/local may be too new to talk to
-the engine that is tested."""
+"""Only the distribution's tools: a docker in /usr/local may be too new for the tested engine."""
 
 
 def need(*tools: str) -> None:
-    """Skip the test on a desk that lacks a tool, or root; fail it in CI, which must have them."""
+    """Without a tool or root, skip the test; in CI, fail it."""
     missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
     if os.geteuid() != 0:
         missing.append("root")
@@ -22,8 +21,8 @@ def need(*tools: str) -> None:
 
 
 def lack(what: str) -> None:
-    """End the test because something is missing: in CI nothing may go untested silently."""
-    import pytest  # Here, because the demo uses the lab and does not install it.
+    """End the test, because the machine lacks something: as skipped, or in CI as failed."""
+    import pytest  # Not at the top: the demo uses the lab and has no pytest.
 
     if os.environ.get("CI"):
         pytest.fail(f"needs {what}")
@@ -31,7 +30,7 @@ def lack(what: str) -> None:
 
 
 def alone() -> NoReturn:
-    """End the test where it asks ipv6natd, in a lab whose engine does IPv6 NAT by itself."""
+    """End a test that needs ipv6natd, in a lab whose engine does IPv6 NAT itself."""
     import pytest
 
-    pytest.skip("asks ipv6natd, which is not here: the engine does it alone")
+    pytest.skip("needs ipv6natd, but this lab has only the engine")

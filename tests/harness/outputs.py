@@ -1,6 +1,6 @@
-"""Everything that people and programs get of a state, and what each of it must be able to bear.
+"""All outputs of a state for users and programs, and checks that each output is safe.
 
-The oracle of tests/unit/test_hostile.py and of the fuzzers: names and labels may hold anything.
+The oracle of tests/unit/test_hostile.py and of the fuzzers, where names and labels are arbitrary.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ COLOURED = Screen(colour=True, columns=80)
 _COLOUR = re.compile(r"\x1b\[(?:0|1|4|31|32|33)m")
 _FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 LONGEST = 5000
-"""Bytes that one text may have, whatever was in a name or a label."""
+"""The maximum bytes of one text, with any name or label."""
 LISTS = ("mappings", "networks", "skipped")
 
 
 def assert_every_output_is_safe(facts: Snapshot, want: Desired, reason: str = "") -> None:
-    """The journal, the bus, the terminal, JSON, metrics and STATUS= of this state."""
+    """Check the journal, the bus, the terminal, JSON, metrics and STATUS= of this state."""
     now = status_of(facts, want, reason)
     assert_in_the_journal(now)
     assert_status_line(now)
@@ -66,7 +66,7 @@ def assert_every_output_is_safe(facts: Snapshot, want: Desired, reason: str = ""
 
 
 def status_of(facts: Snapshot, want: Desired, reason: str = "") -> Status:
-    """What the daemon would show."""
+    """The status that the daemon would report."""
     return Status(
         version="1.2.3",
         state=State.DEGRADED if reason else State.SYNCED,
@@ -87,12 +87,12 @@ _ENDS: list[Callable[[], None]] = []
 
 
 def at_end(close: Callable[[], None]) -> None:
-    """Have `close_all` do this too: checks share what is slow to make."""
+    """Register a function for `close_all`: checks share resources that are slow to create."""
     _ENDS.append(close)
 
 
 def close_all() -> None:
-    """Close what the checks share."""
+    """Close the shared resources of the checks."""
     while _ENDS:
         _ENDS.pop()()
 
@@ -135,7 +135,7 @@ def _heard() -> _Heard:
 
 
 def parsed(data: bytes) -> dict[str, str]:
-    """The datagram read by the rules of systemd's journal export format."""
+    """The fields of a datagram in systemd's journal export format."""
     fields: dict[str, str] = {}
     while data:
         line, _, rest = data.partition(b"\n")
@@ -152,7 +152,7 @@ def parsed(data: bytes) -> dict[str, str]:
 
 
 def logged(act: Callable[[], None]) -> tuple[list[dict[str, str]], list[str]]:
-    """What it says: entries of the journal, lines of a terminal."""
+    """The log output of `act`: journal entries, and lines on a terminal."""
     heard, logger = _heard(), logging.getLogger("ipv6natd")
     heard.entries, heard.lines = [], []
     level, propagates = logger.level, logger.propagate
@@ -169,7 +169,7 @@ def logged(act: Callable[[], None]) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def assert_in_the_journal(now: Status) -> None:
-    """Each message is one entry with fields of ours alone, and one line on a terminal."""
+    """Check that each message is one entry with known fields, and one line on a terminal."""
 
     def act() -> None:
         journal.tell(Status(version="1.2.3"), now)
@@ -188,7 +188,7 @@ def assert_in_the_journal(now: Status) -> None:
 
 
 def assert_status_line(now: Status) -> None:
-    """STATUS= is one short line that moves no cursor; systemd drops a datagram above 4096 bytes."""
+    """Check that STATUS= is one short printable line. systemd drops a datagram above 4096 bytes."""
     word = notify._status(one_line(now))
     assert word.isprintable(), word
     assert len(word.encode()) < 3000
@@ -198,7 +198,7 @@ def assert_status_line(now: Status) -> None:
 
 
 def over_the_bus(signature: str, data: bytes) -> list[Any]:
-    """A body, read as a caller reads it."""
+    """A body, decoded like a caller does."""
     message = MarshalledReply(
         message_type=MessageType.METHOD_RETURN,
         reply_serial=1,
@@ -218,7 +218,7 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
 
 
 def texts(value: object) -> Iterator[str]:
-    """Every string in a plain value."""
+    """All strings in a value."""
     match value:
         case str():
             yield value
@@ -231,7 +231,7 @@ def texts(value: object) -> Iterator[str]:
 
 
 class Answering:
-    """The daemon as the tool sees it, over a bus that only marshals."""
+    """The daemon for ipv6natctl, over a bus that only encodes and decodes."""
 
     def __init__(self, now: Status, facts: Snapshot, want: Desired) -> None:
         self._now, self._facts, self._want = now, facts, want
@@ -265,22 +265,22 @@ class Answering:
 
 
 def finished(run: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that never has to wait."""
+    """The result of a coroutine that never waits."""
     try:
         run.send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
 def assert_printable(text: str) -> None:
-    """Nothing in it that a terminal acts on, and nothing that turns the direction of letters."""
+    """Check for control characters of terminals and of bidirectional text."""
     bad = [line for line in text.split("\n") if not line.isprintable()]
     assert not bad, bad
 
 
 def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> None:
-    """The command's table, notes and JSON."""
+    """Check the table, the notes and the JSON of a command."""
     shown = []
     for screen in (Screen(), SCREEN, COLOURED):
         options = Options(argument=argument, screen=screen)
@@ -303,7 +303,7 @@ def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> 
 
 
 def assert_events(daemon: Answering) -> None:
-    """What `monitor` says of each mapping."""
+    """Check the lines of `monitor` about mappings."""
     reader = _EventReader()
     reader.owner = ":1.9"
     rows = finished(daemon.call("ListMappings"))
@@ -326,7 +326,7 @@ def assert_events(daemon: Answering) -> None:
 
 
 def assert_metrics(now: Status) -> None:
-    """The text is what Prometheus reads, and its labels come back as they were."""
+    """Check that Prometheus can parse the metrics, and that labels are unchanged."""
     shown = without_variants(variants(properties(now)))
     lists = (
         [without_variants(variants(row)) for row in rows(now)]
@@ -351,7 +351,7 @@ def assert_metrics(now: Status) -> None:
     assert set(samples) == kinds
 
 
-# The text format of Prometheus, as far as lines without a timestamp go.
+# The text format of Prometheus, without timestamps.
 _ONE = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')
 _SAMPLE = re.compile(

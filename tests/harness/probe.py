@@ -1,4 +1,4 @@
-"""Questions that a peer asks over the network, each with a bounded wait."""
+"""Requests of a peer over the network, each with a time-out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Address = IPv4Address | IPv6Address
 
 PATIENCE = 1.0
-"""Seconds; an answer takes milliseconds here, so silence for this long is silence."""
+"""Seconds. An answer takes only milliseconds here."""
 
 IPV6_TRANSPARENT = 75
 ETH_P_IPV6 = 0x86DD
@@ -31,26 +31,26 @@ NAMES = {number: name for name, number in NUMBERS.items()}
 
 
 class Failure(StrEnum):
-    """Why there was no answer."""
+    """The reason for a missing answer."""
 
     REFUSED = "refused"
     """A reset or an ICMP port unreachable."""
     CLOSED = "closed"
-    """The connection opened and ended without a word, as with a proxy that reaches nobody."""
+    """The connection opened and ended without data, as with a proxy without a target."""
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server said."""
+    """The answer of a server."""
 
     server: str
     peer: Address
-    """The caller as the server saw it."""
+    """The client's address, as the server saw it."""
     peer_port: int
     local: Address
-    """Where the server was reached, at its own end."""
+    """The server's own address of the connection."""
     port: int
 
 
@@ -61,7 +61,7 @@ class Conversation:
         self.socket = sock
 
     def ask(self, *, timeout: float = PATIENCE) -> Answer | Failure:
-        """Send a line and read the answer to it."""
+        """Send a line and read the answer."""
         try:
             self.socket.settimeout(timeout)
             self.socket.send(b"?\n")
@@ -80,7 +80,7 @@ def tcp(
     forged: bool = False,
     timeout: float = PATIENCE,
 ) -> Answer | Failure:
-    """Fetch over a new TCP connection; a forged source need not be one of the caller's own."""
+    """Ask over a new TCP connection. With `forged` the source may be any address."""
     kind = socket.SOCK_STREAM
     return once(ns, kind, address, port, source, source_port, forged, timeout)
 
@@ -95,7 +95,7 @@ def udp(
     forged: bool = False,
     timeout: float = PATIENCE,
 ) -> Answer | Failure:
-    """Ask with one datagram; a forged source need not be one of the caller's own."""
+    """Ask with one datagram. With `forged` the source may be any address."""
     kind = socket.SOCK_DGRAM
     return once(ns, kind, address, port, source, source_port, forged, timeout)
 
@@ -112,7 +112,7 @@ def connect(
     forged: bool = False,
     timeout: float = PATIENCE,
 ) -> Iterator[Conversation]:
-    """A connection to keep; raises OSError when it cannot be opened."""
+    """An open connection for several requests; raises OSError if it cannot be opened."""
     target = ip_address(address)
     with socket_for(ns, target, kind) as sock:
         sock.settimeout(timeout)
@@ -128,7 +128,7 @@ def connect(
 
 
 def ping(ns: Namespace, address: IPv6Address | str, *, timeout: float = PATIENCE) -> bool:
-    """Whether an ICMPv6 echo request is answered."""
+    """True if an ICMPv6 echo request is answered."""
     target = ip_address(address)
     token = os.urandom(8)
     request = struct.pack("!BBHHH", 128, 0, 0, os.getpid() & 0xFFFF, 1) + token
@@ -148,23 +148,23 @@ def ping(ns: Namespace, address: IPv6Address | str, *, timeout: float = PATIENCE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """An IPv6 packet as it passed a namespace's links."""
+    """An IPv6 packet on a link of a namespace."""
 
     source: IPv6Address
     destination: IPv6Address
     protocol: str
     source_port: int
     port: int
-    """0 where there are none; for ICMPv6, `port` is the type."""
+    """0 without ports; for ICMPv6 the type."""
     outgoing: bool
 
 
 @contextmanager
 def watch(ns: Namespace) -> Iterator[Callable[[], list[Packet]]]:
-    """Watch a namespace's links; the call yields the packets that passed since the start.
+    """Record the packets on a namespace's links. The yielded function returns them.
 
-    Sees what arrives before any rule of that namespace, so it tells a packet that was dropped on
-    the way from one that came and was not answered.
+    The record includes packets that the namespace's own rules drop. So it shows the difference
+    between a packet that was dropped on the way and one that arrived without an answer.
     """
     seen: list[Packet] = []
     with ns.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IPV6)) as sock:
@@ -187,7 +187,7 @@ def until(
     timeout: float = 3,
     pause: float = 0.01,
 ) -> T:
-    """Ask until the answer is the wanted one, and return it; the last answer when time is up."""
+    """Call `ask` until its result is the wanted one, or a time-out; returns the last result."""
     deadline = time.monotonic() + timeout
     while True:
         answer = ask()
@@ -231,7 +231,7 @@ def socket_for(ns: Namespace, target: Address, kind: socket.SocketKind) -> socke
 def destination(
     ns: Namespace, target: Address, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """A link's number, which a link-local address needs, is known only in its namespace."""
+    """The socket address. A link-local address needs the index of its link in the namespace."""
     if isinstance(target, IPv4Address):
         return str(target), port
     scope = target.scope_id

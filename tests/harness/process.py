@@ -1,4 +1,4 @@
-"""How the lab starts and ends other programs, so that none outlives it."""
+"""Start and end other programs, so that none outlives the lab."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO
 from tests.harness.needs import PATH
 
 LAB = f"v6n{os.getpid()}"
-"""Begins the names of all namespaces, folders and cgroups of this process's labs."""
+"""The prefix of the names of all namespaces, folders and cgroups of this process's labs."""
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 MARK = "IPV6NATD_LAB"
-"""Stands in the environment of whatever the lab starts, for the search for leftovers."""
+"""A variable in the environment of each process of the lab, to find leftovers."""
 
 
 class LabError(Exception):
-    """A tool of the lab did not do what it was asked; the text holds its own words."""
+    """A tool of the lab failed; the text contains its output."""
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     cwd: Path | None = None,
     timeout: float = 60,
 ) -> str:
-    """The output of a command that ends by itself within `timeout` seconds."""
+    """Run a command for at most `timeout` seconds, and return its output."""
     done = subprocess.run(
         argv,
         check=False,
@@ -53,11 +53,11 @@ def run(
 def spawn(
     argv: Sequence[str], *, log: IO[bytes] | int, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a program that stays.
+    """Start a program in the background.
 
-    The kernel kills it when the thread that called this dies, so that even a killed test run
-    leaves none; call it from the main thread. Its session is its own: Ctrl-C must reach only us,
-    who then take the lab down in order.
+    The kernel kills the program when the calling thread ends, so even a killed test run leaves no
+    process. Call this from the main thread. The program gets its own session: Ctrl-C must reach
+    only the test process, which then removes the lab in order.
     """
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv],
@@ -70,7 +70,7 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], *, patience: float = 10) -> int:
-    """Ask a program to stop, insist after `patience` seconds; its exit code."""
+    """Send SIGTERM, and SIGKILL after `patience` seconds; returns the exit code."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -82,10 +82,10 @@ def end(process: subprocess.Popen[bytes], *, patience: float = 10) -> int:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off signals that ask us to stop until something is done that must not stop half-way.
+    """Delay signals that stop us until the end of the context.
 
-    Setting up and taking down is: an interrupted `ip netns delete` would leave what it was to
-    delete. By handlers, not by a mask, since any thread would take a signal that ours blocks.
+    Set-up and removal must be complete: an interrupted `ip netns delete` would leave the namespace.
+    This uses handlers and no mask, because another thread would take a signal that this one blocks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -102,7 +102,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def tail(path: Path, lines: int = 12) -> str:
-    """The end of a log, for an error's text."""
+    """The last lines of a log, for an error message."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
@@ -110,6 +110,6 @@ def tail(path: Path, lines: int = 12) -> str:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Nothing of the caller's environment matters to the lab: DOCKER_HOST, proxies, a bus."""
+    """An environment without the caller's variables, such as DOCKER_HOST, proxies, a bus."""
     clean = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", MARK: LAB}
     return clean | dict(extra or {})

@@ -1,7 +1,7 @@
-"""The furnished lab that packet tests share: one for each variant, with and without the proxy.
+"""The shared labs of the packet tests: one for each variant, with and without the proxy.
 
-In a native one the engine does IPv6 NAT by itself and there is no ipv6natd: the same tests say
-there what Docker does, for docs/behaviour.md.
+In a native lab the engine does IPv6 NAT itself, and ipv6natd does not run. There the same tests
+show the behaviour of Docker alone, for docs/behaviour.md.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.harness.serve import serve
 from tests.harness.tree import Suite
 
 DEFAULT_BRIDGE = ("--ipv6", "--fixed-cidr-v6=fd00:d::/64")
-"""What gives the network "bridge" IPv6."""
+"""The flags that enable IPv6 on the network "bridge"."""
 
 
 class Wanted(NamedTuple):
-    """A lab to run all tests in: whose engine, and how."""
+    """The properties of a shared lab."""
 
     suite: Suite | None
     variant: Variant
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
 
     @property
     def id(self) -> str:
-        """By suite and not by version, which is known only once the engine is there."""
+        """The id has the suite and not the version, which needs the engine."""
         own = [self.suite] if self.suite else []
         native = ["native"] if self.native else []
         return "-".join([*own, *native, self.variant, "proxy" if self.proxy else "noproxy"])
@@ -46,18 +46,18 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """Engine, bus and daemon, two networks and an internal one, and who lives there.
+    """Engine, bus and daemon, with two networks, an internal network and five containers.
 
-    | who | network | address | listens | published |
+    | container | network | address | listens | published |
     |---|---|---|---|---|
     | x1 | X, brX, fd00:a::/64 | ::2 | tcp 80 81 443, udp 53 54 | 8080:80 8443:443 5353:53/udp |
     | x2 | X | ::3 | tcp 80, udp 53 | |
     | y1 | Y, brY, fd00:b::/64 | ::2 | tcp 80 81, udp 53 | |
     | i1, i2 | I, brI, fd00:c::/64, internal | ::2, ::3 | tcp 80, udp 53 | |
 
-    Everybody shares it, so a test takes ports, networks and containers of its own from here and
-    leaves the daemon, the engine and these five as they were. One that must stop or kill them
-    builds a lab for itself.
+    Many tests share this lab. A test creates its own ports, networks and containers with the
+    methods below, and does not change the daemon, the engine and the five containers. A test that
+    must stop or kill them builds its own lab.
     """
 
     sandbox: Sandbox
@@ -76,12 +76,12 @@ class Regime:
 
     @property
     def native(self) -> bool:
-        """Whether the engine does it by itself, without ipv6natd."""
+        """True if the engine does IPv6 NAT itself, without ipv6natd."""
         return self._daemon is None
 
     @property
     def daemon(self) -> Daemon:
-        """It ends the test in a native lab, which has none."""
+        """The daemon. In a native lab this ends the test."""
         return self._daemon or alone()
 
     @property
@@ -109,9 +109,9 @@ class Regime:
         return self.sandbox.rogue
 
     def port(self, count: int = 1) -> int:
-        """The first of so many host ports in a row that no other test has, up to 100."""
+        """The first of `count` consecutive host ports that no other test uses, at most 100."""
         if count > 100:
-            raise ValueError("only 100 ports in a row are kept for each caller")
+            raise ValueError("at most 100 consecutive ports")
         return 10000 + 100 * next(self._numbers)
 
     @contextmanager
@@ -125,7 +125,7 @@ class Regime:
         ip6: str | None = None,
         name: str | None = None,
     ) -> Iterator[Container]:
-        """A container with a server in it, until the context is left; args are for `docker run`."""
+        """A container with a server, until the end of the context; args are for `docker run`."""
         name = name or f"c{next(self._numbers)}"
         try:
             made = self.engine.run(name, network, *args, publish=publish, ip6=ip6)
@@ -138,7 +138,7 @@ class Regime:
     def network(
         self, *args: str, subnet: str | None = None, options: dict[str, str] | None = None
     ) -> Iterator[Network]:
-        """A network, until the context is left; args are for `docker network create`."""
+        """A network, until the end of the context; args are for `docker network create`."""
         number = next(self._numbers)
         name = f"n{number}"
         subnet = subnet or f"fd00:1:0:{number:x}::/64"
@@ -150,9 +150,9 @@ class Regime:
 
 @contextmanager
 def regime(wanted: Wanted) -> Iterator[Regime]:
-    """Build the furnished lab, and wait until the daemon has opened x1's port to the client.
+    """Build the shared lab, and wait until the client reaches x1's port.
 
-    It does not insist on that: a daemon that does not do it fails the tests, each with its reason.
+    The wait has a time-out and no error: with a broken daemon each test fails for its own reason.
     """
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(wanted.variant))

@@ -1,4 +1,4 @@
-"""Stands between a client and the engine's socket, and spoils what the engine says when told to."""
+"""A relay between a client and the engine's socket that can delay, drop or change answers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BROKEN = (
 
 
 class Relay:
-    """A socket at `path` behind which the engine answers; `endpoint` is for its client.
+    """A socket at `path` that passes requests to the engine; `endpoint` is for the client.
 
-    - `deaf`: no event goes through while it is set, and the stream stays open;
-    - `doubled`: each event goes through twice;
-    - `delay`: seconds that each piece of an answer or event is kept back;
-    - `broken`: each new request is answered with 500;
-    - `left`: so many bytes of event streams still go through; then the stream is cut, once.
+    - `deaf`: the relay drops all events, and the stream stays open;
+    - `doubled`: the relay sends each event twice;
+    - `delay`: seconds by which the relay delays each piece of an answer or event;
+    - `broken`: the relay answers each new request with 500;
+    - `left`: the relay passes so many bytes of event streams, and then cuts the stream once.
     """
 
     def __init__(self, engine: Path, path: Path) -> None:
@@ -70,7 +70,7 @@ class Relay:
                 engine = socket.socket(socket.AF_UNIX)
                 try:
                     engine.connect(str(self._engine))
-                except OSError:  # the engine is away
+                except OSError:  # the engine does not run
                     _end(client)
                     continue
                 self._open |= {client, engine}
@@ -103,7 +103,7 @@ class Relay:
             client.sendall(data)
 
     def _tell(self, engine: socket.socket, client: socket.socket, data: bytes) -> None:
-        """Pass an event stream, of which these are the first bytes."""
+        """Pass an event stream that begins with `data`."""
         head, _, rest = data.partition(b"\r\n\r\n")
         client.sendall(head + b"\r\n\r\n")
         for event in events(engine, rest):
@@ -124,7 +124,7 @@ Way = Callable[[socket.socket, socket.socket], None]
 
 
 def events(engine: socket.socket, rest: bytes) -> Iterator[bytes]:
-    """The chunks of an event stream as they come; each is one event."""
+    """The chunks of an event stream; each chunk is one event."""
     while True:
         size, found, after = rest.partition(b"\r\n")
         end = int(size, 16) + 2 if found else 0
@@ -139,7 +139,7 @@ def events(engine: socket.socket, rest: bytes) -> Iterator[bytes]:
 
 
 def _end(sock: socket.socket) -> None:
-    """Closing alone would not wake who waits for it in another thread."""
+    """Shut down and close a socket. Only a shutdown wakes a thread that waits for it."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()

@@ -1,4 +1,4 @@
-"""Other firewalls of a host, the real ones, each in a sandbox."""
+"""The real ufw and firewalld, each in a sandbox."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Command = Callable[..., str]
 
 
 def inside(pid: int) -> tuple[str, str]:
-    """For nsenter: a process's mounts, and its root, which a machine in a chroot needs besides."""
+    """The nsenter options for a process's mounts, and its root for a machine in a chroot."""
     return f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root"
 
 
 @contextmanager
 def ufw(sandbox: Sandbox) -> Iterator[Command]:
-    """The command, with its files in memory and the lab's iptables in place of the machine's."""
+    """The ufw command, with its files in memory and the lab's iptables."""
     prepare = """
         for d in /etc/ufw /lib/ufw; do
             cp -a $d $1/saved; mount -t tmpfs tmpfs $d; cp -a $1/saved/. $d; rm -r $1/saved
@@ -50,7 +50,7 @@ def ufw(sandbox: Sandbox) -> Iterator[Command]:
 
 @contextmanager
 def firewalld(sandbox: Sandbox, bus: Bus) -> Iterator[Command]:
-    """firewall-cmd, with the real firewalld in the host's namespace and on its bus."""
+    """firewall-cmd, with firewalld in the host's namespace and on its bus."""
     said = sandbox.dir / "firewalld"
     env = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address}
     prepare = """

@@ -1,10 +1,10 @@
-"""The network: a host, a client and a rogue on one Ethernet segment.
+"""The network: a host, a client and a rogue on one Ethernet link.
 
     wire (a bridge) --- host:ext0    2001:db8:1::1, 2001:db8:1::10, 192.0.2.1, 192.0.2.10
                     --- client:ext0  2001:db8:1::2, 192.0.2.2
                     --- rogue:ext0   2001:db8:1::3, 192.0.2.3, everything else by way of the host
 
-The client knows nothing beyond its own segment; the rogue sends what it likes to the host.
+The client has no route beyond its link. The rogue routes all packets by way of the host.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ ROGUE = IPv6Address("2001:db8:1::3")
 HOST4 = IPv4Address("192.0.2.1")
 CLIENT4 = IPv4Address("192.0.2.2")
 HOST_LINK_LOCAL = IPv6Address("fe80::ff:fe00:1%ext0")
-"""As the client and the rogue write it."""
+"""The host's link-local address, with the scope of the client and the rogue."""
 
-# The kernel speaks from the last address added, of several as good; that is to be ::1.
+# Of several equal addresses the kernel prefers the last one added as the source: ::1.
 PEERS = {
     "host": (1, ("2001:db8:1::10/64", "2001:db8:1::1/64", "192.0.2.1/24", "192.0.2.10/24")),
     "client": (2, ("2001:db8:1::2/64", "192.0.2.2/24")),
@@ -46,10 +46,9 @@ SERIAL = itertools.count(1)
 
 
 class Sandbox:
-    """The namespaces, a folder, and the host's choice of iptables.
+    """The namespaces, a folder, and the host's variant of iptables.
 
-    `variant` is what `iptables` and `ip6tables` mean on this host, for the engine and for
-    ipv6natd alike: a host has one of them.
+    `iptables` and `ip6tables` are this variant on the host, for the engine and for ipv6natd.
     """
 
     host: Namespace
@@ -87,23 +86,23 @@ class Sandbox:
 
     @property
     def path(self) -> str:
-        """A PATH on which `ip6tables` is the variant."""
+        """A PATH with the tools of the variant."""
         return f"{self.dir}/tools:/usr/sbin:/usr/bin:/sbin:/bin"
 
     def rules(self, variant: Variant | None = None) -> str:
-        """ip6tables-save of the host without counters and dates."""
+        """The output of ip6tables-save on the host, without counters and dates."""
         text = self.host.run(f"ip6tables-{variant or self.variant}-save")
         lines = [line for line in text.splitlines() if not line.startswith("#")]
         return "".join(re.sub(r"\s*\[\d+:\d+\]", "", line) + "\n" for line in lines)
 
     def _connect(self) -> None:
         for space in (self.wire, self.host, self.client, self.rogue):
-            # A link-local address that is being checked for duplicates answers nobody for 1 to 2 s,
-            # and that goes for the bridges that the engine makes, too.
+            # During duplicate address detection a link-local address does not answer for 1 to 2 s.
+            # The same holds for the bridges of the engine.
             for scope in ("all", "default"):
                 space.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
             space.ip("link set lo up")
-        # The wire is a switch: were its frames given to netfilter, conntrack would see them twice.
+        # The wire is a switch. With bridge-nf-call, conntrack would see its frames twice.
         for family in ("ip", "ip6", "arp"):
             with suppress(FileNotFoundError):
                 self.wire.sysctl(f"net.bridge.bridge-nf-call-{family}tables", 0)
@@ -134,7 +133,7 @@ class Sandbox:
 
 @contextmanager
 def namespace(lab: str, role: str) -> Iterator[Namespace]:
-    """A named network namespace, gone with its processes' end."""
+    """A named network namespace, until the end of the context."""
     name = f"{lab}-{role}"
     path = Path("/run/netns") / name
     try:
@@ -149,7 +148,7 @@ def namespace(lab: str, role: str) -> Iterator[Namespace]:
 
 @contextmanager
 def folder(lab: str) -> Iterator[Path]:
-    """A folder for logs, sockets and state; sockets want its name short."""
+    """A folder for logs, sockets and state. Its name is short because of the sockets."""
     path = Path(tempfile.mkdtemp(prefix=f"{lab}-"))
     try:
         yield path
@@ -159,7 +158,7 @@ def folder(lab: str) -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove what labs left whose process was killed before it could clean up."""
+    """Remove the resources of labs whose process was killed."""
     folders, cgroups = Path(tempfile.gettempdir()), Path("/sys/fs/cgroup")
     for path in orphans(Path("/run/netns")):
         run("ip", "netns", "delete", path.name, check=False)
@@ -173,7 +172,7 @@ def sweep() -> None:
 
 
 def orphans(place: Path) -> list[Path]:
-    """What carries the name of a lab whose process is gone."""
+    """Paths with the name of a lab whose process has ended."""
     found = []
     for path in place.glob("v6n*-*"):
         owner = re.match(r"v6n(\d+)-", path.name)

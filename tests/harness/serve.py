@@ -1,4 +1,4 @@
-"""Servers inside a namespace that tell each caller who they are and whom they see."""
+"""Servers inside a namespace that answer with their name and the client's address."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PKTINFO = struct.Struct("16sI")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A connection accepted or a datagram received."""
+    """An accepted connection or a received datagram."""
 
     protocol: str
     peer: IPv4Address | IPv6Address
     peer_port: int
     port: int
     data: bytes = b""
-    """What a datagram said."""
+    """The data of a datagram."""
 
 
 @dataclass(slots=True)
 class Server:
-    """Answers on its ports, and remembers in `received` what came, answered or not."""
+    """A server; `received` has all connections and datagrams, answered or not."""
 
     name: str
     received: list[Arrival] = field(default_factory=list)
@@ -43,10 +43,10 @@ class Server:
 def serve(
     ns: Namespace, name: str, *, tcp: Iterable[int] = (), udp: Iterable[int] = ()
 ) -> Iterator[Server]:
-    """Serve on all addresses of a namespace, IPv4 too, until the context is left.
+    """Serve on all addresses of a namespace, IPv4 too, until the end of the context.
 
-    Each line or datagram is answered by one line: the server's name, the peer's address and port,
-    and the address and port that it was reached at.
+    The answer to each line or datagram is one line: the server's name, the peer's address and port,
+    and the server's address and port.
     """
     server = Server(name)
     selector = selectors.DefaultSelector()
@@ -78,7 +78,7 @@ def listening(port: int, kind: socket.SocketKind) -> socket.socket:
     sock = socket.socket(socket.AF_INET6, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    # A datagram must leave from the address that it came to, which the socket alone does not know.
+    # The answer to a datagram must have the address to which the datagram was sent.
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     sock.setblocking(False)
     sock.bind(("::", port))
@@ -134,7 +134,7 @@ def datagram(server: Server, sock: socket.socket) -> None:
         reply = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)
         sock.sendmsg([answer(server, peer, local)], [reply], 0, peer)
     except OSError:
-        # The caller went away, or there is no way to him: a forged address, say.
+        # The client has closed its socket, or is not reachable, for example with a forged address.
         return
 
 
@@ -148,7 +148,7 @@ def answer(server: Server, peer: tuple[str, int], local: tuple[str, int]) -> byt
 
 
 def plain(text: str) -> IPv4Address | IPv6Address:
-    """An address without its scope, and IPv4 as IPv4."""
+    """An address without its scope; an IPv4-mapped address as IPv4."""
     address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped

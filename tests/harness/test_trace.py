@@ -1,4 +1,4 @@
-"""The scenarios answered without a kernel: who reaches what, by the text of the rules alone."""
+"""The scenarios without a kernel: the verdict for each packet, from the rule text alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ FROM = {
     HOST: "",
     HOST_TOO: "",
 }
-"""Where each sender's packets come in; the host's own nowhere."""
+"""The incoming interface of each sender; "" for the host."""
 
 
 def asks(
@@ -100,7 +100,7 @@ def reaches(address: IPv6Address, port: int, *, seen_as: IPv6Address) -> Verdict
 
 
 def text(*ports: str, policy: Policy | None = None, proxy: bool = True, **options: Any) -> str:
-    """The rules where x1 publishes these on a network X with these options, beside Y and I."""
+    """The rules for x1 with these ports on network X with these options, with networks Y and I."""
     facts = (
         replace(X, **options),
         Y,
@@ -115,16 +115,16 @@ def text(*ports: str, policy: Policy | None = None, proxy: bool = True, **option
 
 
 def appended(rules: str) -> str:
-    """With what another tool puts at the end of FORWARD."""
+    """The rules with a DROP of another tool at the end of FORWARD."""
     return rules.replace("COMMIT", "-A FORWARD -j DROP\nCOMMIT", 1)
 
 
 def with_user_rule(rules: str) -> str:
-    """With a rule that a user put into DOCKER-USER."""
+    """The rules with a user's rule in DOCKER-USER."""
     return rules.replace("COMMIT", f"-A DOCKER-USER -i ext0 -s {CLIENT}/128 -j DROP\nCOMMIT", 1)
 
 
-# Scenarios of the lab's own networks, whatever the proxy does.
+# Scenarios of the lab's own networks, with the proxy and without.
 
 PORTS = ("8080:80", "8443:443", "5353:53/udp")
 ANYWAY = [
@@ -166,11 +166,11 @@ BY_PROXY = [
     ("h2-h3", asks(HOST, LOOPBACK, 8080), DELIVERED, REFUSED),
     ("h14", asks(LINK_LOCAL_CLIENT, LINK_LOCAL_HOST, 8080), DELIVERED, REFUSED),
 ]
-"""What the proxy answers, and what the rules answer without it."""
+"""Scenario, packet, verdict with the proxy, verdict without the proxy."""
 
 
 def cases(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Rows of a table whose first column is the scenario."""
+    """Parameters from rows whose first column is the scenario."""
     return [pytest.param(*values, id=scenario) for scenario, *values in rows]
 
 
@@ -190,7 +190,7 @@ def test_neighbours_and_loopback_are_the_proxys_or_the_rules_business(
     assert trace(text(*PORTS, proxy=False), packet, THE_HOST) == without
 
 
-# Scenarios of one binding or one option each.
+# Scenarios with one binding or one option.
 
 TOO = f"[{HOST_TOO}]:8080:81"
 KEPT, SHIFTED = text("7000-7100:7000-7100"), text("6000-6009:7000-7009/udp")
@@ -304,7 +304,7 @@ def test_what_becomes_of_packets_that_open_nothing(packet: Packet, verdict: Verd
 
 
 def test_a_network_that_the_engine_manages_is_left_to_its_rules() -> None:
-    """Of ours nothing is accepted into it, and nothing dropped: what follows decides."""
+    """Our rules neither accept nor drop packets into this network: later rules decide."""
     rules = (GOLDEN / "beside-the-engines.proxy-on.txt").read_text()
     host = replace(
         THE_HOST,
@@ -366,18 +366,18 @@ def test_a_rule_of_another_table_is_an_error() -> None:
         parsed("*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n")
 
 
-# What holds for any options.
+# Properties for any options.
 
 EXT = "ext0"
 OUTSIDER, ASKED = IPv6Address("2001:db8::99"), IPv6Address("2001:db8::1")
 KINDS = st.sampled_from([GatewayMode.NAT, *GatewayMode])
 NUMBERS = (0, 1, 4, 8, 13, 101, 104, 113)
-"""Ports in, beside and beyond what the strategies publish."""
+"""Ports inside, next to and outside the ports that the strategies publish."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A host, and what was asked of it."""
+    """A host, with its facts, policy and rules."""
 
     facts: Snapshot
     policy: Policy
@@ -390,7 +390,7 @@ class Scene:
         return found
 
     def containers(self) -> Iterator[tuple[Container, IPv6Address]]:
-        """Those on networks that are handled, by each of their addresses."""
+        """The containers on handled networks, with each address."""
         handled = {each.id for each in self.want.networks}
         for each in self.facts.containers:
             for place in each.endpoints:
@@ -453,9 +453,9 @@ def published(made: Container, protocol: str, port: int) -> bool:
 def test_i1_i2_i5_an_own_address_opens_to_the_outside_only_what_an_option_opens(
     scene: Scene,
 ) -> None:
-    """Whatever the options: from outside and from other networks a container's own address is
-    closed, but for every port where the network is unprotected, and its published ports where
-    the network is routed, the interface is trusted or direct routing is allowed."""
+    """With any options, a container's own address is closed from outside and from other networks.
+    Exceptions: every port of an unprotected network; published ports of a routed network, from a
+    trusted interface, or with direct routing."""
     for made, address in scene.containers():
         network = scene.network_of(address)
         others = [each for each in scene.want.networks if each.bridge != network.bridge]
@@ -478,8 +478,8 @@ def test_i1_i2_i5_an_own_address_opens_to_the_outside_only_what_an_option_opens(
 @enough
 @given(scenes())
 def test_p4_a_host_port_leads_only_to_what_a_container_published_on_it(scene: Scene) -> None:
-    """Whatever the options: a packet to the host ends there, or at a container on the very port
-    that it published on this host port, on a network that is translated."""
+    """With any options, a packet to the host is delivered there, or to a container that published
+    this host port, at the right container port, on a translated network."""
     made = {address: each for each, address in scene.containers()}
     for port, protocol, to in product(range(14), Protocol, (ASKED, IPv6Address("2001:db8::2"))):
         verdict = scene.goes(OUTSIDER, EXT, to, port, protocol=protocol)
@@ -498,8 +498,8 @@ def test_p4_a_host_port_leads_only_to_what_a_container_published_on_it(scene: Sc
 @enough
 @given(scenes())
 def test_i7_nothing_enters_or_leaves_a_closed_network(scene: Scene) -> None:
-    """Whatever the options, and whatever conntrack says: no packet passes between a closed
-    network and any other interface, by whichever address it asks."""
+    """With any options, conntrack state and destination, no packet passes between a closed network
+    and another interface."""
     interfaces = {EXT: OUTSIDER, **{n.bridge: n.subnets[0][9] for n in scene.want.networks}}
     hosts = [ASKED, *(net[1] for each in scene.want.networks for net in each.subnets)]
     places = [*hosts, OUTSIDER, *(address for _, address in scene.containers())]
@@ -511,7 +511,7 @@ def test_i7_nothing_enters_or_leaves_a_closed_network(scene: Scene) -> None:
             verdict = scene.goes(interfaces[at], at, to, port, state=state)
             if verdict.fate is not Fate.FORWARDED:
                 continue
-            # A host's address may lead to a container of another network, and only from others.
+            # An address of the host may lead to a container of another, open network.
             assert at != closed.bridge
             assert verdict.address not in inside
 
@@ -519,8 +519,8 @@ def test_i7_nothing_enters_or_leaves_a_closed_network(scene: Scene) -> None:
 @enough
 @given(scenes())
 def test_i11_a_forged_neighbour_never_arrives(scene: Scene) -> None:
-    """Whatever the options: what carries a source of one of our networks and comes in by another
-    interface reaches no container, neither by its address nor by a port of the host."""
+    """With any options, a packet with a source of our networks from another interface reaches no
+    container, neither by the container's address nor by a host port."""
     places = [ASKED, IPv6Address("2001:db8::2"), *(address for _, address in scene.containers())]
     interfaces = (EXT, *(each.bridge for each in scene.want.networks))
     for victim, at, to in product(scene.want.networks, interfaces, places):
@@ -529,7 +529,7 @@ def test_i11_a_forged_neighbour_never_arrives(scene: Scene) -> None:
         for net, port, protocol in product(victim.subnets, NUMBERS, Protocol):
             verdict = scene.goes(net[9], at, to, port, protocol=protocol)
             if verdict.fate is Fate.FORWARDED:
-                # Within its own bridge a container may write any source: that is not routed.
+                # Within its own bridge a container may use any source: such packets are not routed.
                 assert verdict.address in (to, None)
                 assert scene.host.out(to) == at
 
@@ -537,9 +537,9 @@ def test_i11_a_forged_neighbour_never_arrives(scene: Scene) -> None:
 @enough
 @given(scenes())
 def test_i11_nothing_begins_with_a_source_that_is_somebody_elses(scene: Scene) -> None:
-    """Whatever the options and the protocol: a first packet, or an error, that carries a source of
-    a network that it does not come in by leaves by no interface; and what a container sends carries
-    a source of its own network, and none of the host."""
+    """With any options and protocol, a first packet or an error with a source of a network leaves
+    only if it came in by this network; a container's packet leaves only with a source of its own
+    network, and never with one of the host."""
     assume(scene.want.networks)
     bridges = {network.bridge: network for network in scene.want.networks}
     hosts = [ASKED, *(net[1] for each in scene.want.networks for net in each.subnets)]

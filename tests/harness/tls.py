@@ -1,4 +1,4 @@
-"""A TLS front for the engine's socket, and certificates of every kind, wrong ones too."""
+"""A TLS proxy for the engine's socket, and valid and invalid certificates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ commonName = supplied
 
 
 class Authority:
-    """Signs certificates; `ca` is its own."""
+    """An authority that signs certificates; `ca` is its own certificate."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Authority:
         (folder / "serial").write_text("01\n")
         (folder / "config").write_text(CONFIG)
         new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-        # Without it unstable's Python does not take an authority for one.
+        # Python of Debian unstable rejects an authority without key usage.
         usage = ("-addext", "keyUsage=critical,keyCertSign")
         files = ("-keyout", f"{folder}/ca-key.pem", "-out", str(self.ca))
         run(*new, *usage, *files, "-subj", "/CN=lab")
@@ -77,10 +77,10 @@ class Authority:
 
 
 class TlsFront:
-    """Listens on 127.0.0.1:2376 of a namespace and hands on to the engine's socket.
+    """Listens on 127.0.0.1:2376 of a namespace and passes data to the engine's socket.
 
-    `show` is the folder of its certificate, None for no TLS at all; `trust` is the authority whose
-    clients are let in, None for everybody.
+    `show` is the folder of its certificate, None for a connection without TLS. `trust` is the
+    authority of accepted clients, None for all clients.
     """
 
     def __init__(self, ns: Namespace, engine: Path, show: Path | None, trust: Path | None) -> None:
@@ -106,7 +106,7 @@ class TlsFront:
             self.cut()
 
     def change(self, show: Path | None, trust: Path | None) -> None:
-        """Show another certificate from now on, and end what is open."""
+        """Use another certificate from now on, and end all connections."""
         self.show, self.trust = show, trust
         self.cut()
 
@@ -155,7 +155,7 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
 
 
 def _end(sock: socket.socket) -> None:
-    """Closing alone would not wake who waits for it in another thread."""
+    """Shut down and close a socket. Only a shutdown wakes a thread that waits for it."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()

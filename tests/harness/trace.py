@@ -1,10 +1,9 @@
-"""What netfilter does to a packet, by the text of the rules and without a kernel.
+"""A tracer: the verdict of netfilter for a packet, from rule text and without a kernel.
 
-The grammar is ip6tables-save's, as far as it is known here; an option that is not known is an error
-and never a rule that is passed over. It is read here anew, and not with the package's own reader,
-so that a mistake in one does not hide in the other.
+The grammar is a part of ip6tables-save's. An unknown option is an error, and no rule is skipped.
+This module has its own parser, so that a mistake in the package's parser does not hide here.
 
-Frames between two ports of one bridge pass FORWARD as they do with br_netfilter on.
+Frames between two ports of one bridge pass FORWARD, as with br_netfilter.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ LOOPBACK = IPv6Address("::1")
 
 
 class State(StrEnum):
-    """What conntrack says of a packet."""
+    """The conntrack state of a packet."""
 
     NEW = "NEW"
     ESTABLISHED = "ESTABLISHED"
@@ -32,8 +31,8 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """An interface of the host: what is reached by it, and the host's addresses on it, of which
-    the first is the one it speaks from."""
+    """An interface of the host, with the subnets behind it and the host's addresses on it. The
+    first address is the source of the host's packets."""
 
     interface: str
     subnets: tuple[IPv6Network, ...]
@@ -42,16 +41,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the kernel knows beside its rules."""
+    """The interfaces of the host."""
 
     links: tuple[Link, ...]
 
     def local(self, address: IPv6Address) -> bool:
-        """Whether it is of type LOCAL."""
+        """True if the address has the type LOCAL."""
         return address == LOOPBACK or any(address in each.addresses for each in self.links)
 
     def out(self, destination: IPv6Address) -> str:
-        """The interface that leads there, by the longest prefix."""
+        """The interface of the route with the longest prefix."""
         ways = [
             (subnet.prefixlen, link.interface)
             for link in self.links
@@ -63,35 +62,35 @@ class Host:
         return max(ways)[1]
 
     def speaks(self, interface: str) -> IPv6Address:
-        """The address that goes out by an interface, and that a redirect into it leads to."""
+        """The source of the host's packets on an interface, and the destination of REDIRECT."""
         (link,) = (each for each in self.links if each.interface == interface)
         return link.addresses[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """A packet as it reaches the host, or as the host sends it."""
+    """A packet that the host receives or sends."""
 
     source: IPv6Address
     destination: IPv6Address
     in_interface: str = ""
-    """Empty where the host itself sends it."""
+    """Empty for a packet of the host."""
     protocol: str = "tcp"
     port: int = 0
     authenticated: bool = False
-    """Whether an authentication header stands before that, which `-p` does not look behind."""
+    """True with an authentication header before the protocol; `-p` matches only this header."""
     state: State = State.NEW
     mark: int = 0
     reply: bool = False
-    """Whether conntrack takes it for an answer."""
+    """True for the reply direction of an entry."""
     dnat: bool = False
-    """Whether conntrack knows it as one whose destination was rewritten."""
+    """True if the entry has the status DNAT."""
     out_interface: str = ""
-    """Set on the way, by the routes."""
+    """Set by the routing decision."""
 
 
 class Fate(StrEnum):
-    """Where a packet ends."""
+    """The end of a packet."""
 
     DROPPED = "dropped"
     REFUSED = "refused"
@@ -101,7 +100,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How it ended and, forwarded, with which destination and source."""
+    """The end of a packet; for a forwarded packet, its destination and source."""
 
     fate: Fate
     address: IPv6Address | None = None
@@ -113,7 +112,7 @@ DROPPED, REFUSED, DELIVERED = Verdict(Fate.DROPPED), Verdict(Fate.REFUSED), Verd
 
 
 def trace(text: str, packet: Packet, host: Host) -> Verdict:
-    """What becomes of a packet under these rules. Raises ValueError for rules it cannot read."""
+    """The verdict of these rules for a packet. ValueError for rules that it cannot parse."""
     tables = parsed(text)
     sent = not packet.in_interface
     entry = "OUTPUT" if sent else "PREROUTING"
@@ -141,7 +140,7 @@ def trace(text: str, packet: Packet, host: Host) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a rule says is to happen, with the address of a translation."""
+    """The target of a rule, with the address of a translation."""
 
     name: str
     address: IPv6Address | None = None
@@ -153,7 +152,7 @@ Match = Callable[[Packet, Host], bool]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """All matches must hold for the target to happen."""
+    """A rule: its target applies if all matches are true."""
 
     matches: tuple[Match, ...]
     target: Target
@@ -161,7 +160,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Chain:
-    """A chain and what happens at its end: a policy, or nothing."""
+    """A chain with its policy, which is empty for a user-defined chain."""
 
     policy: str = ""
     rules: list[Rule] = field(default_factory=list)
@@ -171,7 +170,7 @@ Chains = dict[str, Chain]
 
 
 def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
-    """With its destination rewritten. Only the first packet of a flow asks the nat table."""
+    """The packet after DNAT. Only the first packet of a flow passes the nat table."""
     if packet.state is not State.NEW:
         return packet
     target = walked(chains, base, packet, host)
@@ -189,7 +188,7 @@ def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
 
 
 def _sourced(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
-    """Its source as it leaves."""
+    """The source of the outgoing packet."""
     if packet.state is not State.NEW:
         return packet.source
     target = walked(chains, "POSTROUTING", packet, host)
@@ -222,14 +221,14 @@ def walked(
     host: Host,
     seen: Callable[[Rule], None] = lambda _: None,
 ) -> Target:
-    """Where a packet's way through one base chain ends; `seen` hears of each rule on it."""
+    """The target that ends the packet's way through a base chain. `seen` gets each rule."""
     return _through(chains, base, packet, host, seen) or Target(chains[base].policy)
 
 
 def _through(
     chains: Chains, name: str, packet: Packet, host: Host, seen: Callable[[Rule], None]
 ) -> Target | None:
-    """The target that ends the walk; None where the chain ends or returns without one."""
+    """The target that ends the chain; None if the chain ends or returns without a target."""
     for rule in chains[name].rules:
         seen(rule)
         if not all(match(packet, host) for match in rule.matches):
@@ -267,15 +266,14 @@ MODULES = {
     "--ctorigdstport": "conntrack",
     "--comment": "comment",
 }
-"""The `-m` that each option needs right before it; for --dport that is the protocol."""
+"""The `-m` module that each option needs right before it; for --dport, the protocol."""
 
 
 @lru_cache(maxsize=8)
 def parsed(text: str) -> dict[str, Chains]:
-    """The filter and the nat table; any other may stand there but not hold a rule.
+    """The filter and the nat table. Another table may exist, but without rules.
 
-    The built-in chains are there with the policy ACCEPT and DOCKER-USER without a rule where
-    nothing is said of them.
+    Missing built-in chains get the policy ACCEPT, and a missing DOCKER-USER has no rules.
     """
     tables = {table: {name: Chain("ACCEPT") for name in names} for table, names in BUILT_IN.items()}
     tables["filter"]["DOCKER-USER"] = Chain()
@@ -363,7 +361,7 @@ def _match(option: str, value: str) -> Match:
             ports = range(int(first), int(last or first) + 1)
             return lambda packet, _: packet.port in ports
         case "--ctproto", _ if value in NUMBERS or value in PROTOCOLS:
-            # ip6tables-save says the number.
+            # ip6tables-save prints the number.
             return lambda packet, _: packet.protocol == NUMBERS.get(value, value)
         case "--mark", _:
             mark, _, mask = value.partition("/")

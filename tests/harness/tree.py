@@ -1,13 +1,13 @@
-"""Suites of Debian, each in a folder, for engines, packages and hosts that this machine is not.
+"""Trees: Debian suites in folders, for other engines, for building packages and for booted hosts.
 
-A tree is made once, by `make` (tests/harness/trees.py), and then only read: whatever runs in it
-runs on an overlay over it. Tests never make one, since nothing that `pytest` does may need a
-network. To have one made again, with newer packages, remove its folder. Each is three things:
+`make` (tests/harness/trees.py) creates a tree once. Afterwards the tree is only read, with an
+overlay for writes. Tests never create a tree, because `pytest` must not need a network. To get
+newer packages, remove the folder of the tree. A tree has three parts:
 
-- `root`, a host with an engine and systemd, which engines run in and which boots;
-- in its cache for apt, all that the package of ipv6natd pulls in, what it has to live beside, and
-  what README has people install to build it;
-- `build`, a layer over it with what packages are built with.
+- `root`: a host with an engine and systemd, for engines and for booted hosts;
+- the apt cache of `root`: the dependencies of the package of ipv6natd, other firewalls, and the
+  build dependencies that README names;
+- `build`: a layer over `root` with the tools for building packages.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ HOST = (
     *("systemd", "systemd-sysv", "dbus", "iproute2", "kmod", "procps"),
     *("python3", "ca-certificates", "libpam-systemd", "dbus-user-session"),
 )
-"""The engine with both variants of iptables, which it only recommends (containerd and runc come
-with it), what makes a host that boots, and what any server has that was not made in a minute."""
+"""The engine (with containerd and runc), both variants of iptables, which the engine only
+recommends, and the packages of a usual server that boots."""
 
 LATER = (
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
@@ -45,47 +45,47 @@ LATER = (
     *("rootlesskit", "slirp4netns", "uidmap"),
     *("autopkgtest", "python3-pytest", "python3-hypothesis"),
 )
-"""Installed by tests, in a host that has no network: downloaded with all that they pull in."""
+"""Packages that tests install on a host without a network: downloaded with their dependencies."""
 
 BUILD_DEP = (
     *("dpkg-dev", "make", "debhelper", "dh-python", "bash-completion"),
     *("pybuild-plugin-pyproject", "python3-all", "python3-hatchling"),
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
 )
-"""What packaging/deb/debian/control asks for, without the compilers of build-essential, which
-nothing here uses."""
+"""The build dependencies of packaging/deb/debian/control, without the compilers of
+build-essential, which are not needed."""
 
 BUILD = (*BUILD_DEP, "fakeroot", "lintian", "python3-pytest")
 
 ARCH = ("makepkg", "libarchive-tools", "python3-build", "python3-installer")
-"""What builds the package for Arch; Debian 13's makepkg is the newer one."""
+"""The tools that build the package for Arch, from Debian 13, whose makepkg is newer."""
 
 CLONE = ("git", "build-essential", *BUILD_DEP)
-"""What there has to be for README's lines in a clone, by those lines or before; downloaded, and
-without what these recommend: `apt build-dep` installs that as little."""
+"""The packages that the commands of README need in a clone. They are downloaded without
+recommended packages, because `apt build-dep` does not install these either."""
 
 PACMAN = ("pacman-package-manager", "sudo")
-"""What a host of Debian 13 lacks besides, to have Arch's lines run on it."""
+"""Additional packages for the commands for Arch on a host of Debian 13."""
 
 PATIENCE = 1200.0
-"""Seconds. Making a tree takes three minutes on a good line, and 1.2 GB of disk."""
+"""Seconds. Creating a tree takes three minutes with a fast network, and 1.2 GB of disk."""
 
 INSTALL = ROOT / "tests" / "install.sh"
 
-# A process namespace, so that whatever maintainer scripts start ends with it; a mount namespace,
-# because debootstrap leaves /proc mounted in the tree when it is interrupted.
+# The process namespace ends all processes that maintainer scripts start. The mount namespace is
+# needed because an interrupted debootstrap leaves /proc mounted in the tree.
 APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
 
 SCRIPT = """
 set -eu
 suite=$1 root=$2 layer=$3 host=$4 later=$5 clone=$6 build=$7
 get() {
-    # Signatures count, dates do not: unstable's index is good for a week only, which a mirror that
-    # lags or a machine whose clock runs ahead is soon past.
+    # Signatures are checked, dates are not: the index of unstable is valid for only a week, too
+    # short for a slow mirror or a machine with a fast clock.
     chroot "$1" apt-get -q -y -o Acquire::Check-Valid-Until=false "${@:2}"
 }
 debootstrap --variant=minbase --force-check-gpg "$suite" "$root"
-printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"   # nothing may start a service
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"   # no package may start a service
 chmod 755 "$root/usr/sbin/policy-rc.d"
 get "$root" update
 get "$root" --no-install-recommends install $host
@@ -103,12 +103,12 @@ rm -rf "$layer.work" "$layer.root" "$root"/var/log/*
 
 
 def folder() -> Path:
-    """Where trees stand."""
+    """The folder of all trees."""
     return Path(os.environ.get("IPV6NATD_TREES") or "/var/cache/ipv6natd-tests")
 
 
 def ready(suite: Suite) -> bool:
-    """Whether the tree is there, complete and with all that this version of the lab wants in it."""
+    """True if the tree is complete and has all packages that this version of the lab needs."""
     return set(wanted(suite)) <= versions(suite).keys()
 
 
@@ -117,7 +117,7 @@ def wanted(suite: Suite) -> tuple[str, ...]:
 
 
 def host(suite: Suite) -> tuple[str, ...]:
-    # The command line is a package of its own from Debian 13 on.
+    # From Debian 13 on the docker command is a separate package.
     return HOST if suite == "bookworm" else (*HOST, "docker-cli")
 
 
@@ -130,26 +130,26 @@ def clone(suite: Suite) -> tuple[str, ...]:
 
 
 def path(suite: Suite) -> Path:
-    """The root of a tree that is there."""
+    """The root of an existing tree; LabError without the tree."""
     if not ready(suite):
         raise LabError(f"no tree of Debian {suite} in {folder()}; {hint(suite)}")
     return folder() / suite / "root"
 
 
 def workshop(suite: Suite) -> tuple[Path, Path]:
-    """The layers of a tree with what packages are built with, the upper one first."""
+    """The layers of a tree with the build tools, the upper layer first."""
     root = path(suite)
     return root.with_name("build"), root
 
 
 def hint(suite: Suite) -> str:
-    return f"`.venv/bin/python -m tests.harness.trees {suite}` as root makes it"
+    return f"`.venv/bin/python -m tests.harness.trees {suite}` as root creates it"
 
 
 def versions(suite: Suite) -> dict[str, str]:
-    """The stamp: packages and their versions, "later" for those that were only downloaded.
+    """The stamp: packages and their versions, "later" for packages that were only downloaded.
 
-    It comes with a complete tree, and not before.
+    Only a complete tree has a stamp.
     """
     try:
         found: dict[str, str] = json.loads((folder() / suite / "stamp.json").read_text())
@@ -159,20 +159,20 @@ def versions(suite: Suite) -> dict[str, str]:
 
 
 def make(suite: Suite) -> None:
-    """Make the tree, unless it is there; without a network this fails after saying why."""
+    """Create the tree if it does not exist. Without a network this fails with an error."""
     if ready(suite):
         return
     if os.geteuid() != 0:
-        raise LabError(f"The tree of Debian {suite} in {folder()} is to be made by root.")
+        raise LabError(f"Only root can create the tree of Debian {suite} in {folder()}.")
     folder().mkdir(parents=True, exist_ok=True)
     with locked(folder() / f"{suite}.lock"):
-        if ready(suite):  # by another run, for which we waited
+        if ready(suite):  # another run has created it meanwhile
             return
-        # What makes trees is not needed to use them, so it is installed only now.
+        # These tools are installed only now, because existing trees do not need them.
         if subprocess.run([str(INSTALL), "trees"], check=False).returncode != 0:
-            raise LabError(f"No tree of Debian {suite} without that.")
+            raise LabError(f"The tree of Debian {suite} needs these tools.")
         began = time.monotonic()
-        print(f"Making a tree of Debian {suite} in {folder()}, once; minutes ...", flush=True)
+        print(f"Creating a tree of Debian {suite} in {folder()}, once; minutes ...", flush=True)
         part = folder() / f"{suite}.part"
         with removed(part), removed(folder() / f"{suite}.old"):
             build(suite, part)
@@ -211,7 +211,7 @@ def build(suite: Suite, part: Path) -> None:
 
 
 def replace(part: Path, place: Path) -> None:
-    """Put a complete tree in its place, and away what stood there."""
+    """Move a complete tree to its place, and the old tree away."""
     with undisturbed():
         with suppress(FileNotFoundError):
             place.rename(place.with_suffix(".old"))
@@ -220,19 +220,19 @@ def replace(part: Path, place: Path) -> None:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Two runs at once make one tree."""
+    """Hold a lock, so that two runs create one tree."""
     with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another run is making it; waiting ...", flush=True)
+            print("Another run creates it; waiting ...", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def removed(place: Path) -> Iterator[None]:
-    """Without this folder, before and after: one that is left comes from a run that was killed."""
+    """Remove this folder before and after. An existing folder is from a killed run."""
     try:
         remove(place)
         yield

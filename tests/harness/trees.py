@@ -1,4 +1,4 @@
-"""`python -m tests.harness.trees SUITE ...` makes the trees that engines of other suites run in."""
+"""`python -m tests.harness.trees SUITE ...` creates the trees of Debian suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting in a running event loop for something to become true."""
+"""Wait in a running event loop until a condition is true."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 PATIENCE = 5.0
-"""Seconds; nothing here takes a tenth of a second."""
+"""Seconds. Each condition needs less than a tenth of a second."""
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Return as soon as `holds()` is true; fail when it never is."""
+    """Return as soon as `holds()` is true; fail after the time-out."""
     deadline = time.monotonic() + PATIENCE
     while not holds():
-        assert time.monotonic() < deadline, "this never became true"
+        assert time.monotonic() < deadline, "the condition stayed false"
         await asyncio.sleep(0.002)
 
 
 @asynccontextmanager
 async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """Run `work` beside the block; whatever it raises on its own, the block's end raises."""
+    """Run `work` during the block. The end of the block raises the exception of `work`."""
     task = asyncio.create_task(work)
     try:
         yield task
     finally:
         task.cancel()
         done, _ = await asyncio.wait({task}, timeout=PATIENCE)
-        assert done, "this did not stop when it was told to"
+        assert done, "the task did not end after its cancellation"
     if not task.cancelled():
         task.result()

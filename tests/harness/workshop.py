@@ -1,6 +1,6 @@
-"""Where packages are built: a suite's tree with the layer of tools over it, and this source.
+"""Builds packages in a suite's tree, with the layer of build tools and this source.
 
-Everything is in memory and in namespaces of its own, and gone when the script ends.
+Everything is in memory and in separate namespaces, and is removed when the script ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ mount -t tmpfs tmpfs /mnt
 cd /mnt
 mkdir upper work root got more
 mount -t overlay -o "lowerdir=$1,upperdir=upper,workdir=work" overlay root
-# What the tree has downloaded, which the layer of tools hides: there is no need of a network.
+# The downloads of the tree, which the layer of tools hides: so the build needs no network.
 archives=var/cache/apt/archives
 mount -t overlay -o "lowerdir=${1##*:}/$archives,upperdir=got,workdir=more" overlay root/$archives
 mkdir root/src root/out
@@ -33,7 +33,7 @@ exec chroot root sh -ec "cd /src; $3"
 
 
 def begin(suite: tree.Suite, folder: Path, script: str) -> subprocess.Popen[bytes]:
-    """Start a script in /src, this source; `folder` is /out there, and gets its log."""
+    """Start a script in /src, with this source. `folder` is /out there and gets the log."""
     pack(folder / "source.tar")
     layers = ":".join(map(str, tree.workshop(suite)))
     apart = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc")
@@ -43,7 +43,7 @@ def begin(suite: tree.Suite, folder: Path, script: str) -> subprocess.Popen[byte
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path, *, timeout: float = 120) -> str:
-    """What a script said that was begun. Raises LabError where it failed."""
+    """Wait for a started script, and return its output. LabError if it failed."""
     try:
         code = process.wait(timeout)
     except subprocess.TimeoutExpired:
@@ -56,7 +56,7 @@ def finish(process: subprocess.Popen[bytes], folder: Path, *, timeout: float = 1
 
 
 def pack(file: Path) -> None:
-    """Write this source as it stands, committed or not, without what git ignores."""
+    """Write the current source, with uncommitted changes and without files that git ignores."""
     with tarfile.open(file, "w") as tar:
         for name in sources():
             tar.add(ROOT / name, name)
