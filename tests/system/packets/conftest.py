@@ -42,6 +42,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every = metafunc.config.getoption("--engines") == "all"
     if "regime" in metafunc.fixturenames:
         metafunc.parametrize("regime", labs(metafunc, every), indirect=True, scope="session")
+    elif "wanted" in metafunc.fixturenames and metafunc.definition.get_closest_marker("depends_on"):
+        wanted = ALL if every else [each for each in CI if differs(metafunc, each)]
+        ids = [each.id for each in wanted]
+        metafunc.parametrize("wanted", wanted, ids=ids, scope="module")
     elif "suite" in metafunc.fixturenames:
         suites = list(dict.fromkeys(each.suite for each in (ALL if every else CI)))
         if metafunc.definition.get_closest_marker("newest"):
@@ -64,16 +68,27 @@ def labs(metafunc: pytest.Metafunc, every: bool) -> list[Any]:
 
 
 def differs(metafunc: pytest.Metafunc, wanted: Wanted) -> bool:
-    """Whether a test may end otherwise there than in the default regime, by its own word."""
+    """True if CI runs the test in this regime.
+
+    The test names the dimensions that can change its result. CI then has each value of each of
+    them at least once; with `combined=True`, each combination of them. `make test-all` has all.
+    """
     marker = metafunc.definition.get_closest_marker("depends_on")
     if marker is None or not set(marker.args) <= set(DIMENSIONS):
         name = metafunc.function.__name__
         pytest.fail(f"{name}: mark it depends_on(...), with what of {', '.join(DIMENSIONS)}")
     here = (wanted.variant, wanted.proxy, wanted.suite)
     default = (DEFAULT.variant, DEFAULT.proxy, DEFAULT.suite)
-    return all(
-        mine == usual or dimension in marker.args
-        for dimension, mine, usual in zip(DIMENSIONS, here, default, strict=True)
+    other = {d for d, mine, usual in zip(DIMENSIONS, here, default, strict=True) if mine != usual}
+    named = set(marker.args)
+    if not other or marker.kwargs.get("combined"):
+        return other <= named
+    # No regime has both the other variant and the other engine; the proxy is off beside either.
+    apart = {"proxy"}
+    return (
+        other <= named
+        and other & apart == named & apart
+        and bool(other - apart) == bool(named - apart)
     )
 
 

@@ -26,13 +26,7 @@ from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import dnats, knocking, opened, peer, server
 from tests.system.packets.small import Small, small
 
-CI = [
-    Wanted(None, "nft", True),
-    Wanted(None, "nft", False),
-    Wanted(None, "legacy", True),
-    Wanted(None, "legacy", False),
-]
-ALL = [*CI, Wanted("trixie", "nft", True), Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
+pytestmark = pytest.mark.depends_on("variant", "proxy")
 
 NOTHING = """\
 *filter
@@ -59,13 +53,6 @@ COMMIT
 -A POSTROUTING -s 2001:db8:f::/64 -j MASQUERADE
 COMMIT
 """
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    every = metafunc.config.getoption("--engines") == "all"
-    if "wanted" in metafunc.fixturenames:
-        wanted = [pytest.param(each, id=each.id) for each in (ALL if every else CI)]
-        metafunc.parametrize("wanted", wanted, scope="module")
 
 
 @pytest.fixture(scope="module")

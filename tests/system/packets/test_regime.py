@@ -12,7 +12,7 @@ from tests.harness import Answer, Failure, Regime, tcp, until
 from tests.harness.build import container, network, snapshot
 from tests.harness.sandbox import CLIENT, HOST
 
-pytestmark = pytest.mark.depends_on("variant", "proxy", "engine")
+pytestmark = pytest.mark.depends_on("variant", "proxy", "engine", combined=True)
 
 FACTS = (
     network(name="bridge", subnet="fd00:d::/64", bridge="docker0"),
