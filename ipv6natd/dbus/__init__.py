@@ -1,5 +1,4 @@
-"""org.ipv6natd1 on the system bus, and the services that ipv6natd asks over it.
+"""org.ipv6natd1 on the system bus, and the bus services that ipv6natd asks.
 
-What is said there is made in `report`.
-Read `members` first, then `service`.
+`report` makes the rows and sentences. Read `members` first, then `service`.
 """

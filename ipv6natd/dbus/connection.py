@@ -1,6 +1,6 @@
-"""The transport: one connection to the system bus, calls over it both ways, and signals.
+"""The transport: one connection to the system bus, calls in both directions, and signals.
 
-What is served and asked lives in dbus_api and ctl.
+`service` serves the calls of others; `polkit`, `firewalld` and `ctl` make calls.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ipv6natd.dbus.wire import Bus, MarshalledReply, Message, MessageFlag, Messa
 log = logging.getLogger(__name__)
 
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-"""The bus itself: name, path and interface."""
+"""Name, path and interface of the bus daemon itself."""
 ERROR = "org.freedesktop.DBus.Error."
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 25.0
 MAX_MESSAGE = 128 << 10
-"""Bytes of a message that a service reads. No member takes as much, and neither polkit's answers
-nor firewalld's zones have as much."""
+"""Bytes of a message that a service reads. No member, no reply of polkit and no zone list of
+firewalld needs more."""
 MAX_ARRAYS = 1 << 10
-"""Bytes that the arrays of a call or signal to a service have together, its header among them. The
-library takes some microseconds an element, during which nothing else runs."""
+"""Bytes of all arrays of a call or signal to a service, the header fields included. The library
+needs some microseconds for each element and blocks the event loop meanwhile."""
 RETRY_DELAY = 0.1
-"""Seconds until a call is sent again that the bus had no room for."""
+"""Seconds until a call is sent again that the bus daemon rejected because its queue was full."""
 MAX_ERROR_LENGTH = 4000
-"""Characters of an error: it may quote what a caller sent, however long that was."""
+"""Characters of an error text, which may quote arguments of any length."""
 NO_LIMIT = 256 << 20
-"""More than a message can have."""
+"""Bytes; more than the D-Bus specification allows for a message (128 MiB)."""
 
 
 class BusError(Exception):
-    """An error as D-Bus knows it: a dotted `name` for programs, a sentence for people."""
+    """A D-Bus error: a dotted `name` for programs, a sentence for people."""
 
     def __init__(self, name: str, text: str) -> None:
-        """Keep both parts."""
+        """Store both parts."""
         super().__init__(text)
         self.name = name
         self.text = text
@@ -52,7 +52,7 @@ class BusError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A method call that somebody made; `args` are plain Python values."""
+    """A method call that another process sent; `args` are plain Python values."""
 
     connection: Connection
     sender: str
@@ -64,18 +64,18 @@ class Call:
     serial: int
     wants_reply: bool
     interactive: bool
-    """Whether the caller can be asked for a password."""
+    """True if the caller permits a password dialog."""
     size: int
     """Bytes of the message."""
     truncated: bool
-    """Whether it was too long: then `args` is empty."""
+    """True if the message was too long; then `args` is empty."""
     uid: int = -1
-    """The caller's user, -1 until the bus has been asked."""
+    """The caller's user id, -1 before the bus daemon named it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A signal that we subscribed to; `args` are plain Python values."""
+    """A received signal; `args` are plain Python values."""
 
     sender: str
     path: str
@@ -85,7 +85,7 @@ class Signal:
 
 
 class Connection:
-    """A connection that said hello. Made by `connect`, ended by `close` or by the bus."""
+    """An authenticated connection. `connect` makes it; `close` or the bus daemon ends it."""
 
     def __init__(self, bus: Bus) -> None:
         """Wrap the library's connection."""
@@ -93,17 +93,17 @@ class Connection:
 
     @property
     def unique_name(self) -> str:
-        """What the bus calls us, ":1.42"."""
+        """Our unique name on the bus, such as ":1.42"."""
         return str(self._bus.unique_name)
 
     @property
     def connected(self) -> bool:
-        """Whether the bus is still there."""
+        """True while the connection is open."""
         return bool(self._bus.connected)
 
     @property
     def unsent(self) -> int:
-        """Messages that the bus has not taken yet."""
+        """Number of messages in our queue, not yet written to the socket."""
         return int(self._bus._writer.messages.qsize())
 
     async def call(
@@ -114,14 +114,14 @@ class Connection:
         member: str,
         signature: str = "",
         *args: Any,
-        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109 - it is part of every call's meaning
+        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109 - a part of each call
         autostart: bool = False,
         interactive: bool = False,
     ) -> list[Any]:
-        """Call a method and return what it answers; BusError for everything else.
+        """Call a method and return the values of its reply. Raises BusError for any error.
 
-        `autostart`: the bus may start the service. `interactive`: the service may have somebody
-        asked for a password, which takes the time it takes.
+        `autostart` permits the bus daemon to start the service. `interactive` permits the service
+        to open a password dialog; the call then lasts as long as the dialog.
         """
         flags = MessageFlag.NONE if autostart else MessageFlag.NO_AUTOSTART
         if interactive:
@@ -141,7 +141,9 @@ class Connection:
             await asyncio.sleep(RETRY_DELAY)
             reply = await self._send_and_wait(message, deadline - time.monotonic())
         if reply.truncated:
-            text = f"{destination} answers {member} with {reply.size} bytes, too many to read"
+            text = (
+                f"the reply of {destination} to {member} has {reply.size} bytes, too many to read"
+            )
             raise BusError(ERROR + "LimitsExceeded", text)
         if reply.message_type is MessageType.ERROR:
             text = reply.body[0] if reply.signature.startswith("s") else reply.error_name
@@ -167,11 +169,12 @@ class Connection:
         return reply
 
     def reply(self, call: Call, signature: str, values: list[Any]) -> int:
-        """Answer the call with values that fit the signature; the answer's size in bytes."""
+        """Reply to the call with values of the given signature; return the size of the reply in
+        bytes."""
         return self._send_reply(call, signature=signature, body=values)
 
     def reply_marshalled(self, call: Call, signature: str, data: bytes) -> int:
-        """Answer the call with a body that `marshal_rows` made; the answer's size in bytes."""
+        """Reply with a body from `marshal_rows` or `marshal_text`; return the size in bytes."""
         message = MarshalledReply(
             message_type=MessageType.METHOD_RETURN,
             reply_serial=call.serial,
@@ -182,7 +185,7 @@ class Connection:
         return self._bus.send(message) if call.wants_reply else 0
 
     def reply_error(self, call: Call, error: BusError) -> int:
-        """Answer the call with an error; the answer's size in bytes."""
+        """Reply to the call with an error; return the size of the reply in bytes."""
         return self._send_reply(
             call,
             message_type=MessageType.ERROR,
@@ -198,15 +201,15 @@ class Connection:
         return self._bus.send(Message(reply_serial=call.serial, destination=call.sender, **parts))
 
     def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
-        """Send a signal to whoever listens; nothing when the bus is gone."""
+        """Broadcast a signal; does nothing if the connection has ended."""
         self._bus.send(Message.new_signal(path, interface, member, signature, list(values)))
 
     async def closed(self) -> None:
-        """Wait until the connection has ended, whoever ended it."""
+        """Wait until either side has closed the connection."""
         await asyncio.wait([self._bus._disconnect_future])
 
     async def flush(self, seconds: float) -> None:
-        """Wait until the bus took everything, but no longer than that."""
+        """Wait until all messages are written to the socket, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 writer = self._bus._writer
@@ -214,12 +217,12 @@ class Connection:
                     await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        """End the connection. What was not sent is lost; calls that wait fail."""
+        """Close the connection. Unsent messages are lost; pending calls fail."""
         self._bus.disconnect()
 
 
 def _queue_is_full(call: Message, reply: Message) -> bool:
-    """Whether the bus did not pass the call on, because too much waits for who was called."""
+    """True if the bus daemon rejected the call because the callee's queue is full."""
     by_bus = reply.sender == BUS[0] != call.destination
     return bool(by_bus and reply.error_name == ERROR + "LimitsExceeded")
 
@@ -237,11 +240,11 @@ async def connect(
     max_arrays: int = NO_LIMIT,
     seconds: float = CONNECT_TIMEOUT,
 ) -> Connection:
-    """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus; BusError if that fails.
+    """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus. Raises BusError.
 
-    The handlers run between two messages and must not wait. A call is
-    `truncated` that has more than `max_message` bytes, or arrays of more than `max_arrays` bytes
-    together. A signal is dropped.
+    The handlers run in the event loop and must not block. A call with more than `max_message`
+    bytes, or with more than `max_arrays` bytes of arrays, reaches `on_call` truncated. Such a
+    signal is dropped.
     """
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
@@ -264,7 +267,7 @@ async def connect(
 def _dispatch(
     connection: Connection, message: Message, on_call: OnCall | None, on_signal: OnSignal | None
 ) -> bool:
-    """Whether the message was ours; what is not, the library looks at itself."""
+    """Return True if a handler took the message; the library handles the others itself."""
     kind = message.message_type
     try:
         if kind is MessageType.METHOD_CALL and on_call is not None:
@@ -273,8 +276,8 @@ def _dispatch(
         if kind is MessageType.SIGNAL and on_signal is not None:
             on_signal(_signal_from(message))
     except Exception:
-        # Past this point the library would send the traceback to the caller.
-        log.exception("a message on the bus could not be handled")
+        # The library would send the traceback of an exception to the caller.
+        log.exception("cannot handle a message from the bus")
         return True
     return False
 

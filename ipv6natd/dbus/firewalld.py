@@ -1,6 +1,6 @@
-"""firewalld: when it writes, and which interface is in which of its zones.
+"""firewalld: its reloads, and the zones of interfaces.
 
-It takes out everything at a reload, ours too with older releases; it says so on the bus.
+A reload removes all rules, with older releases also ours; firewalld announces it by a signal.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ log = logging.getLogger(__name__)
 NAME = "org.fedoraproject.FirewallD1"
 PATH = "/org/fedoraproject/FirewallD1"
 ZONES_TIMEOUT = 10.0
-"""Seconds to wait for its zones: a reload of a large firewalld takes some."""
+"""Seconds; firewalld does not reply during a reload, which takes long on a large configuration."""
 
 
 class Firewalld:
-    """What the bus says about firewalld. `changed` is called when it came, went or wrote."""
+    """The state of firewalld on the bus. Calls `changed` when firewalld starts, stops or
+    reloads."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """Nothing is known before `subscribe`."""
+        """Know nothing before `subscribe`."""
         self._changed = changed
         self._connection: Connection | None = None
         self._owner = ""
 
     async def subscribe(self, connection: Connection) -> None:
-        """Follow it over this connection. BusError when the bus does not let us."""
+        """Subscribe to firewalld's signals over this connection. Raises BusError."""
         for rule in (
             f"type='signal',sender='{NAME}',interface='{NAME}',member='Reloaded'",
             f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
@@ -38,27 +39,27 @@ class Firewalld:
         try:
             (self._owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)
         except BusError:
-            return  # it does not run, which is the rule
+            return  # the usual case: firewalld does not run
         self._changed()
 
     def disconnected(self) -> None:
-        """The connection has ended."""
+        """Forget firewalld: the connection has ended."""
         self._connection, self._owner = None, ""
 
     def on_signal(self, signal: Signal) -> None:
-        """A signal came over the connection."""
+        """Handle a signal of the connection."""
         if signal.member == "NameOwnerChanged" and signal.sender == BUS[0]:
             name, _, owner = signal.args
             if name != NAME:
                 return
             self._owner = owner
-            log.info("firewalld %s", "came" if owner else "went")
+            log.info("firewalld %s", "started" if owner else "stopped")
         elif signal.member != "Reloaded" or not self._owner or signal.sender != self._owner:
             return
         self._changed()
 
     async def zones(self) -> Mapping[str, str] | None:
-        """Interface -> zone; None where no firewalld runs or it does not say."""
+        """Interface -> zone; None if firewalld does not run or does not reply."""
         if self._connection is None or not self._owner:
             return None
         try:
@@ -66,7 +67,7 @@ class Firewalld:
                 NAME, PATH, f"{NAME}.zone", "getActiveZones", timeout=ZONES_TIMEOUT
             )
         except BusError as error:
-            log.debug("firewalld does not tell its zones: %s", error.text)
+            log.debug("cannot read the zones of firewalld: %s", error.text)
             return None
         return {
             interface: zone

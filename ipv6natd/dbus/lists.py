@@ -1,7 +1,7 @@
-"""Long answers: made in threads, in slices, so that the loop never waits for them.
+"""Long replies, made in threads and in slices, so that the event loop never waits for them.
 
-The lists are marshalled once a generation and kept. Everything else is made when it is asked for:
-one for each user at a time, and one for all users but root.
+The lists are marshalled once for each generation of the status, and cached. Other replies are made
+on demand: one at a time for each user, and one at a time for all users except root.
 """
 
 from __future__ import annotations
@@ -29,77 +29,77 @@ from ipv6natd.report.status import (
 )
 
 MAX_REPLY_BYTES = 31 << 20
-"""Bytes. The bus throws out whoever sends a message of more than 32 MiB."""
+"""The bus daemon disconnects a sender of a message of more than 32 MiB."""
 ROWS_PER_SLICE = 20
-"""Rows marshalled, a few milliseconds of work, before the loop gets the interpreter."""
+"""Rows to marshal before the event loop may run: a few milliseconds of work."""
 MIN_ID_LENGTH = 12
-"""Characters of an id that Docker itself shows."""
+"""Characters; Docker shows as many of an id."""
 
 
 class Lists:
-    """What is listed of a status that goes on, as it goes out."""
+    """The marshalled bodies of the replies with rows or text."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
-        """`status` says the newest one."""
+        """`status` returns the newest status."""
         self._status = status
         self._bodies: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
         self._non_root_lock = asyncio.Lock()
         self._user_locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def rows(self, member: str) -> bytes:
-        """The answer to ListMappings, ListNetworks or ListSkipped."""
+        """The body of the reply to ListMappings, ListNetworks or ListSkipped."""
         status = self._status()
         generation, task = self._bodies.get(member, (None, None))
         if task is None or generation != status.generation or _failed(task):
             task = asyncio.create_task(asyncio.to_thread(_list_body, member, status))
             self._bodies[member] = (status.generation, task)
-        # Shielded: others may wait for the same rows.
+        # Shielded: other callers may wait for the same task.
         return await asyncio.shield(task)
 
     async def find_mappings(self, uid: int, wanted: Map[str, Any]) -> bytes:
-        """The answer to FindMappings, which is not kept. BusError for what is no filter."""
+        """The body of the reply to FindMappings, not cached. Raises BusError for a bad filter."""
         status = self._status()
         try:
-            # An empty tuple is tried at once: what is no filter need not wait for the others.
+            # Checks the filters at once: an error need not wait for the user's turn.
             matching((), wanted)
         except FilterError as error:
             raise BusError("org.ipv6natd1.Error.InvalidFilter", str(error)) from None
         return await self.build_body(uid, partial(_filtered_body, status, wanted))
 
     async def build_body(self, uid: int, build: Callable[[], bytes]) -> bytes:
-        """An answer that is not kept; `build` is called in a thread."""
+        """A body that is not cached; `build` runs in a thread."""
         async with self.turn(uid):
             return await asyncio.to_thread(build)
 
     @contextlib.asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
-        """While something is made for the user. The calls of one user wait for each other before
-        they wait for those of others, so that each user waits for one call of each other user."""
-        # Weak: the lock lasts as long as somebody has it or waits for it.
+        """The user's turn to build a reply. A call first waits for the same user's other calls,
+        then for other users' calls; so at most one call of each other user comes before it."""
+        # A weak reference: the lock lives as long as a call holds it or waits for it.
         own = self._user_locks.setdefault(uid, asyncio.Lock())
         lock = self._non_root_lock if uid else contextlib.nullcontext()
         async with own, lock:
             yield
 
     def clear(self) -> None:
-        """Megabytes that nobody will ask for again."""
+        """Drop the cached bodies of an old generation, which may have megabytes."""
         self._bodies.clear()
 
 
 def rows_body(rows: Iterable[Row]) -> bytes:
-    """An `aa{sv}` answer. BusError when the bus would not carry it."""
+    """The body of an `aa{sv}` reply. Raises BusError if the bus would not carry it."""
     return _checked_size(marshal_rows(rows))
 
 
 def text_body(text: str) -> bytes:
-    """An `s` answer. BusError when the bus would not carry it."""
+    """The body of an `s` reply. Raises BusError if the bus would not carry it."""
     return _checked_size(marshal_text(text))
 
 
 def _checked_size(data: bytes) -> bytes:
     if len(data) > MAX_REPLY_BYTES:
-        text = f"the answer has {len(data) >> 20} MiB, more than the bus carries"
-        raise BusError(ERROR + "LimitsExceeded", f"{text}: ask the kernel instead")
+        text = f"the reply has {len(data) >> 20} MiB, more than the bus carries"
+        raise BusError(ERROR + "LimitsExceeded", f"{text}: read the rules with ip6tables-save")
     return data
 
 
@@ -126,7 +126,7 @@ def _filtered_body(status: Status, wanted: Map[str, Any]) -> bytes:
 
 
 def _sliced_mapping_rows(status: Status) -> Iterator[Row]:
-    """The rows; lets go of the interpreter between slices, so that the loop never waits."""
+    """The rows; releases the interpreter lock between slices, so that the event loop can run."""
     for first in range(0, len(status.mappings), ROWS_PER_SLICE):
         time.sleep(0)
         yield from mapping_rows(
@@ -135,7 +135,7 @@ def _sliced_mapping_rows(status: Status) -> Iterator[Row]:
 
 
 class FilterError(ValueError):
-    """A sentence that says what would be a filter."""
+    """A filter that does not exist or has a value of the wrong type."""
 
 
 def _is_name_or_id(value: str, name: str, id_: str) -> bool:
@@ -158,7 +158,7 @@ _FILTERS: dict[str, tuple[type, Callable[[Mapping, Any], bool]]] = {
 
 
 def matching(mappings: Iterable[Mapping], wanted: Map[str, Any]) -> tuple[Mapping, ...]:
-    """The mappings for which every field holds. Raises FilterError for one that cannot be."""
+    """The mappings that pass all filters. Raises FilterError."""
     tests = []
     for name, value in wanted.items():
         if name not in _FILTERS:

@@ -1,4 +1,4 @@
-"""org.freedesktop.LogControl1, as `systemctl service-log-level` and its like ask for it."""
+"""org.freedesktop.LogControl1, the interface that `systemctl service-log-level` uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def properties() -> Row:
 
 
 def set_property(name: str, value: Any) -> None:
-    """Set one of those that are writable. Raises BusError for a value that it cannot have."""
+    """Set a writable property. Raises BusError for an illegal value."""
     legal, set_ = {
         "LogLevel": (tuple(logs.LEVELS), logs.set_level),
         "LogTarget": (logs.TARGETS, logs.set_target),

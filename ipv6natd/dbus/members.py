@@ -1,10 +1,10 @@
-"""The members of org.ipv6natd1: what each takes and returns, who may call it, what answers it.
+"""The members of org.ipv6natd1: signatures, permissions, and handlers.
 
-Dispatch is our own over the static XML in dbus/, because the library's high level sends tracebacks
-to callers, knows no sender and cannot say which properties announce their changes.
+Dispatch is our own, over the static XML in dbus/: dbus-next's service layer sends tracebacks to
+callers, does not tell a handler its sender, and cannot declare which properties emit changes.
 
-A new member needs: its place in the XML, a row in METHODS, what answers it in Members, what that
-asks in Source, and its paragraph in org.ipv6natd1(5).
+A new member needs: its entry in the XML, a row in METHODS, a handler in Members, a method in
+Source, and its paragraph in org.ipv6natd1(5).
 """
 
 from __future__ import annotations
@@ -35,50 +35,51 @@ from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import Row, Status, SyncResult, leftover_row, properties
 
 Reply = list[Any] | Awaitable[bytes | list[Any]]
-"""The values at once, or what makes them later; bytes are marshalled already."""
+"""The values, or an awaitable for them; bytes are a marshalled body."""
 
 
 class Source(Protocol):
-    """What is shown and asked; the daemon is it. What waits may be cancelled: the caller left."""
+    """What the members show and do; the daemon implements it. A coroutine here is cancelled when
+    the connection ends."""
 
     def status(self) -> Status:
         """The newest status."""
         ...
 
     async def resync(self) -> SyncResult:
-        """Compare and write everything once more."""
+        """Compare engine and kernel again, and write the differences."""
         ...
 
     async def reload(self) -> None:
-        """Read the configuration again, and go by it."""
+        """Read the configuration again and apply it."""
         ...
 
     async def cleanup(self) -> None:
-        """Take all rules out, and write none until `resync`."""
+        """Remove all rules, and write none until `resync`."""
         ...
 
     async def leftovers(self) -> tuple[Leftover, ...]:
-        """What docker-ipv6nat or an engine that was switched off left behind."""
+        """The rules that docker-ipv6nat or an engine with IPv6 rules now switched off has left."""
         ...
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
-        """Take that out, and say what it was."""
+        """Remove the leftovers and return them."""
         ...
 
     async def explain(self, query: str) -> list[Row]:
-        """Why the containers that `query` names are reached as they are."""
+        """Why the containers that `query` names are reachable or not."""
         ...
 
     def ruleset_text(self) -> str:
-        """The rules in force, as ip6tables-restore reads them. Called in a thread."""
+        """The rules in force, in the format of ip6tables-restore. Runs in a thread."""
         ...
 
 
 class Members:
-    """Answers calls from a source."""
+    """The handlers of all members."""
 
     def __init__(self, source: Source) -> None:
-        """Answer what `source` says."""
+        """Answer from `source`."""
         self._source = source
         self.lists = Lists(source.status)
 
@@ -147,14 +148,15 @@ class Members:
         return []
 
     def check_writable(self, call: Call) -> None:
-        """Raises BusError for a property that is not there or can only be read."""
+        """Raise BusError for a property that does not exist or is read-only."""
         name = call.args[1]
         self._properties(call)
         if name not in log_control.WRITABLE:
             raise BusError(ERROR + "PropertyReadOnly", f"{name} can only be read")
 
     def _properties(self, call: Call) -> dict[str, Any]:
-        """Those of the interface that the call names, "" for the object's own."""
+        """The properties of the interface that the call names, or of the object's own for an empty
+        name."""
         own, *others = INTERFACES[call.path]
         interface = call.args[0] or own
         if interface not in (own, *others):
@@ -172,15 +174,15 @@ class Members:
 
 
 class Method(NamedTuple):
-    """A method: what it takes and returns as signatures, what answers it, and who may call it."""
+    """A method: its signatures, its handler, and its permission."""
 
     in_signature: str
     out_signature: str
     handler: Callable[[Members, Call], Reply]
     action: Action | None = None
-    """None: everybody, and at once."""
+    """The polkit action. None: every user may call it, and the handler must not wait."""
     validate: Callable[[Members, Call], None] = lambda _members, _call: None
-    """Raises BusError for what fails whoever asks, before anybody is asked who that is."""
+    """Raises BusError for bad arguments, before the authorization."""
 
 
 METHODS = {
@@ -204,14 +206,14 @@ METHODS = {
     (PEER, "Ping"): Method("", "", lambda *_: []),
     (PEER, "GetMachineId"): Method("", "s", lambda *_: [_machine_id()]),
 }
-"""What is implemented. The XML says the same, and a test compares the two."""
+"""All methods. A test compares this table with the XML."""
 
 
 def find_method(call: Call) -> Method:
-    """The method that the call means. Raises BusError when there is none."""
+    """The method that the call names. Raises BusError if there is none."""
     served = INTERFACES.get(call.path)
     if served is None and call.interface == PEER:
-        served = (PEER,)  # it answers for the process, not for an object
+        served = (PEER,)  # Peer belongs to the process, not to an object
     if served is None:
         raise BusError(ERROR + "UnknownObject", f"there is no object {call.path}: try {PATH}")
     if call.interface is not None and call.interface not in served:

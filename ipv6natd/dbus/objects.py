@@ -1,4 +1,4 @@
-"""The objects of org.ipv6natd1: their paths and interfaces, and what Introspect says of them."""
+"""The objects of org.ipv6natd1: their paths, interfaces and introspection data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ INTERFACES = {
     "/org/freedesktop": NODE_INTERFACES,
     LOG_CONTROL_PATH: (LOG_CONTROL, PROPERTIES, *NODE_INTERFACES),
 }
-"""The interfaces at each path; a call without interface means the first that has the member."""
+"""Path -> interfaces. A call without an interface means the first interface that has the member."""
 
 
 @cache
 def introspection(path: str) -> str:
-    """What Introspect answers: a file of dbus/ word for word, or where the way goes on."""
+    """The reply to Introspect: a file of dbus/ unchanged, or a node that lists its children."""
     if path == PATH:
         return _xml(NAME)
     if path == LOG_CONTROL_PATH:
@@ -50,7 +50,7 @@ def introspection(path: str) -> str:
 
 
 def _xml(name: str) -> str:
-    """The file in the package or, in a checkout, in dbus/."""
+    """The text of the file in the package or, in a checkout, in dbus/."""
     package, checkout = Path(__file__).parents[1:3]
     candidates = (package / f"{name}.xml", checkout / "dbus" / f"{name}.xml")
     return next((path for path in candidates if path.exists()), candidates[0]).read_text("utf-8")

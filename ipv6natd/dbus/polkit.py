@@ -1,7 +1,7 @@
-"""Who may do what: root everything, everybody else what polkit says of the action.
+"""Permissions: root may do everything; for other users polkit decides each action.
 
-Where polkit is missing or fails everybody may look and only root may change. The actions and
-their defaults are in dbus/org.ipv6natd1.policy.
+If polkit is missing or fails, every user may read and only root may change. The actions and their
+defaults are in dbus/org.ipv6natd1.policy.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ log = logging.getLogger(__name__)
 NAME = "org.freedesktop.PolicyKit1"
 AUTHORITY = (NAME, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority")
 CHECK_TIMEOUT = 20.0
-"""Seconds that polkit has to answer by itself. Its answer may stand in a queue with many calls."""
+"""Seconds for a check without a dialog; polkit may have a long queue."""
 DIALOG_TIMEOUT = 120.0
-"""Seconds that somebody has to type a password."""
+"""Seconds for a user to type a password."""
 MAX_CHECKS, MAX_DIALOGS = 64, 16
-"""Questions that wait for polkit at one time: the bus allows 128 calls of ours to wait. One user
-cannot have all of them, see MAX_CALLS_OF_USER."""
+"""Pending checks and dialogs of all users: the bus daemon permits 128 pending calls of one
+connection (max_replies_per_connection). One user cannot have all of them, see MAX_CALLS_OF_USER."""
 MAX_DIALOGS_OF_USER = 2
-"""Dialogs of one user at one time, who may leave them open."""
+"""Open dialogs of one user, who may leave them unanswered."""
 IDENTIFY_INTERVAL, MAX_IDENTIFY_ATTEMPTS = 2.5, 10
-"""Seconds until the bus is asked once more whose a call is, and how often it is asked. While 127
-MiB wait for us, it drops its own answers to us too. An answer that comes late is good as well."""
+"""Seconds until the bus daemon is asked again for the user of a call, and the number of requests.
+While 127 MiB wait for us, the bus daemon also drops its own replies to us. A late reply to an
+earlier request is used too."""
 BUSY_ERRORS = (ERROR + "NoReply", ERROR + "LimitsExceeded")
-"""Errors of a polkit that is there. The bus says the second while 127 MiB wait for polkit."""
+"""Errors while polkit runs. The bus daemon sends LimitsExceeded while 127 MiB wait for polkit."""
 MAX_SENDERS = 1000
-"""Senders to remember. They are forgotten together, and then asked about again."""
+"""Senders in a cache. A full cache is cleared."""
 
 
 class Action(StrEnum):
-    """What polkit is asked about."""
+    """The polkit actions."""
 
     INSPECT = "org.ipv6natd1.inspect"
     RESYNC = "org.ipv6natd1.resync"
@@ -61,18 +62,18 @@ ROOT_COMMANDS = {
     "CleanupLeftovers": "ipv6natctl cleanup --leftovers",
     "Set": "systemctl service-log-level ipv6natd debug",
 }
-"""The way out for those who are refused a member."""
+"""Member -> the command that root can run instead, for the error text."""
 
 
 class Authority:
-    """Asks polkit over the connection that serves, and remembers who may look.
+    """Asks polkit over the service's connection, and caches which senders may read.
 
-    A sender's name is never used twice on one bus, so what is known of one stays true until polkit
-    says that something changed.
+    A bus daemon never uses a sender's name twice. So an entry stays true until polkit announces a
+    change of its rules.
     """
 
     def __init__(self) -> None:
-        """Nothing is known before anybody calls."""
+        """Start with empty caches."""
         self._check_slots = asyncio.Semaphore(MAX_CHECKS)
         self._dialogs: Counter[int] = Counter()
         self._rules_version = 0
@@ -80,7 +81,7 @@ class Authority:
         self._may_inspect: set[str] = set()
 
     async def subscribe(self, connection: Connection) -> None:
-        """Hear when rules change or polkit comes and goes. BusError when the bus does not let."""
+        """Subscribe to changes of polkit's rules and of its owner. Raises BusError."""
         for rule in (
             f"type='signal',sender='{NAME}',interface='{AUTHORITY[2]}',member='Changed'",
             f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
@@ -88,27 +89,28 @@ class Authority:
             await connection.call(*BUS, "AddMatch", "s", rule)
 
     def on_signal(self, signal: Signal) -> None:
-        """A signal came over the connection; anybody may have sent it, and then it costs a call."""
+        """Clear the cache of permissions. Any user can send such a signal; the cost is one more
+        check."""
         changed = (signal.interface, signal.member) == (AUTHORITY[2], "Changed")
         if changed or (signal.member == "NameOwnerChanged" and signal.args[:1] == [NAME]):
             self._rules_version += 1
             self._may_inspect.clear()
 
     def disconnected(self) -> None:
-        """The connection has ended, and with it all names."""
+        """Clear both caches: the connection has ended, and the senders' names with it."""
         self._uids.clear()
         self._may_inspect.clear()
 
     def cached_uid(self, call: Call) -> int | None:
-        """The caller's uid, None before `fetch_uid` asked for it."""
+        """The caller's uid, None before `fetch_uid`."""
         return self._uids.get(call.sender)
 
     async def fetch_uid(self, call: Call) -> int:
-        """The caller's uid, as the bus says. BusError when it does not."""
+        """The caller's uid, from the bus daemon. Raises BusError."""
         try:
             uid = await _query_uid(call)
         except BusError as error:
-            text = f"the bus could not tell who asked: {error.text}"
+            text = f"the bus did not name the user of the caller: {error.text}"
             raise BusError(ERROR + "AccessDenied", text) from None
         if len(self._uids) >= MAX_SENDERS:
             self._uids.clear()
@@ -116,12 +118,12 @@ class Authority:
         return uid
 
     async def check(self, call: Call, action: Action) -> None:
-        """Return when the caller may; BusError, a sentence for the caller, when not."""
+        """Raise BusError if the caller may not do the action."""
         if call.uid == 0 or (action is Action.INSPECT and call.sender in self._may_inspect):
             return
         version = self._rules_version
         await self._check_user(call, action)
-        # An answer from before a change is good for this call, and for no other.
+        # A reply from before a change of rules is valid for this call only.
         if action is Action.INSPECT and version == self._rules_version:
             if len(self._may_inspect) >= MAX_SENDERS:
                 self._may_inspect.clear()
@@ -132,9 +134,9 @@ class Authority:
             async with self._check_slots:
                 authorized, challenge = await _check_authorization(call, action, dialog=False)
         except BusError as error:
-            log.debug("polkit does not say whether %s may be done: %s", action, error.text)
+            log.debug("polkit did not answer for %s: %s", action, error.text)
             if error.name in BUSY_ERRORS:
-                # Anybody can keep it busy, and what an administrator closed must stay closed.
+                # Any user can keep polkit busy: that must not permit what an administrator denied.
                 raise _access_denied("polkit is too busy to answer", call) from None
             if action is Action.INSPECT:
                 return
@@ -145,29 +147,29 @@ class Authority:
             raise _access_denied(f"polkit does not allow you {action}", call)
 
     async def _dialog(self, call: Call, action: Action) -> bool:
-        """Have somebody asked for a password."""
+        """Have a polkit agent ask the caller for a password."""
         if not call.interactive:
             raise _password_required(call)
         if self._dialogs.total() >= MAX_DIALOGS:
-            text = f"{MAX_DIALOGS} people are being asked for a password: try again later"
+            text = f"{MAX_DIALOGS} password dialogs are open: try again later"
             raise BusError(ERROR + "LimitsExceeded", text)
         if self._dialogs[call.uid] >= MAX_DIALOGS_OF_USER:
-            text = f"you are being asked for {MAX_DIALOGS_OF_USER} passwords: answer one of them"
+            text = f"you have {MAX_DIALOGS_OF_USER} open password dialogs: answer one of them"
             raise BusError(ERROR + "LimitsExceeded", text)
         self._dialogs[call.uid] += 1
         try:
             authorized, challenge = await _check_authorization(call, action, dialog=True)
         except BusError:
-            raise _access_denied("nobody typed the password for that", call) from None
+            raise _access_denied("no password was entered", call) from None
         finally:
             self._dialogs[call.uid] -= 1
         if challenge and not authorized:
-            raise _password_required(call)  # no agent of polkit answers for the caller
+            raise _password_required(call)  # the caller has no polkit agent
         return authorized
 
 
 async def _query_uid(call: Call) -> int:
-    """The uid of the sender. BusError when the bus does not say."""
+    """The sender's uid. Raises BusError if the bus daemon does not name it."""
     seconds = IDENTIFY_INTERVAL * MAX_IDENTIFY_ATTEMPTS
     requests: list[asyncio.Task[list[Any]]] = []
     try:
@@ -179,7 +181,7 @@ async def _query_uid(call: Call) -> int:
             )
             if done:
                 return int(done.pop().result()[0])
-        return int((await requests[0])[0])  # its time is up
+        return int((await requests[0])[0])  # the timeout has passed
     finally:
         for task in requests:
             task.cancel()
@@ -187,7 +189,7 @@ async def _query_uid(call: Call) -> int:
 
 
 async def _check_authorization(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
-    """Whether the caller is authorized, and whether a password would make it so."""
+    """Whether the caller is authorized, and whether a password would authorize the caller."""
     subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
     reply = await call.connection.call(
         *AUTHORITY,
@@ -200,7 +202,7 @@ async def _check_authorization(call: Call, action: Action, *, dialog: bool) -> t
     match reply:
         case [[bool(authorized), bool(challenge), dict()]]:
             return authorized, challenge
-    raise ValueError(f"polkit answers {reply!r:.100} to a question of yes or no")
+    raise ValueError(f"unexpected reply of polkit to CheckAuthorization: {reply!r:.100}")
 
 
 def _access_denied(why: str, call: Call) -> BusError:
@@ -208,7 +210,7 @@ def _access_denied(why: str, call: Call) -> BusError:
 
 
 def _password_required(call: Call) -> BusError:
-    text = f"that takes a password, and nobody can be asked for it: {_root_command(call)}"
+    text = f"a password is needed, and no agent can ask for it: {_root_command(call)}"
     return BusError(ERROR + "InteractiveAuthorizationRequired", text)
 
 

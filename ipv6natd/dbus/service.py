@@ -1,7 +1,7 @@
-"""The bus service: a connection that comes back, callers kept apart, and who hears what.
+"""The bus service: a connection that is made again when it ends, limits for callers, and signals.
 
-It decides nothing about rules, and the rules do not wait for it: without a bus it only keeps
-trying. What the service has is in dbus_members.
+It decides nothing about rules, and the rules do not wait for it: without a bus it only retries. The
+members of the service are in `members`.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ log = logging.getLogger(__name__)
 FAILED = "org.ipv6natd1.Error.Failed"
 
 MAX_UNSENT = 1000
-"""Messages waiting for the bus above which signals are left out: nobody is reading."""
+"""Unsent messages; above this number no signals are sent, because the bus does not read."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 30.0
-"""Seconds between two tries to reach the bus."""
+"""Seconds between two attempts to connect to the bus."""
 
 
 class Subscriber(Protocol):
-    """Who wants to hear of other services, over the connection that serves."""
+    """A part that needs signals of other services, over the service's connection."""
 
     async def subscribe(self, connection: Connection) -> None:
-        """The connection is there."""
+        """Subscribe over the new connection."""
         ...
 
     def on_signal(self, signal: Signal) -> None:
-        """A signal came; must not wait."""
+        """Handle a signal; must not block."""
         ...
 
     def disconnected(self) -> None:
-        """The connection has ended."""
+        """Drop what depends on the connection, which has ended."""
         ...
 
 
 class BusService:
-    """org.ipv6natd1 for as long as the daemon lives, over as many connections as that takes."""
+    """org.ipv6natd1 during the daemon's life, over one connection after the other."""
 
     def __init__(self, source: Source, *subscribers: Subscriber) -> None:
-        """Serve what `source` says; `serve` does the work. `subscribers` listen on the side."""
+        """Serve `source`, once `serve` runs; `subscribers` receive the signals of other
+        services."""
         self._members = Members(source)
         self._authority = Authority()
         self._subscribers = (self._authority, *subscribers)
@@ -59,12 +60,12 @@ class BusService:
         self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
         self.owned = asyncio.Event()
-        """Set while the name is ours."""
+        """Set while we own the name on the bus."""
 
     async def session(self, address: str | None = None, *, log_recovery: bool = False) -> None:
-        """One connection, from hello to its end; BusError when the name could not be had.
+        """Connect, own the name, and serve until the connection ends. Raises BusError.
 
-        `log_recovery`: the journal has said what was wrong, and has to say that it is over.
+        `log_recovery`: a warning was logged before, so success is logged as INFO.
         """
         connection = await bus.connect(
             address,
@@ -97,14 +98,14 @@ class BusService:
             for subscriber in self._subscribers:
                 await subscriber.subscribe(connection)
         except BusError as error:
-            log.warning("other services on the bus cannot be followed: %s", error.text)
+            log.warning("cannot subscribe to the signals of polkit and firewalld: %s", error.text)
 
     def _on_signal(self, signal: Signal) -> None:
         for subscriber in self._subscribers:
             subscriber.on_signal(signal)
 
     def publish(self, old: Status, new: Status, drift: Row | None = None) -> None:
-        """Tell listeners what a sync changed; nothing happens while there is no bus."""
+        """Send the signals for the changes of a sync; does nothing without a connection."""
         if old.generation != new.generation:
             self._members.lists.clear()
         connection = self._connection
@@ -113,18 +114,18 @@ class BusService:
         try:
             emit(connection, old, new, drift)
         except Exception:
-            log.exception("the signals of a sync could not be sent")  # the rules go on
+            log.exception("cannot send the signals of a sync")  # the sync itself is complete
 
     def _on_call(self, call: Call) -> None:
         try:
             if call.truncated:
-                text = f"the arguments of {call.member} are too long: {call.size} bytes in all"
+                text = f"the arguments of {call.member} are too long: {call.size} bytes in total"
                 raise BusError(ERROR + "LimitsExceeded", text)
             method = find_method(call)
             method.validate(self._members, call)
             if method.action is None and self._limits.fits(call):
                 reply = method.handler(self._members, call)
-                assert isinstance(reply, list)  # nobody waits where everybody may
+                assert isinstance(reply, list)  # without an action the handler does not wait
                 self._limits.add_sent(
                     call, call.connection.reply(call, method.out_signature, reply)
                 )
@@ -177,7 +178,7 @@ async def serve(
     *,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Keep the name on the bus until cancelled. Never raises: rules are kept without a bus too."""
+    """Serve until cancelled. Never raises: the daemon keeps the rules without a bus too."""
     delay, logged = MIN_RETRY_DELAY, ""
     while True:
         try:
@@ -188,7 +189,7 @@ async def serve(
         except Exception:
             log.exception("the bus service failed")
             text = "the bus service failed"
-        # Once for each trouble, not once for each try.
+        # One warning for each new error, not for each attempt.
         log.log(logging.DEBUG if text == logged else logging.WARNING, "%s; trying again", text)
         logged = text
         await pause(delay)
@@ -196,7 +197,7 @@ async def serve(
 
 
 async def _request_name(connection: Connection) -> None:
-    # 4: do not queue, so that the second of two daemons says so instead of waiting in silence.
+    # 4 is DBUS_NAME_FLAG_DO_NOT_QUEUE: a second daemon logs the conflict instead of waiting.
     (result,) = await connection.call(*BUS, "RequestName", "su", NAME, 4)
     if result != 1:
         raise BusError(ERROR + "NameExists", f"another process owns {NAME} on the bus")

@@ -1,4 +1,4 @@
-"""What a sync changed, as signals: one PropertiesChanged, and a bounded number of the others."""
+"""The signals for the changes of a sync: one PropertiesChanged, and a bounded number of others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ipv6natd.model import Mapping, changes
 from ipv6natd.report.status import Row, Status, mapping_id, mapping_row, properties
 
 MAX_SIGNALS = 50
-"""MappingAdded and MappingRemoved of one sync, together."""
+"""MappingAdded and MappingRemoved together, for one sync."""
 
 
 def emit(connection: Connection, old: Status, new: Status, drift: Row | None) -> None:
-    """Tell whoever listens how `old` became `new`."""
+    """Send the signals for the changes from `old` to `new`."""
     old_properties = properties(old)
     changed = {
         name: value for name, value in properties(new).items() if old_properties[name] != value

@@ -1,4 +1,4 @@
-"""Values on their way to and from D-Bus: rows of the status to variants, and back to plain ones."""
+"""Conversion of values: status rows to D-Bus variants, and variants back to plain values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _UNSENDABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def bus_text(text: str) -> str:
-    """The text with every character replaced that D-Bus strings cannot hold.
+    """The text, with each character replaced that a D-Bus string cannot hold.
 
-    One NUL or lone surrogate in a container's name would otherwise end the whole connection.
+    A NUL or a lone surrogate in a container's name would otherwise end the connection.
     """
     return _UNSENDABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
@@ -44,15 +44,15 @@ def without_variants(value: Any) -> Any:
 
 
 def marshal_text(text: str) -> bytes:
-    """The body of an `s` answer."""
+    """The body of an `s` reply."""
     data = bus_text(text).encode()
     return struct.pack("<I", len(data)) + data + b"\0"
 
 
 def marshal_rows(rows: Iterable[Row]) -> bytes:
-    """The body of an `aa{sv}` answer, built row by row, so that 10,000 never stand in memory.
+    """The body of an `aa{sv}` reply, built row by row: 10,000 rows of variants need much memory.
 
-    A row begins with its length at a multiple of 4, its content follows at a multiple of 8.
+    A row begins with its length, aligned to 4 bytes; its content is aligned to 8 bytes.
     """
     body = bytearray(4)
     for row in rows:

@@ -1,6 +1,6 @@
-"""dbus_next, with what it gets wrong put right in small subclasses.
+"""dbus_next, with its faults corrected in small subclasses.
 
-The only file that imports the library, which is asleep upstream: 0.2.3 of 2021 is its last release.
+The only file that imports the library. Its last release is 0.2.3 of 2021.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import warnings
 from typing import Any
 
 if not hasattr(typing, "no_type_check_decorator"):
-    # Python 3.15 took it away, dbus_next still decorates with it.
+    # Python 3.15 removed it; dbus_next still uses it.
     vars(typing)["no_type_check_decorator"] = lambda decorator: decorator
 
 with warnings.catch_warnings():
-    # The same decorator warns on 3.13 and 3.14, and so does PyGObject, which the library loads
-    # where it finds it. Nobody who runs the daemon can act on either.
+    # On 3.13 and 3.14 the same decorator warns. So does PyGObject, which the library imports if
+    # it is installed. The user of the daemon can do nothing about these warnings.
     warnings.simplefilter("ignore")
     from dbus_next import Message, MessageFlag, MessageType, Variant
     from dbus_next._private.marshaller import Marshaller
@@ -42,20 +42,20 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 64
-"""Messages read before everything else in the loop has its turn."""
+"""Messages to read before other tasks of the event loop may run."""
 
 
 _FIXED_HEADER_SIZE = 16
-"""Bytes of the part of a message that tells its length."""
+"""Bytes of the part of a message that contains its length."""
 _CALL, _NO_REPLY = MessageType.METHOD_CALL.value, MessageFlag.NO_REPLY_EXPECTED.value
 _REPLIES = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
 CHUNK_SIZE = 64 << 10
-"""Bytes read at one time of a message that is dropped."""
+"""Bytes to read at a time of a message that is dropped."""
 
 
 class _SignatureCache(dict[str, Any]):
-    """The library keeps each signature that it meets, for ever; whoever may send could fill the
-    memory with them."""
+    """A bounded cache. The library's own keeps each received signature for ever, so any sender
+    could fill the memory."""
 
     MAX_ENTRIES = 256
 
@@ -70,7 +70,7 @@ if hasattr(SignatureTree, "_cache"):
 
 
 class _Writer(aio._MessageWriter):  # type: ignore[misc]
-    """The library's queue; but a full socket buffer means to wait, not to hang up."""
+    """The library's writer. On a full socket buffer it waits; the library's own disconnects."""
 
     buf: Any
     offset: int
@@ -86,23 +86,23 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
                     self.buf = None
             self.loop.remove_writer(self.fd)
         except (BlockingIOError, InterruptedError):
-            return  # the loop calls again once the bus has read something
+            return  # the event loop calls again when the socket is writable
         except Exception as error:
             self.bus._finalize(error)
 
 
 class _NoReplyLimit:
-    """Counts calls that want no answer. The bus bounds how many others a sender has waiting, but
-    not these: one sender can send more than can be parsed, and all others would wait."""
+    """A limit for calls that want no reply. The bus daemon bounds only the calls that wait for a
+    reply, so one sender could send more than we can parse, and all others would wait."""
 
     MAX_PER_SECOND = 20
-    """Calls in a second."""
+    """Calls of all senders in one second."""
 
     def __init__(self) -> None:
         self._second, self._calls = 0, 0
 
     def exceeded(self) -> bool:
-        """One more has come."""
+        """Count one more call."""
         second = int(time.monotonic())
         self._calls = self._calls + 1 if second == self._second else 1
         self._second = second
@@ -110,22 +110,22 @@ class _NoReplyLimit:
 
 
 class _TooLongError(ValueError):
-    """The arrays of a message have more bytes than they may."""
+    """The arrays of a message have too many bytes."""
 
 
 class _Reader(Unmarshaller):  # type: ignore[misc]
-    """The library's parser, with bounds on what one message may cost.
+    """The library's parser, with bounds for one message.
 
-    The whole message is read before any of it is parsed, and nothing beyond its end. A message that
-    cannot be parsed would else leave the reader in its middle, where its sender may have put the
-    bytes of another message, with any name as its sender.
+    The whole message is read before the parser starts, and nothing after its end. Otherwise a
+    message that cannot be parsed would leave the reader in the middle of it, where its sender can
+    place the bytes of another message, with a forged sender.
 
-    A call or an answer that is too long is `truncated`: it has a header and no body. The body
-    is read in pieces that are dropped. Other messages as long are dropped whole.
+    A call or a reply that is too long is `truncated`: it has a header and no body. The body is read
+    in chunks and dropped. Other messages of this length are dropped whole.
     """
 
     _array_budget = 0.0
-    """Bytes that the arrays of this message may still have; one in another counts twice."""
+    """Bytes that the arrays of this message may still have; a nested array counts twice."""
     offset: int
     buf: bytearray
     message: Any
@@ -139,7 +139,7 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         self._no_reply_limit = _NoReplyLimit()
 
     def reset(self) -> None:
-        """Go on with the next message."""
+        """Prepare for the next message."""
         self.buf, self.message = bytearray(), None
         self._bytes_kept = self._bytes_dropped = 0
 
@@ -154,13 +154,13 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         self.read(self._bytes_kept, prefetch=True)
         self._discard(size - self._bytes_kept)
         if self._bytes_kept < header:
-            raise ValueError(f"it is dropped, {size} bytes")
+            raise ValueError(f"dropped, {size} bytes")
         self._end = self._bytes_kept
         self._parse(truncated=self._bytes_kept < size)
         self.message.size = size
 
     def _bytes_to_keep(self, header: int, size: int) -> int:
-        """Bytes of the message that are kept: all, the header, or as many as have been read."""
+        """Bytes to keep: the whole message, its header, or only the fixed part of its header."""
         kind, flags = self.buf[1:3]
         if kind == _CALL and flags & _NO_REPLY and self._no_reply_limit.exceeded():
             return _FIXED_HEADER_SIZE
@@ -170,7 +170,7 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         return header if truncated else _FIXED_HEADER_SIZE
 
     def _parse(self, *, truncated: bool) -> None:
-        # The bus passes on only answers to our own calls, and we call nobody whom we do not trust.
+        # The bus daemon delivers only replies to our own calls, and we call only trusted services.
         self._array_budget = math.inf if self.buf[1] in _REPLIES else self._max_arrays
         self.offset = 0
         if truncated:
@@ -185,7 +185,7 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
             self.message.truncated = truncated
 
     def _discard(self, count: int) -> None:
-        """Read to the end of the message in pieces. Called again when the bus has sent more."""
+        """Read the rest of the message in chunks. Called again when more data has arrived."""
         while self._bytes_dropped < count:
             data = self.stream.read(min(count - self._bytes_dropped, CHUNK_SIZE))
             if data is None:
@@ -195,9 +195,9 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
             self._bytes_dropped += len(data)
 
     def read(self, n: int, prefetch: bool = False) -> int:
-        # What is read ahead is there by then, and the library takes its length for another one.
+        # The whole message is in the buffer; the library would prefetch by a wrong length.
         if self._end and not prefetch and self.offset + n > self._end:
-            raise ValueError("it goes on beyond its end")
+            raise ValueError("a value ends beyond the end of the message")
         if self._end and prefetch:
             return self.offset
         return int(super().read(n, prefetch))
@@ -213,7 +213,7 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
 
 
 class MarshalledReply(Message):  # type: ignore[misc]
-    """An answer whose body stands ready as bytes, and goes out without being copied."""
+    """A reply whose body is marshalled already and is sent without a copy."""
 
     data = b""
 
@@ -229,7 +229,7 @@ class MarshalledReply(Message):  # type: ignore[misc]
 
 
 class Bus(aio.MessageBus):  # type: ignore[misc]
-    """The library's connection, made to survive a slow bus and to leave nothing behind."""
+    """The library's connection; survives a slow bus and leaves no descriptor open."""
 
     _unmarshaller: Any
 
@@ -239,8 +239,8 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         self._writer = _Writer(self)
 
     def _setup_socket(self) -> None:
-        # The library's own blocks the loop, keeps the sockets of failed tries, and fails on the
-        # second address of a list although it answers.
+        # The library's own blocks the event loop, leaks the sockets of failed attempts, and does
+        # not use the second address of a list if the first one fails.
         failure: Exception = ValueError("only unix:path= and unix:abstract= are understood")
         for transport, options in self._bus_address:
             path = options.get("path") or "\0" + options.get("abstract", "")
@@ -259,12 +259,12 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         raise failure
 
     async def _auth_readline(self) -> str:
-        # The library's own spins for ever, and the loop with it, when the bus hangs up here.
+        # The library's own loops for ever if the bus closes the connection here.
         line = b""
         while not line.endswith(b"\r\n"):
             data = await self._loop.sock_recv(self._sock, 512)
             if not data or len(line) > 4096:
-                raise EOFError("the bus hung up while it was told who we are")
+                raise EOFError("the bus closed the connection during authentication")
             line += data
         return line[:-2].decode(errors="replace")
 
@@ -284,18 +284,19 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
                 self._finalize(error)
                 return
             except Exception as error:
-                # The whole message was read before it was parsed: the next one begins cleanly.
-                log.debug("a message on the bus could not be read: %s", error)
+                # The whole message was read before it was parsed, so the next one can be read.
+                log.debug("cannot read a message from the bus: %s", error)
             self._unmarshaller.reset()
             if message is not None:
                 self._on_message(message)
-        # What is left may stand in our own buffer, of which the loop knows nothing.
+        # More messages may be in our own buffer, which the event loop does not watch.
         self._loop.call_soon(self._message_reader)
 
     def send(self, msg: Message) -> int:
-        """Put it into the queue; its size in bytes, or 0 when the connection is gone."""
+        """Put the message into the queue; return its size in bytes, 0 if the connection has
+        ended."""
         if self._disconnected:
-            return 0  # the descriptor may belong to somebody else by now
+            return 0  # the descriptor may have been reused
         msg.serial = msg.serial or self.next_serial()
         parts = [msg._marshall()]
         if isinstance(msg, MarshalledReply):
@@ -306,7 +307,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         return sum(map(len, parts))
 
     def disconnect(self) -> None:
-        """End the connection, also one that never began."""
+        """End the connection, also one that was not complete."""
         self._user_disconnect = True
         self._finalize()
 
@@ -315,7 +316,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
             return
         super()._finalize(err)
         if not self._disconnect_future.cancelled():
-            self._disconnect_future.exception()  # or asyncio complains that nobody looked
+            self._disconnect_future.exception()  # else asyncio logs it as never retrieved
         for stream in (self._stream, self._sock):
             with contextlib.suppress(OSError, ValueError):
                 stream.close()

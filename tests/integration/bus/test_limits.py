@@ -55,7 +55,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
         async with serving(bus, source) as service, client(bus) as greedy, client(bus) as other:
             waiting = [asyncio.create_task(ask(greedy, "Resync")) for _ in range(16)]
             await until(lambda: sum(service._limits._calls_of_sender.values()) == 16)
-            with pytest.raises(BusError, match="16 calls of yours wait") as caught:
+            with pytest.raises(BusError, match="16 of your calls have no reply yet") as caught:
                 await ask(greedy, "ListMappings")
             assert caught.value.name == LIMIT
             assert await ask(greedy, "Ping", interface=PEER) is None
@@ -258,7 +258,7 @@ def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus)
                 done, _ = await asyncio.wait(waiting, return_when="FIRST_COMPLETED", timeout=0.1)
             assert {call.result() for call in done} == {LIMIT}
             assert service._limits._calls_of_user[NOBODY] == 32
-            with pytest.raises(BusError, match="32 calls of your user wait"):
+            with pytest.raises(BusError, match="32 calls of your user have no reply yet"):
                 await ask(users[0], "ListMappings")
             for uid in (0, GAMES):
                 other = await stack.enter_async_context(client(bus, uid=uid))

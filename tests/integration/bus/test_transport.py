@@ -353,7 +353,7 @@ def test_a_message_is_not_read_beyond_its_end() -> None:
     )
     long[-4:] = struct.pack("<I", 64)
     stream = io.BytesIO(bytes(long) + honest)
-    with pytest.raises(ValueError, match="beyond its end"):
+    with pytest.raises(ValueError, match="beyond the end"):
         reader_of(stream).unmarshall()
     assert reader_of(stream).unmarshall().member == "Honest"
 

@@ -58,7 +58,7 @@ def test_a_plain_user_changes_nothing_and_is_told_who_does(host: Host) -> None:
     call = ("busctl", "--allow-interactive-authorization=no", "call", *MANAGER, "Cleanup")
     assert host.as_nobody(*call).endswith(": sudo ipv6natctl cleanup\n")
     level = ("systemctl", "service-log-level", "ipv6natd", "debug")
-    assert "nobody can be asked" in host.as_nobody(*level)
+    assert "no agent can ask" in host.as_nobody(*level)
     assert host.state() == 's "synced"'
 
 

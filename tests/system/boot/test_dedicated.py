@@ -30,7 +30,7 @@ def test_a_user_of_its_own_writes_rules_and_asks_polkit(host: Host) -> None:
         host.run("ip6tables", "-t", "nat", "-F")
         host.await_served()
         refused = host.as_nobody("ipv6natctl", "resync")
-        assert refused.startswith("not permitted: that takes a password"), refused
+        assert refused.startswith("not permitted: a password is needed"), refused
         host.run("systemctl", "reload", "ipv6natd")
         host.sandbox.host.sysctl(FORWARDING, 0)
         host.restart()
