@@ -1,5 +1,5 @@
-# Completion of ipv6natctl for bash. Names of containers and networks are those of this moment.
-# One with other letters than Docker allows by itself is not offered: bash would run what is in it.
+# Completion of ipv6natctl for bash, with the present names of containers and networks. A name with
+# characters that Docker itself does not permit is not offered: bash would run commands in it.
 
 _ipv6natctl_column() {
     ipv6natctl "$1" --no-legend 2>/dev/null |

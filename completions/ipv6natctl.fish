@@ -1,5 +1,5 @@
-# Completion of ipv6natctl for fish. Names of containers and networks are those of this moment.
-# One with other letters than Docker allows by itself is not offered: bash would run what is in it.
+# Completion of ipv6natctl for fish, with the present names of containers and networks. A name with
+# characters that Docker itself does not permit is not offered: bash would run commands in it.
 
 function __ipv6natctl_column
     ipv6natctl $argv[1] --no-legend 2>/dev/null |
@@ -18,15 +18,15 @@ function __ipv6natctl_ports
 end
 
 complete -c ipv6natctl -f
-complete -c ipv6natctl -n __fish_use_subcommand -a status -d 'State, counts and what is wrong'
-complete -c ipv6natctl -n __fish_use_subcommand -a mappings -d 'Published ports that are forwarded'
-complete -c ipv6natctl -n __fish_use_subcommand -a networks -d 'Networks that are handled'
-complete -c ipv6natctl -n __fish_use_subcommand -a skipped -d 'What was wanted and is not forwarded'
+complete -c ipv6natctl -n __fish_use_subcommand -a status -d 'State, counts and faults'
+complete -c ipv6natctl -n __fish_use_subcommand -a mappings -d 'Forwarded ports and their containers'
+complete -c ipv6natctl -n __fish_use_subcommand -a networks -d 'Managed networks'
+complete -c ipv6natctl -n __fish_use_subcommand -a skipped -d 'Ports and networks that are not forwarded'
 complete -c ipv6natctl -n __fish_use_subcommand -a rules -d 'The rules in force'
-complete -c ipv6natctl -n __fish_use_subcommand -a explain -d 'Why something is reached as it is'
-complete -c ipv6natctl -n __fish_use_subcommand -a check -d 'What IPv6 NAT hangs on here'
-complete -c ipv6natctl -n __fish_use_subcommand -a monitor -d 'What changes, as it changes'
-complete -c ipv6natctl -n __fish_use_subcommand -a resync -d 'Compare engine and rules now'
+complete -c ipv6natctl -n __fish_use_subcommand -a explain -d 'Why a container or port is reachable or not'
+complete -c ipv6natctl -n __fish_use_subcommand -a check -d 'Faults of this host, with remedies'
+complete -c ipv6natctl -n __fish_use_subcommand -a monitor -d 'Changes as they occur'
+complete -c ipv6natctl -n __fish_use_subcommand -a resync -d 'Compare engine and kernel now'
 complete -c ipv6natctl -n __fish_use_subcommand -a reload -d 'Read the configuration again'
 complete -c ipv6natctl -n __fish_use_subcommand -a cleanup -d 'Remove all rules'
 complete -c ipv6natctl -n __fish_use_subcommand -a metrics -d 'Counts and times for Prometheus'
@@ -35,17 +35,17 @@ complete -c ipv6natctl -n __fish_use_subcommand -a ula -d 'A random private pref
 complete -c ipv6natctl -n '__fish_seen_subcommand_from explain' \
     -a '(__ipv6natctl_containers; __ipv6natctl_ports)'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings skipped' -l container -x \
-    -a '(__ipv6natctl_containers)' -d 'Only of this container'
+    -a '(__ipv6natctl_containers)' -d 'Only this container'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings skipped networks' -l network -x \
-    -a '(__ipv6natctl_column networks 1)' -d 'Only of this network'
+    -a '(__ipv6natctl_column networks 1)' -d 'Only this network'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l port -x \
-    -a '(__ipv6natctl_ports)' -d 'Only what covers this port of the host'
+    -a '(__ipv6natctl_ports)' -d 'Only mappings that contain this host port'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l protocol -x \
     -a 'tcp udp sctp' -d 'Only this protocol'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from cleanup' -l leftovers \
-    -d 'What docker-ipv6nat or a switched-off engine has left'
+    -d 'The rules that docker-ipv6nat or a switched-off engine left'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from cleanup' -l dry-run \
-    -d 'Only show what would go'
+    -d 'Only list them'
 complete -c ipv6natctl -l json -x -a 'short pretty off' -d 'JSON instead of text'
 complete -c ipv6natctl -s j -d 'JSON instead of text'
 complete -c ipv6natctl -l no-legend -d 'Leave out the header and the count of rows'

@@ -1,7 +1,7 @@
-"""ipv6natctl: what the daemon shows on the bus, for people and for scripts.
+"""ipv6natctl: shows and controls the daemon over the bus, for people and for scripts.
 
-What the daemon knows comes over the bus, so that reading needs no root and a stopped daemon stays
-stopped. The sentences themselves are made in `report`. Read `commands` first, then `client`.
+The state comes over the bus, so that reading needs no root, and no command starts a stopped daemon.
+`report` makes the sentences. Read `commands` first, then `client`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run one command and exit with its exit code."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command, as a function of its arguments; usage errors raise SystemExit(2)."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    """Run the command and return its exit code; raises SystemExit(2) for wrong usage."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `ipv6natctl ... | head` is no error
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # LANG=C must not end in a traceback
+            stream.reconfigure(errors="backslashreplace")  # no traceback for LANG=C
     try:
         try:
             name, options = parse_arguments(argv, COMMANDS, os.environ)
         finally:
-            sys.stdout.flush()  # of --help and --version
+            sys.stdout.flush()  # the output of --help and --version
     except OSError as error:
         return _report_write_error(error)
     try:
@@ -70,9 +70,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _report_write_error(error: OSError) -> int:
-    # What is left of it must not be tried again as the interpreter ends.
+    # The interpreter must not write the rest of the output again when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"the answer could not be written: {error.strerror}", file=sys.stderr)
+    print(f"cannot write the output: {error.strerror}", file=sys.stderr)
     return EXIT_FAILED
 
 

@@ -1,4 +1,4 @@
-"""`check`: looks at the host itself, so that it also works where the daemon does not."""
+"""`check`: reads the host itself, so that it also works if the daemon does not run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UFW = Path("/etc/ufw/ufw.conf")
 
 
 async def check(daemon: DaemonClient, options: Options) -> Result:
-    """One line for each thing that IPv6 NAT hangs on; exit 1 where one is bad."""
+    """One line for each condition of IPv6 NAT; exit code 1 if the host has a fault."""
     properties, rows, bus_error = await _query_daemon(daemon)
     zones = None if bus_error else await _zones(daemon)
     networks = tuple(_bridges() if rows is None else map(_network, rows))
@@ -64,7 +64,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         firewalld=zones is not None,
         polkit=None if bus_error else await _polkit(daemon),
     )
-    # Whether the engine keeps rules that look left over, only the daemon can tell.
+    # Only the daemon knows whether the engine manages networks; without it, assume so.
     engine_writes = native is None or native > 0
     return _result(
         checks(facts, found(facts, networks, engine_writes=engine_writes), seen), options
@@ -74,8 +74,8 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
 async def _query_daemon(
     daemon: DaemonClient,
 ) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
-    """Properties of the daemon, {} where it does not run; its networks, None where it does not
-    tell them; and what is wrong with the bus."""
+    """The daemon's properties, {} if it does not run; its networks, None if it does not run or the
+    caller may not list them; and the error of the bus, empty if there is none."""
     try:
         properties = await daemon.properties()
     except BusError as error:
@@ -83,7 +83,7 @@ async def _query_daemon(
     try:
         return properties, await daemon.call("ListNetworks"), ""
     except BusError:
-        return properties, None, ""  # not everybody may read names
+        return properties, None, ""  # polkit may deny the lists
 
 
 async def _zones(daemon: DaemonClient) -> Mapping[str, str] | None:
@@ -96,7 +96,7 @@ async def _zones(daemon: DaemonClient) -> Mapping[str, str] | None:
 
 
 async def _polkit(daemon: DaemonClient) -> bool:
-    """Whether it answers; the bus starts it for that, as it does for the daemon's questions."""
+    """True if polkit answers. The bus daemon may start it, as for the daemon's own checks."""
     connection = await daemon.connection()
     try:
         await connection.call(*POLKIT, autostart=True)
@@ -119,19 +119,20 @@ def _network(row: Mapping[str, Any]) -> Network:
 
 
 def _bridges() -> Iterable[Network]:
-    """Docker's bridges by their names, for when nobody tells its networks."""
+    """Docker's bridges by their names, for a caller without a list of networks."""
     for path in sorted(_NET.glob("*")):
         if NAMED_BY_DOCKER.fullmatch(path.name):
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 
 def _ip6tables_variant() -> tuple[str, str | None]:
-    """The variant that the host's ip6tables is, and what the kernel lacks for it."""
+    """The variant of the host's ip6tables, and what the kernel lacks for it: empty for nothing,
+    None if that was not checked."""
     try:
         variant = detect()
     except FirewallError:
         return "", None
-    # Asking legacy would make its tables.
+    # With legacy, a probe would create the legacy tables in the kernel.
     if os.geteuid() != 0 or variant is Backend.LEGACY:
         return variant.value, None
     try:
@@ -162,10 +163,10 @@ def _result(results: Iterable[Check], options: Options) -> Result:
     bad = sum(line.verdict is Verdict.BAD for line in lines)
     text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=options.legend, screen=options.screen)
     if options.legend:
-        summary = "All is well."
+        summary = "No fault found."
         if any(line.verdict is Verdict.UNKNOWN for line in lines):
-            summary = "Nothing is wrong, as far as could be seen."
-        text += f"\n{counted(bad, 'thing')} to put right.\n" if bad else f"\n{summary}\n"
+            summary = "No fault found, but not everything could be checked."
+        text += f"\n{counted(bad, 'fault')} found.\n" if bad else f"\n{summary}\n"
     value = [
         {"About": line.about, "Verdict": line.verdict, "Text": line.text, "Fix": line.fix}
         for line in lines

@@ -1,61 +1,61 @@
-"""The table of commands: what each is called, what it takes, and who does it."""
+"""The table of commands: name, function, help line, and what options the command takes."""
 
 from __future__ import annotations
 
 from ipv6natd.ctl import check, control, explain, metrics, monitor, show, ula
 from ipv6natd.ctl.usage import Command
 
-LOOK = "look (needs no root)"
-SET_UP = "set up and watch"
-CHANGE = "change (root, or whoever polkit allows)"
+READ = "read (no root needed)"
+SET_UP = "set-up and monitoring"
+CHANGE = "change (root, or permitted by polkit)"
 
 COMMANDS = {
     "status": Command(
         run=show.status,
-        group=LOOK,
-        about="state, counts and what is wrong, on one screen (the default)",
+        group=READ,
+        about="state, counts and faults, on one screen (the default)",
     ),
     "mappings": Command(
         run=show.mappings,
-        group=LOOK,
-        about="published ports that are forwarded, and to which container",
+        group=READ,
+        about="forwarded ports and their containers",
         filters=("container", "network", "port", "protocol"),
     ),
     "networks": Command(
         run=show.networks,
-        group=LOOK,
-        about="networks that are handled, with their warnings",
+        group=READ,
+        about="managed networks, with their manager and their warnings",
         filters=("network",),
     ),
     "skipped": Command(
         run=show.skipped,
-        group=LOOK,
-        about="ports that were wanted and are not forwarded, and what to do about it",
+        group=READ,
+        about="ports and networks that are not forwarded, with reason and remedy",
         filters=("container", "network"),
     ),
     "rules": Command(
-        run=show.rules, group=LOOK, about="the rules in force, as ip6tables-restore reads them"
+        run=show.rules, group=READ, about="the rules in force, in the format of ip6tables-restore"
     ),
     "explain": Command(
         run=explain.explain,
-        group=LOOK,
-        about="why a container or a port of the host is reached as it is, or is not",
+        group=READ,
+        about="why a container or a host port is reachable or not",
         argument="CONTAINER|PORT",
     ),
     "check": Command(
         run=check.check,
-        group=LOOK,
-        about="what IPv6 NAT hangs on here, and a command for each fault; root sees more",
+        group=READ,
+        about="faults of this host, each with a remedy; root sees more",
     ),
     "monitor": Command(
         run=monitor.monitor,
-        group=LOOK,
-        about="what changes, as it changes, until interrupted",
+        group=READ,
+        about="changes as they occur, until interrupted",
     ),
     "resync": Command(
         run=control.resync,
         group=CHANGE,
-        about="compare engine and rules now and repair what differs",
+        about="compare engine and kernel now, and write the differences",
     ),
     "reload": Command(
         run=control.reload,
@@ -76,6 +76,6 @@ COMMANDS = {
     "ula": Command(
         run=ula.make,
         group=SET_UP,
-        about="a random private prefix for your networks, and the lines that use it",
+        about="a random private prefix, and the lines for Docker that use it",
     ),
 }

@@ -1,4 +1,5 @@
-"""What changes something: resync, reload, cleanup. The daemon and polkit decide who may."""
+"""The commands that change something: resync, reload, cleanup. The daemon and polkit decide about
+permissions."""
 
 from __future__ import annotations
 
@@ -27,24 +28,24 @@ from ipv6natd.system.terminal import printable, table
 _AGENT_ENVIRONMENT = ("TERM", "LANG", "LC_ALL", "DBUS_SYSTEM_BUS_ADDRESS")
 _LEFTOVER_KEYS = ("Variant", "Table", "Chain", "Rule")
 CHANGE_TIMEOUT = 180.0
-"""Seconds that a change may take: it waits for the engine, the kernel, and a password."""
+"""Seconds for a change, which includes the engine, the kernel, and a password dialog."""
 
 
 async def resync(daemon: DaemonClient, _options: Options) -> Result:
-    """Compare everything, write what differs."""
+    """Compare engine and kernel, and write the differences."""
     value = await _call_interactively(daemon, "Resync")
     text = "rules added: {RulesAdded}, removed: {RulesRemoved}, in {DurationMs} ms\n"
     return Result(value=value, text=text.format_map(value))
 
 
 async def reload(daemon: DaemonClient, _options: Options) -> Result:
-    """Read the settings again."""
+    """Read the configuration again."""
     await _call_interactively(daemon, "Reload")
-    return Result(value={}, text="the settings were read again and are in force\n")
+    return Result(value={}, text="the configuration was read again and is in force\n")
 
 
 async def cleanup(daemon: DaemonClient, options: Options) -> Result:
-    """Take all rules out, also where no daemon runs."""
+    """Remove all rules, also if no daemon runs."""
     if "leftovers" in options.flags:
         return await _leftovers(daemon, options)
     try:
@@ -53,29 +54,30 @@ async def cleanup(daemon: DaemonClient, options: Options) -> Result:
         if not is_unreachable(error):
             raise
         return _flush_without_daemon(error)
-    text = "all rules are removed, and none is written until: ipv6natctl resync\n"
+    text = "all rules are removed; to write them again: ipv6natctl resync\n"
     return Result(value={}, text=text)
 
 
 async def _leftovers(daemon: DaemonClient, options: Options) -> Result:
-    """Show or take out what others have left; whose it is only the daemon can tell."""
+    """List or remove the leftovers of other programs. Only the daemon can tell them from rules in
+    use."""
     dry_run = "dry-run" in options.flags
     rows = await (
         daemon.call("ListLeftovers") if dry_run else _call_interactively(daemon, "CleanupLeftovers")
     )
     if not rows:
-        return Result(value=rows, text="nobody has left anything\n")
+        return Result(value=rows, text="no leftovers found\n")
     header = ("VARIANT", "TABLE", "CHAIN", "RULE")
     cells = [tuple(printable(row[key]) for key in _LEFTOVER_KEYS) for row in rows]
     text = table(header, cells, legend=options.legend, screen=options.screen)
     if options.legend:
-        outcome = "would go: ipv6natctl cleanup --leftovers" if dry_run else "removed."
-        text += f"\n{len(rows)} chains and rules {outcome}\n"
+        suffix = "would be removed by: ipv6natctl cleanup --leftovers" if dry_run else "removed."
+        text += f"\n{len(rows)} chains and rules {suffix}\n"
     return Result(value=rows, text=text)
 
 
 def _flush_without_daemon(error: BusError) -> Result:
-    """What `ipv6natd -flush` does, where the daemon could not be asked."""
+    """Do the same as `ipv6natd -flush`, because the daemon is unreachable."""
     if os.geteuid() != 0:
         reason = "ipv6natd is not running" if is_not_running(error) else error.text
         note = f"{reason}, and only root can write rules: sudo ipv6natctl cleanup"
@@ -84,11 +86,11 @@ def _flush_without_daemon(error: BusError) -> Result:
         count = offline.flush(load(None, os.environ, {}).backend)
     except (ConfigError, FirewallError) as failure:
         return Result(value=None, text="", code=EXIT_FAILED, note=str(failure))
-    text = f"removed {count} chains and jumps" if count else "there was nothing to remove"
-    text += "; ipv6natd was not there to do it\n"
+    text = f"removed {count} chains and jumps" if count else "no rules to remove"
+    text += "; ipv6natd is not reachable\n"
     if is_not_running(error):
         return Result(value={"Removed": count}, text=text)
-    note = f"{error.text}; if ipv6natd runs all the same, it writes its rules again: "
+    note = f"{error.text}; if ipv6natd runs, it writes its rules again; to stop it: "
     return Result(value={"Removed": count}, text=text, note=note + "systemctl stop ipv6natd")
 
 
@@ -99,7 +101,7 @@ async def _call_interactively(daemon: DaemonClient, member: str) -> Any:
 
 @contextlib.contextmanager
 def _polkit_agent() -> Iterator[None]:
-    """Somebody to ask for a password on this terminal, as systemctl has it."""
+    """Run pkttyagent, which asks for a password on this terminal, as systemctl does."""
     path = process.find("pkttyagent")
     if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         yield

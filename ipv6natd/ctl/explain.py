@@ -1,4 +1,4 @@
-"""`explain`: why a container or a port is reached as it is, or is not."""
+"""`explain`: why a container or a port is reachable or not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLOURS = {
     Outcome.SKIPPED: Colour.BAD,
 }
 _ID_LENGTH = 12
-"""Characters of an id, as Docker shows them."""
+"""Characters; Docker shows as many of an id."""
 
 
 async def explain(daemon: DaemonClient, options: Options) -> Result:
-    """All that is known; exit 1 where nobody is meant."""
+    """The explanation of each container that matches; exit code 1 if none does."""
     rows = await daemon.call("Explain", "s", options.argument)
     if not rows:
         note = _no_container_note(options.argument, await daemon.call("ListMappings"))
@@ -32,9 +32,9 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
 
 
 def _no_container_note(query: str, mappings: list[Row]) -> str:
-    """The sentence for when no container is meant."""
+    """The sentence for a query that no container matches."""
     if query.partition("/")[0].isdigit():
-        return f"no running container publishes port {query}, be it for IPv4 or IPv6: docker ps"
+        return f"no running container publishes port {query}, for IPv4 or IPv6: docker ps"
     close = difflib.get_close_matches(query, {row["ContainerName"] for row in mappings}, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ": docker ps"
     return f"no running container is called {query!r}{hint}"
@@ -74,7 +74,7 @@ def _network_text(row: Row, screen: Screen) -> str:
 
 def _port_table(row: Row, options: Options) -> str:
     if not row["Ports"]:
-        return "\nIt publishes no port.\n" if options.legend else ""
+        return "\nThe container publishes no port.\n" if options.legend else ""
     cells = [
         (
             port["Binding"],

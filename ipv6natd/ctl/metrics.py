@@ -1,4 +1,4 @@
-"""`metrics`: counts and times, as text for Prometheus."""
+"""`metrics`: counts and times in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ipv6natd.report.metrics import Sample
 
 
 async def metrics(daemon: DaemonClient, _options: Options) -> Result:
-    """The metrics; of a daemon that does not run, that it does not."""
+    """The metrics; if the daemon does not run, only `ipv6natd_up 0`, and exit code 3."""
     code, note = 0, ""
     try:
         properties = await daemon.properties()

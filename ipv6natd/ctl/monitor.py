@@ -1,4 +1,4 @@
-"""`monitor`: what changes, as it changes, from the daemon's signals."""
+"""`monitor`: prints changes, from the daemon's signals."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _COLOURS = {
     "started": Colour.GOOD,
 }
 _SHOWN_PROPERTIES = ("State", "StateReason", "DockerConnected", "EngineVersion", "Backend")
-"""Properties whose change is an event; the others change with every sync."""
+"""Properties whose changes are events; the others change with each sync."""
 
 
 async def monitor(daemon: DaemonClient, options: Options) -> Result:
-    """Print events until interrupted; BusError when the bus goes."""
+    """Print events until interrupted; raises BusError if the bus ends."""
     signals: asyncio.Queue[Signal] = asyncio.Queue()
     connection = await daemon.connection(signals.put_nowait)
     await daemon.listen(f"type='signal',sender='{NAME}',path='{PATH}'")
@@ -64,7 +64,7 @@ async def monitor(daemon: DaemonClient, options: Options) -> Result:
 
 
 async def _initial_event(daemon: DaemonClient, reader: _EventReader) -> Event:
-    """How things are before anything changes."""
+    """The state before the first change."""
     at = {"Time": _microseconds()}
     connection = await daemon.connection()
     try:
@@ -81,14 +81,14 @@ def _microseconds() -> int:
 
 
 class _EventReader:
-    """What has to be kept between two signals."""
+    """Makes events of signals."""
 
     def __init__(self) -> None:
         self.owner = ""
         self._signalled = {"added": 0, "removed": 0}
 
     def events(self, signal: Signal) -> Iterator[Event]:
-        """What a signal tells; nothing of what others send."""
+        """The events of a signal; none if another process sent it."""
         at = {"Time": _microseconds()}
         if signal.sender == BUS[0]:
             if signal.member == "NameOwnerChanged" and signal.args[0] == NAME:
@@ -114,7 +114,7 @@ class _EventReader:
                     yield at | {"Event": "changed", **changes}
 
     def _unsignalled_changes(self, generation: int, details: Mapping[str, Any]) -> Iterator[Event]:
-        """A sync is told only where it did more than was signalled one by one."""
+        """One event for the changes of a sync that had no signal of their own."""
         signalled, self._signalled = self._signalled, {"added": 0, "removed": 0}
         added = details["MappingsAdded"] - signalled["added"]
         removed = details["MappingsRemoved"] - signalled["removed"]
@@ -144,10 +144,10 @@ def _event_text(event: Event, screen: Screen) -> str:
             network = printable(row["Network"])
             return f"{row['Protocol']} {host_socket(row)} -> {name} {target} ({network})"
         case "repaired":
-            return f"{' and '.join(event['Tables'])}: something else had changed our rules"
+            return f"{' and '.join(event['Tables'])}: another program had changed our rules"
         case "more":
-            counts = f"{event['Added']} added and {event['Removed']} removed"
-            return f"{counts} besides: ipv6natctl mappings"
+            counts = f"{event['Added']} more added and {event['Removed']} more removed"
+            return f"{counts}: ipv6natctl mappings"
         case "started" | "stopped":
             return "ipv6natd"
         case "now":
@@ -165,7 +165,7 @@ def _state_text(event: Event, screen: Screen) -> str:
     if event.get("StateReason"):
         parts.append(printable(event["StateReason"]))
     if "DockerConnected" in event:
-        parts.append("the engine is there" if event["DockerConnected"] else "the engine is gone")
+        parts.append("engine connected" if event["DockerConnected"] else "engine not connected")
     parts += [f"engine {printable(event[key])}" for key in ("EngineVersion",) if event.get(key)]
     parts += [f"{printable(event[key])} tables" for key in ("Backend",) if event.get(key)]
-    return "; ".join(parts) or "nothing is wrong any more"
+    return "; ".join(parts) or "no fault any more"

@@ -1,4 +1,4 @@
-"""What the daemon holds: status, mappings, networks, skipped, rules."""
+"""The commands that show the daemon's state: status, mappings, networks, skipped, rules."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COLOURS = {
     State.STOPPED: Colour.BAD,
 }
 MAX_WARNINGS = 5
-"""Warnings that `status` shows: it is to stay on one screen."""
+"""Warnings in the output of `status`, which must fit on one screen."""
 MIN_ID_LENGTH = 4
-"""Characters of a container's id that are taken for one."""
+"""Characters of a filter value that may match the beginning of a container's id."""
 
 
 async def status(daemon: DaemonClient, options: Options) -> Result:
-    """Everything that matters, on one screen."""
+    """State, counts and warnings, on one screen."""
     value = await daemon.properties()
     networks = await daemon.call("ListNetworks")
     warnings = [
@@ -37,7 +37,7 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
     ]
     state = options.screen.paint(value["State"], COLOURS.get(value["State"], Colour.WARNING))
     reason = f" ({printable(value['StateReason'])})" if value["StateReason"] else ""
-    engine = printable(value["EngineVersion"]) or "not seen yet"
+    engine = printable(value["EngineVersion"]) or "not known yet"
     hint = " (ipv6natctl skipped)" if value["SkippedCount"] else ""
     lines = [
         ("ipv6natd", printable(value["Version"])),
@@ -48,7 +48,7 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
         ("Networks", str(value["NetworkCount"])),
         ("Skipped", f"{value['SkippedCount']}{hint}"),
         ("Last sync", _time_text(value["LastSync"])),
-        ("Repairs", f"{value['DriftRepairs']} of rules that something else had changed"),
+        ("Repairs", f"{value['DriftRepairs']} of rules that another program had changed"),
         *(
             ("" if i else "Warnings", printable(text))
             for i, text in enumerate(warnings[:MAX_WARNINGS])
@@ -78,7 +78,7 @@ def _age_text(seconds: int) -> str:
 
 
 async def mappings(daemon: DaemonClient, options: Options) -> Result:
-    """What is forwarded."""
+    """The forwarded ports."""
     header = ("PROTOCOL", "HOST", "CONTAINER", "ADDRESS", "NETWORK", "STATE")
     return _filtered_table(
         options, "mapping", header, _mapping_cells, await daemon.call("ListMappings")
@@ -97,17 +97,17 @@ def _mapping_cells(row: Row) -> tuple[str, ...]:
 
 
 def host_socket(row: Row) -> str:
-    """Where on the host a mapping's row listens, "[::]:8000-8010"."""
+    """The host side of a mapping, such as "[::]:8000-8010"."""
     return socket(row["HostAddress"], row["HostPort"], row["HostPortEnd"])
 
 
 def socket(address: str, first: int, last: int) -> str:
-    """Address and port, or ports."""
+    """An address and a port or port range, such as "[fd00:a::2]:80"."""
     return f"[{address}]:{first}" + (f"-{last}" if last != first else "")
 
 
 async def networks(daemon: DaemonClient, options: Options) -> Result:
-    """What is handled, by whom, with warnings."""
+    """The managed networks, with their manager and warnings."""
     header = ("NETWORK", "BRIDGE", "MODE", "MANAGED-BY", "SUBNETS", "WARNINGS")
     return _filtered_table(
         options, "network", header, _network_cells, await daemon.call("ListNetworks")
@@ -126,7 +126,7 @@ def _network_cells(row: Row) -> tuple[str, ...]:
 
 
 async def skipped(daemon: DaemonClient, options: Options) -> Result:
-    """What is not forwarded, and what to do about it."""
+    """The ports and networks that are not forwarded, with reason and remedy."""
     header = ("CONTAINER", "NETWORK", "PORT", "REASON")
     return _filtered_table(options, "row", header, _skipped_cells, await daemon.call("ListSkipped"))
 
@@ -148,7 +148,7 @@ def _filtered_table(
     cells: Callable[[Row], tuple[str, ...]],
     value: Sequence[Row],
 ) -> Result:
-    """The rows that pass the filters, as a table with their count below it."""
+    """The rows that pass the filters, as a table with their count."""
     rows = [row for row in value if all(_matches(row, *item) for item in options.filters.items())]
     printed = [tuple(printable(cell) for cell in cells(row)) for row in rows]
     text = table(header, printed, legend=options.legend and bool(rows), screen=options.screen)
@@ -171,13 +171,14 @@ def _matches(row: Row, name: str, wanted: Any) -> bool:
 
 
 def is_container(row: Row, wanted: str) -> bool:
-    """Whether the row is that container's: by a pattern of its name, or the start of its id."""
+    """True if `wanted` is a pattern that matches the container's name, or the beginning of its
+    id."""
     by_id = len(wanted) >= MIN_ID_LENGTH and row.get("ContainerId", "").startswith(wanted)
     return by_id or fnmatchcase(row["ContainerName"], wanted)
 
 
 def _no_match_note(options: Options, noun: str, value: Sequence[Row]) -> str:
-    """A sentence for when nothing is left, with the name that was perhaps meant."""
+    """A sentence for filters that match no row, with similar names."""
     filters = " ".join(f"--{name} {wanted}" for name, wanted in options.filters.items())
     hints = []
     for name, keys in (("container", ("ContainerName",)), ("network", ("Network", "Name"))):

@@ -1,8 +1,8 @@
-"""`ula`: a random private prefix that no route of the host overlaps, and the lines that put Docker
-on it.
+"""`ula`: a random private prefix that overlaps no route of the host, and the lines for Docker that
+use it.
 
-RFC 4193: fd and 40 random bits. `free_prefix` and `subnets` are pure: the caller passes the
-random bits and the routes.
+RFC 4193: fd and 40 random bits. `free_prefix` and `subnets` are pure: the caller passes the random
+bits and the routes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ _IP_TIMEOUT = 10.0
 TEXT = """\
 {prefix}
 
-This prefix is yours: random, and in no route of this host. Keep it, and give each network one /64.
+A random prefix that overlaps no route of this host. Keep it, and give each network one /64.
 
-The default bridge, in /etc/docker/daemon.json beside what stands there,
-then `systemctl restart docker`:
+The default bridge: add this to /etc/docker/daemon.json, then `systemctl restart docker`:
 
   {daemon_json}
 
-Networks of your own:
+Other networks:
 
   docker network create --ipv6 --subnet {first} NAME
   docker network create --ipv6 --subnet {second} OTHER
@@ -50,7 +49,7 @@ In a compose file:
 
 
 async def make(_daemon: DaemonClient, _options: Options) -> Result:
-    """The prefix and the lines."""
+    """The prefix, and the lines that use it."""
     routes = _routes()
     numbers = (secrets.randbits(40) for _ in range(_MAX_ATTEMPTS))
     try:
@@ -64,12 +63,14 @@ async def make(_daemon: DaemonClient, _options: Options) -> Result:
     return Result(
         value={"Prefix": str(prefix), "DaemonJson": settings, "Subnets": others},
         text=TEXT.format(prefix=prefix, daemon_json=json.dumps(settings), **lines),
-        note="" if routes is not None else "no `ip` here: the routes of this host were not seen",
+        note=""
+        if routes is not None
+        else "cannot run `ip`: the routes of this host were not checked",
     )
 
 
 def _routes() -> list[str] | None:
-    """Destinations of all routes; None where nothing tells them."""
+    """Destinations of all routes; None if `ip` is missing or fails."""
     path = process.find("ip")
     if path is None:
         return None
@@ -82,9 +83,9 @@ def _routes() -> list[str] | None:
 
 
 def free_prefix(numbers: Iterable[int], routes: Collection[IPv6Network]) -> IPv6Network:
-    """The first /48 of these numbers, 40 bits each, that overlaps nothing that is taken.
+    """The first /48 of these numbers, 40 bits each, that overlaps no route.
 
-    ValueError when they run out.
+    Raises ValueError if there is none.
     """
     for number in numbers:
         if not 0 <= number < 1 << _GLOBAL_ID_BITS:
@@ -96,13 +97,13 @@ def free_prefix(numbers: Iterable[int], routes: Collection[IPv6Network]) -> IPv6
 
 
 def subnets(within: IPv6Network) -> Iterator[IPv6Network]:
-    """Its /64 networks, in order: one for each Docker network."""
+    """Its /64 networks in order, one for each Docker network."""
     for number in range(_MAX_SUBNETS):
         yield IPv6Network((int(within.network_address) | number << 64, 64))
 
 
 def route_destinations(words: Iterable[str]) -> frozenset[IPv6Network]:
-    """The destinations of routes, as `ip -json` words them; a default route takes nothing."""
+    """Destinations in the output of `ip -json`; a default route takes no prefix."""
     destinations = set()
     for word in words:
         if word == "default":
@@ -110,5 +111,5 @@ def route_destinations(words: Iterable[str]) -> frozenset[IPv6Network]:
         try:
             destinations.add(IPv6Network(word, strict=False))
         except ValueError:
-            continue  # a word of some newer ip
+            continue  # a newer `ip` may print other words
     return frozenset(network for network in destinations if network.prefixlen)

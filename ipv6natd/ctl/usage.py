@@ -1,4 +1,4 @@
-"""How ipv6natctl is called: one table of options, what goes together, and a help that teaches."""
+"""The command line of ipv6natctl: one table of options, their combinations, and the help."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from ipv6natd.system.terminal import PIPE, Screen, printable
 
 JSON_MODES = ("short", "pretty", "off")
 FILTERS = {
-    "container": ("NAME", "only of this container: a name, a pattern such as 'web*', or an id"),
-    "network": ("NAME", "only of this network: a name or a pattern"),
-    "port": ("PORT", "only what covers this port of the host"),
+    "container": ("NAME", "only this container: a name, a pattern such as 'web*', or an id"),
+    "network": ("NAME", "only this network: a name or a pattern"),
+    "port": ("PORT", "only mappings that contain this host port"),
     "protocol": ("PROTOCOL", f"only {', '.join(Protocol)}"),
 }
-"""Option -> its value's name and what it is for."""
+"""Option -> the name of its value, and its help line."""
 FLAGS = {
-    "leftovers": "with cleanup: what docker-ipv6nat or a switched-off engine has left, instead",
-    "dry-run": "with cleanup --leftovers: only show what would go",
+    "leftovers": "with cleanup: remove what docker-ipv6nat or a switched-off engine left",
+    "dry-run": "with cleanup --leftovers: only list them",
 }
 
 EXAMPLES = """\
 examples:
-  ipv6natctl                                   is all well?
-  ipv6natctl explain 8080                      why port 8080 goes where it goes, or does not
+  ipv6natctl                                   is there a fault?
+  ipv6natctl explain 8080                      why is port 8080 reachable or not?
   ipv6natctl mappings --network 'shop*' --protocol udp
   ipv6natctl mappings --json=short | jq -r '.[] | select(.HostPort == 443) | .ContainerName'
-  ipv6natctl skipped                           what was wanted and is not forwarded
-  sudo ipv6natctl check                        the host, with a command for each fault
-  ipv6natctl monitor                           watch ports come and go
-  ipv6natctl status >/dev/null || echo "something is wrong with IPv6"
+  ipv6natctl skipped                           what is not forwarded, and why?
+  sudo ipv6natctl check                        faults of this host, with remedies
+  ipv6natctl monitor                           print changes as they occur
+  ipv6natctl status >/dev/null || echo "IPv6 NAT has a fault"
 
 exit status:
-  0 done, and all is well        1 failed, not synced, or nothing was found
+  0 success, no fault            1 failed, not synced, or no row matches
   2 wrong usage                  3 ipv6natd is not running
-  4 not permitted
+  4 permission denied
 
-ipv6natctl(1) has more; ipv6natd.toml(5) the settings, org.ipv6natd1(5) the bus.
+See ipv6natctl(1), ipv6natd.toml(5) for the settings, org.ipv6natd1(5) for the bus.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command: its line of the help, and what it takes."""
+    """A command: its function, its help line, and what it takes."""
 
     run: CommandFunction
     about: str
     group: str
     argument: str = ""
-    """What has to follow the command; empty for nothing."""
+    """The name of the argument; empty if the command takes none."""
     filters: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
@@ -67,14 +67,14 @@ Commands = Mapping[str, Command]
 def parse_arguments(
     argv: Sequence[str], commands: Commands, environ: Mapping[str, str]
 ) -> tuple[str, Options]:
-    """The command and how it is to be done; SystemExit(2) with a sentence for wrong usage."""
+    """The command and its options; raises SystemExit(2) for wrong usage, with a sentence."""
     parser = _parser(commands)
     arguments = parser.parse_args(_with_json_mode(argv))
     command = commands.get(arguments.command)
     if command is None:
         close = difflib.get_close_matches(arguments.command, commands, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(commands)}"
-        parser.error(f"{arguments.command!r} is no command{hint}")
+        parser.error(f"{arguments.command!r} is not a command{hint}")
     filters = {name: getattr(arguments, name) for name in FILTERS if getattr(arguments, name)}
     flags = frozenset(arguments.flags)
     for option in (*filters, *sorted(flags)):
@@ -86,9 +86,9 @@ def parse_arguments(
     if flags == {"dry-run"}:
         parser.error("--dry-run goes with cleanup --leftovers")
     if command.argument and not arguments.argument:
-        parser.error(f"{arguments.command} needs one word more: {command.argument}")
+        parser.error(f"{arguments.command} needs an argument: {command.argument}")
     if arguments.argument and not command.argument:
-        parser.error(f"{arguments.command} takes no {arguments.argument!r}")
+        parser.error(f"{arguments.command} takes no argument: {arguments.argument!r}")
     return arguments.command, Options(
         argument=arguments.argument,
         filters=filters,
@@ -103,7 +103,7 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ipv6natctl",
         usage="ipv6natctl [OPTION...] [COMMAND]",
-        description=f"Show and steer IPv6 NAT for Docker containers.\n\n{_command_list(commands)}",
+        description=f"Show and control IPv6 NAT for Docker.\n\n{_command_list(commands)}",
         epilog=EXAMPLES,
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -144,24 +144,24 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One sentence, without the usage before it: `--help` has that, and more."""
+    """Prints one sentence for an error, without the usage."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # Python from 3.12 on says nothing of a disk that is full.
+        # Since Python 3.12 argparse ignores errors of the write, such as a full disk.
         (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ipv6natctl: {printable(message)}; ipv6natctl --help tells more\n")
+        self.exit(2, f"ipv6natctl: {printable(message)}; see ipv6natctl --help\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        # Of one width, so that it can be compared with the manual page.
+        # A fixed width, so that a test can compare the help with the manual page.
         super().__init__(prog, max_help_position=24, width=100)
 
 
 def _command_list(commands: Commands) -> str:
-    """The commands in their groups."""
+    """The commands, by group."""
     lines: list[str] = []
     for group in dict.fromkeys(command.group for command in commands.values()):
         lines.append(f"{group}:")
@@ -180,20 +180,20 @@ def _name(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    # Not str.isdigit: that takes digits of other scripts too.
+    # Not str.isdigit, which accepts digits of other scripts.
     if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) < 65536 and len(text) < 9):
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
     return int(text)
 
 
 def _protocol(text: str) -> str:
     if text not in tuple(Protocol):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(Protocol)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(Protocol)}")
     return text
 
 
 def _with_json_mode(argv: Sequence[str]) -> list[str]:
-    # A value that may be missing would swallow the command that follows: `--json mappings`.
+    # With nargs="?" argparse would take the command in `--json mappings` as the mode.
     words: list[str] = []
     for word in argv:
         if words and words[-1] == "--json" and word in JSON_MODES:
@@ -204,7 +204,7 @@ def _with_json_mode(argv: Sequence[str]) -> list[str]:
 
 
 def _screen(environ: Mapping[str, str]) -> Screen:
-    """What the output goes to. NO_COLOR as no-color.org has it: any value but the empty one."""
+    """The properties of the output. NO_COLOR as on no-color.org: any value except the empty one."""
     if not sys.stdout.isatty():
         return PIPE
     plain = environ.get("NO_COLOR") or environ.get("TERM", "dumb") == "dumb"

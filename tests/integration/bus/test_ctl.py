@@ -178,15 +178,15 @@ def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("mapings", "'mapings' is no command; did you mean 'mappings'?"),
-        ("xyzzy", "'xyzzy' is no command: one of status, mappings"),
+        ("mapings", "'mapings' is not a command; did you mean 'mappings'?"),
+        ("xyzzy", "'xyzzy' is not a command: one of status, mappings"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
         ("--json=xml", "invalid choice: 'xml'"),
-        ("status extra", "status takes no 'extra'"),
+        ("status extra", "status takes no argument: 'extra'"),
         ("rules --port 80", "--port goes with mappings, not with rules"),
-        ("mappings --port 0", "'0' is no port: a number from 1 to 65535"),
-        ("mappings --port ٨٠", "is no port"),
-        ("mappings --protocol icmp", "'icmp' is none of tcp, udp, sctp"),
+        ("mappings --port 0", "'0' is not a port: a number from 1 to 65535"),
+        ("mappings --port ٨٠", "is not a port"),
+        ("mappings --protocol icmp", "'icmp' is not one of tcp, udp, sctp"),
         ("mappings --container=", "a name is missing"),
         ("status --leftovers", "--leftovers goes with cleanup, not with status"),
         ("cleanup --dry-run", "--dry-run goes with cleanup --leftovers"),
@@ -344,8 +344,8 @@ def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None
     [
         ("wbe", "no running container is called 'wbe'; did you mean 'web'?"),
         ("xyzzy", "no running container is called 'xyzzy': docker ps"),
-        ("99", "no running container publishes port 99, be it for IPv4 or IPv6: docker ps"),
-        ("99/udp", "no running container publishes port 99/udp, be it for IPv4 or IPv6: docker ps"),
+        ("99", "no running container publishes port 99, for IPv4 or IPv6: docker ps"),
+        ("99/udp", "no running container publishes port 99/udp, for IPv4 or IPv6: docker ps"),
     ],
 )
 def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, query: str, text: str) -> None:
@@ -356,7 +356,7 @@ def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, query: str, text: str) 
 def test_explain_needs_a_word() -> None:
     done = subprocess.run((*CTL, "explain"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "explain needs one word more: CONTAINER|PORT" in done.stderr
+    assert "explain needs an argument: CONTAINER|PORT" in done.stderr
 
 
 @pytest.mark.parametrize(("what", "done"), [("reload", "in force"), ("cleanup", "removed")])
@@ -381,7 +381,7 @@ def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
     shown = ctl(bus, source, "cleanup", "--leftovers", "--dry-run")
     assert shown == (
         0,
-        f"{rows}\n2 chains and rules would go: ipv6natctl cleanup --leftovers\n",
+        f"{rows}\n2 chains and rules would be removed by: ipv6natctl cleanup --leftovers\n",
         "",
     )
     assert source.done == []
@@ -389,7 +389,7 @@ def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
     assert removed == (0, f"{rows}\n2 chains and rules removed.\n", "")
     assert source.done == ["remove_leftovers"]
     again = ctl(bus, source, "cleanup", "--leftovers")
-    assert again == (0, "nobody has left anything\n", "")
+    assert again == (0, "no leftovers found\n", "")
 
 
 def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:
@@ -439,7 +439,7 @@ def test_monitor_shows_what_comes_and_goes_and_that_the_daemon_does(bus: Bus) ->
             degraded,
             degraded,
             {"Tables": ("as", ["nat"])},
-            "repaired nat: something else had changed our rules",
+            "repaired nat: another program had changed our rules",
         ),
     ]
 
@@ -519,7 +519,7 @@ def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
             assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
             assert code == any(line["Verdict"] == "bad" for line in lines.values())
             _, out, _ = await command(bus, *PLAIN_CTL, "check")
-            assert "All is well" not in out
+            assert "No fault found.\n" not in out
         code, out, _ = await command(bus, *CTL, "check")
         assert code == 1
         assert "it is not running: systemctl enable --now ipv6natd\n" in out
@@ -616,7 +616,7 @@ def test_a_full_disk_is_said_in_a_sentence(bus: Bus, word: str) -> None:
             assert answer == (
                 1,
                 "",
-                "the answer could not be written: No space left on device\n",
+                "cannot write the output: No space left on device\n",
             )
 
     run(body())

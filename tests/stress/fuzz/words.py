@@ -80,7 +80,7 @@ def control(data: bytes) -> None:
     except SystemExit as end:
         assert end.code in (0, 2)
         if end.code == 2:
-            assert said.getvalue().endswith("; ipv6natctl --help tells more\n")
+            assert said.getvalue().endswith("; see ipv6natctl --help\n")
             assert said.getvalue()[:-1].isprintable(), said.getvalue()
         return
     command = COMMANDS[name]

@@ -1,4 +1,4 @@
-"""Who is asked for a password when `ipv6natctl` changes something."""
+"""Unit tests of the commands that change: the password agent, and flush without a daemon."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ran(agent: Path) -> list[str]:
     return record.read_text().split() if record.exists() else []
 
 
-def test_a_plain_user_on_a_terminal_is_asked_while_the_call_lasts(agent: Path) -> None:
+def test_agent_runs_during_the_call_of_a_plain_user_on_a_terminal(agent: Path) -> None:
     with control._polkit_agent():
         number, *words = ran(agent)
         assert words[2:] == ["--fallback", "--process", str(os.getpid())]
@@ -47,7 +47,7 @@ def test_a_plain_user_on_a_terminal_is_asked_while_the_call_lasts(agent: Path) -
     assert not Path(f"/proc/{number}").exists()
 
 
-def test_an_agent_that_fails_at_once_does_not_keep_anybody_waiting(agent: Path) -> None:
+def test_agent_that_fails_at_once_does_not_delay_the_call(agent: Path) -> None:
     agent.write_text("#!/bin/sh\nexit 1\n")
     began = time.monotonic()
     with control._polkit_agent():
@@ -56,7 +56,7 @@ def test_an_agent_that_fails_at_once_does_not_keep_anybody_waiting(agent: Path) 
 
 
 @pytest.mark.parametrize("caller", ["root", "script"])
-def test_root_and_scripts_are_not_asked(
+def test_agent_does_not_run_for_root_and_scripts(
     agent: Path, monkeypatch: pytest.MonkeyPatch, caller: str
 ) -> None:
     if caller == "root":
@@ -68,7 +68,7 @@ def test_root_and_scripts_are_not_asked(
 
 
 @pytest.mark.parametrize(("name", "has_note"), [("ServiceUnknown", False), ("NoServer", True)])
-def test_without_a_bus_root_is_told_that_a_daemon_may_write_again(
+def test_flush_without_a_bus_warns_that_a_daemon_may_write_again(
     monkeypatch: pytest.MonkeyPatch, name: str, has_note: bool
 ) -> None:
     monkeypatch.setattr(offline, "flush", lambda _: 9)

@@ -1,4 +1,4 @@
-"""Filters: each field, all of them together, and sentences for what is none."""
+"""Unit tests of the filters of FindMappings: each field, several fields, and errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ DNS = replace(
         ({"Container": ""}, []),
     ],
 )
-def test_a_mapping_is_found_when_all_hold(wanted: dict[str, Any], found: list[Any]) -> None:
+def test_matching_returns_mappings_that_pass_all_filters(
+    wanted: dict[str, Any], found: list[Any]
+) -> None:
     assert list(matching((WEB, DNS), wanted)) == found
 
 
@@ -58,6 +60,6 @@ def test_a_mapping_is_found_when_all_hold(wanted: dict[str, Any], found: list[An
         ({"Container": 1}, "Container is a string, not 1"),
     ],
 )
-def test_what_is_no_filter_is_a_sentence(wanted: dict[str, Any], text: str) -> None:
+def test_matching_rejects_a_bad_filter_with_a_sentence(wanted: dict[str, Any], text: str) -> None:
     with pytest.raises(FilterError, match=text):
         matching((), wanted)
