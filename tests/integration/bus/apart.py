@@ -1,4 +1,4 @@
-"""The service in a process of its own, so that its memory can be told from the test's."""
+"""The service in a process of its own, so that its memory can be measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.bus.conftest import Bus, FakeSource, mapping, status
 
 @contextlib.asynccontextmanager
 async def serving_apart(bus: Bus) -> AsyncIterator[int]:
-    """The process id of the service, its name owned."""
+    """The process id of the service, which owns its name."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, bus.address),
         stdout=asyncio.subprocess.PIPE,
@@ -31,7 +31,7 @@ async def serving_apart(bus: Bus) -> AsyncIterator[int]:
 
 
 def peak(pid: int) -> int:
-    """MiB that the process had resident at most."""
+    """Largest resident size of the process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (size,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return size >> 10

@@ -1,4 +1,4 @@
-"""A private system bus with the shipped policy, a source to show on it, and clients to ask."""
+"""A private system bus with the shipped policy, a fake source, the service, and clients."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CTL = (sys.executable, "-c", "from ipv6natd.ctl import main; main()")
 PLAIN_CTL = (
     sys.executable,
     "-c",
-    # After the imports: a plain user need not be able to read where they come from.
+    # After the imports: a plain user may be unable to read the source tree.
     "import os, shutil; from ipv6natd.ctl import main; os.setgroups([]); os.setuid(65534);main()",
 )
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 
 POLKIT = "/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf"
 
-# What Debian's system.conf says, and the policy that we ship. Root may send what it likes, so that
-# a test can send what the policy keeps back from others; and a caller may have more calls waiting
-# than the 128 that the bus allows, so that it is our limits that are met.
+# Debian's system.conf and the shipped policy, with two differences. Root may send everything, so
+# that a test can send messages that the policy denies. A caller may have more than 128 pending
+# calls, so that a test reaches the limits of the service and not the bus daemon's.
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -107,7 +107,7 @@ class Bus:
 @pytest.fixture
 def bus() -> Iterator[Bus]:
     need("dbus-daemon")
-    # Not tmp_path: a plain user must reach the socket, and pytest closes its folder to others.
+    # Not tmp_path: a plain user must reach the socket, and only the owner can read tmp_path.
     folder = Path(tempfile.mkdtemp(prefix="ipv6natd-bus-"))
     folder.chmod(0o755)
     daemon = Bus(folder)
@@ -120,7 +120,7 @@ def bus() -> Iterator[Bus]:
 
 
 class FakeSource:
-    """A source that says what the test set."""
+    """A source with the values that the test sets."""
 
     def __init__(self, status: Status) -> None:
         self.now = status
@@ -209,7 +209,7 @@ def status(*mappings: Mapping, **changes: Any) -> Status:
 
 
 def run(body: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
-    """Run the test's body within that time, and fail if the loop had to swallow an exception."""
+    """Run the body with a time limit, and fail if the event loop caught an exception."""
     swallowed: list[dict[str, Any]] = []
 
     async def bounded() -> None:
@@ -224,7 +224,7 @@ def run(body: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(bus: Bus, source: FakeSource) -> AsyncIterator[BusService]:
-    """The service on the bus, its name owned."""
+    """The service on the bus, which owns its name."""
     service = BusService(source)
     task = asyncio.create_task(serve(service, bus.address))
     try:
@@ -240,13 +240,13 @@ async def serving(bus: Bus, source: FakeSource) -> AsyncIterator[BusService]:
 async def client(
     bus: Bus, on_signal: OnSignal | None = None, *, uid: int = 0
 ) -> AsyncIterator[Connection]:
-    """A user's connection; with `on_signal` it subscribes to everything that we send."""
+    """A user's connection; with `on_signal` it subscribes to all signals of the service."""
 
     def ours(it: Signal) -> None:
         if on_signal is not None and it.sender != "org.freedesktop.DBus":
             on_signal(it)
 
-    os.setresuid(uid, uid, 0)  # the bus asks the kernel who connects
+    os.setresuid(uid, uid, 0)  # the bus daemon reads the uid of the peer from the kernel
     try:
         connection = await connect(bus.address, on_signal=ours)
     finally:
@@ -270,7 +270,7 @@ async def ask(
     timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
     interactive: bool = False,
 ) -> Any:
-    """The one value that the method answers; None when it answers none."""
+    """The only value of the reply; None for an empty reply."""
     values = await connection.call(
         *(NAME, path, interface, member, signature, *args),
         timeout=timeout,
@@ -280,7 +280,7 @@ async def ask(
 
 
 async def command(bus: Bus, *words: str) -> tuple[int, str, str]:
-    """Exit code, output and error output of a command that finds the bus in its environment."""
+    """Exit code, output and error output of a command that uses the private bus."""
     process = await asyncio.create_subprocess_exec(
         *words,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A caller who sends without waiting, as fast as a socket takes it."""
+"""A caller that sends without waiting for replies."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RETURN, ERROR = 2, 3
 
 
 def flood(path: str, member: str, count: int, *, uid: int) -> Counter[str]:
-    """Call the member that often in one go; how often it was answered, and with what."""
+    """Send `count` calls of the member at once; return the number of each kind of reply."""
     outcomes: Counter[str] = Counter()
     with connected(path, uid) as sock:
         sender = threading.Thread(target=sock.sendall, args=(_calls(member, count),))
         sender.start()
         stream = sock.makefile("rb")
-        while outcomes.total() < count + 1:  # and hello
+        while outcomes.total() < count + 1:  # and the reply to Hello
             head = stream.read(16)
             body, _serial, fields = struct.unpack("<III", head[4:])
             rest = stream.read(fields + -fields % 8 + body)
@@ -39,14 +39,14 @@ def flood(path: str, member: str, count: int, *, uid: int) -> Counter[str]:
 
 
 def send(sock: socket.socket, call: bytes, times: int) -> None:
-    """Send the call that often, each time with another serial, as the bus demands."""
+    """Send the call `times` times, each with a new serial, which the bus daemon requires."""
     sock.settimeout(120)
     for serial in range(2, times + 2):
         sock.sendall(call[:8] + struct.pack("<I", serial) + call[12:])
 
 
 def answer_to(sock: socket.socket, words: bytes) -> bytes:
-    """What comes until these words have come."""
+    """The received bytes, up to these words at least."""
     sock.settimeout(30)
     received = b""
     while words not in received:
@@ -57,7 +57,7 @@ def answer_to(sock: socket.socket, words: bytes) -> bytes:
 
 
 def connected(path: str, uid: int) -> socket.socket:
-    """A connection of the user that has said hello, and reads nothing."""
+    """A registered connection of the user that reads nothing."""
     sock = socket.socket(socket.AF_UNIX)
     os.setresuid(uid, uid, 0)
     try:
@@ -80,5 +80,5 @@ def _calls(member: str, count: int) -> bytes:
 
 
 def message(**parts: Any) -> bytes:
-    """The message as it goes over a socket."""
+    """The bytes of the message."""
     return bytes(Message(**parts)._marshall())

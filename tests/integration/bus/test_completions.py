@@ -1,4 +1,4 @@
-"""The completions, typed into real shells beside a daemon with live names."""
+"""The completions in real shells, with a running service."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TYPED = [
     ("cleanup --dry", "--dry-run "),
     ("--json=sh", "short "),
 ]
-"""What is typed before the TAB, and how its last word then ends."""
+"""The typed text before TAB, and the end of the completed word."""
 
 
 def environ(bus: Bus) -> dict[str, str]:
@@ -57,7 +57,7 @@ def environ(bus: Bus) -> dict[str, str]:
 
 
 class Terminal:
-    """A shell on a terminal of its own, that somebody types into."""
+    """A shell on a pseudo-terminal."""
 
     def __init__(self, shell: str, env: dict[str, str]) -> None:
         command = ("script", "-qefc", shell, "/dev/null")
@@ -71,7 +71,7 @@ class Terminal:
         self._process.stdin.flush()
 
     def wait(self, pattern: str) -> None:
-        """Read until the pattern shows, and forget what stands before its end."""
+        """Read until the pattern matches, and drop the text up to its end."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + SHOW_TIMEOUT
         while (hit := re.search(pattern, self._shown)) is None:
@@ -96,7 +96,7 @@ def type_all(shell: str, env: dict[str, str]) -> None:
         for typed, ending in TYPED:
             terminal.type(f"ipv6natctl {typed}\t")
             terminal.wait(re.escape(typed[: typed.rfind(" ") + 1]) + ".*" + re.escape(ending))
-            terminal.type("\x15")  # away with the line
+            terminal.type("\x15")  # Ctrl-U deletes the line
     finally:
         terminal.close()
 
@@ -146,7 +146,7 @@ COMPLETING = {
         complete -C 'ipv6natctl networks --network '
         complete -C 'ipv6natctl explain '""",
 }
-"""How each shell is had to complete without a terminal."""
+"""A script for each shell that completes without a terminal."""
 
 
 @pytest.mark.parametrize("shell", COMPLETING)

@@ -1,4 +1,4 @@
-"""ipv6natctl as a user runs it."""
+"""ipv6natctl as a process, with the service on a private bus."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.integration.bus.conftest import (
 
 
 def ctl(bus: Bus, source: FakeSource, *words: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of `ipv6natctl words` while the source is served."""
+    """Exit code, output and error output of `ipv6natctl words` while the source is served."""
     results: list[tuple[int, str, str]] = []
 
     async def body() -> None:
@@ -246,7 +246,7 @@ def test_status_shows_the_warnings_of_networks_but_stays_on_one_screen(bus: Bus)
 
 
 def on_terminal(bus: Bus, source: FakeSource, *words: str, **environ: str) -> str:
-    """What a terminal of 60 columns shows."""
+    """The output on a terminal of 60 columns."""
     env = [f"{name}={value}" for name, value in ({"TERM": "xterm"} | environ).items()]
     line = shlex.join(("env", "COLUMNS=60", *env, *CTL, *words))
     results: list[str] = []
@@ -403,7 +403,7 @@ def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:
 
 @contextlib.asynccontextmanager
 async def monitor(bus: Bus, *words: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """`ipv6natctl monitor`; what it gives reads the next line."""
+    """`ipv6natctl monitor`, as a function that reads the next line."""
     process = await asyncio.create_subprocess_exec(
         *(*CTL, "monitor", *words),
         stdout=subprocess.PIPE,
@@ -481,7 +481,7 @@ def test_monitor_believes_only_the_daemon(bus: Bus) -> None:
             monitor(bus) as line,
         ):
             assert " now " in await line()
-            # To everybody by name: the bus keeps back only what is sent to nobody.
+            # Addressed to each connection: the policy denies only a broadcast.
             row = variants(mapping_row(mapping(name="forged"), 0))
             (names,) = await other.call(*BUS, "ListNames")
             for name in names:

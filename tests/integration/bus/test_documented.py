@@ -1,4 +1,4 @@
-"""org.ipv6natd1(5) against what is served: members, fields, actions, errors, examples."""
+"""org.ipv6natd1(5) and the service agree: members, fields, actions, errors, examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIGNATURE = r"(?:as|aa\{sv\}|[sqtub])"
 
 
 def section(name: str) -> str:
-    """The page from a heading to the next."""
+    """The text of a section of the page."""
     return PAGE.partition(f"\n.Sh {name}\n")[2].partition("\n.Sh ")[0]
 
 
@@ -53,7 +53,7 @@ def way(arg: ElementTree.Element) -> str:
 
 
 def items(text: str) -> dict[str, str]:
-    """Member -> its item, nested lists and all."""
+    """Member -> its list item, with nested lists."""
     parts = re.split(r"^\.It Ic (\w+)\(.*$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -92,7 +92,7 @@ def test_every_property_is_documented_and_no_other(path: str, interface: str, na
 
 
 def commented() -> dict[str, set[tuple[str, str]]]:
-    """Member -> the fields that the comment before it names, with their types."""
+    """Member -> the fields, with types, in the comment before it."""
     pattern = r'<!--((?:(?!-->).)*)-->\s*<(?:method|signal) name="(\w+)"'
     return {
         member: set(re.findall(rf"\b([A-Z]\w+) ({SIGNATURE})(?=[\s,.():;])", comment))
@@ -145,7 +145,7 @@ def test_every_action_and_every_error_is_documented_and_no_other() -> None:
 
 
 def literals() -> list[str]:
-    """The examples, as they would be typed."""
+    """The examples as commands."""
     blocks = re.findall(r"^\.Bd .*?\n(.*?)^\.Ed$", section("EXAMPLES"), re.DOTALL | re.MULTILINE)
     return [block.replace(r"\e", "\\") for block in blocks]
 
@@ -160,7 +160,7 @@ def test_the_examples_work(bus: Bus) -> None:
             assert (code, err) == (0, "")
             assert '"data" : 8080' in out
             if sys.version_info >= (3, 15):
-                return  # As the page says, the library alone cannot be imported there.
+                return  # The library cannot be imported there, as the page says.
             ignoring = ("-W", "ignore")  # the library is older than some Pythons
             code, out, err = await command(bus, sys.executable, *ignoring, "-c", python)
             assert (code, out, err) == (0, "8080 web\n", "")

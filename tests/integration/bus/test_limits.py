@@ -1,4 +1,5 @@
-"""Callers who ask too much, read too little or send too much, and everybody else meanwhile."""
+"""The limits for callers with many calls, unread replies or large messages, and other callers
+meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ LIMIT = ERROR + "LimitsExceeded"
 
 
 async def outcome(connection: Connection, member: str, **options: Any) -> str:
-    """The name of the error that the call ends with, or what was called."""
+    """The name of the error, or the name of the member after a reply."""
     try:
         await ask(connection, member, **options)
     except BusError as error:
@@ -72,7 +73,7 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = 20_000
-    enough = 600.0  # seconds: it is turns that are counted, and a busy machine has slow ones
+    enough = 600.0  # seconds; the test counts turns, which are slow on a busy machine
     monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", enough)
     monkeypatch.setattr(polkit, "CHECK_TIMEOUT", enough)
 
@@ -99,7 +100,7 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
                 asked += 1
             await turning
             outcomes = flooding.result()
-            # One who did nothing but read would have needed one turn.
+            # A loop that reads all messages at once would need one turn.
             assert turns > many / MAX_BATCH
             assert asked > 0
             assert set(outcomes) == {"ListMappings", "LimitsExceeded"}
@@ -109,13 +110,13 @@ def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
 
 
 async def unread(root: Connection, sender: str) -> int:
-    """Bytes that the bus keeps for a sender."""
+    """Bytes that the bus daemon stores for a connection."""
     (stats,) = await root.call(*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", sender)
     return int(stats["OutgoingBytes"])
 
 
 def deaf(connection: Connection) -> Any:
-    """Stop reading from the bus; what is returned begins again."""
+    """Stop reading from the bus; return a function that starts again."""
     bus = connection._bus
     bus._loop.remove_reader(bus._fd)
     return lambda: bus._loop.add_reader(bus._fd, bus._message_reader)
@@ -123,7 +124,7 @@ def deaf(connection: Connection) -> Any:
 
 def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bus) -> None:
     async def body() -> None:
-        # 6 MB, as 10,000 mappings have, in rows that are read faster.
+        # 6 MB, the size of 10,000 mappings, in fewer rows, which are parsed faster.
         now = status(*(mapping(number, name="x" * 60_000) for number in range(100)))
         async with (
             serving(bus, FakeSource(now)) as service,
@@ -134,17 +135,17 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
             calls: list[asyncio.Task[str]] = []
             for _ in range(10):
                 calls += [asyncio.create_task(outcome(lazy, "ListMappings")) for _ in range(10)]
-                # Others are served meanwhile.
+                # Other users get replies meanwhile.
                 assert len(await ask(root, "ListMappings")) == 100
                 await until(lambda: not service._tasks)
-            # All calls went out and were answered; what can be read is no more than it should.
+            # All calls have replies; the stored bytes are within the limit.
             unread_bytes = await unread(root, lazy.unique_name)
             assert MAX_UNREAD_BYTES / 2 < unread_bytes <= MAX_UNREAD_BYTES + (1 << 20)
             hear()
             outcomes = Counter(await asyncio.gather(*calls))
             assert set(outcomes) == {"ListMappings", LIMIT}
             assert 2 < outcomes["ListMappings"] < 10
-            # Whoever has read may ask again.
+            # After reading, the sender may call again.
             assert len(await ask(lazy, "ListMappings")) == 100
 
     run(body())
@@ -165,7 +166,7 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
                 asyncio.create_task(outcome(lazy, "Introspect", **options)) for _ in range(1000)
             ]
             await asyncio.sleep(0)
-            for _ in range(20):  # every one of the calls has been answered
+            for _ in range(20):  # until all calls have replies
                 await ask(root, "Ping", interface=PEER)
                 await asyncio.sleep(0.01)
             assert await unread(root, lazy.unique_name) < 2 << 20
@@ -180,7 +181,7 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As dbus-broker."""
+    """dbus-broker is such a bus."""
     monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1000)
     monkeypatch.setattr(dbus_limits, "STATS_INTERFACE", "org.ipv6natd1.NoSuchInterface")
 
@@ -188,7 +189,7 @@ def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
         now = status(*(mapping(number) for number in range(10)))
         async with serving(bus, FakeSource(now)), client(bus) as root:
             for _ in range(3):
-                # Alone it is more than the limit; but nothing of it is known to be unread.
+                # One reply exceeds the limit, but no byte is known to be unread.
                 assert await outcome(root, "GetRuleset") == "GetRuleset"
 
     run(body())
@@ -232,7 +233,7 @@ def test_accounts_of_senders_who_left_are_not_kept(
             assert not limits._calls_of_sender
             assert not limits._calls_of_user
             assert limits._unidentified_bytes == 0
-            # Other connections do not make it forget who has much unread.
+            # Other connections do not push out a sender with many unread bytes.
             if what != "list":
                 assert limits._sent_bytes[owes.unique_name] > 100_000
             hear()
@@ -315,7 +316,7 @@ def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each
 def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
-    """It drops its own answers to us too while too much waits for us."""
+    """The bus daemon also drops its own replies while too many bytes wait for us."""
     monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.05)
     real, asked = Connection.call, 0
 
@@ -416,7 +417,7 @@ FLOODS: dict[str, dict[str, Any]] = {
         "body": [MANAGER, "State", Variant("aq", [1] * 30_000)],
     },
 }
-"""As long as is allowed, and slow to parse."""
+"""Calls of the largest permitted size that are slow to parse."""
 
 
 @pytest.mark.parametrize("shape", FLOODS)
@@ -444,7 +445,7 @@ def test_a_flood_of_messages_that_are_read_leaves_root_answers(bus: Bus, shape: 
 
 
 def test_a_call_that_the_bus_has_no_room_for_is_sent_again(bus: Bus) -> None:
-    """127 MiB wait for the service: the bus refuses what is sent to it for that moment."""
+    """The bus daemon rejects calls to the service while 127 MiB wait for the service."""
     parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
 
     async def body() -> None:
@@ -452,7 +453,7 @@ def test_a_call_that_the_bus_has_no_room_for_is_sent_again(bus: Bus) -> None:
         data = message(**parts, signature="s", body=["x" * (31 << 20)], serial=2)
         async with serving_apart(bus) as pid, client(bus) as root:
             os.kill(pid, signal.SIGSTOP)
-            # Two, because the bus reads no more of one sender while 127 MiB of it wait.
+            # Two senders: the bus daemon stops reading from a sender with 127 MiB in its queue.
             with (
                 contextlib.closing(connected(path, NOBODY)) as one,
                 contextlib.closing(connected(path, NOBODY)) as other,

@@ -1,4 +1,4 @@
-"""Long answers: made once, off the loop, and no longer than the bus carries."""
+"""Long replies: made once, outside the event loop, and no longer than the bus permits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
         while not task.done():
             await asyncio.sleep(0.001)
             turns += 1
-        assert turns > 50  # of a second's work: a count, because a busy machine stretches time
+        assert turns > 50  # in a second of work; a count, because a busy machine is slow
         assert await lists.rows("ListMappings") is task.result()
         async with serving(bus, FakeSource(now)), client(bus) as root:
             rows = await ask(root, "ListMappings")

@@ -1,4 +1,4 @@
-"""What `systemctl service-log-level` and `busctl` see at /org/freedesktop/LogControl1."""
+"""The object /org/freedesktop/LogControl1, used by `systemctl service-log-level` and `busctl`."""
 
 from __future__ import annotations
 

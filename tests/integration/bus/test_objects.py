@@ -1,4 +1,4 @@
-"""Objects, interfaces and members: what is served, what the XML says, what busctl shows."""
+"""Objects, interfaces and members: the service, the XML and busctl agree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DBUS = ROOT / "dbus"
 
 
 def members(path: str, kind: str) -> dict[tuple[str, str], tuple[str, str]]:
-    """(interface, member) -> (in, out) as the XML has them; for a signal or property (type, "")."""
+    """(interface, member) -> (in, out) signatures of the XML; (type, "") for signal or property."""
     found = {}
     for interface in ElementTree.fromstring(introspection(path)).iter("interface"):
         for member in interface.iter(kind):

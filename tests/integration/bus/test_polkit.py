@@ -1,4 +1,4 @@
-"""Who may do what: as several users, with a polkit of the test's own, a real one, and without."""
+"""Permissions of several users: with a fake polkit, a real one, and without polkit."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ MEMBERS = {
     for (interface, member), method in METHODS.items()
     if interface == MANAGER and not method.in_signature
 }
-"""Each member that takes no argument, and what polkit is asked for it."""
+"""Each member without arguments, and its polkit action."""
 
 
 @dataclass
 class FakePolkit:
-    """Says what the test set: action -> (authorized, challenge), or an error, or nothing."""
+    """Replies as the test sets: action -> (authorized, challenge), or an error, or no reply."""
 
     says: dict[str, tuple[bool, bool]] = field(default_factory=dict)
     typed: bool | None = True
-    """Whether a dialog ends with the right password; None: it does not end."""
+    """True if a dialog ends with the right password; None if it does not end."""
     agent: bool = True
-    """Whether there is a program that can ask for one."""
+    """True if the user has a polkit agent."""
     error: BusError | None = None
     silent: bool = False
     instead: Callable[[Call], None] | None = None
-    """Answers in its place."""
+    """Replies in place of this object."""
     asked: list[tuple[str, str, int]] = field(default_factory=list)
-    """Sender, action and flags of each question."""
+    """Sender, action and flags of each check."""
 
     def on_call(self, call: Call) -> None:
         if self.silent or call.member != "CheckAuthorization":
@@ -84,7 +84,7 @@ class FakePolkit:
 
 @contextlib.asynccontextmanager
 async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
-    """The fake under polkit's name; the connection that has it."""
+    """The fake polkit on the bus; the connection that owns the name."""
     connection = await connect(bus.address, on_call=fake.on_call)
     try:
         await connection.call(*BUS, "RequestName", "su", polkit.NAME, 4)
@@ -94,7 +94,7 @@ async def authority(bus: Bus, fake: FakePolkit) -> AsyncIterator[Connection]:
 
 
 async def outcome(bus: Bus, uid: int, member: str, **options: Any) -> str:
-    """The name of the error that a user gets, "" for none."""
+    """The name of the error that the user gets, "" for none."""
     async with client(bus, uid=uid) as connection:
         try:
             await ask(connection, member, **options)
@@ -206,7 +206,7 @@ def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> No
 def test_a_polkit_that_is_kept_busy_opens_nothing(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody could do that, to see what an administrator closed."""
+    """Any user could keep polkit busy to read what an administrator denied."""
     monkeypatch.setattr(polkit, "CHECK_TIMEOUT", 0.3)
 
     async def body() -> None:
@@ -220,7 +220,7 @@ def test_a_polkit_that_is_kept_busy_opens_nothing(
 
 
 def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
-    """Anybody can send it more than it reads."""
+    """Any user can fill the queue of polkit."""
 
     async def body() -> None:
         fake = FakePolkit(error=BusError(ERROR + "LimitsExceeded", "full message queue"))
@@ -234,7 +234,7 @@ def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
 def test_no_more_questions_wait_than_the_bus_lets_wait(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the bus would refuse them, and polkit would seem to be missing."""
+    """Otherwise the bus daemon would reject them, and polkit would seem to be missing."""
     monkeypatch.setattr(polkit, "MAX_DIALOGS", 2)
     uids = (GAMES, GAMES, 3, 3, 4, 4, NOBODY, NOBODY)
 
@@ -267,7 +267,7 @@ def test_no_more_questions_wait_than_the_bus_lets_wait(
 
 
 def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -> None:
-    """However many connections the user has, and however long polkit thinks."""
+    """For any number of connections of the user, and any delay of polkit."""
 
     async def body() -> None:
         fake = FakePolkit()
@@ -329,7 +329,7 @@ def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
 def test_a_dialog_that_nobody_answers_is_a_refusal(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for looking: it must not open what an administrator closed."""
+    """Also for reading: a timeout must not permit what an administrator denied."""
     monkeypatch.setattr(polkit, "DIALOG_TIMEOUT", 0.3)
 
     async def body() -> None:
@@ -353,11 +353,11 @@ def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
                 await ask(nobody, "ListMappings")
                 assert len(fake.asked) == 2
                 fake.says[Action.INSPECT] = (False, False)
-            # Gone, and back with other rules.
+            # polkit restarts with other rules.
             async with authority(bus, fake):
                 with pytest.raises(BusError, match=r"allow you org\.ipv6natd1\.inspect"):
                     await ask(nobody, "ListMappings")
-                # What changes something is asked about every time.
+                # Actions that change something are checked each time.
                 fake.asked.clear()
                 fake.says[Action.RESYNC] = (True, False)
                 for _ in range(3):
@@ -418,7 +418,7 @@ def test_the_policy_file_has_each_action_with_words_and_defaults() -> None:
 
 @contextlib.contextmanager
 def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
-    """Debian's polkitd on the private bus, with our actions and, if wanted, the example rules."""
+    """Debian's polkitd on the private bus, with our actions and optionally the example rules."""
     for name in ("rules", "none"):
         (folder / name).mkdir()
         (folder / name).chmod(0o755)
@@ -426,7 +426,7 @@ def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
         (folder / "rules" / "50-ipv6natd.rules").write_bytes(
             (TREE / "examples" / "50-ipv6natd.rules").read_bytes()
         )
-    # A member of the group that the example names.
+    # The user games is in the group that the example names.
     lines = Path("/etc/group").read_text().splitlines()
     other_groups = [line for line in lines if not line.startswith("docker:")]
     (folder / "group").write_text("\n".join([*other_groups, "docker:x:4242:games"]) + "\n")
@@ -471,7 +471,7 @@ def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: b
                     looks = action is Action.INSPECT
                     nobody = CHALLENGE if rules or not looks else ""
                     assert await outcome(bus, NOBODY, member) == nobody
-                    # Nobody is logged in who could be shown a dialog.
+                    # No user is logged in, so no dialog is possible.
                     assert await outcome(bus, NOBODY, member, interactive=True) == nobody
                     games = "" if rules or looks else CHALLENGE
                     assert await outcome(bus, GAMES, member) == games

@@ -1,4 +1,4 @@
-"""What org.ipv6natd1 answers, in what words it refuses, and to whom."""
+"""The replies of org.ipv6natd1: values, errors, and permissions."""
 
 from __future__ import annotations
 

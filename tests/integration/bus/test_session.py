@@ -1,4 +1,4 @@
-"""A bus that is absent, dies and comes back, or has our name given to another."""
+"""A bus that is missing, ends and starts again, or on which another process owns our name."""
 
 from __future__ import annotations
 

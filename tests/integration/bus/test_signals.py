@@ -1,4 +1,4 @@
-"""What listeners hear of a sync."""
+"""The signals of a sync."""
 
 from __future__ import annotations
 

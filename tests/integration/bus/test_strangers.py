@@ -1,7 +1,7 @@
-"""What a plain user can send: every member with right, wrong and huge arguments, answers that
-nobody asked for, and names that are not his. He reads, and changes nothing.
+"""Messages of a plain user: every member with legal, illegal and huge arguments, unrequested
+replies, and names of other services. The user can read, and can change nothing.
 
-The members are taken from what Introspect says: a new one is tried as well.
+The members come from the introspection data, so that a new member is tested too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RIGHT: dict[tuple[str, str], list[Any]] = {
     (LOG_CONTROL, "GetAll"): [LOG_CONTROL],
     (LOG_CONTROL, "Set"): [LOG_CONTROL, "LogLevel", LEVEL],
 }
-"""Arguments that mean something, by the object's own interface and the member."""
+"""Legal arguments, by the object's own interface and the member."""
 ANY: dict[str, Any] = {"s": "web", "v": LEVEL, "a{sv}": {}, "as": ["x"], "u": 7, "b": True}
 SIGNATURES = ("", "s", "ss", "sss", "ssv", "v", "u", "as", "a{sv}", "a{ss}", "ay", "(s)", "aaaas")
 VALUES: dict[str, list[Any]] = {
@@ -85,7 +85,7 @@ def right(path: str, member: str, takes: str) -> list[Any]:
 
 
 async def outcome(connection: Connection, *words: Any, **options: Any) -> str:
-    """The name of the error that the call ends with, "" for none."""
+    """The name of the error, "" for none."""
     try:
         await ask(connection, *words, **options)
     except BusError as error:
@@ -99,7 +99,7 @@ async def outcome(connection: Connection, *words: Any, **options: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def stranger(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
-    """A service with something to tell, and a plain user; in the end nothing has been done."""
+    """A service and a plain user; at the end asserts that nothing has changed."""
     source = FakeSource(status(mapping()))
     level = logs.level()
     async with serving(bus, source), client(bus, uid=NOBODY) as nobody:
@@ -226,7 +226,7 @@ LARGE: dict[str, Callable[[], dict[str, Any]]] = {
         "body": ["x" * SIZE],
     },
 }
-"""The places where a message may carry much, and a message that does."""
+"""Each place of a message that can be large, and such a message."""
 
 
 @pytest.mark.parametrize("place", LARGE)
@@ -234,7 +234,7 @@ LARGE: dict[str, Callable[[], dict[str, Any]]] = {
 def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
     bus: Bus, place: str, uid: int
 ) -> None:
-    """Root's too: on the private bus root may send what the policy keeps back from others."""
+    """Also messages of root: on the private bus root may send what the policy denies others."""
 
     async def body() -> None:
         path = bus.address.removeprefix("unix:path=")
@@ -247,7 +247,7 @@ def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
                 assert len(await ask(root, "ListMappings")) == 1
                 if place in ANSWERED:
                     await asyncio.to_thread(answer_to, sock, LIMIT.encode())
-                # What comes behind it on the same connection is read and answered.
+                # The next message on the same connection gets a reply.
                 ping = message(**WHERE | {"serial": 7}, interface=PEER, member="Ping")
                 await asyncio.to_thread(sock.sendall, ping)
                 await asyncio.to_thread(answer_to, sock, b"\x05\x01u\0\x07\0\0\0")
@@ -262,7 +262,7 @@ ANSWERED = LARGE.keys() - {"path", "signal", "answer", "error"}
 def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood of them would have to be read; the service follows those that are sent to all."""
+    """The service would have to read a flood of them; it needs only broadcast signals."""
     signals: list[Signal] = []
     monkeypatch.setattr(BusService, "_on_signal", lambda _self, signal: signals.append(signal))
 
@@ -306,7 +306,7 @@ def test_a_flood_of_any_member_changes_nothing(bus: Bus, member: str) -> None:
 
 
 async def name_of(connection: Connection, name: str) -> str:
-    """Who owns a name, "" for nobody."""
+    """The owner of a name, "" for none."""
     try:
         (owner,) = await connection.call(*BUS, "GetNameOwner", "s", name)
     except BusError:
@@ -317,7 +317,7 @@ async def name_of(connection: Connection, name: str) -> str:
 @pytest.mark.parametrize("name", [NAME, polkit.NAME, "org.fedoraproject.FirewallD1"])
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 def test_a_plain_user_owns_none_of_our_names(bus: Bus, name: str, up: bool) -> None:
-    """Whether the daemon runs or not, and whether he would replace it or wait for it."""
+    """With and without the daemon, and with each combination of the flags of RequestName."""
 
     async def body() -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -339,11 +339,11 @@ def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) 
         async with client(bus) as rival:
             async with serving(bus, FakeSource(status())) as service:
                 ours = await name_of(rival, NAME)
-                # Replace, and queue where that is not allowed.
+                # 2 is DBUS_NAME_FLAG_REPLACE_EXISTING; 2 in the reply means queued.
                 assert await rival.call(*BUS, "RequestName", "su", NAME, 2) == [2]
                 assert await name_of(rival, NAME) == ours
                 assert service.owned.is_set()
-            # He is next, once the bus has seen that we left, and the next daemon says so.
+            # The rival owns the name after we have left.
             owners = [await name_of(rival, NAME)]
             for _ in range(500):
                 if owners[-1] != ours:
@@ -356,7 +356,7 @@ def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) 
 
 
 def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
-    """The bus lets nobody answer who was not asked."""
+    """The bus daemon delivers no reply without a call."""
 
     async def body() -> None:
         fake = FakePolkit(silent=True)
@@ -388,7 +388,7 @@ def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
 def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
     bus: Bus, member: str
 ) -> None:
-    """Nor does the one that takes its name speak for it."""
+    """A reply of the next owner of the name does not count either."""
 
     async def body() -> None:
         async with stranger(bus) as (_, nobody):
@@ -419,7 +419,9 @@ def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) ->
                 second = FakePolkit(says={Action.INSPECT: (False, False)})
                 async with authority(bus, second):
                     old.reply(pending[0], "(bba{ss})", [[True, False, {}]])
-                    assert await waiting == ""  # it was asked while it was polkit
+                    assert (
+                        await waiting == ""
+                    )  # this call was checked while the old process owned the name
                     assert await outcome(nobody, "ListMappings") == DENIED
 
     run(body())

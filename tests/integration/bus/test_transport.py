@@ -1,4 +1,4 @@
-"""Each thing that dbus-next gets wrong and that the transport must put right."""
+"""The faults of dbus-next that the transport corrects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ipv6natd.report.status import Row, mapping_row
 from tests.integration.bus.conftest import Bus, client, mapping, run
 
 LIBRARY = vars(dbus_wire)
-"""What the transport took from dbus-next: nobody else imports it."""
+"""The names that the transport imports from dbus-next."""
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 
@@ -223,7 +223,7 @@ def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus
 
 
 class Dribble(io.BytesIO):
-    """A socket that has a piece, then nothing, then a piece, and notes what is asked of it."""
+    """A socket that has data at every second read, and records the largest requested size."""
 
     largest = 0
     _there = False
@@ -278,7 +278,7 @@ def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
 
 
 def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
-    """One sender can send more of them than can be parsed: the bus bounds only the others."""
+    """One sender can send more such calls than we can parse: the bus daemon does not bound them."""
     parts = {"path": "/a", "member": "Flood", "serial": 1}
     quiet = LIBRARY["MessageFlag"].NO_REPLY_EXPECTED
     calls = [LIBRARY["Message"](**parts, flags=quiet)._marshall()] * 5000
@@ -333,10 +333,11 @@ def test_plain_takes_every_variant_away() -> None:
 
 
 def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
-    """What follows it is the next message, never its own bytes: those may claim any sender."""
+    """The next read starts at the next message, not in the bytes of the bad one, where its sender
+    may have placed a forged message."""
     inner = LIBRARY["Message"](path="/a", interface="a.b", member="Forged", serial=9, sender=":1.0")
     body = bytes(inner._marshall())
-    # Type 9; the lengths say what belongs to it.
+    # A message of the unknown type 9 with correct lengths.
     odd = b"l\x09\0\x01" + struct.pack("<III", len(body), 1, 0) + body
     honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
     stream = io.BytesIO(odd + honest)
@@ -347,7 +348,7 @@ def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
 
 def test_a_message_is_not_read_beyond_its_end() -> None:
     honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
-    # An array of 64 bytes that the message does not have.
+    # An array with a length of 64 bytes, more than the message has.
     long = bytearray(
         LIBRARY["Message"](path="/a", member="M", signature="ay", body=[b""], serial=1)._marshall()
     )
