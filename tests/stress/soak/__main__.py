@@ -1,6 +1,6 @@
-"""`make soak`: all faults, then long random runs, both on nf_tables and on legacy; writes the page.
+"""`make soak`: all faults, then long random runs, on nf_tables and legacy; writes the page.
 
-Both variants at once, each in a process with a lab of its own: they wait more than they compute.
+Both variants run at once, each in its own process and lab, because they mostly wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.stress.soak.trial import Row
 PAGE = ROOT / "docs" / "reliability.md"
 VARIANTS: tuple[Variant, ...] = ("nft", "legacy")
 SHORT = 10
-"""With fewer minutes than that for the random steps, the faults are short, too."""
+"""With fewer minutes for the random steps, the faults are shorter too."""
 
 
 def main() -> int:
@@ -70,12 +70,12 @@ def main() -> int:
     args.page.write_text(page(result))
     for each in result.wrong:
         print(f"WRONG {each}")
-    print(f"{len(result.wrong)} wrong; {args.page}")
+    print(f"{len(result.wrong)} wrong results; {args.page}")
     return 1 if result.wrong else 0
 
 
 def together(modules: dict[Variant, Sequence[str]], folder: Path, failures: list[str]) -> list[Any]:
-    """Run modules side by side until all have ended; the results that they left."""
+    """Run modules in parallel until all have ended, and return their results."""
     running = {}
     for variant, (module, *words) in modules.items():
         file = folder / f"{module}-{variant}.json"
@@ -86,7 +86,7 @@ def together(modules: dict[Variant, Sequence[str]], folder: Path, failures: list
             process.wait()
     finally:
         for process in running.values():
-            if process.poll() is None:  # interrupted: each takes its lab down
+            if process.poll() is None:  # interrupted: each process removes its lab
                 process.terminate()
                 process.wait(60)
     for file, process in running.items():

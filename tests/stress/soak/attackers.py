@@ -1,7 +1,8 @@
-"""Two attackers that never rest: a rogue on the host's segment, and a container.
+"""Two permanent attackers: a rogue on the host's link, and a container.
 
-They send what forgery.py draws, past their own stack, and watch their links: a packet
-of theirs that comes back has opened a way. To its sender they answer, as an attacker would.
+They send the packets of forgery.py, without their own network stack, and watch their links. A
+forged packet that comes back shows a gap in the rules. They answer to its source, as an attacker
+would.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from tests.stress.soak.forgery import TOKEN, Aim, Forged, Known, Place, answers,
 from tests.stress.soak.model import Net
 
 AT_ONCE = 5
-"""Packets that each attacker forges in a round."""
+"""Packets of each attacker per round."""
 ECHO_REQUEST = 128
 ODD = {"44", "47", "60", "253"}
-"""Fragments, GRE, destination options and an unknown protocol: only attackers send these here."""
+"""Fragments, GRE, destination options and an unknown protocol: only attackers send them here."""
 SEQUENCE = b"\0\0\0\1"
-"""That of the segments that forge makes."""
+"""The sequence number of the segments of tests/harness/forge.py."""
 SO_RCVBUFFORCE = 33
 UNREAD = 1 << 22
-"""Bytes of packets that wait between two rounds: a volley's answers are hundreds."""
+"""Bytes of the receive buffer: a volley has hundreds of answers between two rounds."""
 
 SEGMENT = Place(
     name="rogue",
@@ -46,13 +47,13 @@ INSIDE = "a container"
 
 
 def inside(net: Net, address: IPv6Address) -> Place:
-    """The place of an attacker in a container; the engine gives each bridge this address."""
+    """The place of an attacker in a container. The engine gives each bridge this router address."""
     router = IPv6Address("fe80::1")
     return Place(name=INSIDE, address=address, link=net.subnet, router=router, container=True)
 
 
 class Attacker:
-    """One attacker: what it sends and sees at its link."""
+    """One attacker on its link."""
 
     def __init__(self, ns: Namespace, link: str, router: bytes, place: Place) -> None:
         self.place = place
@@ -63,17 +64,16 @@ class Attacker:
         self._seen.setblocking(False)
 
     def send(self, packets: Iterable[bytes]) -> None:
-        """To the host, and to a group as the link layer has it. A link may be gone: that is no
-        matter of the attacker's."""
+        """Send packets to the host, or to a multicast group. A missing link is ignored."""
         for packet in packets:
             to = self._router if packet[24] != 0xFF else b"\x33\x33" + packet[36:40]
             with contextlib.suppress(OSError):
                 self._raw.sendto(packet, (self._link, ETH_P_IPV6, 0, 0, to))
 
     def came(self) -> list[str]:
-        """What came to this link since the last call and only an attacker's packet can be."""
+        """The packets since the last call that only an attacker sends."""
         found = []
-        with contextlib.suppress(OSError):  # nothing more, or a link that has just gone
+        with contextlib.suppress(OSError):  # no more packets, or the link was removed
             while True:
                 data, where = self._seen.recvfrom(2048)
                 packet = dissected(data, outgoing=where[2] == socket.PACKET_OUTGOING)
@@ -93,10 +93,10 @@ class Attacker:
 
 
 def attackers(packet: Packet, data: bytes) -> bool:
-    """Whether nobody but an attacker sends such a packet; ports say nothing, which the kernel
-    changes where two flows would look the same.
+    """True if only an attacker sends such a packet.
 
-    One to a group never left its link: a bridge whose ports are in hairpin mode gives it back.
+    Ports are no criterion: the kernel changes them if two flows would have the same tuple. A
+    packet to a group never left its link: a bridge with ports in hairpin mode sends it back.
     """
     if packet.destination.is_multicast:
         return False
@@ -109,11 +109,11 @@ def attackers(packet: Packet, data: bytes) -> bool:
 
 
 class Attackers:
-    """All of them; `forged` and `answered` count what they have sent."""
+    """Both attackers; `forged` and `answered` count their packets."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.forged: Counter[str] = Counter()
-        """By attacker, and by aim."""
+        """Packets by attacker, and by aim."""
         self.answered = 0
         self._sandbox = sandbox
         self._known: Known | None = None
@@ -127,20 +127,20 @@ class Attackers:
         self._container: Attacker | None = None
 
     def aim(self, known: Known | None) -> None:
-        """From now on forge by what is known; None: rest."""
+        """Forge packets with this knowledge from now on; None: pause."""
         with self._lock:
             self._known = known
             self._due.clear()
 
     def enter(self, ns: Namespace, net: Net, address: IPv6Address) -> None:
-        """One of them is in this container from now on."""
+        """Put the second attacker into this container."""
         self.leave()
         router = hardware(self._sandbox.host, net.bridge)
         with self._lock:
             self._container = Attacker(ns, "eth0", router, inside(net, address))
 
     def leave(self) -> None:
-        """Nobody is in a container any more, which keeps its namespace from going."""
+        """Remove the attacker from the container, so that its namespace can be removed."""
         with self._lock:
             self._due.clear()
             gone, self._container = self._container, None
@@ -149,7 +149,7 @@ class Attackers:
                 gone.close()
 
     def round(self) -> None:
-        """Look what came, answer, and forge some more."""
+        """Receive packets, answer them, and send new forged packets."""
         with self._lock:
             there = [a for a in (self._rogue, self._container) if a is not None]
             for attacker in there:
@@ -165,7 +165,7 @@ class Attackers:
                     self._forge(attacker, there, self._known)
 
     def through(self, server: str, received: Iterable[Arrival]) -> list[str]:
-        """Which datagrams of attackers this server received."""
+        """The datagrams of attackers that this server received."""
         return of_each_kind(
             f"arrived: {each.data.decode().strip()}, at {server} from {each.peer}"
             for each in received
@@ -173,7 +173,7 @@ class Attackers:
         )
 
     def back(self) -> list[str]:
-        """Which packets came to attackers since the last call."""
+        """The packets that came back to attackers since the last call."""
         with self._lock:
             came, self._came = self._came, []
         return of_each_kind(came)
@@ -201,7 +201,7 @@ class Attackers:
 
 
 def of_each_kind(found: Iterable[str]) -> list[str]:
-    """The first of each, and how many more; what varies stands behind the second colon."""
+    """The first text of each kind, with the number of others. A kind ends at the second colon."""
     kinds: dict[str, list[str]] = {}
     for each in found:
         kinds.setdefault(":".join(each.split(":", 2)[:2]), []).append(each)

@@ -1,6 +1,7 @@
-"""Clients that never rest: steady connections, open flows and closed ports, beside attackers.
+"""Permanent clients: steady connections, open flows and probes of closed ports, and attackers.
 
-Before a step they are told what must hold throughout; after it they say what did not.
+Before a step they get the results that must not change during the step. After the step they
+report the wrong results.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from tests.stress.soak.traffic import Flow, Target, Traffic
 from tests.stress.soak.volley import Faithful
 
 PAUSE = 0.1
-"""Seconds between rounds of the faithful and the attackers."""
+"""Seconds between rounds of the kept sockets and of the attackers."""
 PATIENT = 5.0
-"""Seconds for a new connection: a busy machine may lose a second, a lost one never comes."""
+"""Seconds for a new connection: a busy machine may be slow, but a lost one never opens."""
 FLOWS = 24
 
 Wants = Mapping[Ask, Want]
 
 
 def aim(ask: Ask, want: Want) -> Target:
-    """What one client asks, as its traffic takes it."""
+    """The target of traffic for one question."""
     server = peer = None
     if isinstance(want, Reached):
         server = want.server
@@ -41,7 +42,7 @@ def aim(ask: Ask, want: Want) -> Target:
 
 
 class Crowd:
-    """All of them; `said` counts what came of it."""
+    """All permanent clients of a lab."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
@@ -50,14 +51,14 @@ class Crowd:
         self.attackers = Attackers(sandbox)
         self.clients = {n: Traffic(getattr(sandbox, n), patience=PATIENT) for n in CLIENTS}
         self.excused = 0
-        """New connections that failed, while rules were away that somebody had taken, or to a
-        container that its engine had started anew by itself."""
+        """New connections that failed while rules were removed, or to a container that the engine
+        restarted by itself."""
         self._edited = 0.0
-        """Until when rules were away, by time.monotonic()."""
+        """The end of the last step that removed rules, by time.monotonic()."""
         self.held = 0
         self._flows: dict[tuple[str, Target], Flow] = {}
         self._past = [0, 0]
-        """Connections and probes of traffic that ended with the resident."""
+        """Connections and probes of the resident's former traffic."""
         self._home: Namespace | None = None
         self._seen: dict[str, tuple[int, int]] = {}
         self._done = threading.Event()
@@ -91,15 +92,14 @@ class Crowd:
         return self._past[1] + sum(each.tally.probed for each in self.clients.values())
 
     def before(self, step: Step, world: World, old: Wants, new: Wants) -> None:
-        """From now on ask what the step must not disturb, and probe what it must not open."""
+        """Connect to the ports that the step must not disturb, and probe the closed ports."""
         loose = {
             address
             for name in step.touched & world.boxes.keys()
             for net, address in world.boxes[name].ends.items()
             if net not in world.boxes[name].fixed
         }
-        # What somebody opens by taking rules away is open until they are back, unless the policy
-        # is DROP.
+        # Removed rules leave closed ports open until the repair, unless the policy is DROP.
         quiet = step.edits and not (world.drop and step.keeps_policy)
         for (server, target), flow in list(self._flows.items()):
             if step.cuts or server in step.touched or not still(flow.target, old, new):
@@ -112,7 +112,7 @@ class Crowd:
                 for ask, want in old.items()
                 if ask.origin == origin
                 and isinstance(want, Reached)
-                # What any peer may be seen for may come by the engine's proxy, and ends with it.
+                # With any peer the connection may use the engine's proxy, and ends with it.
                 and want.peers is not None
                 and want.server not in step.touched
                 and new.get(ask) == want
@@ -121,19 +121,19 @@ class Crowd:
             traffic.ask(*dict.fromkeys(steady))
             traffic.probe(*dict.fromkeys(closed))
             self._seen[origin] = (len(traffic.tally.failed), len(traffic.tally.answered_closed))
-        # An edit opens the way by the engine's proxy, too, which no policy of FORWARD closes.
+        # An edit opens the engine's proxy too, and the policy of FORWARD does not close it.
         self.attackers.aim(None if step.edits else known(world, step.after, step.touched, old))
 
     def after(self, step: Step, world: World, restarted: frozenset[str]) -> list[str]:
-        """What was wrong since `before`; `restarted` are containers that the engine started anew
-        though nobody had asked for it, and they were away meanwhile."""
+        """The wrong results since `before`. `restarted` are containers that the engine restarted by
+        itself, and that were not reachable meanwhile."""
         wrong = []
         if step.edits:
             self._edited = time.monotonic()
         for origin, traffic in self.clients.items():
             failed, answered = self._seen[origin]
             lost = traffic.tally.failed[failed:]
-            # A datagram that met no rule is told as lost some steps later.
+            # A datagram without a rule is reported as lost some steps later.
             there = [each for each in lost if each.target.server not in restarted]
             blamed = [each for each in there if each.began > self._edited]
             self.excused += len(lost) - len(blamed)
@@ -156,7 +156,7 @@ class Crowd:
         return wrong
 
     def settled(self, world: World, wants: Wants) -> list[str]:
-        """Hold flows to what is published now, and follow the resident to where it is."""
+        """Open flows to the published ports, and move the resident's traffic to its namespace."""
         self._follow(world)
         for key in [k for k, flow in self._flows.items() if flow.cut is not None]:
             self._release(key)
@@ -191,7 +191,7 @@ class Crowd:
         self.clients[RESIDENT] = Traffic(home, rate=10, patience=PATIENT).__enter__()
 
     def _leave(self) -> None:
-        """The resident's traffic and attacks end, with its namespace or before."""
+        """End the resident's traffic and attacks, at the latest with its namespace."""
         self.attackers.leave()
         old, self._home = self.clients.pop(RESIDENT, None), None
         if old is not None:
@@ -209,7 +209,7 @@ CLIENTS = ("client", "rogue")
 
 
 def still(target: Target, old: Wants, new: Wants) -> bool:
-    """Whether a client's question has the same answer before and after."""
+    """True if a client's question has the same answer before and after."""
     ask = Ask("client", target.protocol, target.address, target.port)
     return ask in old and old[ask] == new.get(ask)
 
@@ -217,11 +217,11 @@ def still(target: Target, old: Wants, new: Wants) -> bool:
 def shut(
     origin: str, old: Wants, new: Wants, loose: AbstractSet[IPv6Address | None]
 ) -> Iterable[Ask]:
-    """What is closed before and after: where nobody is, nobody answers. The `loose` addresses are
-    the engine's to give to others meanwhile."""
+    """The ports that are closed before and after. The engine may give the `loose` addresses to
+    other containers meanwhile."""
     for ask in {**old, **new}:
         sides = {old.get(ask, Other.CLOSED), new.get(ask, Other.CLOSED)}
-        # By the host's addresses a port may be another's within a step; by its own it is not.
+        # Within a step another container may get a host port, but not a container's address.
         closed = sides == {Other.CLOSED} and ask.address not in loose
         if ask.origin == origin and closed and not ask.kept:
             yield ask

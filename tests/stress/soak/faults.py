@@ -1,7 +1,7 @@
-"""The faults: how each is brought about, how it is undone, and what it may cost.
+"""The faults: each with its cause, its end, and its permitted effects.
 
-A fault is a context manager: it has struck when the context is entered or left, and it is undone
-when the context is left. `stage` is what it needs before, out of the measurement.
+A fault is a context manager. The fault happens when the context is entered or left, and ends when
+the context is left. `stage` is the preparation, which is not measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def as_it_is(_: Scene) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One kind of fault; what it may cost while it lasts is said in a sentence."""
+    """One kind of fault; `why` explains its permitted effects in a sentence."""
 
     name: str
     strike: Strike
@@ -48,13 +48,13 @@ class Fault:
     variants: tuple[Variant, ...] = ("nft", "legacy")
     times: int = 3
     on_legacy: int | None = None
-    """How often there, if it takes long: a change that keeps all sizes is seen within a minute."""
+    """Repetitions on legacy, where a change that keeps all sizes is detected within a minute."""
     costs: frozenset[Cost] = frozenset()
     why: str = ""
     apart: bool = False
-    """Whether it leaves things behind that no other fault should find."""
+    """True if the next fault needs a new lab."""
     heals: float = 15
-    """Seconds that it may take to heal."""
+    """Maximum seconds to heal."""
 
     def __str__(self) -> str:
         return self.name
@@ -96,7 +96,7 @@ def engine_hung(scene: Scene, _: random.Random) -> Iterator[None]:
         except LabError as error:
             failed.append(error)
 
-    asks = threading.Thread(target=change)  # its answer comes when the engine goes on
+    asks = threading.Thread(target=change)  # the answer comes after the engine continues
     asks.start()
     try:
         time.sleep(4)
@@ -110,7 +110,7 @@ def engine_hung(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def without_live_restore(scene: Scene) -> Iterator[None]:
-    """A start of an engine without it ends the containers that it finds, and starts them again."""
+    """Run the engine without live-restore: its start ends running containers and restarts them."""
     args = scene.engine.args
     try:
         scene.engine.args = tuple(each for each in args if each != "--live-restore")
@@ -127,7 +127,7 @@ def restarted(scene: Scene) -> None:
     scene.engine.start()
     scene.came_back()
     if scene.await_text(scene.texts[False], timeout=20) is None:
-        raise LabError(f"not in step after a restart of the engine: {scene.daemon.status}")
+        raise LabError(f"not synced after a restart of the engine: {scene.daemon.status}")
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def engine_restarted(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def behind_a_relay(scene: Scene) -> Iterator[None]:
-    """The daemon reads its engine through something that can spoil what it reads."""
+    """Connect the daemon to the engine through the relay."""
     direct = scene.daemon.endpoint
     scene.daemon.stop()
     scene.daemon.endpoint = scene.relay.endpoint
@@ -177,7 +177,7 @@ def answers_of_500(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def events_cut(scene: Scene, rng: random.Random) -> Iterator[None]:
-    """Somewhere in the events of one change; seldom between two of them."""
+    """Cut the stream at a random byte of one change's events."""
     scene.relay.left = rng.randrange(1500)
     scene.toggle()
     yield
@@ -211,7 +211,7 @@ def events_doubled(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def daemon_killed(scene: Scene, rng: random.Random) -> Iterator[None]:
-    """At any moment of a change; systemd starts it again."""
+    """Kill the daemon at a random moment of a change, and start it again as systemd does."""
     change = threading.Thread(target=scene.toggle)
     change.start()
     time.sleep(rng.uniform(0, 0.8))
@@ -242,7 +242,7 @@ def daemon_restarted(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def no_descriptors(scene: Scene, _: random.Random) -> Iterator[None]:
-    """The next free number is the first that is not allowed."""
+    """Set the limit so that the daemon cannot open another descriptor."""
     pid = scene.daemon.pid
     taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
     free = next(number for number in range(4096) if number not in taken)
@@ -258,7 +258,7 @@ def no_descriptors(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def no_fork(scene: Scene, _: random.Random) -> Iterator[None]:
-    """Neither a process nor a thread can be made."""
+    """Make every start of a process or thread fail."""
     calls = "clone,clone3,fork,vfork"
     tracer = spawn(
         (
@@ -283,14 +283,14 @@ def no_fork(scene: Scene, _: random.Random) -> Iterator[None]:
 
 
 def traced(pid: int) -> bool:
-    """Whether each of its threads has a tracer."""
+    """True if each thread of the process has a tracer."""
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
     return all("TracerPid:\t0\n" not in (task / "status").read_text() for task in tasks)
 
 
 @contextmanager
 def disk_full(scene: Scene, _: random.Random) -> Iterator[None]:
-    """The state directory alone, for the daemon alone: both are the daemon's mounts."""
+    """Fill the state directory, in the daemon's mount namespace only."""
     state = scene.daemon.dir / "state"
     here = ("nsenter", f"--mount=/proc/{scene.daemon.pid}/ns/mnt")
     run(*here, "mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(state))
@@ -317,14 +317,14 @@ def shift():
 time.time = lambda: real() + shift()
 time.time_ns = lambda: real_ns() + shift() * 10**9
 """
-"""Read by Python before all else. Between the kernel and Python there is libfaketime, which makes
-calls fail that wait for a process, now and then."""
+"""A sitecustomize module, which Python imports first. libfaketime is no alternative: with it, calls
+that wait for a process fail sometimes."""
 DAY = 86400
 
 
 @contextmanager
 def with_a_clock_of_its_own(scene: Scene) -> Iterator[None]:
-    """The daemon reads a time that a file shifts; no monotonic clock jumps, as on a real host."""
+    """Run the daemon with a time of day that a file shifts. The monotonic clock does not jump."""
     folder = scene.sandbox.dir / "shifted"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(SHIFTED.format(file=f"{scene.sandbox.dir}/clock"))
@@ -342,7 +342,7 @@ def with_a_clock_of_its_own(scene: Scene) -> Iterator[None]:
 
 
 def clock_set(scene: Scene, seconds: int) -> None:
-    """At once: half a number is another one."""
+    """Replace the file atomically, because half a number is another number."""
     new = scene.sandbox.dir / "clock.new"
     new.write_text(str(seconds))
     new.replace(scene.sandbox.dir / "clock")
@@ -367,7 +367,7 @@ def clock_jumps(scene: Scene, rng: random.Random) -> Iterator[None]:
 
 
 def lock_held(seconds: float) -> Strike:
-    """A lock of the daemon's own stands in for the machine's, which others wait for."""
+    """Hold a lock that only the daemon sees instead of the machine's lock."""
 
     @contextmanager
     def strike(scene: Scene, _: random.Random) -> Iterator[None]:
@@ -382,7 +382,7 @@ def lock_held(seconds: float) -> Strike:
             scene.toggle()
             time.sleep(seconds)
             if scene.rules() != before:
-                raise LabError("the tables were written while somebody held their lock")
+                raise LabError("the tables were written while the lock was held")
             yield
         run(*here, "umount", "--lazy", "/run/xtables.lock")
 
@@ -391,7 +391,7 @@ def lock_held(seconds: float) -> Strike:
 
 @contextmanager
 def dropping(scene: Scene) -> Iterator[None]:
-    """A host whose policy for what it forwards is DROP."""
+    """A host with the policy DROP in FORWARD."""
     scene.ip6tables("-P", "FORWARD", "DROP")
     try:
         yield
@@ -400,7 +400,7 @@ def dropping(scene: Scene) -> Iterator[None]:
 
 
 def by_hand(*commands: str) -> Strike:
-    """What somebody types."""
+    """Run these commands on the host."""
 
     @contextmanager
     def strike(scene: Scene, _: random.Random) -> Iterator[None]:
@@ -417,7 +417,7 @@ def by_hand(*commands: str) -> Strike:
 
 @contextmanager
 def engine_rules_back(scene: Scene) -> Iterator[None]:
-    """The engine's own rules, of IPv4, are gone as well; it writes them when it starts."""
+    """Restart the engine afterwards, because its IPv4 rules were removed too."""
     yield
     scene.engine.stop()
     scene.daemon.wait_state("waiting-for-docker")
@@ -426,7 +426,7 @@ def engine_rules_back(scene: Scene) -> Iterator[None]:
 
 
 def own_lines(scene: Scene) -> list[tuple[str, list[str]]]:
-    """Table and words of each rule in one of our chains."""
+    """Table and words of each rule in our chains."""
     table, found = "", []
     for line in scene.rules().splitlines():
         if line.startswith("*"):
@@ -445,7 +445,7 @@ def rule_deleted(scene: Scene, rng: random.Random) -> Iterator[None]:
 
 @contextmanager
 def rule_moved(scene: Scene, rng: random.Random) -> Iterator[None]:
-    """The last rule of a chain becomes the first."""
+    """Move the last rule of a chain to the front."""
     lines = own_lines(scene)
     chains = sorted({(table, words[1]) for table, words in lines})
     many = [each for each in chains if sum((t, w[1]) == each for t, w in lines) > 1]
@@ -479,7 +479,7 @@ def chains_renamed(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def without_renamed(scene: Scene) -> Iterator[None]:
-    """What was renamed is nobody's then, and goes by hand; its jumps were the daemon's to take."""
+    """Remove the renamed chains afterwards: the daemon removes only the jumps to them."""
     yield
     forget_renamed(scene)
 
@@ -496,7 +496,7 @@ def forget_renamed(scene: Scene) -> None:
             scene.ip6tables("-t", table, verb, chain)
 
 
-# Others on the host.
+# Other programs on the host.
 
 
 @contextmanager
@@ -514,7 +514,7 @@ def beside_firewalld(scene: Scene) -> Iterator[None]:
 def beside_ufw(scene: Scene) -> Iterator[None]:
     with ufw(scene.sandbox) as command:
         command("--force", "enable")
-        command("reload")  # where it was never enabled, it begins with fewer rules than it reloads
+        command("reload")  # the first enable writes fewer rules than a reload
         scene.reload_of_firewall = lambda: command("reload")
         settle(scene)
         try:
@@ -524,7 +524,7 @@ def beside_ufw(scene: Scene) -> Iterator[None]:
 
 
 def settle(scene: Scene) -> None:
-    """Wait until the daemon has followed what somebody did, and says that all is well."""
+    """Wait until the daemon is synced after a change by another program."""
     scene.daemon.ctl("resync")
     scene.daemon.wait_state("synced")
 
@@ -546,9 +546,9 @@ def bus_killed(scene: Scene, _: random.Random) -> Iterator[None]:
 
 @contextmanager
 def without_ipv6(scene: Scene, _: random.Random) -> Iterator[None]:
-    """The kernel takes all addresses away; whoever switches it on again gives them back.
+    """Disable IPv6, which removes all addresses; add them again after enabling IPv6.
 
-    A daemon is started meanwhile.
+    The daemon is started while IPv6 is disabled.
     """
     host = scene.sandbox.host
     links = json.loads(host.ip("-json -6 address show"))
@@ -560,10 +560,10 @@ def without_ipv6(scene: Scene, _: random.Random) -> Iterator[None]:
     finally:
         host.sysctl(DISABLED, 0)
         for link in links:
-            # The last one added is the one that the kernel speaks from: in the order of before.
+            # The last address added is the preferred source, so keep the former order.
             for each in reversed(link["addr_info"]):
                 word = f"address add {each['local']}/{each['prefixlen']} dev {link['ifname']} nodad"
-                with suppress(LabError):  # its own link-local ones are there again
+                with suppress(LabError):  # the kernel has added link-local addresses already
                     host.ip(word)
     scene.daemon.ctl("resync")
 
@@ -571,7 +571,7 @@ def without_ipv6(scene: Scene, _: random.Random) -> Iterator[None]:
 DOWN = "the containers are down until the engine is back"
 GONE = "until the rules are restored, the userland proxy answers and hides the client's address"
 ACCEPTED = "the policy of FORWARD is ACCEPT, so no port is protected until the rules are restored"
-"""Why connections are lost, and why closed ports answer."""
+"""Reasons for lost connections and for open ports."""
 
 FAULTS = (
     Fault(name="engine killed", strike=engine_killed),

@@ -1,8 +1,8 @@
-"""What attackers forge, drawn from the model: packets that claim to come from somebody else.
+"""Random forged packets, from the model: packets with the source of another machine.
 
-Nothing here sends. No server may see any of these packets, and none may come back to an attacker,
-whatever the options of the networks are: a source in a container network is right only on that
-network's bridge, and a source that is the host's own is right only on the host.
+Nothing here sends. No server may receive such a packet, and none may come back to an attacker, with
+any options of the networks: a source in a container network is valid only on that network's bridge,
+and a source of the host is valid only on the host.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from tests.harness.sandbox import CLIENT
 from tests.stress.soak.model import LISTENS, Ask, Other, Want, World
 
 PORTS = range(6600, 6608)
-"""Ports of attackers: they send from these, and ask for packets to these. Few, so that what they
-send adds little to the table of conntrack, which ipv6natd reads."""
+"""Source and destination ports of attackers. They are few, so that the conntrack table, which
+ipv6natd reads, stays small."""
 UNPUBLISHED = {"tcp": 81, "udp": 54}
-"""Where every container listens, and none publishes."""
+"""Ports on which every container listens, and that no container publishes."""
 TOKEN = b"forged "
-"""How each datagram of an attacker begins; a server remembers what it was sent."""
+"""The beginning of each attacker's datagram; a server records its datagrams."""
 DATAGRAMS = ("udp", "behind destination options", "fragments")
-"""Those of `forge.kinds` that a UDP server receives."""
+"""The kinds of `forge.kinds` that a UDP server receives."""
 STRANGER = 0x66
-"""The last part of a source that no container has, in each network and on each link."""
+"""The last part of an unused source address, in each network and on each link."""
 GROUPS = tuple(map(IPv6Address, ("ff02::1", "ff02::2", "ff05::2")))
-"""All nodes and all routers. A socket that is bound to all addresses hears them, too."""
+"""All nodes and all routers. A socket on all addresses receives these packets too."""
 
 
 class Aim(StrEnum):
-    """Where a forged packet goes."""
+    """The kind of destination of a forged packet."""
 
     BACK = "attackers themselves"
     PORT = "published ports"
@@ -42,10 +42,10 @@ class Aim(StrEnum):
 
 
 class Pose(StrEnum):
-    """As whom it comes."""
+    """The kind of source of a forged packet."""
 
     CONTAINER = "a container"
-    NOBODY = "nobody of a container network"
+    NOBODY = "an unused address of a container network"
     GATEWAY = "a gateway"
     HOST = "the host"
     OUTSIDER = "a host outside"
@@ -57,34 +57,34 @@ OFTEN = {Aim.BACK: 4, Aim.PORT: 3, Aim.CONTAINER: 2, Aim.GROUP: 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What attackers know of a host, and what a step does not change."""
+    """The attackers' knowledge about a host, without anything that a step changes."""
 
     containers: tuple[IPv6Address, ...]
     free: tuple[IPv6Address, ...]
-    """Addresses in container networks that nobody has."""
+    """Unused addresses in container networks."""
     closed: frozenset[IPv6Address]
-    """Containers' addresses at which no option opens an unpublished port."""
+    """Containers' addresses without an option that opens unpublished ports."""
     gateways: tuple[IPv6Address, ...]
     outside: tuple[IPv6Address, ...]
-    """The host's addresses on the segment."""
+    """The host's addresses on its link."""
     ports: tuple[int, ...]
     """The host's published UDP ports."""
 
     @property
     def grouped(self) -> list[int]:
-        """The ports that groups are sent to. By a bridge in hairpin mode a container hears what it
-        sends itself, so none is a port on which it listens."""
+        """The ports for packets to groups. With a bridge in hairpin mode a container receives its
+        own packets, so ports on which containers listen are excluded."""
         return [port for port in self.ports if port not in LISTENS["udp"]]
 
 
 def known(
     old: World, new: World, touched: Collection[str], wants: Mapping[Ask, Want]
 ) -> Known | None:
-    """What holds before and after a step; `wants` is what must hold before it. None where there is
-    no network: then there is no rule, either.
+    """The facts that are true before and after a step; `wants` are the answers before the step.
+    None without a network, because then there are no rules.
 
-    A port is left out while its container starts: the engine opens it, with its proxy behind it,
-    before anybody can have a rule for it.
+    The ports of a starting container are excluded: the engine opens them, with its proxy, before
+    any rule can exist.
     """
     nets = {name: net for name, net in old.nets.items() if new.nets.get(name) == net}
     if not nets:
@@ -116,19 +116,19 @@ def known(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where an attacker is."""
+    """The place of an attacker."""
 
     name: str
     address: IPv6Address
     link: IPv6Network
-    """The network of its link."""
+    """The subnet of its link."""
     router: IPv6Address
-    """The host's link-local address there."""
+    """The host's link-local address on this link."""
     container: bool
-    """True if the link is a container network: its sources are no forgery there."""
+    """True if the link is a container network. Sources of this network are not forged there."""
 
     def sources(self, known: Known) -> dict[Pose, list[IPv6Address]]:
-        """What it may not send from."""
+        """The sources that are forged here."""
 
         def others(addresses: Iterable[IPv6Address]) -> list[IPv6Address]:
             return [a for a in addresses if not (self.container and a in self.link)]
@@ -142,13 +142,13 @@ class Place:
         return {pose: sources for pose, sources in found.items() if sources}
 
     def translated(self, known: Known) -> tuple[IPv6Address, ...]:
-        """What the host may have made of a forged source before a packet came back here."""
+        """The sources that the host may have put into a packet that came back here."""
         return (*known.outside, *(a for a in known.gateways if a in self.link))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forged:
-    """A packet of an attacker, or the fragments of one."""
+    """A forged packet, or its fragments."""
 
     attacker: str
     pose: Pose
@@ -160,7 +160,7 @@ class Forged:
 
     @property
     def data(self) -> bytes:
-        """What a server that receives it can say of it."""
+        """The data, which describe the packet for the server that receives it."""
         text = (
             f"by {self.attacker} as {self.pose} to {self.aim}, {self.kind}:"
             f" {self.source} > [{self.destination}]:{self.ports[1]}\n"
@@ -172,7 +172,7 @@ class Forged:
 
 
 def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Address]) -> Forged:
-    """The next packet from there; `machines` are attackers' own, to which packets may come back."""
+    """The next packet from a place; `machines` are the addresses of attackers."""
     to_what = {
         Aim.BACK: machines,
         Aim.PORT: known.ports,
@@ -184,10 +184,10 @@ def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Addr
     kind, destination, ports = _aimed(rng, aim, place, known, machines)
     sources = place.sources(known)
     if aim is Aim.GROUP:
-        # Even one's own address is not right: the proxy would hide who asks.
+        # The own address is wrong too: the proxy would hide it.
         sources[Pose.ITSELF] = [place.address, IPv6Address(f"fe80::{STRANGER:x}")]
     elif aim is Aim.BACK and not place.container:
-        # It is forwarded as any other: no container has a part in it.
+        # Such a packet is forwarded between two outside hosts, without a container.
         sources.pop(Pose.HOST, None)
     elif aim is Aim.BACK and destination not in place.link:
         sources[Pose.OUTSIDER] = [CLIENT]
@@ -206,13 +206,13 @@ def drawn(rng: Random, place: Place, known: Known, machines: Collection[IPv6Addr
 def _aimed(
     rng: Random, aim: Aim, place: Place, known: Known, machines: Collection[IPv6Address]
 ) -> tuple[str, IPv6Address, tuple[int, int]]:
-    """What kind of packet, to whom, from and to which port."""
+    """The kind, the destination and the two ports of a packet."""
     kind, port = rng.choice(DATAGRAMS), rng.choice(PORTS)
     match aim:
         case Aim.BACK:
             kind = rng.choice((*DATAGRAMS, "tcp", "echo", "gre", "unknown protocol"))
-            # As the host, too: an answer asks it at that port, and conntrack takes what comes from
-            # there for an answer to that.
+            # Also with the host's source: the answer goes to the host at this port, and conntrack
+            # takes packets from this port for replies.
             ports = UNPUBLISHED["tcp" if kind == "tcp" else "udp"], port
             return kind, rng.choice(list(machines)), ports
         case Aim.PORT:
@@ -227,7 +227,7 @@ def _aimed(
 
 
 def answers(forged: Forged, place: Place, known: Known) -> list[bytes]:
-    """What the machine at `place`, to which a packet was to come back, says to its sender."""
+    """The answers of the machine at `place` to the sources that a packet may have had."""
     if forged.source not in known.closed or forged.kind not in DATAGRAMS:
         return []
     ports = forged.ports[1], forged.ports[0]

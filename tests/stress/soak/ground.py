@@ -1,6 +1,6 @@
-"""The real thing that a `World` is a picture of: engine, bus, daemon, containers, and servers.
+"""The real lab that a `World` describes: engine, bus, daemon, containers and servers.
 
-Nothing here decides what must be; it does what it is told, and tells what the engine chose.
+Nothing here decides the expected results. The lab performs steps, and reports the engine's choices.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from tests.stress.soak.model import LATE, LISTENS, OUTSIDE, Box, Mode, Net, Publ
 OPTION = "com.docker.network.bridge."
 STATES = {"running": "running", "paused": "paused", "exited": "stopped", "created": "stopped"}
 BURIED = 3.0
-"""Seconds in which the kernel has surely taken away the links of a namespace that is gone."""
+"""Seconds within which the kernel removes the links of an ended namespace."""
 PATIENCE = 30.0
-"""Seconds that the engine has to come to the state that it was asked for."""
+"""Seconds within which the engine must reach the requested state."""
 
 
 @dataclass(slots=True)
 class Served:
-    """Who serves in a container, for the process that it is now."""
+    """The server in a container's current namespace."""
 
     pid: int
     ns: Namespace
     server: Server
     stack: ExitStack
     ends: frozenset[IPv6Address] = frozenset()
-    """The addresses that its neighbours were last made to find."""
+    """The container's addresses at the last flush of neighbour entries."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Ground:
-    """One lab; `wrong` collects what was seen to be wrong while something was done."""
+    """One lab; `wrong` collects the wrong results during steps."""
 
     sandbox: Sandbox
     engine: Engine
@@ -50,13 +50,13 @@ class Ground:
     daemon: Daemon
     wrong: list[str] = field(default_factory=list)
     restarted: set[str] = field(default_factory=set)
-    """Containers that have another process than when they were last looked at."""
+    """Containers with another process than at the last inspect."""
     left_behind: int = 0
-    """Links of former containers, with their addresses, that the engine had not taken away."""
+    """Links of removed containers, with addresses, that the engine left."""
     _served: dict[str, Served] = field(default_factory=dict)
 
     def spaces(self, world: World) -> dict[str, Namespace]:
-        """Where everybody is who may ask."""
+        """The namespace of each client."""
         fixed = {n: getattr(self.sandbox, n) for n in ("client", "rogue", "host")}
         return fixed | {name: self._served[name].ns for name in world.boxes if name in self._served}
 
@@ -64,7 +64,7 @@ class Ground:
         served = self._served.get(name)
         return None if served is None else served.server
 
-    # What the engine is asked for
+    # Requests to the engine
 
     def create(self, net: Net) -> None:
         options: dict[str, str] = {}
@@ -95,7 +95,7 @@ class Ground:
         self.engine.docker("network", "connect", *words, network, name)
 
     def late(self, there: bool) -> None:
-        """Give the host its late address, or take it away."""
+        """Add the late address to the host, or remove it."""
         verb = "add" if there else "del"
         words = " nodad preferred_lft 0" if there else ""
         self.sandbox.host.ip(f"address {verb} {LATE}/64 dev ext0{words}")
@@ -110,7 +110,7 @@ class Ground:
         self._served[new] = served
 
     def same_rules(self, what: str, before: str) -> None:
-        """A daemon that began anew writes what the one before had written, to the byte."""
+        """Check that a new daemon writes the same rules as the one before, byte for byte."""
         after = until(self.sandbox.rules, before, timeout=PATIENCE)
         if after != before:
             gone = sorted(set(before.splitlines()) - set(after.splitlines()))
@@ -118,13 +118,13 @@ class Ground:
             self.wrong.append(f"{what}: rules differ; gone {gone}, more {more}")
 
     def settled_rules(self) -> str:
-        """The tables, once ipv6natd has read all that the engine says by now."""
+        """The tables after a resync."""
         done = "rules added"
         until(lambda: done in self.daemon.ctl("resync", check=False), True, timeout=PATIENCE)
         return self.sandbox.rules()
 
     def await_networks(self, world: World) -> None:
-        """Wait until the rules are those of these networks; by then what they close is closed."""
+        """Wait until the rules have exactly these networks, which are closed then."""
         wanted = {net.bridge for net in world.nets.values()}
 
         def bridges() -> set[str]:
@@ -132,12 +132,12 @@ class Ground:
 
         if (seen := until(bridges, wanted, timeout=PATIENCE)) != wanted:
             self.wrong.append(f"there are rules for {sorted(seen)}, and not for {sorted(wanted)}")
-        self.settled_rules()  # each table is written by itself, and then the flows are looked at
+        self.settled_rules()  # after both tables and the conntrack entries
 
-    # What the engine says
+    # Answers of the engine
 
     def learn(self, world: World) -> World:
-        """The world with the engine's choices in it; everybody who is up has a server."""
+        """The world with the engine's choices. Each running container gets a server."""
         deadline = time.monotonic() + PATIENCE
         while True:
             facts = self._inspect(world)
@@ -146,7 +146,7 @@ class Ground:
                 break
             if time.monotonic() > deadline:
                 why = self._why(states)
-                raise LabError(f"docker has {states}, and should have {wanted}: {why}")
+                raise LabError(f"docker has {states} instead of {wanted}: {why}")
             time.sleep(0.05)
         for name in [n for n in self._served if n not in world.boxes or not world.boxes[n].up]:
             self._served.pop(name).stack.close()
@@ -160,11 +160,11 @@ class Ground:
         return world
 
     def _look_anew(self, world: World, came: list[str]) -> None:
-        """Have everybody find these on their links, but for those that ipv6natd leads to.
+        """Flush the neighbour entries for these containers, except those that ipv6natd must flush.
 
-        An engine before 28 may give the same address with another MAC, and lets nobody know.
+        An engine before 28 may reuse an address with another MAC, without an announcement.
         """
-        # Who was there before may answer for his address until the kernel has buried him.
+        # The former container may answer for its address until the kernel has removed its link.
         for link in until(self._astray_links, [], timeout=BURIED):
             self.left_behind += 1
             self.sandbox.host.ip(f"link delete {link}")
@@ -173,19 +173,19 @@ class Ground:
             for name, address in box.ends.items():
                 if address is None:
                     continue
-                # No others: what waits for a neighbour that is looked for just then would be lost.
+                # Only this address: packets that wait for another neighbour would be lost.
                 for served in self._served.values():
                     served.ns.ip(f"-6 neigh flush to {address}")
                 if led is None or name != led.name:
                     self.sandbox.host.ip(f"-6 neigh flush to {address}")
 
     def astray(self, world: World) -> set[str]:
-        """Containers in another state than they should be."""
+        """Containers whose state is not the expected one."""
         states = states_of(self._inspect(world))
         return {name for name, box in world.boxes.items() if states.get(name) != box.state}
 
     def _astray_links(self) -> list[str]:
-        """Links on bridges of containers that are not there any more, as far as the engine says."""
+        """Links on bridges that belong to no container of the engine."""
         held = (served.ns.ip("-o link") for served in self._served.values())
         ends = {number for text in held for number in re.findall(r"@if(\d+)", text)}
         there = self.sandbox.host.ip("-o link show type veth")
@@ -203,13 +203,13 @@ class Ground:
         return {each["Name"][1:]: each for each in json.loads(self.engine.docker(*words))}
 
     def _moved(self, box: Box) -> bool:
-        """Whether it has an address that it had not, since it began or was connected."""
+        """True if the container got a new address at its start or by a connect."""
         served = self._served[box.name]
         before, served.ends = served.ends, frozenset(filter(None, box.ends.values()))
         return not served.ends <= before
 
     def _serve(self, name: str, pid: int) -> None:
-        """Have somebody serve there."""
+        """Run a server in a container."""
         served = self._served.get(name)
         if served is not None and served.pid == pid:
             return
@@ -231,12 +231,12 @@ def states_of(facts: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def learned(box: Box, facts: Any) -> Box:
-    """A container with the addresses and ports that the engine says."""
+    """A container with the addresses and ports that the engine reports."""
     if not box.up:
         return box
     networks = facts["NetworkSettings"]["Networks"]
     if set(networks) != set(box.ends):
-        raise LabError(f"{box.name} is on {sorted(networks)}, and should be on {sorted(box.ends)}")
+        raise LabError(f"{box.name} is on {sorted(networks)} instead of {sorted(box.ends)}")
     ends = {
         name: IPv6Address(address) if (address := networks[name]["GlobalIPv6Address"]) else None
         for name in box.ends
@@ -246,14 +246,14 @@ def learned(box: Box, facts: Any) -> Box:
 
 
 def choices(publish: Publish, facts: Any) -> tuple[int, ...]:
-    """The engine's own numbers for a port that asked for none: what it lists for IPv6."""
+    """The IPv6 host ports that the engine chose for a port without a number."""
     rows = facts["NetworkSettings"]["Ports"].get(f"{publish.inside}/{publish.protocol}") or ()
     return tuple(int(row["HostPort"]) for row in rows if ":" in row["HostIp"])
 
 
 @contextmanager
 def ground(variant: Variant, *, proxy: bool) -> Iterator[Ground]:
-    """A lab with nothing in it: no network but the engine's own, which has no IPv6."""
+    """An empty lab, with only the engine's default network, which has no IPv6."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         engine = stack.enter_context(Engine(sandbox, "--live-restore", userland_proxy=proxy))

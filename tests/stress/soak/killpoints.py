@@ -1,4 +1,4 @@
-"""ipv6natd killed between any two system calls of a sync, and started again as systemd would."""
+"""ipv6natd, killed between two system calls of a sync, and started again as systemd does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEALS = 15.0
 
 @contextmanager
 def traced(scene: Scene, point: int, *, with_children: bool = False) -> Iterator[Path]:
-    """The daemon under the tracer; the file is what it says."""
+    """Run the daemon under the tracer; yields the file with the tracer's output."""
     said = scene.sandbox.dir / "tracer"
     words = (str(scene.daemon.pid), str(point), *(["children"] if with_children else []))
     with said.open("wb") as log:
@@ -34,20 +34,20 @@ def traced(scene: Scene, point: int, *, with_children: bool = False) -> Iterator
 
 
 def counted(scene: Scene) -> int:
-    """System calls with an effect while the daemon follows a container that comes, or goes."""
+    """The number of system calls with an effect during a sync that adds or removes a container."""
     most = 0
     for _ in range(2):
         with traced(scene, 0) as said:
             scene.toggle()
             if scene.await_text(scene.texts[scene.extra], timeout=HEALS) is None:
                 raise LabError("not in step under the tracer")
-            time.sleep(0.3)  # what it reads back afterwards is of the sync, too
+            time.sleep(0.3)  # the read of the rules afterwards is a part of the sync
         most = max(most, int(said.read_text().split()[-1]))
     return most
 
 
 def killed_at(scene: Scene, points: Iterable[int], *, say: Callable[[str], None]) -> Row:
-    """Kill at each of these points of a sync that adds, and of one that removes."""
+    """Kill at each of these points, in a sync that adds and in one that removes a container."""
     row = Row(fault=NAME, variant=scene.variant)
     with scene.talk() as talk:
         struck = time.monotonic()
@@ -61,7 +61,7 @@ def killed_at(scene: Scene, points: Iterable[int], *, say: Callable[[str], None]
     count(frozenset(), row, talk, struck, healed)
     stands = scene.rules()
     if (written := scene.fresh()) != stands:
-        row.wrong.append(f"a fresh start writes something else: {apart(stands, written)}")
+        row.wrong.append(f"a fresh start writes other rules: {apart(stands, written)}")
     return row
 
 
@@ -75,7 +75,7 @@ def _kill(scene: Scene, point: int, row: Row) -> None:
         try:
             process.wait(0.5)
         except subprocess.TimeoutExpired:
-            return  # it was through already: this sync had fewer
+            return  # this sync had fewer system calls
     name = said.read_text().split()[-1]
     row.tried += 1
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What may grow and must not: what the daemon holds, and what it leaves in the kernel."""
+"""Leaks: resources of the daemon that grow, and stale rules and entries in the kernel."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from tests.stress.soak.ground import Ground, file_count
 from tests.stress.soak.model import World
 
 BOUNDS = {"fds": 10, "threads": 4, "children": 0, "files": 1, "namespaces": 0, "rss_kib": 4096}
-"""By how much each may be more at the end of a daemon's life than once it had warmed up. The client
-of the engine keeps up to ten connections, as many as were ever needed at once; a restart of the
-engine ends them."""
+"""The maximum growth between the warm-up and the end of a daemon's life. The client of the engine
+keeps up to ten connections, as many as it ever needed at once, until a restart of the engine."""
 WARM = 10
-"""Samples of a daemon's life that are its warming up; a shorter life shows no growth."""
+"""The number of samples of the warm-up. A life needs twice as many to show growth."""
 FLOW = re.compile(
     r"\bsrc=(\S+) dst=(\S+) sport=\d+ dport=\d+.*? src=(\S+) dst=\S+ sport=\d+ dport=\d+"
 )
@@ -25,16 +24,16 @@ FLOW = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The daemon at one moment at which nothing was to do."""
+    """The resources of the idle daemon at one moment."""
 
     pid: int
     fds: int
     threads: int
     children: int
     files: int
-    """In its folders of state and of what is lost at a boot."""
+    """Files in its state and runtime directories."""
     namespaces: int
-    """Named ones, of this lab."""
+    """Named network namespaces of this lab."""
     rss_kib: int
 
 
@@ -58,7 +57,7 @@ def sample(ground: Ground) -> Sample:
 
 
 def children_of(task: Path) -> list[str]:
-    """Of one thread, which may end before it is asked."""
+    """The children of one thread, which may have ended meanwhile."""
     try:
         return (task / "children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
@@ -66,7 +65,7 @@ def children_of(task: Path) -> list[str]:
 
 
 def lives(samples: Iterable[Sample]) -> list[list[Sample]]:
-    """Samples of one process each, without those of its warming up."""
+    """The samples of each process, without its warm-up."""
     found: dict[int, list[Sample]] = {}
     for each in samples:
         found.setdefault(each.pid, []).append(each)
@@ -74,8 +73,8 @@ def lives(samples: Iterable[Sample]) -> list[list[Sample]]:
 
 
 def growth(samples: Iterable[Sample]) -> dict[str, int]:
-    """The most that each grew within one life: the least of its last samples, against the most of
-    its first ones; what goes up and down is no growth."""
+    """The maximum growth of each resource within one life: the minimum of the last samples, minus
+    the maximum of the first samples. So fluctuation is not growth."""
     grown = dict.fromkeys(BOUNDS, 0)
     for life in lives(samples):
         few = max(len(life) // 5, 3)
@@ -87,14 +86,14 @@ def growth(samples: Iterable[Sample]) -> dict[str, int]:
 
 def beyond(grown: dict[str, int]) -> list[str]:
     return [
-        f"{name} grew by {by}, and may by {BOUNDS[name]}"
+        f"{name} grew by {by}, limit {BOUNDS[name]}"
         for name, by in grown.items()
         if by > BOUNDS[name]
     ]
 
 
 def left(ground: Ground, world: World) -> list[str]:
-    """What still names a network or container that is gone, in rules and in conntrack."""
+    """Rules and conntrack entries of removed networks and containers."""
     wrong = []
     for what, seek in (("rules", in_rules), ("flows", in_conntrack)):
         found = until(lambda seek=seek: seek(ground, world), [], timeout=10)  # type: ignore[misc]
@@ -115,7 +114,7 @@ def in_rules(ground: Ground, world: World) -> list[str]:
 
 
 def in_conntrack(ground: Ground, world: World) -> list[str]:
-    """UDP flows to the host that are answered by a container's address that nobody has."""
+    """UDP entries to the host whose reply source is an unused container address."""
     text = ground.sandbox.host.run("conntrack", "-L", "-f", "ipv6", "-p", "udp", check=False)
     there = addresses(world) | {net.gateway for net in world.nets.values()}
     found = []

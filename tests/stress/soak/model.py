@@ -1,8 +1,7 @@
-"""Who must reach whom, by what the project promises and nothing of how it does it.
+"""The model: the expected answer to each question, from the documented behaviour alone.
 
-A `World` says which networks and containers there are; `asks` says of it what every question has
-for an answer. No line here knows a rule, a chain or a module of ipv6natd: this is what the packets
-are held against.
+A `World` has the networks and containers; `asks` returns all questions with the expected answers.
+This module has no knowledge of rules, chains or modules of ipv6natd. Packets are compared with it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ LISTENS: dict[Protocol, tuple[int, ...]] = {
     "tcp": (80, 81, 443, 7000, 7001, 7002),
     "udp": (53, 54, 7000, 7001, 7002),
 }
-"""Where every container listens, published or not."""
+"""Ports on which every container listens, published or not."""
 OUTSIDE = 9
-"""The port on which the rogue listens, TCP and UDP, for what containers send out."""
+"""The port of the rogue for outgoing connections of containers, TCP and UDP."""
 LATE = IPv6Address("2001:db8:1::66")
-"""An address that the host has at times."""
+"""An address that the host has only at times."""
 
 CLIENTS = {"client": CLIENT, "rogue": ROGUE}
 
@@ -51,11 +50,11 @@ class Net:
     icc: bool = True
     masquerade: bool = True
     source: IPv6Address | None = None
-    """`host_ipv6`: what its containers are seen as."""
+    """`host_ipv6`: the source address of outgoing packets."""
     binding: IPv6Address | None = None
-    """`host_binding_ipv6`: where ports are published that name no address."""
+    """`host_binding_ipv6`: the address of bindings without an address."""
     trusted: bool = False
-    """Whether ext0 stands in `trusted_host_interfaces`."""
+    """True if `trusted_host_interfaces` contains ext0."""
 
     @property
     def gateway(self) -> IPv6Address:
@@ -63,7 +62,7 @@ class Net:
 
     @property
     def opens(self) -> bool:
-        """Whether an option opens more than published ports of the host."""
+        """True if an option opens ports on containers' own addresses."""
         return self.trusted or self.mode in (Mode.ROUTED, Mode.UNPROTECTED)
 
     @property
@@ -72,7 +71,7 @@ class Net:
 
     @property
     def shows(self) -> Literal["masquerade", "source", "own"]:
-        """What its containers carry when they leave it."""
+        """The source of its containers' outgoing packets."""
         if self.mode is Mode.ROUTED or not self.masquerade:
             return "own"
         return "source" if self.source else "masquerade"
@@ -80,7 +79,7 @@ class Net:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publish:
-    """One `-p`: `count` ports in a row of the host's, each for one inside."""
+    """One `-p`: `count` consecutive host ports, each for one container port."""
 
     protocol: Protocol
     inside: int
@@ -88,14 +87,14 @@ class Publish:
     """None: the engine chooses."""
     count: int = 1
     host: str | None = None
-    """An address of the host's, IPv4 or IPv6, as it is asked for."""
+    """The requested address of the host, IPv4 or IPv6."""
 
     @property
     def ipv6(self) -> bool:
         return self.host is None or ":" in self.host
 
     def words(self) -> str:
-        """What `docker run --publish` is given."""
+        """The argument of `docker run --publish`."""
         last = self.count - 1
         inside = f"{self.inside}-{self.inside + last}" if last else f"{self.inside}"
         if self.port is None:
@@ -105,7 +104,7 @@ class Publish:
         return f"{host}{outside}:{inside}/{self.protocol}"
 
     def pairs(self, chosen: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
-        """Ports of the host, and inside; none before the engine has chosen."""
+        """Pairs of host port and container port; none before the engine has chosen."""
         for first in chosen if self.port is None else (self.port,):
             yield from ((first + n, self.inside + n) for n in range(self.count))
 
@@ -116,22 +115,22 @@ class Box:
 
     name: str
     ends: Mapping[str, IPv6Address | None]
-    """Its networks, and its address there; None before the engine has given it one."""
+    """Its networks with its address; None before the engine has chosen the address."""
     publish: tuple[Publish, ...] = ()
     state: State = "running"
     fixed: frozenset[str] = frozenset()
-    """Networks where it keeps its address; elsewhere each start may bring another."""
+    """Networks with a fixed address; in the others each start may give a new address."""
     always: bool = False
-    """Whether it comes back with the engine."""
+    """True if the engine restarts the container at its own start."""
     chosen: Mapping[Publish, tuple[int, ...]] = field(default_factory=dict)
-    """The engine's choice of ports for IPv6, all that it lists."""
+    """The IPv6 host ports that the engine chose."""
 
     @property
     def up(self) -> bool:
         return self.state != "stopped"
 
     def started(self) -> Box:
-        """As it is after a start: what the engine gives it anew is not known yet."""
+        """The container after a start, before the engine's choices are known."""
         ends = {name: at if name in self.fixed else None for name, at in self.ends.items()}
         return replace(self, state="running", ends=ends, chosen={})
 
@@ -139,7 +138,7 @@ class Box:
         return replace(self.started(), state="stopped")
 
     def inside(self, protocol: Protocol) -> set[int]:
-        """Published ports, by their number inside."""
+        """The published container ports."""
         return {
             p.inside + n for p in self.publish if p.protocol == protocol for n in range(p.count)
         }
@@ -147,24 +146,23 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Everything that decides who reaches whom."""
+    """All facts that decide the answers."""
 
     proxy: bool
     nets: Mapping[str, Net] = field(default_factory=dict)
     boxes: Mapping[str, Box] = field(default_factory=dict)
     late: bool = False
-    """Whether the host has its late address."""
+    """True if the host has its late address."""
     drop: bool = False
-    """Whether somebody has set the policy of FORWARD to DROP."""
+    """True if the policy of FORWARD is DROP."""
 
     @property
     def addresses(self) -> tuple[IPv6Address, ...]:
-        """The host's, outside."""
+        """The host's outside addresses."""
         return (HOST, HOST_TOO, *([LATE] if self.late else []))
 
     def gateway(self, box: Box) -> Net | None:
-        """The network by which a container is reached and goes out: the first of its networks by
-        name that is not internal."""
+        """The gateway network of a container: by name, the first that is not internal."""
         nets = sorted((self.nets[name] for name in box.ends), key=lambda net: net.name)
         return next((net for net in nets if not net.internal), None)
 
@@ -175,7 +173,7 @@ class World:
         return replace(self, boxes={**self.boxes, **{box.name: box for box in boxes}})
 
     def without(self, *names: str) -> World:
-        """Without these containers."""
+        """The world without these containers."""
         left = {name: box for name, box in self.boxes.items() if name not in names}
         return replace(self, boxes=left)
 
@@ -185,14 +183,14 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question: who asks ("client", "rogue", "host" or a container) whom."""
+    """A question: a connection from "client", "rogue", "host" or a container to a port."""
 
     origin: str
     protocol: Protocol
     address: IPv6Address
     port: int
     kept: bool = False
-    """Whether it is asked from the same socket each time."""
+    """True if the same socket is used each time."""
 
     def __str__(self) -> str:
         kept = " from the socket of before" if self.kept else ""
@@ -201,7 +199,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """An answer by this server, which saw one of these peers (None: any)."""
+    """An answer of this server, which saw one of these peers (None: any)."""
 
     server: str
     peers: frozenset[IPv6Address] | None = None
@@ -212,12 +210,12 @@ class Reached:
 
 
 class Other(StrEnum):
-    """Whatever is no certain answer."""
+    """An expectation without a certain answer."""
 
-    CLOSED = "nobody"
-    HIDDEN = "nobody, or the engine's proxy"
-    """Not forwarded; where the engine's proxy listens it may answer, and shows itself as peer."""
-    UNSAID = "unsaid"
+    CLOSED = "no answer"
+    HIDDEN = "no answer, or one by the engine's proxy"
+    """Not forwarded. The engine's proxy may answer, and the server sees the proxy as its peer."""
+    UNSAID = "any result"
 
 
 Want = Reached | Other
@@ -225,9 +223,12 @@ CLOSED, HIDDEN, UNSAID = Other.CLOSED, Other.HIDDEN, Other.UNSAID
 
 
 def asks(world: World) -> dict[Ask, Want]:
-    """All questions worth asking, and their answers. Where the same one has two reasons to be
-    asked, a certain answer counts; and what one leaves open another does not close: of two
-    containers with one port a stopped one says nothing of it."""
+    """All questions with their expected answers.
+
+    Two parts of the model may have different answers to one question. Then a certain answer takes
+    precedence, and closed is the weakest: of two containers with one port, a stopped one does not
+    close the port of the other.
+    """
     found: dict[Ask, Want] = {}
     for ask, want in (*_published(world), *_direct(world), *_outward(world)):
         before = found.get(ask, CLOSED)
@@ -237,7 +238,7 @@ def asks(world: World) -> dict[Ask, Want]:
 
 
 def _claims(world: World) -> Iterator[tuple[Box, Publish, int, int]]:
-    """What containers that are up publish: by whom, the host's port, the port inside."""
+    """The published ports: the container, its `-p`, the host port, the container port."""
     for box in world.boxes.values():
         for publish in box.publish:
             for port, inside in publish.pairs(box.chosen.get(publish, ())):
@@ -245,7 +246,7 @@ def _claims(world: World) -> Iterator[tuple[Box, Publish, int, int]]:
 
 
 def bound(world: World, box: Box, publish: Publish) -> frozenset[IPv6Address]:
-    """The host's addresses at which a port is forwarded."""
+    """The host's addresses on which a port is forwarded."""
     net = world.gateway(box)
     if net is None or net.mode is Mode.ROUTED or not publish.ipv6 or not box.up:
         return frozenset()
@@ -254,7 +255,7 @@ def bound(world: World, box: Box, publish: Publish) -> frozenset[IPv6Address]:
 
 
 def _published(world: World) -> Iterator[tuple[Ask, Want]]:
-    """By the host's addresses: from outside, from the host, and from containers."""
+    """Questions to the host's addresses: from outside, from the host, and from containers."""
     for box, publish, port, _ in _claims(world):
         here = bound(world, box, publish)
         for address in world.addresses:
@@ -278,17 +279,17 @@ def _published(world: World) -> Iterator[tuple[Ask, Want]]:
 
 
 def _from_box(world: World, origin: Box, target: Box) -> Want:
-    """A published port of the host's, asked by a container."""
+    """The answer to a container that connects to a published port of the host."""
     leaves, enters = world.gateway(origin), world.gateway(target)
     if leaves is None or enters is None:
-        return UNSAID  # which way it would go is the engine's business
+        return UNSAID  # the engine decides the way
     if leaves is enters:
         return Reached(target.name)
     return _across(origin, leaves, target, enters)
 
 
 def _across(origin: Box, leaves: Net, target: Box, enters: Net) -> Want:
-    """From one network into another, where that is open."""
+    """The answer from one network into another, if the port is open."""
     own = origin.ends[leaves.name]
     match leaves.shows:
         case "masquerade":
@@ -298,12 +299,12 @@ def _across(origin: Box, leaves: Net, target: Box, enters: Net) -> Want:
             return Reached(target.name, frozenset({leaves.source}))
         case "own":
             if own is None or leaves.name in target.ends:
-                return UNSAID  # the answer would take the short way, past what was translated
+                return UNSAID  # the reply would not pass the host, so it would not be translated
             return Reached(target.name, frozenset({own}))
 
 
 def _direct(world: World) -> Iterator[tuple[Ask, Want]]:
-    """By a container's own address."""
+    """Questions to a container's own address."""
     for box in world.boxes.values():
         for name, address in box.ends.items():
             if address is None or not box.up:
@@ -321,7 +322,7 @@ def _direct(world: World) -> Iterator[tuple[Ask, Want]]:
 
 
 def _opened(net: Net, box: Box, protocol: Protocol, port: int, *, outside: bool) -> bool:
-    """Whether an option opens this port of the container's own address."""
+    """True if an option opens this port on the container's own address."""
     if net.internal:
         return False
     if net.mode is Mode.UNPROTECTED:
@@ -333,7 +334,7 @@ def _opened(net: Net, box: Box, protocol: Protocol, port: int, *, outside: bool)
 def _from_outside(world: World, box: Box, net: Net, protocol: Protocol, port: int) -> Want:
     if not _opened(net, box, protocol, port, outside=True):
         return CLOSED
-    # By a network that is not its gateway a container is reached, and answers another way.
+    # The reply of a container leaves by its gateway network.
     return Reached(box.name, frozenset({ROGUE})) if net is world.gateway(box) else UNSAID
 
 
@@ -354,7 +355,7 @@ def _between(
 
 
 def _outward(world: World) -> Iterator[tuple[Ask, Want]]:
-    """From containers to the world outside."""
+    """Questions from containers to the outside."""
     for box in world.boxes.values():
         if not box.up:
             continue

@@ -1,4 +1,4 @@
-"""All faults, one after the other, in one lab a variant."""
+"""All faults, one after the other, in one lab per variant."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 def run_faults(
     variant: Variant, seed: int, *, say: Say, only: str = "", times: int | None = None
 ) -> Iterator[Row]:
-    """Each fault whose name `only` is found in, `times` over or as often as it says itself.
+    """Run each fault whose name matches `only`, at most `times` times.
 
-    What the lab itself cannot do any more is in the row, and the next fault gets another lab.
+    After a wrong result the next fault gets a new lab.
     """
     left = [each for each in FAULTS if variant in each.variants and re.search(only, each.name)]
     while left:
@@ -43,7 +43,7 @@ def run_faults(
 
 
 def one(fault: Fault, lab: Scene, seed: int, times: int | None, *, fresh: bool = True) -> Row:
-    """One fault in a lab of its own luck, the same in each run of a seed."""
+    """Run one fault, with a random generator that depends only on seed, variant and name."""
     rng = random.Random(f"{seed} {lab.variant} {fault.name}")
     most = fault.on_legacy if lab.variant == "legacy" and fault.on_legacy else fault.times
     try:
@@ -55,7 +55,7 @@ def one(fault: Fault, lab: Scene, seed: int, times: int | None, *, fresh: bool =
 
 
 def line(row: Row) -> str:
-    """A row for somebody who watches."""
+    """A row for the terminal."""
     text = (
         f"{row.variant:6} {row.fault}: {row.tried} times, {row.attempted} connections,"
         f" {row.lost} lost, {row.cut} of {row.flows} flows cut, {row.probed} probes,"
@@ -65,13 +65,13 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
-    """All faults of one variant; the rows as JSON in a file."""
+    """Run all faults of one variant; writes the rows as JSON into a file."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress.soak.run", description=__doc__)
     parser.add_argument("--variant", choices=("nft", "legacy"), default="nft")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="faults in whose name this is found")
-    parser.add_argument("--times", type=int, help="at most so often each")
-    parser.add_argument("--every", type=int, default=1, help="of the points to kill at, each Nth")
+    parser.add_argument("--only", default="", help="a pattern for the names of faults")
+    parser.add_argument("--times", type=int, help="maximum repetitions of each fault")
+    parser.add_argument("--every", type=int, default=1, help="use each Nth of the kill points")
     parser.add_argument("--result", type=Path, help="a file for the rows, as JSON")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def sweep(lab: Scene, seed: int, every: int, *, say: Say) -> Row:
-    """Kill at each point of a sync, or at each so many-th, beginning anywhere."""
+    """Kill at each point of a sync, or at each `every`-th, from a random first point."""
     first = 1 + random.Random(seed).randrange(every)
     try:
         return killed_at(lab, range(first, counted(lab) + 1, every), say=say)

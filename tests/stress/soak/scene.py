@@ -1,6 +1,6 @@
-"""The lab in which faults are brought about: who lives there, who talks, and what must hold.
+"""The lab for faults: its containers, its traffic, and the expected tables.
 
-| who | network | address | listens | published |
+| container | network | address | listens | published |
 |---|---|---|---|---|
 | x1 | X, brX, fd00:a::/64 | ::2 | tcp 80 81, udp 53 54 | 8080:80 5353:53/udp |
 | x2 | X | ::3 | tcp 80 9000-9009 | 9000-9009 |
@@ -8,8 +8,8 @@
 | i1 | I, brI, fd00:c::/64, internal | ::2 | tcp 80, udp 53 | |
 | extra | X | ::9 | tcp 80, udp 53 | 8099:80 5399:53/udp |
 
-All but `extra` run all the time; addresses are asked for, so that the tables are the same again
-when everybody is back.
+All containers except `extra` always run. Their addresses are fixed, so the tables are the same
+after a restart.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESIDENTS: dict[str, tuple[str, IPv6Address, tuple[str, ...], tuple[int, ...], t
     "y1": ("Y", Y1, ("8081:80", f"[{HOST_TOO}]:8443:443"), (80, 443), (53,)),
     "i1": ("I", I1, (), (80,), (53,)),
 }
-"""Network, address, what is published, TCP and UDP ports that are listened on."""
+"""Network, address, published ports, TCP and UDP ports of the server."""
 
 PUBLISHED = (
     Target(HOST, 8080, server="x1", peer=CLIENT),
@@ -58,15 +58,15 @@ OUTSIDE = (
     Target(EXTRA, 80),
     Target(HOST, 81),
 )
-"""Closed to a rogue who knows the way to the networks, what is published there among them."""
+"""Ports that are closed to the rogue, also published ports on containers' own addresses."""
 NEIGHBOURS = (Target(X1, 80), Target(X1, 53, "udp"), Target(X2, 80), Target(I1, 80))
-"""Closed to a container of another network."""
+"""Ports that are closed to a container of another network."""
 OUTWARD = Target(CLIENT, 7, server="client")
 
 
 @dataclass(slots=True)
 class Talk:
-    """What everybody said and heard in one try."""
+    """The traffic of one repetition."""
 
     client: Traffic
     rogue: Traffic
@@ -111,19 +111,18 @@ class Scene:
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         self.extra = False
-        """Whether it runs."""
+        """True while `extra` runs."""
         self.texts: dict[bool, str] = {}
-        """The tables as they have to be, without and with `extra`."""
+        """The expected tables, without and with `extra`."""
         self.reload_of_firewall: Callable[[], object] = lambda: None
-        """What reloads the other firewall of this host, where there is one."""
+        """Reloads the other firewall of this host, if there is one."""
         self.said: Talk | None = None
-        """The traffic of now."""
+        """The current traffic."""
         self._servers = ExitStack()
         self._extra_server = ExitStack()
 
     def rules(self) -> str:
-        """The tables, without chains that were ours and that somebody renamed: they are his now,
-        and nothing leads there."""
+        """The tables, without our renamed chains, to which no jump leads."""
         lines = self.sandbox.rules().splitlines(keepends=True)
         return "".join(each for each in lines if not each.startswith((":MINE-", "-A MINE-")))
 
@@ -131,16 +130,16 @@ class Scene:
         return self.sandbox.host.run(f"ip6tables-{self.variant}", *words)
 
     def serve(self) -> None:
-        """Let the servers run in the residents as they are now."""
+        """Start the servers in the current namespaces of the containers."""
         self._servers.close()
         for name, (_, _, _, streams, datagrams) in RESIDENTS.items():
             ns = self.engine.container(name).ns
             self._servers.enter_context(serve(ns, name, tcp=streams, udp=datagrams))
 
     def came_back(self) -> None:
-        """The residents were started again by their engine, in namespaces of their own again."""
+        """Start the servers again after the engine has restarted the containers."""
         self.serve()
-        if self.said is not None:  # whoever spoke out of a container has gone with it
+        if self.said is not None:  # clients inside a container have ended with it
             self.said.inner.ask()
             self.said.neighbour.probe()
         for target in PUBLISHED:
@@ -153,7 +152,7 @@ class Scene:
         self._extra_server.close()
 
     def toggle(self) -> None:
-        """Start `extra`, or kill it; no word about what anybody makes of it."""
+        """Start `extra`, or kill it, without waiting for the daemon."""
         self._extra_server.close()
         self.engine.docker("kill" if self.extra else "start", "extra")
         self.extra = not self.extra
@@ -162,35 +161,35 @@ class Scene:
             self._extra_server.enter_context(serve(ns, "extra", tcp=[80], udp=[53]))
 
     def extra_died(self) -> None:
-        """It has gone with its engine."""
+        """Record that `extra` has ended with the engine."""
         self._extra_server.close()
         self.extra = False
 
     def extra_is_right(self) -> bool:
-        """Whether the client reaches it, and sees nobody when it does not run."""
+        """True if the client reaches `extra`, or gets no answer while `extra` does not run."""
         answer = tcp(self.sandbox.client, HOST, 8099)
         if not self.extra:
             return isinstance(answer, Failure)
         return isinstance(answer, Answer) and (answer.server, answer.peer) == ("extra", CLIENT)
 
     def settled(self, text: str) -> bool:
-        """Whether the tables hold this text, and the daemon says that all is well."""
+        """True if the tables are this text, and the daemon is synced."""
         return self.rules() == text and self.daemon.status.startswith("synced")
 
     def await_text(self, text: str, *, timeout: float) -> float | None:
-        """Seconds until the tables hold this text and the daemon is in step; None: they do not."""
+        """Seconds until the tables are this text and the daemon is synced; None on time-out."""
         began = time.monotonic()
         if not until(lambda: self.settled(text), True, timeout=timeout, pause=0.02):
             return None
         return time.monotonic() - began
 
     def fresh(self) -> str:
-        """The tables as a daemon writes them that has never been here before."""
+        """The tables that a daemon without saved state writes."""
         if self.daemon.process is not None and self.daemon.process.poll() is None:
             self.daemon.stop()
         self.daemon.flush()
         if "IPV6NAT-" in (left := self.rules()):
-            raise LabError(f"-flush left something behind:\n{left}")
+            raise LabError(f"-flush left rules:\n{left}")
         for file in (self.daemon.dir / "state").iterdir():
             file.unlink()
         self.daemon.start()
@@ -198,9 +197,8 @@ class Scene:
 
     @contextmanager
     def talk(self) -> Iterator[Talk]:
-        """All the traffic, begun and in flow, until the context is left."""
-        # What got in while a fault before had taken rules out is established, and a probe may
-        # happen to have its port.
+        """Run all traffic until the end of the context."""
+        # An earlier fault may have left established entries, and a probe may use their ports.
         self.sandbox.host.run("conntrack", "-F", "-f", "ipv6")
         x1, y1 = (self.engine.container(name).ns for name in ("x1", "y1"))
         with (
@@ -226,14 +224,14 @@ class Scene:
 
 
 def reached(scene: Scene, target: Target) -> bool:
-    """Whether the client is answered by the right one, which sees the client."""
+    """True if the right server answers the client and sees the client's address."""
     ask = tcp if target.protocol == "tcp" else udp
     return target.right(ask(scene.sandbox.client, target.address, target.port))
 
 
 @contextmanager
 def scene(variant: Variant) -> Iterator[Scene]:
-    """Build the lab, with the daemon in step."""
+    """Build the lab, and wait until the daemon is synced."""
     made = Scene(variant)
     with ExitStack() as stack:
         made.sandbox = stack.enter_context(Sandbox(variant))
@@ -249,8 +247,7 @@ def scene(variant: Variant) -> Iterator[Scene]:
         ):
             made.engine.network(name, subnet, *words)
         for number, (name, (network, address, ports, _, _)) in enumerate(RESIDENTS.items()):
-            # Else a neighbour might come back with the address and without its number on the link,
-            # and the host would look for it where it was.
+            # With a fixed MAC the host's neighbour entries stay valid after a restart.
             fixed = ("--restart=always", f"--mac-address=02:42:00:00:00:0{number}")
             made.engine.run(name, network, *fixed, publish=ports, ip6=str(address))
         made.engine.run("extra", "X", publish=["8099:80", "5399:53/udp"], ip6=str(EXTRA))

@@ -1,4 +1,4 @@
-"""Random steps under traffic, each held against the model with packets; the same for one seed.
+"""Random steps under traffic, each checked against the model; the same for the same seed.
 
 python -m tests.stress.soak.soak --variant=legacy --no-proxy --minutes=3 --seed=7
 
@@ -32,27 +32,27 @@ from tests.stress.soak.steps import RESIDENT, Step, chosen, first
 from tests.stress.soak.volley import Told, right, volley
 
 PATIENCE = 30.0
-"""Seconds that packets have to be right after a step; what it really took is shown."""
+"""Maximum seconds until all answers are right after a step; the result has the real time."""
 SILENCE = 0.5
-"""Seconds after which no answer is taken for none; what was to answer is asked again."""
+"""Seconds without an answer. After a wrong result the question is repeated."""
 HOST_KNOWS = {
     "flows": ("conntrack", "-L", "-f", "ipv6"),
     "neighbours": ("ip", "-6", "neigh", "show"),
 }
-"""What is kept of the host where something was wrong, beside its rules."""
+"""The commands whose output is saved after a wrong result, besides the rules."""
 ENDING = 0.4
-"""The part of a run in which the daemon is ended and begun again; the rest is one life."""
+"""The part of a run in which steps restart the daemon. The rest is one life."""
 NEIGHBOURS = 0.4
-"""The part of all questions between containers that is asked after each step."""
+"""The part of the questions between containers that is asked after each step."""
 ENOUGH = 5
-"""Wrong answers after which a run ends."""
+"""A run ends after so many wrong results."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class Soaked:
-    """What came of a run; all of it goes through JSON."""
+    """The result of a run; JSON can encode it."""
 
     variant: Variant
     proxy: bool
@@ -61,33 +61,33 @@ class Soaked:
     seconds: float = 0
     steps: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
-    """How often each kind of step."""
+    """The number of steps of each kind."""
     questions: int = 0
-    """Answers held against the model after steps."""
+    """Answers compared with the model after steps."""
     connections: int = 0
-    """New connections at a steady rate, meanwhile."""
+    """New connections at a steady rate during the run."""
     excused: int = 0
-    """Those of them that failed while somebody had taken our rules away."""
+    """The connections that failed while our rules were removed."""
     probes: int = 0
-    """Of closed ports, meanwhile."""
+    """Probes of closed ports during the run."""
     forged: dict[str, int] = field(default_factory=dict)
-    """Packets of attackers, by attacker and by aim."""
+    """Forged packets, by attacker and by aim."""
     answers: int = 0
-    """What attackers said to those as whom they had posed."""
+    """Answers of attackers to forged sources."""
     flows: int = 0
-    """Flows that were held open."""
+    """Open flows."""
     settled: list[float] = field(default_factory=list)
-    """Seconds from the end of each step until all answers were right, 0 where they were at once."""
+    """Seconds from the end of each step until all answers were right; 0 for at once."""
     grown: dict[str, int] = field(default_factory=dict)
-    """What the daemon held more at the end of its longest lives; empty where none was long."""
+    """The growth of each resource; empty without a long life of the daemon."""
     lives: int = 0
     """Daemons that lived long enough to show growth."""
     refused: list[str] = field(default_factory=list)
-    """Orders that the engine did not carry out; none of ipv6natd's business."""
+    """Commands that the engine refused, for reasons unrelated to ipv6natd."""
     restarted: list[str] = field(default_factory=list)
-    """Containers that the engine started anew though no step had said so."""
+    """Containers that the engine restarted without a step."""
     left_behind: int = 0
-    """Links of former containers that the engine had not taken away; the lab did."""
+    """Links of removed containers that the engine left, and the lab removed."""
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -113,14 +113,14 @@ class Soak:
         self.evidence: Path | None = None
         self._last: deque[str] = deque(maxlen=8)
         self._draw = Random(result.seed)
-        """What is asked; apart from the steps, so that those stay the same."""
+        """Draws the questions, separately from the steps, so that the steps stay the same."""
 
     def perform(self, step: Step) -> None:
-        """One step, and all that is to hold after it; what ends the run is kept as evidence."""
+        """Perform a step and check the results; saves the evidence of an exception."""
         try:
             self._perform(step)
         except Exception:
-            # Said here, since the end of the lab may fail in its turn.
+            # Report it here, because the removal of the lab may fail too.
             self._evidence([traceback.format_exc()])
             raise
 
@@ -158,7 +158,7 @@ class Soak:
             self._evidence(wrong)
 
     def _ask(self, wants: Wants) -> list[str]:
-        """Ask until all answers are right, or time is up; those that are not."""
+        """Ask until all answers are right or the time is over; returns the wrong answers."""
         spaces = self.ground.spaces(self.world)
         open_ = {
             ask: want
@@ -178,12 +178,12 @@ class Soak:
         return [f"{ask}: wanted {want}, got {shown(told[ask])}" for ask, want in open_.items()]
 
     def _by_itself(self, step: Step, restarted: frozenset[str]) -> None:
-        """The engine has started containers anew, and nothing in the step says so."""
+        """Record containers that the engine restarted without a step."""
         self.result.restarted += sorted(restarted)
-        self.say(f"started anew by the engine itself, after {step.text}: {sorted(restarted)}")
+        self.say(f"restarted by the engine itself, after {step.text}: {sorted(restarted)}")
 
     def _refused(self, step: Step, error: LabError) -> None:
-        """An order that the engine did not carry out: what it was about is taken away."""
+        """Record a command that the engine refused, and remove the containers of the step."""
         self.result.refused.append(f"{step.text}: {error}")
         self.say(f"refused: {step.text}: {error}")
         gone = (step.touched | self.ground.astray(self.world)) - {RESIDENT}
@@ -207,7 +207,7 @@ class Soak:
         self.say(f"rules, flows, neighbours, log and world are in {self.evidence}")
 
     def over(self, baseline: list[str]) -> None:
-        """Take everything away; what is left then is what was there before."""
+        """Remove all containers and networks, and compare the rules with the beginning."""
         self.crowd.attackers.aim(None)
         for box in self.world.boxes.values():
             self.ground.engine.docker("rm", "--force", box.name, check=False)
@@ -220,7 +220,7 @@ class Soak:
         wrong = leaks.left(self.ground, gone)
         after = until(lambda: own(self.ground), baseline, timeout=PATIENCE)
         if after != baseline:
-            wrong.append(f"in the end there are other rules than in the beginning: {after}")
+            wrong.append(f"the rules at the end differ from the beginning: {after}")
         self.result.lives = len(leaks.lives(self.samples))
         if self.result.lives:
             self.result.grown = leaks.growth(self.samples)
@@ -239,7 +239,7 @@ def shown(told: Told) -> str:
 
 
 def own(there: Ground) -> list[str]:
-    """Rules and chains of ours; empty tables stay where they were once used."""
+    """Our rules and chains. Empty tables stay after their first use."""
     return [line for line in there.sandbox.rules().splitlines() if "IPV6NAT" in line]
 
 
@@ -254,7 +254,7 @@ def soak(
     verbose: bool = False,
     evidence: Path | None = None,
 ) -> Soaked:
-    """Steps for so many seconds, or so many steps if that is less; what came of them."""
+    """Run random steps for `seconds`, or `steps` steps if that is less; returns the result."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < (wanted := min(hard, 8192)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -300,14 +300,14 @@ def progress(result: Soaked, crowd: Crowd, step: Step) -> str:
 
 
 def main() -> None:
-    """One run; its result as JSON in a file, or on the standard output."""
+    """Run once; writes the result as JSON to a file and to the standard output."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress.soak.soak", description=__doc__)
     parser.add_argument("--variant", choices=("nft", "legacy"), default="nft")
     parser.add_argument("--proxy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--steps", type=int, help="end after so many steps, if that is earlier")
-    parser.add_argument("--result", type=Path, help="a file for what came of it, as JSON")
+    parser.add_argument("--steps", type=int, help="end after so many steps")
+    parser.add_argument("--result", type=Path, help="a file for the result, as JSON")
     parser.add_argument("--verbose", action="store_true", help="a line for each step")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

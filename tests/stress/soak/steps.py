@@ -1,8 +1,7 @@
-"""What may happen to a host: each step with the world as it is afterwards, and how it is done.
+"""The random steps: each with its action and the world afterwards.
 
-A step is chosen by a seeded generator from the model alone, so that a seed gives the same steps
-again. What needs several orders of the engine's is one step where nobody could say what holds
-between them.
+A seeded generator chooses a step from the model alone, so a seed always gives the same steps.
+Several commands to the engine are one step if the result between them is not certain.
 """
 
 from __future__ import annotations
@@ -21,36 +20,36 @@ from tests.stress.soak.ground import Ground
 from tests.stress.soak.model import Box, Mode, Net, Protocol, Publish, World
 
 BOXES, NETS = 9, 6
-"""As many containers and networks at a time, beside the resident's."""
+"""The maximum number of containers and networks, without the resident's."""
 RESIDENT = "resident"
-"""A container that is there all the time, on a network of its own, and asks others."""
+"""A permanent container on its own network, with clients."""
 
 Do = Callable[[Ground], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One thing that happens; `kind` is what it has in common with others."""
+    """One step; `kind` groups equal steps in the report."""
 
     text: str
     kind: str = ""
     after: World
     do: Do
     touched: frozenset[str] = frozenset()
-    """Containers whose open flows may end by it, and whose new ones may fail meanwhile."""
+    """Containers whose open flows may end, and whose new connections may fail meanwhile."""
     edits: bool = False
-    """Whether somebody takes rules away: until they are back nothing is said of new flows."""
+    """True if the step removes rules. New flows are not checked until the repair."""
     cuts: bool = False
-    """Whether every open flow may end by it, whoever repairs what."""
+    """True if every open flow may end."""
     keeps_policy: bool = True
-    """Whether FORWARD's policy holds throughout."""
+    """True if the policy of FORWARD does not change meanwhile."""
 
 
 Maker = Callable[[World, Random], Step | None]
 
 
 def ups(world: World, *states: str) -> list[Box]:
-    """Containers that may be acted on, by state."""
+    """The containers that steps may change, by state."""
     wanted = states or ("running",)
     return [b for b in world.boxes.values() if b.name != RESIDENT and b.state in wanted]
 
@@ -63,7 +62,7 @@ def pick(rng: Random, some: list[Any]) -> Any:
 
 
 def taken(world: World) -> set[tuple[Protocol, int]]:
-    """Host ports that containers have which are up."""
+    """The host ports of running containers."""
     return {
         (each.protocol, port)
         for box in world.boxes.values()
@@ -74,7 +73,7 @@ def taken(world: World) -> set[tuple[Protocol, int]]:
 
 
 def free_address(world: World, net: Net, rng: Random) -> IPv6Address:
-    """One that no container has, or had when it was stopped; not of those that the engine gives."""
+    """An address that no container uses, outside the range of the engine's choices."""
     used = {box.ends.get(net.name) for box in world.boxes.values()}
     return rng.choice([net.subnet[n] for n in range(0x20, 0x2C) if net.subnet[n] not in used])
 
@@ -84,7 +83,7 @@ def either(rng: Random) -> Protocol:
 
 
 def published(world: World, net: Net, rng: Random) -> tuple[Publish, ...]:
-    """What a new container publishes; every number is one that nobody who is up has."""
+    """The published ports of a new container, none used by a running container."""
     used, found = taken(world), []
     opening = net.opens
     asked: list[tuple[Protocol, int, str]] = [
@@ -158,7 +157,7 @@ def remove_box(world: World, rng: Random) -> Step | None:
 
 
 def order(verb: str, *words: str, states: tuple[str, ...], becomes: Callable[[Box], Box]) -> Maker:
-    """A step that is one order to the engine about one container."""
+    """A step with one command to the engine about one container."""
 
     def made(world: World, rng: Random) -> Step | None:
         box = pick(rng, [b for b in ups(world, *states) if may(world, verb, b)])
@@ -169,7 +168,7 @@ def order(verb: str, *words: str, states: tuple[str, ...], becomes: Callable[[Bo
             text=f"{verb} {box.name}",
             after=world.having(becomes(box)),
             do=lambda ground: ground.engine.docker(verb, *words, box.name),
-            # A server here is none of the container's processes, and goes on while it is paused.
+            # The server is not a process of the container, and continues during a pause.
             touched=frozenset({box.name} if "pause" not in verb else ()),
         )
 
@@ -177,10 +176,10 @@ def order(verb: str, *words: str, states: tuple[str, ...], becomes: Callable[[Bo
 
 
 def may(world: World, verb: str, box: Box) -> bool:
-    """Whether the engine would do it, and it would last.
+    """True if the command succeeds and its result lasts.
 
-    Others may have its ports and addresses by now; and what restarts always would come back with
-    the engine, whoever has them then.
+    Another container may use the ports and addresses by now. A container that always restarts would
+    come back with the engine and conflict with the later user of its ports.
     """
     if verb != "start":
         return not (box.always and verb in ("stop", "kill"))
@@ -205,7 +204,7 @@ def rename(world: World, rng: Random) -> Step | None:
 
 
 def burst(world: World, rng: Random) -> Step | None:
-    """Some restart and some are new, all at once."""
+    """Restart some containers and create others at once."""
     old = rng.sample(ups(world), k=min(2, len(ups(world))))
     after, new = world.having(*(box.started() for box in old)), []
     for _ in range(2):
@@ -244,7 +243,7 @@ def new_net(world: World, rng: Random) -> Step | None:
     if len(world.nets) > NETS or not slots:
         return None
     slot = rng.choice(slots)
-    # Which of two networks is the gateway goes by their names.
+    # The names decide which of two networks is the gateway network.
     net = Net(name=f"{rng.choice('abcdefgh')}{slot}", subnet=IPv6Network(f"fd00:50:{slot}::/64"))
     match rng.choice(["nat"] * 5 + ["icc", "open", "source", "binding", "internal", "routed"]):
         case "icc":
@@ -299,7 +298,7 @@ def connect(world: World, rng: Random) -> Step | None:
     if box is None:
         return None
     nets = [n for n in world.nets.values() if n.name not in (*box.ends, RESIDENT)]
-    # What is published by IPv4 alone, or at one address, is not said for networks that open more.
+    # For networks that open more, the model has no answer for bindings to one address.
     plain = all(each.host is None for each in box.publish)
     net = pick(rng, [n for n in nets if plain or not (n.opens or n.binding)])
     if net is None or len(box.ends) > 2:
@@ -333,7 +332,7 @@ def disconnect(world: World, rng: Random) -> Step | None:
     )
 
 
-# The host, and others who write rules
+# The host, and other programs that write rules
 
 
 def late(world: World, rng: Random) -> Step:  # noqa: ARG001
@@ -356,14 +355,14 @@ def policy(world: World, rng: Random) -> Step:  # noqa: ARG001
 
 
 def repaired(ground: Ground, before: str, what: str, form: Callable[[str], str] = str) -> None:
-    """Wait until what was edited is as it was, to the byte."""
+    """Wait until the rules are as before, byte for byte."""
     after = until(lambda: form(ground.sandbox.rules()), form(before), timeout=30)
     if after != form(before):
-        ground.wrong.append(f"{what}: rules did not come back as they were:\n{after}")
+        ground.wrong.append(f"{what}: the rules were not restored:\n{after}")
 
 
 def by_chain(rules: str) -> str:
-    """Tables and chains by name: what is made anew stands in the order in which it was made."""
+    """The rules, sorted by table and chain. The kernel lists them in the order of creation."""
     tables = (each.splitlines() for each in rules.split("*")[1:])
     return "\n".join(
         line
@@ -373,7 +372,7 @@ def by_chain(rules: str) -> str:
 
 
 def edited(text: str, edit: Do, *, cuts: bool = False) -> Maker:
-    """A step in which somebody takes rules away, and they come back."""
+    """A step that removes rules and waits for their repair."""
 
     def made(world: World, rng: Random) -> Step:  # noqa: ARG001
         def do(ground: Ground) -> None:
@@ -387,15 +386,15 @@ def edited(text: str, edit: Do, *, cuts: bool = False) -> Maker:
 
 
 def flush_all(ground: Ground) -> None:
-    """The kernel tracks connections while a rule asks for that; without any it translates no packet
-    of an open flow either, and the host itself answers with a reset."""
+    """Flush both tables. Without rules that need conntrack the kernel translates no packet of an
+    open flow, and the host itself answers with a reset."""
     ground.ip6tables("-F")
     ground.ip6tables("-t", "nat", "-F")
 
 
 def flush_ruleset(world: World, rng: Random) -> Step:  # noqa: ARG001
     def do(ground: Ground) -> None:
-        """The engine's rules for IPv4 go as well, and it writes them when it starts."""
+        """Flush nf_tables, and restart the engine, which writes its IPv4 rules again."""
         before = ground.settled_rules().replace(":FORWARD DROP", ":FORWARD ACCEPT")
         ground.sandbox.host.run("nft", "flush", "ruleset")
         until(lambda: "IPV6NAT-FORWARD" in ground.sandbox.rules(), True, timeout=30)
@@ -422,7 +421,7 @@ def restart(ground: Ground, number: signal.Signals) -> None:
         ground.engine.stop()
     ground.daemon.wait_state("waiting-for-docker", timeout=30)
     ground.engine.start()
-    # A network that is trusted or routed, and the host, may have findings of their own.
+    # With a trusted or routed network the host may have findings.
     ground.daemon.wait_state("synced", "degraded", timeout=30)
 
 
@@ -434,7 +433,7 @@ def engine(text: str, number: signal.Signals) -> Maker:
 
 
 def engine_cold(world: World, rng: Random) -> Step | None:  # noqa: ARG001
-    """Without live-restore: all containers stop, and those come back that are to."""
+    """Restart the engine without live-restore: some containers restart with the engine."""
     if any(box.state == "paused" for box in world.boxes.values()):
         return None
     back = [box.started() if box.always and box.up else box for box in world.boxes.values()]
@@ -444,8 +443,8 @@ def engine_cold(world: World, rng: Random) -> Step | None:  # noqa: ARG001
         flags = ground.engine.args
         ground.engine.args = tuple(each for each in flags if each != "--live-restore")
         restart(ground, signal.SIGTERM)
-        # An engine that is stopped while it still starts containers leaves some of them behind,
-        # with their addresses, and starts others in their place.
+        # Wait: an engine that is stopped while it starts containers leaves some of them running,
+        # with their addresses, and starts others with the same addresses.
         ground.learn(after)
         ground.engine.args = flags
         restart(ground, signal.SIGTERM)
@@ -481,7 +480,7 @@ def end(ground: Ground, kill: bool) -> None:
 
 
 def meanwhile(world: World, rng: Random, text: str, before: Do, afterwards: Do) -> Step | None:
-    """Something happens to a container while ipv6natd cannot see it."""
+    """A step about a container while ipv6natd does not run."""
     makers: list[Maker] = [new_box, remove_box, RESTART, STOP]
     steps = [s for s in (make(world, rng) for make in makers) if s is not None]
     if not steps:
@@ -572,17 +571,17 @@ OFTEN: list[tuple[int, Maker]] = [
     (2, simple("the bus restarts", bus_restart)),
 ]
 NFT: list[tuple[int, Maker]] = [(2, flush_ruleset)]
-"""Only where the rules are in nf_tables."""
+"""Steps only for nf_tables."""
 ENDING: list[tuple[int, Maker]] = [
     (5, daemon_restart(kill=False)),
     (5, daemon_restart(kill=True)),
     (5, daemon_away),
 ]
-"""Those that end the daemon's life; growth is measured within one."""
+"""Steps that restart the daemon. Growth is measured without such steps."""
 
 
 def chosen(world: World, rng: Random, *, nft: bool, ending: bool) -> Step:
-    """The next step."""
+    """The next random step."""
     table = OFTEN + (NFT if nft else []) + (ENDING if ending else [])
     step: Step | None = None
     while step is None:
@@ -592,7 +591,7 @@ def chosen(world: World, rng: Random, *, nft: bool, ending: bool) -> Step:
 
 
 def first(rng: Random, proxy: bool) -> Iterator[Step]:
-    """The resident and its network, and two networks more."""
+    """The first steps: the resident with its network, and two networks."""
     net = Net(name=RESIDENT, subnet=IPv6Network("fd00:50:ff::/64"))
     world = World(proxy=proxy).holding(net)
     yield Step(text="create the resident's network", after=world, do=lambda g: g.create(net))

@@ -1,4 +1,4 @@
-"""The attackers: what they forge, and that they see a host that lets it through."""
+"""The attackers: their forged packets, and the detection of a host without rules."""
 
 from __future__ import annotations
 

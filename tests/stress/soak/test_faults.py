@@ -1,4 +1,4 @@
-"""Faults in CI: each once, but those that are slow; `make soak` has them all, and more often."""
+"""Faults in CI: each once, without the slow ones. `make soak` repeats all faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.stress.soak.scene import Scene, scene
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 ELSEWHERE = ("firewalld", "ufw", "IPv6", "without live-restore", "xtables lock", "dropped", "hung")
-"""Slow ones, of which tests/system/packets has shorter forms."""
+"""Slow faults; tests/system/packets has shorter tests for them."""
 KILLS = 4
 
 

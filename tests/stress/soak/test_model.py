@@ -1,4 +1,4 @@
-"""The model itself: what it says of small worlds, and that a wrong answer is one."""
+"""The model: its answers for small worlds, and the detection of wrong answers."""
 
 from __future__ import annotations
 

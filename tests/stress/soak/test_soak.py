@@ -1,4 +1,4 @@
-"""A few random steps in CI; `make soak` goes on for half an hour."""
+"""A few random steps in CI; `make soak` runs for half an hour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_after_each_random_step_everybody_reaches_whom_he_must(
     variant: Variant, proxy: bool
 ) -> None:
     need("dockerd", "docker", "ip", "nsenter", "setpriv", "busybox", "dbus-daemon", "conntrack")
-    # The end by time is only for a machine on which the steps would take for ever.
+    # The time limit is only for a very slow machine.
     result = soak(variant, proxy=proxy, seed=SEED, seconds=300, steps=STEPS, verbose=True)
     assert result.wrong == []
     assert result.questions > 500

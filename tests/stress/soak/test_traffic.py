@@ -1,4 +1,4 @@
-"""The traffic itself: it counts what comes, and sees what it is there to see."""
+"""The traffic: its counters, and the detection of wrong results."""
 
 from __future__ import annotations
 

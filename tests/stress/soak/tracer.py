@@ -2,12 +2,12 @@
 
 `python -m tests.stress.soak.tracer PID N [children]`
 
-All threads of PID are traced, and those that they make; processes that they make are not. Counted
-are entries into system calls by which anything outside of the process can change (EFFECTS): between
-two others, nobody can tell where it ended. Before the Nth the process is killed by SIGKILL, with
-its children if so asked, as systemd does. With N = 0 it is counted only.
+The tracer traces all threads of PID, and new threads, but not new processes. It counts the system
+calls that can change something outside the process (EFFECTS): the moment of a kill between two
+other calls has no visible effect. Before the Nth call the tracer kills the process with SIGKILL,
+and with "children" its child processes too, as systemd does. With N = 0 it only counts.
 
-Says "ready" when it counts, and at the end how far it came: "killed NAME" or "counted COUNT".
+It prints "ready" when it counts, and at the end "killed NAME" or "counted COUNT".
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EFFECTS = {
     316: "renameat2",
     435: "clone3",
 }
-"""Of x86-64, by number."""
+"""System calls of x86-64 by number."""
 
 SEIZE, INTERRUPT, SYSCALL, SYSCALL_INFO = 0x4206, 0x4207, 24, 0x420E
 SYSGOOD, TRACE_CLONE = 1, 8
@@ -62,7 +62,7 @@ LIBC.ptrace.restype = ctypes.c_long
 
 
 def ptrace(request: int, task: int, address: int = 0, data: int = 0) -> int:
-    """Raises ProcessLookupError where the task has gone."""
+    """Call ptrace. ProcessLookupError if the task has ended."""
     done: int = LIBC.ptrace(request, task, address, data)
     if done < 0:
         code = ctypes.get_errno()
@@ -71,18 +71,18 @@ def ptrace(request: int, task: int, address: int = 0, data: int = 0) -> int:
 
 
 def attach(pid: int) -> None:
-    """Trace all its threads; those that come meanwhile are made by one that is traced, or seen."""
+    """Trace all threads, including new threads that start meanwhile."""
     known: set[int] = set()
     while new := {int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()} - known:
         known |= new
         for task in new:
-            with suppress(OSError):  # it has ended, or is traced by inheritance
+            with suppress(OSError):  # the thread has ended, or is traced already
                 ptrace(SEIZE, task, 0, SYSGOOD | TRACE_CLONE)
                 ptrace(INTERRUPT, task)
 
 
 def entered(task: int) -> int | None:
-    """The number of the system call that a task is about to make; None: it comes back from one."""
+    """The number of the system call that a task enters; None if it returns from one."""
     buffer = ctypes.create_string_buffer(88)
     ptrace(SYSCALL_INFO, task, len(buffer), ctypes.addressof(buffer))
     if buffer.raw[0] != ENTRY:
@@ -92,7 +92,7 @@ def entered(task: int) -> int | None:
 
 
 def go_on(task: int, status: int) -> None:
-    """Let a stopped task run to its next system call, with the signal that it stopped for."""
+    """Continue a stopped task until its next system call, and deliver its signal."""
     number, event = os.WSTOPSIG(status), status >> 16
     passed = 0 if number in (SYSCALL_STOP, signal.SIGTRAP) or event else number
     with suppress(ProcessLookupError):
@@ -107,7 +107,7 @@ def children(pid: int) -> list[int]:
 
 
 def trace(pid: int, wanted: int, *, with_children: bool) -> str:
-    """Count, and kill at the wanted place; what there is to say at the end."""
+    """Count, and kill at the wanted call; returns the text for the end."""
     count, said = 0, ""
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Traffic that goes on while something else happens, and counts of what came of it.
+"""Continuous traffic during a test, and its counters.
 
-One `Traffic` is one client: a thread in a namespace that asks published ports at a steady rate,
-keeps flows open and talks over them, and tries ports that must not answer. Servers are those of
-tests/harness/serve.py, which say who they are and whom they see.
+One `Traffic` is one client: a thread in a namespace that connects to published ports at a steady
+rate, sends over open flows, and probes closed ports. The servers are those of
+tests/harness/serve.py, which answer with their name and the client's address.
 
     with Traffic(sandbox.client) as traffic:
         traffic.ask(Target(HOST, 8080, server="x1", peer=CLIENT))  # connects, again and again
@@ -32,19 +32,19 @@ from tests.harness.probe import Answer, Failure, failure, parsed
 Protocol = Literal["tcp", "udp"]
 STARTED = (0, errno.EINPROGRESS)
 SILENT = 20.0
-"""Seconds without an answer after which an open flow is given up: TCP has sent five times then."""
+"""Seconds without an answer after which an open flow counts as cut: TCP has sent five times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A port to talk to, and who should answer there; what is None is not looked at."""
+    """A port with the expected server and peer; None is not checked."""
 
     address: IPv6Address
     port: int
     protocol: Protocol = "tcp"
     server: str | None = field(default=None, kw_only=True)
     peer: IPv6Address | None = field(default=None, kw_only=True)
-    """Whom the server should see."""
+    """The client's address that the server must see."""
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}/{self.protocol}"
@@ -59,11 +59,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrong:
-    """An outcome that was not the wanted one."""
+    """A wrong result."""
 
     began: float
     ended: float
-    """By time.monotonic()."""
+    """Both by time.monotonic()."""
     target: Target
     answer: Answer | Failure | str
 
@@ -76,29 +76,29 @@ class Wrong:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it so far."""
+    """The results so far."""
 
     attempted: int = 0
-    """New connections to published ports that have ended, well or not."""
+    """Ended connections to published ports, successful or not."""
     failed: list[Wrong] = field(default_factory=list)
-    """Those that nobody answered, another, or the right one seeing somebody else (a proxy)."""
+    """Connections without an answer, with the wrong server, or with a wrong peer (a proxy)."""
     probed: int = 0
-    """Probes of closed ports that have ended."""
+    """Ended probes of closed ports."""
     answered_closed: list[Wrong] = field(default_factory=list)
-    """Those that were answered."""
+    """Probes with an answer."""
 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One flow that stays open."""
+    """One open flow."""
 
     target: Target
     asked: int = 0
     answered: int = 0
     longest: float = 0.0
-    """Seconds: the longest time for an answer. A question that UDP lost is asked again."""
+    """The longest time for an answer, in seconds. A lost UDP question is repeated."""
     cut: str | None = None
-    """How it ended, if it did before it was let go."""
+    """The reason for the end of the flow, if it ended before its release."""
     _sock: socket.socket | None = None
     _due: float = 0.0
     _waits: float | None = None
@@ -107,7 +107,7 @@ class Flow:
 
 @dataclass(slots=True, eq=False)
 class _Try:
-    """A connection or probe on its way."""
+    """A pending connection or probe."""
 
     target: Target
     sock: socket.socket
@@ -116,7 +116,7 @@ class _Try:
 
 
 def reason(error: OSError) -> Failure:
-    """Why there was no answer, also in a namespace that has lost its address or its links."""
+    """The reason for a missing answer, also in a namespace without addresses or links."""
     try:
         return failure(error)
     except OSError:
@@ -126,8 +126,8 @@ def reason(error: OSError) -> Failure:
 class Traffic:
     """One client. Its methods may be called from any thread while it runs.
 
-    `rate`: connections a second to published ports, all targets in turn; `probes` the same for
-    closed ones. `patience`: seconds that a new connection has for its answer. `every`: seconds
+    `rate`: connections per second to published ports, all targets in turn; `probes` is the same for
+    closed ports. `patience`: maximum seconds for the answer to a new connection. `every`: seconds
     between questions over an open flow.
     """
 
@@ -144,7 +144,7 @@ class Traffic:
         self.flows: list[Flow] = []
         self._ns = ns
         self._pause = {False: 1 / rate, True: 1 / probes}
-        self._patience = {False: patience, True: 0.4}  # a closed one answers at once, if it does
+        self._patience = {False: patience, True: 0.4}  # an open port would answer at once
         self._every = every
         self._targets: dict[bool, deque[Target]] = {False: deque(), True: deque()}
         self._tries: deque[_Try] = deque()
@@ -175,15 +175,15 @@ class Traffic:
             raise RuntimeError(f"the traffic of {self._ns.name} ended by itself")
 
     def ask(self, *targets: Target) -> None:
-        """From now on, connect to these published ports; replaces those of the call before."""
+        """Connect to these published ports from now on, instead of the former ones."""
         self._aim(targets, closed=False)
 
     def probe(self, *targets: Target) -> None:
-        """From now on, try these closed ports; replaces those of the call before."""
+        """Probe these closed ports from now on, instead of the former ones."""
         self._aim(targets, closed=True)
 
     def hold(self, target: Target, *, timeout: float = 3) -> Flow:
-        """Open a flow and talk over it until `release`; raises OSError when it does not open."""
+        """Open a flow and use it until `release`; OSError if it cannot be opened."""
         kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
         sock = self._ns.socket(socket.AF_INET6, kind)
         try:
@@ -200,13 +200,13 @@ class Traffic:
         return flow
 
     def release(self, flow: Flow) -> None:
-        """Close a flow; what is known of it stays."""
+        """Close a flow; its counters stay."""
         with self._lock:
             self._let_go(flow)
             self.flows.remove(flow)
 
     def settle(self) -> None:
-        """Wait until what is on its way now has ended."""
+        """Wait until all pending connections and probes have ended."""
         now = time.monotonic()
         while any(each.began <= now for each in list(self._tries)) and self._thread.is_alive():
             time.sleep(0.01)
@@ -214,7 +214,7 @@ class Traffic:
     def _aim(self, targets: Iterable[Target], *, closed: bool) -> None:
         with self._lock:
             wanted = deque(dict.fromkeys(targets))
-            # What is on its way to a port that is not asked for any more counts neither way.
+            # Pending connections and probes to removed targets are not counted.
             for each in [t for t in self._tries if t.closed is closed and t.target not in wanted]:
                 self._end(each)
             self._targets[closed] = wanted
@@ -225,14 +225,14 @@ class Traffic:
         while not self._done.is_set():
             for key, _ in self._selector.select(0.005):
                 with self._lock:
-                    # It may have been let go since, and its number taken by another.
+                    # The flow may have been released, and another socket may have its descriptor.
                     if self._selector.get_map().get(key.fd) is key:
                         self._heard(key)
             now = time.monotonic()
             with self._lock:
                 for closed, at in due.items():
                     if now >= at:
-                        # What was missed on a busy machine is not made up for in a rush.
+                        # On a busy machine, missed connections are not repeated in a burst.
                         due[closed] = max(at + self._pause[closed], now)
                         self._begin(closed, now)
                 self._expire(now)
@@ -301,7 +301,7 @@ class Traffic:
         attempt.sock.close()
 
     def _talk(self, flow: Flow, now: float) -> None:
-        """Ask over a flow when it is time, and give it up when it has been silent too long."""
+        """Send over a flow if it is due, and cut it after a long silence."""
         if flow._sock is None:
             return
         if flow._waits is not None:
@@ -343,7 +343,7 @@ class Traffic:
         flow._waits, flow._due = None, now + self._every
 
     def _broken(self, flow: Flow, error: OSError) -> None:
-        # UDP hears of an unreachable port and goes on; TCP that hears of it is over.
+        # An error ends a TCP flow. UDP continues after an unreachable port.
         if flow.target.protocol == "tcp" and not isinstance(error, BlockingIOError):
             self._cut(flow, error.strerror or str(error))
 

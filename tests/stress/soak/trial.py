@@ -1,4 +1,4 @@
-"""One fault, tried again and again: what was asked meanwhile, what came of it, how it healed."""
+"""The repetitions of one fault, with the results of the traffic and the time to heal."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ CALM = 0.5
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """What one fault came to in one variant; plain, so that JSON can hold it."""
+    """The results of one fault in one variant; JSON can encode it."""
 
     fault: str
     variant: str
     why: str = ""
     tried: int = 0
     attempted: int = 0
-    """New connections to published ports and out."""
+    """New connections to published ports and to the outside."""
     lost: int = 0
-    """Those that were not answered by the right one seeing the right one within a second."""
+    """Connections without the right server, with the right peer, within a second."""
     flows: int = 0
     cut: int = 0
     probed: int = 0
     exposed: int = 0
-    """Probes of closed ports that were answered while a fault lasted that takes rules out."""
+    """Answered probes of closed ports, during a fault that removes rules."""
     exposure: list[float] = field(default_factory=list)
-    """Seconds, for each try: from the fault to the last of these answers."""
+    """For each repetition, the seconds from the fault to the last of these answers."""
     healed: list[float] = field(default_factory=list)
-    """Seconds, for each try: from the end of the fault to the tables as they should be."""
+    """For each repetition, the seconds from the end of the fault to the expected tables."""
     wrong: list[str] = field(default_factory=list)
-    """What must not be, a sentence each."""
+    """Wrong results, one sentence each."""
 
     @property
     def median(self) -> float:
@@ -50,7 +50,7 @@ class Row:
 
 
 def tried(fault: Fault, scene: Scene, rng: random.Random, *, times: int, fresh: bool) -> Row:
-    """Bring a fault about so many times; `fresh`: hold the last state against a fresh start."""
+    """Repeat a fault; with `fresh`, compare the last tables with those of a fresh start."""
     row = Row(fault=fault.name, variant=scene.variant, why=fault.why)
     with fault.stage(scene):
         for _ in range(times):
@@ -58,7 +58,7 @@ def tried(fault: Fault, scene: Scene, rng: random.Random, *, times: int, fresh: 
         if fresh:
             stands = scene.rules()
             if (written := scene.fresh()) != stands:
-                row.wrong.append(f"a fresh start writes something else: {apart(stands, written)}")
+                row.wrong.append(f"a fresh start writes other rules: {apart(stands, written)}")
     return row
 
 
@@ -78,13 +78,13 @@ def _try(fault: Fault, scene: Scene, rng: random.Random, row: Row) -> None:
         else:
             row.healed.append(took)
         if not until(scene.extra_is_right, True):
-            row.wrong.append("the container that came or went meanwhile is not followed")
+            row.wrong.append("the start or end of the fifth container had no effect")
         time.sleep(CALM)
     count(fault.costs, row, talk, struck, healed)
 
 
 def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: float) -> None:
-    """Add what was said to the row; what no cost of the fault's excuses is wrong."""
+    """Add the results to the row. Effects outside the fault's `costs` are wrong."""
     row.attempted += talk.attempted
     row.probed += talk.probed
     row.lost += len(talk.failed)
@@ -114,7 +114,7 @@ def _apart(scene: Scene, wanted: str) -> str:
 
 
 def apart(stands: str, wanted: str) -> str:
-    """Up to three lines that one has and the other has not."""
+    """Up to three different lines."""
     have, want = stands.splitlines(), wanted.splitlines()
     lines = [f"+ {each}" for each in have if each not in want]
     lines += [f"- {each}" for each in want if each not in have]

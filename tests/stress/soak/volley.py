@@ -1,7 +1,7 @@
-"""Many questions at once, from many namespaces, and what came of each.
+"""Many questions at once, from many namespaces, with the result of each.
 
-They go out together and are waited for together, since most of them are to stay without an answer,
-and silence takes its time.
+All questions are sent together and wait together, because most of them get no answer until the
+time-out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Told = Answer | Failure
 
 
 class Faithful:
-    """UDP clients that use one socket for ever, and so one flow, whatever becomes of it."""
+    """UDP clients that use one socket, and so one flow, for the whole run."""
 
     def __init__(self, ns: Namespace) -> None:
         self._ns = ns
         self._socks: dict[tuple[IPv6Address, int], socket.socket] = {}
 
     def socket(self, ask: Ask) -> socket.socket:
-        """The one that asks this; what was said to it until now is forgotten."""
+        """The socket of this question, after former answers are discarded."""
         key = (ask.address, ask.port)
         if key not in self._socks:
             sock = self._ns.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -43,7 +43,7 @@ class Faithful:
         return self._socks[key]
 
     def send(self) -> None:
-        """A datagram from each, whatever comes of it."""
+        """Send a datagram from each socket, and ignore errors."""
         for sock in list(self._socks.values()):
             with contextlib.suppress(OSError):
                 sock.send(b"?\n")
@@ -54,7 +54,7 @@ class Faithful:
 
 
 def drained(sock: socket.socket) -> None:
-    """Twice at most says a socket that something was refused; then it is silent."""
+    """Read all pending answers and errors; a socket reports at most two errors."""
     while True:
         try:
             sock.recv(4096)
@@ -67,7 +67,7 @@ def drained(sock: socket.socket) -> None:
 def volley(
     asks: Iterable[Ask], spaces: Mapping[str, Namespace], faithful: Faithful, *, timeout: float
 ) -> dict[Ask, Told]:
-    """Ask all, wait up to `timeout` seconds; `spaces` says where each origin is."""
+    """Ask all questions, and wait up to `timeout` seconds; `spaces` has each origin's namespace."""
     told: dict[Ask, Told] = {}
     open_asks: dict[Ask, socket.socket] = {}
     by_origin: defaultdict[str, list[Ask]] = defaultdict(list)
@@ -109,7 +109,7 @@ def made(ask: Ask, faithful: Faithful) -> socket.socket:
 
 
 def heard(sock: socket.socket, events: int) -> Told | None:
-    """The answer, or None while there is none."""
+    """The answer, or None if there is none yet."""
     try:
         if events & selectors.EVENT_WRITE:
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -118,14 +118,14 @@ def heard(sock: socket.socket, events: int) -> Told | None:
             return None
         return parsed(sock.recv(4096).partition(b"\n")[0])
     except BlockingIOError:
-        # What woke us was an error, and the faithful, who send from a thread of their own, took it.
+        # The event was an error that the sending thread of `Faithful` has received already.
         return None
     except OSError as error:
         return failure(error)
 
 
 def right(ask: Ask, want: Want, told: Told) -> bool:
-    """Whether what was told is what must be."""
+    """True if the answer is as expected."""
     match want:
         case Reached(server, peers):
             return (
