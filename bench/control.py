@@ -19,8 +19,8 @@ from bench.packets import mapped, wanted
 from ipv6natd.firewall import xtables
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Protocol
-from ipv6natd.netfilter.diff import ObservedTable, plan
-from ipv6natd.netfilter.render import render
+from ipv6natd.netfilter.diff import ObservedTable, diff
+from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 from tests.harness import Daemon, Namespace, Sandbox
 from tests.harness.process import run
@@ -209,7 +209,7 @@ def writing(variant: Variant, mappings: int) -> tuple[float, float]:
     with Sandbox(variant) as sandbox:
         change = next(
             step
-            for step in plan(
+            for step in diff(
                 applied=None,
                 interim=rules.filter,
                 wanted=rules,
@@ -218,7 +218,7 @@ def writing(variant: Variant, mappings: int) -> tuple[float, float]:
             if step.table is Table.NAT
         )
         path = sandbox.dir / "all"
-        path.write_text(render(change))
+        path.write_text(format_change(change))
         firewall = RestoreFirewall(Backend(variant))
         for _ in range(CHANGES // 2):
             empty(sandbox)

@@ -19,7 +19,7 @@ from statistics import median
 
 from bench.engine import scattered
 from ipv6natd.model import Container, Endpoint, Network, Policy, PortBinding, Protocol, Snapshot
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import DOCKER_USER, Ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -189,7 +189,7 @@ def wanted(facts: Facts) -> Ruleset:
 
 def load(sandbox: Sandbox, facts: Facts) -> None:
     """Load the rules for these networks and containers, and no other rules."""
-    text = full_text(wanted(facts))
+    text = format_ruleset(wanted(facts))
     text = text.replace("*filter\n", f"*filter\n:{DOCKER_USER} - [0:0]\n", 1)
     path = sandbox.dir / "rules"
     path.write_text(text)

@@ -26,7 +26,7 @@ from ipv6natd.model import (
     Protocol,
     changes,
 )
-from ipv6natd.netfilter.prefixes import Subnets
+from ipv6natd.netfilter.prefixes import PrefixIndex
 
 FOLLOWED = (Protocol.UDP, Protocol.SCTP)
 ICMPV6 = 58
@@ -246,11 +246,11 @@ def wrong(
         if answers is not None:
             return flow.original in answers
         return (
-            late.of(flow.source) is not None
+            late.find(flow.source) is not None
             or (
                 _entered(closed, flow)
                 if flow.source not in host_addresses
-                else flow.protocol is Protocol.UDP and inside.of(flow.reply.source) is not None
+                else flow.protocol is Protocol.UDP and inside.find(flow.reply.source) is not None
             )
             or _left(inside, flow, exposure)
         )
@@ -258,18 +258,18 @@ def wrong(
     return (flow for flow in flows if strange(flow) or change.has_made_wrong(flow))
 
 
-def _inside(networks: Iterable[Network]) -> Subnets:
-    return Subnets(subnet for network in networks for subnet in network.subnets)
+def _inside(networks: Iterable[Network]) -> PrefixIndex:
+    return PrefixIndex(subnet for network in networks for subnet in network.subnets)
 
 
-def _left(inside: Subnets, flow: Flow, exposure: Exposure) -> bool:
+def _left(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
     """Whether its source is in a network and what it asked for is not: it may be forged.
 
     A container's own flow looks the same. What it sends next begins another one. A TCP connection
     ends with that where the other side speaks first, so these are left to be what they are unless
     they were never guarded at all.
     """
-    subnet = inside.of(flow.source)
+    subnet = inside.find(flow.source)
     return (
         subnet is not None
         and flow.destination not in subnet
@@ -277,10 +277,10 @@ def _left(inside: Subnets, flow: Flow, exposure: Exposure) -> bool:
     )
 
 
-def _entered(closed: Subnets, flow: Flow) -> bool:
+def _entered(closed: PrefixIndex, flow: Flow) -> bool:
     """Whether one who is no neighbour there began it towards an address of these networks."""
-    subnet = closed.of(flow.destination)
-    return subnet is not None and closed.of(flow.source) != subnet
+    subnet = closed.find(flow.destination)
+    return subnet is not None and closed.find(flow.source) != subnet
 
 
 def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:

@@ -17,7 +17,7 @@ from ipv6natd.firewall.restore import detect, probe
 from ipv6natd.host.facts import read
 from ipv6natd.host.findings import explained, found
 from ipv6natd.model import ManagedBy, Network
-from ipv6natd.netfilter.docker_rules import NAMED_BY_DOCKER
+from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import TOOLS, Check, Seen, Verdict, checks
 from ipv6natd.report.status import counted
@@ -121,7 +121,7 @@ def _network(row: Mapping[str, Any]) -> Network:
 def _bridges() -> Iterable[Network]:
     """Docker's bridges by their names, for a caller without a list of networks."""
     for path in sorted(_NET.glob("*")):
-        if NAMED_BY_DOCKER.fullmatch(path.name):
+        if DOCKER_BRIDGE_NAME.fullmatch(path.name):
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 

@@ -14,11 +14,11 @@ from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import (
     NFT_TABLE,
     Leftover,
-    from_nft,
-    from_save,
-    in_save,
-    joined,
-    removal,
+    engine_rules_from_nft,
+    engine_rules_from_save,
+    leftovers_from_save,
+    merged_engine_rules,
+    removal_text,
 )
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import said
@@ -29,13 +29,20 @@ NFTABLES = "nftables"
 
 def engine_rules() -> EngineRules:
     """What an engine wrote, in force or left over; what cannot be read is not there. Blocks."""
-    return joined([*(from_save(text) for _, text in _saved()), from_nft(_nft("list"))])
+    return merged_engine_rules(
+        [
+            *(engine_rules_from_save(text) for _, text in _saved()),
+            engine_rules_from_nft(_nft("list")),
+        ]
+    )
 
 
 def leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
     """All rules and chains of an engine or of docker-ipv6nat, whoever keeps them. Blocks."""
     known = tuple(networks)
-    found = [each for backend, text in _saved() for each in in_save(backend, text, known)]
+    found = [
+        each for backend, text in _saved() for each in leftovers_from_save(backend, text, known)
+    ]
     if _nft("list"):
         found.append(Leftover(variant=NFTABLES, table=" ".join(NFT_TABLE)))
     return tuple(found)
@@ -47,7 +54,7 @@ def remove(found: Iterable[Leftover]) -> None:
     for backend in Backend:
         here = [each for each in every if each.variant == backend]
         if here:
-            RestoreFirewall(backend).restore(removal(here))
+            RestoreFirewall(backend).restore(removal_text(here))
     if any(each.variant == NFTABLES for each in every):
         _nft("delete")
         if _nft("list"):

@@ -34,7 +34,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable, TableChange
-from ipv6natd.netfilter.render import span
+from ipv6natd.netfilter.render import format_ports
 from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
@@ -182,7 +182,7 @@ def _observed(name: Table) -> ObservedTable:
             jumps += (r.jump(chain, at) for at, r in enumerate(rules) if r.concerns_us(chains))
             if chain == DOCKER_USER:
                 docker_user = len(rules)
-    return ObservedTable(own=own, jumps=tuple(jumps), docker_user=docker_user)
+    return ObservedTable(chains=own, jumps=tuple(jumps), docker_user=docker_user)
 
 
 def _digest(table: Any, chain: str) -> str:
@@ -326,7 +326,7 @@ def _interface(name: str) -> tuple[bytes, bytes]:
 def _matches(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
     """(extension, parameter, value or values) in the order of words(), which is that in memory."""
     if rule.protocol is not None and rule.ports is not None:
-        yield str(rule.protocol), "dport", span(*rule.ports)
+        yield str(rule.protocol), "dport", format_ports(*rule.ports)
     if rule.syn:
         yield "tcp", "tcp-flags", list(SYN)
     if rule.mark is not None:
@@ -342,7 +342,7 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
     if rule.flow is not None:
         protocol, first, last = rule.flow
         yield "conntrack", "ctproto", str(protocol)
-        yield "conntrack", "ctorigdstport", span(first, last)
+        yield "conntrack", "ctorigdstport", format_ports(first, last)
     if rule.states:
         yield "conntrack", "ctstate", ",".join(rule.states)
     if rule.reply:

@@ -19,7 +19,7 @@ from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.parse import parse_save
-from ipv6natd.netfilter.render import pieces
+from ipv6natd.netfilter.render import format_change_in_chunks
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import DIRECTORIES, call, find
 
@@ -64,7 +64,7 @@ def connections(backend: Backend) -> Map[DnatKey, int]:
 
     The whole of what stands is read: naming a table would make legacy create it.
     """
-    return counters.connections(_run([_tool(backend, "save"), "-c"]))
+    return counters.connection_counts(_run([_tool(backend, "save"), "-c"]))
 
 
 class RestoreFirewall:
@@ -102,11 +102,11 @@ class RestoreFirewall:
             said = _run([self._tool, "-w", "-t", table, "-S", name], timeout=self._timeout)
             # "-N NAME", which a save words in another way, and its rules.
             lines += f":{name} - [0:0]\n", said.partition("\n")[2]
-        return parse_save("".join([*lines, "COMMIT\n"]))[table].own
+        return parse_save("".join([*lines, "COMMIT\n"]))[table].chains
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        self._restored(partial(pieces, change))
+        self._restored(partial(format_change_in_chunks, change))
 
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table in it. Raises FirewallError."""

@@ -148,7 +148,7 @@ class Entry:
             position=position,
             target=self.target,
             ours=self.ours,
-            plain=not asks and len(self._comments) == len(self.extensions),
+            unconditional=not asks and len(self._comments) == len(self.extensions),
             text=self.text,
         )
 

@@ -15,7 +15,7 @@ from itertools import permutations
 
 from ipv6natd.host.nft import BaseChain, Flow, blocks, filters_sources
 from ipv6natd.model import ManagedBy, Network, is_plain_interface
-from ipv6natd.netfilter.docker_rules import NAMED_BY_DOCKER
+from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MANY = 8
@@ -365,7 +365,7 @@ def _open_between(facts: HostFacts, engine: frozenset[str]) -> tuple[str, ...]:
     if not facts.ipv6 or facts.disabled or not facts.forwarding or _ends(facts):
         return ()
     others = [
-        each for each in facts.up if each not in engine and not NAMED_BY_DOCKER.fullmatch(each)
+        each for each in facts.up if each not in engine and not DOCKER_BRIDGE_NAME.fullmatch(each)
     ]
     ways = list(permutations(others[:_MANY], 2)) or [(each, each) for each in others]
     open_ = [way for way in ways if not _guarded(facts, *way)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ipv6natd.host.findings import HostFacts
 from ipv6natd.host.nft import base_chains, entries
-from ipv6natd.netfilter.docker_rules import NFT_TABLE, is_jump, is_theirs
+from ipv6natd.netfilter.docker_rules import NFT_TABLE, is_docker_chain, jumps_to_docker_chain
 from ipv6natd.netfilter.rules import PREFIX
 from ipv6natd.system import process
 
@@ -128,11 +128,11 @@ def _docker4(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[st
 def _docker6(chains: Iterable[dict[str, Any]], legacy: Iterable[str]) -> Iterator[str]:
     """Where rules of Docker or docker-ipv6nat stand; `legacy` is the FORWARD chain there."""
     ours = [each for each in chains if each["family"] == "ip6"]
-    if any(each["table"] in ("filter", "nat") and is_theirs(each["name"]) for each in ours):
+    if any(each["table"] in ("filter", "nat") and is_docker_chain(each["name"]) for each in ours):
         yield "ip6tables-nft"
     if any(("ip6", each["table"]) == NFT_TABLE for each in ours):
         yield f"nft table {' '.join(NFT_TABLE)}"
-    if any(is_jump(rule) for rule in legacy):
+    if any(jumps_to_docker_chain(rule) for rule in legacy):
         yield "ip6tables-legacy"
 
 

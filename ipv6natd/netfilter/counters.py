@@ -21,34 +21,36 @@ class DnatKey:
     protocol: str
     ports: str
     """As in `--dport`: "80" or "80:89"."""
-    to: str
+    to_destination: str
     """As in `--to-destination`."""
     destination: str
 
 
-_COUNTED = re.compile(rf"\[(\d+):\d+\] -A {PREFIX}\S* (.*)")
+_COUNTED_RULE = re.compile(rf"\[(\d+):\d+\] -A {PREFIX}\S* (.*)")
 _OPTION = re.compile(r"(?:^| )(-p|--dport|--to-destination|-d) (\S+)")
 
 
 def dnat_key(rule: str) -> DnatKey | None:
     """What tells a DNAT rule, from its text; None if it is none."""
-    found = dict(_OPTION.findall(rule))
-    if "--to-destination" not in found or "--dport" not in found:
+    options = dict(_OPTION.findall(rule))
+    if "--to-destination" not in options or "--dport" not in options:
         return None
     try:
-        destination = str(IPv6Network(found.get("-d", "::/0")))
+        destination = str(IPv6Network(options.get("-d", "::/0")))
     except ValueError:
         return None
-    return DnatKey(found.get("-p", ""), found["--dport"], found["--to-destination"], destination)
+    return DnatKey(
+        options.get("-p", ""), options["--dport"], options["--to-destination"], destination
+    )
 
 
-def connections(save: str) -> Map[DnatKey, int]:
+def connection_counts(save: str) -> Map[DnatKey, int]:
     """Of our DNAT rules in the output of `ip6tables-save -c`: connections since each was written.
 
     Only the first packet of a flow passes nat.
     """
-    found: dict[DnatKey, int] = {}
+    counts: dict[DnatKey, int] = {}
     for line in save_lines(save):
-        if (hit := _COUNTED.fullmatch(line)) and (key := dnat_key(hit[2])):
-            found[key] = int(hit[1])
-    return found
+        if (match := _COUNTED_RULE.fullmatch(line)) and (key := dnat_key(match[2])):
+            counts[key] = int(match[1])
+    return counts

@@ -39,7 +39,7 @@ class ObservedJump:
     target: str
     ours: bool
     """Whether it carries our comment."""
-    plain: bool
+    unconditional: bool
     """Whether it has no match at all besides a comment: every packet takes it."""
     text: str
 
@@ -48,7 +48,7 @@ class ObservedJump:
 class ObservedTable:
     """What stands in one table and concerns us."""
 
-    own: dict[str, str] = field(default_factory=dict)
+    chains: dict[str, str] = field(default_factory=dict)
     """Name of each chain with our prefix -> "N:digest": the number of its rules, and a digest over
     them in the backend's own wording; "N:" while nobody has read what the kernel made of it."""
     jumps: tuple[ObservedJump, ...] = ()
@@ -80,7 +80,7 @@ class TableChange:
     """Chains to delete. Ours are emptied first; a DOCKER-USER that is not empty fails it all."""
 
 
-def plan(
+def diff(
     *,
     applied: Ruleset | None,
     interim: TableRules,
@@ -99,12 +99,12 @@ def plan(
     written, and `applied` must be what stands. With `keep_order` false, jumps that stand in FORWARD
     stay where they are, whoever stands before them.
     """
-    before = applied or EMPTY
+    old = applied or EMPTY
     if observed is not None:
         # Nobody knows the old rules of a first pass, so there is nothing to bridge.
         first = wanted.filter if applied is None or wanted == EMPTY else interim
-        steps = [
-            _whole(
+        changes = [
+            _rewrite(
                 table,
                 first if table is Table.FILTER else wanted.nat,
                 observed[table],
@@ -114,35 +114,35 @@ def plan(
             if table in observed
         ]
         if wanted == EMPTY:
-            return steps[::-1]
-        last = _difference(Table.FILTER, first, wanted.filter)
-        return [*steps, last] if last else steps
-    differences = (
-        _difference(Table.FILTER, before.filter, interim),
-        _difference(Table.NAT, before.nat, wanted.nat),
-        _difference(Table.FILTER, interim, wanted.filter),
+            return changes[::-1]
+        last = _chain_changes(Table.FILTER, first, wanted.filter)
+        return [*changes, last] if last else changes
+    steps = (
+        _chain_changes(Table.FILTER, old.filter, interim),
+        _chain_changes(Table.NAT, old.nat, wanted.nat),
+        _chain_changes(Table.FILTER, interim, wanted.filter),
     )
-    return [step for step in differences if step is not None]
+    return [change for change in steps if change is not None]
 
 
 def jumps_differ(applied: Ruleset | None, wanted: Ruleset) -> bool:
-    """Whether a jump comes or goes, so that plan() has to see the tables of others."""
+    """Whether a jump comes or goes, so that diff() must read the tables."""
     return applied is None or any(
         applied.table(table).jumps != wanted.table(table).jumps for table in Table
     )
 
 
-def _difference(table: Table, old: TableRules, new: TableRules) -> TableChange | None:
-    standing = {chain.name: chain for chain in old.chains}
-    changed = tuple(chain for chain in new.chains if standing.get(chain.name) != chain)
+def _chain_changes(table: Table, old: TableRules, new: TableRules) -> TableChange | None:
+    old_chains = {chain.name: chain for chain in old.chains}
+    changed = tuple(chain for chain in new.chains if old_chains.get(chain.name) != chain)
     names = {chain.name for chain in new.chains}
-    gone = tuple(name for name in standing if name not in names)
-    if not changed and not gone:
+    deleted = tuple(name for name in old_chains if name not in names)
+    if not changed and not deleted:
         return None
-    return TableChange(table=table, chains=changed, delete=gone)
+    return TableChange(table=table, chains=changed, delete=deleted)
 
 
-def _whole(
+def _rewrite(
     table: Table, wanted: TableRules, observed: ObservedTable, *, keep_order: bool
 ) -> TableChange:
     """The table as it should be, whatever stands there of ours.
@@ -153,26 +153,35 @@ def _whole(
     only moved to the head, and takes the place of ours.
     """
     jumps = list(wanted.jumps)
-    others = [each for each in observed.jumps if each.target != DOCKER_USER]
-    remove = [each for each in others if each.ours or each.target.startswith(PREFIX)]
-    own = [each for each in observed.jumps if each.target == DOCKER_USER and each.ours]
-    foreign = [each for each in observed.jumps if each.target == DOCKER_USER and not each.ours]
-    leading = next((each for each in foreign if each.base == "FORWARD" and each.plain), None)
-    wants_user = any(jump.target == DOCKER_USER for jump in jumps)
-    stay = {chain.name for chain in wanted.chains}
-    delete = [name for name in observed.own if name not in stay]
-    if wants_user or leading is not None or not observed.docker_user:
-        remove += own
-    if not wants_user and own and not foreign and observed.docker_user == 0:
+    other_jumps = [jump for jump in observed.jumps if jump.target != DOCKER_USER]
+    remove = [jump for jump in other_jumps if jump.ours or jump.target.startswith(PREFIX)]
+    our_user_jumps = [jump for jump in observed.jumps if jump.target == DOCKER_USER and jump.ours]
+    foreign_user_jumps = [
+        jump for jump in observed.jumps if jump.target == DOCKER_USER and not jump.ours
+    ]
+    user_jump = next(
+        (jump for jump in foreign_user_jumps if jump.base == "FORWARD" and jump.unconditional), None
+    )
+    wants_docker_user = any(jump.target == DOCKER_USER for jump in jumps)
+    wanted_chains = {chain.name for chain in wanted.chains}
+    delete = [name for name in observed.chains if name not in wanted_chains]
+    if wants_docker_user or user_jump is not None or not observed.docker_user:
+        remove += our_user_jumps
+    if (
+        not wants_docker_user
+        and our_user_jumps
+        and not foreign_user_jumps
+        and observed.docker_user == 0
+    ):
         delete.append(DOCKER_USER)
-    if wants_user and leading is not None:
-        remove.append(leading)
-        jumps = [_without_comment(j) if j.target == DOCKER_USER else j for j in jumps]
-    create = (DOCKER_USER,) if wants_user and observed.docker_user is None else ()
+    if wants_docker_user and user_jump is not None:
+        remove.append(user_jump)
+        jumps = [_without_comment(jump) if jump.target == DOCKER_USER else jump for jump in jumps]
+    create = (DOCKER_USER,) if wants_docker_user and observed.docker_user is None else ()
     if not keep_order:
-        kept = _in_forward_once(observed) & {jump.target for jump in jumps}
-        remove = [each for each in remove if each.base != "FORWARD" or each.target not in kept]
-        jumps = [each for each in jumps if each.base != "FORWARD" or each.target not in kept]
+        unmoved = _single_forward_targets(observed) & {jump.target for jump in jumps}
+        remove = [jump for jump in remove if jump.base != "FORWARD" or jump.target not in unmoved]
+        jumps = [jump for jump in jumps if jump.base != "FORWARD" or jump.target not in unmoved]
     return TableChange(
         table=table,
         remove=tuple(remove),
@@ -183,8 +192,8 @@ def _whole(
     )
 
 
-def _in_forward_once(observed: ObservedTable) -> set[str]:
-    targets = Counter(each.target for each in observed.jumps if each.base == "FORWARD")
+def _single_forward_targets(observed: ObservedTable) -> set[str]:
+    targets = Counter(jump.target for jump in observed.jumps if jump.base == "FORWARD")
     return {target for target, count in targets.items() if count == 1}
 
 
@@ -193,69 +202,73 @@ def _without_comment(jump: BaseJump) -> BaseJump:
     return BaseJump(base=jump.base, rule=rule, first=jump.first)
 
 
-def written(observed: ObservedTable, change: TableChange) -> ObservedTable:
+def predict(observed: ObservedTable, change: TableChange) -> ObservedTable:
     """What stands after a change of chains alone, as far as that is known without reading."""
-    gone = set(change.delete)
-    own = {name: digest for name, digest in observed.own.items() if name not in gone}
-    own |= {chain.name: f"{len(chain.rules)}:" for chain in change.chains}
-    return replace(observed, own=own)
+    deleted = set(change.delete)
+    chains = {name: digest for name, digest in observed.chains.items() if name not in deleted}
+    chains |= {chain.name: f"{len(chain.rules)}:" for chain in change.chains}
+    return replace(observed, chains=chains)
 
 
-def unread(observed: ObservedTable) -> list[str]:
+def unverified_chains(observed: ObservedTable) -> list[str]:
     """Chains of which only the number of rules is known."""
-    return [name for name, digest in observed.own.items() if digest.endswith(":")]
+    return [name for name, digest in observed.chains.items() if digest.endswith(":")]
 
 
-def learned(observed: ObservedTable, now: Map[str, str]) -> ObservedTable:
+def with_digests(observed: ObservedTable, now: Map[str, str]) -> ObservedTable:
     """With the digests that were read since, where they do not contradict."""
-    own = {
-        name: now[name] if digest.endswith(":") and _same(digest, now.get(name, "")) else digest
-        for name, digest in observed.own.items()
+    chains = {
+        name: now[name]
+        if digest.endswith(":") and _digest_matches(digest, now.get(name, ""))
+        else digest
+        for name, digest in observed.chains.items()
     }
-    return replace(observed, own=own)
+    return replace(observed, chains=chains)
 
 
-def _same(expected: str, now: str) -> bool:
+def _digest_matches(expected: str, now: str) -> bool:
     return now.startswith(expected) if expected.endswith(":") else now == expected
 
 
-def drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
+def has_drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
     """Whether somebody else changed what is ours: a chain, a jump, or who comes first."""
     return (
-        expected.own.keys() != now.own.keys()
-        or not all(_same(digest, now.own[name]) for name, digest in expected.own.items())
-        or _standing(expected, keep_order) != _standing(now, keep_order)
+        expected.chains.keys() != now.chains.keys()
+        or not all(
+            _digest_matches(digest, now.chains[name]) for name, digest in expected.chains.items()
+        )
+        or _jump_positions(expected, keep_order) != _jump_positions(now, keep_order)
     )
 
 
-def stands(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
+def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
     """Whether the table has the shape of what was written: chains, numbers of rules, jumps, and,
     with `keep_order`, who comes first in FORWARD.
 
     It tells an edit that slipped in between our write and the read after it, without comparing
     our words with the kernel's.
     """
-    sizes = {name: digest.partition(":")[0] for name, digest in observed.own.items()}
-    jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
-    first = [each.target for each in wanted.jumps if each.first and each.base == "FORWARD"]
-    in_forward = [each for each in observed.jumps if each.base == "FORWARD"]
-    seen = [(each.base, each.target) for each in observed.jumps]
-    ours = sorted(each for each in seen if each[1] != DOCKER_USER)
+    sizes = {name: digest.partition(":")[0] for name, digest in observed.chains.items()}
+    wanted_jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
+    first = [jump.target for jump in wanted.jumps if jump.first and jump.base == "FORWARD"]
+    in_forward = [jump for jump in observed.jumps if jump.base == "FORWARD"]
+    found_jumps = [(jump.base, jump.target) for jump in observed.jumps]
+    ours = sorted(jump for jump in found_jumps if jump[1] != DOCKER_USER)
     return (
         sizes == {chain.name: str(len(chain.rules)) for chain in wanted.chains}
-        and ours == [each for each in jumps if each[1] != DOCKER_USER]
-        and all(each in seen for each in jumps)
+        and ours == [jump for jump in wanted_jumps if jump[1] != DOCKER_USER]
+        and all(jump in found_jumps for jump in wanted_jumps)
         and (
             not keep_order
-            or first == [each.target for each in in_forward if each.position < len(first)]
+            or first == [jump.target for jump in in_forward if jump.position < len(first)]
         )
     )
 
 
-def _standing(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int, str, str]]:
+def _jump_positions(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int, str, str]]:
     """Jumps as far as their place matters: in FORWARD it does, elsewhere only that they stand."""
-    placed = ("FORWARD",) if keep_order else ()
+    ordered_bases = ("FORWARD",) if keep_order else ()
     return sorted(
-        (each.base, each.position if each.base in placed else 0, each.target, each.text)
-        for each in observed.jumps
+        (jump.base, jump.position if jump.base in ordered_bases else 0, jump.target, jump.text)
+        for jump in observed.jumps
     )

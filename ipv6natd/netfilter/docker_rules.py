@@ -22,27 +22,27 @@ from ipv6natd.netfilter.rules import PREFIX
 
 _RULE_CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
 # Up to 27 the engine's rules about a bridge stand in FORWARD itself.
-_FORWARD = re.compile(r"-A FORWARD .*-j DOCKER$")
+_FORWARD_RULE = re.compile(r"-A FORWARD .*-j DOCKER$")
 _DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
 _NFT_INTERFACE = re.compile(r'"([^"]+)" : jump filter-forward-')
 _NFT_PORT = re.compile(r"\b(tcp|udp|sctp) dport (\d{1,5}) .*\bdnat\b")
 
 _CHAIN = re.compile(r"DOCKER(?!-USER$)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
-_FROM = frozenset({"FORWARD", "PREROUTING", "OUTPUT"})
-NAMED_BY_DOCKER = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
+_JUMP_BASES = frozenset({"FORWARD", "PREROUTING", "OUTPUT"})
+DOCKER_BRIDGE_NAME = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"-[io] (\S+)")
-_TO_US = r"-j (?:MASQUERADE|SNAT --to-source \S+)"
+_MASQUERADE = r"-j (?:MASQUERADE|SNAT --to-source \S+)"
 _PORT = r"-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) --dport \d+"
-_WORDS = {
+_RULES = {
     ("filter", "FORWARD"): (
         r"-o (?P<bridge>\S+) -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         r"-i (?P<bridge>\S+) ! -o (?P=bridge) -j ACCEPT",
         r"-i (?P<bridge>\S+) -o (?P=bridge) -j (?:ACCEPT|DROP)",
     ),
     ("nat", "POSTROUTING"): (
-        rf"-s (?P<subnet>\S+) ! -o (?P<bridge>\S+) {_TO_US}",
-        rf"-o (?P<bridge>\S+) -m addrtype --(?:src|dst)-type LOCAL {_TO_US}",
+        rf"-s (?P<subnet>\S+) ! -o (?P<bridge>\S+) {_MASQUERADE}",
+        rf"-o (?P<bridge>\S+) -m addrtype --(?:src|dst)-type LOCAL {_MASQUERADE}",
         rf"-s (?P<address>\S+)/128 -d (?P=address)/128 {_PORT} -j MASQUERADE",
     ),
     ("raw", "PREROUTING"): (
@@ -51,7 +51,7 @@ _WORDS = {
         rf"-d \S+/128 ! -i (?P<bridge>\S+) {_PORT} -j DROP",
     ),
 }
-_PATTERNS = {place: tuple(map(re.compile, words)) for place, words in _WORDS.items()}
+_RULE_PATTERNS = {chain: tuple(map(re.compile, rules)) for chain, rules in _RULES.items()}
 
 
 NFT_TABLE = ("ip6", "docker-bridges")
@@ -70,54 +70,64 @@ class Leftover:
     """What stands behind `-A CHAIN`; "" for the whole chain."""
 
 
-def in_save(variant: str, text: str, networks: Iterable[Network]) -> tuple[Leftover, ...]:
+def leftovers_from_save(
+    variant: str, text: str, networks: Iterable[Network]
+) -> tuple[Leftover, ...]:
     """All of it in the output of one ip6tables-save; rules before the chains they jump to.
 
     `networks` are those that the engine has now.
     """
-    lines = list(_lines(text, variant))
-    theirs = [each for each in lines if _jumps(each) or is_theirs(each.chain)]
-    known = list(networks)
-    bridges = {each.bridge for each in known if each.bridge}
-    bridges.update(*(_INTERFACE.findall(each.rule) for each in theirs))
-    hits = [(each, hit) for each in lines if (hit := _worded(each))]
-    about = [(each, hit) for each, hit in hits if _is_docker(hit.get("bridge", ""), bridges)]
-    subnets = {subnet for each in known for subnet in each.subnets}
-    subnets.update(subnet for _, hit in about if (subnet := _subnet(hit.get("subnet", ""))))
+    lines = list(_foreign_lines(text, variant))
+    named = [line for line in lines if _is_docker_jump(line) or is_docker_chain(line.chain)]
+    current = list(networks)
+    bridges = {network.bridge for network in current if network.bridge}
+    bridges.update(*(_INTERFACE.findall(line.rule) for line in named))
+    matched = [(line, parts) for line in lines if (parts := _matched_parts(line))]
+    about_bridges = [
+        (line, parts)
+        for line, parts in matched
+        if _is_docker_bridge(parts.get("bridge", ""), bridges)
+    ]
+    subnets = {subnet for network in current for subnet in network.subnets}
+    subnets.update(
+        subnet for _, parts in about_bridges if (subnet := _subnet(parts.get("subnet", "")))
+    )
     hairpins = [
-        each
-        for each, hit in hits
-        if (address := _subnet(hit.get("address", "")))
+        line
+        for line, parts in matched
+        if (address := _subnet(parts.get("address", "")))
         and any(address.subnet_of(subnet) for subnet in subnets)
     ]
-    loose = {*filter(_jumps, theirs), *(each for each, _ in about), *hairpins}
-    chains = [each for each in theirs if not each.rule]
-    return (*(each for each in lines if each in loose), *chains)
+    rules = {*filter(_is_docker_jump, named), *(line for line, _ in about_bridges), *hairpins}
+    chains = [line for line in named if not line.rule]
+    return (*(line for line in lines if line in rules), *chains)
 
 
-def is_theirs(chain: str) -> bool:
+def is_docker_chain(chain: str) -> bool:
     """Whether a chain is one of an engine or of docker-ipv6nat, by its name."""
     return _CHAIN.fullmatch(chain) is not None
 
 
-def is_jump(rule: str) -> bool:
+def jumps_to_docker_chain(rule: str) -> bool:
     """Whether a rule leads to such a chain."""
     return _TARGET.fullmatch(rule) is not None
 
 
-def removal(leftovers: Iterable[Leftover]) -> str:
+def removal_text(leftovers: Iterable[Leftover]) -> str:
     """The text for ip6tables-restore that takes out those of one variant, a table at a time.
 
     A table in which somebody else's rule jumps to a chain of theirs is refused as a whole.
     """
-    found = list(leftovers)
+    every = list(leftovers)
     lines: list[str] = []
     # Nothing is to be translated that no rule lets through: nat first.
-    for table in sorted({each.table for each in found}, key=lambda each: (each != "nat", each)):
-        here = [each for each in found if each.table == table]
-        chains = [each.chain for each in here if not each.rule]
+    for table in sorted(
+        {leftover.table for leftover in every}, key=lambda table: (table != "nat", table)
+    ):
+        of_table = [leftover for leftover in every if leftover.table == table]
+        chains = [leftover.chain for leftover in of_table if not leftover.rule]
         lines.append(f"*{table}")
-        lines += [f"-D {each.chain} {each.rule}" for each in here if each.rule]
+        lines += [f"-D {leftover.chain} {leftover.rule}" for leftover in of_table if leftover.rule]
         # Emptied first, all of them: a chain goes only when no rule jumps to it.
         lines += [f":{chain} - [0:0]" for chain in chains]
         lines += [f"-X {chain}" for chain in chains]
@@ -125,7 +135,7 @@ def removal(leftovers: Iterable[Leftover]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _lines(text: str, variant: str) -> Iterator[Leftover]:
+def _foreign_lines(text: str, variant: str) -> Iterator[Leftover]:
     """Every chain and rule that is not ours, as if it were one."""
     table = ""
     for line in save_lines(text):
@@ -140,16 +150,16 @@ def _lines(text: str, variant: str) -> Iterator[Leftover]:
                     yield Leftover(variant=variant, table=table, chain=chain, rule=rule)
 
 
-def _jumps(line: Leftover) -> bool:
-    return line.chain in _FROM and is_jump(line.rule)
+def _is_docker_jump(line: Leftover) -> bool:
+    return line.chain in _JUMP_BASES and jumps_to_docker_chain(line.rule)
 
 
-def _worded(line: Leftover) -> dict[str, str]:
+def _matched_parts(line: Leftover) -> dict[str, str]:
     """Which bridge, subnet or address a rule in one of the kernel's chains is about; {} if it is
     in other words than theirs."""
-    for pattern in _PATTERNS.get((line.table, line.chain), ()):
-        if hit := pattern.fullmatch(line.rule):
-            return hit.groupdict()
+    for pattern in _RULE_PATTERNS.get((line.table, line.chain), ()):
+        if match := pattern.fullmatch(line.rule):
+            return match.groupdict()
     return {}
 
 
@@ -161,16 +171,16 @@ def _subnet(text: str) -> IPv6Network | None:
         return None
 
 
-def _is_docker(bridge: str, bridges: set[str]) -> bool:
-    return bridge in bridges or NAMED_BY_DOCKER.fullmatch(bridge) is not None
+def _is_docker_bridge(bridge: str, bridges: set[str]) -> bool:
+    return bridge in bridges or DOCKER_BRIDGE_NAME.fullmatch(bridge) is not None
 
 
-def from_save(text: str) -> EngineRules:
+def engine_rules_from_save(text: str) -> EngineRules:
     """The engine's rules in the output of one ip6tables-save."""
     bridges: set[str] = set()
     ports: set[tuple[Protocol, int]] = set()
     for line in save_lines(text):
-        if not (_RULE_CHAIN.match(line) or _FORWARD.match(line)):
+        if not (_RULE_CHAIN.match(line) or _FORWARD_RULE.match(line)):
             continue
         bridges.update(_INTERFACE.findall(line))
         if port := _DNAT_PORT.search(line):
@@ -178,7 +188,7 @@ def from_save(text: str) -> EngineRules:
     return EngineRules(bridges=frozenset(bridges), ports=frozenset(ports))
 
 
-def from_nft(text: str) -> EngineRules:
+def engine_rules_from_nft(text: str) -> EngineRules:
     """The engine's rules in the output of `nft list table ip6 docker-bridges`."""
     return EngineRules(
         bridges=frozenset(_NFT_INTERFACE.findall(text)),
@@ -186,10 +196,10 @@ def from_nft(text: str) -> EngineRules:
     )
 
 
-def joined(parts: Iterable[EngineRules]) -> EngineRules:
+def merged_engine_rules(parts: Iterable[EngineRules]) -> EngineRules:
     """All of them: the host's two variants and nft may each hold some."""
-    found = list(parts)
+    every = list(parts)
     return EngineRules(
-        bridges=frozenset().union(*(each.bridges for each in found)),
-        ports=frozenset().union(*(each.ports for each in found)),
+        bridges=frozenset().union(*(rules.bridges for rules in every)),
+        ports=frozenset().union(*(rules.ports for rules in every)),
     )

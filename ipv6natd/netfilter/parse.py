@@ -17,7 +17,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
-from ipv6natd.netfilter.render import words
+from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
@@ -37,13 +37,13 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 
-_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
+_TARGET_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
 _STATES = frozenset({"NEW", "RELATED", "ESTABLISHED", "DNAT", "INVALID"})
-_KEPT_FIRST = frozenset({"FORWARD", "INPUT"})
+_JUMP_BASES = frozenset({"FORWARD", "INPUT"})
 """Base chains of the filter table; our jumps stand at the head of them."""
 
 
-def rule(text: str) -> Rule:
+def parse_rule(text: str) -> Rule:
     """The rule that `words` worded so. Raises ValueError."""
     # Behind a "%" the library of addresses takes any text at all.
     if "%" in text or not text.isascii():
@@ -52,50 +52,55 @@ def rule(text: str) -> Rule:
     tokens = iter(text.split())
     for token in tokens:
         inverted = token == "!"
-        _option(next(tokens, "") if inverted else token, inverted, tokens, fields)
-    found = Rule(**fields)  # type: ignore[arg-type]
-    if words(found) != text:
+        _parse_option(next(tokens, "") if inverted else token, inverted, tokens, fields)
+    rule = Rule(**fields)  # type: ignore[arg-type]
+    if format_rule(rule) != text:
         raise ValueError(f"not a rule of ours: {text[:80]}")
-    return found
+    return rule
 
 
-def table_rules(text: str) -> TableRules:
-    """The filter table that `full_text` worded so. Raises ValueError."""
+def parse_saved_filter(text: str) -> TableRules:
+    """The filter table that `format_ruleset` worded so. Raises ValueError."""
     chains: dict[str, list[Rule]] = {}
     jumps: list[BaseJump] = []
     for line in text.splitlines():
         match line.split(" ", 2):
             case ["*filter"] | ["COMMIT"]:
                 continue
-            case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}") and _CHAIN.fullmatch(
+            case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}") and _TARGET_CHAIN.fullmatch(
                 name[1:]
             ):
                 chains[name[1:]] = []
-            case ["-A", name, words_] if name in chains:
-                chains[name].append(rule(words_))
-            case ["-A", name, words_] if name in _KEPT_FIRST:
-                jumps.append(BaseJump(base=name, first=True, rule=_jump(words_)))
+            case ["-A", name, rule_text] if name in chains:
+                chains[name].append(parse_rule(rule_text))
+            case ["-A", name, rule_text] if name in _JUMP_BASES:
+                jumps.append(BaseJump(base=name, first=True, rule=_parse_jump(rule_text)))
             case _:
                 raise ValueError(f"not a line of ours: {line[:80]}")
-    known = {DOCKER_USER, *chains}
-    every = (*(each.rule for each in jumps), *(each for rules in chains.values() for each in rules))
-    for each in every:
-        if isinstance(each.target, Jump) and each.target.chain not in known:
-            raise ValueError(f"a jump to a chain that is not there: {each.target.chain}")
+    targets = {DOCKER_USER, *chains}
+    every_rule = (
+        *(jump.rule for jump in jumps),
+        *(rule for rules in chains.values() for rule in rules),
+    )
+    for rule in every_rule:
+        if isinstance(rule.target, Jump) and rule.target.chain not in targets:
+            raise ValueError(f"a jump to a chain that is not there: {rule.target.chain}")
     return TableRules(
         chains=tuple(Chain(name=name, rules=tuple(rules)) for name, rules in chains.items()),
         jumps=tuple(jumps),
     )
 
 
-def _jump(text: str) -> Rule:
-    found = rule(text)
-    if not isinstance(found.target, Jump) or found.comment != COMMENT:
+def _parse_jump(text: str) -> Rule:
+    rule = parse_rule(text)
+    if not isinstance(rule.target, Jump) or rule.comment != COMMENT:
         raise ValueError(f"not a jump of ours: {text[:80]}")
-    return found
+    return rule
 
 
-def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]) -> None:
+def _parse_option(
+    option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]
+) -> None:
     value = next(tokens, "")
     match option, inverted:
         case "-s", _:
@@ -103,9 +108,9 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "-d", _:
             fields["not_destination" if inverted else "destination"] = IPv6Network(value)
         case "-i", _:
-            fields["not_in_interface" if inverted else "in_interface"] = _interface(value)
+            fields["not_in_interface" if inverted else "in_interface"] = _parse_interface(value)
         case "-o", _:
-            fields["not_out_interface" if inverted else "out_interface"] = _interface(value)
+            fields["not_out_interface" if inverted else "out_interface"] = _parse_interface(value)
         case "-p", False if value == "ipv6-icmp":
             fields["icmp"] = True
         case "-p", False if value == "ah":
@@ -115,22 +120,22 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "-m", False:
             pass  # the option behind it says more
         case "--dport", False:
-            fields["ports"] = _span(value)
+            fields["ports"] = _parse_ports(value)
         case "--ctproto", False:
             fields["flow"] = Protocol(value), 0, 0
         case "--ctorigdstport", False:
             match fields.get("flow"):
                 case (Protocol() as protocol, _, _):
-                    fields["flow"] = protocol, *_span(value)
+                    fields["flow"] = protocol, *_parse_ports(value)
         case "--mark", False:
             mark, _, mask = value.partition("/")
-            fields["mark"] = _mark(mark), _mark(mask)
+            fields["mark"] = _parse_mark(mark), _parse_mark(mask)
         case "--src-type", _ if value == "LOCAL":
             fields["source_not_local" if inverted else "source_local"] = True
         case "--dst-type", _ if value == "LOCAL":
             fields["destination_not_local" if inverted else "destination_local"] = True
         case "--ctstate", False:
-            fields["states"] = _states(value)
+            fields["states"] = _parse_states(value)
         case "--tcp-flags", False if (value, next(tokens, "")) == SYN:
             fields["syn"] = True
         case "--ctdir", False if value == "REPLY":
@@ -138,54 +143,54 @@ def _option(option: str, inverted: bool, tokens: Iterator[str], fields: dict[str
         case "--comment", False if value == COMMENT:
             fields["comment"] = value
         case "-j", False:
-            fields["target"] = _target(value, tokens)
+            fields["target"] = _parse_target(value, tokens)
         case _:
             raise ValueError(f"not an option of ours: {option[:40]}")
 
 
-def _interface(value: str) -> str:
+def _parse_interface(value: str) -> str:
     if not is_plain_interface(value.removesuffix("+")):
         raise ValueError(f"not an interface of ours: {value[:40]!a}")
     return value
 
 
-def _states(text: str) -> tuple[str, ...]:
+def _parse_states(text: str) -> tuple[str, ...]:
     states = tuple(text.split(","))
     if not _STATES.issuperset(states):
         raise ValueError(f"not states of ours: {text[:40]!a}")
     return states
 
 
-def _span(text: str) -> tuple[int, int]:
+def _parse_ports(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
-    return _port(first), _port(last or first)
+    return _parse_port(first), _parse_port(last or first)
 
 
-def _port(text: str) -> int:
+def _parse_port(text: str) -> int:
     port = int(text)
     if not 0 <= port <= 65535:
         raise ValueError(f"not a port: {text[:40]!a}")
     return port
 
 
-def _mark(text: str) -> int:
+def _parse_mark(text: str) -> int:
     mark = int(text, 16)
     if not 0 <= mark <= 0xFFFFFFFF:
         raise ValueError(f"not a mark: {text[:40]!a}")
     return mark
 
 
-def _target(name: str, tokens: Iterator[str]) -> Target:
+def _parse_target(name: str, tokens: Iterator[str]) -> Target:
     if name in tuple(Verdict):
         return Verdict(name)
-    if _CHAIN.fullmatch(name):
+    if _TARGET_CHAIN.fullmatch(name):
         return Jump(name)
     next(tokens, "")
     value = next(tokens, "")
     match name:
         case "DNAT" if value.startswith("["):
             address, _, port = value[1:].partition("]:")
-            return Dnat(IPv6Address(address), _port(port))
+            return Dnat(IPv6Address(address), _parse_port(port))
         case "DNAT":
             return Dnat(IPv6Address(value))
         case "SNAT":
@@ -196,24 +201,24 @@ def _target(name: str, tokens: Iterator[str]) -> Target:
 
 
 @dataclass(slots=True)
-class _Reading:
+class _TableReader:
     """One table while its lines go by; of rules only hashes and counts are kept."""
 
-    own: dict[str, blake2b] = field(default_factory=dict)
+    digests: dict[str, blake2b] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     jumps: list[ObservedJump] = field(default_factory=list)
 
     def chain(self, name: str) -> None:
         self.counts.setdefault(name, 0)
         if name.startswith(PREFIX):
-            self.own.setdefault(name, blake2b(digest_size=16))
+            self.digests.setdefault(name, blake2b(digest_size=16))
 
     def rule(self, chain: str, text: str) -> None:
         self.chain(chain)
         position = self.counts[chain]
         self.counts[chain] = position + 1
         if chain.startswith(PREFIX):
-            self.own[chain].update(text.encode("utf-8", "surrogateescape") + b"\n")
+            self.digests[chain].update(text.encode("utf-8", "surrogateescape") + b"\n")
         elif PREFIX in text or DOCKER_USER in text or COMMENT in text:
             jump = _observed_jump(chain, position, text, self.counts)
             if jump is not None:
@@ -221,14 +226,16 @@ class _Reading:
 
     def table(self) -> ObservedTable:
         return ObservedTable(
-            own={n: f"{self.counts[n]}:{digest.hexdigest()}" for n, digest in self.own.items()},
+            chains={
+                n: f"{self.counts[n]}:{digest.hexdigest()}" for n, digest in self.digests.items()
+            },
             jumps=tuple(self.jumps),
             docker_user=self.counts.get(DOCKER_USER),
         )
 
 
 _STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
-_LONGEST = 4096
+_MAX_JOINED_LENGTH = 4096
 """Characters of a line that a string may make of several: a comment has 255 at most."""
 
 
@@ -240,16 +247,20 @@ def save_lines(text: str) -> Iterator[str]:
     # An iterator, not a list: the output of a large host is megabytes.
     lines = io.StringIO(text, newline="\n")
     for line in lines:
-        parts, whole = [line], line
-        while _goes_on(whole) and len(whole) < _LONGEST and (more := next(lines, "")):
-            parts.append(more)
-            whole += more
+        parts, joined = [line], line
+        while (
+            _has_open_string(joined)
+            and len(joined) < _MAX_JOINED_LENGTH
+            and (following := next(lines, ""))
+        ):
+            parts.append(following)
+            joined += following
         # A string that never ends is none, and must not hide what stands below it.
-        for each in parts if _goes_on(whole) else (whole,):
-            yield each.removesuffix("\n")
+        for piece in parts if _has_open_string(joined) else (joined,):
+            yield piece.removesuffix("\n")
 
 
-def _goes_on(line: str) -> bool:
+def _has_open_string(line: str) -> bool:
     # Strings stand in rules alone, behind a blank; no rule of ours has one.
     return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
 
@@ -257,18 +268,18 @@ def _goes_on(line: str) -> bool:
 def parse_save(text: str) -> Observed:
     """What concerns us in the output of `ip6tables-save`; a table that is not in it is empty."""
     observed: Observed = {table: ObservedTable() for table in Table}
-    reading, table = _Reading(), ""
+    reader, table = _TableReader(), ""
     for line in save_lines(text):
         match line[:1]:
             case "*":
-                reading, table = _Reading(), line[1:]
+                reader, table = _TableReader(), line[1:]
             case ":":
-                reading.chain(line[1:].split(" ", 1)[0])
+                reader.chain(line[1:].split(" ", 1)[0])
             case "-" if line.count(" ") > 1:
                 _, chain, rule = line.split(" ", 2)
-                reading.rule(chain, rule)
+                reader.rule(chain, rule)
             case "C" if line == "COMMIT" and table in list(Table):
-                observed[Table(table)] = reading.table()
+                observed[Table(table)] = reader.table()
     return observed
 
 
@@ -302,6 +313,6 @@ def _observed_jump(
         position=position,
         target=target,
         ours=ours,
-        plain=plain,
+        unconditional=plain,
         text=text,
     )

@@ -6,27 +6,27 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address, IPv6Network
 
 
-class Subnets:
+class PrefixIndex:
     """Prefixes, asked by a look-up: which one has an address."""
 
     def __init__(self, prefixes: Iterable[IPv6Network]) -> None:
-        self._subnets: dict[int, dict[int, IPv6Network]] = {}
+        self._prefixes: dict[int, dict[int, IPv6Network]] = {}
         """By the number of bits behind the prefix, then by the prefix."""
-        for subnet in prefixes:
-            bits = subnet.max_prefixlen - subnet.prefixlen
-            self._subnets.setdefault(bits, {})[int(subnet.network_address) >> bits] = subnet
+        for prefix in prefixes:
+            bits = prefix.max_prefixlen - prefix.prefixlen
+            self._prefixes.setdefault(bits, {})[int(prefix.network_address) >> bits] = prefix
 
-    def of(self, address: IPv6Address) -> IPv6Network | None:
+    def find(self, address: IPv6Address) -> IPv6Network | None:
         """The subnet with this address; where one lies in another, either."""
         number = int(address)
-        for bits, subnets in self._subnets.items():
-            if found := subnets.get(number >> bits):
-                return found
+        for bits, by_number in self._prefixes.items():
+            if match := by_number.get(number >> bits):
+                return match
         return None
 
-    def around(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
+    def supernets(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
         """Those of which a prefix is a part, and not the whole."""
         number = int(prefix.network_address)
-        for bits, subnets in self._subnets.items():
-            if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in subnets:
-                yield subnets[number >> bits]
+        for bits, by_number in self._prefixes.items():
+            if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in by_number:
+                yield by_number[number >> bits]

@@ -26,23 +26,23 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 
-_PIECE = 500
+_CHUNK_LINES = 500
 """Lines; about as much as a pipe holds."""
 
 
-def render(change: TableChange) -> str:
+def format_change(change: TableChange) -> str:
     """The change as `ip6tables-restore --noflush` reads it; empty steps leave no line."""
-    return "".join(pieces(change))
+    return "".join(format_change_in_chunks(change))
 
 
-def pieces(change: TableChange) -> Iterator[str]:
+def format_change_in_chunks(change: TableChange) -> Iterator[str]:
     """The same bit by bit, for a tool that reads one while the next is worded."""
-    lines = _lines(change)
-    while some := list(islice(lines, _PIECE)):
-        yield "\n".join(some) + "\n"
+    lines = _change_lines(change)
+    while chunk := list(islice(lines, _CHUNK_LINES)):
+        yield "\n".join(chunk) + "\n"
 
 
-def _lines(change: TableChange) -> Iterator[str]:
+def _change_lines(change: TableChange) -> Iterator[str]:
     yield f"*{change.table}"
     for jump in change.remove:
         yield f"-D {jump.base} {jump.text}"
@@ -53,12 +53,12 @@ def _lines(change: TableChange) -> Iterator[str]:
         yield f":{chain.name} - [0:0]"
     for chain in change.chains:
         for rule in chain.rules:
-            yield f"-A {chain.name} {words(rule)}"
+            yield f"-A {chain.name} {format_rule(rule)}"
     for insert in reversed([jump for jump in change.insert if jump.first]):
-        yield f"-I {insert.base} 1 {words(insert.rule)}"
+        yield f"-I {insert.base} 1 {format_rule(insert.rule)}"
     for insert in change.insert:
         if not insert.first:
-            yield f"-A {insert.base} {words(insert.rule)}"
+            yield f"-A {insert.base} {format_rule(insert.rule)}"
     # Emptied first, all of them: a chain goes only when no rule jumps to it. DOCKER-USER is never
     # emptied, so that what a person put there makes the transaction fail instead of vanishing.
     for name in change.delete:
@@ -71,24 +71,24 @@ def _lines(change: TableChange) -> Iterator[str]:
 
 def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
     """(added, removed) rules between two rulesets, worded with table and chain."""
-    before, after = Counter(_worded(old, new)), Counter(_worded(new, old))
-    return list((after - before).elements()), list((before - after).elements())
+    old_rules, new_rules = Counter(_differing_rules(old, new)), Counter(_differing_rules(new, old))
+    return list((new_rules - old_rules).elements()), list((old_rules - new_rules).elements())
 
 
-def _worded(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
-    """The jumps, and the rules of chains that the other has not alike."""
+def _differing_rules(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
+    """The jumps, and the rules of chains that the other has not other_chains."""
     for table in Table:
         rules = ruleset.table(table)
         for jump in rules.jumps:
-            yield f"-t {table} -A {jump.base} {words(jump.rule)}"
-        alike = {chain.name: chain for chain in other.table(table).chains}
+            yield f"-t {table} -A {jump.base} {format_rule(jump.rule)}"
+        other_chains = {chain.name: chain for chain in other.table(table).chains}
         for chain in rules.chains:
-            if alike.get(chain.name) != chain:
+            if other_chains.get(chain.name) != chain:
                 for rule in chain.rules:
-                    yield f"-t {table} -A {chain.name} {words(rule)}"
+                    yield f"-t {table} -A {chain.name} {format_rule(rule)}"
 
 
-def full_text(ruleset: Ruleset) -> str:
+def format_ruleset(ruleset: Ruleset) -> str:
     """The ruleset as text for ip6tables-restore, for people to read."""
     lines: list[str] = []
     for table in Table:
@@ -97,28 +97,28 @@ def full_text(ruleset: Ruleset) -> str:
             continue
         lines.append(f"*{table}")
         lines += [f":{chain.name} - [0:0]" for chain in rules.chains]
-        lines += [f"-A {jump.base} {words(jump.rule)}" for jump in rules.jumps]
+        lines += [f"-A {jump.base} {format_rule(jump.rule)}" for jump in rules.jumps]
         lines += [
-            f"-A {chain.name} {words(rule)}" for chain in rules.chains for rule in chain.rules
+            f"-A {chain.name} {format_rule(rule)}" for chain in rules.chains for rule in chain.rules
         ]
         lines.append("COMMIT")
     return "".join(f"{line}\n" for line in lines)
 
 
-def words(rule: Rule) -> str:
+def format_rule(rule: Rule) -> str:
     """The rule as ip6tables-restore reads it, without the chain.
 
     Every string in it was checked where it entered: interface names, addresses and numbers only.
     """
     parts: list[str] = []
     if rule.source is not None:
-        parts.append(f"-s {_network(rule.source)}")
+        parts.append(f"-s {_format_network(rule.source)}")
     if rule.not_source is not None:
-        parts.append(f"! -s {_network(rule.not_source)}")
+        parts.append(f"! -s {_format_network(rule.not_source)}")
     if rule.destination is not None:
-        parts.append(f"-d {_network(rule.destination)}")
+        parts.append(f"-d {_format_network(rule.destination)}")
     if rule.not_destination is not None:
-        parts.append(f"! -d {_network(rule.not_destination)}")
+        parts.append(f"! -d {_format_network(rule.not_destination)}")
     if rule.in_interface:
         parts.append(f"-i {rule.in_interface}")
     if rule.not_in_interface:
@@ -130,7 +130,7 @@ def words(rule: Rule) -> str:
     if rule.protocol is not None:
         parts.append(f"-p {rule.protocol}")
         if rule.ports is not None:
-            parts.append(f"-m {rule.protocol} --dport {span(*rule.ports)}")
+            parts.append(f"-m {rule.protocol} --dport {format_ports(*rule.ports)}")
     if rule.syn:
         parts.append(f"-m tcp --tcp-flags {' '.join(SYN)}")
     if rule.icmp:
@@ -150,43 +150,43 @@ def words(rule: Rule) -> str:
     if rule.flow is not None:
         protocol, first, last = rule.flow
         parts.append(f"-m conntrack --ctproto {protocol}")
-        parts.append(f"-m conntrack --ctorigdstport {span(first, last)}")
+        parts.append(f"-m conntrack --ctorigdstport {format_ports(first, last)}")
     if rule.states:
         parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
     if rule.reply:
         parts.append("-m conntrack --ctdir REPLY")
     if rule.comment:
         parts.append(f"-m comment --comment {rule.comment}")
-    parts.append(_target_words(rule.target))
+    parts.append(_format_target(rule.target))
     return " ".join(parts)
 
 
-def span(first: int, last: int) -> str:
+def format_ports(first: int, last: int) -> str:
     """Ports as ip6tables takes them: one, or the first and the last."""
     return f"{first}" if first == last else f"{first}:{last}"
 
 
-def _target_words(target: Target) -> str:
+def _format_target(target: Target) -> str:
     match target:
         case Verdict():
             return f"-j {target}"
         case Jump(chain):
             return f"-j {chain}"
         case Dnat(address, None):
-            return f"-j DNAT --to-destination {_text(address)}"
+            return f"-j DNAT --to-destination {_format_address(address)}"
         case Dnat(address, port):
-            return f"-j DNAT --to-destination [{_text(address)}]:{port}"
+            return f"-j DNAT --to-destination [{_format_address(address)}]:{port}"
         case Snat(address):
             return f"-j SNAT --to-source {address}"
         case Reject(reject_with):
             return f"-j REJECT --reject-with {reject_with}"
 
 
-def _network(network: IPv6Network) -> str:
-    return f"{_text(network.network_address)}/{network.prefixlen}"
+def _format_network(network: IPv6Network) -> str:
+    return f"{_format_address(network.network_address)}/{network.prefixlen}"
 
 
-def _text(address: IPv6Address) -> str:
+def _format_address(address: IPv6Address) -> str:
     """Ten times as quick as its own, which counts where there are as many addresses as rules, and
     the same in every Python: since 3.13 its own words addresses of IPv4 otherwise."""
     return inet_ntop(AF_INET6, address.packed)

@@ -17,7 +17,7 @@ from ipv6natd.model import (
     Skipped,
     Snapshot,
 )
-from ipv6natd.netfilter.prefixes import Subnets
+from ipv6natd.netfilter.prefixes import PrefixIndex
 
 _ROOTLESS = (
     "the engine is rootless: its bridges are in a network namespace of its own; "
@@ -130,10 +130,10 @@ def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[
     routes = sorted(routes)
     behind = {key: tuple(_behind(each, routes)) for key, each in networks.items()}
     prefixes = {key: (*each.subnets, *behind[key]) for key, each in networks.items()}
-    known = Subnets(prefix for each in prefixes.values() for prefix in each)
+    known = PrefixIndex(prefix for each in prefixes.values() for prefix in each)
     parts: dict[IPv6Network, list[Route]] = {}
     for route in routes:
-        for whole in known.around(route.prefix):
+        for whole in known.supernets(route.prefix):
             parts.setdefault(whole, []).append(route)
     if not parts and not any(behind.values()):
         return networks

@@ -22,7 +22,7 @@ from ipv6natd.model import (
     Protocol,
 )
 from ipv6natd.netfilter.counters import DnatKey, dnat_key
-from ipv6natd.netfilter.render import words
+from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import Dnat, Ruleset
 from ipv6natd.policy.networks import Place
 from ipv6natd.policy.port_bindings import ipv6_side
@@ -125,7 +125,7 @@ def by_first_port(rules: Ruleset) -> ByFirstPort:
     """The text of each DNAT rule, by what it matches; a run's first rule begins with its first
     port."""
     return {
-        (rule.protocol, rule.destination, rule.ports[0]): f"-A {chain.name} {words(rule)}"
+        (rule.protocol, rule.destination, rule.ports[0]): f"-A {chain.name} {format_rule(rule)}"
         for chain in rules.nat.chains
         for rule in chain.rules
         if isinstance(rule.target, Dnat) and rule.protocol and rule.ports

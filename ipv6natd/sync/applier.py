@@ -20,15 +20,15 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
-    drifted,
+    diff,
+    has_drifted,
     jumps_differ,
-    learned,
-    plan,
-    stands,
-    unread,
-    written,
+    matches,
+    predict,
+    unverified_chains,
+    with_digests,
 )
-from ipv6natd.netfilter.render import changed_rules, full_text
+from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
 from ipv6natd.policy.desired import Memory as DesiredMemory
 from ipv6natd.policy.desired import desired, together
@@ -127,7 +127,7 @@ class Kernel:
 
         From any thread, also in the middle of a pass.
         """
-        return full_text(self._last)
+        return format_ruleset(self._last)
 
     def remove(self) -> None:
         """Take all our rules out."""
@@ -163,7 +163,7 @@ class Kernel:
                     extra=noted(Told.DRIFT, tables=" ".join(drift)),
                 )
             else:
-                self.applied = applied = _with_own(applied, {t: now[t].own for t in Table})
+                self.applied = applied = _with_own(applied, {t: now[t].chains for t in Table})
         if applied is not None and applied.ruleset == rules and not self._drift:
             self.applied = replace(applied, desired=want)
             followed = not self.doubtful or self._follow(want)
@@ -180,13 +180,17 @@ class Kernel:
             log.info("our rules come first in FORWARD again")
         keep = not self.order.given_up
         before = applied.observed
-        drift = tuple(t for t in Table if drifted(before[t], now[t], keep_order=keep))
-        if drift and keep and not any(drifted(before[t], now[t], keep_order=False) for t in drift):
+        drift = tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep))
+        if (
+            drift
+            and keep
+            and not any(has_drifted(before[t], now[t], keep_order=False) for t in drift)
+        ):
             return () if self._lost_order() else drift
         return drift
 
     def _settled(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
-        return all(stands(rules.table(t), now[t], keep_order=keep_order) for t in Table)
+        return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
 
     def _lost_order(self) -> bool:
         """Somebody else took the first place in FORWARD; whether it is left to him now."""
@@ -206,9 +210,9 @@ class Kernel:
             observed = self._write_whole(applied, interim, rules)
         else:
             observed = dict(applied.observed)
-            for change in plan(applied=before, interim=interim, wanted=rules, observed=None):
+            for change in diff(applied=before, interim=interim, wanted=rules, observed=None):
                 self.firewall.write(change)
-                observed[change.table] = written(observed[change.table], change)
+                observed[change.table] = predict(observed[change.table], change)
         if applied is None or before.filter != rules.filter:
             self._keep(rules.filter)
         added, removed = changed_rules(before, rules)
@@ -232,7 +236,7 @@ class Kernel:
             found = self.firewall.read()
             if applied is None:
                 self._exposure = max(self._exposure, exposure(rules.filter, found[Table.FILTER]))
-            for change in plan(
+            for change in diff(
                 applied=before,
                 interim=interim,
                 wanted=rules,
@@ -252,7 +256,9 @@ class Kernel:
     @property
     def unread(self) -> bool:
         """Whether chains were written since that nobody has read back."""
-        return self.applied is not None and any(map(unread, self.applied.observed.values()))
+        return self.applied is not None and any(
+            map(unverified_chains, self.applied.observed.values())
+        )
 
     def learn(self) -> bool:
         """Read back what was written, to know it again; whether it is as it was written.
@@ -262,9 +268,9 @@ class Kernel:
         applied = self.applied
         if applied is None:
             return True
-        names = {table: unread(seen) for table, seen in applied.observed.items()}
+        names = {table: unverified_chains(seen) for table, seen in applied.observed.items()}
         if sum(map(len, names.values())) > FEW:
-            own = {table: seen.own for table, seen in self.firewall.read().items()}
+            own = {table: seen.chains for table, seen in self.firewall.read().items()}
         else:
             own = {t: self.firewall.digests(t, each) for t, each in names.items() if each}
         self.applied = _with_own(applied, own)
@@ -298,7 +304,7 @@ def _forwards(network: Network) -> bool:
 
 
 def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:
-    observed = {t: learned(seen, own.get(t, {})) for t, seen in applied.observed.items()}
+    observed = {t: with_digests(seen, own.get(t, {})) for t, seen in applied.observed.items()}
     return replace(applied, observed=observed)
 
 
@@ -314,9 +320,9 @@ def remove_all(firewall: Firewall) -> int:
     Blocks. Raises FirewallError.
     """
     read = firewall.read()
-    ours = {table: len(seen.own) + len(seen.jumps) for table, seen in read.items()}
+    ours = {table: len(seen.chains) + len(seen.jumps) for table, seen in read.items()}
     touched = {table: seen for table, seen in read.items() if ours[table]}
-    for change in plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
+    for change in diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
         firewall.write(change)
     return sum(ours.values())
 

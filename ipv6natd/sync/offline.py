@@ -13,7 +13,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect
 from ipv6natd.firewall.select import open_firewall
-from ipv6natd.netfilter.diff import plan
+from ipv6natd.netfilter.diff import diff
 from ipv6natd.netfilter.rules import Backend, Ruleset, Table
 from ipv6natd.policy.ruleset import asks_for_sources, shut
 from ipv6natd.sync.applier import remove_all
@@ -43,7 +43,7 @@ def close_networks(setting: str) -> Exposure:
                 return Exposure.UNGUARDED
             kept, found = shut(kept), Exposure.UNGUARDED
         early = Ruleset(filter=kept)
-        for change in plan(applied=None, interim=kept, wanted=early, observed=read):
+        for change in diff(applied=None, interim=kept, wanted=early, observed=read):
             firewall.write(change)
         log.info("closed the networks of last time until the engine tells of them")
     except FirewallError as error:

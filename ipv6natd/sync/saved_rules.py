@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.netfilter.diff import ObservedTable, stands
-from ipv6natd.netfilter.parse import table_rules
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.diff import ObservedTable, matches
+from ipv6natd.netfilter.parse import parse_saved_filter
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Ruleset, TableRules
 from ipv6natd.policy.ruleset import asks_for_sources
 from ipv6natd.system import files
@@ -35,7 +35,7 @@ class Kept:
     def read(self) -> TableRules | None:
         """What was kept, None where nothing is, or nothing that we wrote."""
         try:
-            rules = table_rules(files.read(self.path))
+            rules = parse_saved_filter(files.read(self.path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -50,7 +50,7 @@ class Kept:
             return
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.replace(self.path, full_text(Ruleset(filter=rules)), mode=0o600, sync=True)
+            files.replace(self.path, format_ruleset(Ruleset(filter=rules)), mode=0o600, sync=True)
         except OSError as error:
             log.warning("cannot keep the rules in %s: %s", self.path, error.strerror)
 
@@ -64,6 +64,6 @@ class Kept:
 
 def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
     """What the filter table that was found let pass, where `wanted` should have stood."""
-    if stands(wanted, found, keep_order=False):
+    if matches(wanted, found, keep_order=False):
         return Exposure.NONE
-    return Exposure.OPEN if asks_for_sources(found.own) else Exposure.UNGUARDED
+    return Exposure.OPEN if asks_for_sources(found.chains) else Exposure.UNGUARDED

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 from ipv6natd.firewall.leftovers import engine_rules
 from ipv6natd.host.facts import addresses, advertised, routes, tracks_sctp, userland_proxy
 from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
-from ipv6natd.netfilter.prefixes import Subnets
+from ipv6natd.netfilter.prefixes import PrefixIndex
 
 
 class Completion:
@@ -43,11 +43,11 @@ class Completion:
         own = {subnet for network in networks for subnet in network.subnets}
         every = [route for route in routes() if route.prefix not in own]
         behind = {route.prefix for route in every if route.interface in bridges}
-        known = Subnets(own | behind)
+        known = PrefixIndex(own | behind)
         found = [
             route
             for route in every
-            if route.interface in bridges or any(known.around(route.prefix))
+            if route.interface in bridges or any(known.supernets(route.prefix))
         ]
         if found:
             learned = advertised()

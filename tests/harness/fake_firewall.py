@@ -9,7 +9,7 @@ from itertools import pairwise
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.parse import parse_save
-from ipv6natd.netfilter.render import render
+from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 
 BUILT_IN = {
@@ -53,7 +53,7 @@ class FakeFirewall:
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
         """See Firewall."""
         self.looks += 1
-        own = parse_save(self.dump())[table].own
+        own = parse_save(self.dump())[table].chains
         for name in chains:
             _require(name in own, f"No chain by that name: {name}")
         return {name: own[name] for name in chains}
@@ -63,7 +63,7 @@ class FakeFirewall:
         if self.fail_next:
             message, self.fail_next = self.fail_next, ""
             raise FirewallError(message)
-        self.load(render(change))
+        self.load(format_change(change))
         self.writes += 1
 
     def load(self, text: str) -> None:

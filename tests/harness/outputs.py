@@ -24,7 +24,7 @@ from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
 from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
 from ipv6natd.model import Desired, Policy, Snapshot
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report import changes as journal
 from ipv6natd.report import explain, metrics
@@ -247,7 +247,7 @@ class Answering:
 
     async def call(self, member: str, _signature: str = "", *args: Any) -> Any:
         if member == "GetRuleset":
-            return over_the_bus("s", marshal_text(full_text(ruleset(self._want))))[0]
+            return over_the_bus("s", marshal_text(format_ruleset(ruleset(self._want))))[0]
         if member == "Explain":
             rules = ruleset(self._want)
             known = explain.explanations(args[0], self._facts, Policy(), self._want, rules)

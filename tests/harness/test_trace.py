@@ -22,7 +22,7 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.harness.build import container, endpoint, network, snapshot
@@ -111,7 +111,7 @@ def text(*ports: str, policy: Policy | None = None, proxy: bool = True, **option
         container(name="i1", on=[I], ports=["8888:80"]),
     )
     everything = snapshot(*facts, userland_proxy=proxy)
-    return full_text(ruleset(desired(everything, policy or Policy())))
+    return format_ruleset(ruleset(desired(everything, policy or Policy())))
 
 
 def appended(rules: str) -> str:
@@ -276,7 +276,7 @@ def test_b13_two_containers_share_a_port_on_two_addresses(proxy: str) -> None:
     one = container(name="one", on=[X], ports=[f"[{HOST}]:8080:80"])
     place = endpoint(on=X, address=str(X2))
     two = container(name="two", on=[place], ports=[f"[{HOST_TOO}]:8080:80"])
-    rules = full_text(
+    rules = format_ruleset(
         ruleset(desired(snapshot(X, one, two, userland_proxy=PROXY[proxy]), Policy()))
     )
     assert trace(rules, asks(CLIENT, HOST, 8080), THE_HOST) == SEEN
@@ -437,7 +437,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         for each in want.networks
     ]
     host = Host(links=(link(EXT, "::/0", ASKED, IPv6Address("2001:db8::2")), *bridges))
-    rules = full_text(ruleset(want))
+    rules = format_ruleset(ruleset(want))
     return Scene(facts=facts, policy=policy, want=want, rules=rules, host=host)
 
 

@@ -13,7 +13,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.firewall.xtables import locked
 from ipv6natd.model import Desired
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept
@@ -21,7 +21,7 @@ from ipv6natd.system import files
 from tests.docs.sources import modules
 
 RULES = ruleset(Desired()).filter
-KEPT = full_text(Ruleset(filter=RULES))
+KEPT = format_ruleset(Ruleset(filter=RULES))
 
 
 @pytest.fixture

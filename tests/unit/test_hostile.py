@@ -161,7 +161,7 @@ def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
 @TEXT
 def test_a_name_changes_no_rule(text: str, place: str) -> None:
     """Whatever it is called, it is forwarded by the rules that it would have as `web` on `x`."""
-    from ipv6natd.netfilter.render import full_text
+    from ipv6natd.netfilter.render import format_ruleset
     from ipv6natd.policy.ruleset import ruleset
 
     engine = Engine(version="28.0.0", api_version="1.48")
@@ -169,7 +169,7 @@ def test_a_name_changes_no_rule(text: str, place: str) -> None:
     for net, web in (NORMAL, PLACES[place](text)):
         _, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)
         assert [(each.host_port, each.container_port) for each in want.mappings] == [(8080, 80)]
-        rules.append(full_text(ruleset(want)))
+        rules.append(format_ruleset(ruleset(want)))
     assert rules[0] == rules[1]
 
 

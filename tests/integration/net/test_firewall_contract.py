@@ -114,7 +114,9 @@ class Host:
 
     def jumps(self) -> list[tuple[str, int, str, bool, bool]]:
         jumps = self.observed().jumps
-        return [(jump.base, jump.position, jump.target, jump.ours, jump.plain) for jump in jumps]
+        return [
+            (jump.base, jump.position, jump.target, jump.ours, jump.unconditional) for jump in jumps
+        ]
 
 
 def real_host(firewall: Firewall) -> Host:
@@ -181,8 +183,8 @@ def test_reading_makes_nothing(host: Host) -> None:
 def test_a_full_write_stands_as_asked(host: Host) -> None:
     host.firewall.write(FULL)
     observed = host.observed()
-    assert set(observed.own) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
-    assert [digest.split(":")[0] for digest in observed.own.values()] == ["2", "2"]
+    assert set(observed.chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
+    assert [digest.split(":")[0] for digest in observed.chains.values()] == ["2", "2"]
     assert observed.docker_user == 0
     assert host.jumps() == [
         ("FORWARD", 0, DOCKER_USER, True, True),
@@ -202,10 +204,10 @@ def test_the_same_write_again_changes_nothing(host: Host) -> None:
 
 def test_a_change_of_one_chain_leaves_the_others(host: Host) -> None:
     host.firewall.write(FULL)
-    before = host.observed().own
+    before = host.observed().chains
     shorter = replace(CT, rules=CT.rules[:1])
     host.firewall.write(TableChange(table=Table.FILTER, chains=(shorter,)))
-    after = host.observed().own
+    after = host.observed().chains
     assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
     assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
     assert host.rules("IPV6NAT-CT") == ["-i br-a -j ACCEPT"]
@@ -213,17 +215,17 @@ def test_a_change_of_one_chain_leaves_the_others(host: Host) -> None:
 
 def test_a_digest_does_not_depend_on_other_chains(host: Host) -> None:
     host.firewall.write(FULL)
-    before = host.observed().own["IPV6NAT-FORWARD"]
+    before = host.observed().chains["IPV6NAT-FORWARD"]
     other = Chain(name="IPV6NAT-A", rules=CT.rules * 3)
     host.firewall.write(TableChange(table=Table.FILTER, chains=(other,)))
-    assert host.observed().own["IPV6NAT-FORWARD"] == before
+    assert host.observed().chains["IPV6NAT-FORWARD"] == before
 
 
 def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
     rules = (*CT.rules, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
     chains = (*FULL.chains, Chain(name="IPV6NAT-A", rules=rules), Chain(name="IPV6NAT-B"))
     host.firewall.write(replace(FULL, chains=chains))
-    every = host.observed().own
+    every = host.observed().chains
     few = ("IPV6NAT-A", "IPV6NAT-B", "IPV6NAT-CT")
     assert host.firewall.digests(Table.FILTER, few) == {name: every[name] for name in few}
     assert host.firewall.digests(Table.FILTER, ()) == {}
@@ -233,19 +235,19 @@ def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
 
 def test_an_edit_by_somebody_else_shows_in_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
-    before = host.observed().own
+    before = host.observed().chains
     host.load("*filter\n-D IPV6NAT-CT -o br-a -j ACCEPT\nCOMMIT\n")
-    after = host.observed().own
+    after = host.observed().chains
     assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
     assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
 
 
 def test_a_changed_target_shows_in_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
-    before = host.observed().own["IPV6NAT-CT"]
+    before = host.observed().chains["IPV6NAT-CT"]
     changed = replace(CT, rules=(replace(CT.rules[0], target=Verdict.DROP), CT.rules[1]))
     host.firewall.write(TableChange(table=Table.FILTER, chains=(changed,)))
-    assert host.observed().own["IPV6NAT-CT"] != before
+    assert host.observed().chains["IPV6NAT-CT"] != before
 
 
 def test_foreign_rules_stay_byte_for_byte(host: Host) -> None:
@@ -260,7 +262,7 @@ def test_foreign_rules_stay_byte_for_byte(host: Host) -> None:
 def undo(host: Host) -> None:
     observed = host.observed()
     ours = tuple(jump for jump in observed.jumps if jump.ours)
-    delete = (*observed.own, DOCKER_USER)
+    delete = (*observed.chains, DOCKER_USER)
     host.firewall.write(TableChange(table=Table.FILTER, remove=ours, delete=delete))
 
 
@@ -273,7 +275,7 @@ def test_all_of_ours_goes(host: Host) -> None:
 def test_deleting_a_chain_of_ours_that_is_gone_is_no_failure(host: Host) -> None:
     host.firewall.write(FULL)
     host.firewall.write(TableChange(table=Table.FILTER, delete=("IPV6NAT-GONE",)))
-    assert "IPV6NAT-GONE" not in host.observed().own
+    assert "IPV6NAT-GONE" not in host.observed().chains
 
 
 def test_our_jump_moves_to_the_head_within_one_write(host: Host) -> None:
@@ -297,7 +299,7 @@ def test_jumps_that_are_not_first_go_to_the_end(host: Host) -> None:
     jump = BaseJump(base="PREROUTING", rule=rule)
     host.firewall.write(TableChange(table=Table.NAT, chains=(chain,), insert=(jump,)))
     (found,) = host.observed(Table.NAT).jumps
-    assert (found.position, found.ours, found.plain) == (1, True, False)
+    assert (found.position, found.ours, found.unconditional) == (1, True, False)
 
 
 def test_somebody_elses_jump_to_docker_user_is_told_from_ours(host: Host) -> None:
@@ -406,7 +408,7 @@ def test_a_refused_write_changes_nothing(host: Host, why: str) -> None:
 def test_a_name_of_28_characters_is_not_too_long(host: Host) -> None:
     name = "IPV6NAT-" + "X" * 20
     host.firewall.write(TableChange(table=Table.FILTER, chains=(Chain(name=name),)))
-    assert name in host.observed().own
+    assert name in host.observed().chains
 
 
 def test_interface_names_of_15_characters_stay_whole(host: Host) -> None:
@@ -631,7 +633,7 @@ def test_legacy_waits_for_the_lock(legacy: Host, held: Callable[[], None], rules
     legacy.firewall.write(scattered(rules))
     assert time.monotonic() - start >= 0.25
     timer.join()
-    assert legacy.observed(Table.NAT).own
+    assert legacy.observed(Table.NAT).chains
 
 
 @pytest.mark.parametrize("rules", [1, 300])
@@ -680,7 +682,7 @@ def test_legacy_tables_beside_nft_are_no_failure(namespace: str, xtables_lock: P
     RestoreFirewall(Backend.LEGACY).write(FULL)
     nft = RestoreFirewall(Backend.NFT)
     nft.write(replace(FULL, chains=(CT, FORWARD)))
-    assert set(nft.read()[Table.FILTER].own) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
+    assert set(nft.read()[Table.FILTER].chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
 
 
 def test_a_table_that_ip6tables_has_no_words_for_is_not_taken_for_empty(namespace: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Desired, GatewayMode, Network, Policy
-from ipv6natd.netfilter.diff import plan, stands
+from ipv6natd.netfilter.diff import diff, matches
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -115,10 +115,10 @@ def loaded(
     firewall = (
         RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(large=100_000)
     )
-    changes = plan(applied=None, interim=rules.filter, wanted=rules, observed=firewall.read())
+    changes = diff(applied=None, interim=rules.filter, wanted=rules, observed=firewall.read())
     for change in changes:
         firewall.write(change)
-    assert all(stands(rules.table(table), firewall.read()[table]) for table in Table)
+    assert all(matches(rules.table(table), firewall.read()[table]) for table in Table)
     return Loaded(proxy=request.param, text=real_host(firewall).dump())
 
 

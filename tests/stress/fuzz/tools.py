@@ -18,9 +18,9 @@ from ipv6natd.model import Desired
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter import docker_rules as engine_rules
 from ipv6natd.netfilter import docker_rules as leftovers
-from ipv6natd.netfilter.docker_rules import removal
-from ipv6natd.netfilter.parse import parse_save, table_rules
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.docker_rules import removal_text
+from ipv6natd.netfilter.parse import parse_save, parse_saved_filter
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import PREFIX, Ruleset
 from ipv6natd.system import process as tools
 from tests.harness.build import network
@@ -41,15 +41,18 @@ def save_text(data: bytes) -> None:
     is one complete netlink message."""
     text = data.decode("utf-8", "surrogateescape")
     for table in parse_save(text).values():
-        assert all(name.startswith(PREFIX) for name in table.own)
+        assert all(name.startswith(PREFIX) for name in table.chains)
         assert all(f" {each.base} {each.text}" in text for each in table.jumps)
-    gone = leftovers.in_save("nft", text, NETWORKS)
-    for line in removal(gone).split("\n")[:-1]:
+    gone = leftovers.leftovers_from_save("nft", text, NETWORKS)
+    for line in removal_text(gone).split("\n")[:-1]:
         assert _REMOVED.fullmatch(line), line
         assert line not in (":DOCKER-USER - [0:0]", "-X DOCKER-USER")
-    for rules in (engine_rules.from_save(text), engine_rules.from_nft(text)):
+    for rules in (
+        engine_rules.engine_rules_from_save(text),
+        engine_rules.engine_rules_from_nft(text),
+    ):
         assert all(" " not in bridge for bridge in rules.bridges)
-    counters.connections(text)
+    counters.connection_counts(text)
     here = Desired(networks=NETWORKS)
     known = list(flows.parse(text))
     for each in flows.wrong(known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED):
@@ -67,10 +70,12 @@ def a_comment(data: bytes) -> None:
     with_it = STANDING.replace(MARK, rule)
     without = STANDING.replace(MARK, "-A FORWARD -j ACCEPT\n")
     assert parse_save(with_it) == parse_save(without)
-    assert leftovers.in_save("nft", with_it, NETWORKS) == leftovers.in_save(
+    assert leftovers.leftovers_from_save("nft", with_it, NETWORKS) == leftovers.leftovers_from_save(
         "nft", without, NETWORKS
     )
-    assert engine_rules.from_save(with_it) == engine_rules.from_save(without)
+    assert engine_rules.engine_rules_from_save(with_it) == engine_rules.engine_rules_from_save(
+        without
+    )
 
 
 MARK = "-A FORWARD -i virbr0 -j ACCEPT\n"
@@ -112,13 +117,13 @@ def kept_rules(data: bytes) -> None:
     """Any content of the file of saved rules raises ValueError or TypeError, or is a set of our own
     rules that does not change when it is written and parsed."""
     try:
-        rules = table_rules(data.decode("utf-8", "replace"))
+        rules = parse_saved_filter(data.decode("utf-8", "replace"))
     except (ValueError, TypeError):
         return
-    text = full_text(Ruleset(filter=rules))
+    text = format_ruleset(Ruleset(filter=rules))
     for line in text.split("\n")[:-1]:
         assert GRAMMAR.fullmatch(_CHAIN.sub("IPV6NAT-CT", line).replace("+ ", " ")), line
-    assert table_rules(text) == rules
+    assert parse_saved_filter(text) == rules
 
 
 def host(data: bytes) -> None:

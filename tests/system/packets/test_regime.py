@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipv6natd.model import Policy
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.harness import Answer, Failure, Regime, tcp, until
@@ -61,7 +61,7 @@ def test_t14_every_engine_is_spoken_to_in_its_own_words_and_gets_the_same_rules(
     words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", "EngineVersion")
     assert regime.engine.version in regime.bus.busctl("get-property", *words)
     wanted = desired(snapshot(*FACTS, userland_proxy=regime.proxy), Policy())
-    assert regime.daemon.ctl("rules").strip() == full_text(ruleset(wanted)).strip()
+    assert regime.daemon.ctl("rules").strip() == format_ruleset(ruleset(wanted)).strip()
 
 
 def sees_client(answer: Answer | Failure) -> bool:

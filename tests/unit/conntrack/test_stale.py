@@ -551,15 +551,15 @@ def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
     rules = ruleset(desired(snapshot(X), Policy())).filter
     own = {each.name: f"{len(each.rules)}:" for each in rules.chains}
     jumps = tuple(
-        ObservedJump(base="FORWARD", position=i, target=t, ours=True, plain=True, text="")
+        ObservedJump(base="FORWARD", position=i, target=t, ours=True, unconditional=True, text="")
         for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))
     )
     to_input = ObservedJump(
-        base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, plain=True, text=""
+        base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, unconditional=True, text=""
     )
     jumps = (*jumps, to_input)
-    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.NONE
-    assert exposure(rules, ObservedTable(own=own)) is Exposure.OPEN
+    assert exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.NONE
+    assert exposure(rules, ObservedTable(chains=own)) is Exposure.OPEN
     assert exposure(rules, ObservedTable()) is Exposure.OPEN
     del own["IPV6NAT-SRC"]
-    assert exposure(rules, ObservedTable(own=own, jumps=jumps)) is Exposure.UNGUARDED
+    assert exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.UNGUARDED

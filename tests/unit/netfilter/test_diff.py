@@ -9,8 +9,15 @@ import pytest
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.netfilter.diff import ObservedTable, TableChange, drifted, jumps_differ, plan, stands
-from ipv6natd.netfilter.render import changed_rules, full_text
+from ipv6natd.netfilter.diff import (
+    ObservedTable,
+    TableChange,
+    diff,
+    has_drifted,
+    jumps_differ,
+    matches,
+)
+from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import ruleset
@@ -61,7 +68,7 @@ def steps(
     old = ruleset(before) if before else None
     interim = ruleset(together(before, want)).filter if before else rules.filter
     read = firewall.read() if jumps_differ(old, rules) else None
-    return plan(applied=old, interim=interim, wanted=rules, observed=read)
+    return diff(applied=old, interim=interim, wanted=rules, observed=read)
 
 
 def write(firewall: FakeFirewall, want: Desired, before: Desired | None = None) -> None:
@@ -71,18 +78,18 @@ def write(firewall: FakeFirewall, want: Desired, before: Desired | None = None) 
 
 def rules(firewall: FakeFirewall, chain: str, table: Table = Table.FILTER) -> list[str]:
     lines = firewall.dump().split(f"*{table}\n")[1].split("COMMIT")[0].splitlines()
-    return [each.removeprefix(f"-A {chain} ") for each in lines if each.startswith(f"-A {chain} ")]
+    return [line.removeprefix(f"-A {chain} ") for line in lines if line.startswith(f"-A {chain} ")]
 
 
 def foreign(firewall: FakeFirewall) -> list[str]:
     """Everything in the dump that we neither made nor jump from."""
     lines = firewall.dump().splitlines()
     return [
-        each
-        for each in lines
-        if not each.startswith((":IPV6NAT-", "-A IPV6NAT-", ":DOCKER-USER"))
-        and not each.endswith(("-j DOCKER-USER", "-j IPV6NAT-FORWARD"))
-        and f"{OURS} IPV6NAT-" not in each
+        line
+        for line in lines
+        if not line.startswith((":IPV6NAT-", "-A IPV6NAT-", ":DOCKER-USER"))
+        and not line.endswith(("-j DOCKER-USER", "-j IPV6NAT-FORWARD"))
+        and f"{OURS} IPV6NAT-" not in line
     ]
 
 
@@ -101,7 +108,7 @@ def test_the_first_write_puts_everything_in_place(firewall: FakeFirewall) -> Non
     write(firewall, want)
     for table in Table:
         expected = ruleset(want).table(table)
-        assert stands(expected, firewall.read()[table])
+        assert matches(expected, firewall.read()[table])
     assert rules(firewall, "FORWARD")[:2] == [f"{OURS} DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
     assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-PRE")
 
@@ -115,7 +122,7 @@ def test_a_second_pass_writes_nothing(firewall: FakeFirewall) -> None:
 def test_only_the_chains_that_change_are_written(firewall: FakeFirewall) -> None:
     before, after = wanted(X, web()), wanted(X, web(7070))
     (step,) = steps(firewall, after, before)
-    assert (step.table, [each.name for each in step.chains]) == (Table.NAT, ["IPV6NAT-DNAT"])
+    assert (step.table, [chain.name for chain in step.chains]) == (Table.NAT, ["IPV6NAT-DNAT"])
     assert (step.remove, step.create, step.insert, step.delete) == ((), (), (), ())
 
 
@@ -157,7 +164,7 @@ def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewal
         "-A FORWARD -i eth0 -j IPV6NAT-OLD\n-A OUTPUT -g IPV6NAT-OLDER\nCOMMIT\n"
     )
     write(firewall, wanted(X))
-    assert set(firewall.read()[Table.FILTER].own) == {
+    assert set(firewall.read()[Table.FILTER].chains) == {
         "IPV6NAT-FORWARD",
         "IPV6NAT-CT",
         "IPV6NAT-SRC",
@@ -182,7 +189,7 @@ def test_an_emptied_table_is_filled_again(firewall: FakeFirewall) -> None:
     write(firewall, want)
     firewall.flush()
     write(firewall, want)
-    assert all(stands(ruleset(want).table(table), firewall.read()[table]) for table in Table)
+    assert all(matches(ruleset(want).table(table), firewall.read()[table]) for table in Table)
 
 
 # DOCKER-USER.
@@ -224,7 +231,7 @@ def test_our_jump_to_docker_user_gives_way_to_a_foreign_one(firewall: FakeFirewa
     firewall.load("*filter\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n")
     write(firewall, wanted(X))
     assert rules(firewall, "FORWARD")[:2] == ["-j DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
-    assert sum("DOCKER-USER" in each for each in rules(firewall, "FORWARD")) == 1
+    assert sum("DOCKER-USER" in rule for rule in rules(firewall, "FORWARD")) == 1
 
 
 def test_a_foreign_jump_that_is_not_first_is_moved_to_the_head(firewall: FakeFirewall) -> None:
@@ -264,7 +271,7 @@ def test_docker_user_made_by_somebody_between_read_and_write_fails_the_write(
 
 def test_docker_user_filled_between_read_and_removal_is_not_lost(firewall: FakeFirewall) -> None:
     write(firewall, wanted())
-    planned = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
+    planned = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
     firewall.load(USER_RULE)
     with pytest.raises(FirewallError, match="not empty"):
         firewall.write(planned[-1])
@@ -275,7 +282,7 @@ def test_docker_user_filled_between_read_and_removal_is_not_lost(firewall: FakeF
 
 
 def order(changes: Iterable[TableChange]) -> list[str]:
-    return [each.table.value for each in changes]
+    return [change.table.value for change in changes]
 
 
 BOTH = [Table.FILTER.value, Table.NAT.value]
@@ -314,7 +321,7 @@ def test_what_comes_is_guarded_before_and_what_goes_until_after(
     assert order(changes) == expected
     for change in changes:
         firewall.write(change)
-    assert all(stands(ruleset(after).table(table), firewall.read()[table]) for table in Table)
+    assert all(matches(ruleset(after).table(table), firewall.read()[table]) for table in Table)
 
 
 def test_between_two_states_the_filter_table_guards_both() -> None:
@@ -331,13 +338,13 @@ def test_between_two_states_the_filter_table_guards_both() -> None:
 
 def test_removing_takes_nat_before_filter(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
-    changes = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
+    changes = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
     assert order(changes) == ["nat", "filter"]
 
 
 def test_only_observed_tables_are_written(firewall: FakeFirewall) -> None:
     observed = {Table.FILTER: firewall.read()[Table.FILTER]}
-    changes = plan(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=observed)
+    changes = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=observed)
     assert order(changes) == ["filter"]
 
 
@@ -380,14 +387,14 @@ EDITS = {
 def test_an_edit_is_told(firewall: FakeFirewall, edit: str) -> None:
     """F6, F7, F8: stands() compares the shape with what is wanted, drifted() the kernel's words
     with the kernel's."""
-    text, still_stands, has_drifted = EDITS[edit]
+    text, still_matches, drifted = EDITS[edit]
     want = wanted(X, web(), userland_proxy=False)
     write(firewall, want)
     before = firewall.read()[Table.FILTER]
     firewall.load(f"{text}\n")
     now = firewall.read()[Table.FILTER]
-    assert stands(ruleset(want).filter, now) is still_stands
-    assert drifted(before, now) is has_drifted
+    assert matches(ruleset(want).filter, now) is still_matches
+    assert has_drifted(before, now) is drifted
 
 
 def test_a_rule_first_in_nat_is_no_drift(firewall: FakeFirewall) -> None:
@@ -397,13 +404,13 @@ def test_a_rule_first_in_nat_is_no_drift(firewall: FakeFirewall) -> None:
     before = firewall.read()[Table.NAT]
     firewall.load("*nat\n-I PREROUTING 1 -i eth9 -j ACCEPT\nCOMMIT\n")
     now = firewall.read()[Table.NAT]
-    assert not drifted(before, now)
-    assert stands(ruleset(want).nat, now)
+    assert not has_drifted(before, now)
+    assert matches(ruleset(want).nat, now)
 
 
 def test_an_empty_table_stands_for_nothing_wanted() -> None:
-    assert stands(EMPTY.nat, ObservedTable())
-    assert not stands(ruleset(wanted(X)).nat, ObservedTable())
+    assert matches(EMPTY.nat, ObservedTable())
+    assert not matches(ruleset(wanted(X)).nat, ObservedTable())
 
 
 def test_jumps_differ_where_one_comes_or_goes() -> None:
@@ -420,8 +427,8 @@ def test_changed_rules_are_worded_with_table_and_chain() -> None:
     old, new = ruleset(wanted(X, web())), ruleset(wanted(X, web(7070)))
     added, removed = changed_rules(old, new)
     dnat = "-t nat -A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport {} -j DNAT --to-destination"
-    assert [each.rpartition(" ")[0] for each in added] == [dnat.format(7070)]
-    assert [each.rpartition(" ")[0] for each in removed] == [dnat.format(8080)]
+    assert [rule.rpartition(" ")[0] for rule in added] == [dnat.format(7070)]
+    assert [rule.rpartition(" ")[0] for rule in removed] == [dnat.format(8080)]
     assert changed_rules(new, new) == ([], [])
     assert changed_rules(EMPTY, Ruleset()) == ([], [])
 
@@ -429,7 +436,9 @@ def test_changed_rules_are_worded_with_table_and_chain() -> None:
 def test_the_text_for_people_is_what_a_firewall_loads() -> None:
     want = wanted(X, web(), userland_proxy=False)
     loaded, written = FakeFirewall(), FakeFirewall()
-    loaded.load(DOCKER_USER + full_text(ruleset(want)))
+    loaded.load(DOCKER_USER + format_ruleset(ruleset(want)))
     write(written, want)
-    assert {t: loaded.read()[t].own for t in Table} == {t: written.read()[t].own for t in Table}
-    assert full_text(EMPTY) == ""
+    assert {t: loaded.read()[t].chains for t in Table} == {
+        t: written.read()[t].chains for t in Table
+    }
+    assert format_ruleset(EMPTY) == ""

@@ -10,8 +10,12 @@ import pytest
 
 from ipv6natd.engine import dockerd as engine_flags
 from ipv6natd.model import Engine, EngineRules, ManagedBy, Policy, Protocol
-from ipv6natd.netfilter.docker_rules import from_nft, from_save, joined
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.docker_rules import (
+    engine_rules_from_nft,
+    engine_rules_from_save,
+    merged_engine_rules,
+)
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.harness.build import container, network, snapshot
@@ -54,17 +58,19 @@ WEB = container(name="web", on=[X], ports=["8080:80"])
 
 
 def test_rules_of_each_engine_tell_bridges_and_ports() -> None:
-    assert from_save(DOCKER_28) == EngineRules(
+    assert engine_rules_from_save(DOCKER_28) == EngineRules(
         bridges=frozenset({"br-a", "br-int"}), ports=frozenset({(Protocol.TCP, 8080)})
     )
-    assert from_save(DOCKER_20).bridges == {"br-a", "br-b"}
-    assert from_nft(DOCKER_29) == IN_FORCE
-    assert joined([from_save(DOCKER_20), from_nft(DOCKER_29)]).bridges == {"br-a", "br-b"}
+    assert engine_rules_from_save(DOCKER_20).bridges == {"br-a", "br-b"}
+    assert engine_rules_from_nft(DOCKER_29) == IN_FORCE
+    assert merged_engine_rules(
+        [engine_rules_from_save(DOCKER_20), engine_rules_from_nft(DOCKER_29)]
+    ).bridges == {"br-a", "br-b"}
 
 
 @pytest.mark.parametrize("text", ["", "garbage\n-A\n", "-A IPV6NAT-DNAT -i br-a -j RETURN\n"])
 def test_rules_of_others_tell_nothing(text: str) -> None:
-    assert from_save(text) == EngineRules()
+    assert engine_rules_from_save(text) == EngineRules()
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,9 @@ def test_who_manages_a_network(
     engine = Engine(version=version, api_version="", experimental=experimental, ip6tables=told)
     facts = replace(snapshot(X, WEB), engine=engine, engine_rules=rules)
     want = desired(facts, Policy())
-    assert [each.managed_by for each in want.networks] == [by]
-    assert [each.managed_by for each in want.mappings] == [by]
-    written = full_text(ruleset(want))
+    assert [network.managed_by for network in want.networks] == [by]
+    assert [mapping.managed_by for mapping in want.mappings] == [by]
+    written = format_ruleset(ruleset(want))
     assert ("br-a" in written) == (by is ManagedBy.IPV6NATD)
 
 
@@ -104,14 +110,14 @@ def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> No
     other = container(name="other", on=[Y], ports=["9090:80"])
     facts = replace(snapshot(X, Y, WEB, other), engine=engine, engine_rules=IN_FORCE)
     want = desired(facts, Policy())
-    assert {each.name: each.managed_by for each in want.networks} == {
+    assert {network.name: network.managed_by for network in want.networks} == {
         X.name: ManagedBy.ENGINE,
         Y.name: ManagedBy.IPV6NATD,
     }
-    warned = {each.name: " ".join(each.warnings) for each in want.networks}
+    warned = {network.name: " ".join(network.warnings) for network in want.networks}
     assert not warned[X.name]
     assert "none for this one" in warned[Y.name]
-    text = full_text(ruleset(want))
+    text = format_ruleset(ruleset(want))
     assert "-A IPV6NAT-FORWARD -o br-a -j RETURN" in text
     assert "--dport 9090" in text
     assert "--dport 8080" not in text
@@ -156,7 +162,7 @@ def test_a_rootless_engine_is_ignored_and_said_so() -> None:
     want = desired(replace(snapshot(X, WEB), engine=engine), Policy())
     assert not want.networks
     assert not want.mappings
-    assert [each.reason for each in want.skipped] == [
+    assert [skipped.reason for skipped in want.skipped] == [
         "the engine is rootless: its bridges are in a network namespace of its own; "
         "point -endpoint at the engine that runs as root"
     ]

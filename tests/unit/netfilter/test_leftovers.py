@@ -6,7 +6,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
-from ipv6natd.netfilter.docker_rules import Leftover, in_save, removal
+from ipv6natd.netfilter.docker_rules import Leftover, leftovers_from_save, removal_text
 from tests.harness.build import network
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-x")
@@ -89,7 +89,7 @@ COMMIT
 
 
 def test_all_that_docker_ipv6nat_wrote_is_found_and_taken_out_in_one_transaction_a_table() -> None:
-    assert removal(in_save("nft", DOCKER_IPV6NAT, [])) == (
+    assert removal_text(leftovers_from_save("nft", DOCKER_IPV6NAT, [])) == (
         "*nat\n"
         "-D PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
         "-D OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL -j DOCKER\n"
@@ -114,14 +114,14 @@ def test_all_that_docker_ipv6nat_wrote_is_found_and_taken_out_in_one_transaction
 
 
 def test_what_docker_28_put_into_the_raw_table_goes_too() -> None:
-    text = removal(in_save("legacy", DOCKER_28, [X]))
+    text = removal_text(leftovers_from_save("legacy", DOCKER_28, [X]))
     assert text.endswith("*raw\n-D PREROUTING -d fd00:a::2/128 ! -i br-x -j DROP\nCOMMIT\n")
     assert text.count("SNAT") == 2
     assert "DOCKER-USER" not in text
 
 
 def test_nothing_that_a_person_wrote_is_taken_for_a_leftover() -> None:
-    assert in_save("nft", A_PERSON_S, [X]) == ()
+    assert leftovers_from_save("nft", A_PERSON_S, [X]) == ()
 
 
 @pytest.mark.parametrize("bridge", ["docker0", "docker_gwbridge", "br-0123456789ab"])
@@ -129,7 +129,7 @@ def test_rules_about_a_network_that_is_gone_are_known_by_the_name_that_docker_ga
     bridge: str,
 ) -> None:
     text = f"*filter\n-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT\nCOMMIT\n"
-    (found,) = in_save("nft", text, [])
+    (found,) = leftovers_from_save("nft", text, [])
     assert found == Leftover(
         variant="nft", table="filter", chain="FORWARD", rule=f"-i {bridge} ! -o {bridge} -j ACCEPT"
     )
@@ -137,17 +137,17 @@ def test_rules_about_a_network_that_is_gone_are_known_by_the_name_that_docker_ga
 
 def test_a_network_without_a_bridge_makes_no_rule_a_leftover() -> None:
     vlan = network(name="vlan", subnet="fd00:9::/64", driver="macvlan", bridge="")
-    assert in_save("nft", A_PERSON_S, [vlan]) == ()
+    assert leftovers_from_save("nft", A_PERSON_S, [vlan]) == ()
 
 
 def test_a_rule_that_stands_twice_is_taken_out_twice() -> None:
     rule = "-i docker0 -o docker0 -j DROP"
     text = f"*filter\n-A FORWARD {rule}\n-A FORWARD {rule}\nCOMMIT\n"
-    assert removal(in_save("nft", text, [])).count(f"-D FORWARD {rule}\n") == 2
+    assert removal_text(leftovers_from_save("nft", text, [])).count(f"-D FORWARD {rule}\n") == 2
 
 
 def test_a_hairpin_rule_counts_only_within_a_network_of_docker() -> None:
     other = network(name="y", subnet="fd00:99::/64", bridge="br-y")
     assert other.subnets == (IPv6Network("fd00:99::/64"),)
-    (found,) = in_save("nft", A_PERSON_S, [other])
+    (found,) = leftovers_from_save("nft", A_PERSON_S, [other])
     assert found.rule.startswith("-s fd00:99::2/128 -d fd00:99::2/128 ")

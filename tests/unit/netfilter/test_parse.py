@@ -7,7 +7,7 @@ import pytest
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable, TableChange
 from ipv6natd.netfilter.parse import parse_save
-from ipv6natd.netfilter.render import render
+from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import BaseJump, Chain, Dnat, Jump, Rule, Table, Verdict
 
 SAVE = """\
@@ -40,7 +40,7 @@ def jump_of(rule: str) -> ObservedJump | None:
 
 def digest_of(*rules: str) -> str:
     lines = "".join(f"-A IPV6NAT-A {rule}\n" for rule in rules)
-    return parse_save(f"*nat\n:IPV6NAT-A - [0:0]\n{lines}COMMIT\n")[Table.NAT].own["IPV6NAT-A"]
+    return parse_save(f"*nat\n:IPV6NAT-A - [0:0]\n{lines}COMMIT\n")[Table.NAT].chains["IPV6NAT-A"]
 
 
 def test_tables_that_are_not_there_read_as_empty() -> None:
@@ -53,7 +53,7 @@ def test_a_table_that_did_not_end_is_not_taken_for_whole() -> None:
 
 def test_only_what_concerns_us_is_read() -> None:
     observed = parse_save(SAVE)[Table.FILTER]
-    assert set(observed.own) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
+    assert set(observed.chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
     assert observed.docker_user == 2
     assert observed.jumps == (
         ObservedJump(
@@ -61,7 +61,7 @@ def test_only_what_concerns_us_is_read() -> None:
             position=1,
             target="DOCKER-USER",
             ours=False,
-            plain=True,
+            unconditional=True,
             text="-j DOCKER-USER",
         ),
         ObservedJump(
@@ -69,7 +69,7 @@ def test_only_what_concerns_us_is_read() -> None:
             position=2,
             target="IPV6NAT-FORWARD",
             ours=True,
-            plain=True,
+            unconditional=True,
             text="-m comment --comment ipv6natd -j IPV6NAT-FORWARD",
         ),
     )
@@ -101,7 +101,7 @@ def test_a_jump_is_ours_by_its_comment_and_plain_without_a_match(
 ) -> None:
     jump = jump_of(rule)
     assert jump is not None
-    assert (jump.ours, jump.plain, jump.text) == (ours, plain, rule)
+    assert (jump.ours, jump.unconditional, jump.text) == (ours, plain, rule)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,12 @@ def test_a_change_is_rendered_in_the_order_of_its_steps() -> None:
         table=Table.FILTER,
         remove=(
             ObservedJump(
-                base="FORWARD", position=3, target="DOCKER-USER", ours=True, plain=True, text="-j X"
+                base="FORWARD",
+                position=3,
+                target="DOCKER-USER",
+                ours=True,
+                unconditional=True,
+                text="-j X",
             ),
         ),
         create=("DOCKER-USER",),
@@ -198,7 +203,7 @@ def test_a_change_is_rendered_in_the_order_of_its_steps() -> None:
         ),
         delete=("IPV6NAT-OLD", "IPV6NAT-OLDER", "DOCKER-USER"),
     )
-    assert render(change).splitlines() == [
+    assert format_change(change).splitlines() == [
         "*filter",
         "-D FORWARD -j X",
         "-N DOCKER-USER",
@@ -221,4 +226,4 @@ def test_a_change_is_rendered_in_the_order_of_its_steps() -> None:
 def test_rendered_chains_are_read_back() -> None:
     dnat = Rule(target=Dnat(IPv6Address("fd00::2"), 80), protocol=Protocol.TCP, ports=(8080, 8080))
     change = TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=(dnat,)),))
-    assert set(parse_save(render(change))[Table.NAT].own) == {"IPV6NAT-DNAT"}
+    assert set(parse_save(format_change(change))[Table.NAT].chains) == {"IPV6NAT-DNAT"}

@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.netfilter.diff import plan
-from ipv6natd.netfilter.parse import table_rules
-from ipv6natd.netfilter.render import full_text
+from ipv6natd.netfilter.diff import diff
+from ipv6natd.netfilter.parse import parse_saved_filter
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Chain, Ruleset, Table, TableRules
 from ipv6natd.policy import chains as split
 from ipv6natd.policy.desired import desired
@@ -102,7 +102,7 @@ def test_a_new_port_moves_no_other() -> None:
     for port in (50_000, 65_535):
         after = wanted(X, web([*SCATTERED, port]), proxy=False)
         new, old = ruleset(after), ruleset(before)
-        steps = plan(applied=old, interim=new.filter, wanted=new, observed=None)
+        steps = diff(applied=old, interim=new.filter, wanted=new, observed=None)
         assert [step.table for step in steps] == [Table.FILTER, Table.NAT]
         assert sum(len(chain.rules) for step in steps for chain in step.chains) < 100
         for name, chain in chains(old.nat).items():
@@ -111,7 +111,7 @@ def test_a_new_port_moves_no_other() -> None:
 
 def test_a_port_that_goes_takes_its_empty_chain_along() -> None:
     old, new = rules(X, web([*SCATTERED, 65_535])), rules(X, web(SCATTERED))
-    steps = plan(applied=old, interim=new.filter, wanted=new, observed=None)
+    steps = diff(applied=old, interim=new.filter, wanted=new, observed=None)
     (step,) = (each for each in steps if each.table is Table.NAT)
     assert [each.name for each in step.chains] == ["IPV6NAT-TCP"]
     assert set(step.delete) == {
@@ -142,10 +142,10 @@ def test_a_split_chain_does_with_every_packet_what_the_flat_one_does(
             ports=["[2001:db8:1::1]:6900-7600:6900-7600", "4000-9000:4000-9000/udp", "8081:80"],
         ),
     )
-    flat = full_text(rules(*facts, proxy=proxy))
+    flat = format_ruleset(rules(*facts, proxy=proxy))
     assert "IPV6NAT-TCP" not in flat
     monkeypatch.setattr(split, "FLAT_PORTS", 0)
-    divided = full_text(rules(*facts, proxy=proxy))
+    divided = format_ruleset(rules(*facts, proxy=proxy))
     assert "IPV6NAT-AT-TCP" in divided
     senders = (CLIENT, LINK_LOCAL_CLIENT, *FROM)
     ports = (4000, 5000, 5001, 5098, 6900, 7000, 7500, 7600, 7601, 8000, 8081, 9000, 9001)
@@ -174,9 +174,9 @@ def test_a_packet_finds_its_bridge_among_many_closed_ones_too() -> None:
 def test_bridges_in_chains_are_accepted_and_cut_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     open_, closed = many_networks(40), many_networks(80, internal=True)[40:]
     named = network(name="named", subnet="fd00:a::/64", bridge="br-")
-    divided = full_text(rules(*open_, *closed, named))
+    divided = format_ruleset(rules(*open_, *closed, named))
     monkeypatch.setattr(split, "FLAT_BRIDGES", 1000)
-    flat = full_text(rules(*open_, *closed, named))
+    flat = format_ruleset(rules(*open_, *closed, named))
     assert "IPV6NAT-CIN-br-" in divided
     assert "IPV6NAT-CIN-br-" not in flat
     some = [each.bridge for each in (*open_[:6], *closed[:6], named)]
@@ -202,7 +202,7 @@ def test_no_name_is_longer_than_the_kernel_takes(longest: bool) -> None:
     found = rules(*networks, X, web(SCATTERED, *sctp), proxy=False)
     for table in Table:
         assert max(len(chain.name) for chain in found.table(table).chains) <= NAME_MAX
-    assert table_rules(full_text(Ruleset(filter=found.filter))) == found.filter
+    assert parse_saved_filter(format_ruleset(Ruleset(filter=found.filter))) == found.filter
 
 
 def established(networks: Iterable[Network]) -> Iterator[trace.Packet]:
@@ -226,7 +226,7 @@ def walked(table: TableRules, packet: trace.Packet) -> int:
     """How many rules the packet is compared with on its way through FORWARD."""
     seen: list[trace.Rule] = []
     host = trace.Host(links=())
-    text = full_text(Ruleset(filter=table))
+    text = format_ruleset(Ruleset(filter=table))
     found = trace.walked(trace.parsed(text)["filter"], "FORWARD", packet, host, seen.append)
     assert found.name == "ACCEPT"
     return len(seen)

@@ -27,8 +27,8 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.diff import TableChange, jumps_differ, plan, stands
-from ipv6natd.netfilter.render import full_text, render, words
+from ipv6natd.netfilter.diff import TableChange, diff, jumps_differ, matches
+from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict
 from ipv6natd.policy.desired import desired, together
 from ipv6natd.policy.ruleset import ruleset
@@ -209,13 +209,13 @@ def assert_harmless(
     )
     want = desired(facts, policy)
     rules = ruleset(want)
-    for line in full_text(rules).split("\n")[:-1]:
+    for line in format_ruleset(rules).split("\n")[:-1]:
         assert GRAMMAR.fullmatch(line), line
     shown = [text for each in want.skipped for text in (each.network, each.port, each.reason)]
     assert all(len(text.encode()) < 5000 for text in shown)
     firewall = FakeFirewall()
     write(firewall, want, None)
-    assert all(stands(rules.table(table), firewall.read()[table]) for table in Table)
+    assert all(matches(rules.table(table), firewall.read()[table]) for table in Table)
     return facts, want
 
 
@@ -371,7 +371,7 @@ def changes(firewall: FakeFirewall, want: Desired, before: Desired | None) -> li
     old = None if before is None else ruleset(before)
     interim = rules.filter if before is None else ruleset(together(before, want)).filter
     read = firewall.read() if jumps_differ(old, rules) else None
-    return plan(applied=old, interim=interim, wanted=rules, observed=read)
+    return diff(applied=old, interim=interim, wanted=rules, observed=read)
 
 
 def write(firewall: FakeFirewall, want: Desired, before: Desired | None) -> None:
@@ -404,7 +404,7 @@ def test_any_way_to_a_state_ends_like_the_direct_one(
     before = None
     for want in wants:
         write(firewall, want, before)
-        assert all(stands(ruleset(want).table(table), firewall.read()[table]) for table in Table)
+        assert all(matches(ruleset(want).table(table), firewall.read()[table]) for table in Table)
         assert changes(firewall, want, want) == []
         before = want
     write(direct, wants[-1], None)
@@ -461,8 +461,8 @@ def test_what_is_rendered_is_text_of_one_transaction(want: Desired) -> None:
     """Whatever is wanted, a change is one table from its name to its COMMIT, and every rule in
     it stands in the grammar."""
     rules = ruleset(want)
-    for change in plan(applied=EMPTY, interim=rules.filter, wanted=rules, observed=None):
-        lines = render(change).splitlines()
+    for change in diff(applied=EMPTY, interim=rules.filter, wanted=rules, observed=None):
+        lines = format_change(change).splitlines()
         assert (lines[0], lines[-1]) == (f"*{change.table}", "COMMIT")
         assert lines.count("COMMIT") == 1
         assert all(GRAMMAR.fullmatch(line) for line in lines if line.startswith("-A"))
@@ -480,7 +480,7 @@ def lands(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
     address, protocol, port, in_interface = packet
     for rule in chains.get(name, []):
         unknown = (rule.out_interface, rule.not_out_interface, rule.states, rule.not_destination)
-        assert not any(unknown), words(rule)
+        assert not any(unknown), format_rule(rule)
         # The client's source is in none of our subnets and not link-local.
         hit = (
             rule.source is None

@@ -25,7 +25,7 @@ from ipv6natd.model import (
     Route,
     Snapshot,
 )
-from ipv6natd.netfilter.render import full_text, words
+from ipv6natd.netfilter.render import format_rule, format_ruleset
 from ipv6natd.netfilter.rules import (
     Dnat,
     Jump,
@@ -129,7 +129,7 @@ def facts_of(situation: str, proxy: str) -> Snapshot:
 @pytest.mark.parametrize("case", CASES)
 def test_the_rules_are_those_that_were_reviewed(case: str) -> None:
     path = GOLDEN / f"{case}.txt"
-    text = full_text(rules_of(case))
+    text = format_ruleset(rules_of(case))
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert path.exists(), f"{path} is missing: write it with UPDATE_GOLDEN=1 and review it"
@@ -147,7 +147,7 @@ def chain(name: str, case: str = "two-networks-and-internal.proxy-on") -> list[s
     rules = rules_of(case)
     chains = (*rules.filter.chains, *rules.nat.chains)
     (found,) = (each for each in chains if each.name == f"IPV6NAT-{name}")
-    return [words(rule) for rule in found.rules]
+    return [format_rule(rule) for rule in found.rules]
 
 
 def test_internal_networks_are_cut_off_before_all_else() -> None:
@@ -208,7 +208,7 @@ def test_a_container_sends_with_its_own_networks_sources_only() -> None:
     ]
     gateway = replace(X, behind=(IPv6Network("::/0"),))
     rules_ = ruleset(Desired(networks=(gateway,))).filter.chains
-    assert not any("-i br-a ! -o br-a -j" in words(r) for c in rules_ for r in c.rules)
+    assert not any("-i br-a ! -o br-a -j" in format_rule(r) for c in rules_ for r in c.rules)
 
 
 def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
@@ -239,7 +239,7 @@ def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
     (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
     first = "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
-    assert words(asked[0]) == first
+    assert format_rule(asked[0]) == first
 
 
 def test_a_lan_within_what_is_routed_to_a_container_keeps_its_addresses() -> None:
@@ -285,12 +285,12 @@ def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() 
     assert want.mappings == ()
     assert want.proxied == ((5353, 5353), (6000, 6001))
     (heard,) = (each for each in ruleset(want).filter.chains if each.name == "IPV6NAT-INPUT")
-    assert [words(rule) for rule in heard.rules[:2]] == [
+    assert [format_rule(rule) for rule in heard.rules[:2]] == [
         "-p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
         "-p udp -m udp --dport 6000:6001 -j IPV6NAT-PROXY",
     ]
     without = ruleset(desired(replace(facts, userland_proxy=False), Policy()))
-    assert "IPV6NAT-PROXY" not in full_text(without)
+    assert "IPV6NAT-PROXY" not in format_ruleset(without)
 
 
 def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
@@ -300,7 +300,7 @@ def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones
     assert not asks_for_sources(names - {"IPV6NAT-SRC"})
     assert asks_for_sources({"IPV6NAT-FORWARD"})
     (only,) = shut(rules).chains
-    assert [words(rule) for rule in only.rules] == [
+    assert [format_rule(rule) for rule in only.rules] == [
         *(
             way.format(bridge, bridge)
             for bridge in ("br-int", "br-a", "br-b")
@@ -388,7 +388,7 @@ def test_a_wildcard_of_another_network_does_not_take_neighbours_from_the_proxy()
     facts = snapshot(X, Y, web("[2001:db8::1]:8080:81"), other)
     chains = ruleset(desired(facts, Policy())).nat.chains
     (rules,) = (each.rules for each in chains if each.name == "IPV6NAT-DNAT")
-    assert [words(rule) for rule in rules if rule.ports] == [
+    assert [format_rule(rule) for rule in rules if rule.ports] == [
         "-d 2001:db8::1/128 ! -i br-a -p tcp -m tcp --dport 8080 "
         "-j DNAT --to-destination [fd00:a::2]:81",
         "-d 2001:db8::1/128 -i br-a -p tcp -m tcp --dport 8080 -j RETURN",
@@ -457,7 +457,7 @@ def test_a_container_without_masquerade_and_without_hairpin_needs_no_chain() -> 
 def jumps(case: str) -> Iterator[str]:
     for table in Table:
         for jump in rules_of(case).table(table).jumps:
-            yield f"{jump.base}{' first' * jump.first}: {words(jump.rule)}"
+            yield f"{jump.base}{' first' * jump.first}: {format_rule(jump.rule)}"
 
 
 def test_with_nothing_to_do_docker_user_still_stands() -> None:
@@ -585,17 +585,17 @@ def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation:
     ],
 )
 def test_a_rule_is_worded_once_and_for_all(rule: Rule, text: str) -> None:
-    assert words(rule).startswith(text)
+    assert format_rule(rule).startswith(text)
 
 
 def test_equal_facts_give_equal_text() -> None:
     case = "two-networks-and-internal.proxy-off"
-    assert full_text(rules_of(case)) == full_text(rules_of(case))
+    assert format_ruleset(rules_of(case)) == format_ruleset(rules_of(case))
 
 
 def test_the_address_of_a_mapping_is_the_endpoints() -> None:
     """P6, P7: another address, another rule, and nothing of the old one."""
     moved = container(name="web", on=[endpoint(on=X, address="fd00:a::50")], ports=["8080:80"])
-    text = full_text(ruleset(desired(snapshot(X, moved), Policy())))
+    text = format_ruleset(ruleset(desired(snapshot(X, moved), Policy())))
     assert "[fd00:a::50]:80" in text
     assert "fd00:a::2" not in text

@@ -18,7 +18,7 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.counters import connections
+from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report.explain import Explanation, explanations, row
@@ -93,7 +93,7 @@ def test_a_forwarded_port_has_its_rule_and_its_counter() -> None:
         "[0:0] -A IPV6NAT-DNAT -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT "
         "--to-destination [fd00:a::2]:80\nCOMMIT\n"
     )
-    (shown,) = without_variants([variants(row(it, connections(save)))])
+    (shown,) = without_variants([variants(row(it, connection_counts(save)))])
     assert [port.get("Connections") for port in shown["Ports"]] == [7, None]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.netfilter.diff import plan, stands
+from ipv6natd.netfilter.diff import diff, matches
 from ipv6natd.netfilter.rules import Jump, Ruleset, Table, TableRules
 from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, shut
 from ipv6natd.sync import offline as early
@@ -43,7 +43,7 @@ def without_sources(rules: TableRules) -> TableRules:
 
 
 def own(firewall: FakeFirewall) -> set[str]:
-    return set(firewall.read()[Table.FILTER].own)
+    return set(firewall.read()[Table.FILTER].chains)
 
 
 def test_with_nothing_kept_nothing_is_read_or_written(firewall: FakeFirewall) -> None:
@@ -54,14 +54,14 @@ def test_with_nothing_kept_nothing_is_read_or_written(firewall: FakeFirewall) ->
 def test_kept_rules_are_written_and_what_was_found_is_told(firewall: FakeFirewall) -> None:
     keep(NOW)
     assert early.close_networks("nft") is Exposure.OPEN
-    assert stands(NOW, firewall.read()[Table.FILTER])
+    assert matches(NOW, firewall.read()[Table.FILTER])
     assert early.close_networks("nft") is Exposure.NONE
 
 
 def test_kept_rules_that_ask_for_no_source_are_written_closed(firewall: FakeFirewall) -> None:
     keep(without_sources(NOW))
     assert early.close_networks("nft") is Exposure.UNGUARDED
-    assert stands(shut(NOW), firewall.read()[Table.FILTER])
+    assert matches(shut(NOW), firewall.read()[Table.FILTER])
     assert own(firewall) == {"IPV6NAT-FORWARD"}
 
 
@@ -72,10 +72,10 @@ def test_the_rules_of_the_former_version_stay_until_the_engine_answers(
     before = without_sources(NOW)
     read = {Table.FILTER: firewall.read()[Table.FILTER]}
     wanted = Ruleset(filter=before)
-    for change in plan(applied=None, interim=before, wanted=wanted, observed=read):
+    for change in diff(applied=None, interim=before, wanted=wanted, observed=read):
         firewall.write(change)
     keep(before)
     writes = firewall.writes
     assert early.close_networks("nft") is Exposure.UNGUARDED
     assert firewall.writes == writes
-    assert stands(before, firewall.read()[Table.FILTER])
+    assert matches(before, firewall.read()[Table.FILTER])

@@ -382,7 +382,7 @@ FLUSHES = {
 
 
 def ours(firewall: FakeFirewall) -> dict[Table, dict[str, str]]:
-    return {table: seen.own for table, seen in firewall.read().items()}
+    return {table: seen.chains for table, seen in firewall.read().items()}
 
 
 @pytest.mark.parametrize("how", FLUSHES)

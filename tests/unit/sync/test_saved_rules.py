@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 
 from ipv6natd.model import Desired
-from ipv6natd.netfilter.parse import rule, table_rules
-from ipv6natd.netfilter.render import full_text, words
+from ipv6natd.netfilter.parse import parse_rule, parse_saved_filter
+from ipv6natd.netfilter.render import format_rule, format_ruleset
 from ipv6natd.netfilter.rules import Ruleset, Table
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import Kept
@@ -24,8 +24,8 @@ def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
     for table in Table:
         for chain in rules.table(table).chains:
             for each in chain.rules:
-                assert rule(words(each)) == each
-    assert table_rules(full_text(Ruleset(filter=rules.filter))) == rules.filter
+                assert parse_rule(format_rule(each)) == each
+    assert parse_saved_filter(format_ruleset(Ruleset(filter=rules.filter))) == rules.filter
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_we_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
     kept = Kept({"STATE_DIRECTORY": str(tmp_path)})
     kept.path.write_text(text)
     with pytest.raises((ValueError, TypeError)):
-        table_rules(text)
+        parse_saved_filter(text)
     assert kept.read() is None
 
 
