@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings the files that ipv6natd installs into force now, without a reboot: modules-load.d,
-# tmpfiles.d, catalog. Installations call it, as root; it does nothing where systemd does not run.
-# Forwarding is no part of this: the service switches it on, once its rules are in force.
+# Applies the installed files of modules-load.d, tmpfiles.d and the catalog without a reboot. The
+# installation runs this script as root. Without a running systemd the script does nothing. The script
+# does not change forwarding: the service switches it on when its rules are in force.
 set -u
 [ -d /run/systemd/system ] || exit 0
 umask 022
