@@ -1,23 +1,24 @@
 #!/bin/bash
-# Installs what belongs to ipv6natd besides its Python package: the one list of it, for every
-# distribution.
+# Installs all files of ipv6natd except its Python package. This is the only list of these files,
+# for all distributions.
 #
-# Examples are documentation: they stand in share/doc, and nothing reads them there.
+# The examples are documentation: no program reads them in share/doc.
 #
 # usage: [DESTDIR=...] [PREFIX=/usr] packaging/install.sh [--with-python]
 #
-# With --with-python the package goes along, as folder lib/ipv6natd of its own; Debian's and Arch's
-# tools put it where they want it. ZSHDIR is where zsh looks, which differs between the two.
+# With --with-python the script also installs the Python package, into lib/ipv6natd. The packages
+# for Debian and Arch do not use this option, because their tools install the Python package. ZSHDIR
+# is the directory of zsh's completions, which differs between Debian and Arch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Root's own may let others write, or keep them from reading.
+# The umask of root may let other users write the files, or keep them from reading.
 umask 022
 
 destdir=${DESTDIR:-}
 prefix=${PREFIX:-/usr}
 python=${PYTHON:-python3}
 zsh=${ZSHDIR:-$prefix/share/zsh/site-functions}
-# The bus looks in /usr and /etc, and nowhere else.
+# The bus reads policies only in /usr and /etc.
 policy=$([[ $prefix == /usr ]] && echo /usr/share || echo /etc)/dbus-1/system.d
 
 put() { # MODE SOURCE DESTINATION
@@ -46,10 +47,10 @@ done
 sed -i "s|/usr/bin/ipv6natd|$prefix/bin/ipv6natd|" \
     "$destdir$prefix/lib/systemd/system/ipv6natd.service"
 
-# Earlier versions switched forwarding on by it, at every boot and before any rule.
+# With this file, earlier versions switched forwarding on at every boot, before any rule.
 rm -f "$destdir$prefix/lib/sysctl.d/60-ipv6natd.conf"
 
-# A configuration that is there is the administrator's.
+# An existing configuration belongs to the administrator.
 config=$destdir/etc/ipv6natd/ipv6natd.toml
 if [[ ! -e $config ]]; then
     mkdir -p "${config%/*}"
@@ -79,7 +80,7 @@ END
     done
 fi
 
-# A package has its own moment for this.
+# A package runs these commands in its own scripts.
 if [[ -z $destdir ]]; then
     systemctl daemon-reload || true
     "$prefix/lib/ipv6natd/apply"

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Lists the files of this source, with a NUL behind each: of a checkout what git knows, of an unpacked
-# release all.
+# Lists the files of this source tree, each with a NUL at its end. In a checkout these are the files
+# that git tracks, in an unpacked release all files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ -e .git ]]; then
-    # Root may well build what a plain user cloned, which git by itself refuses.
+    # Root may build in the clone of another user. By default, git refuses this.
     git -c safe.directory="$PWD" ls-files -z
 else
     find . -path ./dist -prune -o -type f -print0

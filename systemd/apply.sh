@@ -1,7 +1,7 @@
 #!/bin/sh
 # Applies the installed files of modules-load.d, tmpfiles.d and the catalog without a reboot. The
-# installation runs this script as root. Without a running systemd the script does nothing. The script
-# does not change forwarding: the service switches it on when its rules are in force.
+# installation runs this script as root. Without a running systemd the script does nothing. The
+# script does not change forwarding: the service switches it on when its rules are in force.
 set -u
 [ -d /run/systemd/system ] || exit 0
 umask 022

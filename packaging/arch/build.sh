@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the package for Arch from this source, as it stands; makepkg will not have it done by root.
+# Builds the package for Arch from the files of this source tree. makepkg refuses to run as root.
 #
 # usage: packaging/arch/build.sh [FOLDER [OPTION OF makepkg ...]]    (FOLDER is dist)
 set -euo pipefail
@@ -15,6 +15,7 @@ packaging/sources.sh |
     tar -czf "$stage/ipv6natd-$version.tar.gz" --null --files-from=- \
         --transform="s|^\(\./\)\?|ipv6natd-$version/|"
 mkdir -p "$out"
-# One version at a time, so that a pattern names one package; and makepkg replaces none by itself.
+# Only one version stays in the folder, so that a pattern matches one package. makepkg replaces no
+# file.
 rm -f "$out"/ipv6natd-*.pkg.tar*
 (cd "$stage" && PKGDEST=$out makepkg "${@:2}")

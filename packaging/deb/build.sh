@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the package for Debian from this source, as it stands, with what the distribution has:
-# `apt build-dep ./packaging/deb` installs that.
+# Builds the package for Debian from the files of this source tree, with tools of the distribution.
+# `apt build-dep ./packaging/deb` installs the tools.
 #
 # usage: packaging/deb/build.sh [FOLDER [OPTION OF dpkg-buildpackage ...]]    (FOLDER is dist)
 set -euo pipefail
@@ -15,6 +15,6 @@ packaging/sources.sh | tar -c --null --files-from=- | tar -x -C "$stage/ipv6natd
 cp -r packaging/deb/debian "$stage/ipv6natd/debian"
 (cd "$stage/ipv6natd" && dpkg-buildpackage --build=binary --no-sign "${@:2}")
 mkdir -p "$out"
-# One version at a time, so that a pattern names one package.
+# Only one version stays in the folder, so that a pattern matches one package.
 rm -f "$out"/ipv6natd_*
 cp "$stage"/ipv6natd_* "$out"

@@ -135,7 +135,7 @@ def test_a_release_for_arch_is_built_from_its_tarball_and_no_other(tmp_path: Pat
 
 
 def test_a_tag_that_does_not_carry_its_number_everywhere_is_not_released(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"not to be released: no '__version__ = \"99\.0\"' in its "):
+    with pytest.raises(LabError, match=r"cannot be released: no '__version__ = \"99\.0\"' in its "):
         released(tmp_path, "99.0")
 
 
