@@ -1,6 +1,6 @@
-"""docs/packet.svg: how a packet goes, drawn from the table below.
+"""docs/packet.svg: the ways of packets, drawn from the table below.
 
-What the boxes say of rules is looked for in the reviewed rules by a test.
+A test checks that the reviewed rules contain the rules in the boxes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONTAINER = "fd00:a::2"
 
 
 class Box(NamedTuple):
-    """A station: its name, what happens there, and the rule that does it."""
+    """A box: its name, a description, and the rule that applies there."""
 
     name: str
     about: str
@@ -27,7 +27,7 @@ class Box(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One packet's way; `headers` stand on the arrows between the boxes: source and target."""
+    """The way of one packet; `headers` are the source and the destination between the boxes."""
 
     title: str
     boxes: tuple[Box, ...]
@@ -38,11 +38,11 @@ AT_CLIENT = Box("client", CLIENT, kind="end")
 AT_CONTAINER = Box("container", CONTAINER, kind="end")
 WAYS = (
     Way(
-        "Into a published port: the container sees who asks",
+        "To a published port: the container sees the client",
         (
             AT_CLIENT,
-            Box("nat PREROUTING", "a port of the host becomes the container's", "-j DNAT"),
-            Box("filter FORWARD", "DOCKER-USER first, then: it was translated", "--ctstate DNAT"),
+            Box("nat PREROUTING", "a host port becomes a container port", "-j DNAT"),
+            Box("filter FORWARD", "first DOCKER-USER, then packets after DNAT", "--ctstate DNAT"),
             AT_CONTAINER,
         ),
         (
@@ -52,10 +52,10 @@ WAYS = (
         ),
     ),
     Way(
-        "And back: conntrack undoes what was done",
+        "The reply: conntrack reverses the translation",
         (
             AT_CONTAINER,
-            Box("filter FORWARD", "it belongs to an open flow", "--ctstate ESTABLISHED"),
+            Box("filter FORWARD", "part of an established flow", "--ctstate ESTABLISHED"),
             Box("conntrack", "the container's address becomes the host's"),
             AT_CLIENT,
         ),
@@ -66,10 +66,10 @@ WAYS = (
         ),
     ),
     Way(
-        "Out of a container: with an address of the host",
+        "From a container: with an address of the host",
         (
             AT_CONTAINER,
-            Box("filter FORWARD", "out is free, into other networks is not", "-i br-a -j ACCEPT"),
+            Box("filter FORWARD", "to the outside, not into other networks", "-i br-a -j ACCEPT"),
             Box("nat POSTROUTING", "the private source becomes the host's", "-j MASQUERADE"),
             Box("the Internet", "2001:db8:ff::1", kind="end"),
         ),
@@ -83,7 +83,7 @@ WAYS = (
         "To the container's own address: closed",
         (
             AT_CLIENT,
-            Box("filter FORWARD", "nothing has translated it", "! -i br-a -o br-a -j DROP"),
+            Box("filter FORWARD", "no DNAT before", "! -i br-a -o br-a -j DROP"),
             Box("dropped", "published or not", kind="stop"),
         ),
         (
@@ -92,11 +92,11 @@ WAYS = (
         ),
     ),
     Way(
-        "To [::1]: the kernel cannot forward that",
+        "To [::1]: the kernel cannot forward this address",
         (
             Box("the host itself", "::1", kind="end"),
-            Box("filter INPUT", "without a proxy refused at once", "-d ::1/128 -p tcp"),
-            Box("userland proxy", "with it, Docker answers", kind="end"),
+            Box("filter INPUT", "rejected at once without a proxy", "-d ::1/128 -p tcp"),
+            Box("userland proxy", "with the proxy, Docker answers", kind="end"),
             AT_CONTAINER,
         ),
         (
@@ -131,7 +131,7 @@ text { fill: #e6edf3; }
 
 
 def packet_svg() -> str:
-    """The whole picture."""
+    """The SVG text of the picture."""
     return "\n".join(_lines()) + "\n"
 
 

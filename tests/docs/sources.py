@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ipv6natd"
 
 @cache
 def modules() -> dict[str, Path]:
-    """Each module by its name below the package, such as "policy.ruleset"."""
+    """The path of each module, by its name without the package, such as "policy.ruleset"."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

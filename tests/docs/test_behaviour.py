@@ -1,4 +1,4 @@
-"""docs/behaviour.md as it is written from what was measured and what was read."""
+"""The text of docs/behaviour.md from measured and read results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ran(
 
 
 def cells(page: str, id: str = "P1") -> list[str]:
-    """Of one row: ipv6natd, Docker alone, docker-ipv6nat."""
+    """The result cells of one row: ipv6natd, Docker alone, docker-ipv6nat."""
     (line,) = [each for each in page.splitlines() if each.startswith(f"| {id} |")]
     return line.strip("| ").split(" | ")[2:]
 

@@ -1,6 +1,6 @@
-"""The pages of docs/ that are written from what the tests know.
+"""The generated pages docs/rules.md, docs/behaviour.md and docs/engines.md.
 
-`UPDATE_DOCS=1 .venv/bin/pytest tests/docs/test_docs.py` writes them anew.
+`UPDATE_DOCS=1 .venv/bin/pytest tests/docs/test_docs.py` writes the first two again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_what_was_measured_is_about_the_rules_that_are_made_now(page: Path) -> N
 
 
 def test_the_page_of_behaviour_says_what_its_words_are_now() -> None:
-    """What was measured stays in it until it is measured again."""
+    """The update of the words keeps the measured results."""
     stands = BEHAVIOUR_MD.read_text()
     text = behaviour.text(behaviour.rows(), Report(ROOT), stands)
     if os.environ.get("UPDATE_DOCS"):
@@ -96,7 +96,7 @@ def test_every_scenario_is_there_and_in_a_test_or_with_the_reason_why_not() -> N
 
 
 def test_no_scenario_that_has_a_test_is_said_to_have_none() -> None:
-    # What test_native.py asks is asked of Docker alone.
+    # The tests in test_native.py measure Docker alone.
     ours = with_a_test("tests/**/test_*.py", besides="test_native.py")
     assert behaviour.contradicted(behaviour.rows(), ours, BEHAVIOUR_MD.read_text()) == []
 

@@ -1,4 +1,4 @@
-"""What lies in examples/ is of this version: it loads, and every metric that it names exists."""
+"""The files in examples/ load, and every metric in them exists."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def panels() -> list[tuple[str, str]]:
 
 
 def assert_real(expression: str) -> None:
-    """That the expression asks for metrics that there are, by labels and values that they have."""
+    """Check that an expression uses only existing metrics, labels and values."""
     named = set(re.findall(r"\bipv6natd_\w+", expression))
     assert named, expression
     assert named <= METRICS.keys()

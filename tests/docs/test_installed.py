@@ -1,4 +1,4 @@
-"""What an installation puts in place: files that root alone may write, whoever installed them."""
+"""The installed files: only root may write them, with any umask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAMS = {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
 
 
 def installed(destination: Path, umask: int) -> None:
-    """`make install` as somebody would do it who has this umask."""
+    """Run `make install` with this umask."""
     subprocess.run(
         (ROOT / "packaging" / "install.sh", "--with-python"),
         check=True,
@@ -62,7 +62,7 @@ def test_the_commands_load_what_was_installed_and_nothing_from_elsewhere(tmp_pat
         file = top / "usr/bin" / command
         first, *rest = file.read_text().splitlines()
         assert first == "#!/usr/bin/python3 -I"
-        # It names where it would be.
+        # The command contains its installed path.
         there = "\n".join((first, *rest)).replace('"/usr/lib', f'"{top}/usr/lib')
         file.write_text(there)
         said = subprocess.run(

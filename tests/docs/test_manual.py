@@ -1,4 +1,4 @@
-"""The manual pages: clean, and of one mind with the help, the flags and the settings."""
+"""The manual pages: valid, and consistent with the help, the flags and the settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def source(page: str) -> str:
 
 
 def mandoc(*words: str) -> str:
-    """What it says; without a database of manuals it cannot know those of others."""
+    """The output of mandoc. Without a manual database mandoc does not know foreign pages."""
     try:
         done = subprocess.run(
             ("mandoc", *words), capture_output=True, text=True, check=False, env={"PATH": PATH}
@@ -34,7 +34,7 @@ def mandoc(*words: str) -> str:
 
 
 def shown(page: str) -> str:
-    """The page as it is read, in one line."""
+    """The formatted page in one line."""
     text = mandoc("-Tascii", str(MAN / page))
     return " ".join(re.sub(".\b", "", text).split())
 
@@ -56,7 +56,7 @@ def test_a_page_says_what_it_is_and_leads_to_pages_that_there_are(page: str) -> 
 
 
 def items(page: str, macro: str) -> list[str]:
-    """The first words of list items such as `.It Cm status`."""
+    """The first words of list items like `.It Cm status`."""
     return re.findall(rf"^\.It {macro} ([\w-]+)", source(page), re.MULTILINE)
 
 

@@ -1,6 +1,6 @@
-"""The pages that people read, and the picture: of this version, and without dead ends.
+"""The pages and the picture: no unknown command, option or key, and no broken link.
 
-`UPDATE_DOCS=1 .venv/bin/pytest tests/docs/test_pages.py` draws the picture anew.
+`UPDATE_DOCS=1 .venv/bin/pytest tests/docs/test_pages.py` draws the picture again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMANDS_OF_PAGES = [
 
 
 def test_no_command_goes_by_a_path_that_everybody_may_make() -> None:
-    """Root would write where a link there leads, or delete what a list there names."""
+    """A user could put a symbolic link or a list of files there, for a command of root."""
     fixed = re.compile(r"(?<![\w/])/(?:var/)?tmp/\w")
     found = {
         path.name: [line for line in path.read_text().splitlines() if fixed.search(line)]

@@ -1,4 +1,4 @@
-"""Who starts processes: one file, and never a shell. Read from the sources."""
+"""Only one source file starts processes, and never a shell."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.docs.sources import modules
 from tests.harness.every import every
 
 WORDS = {"TimeoutExpired", "CompletedProcess"}
-"""Of subprocess, what names something and starts nothing."""
+"""Names of subprocess that start no process."""
 STARTS = ("system", "popen", "fork", "forkpty", "exec", "spawn", "posix_spawn", "startfile")
-"""Beginnings of what in os starts or becomes a program."""
+"""Prefixes of functions in os that start or become a program."""
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 MODULES = {"multiprocessing", "pty", "pickle", "marshal", "shelve", "commands", "code", "runpy"}
-"""They start processes, or run what they read."""
+"""Modules that start processes or execute their input."""
 
 
 def offences(tree: ast.AST) -> Iterator[str]:
-    """What a source does that only tools may do, or nobody."""
+    """Uses of functions that only system/process.py may use, or no module."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="subprocess"), attr=name)) if (
@@ -97,7 +97,7 @@ def test_each_process_is_given_an_environment() -> None:
 
 
 def test_tools_are_looked_for_in_folders_of_root_alone() -> None:
-    # Where a group may write on some hosts, as staff on older Debians.
+    # On some hosts a group may write to /usr/local, like staff on older Debian versions.
     assert not [each for each in tools.DIRECTORIES if each.startswith("/usr/local")]
     for folder in map(Path, tools.DIRECTORIES):
         assert folder.is_absolute()
@@ -129,7 +129,7 @@ def test_a_tool_that_hangs_is_killed_and_leaves_nothing() -> None:
 def test_one_that_the_kernel_holds_does_not_hold_its_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process in uninterruptible sleep cannot be killed; here, one that nobody kills."""
+    """Instead of uninterruptible sleep, this test makes kill a no-op."""
     monkeypatch.setattr(tools, "BURIED", 0.1)
     held: list[subprocess.Popen[str]] = []
     kill = subprocess.Popen.kill

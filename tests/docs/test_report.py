@@ -1,4 +1,4 @@
-"""What `make test-all` writes, docs/engines.md and behaviour.md: the words, and how they age."""
+"""docs/engines.md and the age of reports, as `make test-all` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no linter says of the sources."""
+"""Properties of the sources that no linter checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.docs.sources import modules
 
 
 def test_python_iptables_is_loaded_lazily() -> None:
-    """Its import loads kernel modules, and must not happen on a host of the nft variant."""
+    """The import of iptc loads kernel modules, and must not happen on a host of the nft variant."""
     offenders = [
         name
         for name, path in modules().items()

@@ -1,4 +1,4 @@
-"""What `make test-all` writes into docs/booted.md."""
+"""The text of docs/booted.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.story import Check
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trees of two suites, of which one says more about itself, and a commit."""
+    """Trees of two suites with different facts, and a commit."""
     monkeypatch.setenv("IPV6NATD_TREES", str(tmp_path))
     monkeypatch.setattr(story, "commit", lambda root: f"that of {root}")
     for suite, versions in (

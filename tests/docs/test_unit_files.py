@@ -1,4 +1,4 @@
-"""The files for systemd, as systemd itself reads them."""
+"""The unit files, checked by systemd."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def analyze(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_systemd_has_nothing_to_say_about_the_unit(tmp_path: Path) -> None:
-    # It wants the program to be there, which it is on no machine that only tests.
+    # systemd-analyze needs an existing program, and ipv6natd is not installed here.
     text = UNIT.read_text()
     assert "ExecStart=/usr/bin/ipv6natd\n" in text
     there = tmp_path / UNIT.name
     there.write_text(text.replace("ExecStart=/usr/bin/ipv6natd\n", "ExecStart=/bin/true\n"))
     done = analyze("--man=no", "verify", str(there))
-    # Of other units on this machine it may say what it likes.
+    # Messages about other units of this machine are ignored.
     assert UNIT.name not in done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
 

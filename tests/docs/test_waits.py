@@ -53,7 +53,7 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
 
 RETRIES = {
     "a connection to the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
-    "an inspect of a container or network that the engine does not find yet": (
+    "a failed inspect of a container or network": (
         docker_watch.RETRY_PAUSE,
         1,
         None,
