@@ -25,7 +25,7 @@ from ipv6natd.system.terminal import printable
 
 log = logging.getLogger("ipv6natd")
 
-FAILED, CONFIGURATION = 1, 78
+EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 ENVIRONMENT = frozenset(
     {
         *("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DBUS_SYSTEM_BUS_ADDRESS"),
@@ -57,11 +57,11 @@ exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 wrong configuration
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
-    leave_behind(os.environ)
+    scrub_environment(os.environ)
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def leave_behind(environ: MutableMapping[str, str]) -> None:
+def scrub_environment(environ: MutableMapping[str, str]) -> None:
     """Take everything out of the environment that nobody said we go by.
 
     The libraries have variables of their own, which name proxies, certificates and accounts, and
@@ -82,44 +82,44 @@ def run(argv: Sequence[str]) -> int:
         settings = reload()
     except ConfigError as error:
         print(f"ipv6natd: {printable(str(error))}", file=sys.stderr)
-        _leave_word(str(error))
-        return CONFIGURATION
+        _set_exit_status_text(str(error))
+        return EXIT_CONFIGURATION
     logs.start(debug=settings.debug)
     if not _may_write_rules():
         text = "writing rules needs root, or CAP_NET_ADMIN; run it with sudo or as a service"
         print(f"ipv6natd: {text}", file=sys.stderr)
-        return FAILED
+        return EXIT_FAILURE
     try:
         return _flush(settings) if flush else _serve(settings, reload)
     except FirewallError as error:
         log.error("%s", error)
-        _leave_word(str(error))
+        _set_exit_status_text(str(error))
     except Exception as error:
         log.error("a fault of ipv6natd itself", exc_info=error)
         text = f"ended by a fault of its own, please report it: {_cause(error)}"
         log.critical("%s", text)
-        _leave_word(text)
-    return FAILED
+        _set_exit_status_text(text)
+    return EXIT_FAILURE
 
 
 def _cause(error: BaseException) -> str:
     """What went wrong first, and where, in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    place = ""
+    location = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if "ipv6natd" in frame.filename:
-            place = f" at {Path(frame.filename).name}:{frame.lineno}"
-    return f"{type(error).__name__}: {error}{place}"
+            location = f" at {Path(frame.filename).name}:{frame.lineno}"
+    return f"{type(error).__name__}: {error}{location}"
 
 
-def _leave_word(text: str) -> None:
+def _set_exit_status_text(text: str) -> None:
     """For `systemctl status`, which shows it as long as nothing is started again."""
     from ipv6natd.system.sd_notify import Notifier
 
-    line = Notifier()
-    line.status(text)
-    line.close()
+    notifier = Notifier()
+    notifier.status(text)
+    notifier.close()
 
 
 def _may_write_rules() -> bool:
@@ -175,24 +175,26 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Settings()
     for key in KEYS:
         default = getattr(defaults, key.name)
-        switch = isinstance(default, bool)
-        shown = {True: "on", False: "off"}[default] if switch else _plain(default or "")
-        about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {shown or 'none'})"
+        is_boolean = isinstance(default, bool)
+        default_text = (
+            {True: "on", False: "off"}[default] if is_boolean else _default_text(default or "")
+        )
+        about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {default_text or 'none'})"
         names = _dashes(key.name.replace("_", "-"))
-        if switch:
+        if is_boolean:
             group.add_argument(
                 *names,
                 dest=key.name,
                 nargs="?",
                 const=True,
-                type=_switch,
+                type=_boolean,
                 metavar="BOOL",
                 help=about,
             )
         else:
-            read = {tuple: _list, int: _integer, dict: _table}.get(type(default), str)
+            parse = {tuple: _list, int: _integer, dict: _table}.get(type(default), str)
             group.add_argument(
-                *names, dest=key.name, type=read, metavar=key.name.upper(), help=about
+                *names, dest=key.name, type=parse, metavar=key.name.upper(), help=about
             )
     return parser
 
@@ -201,11 +203,11 @@ def _dashes(name: str) -> tuple[str, str]:
     return f"-{name}", f"--{name}"
 
 
-def _plain(default: object) -> str:
+def _default_text(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _switch(text: str) -> bool:
+def _boolean(text: str) -> bool:
     """A boolean as Go's flag package reads it; docker-ipv6nat was written with that."""
     if text in ("1", "t", "T", "true", "TRUE", "True"):
         return True
@@ -229,18 +231,18 @@ def _integer(text: str) -> Any:
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
-    found = close_networks(settings.backend)
+    exposure = close_networks(settings.backend)
     # Here, so that -flush and -version load neither the Docker library nor the bus's.
     from ipv6natd.daemon import Daemon
 
-    return asyncio.run(_daemon(Daemon, settings, reload, found))
+    return asyncio.run(_run_daemon(Daemon, settings, reload, exposure))
 
 
-async def _daemon(
-    daemon: Any, settings: Settings, reload: partial[Settings], found: Exposure
+async def _run_daemon(
+    daemon: Any, settings: Settings, reload: partial[Settings], exposure: Exposure
 ) -> int:
-    code: int = await daemon(settings, reload, found).run()
-    return code
+    status: int = await daemon(settings, reload, exposure).run()
+    return status
 
 
 def _flush(settings: Settings) -> int:

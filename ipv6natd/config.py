@@ -50,18 +50,18 @@ class Settings:
     @property
     def policy(self) -> Policy:
         """The part that decides about rules."""
-        return Policy(**{each.name: getattr(self, each.name) for each in fields(Policy)})
+        return Policy(**{field.name: getattr(self, field.name) for field in fields(Policy)})
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """One line of the table: what a key may hold and what it is for.
 
-    `read` raises ValueError for what is not legal.
+    `parse` raises ValueError for what is not legal.
     """
 
     name: str
-    read: Callable[[Any], object]
+    parse: Callable[[Any], object]
     legal: str
     about: str
     environment: str = ""
@@ -84,7 +84,7 @@ def _endpoint(value: Any) -> str:
     return str(value)
 
 
-def _directory(value: Any) -> str:
+def _absolute_path(value: Any) -> str:
     if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
         raise ValueError
     return value
@@ -100,13 +100,15 @@ def _prefixes(value: Any) -> tuple[IPv6Network, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError
     # A zone ("%eth0") would pass as part of a prefix, and mean nothing.
-    if not all(isinstance(each, str) and "/" in each and "%" not in each for each in value):
+    if not all(isinstance(prefix, str) and "/" in prefix and "%" not in prefix for prefix in value):
         raise ValueError
-    return tuple(IPv6Network(each) for each in value)
+    return tuple(IPv6Network(prefix) for prefix in value)
 
 
 def _address_map(value: Any) -> dict[IPv4Address, IPv6Address]:
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(address, str) for address in value.values()
+    ):
         raise ValueError
     return {IPv4Address(v4): IPv6Address(v6.partition("%")[0]) for v4, v6 in value.items()}
 
@@ -123,14 +125,14 @@ def _fwmark(value: Any) -> tuple[int, int] | None:
     return numbers
 
 
-def _interval(value: Any) -> int:
+def _resync_interval(value: Any) -> int:
     if type(value) is not int or not 10 <= value <= 86400:
         raise ValueError
     return value
 
 
 def _textfile(value: Any) -> str:
-    path = _directory(value)
+    path = _absolute_path(value)
     # What does not end so, the collector of node_exporter does not read.
     if path and not path.endswith(".prom"):
         raise ValueError
@@ -148,7 +150,7 @@ KEYS = (
     ),
     Key(
         "cert_path",
-        _directory,
+        _absolute_path,
         "the absolute path of a directory",
         "Directory with key.pem, cert.pem and ca.pem, for a tcp:// endpoint with TLS.",
         "DOCKER_CERT_PATH",
@@ -217,7 +219,7 @@ KEYS = (
     ),
     Key(
         "resync_interval",
-        _interval,
+        _resync_interval,
         "a number of seconds from 10 to 86400",
         "Seconds between two complete reads of the engine while no event arrives.",
     ),
@@ -231,7 +233,7 @@ KEYS = (
 _BY_NAME = {key.name: key for key in KEYS}
 
 
-_SECRET = re.compile(r"://[^@]*@")
+_CREDENTIALS = re.compile(r"://[^@]*@")
 """A user and a password in an address."""
 
 
@@ -249,38 +251,38 @@ def settings(layers: Sequence[Layer]) -> Settings:
     sources: dict[str, str] = {}
     for layer in layers:
         for name, value in layer.values.items():
-            merged[name] = _checked(layer.source, name, value)
+            merged[name] = _parsed(layer.source, name, value)
             sources[name] = layer.source
-    made = Settings(**merged)
-    if wrong := _unverifiable(made):
-        named = dict.fromkeys(sources[name] for name in ("endpoint", "tls_verify"))
-        raise ConfigError(f"{' and '.join(named)}: {wrong}")
-    return made
+    merged_settings = Settings(**merged)
+    if problem := _tls_problem(merged_settings):
+        problem_sources = dict.fromkeys(sources[name] for name in ("endpoint", "tls_verify"))
+        raise ConfigError(f"{' and '.join(problem_sources)}: {problem}")
+    return merged_settings
 
 
-def _unverifiable(made: Settings) -> str:
+def _tls_problem(settings: Settings) -> str:
     """Why `tls_verify` cannot be kept, as a sentence; "" where it can, or is not asked for.
 
     As with the docker command it means nothing for a socket, which no network lies before.
     """
-    scheme, _, rest = made.endpoint.partition("://")
-    if not made.tls_verify or scheme == "unix":
+    scheme, _, rest = settings.endpoint.partition("://")
+    if not settings.tls_verify or scheme == "unix":
         return ""
-    verified = f"tls_verify = true and endpoint = {made.endpoint!a}"
+    what = f"tls_verify = true and endpoint = {settings.endpoint!a}"
     if scheme == "http":
         return (
-            f"{verified}: http:// is never encrypted, so that nothing can be verified; write "
+            f"{what}: http:// is never encrypted, so that nothing can be verified; write "
             f"endpoint = {f'tcp://{rest}'!a}, or leave out tls_verify and DOCKER_TLS_VERIFY"
         )
-    if not made.cert_path:
+    if not settings.cert_path:
         return (
-            f"{verified}: there is no cert_path; name there the directory with the ca.pem of who "
+            f"{what}: there is no cert_path; name there the directory with the ca.pem of who "
             "signed the engine's certificate"
         )
     return ""
 
 
-def _checked(source: str, name: str, value: Any) -> object:
+def _parsed(source: str, name: str, value: Any) -> object:
     key = _BY_NAME.get(name)
     if key is None:
         close = difflib.get_close_matches(name, _BY_NAME, n=1)
@@ -289,9 +291,9 @@ def _checked(source: str, name: str, value: Any) -> object:
             f"{source}: unknown key {name[:60]!r}; {hint}legal keys are {', '.join(_BY_NAME)}"
         )
     try:
-        return key.read(value)
+        return key.parse(value)
     except ValueError:
-        shown = _SECRET.sub("://***@", ascii(value))
+        shown = _CREDENTIALS.sub("://***@", ascii(value))
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         raise ConfigError(f"{source}: {name} = {shown}: must be {key.legal}") from None
 
@@ -341,7 +343,7 @@ def example() -> str:
         "# Configuration of ipv6natd. Each key shows its default.",
         "# Files in /etc/ipv6natd/conf.d/*.toml are read after this file and override it.",
     ]
-    defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
+    defaults = {field.name: getattr(Settings(), field.name) for field in fields(Settings)}
     for key in KEYS:
         lines += [
             "",
@@ -359,7 +361,7 @@ def _toml(value: object) -> str:
         case int():
             return str(value)
         case tuple():
-            return "[" + ", ".join(f'"{each}"' for each in value) + "]"
+            return "[" + ", ".join(f'"{item}"' for item in value) + "]"
         case dict():
             return "{}"
         case None:

@@ -19,7 +19,7 @@ LOOPBACK = IPv6Address("::1")
 LINK_LOCAL = IPv6Network("fe80::/10")
 GWBRIDGE = "docker_gwbridge"
 
-_NAME_BYTES = 15
+_MAX_NAME_BYTES = 15
 _NAME = re.compile(r"(?!\.\.?$)[^\s/:\0]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
 
@@ -31,7 +31,7 @@ def is_interface(name: str) -> bool:
     """
     # A byte that is no text counts as one, as in the kernel.
     size = len(name.encode(errors="replace"))
-    return size <= _NAME_BYTES and _NAME.fullmatch(name) is not None
+    return size <= _MAX_NAME_BYTES and _NAME.fullmatch(name) is not None
 
 
 def is_plain_interface(name: str) -> bool:
@@ -132,10 +132,10 @@ class Network:
     warnings: tuple[str, ...] = ()
     problem: str = ""
     """Why this network cannot be handled at all; empty when it can."""
-    elsewhere: tuple[Route, ...] = ()
+    routes_elsewhere: tuple[Route, ...] = ()
     """Parts of its subnets that the host routes to other interfaces, as to a LAN: no container of
     this network is there."""
-    behind: tuple[IPv6Network, ...] = ()
+    routed_prefixes: tuple[IPv6Network, ...] = ()
     """Prefixes beside its subnets that the host routes to its bridge: a container is their
     router."""
     gateway_endpoints: tuple[tuple[str, IPv6Address], ...] = ()
@@ -147,7 +147,7 @@ class Network:
         return self.internal or self.gateway_mode is GatewayMode.ISOLATED
 
     @property
-    def translated(self) -> bool:
+    def uses_nat(self) -> bool:
         """Whether published ports are forwarded by NAT and what goes out may be masqueraded."""
         return not self.closed and self.gateway_mode is not GatewayMode.ROUTED
 
@@ -171,7 +171,7 @@ class PortBinding:
     container_port: int
     host_address: IPv4Address | IPv6Address | None
     host_port: int
-    asked_address: bool = True
+    explicit_address: bool = True
     """Whether the user asked for this very address; only known, and only needed, on old engines."""
 
 
@@ -244,7 +244,7 @@ class Mapping:
     host_port: int
     container_address: IPv6Address
     container_port: int
-    proxy_there: bool = False
+    proxy_binds_address: bool = False
     """Whether `host_address` is one address, and the engine's proxy, if it runs, listens there."""
     count: int = 1
     managed_by: ManagedBy = ManagedBy.IPV6NATD
@@ -265,43 +265,48 @@ class Mapping:
         return self.host_address == ANY
 
 
-def same_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
+def common_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
     """How many of the first, and how many of the last, are the very same objects in both.
 
     None is counted twice.
     """
     shorter = min(len(old), len(new))
-    head = _alike(old, new, shorter)
-    return head, _alike(reversed(old), reversed(new), shorter - head)
+    head = _common_length(old, new, shorter)
+    return head, _common_length(reversed(old), reversed(new), shorter - head)
 
 
-def _alike(one: Iterable[object], other: Iterable[object], most: int) -> int:
-    return next(compress(count(), islice(map(is_not, one, other), most)), most)
+def _common_length(one: Iterable[object], other: Iterable[object], limit: int) -> int:
+    return next(compress(count(), islice(map(is_not, one, other), limit)), limit)
 
 
-def changes(old: Sequence[Mapping], new: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
-    """The mappings that went and those that came, in their order.
+def mapping_changes(
+    old: Sequence[Mapping], new: Sequence[Mapping]
+) -> tuple[list[Mapping], list[Mapping]]:
+    """The mappings that were removed and those that were added, in their order.
 
     Most stay, and are the very objects they were: only the others are compared, which takes long.
     """
-    head, tail = same_ends(old, new)
+    head, tail = common_ends(old, new)
     old, new = old[head : len(old) - tail], new[head : len(new) - tail]
-    stay = set(map(id, old)) & set(map(id, new))
-    left = [each for each in old if id(each) not in stay]
-    came = [each for each in new if id(each) not in stay]
-    gone, come = set(left), set(came)
-    return [each for each in left if each not in come], [each for each in came if each not in gone]
+    unchanged = set(map(id, old)) & set(map(id, new))
+    removed = [mapping for mapping in old if id(mapping) not in unchanged]
+    added = [mapping for mapping in new if id(mapping) not in unchanged]
+    removed_set, added_set = set(removed), set(added)
+    return (
+        [mapping for mapping in removed if mapping not in added_set],
+        [mapping for mapping in added if mapping not in removed_set],
+    )
 
 
-def spans(ports: Iterable[int]) -> list[tuple[int, int]]:
+def port_ranges(ports: Iterable[int]) -> list[tuple[int, int]]:
     """First and last of all runs of ports in a row, in their order; a port may be there twice."""
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for port in sorted(set(ports)):
-        if found and port == found[-1][1] + 1:
-            found[-1] = found[-1][0], port
+        if ranges and port == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], port
         else:
-            found.append((port, port))
-    return found
+            ranges.append((port, port))
+    return ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,7 +321,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Refused:
+class RejectedPorts:
     """Published host ports that some clients cannot be forwarded to, so they are told at once.
 
     `host_address` is that of the binding: `::` refuses [::1] and link-local clients, `::1` only
@@ -330,7 +335,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class DirectAccess:
     """Ports of a container's own address that may be reached without DNAT."""
 
     bridge: str
@@ -348,10 +353,10 @@ class Desired:
 
     networks: tuple[Network, ...] = ()
     mappings: tuple[Mapping, ...] = ()
-    refused: tuple[Refused, ...] = ()
+    rejected: tuple[RejectedPorts, ...] = ()
     """Empty where a userland proxy answers those clients."""
-    opened: tuple[Opened, ...] = ()
-    proxied: tuple[tuple[int, int], ...] = ()
+    direct_access: tuple[DirectAccess, ...] = ()
+    proxy_udp_ports: tuple[tuple[int, int], ...] = ()
     """First and last of UDP host ports that no mapping forwards, as their network is not
     translated. Engines before 27 let their proxy listen there all the same."""
     skipped: tuple[Skipped, ...] = ()

@@ -24,7 +24,7 @@ from ipv6natd.model import (
     ManagedBy,
     Network,
     Protocol,
-    changes,
+    mapping_changes,
 )
 from ipv6natd.netfilter.prefixes import PrefixIndex
 
@@ -192,7 +192,7 @@ def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
     """Protocols of which a mapping may be another: mostly none that is followed, and soon known."""
     if old is None or old.userland_proxy != new.userland_proxy:
         return set(FOLLOWED)
-    return {each.protocol for some in changes(old.mappings, new.mappings) for each in some}
+    return {each.protocol for some in mapping_changes(old.mappings, new.mappings) for each in some}
 
 
 def concerns(old: Desired | None, new: Desired) -> bool:
@@ -304,7 +304,7 @@ def came(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ..
     if old is None:
         return ()
     bridges = {each.id: each.bridge for each in _ours(new)}
-    went, come = changes(old.mappings, new.mappings)
+    went, come = mapping_changes(old.mappings, new.mappings)
     known = {each.container_address for each in went}
     return tuple(
         dict.fromkeys(
@@ -344,7 +344,7 @@ def gone(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
     """
     if old is None:
         return frozenset()
-    went, _ = changes(old.mappings, new.mappings)
+    went, _ = mapping_changes(old.mappings, new.mappings)
     # What the engine forwards by rules of its own is its business, here too.
     left = {each.container_address for each in went if each.managed_by is ManagedBy.IPV6NATD}
     if left:

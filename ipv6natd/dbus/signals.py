@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipv6natd.dbus.connection import Connection
 from ipv6natd.dbus.objects import MANAGER, PATH, PROPERTIES
 from ipv6natd.dbus.values import variants
-from ipv6natd.model import Mapping, changes
+from ipv6natd.model import Mapping, mapping_changes
 from ipv6natd.report.status import Row, Status, mapping_id, mapping_row, properties
 
 MAX_SIGNALS = 50
@@ -23,7 +23,7 @@ def emit(connection: Connection, old: Status, new: Status, drift: Row | None) ->
         announced = variants(changed)
         signature = "sa{sv}as"
         connection.emit(PATH, PROPERTIES, "PropertiesChanged", signature, MANAGER, announced, [])
-    removed, added = changes(old.mappings, new.mappings)
+    removed, added = mapping_changes(old.mappings, new.mappings)
     signals = [("MappingRemoved", _mapping_row(mapping, old)) for mapping in removed[:MAX_SIGNALS]]
     signals += [("MappingAdded", _mapping_row(mapping, new)) for mapping in added[:MAX_SIGNALS]]
     for member, row in signals[:MAX_SIGNALS]:

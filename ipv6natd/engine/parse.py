@@ -399,7 +399,7 @@ def _read_entry(
         container_port=binding.container_port,
         host_address=binding.host_address,
         host_port=binding.host_port,
-        asked_address=binding.host_address in named,
+        explicit_address=binding.host_address in named,
     )
 
 
@@ -408,13 +408,13 @@ def _mirrored(bound: list[PortBinding]) -> Iterator[PortBinding]:
     if any(isinstance(each.host_address, IPv6Address) for each in bound):
         return
     for each in bound:
-        if each.host_address == IPv4Address(0) and not each.asked_address:
+        if each.host_address == IPv4Address(0) and not each.explicit_address:
             yield PortBinding(
                 protocol=each.protocol,
                 container_port=each.container_port,
                 host_address=None,
                 host_port=each.host_port,
-                asked_address=False,
+                explicit_address=False,
             )
 
 

@@ -10,35 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from ipv6natd.model import same_ends
+from ipv6natd.model import common_ends
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Remembered(Generic[K, V]):
+class IdentityCache(Generic[K, V]):
     """A pure function's answers, from one turn to the next."""
 
     def __init__(self) -> None:
-        self._basis: object = None
-        self._things: list[K] = []
-        self._answers: list[V] = []
+        self._key: object = None
+        self._items: list[K] = []
+        self._results: list[V] = []
 
-    def all(
-        self, things: Iterable[K], answer: Callable[[K], V], *, basis: object = None
-    ) -> list[V]:
-        """`answer` of each thing, in their order; the list is not to be changed.
+    def map(self, items: Iterable[K], function: Callable[[K], V], *, key: object = None) -> list[V]:
+        """`function` of each item, in their order; the list is not to be changed.
 
-        With another basis than in the turn before everything is answered anew; what is not asked
-        about this time is forgotten.
+        With another key than in the call before everything is computed anew; an item that is not
+        in this call is forgotten.
         """
-        new = list(things)
-        old, answers = (self._things, self._answers) if basis == self._basis else ([], [])
-        head, tail = same_ends(old, new)
-        # The old list holds the things, so that an id cannot be another's.
-        known = dict(zip(map(id, old[head : len(old) - tail]), answers[head:], strict=False))
-        asked = new[head : len(new) - tail]
-        between = [known[id(each)] if id(each) in known else answer(each) for each in asked]
-        self._answers = [*answers[:head], *between, *answers[len(answers) - tail :]]
-        self._things, self._basis = new, basis
-        return self._answers
+        new = list(items)
+        old, results = (self._items, self._results) if key == self._key else ([], [])
+        head, tail = common_ends(old, new)
+        # The old list holds the items, so that an id cannot be another's.
+        known = dict(zip(map(id, old[head : len(old) - tail]), results[head:], strict=False))
+        changed = new[head : len(new) - tail]
+        between = [known[id(item)] if id(item) in known else function(item) for item in changed]
+        self._results = [*results[:head], *between, *results[len(results) - tail :]]
+        self._items, self._key = new, key
+        return self._results

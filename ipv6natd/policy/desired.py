@@ -20,102 +20,118 @@ from ipv6natd.model import (
     Network,
     Policy,
     Protocol,
-    Refused,
+    RejectedPorts,
     Skipped,
     Snapshot,
-    spans,
+    port_ranges,
 )
-from ipv6natd.policy.cache import Remembered
-from ipv6natd.policy.networks import managed, network_order
+from ipv6natd.policy.cache import IdentityCache
+from ipv6natd.policy.networks import managed_networks, network_order
 from ipv6natd.policy.port_bindings import (
-    Claim,
-    Run,
-    Runs,
-    Wants,
-    in_step,
-    mapping,
-    merged,
-    next_port,
-    on_loopback,
-    refused,
-    settled,
-    wants,
+    ContainerPorts,
+    HostPortRequest,
+    PortRange,
+    PortRanges,
+    coalesce,
+    container_ports,
+    extends_range,
+    is_next_port,
+    loopback_slice,
+    port_mapping,
+    rejected_ports,
+    resolve_conflicts,
 )
 
-MAX_WARNINGS = 5
+MAX_WARNINGS_PER_NETWORK = 5
 """Ports that are named for one network."""
-_LOOPBACK = (
+_NO_LOOPBACK = (
     "[::1] cannot be forwarded to a container and the engine runs without its userland proxy; "
     "bind to 127.0.0.1 or to `::`"
 )
-_LEFT_OUT = (
+_NO_ENGINE_RULES = (
     "the engine keeps IPv6 rules for other networks and none for this one, so ipv6natd does; to "
     "have it done by the engine: systemctl restart docker"
 )
-_UNTRACKED = (
+_SCTP_UNSUPPORTED = (
     "this kernel cannot forward SCTP: its conntrack does not know it; run a kernel that is built "
     "with CONFIG_NF_CT_PROTO_SCTP"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class DesiredCache:
     """What parts of the picture came to, for the next one, in which most of it is the same."""
 
-    wants: Remembered[Container, Wants] = field(default_factory=Remembered)
-    runs: Runs = field(default_factory=lambda: Runs(in_step))
-    mappings: Remembered[Run, Mapping] = field(default_factory=Remembered)
-    rows: Runs = field(default_factory=lambda: Runs(next_port))
-    refused: Remembered[Run, Refused] = field(default_factory=Remembered)
+    container_ports: IdentityCache[Container, ContainerPorts] = field(default_factory=IdentityCache)
+    ranges: PortRanges = field(default_factory=lambda: PortRanges(extends_range))
+    mappings: IdentityCache[PortRange, Mapping] = field(default_factory=IdentityCache)
+    rejected_ranges: PortRanges = field(default_factory=lambda: PortRanges(is_next_port))
+    rejected: IdentityCache[PortRange, RejectedPorts] = field(default_factory=IdentityCache)
 
 
-def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) -> Desired:
+def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = None) -> Desired:
     """What should hold, given what is.
 
     The order of everything in the answer depends on nothing but the facts, so that equal facts
     give equal rules to the byte.
     """
-    memory = memory or Memory()
-    networks, skipped = managed(snapshot, policy)
-    every = sorted(snapshot.networks, key=network_order)
-    wanted = memory.wants.all(
+    cache = cache or DesiredCache()
+    networks, skipped = managed_networks(snapshot, policy)
+    all_networks = sorted(snapshot.networks, key=network_order)
+    ports = cache.container_ports.map(
         snapshot.containers,
-        lambda container: wants(container, every, networks, policy),
-        basis=(every, networks, policy),
+        lambda container: container_ports(container, all_networks, networks, policy),
+        key=(all_networks, networks, policy),
     )
-    claims, beaten = settled([claim for each in wanted for claim in each.claims])
-    engine_writes = _engine_writes(claims, snapshot)
+    requests, conflicting = resolve_conflicts(
+        [request for wanted in ports for request in wanted.requests]
+    )
+    engine_writes = _engine_writes(requests, snapshot)
     if engine_writes:
-        networks = _by_whom(networks, snapshot.engine_rules)
-    ours = {each.bridge for each in networks.values() if each.managed_by is ManagedBy.IPV6NATD}
-    opened = [each for want in wanted for each in want.opened if each.bridge in ours]
-    special = _special(snapshot.containers, wanted)
-    skipped += [each for want in special for each in want.skipped] + beaten
+        networks = _with_managed_by(networks, snapshot.engine_rules)
+    our_bridges = {
+        network.bridge for network in networks.values() if network.managed_by is ManagedBy.IPV6NATD
+    }
+    direct_access = [
+        access
+        for wanted in ports
+        for access in wanted.direct_access
+        if access.bridge in our_bridges
+    ]
+    with_messages = _with_messages(snapshot.containers, ports)
+    skipped += [skip for wanted in with_messages for skip in wanted.skipped] + conflicting
     if not snapshot.tracks_sctp:
-        sctp = [each.protocol is Protocol.SCTP and each.network.bridge in ours for each in claims]
-        skipped += [_skipped(each, _UNTRACKED) for each in compress(claims, sctp)]
-        claims = [each for each, lost in zip(claims, sctp, strict=True) if not lost]
+        sctp = [
+            request.protocol is Protocol.SCTP and request.network.bridge in our_bridges
+            for request in requests
+        ]
+        skipped += [_skipped(request, _SCTP_UNSUPPORTED) for request in compress(requests, sctp)]
+        requests = [request for request, is_sctp in zip(requests, sctp, strict=True) if not is_sctp]
     if not snapshot.userland_proxy:
-        skipped += [_skipped(each, _LOOPBACK) for each in claims[on_loopback(claims)]]
-    forwarded = claims.copy()
-    del forwarded[on_loopback(claims)]
-    mappings = memory.mappings.all(
-        memory.runs.of(forwarded),
-        lambda run: mapping(run, networks[run[0].network.id].managed_by),
-        basis=ours,
+        on_loopback = requests[loopback_slice(requests)]
+        skipped += [_skipped(request, _NO_LOOPBACK) for request in on_loopback]
+    forwarded = requests.copy()
+    del forwarded[loopback_slice(requests)]
+    mappings = cache.mappings.map(
+        cache.ranges.group(forwarded),
+        lambda ports: port_mapping(ports, networks[ports[0].network.id].managed_by),
+        key=our_bridges,
     )
-    refusals: list[Refused] = []
+    rejected: list[RejectedPorts] = []
     if not snapshot.userland_proxy:
-        kept = [each for each in claims if each.network.bridge in ours]
-        refusals = memory.refused.all(memory.rows.of(kept), refused)
-    warnings = [each for want in special for each in want.warnings]
-    warnings += _absent(mappings, snapshot.host_addresses)
+        our_requests = [request for request in requests if request.network.bridge in our_bridges]
+        ranges = cache.rejected_ranges.group(our_requests)
+        rejected = cache.rejected.map(ranges, rejected_ports)
+    warnings = [warning for wanted in with_messages for warning in wanted.warnings]
+    warnings += _missing_address_warnings(mappings, snapshot.host_addresses)
     return Desired(
-        networks=tuple(_warned(networks, warnings)),
+        networks=tuple(_with_warnings(networks, warnings)),
         mappings=tuple(mappings),
-        refused=tuple(refusals),
-        opened=tuple(merged(opened)),
-        proxied=tuple(spans(port for want in wanted for port in want.proxied)),
+        rejected=tuple(rejected),
+        direct_access=tuple(coalesce(direct_access)),
+        proxy_udp_ports=tuple(
+            port_ranges(port for wanted in ports for port in wanted.proxy_udp_ports)
+        ),
         skipped=tuple(dict.fromkeys(skipped)),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
@@ -123,27 +139,29 @@ def desired(snapshot: Snapshot, policy: Policy, memory: Memory | None = None) ->
     )
 
 
-def _special(containers: Iterable[Container], wanted: list[Wants]) -> list[Wants]:
+def _with_messages(
+    containers: Iterable[Container], ports: list[ContainerPorts]
+) -> list[ContainerPorts]:
     """Those of which there is something to tell, in the order of the containers' names."""
-    told = [
-        (container.name, container.id, want)
-        for container, want in zip(containers, wanted, strict=True)
-        if want.skipped or want.warnings
+    found = [
+        (container.name, container.id, wanted)
+        for container, wanted in zip(containers, ports, strict=True)
+        if wanted.skipped or wanted.warnings
     ]
-    return [want for _, _, want in sorted(told, key=itemgetter(0, 1))]
+    return [wanted for _, _, wanted in sorted(found, key=itemgetter(0, 1))]
 
 
-def together(old: Desired, new: Desired) -> Desired:
+def with_old_networks(old: Desired, new: Desired) -> Desired:
     """`new`, and the networks of `old` besides: for the moment in which both have rules in nat."""
-    bridges = {each.bridge for each in new.networks}
-    kept = tuple(each for each in old.networks if each.bridge not in bridges)
-    if not kept:
+    new_bridges = {network.bridge for network in new.networks}
+    removed = tuple(network for network in old.networks if network.bridge not in new_bridges)
+    if not removed:
         return new
-    networks = sorted((*new.networks, *kept), key=network_order)
+    networks = sorted((*new.networks, *removed), key=network_order)
     return replace(new, networks=tuple(networks))
 
 
-def _engine_writes(claims: list[Claim], snapshot: Snapshot) -> bool:
+def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
     """Whether the engine keeps IPv6 rules, as far as anything tells.
 
     An engine that was switched off leaves its rules behind, so rules alone prove nothing. It
@@ -154,58 +172,62 @@ def _engine_writes(claims: list[Claim], snapshot: Snapshot) -> bool:
     if engine is None or not engine.may_write_ipv6_rules:
         return False
     return engine.ip6tables is not None or all(
-        (claim.protocol, claim.host_port) in rules.ports
-        for claim in claims
-        if claim.network.bridge in rules.bridges
+        (request.protocol, request.host_port) in rules.ports
+        for request in requests
+        if request.network.bridge in rules.bridges
     )
 
 
-def _by_whom(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
+def _with_managed_by(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
     """The networks, each with who writes its rules.
 
     Beside networks of the engine's there may be one that it failed to write rules for, say because
     the kernel lacked a table when it was made.
     """
+    warnings = (_NO_ENGINE_RULES,) if rules.bridges else ()
     return {
-        key: replace(each, managed_by=ManagedBy.ENGINE)
-        if each.bridge in rules.bridges
-        else replace(each, warnings=(*each.warnings, _LEFT_OUT) if rules.bridges else each.warnings)
-        for key, each in networks.items()
+        key: replace(network, managed_by=ManagedBy.ENGINE)
+        if network.bridge in rules.bridges
+        else replace(network, warnings=(*network.warnings, *warnings))
+        for key, network in networks.items()
     }
 
 
-def _absent(
-    mappings: list[Mapping], own: frozenset[IPv6Address] | None
+def _missing_address_warnings(
+    mappings: list[Mapping], host_addresses: frozenset[IPv6Address] | None
 ) -> Iterator[tuple[str, str]]:
     """Bindings to addresses that the host does not have, with their networks' ids.
 
     Their rules are harmless, and come to life with the address.
     """
-    if own is None:
+    if host_addresses is None:
         return
-    for each in mappings:
-        if not each.wildcard and each.host_address not in own:
+    for mapping in mappings:
+        if not mapping.wildcard and mapping.host_address not in host_addresses:
+            port = f"{mapping.host_port}/{mapping.protocol}"
             yield (
-                each.network_id,
-                f"port {each.host_port}/{each.protocol} of container '{each.container_name}' is "
-                f"bound to {each.host_address}, which is no address of this host now",
+                mapping.network_id,
+                f"port {port} of container '{mapping.container_name}' is bound to "
+                f"{mapping.host_address}, which is no address of this host now",
             )
 
 
-def _warned(networks: dict[str, Network], warnings: list[tuple[str, str]]) -> Iterator[Network]:
+def _with_warnings(
+    networks: dict[str, Network], warnings: list[tuple[str, str]]
+) -> Iterator[Network]:
     """The networks, each with what there is to say of its ports."""
-    said: dict[str, list[str]] = {}
+    by_network: dict[str, list[str]] = {}
     for network_id, warning in warnings:
-        said.setdefault(network_id, []).append(warning)
-    for each in networks.values():
-        more = said.get(each.id, [])[:MAX_WARNINGS]
-        yield replace(each, warnings=(*each.warnings, *more)) if more else each
+        by_network.setdefault(network_id, []).append(warning)
+    for network in networks.values():
+        more = by_network.get(network.id, [])[:MAX_WARNINGS_PER_NETWORK]
+        yield replace(network, warnings=(*network.warnings, *more)) if more else network
 
 
-def _skipped(claim: Claim, reason: str) -> Skipped:
+def _skipped(request: HostPortRequest, reason: str) -> Skipped:
     return Skipped(
-        container_name=claim.container.name,
-        network=claim.network.name,
-        port=f"{claim.container_port}/{claim.protocol}",
+        container_name=request.container.name,
+        network=request.network.name,
+        port=f"{request.container_port}/{request.protocol}",
         reason=reason,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from ipv6natd.model import (
     GWBRIDGE,
@@ -25,14 +26,19 @@ _ROOTLESS = (
 )
 
 
-Place = tuple[Endpoint, Network]
-"""A container's endpoint and the network it is on."""
+class Attachment(NamedTuple):
+    """A container's endpoint and the network it is on."""
+
+    endpoint: Endpoint
+    network: Network
 
 
-def managed(snapshot: Snapshot, policy: Policy) -> tuple[dict[str, Network], list[Skipped]]:
+def managed_networks(
+    snapshot: Snapshot, policy: Policy
+) -> tuple[dict[str, Network], list[Skipped]]:
     """The networks that are handled, by id in the order of their names, and those that are not
     though they have IPv6."""
-    handled: dict[str, Network] = {}
+    managed: dict[str, Network] = {}
     skipped: list[Skipped] = []
     bridges: dict[str, str] = {}
     if snapshot.engine is not None and snapshot.engine.rootless:
@@ -41,16 +47,16 @@ def managed(snapshot: Snapshot, policy: Policy) -> tuple[dict[str, Network], lis
         if network.driver != "bridge" or not network.enable_ipv6:
             reason = network.problem if network.driver != "bridge" else ""
         else:
-            reason = _unmanaged(network, policy)
+            reason = _unmanaged_reason(network, policy)
             if not reason and network.bridge in bridges:
                 other = bridges[network.bridge]
                 reason = f"network '{other}' already has its bridge {network.bridge}"
             if not reason:
                 bridges[network.bridge] = network.name
-                handled[network.id] = _with_source(network, snapshot.host_addresses)
+                managed[network.id] = _with_usable_source(network, snapshot.host_addresses)
         if reason:
             skipped.append(Skipped(container_name="", network=network.name, port="", reason=reason))
-    return _with_routes(handled, snapshot.routes), skipped
+    return _with_routes(managed, snapshot.routes), skipped
 
 
 def network_order(network: Network) -> tuple[str, str]:
@@ -58,23 +64,23 @@ def network_order(network: Network) -> tuple[str, str]:
     return network.name, network.id
 
 
-def places(container: Container, networks: Iterable[Network]) -> list[Place]:
+def attachments(container: Container, networks: Iterable[Network]) -> list[Attachment]:
     """The container's endpoints with their networks, in the order of the networks.
 
     A swarm task has one on docker_gwbridge that only that network's own inspect shows.
     """
-    by_id = {each.network_id: each for each in container.endpoints}
-    found = []
+    by_network = {endpoint.network_id: endpoint for endpoint in container.endpoints}
+    attached = []
     for network in networks:
-        endpoint = by_id.get(network.id)
+        endpoint = by_network.get(network.id)
         if endpoint is None and network.gateway_endpoints:
             endpoint = _gateway_endpoint(container.id, network)
         if endpoint is not None:
-            found.append((endpoint, network))
-    return found
+            attached.append(Attachment(endpoint, network))
+    return attached
 
 
-def gateway6(places: Iterable[Place]) -> Place | None:
+def gateway_attachment(attached: Iterable[Attachment]) -> Attachment | None:
     """The endpoint that is the container's way out, and so its published ports' way in.
 
     Docker's order (libnetwork, sandbox.go, Less): gateway priority, not docker_gwbridge, not
@@ -83,12 +89,13 @@ def gateway6(places: Iterable[Place]) -> Place | None:
     which a reverse-path filter drops. Engines before 28 go by the first with an IPv4 gateway
     instead, which comes to the same there: they have no network without IPv4.
     """
-    return min((each for each in places if each[0].has_gateway6), key=gateway_order, default=None)
+    candidates = (attachment for attachment in attached if attachment.endpoint.has_gateway6)
+    return min(candidates, key=gateway_order, default=None)
 
 
-def gateway_order(place: Place) -> tuple[int, bool, bool, int, str, str]:
+def gateway_order(attachment: Attachment) -> tuple[int, bool, bool, int, str, str]:
     """Docker's order, see gateway6; only of endpoints that have an IPv6 gateway."""
-    endpoint, network = place
+    endpoint, network = attachment
     gateways = endpoint.has_gateway4 + endpoint.has_gateway6
     first = (-endpoint.gw_priority, network.name == GWBRIDGE, network.internal)
     return (*first, -gateways, network.name, network.id)
@@ -101,12 +108,12 @@ def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:
     return Endpoint(network_id=network.id, address=address, has_gateway4=True, has_gateway6=True)
 
 
-def _unmanaged(network: Network, policy: Policy) -> str:
+def _unmanaged_reason(network: Network, policy: Policy) -> str:
     if network.problem:
         return network.problem
     if not network.subnets:
         return "it has IPv6 but no IPv6 subnet that could be read; create it with --subnet"
-    foreign = [each for each in network.subnets if not _within(each, policy)]
+    foreign = [subnet for subnet in network.subnets if not _in_nat_prefixes(subnet, policy)]
     if not foreign:
         return ""
     reason = (
@@ -121,38 +128,38 @@ def _unmanaged(network: Network, policy: Policy) -> str:
     return reason
 
 
-def _within(subnet: IPv6Network, policy: Policy) -> bool:
+def _in_nat_prefixes(subnet: IPv6Network, policy: Policy) -> bool:
     return any(subnet.subnet_of(prefix) for prefix in policy.nat_prefixes)
 
 
 def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[str, Network]:
     """The networks, each with the routes that say who may send as what."""
     routes = sorted(routes)
-    behind = {key: tuple(_behind(each, routes)) for key, each in networks.items()}
-    prefixes = {key: (*each.subnets, *behind[key]) for key, each in networks.items()}
-    known = PrefixIndex(prefix for each in prefixes.values() for prefix in each)
+    routed = {key: tuple(_routed_prefixes(network, routes)) for key, network in networks.items()}
+    prefixes = {key: (*network.subnets, *routed[key]) for key, network in networks.items()}
+    known = PrefixIndex(prefix for group in prefixes.values() for prefix in group)
     parts: dict[IPv6Network, list[Route]] = {}
     for route in routes:
         for whole in known.supernets(route.prefix):
             parts.setdefault(whole, []).append(route)
-    if not parts and not any(behind.values()):
+    if not parts and not any(routed.values()):
         return networks
     return {
         key: replace(
-            each,
-            behind=behind[key],
-            elsewhere=tuple(
+            network,
+            routed_prefixes=routed[key],
+            routes_elsewhere=tuple(
                 route
                 for prefix in prefixes[key]
                 for route in parts.get(prefix, ())
-                if route.interface != each.bridge
+                if route.interface != network.bridge
             ),
         )
-        for key, each in networks.items()
+        for key, network in networks.items()
     }
 
 
-def _behind(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:
+def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:
     for route in routes:
         if route.interface == network.bridge and not any(
             route.prefix.subnet_of(subnet) for subnet in network.subnets
@@ -160,10 +167,10 @@ def _behind(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:
             yield route.prefix
 
 
-def _with_source(network: Network, own: frozenset[IPv6Address] | None) -> Network:
+def _with_usable_source(network: Network, host_addresses: frozenset[IPv6Address] | None) -> Network:
     """Without a source address that the host does not have: no answer would come back to it."""
     address = network.source_address
-    if address is None or own is None or address in own:
+    if address is None or host_addresses is None or address in host_addresses:
         return network
     warning = (
         f"com.docker.network.host_ipv6={address} is no address of this host; what goes out is "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ipv6natd.host.findings import Found
-from ipv6natd.model import Mapping, Skipped, changes
+from ipv6natd.model import Mapping, Skipped, mapping_changes
 from ipv6natd.report.status import Status, one_line
 from ipv6natd.system.messages import Extra, Told, noted
 
@@ -33,7 +33,7 @@ def tell_found(old: Found, new: Found) -> None:
 
 def tell(old: Status, new: Status) -> None:
     """The journal: what a person can see change, and nothing else above DEBUG."""
-    gone, come = changes(old.mappings, new.mappings)
+    gone, come = mapping_changes(old.mappings, new.mappings)
     _tell_each(logging.INFO, "withdrew", gone, _withdrawn, "mappings")
     _tell_each(logging.INFO, "published", come, _published, "mappings")
     if old.skipped != new.skipped:

@@ -14,7 +14,13 @@ from ipaddress import IPv6Address
 from ipv6natd.model import Container, Desired, Network, Policy, Skipped, Snapshot
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.rules import Ruleset
-from ipv6natd.policy.networks import Place, gateway6, gateway_order, network_order, places
+from ipv6natd.policy.networks import (
+    Attachment,
+    attachments,
+    gateway_attachment,
+    gateway_order,
+    network_order,
+)
 from ipv6natd.report.ports import ByFirstPort, Port, by_first_port, port_outcomes, port_row
 from ipv6natd.report.status import Row, skipped_row
 
@@ -81,8 +87,8 @@ def _named(asked: str, containers: Iterable[Container]) -> list[Container]:
 def _explanation(
     container: Container, snapshot: Snapshot, policy: Policy, desired: Desired, rules: ByFirstPort
 ) -> Explanation:
-    every = places(container, sorted(snapshot.networks, key=network_order))
-    used = gateway6(every)
+    every = attachments(container, sorted(snapshot.networks, key=network_order))
+    used = gateway_attachment(every)
     ours = [each for each in desired.mappings if each.container_id == container.id]
     skipped = [each for each in desired.skipped if each.container_name == container.name]
     ports = list(port_outcomes(container, used, policy, desired, rules))
@@ -119,30 +125,30 @@ _NOT_FIRST = (
 """Why another network comes before this one, in the fields of networks.gateway_order."""
 
 
-def _ways(every: list[Place], used: Place | None) -> Iterator[Way]:
-    rivals = [each for each in every if each[0].has_gateway6]
-    for place in every:
-        endpoint, network = place
+def _ways(every: list[Attachment], used: Attachment | None) -> Iterator[Way]:
+    rivals = [each for each in every if each.endpoint.has_gateway6]
+    for attachment in every:
+        endpoint, network = attachment
         yield Way(
             network=network,
             address=endpoint.address,
-            used=place is used,
-            reason=_reason(place, used, rivals),
+            used=attachment is used,
+            reason=_reason(attachment, used, rivals),
         )
 
 
-def _reason(place: Place, used: Place | None, rivals: list[Place]) -> str:
-    if not place[0].has_gateway6 or used is None:
-        if place[1].internal:
+def _reason(attachment: Attachment, used: Attachment | None, rivals: list[Attachment]) -> str:
+    if not attachment.endpoint.has_gateway6 or used is None:
+        if attachment.network.internal:
             return "it is internal: it has no gateway"
         return "the container has no IPv6 gateway there"
-    if place is used:
+    if attachment is used:
         if len(rivals) == 1:
             return "it is the container's only network with an IPv6 gateway"
         return "it comes first of the container's networks with an IPv6 gateway"
-    mine, first = gateway_order(place), gateway_order(used)
+    mine, first = gateway_order(attachment), gateway_order(used)
     deciding = next(i for i in range(len(mine)) if mine[i] != first[i])
-    return _NOT_FIRST[deciding].format(used[1].name)
+    return _NOT_FIRST[deciding].format(used.network.name)
 
 
 def row(explanation: Explanation, connections: Map[DnatKey, int]) -> Row:

@@ -24,8 +24,8 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.counters import DnatKey, dnat_key
 from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import Dnat, Ruleset
-from ipv6natd.policy.networks import Place
-from ipv6natd.policy.port_bindings import ipv6_side
+from ipv6natd.policy.networks import Attachment
+from ipv6natd.policy.port_bindings import ipv6_host_address
 from ipv6natd.report.status import Row
 
 
@@ -56,7 +56,7 @@ class Port:
 
 def port_outcomes(
     container: Container,
-    used: Place | None,
+    used: Attachment | None,
     policy: Policy,
     desired: Desired,
     rules: ByFirstPort,
@@ -70,7 +70,7 @@ def port_outcomes(
     }
     told: set[Mapping] = set()
     for binding in sorted(_six(container.bindings), key=_binding_order):
-        address = ipv6_side(binding, used[1] if used else None, policy)
+        address = ipv6_host_address(binding, used.network if used else None, policy)
         mapping = held.get((binding.protocol, address, binding.host_port)) if address else None
         if mapping is None:
             yield _not_mapped(container, used, binding, address, desired)
@@ -134,7 +134,7 @@ def by_first_port(rules: Ruleset) -> ByFirstPort:
 
 def _not_mapped(
     container: Container,
-    used: Place | None,
+    used: Attachment | None,
     binding: PortBinding,
     address: IPv6Address | None,
     desired: Desired,
@@ -150,7 +150,7 @@ def _not_mapped(
 
 def _why_not(
     container: Container,
-    used: Place | None,
+    used: Attachment | None,
     binding: PortBinding,
     address: IPv6Address | None,
     desired: Desired,
@@ -161,10 +161,10 @@ def _why_not(
     for each in desired.skipped:
         if (each.container_name, each.port) == (container.name, port):
             return Outcome.SKIPPED, each.reason
-    for opened in desired.opened:
+    for opened in desired.direct_access:
         if (
             used is not None
-            and opened.address == used[0].address
+            and opened.address == used.endpoint.address
             and opened.protocol is binding.protocol
             and opened.first <= binding.container_port <= opened.last
         ):
@@ -182,19 +182,19 @@ def _only_ipv4(binding: PortBinding) -> str:
     return f"{reason}, or on an IPv6 address of this host"
 
 
-def _by_network(used: Place | None, desired: Desired) -> tuple[Outcome, str]:
+def _by_network(used: Attachment | None, desired: Desired) -> tuple[Outcome, str]:
     if used is None:
         return Outcome.PROXY, (
             "the container is on no network with an IPv6 gateway, so Docker's userland proxy "
             "carries it, and hides who the client is; connect it to a network with a ULA subnet"
         )
     for each in desired.skipped:
-        if each.network == used[1].name and not each.port:
+        if each.network == used.network.name and not each.port:
             return Outcome.SKIPPED, f"network '{each.network}' is not handled: {each.reason}"
-    if used[1].closed:
-        return Outcome.CLOSED, f"network '{used[1].name}' lets nothing in"
-    if not used[1].enable_ipv6:
-        return Outcome.PROXY, f"network '{used[1].name}' has no IPv6: create it with --ipv6"
+    if used.network.closed:
+        return Outcome.CLOSED, f"network '{used.network.name}' lets nothing in"
+    if not used.network.enable_ipv6:
+        return Outcome.PROXY, f"network '{used.network.name}' has no IPv6: create it with --ipv6"
     return Outcome.SKIPPED, "it is not in force yet; see `ipv6natctl status`"
 
 

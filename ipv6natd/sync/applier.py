@@ -30,10 +30,8 @@ from ipv6natd.netfilter.diff import (
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
-from ipv6natd.policy.desired import Memory as DesiredMemory
-from ipv6natd.policy.desired import desired, together
-from ipv6natd.policy.ruleset import Memory as RulesMemory
-from ipv6natd.policy.ruleset import filter_rules, ruleset
+from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
+from ipv6natd.policy.ruleset import RulesetCache, filter_rules, ruleset
 from ipv6natd.sync.saved_rules import exposure
 from ipv6natd.system.messages import Told, noted
 
@@ -101,8 +99,8 @@ class Kernel:
         self._follow_flows = follow_flows
         self._keep = keep
         self._forward = forward
-        self._wishes = DesiredMemory()
-        self._rules = RulesMemory()
+        self._wishes = DesiredCache()
+        self._rules = RulesetCache()
         self._followed: Desired | None = None
         self.doubtful = False
         """Whether open flows may go where no rule leads, whatever followed before; may be set from
@@ -201,7 +199,7 @@ class Kernel:
 
     def _write(self, applied: Applied | None, want: Desired, rules: Ruleset) -> Outcome:
         interim = rules.filter
-        if applied is not None and (both := together(applied.desired, want)) is not want:
+        if applied is not None and (both := with_old_networks(applied.desired, want)) is not want:
             interim = filter_rules(both, self._rules)
         before = applied.ruleset if applied else EMPTY
         # From here on until it is known what stands, nothing is known.

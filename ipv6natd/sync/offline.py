@@ -15,7 +15,7 @@ from ipv6natd.firewall.restore import RestoreFirewall, detect
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import diff
 from ipv6natd.netfilter.rules import Backend, Ruleset, Table
-from ipv6natd.policy.ruleset import asks_for_sources, shut
+from ipv6natd.policy.ruleset import checks_sources, closed_filter
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.saved_rules import Kept, exposure
@@ -37,11 +37,11 @@ def close_networks(setting: str) -> Exposure:
         firewall = RestoreFirewall(detect() if setting == "auto" else Backend(setting))
         read = {Table.FILTER: firewall.read()[Table.FILTER]}
         found = exposure(kept, read[Table.FILTER])
-        if not asks_for_sources({chain.name for chain in kept.chains}):
+        if not checks_sources({chain.name for chain in kept.chains}):
             if found is Exposure.NONE:
                 log.info("the rules of the former version stand until the engine tells of networks")
                 return Exposure.UNGUARDED
-            kept, found = shut(kept), Exposure.UNGUARDED
+            kept, found = closed_filter(kept), Exposure.UNGUARDED
         early = Ruleset(filter=kept)
         for change in diff(applied=None, interim=kept, wanted=early, observed=read):
             firewall.write(change)

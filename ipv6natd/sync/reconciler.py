@@ -19,7 +19,7 @@ from ipv6natd import __version__
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import Found, explained
-from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, changes
+from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
 from ipv6natd.netfilter.rules import TableRules
 from ipv6natd.report.changes import tell, tell_found
 from ipv6natd.report.explain import Explanation, explanations
@@ -446,7 +446,7 @@ class Reconciler:
 
 def _since(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:
     """When each came into force. One that changed, by its id, came when it first did."""
-    gone, come = changes(old.mappings, mappings)
+    gone, come = mapping_changes(old.mappings, mappings)
     since = dict(old.since)
     left = {key: since.pop(key) for key in map(mapping_id, gone)}
     return since | {key: left.get(key, now) for key in map(mapping_id, come)}

@@ -15,7 +15,7 @@ from ipv6natd.netfilter.diff import ObservedTable, matches
 from ipv6natd.netfilter.parse import parse_saved_filter
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Ruleset, TableRules
-from ipv6natd.policy.ruleset import asks_for_sources
+from ipv6natd.policy.ruleset import checks_sources
 from ipv6natd.system import files
 
 log = logging.getLogger(__name__)
@@ -66,4 +66,4 @@ def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
     """What the filter table that was found let pass, where `wanted` should have stood."""
     if matches(wanted, found, keep_order=False):
         return Exposure.NONE
-    return Exposure.OPEN if asks_for_sources(found.chains) else Exposure.UNGUARDED
+    return Exposure.OPEN if checks_sources(found.chains) else Exposure.UNGUARDED

@@ -488,7 +488,7 @@ def test_p4_a_host_port_leads_only_to_what_a_container_published_on_it(scene: Sc
         assert verdict.fate is Fate.FORWARDED
         assert verdict.address is not None
         assert verdict.source == OUTSIDER
-        assert scene.network_of(verdict.address).translated
+        assert scene.network_of(verdict.address).uses_nat
         assert (protocol, port, verdict.port) in {
             (each.protocol, each.host_port, each.container_port)
             for each in made[verdict.address].bindings

@@ -265,9 +265,9 @@ def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
     assert {name for line in lines for name in line.split(" , ")} == cli.ENVIRONMENT
     others = ("PATH", "HTTP_PROXY", "REQUESTS_CA_BUNDLE", "DOCKER_CONFIG", "PYTHONPATH")
     environ = dict.fromkeys(others, "/x")
-    cli.leave_behind(environ)
+    cli.scrub_environment(environ)
     assert environ == {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    cli.leave_behind(environ := dict.fromkeys(cli.ENVIRONMENT, "kept"))
+    cli.scrub_environment(environ := dict.fromkeys(cli.ENVIRONMENT, "kept"))
     assert set(environ.values()) == {"kept", "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -295,7 +295,7 @@ def test_a_fault_of_its_own_is_the_last_line_and_the_status(
 
 def test_where_a_fault_was_is_told() -> None:
     with pytest.raises(Exception, match="neither") as caught:
-        cli._switch("neither")
+        cli._boolean("neither")
     assert re.search(r"neither true nor false at cli\.py:\d+$", cli._cause(caught.value))
 
 

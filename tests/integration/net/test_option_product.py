@@ -51,7 +51,7 @@ def every_network() -> Iterator[Network]:
 NETWORKS = {each: 20_000 + number for number, each in enumerate(every_network())}
 """Each with the host port of its first container; its second container publishes nothing."""
 BESIDE = network(name="beside", subnet="fd00:ffff::/64", bridge="beside")
-SPECIAL = next(each for each in NETWORKS if each.translated)
+SPECIAL = next(each for each in NETWORKS if each.uses_nat)
 THE_HOST = Host(
     links=(
         Link(interface="ext0", subnets=(IPv6Network("::/0"),), addresses=(HOST, HOST_TOO)),
@@ -133,7 +133,7 @@ def test_whatever_the_options_a_packet_has_one_way_to_go(loaded: Loaded) -> None
         routed = each.gateway_mode is GatewayMode.ROUTED
         direct = forwarded(first, 80, OUTSIDE)
         with_port = loaded.outside(HOST, port), loaded.outside(HOST, port + UDP, "udp")
-        if each.translated:
+        if each.uses_nat:
             assert with_port == (direct, forwarded(first, 53, OUTSIDE)), each
         else:
             assert with_port == (DELIVERED, DELIVERED), each
@@ -145,12 +145,12 @@ def test_whatever_the_options_a_packet_has_one_way_to_go(loaded: Loaded) -> None
         beside = forwarded(first, 80, second) if each.icc else DROPPED
         assert loaded.asked(second, first, 80, each.bridge) == beside, each
         hairpin = DELIVERED
-        if each.translated and not loaded.proxy:
+        if each.uses_nat and not loaded.proxy:
             hairpin = forwarded(first, 80, each.source_address or gateway)
         assert loaded.asked(second, HOST, port, each.bridge) == hairpin, each
         # The way out.
         seen = second
-        if each.translated and each.masquerade:
+        if each.uses_nat and each.masquerade:
             seen = each.source_address or HOST
         out = DROPPED if each.closed else forwarded(OUTSIDE, 7, seen)
         assert loaded.asked(second, OUTSIDE, 7, each.bridge) == out, each

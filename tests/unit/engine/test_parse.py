@@ -565,7 +565,7 @@ def test_an_engine_too_old_to_list_ipv6_mirrors_what_named_no_address(
         container_port=80,
         host_address=None,
         host_port=8080,
-        asked_address=False,
+        explicit_address=False,
     )
     assert (expected in found.bindings) is mirrored
     assert len(found.bindings) == 1 + mirrored
@@ -618,7 +618,7 @@ def test_a_requested_address_that_cannot_be_read_counts_as_none() -> None:
     asked = {"PortBindings": {"80/tcp": [{"HostIp": ":", "HostPort": "8080"}]}}
     found = container_of(raw_container({"80/tcp": entries}, HostConfig=asked))
     assert ipv6_ports(found) == ["[::]:8080:80/tcp"]
-    assert [each.asked_address for each in found.bindings] == [False, False]
+    assert [each.explicit_address for each in found.bindings] == [False, False]
     assert found.problems == ()
 
 

@@ -19,7 +19,7 @@ from ipv6natd.netfilter.diff import (
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
-from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.desired import desired, with_old_networks
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
 from tests.harness.build import container, network, snapshot
@@ -66,7 +66,7 @@ def steps(
     """What the loop would write to get from `before` to `want`."""
     rules = ruleset(want)
     old = ruleset(before) if before else None
-    interim = ruleset(together(before, want)).filter if before else rules.filter
+    interim = ruleset(with_old_networks(before, want)).filter if before else rules.filter
     read = firewall.read() if jumps_differ(old, rules) else None
     return diff(applied=old, interim=interim, wanted=rules, observed=read)
 

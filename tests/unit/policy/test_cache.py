@@ -6,11 +6,9 @@ from dataclasses import replace
 from random import Random
 
 from ipv6natd.model import Container, Policy
-from ipv6natd.policy.cache import Remembered
-from ipv6natd.policy.desired import Memory as DesiredMemory
-from ipv6natd.policy.desired import desired
-from ipv6natd.policy.ruleset import Memory as RulesMemory
-from ipv6natd.policy.ruleset import ruleset
+from ipv6natd.policy.cache import IdentityCache
+from ipv6natd.policy.desired import DesiredCache, desired
+from ipv6natd.policy.ruleset import RulesetCache, ruleset
 from tests.harness.build import container, endpoint, network, snapshot
 
 NETWORKS = [
@@ -43,7 +41,7 @@ def anything(random: Random, name: str) -> Container:
 
 def test_with_and_without_memory_all_is_the_same() -> None:
     random = Random(6)
-    wishes, rules = DesiredMemory(), RulesMemory()
+    wishes, rules = DesiredCache(), RulesetCache()
     containers: dict[str, Container] = {}
     networks = list(NETWORKS)
     for turn in range(300):
@@ -63,24 +61,24 @@ def test_with_and_without_memory_all_is_the_same() -> None:
 
 def test_what_stays_is_asked_about_once_and_what_left_is_forgotten() -> None:
     asked: list[str] = []
-    remembered: Remembered[str, int] = Remembered()
+    cached: IdentityCache[str, int] = IdentityCache()
 
     def answer(thing: str) -> int:
         asked.append(thing)
         return len(asked)
 
     one, other = "one", "other"
-    assert remembered.all([one, other], answer) == [1, 2]
-    assert remembered.all([other, one], answer) == [2, 1]
-    assert remembered.all([one], answer, basis="new") == [3]
-    assert remembered.all([one], answer, basis="new") == [3]
-    assert remembered.all([other], answer, basis="new") == [4]
-    assert remembered.all([one], answer, basis="new") == [5]
+    assert cached.map([one, other], answer) == [1, 2]
+    assert cached.map([other, one], answer) == [2, 1]
+    assert cached.map([one], answer, key="new") == [3]
+    assert cached.map([one], answer, key="new") == [3]
+    assert cached.map([other], answer, key="new") == [4]
+    assert cached.map([one], answer, key="new") == [5]
 
 
 def test_a_change_derives_anew_only_what_changed() -> None:
     """Object by object, so that those behind it may remember too."""
-    wishes, rules = DesiredMemory(), RulesMemory()
+    wishes, rules = DesiredCache(), RulesetCache()
     many = [
         container(name=f"c{i}", on=NETWORKS[:1], ports=[f"{i}:80"]) for i in range(2000, 3000, 2)
     ]

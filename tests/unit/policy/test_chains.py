@@ -15,7 +15,7 @@ from ipv6natd.netfilter.diff import diff
 from ipv6natd.netfilter.parse import parse_saved_filter
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Chain, Ruleset, Table, TableRules
-from ipv6natd.policy import chains as split
+from ipv6natd.policy import chains as policy_chains
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from tests.harness import trace
@@ -144,7 +144,7 @@ def test_a_split_chain_does_with_every_packet_what_the_flat_one_does(
     )
     flat = format_ruleset(rules(*facts, proxy=proxy))
     assert "IPV6NAT-TCP" not in flat
-    monkeypatch.setattr(split, "FLAT_PORTS", 0)
+    monkeypatch.setattr(policy_chains, "MAX_FLAT_PORT_RULES", 0)
     divided = format_ruleset(rules(*facts, proxy=proxy))
     assert "IPV6NAT-AT-TCP" in divided
     senders = (CLIENT, LINK_LOCAL_CLIENT, *FROM)
@@ -175,7 +175,7 @@ def test_bridges_in_chains_are_accepted_and_cut_as_in_one(monkeypatch: pytest.Mo
     open_, closed = many_networks(40), many_networks(80, internal=True)[40:]
     named = network(name="named", subnet="fd00:a::/64", bridge="br-")
     divided = format_ruleset(rules(*open_, *closed, named))
-    monkeypatch.setattr(split, "FLAT_BRIDGES", 1000)
+    monkeypatch.setattr(policy_chains, "MAX_FLAT_BRIDGE_RULES", 1000)
     flat = format_ruleset(rules(*open_, *closed, named))
     assert "IPV6NAT-CIN-br-" in divided
     assert "IPV6NAT-CIN-br-" not in flat

@@ -20,11 +20,11 @@ from ipv6natd.model import (
     Policy,
     PortBinding,
     Protocol,
-    Refused,
+    RejectedPorts,
     Snapshot,
 )
-from ipv6natd.policy.desired import desired, together
-from ipv6natd.policy.networks import gateway6, places
+from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.networks import attachments, gateway_attachment
 from tests.harness.build import (
     binding,
     container,
@@ -67,7 +67,7 @@ def ip6_off(on: Network) -> Container:
 
 def chosen(address: str, host_port: int) -> PortBinding:
     """A binding whose address nobody asked for."""
-    return replace(binding(address=address, host_port=host_port), asked_address=False)
+    return replace(binding(address=address, host_port=host_port), explicit_address=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +363,7 @@ def test_a_paused_container_keeps_its_ports() -> None:
 
 
 def test_the_recorded_engine_as_a_whole() -> None:
-    """P11, P13, P15, I10 and R2 together, as a real engine 20.10 words them."""
+    """P11, P13, P15, I10 and R2 with_old_networks, as a real engine 20.10 words them."""
     engine = docker_facts.engine(recorded("version.json"), recorded("info.json"))
     facts = [docker_facts.network(each) for each in recorded("networks.json")]
     names = ("web", "in", "def", "noip6", "ho", "sh")
@@ -428,14 +428,16 @@ A_AND_Z = (network(name="a", subnet="fd00:1::/64"), network(name="z", subnet="fd
 def test_the_way_out_follows_dockers_order(first: Endpoint, second: Endpoint) -> None:
     known = {each.id: each for each in (X, Y, INTERNAL, GWBRIDGE, *A_AND_Z)}
     for order in permutations((first, second)):
-        found = gateway6(places(container(on=order), known.values()))
+        found = gateway_attachment(attachments(container(on=order), known.values()))
         assert found is not None
-        assert found[0] == first
+        assert found.endpoint == first
 
 
 def test_without_an_ipv6_gateway_there_is_no_way_out() -> None:
-    assert gateway6(places(container(on=[endpoint(on=X, gateways="4")]), [X])) is None
-    assert gateway6(places(container(), [X])) is None
+    assert (
+        gateway_attachment(attachments(container(on=[endpoint(on=X, gateways="4")]), [X])) is None
+    )
+    assert gateway_attachment(attachments(container(), [X])) is None
 
 
 def test_the_order_of_facts_decides_nothing() -> None:
@@ -576,8 +578,8 @@ def test_a_run_ends_where_another_container_begins() -> None:
 
 def refused(*ports: str, userland_proxy: bool = False) -> list[tuple[Protocol, str, int, int]]:
     want = desired(snapshot(X, web(*ports), userland_proxy=userland_proxy), Policy())
-    assert all(isinstance(each, Refused) for each in want.refused)
-    return [(r.protocol, str(r.host_address), r.first, r.last) for r in want.refused]
+    assert all(isinstance(each, RejectedPorts) for each in want.rejected)
+    return [(r.protocol, str(r.host_address), r.first, r.last) for r in want.rejected]
 
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -615,7 +617,7 @@ def test_together_has_the_networks_of_both_and_the_rest_of_the_new() -> None:
     """P6, C5: what nat still has rules for stays guarded."""
     old = desired(snapshot(X, web("8080:80")), Policy())
     new = desired(snapshot(Y, web("81:81", on=Y)), Policy())
-    both = together(old, new)
+    both = with_old_networks(old, new)
     assert both.networks == (X, Y)
     assert both.mappings == new.mappings
 
@@ -623,10 +625,10 @@ def test_together_has_the_networks_of_both_and_the_rest_of_the_new() -> None:
 def test_together_takes_the_new_facts_of_a_network_that_stays() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(replace(X, icc=False)), Policy())
-    assert together(old, new) == new
+    assert with_old_networks(old, new) == new
 
 
 def test_together_keeps_one_network_a_bridge() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(network(name="other", bridge=X.bridge)), Policy())
-    assert together(old, new) == new
+    assert with_old_networks(old, new) == new

@@ -30,7 +30,7 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.diff import TableChange, diff, jumps_differ, matches
 from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict
-from ipv6natd.policy.desired import desired, together
+from ipv6natd.policy.desired import desired, with_old_networks
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
 from tests.harness.build import identity, recorded
@@ -369,7 +369,7 @@ firewalls = st.sampled_from([(FOREIGN,), (FOREIGN, USER)])
 def changes(firewall: FakeFirewall, want: Desired, before: Desired | None) -> list[TableChange]:
     rules = ruleset(want)
     old = None if before is None else ruleset(before)
-    interim = rules.filter if before is None else ruleset(together(before, want)).filter
+    interim = rules.filter if before is None else ruleset(with_old_networks(before, want)).filter
     read = firewall.read() if jumps_differ(old, rules) else None
     return diff(applied=old, interim=interim, wanted=rules, observed=read)
 

@@ -38,7 +38,7 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 from ipv6natd.policy.desired import desired
-from ipv6natd.policy.ruleset import asks_for_sources, ruleset, shut
+from ipv6natd.policy.ruleset import checks_sources, closed_filter, ruleset
 from tests import ROOT
 from tests.harness.build import container, endpoint, network, snapshot
 
@@ -206,7 +206,7 @@ def test_a_container_sends_with_its_own_networks_sources_only() -> None:
         "-s fd00:a::/64 -j RETURN",
         "-j DROP",
     ]
-    gateway = replace(X, behind=(IPv6Network("::/0"),))
+    gateway = replace(X, routed_prefixes=(IPv6Network("::/0"),))
     rules_ = ruleset(Desired(networks=(gateway,))).filter.chains
     assert not any("-i br-a ! -o br-a -j" in format_rule(r) for c in rules_ for r in c.rules)
 
@@ -235,7 +235,7 @@ def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
         "-j IPV6NAT-SRC",
     ]
     # By host_binding_ipv6 the proxy may listen on all addresses.
-    bound = replace(UDP, host_address=OUTSIDE, proxy_there=True)
+    bound = replace(UDP, host_address=OUTSIDE, proxy_binds_address=True)
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
     (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
     first = "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
@@ -283,7 +283,7 @@ def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() 
     facts = snapshot(routed, container(name="web", on=[routed], ports=ports))
     want = desired(facts, Policy())
     assert want.mappings == ()
-    assert want.proxied == ((5353, 5353), (6000, 6001))
+    assert want.proxy_udp_ports == ((5353, 5353), (6000, 6001))
     (heard,) = (each for each in ruleset(want).filter.chains if each.name == "IPV6NAT-INPUT")
     assert [format_rule(rule) for rule in heard.rules[:2]] == [
         "-p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
@@ -296,10 +296,10 @@ def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() 
 def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
     rules = rules_of("two-networks-and-internal.proxy-on").filter
     names = {each.name for each in rules.chains}
-    assert asks_for_sources(names)
-    assert not asks_for_sources(names - {"IPV6NAT-SRC"})
-    assert asks_for_sources({"IPV6NAT-FORWARD"})
-    (only,) = shut(rules).chains
+    assert checks_sources(names)
+    assert not checks_sources(names - {"IPV6NAT-SRC"})
+    assert checks_sources({"IPV6NAT-FORWARD"})
+    (only,) = closed_filter(rules).chains
     assert [format_rule(rule) for rule in only.rules] == [
         *(
             way.format(bridge, bridge)
@@ -308,7 +308,7 @@ def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones
         ),
         *(f"-i {each} -o {each} -j ACCEPT" for each in ("br-int", "br-a", "br-b")),
     ]
-    assert [jump.base for jump in shut(rules).jumps] == ["FORWARD", "FORWARD"]
+    assert [jump.base for jump in closed_filter(rules).jumps] == ["FORWARD", "FORWARD"]
 
 
 def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones() -> None:

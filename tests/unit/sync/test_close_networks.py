@@ -10,7 +10,7 @@ import pytest
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import diff, matches
 from ipv6natd.netfilter.rules import Jump, Ruleset, Table, TableRules
-from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, shut
+from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, closed_filter
 from ipv6natd.sync import offline as early
 from ipv6natd.sync.saved_rules import Kept
 from tests.harness.fake_firewall import FakeFirewall
@@ -61,7 +61,7 @@ def test_kept_rules_are_written_and_what_was_found_is_told(firewall: FakeFirewal
 def test_kept_rules_that_ask_for_no_source_are_written_closed(firewall: FakeFirewall) -> None:
     keep(without_sources(NOW))
     assert early.close_networks("nft") is Exposure.UNGUARDED
-    assert matches(shut(NOW), firewall.read()[Table.FILTER])
+    assert matches(closed_filter(NOW), firewall.read()[Table.FILTER])
     assert own(firewall) == {"IPV6NAT-FORWARD"}
 
 

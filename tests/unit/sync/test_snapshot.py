@@ -8,7 +8,7 @@ from ipaddress import IPv6Network
 import pytest
 
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
-from ipv6natd.policy.networks import managed
+from ipv6natd.policy.networks import managed_networks
 from ipv6natd.sync import snapshot
 from ipv6natd.sync.snapshot import Completion
 from tests.harness.build import network
@@ -107,9 +107,9 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
 
 
 def test_a_network_knows_what_of_it_is_elsewhere_and_what_is_behind_it() -> None:
-    networks, _ = managed(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
+    networks, _ = managed_networks(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
     found = {each.name: each for each in networks.values()}
-    assert found["wide"].elsewhere == (ROUTES[3], ROUTES[4])
-    assert found["wide"].behind == ()
-    assert found["x"].elsewhere == ()
-    assert found["x"].behind == (ROUTES[6].prefix,)
+    assert found["wide"].routes_elsewhere == (ROUTES[3], ROUTES[4])
+    assert found["wide"].routed_prefixes == ()
+    assert found["x"].routes_elsewhere == ()
+    assert found["x"].routed_prefixes == (ROUTES[6].prefix,)
