@@ -1,17 +1,17 @@
-# `make` lists the targets. Everything runs from .venv, made here from the system's own Python.
+# `make` lists the targets. All targets use .venv, which is made with the system's Python.
 
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait for engines and packets more than they compute, so there may be more than cores.
+# There may be more workers than cores: tests mostly wait for engines and packets.
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
 LOCK := tests/lock
-# What needs Python alone.
+# The folders of tests that need only Python.
 QUICK := tests/unit tests/docs tests/harness
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 LOCKED := --require-hashes --requirement
-# For every Python and system that they are for, with the sums of all their files; no address in it.
+# Locks for all supported Pythons and systems, with the sums of all files and without index URLs.
 UV := $(VENV)/tools/bin/uv --quiet pip compile --no-config --upgrade --universal --python-version=3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command='make lock'
 export PYTHON
@@ -23,13 +23,13 @@ PREFIX ?= /usr/local
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
-demo: packages-lab $(VENV)/.project ## Show the whole thing at work in a sandbox (as root)
+demo: packages-lab $(VENV)/.project ## Show ipv6natd at work in a sandbox (as root)
 	@exec $(BIN)/python -m tests.harness.demo
 
-check: lint ## Style, types and unit tests, in a minute; T=tests/unit/netfilter/test_diff.py for a part
+check: lint ## Style, types and unit tests, in a minute; T=tests/unit/policy for a part
 	$(BIN)/pytest --quiet --numprocesses=auto --dist=loadgroup $(or $(T),$(QUICK))
 
-test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## The same, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## `make check`, then every test that CI runs (as root)
 	$(PYTEST) $(QUICK:%=--ignore=%)
 
 test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
@@ -38,11 +38,11 @@ test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-tri
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
 	$(PYTEST) --engines=all --report=docs tests/system/supply
 
-lock: $(VENV)/tools/.stamp ## Raise what tests and builds stand on to its newest versions, in tests/lock
+lock: $(VENV)/tools/.stamp ## Raise the pinned versions in tests/lock to the newest
 	@for name in build test tools; do $(UV) --group=$$name --output-file=$(LOCK)/$$name.txt; done
 	@$(UV) pyproject.toml --output-file=$(LOCK)/newest.txt
 
-audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock is known to be unsafe
+audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock has a known vulnerability
 	@failed=0; for name in build test tools newest; do echo "$$name:"; \
 	$(VENV)/tools/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)/$$name.txt || failed=1; \
 	done; exit $$failed
@@ -53,14 +53,14 @@ soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
 
-bench: packages-lab packages-bench $(VENV)/.tests ## Measure how fast it is; writes docs/performance (as root)
+bench: packages-lab packages-bench $(VENV)/.tests ## Measure the speed; writes docs/performance (as root)
 	$(BIN)/python -m bench
 
-wheel: $(VENV)/.project ## Build wheel and sdist into dist/, the same to the bit wherever that is done
+wheel: $(VENV)/.project ## Build wheel and sdist into dist/, reproducibly
 	@SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p' packaging/deb/debian/changelog | head -n 1)" +%s) \
 	$(BIN)/hatchling build
 
-fuzz: $(VENV)/.fuzz ## Feed every parser with what no test thought of; FUZZ=, SECONDS=600, SEED=, KEEP=1
+fuzz: $(VENV)/.fuzz ## Feed every parser with generated input; FUZZ=, SECONDS=600, SEED=, KEEP=1
 	$(BIN)/python -m tests.stress.fuzz $(FUZZ) --seconds=$(or $(SECONDS),600) --seed=$(or $(SEED),0) $(if $(KEEP),--keep)
 
 deb: ## Build the package for Debian into dist/
@@ -69,7 +69,7 @@ deb: ## Build the package for Debian into dist/
 arch: ## Build the package for Arch into dist/
 	packaging/arch/build.sh
 
-release: ## Make what is published of the tag TAG into dist/release
+release: ## Make the files of the release with the tag TAG in dist/release
 	packaging/release.sh $(TAG)
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
@@ -80,15 +80,15 @@ lint: $(VENV)/.tests ## Check style and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
-format: $(VENV)/.tests ## Put the sources into their one form
+format: $(VENV)/.tests ## Format the sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## Remove .venv and what tools left
+clean: ## Remove .venv and files of the tools
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .fuzz dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Whole trees of other suites of Debian, with their engines, each made once outside of this folder.
+# Whole trees of other Debian suites with their engines, each made once outside of this folder.
 tree-bookworm tree-trixie tree-sid: packages-lab $(VENV)/.project
 	@$(BIN)/python -m tests.harness.trees $(@:tree-%=%)
 
@@ -110,8 +110,8 @@ packages-newest:
 packages-venv:
 	@tests/install.sh venv
 
-# The stamps: with them nothing is installed again, and no network is needed. The four libraries
-# come from the distribution where it has them, as on a user's host.
+# The stamps prevent a second installation, so that no network is needed. The libraries come from the
+# distribution if it has them, as on a user's host.
 $(VENV)/.project: pyproject.toml $(LOCK)/build.txt | packages-venv
 	@echo "Making $(VENV) ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --system-site-packages $(VENV)
@@ -127,8 +127,8 @@ $(VENV)/.fuzz: $(VENV)/.tests
 	@$(PIP) install atheris==3.0.0
 	@touch $@
 
-# The newest of the libraries that are tested, in a folder of their own, for every Python: the one
-# that is compiled knows nothing of Python, only its name does.
+# The newest tested libraries, in one folder for every Python. The only compiled library does not
+# depend on the version of Python, only its file name does.
 $(VENV)/newest/.stamp: $(LOCK)/newest.txt $(VENV)/.project | packages-newest
 	@echo "Getting the newest libraries ..."
 	@rm -rf $(@D)
@@ -136,8 +136,8 @@ $(VENV)/newest/.stamp: $(LOCK)/newest.txt $(VENV)/.project | packages-newest
 	@cd $(@D) && ln -s libxtwrapper.*.so libxtwrapper.so
 	@touch $@
 
-# Debian has no Python 3.12. Who has one, by pyenv, tests with it. It has no libraries but those; a
-# command that the tests run does without $PYTHONPATH.
+# Debian has no Python 3.12; the tests use one of pyenv, if it is installed. It gets only the newest
+# libraries, by a .pth file: commands that the tests run have no $PYTHONPATH.
 $(VENV)/3.12/.stamp: $(LOCK)/test.txt $(VENV)/.project
 	@python=$$(ls -d ~/.pyenv/versions/3.12.*/bin/python3.12 2>/dev/null | tail -n 1); \
 	test -z "$$python" || { "$$python" -m venv --clear $(@D) && \
