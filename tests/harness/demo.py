@@ -54,7 +54,7 @@ def main() -> int:
         return 1
     took = f"{time.monotonic() - began:.1f} s"
     if seen != str(CLIENT):
-        print(f"\nDEMO FAILED: the container saw {seen or 'nobody'}, not {CLIENT} ({took}).")
+        print(f"\nDEMO FAILED: the container saw {seen or 'no client'}, not {CLIENT} ({took}).")
         return 1
     print(f"\nDEMO OK: the container saw the client's address, {CLIENT} ({took}).")
     return 0

@@ -187,7 +187,7 @@ class Engine:
         deadline = time.monotonic() + 10
         while not self.socket.exists():
             if time.monotonic() > deadline:
-                raise LabError(f"nobody listens for the engine:\n{tail(self._log)}")
+                raise LabError(f"no listener on the engine's socket:\n{tail(self._log)}")
             time.sleep(0.005)
 
     @cached_property

@@ -62,8 +62,8 @@ def save_text(data: bytes) -> None:
 
 
 def a_comment(data: bytes) -> None:
-    """The comment of a foreign rule changes neither what is observed of our rules nor what would be
-    removed."""
+    """The comment of a foreign rule changes neither the observed rules of ours nor the rules to
+    remove."""
     comment = data.replace(b"\0", b"").decode("utf-8", "surrogateescape")[:255]
     quoted = re.sub(r"([\"\\'])", r"\\\1", comment)
     rule = f'-A FORWARD -m comment --comment "{quoted}" -j ACCEPT\n'
