@@ -20,7 +20,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.sync.offline import close_networks
 from ipv6natd.system import logs
-from ipv6natd.system.process import CLEAN
+from ipv6natd.system.process import BASE_ENVIRONMENT
 from ipv6natd.system.terminal import printable
 
 log = logging.getLogger("ipv6natd")
@@ -69,7 +69,7 @@ def scrub_environment(environ: MutableMapping[str, str]) -> None:
     """
     for name in set(environ) - ENVIRONMENT:
         del environ[name]
-    environ["PATH"] = CLEAN["PATH"]
+    environ["PATH"] = BASE_ENVIRONMENT["PATH"]
 
 
 def run(argv: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ from ipv6natd.sync.reconciler import Reconciler
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.sync.snapshot import Completion
 from ipv6natd.system import logs
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
 from ipv6natd.system.threads import in_thread
 
@@ -181,7 +181,7 @@ class Daemon:
         if not self._settings.cleanup:
             open_ = counted(len(self._reconciler.status.mappings), "mapping")
             stay = "stays" if open_.startswith("1 ") else "stay"
-            extra = noted(Told.STOPPED)
+            extra = log_fields(MessageId.STOPPED)
             log.info("stopped; %s %s open; `ipv6natd -flush` closes them", open_, stay, extra=extra)
             return
         try:
@@ -214,7 +214,7 @@ class Daemon:
                 settings = self._load()
             except ConfigError as wrong:
                 # The old settings stay in force, and whoever looks is told why.
-                extra = noted(Told.RELOAD_REFUSED, reason=str(wrong))
+                extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(wrong))
                 log.error("%s; the settings stay as they were", wrong, extra=extra)
                 self._reconciler.config_error = f"reload refused: {wrong}"
                 error = BusError("org.ipv6natd1.Error.BadConfiguration", str(wrong))

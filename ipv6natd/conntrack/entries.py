@@ -17,7 +17,7 @@ from ipaddress import IPv6Address
 from ipv6natd.conntrack.ctnetlink import forget
 from ipv6natd.conntrack.stale import Exposure, Part, Tuple, came, newly_closed, parse, parts, wrong
 from ipv6natd.model import Desired
-from ipv6natd.system.process import DIRECTORIES, call, find, said
+from ipv6natd.system.process import TOOL_DIRECTORIES, output_of, run, which
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ LOOKS, PAUSE = 4, 0.025
 flows."""
 INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
 _MISSING = (
-    f"there is no conntrack in {':'.join(DIRECTORIES)}: UDP flows that began before a mapping "
+    f"there is no conntrack in {':'.join(TOOL_DIRECTORIES)}: UDP flows that began before a mapping "
     f"changed go on as before; {INSTALL}"
 )
 _FAMILY = ("-f", "ipv6", "-w", "0")
@@ -59,7 +59,7 @@ class Conntrack:
         where = parts(old, new, exposure=exposure)
         if not where:
             return True
-        tool = find("conntrack", DIRECTORIES)
+        tool = which("conntrack", TOOL_DIRECTORIES)
         if tool is None:
             self._tell(_MISSING)
             return True  # whoever installs it meets flows that end sooner or later
@@ -98,7 +98,7 @@ def _forget_neighbours(old: Desired | None, new: Desired, exposure: Exposure) ->
     lines = [f"neigh flush dev {network.bridge}\n" for network in closed]
     lines += [f"neigh del {address} dev {bridge}\n" for bridge, address in came(old, new)]
     if lines:
-        said("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=TIMEOUT)
+        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=TIMEOUT)
 
 
 def _listed(tool: str, where: Sequence[Part], deadline: float) -> str:
@@ -122,7 +122,7 @@ def _words(part: Part) -> Iterator[str]:
 def _run(tool: str, *words: str, deadline: float) -> str:
     argv = [tool, *words]
     try:
-        done = call(argv, timeout=max(deadline - time.monotonic(), 0))
+        done = run(argv, timeout=max(deadline - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
         raise _Failed(f"{' '.join(argv)} did not end within {PATIENCE:g} s") from None
     except OSError as error:

@@ -102,11 +102,11 @@ async def _call_interactively(daemon: DaemonClient, member: str) -> Any:
 @contextlib.contextmanager
 def _polkit_agent() -> Iterator[None]:
     """Run pkttyagent, which asks for a password on this terminal, as systemctl does."""
-    path = process.find("pkttyagent")
+    path = process.which("pkttyagent")
     if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         yield
         return
     command = [path, "--fallback", "--process", str(os.getpid())]
     environment = {name: os.environ[name] for name in _AGENT_ENVIRONMENT if name in os.environ}
-    with process.agent(command, environment):
+    with process.polkit_agent(command, environment):
         yield

@@ -71,12 +71,12 @@ async def make(_daemon: DaemonClient, _options: Options) -> Result:
 
 def _routes() -> list[str] | None:
     """Destinations of all routes; None if `ip` is missing or fails."""
-    path = process.find("ip")
+    path = process.which("ip")
     if path is None:
         return None
     try:
         words = ["-json", "-6", "route", "show", "table", "all"]
-        done = process.call([path, *words], timeout=_IP_TIMEOUT)
+        done = process.run([path, *words], timeout=_IP_TIMEOUT)
         return [route["dst"] for route in json.loads(done.stdout or "[]")]
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return None

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ipv6natd.system.process import call
+from ipv6natd.system.process import run
 
 _BUSCTL = "/usr/bin/busctl"
 _UNIT = "/org/freedesktop/systemd1/unit/docker_2e"
@@ -71,7 +71,7 @@ def _property(unit: str, interface: str, name: str) -> Any:
     address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
     environment = {"DBUS_SYSTEM_BUS_ADDRESS": address} if address else {}
     try:
-        answer = call(command, timeout=10, environment=environment)
+        answer = run(command, timeout=10, environment=environment)
         return json.loads(answer.stdout).get("data")
     except (OSError, subprocess.TimeoutExpired, ValueError, AttributeError):
         return None

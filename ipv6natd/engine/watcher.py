@@ -29,7 +29,7 @@ from ipv6natd.engine.client import (
 from ipv6natd.engine.dockerd import asleep
 from ipv6natd.engine.endpoint import doubts
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread, start_thread
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class DockerWatch:
 
     def _lost(self, reason: str) -> None:
         if self.connected:
-            extra = noted(Told.ENGINE_LOST, reason=reason)
+            extra = log_fields(MessageId.ENGINE_LOST, reason=reason)
             log.warning("lost the Docker engine: %s; its rules stay", reason, extra=extra)
         elif reason != self.waiting_for:
             log.info("waiting for the Docker engine: %s", reason)

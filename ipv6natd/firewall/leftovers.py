@@ -21,7 +21,7 @@ from ipv6natd.netfilter.docker_rules import (
     removal_text,
 )
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.system.process import said
+from ipv6natd.system.process import output_of
 
 TIMEOUT = 30.0
 NFTABLES = "nftables"
@@ -65,8 +65,8 @@ def _saved() -> Iterator[tuple[Backend, str]]:
     """No table is made by reading: legacy is only asked where it has tables."""
     for backend in Backend:
         if backend is Backend.NFT or present():
-            yield backend, said(f"ip6tables-{backend}-save", timeout=TIMEOUT)
+            yield backend, output_of(f"ip6tables-{backend}-save", timeout=TIMEOUT)
 
 
 def _nft(verb: str) -> str:
-    return said("nft", verb, "table", *NFT_TABLE, timeout=TIMEOUT)
+    return output_of("nft", verb, "table", *NFT_TABLE, timeout=TIMEOUT)

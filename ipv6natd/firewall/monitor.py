@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.system.process import BURIED, find, listener
+from ipv6natd.system.process import KILL_TIMEOUT, spawn_monitor, which
 from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ READ_OFTEN = 1.5
 RESTART_PAUSE = 1.0
 QUIET = 0.1
 """Seconds after an announcement before looking: a burst of writes is looked at once."""
-_NFT = find("nft")
+_NFT = which("nft")
 _GENERATION = re.compile(rb"^# new generation \d+(?: by process (\d+))?.*\n", re.MULTILINE)
 
 
@@ -113,7 +113,7 @@ async def _watch_counts(firewall: Counted, changed: Callable[[], None]) -> None:
 
 
 async def _monitor(nft: str, firewall: Known, changed: Callable[[], None]) -> None:
-    process = await listener(nft, "monitor")
+    process = await spawn_monitor(nft, "monitor")
     assert process.stdout is not None
     missed = asyncio.get_running_loop().call_later(LISTENS, changed)
     try:
@@ -127,5 +127,5 @@ async def _monitor(nft: str, firewall: Known, changed: Callable[[], None]) -> No
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BURIED):
+            async with asyncio.timeout(KILL_TIMEOUT):
                 await process.wait()

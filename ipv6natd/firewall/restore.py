@@ -21,7 +21,7 @@ from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.parse import parse_save
 from ipv6natd.netfilter.render import format_change_in_chunks
 from ipv6natd.netfilter.rules import Backend, Table
-from ipv6natd.system.process import DIRECTORIES, call, find
+from ipv6natd.system.process import TOOL_DIRECTORIES, run, which
 
 TIMEOUT = 30.0
 """Seconds that one call of a tool may take, waiting for the xtables lock included."""
@@ -50,7 +50,7 @@ def detect() -> Backend:
     """The variant that this host's `ip6tables` is. Raises FirewallError if there is none."""
     tool = _find("ip6tables")
     if tool is None:
-        raise FirewallError(f"there is no ip6tables in {':'.join(DIRECTORIES)}: {INSTALL}")
+        raise FirewallError(f"there is no ip6tables in {':'.join(TOOL_DIRECTORIES)}: {INSTALL}")
     return _variant(tool)
 
 
@@ -114,7 +114,7 @@ class RestoreFirewall:
 
     def _restored(self, text: Callable[[], Iterable[str]]) -> None:
         argv = [self._restore, "--noflush", "--wait"]
-        _run(argv, stdin=text, timeout=self._timeout, started=self._writers.append)
+        _run(argv, stdin=text, timeout=self._timeout, on_start=self._writers.append)
 
     def wrote(self, process: int) -> bool:
         """Whether this process was a write of ours; asked once for each."""
@@ -125,7 +125,7 @@ class RestoreFirewall:
 
 
 def _find(name: str) -> str | None:
-    return find(name, DIRECTORIES)
+    return which(name, TOOL_DIRECTORIES)
 
 
 def _variant(tool: str) -> Backend:
@@ -157,12 +157,12 @@ def _run(
     *,
     stdin: Callable[[], Iterable[str]] = lambda: (),
     timeout: float = TIMEOUT,
-    started: Callable[[int], None] = lambda _: None,
+    on_start: Callable[[int], None] = lambda _: None,
 ) -> str:
     command = " ".join(argv)
     try:
-        done = call(
-            argv, stdin=stdin(), timeout=timeout, environment=_environment(), started=started
+        done = run(
+            argv, stdin=stdin(), timeout=timeout, environment=_environment(), on_start=on_start
         )
     except subprocess.TimeoutExpired:
         raise FirewallError(

@@ -21,7 +21,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.netfilter.diff import ObservedJump
 from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, PREFIX, Table
-from ipv6natd.system.files import opened
+from ipv6natd.system.files import open_file
 
 LOCK_FILE = "/run/xtables.lock"
 NAME_MAX = 28
@@ -50,7 +50,7 @@ def locked(timeout: float) -> Iterator[None]:
     """
     path = os.environ.get(LOCK_VARIABLE) or LOCK_FILE
     try:
-        lock = opened(path, os.O_RDONLY | os.O_CREAT)
+        lock = open_file(path, os.O_RDONLY | os.O_CREAT)
     except OSError as error:
         raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
     try:

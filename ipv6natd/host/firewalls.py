@@ -38,7 +38,7 @@ class Tool(StrEnum):
 
 def said(tool: Tool, *words: str, stdin: str = "") -> str:
     """See process.said. Bytes that are no text are replaced: the journal and the bus take text."""
-    text = process.said(tool, *words, stdin=stdin, timeout=_TIMEOUT)
+    text = process.output_of(tool, *words, stdin=stdin, timeout=_TIMEOUT)
     return text.encode("utf-8", "replace").decode()
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ipv6natd.host.findings import Found
 from ipv6natd.model import Mapping, Skipped, mapping_changes
 from ipv6natd.report.status import Status, one_line
-from ipv6natd.system.messages import Extra, Told, noted
+from ipv6natd.system.messages import Extra, MessageId, log_fields
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -22,10 +22,12 @@ def tell_found(old: Found, new: Found) -> None:
     """Each finding once when it comes, once when it goes; of one network, as its warning."""
     for each in new.findings:
         if each not in old.findings and not each.bridge:
-            log.warning("%s", each.text, extra=noted(Told.HOST_FOUND))
+            log.warning("%s", each.text, extra=log_fields(MessageId.HOST_FINDING))
     for each in old.findings:
         if each not in new.findings:
-            log.info("no longer so: %s", each.text, extra=noted(Told.HOST_MENDED))
+            log.info(
+                "no longer so: %s", each.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
+            )
     for note in new.notes:
         if note not in old.notes:
             log.info("%s", note)
@@ -44,10 +46,10 @@ def tell(old: Status, new: Status) -> None:
     for network in new.networks:
         if (network.id, network.warnings) not in known:
             for warning in network.warnings:
-                extra = noted(Told.NETWORK_WARNED, network=network.name)
+                extra = log_fields(MessageId.NETWORK_WARNING, network=network.name)
                 log.warning("network %s: %s", network.name, warning, extra=extra)
     if (old.state, old.state_reason) != (new.state, new.state_reason):
-        log.info("%s", one_line(new), extra=noted(Told.STATE_CHANGED, state=new.state))
+        log.info("%s", one_line(new), extra=log_fields(MessageId.STATE_CHANGED, state=new.state))
     else:
         log.debug("%s", one_line(new))
 
@@ -63,17 +65,17 @@ def _tell_each(
 
 
 def _published(mapping: Mapping) -> tuple[str, Extra]:
-    return described(mapping), _about(Told.PUBLISHED, mapping)
+    return described(mapping), _about(MessageId.PUBLISHED, mapping)
 
 
 def _withdrawn(mapping: Mapping) -> tuple[str, Extra]:
-    return described(mapping), _about(Told.WITHDRAWN, mapping)
+    return described(mapping), _about(MessageId.WITHDRAWN, mapping)
 
 
 def _skipped(skipped: Skipped) -> tuple[str, Extra]:
     port, _, protocol = skipped.port.partition("/")
-    extra = noted(
-        Told.SKIPPED,
+    extra = log_fields(
+        MessageId.SKIPPED,
         container=skipped.container_name,
         network=skipped.network,
         port=port,
@@ -83,8 +85,8 @@ def _skipped(skipped: Skipped) -> tuple[str, Extra]:
     return f"{_subject(skipped)}: {skipped.reason}", extra
 
 
-def _about(told: Told, mapping: Mapping) -> Extra:
-    return noted(
+def _about(told: MessageId, mapping: Mapping) -> Extra:
+    return log_fields(
         told,
         container=mapping.container_name,
         container_id=mapping.container_id,

@@ -33,7 +33,7 @@ from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, filter_rules, ruleset
 from ipv6natd.sync.saved_rules import exposure
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Kernel:
                 log.warning(
                     "somebody else changed our rules in %s; putting them back",
                     _tables(drift),
-                    extra=noted(Told.DRIFT, tables=" ".join(drift)),
+                    extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
                 )
             else:
                 self.applied = applied = _with_own(applied, {t: now[t].chains for t in Table})

@@ -31,7 +31,7 @@ from ipv6natd.host.sysctls import (
 )
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.system import files
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class Forwarding:
             self._write(each.key, each.found)
             if each.found != each.set:
                 text = "%s was %s and is %s again, as it was found before our rules"
-                log.info(text, each.name, each.set, each.found, extra=noted(Told.SYSCTL))
+                log.info(text, each.name, each.set, each.found, extra=log_fields(MessageId.SYSCTL))
 
     def _switch_on(self) -> bool:
         """Whether there was something to change, and it was changed."""
@@ -153,7 +153,7 @@ class Forwarding:
             for each in changes:
                 if each.found != each.set:
                     self._write(each.key, each.set)
-                    log.info("%s", _told(each), extra=noted(Told.SYSCTL))
+                    log.info("%s", _told(each), extra=log_fields(MessageId.SYSCTL))
                 done.append(each)
         except OSError as error:
             self._say_once(logging.WARNING, f"forwarding cannot be prepared: {error}")

@@ -26,7 +26,7 @@ from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
 from ipv6natd.sync.applier import FollowFlows, Kernel, Outcome, order_lost
 from ipv6natd.sync.steps import Stepping
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -334,7 +334,7 @@ class Reconciler:
             logging.DEBUG if reason == self._failure else logging.ERROR,
             "cannot bring the rules into step: %s",
             FirewallError(f"{error}\n{advice}") if advice else error,
-            extra=noted(Told.WRITE_FAILED, reason=reason),
+            extra=log_fields(MessageId.WRITE_FAILED, reason=reason),
         )
         self._failure = reason
         self._verify = True

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def opened(name: str | Path, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
+def open_file(name: str | Path, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
     """A descriptor of a file in a folder, both as for os.open; never through a link.
 
     Nor does it wait for whoever is at the other end of a pipe. Raises OSError.
@@ -23,7 +23,7 @@ def opened(name: str | Path, flags: int, mode: int = 0o600, folder: int | None =
 
 def read(path: Path) -> str:
     """The text of a plain file. Raises OSError, and ValueError where it is not UTF-8."""
-    with os.fdopen(opened(path, os.O_RDONLY), encoding="utf-8") as file:
+    with os.fdopen(open_file(path, os.O_RDONLY), encoding="utf-8") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", str(path))
         return file.read()
@@ -40,7 +40,7 @@ def replace(path: Path, text: str, *, mode: int, sync: bool = False) -> None:
     try:
         with suppress(FileNotFoundError):
             os.unlink(new, dir_fd=folder)
-        made = opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, folder)
+        made = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, folder)
         with os.fdopen(made, "w", encoding="utf-8") as file:
             os.fchmod(made, mode)
             file.write(text)

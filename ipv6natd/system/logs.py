@@ -17,7 +17,7 @@ from ipv6natd.system.terminal import printable
 
 IDENTIFIER = "ipv6natd"
 SOCKET = "/run/systemd/journal/socket"
-PATIENCE = 1.0
+SEND_TIMEOUT = 1.0
 """Seconds that a message waits for a journal that is busy, before the standard error gets it."""
 LEVELS = {
     **{"emerg": 70, "alert": 60, "crit": logging.CRITICAL, "err": logging.ERROR},
@@ -90,9 +90,9 @@ class JournalHandler(ConsoleHandler):
     def __init__(self) -> None:
         """Raises OSError when there is no journal."""
         super().__init__()
-        self._words = _Formatter("%(message)s")
+        self._message_formatter = _Formatter("%(message)s")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(PATIENCE)
+        self._socket.settimeout(SEND_TIMEOUT)
         try:
             self._socket.connect(SOCKET)
         except OSError:
@@ -103,12 +103,12 @@ class JournalHandler(ConsoleHandler):
         """Send the record, or print it."""
         try:
             fields = {
-                "MESSAGE": self._words.format(record),
+                "MESSAGE": self._message_formatter.format(record),
                 "PRIORITY": str(_priority(record)),
                 "SYSLOG_IDENTIFIER": IDENTIFIER,
                 **getattr(record, "fields", {}),
             }
-            self._socket.send(entry(fields))
+            self._socket.send(datagram(fields))
         except OSError:
             super().emit(record)
         except Exception:
@@ -132,7 +132,7 @@ class _Formatter(logging.Formatter):
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
-def entry(fields: Mapping[str, str]) -> bytes:
+def datagram(fields: Mapping[str, str]) -> bytes:
     """One datagram: NAME=value lines, or a length before a value that has lines of its own."""
     data = bytearray()
     for name, text in fields.items():

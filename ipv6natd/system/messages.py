@@ -11,16 +11,16 @@ from enum import StrEnum
 Extra = dict[str, dict[str, str]]
 
 
-class Told(StrEnum):
+class MessageId(StrEnum):
     """What a message is about, as its MESSAGE_ID. Never changed, and never used for another."""
 
     PUBLISHED = "0acacedbd5094ac1954dfcf3c9cc07a4"
     WITHDRAWN = "09db0566d4ea4ab7b0f39f14c79fa28c"
     SKIPPED = "3884c6e2d90e4b4a8ffdfd47df4c0d03"
-    NETWORK_WARNED = "e0af989408b447a6bfb559a6fd1bfbe3"
+    NETWORK_WARNING = "e0af989408b447a6bfb559a6fd1bfbe3"
     STATE_CHANGED = "0f43b4f3c9a7487fa03a6b8e4b35f7e9"
-    HOST_FOUND = "3070fc25cd1945d9bad3fe4bb92ea7bc"
-    HOST_MENDED = "b50353a2a1f64022a46103f61fccde8d"
+    HOST_FINDING = "3070fc25cd1945d9bad3fe4bb92ea7bc"
+    HOST_FINDING_RESOLVED = "b50353a2a1f64022a46103f61fccde8d"
     DRIFT = "bcf61492ecc04517975521ffe0f5cf2f"
     WRITE_FAILED = "0d6d5cb66ede4217a5e7bc8e4cb1734f"
     RELOAD_REFUSED = "280953c2519c41b38188b6a396ca1f3e"
@@ -29,7 +29,7 @@ class Told(StrEnum):
     SYSCTL = "cf8f9929ad5840e2a49ae8181dadc327"
 
 
-def noted(told: Told, **fields: str) -> Extra:
+def log_fields(told: MessageId, **fields: str) -> Extra:
     """The `extra` of a message: its id, and `fields` as IPV6NATD_...; empty ones are left out."""
     named = {f"IPV6NATD_{name.upper()}": value for name, value in fields.items() if value}
     return {"fields": {"MESSAGE_ID": told.value, **named}}

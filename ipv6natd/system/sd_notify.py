@@ -13,7 +13,7 @@ from sdnotify import SystemdNotifier
 
 from ipv6natd.system.terminal import printable
 
-LONGEST = 3000
+MAX_STATUS_BYTES = 3000
 """Bytes of a status."""
 
 
@@ -23,7 +23,7 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         """Open the line if $NOTIFY_SOCKET names one."""
         # Made without one, the library's object leaks a socket.
-        self._line = SystemdNotifier() if environ.get("NOTIFY_SOCKET") else None
+        self._notifier = SystemdNotifier() if environ.get("NOTIFY_SOCKET") else None
 
     def ready(self, status: str = "") -> None:
         """Started, or reloaded; the status, if any, goes in the same datagram."""
@@ -48,16 +48,16 @@ class Notifier:
 
     def close(self) -> None:
         """Hang up; later calls do nothing."""
-        if self._line is not None and self._line.socket is not None:
-            self._line.socket.close()
-        self._line = None
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
+        self._notifier = None
 
     def _send(self, *assignments: str) -> None:
-        if self._line is not None:
+        if self._notifier is not None:
             # The library encodes as Latin-1 and drops in silence what that cannot hold, while
             # systemd reads UTF-8: hand over characters whose Latin-1 bytes are the UTF-8 ones.
             data = "\n".join(assignments).encode("utf-8", "replace")
-            self._line.notify(data.decode("latin-1"))
+            self._notifier.notify(data.decode("latin-1"))
 
 
 def _status(text: str) -> str:
@@ -65,7 +65,7 @@ def _status(text: str) -> str:
     # everything else to the terminal, and a message of more than 4096 bytes systemd drops as a
     # whole, the READY in it too.
     line = printable(" ".join(text.replace("\0", " ").splitlines())).encode("utf-8", "replace")
-    return "STATUS=" + line[:LONGEST].decode("utf-8", "ignore")
+    return "STATUS=" + line[:MAX_STATUS_BYTES].decode("utf-8", "ignore")
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-_NARROWEST = 24
+_MIN_FOLD_WIDTH = 24
 """Columns below which a last cell is not folded: it would be unreadable."""
 _ESCAPES = re.compile(r"\x1b\[\d+m")
 
@@ -94,7 +94,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], screen: Screen) -> str:
 def folded(text: str, indent: int, screen: Screen) -> str:
     """The text, its further lines indented so that none is wider than the screen."""
     room = screen.columns - indent
-    if not screen.columns or width(text) <= room or room < _NARROWEST:
+    if not screen.columns or width(text) <= room or room < _MIN_FOLD_WIDTH:
         return text
     lines = [""]
     for word in text.split(" "):

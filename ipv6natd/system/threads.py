@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-PAUSE = 0.5
+RETRY_DELAY = 0.5
 """Seconds before a thread is asked for again."""
 
 
@@ -35,7 +35,7 @@ async def start_thread(name: str, work: Callable[[], None]) -> None:
             if not refused:
                 log.error("%s; is memory or the number of tasks used up? trying again", error)
             refused = True
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_DELAY)
 
 
 async def in_thread(call: Callable[[], T]) -> T:

@@ -35,7 +35,7 @@ def test_there_is_one_address_and_it_is_that_of_the_packages() -> None:
 
 def test_the_folders_of_tools_are_those_that_are_trusted() -> None:
     named = re.findall(r"tools in ([^.]*)\.", PAGE)[0]
-    assert set(re.split(r", | and ", " ".join(named.split()))) == set(tools.DIRECTORIES)
+    assert set(re.split(r", | and ", " ".join(named.split()))) == set(tools.TOOL_DIRECTORIES)
 
 
 def test_the_examples_that_it_names_are_there() -> None:

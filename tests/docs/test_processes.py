@@ -98,8 +98,8 @@ def test_each_process_is_given_an_environment() -> None:
 
 def test_tools_are_looked_for_in_folders_of_root_alone() -> None:
     # On some hosts a group may write to /usr/local, like staff on older Debian versions.
-    assert not [each for each in tools.DIRECTORIES if each.startswith("/usr/local")]
-    for folder in map(Path, tools.DIRECTORIES):
+    assert not [each for each in tools.TOOL_DIRECTORIES if each.startswith("/usr/local")]
+    for folder in map(Path, tools.TOOL_DIRECTORIES):
         assert folder.is_absolute()
         if folder.exists():
             status = folder.stat()
@@ -110,18 +110,18 @@ def test_tools_are_looked_for_in_folders_of_root_alone() -> None:
 def test_a_tool_gets_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LD_PRELOAD_", "PYTHONPATH", "DOCKER_HOST", "XTABLES_LIBDIR", "BASH_ENV"):
         monkeypatch.setenv(name, "/poison")
-    done = tools.call(["/usr/bin/env"], timeout=10, environment={"A": "b"})
-    assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == tools.CLEAN | {"A": "b"}
+    done = tools.run(["/usr/bin/env"], timeout=10, environment={"A": "b"})
+    assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == tools.BASE_ENVIRONMENT | {"A": "b"}
 
 
 def test_a_tool_that_hangs_is_killed_and_leaves_nothing() -> None:
     started: list[int] = []
     with pytest.raises(subprocess.TimeoutExpired):
-        tools.call(
+        tools.run(
             [sys.executable, "-c", "import signal; signal.pause()"],
             timeout=0.2,
             stdin="x" * (1 << 20),
-            started=started.append,
+            on_start=started.append,
         )
     assert not Path(f"/proc/{started[0]}").exists()
 
@@ -130,11 +130,11 @@ def test_one_that_the_kernel_holds_does_not_hold_its_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Instead of uninterruptible sleep, this test makes kill a no-op."""
-    monkeypatch.setattr(tools, "BURIED", 0.1)
+    monkeypatch.setattr(tools, "KILL_TIMEOUT", 0.1)
     held: list[subprocess.Popen[str]] = []
     kill = subprocess.Popen.kill
     monkeypatch.setattr(subprocess.Popen, "kill", lambda each: held.append(each))
     with pytest.raises(subprocess.TimeoutExpired):
-        tools.call(["/bin/sleep", "60"], timeout=0.1)
+        tools.run(["/bin/sleep", "60"], timeout=0.1)
     kill(held[0])
     held[0].wait(10)

@@ -35,7 +35,7 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
     assert sum(text.count("timeout=CALL_TIMEOUT") for text in texts) == 3
     assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
-    assert "settimeout(PATIENCE)" in modules()["system.logs"].read_text()
+    assert "settimeout(SEND_TIMEOUT)" in modules()["system.logs"].read_text()
 
 
 def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
@@ -45,9 +45,9 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
     end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     beat = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
     assert beat is not None
-    assert restore.TIMEOUT + tools.BURIED + beat < watchdog
+    assert restore.TIMEOUT + tools.KILL_TIMEOUT + beat < watchdog
     assert 2 * conntrack.PATIENCE + conntrack.TIMEOUT + beat < watchdog
-    assert end > kernel.PATIENCE + tools.BURIED
+    assert end > kernel.PATIENCE + tools.KILL_TIMEOUT
     assert drift.RESTART_PAUSE > 0
 
 
@@ -106,7 +106,7 @@ LIMITS = {
     "polkit with a password dialog": polkit.DIALOG_TIMEOUT,
     "the current pass, at a stop": kernel.PATIENCE,
     "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
-    "a killed process": tools.BURIED,
+    "a killed process": tools.KILL_TIMEOUT,
 }
 
 

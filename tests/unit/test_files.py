@@ -101,7 +101,7 @@ def test_a_folder_that_is_exchanged_meanwhile_is_not_gone_to(
     folder, other = tmp_path / "folder", tmp_path / "etc"
     folder.mkdir()
     other.mkdir()
-    opened = files.opened
+    opened = files.open_file
 
     def exchanged(name: str, flags: int, mode: int = 0o600, folder_: int | None = None) -> int:
         if not (tmp_path / "moved").exists():
@@ -109,7 +109,7 @@ def test_a_folder_that_is_exchanged_meanwhile_is_not_gone_to(
             folder.symlink_to(other)
         return opened(name, flags, mode, folder_)
 
-    monkeypatch.setattr(files, "opened", exchanged)
+    monkeypatch.setattr(files, "open_file", exchanged)
     files.replace(folder / "x", "x", mode=0o600)
     assert os.listdir(other) == []  # noqa: PTH208
     assert (tmp_path / "moved/x").read_text() == "x"

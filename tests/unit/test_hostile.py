@@ -25,8 +25,8 @@ from ipv6natd.host.findings import HostFacts, Learned, found
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
 from ipv6natd.report.checks import Check, Seen, checks
-from ipv6natd.system.messages import Told, noted
-from ipv6natd.system.sd_notify import LONGEST, _status
+from ipv6natd.system.messages import MessageId, log_fields
+from ipv6natd.system.sd_notify import MAX_STATUS_BYTES, _status
 from ipv6natd.system.terminal import printable
 from tests.harness.build import network
 from tests.harness.every import every
@@ -209,7 +209,7 @@ def test_what_a_tool_or_the_engine_says_of_it_is_borne_by_the_journal(text: str)
     log, text = getLogger("ipv6natd.test"), text[:5000]  # more than a datagram holds goes to stderr
 
     def act() -> None:
-        log.warning("lost: %s", text, extra=noted(Told.ENGINE_LOST, reason=text))
+        log.warning("lost: %s", text, extra=log_fields(MessageId.ENGINE_LOST, reason=text))
         log.error("%s", FirewallError(text))
 
     entries, lines = logged(act)
@@ -228,7 +228,7 @@ def test_a_status_line_is_one_short_line(text: str) -> None:
     word = _status(text)
     assert word.startswith("STATUS=")
     assert word.isprintable()
-    assert len(word.encode()) <= LONGEST + len("STATUS=")
+    assert len(word.encode()) <= MAX_STATUS_BYTES + len("STATUS=")
 
 
 @TEXT

@@ -136,7 +136,7 @@ def host(data: bytes) -> None:
         answer = told.get(tool if tool != "ip6tables-nft" else words[-1], "")
         return answer if isinstance(answer, str) else json.dumps(answer)
 
-    with mock.patch.object(tools, "said", said):
+    with mock.patch.object(tools, "output_of", said):
         facts = host_rules.read(HostFacts(routed=("eth0", "eth1")))
         list(host_facts._learned(host_facts._SYSCTL / "ipv6/conf"))
     seen = found(facts, NETWORKS)

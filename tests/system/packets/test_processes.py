@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.system.process import DIRECTORIES
+from ipv6natd.system.process import TOOL_DIRECTORIES
 from tests.harness import Bus, Daemon, Engine, Sandbox, need, until
 from tests.harness.daemon import BIN
 from tests.harness.sandbox import Variant
@@ -125,7 +125,7 @@ def test_each_tool_is_run_by_its_path_in_an_environment_of_ours(
         assert any(each.startswith("ip6tables") for each in ran)
         for path, argv, env in seen:
             folder, _, name = path.rpartition("/")
-            assert folder in DIRECTORIES or (name in FINDING and folder[0] == "/"), path
+            assert folder in TOOL_DIRECTORIES or (name in FINDING and folder[0] == "/"), path
             assert name not in ("sh", "bash", "dash"), argv
             names = {each.partition("=")[0] for each in re.findall(r'"((?:[^"\\]|\\.)*)"', env)}
             # The library that writes legacy tables looks for its own libraries by these.

@@ -96,9 +96,9 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host(tmp_path)
-    monkeypatch.setattr(conntrack, "DIRECTORIES", (str(tmp_path),))
+    monkeypatch.setattr(conntrack, "TOOL_DIRECTORIES", (str(tmp_path),))
     monkeypatch.setattr(conntrack, "forget", made.asked_to_forget)
-    monkeypatch.setattr(conntrack, "said", made.asks)
+    monkeypatch.setattr(conntrack, "output_of", made.asks)
     return made
 
 

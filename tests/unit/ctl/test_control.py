@@ -27,7 +27,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "pkttyagent"
     path.write_text(AGENT)
     path.chmod(0o755)
-    monkeypatch.setattr(process, "find", lambda _: str(path))
+    monkeypatch.setattr(process, "which", lambda _: str(path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

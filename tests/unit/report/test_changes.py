@@ -14,7 +14,7 @@ import pytest
 from ipv6natd.model import Skipped
 from ipv6natd.report.changes import MAX_TOLD, tell
 from ipv6natd.report.status import State
-from ipv6natd.system.messages import Told, noted
+from ipv6natd.system.messages import MessageId, log_fields
 from tests import ROOT
 from tests.harness.needs import need
 from tests.integration.bus.conftest import mapping, status
@@ -41,8 +41,8 @@ def test_a_mapping_can_be_found_by_each_of_its_fields(caplog: pytest.LogCaptureF
         "IPV6NATD_CONTAINER_ADDRESS": "fd00:a::2",
     }
     assert told(caplog) == [
-        ("INFO", {"MESSAGE_ID": Told.PUBLISHED, **fields}),
-        ("INFO", {"MESSAGE_ID": Told.WITHDRAWN, **fields}),
+        ("INFO", {"MESSAGE_ID": MessageId.PUBLISHED, **fields}),
+        ("INFO", {"MESSAGE_ID": MessageId.WITHDRAWN, **fields}),
     ]
 
 
@@ -53,7 +53,7 @@ def test_what_is_skipped_has_its_reason_and_what_is_not_known_is_left_out(
     whole = Skipped(container_name="", network="back", port="", reason="public")
     with caplog.at_level("INFO"):
         tell(status(skipped=()), status(skipped=(port, whole)))
-    id_ = {"MESSAGE_ID": Told.SKIPPED.value}
+    id_ = {"MESSAGE_ID": MessageId.SKIPPED.value}
     assert told(caplog) == [
         (
             "WARNING",
@@ -89,7 +89,7 @@ def test_a_sync_that_changed_nothing_says_nothing(caplog: pytest.LogCaptureFixtu
         tell(now, replace(now, last_sync=now.last_sync + 1))
         assert not caplog.records
         tell(now, replace(now, state=State.DEGRADED, state_reason="x"))
-    fields = {"MESSAGE_ID": Told.STATE_CHANGED.value, "IPV6NATD_STATE": "degraded"}
+    fields = {"MESSAGE_ID": MessageId.STATE_CHANGED.value, "IPV6NATD_STATE": "degraded"}
     assert told(caplog) == [("INFO", fields)]
 
 
@@ -100,16 +100,16 @@ def entries() -> dict[str, str]:
 
 
 def test_the_catalog_explains_each_message_and_no_other() -> None:
-    assert list(entries()) == [each.value for each in Told]
+    assert list(entries()) == [each.value for each in MessageId]
 
 
-def noted_in_sources() -> set[str]:
-    """The members of Told that the sources note."""
+def message_ids_in_sources() -> set[str]:
+    """The members of MessageId that the sources use."""
     found: set[str] = set()
     for path in ROOT.glob("ipv6natd/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
-                case ast.Call(func=ast.Name(id="noted"), args=[first]):
+                case ast.Call(func=ast.Name(id="log_fields"), args=[first]):
                     found |= {first.attr} if isinstance(first, ast.Attribute) else ABOUT_MAPPINGS
     return found
 
@@ -118,7 +118,7 @@ ABOUT_MAPPINGS = {"PUBLISHED", "WITHDRAWN"}
 
 
 def test_each_message_is_said() -> None:
-    assert noted_in_sources() == set(Told.__members__)
+    assert message_ids_in_sources() == set(MessageId.__members__)
 
 
 def test_the_catalog_names_no_field_that_systemd_would_leave_as_it_is() -> None:
@@ -135,10 +135,12 @@ def test_systemd_reads_the_catalog(tmp_path: Path) -> None:
     shown = subprocess.run(
         (*journalctl, "--list-catalog"), check=True, capture_output=True, text=True
     ).stdout
-    assert len(shown.splitlines()) == len(Told)
-    for each in Told:
+    assert len(shown.splitlines()) == len(MessageId)
+    for each in MessageId:
         assert f"{each.value} ipv6natd: " in shown
 
 
 def test_empty_fields_are_left_out() -> None:
-    assert noted(Told.STOPPED, container="") == {"fields": {"MESSAGE_ID": Told.STOPPED.value}}
+    assert log_fields(MessageId.STOPPED, container="") == {
+        "fields": {"MESSAGE_ID": MessageId.STOPPED.value}
+    }

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipv6natd.system import logs
-from ipv6natd.system.logs import entry
+from ipv6natd.system.logs import datagram
 from ipv6natd.system.terminal import printable
 
 log = logging.getLogger("ipv6natd.test")
@@ -191,7 +191,7 @@ NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
 
 @given(st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]))))
 def test_an_entry_reads_as_it_was_written(fields: dict[str, str]) -> None:
-    assert parsed(entry(fields)) == fields
+    assert parsed(datagram(fields)) == fields
 
 
 @given(st.text())

@@ -23,7 +23,7 @@ def test_a_thread_that_is_refused_is_asked_for_again(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", stingy)
-    monkeypatch.setattr(background, "PAUSE", 0.001)
+    monkeypatch.setattr(background, "RETRY_DELAY", 0.001)
     assert asyncio.run(in_thread(lambda: 7)) == 7
     (message,) = caplog.messages
     assert message.startswith("can't start new thread; is memory")
