@@ -16,8 +16,8 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.dbus.service import BusService, serve
-from ipv6natd.engine.client import Connection, EngineGone
-from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.engine.client import EngineAddress, EngineUnavailable
+from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.leftovers import leftovers, remove
 from ipv6natd.firewall.monitor import read_interval, watch
@@ -159,7 +159,7 @@ class Daemon:
                 self._notifier.stopping()
                 for task in (*running, self._follow):
                     task.cancel()
-        except* EngineGone as group:
+        except* EngineUnavailable as group:
             log.error("the Docker engine is gone and retry is off: %s", group.exceptions[0])
             code = FAILED
         return code
@@ -190,15 +190,15 @@ class Daemon:
         except FirewallError as error:
             log.error("stopped, but the rules could not be removed: %s", error)
 
-    def _new_watch(self) -> DockerWatch:
+    def _new_watch(self) -> EngineWatcher:
         settings = self._settings
-        connection = Connection(
+        address = EngineAddress(
             endpoint=settings.endpoint,
             cert_path=settings.cert_path,
             tls_verify=settings.tls_verify,
         )
-        return DockerWatch(
-            connection,
+        return EngineWatcher(
+            address,
             lambda: self._reconciler.trigger(),
             resync_interval=settings.resync_interval,
         )
@@ -221,7 +221,7 @@ class Daemon:
             else:
                 self._reconciler.config_error = ""
                 self._adopt(settings, tasks)
-            with contextlib.suppress(EngineGone, FirewallError):
+            with contextlib.suppress(EngineUnavailable, FirewallError):
                 await self._reconciler.refresh()
             self._notifier.ready(one_line(self._reconciler.status))
             for each in waiting:
@@ -265,7 +265,7 @@ class Daemon:
         """For the bus."""
         try:
             return await self._reconciler.resync()
-        except EngineGone as error:
+        except EngineUnavailable as error:
             text = f"the Docker engine is not there: {error}"
             raise BusError("org.ipv6natd1.Error.DockerUnavailable", text) from None
         except FirewallError as error:

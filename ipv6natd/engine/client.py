@@ -17,8 +17,16 @@ import docker.tls
 import requests
 
 from ipv6natd.engine import parse
-from ipv6natd.engine.dockerd import ip6tables
-from ipv6natd.engine.endpoint import CA, CERT, KEY, UNIX, advice, not_a_socket, unusable
+from ipv6natd.engine.dockerd import ip6tables_option
+from ipv6natd.engine.endpoint import (
+    CA,
+    CERT,
+    KEY,
+    UNIX,
+    certificate_error,
+    explain_error,
+    wrong_file_type,
+)
 from ipv6natd.engine.stream import json_rows
 from ipv6natd.model import Container, Engine
 
@@ -29,12 +37,12 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT = 60
 
 
-class EngineGone(Exception):
+class EngineUnavailable(Exception):
     """The engine cannot be reached or stopped answering; the text says in which way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class EngineAddress:
     """How to reach the engine."""
 
     endpoint: str
@@ -42,7 +50,7 @@ class Connection:
     tls_verify: bool = False
 
 
-class Unclear(Exception):
+class InspectFailed(Exception):
     """The engine answered, but not in a way that tells anything; asking again may."""
 
 
@@ -71,30 +79,30 @@ class Client(docker.APIClient):  # type: ignore[misc]
             raise requests.TooManyRedirects(text)
 
 
-_ODD = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
+_MALFORMED = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
 """What the libraries let through: JSON that is none, is nested too deeply, or has another shape."""
-_BROKEN = (docker.errors.DockerException, requests.RequestException, OSError, *_ODD)
+_LIBRARY_ERRORS = (docker.errors.DockerException, requests.RequestException, OSError, *_MALFORMED)
 
 
 @contextmanager
-def engine_errors(what: str, connection: Connection | None = None) -> Iterator[None]:
-    """The library's errors as EngineGone, in one line; with `connection`, what to do about it."""
+def engine_errors(what: str, address: EngineAddress | None = None) -> Iterator[None]:
+    """Convert the errors of the library to EngineUnavailable, with advice if `address` is given."""
     try:
         yield
-    except _BROKEN as error:
+    except _LIBRARY_ERRORS as error:
         said = one_line(error)
-        if connection is not None and (
-            helps := advice(connection.endpoint, connection.cert_path, str(error))
+        if address is not None and (
+            helps := explain_error(address.endpoint, address.cert_path, str(error))
         ):
             log.debug("%s: %s", what, said)
             said = helps
-        raise EngineGone(f"{what}: {said}") from None
+        raise EngineUnavailable(f"{what}: {said}") from None
 
 
 def inspect(client: Client, kind: str, identity: str) -> object:
     """The JSON, None where the engine has no such thing any more.
 
-    Raises Unclear where asking again may help and EngineGone where the engine is away.
+    Raises InspectFailed where asking again may help and EngineUnavailable where the engine is away.
     """
     call = client.inspect_container if kind == "container" else client.inspect_network
     try:
@@ -102,16 +110,16 @@ def inspect(client: Client, kind: str, identity: str) -> object:
     except docker.errors.NotFound:
         return None
     except docker.errors.APIError as error:
-        raise Unclear(one_line(error)) from None
+        raise InspectFailed(one_line(error)) from None
     except requests.exceptions.ReadTimeout:
-        raise Unclear(f"no answer within {CALL_TIMEOUT} s") from None
+        raise InspectFailed(f"no answer within {CALL_TIMEOUT} s") from None
     except requests.ConnectionError as error:
-        raise EngineGone(one_line(error)) from None
+        raise EngineUnavailable(one_line(error)) from None
     # Before OSError: the library's errors are that too, the one for broken JSON among them.
-    except (requests.RequestException, docker.errors.DockerException, *_ODD) as error:
-        raise Unclear(one_line(error)) from None
+    except (requests.RequestException, docker.errors.DockerException, *_MALFORMED) as error:
+        raise InspectFailed(one_line(error)) from None
     except OSError as error:
-        raise EngineGone(one_line(error)) from None
+        raise EngineUnavailable(one_line(error)) from None
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:
@@ -132,40 +140,41 @@ def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]
             return networks, [each for each in read if each is not None]
 
 
-def tls_config(connection: Connection) -> docker.tls.TLSConfig | bool:
+def tls_config(address: EngineAddress) -> docker.tls.TLSConfig | bool:
     """TLS as the docker command does it: certificates of its directory, verified when asked for.
 
-    Raises EngineGone where they cannot be used. They may be put there later.
+    Raises EngineUnavailable where they cannot be used. They may be put there later.
     """
-    plain = connection.endpoint.startswith("http://")
-    if plain and connection.tls_verify:
-        raise EngineGone("http:// is never encrypted, and tls_verify is true")
-    if plain or connection.endpoint.startswith(UNIX):
+    plain = address.endpoint.startswith("http://")
+    if plain and address.tls_verify:
+        raise EngineUnavailable("http:// is never encrypted, and tls_verify is true")
+    if plain or address.endpoint.startswith(UNIX):
         return False
-    if not (connection.tls_verify or connection.cert_path):
+    if not (address.tls_verify or address.cert_path):
         return False
-    if wrong := unusable(connection.cert_path, verify=connection.tls_verify):
-        raise EngineGone(wrong)
-    folder = Path(connection.cert_path)
+    if wrong := certificate_error(address.cert_path, verify=address.tls_verify):
+        raise EngineUnavailable(wrong)
+    folder = Path(address.cert_path)
     key, cert, ca = (folder / name for name in (KEY, CERT, CA))
     return docker.tls.TLSConfig(
         client_cert=(str(cert), str(key)) if cert.exists() else None,
         ca_cert=str(ca) if ca.exists() else None,
-        verify=connection.tls_verify,
+        verify=address.tls_verify,
     )
 
 
-def connect(connection: Connection) -> tuple[Client, Engine]:
-    """A client of the engine, and what the engine says about itself. Blocks. Raises EngineGone."""
-    endpoint = connection.endpoint
-    if wrong := not_a_socket(endpoint):
-        raise EngineGone(wrong)
-    with engine_errors(f"cannot reach {endpoint}", connection):
+def connect(address: EngineAddress) -> tuple[Client, Engine]:
+    """Connect; return the client and what the engine says about itself. Blocks. Raises
+    EngineUnavailable."""
+    endpoint = address.endpoint
+    if wrong := wrong_file_type(endpoint):
+        raise EngineUnavailable(wrong)
+    with engine_errors(f"cannot reach {endpoint}", address):
         client = Client(
-            base_url=endpoint, version="auto", timeout=CALL_TIMEOUT, tls=tls_config(connection)
+            base_url=endpoint, version="auto", timeout=CALL_TIMEOUT, tls=tls_config(address)
         )
         try:
-            told = ip6tables(endpoint)
+            told = ip6tables_option(endpoint)
             return client, parse.engine(client.version(), client.info(), ip6tables=told)
         except BaseException:
             client.close()

@@ -1,10 +1,10 @@
 """What no API says about the dockerd of this host: is it stopped, and does it write IPv6 rules.
 
-`asleep`: where docker.socket is active, systemd listens on the engine's socket while docker.service
-is stopped, and a connect starts the engine. So systemd is asked before each connect. A host without
-systemd has no such socket.
+`stopped_unit`: where docker.socket is active, systemd listens on the engine's socket while
+docker.service is stopped, and a connect starts the engine. So systemd is asked before each connect.
+A host without systemd has no such socket.
 
-`ip6tables`: the command line wins over the configuration file, as in dockerd itself. In the
+`ip6tables_option`: the command line wins over the configuration file, as in dockerd itself. In the
 service's sandbox the command line of another process cannot be read; the file can.
 """
 
@@ -23,40 +23,40 @@ from typing import Any
 from ipv6natd.system.process import run
 
 _BUSCTL = "/usr/bin/busctl"
-_UNIT = "/org/freedesktop/systemd1/unit/docker_2e"
+_UNIT_PREFIX = "/org/freedesktop/systemd1/unit/docker_2e"
 _RUNNING = frozenset({"active", "activating", "reloading"})
 
 PID_FILE = Path("/run/docker.pid")
 CONFIG_FILE = Path("/etc/docker/daemon.json")
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-_FLAG = re.compile(r"--ip6tables(?:=(.*))?")
-_CONFIG = re.compile(r"--config-file=(.+)")
+_IP6TABLES_FLAG = re.compile(r"--ip6tables(?:=(.*))?")
+_CONFIG_FLAG = re.compile(r"--config-file=(.+)")
 
 
-def asleep(endpoint: str) -> str:
+def stopped_unit(endpoint: str) -> str:
     """Why a connect to `endpoint` must not be tried now, as a sentence; empty where it may be."""
     path = endpoint.removeprefix("unix://")
     if path == endpoint or not Path(_BUSCTL).exists():
         return ""
-    if _property("socket", "Unit", "ActiveState") != "active":
+    if _unit_property("socket", "Unit", "ActiveState") != "active":
         return ""
     listens = {os.path.realpath(each) for each in _listen_paths()}
     if os.path.realpath(path) not in listens:
         return ""
-    state = _property("service", "Unit", "ActiveState")
+    state = _unit_property("service", "Unit", "ActiveState")
     if not isinstance(state, str) or state in _RUNNING:
         return ""
     return f"docker.service is {state} and is not started by looking; systemctl start docker"
 
 
 def _listen_paths() -> Iterator[str]:
-    listen = _property("socket", "Socket", "Listen")
+    listen = _unit_property("socket", "Socket", "Listen")
     for entry in listen if isinstance(listen, list) else []:
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
             yield entry[1]
 
 
-def _property(unit: str, interface: str, name: str) -> Any:
+def _unit_property(unit: str, interface: str, name: str) -> Any:
     """A property of docker.socket or docker.service; None where nobody can tell."""
     command = [
         _BUSCTL,
@@ -64,7 +64,7 @@ def _property(unit: str, interface: str, name: str) -> Any:
         "--timeout=5",
         "get-property",
         "org.freedesktop.systemd1",
-        f"{_UNIT}{unit}",
+        f"{_UNIT_PREFIX}{unit}",
         f"org.freedesktop.systemd1.{interface}",
         name,
     ]
@@ -77,25 +77,25 @@ def _property(unit: str, interface: str, name: str) -> Any:
         return None
 
 
-def ip6tables(endpoint: str) -> bool | None:
+def ip6tables_option(endpoint: str) -> bool | None:
     """What the engine was told; None where nothing says anything.
 
     Connects to a Unix socket: ask only once the engine runs. An engine behind tcp:// is taken for
     this host's own, since only its bridges could be of any use here.
     """
     path = endpoint.removeprefix("unix://")
-    pid = (_listener(path) if path != endpoint else 0) or _pid()
+    pid = (_listening_pid(path) if path != endpoint else 0) or _pid_from_file()
     config, root = CONFIG_FILE, Path(f"/proc/{pid}/root")
     for word in _command_line(pid):
-        if flag := _FLAG.fullmatch(word):
+        if flag := _IP6TABLES_FLAG.fullmatch(word):
             return flag[1] not in _FALSE
-        if named := _CONFIG.fullmatch(word):
+        if named := _CONFIG_FLAG.fullmatch(word):
             config = Path(named[1])
     try:
         # Where the engine sees it; that is a place of its own in a container or a chroot.
         text = root.joinpath(config.relative_to("/")).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        text = _text(config)
+        text = _read_text(config)
     try:
         value = json.loads(text or "{}").get("ip6tables")
     except (ValueError, AttributeError):
@@ -103,7 +103,7 @@ def ip6tables(endpoint: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _listener(path: str) -> int:
+def _listening_pid(path: str) -> int:
     """The process that listens on a socket; 0 where that is systemd, for the engine, or nobody."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -116,16 +116,16 @@ def _listener(path: str) -> int:
     return pid if pid > 1 else 0
 
 
-def _pid() -> int:
-    text = _text(PID_FILE).strip()
+def _pid_from_file() -> int:
+    text = _read_text(PID_FILE).strip()
     return int(text) if text.isdecimal() else 0
 
 
 def _command_line(pid: int) -> list[str]:
-    return _text(Path(f"/proc/{pid}/cmdline")).split("\0") if pid else []
+    return _read_text(Path(f"/proc/{pid}/cmdline")).split("\0") if pid else []
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -17,16 +17,16 @@ from pathlib import Path
 UNIX = "unix://"
 CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
 """Names of certificates and key in `cert_path`, as the docker command has them."""
-_NETWORK = ("tcp://", "http://", "https://")
-_START = "start the engine there, or name another with endpoint: systemctl start docker"
-_KINDS = {
+_NETWORK_SCHEMES = ("tcp://", "http://", "https://")
+_START_HINT = "start the engine there, or name another with endpoint: systemctl start docker"
+_FILE_TYPES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a file",
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_TLS = (
+_TLS_ERRORS = (
     (
         "unable to get local issuer|self.signed certificate|unable to verify the first",
         "{authority}",
@@ -64,7 +64,7 @@ _TLS = (
 """What Python, OpenSSL or the engine say -> what that means and what helps. In this order."""
 
 
-def advice(endpoint: str, cert_path: str, said: str) -> str:
+def explain_error(endpoint: str, cert_path: str, said: str) -> str:
     """What failed as a sentence that says what to do; "" where only the library's own words help.
 
     `said` are those words.
@@ -75,7 +75,7 @@ def advice(endpoint: str, cert_path: str, said: str) -> str:
         if "Permission denied" in said:
             return "we may not write to it: make this user a member of group docker"
         if "No such file" in said or "refused" in said:
-            return f"nobody listens there: {_START}"
+            return f"nobody listens there: {_START_HINT}"
         return ""
     authority = (
         f"its certificate is not signed by {cert_path}/ca.pem: put the certificate of the "
@@ -85,20 +85,20 @@ def advice(endpoint: str, cert_path: str, said: str) -> str:
         "folder, and name that with cert_path"
     )
     folder = cert_path or "a folder, and name that with cert_path"
-    for pattern, text in _TLS:
+    for pattern, text in _TLS_ERRORS:
         if re.search(pattern, said):
-            return text.format(authority=authority, folder=folder, verify=_verify(endpoint))
+            return text.format(authority=authority, folder=folder, verify=_verify_hint(endpoint))
     return ""
 
 
-def _verify(endpoint: str) -> str:
+def _verify_hint(endpoint: str) -> str:
     """What to write so that the engine has to show a certificate."""
     plain = endpoint.startswith("http://")
     scheme = "write tcp:// in endpoint, and " if plain else ""
     return f"{scheme}set tls_verify = true and cert_path"
 
 
-def unusable(cert_path: str, *, verify: bool) -> str:
+def certificate_error(cert_path: str, *, verify: bool) -> str:
     """What is wrong with the certificates in a directory, as a sentence; "" where nothing is.
 
     Those of a client may be missing, both of them, and ca.pem where nothing is verified: in its
@@ -119,10 +119,10 @@ def unusable(cert_path: str, *, verify: bool) -> str:
             return f"there is no certificate in {folder / CA}: {remedy}"
         except OSError as error:
             return f"{folder / CA} cannot be read: {error.strerror}"
-    return _no_client(context, folder / CERT, folder / KEY)
+    return _client_certificate_error(context, folder / CERT, folder / KEY)
 
 
-def _no_client(context: ssl.SSLContext, cert: Path, key: Path) -> str:
+def _client_certificate_error(context: ssl.SSLContext, cert: Path, key: Path) -> str:
     remedy = f"put both of a client into {cert.parent}, or none"
     there = [path.name for path in (cert, key) if path.exists()]
     if not there:
@@ -140,7 +140,7 @@ def _no_client(context: ssl.SSLContext, cert: Path, key: Path) -> str:
     return ""
 
 
-def not_a_socket(endpoint: str) -> str:
+def wrong_file_type(endpoint: str) -> str:
     """What stands in the place of the engine's socket, as a sentence; "" where nothing does."""
     if not endpoint.startswith(UNIX):
         return ""
@@ -151,28 +151,30 @@ def not_a_socket(endpoint: str) -> str:
         return ""  # the connect says it better
     if kind == stat.S_IFSOCK:
         return ""
-    return f"{path} is {_KINDS[kind]} and no socket: take it away, then: systemctl restart docker"
+    return (
+        f"{path} is {_FILE_TYPES[kind]} and no socket: take it away, then: systemctl restart docker"
+    )
 
 
-def doubts(endpoint: str, *, verified: bool) -> Iterator[str]:
+def security_warnings(endpoint: str, *, verified: bool) -> Iterator[str]:
     """Who else could be the engine, or become root through it: sentences that say what to do."""
-    if endpoint.startswith(_NETWORK):
+    if endpoint.startswith(_NETWORK_SCHEMES):
         if not verified:
             yield (
                 f"{endpoint} is not checked, so that anybody on the way there can pose as the "
-                f"engine: {_verify(endpoint)}"
+                f"engine: {_verify_hint(endpoint)}"
             )
         return
     path = Path(endpoint.removeprefix(UNIX))
     try:
-        yield from _socket(path.resolve(strict=True))
+        yield from _socket_warnings(path.resolve(strict=True))
         for folder in {path.parent, path.resolve(strict=True).parent}:
-            yield from _folder(folder)
+            yield from _directory_warnings(folder)
     except OSError:
         return  # it has gone; the connect says so
 
 
-def _socket(path: Path) -> Iterator[str]:
+def _socket_warnings(path: Path) -> Iterator[str]:
     status = path.stat()
     # A link to it may lead into the folder of a user, who names what is there.
     quoted = shlex.quote(str(path))
@@ -187,7 +189,7 @@ def _socket(path: Path) -> Iterator[str]:
         )
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def _directory_warnings(folder: Path) -> Iterator[str]:
     status = folder.stat()
     if status.st_mode & stat.S_IWOTH:
         yield (

@@ -33,10 +33,10 @@ _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 # 20.10 before .6 did not list the IPv6 side of a wildcard binding at all.
-_LISTS_IPV6 = (20, 10, 6)
+_IPV6_LISTED_SINCE = (20, 10, 6)
 
 
-def shown(value: object, limit: int = 60) -> str:
+def quoted(value: object, limit: int = 60) -> str:
     """A foreign value for a sentence: quoted, control characters escaped, bounded."""
     text = ascii(value) if isinstance(value, str) else ascii(str(value))
     return text if len(text) <= limit else f"{text[: limit - 4]}...'"
@@ -67,7 +67,7 @@ def network(raw: object) -> Network | None:
     problem = ""
     if not is_plain_interface(bridge):
         problem = (
-            f"its bridge name {shown(bridge)} cannot stand in a rule; "
+            f"its bridge name {quoted(bridge)} cannot stand in a rule; "
             "create the network with a name of at most 15 letters, digits, '.', '_' or '-'"
         )
         bridge = ""
@@ -76,8 +76,8 @@ def network(raw: object) -> Network | None:
             "ports that swarm publishes in ingress mode are left to Docker; "
             "publish them with mode=host to have them forwarded"
         )
-    host_ipv6 = _address(options, "com.docker.network.host_ipv6", warnings)
-    binding_ipv6 = _address(options, f"{_BRIDGE}host_binding_ipv6", warnings)
+    host_ipv6 = _option_address(options, "com.docker.network.host_ipv6", warnings)
+    binding_ipv6 = _option_address(options, f"{_BRIDGE}host_binding_ipv6", warnings)
     return Network(
         id=network_id,
         name=name,
@@ -86,13 +86,13 @@ def network(raw: object) -> Network | None:
         enable_ipv6=facts.get("EnableIPv6") is True,
         subnets=tuple(_subnets(facts, warnings)),
         internal=facts.get("Internal") is True,
-        icc=_flag(options, f"{_BRIDGE}enable_icc", warnings),
-        masquerade=_flag(options, f"{_BRIDGE}enable_ip_masquerade", warnings),
-        gateway_mode=_mode(options, warnings),
-        host_binding_ipv4=_address(options, f"{_BRIDGE}host_binding_ipv4", warnings),
+        icc=_option_flag(options, f"{_BRIDGE}enable_icc", warnings),
+        masquerade=_option_flag(options, f"{_BRIDGE}enable_ip_masquerade", warnings),
+        gateway_mode=_gateway_mode(options, warnings),
+        host_binding_ipv4=_option_address(options, f"{_BRIDGE}host_binding_ipv4", warnings),
         host_binding_ipv6=_only_ipv6(binding_ipv6, f"{_BRIDGE}host_binding_ipv6", warnings),
         source_address=_only_ipv6(host_ipv6, "com.docker.network.host_ipv6", warnings),
-        trusted_interfaces=tuple(_trusted(options, warnings)),
+        trusted_interfaces=tuple(_trusted_interfaces(options, warnings)),
         warnings=tuple(warnings),
         problem=problem,
         gateway_endpoints=tuple(_gateway_endpoints(facts, name)),
@@ -146,7 +146,7 @@ def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]
     default for IPv6 bindings of its own: that goes for who named no address.
     """
     on = [networks[each.network_id] for each in listed.endpoints if each.network_id in networks]
-    if engine.release < _LISTS_IPV6 or any(each.host_binding_ipv6 for each in on):
+    if engine.release < _IPV6_LISTED_SINCE or any(each.host_binding_ipv6 for each in on):
         return bool(listed.bindings)
     if engine.release < (28,):
         return any(isinstance(each.host_address, IPv6Address) for each in listed.bindings)
@@ -156,7 +156,7 @@ def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]
     )
 
 
-def lists_the_same(listed: Container, known: Container | None) -> bool:
+def matches_inspect(listed: Container, known: Container | None) -> bool:
     """Whether the list tells nothing that an earlier inspect of the container did not know.
 
     An inspect may know better that an endpoint has no IPv6; everything else has to agree.
@@ -245,7 +245,7 @@ def _subnets(facts: dict[str, Any], warnings: list[str]) -> Iterator[IPv6Network
             # Behind a "%" the library takes and keeps any text at all, line breaks too.
             yield IPv6Network(subnet if "%" not in subnet else "", strict=False)
         except ValueError:
-            warnings.append(f"its subnet {shown(subnet)} cannot be read and is left out")
+            warnings.append(f"its subnet {quoted(subnet)} cannot be read and is left out")
 
 
 def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, IPv6Address]]:
@@ -253,12 +253,14 @@ def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, 
     if name != GWBRIDGE:
         return
     for container_id, raw in sorted(_dict(facts.get("Containers")).items()):
-        address = _parsed(_str(_dict(raw).get("IPv6Address")).partition("/")[0])
+        address = _parse_address(_str(_dict(raw).get("IPv6Address")).partition("/")[0])
         if isinstance(address, IPv6Address) and _ID.fullmatch(container_id):
             yield container_id, address
 
 
-def _flag(options: dict[str, Any], key: str, warnings: list[str], default: bool = True) -> bool:
+def _option_flag(
+    options: dict[str, Any], key: str, warnings: list[str], default: bool = True
+) -> bool:
     value = options.get(key)
     if value is None:
         return default
@@ -267,11 +269,11 @@ def _flag(options: dict[str, Any], key: str, warnings: list[str], default: bool 
     if _str(value) in _FALSE:
         return False
     kept = str(default).lower()
-    warnings.append(f"{key}={shown(value)} is neither true nor false; {kept} is in force")
+    warnings.append(f"{key}={quoted(value)} is neither true nor false; {kept} is in force")
     return default
 
 
-def _mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
+def _gateway_mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
     key = f"{_BRIDGE}gateway_mode_ipv6"
     value = options.get(key)
     if value in (None, ""):
@@ -280,19 +282,19 @@ def _mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
         return GatewayMode(value)
     except ValueError:
         legal = ", ".join(GatewayMode)
-        warnings.append(f"{key}={shown(value)} is none of {legal}; nat is in force")
+        warnings.append(f"{key}={quoted(value)} is none of {legal}; nat is in force")
         return GatewayMode.NAT
 
 
-def _address(
+def _option_address(
     options: dict[str, Any], key: str, warnings: list[str]
 ) -> IPv4Address | IPv6Address | None:
     value = options.get(key)
     if value in (None, ""):
         return None
-    address = _parsed(_str(value))
+    address = _parse_address(_str(value))
     if address is None:
-        warnings.append(f"{key}={shown(value)} is not an IP address and is ignored")
+        warnings.append(f"{key}={quoted(value)} is not an IP address and is ignored")
     return address
 
 
@@ -305,17 +307,17 @@ def _only_ipv6(
     return address
 
 
-def _trusted(options: dict[str, Any], warnings: list[str]) -> Iterator[str]:
+def _trusted_interfaces(options: dict[str, Any], warnings: list[str]) -> Iterator[str]:
     key = f"{_BRIDGE}trusted_host_interfaces"
     for name in filter(None, _str(options.get(key)).split(":")):
         if is_plain_interface(name):
             yield name
         else:
-            warnings.append(f"{key} names {shown(name)}, which is no interface name; left out")
+            warnings.append(f"{key} names {quoted(name)}, which is no interface name; left out")
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
     """An address without a zone; `::ffff:a.b.c.d` is the IPv4 address that Docker binds for it.
 
     The same few stand in every container, and need not be read nor kept ten thousand times.
@@ -344,10 +346,10 @@ def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
         network_id = _str(facts.get("NetworkID"))
         if not _ID.fullmatch(network_id):
             continue
-        address = _parsed(_str(facts.get("GlobalIPv6Address")))
+        address = _parse_address(_str(facts.get("GlobalIPv6Address")))
         priority = facts.get("GwPriority")
         # A 20.10 gateway may come with a prefix length or as "<nil>": only its presence counts.
-        gateway6 = _parsed(_str(facts.get("IPv6Gateway")).partition("/")[0])
+        gateway6 = _parse_address(_str(facts.get("IPv6Gateway")).partition("/")[0])
         yield Endpoint(
             network_id=intern(network_id),
             address=address if isinstance(address, IPv6Address) and not ipv6_off else None,
@@ -379,21 +381,21 @@ def _inspected_bindings(
         bound = [
             binding
             for entry in _list(raw)
-            if (binding := _read_entry(port, entry, _list(requested.get(port)), problems))
+            if (binding := _inspected_binding(port, entry, _list(requested.get(port)), problems))
         ]
         yield from bound
-        if engine.release < _LISTS_IPV6:
-            yield from _mirrored(bound)
+        if engine.release < _IPV6_LISTED_SINCE:
+            yield from _hidden_ipv6_bindings(bound)
 
 
-def _read_entry(
+def _inspected_binding(
     port: str, entry: object, asked: list[Any], problems: list[tuple[str, str]]
 ) -> PortBinding | None:
     facts = _dict(entry)
     binding = _binding(port, facts.get("HostIp"), facts.get("HostPort"), problems)
     if binding is None:
         return None
-    named = {_parsed(_str(_dict(each).get("HostIp"))) for each in asked}
+    named = {_parse_address(_str(_dict(each).get("HostIp"))) for each in asked}
     return PortBinding(
         protocol=binding.protocol,
         container_port=binding.container_port,
@@ -403,7 +405,7 @@ def _read_entry(
     )
 
 
-def _mirrored(bound: list[PortBinding]) -> Iterator[PortBinding]:
+def _hidden_ipv6_bindings(bound: list[PortBinding]) -> Iterator[PortBinding]:
     """The IPv6 side of wildcard IPv4 bindings, on engines that hide it."""
     if any(isinstance(each.host_address, IPv6Address) for each in bound):
         return
@@ -423,25 +425,25 @@ def _binding(
 ) -> PortBinding | None:
     number, _, protocol = port.partition("/")
     named = host_ip not in ("", None)
-    address = _parsed(_str(host_ip)) if named else None
-    where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else shown(port)
-    if protocol not in tuple(Protocol) or not 1 <= _number(number) <= 65535:
-        problems.append((where, f"the engine names a port that cannot be read: {shown(port)}"))
+    address = _parse_address(_str(host_ip)) if named else None
+    where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else quoted(port)
+    if protocol not in tuple(Protocol) or not 1 <= _parse_port(number) <= 65535:
+        problems.append((where, f"the engine names a port that cannot be read: {quoted(port)}"))
     elif named and address is None:
-        reason = f"the engine binds it to {shown(host_ip)}, which is not an IP address"
+        reason = f"the engine binds it to {quoted(host_ip)}, which is not an IP address"
         problems.append((where, reason))
-    elif host_port not in ("", None) and not 1 <= _number(host_port) <= 65535:
-        problems.append((where, f"the engine gives {shown(host_port)} as its host port"))
+    elif host_port not in ("", None) and not 1 <= _parse_port(host_port) <= 65535:
+        problems.append((where, f"the engine gives {quoted(host_port)} as its host port"))
     else:
         return PortBinding(
             protocol=Protocol(protocol),
-            container_port=_number(number),
+            container_port=_parse_port(number),
             host_address=address,
-            host_port=max(_number(host_port), 0),
+            host_port=max(_parse_port(host_port), 0),
         )
     return None
 
 
-def _number(value: object) -> int:
+def _parse_port(value: object) -> int:
     text = _str(value)
     return int(text) if re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) else -1

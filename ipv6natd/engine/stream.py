@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-_BETWEEN = re.compile(r"[\s,]*")
-_ENDED = re.compile(r"\s*[,\]]")
+_SEPARATORS = re.compile(r"[\s,]*")
+_ROW_END = re.compile(r"\s*[,\]]")
 
 
 def json_rows(pieces: Iterable[bytes]) -> Iterator[Any]:
@@ -37,7 +37,7 @@ def _whole_rows(text: str) -> Generator[Any, None, int]:
     raw_decode = json.JSONDecoder().raw_decode
     at = 0
     while True:
-        between = _BETWEEN.match(text, at)
+        between = _SEPARATORS.match(text, at)
         start = between.end() if between else at
         try:
             row, end = raw_decode(text, start)
@@ -45,7 +45,7 @@ def _whole_rows(text: str) -> Generator[Any, None, int]:
             return start
         except RecursionError:
             raise ValueError("the list is nested too deeply") from None
-        if not _ENDED.match(text, end):
+        if not _ROW_END.match(text, end):
             return start  # it may go on: "-1.5e" and then "3"
         yield row
         at = end

@@ -151,7 +151,7 @@ class Reconciler:
     async def resync(self) -> SyncResult:
         """Read the engine and the kernel again and write what differs; returns when done.
 
-        Raises what the pass raised: EngineGone or FirewallError.
+        Raises what the pass raised: EngineUnavailable or FirewallError.
         """
         await self._read_again()
         self._stopped = False

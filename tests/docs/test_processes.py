@@ -111,7 +111,9 @@ def test_a_tool_gets_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch)
     for name in ("LD_PRELOAD_", "PYTHONPATH", "DOCKER_HOST", "XTABLES_LIBDIR", "BASH_ENV"):
         monkeypatch.setenv(name, "/poison")
     done = tools.run(["/usr/bin/env"], timeout=10, environment={"A": "b"})
-    assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == tools.BASE_ENVIRONMENT | {"A": "b"}
+    assert dict(
+        line.split("=", 1) for line in done.stdout.splitlines()
+    ) == tools.BASE_ENVIRONMENT | {"A": "b"}
 
 
 def test_a_tool_that_hangs_is_killed_and_leaves_nothing() -> None:

@@ -14,8 +14,8 @@ from ipv6natd.dbus import polkit
 from ipv6natd.dbus import service as dbus_api
 from ipv6natd.dbus.connection import Connection as BusConnection
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.client import CALL_TIMEOUT, Connection, EngineGone
-from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.engine.client import CALL_TIMEOUT, EngineAddress, EngineUnavailable
+from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall import monitor as drift
 from ipv6natd.firewall import restore
 from ipv6natd.report import textfile
@@ -52,9 +52,9 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
 
 
 RETRIES = {
-    "a connection to the engine": (docker_watch.FIRST_PAUSE, 2, docker_watch.LONGEST_PAUSE),
+    "a connection to the engine": (docker_watch.MIN_RETRY_DELAY, 2, docker_watch.MAX_RETRY_DELAY),
     "a failed inspect of a container or network": (
-        docker_watch.RETRY_PAUSE,
+        docker_watch.INSPECT_RETRY_DELAY,
         1,
         None,
     ),
@@ -126,14 +126,14 @@ def test_the_engine_is_tried_with_growing_pauses_and_the_first_again_after_it_wa
         if len(pauses) == 12:
             raise asyncio.CancelledError
 
-    async def session(watch: DockerWatch) -> None:
+    async def session(watch: EngineWatcher) -> None:
         if len(pauses) == 8:
             watch.connected = True
-        raise EngineGone("gone")
+        raise EngineUnavailable("gone")
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(DockerWatch, "_session", session)
-    watch = DockerWatch(Connection(endpoint="unix:///x"), lambda: None, resync_interval=60)
+    monkeypatch.setattr(EngineWatcher, "_session", session)
+    watch = EngineWatcher(EngineAddress(endpoint="unix:///x"), lambda: None, resync_interval=60)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(watch.run(retry=True))
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 0.1, 0.2, 0.4, 0.8]

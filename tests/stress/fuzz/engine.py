@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ipv6natd.engine import parse as docker_facts
-from ipv6natd.engine.client import Connection, EngineGone, Unclear, connect, inspect, list_all
+from ipv6natd.engine.client import (
+    EngineAddress,
+    EngineUnavailable,
+    InspectFailed,
+    connect,
+    inspect,
+    list_all,
+)
 from ipv6natd.engine.stream import json_rows
 from ipv6natd.model import Engine
 from tests.harness.fake_engine import event, raw_container, raw_network, row
@@ -55,8 +62,8 @@ def rows_in_pieces(data: bytes) -> None:
 
 
 def engine_bytes(data: bytes) -> None:
-    """With any bytes from an engine, complete or not, a session has facts or ends with EngineGone,
-    and an inspect gives a container or raises _Unclear."""
+    """With any bytes from an engine, complete or not, a session has facts or ends with
+    EngineUnavailable, and an inspect gives a container or raises InspectFailed."""
     version, info, networks, containers, inspect, events = pieces(data, count=6)
     server = _server()
     server.answers = {
@@ -67,8 +74,8 @@ def engine_bytes(data: bytes) -> None:
         "json": inspect,
         "events": events,
     }
-    with suppress(EngineGone):
-        client, _ = connect(Connection(endpoint=server.endpoint))
+    with suppress(EngineUnavailable):
+        client, _ = connect(EngineAddress(endpoint=server.endpoint))
         try:
             for ask in (_list, _inspect, _events):
                 ask(client)
@@ -80,14 +87,14 @@ KNOWN = Engine(version="28.0.0", api_version="1.48")
 
 
 def _list(client: Any) -> None:
-    with suppress(EngineGone):
+    with suppress(EngineUnavailable):
         networks, _ = list_all(client, KNOWN)
         for each in networks:
             docker_facts.network(each)
 
 
 def _inspect(client: Any) -> None:
-    with suppress(EngineGone, Unclear):
+    with suppress(EngineUnavailable, InspectFailed):
         docker_facts.container(inspect(client, "container", "a"), KNOWN)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import dockerd as engine_unit
-from ipv6natd.engine.dockerd import asleep
+from ipv6natd.engine.dockerd import stopped_unit
 
 SOCKET = "/run/docker.sock"
 LOCAL = f"unix://{SOCKET}"
@@ -50,8 +50,8 @@ def test_an_engine_that_somebody_stopped_is_not_woken(
         ("socket", "Socket", "Listen"): listen,
         ("service", "Unit", "ActiveState"): service,
     }
-    monkeypatch.setattr(engine_unit, "_property", lambda *asked: answers[asked])
-    reason = asleep(endpoint)
+    monkeypatch.setattr(engine_unit, "_unit_property", lambda *asked: answers[asked])
+    reason = stopped_unit(endpoint)
     assert bool(reason) is stay_away
     assert reason == "" or f"docker.service is {service}" in reason
     assert reason == "" or "systemctl start docker" in reason
@@ -68,8 +68,8 @@ def test_a_socket_is_known_by_any_of_its_names(
     def answer(unit: str, _: str, name: str) -> Any:
         return "inactive" if unit == "service" else answers[name]
 
-    monkeypatch.setattr(engine_unit, "_property", answer)
-    assert asleep(f"unix://{tmp_path}/var/docker.sock")
+    monkeypatch.setattr(engine_unit, "_unit_property", answer)
+    assert stopped_unit(f"unix://{tmp_path}/var/docker.sock")
 
 
 def test_a_host_without_busctl_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def test_a_host_without_busctl_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError
 
     monkeypatch.setattr(engine_unit, "_BUSCTL", "/nonexistent/busctl")
-    monkeypatch.setattr(engine_unit, "_property", never)
-    assert asleep(LOCAL) == ""
+    monkeypatch.setattr(engine_unit, "_unit_property", never)
+    assert stopped_unit(LOCAL) == ""
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_busctl_says_is_read_or_nobody_can_tell(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setattr(engine_unit, "_BUSCTL", str(tool))
-    assert engine_unit._property("socket", "Unit", "ActiveState") == answer
+    assert engine_unit._unit_property("socket", "Unit", "ActiveState") == answer
 
 
 def test_busctl_is_asked_about_the_unit_on_the_bus_of_the_host(
@@ -109,7 +109,7 @@ def test_busctl_is_asked_about_the_unit_on_the_bus_of_the_host(
     tool.chmod(0o755)
     monkeypatch.setattr(engine_unit, "_BUSCTL", str(tool))
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
-    engine_unit._property("service", "Unit", "ActiveState")
+    engine_unit._unit_property("service", "Unit", "ActiveState")
     asked = (tmp_path / "asked").read_text().split()
     assert asked[-4:] == [
         "/org/freedesktop/systemd1/unit/docker_2eservice",

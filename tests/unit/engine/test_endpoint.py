@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.config import ConfigError, Layer, settings
-from ipv6natd.engine.client import Client, Connection, EngineGone, tls_config
-from ipv6natd.engine.endpoint import advice, doubts, not_a_socket
+from ipv6natd.engine.client import Client, EngineAddress, EngineUnavailable, tls_config
+from ipv6natd.engine.endpoint import explain_error, security_warnings, wrong_file_type
 
 TCP = "tcp://engine:2376"
 FAILED = "certificate verify failed: "
@@ -42,7 +42,7 @@ SAID = {
 @pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("cert_path", ["/tls", ""])
 def test_a_failure_of_tls_says_what_to_do(said: str, cert_path: str) -> None:
-    sentence = advice(TCP, cert_path, f"Max retries exceeded (Caused by SSLError({said}))")
+    sentence = explain_error(TCP, cert_path, f"Max retries exceeded (Caused by SSLError({said}))")
     assert (SAID[said] if cert_path or "/tls" not in SAID[said] else "cert_path") in sentence
 
 
@@ -57,7 +57,7 @@ def test_a_failure_of_tls_says_what_to_do(said: str, cert_path: str) -> None:
     ],
 )
 def test_a_socket_that_fails_says_what_to_do(said: str, told: str) -> None:
-    sentence = advice("unix:///run/docker.sock", "", said)
+    sentence = explain_error("unix:///run/docker.sock", "", said)
     assert told in sentence
     assert bool(sentence) is bool(told)
 
@@ -72,7 +72,7 @@ def listening(tmp_path: Path) -> Iterator[Path]:
 
 
 def doubted(path: Path) -> list[str]:
-    return list(doubts(f"unix://{path}", verified=False))
+    return list(security_warnings(f"unix://{path}", verified=False))
 
 
 def test_a_socket_of_root_is_in_no_doubt_and_neither_is_a_link_to_it(listening: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_socket_of_root_is_in_no_doubt_and_neither_is_a_link_to_it(listening: 
     link = listening.with_name("link")
     link.symlink_to(listening)
     assert doubted(link) == []
-    assert not_a_socket(f"unix://{link}") == ""
+    assert wrong_file_type(f"unix://{link}") == ""
 
 
 def test_a_socket_that_everybody_may_write_to_is_named_with_the_command(listening: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_folder_in_which_anybody_may_put_a_socket_is_named(listening: Path) ->
 
 
 def test_an_engine_on_the_network_that_is_not_checked_is_named() -> None:
-    assert list(doubts(TCP, verified=True)) == []
-    (said,) = doubts(TCP, verified=False)
+    assert list(security_warnings(TCP, verified=True)) == []
+    (said,) = security_warnings(TCP, verified=False)
     assert "tls_verify = true" in said
 
 
@@ -120,9 +120,9 @@ def test_what_is_no_socket_is_named(tmp_path: Path, kind: str) -> None:
         path.touch()
     else:
         os.mkfifo(path)
-    assert not_a_socket(f"unix://{path}").startswith(f"{path} is a {kind} and no socket: ")
+    assert wrong_file_type(f"unix://{path}").startswith(f"{path} is a {kind} and no socket: ")
     assert doubted(tmp_path / "none") == []
-    assert not_a_socket(TCP) == not_a_socket("unix:///nonexistent") == ""
+    assert wrong_file_type(TCP) == wrong_file_type("unix:///nonexistent") == ""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of docker 5
@@ -150,9 +150,9 @@ def test_certificates_come_from_the_folder_that_was_named_and_no_other(
     monkeypatch.chdir(tmp_path)
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).touch()
-    with pytest.raises(EngineGone, match="there is no cert_path"):
-        tls_config(Connection(endpoint=TCP, tls_verify=True))
-    assert tls_config(Connection(endpoint=TCP)) is False
+    with pytest.raises(EngineUnavailable, match="there is no cert_path"):
+        tls_config(EngineAddress(endpoint=TCP, tls_verify=True))
+    assert tls_config(EngineAddress(endpoint=TCP)) is False
 
 
 def test_a_password_in_an_endpoint_is_refused_and_not_said() -> None:

@@ -138,7 +138,7 @@ def test_list_and_inspect_tell_the_same(name: str) -> None:
     assert (row.id, row.name, told(row)) == (whole.id, whole.name, told(whole))
     assert [each.network_id for each in row.endpoints] == [e.network_id for e in whole.endpoints]
     assert row.problems == whole.problems == ()
-    assert docker_facts.lists_the_same(row, whole)
+    assert docker_facts.matches_inspect(row, whole)
 
 
 def test_every_binding_of_a_container_is_read() -> None:
@@ -624,12 +624,12 @@ def test_a_requested_address_that_cannot_be_read_counts_as_none() -> None:
 
 def test_a_list_that_tells_more_than_is_known_is_no_repetition() -> None:
     row = listed("web")
-    assert not docker_facts.lists_the_same(row, None)
-    assert not docker_facts.lists_the_same(row, inspected("in"))
+    assert not docker_facts.matches_inspect(row, None)
+    assert not docker_facts.matches_inspect(row, inspected("in"))
     moved = raw_container()
     moved["NetworkSettings"]["Networks"]["x"]["GlobalIPv6Address"] = "fd00:a::9"
     known, listed_now = container_of(raw_container()), container_of(moved)
-    assert not docker_facts.lists_the_same(listed_now, known)
+    assert not docker_facts.matches_inspect(listed_now, known)
 
 
 # Events.
@@ -677,8 +677,8 @@ def test_what_is_no_event_names_nobody(raw: object) -> None:
     [("a", "'a'"), ("a\nb", "'a\\nb'"), ("ä", "'\\xe4'"), (5, "'5'"), (None, "'None'")],
 )
 def test_a_foreign_value_is_shown_quoted(value: object, expected: str) -> None:
-    assert docker_facts.shown(value) == expected
+    assert docker_facts.quoted(value) == expected
 
 
 def test_a_long_foreign_value_is_shown_cut() -> None:
-    assert docker_facts.shown("x" * 10_000) == "'" + "x" * 55 + "...'"
+    assert docker_facts.quoted("x" * 10_000) == "'" + "x" * 55 + "...'"

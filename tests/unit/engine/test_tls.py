@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from ipv6natd.config import ConfigError, Layer, Settings, environment_layer, settings
-from ipv6natd.engine.client import Client, Connection, EngineGone, connect, tls_config
-from ipv6natd.engine.endpoint import advice, doubts, unusable
+from ipv6natd.engine.client import Client, EngineAddress, EngineUnavailable, connect, tls_config
+from ipv6natd.engine.endpoint import certificate_error, explain_error, security_warnings
 
 pytestmark = [
     # Of docker 5.
@@ -139,7 +139,7 @@ def test_certificates_that_are_there_and_go_together_are_used(folder: Path) -> N
     ca, cert, key = (f"{folder}/{name}.pem" for name in ("ca", "cert", "key"))
 
     def used(*, verify: bool) -> tuple[Any, Any]:
-        made = Connection(endpoint=TCP, cert_path=str(folder), tls_verify=verify)
+        made = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=verify)
         tls: Any = tls_config(made)
         return tls.ca_cert, tls.cert
 
@@ -174,24 +174,24 @@ def test_certificates_that_cannot_be_used_are_named_and_nothing_is_asked(
     for name, text in files.items():
         path = folder / f"{name}.pem"
         path.unlink() if text is None else path.write_text(text)
-    assert said.format(folder) in unusable(str(folder), verify=True)
+    assert said.format(folder) in certificate_error(str(folder), verify=True)
     with engine() as server:
-        with pytest.raises(EngineGone, match=r"\.pem"):
+        with pytest.raises(EngineUnavailable, match=r"\.pem"):
             connected(f"tcp://{server.place}", str(folder), verify=True)
         assert server.connections == 0
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    assert unusable(f"{tmp_path}/none", verify=True).startswith("there is no ca.pem in ")
+    assert certificate_error(f"{tmp_path}/none", verify=True).startswith("there is no ca.pem in ")
     (tmp_path / "ca.pem").mkdir()
-    assert f"{tmp_path}/ca.pem" in unusable(str(tmp_path), verify=True)
+    assert f"{tmp_path}/ca.pem" in certificate_error(str(tmp_path), verify=True)
 
 
 @pytest.mark.parametrize("endpoint", [TCP, HTTPS, HTTP])
 def test_nothing_but_the_folder_vouches_for_an_engine(endpoint: str) -> None:
     """Also for who makes a connection past the settings."""
-    with pytest.raises(EngineGone, match=r"cert_path|never encrypted"):
-        tls_config(Connection(endpoint=endpoint, tls_verify=True))
+    with pytest.raises(EngineUnavailable, match=r"cert_path|never encrypted"):
+        tls_config(EngineAddress(endpoint=endpoint, tls_verify=True))
 
 
 # What is really done with the connection.
@@ -246,10 +246,10 @@ def engine(elsewhere: str = "") -> Iterator[Server]:
 
 def connected(endpoint: str, cert_path: str = "", *, verify: bool = False) -> tuple[str, ...]:
     """What is warned of after a connect."""
-    connection = Connection(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
+    connection = EngineAddress(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
     client, _ = connect(connection)
     client.close()
-    return tuple(doubts(endpoint, verified=client.verified))
+    return tuple(security_warnings(endpoint, verified=client.verified))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_what_is_verified_is_read_off_the_connection(
 ) -> None:
     """`verify` None: no cert_path. https:// by itself asks the authorities that the host knows."""
     path = "" if verify is None else str(folder)
-    made = Connection(endpoint=endpoint, cert_path=path, tls_verify=bool(verify))
+    made = EngineAddress(endpoint=endpoint, cert_path=path, tls_verify=bool(verify))
     tls = tls_config(made)
     client = Client(base_url=endpoint, version="1.41", tls=tls)
     assert client.verified is verified
@@ -285,16 +285,16 @@ def test_a_plain_engine_is_doubted_whatever_the_settings_say() -> None:
         assert server.connections
         assert "is not checked, so that anybody on the way" in doubt
         before = server.connections
-        with pytest.raises(EngineGone, match="never encrypted"):
+        with pytest.raises(EngineUnavailable, match="never encrypted"):
             connected(f"http://{server.place}", verify=True)
         assert server.connections == before
 
 
 def test_what_is_advised_for_http_is_no_mistake() -> None:
-    (doubt,) = doubts(HTTP, verified=False)
+    (doubt,) = security_warnings(HTTP, verified=False)
     assert "write tcp:// in endpoint" in doubt
-    assert "write tcp:// in endpoint" in advice(HTTP, "", "RemoteDisconnected")
-    (doubt,) = doubts(TCP, verified=False)
+    assert "write tcp:// in endpoint" in explain_error(HTTP, "", "RemoteDisconnected")
+    (doubt,) = security_warnings(TCP, verified=False)
     assert "write tcp://" not in doubt
 
 
@@ -302,7 +302,7 @@ def test_what_is_advised_for_http_is_no_mistake() -> None:
 def test_an_engine_that_sends_us_elsewhere_is_not_followed(scheme: str) -> None:
     """A verified one could send us to another host, past its certificate, and over plain HTTP."""
     with engine() as other, engine(f"{scheme}://{other.place}/version") as server:
-        with pytest.raises(EngineGone, match="it sends us elsewhere, where we do not go"):
+        with pytest.raises(EngineUnavailable, match="it sends us elsewhere, where we do not go"):
             connected(f"tcp://{server.place}")
         assert server.connections
         assert other.connections == 0
@@ -340,7 +340,7 @@ def test_no_authority_of_the_environment_vouches_for_an_engine(
     monkeypatch: pytest.MonkeyPatch, folder: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, str(folder / "cert.pem"))
-    made = Connection(endpoint=TCP, cert_path=str(folder), tls_verify=True)
+    made = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=True)
     client = Client(base_url=TCP, version="1.41", tls=tls_config(made))
     asked = client.merge_environment_settings(HTTPS, {}, None, None, None)
     client.close()

@@ -17,8 +17,8 @@ import pytest
 
 from ipv6natd.engine import client as engine_client
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.client import Connection, EngineGone
-from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.engine.client import EngineAddress, EngineUnavailable
+from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.model import Container
 from tests.harness.build import identity
 from tests.harness.fake_engine import (
@@ -68,10 +68,10 @@ def _collected() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_watch, "asleep", lambda _: "")
-    monkeypatch.setattr(docker_watch, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(docker_watch, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(docker_watch, "RETRY_PAUSE", 0.02)
+    monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: "")
+    monkeypatch.setattr(docker_watch, "MIN_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(docker_watch, "MAX_RETRY_DELAY", 0.05)
+    monkeypatch.setattr(docker_watch, "INSPECT_RETRY_DELAY", 0.02)
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Watched:
     engine: FakeEngine
     resync_interval: float = 3600
     wakes: int = 0
-    watch: DockerWatch = field(init=False)
+    watch: EngineWatcher = field(init=False)
 
     def start(self) -> None:
-        self.watch = DockerWatch(
-            Connection(endpoint=self.engine.endpoint),
+        self.watch = EngineWatcher(
+            EngineAddress(endpoint=self.engine.endpoint),
             self._wake,
             resync_interval=self.resync_interval,
         )
@@ -132,7 +132,7 @@ def test_a_doubt_is_warned_of_once_not_at_each_connect(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    monkeypatch.setattr(docker_watch, "doubts", lambda *_, **__: ("a doubt",))
+    monkeypatch.setattr(docker_watch, "security_warnings", lambda *_, **__: ("a doubt",))
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -403,7 +403,7 @@ def test_a_slow_container_delays_nobody_else(engine: FakeEngine) -> None:
 def test_the_number_of_inspects_at_a_time_is_bounded(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_watch, "AT_ONCE", 3)
+    monkeypatch.setattr(docker_watch, "MAX_PARALLEL_INSPECTS", 3)
     gate, names = threading.Event(), [f"c{i}" for i in range(10)]
     paths = {f"/containers/{identity(name)}/json": raw_container(name) for name in names}
 
@@ -580,7 +580,7 @@ def test_without_retry_a_missing_engine_raises(tmp_path: Path) -> None:
     async def whole() -> None:
         watched = Watched(FakeEngine(tmp_path / "engine.sock"))
         watched.start()
-        with pytest.raises(EngineGone, match="cannot reach unix://"):
+        with pytest.raises(EngineUnavailable, match="cannot reach unix://"):
             await watched.watch.run(retry=False)
 
     asyncio.run(whole())
@@ -593,7 +593,7 @@ def test_without_retry_an_engine_that_goes_raises(engine: FakeEngine) -> None:
         task = asyncio.create_task(watched.watch.run(retry=False))
         await watched.connected()
         engine.send(END)
-        with pytest.raises(EngineGone, match="event stream"):
+        with pytest.raises(EngineUnavailable, match="event stream"):
             await asyncio.wait_for(task, 5)
 
     asyncio.run(whole())
@@ -604,7 +604,7 @@ def test_an_engine_that_somebody_stopped_is_not_even_connected_to(
 ) -> None:
     """Decision 12: with docker.socket active a mere connect would start it."""
     reason = ["docker.service is inactive"]
-    monkeypatch.setattr(docker_watch, "asleep", lambda _: reason[0])
+    monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: reason[0])
 
     async def scenario(watched: Watched) -> None:
         await until(lambda: watched.watch.waiting_for == "docker.service is inactive")
@@ -630,9 +630,9 @@ def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         await until(lambda: watched.watch.containers)
-        monkeypatch.setattr(docker_watch, "asleep", lambda _: stopping)
+        monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: stopping)
         asked = list(engine.asked)
-        with pytest.raises(EngineGone, match=stopping):
+        with pytest.raises(EngineUnavailable, match=stopping):
             await watched.watch.relist()
         engine.emit(last_words)
         await until(lambda: watched.watch.waiting_for == stopping)
@@ -764,9 +764,9 @@ def test_a_stop_in_the_moment_in_which_the_engine_goes_is_a_stop(
 
         async def gone(*_: object) -> None:
             await goes.wait()
-            raise EngineGone("gone")
+            raise EngineUnavailable("gone")
 
-        monkeypatch.setattr(DockerWatch, "_list_now_and_then", gone)
+        monkeypatch.setattr(EngineWatcher, "_list_periodically", gone)
         watched = Watched(engine)
         watched.start()
         task = asyncio.create_task(watched.watch.run(retry=True))
@@ -803,7 +803,7 @@ def test_relist_reads_everything_again(engine: FakeEngine) -> None:
 
 def test_relist_without_an_engine_raises_why(tmp_path: Path) -> None:
     async def scenario(watched: Watched) -> None:
-        with pytest.raises(EngineGone, match="not connected yet"):
+        with pytest.raises(EngineUnavailable, match="not connected yet"):
             await watched.watch.relist()
 
     run(FakeEngine(tmp_path / "engine.sock"), scenario)

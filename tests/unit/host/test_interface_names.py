@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipv6natd.engine.endpoint import doubts
+from ipv6natd.engine.endpoint import security_warnings
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.findings import HostFacts, Learned, found
 from ipv6natd.host.nft import BaseChain
@@ -111,7 +111,7 @@ def test_the_path_of_a_socket_is_quoted_in_a_command(tmp_path: Path) -> None:
         server.bind(str(path))
         path.chmod(0o666)
         os.chown(path, 1000, 1000)
-        said = list(doubts(f"unix://{path}", verified=False))
+        said = list(security_warnings(f"unix://{path}", verified=False))
     assert len(said) == 2
     for each in said:
         command = each.rpartition(": ")[2]

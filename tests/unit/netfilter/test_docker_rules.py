@@ -140,20 +140,20 @@ def test_what_the_engine_was_told(
     config = tmp_path / "daemon.json"
     if file is not None:
         config.write_text(json.dumps(file))
-    monkeypatch.setattr(engine_flags, "_listener", lambda _: 0)
-    monkeypatch.setattr(engine_flags, "_pid", lambda: 1 << 30)
+    monkeypatch.setattr(engine_flags, "_listening_pid", lambda _: 0)
+    monkeypatch.setattr(engine_flags, "_pid_from_file", lambda: 1 << 30)
     monkeypatch.setattr(engine_flags, "_command_line", lambda _: words)
     monkeypatch.setattr(engine_flags, "CONFIG_FILE", config)
-    assert engine_flags.ip6tables("unix:///run/docker.sock") is told
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is told
 
 
 def test_an_engine_behind_tcp_is_taken_for_the_hosts_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine_flags, "_pid", lambda: 4711)
+    monkeypatch.setattr(engine_flags, "_pid_from_file", lambda: 4711)
     monkeypatch.setattr(engine_flags, "_command_line", lambda _: ["dockerd", "--ip6tables=0"])
     monkeypatch.setattr(engine_flags, "CONFIG_FILE", tmp_path / "none.json")
-    assert engine_flags.ip6tables("tcp://127.0.0.1:2376") is False
+    assert engine_flags.ip6tables_option("tcp://127.0.0.1:2376") is False
 
 
 def test_a_rootless_engine_is_ignored_and_said_so() -> None:

@@ -197,7 +197,7 @@ def assert_harmless(
     containers = [docker_facts.container(each, engine) for row in rows for each in row]
     for known in filter(None, containers):
         docker_facts.needs_inspect(known, engine, {each.id: each for each in networks if each})
-        docker_facts.lists_the_same(known, containers[0])
+        docker_facts.matches_inspect(known, containers[0])
     facts = Snapshot(
         networks=tuple({each.id: each for each in networks if each}.values()),
         containers=tuple({each.id: each for each in containers if each}.values()),
@@ -226,7 +226,7 @@ def test_no_event_raises(event: object) -> None:
     named = docker_facts.event_subjects(event)
     assert all(isinstance(each, str) for each in named)
     assert docker_facts.engine(event, event).version.encode()
-    assert docker_facts.shown(event).isascii()
+    assert docker_facts.quoted(event).isascii()
 
 
 def test_the_grammar_refuses_what_it_should() -> None:

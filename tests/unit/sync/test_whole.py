@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.client import Connection
-from ipv6natd.engine.watcher import DockerWatch
+from ipv6natd.engine.client import EngineAddress
+from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.model import Policy
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import identity
@@ -54,7 +54,7 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
     inspects: int,
 ) -> None:
     """Engines before 28 do not list all that counts, so each container is inspected there."""
-    monkeypatch.setattr(docker_watch, "asleep", lambda _: "")
+    monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: "")
     engine = FakeEngine(tmp_path / "engine.sock", version=version)
     engine.have(raw_network("x"), *map(crowd, range(containers)))
     engine.start()
@@ -65,8 +65,8 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
 
     async def scenario() -> None:
         loop: Reconciler
-        watch = DockerWatch(
-            Connection(endpoint=engine.endpoint), lambda: loop.trigger(), resync_interval=3600
+        watch = EngineWatcher(
+            EngineAddress(endpoint=engine.endpoint), lambda: loop.trigger(), resync_interval=3600
         )
         loop = Reconciler(
             firewall=firewall,
