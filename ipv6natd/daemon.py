@@ -24,8 +24,8 @@ from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import connections
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
-from ipv6natd.host.facts import addresses, docker_ipv6nat, look
-from ipv6natd.host.findings import Found
+from ipv6natd.host.facts import addresses, check_host, docker_ipv6nat
+from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Network
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend
@@ -123,13 +123,13 @@ class Daemon:
         self._reconciler.verify_interval = read_interval(firewall)
         await watch(firewall, self._reconciler.verify)
 
-    async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> Found:
+    async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> HostReport:
         zones = await self._firewalld.zones()
         if self._reconciler.status.state is not State.STOPPED:
             await in_thread(self._forwarding.heed)
         backend = Backend(self._reconciler.status.backend)
         bridges = frozenset(each.bridge for each in self._watch.networks.values())
-        seen = partial(look, networks, backend, zones, bridges, engine_writes=engine_writes)
+        seen = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
         return await in_thread(seen)
 
     def _rerouted(self) -> None:

@@ -14,8 +14,8 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect, probe
-from ipv6natd.host.facts import read
-from ipv6natd.host.findings import explained, found
+from ipv6natd.host.facts import read_host
+from ipv6natd.host.findings import evaluate, missing_module_hint
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
@@ -45,7 +45,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         native = sum(network.managed_by is ManagedBy.ENGINE for network in networks)
     host, kernel = await asyncio.to_thread(_ip6tables_variant)
     backend = properties.get("Backend") or host or Backend.NFT.value
-    facts = await asyncio.to_thread(read, networks, Backend(backend), zones)
+    facts = await asyncio.to_thread(read_host, networks, Backend(backend), zones)
     seen = Seen(
         root=os.geteuid() == 0,
         bus=bus_error,
@@ -67,7 +67,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     # Only the daemon knows whether the engine manages networks; without it, assume so.
     engine_writes = native is None or native > 0
     return _result(
-        checks(facts, found(facts, networks, engine_writes=engine_writes), seen), options
+        checks(facts, evaluate(facts, networks, engine_writes=engine_writes), seen), options
     )
 
 
@@ -139,7 +139,7 @@ def _ip6tables_variant() -> tuple[str, str | None]:
         probe(variant)
     except FirewallError as error:
         reason = str(error).splitlines()[0]
-        return variant.value, explained(reason) or f"{reason}: journalctl -k"
+        return variant.value, missing_module_hint(reason) or f"{reason}: journalctl -k"
     return variant.value, ""
 
 

@@ -22,7 +22,7 @@ _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTN_UNICAST = 1
-_BY_HAND = (2, 3, 4)
+_STATIC_PROTOCOLS = (2, 3, 4)
 """RTPROT_KERNEL, RTPROT_BOOT and RTPROT_STATIC. Those of routing daemons may change all the time:
 they are read with the next change of a network or of one of these."""
 _RTA_DST = 1
@@ -33,22 +33,22 @@ _HEADER = struct.Struct("=IHHII")
 _IFADDRMSG = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
-_MESSAGES = 1 << 16
+_RECEIVE_SIZE = 1 << 16
 
 
 async def watch(moved: Callable[[], None], rerouted: Callable[[], None]) -> None:
     """Call `moved` when an address came or went, on any link, and `rerouted` when a route did. Runs
     until cancelled; listens from its first step on."""
     loop = asyncio.get_running_loop()
-    known = Addresses()
+    known = KnownAddresses()
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
             netlink.setblocking(False)
             netlink.bind((0, _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
             while True:
                 try:
-                    said = await loop.sock_recv(netlink, _MESSAGES)
-                    addresses, routes = known.changed_by(said), routes_changed(said)
+                    said = await loop.sock_recv(netlink, _RECEIVE_SIZE)
+                    addresses, routes = known.update(said), has_route_change(said)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
@@ -61,36 +61,36 @@ async def watch(moved: Callable[[], None], rerouted: Callable[[], None]) -> None
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
 
 
-def routes_changed(said: bytes) -> bool:
+def has_route_change(said: bytes) -> bool:
     """Whether a route beyond a single link came or went that somebody made by hand."""
     for kind, body in _messages(said):
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) >= _RTMSG.size:
             _family, _, _, _, _, protocol, _scope, what, _flags = _RTMSG.unpack_from(body)
             prefix = dict(_attributes(body[_RTMSG.size :])).get(_RTA_DST, b"")
             link = b"\xfe\x80" <= prefix[:2] < b"\xfe\xc0"
-            if what == _RTN_UNICAST and protocol in _BY_HAND and not link:
+            if what == _RTN_UNICAST and protocol in _STATIC_PROTOCOLS and not link:
                 return True
     return False
 
 
-class Addresses:
+class KnownAddresses:
     """What is known of the host's addresses from what the kernel said."""
 
     def __init__(self) -> None:
-        self._there: set[tuple[int, bytes]] = set()
+        self._present: set[tuple[int, bytes]] = set()
 
-    def changed_by(self, said: bytes) -> bool:
+    def update(self, said: bytes) -> bool:
         """Whether some of these messages are news; most tell of addresses of single links, or that
         one lives on for a while, as each router advertisement does."""
-        before = len(self._there)
+        before = len(self._present)
         news = False
         for kind, link, address in _addresses(said):
             if kind == _RTM_NEWADDR:
-                self._there.add((link, address))
+                self._present.add((link, address))
             else:
                 news = True
-                self._there.discard((link, address))
-        return news or len(self._there) != before
+                self._present.discard((link, address))
+        return news or len(self._present) != before
 
 
 def _messages(said: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,21 +13,23 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import permutations
 
-from ipv6natd.host.nft import BaseChain, Flow, blocks, filters_sources
+from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
 from ipv6natd.model import ManagedBy, Network, is_plain_interface
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
-_MANY = 8
+_MAX_INTERFACES = 8
 """Interfaces of which each is looked at with each other."""
-_ALL = re.compile(r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)")
+_DROP_ALL = re.compile(
+    r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)"
+)
 """A rule without a condition that ends everything."""
 FIREWALLD = "firewalld"
 """The table of firewalld, which is asked by its own tool and not by nft."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class RaDefaultRoute:
     """An interface with a default route from router advertisements."""
 
     interface: str
@@ -44,27 +46,27 @@ class HostFacts:
     disabled: bool = False
     """net.ipv6.conf.all.disable_ipv6."""
     forwarding: bool = True
-    learned: tuple[Learned, ...] = ()
-    routed: tuple[str, ...] = ()
+    ra_default_routes: tuple[RaDefaultRoute, ...] = ()
+    global_interfaces: tuple[str, ...] = ()
     """Interfaces with a global IPv6 address, lo left out."""
-    up: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
     """Interfaces by which IPv6 packets come and go; lo and the ports of bridges left out."""
     backend: str = "nft"
     """The variant that we write."""
     forward_policy: str = "ACCEPT"
     forward_rules: tuple[str, ...] = ()
     """FORWARD of our variant, in the words of `ip6tables -S`."""
-    chains: tuple[BaseChain, ...] = ()
+    nft_chains: tuple[BaseChain, ...] = ()
     """Base chains of nft on the hooks prerouting and forward, those of our own variant left out."""
-    source_filters: tuple[str, ...] = ()
+    rpfilter_tables: tuple[str, ...] = ()
     """Tables of ip6tables with `-m rpfilter` in them."""
-    docker4: frozenset[str] = frozenset()
+    docker_ipv4_variants: frozenset[str] = frozenset()
     """The variants in which Docker's IPv4 chains stand."""
-    leftovers: bool = False
+    stale_rules: bool = False
     """Whether chains of ours stand in the variant that we do not write."""
     docker_ipv6nat: str = ""
     """The command that stops one that runs."""
-    docker6: frozenset[str] = frozenset()
+    docker_ipv6_rules: frozenset[str] = frozenset()
     """Where IPv6 rules of Docker or docker-ipv6nat stand, such as "ip6tables-nft"."""
     zones: Map[str, str] | None = None
     """Interface -> zone of firewalld; None where no firewalld runs."""
@@ -72,7 +74,7 @@ class HostFacts:
     """Bridge -> whether its frames pass ip6tables; None without br_netfilter."""
 
 
-class About(StrEnum):
+class Topic(StrEnum):
     """What a finding is about."""
 
     IPV6 = "ipv6"
@@ -91,7 +93,7 @@ class Finding:
 
     text: str
     bridge: str = ""
-    about: About = About.IPV6
+    topic: Topic = Topic.IPV6
 
     @property
     def command(self) -> str:
@@ -100,7 +102,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class HostReport:
     """What one look at the host gave."""
 
     findings: tuple[Finding, ...] = ()
@@ -110,13 +112,13 @@ class Found:
     """The rule that stands before our jumps in FORWARD, as `ip6tables -S` words it."""
 
 
-def found(
+def evaluate(
     facts: HostFacts,
     networks: Iterable[Network],
     bridges: frozenset[str] = frozenset(),
     *,
     engine_writes: bool = False,
-) -> Found:
+) -> HostReport:
     """All of it. `bridges`: those of all networks of the engine, also of the ones without IPv6.
 
     `engine_writes`: whether the engine may keep IPv6 rules itself. Then its rules are no leftovers.
@@ -124,12 +126,12 @@ def found(
     not known yet and neither are its interfaces.
     """
     if engine_writes:
-        facts = replace(facts, docker6=frozenset())
+        facts = replace(facts, docker_ipv6_rules=frozenset())
     known = tuple(networks)
     managed = tuple(each for each in known if each.managed_by is ManagedBy.IPV6NATD)
     bridges = bridges.union(each.bridge for each in known)
-    open_ = () if engine_writes else _open_between(facts, bridges)
-    return Found(
+    open_ = () if engine_writes else _unguarded_interfaces(facts, bridges)
+    return HostReport(
         findings=(
             *findings(facts, managed),
             *([_open_router(open_)] if len(open_) > 1 else ()),
@@ -157,17 +159,17 @@ def findings(facts: HostFacts, networks: tuple[Network, ...]) -> tuple[Finding, 
         )
         return (Finding(text=text),)
     return (
-        *_not_forwarding(facts, networks),
-        *_vetoes(facts, networks),
-        *_outside_zones(facts, networks),
-        *_uncut(facts, networks),
-        *_route_will_go(facts),
-        *_rivals(facts),
-        *_other_variant(facts),
+        *_forwarding_off(facts, networks),
+        *_blocking_chains(facts, networks),
+        *_bridges_without_zone(facts, networks),
+        *_icc_not_enforced(facts, networks),
+        *_expiring_ra_routes(facts),
+        *_competing_daemons(facts),
+        *_variant_mismatch(facts),
     )
 
 
-def unfiltered(facts: HostFacts, networks: Iterable[Network]) -> tuple[str, ...]:
+def unfiltered_bridges(facts: HostFacts, networks: Iterable[Network]) -> tuple[str, ...]:
     """Bridges whose frames have to pass ip6tables so that neighbours are cut, and do not yet."""
     if facts.bridges_filtered is None:
         return ()
@@ -188,27 +190,27 @@ def first_in_forward(rules: Iterable[str]) -> str:
     return "" if ours else first
 
 
-def explained(said: str) -> str:
+def missing_module_hint(said: str) -> str:
     """What to do about a message of ip6tables that names something the kernel lacks; "" if none."""
-    for pattern, advice in _LACKING:
+    for pattern, advice in _KERNEL_ERRORS:
         if hit := re.search(pattern, said):
             return advice.format(*hit.groups())
     return ""
 
 
-_STAY = "echo {0} > /etc/modules-load.d/{0}.conf && modprobe {0}"
-_LACKING = (
+_LOAD_MODULE = "echo {0} > /etc/modules-load.d/{0}.conf && modprobe {0}"
+_KERNEL_ERRORS = (
     (
         r"Address family not supported",
         "this kernel runs without IPv6: take ipv6.disable=1 off its command line, then: reboot",
     ),
     (
         r"can't initialize ip6tables table `?(\w+)'",
-        "the kernel lacks the table {0}: " + _STAY.format("ip6table_{0}"),
+        "the kernel lacks the table {0}: " + _LOAD_MODULE.format("ip6table_{0}"),
     ),
     (
         r"Extension (\w+) revision \d+ not supported",
-        "the kernel lacks it: " + _STAY.format("ip6t_{0}"),
+        "the kernel lacks it: " + _LOAD_MODULE.format("ip6t_{0}"),
     ),
     (
         r"No chain/target/match by that name",
@@ -222,29 +224,29 @@ _LACKING = (
 )
 
 
-def _not_forwarding(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _forwarding_off(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
     if not facts.forwarding and any(not each.internal for each in networks):
         yield Finding(
-            about=About.FORWARDING,
+            topic=Topic.FORWARDING,
             text="IPv6 forwarding is off, so no packet reaches a container; put "
             "net.ipv6.conf.all.forwarding=1 into /etc/sysctl.d/60-ipv6natd.conf, and now: "
             "sysctl -w net.ipv6.conf.all.forwarding=1",
         )
 
 
-def _route_will_go(facts: HostFacts) -> Iterator[Finding]:
-    for each in facts.learned:
+def _expiring_ra_routes(facts: HostFacts) -> Iterator[Finding]:
+    for each in facts.ra_default_routes:
         # With forwarding on, the kernel heeds advertisements only where it is 2.
         if each.forwarding and each.accept_ra == 1:
             yield Finding(
-                about=About.ACCEPT_RA,
+                topic=Topic.ACCEPT_RA,
                 text=f"the default route of {each.interface} comes from router advertisements, "
                 "which are not heeded while forwarding is on, so it goes when its lifetime ends; "
-                f"{_heed(each.interface)}",
+                f"{_accept_ra_advice(each.interface)}",
             )
 
 
-def _heed(interface: str) -> str:
+def _accept_ra_advice(interface: str) -> str:
     """What makes an interface listen to router advertisements in spite of forwarding."""
     if is_plain_interface(interface):
         key = f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra=2"
@@ -256,10 +258,10 @@ def _heed(interface: str) -> str:
     return f"rename it, or at every boot: echo 2 > {path}"
 
 
-def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _blocking_chains(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
     ours = {each.bridge for each in networks}
-    uplinks = [each for each in facts.routed if each not in ours]
-    for chain in facts.chains:
+    uplinks = [each for each in facts.global_interfaces if each not in ours]
+    for chain in facts.nft_chains:
         if chain.hook != "forward" or chain.table == FIREWALLD:
             continue
         rules = dict.fromkeys(
@@ -267,7 +269,7 @@ def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding
             for network in networks
             if not network.internal
             for uplink in uplinks
-            for flow, rule in _flows(network.bridge, uplink)
+            for flow, rule in _required_packets(network.bridge, uplink)
             if blocks(chain, flow)
         )
         if rules:
@@ -275,84 +277,84 @@ def _vetoes(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding
             place = shlex.join((chain.family, chain.table, chain.name))
             commands = " && ".join(f"nft insert rule {place} {each}" for each in rules)
             yield Finding(
-                about=About.FIREWALL,
+                topic=Topic.FIREWALL,
                 text=f"nft chain {chain.name} of table {chain.family} {chain.table} drops what is "
                 "forwarded for containers, whatever our rules accept; let it through, in the file "
                 f"that loads that table (/etc/nftables.conf, say), and now: {commands}",
             )
 
 
-def _flows(bridge: str, uplink: str) -> Iterator[tuple[Flow, str]]:
+def _required_packets(bridge: str, uplink: str) -> Iterator[tuple[ForwardedPacket, str]]:
     """What has to pass, and the rule that lets it."""
-    out = Flow(bridge=bridge, incoming=bridge, outgoing=uplink)
+    out = ForwardedPacket(bridge=bridge, incoming=bridge, outgoing=uplink)
     yield out, f"iifname {bridge} accept"
-    into = Flow(bridge=bridge, incoming=uplink, outgoing=bridge, dnat=True)
+    into = ForwardedPacket(bridge=bridge, incoming=uplink, outgoing=bridge, dnat=True)
     yield into, "ct status dnat accept"
-    back = Flow(bridge=bridge, incoming=uplink, outgoing=bridge, state="established")
+    back = ForwardedPacket(bridge=bridge, incoming=uplink, outgoing=bridge, state="established")
     yield back, "ct state established,related accept"
 
 
-def _outside_zones(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _bridges_without_zone(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
     if facts.zones is None:
         return
     for each in networks:
         if each.bridge not in facts.zones and not each.internal:
             zone = f"--zone=trusted --add-interface={each.bridge}"
             yield Finding(
-                about=About.FIREWALLD,
+                topic=Topic.FIREWALLD,
                 bridge=each.bridge,
                 text=f"firewalld has bridge {each.bridge} in no zone and rejects what its "
                 f"containers send; run: firewall-cmd --permanent {zone} && firewall-cmd {zone}",
             )
 
 
-def _uncut(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _icc_not_enforced(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
     for each in networks:
         if each.icc:
             continue
         if facts.bridges_filtered is None:
-            command = _STAY.format("br_netfilter")
+            command = _LOAD_MODULE.format("br_netfilter")
         elif facts.bridges_filtered.get(each.bridge) is False:
             command = f"ip link set {each.bridge} type bridge nf_call_ip6tables 1"
         else:
             continue
         yield Finding(
-            about=About.BR_NETFILTER,
+            topic=Topic.BR_NETFILTER,
             bridge=each.bridge,
             text=f"containers on {each.bridge} reach each other in spite of enable_icc=false: what "
             f"stays on that bridge does not pass ip6tables; run: {command}",
         )
 
 
-def _rivals(facts: HostFacts) -> Iterator[Finding]:
+def _competing_daemons(facts: HostFacts) -> Iterator[Finding]:
     if facts.docker_ipv6nat:
         yield Finding(
-            about=About.DOCKER_IPV6NAT,
+            topic=Topic.DOCKER_IPV6NAT,
             text="docker-ipv6nat runs, and writes rules for the same containers; remove it, or at "
             f"least: {facts.docker_ipv6nat}",
         )
-    elif facts.docker6:
+    elif facts.docker_ipv6_rules:
         yield Finding(
-            about=About.DOCKER_IPV6NAT,
+            topic=Topic.DOCKER_IPV6NAT,
             text="IPv6 rules that the engine or docker-ipv6nat left behind stand in "
-            f"{' and '.join(sorted(facts.docker6))} and may take packets that are meant for our "
-            "rules; stop docker-ipv6nat if it still runs; this shows them: "
+            f"{' and '.join(sorted(facts.docker_ipv6_rules))} and may take packets that are meant "
+            "for our rules; stop docker-ipv6nat if it still runs; this shows them: "
             "ipv6natctl cleanup --leftovers --dry-run; and this removes them: "
             "ipv6natctl cleanup --leftovers",
         )
 
 
-def _other_variant(facts: HostFacts) -> Iterator[Finding]:
+def _variant_mismatch(facts: HostFacts) -> Iterator[Finding]:
     other = "legacy" if facts.backend == "nft" else "nft"
-    if facts.leftovers:
+    if facts.stale_rules:
         yield Finding(
-            about=About.VARIANT,
+            topic=Topic.VARIANT,
             text=f"rules of ipv6natd stand in the {other} variant of ip6tables too, of an earlier "
             "start; this takes them out, and what is in use comes back at once: ipv6natd -flush",
         )
-    if facts.docker4 and facts.backend not in facts.docker4:
+    if facts.docker_ipv4_variants and facts.backend not in facts.docker_ipv4_variants:
         yield Finding(
-            about=About.VARIANT,
+            topic=Topic.VARIANT,
             text=f"Docker writes its IPv4 rules with iptables-{other} and ipv6natd uses "
             f"ip6tables-{facts.backend}, so that no tool shows the whole; put "
             f'backend = "{other}" into /etc/ipv6natd/ipv6natd.toml, then: '
@@ -360,33 +362,35 @@ def _other_variant(facts: HostFacts) -> Iterator[Finding]:
         )
 
 
-def _open_between(facts: HostFacts, engine: frozenset[str]) -> tuple[str, ...]:
+def _unguarded_interfaces(facts: HostFacts, engine: frozenset[str]) -> tuple[str, ...]:
     """The interfaces between which anybody's packets are forwarded; one, if out by the same."""
-    if not facts.ipv6 or facts.disabled or not facts.forwarding or _ends(facts):
+    if not facts.ipv6 or facts.disabled or not facts.forwarding or _drops_by_default(facts):
         return ()
     others = [
-        each for each in facts.up if each not in engine and not DOCKER_BRIDGE_NAME.fullmatch(each)
+        each
+        for each in facts.interfaces
+        if each not in engine and not DOCKER_BRIDGE_NAME.fullmatch(each)
     ]
-    ways = list(permutations(others[:_MANY], 2)) or [(each, each) for each in others]
-    open_ = [way for way in ways if not _guarded(facts, *way)]
+    ways = list(permutations(others[:_MAX_INTERFACES], 2)) or [(each, each) for each in others]
+    open_ = [way for way in ways if not _is_blocked(facts, *way)]
     return tuple(dict.fromkeys(each for way in sorted(open_) for each in way))
 
 
-def _ends(facts: HostFacts) -> bool:
+def _drops_by_default(facts: HostFacts) -> bool:
     """Whether FORWARD of our variant ends what no rule accepts."""
-    return facts.forward_policy != "ACCEPT" or any(map(_ALL.fullmatch, facts.forward_rules))
+    return facts.forward_policy != "ACCEPT" or any(map(_DROP_ALL.fullmatch, facts.forward_rules))
 
 
-def _guarded(facts: HostFacts, incoming: str, outgoing: str) -> bool:
-    flow = Flow(bridge="", incoming=incoming, outgoing=outgoing)
-    return any(each.hook == "forward" and blocks(each, flow) for each in facts.chains)
+def _is_blocked(facts: HostFacts, incoming: str, outgoing: str) -> bool:
+    flow = ForwardedPacket(bridge="", incoming=incoming, outgoing=outgoing)
+    return any(each.hook == "forward" and blocks(each, flow) for each in facts.nft_chains)
 
 
 def _open_router(interfaces: tuple[str, ...]) -> Finding:
     *most, last = interfaces
     way = f"between {', '.join(most)} and {last}" if most else f"in and out by {last}"
     return Finding(
-        about=About.FIREWALL,
+        topic=Topic.FIREWALL,
         text=f"this host routes IPv6 for everyone {way}: forwarding is on, and nothing in FORWARD "
         "ends what is not for containers; accept there what else this host is to route, then, in "
         "what keeps your firewall, or now: ip6tables -P FORWARD DROP",
@@ -394,8 +398,8 @@ def _open_router(interfaces: tuple[str, ...]) -> Finding:
 
 
 def _notes(facts: HostFacts) -> Iterator[str]:
-    chains = [each.place for each in facts.chains if filters_sources(each)]
-    for place in (*facts.source_filters, *chains):
+    chains = [each.full_name for each in facts.nft_chains if has_rpfilter(each)]
+    for place in (*facts.rpfilter_tables, *chains):
         yield (
             f"a reverse-path filter stands in {place}: a container on several networks that is "
             "asked on one and answers by another is cut off by it"

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 
-class Asks(StrEnum):
+class MatchKey(StrEnum):
     """What a match looks at, as far as it matters here."""
 
     IN = "iifname"
@@ -31,7 +31,7 @@ class Asks(StrEnum):
 class Match:
     """One condition of a rule."""
 
-    asks: Asks
+    key: MatchKey
     values: frozenset[str] = frozenset()
     negated: bool = False
 
@@ -43,7 +43,7 @@ class NftRule:
     matches: tuple[Match, ...] = ()
     verdict: str = ""
     target: str = ""
-    checks_source: bool = False
+    is_rpfilter: bool = False
     """Whether it asks by which way the source would be answered: a reverse-path filter."""
 
 
@@ -57,16 +57,16 @@ class BaseChain:
     hook: str
     policy: str = "accept"
     rules: tuple[NftRule, ...] = ()
-    others: Map[str, tuple[NftRule, ...]] = field(default_factory=dict)
+    other_chains: Map[str, tuple[NftRule, ...]] = field(default_factory=dict)
 
     @property
-    def place(self) -> str:
+    def full_name(self) -> str:
         """As nft wants it: "inet filter forward"."""
         return f"{self.family} {self.table} {self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flow:
+class ForwardedPacket:
     """A packet that is forwarded: by which interfaces, and what conntrack says about it."""
 
     bridge: str
@@ -77,14 +77,14 @@ class Flow:
     dnat: bool = False
 
 
-def entries(documents: Iterable[Any]) -> list[dict[str, Any]]:
+def listed_objects(documents: Iterable[Any]) -> list[dict[str, Any]]:
     """Chains and rules in documents of nft's; what has another shape than they have is left out."""
     lists = (each.get("nftables") for each in documents if isinstance(each, dict))
     every = (entry for each in lists if isinstance(each, list) for entry in each)
-    return [each for each in every if isinstance(each, dict) and _is_whole(each)]
+    return [each for each in every if isinstance(each, dict) and _is_well_formed(each)]
 
 
-def _is_whole(entry: Map[str, Any]) -> bool:
+def _is_well_formed(entry: Map[str, Any]) -> bool:
     match entry:
         case {"chain": {"family": str(), "table": str(), "name": str(), **more}}:
             return all(isinstance(more.get(key, ""), str) for key in ("hook", "policy"))
@@ -111,7 +111,7 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
             hook=chain["hook"],
             policy=chain.get("policy", "accept"),
             rules=tuple(rules.get((chain["family"], chain["table"], chain["name"]), ())),
-            others={
+            other_chains={
                 name: tuple(each)
                 for (family, table, name), each in rules.items()
                 if (family, table) == (chain["family"], chain["table"])
@@ -122,31 +122,33 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
     )
 
 
-def blocks(chain: BaseChain, flow: Flow) -> bool:
+def blocks(chain: BaseChain, flow: ForwardedPacket) -> bool:
     """Whether the chain surely ends the flow, and nobody has thought of it before that."""
-    fate = _fate(chain, chain.rules, flow, {}) or chain.policy
+    fate = _verdict(chain, chain.rules, flow, {}) or chain.policy
     return fate in ("drop", "reject")
 
 
-def filters_sources(chain: BaseChain) -> bool:
+def has_rpfilter(chain: BaseChain) -> bool:
     """Whether it drops packets whose source would be answered by another way."""
     return any(
-        rule.checks_source and rule.verdict in ("drop", "reject")
-        for rules in (chain.rules, *chain.others.values())
+        rule.is_rpfilter and rule.verdict in ("drop", "reject")
+        for rules in (chain.rules, *chain.other_chains.values())
         for rule in rules
     )
 
 
-def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[str, str]) -> str:
+def _verdict(
+    chain: BaseChain, rules: Iterable[NftRule], flow: ForwardedPacket, known: dict[str, str]
+) -> str:
     """`known` has the fate in each chain that was gone through: many rules may jump to one, and
     each of them again, so that the ways double with each step."""
     for rule in rules:
-        answers = [_holds(each, flow) for each in rule.matches]
+        answers = [_matches(each, flow) for each in rule.matches]
         if False in answers:
             continue
         sure = None not in answers
         match rule.verdict:
-            case "accept" if sure or _means(rule, flow):
+            case "accept" if sure or _names_containers(rule, flow):
                 return "accept"
             case "drop" | "reject" if sure:
                 return rule.verdict
@@ -155,8 +157,8 @@ def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[st
             case "jump" | "goto":
                 if rule.target not in known:
                     known[rule.target] = ""  # a loop, which the kernel does not take, ends here
-                    others = chain.others.get(rule.target, ())
-                    known[rule.target] = _fate(chain, others, flow, known)
+                    others = chain.other_chains.get(rule.target, ())
+                    known[rule.target] = _verdict(chain, others, flow, known)
                 fate = known[rule.target]
                 if (fate == "accept" and flow.bridge) or (fate and sure):
                     return fate
@@ -165,33 +167,33 @@ def _fate(chain: BaseChain, rules: Iterable[NftRule], flow: Flow, known: dict[st
     return ""
 
 
-def _means(rule: NftRule, flow: Flow) -> bool:
+def _names_containers(rule: NftRule, flow: ForwardedPacket) -> bool:
     """Whether whoever wrote it had containers in mind, if not all that they do."""
     for each in rule.matches if flow.bridge else ():
-        if each.asks is Asks.ADDRESS and not each.negated:
+        if each.key is MatchKey.ADDRESS and not each.negated:
             return True
-        if each.asks is Asks.STATUS and flow.dnat:
+        if each.key is MatchKey.STATUS and flow.dnat:
             return True
-        if each.asks in (Asks.IN, Asks.OUT) and not each.negated:
-            mine = flow.incoming if each.asks is Asks.IN else flow.outgoing
+        if each.key in (MatchKey.IN, MatchKey.OUT) and not each.negated:
+            mine = flow.incoming if each.key is MatchKey.IN else flow.outgoing
             if mine == flow.bridge:
                 return True
     return False
 
 
-def _holds(match: Match, flow: Flow) -> bool | None:
+def _matches(match: Match, flow: ForwardedPacket) -> bool | None:
     """Whether the flow has what is asked for; None where that is not known."""
-    match match.asks:
-        case Asks.IN:
+    match match.key:
+        case MatchKey.IN:
             held = any(fnmatchcase(flow.incoming, each) for each in match.values)
-        case Asks.OUT:
+        case MatchKey.OUT:
             held = any(fnmatchcase(flow.outgoing, each) for each in match.values)
-        case Asks.STATE:
+        case MatchKey.STATE:
             held = flow.state in match.values
-        case Asks.STATUS:
+        case MatchKey.STATUS:
             held = flow.dnat and "dnat" in match.values
-        case Asks.NEVER | Asks.ALWAYS:
-            return match.asks is Asks.ALWAYS
+        case MatchKey.NEVER | MatchKey.ALWAYS:
+            return match.key is MatchKey.ALWAYS
         case _:
             return None
     return held is not match.negated
@@ -215,8 +217,8 @@ def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
                     pass
                 case _:
                     # A limit, a map of verdicts, a match of xtables: it may hold or not.
-                    matches.append(Match(asks=Asks.OTHER))
-    return NftRule(matches=tuple(matches), verdict=verdict, target=target, checks_source=source)
+                    matches.append(Match(key=MatchKey.OTHER))
+    return NftRule(matches=tuple(matches), verdict=verdict, target=target, is_rpfilter=source)
 
 
 def _match(value: dict[str, Any]) -> Match:
@@ -227,40 +229,40 @@ def _match(value: dict[str, Any]) -> Match:
             left = masked
             if right == 0:  # ct status & dnat != 0, where others write: ct status dnat
                 right, negated = mask, not negated
-    values = frozenset(_words(right))
-    return Match(asks=_asks(left, values), values=values, negated=negated)
+    values = frozenset(_values(right))
+    return Match(key=_match_key(left, values), values=values, negated=negated)
 
 
-def _asks(left: Any, values: frozenset[str]) -> Asks:
+def _match_key(left: Any, values: frozenset[str]) -> MatchKey:
     match left:
         case {"meta": {"key": "iifname" | "iif"}}:
-            return Asks.IN
+            return MatchKey.IN
         case {"meta": {"key": "oifname" | "oif"}}:
-            return Asks.OUT
+            return MatchKey.OUT
         case {"ct": {"key": "state"}}:
-            return Asks.STATE
+            return MatchKey.STATE
         case {"ct": {"key": "status"}}:
-            return Asks.STATUS
+            return MatchKey.STATUS
         case {"meta": {"key": "nfproto"}}:
-            return Asks.ALWAYS if "ipv6" in values else Asks.NEVER
+            return MatchKey.ALWAYS if "ipv6" in values else MatchKey.NEVER
         case {"meta": {"key": "l4proto"}} if not values & {"tcp", "udp", "sctp"}:
-            return Asks.NEVER
+            return MatchKey.NEVER
         case {"payload": {"protocol": "ip" | "icmp" | "icmpv6" | "arp"}}:
-            return Asks.NEVER
+            return MatchKey.NEVER
         case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr"}}:
-            return Asks.ADDRESS
-    return Asks.OTHER
+            return MatchKey.ADDRESS
+    return MatchKey.OTHER
 
 
-def _words(right: Any) -> Iterator[str]:
+def _values(right: Any) -> Iterator[str]:
     match right:
         case str():
             yield right
         case list():
             for each in right:
-                yield from _words(each)
+                yield from _values(each)
         case {"set": each}:
-            yield from _words(each)
+            yield from _values(each)
 
 
 def _fib_flags(left: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from ipv6natd.host.findings import Found
+from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Mapping, Skipped, mapping_changes
 from ipv6natd.report.status import Status, one_line
 from ipv6natd.system.messages import Extra, MessageId, log_fields
@@ -18,7 +18,7 @@ MAX_TOLD = 100
 """Lines of one kind for one pass; the others show with -debug."""
 
 
-def tell_found(old: Found, new: Found) -> None:
+def tell_found(old: HostReport, new: HostReport) -> None:
     """Each finding once when it comes, once when it goes; of one network, as its warning."""
     for each in new.findings:
         if each not in old.findings and not each.bridge:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ipv6natd.host.findings import About, Finding, Found, HostFacts
+from ipv6natd.host.findings import Finding, HostFacts, HostReport, Topic
 from ipv6natd.report.status import State, counted
 
 TOOLS = {
@@ -78,13 +78,13 @@ class Seen:
 class _Well:
     """What is said where nothing is found."""
 
-    about: About
+    about: Topic
     text: str
     rules: bool = False
     """Whether one has to be root to see it."""
 
 
-def checks(facts: HostFacts, found: Found, seen: Seen) -> tuple[Check, ...]:
+def checks(facts: HostFacts, found: HostReport, seen: Seen) -> tuple[Check, ...]:
     """All of it, in the order in which one would put it right."""
     return (
         _daemon(seen),
@@ -143,9 +143,9 @@ def _tools(seen: Seen) -> Iterator[Check]:
 
 
 def _of_host(facts: HostFacts, findings: Iterable[Finding], seen: Seen) -> Iterator[Check]:
-    by_about: dict[About, list[Finding]] = {}
+    by_about: dict[Topic, list[Finding]] = {}
     for each in findings:
-        by_about.setdefault(each.about, []).append(each)
+        by_about.setdefault(each.topic, []).append(each)
     for well in _well(facts, seen):
         wrong = by_about.pop(well.about, [])
         for each in wrong:
@@ -157,30 +157,30 @@ def _of_host(facts: HostFacts, findings: Iterable[Finding], seen: Seen) -> Itera
             text = "only root can see the rules of this host"
             fix = "sudo ipv6natctl check"
             yield Check(about=well.about, verdict=Verdict.UNKNOWN, text=text, fix=fix)
-        elif well.about is About.FIREWALL and "nft" in seen.missing:
+        elif well.about is Topic.FIREWALL and "nft" in seen.missing:
             text = "without nft nobody can see the chains of others"
             yield Check(about=well.about, verdict=Verdict.UNKNOWN, text=text)
-        elif (facts.ipv6 and not facts.disabled) or well.about is About.IPV6:
+        elif (facts.ipv6 and not facts.disabled) or well.about is Topic.IPV6:
             yield Check(about=well.about, verdict=Verdict.OK, text=well.text)
 
 
 def _well(facts: HostFacts, seen: Seen) -> Iterator[_Well]:
-    yield _Well(About.IPV6, "the kernel has it, and it is on")
-    yield _Well(About.FORWARDING, "it is on" if facts.forwarding else "it is off, and not needed")
-    learned = [each.interface for each in facts.learned]
+    yield _Well(Topic.IPV6, "the kernel has it, and it is on")
+    yield _Well(Topic.FORWARDING, "it is on" if facts.forwarding else "it is off, and not needed")
+    learned = [each.interface for each in facts.ra_default_routes]
     text = f"{', '.join(learned)} heeds advertisements in spite of forwarding"
-    yield _Well(About.ACCEPT_RA, text if learned else "no default route hangs on advertisements")
+    yield _Well(Topic.ACCEPT_RA, text if learned else "no default route hangs on advertisements")
     yield _Well(
-        About.VARIANT, f"the {seen.backend or seen.host_backend} variant, and no other", True
+        Topic.VARIANT, f"the {seen.backend or seen.host_backend} variant, and no other", True
     )
-    yield _Well(About.FIREWALL, "nobody's chain drops what is forwarded to containers", True)
+    yield _Well(Topic.FIREWALL, "nobody's chain drops what is forwarded to containers", True)
     text = "every bridge is in a zone" if seen.firewalld else "it does not run"
-    yield _Well(About.FIREWALLD, text)
+    yield _Well(Topic.FIREWALLD, text)
     text = "not loaded, and no network needs it"
     if facts.bridges_filtered is not None:
         text = "loaded, and passes ip6tables what has to"
-    yield _Well(About.BR_NETFILTER, text)
-    yield _Well(About.DOCKER_IPV6NAT, "it does not run, and has left no rules", True)
+    yield _Well(Topic.BR_NETFILTER, text)
+    yield _Well(Topic.DOCKER_IPV6NAT, "it does not run, and has left no rules", True)
 
 
 def _kernel(seen: Seen) -> Check:

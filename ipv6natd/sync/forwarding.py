@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.facts import learned
+from ipv6natd.host.facts import ra_default_routes
 from ipv6natd.host.sysctls import (
     FORWARDING,
-    Change,
-    advertised,
-    changes_text,
-    heeding,
-    joined,
-    masked,
-    parsed_changes,
-    parsed_names,
-    switching,
-    undone,
+    SysctlChange,
+    accept_ra_changes,
+    accept_ra_interfaces,
+    disables_forwarding,
+    format_changes,
+    forwarding_changes,
+    merged,
+    parse_changes,
+    parse_interfaces,
+    reverted,
 )
 from ipv6natd.sync.saved_rules import Kept
 from ipv6natd.system import files
@@ -76,13 +76,17 @@ class Forwarding:
         with self._lock:
             if not self._may_write():
                 return
-            known = _kept(self._names, parsed_names) or frozenset()
+            known = _kept(self._names, parse_interfaces) or frozenset()
             names = set(known)
             if self._value(FORWARDING) == "0":
-                names.update(each.interface for each in learned())
+                names.update(each.interface for each in ra_default_routes())
             now = {key: self._value(key) for key in (f"{each}/accept_ra" for each in names)}
-            changes = heeding(now, names)
-            if changes and self._change(changes) and (more := advertised(changes) - known):
+            changes = accept_ra_changes(now, names)
+            if (
+                changes
+                and self._change(changes)
+                and (more := accept_ra_interfaces(changes) - known)
+            ):
                 self._know(known | more)
 
     def _know(self, names: Iterable[str]) -> None:
@@ -112,7 +116,7 @@ class Forwarding:
     def put_back(self) -> None:
         """Bring back what was found, where it is still as we set it. Raises FirewallError."""
         with self._lock:
-            changes = _kept(self._found, parsed_changes) or ()
+            changes = _kept(self._found, parse_changes) or ()
             try:
                 self._undo(changes)
                 self._found.unlink(missing_ok=True)
@@ -122,13 +126,15 @@ class Forwarding:
                     f"{error}; run: sysctl -w net.ipv6.conf.all.forwarding=0"
                 ) from None
 
-    def _undo(self, changes: Iterable[Change]) -> None:
+    def _undo(self, changes: Iterable[SysctlChange]) -> None:
         now = {key: self._value(key) for key in (FORWARDING, *(each.key for each in changes))}
-        for each in undone(changes, now):
-            self._write(each.key, each.found)
-            if each.found != each.set:
+        for each in reverted(changes, now):
+            self._write(each.key, each.previous)
+            if each.previous != each.value:
                 text = "%s was %s and is %s again, as it was found before our rules"
-                log.info(text, each.name, each.set, each.found, extra=log_fields(MessageId.SYSCTL))
+                log.info(
+                    text, each.name, each.value, each.previous, extra=log_fields(MessageId.SYSCTL)
+                )
 
     def _switch_on(self) -> bool:
         """Whether there was something to change, and it was changed."""
@@ -136,30 +142,30 @@ class Forwarding:
             return False
         paths = self._conf.glob("*/forwarding")
         now = {key: self._value(key) for key in (str(p.relative_to(self._conf)) for p in paths)}
-        return self._change(switching(now))
+        return self._change(forwarding_changes(now))
 
     def _may_write(self) -> bool:
-        if self._wanted and masked(_text(_MASK)):
+        if self._wanted and disables_forwarding(_text(_MASK)):
             self._say_once(logging.INFO, f"forwarding is left alone, as {_MASK} says")
             return False
         return self._wanted
 
-    def _change(self, changes: Iterable[Change]) -> bool:
+    def _change(self, changes: Iterable[SysctlChange]) -> bool:
         """Whether what was found was written down, and all was changed."""
-        before = _kept(self._found, parsed_changes) or ()
-        done: list[Change] = []
+        before = _kept(self._found, parse_changes) or ()
+        done: list[SysctlChange] = []
         try:
-            self._keep(self._found, changes_text(joined(before, changes)))
+            self._keep(self._found, format_changes(merged(before, changes)))
             for each in changes:
-                if each.found != each.set:
-                    self._write(each.key, each.set)
+                if each.previous != each.value:
+                    self._write(each.key, each.value)
                     log.info("%s", _told(each), extra=log_fields(MessageId.SYSCTL))
                 done.append(each)
         except OSError as error:
             self._say_once(logging.WARNING, f"forwarding cannot be prepared: {error}")
             with suppress(OSError):
                 # What somebody else then does by hand is not ours to put back.
-                self._keep(self._found, changes_text(joined(before, done)))
+                self._keep(self._found, format_changes(merged(before, done)))
             return False
         return True
 
@@ -179,14 +185,14 @@ class Forwarding:
         files.replace(path, text, mode=0o600, sync=True)
 
 
-def _told(change: Change) -> str:
+def _told(change: SysctlChange) -> str:
     why = "containers are reached by forwarding, and the rules that guard it are in force"
     if change.key != FORWARDING:
         why = (
             "its default route comes from router advertisements, which a host that forwards heeds "
             "only with 2"
         )
-    return f"{change.name} was {change.found} and is {change.set} now: {why}; {_LEAVE}"
+    return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_LEAVE}"
 
 
 def _kept(path: Path, parsed: Callable[[str], T]) -> T | None:

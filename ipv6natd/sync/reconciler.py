@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from ipv6natd import __version__
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.host.findings import Found, explained
+from ipv6natd.host.findings import HostReport, missing_module_hint
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
 from ipv6natd.netfilter.rules import TableRules
 from ipv6natd.report.changes import tell, tell_found
@@ -55,11 +55,11 @@ class Facts(Protocol):
 
 
 Publish = Callable[[Status, Status, Row | None], None]
-Look = Callable[[tuple[Network, ...], bool], Awaitable[Found]]
+Look = Callable[[tuple[Network, ...], bool], Awaitable[HostReport]]
 
 
-async def _nothing_found(_networks: tuple[Network, ...], _engine_writes: bool) -> Found:
-    return Found()
+async def _nothing_found(_networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
+    return HostReport()
 
 
 class Reconciler:
@@ -112,7 +112,7 @@ class Reconciler:
         self._publish = publish
         self._look = look
         self._look_wanted = asyncio.Event()
-        self._found = Found()
+        self._found = HostReport()
         self._networks: tuple[Network, ...] = ()
         self.engine_writes = True
         """Whether the engine may keep IPv6 rules itself; so it is until a pass tells."""
@@ -327,7 +327,7 @@ class Reconciler:
         )
 
     def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
-        advice = explained(str(error))
+        advice = missing_module_hint(str(error))
         reason = "; ".join(filter(None, (str(error).splitlines()[0], advice)))
         # Once for each trouble, not once for each try.
         log.log(

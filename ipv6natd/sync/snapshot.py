@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 
 from ipv6natd.firewall.leftovers import engine_rules
-from ipv6natd.host.facts import addresses, advertised, routes, tracks_sctp, userland_proxy
+from ipv6natd.host.facts import addresses, advertised_routes, routes, tracks_sctp, userland_proxy
 from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
 from ipv6natd.netfilter.prefixes import PrefixIndex
 
@@ -50,7 +50,7 @@ class Completion:
             if route.interface in bridges or any(known.supernets(route.prefix))
         ]
         if found:
-            learned = advertised()
+            learned = advertised_routes()
             found = [route for route in found if route not in learned]
         self._routed = networks, tuple(found)
         return tuple(found)

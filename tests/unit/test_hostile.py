@@ -21,7 +21,7 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.values import bus_text
 from ipv6natd.engine import parse as docker_facts
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.findings import HostFacts, Learned, found
+from ipv6natd.host.findings import HostFacts, RaDefaultRoute, evaluate
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
 from ipv6natd.report.checks import Check, Seen, checks
@@ -176,11 +176,13 @@ def test_a_name_changes_no_rule(text: str, place: str) -> None:
 @TEXT
 def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
     facts = HostFacts(
-        learned=(Learned(interface=text, accept_ra=1, forwarding=True),),
-        routed=(text, "eth0"),
-        up=(text, "eth0"),
+        ra_default_routes=(RaDefaultRoute(interface=text, accept_ra=1, forwarding=True),),
+        global_interfaces=(text, "eth0"),
+        interfaces=(text, "eth0"),
         forward_rules=(f"-A FORWARD {text}",),
-        chains=(BaseChain(family="inet", table=text, name=text, hook="forward", policy="drop"),),
+        nft_chains=(
+            BaseChain(family="inet", table=text, name=text, hook="forward", policy="drop"),
+        ),
         docker_ipv6nat=f"kill {text}",
         zones={text: text},
         bridges_filtered={},
@@ -188,7 +190,7 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
     nets = (network(), network(name="y", subnet="fd00:b::/64", icc=False))
     seen = Seen(bus="", state="degraded", reason=text, connected=True, engine_version=text,
                 backend=text, host_backend=text, kernel=f"{text}: {text}")  # fmt: skip
-    said = checks(facts, found(facts, nets), seen)
+    said = checks(facts, evaluate(facts, nets), seen)
     for options in (Options(), Options(json="short")):
         answer = _result(said, options)
         assert_printable(answer.text)

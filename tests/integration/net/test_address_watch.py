@@ -114,7 +114,7 @@ def test_routes_are_read_but_for_what_others_on_the_link_may_say(link: str) -> N
         ip(f"route add fd00:c:{number}::/64 dev {name}")
 
     def found() -> dict[str, bool]:
-        learned = host_facts.advertised()
+        learned = host_facts.advertised_routes()
         return {str(each.prefix): each not in learned for each in host_facts.routes()}
 
     assert found() == {

@@ -13,7 +13,7 @@ from ipv6natd.conntrack import stale as flows
 from ipv6natd.firewall.monitor import Announcements
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
-from ipv6natd.host.findings import HostFacts, found
+from ipv6natd.host.findings import HostFacts, evaluate
 from ipv6natd.model import Desired
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter import docker_rules as engine_rules
@@ -137,9 +137,9 @@ def host(data: bytes) -> None:
         return answer if isinstance(answer, str) else json.dumps(answer)
 
     with mock.patch.object(tools, "output_of", said):
-        facts = host_rules.read(HostFacts(routed=("eth0", "eth1")))
-        list(host_facts._learned(host_facts._SYSCTL / "ipv6/conf"))
-    seen = found(facts, NETWORKS)
+        facts = host_rules.add_firewall_facts(HostFacts(global_interfaces=("eth0", "eth1")))
+        list(host_facts._ra_default_routes(host_facts._SYSCTL / "ipv6/conf"))
+    seen = evaluate(facts, NETWORKS)
     for each in seen.findings:
         assert each.text.strip()
         assert each.command

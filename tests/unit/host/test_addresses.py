@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd.host.addresses import Addresses, watch
+from ipv6natd.host.addresses import KnownAddresses, watch
 
 NEW, GONE = 20, 21
 TENTATIVE = 0x40
@@ -29,37 +29,37 @@ def message(
 
 
 def test_an_address_is_news_once_and_again_when_it_comes_back() -> None:
-    known = Addresses()
-    assert known.changed_by(message())
-    assert not known.changed_by(message())  # a router advertisement has renewed it
-    assert known.changed_by(message(link=3))
-    assert known.changed_by(message(GONE))
-    assert known.changed_by(message())
+    known = KnownAddresses()
+    assert known.update(message())
+    assert not known.update(message())  # a router advertisement has renewed it
+    assert known.update(message(link=3))
+    assert known.update(message(GONE))
+    assert known.update(message())
 
 
 def test_one_that_went_before_anybody_listened_is_news() -> None:
-    assert Addresses().changed_by(message(GONE))
+    assert KnownAddresses().update(message(GONE))
 
 
 def test_an_address_is_there_when_nobody_else_was_found_to_have_it() -> None:
-    known = Addresses()
-    assert not known.changed_by(message(flags=TENTATIVE))
-    assert known.changed_by(message())
+    known = KnownAddresses()
+    assert not known.update(message(flags=TENTATIVE))
+    assert known.update(message())
 
 
 def test_what_is_for_one_link_alone_is_no_news() -> None:
-    assert not Addresses().changed_by(message(address="fe80::1", scope=253))
-    assert not Addresses().changed_by(message(address="::1", scope=254))
+    assert not KnownAddresses().update(message(address="fe80::1", scope=253))
+    assert not KnownAddresses().update(message(address="::1", scope=254))
 
 
 def test_a_piece_may_hold_several() -> None:
-    assert Addresses().changed_by(message(address="fe80::1", scope=253) + message())
-    assert not Addresses().changed_by(message(24) + message(address="fe80::1", scope=253))
+    assert KnownAddresses().update(message(address="fe80::1", scope=253) + message())
+    assert not KnownAddresses().update(message(24) + message(address="fe80::1", scope=253))
 
 
 @given(st.binary(max_size=200) | st.builds(lambda a, n: message()[:n] + a, st.binary(), st.just(9)))
 def test_no_bytes_at_all_make_it_stumble(said: bytes) -> None:
-    Addresses().changed_by(said)
+    KnownAddresses().update(said)
 
 
 def test_a_kernel_that_says_nothing_ends_the_watch_alone(

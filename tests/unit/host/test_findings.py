@@ -10,13 +10,21 @@ import pytest
 from ipv6natd.host.findings import (
     Finding,
     HostFacts,
-    Learned,
-    explained,
+    RaDefaultRoute,
+    evaluate,
     first_in_forward,
-    found,
-    unfiltered,
+    missing_module_hint,
+    unfiltered_bridges,
 )
-from ipv6natd.host.nft import Asks, BaseChain, Flow, Match, NftRule, base_chains, blocks
+from ipv6natd.host.nft import (
+    BaseChain,
+    ForwardedPacket,
+    Match,
+    MatchKey,
+    NftRule,
+    base_chains,
+    blocks,
+)
 from ipv6natd.model import ManagedBy
 from tests.harness.build import network
 
@@ -25,8 +33,8 @@ CUT = network(name="cut", subnet="fd00:c::/64", bridge="br-cut", icc=False)
 INNER = network(name="inner", subnet="fd00:d::/64", bridge="br-inner", internal=True)
 NATIVE = network(name="n", bridge="br-n", icc=False, managed_by=ManagedBy.ENGINE)
 PROGRAMS = {"docker", "ip6tables", "ipv6natctl", "ipv6natd", "sysctl", "update-grub"}
-WELL = HostFacts(routed=("br-x", "eth0"), bridges_filtered={"br-cut": True})
-ADVERTISED = Learned(interface="eth0.7", accept_ra=1, forwarding=True)
+WELL = HostFacts(global_interfaces=("br-x", "eth0"), bridges_filtered={"br-cut": True})
+ADVERTISED = RaDefaultRoute(interface="eth0.7", accept_ra=1, forwarding=True)
 
 
 def chain(*rules: list[dict[str, Any]], policy: str = "drop", **fields: Any) -> HostFacts:
@@ -37,7 +45,7 @@ def chain(*rules: list[dict[str, Any]], policy: str = "drop", **fields: Any) -> 
     listed: list[dict[str, Any]] = [head]
     for rule in rules:
         listed.append({"rule": place | {"expr": rule}})
-    return replace(WELL, chains=base_chains(listed))
+    return replace(WELL, nft_chains=base_chains(listed))
 
 
 def match(left: Any, right: Any, op: str = "==") -> dict[str, Any]:
@@ -58,10 +66,10 @@ SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
 
 def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() -> None:
     """They are among those that are up, and a first start would warn of what is not so."""
-    facts = replace(WELL, up=("br-x", "eth0"))
-    assert found(facts, [], engine_writes=True).findings == ()
-    assert found(facts, [X]).findings == ()
-    assert len(found(facts, []).findings) == 1
+    facts = replace(WELL, interfaces=("br-x", "eth0"))
+    assert evaluate(facts, [], engine_writes=True).findings == ()
+    assert evaluate(facts, [X]).findings == ()
+    assert len(evaluate(facts, []).findings) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
             "sysctl -w net.ipv6.conf.all.forwarding=1",
         ),
         (
-            replace(WELL, learned=(ADVERTISED,)),
+            replace(WELL, ra_default_routes=(ADVERTISED,)),
             "eth0/7.accept_ra=2 into /etc/sysctl.d/60-ipv6natd-accept-ra.conf",
             "sysctl -w net.ipv6.conf.eth0/7.accept_ra=2",
         ),
@@ -89,23 +97,23 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
             "docker rm -f 0123456789ab",
         ),
         (
-            replace(WELL, docker6=frozenset({"ip6tables-nft", "ip6tables-legacy"})),
+            replace(WELL, docker_ipv6_rules=frozenset({"ip6tables-nft", "ip6tables-legacy"})),
             "left behind stand in ip6tables-legacy and ip6tables-nft",
             "ipv6natctl cleanup --leftovers",
         ),
-        (replace(WELL, leftovers=True), "stand in the legacy variant", "ipv6natd -flush"),
+        (replace(WELL, stale_rules=True), "stand in the legacy variant", "ipv6natd -flush"),
         (
-            replace(WELL, docker4=frozenset({"legacy"})),
+            replace(WELL, docker_ipv4_variants=frozenset({"legacy"})),
             'backend = "legacy"',
             "systemctl restart ipv6natd",
         ),
         (
-            replace(WELL, backend="legacy", docker4=frozenset({"nft"})),
+            replace(WELL, backend="legacy", docker_ipv4_variants=frozenset({"nft"})),
             'backend = "nft"',
             "systemctl restart ipv6natd",
         ),
         (
-            replace(WELL, up=("br-x", "eth0", "wg0")),
+            replace(WELL, interfaces=("br-x", "eth0", "wg0")),
             "for everyone between eth0 and wg0",
             "ip6tables -P FORWARD DROP",
         ),
@@ -114,7 +122,7 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
 def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
     facts: HostFacts, says: str, command: str
 ) -> None:
-    (finding,) = found(facts, [X]).findings
+    (finding,) = evaluate(facts, [X]).findings
     assert says in finding.text
     assert finding.command.endswith(command)
     assert finding.command.split()[0] in PROGRAMS
@@ -126,26 +134,26 @@ def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
     [
         WELL,
         HostFacts(),
-        replace(WELL, learned=(replace(ADVERTISED, accept_ra=2),)),
-        replace(WELL, learned=(replace(ADVERTISED, forwarding=False),)),
+        replace(WELL, ra_default_routes=(replace(ADVERTISED, accept_ra=2),)),
+        replace(WELL, ra_default_routes=(replace(ADVERTISED, forwarding=False),)),
         # A network manager that does it in its own process has switched the kernel's off.
-        replace(WELL, learned=(replace(ADVERTISED, accept_ra=0),)),
-        replace(WELL, docker4=frozenset({"nft"})),
-        replace(WELL, docker4=frozenset({"nft", "legacy"})),
-        replace(WELL, up=("br-x", "eth0")),
-        replace(WELL, up=("eth0", "wg0"), forward_policy="DROP"),
-        replace(WELL, up=("eth0", "wg0"), forward_rules=("-A FORWARD -j DROP",)),
+        replace(WELL, ra_default_routes=(replace(ADVERTISED, accept_ra=0),)),
+        replace(WELL, docker_ipv4_variants=frozenset({"nft"})),
+        replace(WELL, docker_ipv4_variants=frozenset({"nft", "legacy"})),
+        replace(WELL, interfaces=("br-x", "eth0")),
+        replace(WELL, interfaces=("eth0", "wg0"), forward_policy="DROP"),
+        replace(WELL, interfaces=("eth0", "wg0"), forward_rules=("-A FORWARD -j DROP",)),
         replace(WELL, zones={"br-x": "trusted"}),
-        replace(chain(DNATED, OPEN_CONNECTIONS, OUT), up=("eth0", "wg0")),
+        replace(chain(DNATED, OPEN_CONNECTIONS, OUT), interfaces=("eth0", "wg0")),
     ],
 )
 def test_nothing_is_said_about_a_host_that_is_well(facts: HostFacts) -> None:
-    assert found(facts, [X]).findings == ()
+    assert evaluate(facts, [X]).findings == ()
 
 
 def test_our_jumps_and_an_empty_chain_guard_nobody() -> None:
-    facts = replace(chain(policy="accept"), up=("eth0", "wg0"), forward_rules=JUMPS)
-    assert len(found(facts, [X]).findings) == 1
+    facts = replace(chain(policy="accept"), interfaces=("eth0", "wg0"), forward_rules=JUMPS)
+    assert len(evaluate(facts, [X]).findings) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +171,8 @@ def test_our_jumps_and_an_empty_chain_guard_nobody() -> None:
 def test_a_rule_in_forward_guards_if_it_ends_everything(
     rules: tuple[str, ...], open_: bool
 ) -> None:
-    facts = replace(WELL, up=("eth0", "wg0"), forward_rules=(*JUMPS, *rules))
-    assert bool(found(facts, [X]).findings) is open_
+    facts = replace(WELL, interfaces=("eth0", "wg0"), forward_rules=(*JUMPS, *rules))
+    assert bool(evaluate(facts, [X]).findings) is open_
 
 
 @pytest.mark.parametrize(
@@ -183,8 +191,8 @@ def test_a_rule_in_forward_guards_if_it_ends_everything(
 def test_a_chain_of_nft_guards_if_it_ends_the_packets_of_a_stranger(
     rules: list[list[dict[str, Any]]], policy: str, open_: bool
 ) -> None:
-    facts = replace(chain(*rules, policy=policy), up=("eth0", "wg0"), routed=())
-    assert bool(found(facts, [X]).findings) is open_
+    facts = replace(chain(*rules, policy=policy), interfaces=("eth0", "wg0"), global_interfaces=())
+    assert bool(evaluate(facts, [X]).findings) is open_
 
 
 def test_a_jump_that_may_not_be_taken_leaves_the_policy_to_guard() -> None:
@@ -195,38 +203,40 @@ def test_a_jump_that_may_not_be_taken_leaves_the_policy_to_guard() -> None:
         {"rule": place | {"chain": "forward", "expr": jump}},
         {"rule": place | {"chain": "more", "expr": [ACCEPT]}},
     ]
-    facts = replace(WELL, chains=base_chains(listed), up=("eth0", "wg0"), routed=())
-    assert found(facts, [X]).findings == ()
+    facts = replace(
+        WELL, nft_chains=base_chains(listed), interfaces=("eth0", "wg0"), global_interfaces=()
+    )
+    assert evaluate(facts, [X]).findings == ()
 
 
 def test_an_open_router_with_one_interface_is_a_note() -> None:
     """It is so on each host whose engine sets no policy for IPv6, and leads to its own segment."""
-    facts = replace(WELL, up=("br-x", "docker0", "br-0123456789ab", "eth0"))
-    result = found(facts, [X])
+    facts = replace(WELL, interfaces=("br-x", "docker0", "br-0123456789ab", "eth0"))
+    result = evaluate(facts, [X])
     assert result.findings == ()
     (note,) = result.notes
     assert note.startswith("this host routes IPv6 for everyone in and out by eth0: ")
     assert note.endswith(": ip6tables -P FORWARD DROP")
-    assert found(replace(facts, forward_policy="DROP"), [X]).notes == ()
-    named = replace(facts, up=(*facts.up, "ipv4only"))
-    assert found(named, [X], frozenset({"ipv4only"})) == result
-    assert len(found(named, [X]).findings) == 1
+    assert evaluate(replace(facts, forward_policy="DROP"), [X]).notes == ()
+    named = replace(facts, interfaces=(*facts.interfaces, "ipv4only"))
+    assert evaluate(named, [X], frozenset({"ipv4only"})) == result
+    assert len(evaluate(named, [X]).findings) == 1
 
 
 def test_of_many_interfaces_some_are_named() -> None:
-    facts = replace(WELL, up=tuple(f"vlan{each}" for each in range(300)))
-    (finding,) = found(facts, [X]).findings
+    facts = replace(WELL, interfaces=tuple(f"vlan{each}" for each in range(300)))
+    (finding,) = evaluate(facts, [X]).findings
     assert len(finding.text) < 500
 
 
 def test_without_a_network_that_forwards_forwarding_is_nobodys_business() -> None:
-    assert found(replace(WELL, forwarding=False), [INNER]).findings == ()
-    assert found(replace(WELL, forwarding=False), [NATIVE]).findings == ()
+    assert evaluate(replace(WELL, forwarding=False), [INNER]).findings == ()
+    assert evaluate(replace(WELL, forwarding=False), [NATIVE]).findings == ()
 
 
 def test_the_worst_comes_first() -> None:
-    facts = replace(WELL, leftovers=True, learned=(ADVERTISED,), forwarding=False)
-    texts = [each.text.split(",")[0] for each in found(facts, [X]).findings]
+    facts = replace(WELL, stale_rules=True, ra_default_routes=(ADVERTISED,), forwarding=False)
+    texts = [each.text.split(",")[0] for each in evaluate(facts, [X]).findings]
     assert [text.split()[0] for text in texts] == ["IPv6", "the", "rules"]
 
 
@@ -235,7 +245,7 @@ def test_the_worst_comes_first() -> None:
 
 def commands(facts: HostFacts) -> list[str]:
     """The rules that are to be inserted."""
-    texts = [each.text for each in found(facts, [X, INNER]).findings]
+    texts = [each.text for each in evaluate(facts, [X, INNER]).findings]
     assert len(texts) < 2
     start = "nft insert rule inet mine forward "
     return [each.removeprefix(start) for text in texts for each in text[_at(text) :].split(" && ")]
@@ -297,10 +307,10 @@ def test_jumps_are_followed_and_an_endless_one_is_not() -> None:
         {"rule": place | {"chain": "more", "expr": [match(IIF, "br-x"), {"return": None}]}},
         {"rule": place | {"chain": "more", "expr": [DROP]}},
     ]
-    facts = replace(WELL, chains=base_chains(listed))
+    facts = replace(WELL, nft_chains=base_chains(listed))
     assert commands(facts) == [IN_WORDS, BACK_WORDS]
     listed.insert(2, {"rule": place | {"chain": "more", "expr": [{"jump": {"target": "more"}}]}})
-    assert commands(replace(WELL, chains=base_chains(listed))) == [IN_WORDS, BACK_WORDS]
+    assert commands(replace(WELL, nft_chains=base_chains(listed))) == [IN_WORDS, BACK_WORDS]
 
 
 # What is about one network.
@@ -318,18 +328,18 @@ def test_many_ways_through_one_chain_are_gone_once() -> None:
         name="forward",
         hook="forward",
         rules=(NftRule(verdict="jump", target="c0"),),
-        others=steps | last,
+        other_chains=steps | last,
     )
     never: dict[str, tuple[NftRule, ...]] = {
-        "c16": (NftRule(matches=(Match(asks=Asks.NEVER),), verdict="drop"),)
+        "c16": (NftRule(matches=(Match(key=MatchKey.NEVER),), verdict="drop"),)
     }
-    flow = Flow(bridge="br-x", incoming="br-x", outgoing="eth0")
+    flow = ForwardedPacket(bridge="br-x", incoming="br-x", outgoing="eth0")
     assert blocks(chain, flow)
-    assert not blocks(replace(chain, others=steps | never), flow)
+    assert not blocks(replace(chain, other_chains=steps | never), flow)
 
 
 def test_a_bridge_in_no_zone_of_firewalld_is_named() -> None:
-    (finding,) = found(replace(WELL, zones={"eth0": "public"}), [X, INNER]).findings
+    (finding,) = evaluate(replace(WELL, zones={"eth0": "public"}), [X, INNER]).findings
     assert finding.bridge == "br-x"
     zone = "--zone=trusted --add-interface=br-x"
     assert finding.text.endswith(f"firewall-cmd --permanent {zone} && firewall-cmd {zone}")
@@ -351,11 +361,11 @@ def test_neighbours_that_nothing_cuts_are_named(
     filtered: dict[str, bool] | None, command: str | None
 ) -> None:
     facts = replace(WELL, bridges_filtered=filtered)
-    said = found(facts, [X, CUT, NATIVE]).findings
+    said = evaluate(facts, [X, CUT, NATIVE]).findings
     assert [each.bridge for each in said] == ([] if command is None else ["br-cut"])
     assert all(each.text.endswith(command or "") for each in said)
     expected = ("br-cut",) if filtered == {"br-cut": False} else ()
-    assert unfiltered(facts, [X, CUT, NATIVE]) == expected
+    assert unfiltered_bridges(facts, [X, CUT, NATIVE]) == expected
 
 
 # Notes, and words of tools.
@@ -363,7 +373,7 @@ def test_neighbours_that_nothing_cuts_are_named(
 
 def test_reverse_path_filters_are_notes() -> None:
     strict = chain([match(SOURCES, False), DROP], policy="accept", hook="prerouting")
-    result = found(replace(strict, source_filters=("the raw table of ip6tables",)), [X])
+    result = evaluate(replace(strict, rpfilter_tables=("the raw table of ip6tables",)), [X])
     assert result.findings == ()
     assert [each.split(":")[0] for each in result.notes] == [
         "a reverse-path filter stands in the raw table of ip6tables",
@@ -399,8 +409,8 @@ def test_who_stands_first_in_forward(rules: tuple[str, ...], first: str) -> None
     ],
 )
 def test_what_the_kernel_lacks_is_named(said: str, advice: str) -> None:
-    assert advice in explained(f"ip6tables-restore refused: {said}")
-    assert bool(advice) == bool(explained(said))
+    assert advice in missing_module_hint(f"ip6tables-restore refused: {said}")
+    assert bool(advice) == bool(missing_module_hint(said))
 
 
 def test_a_finding_is_a_value() -> None:

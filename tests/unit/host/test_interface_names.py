@@ -14,7 +14,7 @@ import pytest
 
 from ipv6natd.engine.endpoint import security_warnings
 from ipv6natd.host import facts as host_facts
-from ipv6natd.host.findings import HostFacts, Learned, found
+from ipv6natd.host.findings import HostFacts, RaDefaultRoute, evaluate
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import is_interface, is_plain_interface
 from tests.harness.build import network
@@ -60,8 +60,10 @@ def test_what_the_kernel_takes_for_no_interface_is_none(name: str) -> None:
 
 
 def learned(name: str) -> str:
-    facts = HostFacts(learned=(Learned(interface=name, accept_ra=1, forwarding=True),))
-    (finding,) = found(facts, []).findings
+    facts = HostFacts(
+        ra_default_routes=(RaDefaultRoute(interface=name, accept_ra=1, forwarding=True),)
+    )
+    (finding,) = evaluate(facts, []).findings
     return finding.text
 
 
@@ -80,8 +82,8 @@ def test_a_name_with_a_dot_is_one_part_of_a_sysctl_key() -> None:
 def test_a_chain_of_nft_is_quoted_in_a_command() -> None:
     name = "$(touch owned)"
     chain = BaseChain(family="inet", table="t", name=name, hook="forward", policy="drop")
-    facts = HostFacts(routed=("br-x", "eth0"), chains=(chain,), bridges_filtered={})
-    (finding,) = found(facts, [network(name="x", bridge="br-x")]).findings
+    facts = HostFacts(global_interfaces=("br-x", "eth0"), nft_chains=(chain,), bridges_filtered={})
+    (finding,) = evaluate(facts, [network(name="x", bridge="br-x")]).findings
     assert shlex.split(finding.command)[:6] == ["nft", "insert", "rule", "inet", "t", name]
 
 
@@ -97,7 +99,7 @@ def test_a_group_of_processes_is_no_command(
     (rival / "comm").write_text("docker-ipv6nat\n")
     (rival / "cgroup").write_text(f"0::/user.slice/{';reboot #'.ljust(64, 'x')}\n")
     monkeypatch.setattr(host_facts, "_PROC", tmp_path)
-    monkeypatch.setattr(host_facts, "_HERE", here)
+    monkeypatch.setattr(host_facts, "_THREAD", here)
     assert host_facts.docker_ipv6nat() == "kill 4711"
     (rival / "cgroup").write_text(f"0::/system.slice/docker-{'0a' * 32}.scope\n")
     assert host_facts.docker_ipv6nat() == "docker rm -f 0a0a0a0a0a0a"

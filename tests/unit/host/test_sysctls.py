@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 
 from ipv6natd.host.sysctls import (
-    Change,
-    advertised,
-    changes_text,
-    heeding,
-    joined,
-    masked,
-    parsed_changes,
-    parsed_names,
-    switching,
-    undone,
+    SysctlChange,
+    accept_ra_changes,
+    accept_ra_interfaces,
+    disables_forwarding,
+    format_changes,
+    forwarding_changes,
+    merged,
+    parse_changes,
+    parse_interfaces,
+    reverted,
 )
 
-HEED = Change(key="eth0/accept_ra", found="1", set="2")
-ON = Change(key="all/forwarding", found="0", set="1")
-OWN = Change(key="eth1/forwarding", found="1", set="1")
+HEED = SysctlChange(key="eth0/accept_ra", previous="1", value="2")
+ON = SysctlChange(key="all/forwarding", previous="0", value="1")
+OWN = SysctlChange(key="eth1/forwarding", previous="1", value="1")
 
 
 def test_only_an_interface_that_heeds_advertisements_goes_on_heeding_them() -> None:
@@ -31,17 +31,17 @@ def test_only_an_interface_that_heeds_advertisements_goes_on_heeding_them() -> N
         "eth2/accept_ra": "2",
         "eth3/accept_ra": "",
     }
-    assert heeding(now, ["eth3", "eth2", "eth1", "eth0", "eth0"]) == (HEED,)
+    assert accept_ra_changes(now, ["eth3", "eth2", "eth1", "eth0", "eth0"]) == (HEED,)
 
 
 @pytest.mark.parametrize("value", ["1", ""])
 def test_where_forwarding_is_on_or_unknown_nothing_is_switched(value: str) -> None:
-    assert switching({"all/forwarding": value, "eth1/forwarding": "1"}) == ()
+    assert forwarding_changes({"all/forwarding": value, "eth1/forwarding": "1"}) == ()
 
 
 def test_what_was_changed_goes_back_forwarding_first() -> None:
     now = {"all/forwarding": "1", "eth0/accept_ra": "2"}
-    assert undone((HEED, ON), now) == (ON, HEED)
+    assert reverted((HEED, ON), now) == (ON, HEED)
 
 
 @pytest.mark.parametrize(
@@ -54,37 +54,39 @@ def test_what_was_changed_goes_back_forwarding_first() -> None:
     ],
 )
 def test_what_somebody_else_set_since_or_is_gone_stays(
-    now: dict[str, str], back: tuple[Change, ...]
+    now: dict[str, str], back: tuple[SysctlChange, ...]
 ) -> None:
-    assert undone((HEED, ON), now) == back
+    assert reverted((HEED, ON), now) == back
 
 
 def test_advertisements_are_heeded_on_as_long_as_somebody_else_forwards() -> None:
     now = {"all/forwarding": "1", "eth0/accept_ra": "2"}
-    assert undone((HEED,), now) == ()
-    assert undone((HEED,), now | {"all/forwarding": "0"}) == (HEED,)
+    assert reverted((HEED,), now) == ()
+    assert reverted((HEED,), now | {"all/forwarding": "0"}) == (HEED,)
 
 
 def test_an_interface_that_forwarded_before_all_did_forwards_afterwards() -> None:
     """The kernel writes the value of all to each interface."""
-    changes = switching({"all/forwarding": "0", "eth1/forwarding": "1", "eth2/forwarding": "0"})
+    changes = forwarding_changes(
+        {"all/forwarding": "0", "eth1/forwarding": "1", "eth2/forwarding": "0"}
+    )
     assert changes == (OWN, ON)
-    assert undone(changes, {"all/forwarding": "1", "eth1/forwarding": "1"}) == (ON, OWN)
+    assert reverted(changes, {"all/forwarding": "1", "eth1/forwarding": "1"}) == (ON, OWN)
 
 
 def test_what_was_found_first_counts() -> None:
-    assert joined((HEED,), (ON, replace(HEED, found="2"))) == (ON, HEED)
+    assert merged((HEED,), (ON, replace(HEED, previous="2"))) == (ON, HEED)
 
 
 def test_the_interfaces_that_heed_are_those_whose_accept_ra_changed() -> None:
-    assert advertised((HEED, OWN, ON)) == {"eth0"}
+    assert accept_ra_interfaces((HEED, OWN, ON)) == {"eth0"}
 
 
 @pytest.mark.parametrize(
     "changes", [(), (HEED,), (ON,), (HEED, OWN, ON), (replace(OWN, key="a.b-c/forwarding"),)]
 )
-def test_changes_come_back_as_they_were(changes: tuple[Change, ...]) -> None:
-    assert parsed_changes(changes_text(changes)) == changes
+def test_changes_come_back_as_they_were(changes: tuple[SysctlChange, ...]) -> None:
+    assert parse_changes(format_changes(changes)) == changes
 
 
 @pytest.mark.parametrize(
@@ -107,21 +109,21 @@ def test_changes_come_back_as_they_were(changes: tuple[Change, ...]) -> None:
 )
 def test_what_leads_elsewhere_or_is_no_change_is_refused(lines: str) -> None:
     with pytest.raises(ValueError, match="no changes"):
-        parsed_changes(lines)
+        parse_changes(lines)
 
 
 @pytest.mark.parametrize("lines", ["..\n", ".\n", "a/b\n", "a b\n", "eth0", "\n", "a" * 16 + "\n"])
 def test_what_can_be_no_interface_is_refused(lines: str) -> None:
     with pytest.raises(ValueError, match="no names"):
-        parsed_names(lines)
+        parse_interfaces(lines)
 
 
 def test_names_of_interfaces_are_read_one_a_line() -> None:
-    assert parsed_names("eth0\nwlan0.7\n") == {"eth0", "wlan0.7"}
+    assert parse_interfaces("eth0\nwlan0.7\n") == {"eth0", "wlan0.7"}
 
 
 def test_a_name_with_dots_is_worded_as_sysctl_takes_it() -> None:
-    assert Change(key="eth0.7/accept_ra", found="1", set="2").name == (
+    assert SysctlChange(key="eth0.7/accept_ra", previous="1", value="2").name == (
         "net.ipv6.conf.eth0/7.accept_ra"
     )
 
@@ -140,4 +142,4 @@ def test_a_name_with_dots_is_worded_as_sysctl_takes_it() -> None:
 def test_a_file_that_took_the_place_of_an_earlier_packages_is_obeyed(
     text: str | None, off: bool
 ) -> None:
-    assert masked(text) is off
+    assert disables_forwarding(text) is off

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ipv6natd.host.findings import Found, HostFacts, Learned, found
+from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.model import Network
 from ipv6natd.report.checks import Check, Seen, Verdict, checks
 from tests.harness.build import network
@@ -30,7 +30,7 @@ ABOUT = [
 
 
 def said(facts: HostFacts = WELL, seen: Seen = RUNNING, *networks: Network) -> list[Check]:
-    return list(checks(facts, found(facts, networks or (X,)), seen))
+    return list(checks(facts, evaluate(facts, networks or (X,)), seen))
 
 
 def of(about: str, *checked: Check) -> Check:
@@ -58,13 +58,16 @@ def test_who_writes_the_engines_rules_is_left_open_where_nobody_tells() -> None:
             "sysctl -w net.ipv6.conf.all.forwarding=1",
         ),
         (
-            replace(WELL, learned=(Learned(interface="eth0", accept_ra=1, forwarding=True),)),
+            replace(
+                WELL,
+                ra_default_routes=(RaDefaultRoute(interface="eth0", accept_ra=1, forwarding=True),),
+            ),
             "accept_ra",
             "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
         ),
         (replace(WELL, docker_ipv6nat="kill 7"), "docker-ipv6nat", "kill 7"),
-        (replace(WELL, leftovers=True), "ip6tables", "ipv6natd -flush"),
-        (replace(WELL, up=("eth0", "wg0")), "firewall", "ip6tables -P FORWARD DROP"),
+        (replace(WELL, stale_rules=True), "ip6tables", "ipv6natd -flush"),
+        (replace(WELL, interfaces=("eth0", "wg0")), "firewall", "ip6tables -P FORWARD DROP"),
         (
             replace(WELL, zones={}),
             "firewalld",
@@ -144,5 +147,5 @@ def test_without_nft_nobody_knows_of_other_firewalls() -> None:
 
 
 def test_notes_of_the_host_are_shown_as_notes() -> None:
-    lines = checks(WELL, Found(notes=("a filter stands there",)), RUNNING)
+    lines = checks(WELL, HostReport(notes=("a filter stands there",)), RUNNING)
     assert lines[-1] == Check(about="firewall", verdict=Verdict.NOTE, text="a filter stands there")

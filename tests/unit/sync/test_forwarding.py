@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.findings import Learned
+from ipv6natd.host.findings import RaDefaultRoute
 from ipv6natd.sync import forwarding
 from ipv6natd.sync.forwarding import Forwarding
 
@@ -24,7 +24,7 @@ class Host:
         self.written: list[str] = []
         self.patch = patch
         patch.setattr(forwarding, "_MASK", self.mask)
-        patch.setattr(forwarding, "learned", self.learned)
+        patch.setattr(forwarding, "ra_default_routes", self.learned)
         self.advertises = True
         self.reboot()
 
@@ -38,8 +38,8 @@ class Host:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
 
-    def learned(self) -> tuple[Learned, ...]:
-        known = Learned(interface="eth0", accept_ra=1, forwarding=False)
+    def learned(self) -> tuple[RaDefaultRoute, ...]:
+        known = RaDefaultRoute(interface="eth0", accept_ra=1, forwarding=False)
         return (known,) if self.advertises else ()
 
     def forwarding(self, *, wanted: bool = True) -> Forwarding:

@@ -12,7 +12,7 @@ import pytest
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.facts import tracks_sctp
-from ipv6natd.host.findings import Finding, Found
+from ipv6natd.host.findings import Finding, HostReport
 from ipv6natd.model import Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
@@ -34,7 +34,7 @@ THEIRS = "-A FORWARD -i vmbr0 -j ACCEPT"
 class Host:
     """A loop whose look at the host finds what the test says."""
 
-    found: Found = field(default_factory=Found)
+    found: HostReport = field(default_factory=HostReport)
     firewall: FakeFirewall | LateFirewall = field(default_factory=FakeFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
     looks: list[tuple[Network, ...]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Host:
         )
         return self.loop
 
-    async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> Found:
+    async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
         self.looks.append(networks)
         return self.found
 
@@ -106,11 +106,11 @@ def test_what_is_wrong_with_the_host_is_degraded_until_it_is_put_right(
         status = await host.is_(State.DEGRADED, OFF.text)
         assert len(status.mappings) == 1
         await until(lambda: len(host.looks) > 3)
-        host.found = Found()
+        host.found = HostReport()
         await host.is_(State.SYNCED, "")
 
     with caplog.at_level("INFO", "ipv6natd"):
-        run(Host(found=Found(findings=(OFF,))), scenario)
+        run(Host(found=HostReport(findings=(OFF,))), scenario)
     told = [each.getMessage() for each in caplog.records if OFF.text in each.getMessage()]
     assert [each for each in told if each.startswith((OFF.text, "no longer"))] == [
         OFF.text,
@@ -123,7 +123,7 @@ def test_the_first_is_the_reason_and_the_others_are_counted() -> None:
         text = f"{OFF.text} (and 2 more: journalctl -u ipv6natd)"
         await host.is_(State.DEGRADED, text)
 
-    run(Host(found=Found(findings=(OFF, ZONE, Finding(text="more")))), scenario)
+    run(Host(found=HostReport(findings=(OFF, ZONE, Finding(text="more")))), scenario)
 
 
 def test_what_is_about_one_network_stands_among_its_warnings() -> None:
@@ -131,12 +131,12 @@ def test_what_is_about_one_network_stands_among_its_warnings() -> None:
         status = await host.is_(State.DEGRADED, ZONE.text)
         assert [each.warnings for each in status.networks] == [(ZONE.text,)]
         generation = status.generation
-        host.found = Found()
+        host.found = HostReport()
         status = await host.is_(State.SYNCED, "")
         assert [each.warnings for each in status.networks] == [()]
         assert status.generation == generation + 1
 
-    run(Host(found=Found(findings=(ZONE,))), scenario)
+    run(Host(found=HostReport(findings=(ZONE,))), scenario)
 
 
 def test_while_the_engine_is_away_that_comes_first() -> None:
@@ -146,7 +146,7 @@ def test_while_the_engine_is_away_that_comes_first() -> None:
         text = "no engine (and 1 more: journalctl -u ipv6natd)"
         await host.is_(State.WAITING_FOR_DOCKER, text)
 
-    run(Host(found=Found(findings=(OFF,))), scenario)
+    run(Host(found=HostReport(findings=(OFF,))), scenario)
 
 
 def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
@@ -160,7 +160,7 @@ def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
         host.loop.trigger()
         await asyncio.sleep(0.05)
         assert len(host.looks) == looks
-        host.found = Found(findings=(OFF,))
+        host.found = HostReport(findings=(OFF,))
         await host.loop.resync()
         assert host.loop.status.state is State.DEGRADED
 
@@ -176,14 +176,14 @@ def test_the_host_is_looked_at_once_forwarding_was_switched_on(
         await host.is_(State.DEGRADED, OFF.text)
 
         def switched(_on: bool) -> bool:
-            host.found = Found()
+            host.found = HostReport()
             return True
 
         monkeypatch.setattr(host.loop._kernel, "_forward", switched)
         host.loop.trigger()
         await host.is_(State.SYNCED, "")
 
-    run(Host(found=Found(findings=(OFF,))), scenario)
+    run(Host(found=HostReport(findings=(OFF,))), scenario)
 
 
 def test_after_a_clean_up_no_network_is_looked_at_until_there_are_rules_again() -> None:
@@ -201,7 +201,7 @@ def test_after_a_clean_up_no_network_is_looked_at_until_there_are_rules_again() 
 
 def test_a_look_that_fails_takes_nothing_down() -> None:
     class Blind(Host):
-        async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> Found:
+        async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
             self.looks.append(networks)
             if len(self.looks) < 3:
                 raise ValueError("what is that?")
@@ -210,7 +210,7 @@ def test_a_look_that_fails_takes_nothing_down() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, OFF.text)
 
-    run(Blind(found=Found(findings=(OFF,))), scenario)
+    run(Blind(found=HostReport(findings=(OFF,))), scenario)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
 
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        host.found = Found(first_in_forward=THEIRS)
+        host.found = HostReport(first_in_forward=THEIRS)
         for _ in range(ORDER_LOSSES - 1):
             await host.intrude()
             assert "DOCKER-USER" in host.first

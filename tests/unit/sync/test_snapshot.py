@@ -88,7 +88,7 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
         return ROUTES
 
     monkeypatch.setattr(snapshot, "routes", routes)
-    monkeypatch.setattr(snapshot, "advertised", lambda: {ROUTES[4]})
+    monkeypatch.setattr(snapshot, "advertised_routes", lambda: {ROUTES[4]})
     completed = Completion()
     facts = Snapshot(networks=(X, WIDE))
     expected = (ROUTES[3], ROUTES[6])
