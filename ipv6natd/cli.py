@@ -1,4 +1,4 @@
-"""The command ipv6natd: flags, and the one-shot -flush."""
+"""The command ipv6natd: its flags, exit status, and the one-shot -flush."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ ENVIRONMENT = frozenset(
         *("RUNTIME_DIRECTORY", "XTABLES_LOCKFILE", "XTABLES_LIBDIR", "LANG", "LC_ALL", "TZ"),
     }
 )
-"""What is gone by: of Docker, of systemd, of iptables, and how to word and date messages."""
+"""The variables in use: of Docker, systemd and iptables, and those for language and time zone."""
 _CAP_NET_ADMIN = 12
 _DESCRIPTION = """\
 Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.
 
 Containers on networks with a ULA subnet (fc00::/7) get their published ports forwarded over IPv6
-with the client's address kept, what they send out is masqueraded, everything else stays closed."""
+with the client's address kept. Their outgoing packets are masqueraded; all else is closed."""
 _EPILOG = """\
-flags take one dash or two, and as -flag=true or -flag=false where they are a switch.
-They win over the environment (DOCKER_HOST, DOCKER_CERT_PATH, DOCKER_TLS_VERIFY), which wins over
-/etc/ipv6natd/ipv6natd.toml and /etc/ipv6natd/conf.d/*.toml; every key of the file is a flag too.
+Flags take one dash or two. A boolean flag may have a value: -flag=true or -flag=false.
+Flags override the environment (DOCKER_HOST, DOCKER_CERT_PATH, DOCKER_TLS_VERIFY), which overrides
+/etc/ipv6natd/ipv6natd.toml and /etc/ipv6natd/conf.d/*.toml; every key of the file is also a flag.
 
 examples:
-  ipv6natd                            follow the local engine until stopped
-  ipv6natd -debug                     and log each rule that is added or removed
+  ipv6natd                            publish ports of the local engine until stopped
+  ipv6natd -debug                     also log every rule that is added or removed
   ipv6natd -endpoint tcp://10.0.0.2:2376 -cert-path /etc/docker/tls -tls-verify
   ipv6natd -flush                     remove all rules of ipv6natd and exit
 
-exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 wrong configuration
-`ipv6natctl` shows what a running ipv6natd is doing."""
+exit status: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration
+`ipv6natctl` shows the state of a running ipv6natd."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,10 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def scrub_environment(environ: MutableMapping[str, str]) -> None:
-    """Take everything out of the environment that nobody said we go by.
+    """Remove all variables that the manual does not name.
 
-    The libraries have variables of their own, which name proxies, certificates and accounts, and
-    start tools that they look for in $PATH.
+    The libraries read others, with proxies, certificates and accounts, and start tools from $PATH.
     """
     for name in set(environ) - ENVIRONMENT:
         del environ[name]
@@ -73,7 +72,7 @@ def scrub_environment(environ: MutableMapping[str, str]) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command, as a function of its arguments; usage errors raise SystemExit(2)."""
+    """Run the command; returns the exit status. Usage errors raise SystemExit(2)."""
     options = vars(_parser().parse_args(argv))
     explicit = Path(options.pop("config")) if "config" in options else None
     flush = options.pop("flush")
@@ -86,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_CONFIGURATION
     logs.start(debug=settings.debug)
     if not _may_write_rules():
-        text = "writing rules needs root, or CAP_NET_ADMIN; run it with sudo or as a service"
+        text = "writing rules needs root or CAP_NET_ADMIN; run ipv6natd with sudo or as a service"
         print(f"ipv6natd: {text}", file=sys.stderr)
         return EXIT_FAILURE
     try:
@@ -95,15 +94,15 @@ def run(argv: Sequence[str]) -> int:
         log.error("%s", error)
         _set_exit_status_text(str(error))
     except Exception as error:
-        log.error("a fault of ipv6natd itself", exc_info=error)
-        text = f"ended by a fault of its own, please report it: {_cause(error)}"
+        log.error("internal error", exc_info=error)
+        text = f"stopped by an internal error, please report it: {_cause(error)}"
         log.critical("%s", text)
         _set_exit_status_text(text)
     return EXIT_FAILURE
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first, and where, in one line."""
+    """The first error of a group, and where it was raised, in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     location = ""
@@ -114,7 +113,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _set_exit_status_text(text: str) -> None:
-    """For `systemctl status`, which shows it as long as nothing is started again."""
+    """Set the text that `systemctl status` shows until the service starts again."""
     from ipv6natd.system.sd_notify import Notifier
 
     notifier = Notifier()
@@ -123,17 +122,17 @@ def _set_exit_status_text(text: str) -> None:
 
 
 def _may_write_rules() -> bool:
-    """Whether the kernel lets us, whoever we are: a user of its own can have the capability."""
+    """True if this process has CAP_NET_ADMIN; a user other than root can have it too."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     (effective,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return bool(int(effective, 16) & 1 << _CAP_NET_ADMIN)
 
 
 class _Parser(argparse.ArgumentParser):
-    """No abbreviations: allow_abbrev=False guards two dashes only, and -f would flush."""
+    """Accepts no abbreviations: allow_abbrev=False covers only two dashes, and -f would flush."""
 
     def error(self, message: str) -> NoReturn:
-        # It may quote words that a terminal acts on.
+        # The message quotes arguments, which may contain control characters.
         super().error(printable(message))
 
     def _get_option_tuples(
@@ -208,7 +207,7 @@ def _default_text(default: object) -> str:
 
 
 def _boolean(text: str) -> bool:
-    """A boolean as Go's flag package reads it; docker-ipv6nat was written with that."""
+    """A boolean as in Go's flag package, which docker-ipv6nat uses."""
     if text in ("1", "t", "T", "true", "TRUE", "True"):
         return True
     if text in ("0", "f", "F", "false", "FALSE", "False"):
@@ -226,13 +225,13 @@ def _table(text: str) -> dict[str, str]:
 
 
 def _integer(text: str) -> Any:
-    # What is no number goes on as it is: the configuration says what would be legal.
+    # Other text is passed on: the error of `config` names the legal values.
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
     exposure = close_networks(settings.backend)
-    # Here, so that -flush and -version load neither the Docker library nor the bus's.
+    # Imported here: -flush and -version need neither the Docker library nor the D-Bus library.
     from ipv6natd.daemon import Daemon
 
     return asyncio.run(_run_daemon(Daemon, settings, reload, exposure))
@@ -249,5 +248,5 @@ def _flush(settings: Settings) -> int:
     from ipv6natd.sync.offline import flush
 
     count = flush(settings.backend)
-    log.info(f"removed {count} chains and jumps" if count else "there was nothing to remove")
+    log.info(f"removed {count} chains and jumps" if count else "nothing to remove")
     return 0

@@ -1,7 +1,7 @@
-"""Settings: one table of keys, read from files, environment and flags, in that order of strength.
+"""Settings: one table of keys, read from files, environment and flags; later sources override.
 
-Parsing is pure; `load` reads the files. A bad value is a ConfigError that names where it stands,
-the key and what would be legal; nothing is touched then.
+Parsing is pure; `load` reads the files. An illegal value raises a ConfigError with the source, the
+key and the legal values, before anything is changed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ BACKENDS = ("auto", "nft", "legacy")
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the text names file, key and legal values."""
+    """An unusable setting; the text names file, key and legal values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked."""
+    """All settings, validated."""
 
     endpoint: str = DEFAULT_ENDPOINT
     cert_path: str = ""
@@ -49,15 +49,15 @@ class Settings:
 
     @property
     def policy(self) -> Policy:
-        """The part that decides about rules."""
+        """The settings that decide about rules."""
         return Policy(**{field.name: getattr(self, field.name) for field in fields(Policy)})
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One line of the table: what a key may hold and what it is for.
+    """One row of the table of keys: the parser, the legal values and the purpose.
 
-    `parse` raises ValueError for what is not legal.
+    `parse` raises ValueError for an illegal value.
     """
 
     name: str
@@ -80,7 +80,7 @@ def _endpoint(value: Any) -> str:
     if scheme == "unix" and not rest.startswith("/"):
         raise ValueError
     if scheme != "unix" and "@" in rest:
-        raise ValueError  # an engine knows no passwords, and everybody can read its endpoint
+        raise ValueError  # the engine has no passwords, and every user can read the endpoint
     return str(value)
 
 
@@ -99,7 +99,7 @@ def _backend(value: Any) -> str:
 def _prefixes(value: Any) -> tuple[IPv6Network, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError
-    # A zone ("%eth0") would pass as part of a prefix, and mean nothing.
+    # IPv6Network accepts a zone ("%eth0"), which has no meaning in a prefix.
     if not all(isinstance(prefix, str) and "/" in prefix and "%" not in prefix for prefix in value):
         raise ValueError
     return tuple(IPv6Network(prefix) for prefix in value)
@@ -133,7 +133,7 @@ def _resync_interval(value: Any) -> int:
 
 def _textfile(value: Any) -> str:
     path = _absolute_path(value)
-    # What does not end so, the collector of node_exporter does not read.
+    # The textfile collector of node_exporter reads only files that end in .prom.
     if path and not path.endswith(".prom"):
         raise ValueError
     return path
@@ -234,19 +234,19 @@ _BY_NAME = {key.name: key for key in KEYS}
 
 
 _CREDENTIALS = re.compile(r"://[^@]*@")
-"""A user and a password in an address."""
+"""The user and the password in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values from one place; later layers win."""
+    """Values from one source; later layers override earlier ones."""
 
     source: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def settings(layers: Sequence[Layer]) -> Settings:
-    """The settings that the layers make together. Raises ConfigError."""
+    """The merged settings of all layers. Raises ConfigError."""
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for layer in layers:
@@ -261,9 +261,9 @@ def settings(layers: Sequence[Layer]) -> Settings:
 
 
 def _tls_problem(settings: Settings) -> str:
-    """Why `tls_verify` cannot be kept, as a sentence; "" where it can, or is not asked for.
+    """Why `tls_verify` is impossible with this endpoint; empty if it is possible or not set.
 
-    As with the docker command it means nothing for a socket, which no network lies before.
+    As in the docker command, it has no effect for a unix socket.
     """
     scheme, _, rest = settings.endpoint.partition("://")
     if not settings.tls_verify or scheme == "unix":
@@ -271,13 +271,13 @@ def _tls_problem(settings: Settings) -> str:
     what = f"tls_verify = true and endpoint = {settings.endpoint!a}"
     if scheme == "http":
         return (
-            f"{what}: http:// is never encrypted, so that nothing can be verified; write "
-            f"endpoint = {f'tcp://{rest}'!a}, or leave out tls_verify and DOCKER_TLS_VERIFY"
+            f"{what}: http:// is never encrypted, so no certificate can be verified; set "
+            f"endpoint = {f'tcp://{rest}'!a}, or remove tls_verify and DOCKER_TLS_VERIFY"
         )
     if not settings.cert_path:
         return (
-            f"{what}: there is no cert_path; name there the directory with the ca.pem of who "
-            "signed the engine's certificate"
+            f"{what}: cert_path is not set; set it to the directory with ca.pem, the certificate "
+            "of the CA that signed the engine's certificate"
         )
     return ""
 
@@ -299,29 +299,29 @@ def _parsed(source: str, name: str, value: Any) -> object:
 
 
 def file_layer(source: str, text: str) -> Layer:
-    """One TOML file. Raises ConfigError where it is none."""
+    """The values of one TOML file. Raises ConfigError if it is not TOML."""
     try:
         return Layer(source, tomllib.loads(text))
     except (ValueError, RecursionError) as error:
-        # Not TOMLDecodeError alone: a number too long or brackets too deep raise others.
+        # A number that is too long or brackets that are too deep raise other errors.
         raise ConfigError(f"{source}: this is not TOML: {error}") from None
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
-    """DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as the docker command reads them."""
+    """DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY, read as the docker command does."""
     values: dict[str, Any] = {
         key.name: environ[key.environment]
         for key in KEYS
         if key.environment and environ.get(key.environment)
     }
     if "tls_verify" in values:
-        # Any value but the empty one counts as yes, "0" too: so does the docker command.
+        # As in the docker command, every value except the empty one means true, even "0".
         values["tls_verify"] = True
     return Layer("environment", values)
 
 
 def load(explicit: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Files, then environment, then flags. A default file that is not there is no error."""
+    """Files, then environment, then flags. A default file may be missing."""
     paths = [explicit] if explicit else [DEFAULT_FILE, *sorted(DEFAULT_DIRECTORY.glob("*.toml"))]
     layers: list[Layer] = []
     for path in paths:

@@ -1,6 +1,6 @@
-"""The words of the domain: what Docker has, what is to be forwarded, what is not and why.
+"""The values of the domain: Docker's networks and containers, and the decisions about their ports.
 
-Pure values. Docker's field names stay in docker_facts, netfilter's rules in ruleset.
+Pure values. The names in Docker's JSON stay in `engine.parse`, rules in `policy.ruleset`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
 
 
 def is_interface(name: str) -> bool:
-    """True for a name that the kernel gives an interface: one part of a path, and no way out of it.
+    """True if the kernel accepts the name for an interface (net/core/dev.c, dev_valid_name).
 
-    It may still be `*` or `$(reboot)`; see is_plain_interface.
+    Such a name is safe as one part of a path. It may still be `*` or `$(reboot)`; see
+    is_plain_interface.
     """
-    # A byte that is no text counts as one, as in the kernel.
+    # The kernel counts bytes. A surrogate stands for one byte that is not UTF-8.
     size = len(name.encode(errors="replace"))
     return size <= _MAX_NAME_BYTES and _NAME.fullmatch(name) is not None
 
 
 def is_plain_interface(name: str) -> bool:
-    """True for a name that can also stand in a rule, a file of sysctl.d and a command.
+    """True if the name is also safe in a rule, in a file of sysctl.d and in a command.
 
-    No quote, backslash, blank or leading dash, no pattern, and no trailing "+", which iptables
-    takes as "any that begins so".
+    It has no quote, backslash, blank, pattern or leading dash, and no "+" at the end: iptables
+    reads "br+" as every name that begins with "br".
     """
     return _PLAIN_NAME.fullmatch(name) is not None
 
@@ -61,7 +62,7 @@ class GatewayMode(StrEnum):
 
 
 class ManagedBy(StrEnum):
-    """Who writes the rules of a network."""
+    """The program that writes the rules of a network."""
 
     IPV6NATD = "ipv6natd"
     ENGINE = "engine"
@@ -69,14 +70,14 @@ class ManagedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """The engine that answered: its version and the API version in use."""
+    """The connected engine: its version and the API version in use."""
 
     version: str
     api_version: str
     rootless: bool = False
     experimental: bool = False
     ip6tables: bool | None = None
-    """What its own configuration says of `ip6tables`; None where nothing says anything."""
+    """The value of `ip6tables` in the engine's configuration; None if it is not set."""
 
     @property
     def release(self) -> tuple[int, ...]:
@@ -93,9 +94,10 @@ class Engine:
 
     @property
     def may_write_ipv6_rules(self) -> bool:
-        """Whether it can be one that does IPv6 NAT itself.
+        """True if this engine can write IPv6 rules itself.
 
-        Up to 26 only started as experimental and told to; from 27 on unless told not to.
+        Up to version 26 it does so only with `experimental` and `ip6tables`; from 27 on, by
+        default.
         """
         if self.ip6tables is not None:
             return self.ip6tables
@@ -104,7 +106,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Route:
-    """A route of the host: the prefix, and the interface that leads there."""
+    """A route of the host: the prefix and the outgoing interface."""
 
     prefix: IPv6Network
     interface: str
@@ -131,30 +133,31 @@ class Network:
     managed_by: ManagedBy = ManagedBy.IPV6NATD
     warnings: tuple[str, ...] = ()
     problem: str = ""
-    """Why this network cannot be handled at all; empty when it can."""
+    """Why ipv6natd cannot manage this network; empty if it can."""
     routes_elsewhere: tuple[Route, ...] = ()
-    """Parts of its subnets that the host routes to other interfaces, as to a LAN: no container of
-    this network is there."""
+    """Routes of the host to parts of the subnets by other interfaces, for example to a LAN. No
+    container of this network has an address there."""
     routed_prefixes: tuple[IPv6Network, ...] = ()
-    """Prefixes beside its subnets that the host routes to its bridge: a container is their
-    router."""
+    """Prefixes outside the subnets that the host routes to the bridge. A container is the router
+    of such a prefix."""
     gateway_endpoints: tuple[tuple[str, IPv6Address], ...] = ()
-    """(container id, address) of swarm tasks on docker_gwbridge, known from its inspect alone."""
+    """(container id, address) of swarm tasks on docker_gwbridge. Only the inspect of that network
+    lists them."""
 
     @property
     def closed(self) -> bool:
-        """Whether nothing goes in or out."""
+        """True if no packet may enter or leave the network."""
         return self.internal or self.gateway_mode is GatewayMode.ISOLATED
 
     @property
     def uses_nat(self) -> bool:
-        """Whether published ports are forwarded by NAT and what goes out may be masqueraded."""
+        """True if published ports get DNAT and outgoing packets may be masqueraded."""
         return not self.closed and self.gateway_mode is not GatewayMode.ROUTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A container's place on a network; `address` is None without IPv6 there."""
+    """A container's endpoint on a network; `address` is None if it has no IPv6 address there."""
 
     network_id: str
     address: IPv6Address | None = None
@@ -165,70 +168,70 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortBinding:
-    """One binding as the engine made it: `host_address` None where it named no address at all."""
+    """One binding of the engine; `host_address` is None if the engine named no address."""
 
     protocol: Protocol
     container_port: int
     host_address: IPv4Address | IPv6Address | None
     host_port: int
     explicit_address: bool = True
-    """Whether the user asked for this very address; only known, and only needed, on old engines."""
+    """False if the user named no address and the engine chose this one (known for old engines)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A running container: its endpoints, its effective port bindings, what could not be read."""
+    """A running container: its endpoints, effective port bindings, and the unreadable ones."""
 
     id: str
     name: str
     endpoints: tuple[Endpoint, ...] = ()
     bindings: tuple[PortBinding, ...] = ()
     problems: tuple[tuple[str, str], ...] = ()
-    """(port as Docker words it, reason) for each binding that could not be understood."""
+    """(port in Docker's form, reason) of each binding that could not be parsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The settings that decide about what is wanted."""
+    """The settings that decide which ports are forwarded."""
 
     nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
     ipv4_any_means_ipv6: bool = False
     address_map: Map[IPv4Address, IPv6Address] = field(default_factory=dict)
-    """A binding to the one counts as a binding to the other besides."""
+    """A binding to the IPv4 address is also a binding to the IPv6 address."""
     allow_direct_routing: bool = False
     accept_fwmark: tuple[int, int] | None = None
-    """Mark and mask of packets that are accepted whatever they are for."""
+    """Mark and mask of packets that are accepted for every destination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRules:
-    """What an engine's own IPv6 rules in the kernel say, be they in force or left over."""
+    """The engine's own IPv6 rules in the kernel, in force or left over."""
 
     bridges: frozenset[str] = frozenset()
     ports: frozenset[tuple[Protocol, int]] = frozenset()
-    """Host ports that they forward."""
+    """Host ports that these rules forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that decides about rules, read at one time."""
+    """All facts that decide about rules, read at one time."""
 
     engine: Engine | None = None
     networks: tuple[Network, ...] = ()
     containers: tuple[Container, ...] = ()
     userland_proxy: bool = True
     host_addresses: frozenset[IPv6Address] | None = None
-    """The host's own; None where they are not known."""
+    """The addresses of the host; None if unknown."""
     routes: tuple[Route, ...] = ()
-    """The host's routes into a part of a subnet, and those to a network's bridge."""
+    """The host's routes to parts of subnets and to bridges of networks."""
     engine_rules: EngineRules = EngineRules()
     tracks_sctp: bool = True
-    """Whether the kernel's conntrack knows SCTP, without which its ports cannot be translated."""
+    """True if the kernel's conntrack supports SCTP. Without it DNAT of SCTP ports is impossible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """A run of `count` host ports that is forwarded to as many ports of one container.
+    """A range of `count` host ports, forwarded to `count` ports of one container.
 
     Host port `host_port + i` goes to container port `container_port + i`.
     """
@@ -245,46 +248,46 @@ class Mapping:
     container_address: IPv6Address
     container_port: int
     proxy_binds_address: bool = False
-    """Whether `host_address` is one address, and the engine's proxy, if it runs, listens there."""
+    """True if the userland proxy, if it runs, listens on `host_address` and on no other address."""
     count: int = 1
     managed_by: ManagedBy = ManagedBy.IPV6NATD
 
     @property
     def host_port_end(self) -> int:
-        """The last host port of the run."""
+        """The last host port of the range."""
         return self.host_port + self.count - 1
 
     @property
     def container_port_end(self) -> int:
-        """The last container port of the run."""
+        """The last container port of the range."""
         return self.container_port + self.count - 1
 
     @property
     def wildcard(self) -> bool:
-        """Whether it serves every address of the host."""
+        """True if the mapping is for every address of the host."""
         return self.host_address == ANY
 
 
 def common_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
-    """How many of the first, and how many of the last, are the very same objects in both.
+    """The number of identical objects at the start and at the end of both sequences.
 
-    None is counted twice.
+    No object is counted twice.
     """
     shorter = min(len(old), len(new))
     head = _common_length(old, new, shorter)
     return head, _common_length(reversed(old), reversed(new), shorter - head)
 
 
-def _common_length(one: Iterable[object], other: Iterable[object], limit: int) -> int:
-    return next(compress(count(), islice(map(is_not, one, other), limit)), limit)
+def _common_length(old: Iterable[object], new: Iterable[object], limit: int) -> int:
+    return next(compress(count(), islice(map(is_not, old, new), limit)), limit)
 
 
 def mapping_changes(
     old: Sequence[Mapping], new: Sequence[Mapping]
 ) -> tuple[list[Mapping], list[Mapping]]:
-    """The mappings that were removed and those that were added, in their order.
+    """The removed and the added mappings, each in their order.
 
-    Most stay, and are the very objects they were: only the others are compared, which takes long.
+    Only mappings that are not the same object in both are compared: a comparison is slow.
     """
     head, tail = common_ends(old, new)
     old, new = old[head : len(old) - tail], new[head : len(new) - tail]
@@ -299,7 +302,7 @@ def mapping_changes(
 
 
 def port_ranges(ports: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of all runs of ports in a row, in their order; a port may be there twice."""
+    """(first, last) of each range of consecutive ports, sorted; `ports` may contain duplicates."""
     ranges: list[tuple[int, int]] = []
     for port in sorted(set(ports)):
         if ranges and port == ranges[-1][1] + 1:
@@ -311,21 +314,21 @@ def port_ranges(ports: Iterable[int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Something that was wanted and is not forwarded; `reason` says what to do about it."""
+    """A requested port that is not forwarded; `reason` says why and what to do."""
 
     container_name: str
     network: str
     port: str
-    """As Docker words it, "80/tcp"; empty where a whole network is meant."""
+    """In Docker's form, "80/tcp"; empty for a whole network."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class RejectedPorts:
-    """Published host ports that some clients cannot be forwarded to, so they are told at once.
+    """Published host ports that reject the clients whose packets cannot be forwarded.
 
-    `host_address` is that of the binding: `::` refuses [::1] and link-local clients, `::1` only
-    [::1], another address only link-local clients of that address.
+    `host_address` is the address of the binding. `::` rejects clients of [::1] and link-local
+    clients, `::1` only clients of [::1], another address only its link-local clients.
     """
 
     protocol: Protocol
@@ -336,11 +339,11 @@ class RejectedPorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectAccess:
-    """Ports of a container's own address that may be reached without DNAT."""
+    """Ports of a container's own address that are reachable without DNAT."""
 
     bridge: str
     in_interface: str
-    """The only interface that opens them; empty for any."""
+    """The only interface from which the ports are reachable; empty for any."""
     address: IPv6Address
     protocol: Protocol
     first: int
@@ -349,18 +352,18 @@ class DirectAccess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """What should hold: networks and what is forwarded, ours and the engine's, and what is not."""
+    """The decisions: managed networks, forwarded ports (ours and the engine's), skipped ports."""
 
     networks: tuple[Network, ...] = ()
     mappings: tuple[Mapping, ...] = ()
     rejected: tuple[RejectedPorts, ...] = ()
-    """Empty where a userland proxy answers those clients."""
+    """Empty if the userland proxy serves these clients."""
     direct_access: tuple[DirectAccess, ...] = ()
     proxy_udp_ports: tuple[tuple[int, int], ...] = ()
-    """First and last of UDP host ports that no mapping forwards, as their network is not
-    translated. Engines before 27 let their proxy listen there all the same."""
+    """(first, last) of UDP host ports of networks without NAT: no mapping forwards them, but
+    engines before 27 let the userland proxy listen on them."""
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None
     engine_writes: bool = False
-    """Whether the engine may keep IPv6 rules itself: then what stands of them is no leftover."""
+    """True if the engine writes IPv6 rules itself: then its rules are not stale."""

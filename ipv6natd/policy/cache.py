@@ -1,8 +1,7 @@
-"""Answers that are kept while the very object that was asked about stays.
+"""A cache of a pure function's results, by the identity of its argument.
 
-What is computed with them is what would be computed without: they save time, and decide nothing.
-Where one thing of ten thousand came or went, nothing is done for each of the others but to see that
-it is the same object at the same place, by what needs no step of Python's own for each.
+The cache saves time and changes no result. An unchanged item costs one identity comparison, which
+runs in C: with 10,000 containers, a change of one costs little more than that one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ V = TypeVar("V")
 
 
 class IdentityCache(Generic[K, V]):
-    """A pure function's answers, from one turn to the next."""
+    """The results of a pure function, from one call of `map` to the next."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -25,15 +24,15 @@ class IdentityCache(Generic[K, V]):
         self._results: list[V] = []
 
     def map(self, items: Iterable[K], function: Callable[[K], V], *, key: object = None) -> list[V]:
-        """`function` of each item, in their order; the list is not to be changed.
+        """`function` of each item, in the order of `items`. Callers must not modify the list.
 
-        With another key than in the call before everything is computed anew; an item that is not
-        in this call is forgotten.
+        Everything is computed again if `key` differs from the previous call. Results of items that
+        are not in this call are dropped.
         """
         new = list(items)
         old, results = (self._items, self._results) if key == self._key else ([], [])
         head, tail = common_ends(old, new)
-        # The old list holds the items, so that an id cannot be another's.
+        # The old list keeps its items alive, so no other object can have one of their ids.
         known = dict(zip(map(id, old[head : len(old) - tail]), results[head:], strict=False))
         changed = new[head : len(new) - tail]
         between = [known[id(item)] if id(item) in known else function(item) for item in changed]

@@ -1,6 +1,6 @@
-"""Snapshot -> Desired: which port belongs to whom, and what is skipped and why.
+"""Snapshot -> Desired: which container owns which host port, what is skipped and why.
 
-Every decision about who may be reached how is made in the core; the shell makes none.
+Every decision about reachability is made here and in `ruleset`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from ipv6natd.policy.port_bindings import (
 )
 
 MAX_WARNINGS_PER_NETWORK = 5
-"""Ports that are named for one network."""
+"""More warnings about ports of one network are not reported."""
 _NO_LOOPBACK = (
     "[::1] cannot be forwarded to a container and the engine runs without its userland proxy; "
     "bind to 127.0.0.1 or to `::`"
 )
 _NO_ENGINE_RULES = (
-    "the engine keeps IPv6 rules for other networks and none for this one, so ipv6natd does; to "
-    "have it done by the engine: systemctl restart docker"
+    "the engine has IPv6 rules for other networks but none for this one, so ipv6natd writes them; "
+    "to let the engine write them: systemctl restart docker"
 )
 _SCTP_UNSUPPORTED = (
-    "this kernel cannot forward SCTP: its conntrack does not know it; run a kernel that is built "
-    "with CONFIG_NF_CT_PROTO_SCTP"
+    "this kernel cannot forward SCTP: its conntrack does not support SCTP; run a kernel with "
+    "CONFIG_NF_CT_PROTO_SCTP"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredCache:
-    """What parts of the picture came to, for the next one, in which most of it is the same."""
+    """Intermediate results of `desired`, for the next call with mostly the same facts."""
 
     container_ports: IdentityCache[Container, ContainerPorts] = field(default_factory=IdentityCache)
     ranges: PortRanges = field(default_factory=lambda: PortRanges(extends_range))
@@ -70,10 +70,10 @@ class DesiredCache:
 
 
 def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = None) -> Desired:
-    """What should hold, given what is.
+    """The decisions for these facts.
 
-    The order of everything in the answer depends on nothing but the facts, so that equal facts
-    give equal rules to the byte.
+    Everything in the result is sorted: the same facts in any order give the same rules, byte for
+    byte.
     """
     cache = cache or DesiredCache()
     networks, skipped = managed_networks(snapshot, policy)
@@ -142,7 +142,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
 def _with_messages(
     containers: Iterable[Container], ports: list[ContainerPorts]
 ) -> list[ContainerPorts]:
-    """Those of which there is something to tell, in the order of the containers' names."""
+    """The containers' ports with skipped ports or warnings, sorted by container name."""
     found = [
         (container.name, container.id, wanted)
         for container, wanted in zip(containers, ports, strict=True)
@@ -152,7 +152,7 @@ def _with_messages(
 
 
 def with_old_networks(old: Desired, new: Desired) -> Desired:
-    """`new`, and the networks of `old` besides: for the moment in which both have rules in nat."""
+    """`new` with the networks of `old` added: during a change, nat still has rules for both."""
     new_bridges = {network.bridge for network in new.networks}
     removed = tuple(network for network in old.networks if network.bridge not in new_bridges)
     if not removed:
@@ -162,11 +162,11 @@ def with_old_networks(old: Desired, new: Desired) -> Desired:
 
 
 def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
-    """Whether the engine keeps IPv6 rules, as far as anything tells.
+    """True if the engine writes IPv6 rules: by its configuration, else by its rules in the kernel.
 
-    An engine that was switched off leaves its rules behind, so rules alone prove nothing. It
-    forwards a port before inspect shows it: a port without its rule tells that nobody keeps the
-    others either.
+    Rules in the kernel alone prove nothing, because an engine whose `ip6tables` was switched off
+    leaves its rules. But the engine writes the rule of a port before inspect shows the port: a port
+    without a rule proves that the other rules are stale.
     """
     engine, rules = snapshot.engine, snapshot.engine_rules
     if engine is None or not engine.may_write_ipv6_rules:
@@ -179,10 +179,10 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
 
 
 def _with_managed_by(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
-    """The networks, each with who writes its rules.
+    """The networks, each with the program that writes its rules.
 
-    Beside networks of the engine's there may be one that it failed to write rules for, say because
-    the kernel lacked a table when it was made.
+    The engine may have failed to write the rules of one network, for example because the kernel
+    lacked a table when the network was created.
     """
     warnings = (_NO_ENGINE_RULES,) if rules.bridges else ()
     return {
@@ -196,9 +196,9 @@ def _with_managed_by(networks: dict[str, Network], rules: EngineRules) -> dict[s
 def _missing_address_warnings(
     mappings: list[Mapping], host_addresses: frozenset[IPv6Address] | None
 ) -> Iterator[tuple[str, str]]:
-    """Bindings to addresses that the host does not have, with their networks' ids.
+    """(network id, warning) for each binding to an address that the host does not have.
 
-    Their rules are harmless, and come to life with the address.
+    The rules are written nevertheless: they have an effect once the host has the address.
     """
     if host_addresses is None:
         return
@@ -208,14 +208,14 @@ def _missing_address_warnings(
             yield (
                 mapping.network_id,
                 f"port {port} of container '{mapping.container_name}' is bound to "
-                f"{mapping.host_address}, which is no address of this host now",
+                f"{mapping.host_address}, which is not an address of this host",
             )
 
 
 def _with_warnings(
     networks: dict[str, Network], warnings: list[tuple[str, str]]
 ) -> Iterator[Network]:
-    """The networks, each with what there is to say of its ports."""
+    """The networks with the warnings about their ports added."""
     by_network: dict[str, list[str]] = {}
     for network_id, warning in warnings:
         by_network.setdefault(network_id, []).append(warning)

@@ -1,4 +1,4 @@
-"""Which networks are handled, by whom, and by which of them a container is reached."""
+"""Which networks are managed, and which network is a container's gateway for IPv6."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class Attachment(NamedTuple):
 def managed_networks(
     snapshot: Snapshot, policy: Policy
 ) -> tuple[dict[str, Network], list[Skipped]]:
-    """The networks that are handled, by id in the order of their names, and those that are not
-    though they have IPv6."""
+    """The managed networks by id, sorted by name, and the IPv6 networks that are not managed."""
     managed: dict[str, Network] = {}
     skipped: list[Skipped] = []
     bridges: dict[str, str] = {}
@@ -50,7 +49,7 @@ def managed_networks(
             reason = _unmanaged_reason(network, policy)
             if not reason and network.bridge in bridges:
                 other = bridges[network.bridge]
-                reason = f"network '{other}' already has its bridge {network.bridge}"
+                reason = f"its bridge {network.bridge} belongs to network '{other}'"
             if not reason:
                 bridges[network.bridge] = network.name
                 managed[network.id] = _with_usable_source(network, snapshot.host_addresses)
@@ -60,14 +59,14 @@ def managed_networks(
 
 
 def network_order(network: Network) -> tuple[str, str]:
-    """A fixed order, whatever order the engine names them in."""
+    """A fixed order, independent of the order in the engine's answer."""
     return network.name, network.id
 
 
 def attachments(container: Container, networks: Iterable[Network]) -> list[Attachment]:
-    """The container's endpoints with their networks, in the order of the networks.
+    """The container's endpoints with their networks, in the order of `networks`.
 
-    A swarm task has one on docker_gwbridge that only that network's own inspect shows.
+    The endpoint of a swarm task on docker_gwbridge is listed only in the inspect of that network.
     """
     by_network = {endpoint.network_id: endpoint for endpoint in container.endpoints}
     attached = []
@@ -81,20 +80,20 @@ def attachments(container: Container, networks: Iterable[Network]) -> list[Attac
 
 
 def gateway_attachment(attached: Iterable[Attachment]) -> Attachment | None:
-    """The endpoint that is the container's way out, and so its published ports' way in.
+    """The endpoint with the container's default route, to which published ports are forwarded.
 
     Docker's order (libnetwork, sandbox.go, Less): gateway priority, not docker_gwbridge, not
-    internal, number of gateways, network name; the first with an IPv6 gateway. An address on
-    another network would also receive, but answer by another interface than it was asked on,
-    which a reverse-path filter drops. Engines before 28 go by the first with an IPv4 gateway
-    instead, which comes to the same there: they have no network without IPv4.
+    internal, number of gateways, network name; the first with an IPv6 gateway. With DNAT to
+    another endpoint, replies would leave by another interface than the requests came in by, and a
+    reverse-path filter would drop them. Engines before 28 take the first with an IPv4 gateway; the
+    result is the same, because all their networks have IPv4.
     """
     candidates = (attachment for attachment in attached if attachment.endpoint.has_gateway6)
     return min(candidates, key=gateway_order, default=None)
 
 
 def gateway_order(attachment: Attachment) -> tuple[int, bool, bool, int, str, str]:
-    """Docker's order, see gateway6; only of endpoints that have an IPv6 gateway."""
+    """Docker's order, see gateway_attachment; valid for endpoints with an IPv6 gateway."""
     endpoint, network = attachment
     gateways = endpoint.has_gateway4 + endpoint.has_gateway6
     first = (-endpoint.gw_priority, network.name == GWBRIDGE, network.internal)
@@ -112,7 +111,7 @@ def _unmanaged_reason(network: Network, policy: Policy) -> str:
     if network.problem:
         return network.problem
     if not network.subnets:
-        return "it has IPv6 but no IPv6 subnet that could be read; create it with --subnet"
+        return "it has IPv6 enabled but no valid IPv6 subnet; recreate it with --subnet"
     foreign = [subnet for subnet in network.subnets if not _in_nat_prefixes(subnet, policy)]
     if not foreign:
         return ""
@@ -122,8 +121,8 @@ def _unmanaged_reason(network: Network, policy: Policy) -> str:
     )
     if network.gateway_mode in (GatewayMode.ROUTED, GatewayMode.ISOLATED):
         reason = (
-            f"its gateway_mode_ipv6={network.gateway_mode} has no effect, so nothing closes it: "
-            + reason
+            f"gateway_mode_ipv6={network.gateway_mode} has no effect, so the network is not "
+            f"closed: {reason}"
         )
     return reason
 
@@ -133,7 +132,7 @@ def _in_nat_prefixes(subnet: IPv6Network, policy: Policy) -> bool:
 
 
 def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[str, Network]:
-    """The networks, each with the routes that say who may send as what."""
+    """The networks, with the routes from which valid source addresses follow."""
     routes = sorted(routes)
     routed = {key: tuple(_routed_prefixes(network, routes)) for key, network in networks.items()}
     prefixes = {key: (*network.subnets, *routed[key]) for key, network in networks.items()}
@@ -168,12 +167,12 @@ def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6
 
 
 def _with_usable_source(network: Network, host_addresses: frozenset[IPv6Address] | None) -> Network:
-    """Without a source address that the host does not have: no answer would come back to it."""
+    """Drops a source address that the host does not have: replies to it would be lost."""
     address = network.source_address
     if address is None or host_addresses is None or address in host_addresses:
         return network
     warning = (
-        f"com.docker.network.host_ipv6={address} is no address of this host; what goes out is "
-        f"masqueraded until it is one: ip address add {address}/128 dev lo"
+        f"com.docker.network.host_ipv6={address} is not an address of this host; outgoing packets "
+        f"are masqueraded until it is: ip address add {address}/128 dev lo"
     )
     return replace(network, source_address=None, warnings=(*network.warnings, warning))

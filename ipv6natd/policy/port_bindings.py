@@ -1,4 +1,4 @@
-"""Containers and their bindings -> requests on host ports, one owner each, merged into runs."""
+"""Port bindings of containers -> requests for host ports, with one owner each, as ranges."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ipv6natd.policy.networks import Attachment, attachments, gateway_attachment
 ANY_IPV4 = IPv4Address(0)
 _PROTOCOLS = sorted(Protocol)
 _PROTOCOL_SHIFT, _ADDRESS_SHIFT = 16, 24
-"""The lowest bits of each in a sort key; below them is the port."""
+"""The lowest bit of each in a sort key; the port is in bits 0 to 15."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostPortRequest:
-    """One host port that one container is to have."""
+    """A container's request for one host port."""
 
     container: Container
     network: Network
@@ -45,19 +45,19 @@ class HostPortRequest:
     host_port: int
     container_port: int
     sort_key: int
-    """Tells host ports apart and puts them in order: a number, because there may be very many."""
+    """Identifies and orders (address, protocol, port). A number, because sorting many is faster."""
     proxy_binds_address: bool = field(compare=False)
-    """Whether the engine itself was asked for that one address, and none of our settings."""
+    """True if the binding itself names `host_address`, so the userland proxy listens only there."""
 
 
 def _sort_key(protocol: Protocol, address: IPv6Address, port: int) -> int:
-    # A binding to an address precedes a wildcard: the first matching rule wins.
+    # Addresses sort before the wildcard: the first matching rule wins.
     number = 1 << 128 if address == ANY else int(address)
     return number << _ADDRESS_SHIFT | _PROTOCOLS.index(protocol) << _PROTOCOL_SHIFT | port
 
 
 def loopback_slice(requests: list[HostPortRequest]) -> slice:
-    """Those of requests in their order that are for [::1], which no rule can forward."""
+    """The part of sorted requests that is for [::1], which no rule can forward."""
     first, behind = (int(LOOPBACK) + i << _ADDRESS_SHIFT for i in (0, 1))
     sort_key = attrgetter("sort_key")
     return slice(
@@ -67,15 +67,15 @@ def loopback_slice(requests: list[HostPortRequest]) -> slice:
 
 @dataclass(frozen=True, slots=True)
 class ContainerPorts:
-    """What one container wants: host ports, ports of its own address, and what it cannot have."""
+    """The ports of one container: requested, directly reachable, and skipped."""
 
     requests: tuple[HostPortRequest, ...] = ()
     direct_access: tuple[DirectAccess, ...] = ()
     proxy_udp_ports: tuple[int, ...] = ()
-    """See Desired; some may be twice."""
+    """See Desired; may contain duplicates."""
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
-    """(network id, sentence) for each port that is not what its user may take it for."""
+    """(network id, warning) for each port with different host ports for IPv4 and IPv6."""
 
 
 def container_ports(
@@ -84,7 +84,7 @@ def container_ports(
     managed: dict[str, Network],
     policy: Policy,
 ) -> ContainerPorts:
-    """What a container wants; `networks` are all there are, managed or not."""
+    """The ports of a container; `networks` are all networks, managed or not."""
     attached = attachments(container, networks)
     gateway = gateway_attachment(attached)
     network = managed.get(gateway.network.id) if gateway else None
@@ -110,7 +110,7 @@ def container_ports(
         if not binding.host_port:
             continue
         if network is not None and not network.uses_nat:
-            # A proxy that listens on one address alone hears no group.
+            # A socket that is bound to a unicast address receives no multicast.
             if binding.protocol is Protocol.UDP and not proxy_binds_address:
                 proxy_udp_ports.append(binding.host_port)
             continue
@@ -151,12 +151,12 @@ def _skipped(container: Container, gateway: Attachment | None, port: str, reason
 def ipv6_host_address(
     binding: PortBinding, network: Network | None, policy: Policy
 ) -> IPv6Address | None:
-    """The IPv6 address that a binding is for, None where it is for IPv4 only.
+    """The host's IPv6 address that a binding is for; None if it is for IPv4 only.
 
-    `::` is what Docker lists where the user named no address, so the network's own default for
-    IPv6 bindings takes its place. Where the network's default for IPv4 keeps Docker from listing
-    any, that default for IPv6 counts all the same. Without a network that is its IPv6 gateway a
-    container has no IPv6, and engine 28 without its proxy lists none for it then; asked for it was.
+    Docker lists `::` if the user named no address: the network's default for IPv6 bindings then
+    replaces it. A default for IPv4 bindings hides the IPv6 binding in Docker's list; the default
+    for IPv6 applies nevertheless. Engine 28 without the userland proxy omits the IPv6 binding of a
+    container without an IPv6 gateway; the request is then taken from HostConfig.
     """
     address = binding.host_address
     default = network.host_binding_ipv6 if network else None
@@ -173,7 +173,10 @@ def ipv6_host_address(
 
 
 def _is_fallback(binding: PortBinding, policy: Policy) -> bool:
-    """Whether it counts for IPv6 only where the engine lists none: their numbers may differ."""
+    """True if this IPv4 binding is used for IPv6 only when the engine lists no `::` binding.
+
+    Before Docker 27 the two families may get different host ports.
+    """
     address = binding.host_address
     return (
         isinstance(address, IPv4Address)
@@ -189,10 +192,10 @@ def _unreachable_reason(
     managed: dict[str, Network],
     host_address: IPv6Address,
 ) -> str:
-    """Why a binding that wants IPv6 cannot have it; empty where it can, or where nobody asked us.
+    """Why a binding cannot be forwarded over IPv6; empty if it can, or if IPv6 is not requested.
 
-    A container on IPv4 networks alone did not ask: Docker lists `::` for it only because its proxy
-    can carry an IPv6 client to an IPv4 address.
+    For a container that is on IPv4 networks only, Docker lists `::` because the userland proxy can
+    connect an IPv6 client to an IPv4 address. That is no request for IPv6.
     """
     if gateway is None or gateway.endpoint.address is None:
         ours = [managed[network.id] for _, network in attached if network.id in managed]
@@ -200,15 +203,18 @@ def _unreachable_reason(
             return ""
         return (
             f"the container has no IPv6 address on network '{ours[0].name}'; "
-            "see whether a sysctl switches IPv6 off in it"
+            "check if a sysctl disables IPv6 in the container"
         )
     if gateway.network.id in managed and host_address in LINK_LOCAL:
-        return f"{host_address} is link-local, and such clients cannot be forwarded; bind to `::`"
+        return (
+            f"{host_address} is link-local, and link-local clients cannot be forwarded; "
+            "bind to `::`"
+        )
     return ""
 
 
 def _port_number_warnings(container: Container) -> Iterator[str]:
-    """Ports whose number the engine chose for IPv4 and IPv6 apart, as engines before 27 do."""
+    """Ports with different host ports for IPv4 and IPv6, as engines before 27 may choose them."""
     host_ports: dict[tuple[int, Protocol], tuple[set[int], set[int]]] = {}
     for binding in container.bindings:
         address = binding.host_address
@@ -219,9 +225,9 @@ def _port_number_warnings(container: Container) -> Iterator[str]:
     for (port, protocol), (ipv4, ipv6) in sorted(host_ports.items()):
         if ipv4 - ipv6 and ipv6 - ipv4:
             yield (
-                f"the engine gave port {port}/{protocol} of container '{container.name}' the "
-                f"number {_joined(ipv6 - ipv4)} on IPv6 and {_joined(ipv4 - ipv6)} on IPv4; "
-                "name a host port to have one for both"
+                f"the engine published port {port}/{protocol} of container '{container.name}' on "
+                f"host port {_joined(ipv6 - ipv4)} for IPv6 and {_joined(ipv4 - ipv6)} for IPv4; "
+                "publish it on a fixed host port to get the same for both"
             )
 
 
@@ -236,8 +242,11 @@ def _direct_access(
     managed: dict[str, Network],
     policy: Policy,
 ) -> Iterator[DirectAccess]:
-    """Direct access, as Docker gives it: to a routed network's ports on whichever of its
-    endpoints, else by trusted interfaces, or by all with allow_direct_routing, on the gateway."""
+    """Direct access as Docker permits it.
+
+    On a routed network, to each endpoint. With NAT, only to the gateway endpoint: from trusted
+    interfaces, or from every interface with allow_direct_routing.
+    """
     for endpoint, attached_network in attached:
         network = managed.get(attached_network.id)
         if network is None or network.closed or endpoint.address is None:
@@ -261,12 +270,15 @@ def _direct_access(
 def resolve_conflicts(
     requests: list[HostPortRequest],
 ) -> tuple[list[HostPortRequest], list[Skipped]]:
-    """One owner for each host port, in their order: the container whose id sorts first."""
+    """The requests with one owner for each host port, sorted, and the conflicting ones.
+
+    The container with the lowest id is the owner.
+    """
     owners: dict[int, HostPortRequest] = {}
     conflicting: list[HostPortRequest] = []
     for request in requests:
         owner = owners.setdefault(request.sort_key, request)
-        # `::` and, where that counts too, 0.0.0.0 of one port are one request made twice.
+        # With ipv4_any_means_ipv6, bindings to `::` and to 0.0.0.0 are the same request.
         if owner is not request and owner != request:
             owners[request.sort_key], loser = sorted((owner, request), key=_priority)
             conflicting.append(loser)
@@ -277,7 +289,8 @@ def resolve_conflicts(
             port=f"{request.container_port}/{request.protocol}",
             reason=(
                 f"[{request.host_address}]:{request.host_port} already belongs to container "
-                f"'{owners[request.sort_key].container.name}'; publish one of them elsewhere"
+                f"'{owners[request.sort_key].container.name}'; "
+                "publish one of the two on another port"
             ),
         )
         for request in sorted(conflicting, key=_priority)
@@ -290,16 +303,16 @@ def _priority(request: HostPortRequest) -> tuple[str, int]:
 
 
 PortRange = tuple[HostPortRequest, int]
-"""The first of so many requests on host ports in a row."""
+"""The first request for a range of consecutive host ports, and the number of ports."""
 
 
 def is_next_port(before: HostPortRequest, request: HostPortRequest) -> bool:
-    """Whether its host port is the next one, whosever it is."""
+    """True if `request` is for the host port after `before`, of any container."""
     return request.sort_key == before.sort_key + 1
 
 
 def extends_range(before: HostPortRequest, request: HostPortRequest) -> bool:
-    """Whether one rule may serve both: the next host port, and the next port of one container."""
+    """True if one rule can serve both: the next host port and container port, same container."""
     return (
         is_next_port(before, request)
         and request.container is before.container
@@ -309,14 +322,14 @@ def extends_range(before: HostPortRequest, request: HostPortRequest) -> bool:
 
 
 def _range_key(port_range: PortRange) -> object:
-    """What tells one run from another as long as its requests live."""
+    """Identifies a range while its requests exist."""
     return id(port_range[0]), port_range[1]
 
 
 class PortRanges:
-    """Requests in their order -> runs of them; runs without a changed request stay the same tuples.
+    """Sorted requests -> ranges. A range without a changed request stays the same object.
 
-    `extends` tells whether a request goes on with the run of the one before it.
+    `extends` is true if a request belongs to the range of the request before it.
     """
 
     def __init__(self, extends: Callable[[HostPortRequest, HostPortRequest], bool]) -> None:
@@ -325,10 +338,10 @@ class PortRanges:
         self._ranges: list[PortRange] = []
 
     def group(self, requests: list[HostPortRequest]) -> list[PortRange]:
-        """The runs of these; the list is not to be changed."""
+        """The ranges of these requests. Callers must not modify the list."""
         head, tail = common_ends(self._claims, requests)
         starts = list(accumulate(map(itemgetter(1), self._ranges), initial=0))
-        # Where two neighbours both stayed, a run ends and begins between them as it did.
+        # Between two unchanged adjacent requests, a range starts or not, as before.
         first = max(bisect_left(starts, head) - 1, 0)
         last = min(bisect_right(starts, len(self._claims) - tail), len(self._ranges))
         end = len(requests) - (len(self._claims) - starts[last])
@@ -350,7 +363,7 @@ class PortRanges:
 
 
 def port_mapping(port_range: PortRange, managed_by: ManagedBy) -> Mapping:
-    """What the container of a run is forwarded."""
+    """The mapping for a range."""
     request, count = port_range
     return Mapping(
         container_id=request.container.id,
@@ -370,7 +383,7 @@ def port_mapping(port_range: PortRange, managed_by: ManagedBy) -> Mapping:
 
 
 def rejected_ports(port_range: PortRange) -> RejectedPorts:
-    """Where clients that cannot be forwarded are told so."""
+    """The rejected ports for a range."""
     request, count = port_range
     return RejectedPorts(
         protocol=request.protocol,

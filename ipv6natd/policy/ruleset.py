@@ -1,6 +1,6 @@
-"""Desired -> Ruleset: which rules hold a wish, in which order and why.
+"""Desired -> Ruleset: the rules for these decisions, their order, and the reason for each.
 
-Nothing here knows what the kernel holds now; that enters in plan.
+The rules in the kernel have no influence here; `netfilter.diff` compares with them.
 """
 
 from __future__ import annotations
@@ -57,19 +57,20 @@ DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
-"""IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); no packet has one."""
+"""IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
 
 _DROP_REPLY_SYN = Rule(
     not_in_interface="lo", protocol=Protocol.TCP, syn=True, reply=True, target=Verdict.DROP
 )
-"""Who sends to a client with an address of the host makes an entry, by which the client's own first
-segment to a published port is an answer. No rule of nat sees answers: the proxy would get it."""
+"""A packet to a client with a forged source, an address of the host, creates a conntrack entry. The
+client's first segment to a published port then matches the entry's reply direction. Replies skip
+the nat table, so the segment would go to the userland proxy."""
 
 
 @dataclass(frozen=True, slots=True)
 class RulesetCache:
-    """Rules of mappings and refusals, for the next wish, in which most of them are the same."""
+    """Rules for mappings and rejected ports, for the next call with mostly the same decisions."""
 
     dnat_rules: IdentityCache[Mapping, BlockRules] = field(default_factory=IdentityCache)
     reject_rules: IdentityCache[RejectedPorts, BlockRules] = field(default_factory=IdentityCache)
@@ -77,13 +78,13 @@ class RulesetCache:
 
 
 def ruleset(desired: Desired, cache: RulesetCache | None = None) -> Ruleset:
-    """All that has to stand in the kernel for `desired` to hold."""
+    """All chains, rules and jumps for these decisions."""
     cache = cache or RulesetCache()
     return Ruleset(filter=filter_rules(desired, cache), nat=_nat_rules(desired, cache))
 
 
 def filter_rules(desired: Desired, cache: RulesetCache) -> TableRules:
-    """The part for the filter table."""
+    """The chains and jumps of the filter table."""
     chains = {
         FORWARD: _forward_chain(desired),
         CT: _established_chain(desired),
@@ -95,15 +96,15 @@ def filter_rules(desired: Desired, cache: RulesetCache) -> TableRules:
 
 
 def checks_sources(chains: Container[str]) -> bool:
-    """Whether a filter table with these chains asks for the sources of what leaves a network.
+    """True if a filter table with these chains checks the sources of packets that leave a network.
 
-    The first versions wrote none that does.
+    The tables of the first versions do not.
     """
     return CT not in chains or SOURCES in chains
 
 
 def closed_filter(rules: TableRules) -> TableRules:
-    """Filter rules for the same networks that let nothing in or out, open connections neither."""
+    """Filter rules for the same networks that drop everything in and out, even established."""
     between = [
         rule
         for chain in rules.chains
@@ -125,8 +126,11 @@ def _nat_rules(desired: Desired, cache: RulesetCache) -> TableRules:
 
 
 def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRules:
-    """Chains that have rules, and the jumps to them. FORWARD stands always: users lean on
-    DOCKER-USER, which it brings along. So does INPUT: no jump comes or goes with a network."""
+    """The chains with rules and the jumps to them.
+
+    FORWARD always exists, because users rely on DOCKER-USER, which comes with it. INPUT always
+    exists too, so no jump is added or removed with a network.
+    """
     filled = [
         chain
         for name, split in chains.items()
@@ -155,8 +159,8 @@ def _nat_jumps() -> tuple[BaseJump, ...]:
         BaseJump(
             base="OUTPUT",
             rule=Rule(
-                # What is sent to ::1 also comes from ::1, and the kernel drops the answer to that
-                # when it arrives from outside: DNAT of it can only hang.
+                # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in
+                # by another interface than lo, so with DNAT the connection would hang.
                 target=Jump(DNAT),
                 not_destination=_LOOPBACK_NET,
                 destination_local=True,
@@ -184,8 +188,8 @@ def _forward_chain(desired: Desired) -> ChainTree:
     )
     open_bridges = [network.bridge for network in ours if not network.closed]
     established = (Rule(states=("ESTABLISHED",), target=Jump(CT)),) if open_bridges else ()
-    # What goes to a container by forwarding never comes from the host itself. By bridge: what the
-    # host sends to its guests passes FORWARD, too, on bridges that are not ours.
+    # A forwarded packet to a container never has the host as its source. The rules match bridges,
+    # because packets of the host to its virtual machines also pass FORWARD, on other bridges.
     from_host = (
         Rule(source_local=True, out_interface=bridge, target=Verdict.DROP)
         for bridge in open_bridges
@@ -214,7 +218,7 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
         )
         yield from _own_source_rules(network)
     if open_networks:
-        # An error about an open flow has a source of its own, which may be forged as well.
+        # An ICMPv6 error about an open flow has its own source, which may be forged too.
         yield Rule(states=("RELATED",), target=Jump(CT))
     for network in open_networks:
         yield from _inbound_rules(network, desired)
@@ -227,11 +231,11 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
     if open_networks:
         for network in desired.networks:
             if network.managed_by is ManagedBy.ENGINE:
-                # Its own rules decide who comes in.
+                # The engine's own rules decide which packets enter this network.
                 yield Rule(out_interface=network.bridge, target=Verdict.RETURN)
     for network in open_networks:
         if network.masquerade and network.uses_nat:
-            # The kernel does not NAT what conntrack calls invalid: it would leave with its ULA.
+            # The kernel does not NAT invalid packets: they would leave with a ULA as source.
             yield Rule(
                 in_interface=network.bridge,
                 not_out_interface=network.bridge,
@@ -243,15 +247,18 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
 
 
 def _isolation_rules(bridge: str) -> Iterator[Rule]:
-    """Both ways and before all else: a container of an internal network can reach its own bridge
-    address, which is LOCAL, so it could be DNATed. By interface and not by address, so that a
-    forged source is dropped and NDP, which never leaves the bridge, is not."""
+    """Closes a bridge in both directions, before all other rules.
+
+    A container of an internal network can reach its bridge's address, which is LOCAL, so its
+    packets could get DNAT. The rules match interfaces and not addresses: forged sources are
+    dropped, and NDP, which never leaves the bridge, is not.
+    """
     yield Rule(not_in_interface=bridge, out_interface=bridge, target=Verdict.DROP)
     yield Rule(in_interface=bridge, not_out_interface=bridge, target=Verdict.DROP)
 
 
 def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
-    """What may come in from elsewhere: what our DNAT let in, what the options open, no more."""
+    """Packets that may enter a network: with our DNAT, or by direct access."""
     bridge = network.bridge
     unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
     if network.uses_nat:
@@ -274,22 +281,23 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
 
 
 def _source_rules(desired: Desired) -> Iterator[Rule]:
-    """Who nobody can be here: behind what is established, before everything that accepts.
+    """Drops forged sources: after established packets, before every rule that accepts.
 
-    A first packet with the source of a container, sent by somebody else to himself, would make
-    conntrack take all that he then sends to that container for answers.
+    An attacker could send a packet with a container's address as source to himself. For conntrack,
+    all his later packets to that container would be replies.
     """
     if _our_networks(desired):
         yield from _source_checks(desired, valid=Verdict.RETURN, forged=Verdict.DROP)
 
 
 def _source_checks(desired: Desired, *, valid: Target, forged: Target) -> Iterator[Rule]:
-    """What tells a forged source of something that came in: what is in a network comes in by its
-    bridge, or by where the host routes that part of it.
+    """Tells forged sources from valid ones by the input interface.
 
-    Networks of the engine's are in here, too: what we let out of ours reaches them.
+    A packet with a source inside a network comes in by the bridge of the network, or by the
+    interface to which the host routes that part of the network. The engine's networks are included,
+    because packets from our networks can reach them.
     """
-    # To a program such a peer is one of IPv4, and may be its own gateway there, or 127.0.0.1.
+    # A program takes this source for an IPv4 peer, for example its own gateway or 127.0.0.1.
     yield Rule(source=_IPV4_MAPPED, target=forged)
     for prefix, group in _routes_elsewhere(desired):
         for route in group:
@@ -302,8 +310,11 @@ def _source_checks(desired: Desired, *, valid: Target, forged: Target) -> Iterat
 
 
 def _destination_rules(desired: Desired) -> Iterator[Rule]:
-    """What is for a network goes out by its bridge. Where bridged packets pass netfilter, two
-    neighbours elsewhere could say to each other what makes an entry for a container here."""
+    """A packet to an address inside a network leaves by the bridge of the network.
+
+    If bridged packets pass netfilter, two machines on another bridge could otherwise create a
+    conntrack entry for a container with packets between them.
+    """
     if not _our_networks(desired):
         return
     for prefix, group in _routes_elsewhere(desired):
@@ -318,16 +329,18 @@ def _destination_rules(desired: Desired) -> Iterator[Rule]:
 
 
 def _routes_elsewhere(desired: Desired) -> Iterable[tuple[IPv6Network, Iterator[Route]]]:
-    """The routes into a part of a network that lead elsewhere, the narrowest prefix first."""
+    """The routes to parts of networks by other interfaces, longest prefix first."""
     routes = {route for network in desired.networks for route in network.routes_elsewhere}
     narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
     return groupby(narrow_first, key=lambda route: route.prefix)
 
 
 def _own_source_rules(network: Network) -> Iterator[Rule]:
-    """A container sends with its own network's sources, and with those that the host routes to it,
-    and so with no neighbour's of the host. Only what leaves the bridge is asked: neighbours talk
-    with link-local addresses, too."""
+    """A container sends only with sources of its network or of prefixes that are routed to it.
+
+    It cannot forge the address of a neighbour of the host. Only packets that leave the bridge are
+    checked, because containers on one bridge also use link-local addresses.
+    """
     sources = (*network.subnets, *network.routed_prefixes)
     match sources:
         case [subnet]:
@@ -360,8 +373,11 @@ def _own_source_chains(desired: Desired) -> Iterator[Chain]:
 
 
 def _established_chain(desired: Desired) -> ChainTree:
-    """Not from the host's own addresses: whoever poses as a container first, and then as the host
-    that it asked, would be taken for the host's answer."""
+    """Accepts established packets, except from addresses of the host.
+
+    An attacker could first send a packet to the host as the container, then one to the container as
+    the host: for conntrack, the second is a reply.
+    """
     open_networks = [network for network in _our_networks(desired) if not network.closed]
     rules: list[Rule] = []
     for network in open_networks:
@@ -377,8 +393,11 @@ def _established_chain(desired: Desired) -> ChainTree:
 
 
 def _established_source_rule(network: Network) -> Iterator[Rule]:
-    """Where bridged packets pass netfilter conntrack knows what neighbours say to each other, and
-    would take as a part of it what somebody else sends as one of them."""
+    """Drops established packets with a source inside the network from another interface.
+
+    If bridged packets pass netfilter, conntrack has entries for flows between containers, and a
+    forged packet from outside would match such an entry.
+    """
     match (*network.subnets, *network.routed_prefixes):
         case [subnet] if subnet.prefixlen and not network.routes_elsewhere:
             yield Rule(
@@ -399,13 +418,17 @@ def _input_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
 
 
 def _host_guard(desired: Desired) -> ChainTree:
-    """A forged first packet to the host makes an entry as well, and the host's side of it may be
-    anybody's: an address that leaves the host, or an error about it."""
+    """Drops new packets to the host with a forged source.
+
+    Such a packet creates a conntrack entry too. Others could send in the reply direction: with an
+    address that the host has given up, or an ICMPv6 error about the flow.
+    """
     if not _our_networks(desired):
         return ChainTree(())
     rules = (
         Rule(in_interface="lo", target=Verdict.RETURN),
-        # What the host sends to its own address comes by lo; what it sends to a group comes back.
+        # Packets of the host to itself come in by lo. Its own multicast comes back by another
+        # interface, but with a destination that is not LOCAL.
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
         *(_authentication_rules(desired) if desired.userland_proxy else ()),
@@ -414,11 +437,13 @@ def _host_guard(desired: Desired) -> ChainTree:
 
 
 def _authentication_rules(desired: Desired) -> Iterator[Rule]:
-    """What no rule of nat translates in nf_tables, and conntrack takes for a first packet to a
-    published port: all that follow would go to the proxy, which hides who asks.
+    """Drops new packets to published ports behind an authentication header.
 
-    All ports are meant from the lowest published one up, or some below it: what nobody but an
-    attacker sends is to cost no container that starts a change of this chain.
+    No DNAT rule of nf_tables matches such a packet, but conntrack creates an entry for the port.
+    Later packets of the flow would go to the userland proxy, which hides the client's address.
+
+    The rule covers all ports from the highest power of two that is not above the lowest published
+    port. So a new container rarely changes this chain; only attackers send such packets.
     """
     for protocol in Protocol:
         ports = [
@@ -436,7 +461,7 @@ def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     tree = by_port("REJ-", rules)
     if not tree.chains:
         return tree
-    # Everything else that the host hears, on open connections too, asks for no port here.
+    # All other packets to the host, even of open connections, skip the rules for ports.
     jump = Jump(REJECTED)
     return ChainTree(
         (Rule(destination=_LOOPBACK_NET, target=jump), Rule(source=LINK_LOCAL, target=jump)),
@@ -445,8 +470,11 @@ def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
 
 
 def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
-    """What comes to the proxy by UDP, which it hands on to the container as if the gateway had
-    sent it. Over TCP and SCTP nobody opens a connection with a source whose answers he misses."""
+    """Drops forged UDP packets to the userland proxy, which would send them on as the gateway.
+
+    TCP and SCTP need no such rules: an attacker who does not get the replies cannot open a
+    connection.
+    """
     mappings = [mapping for mapping in _our_mappings(desired) if mapping.protocol is Protocol.UDP]
     if not mappings and not desired.proxy_udp_ports:
         return ChainTree(())
@@ -458,11 +486,11 @@ def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
     jumps = by_port("UP-", [*mapped, unmapped])
     guard = (
         Rule(in_interface="lo", target=Verdict.RETURN),
-        # To conntrack a datagram of length 0 is none, so nothing translates it; to a socket it is.
+        # For conntrack a datagram of UDP length 0 is invalid, so it gets no DNAT; a socket gets it.
         Rule(states=("INVALID",), target=Verdict.DROP),
-        # Somebody began a flow from here with our address; see _DROP_REPLY_SYN.
+        # A forged packet with an address of the host created the entry; see _DROP_REPLY_SYN.
         Rule(reply=True, target=Verdict.DROP),
-        # Groups and anycast addresses are not translated, and a proxy on all addresses hears them.
+        # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
         Rule(destination_not_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
     )
@@ -471,7 +499,7 @@ def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
 
 def _proxy_jump(mapping: Mapping) -> Rule:
     return Rule(
-        # On a network with host_binding_ipv6 the proxy may listen on all addresses all the same.
+        # On a network with host_binding_ipv6 the proxy may still listen on all addresses.
         destination=IPv6Network(mapping.host_address) if mapping.proxy_binds_address else None,
         protocol=mapping.protocol,
         ports=(mapping.host_port, mapping.host_port_end),
@@ -514,13 +542,13 @@ def _dnat_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     rules = cache.dnat_rules.map(
         mappings, lambda mapping: assign_blocks(_dnat_rules(mapping, proxy)), key=proxy
     )
-    # They stand in the order of their rules, so those for one address come first.
+    # Mappings are sorted: those for one address come before the wildcards.
     wildcards = bisect_left(mappings, True, key=lambda mapping: mapping.wildcard)
     on_address = [
         mapping for mapping in mappings[:wildcards] if mapping.protocol is not Protocol.UDP
     ]
     return concat(
-        # The kernel does not forward link-local packets: DNAT could only lose them.
+        # The kernel does not forward link-local sources: with DNAT such packets would be lost.
         ChainTree((Rule(source=LINK_LOCAL, target=Verdict.RETURN),)),
         by_port("AT-", rules[:wildcards]),
         ChainTree(tuple(_proxy_return_rules(on_address, mappings[wildcards:])) if proxy else ()),
@@ -529,20 +557,22 @@ def _dnat_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
 
 
 def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
-    """What came in by an interface and is not translated, whatever port it asks for. What the host
-    itself sends does not pass here."""
+    """Packets that get no DNAT, for any port. Packets of the host itself do not pass this chain."""
     for network in _our_networks(desired):
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
-    # They are dropped in FORWARD anyway, unless DOCKER-USER or a mark accepts them before.
+    # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
     yield Rule(source_local=True, target=Verdict.RETURN)
     yield from _source_checks(desired, valid=Jump(DNAT), forged=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 
 
 def _proxy_return_rules(on_address: list[Mapping], wildcards: list[Mapping]) -> Iterator[Rule]:
-    """Neighbours that ask for an address are the proxy's business, as they are for a wildcard, so
-    a wildcard of another network must not take them. Rare: engines refuse most such pairs."""
+    """RETURN rules before the wildcard DNAT rules, for bindings to one address.
+
+    With the proxy on, a container on the same bridge that connects to such a binding must reach the
+    proxy, and not the wildcard binding of another network. Rare: engines refuse most such pairs.
+    """
     if not on_address:
         return
     bridges = {
@@ -564,10 +594,10 @@ def _proxy_return_rules(on_address: list[Mapping], wildcards: list[Mapping]) -> 
 
 
 def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
-    """One rule for a run that keeps its numbers, one a port where they are shifted.
+    """One rule for a range with equal host and container ports; else one rule per port.
 
-    With a shifted range in one rule the kernel takes the next port of the range when a client
-    uses one source port towards two addresses of the host, and the packet arrives at the wrong
+    With different ports in one rule, the kernel takes the next port of the range if a client
+    connects from one source port to two addresses of the host. The packet would reach the wrong
     port.
     """
     if mapping.host_port == mapping.container_port:
@@ -581,9 +611,9 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
         ]
     host = None if mapping.wildcard else IPv6Network(mapping.host_address)
     if userland_proxy and mapping.protocol is Protocol.UDP and not mapping.proxy_binds_address:
-        # A proxy for all addresses answers a datagram from the bridge's own, whichever was asked,
-        # and the neighbour would not know the answer. Redirected, it is un-NATed on its way back.
-        # One that listens on a single address answers from that, and is nowhere else.
+        # A proxy on all addresses replies from the bridge's address, whatever address the container
+        # sent to, and the container would drop the reply. With REDIRECT, conntrack restores the
+        # address in the reply. A proxy on one address replies from this address.
         yield Rule(
             destination=host,
             in_interface=mapping.bridge,
@@ -594,7 +624,7 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
     for first, last, port in ranges:
         yield Rule(
             destination=host,
-            # With the proxy on, neighbours are its business: it answers on the bridge's address.
+            # With the proxy on, containers on the same bridge reach the proxy.
             not_in_interface=mapping.bridge if userland_proxy else "",
             protocol=mapping.protocol,
             ports=(first, last),
@@ -610,7 +640,7 @@ def _postrouting_rules(desired: Desired) -> Iterator[Rule]:
                 route.prefix
                 for route in network.routes_elsewhere
                 if route.interface not in bridges
-                # A container that is a router for more knows what is not behind it.
+                # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
                 and any(route.prefix.subnet_of(subnet) for subnet in network.subnets)
             ]
             yield from _source_nat_rules(network, lans, desired.userland_proxy)
@@ -622,7 +652,7 @@ def _source_nat_rules(
     address = network.source_address
     target = Verdict.MASQUERADE if address is None else Snat(address)
     for lan in lans:
-        # By its prefix the container takes it for a neighbour, and would answer on its own link.
+        # The LAN is inside the container's subnet, so replies to it would stay on the bridge.
         yield _hairpin_rule(network, lan, target)
         yield Rule(source=lan, target=Verdict.RETURN)
     for subnet in network.subnets:
@@ -634,7 +664,7 @@ def _source_nat_rules(
                 target=target,
             )
         if not userland_proxy:
-            # Without it a neighbour on the same bridge would answer past us.
+            # Else a container on the same bridge would reply directly, and DNAT is not undone.
             yield _hairpin_rule(network, subnet, target)
 
 

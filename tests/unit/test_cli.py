@@ -288,7 +288,7 @@ def test_a_fault_of_its_own_is_the_last_line_and_the_status(
     assert cli.run([]) == 1
     assert caplog.records[-1].levelno == logging.CRITICAL
     last = caplog.records[-1].getMessage()
-    assert last.startswith("ended by a fault of its own, please report it: KeyError: ")
+    assert last.startswith("stopped by an internal error, please report it: KeyError: ")
     assert "Traceback" in caplog.text
     assert told() == "STATUS=" + " ".join(last.splitlines())
 

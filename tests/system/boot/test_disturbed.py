@@ -109,7 +109,7 @@ def test_a_crash_loop_ends_with_its_reason_in_the_status(host: Host) -> None:
         assert harness.until(lambda: host.show("ActiveState"), "failed", timeout=60) == "failed"
         assert int(host.show("NRestarts")) >= 4
         said = host.run("systemctl", "--no-pager", "--full", "status", "ipv6natd", check=False)
-        why = "ended by a fault of its own, please report it: TypeError: 'NoneType' object is not"
+        why = "stopped by an internal error, please report it: TypeError: 'NoneType' object is not"
         assert re.search(rf"Status: .*{why} callable at cli.py:[0-9]+", said), said
         assert f"\n{why}" in host.journal()
         host.await_served()

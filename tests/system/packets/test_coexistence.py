@@ -154,7 +154,7 @@ def test_c3_c4_c7_an_engine_with_nftables_of_its_own_is_left_alone(
             assert by_network(daemon, "ManagedBy") == {"X": "engine", "Y": "ipv6natd"}
             assert by_network(daemon, "Warnings")["X"] == []
             (warning,) = by_network(daemon, "Warnings")["Y"]
-            assert "keeps IPv6 rules for other networks and none for this one" in warning
+            assert "has IPv6 rules for other networks but none for this one" in warning
             assert sorted(states(daemon)) == ["active", "native"]
             assert dnats(sandbox.rules(), 8080) == []
             assert nft(sandbox.host) == table

@@ -76,7 +76,7 @@ def test_http_that_is_to_be_verified_is_a_mistake(source: str, cert_path: str) -
         settings([Layer("f", {"cert_path": cert_path}), layer])
     said = str(caught.value)
     assert said.startswith(f"{layer.source}: tls_verify = true and endpoint = '{HTTP}': ")
-    assert "write endpoint = 'tcp://h:2375'" in said
+    assert "set endpoint = 'tcp://h:2375'" in said
     assert "DOCKER_TLS_VERIFY" in said
 
 
@@ -92,7 +92,9 @@ def test_both_places_are_named_where_they_are_two() -> None:
 @pytest.mark.parametrize("endpoint", [TCP, HTTPS])
 def test_verifying_without_a_folder_of_certificates_is_a_mistake(endpoint: str) -> None:
     """Public authorities sign for anybody who has a name."""
-    with pytest.raises(ConfigError, match=r"there is no cert_path; name there .* ca\.pem"):
+    with pytest.raises(
+        ConfigError, match=r"cert_path is not set; set it to the directory with ca\.pem"
+    ):
         settings([Layer("f", {"endpoint": endpoint, "tls_verify": True})])
 
 

@@ -103,11 +103,11 @@ CASES = {
     "P9: a stopped container is not among the facts": Case(facts=snapshot(X)),
     "P11: IPv6 switched off inside": Case(
         facts=snapshot(X, ip6_off(X)),
-        skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+        skipped=("has no IPv6 address on network 'x'; check if a sysctl",),
     ),
     "P11: and the engine lists no IPv6 for it": Case(
         facts=snapshot(X, replace(ip6_off(X), bindings=(chosen("0.0.0.0", 8080),))),
-        skipped=("has no IPv6 address on network 'x'; see whether a sysctl",),
+        skipped=("has no IPv6 address on network 'x'; check if a sysctl",),
     ),
     "P11: and only IPv4 was asked for": Case(
         facts=snapshot(X, replace(ip6_off(X), bindings=(binding(address="0.0.0.0"),))),
@@ -302,7 +302,7 @@ CASES = {
     ),
     "a network with IPv6 and no subnet that could be read": Case(
         facts=snapshot(network(subnet="")),
-        skipped=("no IPv6 subnet that could be read",),
+        skipped=("no valid IPv6 subnet",),
     ),
     "a network without IPv6 is no news": Case(facts=snapshot(NO_IPV6)),
     "a container that waits for its host port": Case(
@@ -325,7 +325,10 @@ def test_scenario(name: str) -> None:
 @pytest.mark.parametrize(
     ("bindings", "said"),
     [
-        ((chosen("0.0.0.0", 32768), chosen("::", 32769)), "number 32769 on IPv6 and 32768 on IPv4"),
+        (
+            (chosen("0.0.0.0", 32768), chosen("::", 32769)),
+            "host port 32769 for IPv6 and 32768 for IPv4",
+        ),
         ((chosen("0.0.0.0", 32768), chosen("::", 32768)), ""),
         ((chosen("0.0.0.0", 1), chosen("0.0.0.0", 2), chosen("::", 2), chosen("::", 1)), ""),
         ((binding(address="0.0.0.0", host_port=1), binding(host_port=2)), ""),
@@ -510,7 +513,7 @@ def test_of_two_networks_that_claim_one_bridge_the_first_by_name_has_it() -> Non
     assert lines(want) == [TO_WEB]
     (skipped,) = want.skipped
     assert (skipped.network, skipped.container_name) == ("y", "")
-    assert skipped.reason == "network 'x' already has its bridge brX"
+    assert skipped.reason == "its bridge brX belongs to network 'x'"
 
 
 # Runs.

@@ -759,7 +759,7 @@ def test_what_changed_is_told_to_people(bench: Bench, caplog: pytest.LogCaptureF
         (
             "WARNING",
             "skipped 80/tcp of container late: [::]:8080 already belongs to container 'web'; "
-            "publish one of them elsewhere",
+            "publish one of the two on another port",
         ),
         ("WARNING", "network x: enable_icc='yes' is neither true nor false"),
         ("INFO", "synced: 2 mappings, 1 network, 1 skipped, nft"),
