@@ -187,7 +187,7 @@ def watching(host: Namespace, variant: Variant, table: Table = Table.NAT) -> Ite
 
 
 def _size(table: Table) -> tuple[int, int]:
-    return xtables.counts(table) if table in xtables.present() else (0, 0)
+    return xtables.table_size(table) if table in xtables.existing_tables() else (0, 0)
 
 
 def restore_of_change(sandbox: Sandbox) -> float:

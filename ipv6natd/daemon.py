@@ -19,9 +19,9 @@ from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.firewall.leftovers import leftovers, remove
+from ipv6natd.firewall.leftovers import read_leftovers, remove_leftovers
 from ipv6natd.firewall.monitor import read_interval, watch
-from ipv6natd.firewall.restore import connections
+from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import addresses, check_host, docker_ipv6nat
@@ -87,7 +87,7 @@ class Daemon:
             policy=self._settings.policy,
             complete=self._completion,
             publish=self._show,
-            follow_flows=Conntrack(addresses).follow,
+            follow_flows=Conntrack(addresses).flush_stale_flows,
             look=self._look,
             keep=self._kept.write,
             found=self._found,
@@ -295,7 +295,7 @@ class Daemon:
             raise BusError("org.ipv6natd1.Error.InUse", text)
         found = await self._find_leftovers()
         try:
-            await in_thread(partial(remove, found))
+            await in_thread(partial(remove_leftovers, found))
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
         finally:
@@ -305,7 +305,7 @@ class Daemon:
         return found
 
     async def _find_leftovers(self) -> tuple[Leftover, ...]:
-        return await in_thread(partial(leftovers, tuple(self._watch.networks.values())))
+        return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
 
     async def explain(self, asked: str) -> list[Row]:
         """For the bus."""
@@ -315,7 +315,7 @@ class Daemon:
                 return []
             try:
                 backend = Backend(self._reconciler.status.backend)
-                counters = await in_thread(partial(connections, backend))
+                counters = await in_thread(partial(read_connection_counts, backend))
             except FirewallError as error:
                 log.debug("no counters: %s", error)
                 counters = {}

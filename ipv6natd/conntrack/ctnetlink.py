@@ -30,46 +30,48 @@ _HEADER = struct.Struct("=IHHII")
 _FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
-_AT_ONCE = 64
+_BATCH_SIZE = 64
 """Entries a message, whose answers the kernel keeps for who has not read them yet."""
-_ANSWERS = 1 << 16
+_RECEIVE_SIZE = 1 << 16
 
 
-def forget(entries: Iterable[Tuple], *, timeout: float) -> int:
+def delete_entries(entries: Iterable[Tuple], *, timeout: float) -> int:
     """Have the kernel forget these, each by its original tuple; how many there were.
 
     Raises OSError, TimeoutError where one answer takes longer than `timeout` seconds. Those before
     are forgotten then.
     """
-    forgotten, left = 0, iter(entries)
+    deleted, remaining = 0, iter(entries)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
         netlink.settimeout(timeout)
-        while some := list(islice(left, _AT_ONCE)):
-            netlink.send(b"".join(deletion(each, number) for number, each in enumerate(some)))
-            forgotten += _forgotten(netlink, len(some))
-    return forgotten
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            netlink.send(
+                b"".join(delete_message(entry, number) for number, entry in enumerate(batch))
+            )
+            deleted += _deleted_count(netlink, len(batch))
+    return deleted
 
 
-def _forgotten(netlink: socket.socket, asked: int) -> int:
+def _deleted_count(netlink: socket.socket, expected: int) -> int:
     """How many of the deletions just asked for found something; raises OSError if one failed."""
     codes: list[int] = []
-    while len(codes) < asked:
-        codes += _codes(netlink.recv(_ANSWERS))
+    while len(codes) < expected:
+        codes += _error_codes(netlink.recv(_RECEIVE_SIZE))
     for code in codes:
         if code not in (0, errno.ENOENT):
             raise OSError(code, os.strerror(code))
     return codes.count(0)
 
 
-def _codes(said: bytes) -> Iterator[int]:
-    while len(said) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(said)
+def _error_codes(data: bytes) -> Iterator[int]:
+    while len(data) >= _HEADER.size:
+        length, kind, *_ = _HEADER.unpack_from(data)
         if kind == _NLMSG_ERROR:
-            yield -_ERROR.unpack_from(said, _HEADER.size)[0]
-        said = said[max(length, _HEADER.size) + 3 & ~3 :]
+            yield -_ERROR.unpack_from(data, _HEADER.size)[0]
+        data = data[max(length, _HEADER.size) + 3 & ~3 :]
 
 
-def deletion(entry: Tuple, number: int) -> bytes:
+def delete_message(entry: Tuple, number: int) -> bytes:
     """One message that has the kernel forget one entry and say so."""
     body = _FAMILY + _nested(
         _CTA_TUPLE_ORIG,
@@ -81,14 +83,14 @@ def deletion(entry: Tuple, number: int) -> bytes:
         _nested(
             _CTA_TUPLE_PROTO,
             _attribute(_CTA_PROTO_NUM, bytes([entry.number])),
-            *_details(entry.number, entry.detail),
+            *_protocol_attributes(entry.number, entry.detail),
         ),
     )
     flags = _NLM_F_REQUEST | _NLM_F_ACK
     return _HEADER.pack(_HEADER.size + len(body), _CT_DELETE, flags, number, 0) + body
 
 
-def _details(number: int, detail: Sequence[int]) -> Iterator[bytes]:
+def _protocol_attributes(number: int, detail: Sequence[int]) -> Iterator[bytes]:
     match detail:
         case kind, code, echo if number == ICMPV6:
             yield _attribute(_CTA_PROTO_ICMPV6_TYPE, bytes([kind]))

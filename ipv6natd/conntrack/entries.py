@@ -14,31 +14,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address
 
-from ipv6natd.conntrack.ctnetlink import forget
-from ipv6natd.conntrack.stale import Exposure, Part, Tuple, came, newly_closed, parse, parts, wrong
+from ipv6natd.conntrack.ctnetlink import delete_entries
+from ipv6natd.conntrack.stale import (
+    Exposure,
+    Query,
+    Tuple,
+    added_endpoints,
+    newly_protected,
+    parse_entries,
+    queries,
+    stale_entries,
+)
 from ipv6natd.model import Desired
 from ipv6natd.system.process import TOOL_DIRECTORIES, output_of, run, which
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 10.0
+IP_TIMEOUT = 10.0
 """Seconds that one call of `ip` may take."""
-PATIENCE = 10.0
+FLUSH_TIMEOUT = 10.0
 """Seconds that all may take that is asked about flows after one change."""
-LOOKS, PAUSE = 4, 0.025
+MAX_SCANS, SCAN_PAUSE = 4, 0.025
 """How often, and after how many seconds each, answers that were under way are looked after: see
 flows."""
-INSTALL = "install the package conntrack (on Arch: conntrack-tools)"
+INSTALL_HINT = "install the package conntrack (on Arch: conntrack-tools)"
 _MISSING = (
     f"there is no conntrack in {':'.join(TOOL_DIRECTORIES)}: UDP flows that began before a mapping "
-    f"changed go on as before; {INSTALL}"
+    f"changed go on as before; {INSTALL_HINT}"
 )
 _FAMILY = ("-f", "ipv6", "-w", "0")
-_FEW = 4
+_MAX_SEPARATE_LISTS = 4
 """Parts of the table that are listed by themselves: each list reads it whole."""
 
 
-class _Failed(Exception):
+class _FlushError(Exception):
     """What was asked was not done; the text has the tool's or the kernel's own words."""
 
 
@@ -47,97 +56,109 @@ class Conntrack:
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
-        self._told = ""
+        self._last_warning = ""
 
-    def follow(self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE) -> bool:
+    def flush_stale_flows(
+        self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
+    ) -> bool:
         """Forget what is wrong now that the rules for `new` have taken the place of those for
         `old`, which is None where nobody knows what held before. Whether that is done.
 
         Blocks. What fails is logged, not raised.
         """
-        _forget_neighbours(old, new, exposure)
-        where = parts(old, new, exposure=exposure)
-        if not where:
+        _flush_neighbours(old, new, exposure)
+        scope = queries(old, new, exposure=exposure)
+        if not scope:
             return True
         tool = which("conntrack", TOOL_DIRECTORIES)
         if tool is None:
-            self._tell(_MISSING)
+            self._warn_once(_MISSING)
             return True  # whoever installs it meets flows that end sooner or later
-        answers: set[Tuple] = set()
-        deadline = time.monotonic() + PATIENCE
+        deleted_replies: set[Tuple] = set()
+        deadline = time.monotonic() + FLUSH_TIMEOUT
         try:
-            for look in range(LOOKS):
-                if look:
-                    time.sleep(PAUSE)
-                flows = parse(_listed(tool, where, deadline))
-                here = self._host_addresses()
-                again = answers or None  # the first look knows of none
-                found = {
-                    each.original: each.reply
-                    for each in wrong(flows, old, new, here, exposure=exposure, answers=again)
-                }
-                if not found:
+            for scan in range(MAX_SCANS):
+                if scan:
+                    time.sleep(SCAN_PAUSE)
+                flows = parse_entries(_list_entries(tool, scope, deadline))
+                known_replies = deleted_replies or None  # the first scan knows of none
+                stale = stale_entries(
+                    flows,
+                    old,
+                    new,
+                    self._host_addresses(),
+                    exposure=exposure,
+                    deleted_replies=known_replies,
+                )
+                replies = {flow.original: flow.reply for flow in stale}
+                if not replies:
                     break
-                _forget(list(found), deadline)
-                answers.update(found.values())
-        except _Failed as error:
-            self._tell(f"flows that began before the rules changed may go on as before: {error}")
+                _delete(list(replies), deadline)
+                deleted_replies.update(replies.values())
+        except _FlushError as error:
+            self._warn_once(
+                f"flows that began before the rules changed may go on as before: {error}"
+            )
             return False
-        self._told = ""
+        self._last_warning = ""
         return True
 
-    def _tell(self, trouble: str) -> None:
-        """Once for each trouble, not once for each try."""
-        log.log(logging.DEBUG if trouble == self._told else logging.WARNING, "%s", trouble)
-        self._told = trouble
+    def _warn_once(self, text: str) -> None:
+        """Once for each text, not once for each try."""
+        log.log(logging.DEBUG if text == self._last_warning else logging.WARNING, "%s", text)
+        self._last_warning = text
 
 
-def _forget_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
+def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
     # What waits for a neighbour is dropped with him. Most have none, and that stops no batch.
-    closed = newly_closed(old, new, exposure=exposure)
-    lines = [f"neigh flush dev {network.bridge}\n" for network in closed]
-    lines += [f"neigh del {address} dev {bridge}\n" for bridge, address in came(old, new)]
+    protected = newly_protected(old, new, exposure=exposure)
+    lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
+    lines += [
+        f"neigh del {address} dev {bridge}\n" for bridge, address in added_endpoints(old, new)
+    ]
     if lines:
-        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=TIMEOUT)
+        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=IP_TIMEOUT)
 
 
-def _listed(tool: str, where: Sequence[Part], deadline: float) -> str:
+def _list_entries(tool: str, scope: Sequence[Query], deadline: float) -> str:
     """The entries of these parts, and others where they are many."""
-    if len(where) > _FEW:
-        where = [Part()]
-    return "".join(_run(tool, "-L", *_FAMILY, *_words(each), deadline=deadline) for each in where)
+    if len(scope) > _MAX_SEPARATE_LISTS:
+        scope = [Query()]
+    return "".join(
+        _run(tool, "-L", *_FAMILY, *_list_options(query), deadline=deadline) for query in scope
+    )
 
 
-def _words(part: Part) -> Iterator[str]:
+def _list_options(query: Query) -> Iterator[str]:
     for option, value in (
-        ("-p", part.protocol),
-        ("--orig-src", part.source),
-        ("--orig-dst", part.destination),
-        ("--reply-src", part.answered_by),
+        ("-p", query.protocol),
+        ("--orig-src", query.source),
+        ("--orig-dst", query.destination),
+        ("--reply-src", query.reply_source),
     ):
         if value is not None:
             yield from (option, str(value))
 
 
-def _run(tool: str, *words: str, deadline: float) -> str:
-    argv = [tool, *words]
+def _run(tool: str, *arguments: str, deadline: float) -> str:
+    argv = [tool, *arguments]
     try:
-        done = run(argv, timeout=max(deadline - time.monotonic(), 0))
+        result = run(argv, timeout=max(deadline - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
-        raise _Failed(f"{' '.join(argv)} did not end within {PATIENCE:g} s") from None
+        raise _FlushError(f"{' '.join(argv)} did not end within {FLUSH_TIMEOUT:g} s") from None
     except OSError as error:
-        raise _Failed(f"{tool} cannot be run: {error.strerror}") from error
-    if done.returncode != 0:
-        why = done.stderr.strip() or f"exit status {done.returncode}, no message"
-        raise _Failed(f"{' '.join(argv)}: {why.splitlines()[0]}")
-    return done.stdout
+        raise _FlushError(f"{tool} cannot be run: {error.strerror}") from error
+    if result.returncode != 0:
+        reason = result.stderr.strip() or f"exit status {result.returncode}, no message"
+        raise _FlushError(f"{' '.join(argv)}: {reason.splitlines()[0]}")
+    return result.stdout
 
 
-def _forget(entries: Sequence[Tuple], deadline: float) -> None:
+def _delete(entries: Sequence[Tuple], deadline: float) -> None:
     try:
-        there = forget(entries, timeout=max(deadline - time.monotonic(), 0.001))
+        deleted = delete_entries(entries, timeout=max(deadline - time.monotonic(), 0.001))
     except TimeoutError:
-        raise _Failed(f"the kernel did not forget them within {PATIENCE:g} s") from None
+        raise _FlushError(f"the kernel did not forget them within {FLUSH_TIMEOUT:g} s") from None
     except OSError as error:
-        raise _Failed(f"the kernel does not forget them: {error.strerror}") from error
-    log.debug("%d of %d flows forgotten", there, len(entries))
+        raise _FlushError(f"the kernel does not forget them: {error.strerror}") from error
+    log.debug("%d of %d flows forgotten", deleted, len(entries))

@@ -28,18 +28,19 @@ from ipv6natd.model import (
 )
 from ipv6natd.netfilter.prefixes import PrefixIndex
 
-FOLLOWED = (Protocol.UDP, Protocol.SCTP)
+FLUSHED_PROTOCOLS = (Protocol.UDP, Protocol.SCTP)
 ICMPV6 = 58
 """Its number among the protocols (IANA)."""
 
 # An entry of another zone belongs to who made that zone; our rules see the packets of none.
-_SIDE = (
+_DIRECTION = (
     r"src=([0-9a-f:.]+) dst=([0-9a-f:.]+)"
     r"(?: (?:sport=(\d{1,5}) dport=(\d{1,5})|srckey=0x([0-9a-f]{1,4}) dstkey=0x([0-9a-f]{1,4})"
     r"|type=(\d{1,3}) code=(\d{1,3}) id=(\d{1,5})))?(?= )"
 )
 _ENTRY = re.compile(
-    rf"^(?:ipv6 +10 +)?\w+ +(\d{{1,3}}) (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*\b{_SIDE}.*? {_SIDE}",
+    r"^(?:ipv6 +10 +)?\w+ +(\d{1,3}) (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*\b"
+    rf"{_DIRECTION}.*? {_DIRECTION}",
     re.MULTILINE,
 )
 _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
@@ -101,23 +102,23 @@ class Flow:
     @property
     def translated(self) -> bool:
         """Whether its destination was rewritten."""
-        asked, answers = self.original, self.reply
-        return (asked.destination, asked.detail[1:]) != (answers.source, answers.detail[:1])
+        original, reply = self.original, self.reply
+        return (original.destination, original.detail[1:]) != (reply.source, reply.detail[:1])
 
     @property
-    def turned(self) -> Flow:
+    def reversed(self) -> Flow:
         """The same flow as if the other side had begun it; of one that is not translated."""
         return Flow(original=self.reply, reply=self.original)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Query:
     """Entries to look at: those that have all that is named here."""
 
     protocol: Protocol | None = None
     source: IPv6Network | None = None
     destination: IPv6Network | None = None
-    answered_by: IPv6Address | None = None
+    reply_source: IPv6Address | None = None
 
 
 class _Target(NamedTuple):
@@ -129,24 +130,27 @@ class _Target(NamedTuple):
     managed_by: ManagedBy
 
 
-def parse(text: str) -> Iterator[Flow]:
+def parse_entries(text: str) -> Iterator[Flow]:
     """What `conntrack -L`, plain or extended, lists of IPv6, over whatever protocol.
 
     A line that is not understood is passed over: an entry that is left is no worse than before.
     """
-    for found in _ENTRY.finditer(text):
-        words = found.groups()
-        number = int(words[0])
+    for match in _ENTRY.finditer(text):
+        fields = match.groups()
+        number = int(fields[0])
         try:
-            original, reply = _tuple(number, *words[1:10]), _tuple(number, *words[10:])
+            original, reply = (
+                _parse_tuple(number, *fields[1:10]),
+                _parse_tuple(number, *fields[10:]),
+            )
         except AddressValueError:
             continue
         if len(original.detail) == len(reply.detail) == 2 or number not in _PROTOCOLS:
             yield Flow(original=original, reply=reply)
 
 
-def _tuple(number: int, source: str, destination: str, *words: str | None) -> Tuple:
-    sport, dport, srckey, dstkey, kind, code, echo = words
+def _parse_tuple(number: int, source: str, destination: str, *fields: str | None) -> Tuple:
+    sport, dport, srckey, dstkey, icmp_type, code, echo = fields
     detail: tuple[int, ...] = ()
     fits = number <= 0xFF
     if sport and dport:
@@ -154,53 +158,62 @@ def _tuple(number: int, source: str, destination: str, *words: str | None) -> Tu
         fits &= max(detail) <= 0xFFFF
     elif srckey and dstkey:
         detail = (int(srckey, 16), int(dstkey, 16))
-    elif kind and code and echo:
-        detail = (int(kind), int(code), int(echo))
+    elif icmp_type and code and echo:
+        detail = (int(icmp_type), int(code), int(echo))
         fits &= max(detail[:2]) <= 0xFF and detail[2] <= 0xFFFF
     if not fits:
         raise AddressValueError
-    return Tuple(number, _address(source), _address(destination), detail)
+    return Tuple(number, _parse_address(source), _parse_address(destination), detail)
 
 
 # Most entries name the same few hosts and containers, and to parse an address takes its time.
-_address = lru_cache(maxsize=4096)(IPv6Address)
+_parse_address = lru_cache(maxsize=4096)(IPv6Address)
 
 
-def parts(old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE) -> list[Part]:
+def queries(
+    old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
+) -> list[Query]:
     """Where in the table an entry may be wrong now; nowhere where nothing has to be read at all."""
-    closed = newly_closed(old, new, exposure=exposure)
-    senders = new.networks if exposure and _ours(new) else closed
+    closed = newly_protected(old, new, exposure=exposure)
+    senders = new.networks if exposure and _own_networks(new) else closed
     return [
-        *(Part(destination=subnet) for network in closed for subnet in network.subnets),
-        *(Part(source=subnet) for network in senders for subnet in network.subnets),
-        *(Part(answered_by=address) for address in sorted(gone(old, new))),
-        *(Part(protocol=protocol) for protocol in protocols(old, new)),
+        *(Query(destination=subnet) for network in closed for subnet in network.subnets),
+        *(Query(source=subnet) for network in senders for subnet in network.subnets),
+        *(Query(reply_source=address) for address in sorted(removed_addresses(old, new))),
+        *(Query(protocol=protocol) for protocol in affected_protocols(old, new)),
     ]
 
 
-def protocols(old: Desired | None, new: Desired) -> list[Protocol]:
+def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
     """Those whose entries may be wrong now; none where no process has to be started at all."""
-    touched = _touched(old, new)
+    changed = _changed_protocols(old, new)
     # A flow may have outlived the mapping that nobody knows of: of UDP there is a table always.
-    unknown = {Protocol.UDP} if old is None and any(_ours(new)) else set()
+    unknown = {Protocol.UDP} if old is None and any(_own_networks(new)) else set()
     return [
-        p for p in FOLLOWED if p in unknown or (p in touched and _runs(old, p) != _runs(new, p))
+        protocol
+        for protocol in FLUSHED_PROTOCOLS
+        if protocol in unknown
+        or (protocol in changed and _forwarding(old, protocol) != _forwarding(new, protocol))
     ]
 
 
-def _touched(old: Desired | None, new: Desired) -> set[Protocol]:
+def _changed_protocols(old: Desired | None, new: Desired) -> set[Protocol]:
     """Protocols of which a mapping may be another: mostly none that is followed, and soon known."""
     if old is None or old.userland_proxy != new.userland_proxy:
-        return set(FOLLOWED)
-    return {each.protocol for some in mapping_changes(old.mappings, new.mappings) for each in some}
+        return set(FLUSHED_PROTOCOLS)
+    return {
+        mapping.protocol
+        for mappings in mapping_changes(old.mappings, new.mappings)
+        for mapping in mappings
+    }
 
 
-def concerns(old: Desired | None, new: Desired) -> bool:
+def affects_flows(old: Desired | None, new: Desired) -> bool:
     """Whether anything changed that can make an entry wrong, or a neighbour."""
-    return bool(parts(old, new) or came(old, new))
+    return bool(queries(old, new) or added_endpoints(old, new))
 
 
-def newly_closed(
+def newly_protected(
     old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
 ) -> tuple[Network, ...]:
     """The networks of ours that nobody closed before, all of them where their rules were out; none
@@ -211,58 +224,58 @@ def newly_closed(
     gets the packet as well, answers, and has opened the way for all of that flow.
     """
     if exposure:
-        return tuple(_ours(new))
+        return tuple(_own_networks(new))
     if old is None:
         return ()
-    known = {each.bridge for each in _ours(old)}
-    return tuple(each for each in _ours(new) if each.bridge not in known)
+    known = {network.bridge for network in _own_networks(old)}
+    return tuple(network for network in _own_networks(new) if network.bridge not in known)
 
 
-def wrong(
+def stale_entries(
     flows: Iterable[Flow],
     old: Desired | None,
     new: Desired,
     host_addresses: frozenset[IPv6Address],
     *,
     exposure: Exposure = Exposure.NONE,
-    answers: Container[Tuple] | None = None,
+    deleted_replies: Container[Tuple] | None = None,
 ) -> Iterator[Flow]:
     """All that is to be forgotten now that the rules for `new` have taken the place of those for
     `old`, which is None where nobody knows what held before.
 
     What may go on all the same meets the rules again with its next packet.
 
-    `answers`: the replies of what was forgotten by now. One that was under way just then is taken
-    for the first packet of a flow, in which the host or a container asks the client; and what the
-    client says next is taken for its answer, and goes to where it went before. Who else came in by
-    a network that is closed has been found by then.
+    `deleted_replies`: the replies of what was forgotten by now. One that was under way just then is
+    taken for the first packet of a flow, in which the host or a container asks the client; and what
+    the client says next is taken for its answer, and goes to where it went before. Who else came in
+    by a network that is closed has been found by then.
     """
     change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
-    closed = _inside(newly_closed(old, new, exposure=exposure))
-    late = _inside(appeared(old, new))
-    inside = _inside(new.networks if exposure and _ours(new) else ())
+    protected = _prefix_index(newly_protected(old, new, exposure=exposure))
+    added = _prefix_index(added_networks(old, new))
+    inside = _prefix_index(new.networks if exposure and _own_networks(new) else ())
 
-    def strange(flow: Flow) -> bool:
-        if answers is not None:
-            return flow.original in answers
+    def is_suspect(flow: Flow) -> bool:
+        if deleted_replies is not None:
+            return flow.original in deleted_replies
         return (
-            late.find(flow.source) is not None
+            added.find(flow.source) is not None
             or (
-                _entered(closed, flow)
+                _is_from_outside(protected, flow)
                 if flow.source not in host_addresses
                 else flow.protocol is Protocol.UDP and inside.find(flow.reply.source) is not None
             )
-            or _left(inside, flow, exposure)
+            or _may_be_forged(inside, flow, exposure)
         )
 
-    return (flow for flow in flows if strange(flow) or change.has_made_wrong(flow))
+    return (flow for flow in flows if is_suspect(flow) or change.is_stale(flow))
 
 
-def _inside(networks: Iterable[Network]) -> PrefixIndex:
+def _prefix_index(networks: Iterable[Network]) -> PrefixIndex:
     return PrefixIndex(subnet for network in networks for subnet in network.subnets)
 
 
-def _left(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
+def _may_be_forged(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
     """Whether its source is in a network and what it asked for is not: it may be forged.
 
     A container's own flow looks the same. What it sends next begins another one. A TCP connection
@@ -277,24 +290,24 @@ def _left(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
     )
 
 
-def _entered(closed: PrefixIndex, flow: Flow) -> bool:
+def _is_from_outside(closed: PrefixIndex, flow: Flow) -> bool:
     """Whether one who is no neighbour there began it towards an address of these networks."""
     subnet = closed.find(flow.destination)
     return subnet is not None and closed.find(flow.source) != subnet
 
 
-def appeared(old: Desired | None, new: Desired) -> tuple[Network, ...]:
+def added_networks(old: Desired | None, new: Desired) -> tuple[Network, ...]:
     """The networks of ours that were not there at all before; none where nobody knows what was.
 
     A flow from one of their addresses that is open by then was begun by somebody else, elsewhere.
     """
     if old is None:
         return ()
-    known = {each.bridge for each in old.networks}
-    return tuple(each for each in _ours(new) if each.bridge not in known)
+    known = {network.bridge for network in old.networks}
+    return tuple(network for network in _own_networks(new) if network.bridge not in known)
 
 
-def came(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ...]:
+def added_endpoints(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ...]:
     """(bridge, address) of the containers of ours that ports lead to now, and did not before; none
     where nobody knows what did.
 
@@ -303,40 +316,40 @@ def came(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ..
     """
     if old is None:
         return ()
-    bridges = {each.id: each.bridge for each in _ours(new)}
-    went, come = mapping_changes(old.mappings, new.mappings)
-    known = {each.container_address for each in went}
+    bridges = {network.id: network.bridge for network in _own_networks(new)}
+    removed, added = mapping_changes(old.mappings, new.mappings)
+    known = {mapping.container_address for mapping in removed}
     return tuple(
         dict.fromkeys(
-            (bridges[each.network_id], each.container_address)
-            for each in come
-            if each.network_id in bridges and each.container_address not in known
+            (bridges[mapping.network_id], mapping.container_address)
+            for mapping in added
+            if mapping.network_id in bridges and mapping.container_address not in known
         )
     )
 
 
-def _ours(desired: Desired) -> list[Network]:
-    return [each for each in desired.networks if each.managed_by is ManagedBy.IPV6NATD]
+def _own_networks(desired: Desired) -> list[Network]:
+    return [network for network in desired.networks if network.managed_by is ManagedBy.IPV6NATD]
 
 
-def _runs(desired: Desired | None, protocol: Protocol) -> object:
+def _forwarding(desired: Desired | None, protocol: Protocol) -> object:
     """All that decides about where flows of a protocol go; None where nothing does."""
     if desired is None:
         return None
-    runs = [
+    mappings = [
         # Which container is behind an address matters to nobody here.
         (
-            (each.host_address, each.host_port, each.count),
-            (each.container_address, each.container_port, each.network_id),
-            each.managed_by,
+            (mapping.host_address, mapping.host_port, mapping.count),
+            (mapping.container_address, mapping.container_port, mapping.network_id),
+            mapping.managed_by,
         )
-        for each in desired.mappings
-        if each.protocol is protocol
+        for mapping in desired.mappings
+        if mapping.protocol is protocol
     ]
-    return (runs, desired.userland_proxy) if runs else None
+    return (mappings, desired.userland_proxy) if mappings else None
 
 
-def gone(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
+def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
     """Addresses of containers that ports led to and no port leads to any more.
 
     All that they answered is over, TCP too: a client that goes on, or comes back with the port that
@@ -344,12 +357,14 @@ def gone(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
     """
     if old is None:
         return frozenset()
-    went, _ = mapping_changes(old.mappings, new.mappings)
+    removed, _ = mapping_changes(old.mappings, new.mappings)
     # What the engine forwards by rules of its own is its business, here too.
-    left = {each.container_address for each in went if each.managed_by is ManagedBy.IPV6NATD}
-    if left:
-        left -= {each.container_address for each in new.mappings}
-    return frozenset(left)
+    addresses = {
+        mapping.container_address for mapping in removed if mapping.managed_by is ManagedBy.IPV6NATD
+    }
+    if addresses:
+        addresses -= {mapping.container_address for mapping in new.mappings}
+    return frozenset(addresses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +375,7 @@ class _Change:
     new: Desired
     host_addresses: frozenset[IPv6Address]
 
-    def has_made_wrong(self, flow: Flow) -> bool:
+    def is_stale(self, flow: Flow) -> bool:
         """Whether it is for a port whose mapping appeared, changed or went, and does not go where
         it should go now; or is answered by an address that left.
 
@@ -369,55 +384,61 @@ class _Change:
         With `old` None nobody knows what held: each mapping counts as one that appeared, and what
         was translated to a container of ours without one as a flow whose mapping went.
         """
-        if flow.reply.source in self._gone:
+        if flow.reply.source in self._removed_addresses:
             return True
-        if flow.protocol not in FOLLOWED:
+        if flow.protocol not in FLUSHED_PROTOCOLS:
             return False
         return (
-            self._makes_wrong(flow)
-            or self._outlived(flow)
-            or (self._is_answer(flow) and self._makes_wrong(flow.turned))
+            self._is_misdirected(flow)
+            or self._mapping_removed_while_down(flow)
+            or (self._is_reversed_reply(flow) and self._is_misdirected(flow.reversed))
         )
 
-    def _is_answer(self, flow: Flow) -> bool:
+    def _is_reversed_reply(self, flow: Flow) -> bool:
         """Whether who is asked would know it as one that came from a port that changed."""
         return (
-            flow.reply.detail[1] in self._ports
+            flow.reply.detail[1] in self._host_ports
             and flow.reply.destination in self.host_addresses
             and not flow.translated
         )
 
-    def _makes_wrong(self, flow: Flow) -> bool:
+    def _is_misdirected(self, flow: Flow) -> bool:
         """Whether a flow is for a port that changed, and does not go where that port leads now."""
-        if flow.destination_port not in self._ports or flow.destination not in self.host_addresses:
+        if (
+            flow.destination_port not in self._host_ports
+            or flow.destination not in self.host_addresses
+        ):
             return False
-        before, now = _behind(self._before, flow), _behind(self._now, flow)
-        if before == now and (now is None or self._same_proxy):
+        old_target, new_target = (
+            _target_of(self._old_targets, flow),
+            _target_of(self._new_targets, flow),
+        )
+        if old_target == new_target and (new_target is None or self._same_proxy):
             return False
-        owner = now or before
+        owner = new_target or old_target
         if owner is None or owner.managed_by is ManagedBy.ENGINE:
             return False
-        if now is None or self._left_alone(flow):
+        if new_target is None or self._is_never_forwarded(flow):
             return flow.translated
-        neighbours = self._subnets.get(now.network_id, ())
+        neighbours = self._subnets_by_network.get(new_target.network_id, ())
         if self.new.userland_proxy and self._is_from(flow, neighbours):
             return not self._ends_at_proxy(flow, neighbours)
-        return (flow.reply.source, flow.reply.detail[0]) != (now.address, now.port)
+        return (flow.reply.source, flow.reply.detail[0]) != (new_target.address, new_target.port)
 
-    def _outlived(self, flow: Flow) -> bool:
+    def _mapping_removed_while_down(self, flow: Flow) -> bool:
         """Whether its mapping went while nobody looked: another container may be there by now."""
         return (
             self.old is None
             and flow.translated
             and flow.destination in self.host_addresses
             and flow.reply.source not in self.host_addresses
-            and any(flow.reply.source in subnet for subnet in self._open)
-            and _behind(self._now, flow) is None
+            and any(flow.reply.source in subnet for subnet in self._own_subnets)
+            and _target_of(self._new_targets, flow) is None
         )
 
-    def _left_alone(self, flow: Flow) -> bool:
+    def _is_never_forwarded(self, flow: Flow) -> bool:
         """Whether no rule of ours takes it to any container: see ruleset, which this matches."""
-        return flow.source in LINK_LOCAL or self._is_from(flow, self._closed)
+        return flow.source in LINK_LOCAL or self._is_from(flow, self._closed_subnets)
 
     def _ends_at_proxy(self, flow: Flow, neighbours: tuple[IPv6Network, ...]) -> bool:
         """Whether a neighbour's flow goes where our rules leave it.
@@ -425,11 +446,11 @@ class _Change:
         The proxy answers a datagram from the bridge's own address, whichever was asked: over UDP
         nothing else is of use to a neighbour.
         """
-        bridge = any(flow.reply.source in subnet for subnet in neighbours)
+        from_bridge = any(flow.reply.source in subnet for subnet in neighbours)
         return (
             flow.reply.source in self.host_addresses
             and flow.reply.detail[0] == flow.destination_port
-            and (bridge or flow.protocol is not Protocol.UDP)
+            and (from_bridge or flow.protocol is not Protocol.UDP)
         )
 
     def _is_from(self, flow: Flow, subnets: tuple[IPv6Network, ...]) -> bool:
@@ -439,35 +460,37 @@ class _Change:
         )
 
     @cached_property
-    def _gone(self) -> frozenset[IPv6Address]:
-        return gone(self.old, self.new)
+    def _removed_addresses(self) -> frozenset[IPv6Address]:
+        return removed_addresses(self.old, self.new)
 
     @cached_property
-    def _before(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+    def _old_targets(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
         return _targets(self.old)
 
     @cached_property
-    def _now(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+    def _new_targets(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
         return _targets(self.new)
 
     @cached_property
-    def _ports(self) -> frozenset[int]:
-        return frozenset(port for table in (self._before, self._now) for _, _, port in table)
+    def _host_ports(self) -> frozenset[int]:
+        return frozenset(
+            port for table in (self._old_targets, self._new_targets) for _, _, port in table
+        )
 
     @cached_property
     def _same_proxy(self) -> bool:
         return self.old is None or self.old.userland_proxy == self.new.userland_proxy
 
     @cached_property
-    def _subnets(self) -> dict[str, tuple[IPv6Network, ...]]:
+    def _subnets_by_network(self) -> dict[str, tuple[IPv6Network, ...]]:
         return {network.id: network.subnets for network in self.new.networks}
 
     @cached_property
-    def _open(self) -> tuple[IPv6Network, ...]:
-        return tuple(subnet for network in _ours(self.new) for subnet in network.subnets)
+    def _own_subnets(self) -> tuple[IPv6Network, ...]:
+        return tuple(subnet for network in _own_networks(self.new) for subnet in network.subnets)
 
     @cached_property
-    def _closed(self) -> tuple[IPv6Network, ...]:
+    def _closed_subnets(self) -> tuple[IPv6Network, ...]:
         return tuple(
             subnet for network in self.new.networks if network.closed for subnet in network.subnets
         )
@@ -475,16 +498,19 @@ class _Change:
 
 def _targets(desired: Desired | None) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
     return {
-        (each.protocol, each.host_address, each.host_port + i): _Target(
-            each.container_address, each.container_port + i, each.network_id, each.managed_by
+        (mapping.protocol, mapping.host_address, mapping.host_port + i): _Target(
+            mapping.container_address,
+            mapping.container_port + i,
+            mapping.network_id,
+            mapping.managed_by,
         )
-        for each in (desired.mappings if desired else ())
-        if each.protocol in FOLLOWED
-        for i in range(each.count)
+        for mapping in (desired.mappings if desired else ())
+        if mapping.protocol in FLUSHED_PROTOCOLS
+        for i in range(mapping.count)
     }
 
 
-def _behind(
+def _target_of(
     targets: dict[tuple[Protocol, IPv6Address, int], _Target], flow: Flow
 ) -> _Target | None:
     # A binding to an address precedes a wildcard.

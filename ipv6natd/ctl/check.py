@@ -13,7 +13,7 @@ from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result, is_n
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import detect, probe
+from ipv6natd.firewall.restore import detect_backend, probe_kernel
 from ipv6natd.host.facts import read_host
 from ipv6natd.host.findings import evaluate, missing_module_hint
 from ipv6natd.model import ManagedBy, Network
@@ -129,14 +129,14 @@ def _ip6tables_variant() -> tuple[str, str | None]:
     """The variant of the host's ip6tables, and what the kernel lacks for it: empty for nothing,
     None if that was not checked."""
     try:
-        variant = detect()
+        variant = detect_backend()
     except FirewallError:
         return "", None
     # With legacy, a probe would create the legacy tables in the kernel.
     if os.geteuid() != 0 or variant is Backend.LEGACY:
         return variant.value, None
     try:
-        probe(variant)
+        probe_kernel(variant)
     except FirewallError as error:
         reason = str(error).splitlines()[0]
         return variant.value, missing_module_hint(reason) or f"{reason}: journalctl -k"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall
-from ipv6natd.firewall.xtables import present
+from ipv6natd.firewall.xtables import existing_tables
 from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import (
     NFT_TABLE,
@@ -23,50 +23,52 @@ from ipv6natd.netfilter.docker_rules import (
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import output_of
 
-TIMEOUT = 30.0
+TOOL_TIMEOUT = 30.0
 NFTABLES = "nftables"
 
 
-def engine_rules() -> EngineRules:
+def read_engine_rules() -> EngineRules:
     """What an engine wrote, in force or left over; what cannot be read is not there. Blocks."""
     return merged_engine_rules(
         [
-            *(engine_rules_from_save(text) for _, text in _saved()),
-            engine_rules_from_nft(_nft("list")),
+            *(engine_rules_from_save(text) for _, text in _read_saves()),
+            engine_rules_from_nft(_run_nft("list")),
         ]
     )
 
 
-def leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
+def read_leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
     """All rules and chains of an engine or of docker-ipv6nat, whoever keeps them. Blocks."""
-    known = tuple(networks)
-    found = [
-        each for backend, text in _saved() for each in leftovers_from_save(backend, text, known)
+    current_networks = tuple(networks)
+    leftovers = [
+        leftover
+        for backend, text in _read_saves()
+        for leftover in leftovers_from_save(backend, text, current_networks)
     ]
-    if _nft("list"):
-        found.append(Leftover(variant=NFTABLES, table=" ".join(NFT_TABLE)))
-    return tuple(found)
+    if _run_nft("list"):
+        leftovers.append(Leftover(variant=NFTABLES, table=" ".join(NFT_TABLE)))
+    return tuple(leftovers)
 
 
-def remove(found: Iterable[Leftover]) -> None:
+def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
     """Take these out, in one transaction a table. Blocks. Raises FirewallError."""
-    every = tuple(found)
+    all_leftovers = tuple(leftovers)
     for backend in Backend:
-        here = [each for each in every if each.variant == backend]
-        if here:
-            RestoreFirewall(backend).restore(removal_text(here))
-    if any(each.variant == NFTABLES for each in every):
-        _nft("delete")
-        if _nft("list"):
+        of_variant = [leftover for leftover in all_leftovers if leftover.variant == backend]
+        if of_variant:
+            RestoreFirewall(backend).restore(removal_text(of_variant))
+    if any(leftover.variant == NFTABLES for leftover in all_leftovers):
+        _run_nft("delete")
+        if _run_nft("list"):
             raise FirewallError(f"nft did not delete table {' '.join(NFT_TABLE)}")
 
 
-def _saved() -> Iterator[tuple[Backend, str]]:
+def _read_saves() -> Iterator[tuple[Backend, str]]:
     """No table is made by reading: legacy is only asked where it has tables."""
     for backend in Backend:
-        if backend is Backend.NFT or present():
-            yield backend, output_of(f"ip6tables-{backend}-save", timeout=TIMEOUT)
+        if backend is Backend.NFT or existing_tables():
+            yield backend, output_of(f"ip6tables-{backend}-save", timeout=TOOL_TIMEOUT)
 
 
-def _nft(verb: str) -> str:
-    return output_of("nft", verb, "table", *NFT_TABLE, timeout=TIMEOUT)
+def _run_nft(verb: str) -> str:
+    return output_of("nft", verb, "table", *NFT_TABLE, timeout=TOOL_TIMEOUT)

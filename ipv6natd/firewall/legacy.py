@@ -31,8 +31,16 @@ from iptc.ip6tc import ip6t_ip6
 from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import TIMEOUT, RestoreFirewall
-from ipv6natd.firewall.xtables import NAME_MAX, Entry, counts, entry, locked, named, present
+from ipv6natd.firewall.restore import TOOL_TIMEOUT, RestoreFirewall
+from ipv6natd.firewall.xtables import (
+    CHAIN_NAME_MAX,
+    Entry,
+    existing_tables,
+    parse_entry,
+    table_size,
+    with_chain_name,
+    xtables_lock,
+)
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable, TableChange
 from ipv6natd.netfilter.render import format_ports
 from ipv6natd.netfilter.rules import (
@@ -50,31 +58,33 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 
-LARGE = 32
+MAX_RULES_IN_PROCESS = 32
 """Rules in one change above which a process is quicker. Each takes 0.1 to 0.2 ms here, all of it
 Python in iptc: a parser's call, and a look through an extension's attributes, for each option. The
 restore tool takes 3 to 4 ms for itself in a small table and as long as 50 rules in a large one."""
 _INTERFACE_MAX = 15
-_OPTION = ctypes.sizeof(xt_option_entry)
+_OPTION_SIZE = ctypes.sizeof(xt_option_entry)
 """Bytes of an option as iptc knows it; its last two fields have grown by four each since."""
 
-_TABLES = threading.Lock()
+_TABLES_LOCK = threading.Lock()
 """Table6 objects are shared by the whole process, and reading one moves its cursors."""
 
 
 class LegacyFirewall:
     """The legacy variant: small changes in this process, large ones by the restore tool."""
 
-    def __init__(self, *, timeout: float = TIMEOUT, large: int = LARGE) -> None:
+    def __init__(
+        self, *, timeout: float = TOOL_TIMEOUT, max_rules: int = MAX_RULES_IN_PROCESS
+    ) -> None:
         """`timeout`: seconds to wait for the xtables lock. Raises FirewallError without tools."""
         self._timeout = timeout
-        self._large = large
-        self._restore = RestoreFirewall(Backend.LEGACY, timeout=timeout)
-        self._counted: dict[Table, tuple[int, int]] = {}
+        self._max_rules = max_rules
+        self._tool = RestoreFirewall(Backend.LEGACY, timeout=timeout)
+        self._sizes_at_read: dict[Table, tuple[int, int]] = {}
         # iptc forgets it, and sets the extensions up again, when nobody holds it.
         self._extensions = xtables(NFPROTO_IPV6)
         size = _option_size(self._extensions)
-        xtables._option_lookup = lambda _, rows, name: _option(rows, name, size)
+        xtables._option_lookup = lambda _, rows, name: _find_option(rows, name, size)
 
     @property
     def backend(self) -> Backend:
@@ -84,105 +94,109 @@ class LegacyFirewall:
     def read(self) -> Observed:
         """See Firewall. Takes no xtables lock: the kernel gives a table out as a whole."""
         # Counted before it is read: an edit in between shows as a change, not as nothing.
-        self._counted = self.rule_counts()
-        names = present()
-        return {t: _observed(t) if t in names else ObservedTable() for t in Table}
+        self._sizes_at_read = self.table_sizes()
+        names = existing_tables()
+        return {t: _read_table(t) if t in names else ObservedTable() for t in Table}
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        if sum(len(chain.rules) for chain in change.chains) > self._large:
-            undisturbed = self._counted.get(change.table) == _counts(change.table)
+        if sum(len(chain.rules) for chain in change.chains) > self._max_rules:
+            unchanged = self._sizes_at_read.get(change.table) == _size(change.table)
             self._write_large(change)
-            if undisturbed:
-                self._counted[change.table] = _counts(change.table)
+            if unchanged:
+                self._sizes_at_read[change.table] = _size(change.table)
             return
-        with locked(self._timeout):
-            undisturbed = self._counted.get(change.table) == _counts(change.table)
-            with _opened(change.table) as table:
+        with xtables_lock(self._timeout):
+            unchanged = self._sizes_at_read.get(change.table) == _size(change.table)
+            with _open_table(change.table) as table:
                 _apply(table, change)
                 table.commit()
-            if undisturbed:
-                self._counted[change.table] = _counts(change.table)
+            if unchanged:
+                self._sizes_at_read[change.table] = _size(change.table)
 
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
         """See Firewall."""
-        with _opened(table) as opened:
-            return {name: _digest(opened, name) for name in chains}
+        with _open_table(table) as kernel_table:
+            return {name: _digest(kernel_table, name) for name in chains}
 
     def changed_since_read(self) -> bool:
         """Whether the size of a table differs from what it was at the last read."""
-        return self.rule_counts() != self._counted
+        return self.table_sizes() != self._sizes_at_read
 
-    def rule_counts(self) -> dict[Table, tuple[int, int]]:
+    def table_sizes(self) -> dict[Table, tuple[int, int]]:
         """Entries and bytes of each table, cheap enough to ask every second; (0, 0) for none.
 
         An edit that keeps both numbers does not show. Raises FirewallError.
         """
-        return {table: _counts(table) for table in Table}
+        return {table: _size(table) for table in Table}
 
     def _write_large(self, change: TableChange) -> None:
         # The restore tool takes the lock itself, and knows a rule by its own words only.
         if change.remove:
-            with _opened(change.table) as table:
-                places = [(jump.base, _found(table, jump)[0]) for jump in change.remove]
-            read = self._restore.read()[change.table].jumps
-            worded = {(jump.base, jump.position): jump for jump in read}
+            with _open_table(change.table) as table:
+                places = [(jump.base, _find_rule(table, jump)[0]) for jump in change.remove]
+            jumps = self._tool.read()[change.table].jumps
+            jumps_by_place = {(jump.base, jump.position): jump for jump in jumps}
             try:
-                change = replace(change, remove=tuple(worded[place] for place in places))
+                change = replace(change, remove=tuple(jumps_by_place[place] for place in places))
             except KeyError as error:
                 raise FirewallError(
                     f"somebody else changed the legacy table {change.table} meanwhile: "
                     f"no jump is at {error} any more"
                 ) from None
-        self._restore.write(change)
+        self._tool.write(change)
 
 
-def _counts(table: Table) -> tuple[int, int]:
-    return counts(table) if table in present() else (0, 0)
+def _size(table: Table) -> tuple[int, int]:
+    return table_size(table) if table in existing_tables() else (0, 0)
 
 
 @contextmanager
-def _opened(name: Table) -> Iterator[Any]:
+def _open_table(name: Table) -> Iterator[Any]:
     """The table as the kernel has it now; what is not committed inside is forgotten."""
-    with _TABLES:
+    with _TABLES_LOCK:
         try:
             table = iptc.Table6(str(name), autocommit=False)
             table.refresh()
         except iptc.IPTCError as error:
             raise FirewallError(
-                f"the legacy table {name} cannot be opened: {_said(error)}; "
+                f"the legacy table {name} cannot be opened: {_error_text(error)}; "
                 f"try `modprobe ip6table_{name}`; a kernel that has no such module needs the nft "
                 'variant of ip6tables, and backend = "nft"'
             ) from None
         try:
             yield table
         except (iptc.IPTCError, XTablesError, ValueError) as error:
-            raise FirewallError(f"legacy table {name}: {_said(error)}") from None
+            raise FirewallError(f"legacy table {name}: {_error_text(error)}") from None
         finally:
             # It holds a copy of the whole table.
             table.close()
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """What libiptc said; iptc words bytes as Python does."""
     return re.sub(r"b'([^']*)'", r"\1", str(error))
 
 
-def _observed(name: Table) -> ObservedTable:
-    own: dict[str, str] = {}
+def _read_table(name: Table) -> ObservedTable:
+    digests: dict[str, str] = {}
     jumps: list[ObservedJump] = []
     docker_user = None
-    with _opened(name) as table:
+    with _open_table(name) as table:
         chains = [chain.name for chain in table.chains]
         for chain in chains:
             if chain.startswith(PREFIX):
-                own[chain] = _digest(table, chain)
+                digests[chain] = _digest(table, chain)
                 continue
             rules = [rule for rule, _ in _entries(table, chain)]
-            jumps += (r.jump(chain, at) for at, r in enumerate(rules) if r.concerns_us(chains))
+            jumps += (
+                rule.observed_jump(chain, position)
+                for position, rule in enumerate(rules)
+                if rule.is_relevant(chains)
+            )
             if chain == DOCKER_USER:
                 docker_user = len(rules)
-    return ObservedTable(chains=own, jumps=tuple(jumps), docker_user=docker_user)
+    return ObservedTable(chains=digests, jumps=tuple(jumps), docker_user=docker_user)
 
 
 def _digest(table: Any, chain: str) -> str:
@@ -192,7 +206,7 @@ def _digest(table: Any, chain: str) -> str:
     digest = blake2b(digest_size=16)
     count = 0
     for rule, _ in _entries(table, chain):
-        digest.update(rule.key)
+        digest.update(rule.identity)
         count += 1
     return f"{count}:{digest.hexdigest()}"
 
@@ -202,15 +216,15 @@ def _entries(table: Any, chain: str) -> Iterator[tuple[Entry, Any]]:
     struct = table.first_rule(chain)
     while struct:
         target = (table.get_target(struct) or b"").decode("utf-8", "replace")
-        yield entry(_raw(struct), struct.target_offset, target), struct
+        yield parse_entry(_entry_bytes(struct), struct.target_offset, target), struct
         struct = table.next_rule(struct)
 
 
-def _raw(struct: Any) -> bytes:
+def _entry_bytes(struct: Any) -> bytes:
     return ctypes.string_at(ctypes.addressof(struct), struct.next_offset)
 
 
-def _found(table: Any, jump: ObservedJump) -> tuple[int, Any]:
+def _find_rule(table: Any, jump: ObservedJump) -> tuple[int, Any]:
     """Position and structure of the first rule with this text. Raises IPTCError."""
     for position, (rule, struct) in enumerate(_entries(table, jump.base)):
         if rule.text == jump.text:
@@ -231,39 +245,39 @@ def _apply(table: Any, change: TableChange) -> None:
             _create(table, chain.name)
     for chain in change.chains:
         for rule in chain.rules:
-            table.append_entry(chain.name, _built(table, rule))
+            table.append_entry(chain.name, _build_rule(table, rule))
     for insert in reversed([jump for jump in change.insert if jump.first]):
-        table.insert_entry(insert.base, _built(table, insert.rule), 0)
+        table.insert_entry(insert.base, _build_rule(table, insert.rule), 0)
     for insert in change.insert:
         if not insert.first:
-            table.append_entry(insert.base, _built(table, insert.rule))
+            table.append_entry(insert.base, _build_rule(table, insert.rule))
     _delete(table, change.delete)
 
 
 def _remove(table: Any, jump: ObservedJump) -> None:
-    _, struct = _found(table, jump)
-    raw = named(_raw(struct), struct.target_offset, jump.target)
+    _, struct = _find_rule(table, jump)
+    raw = with_chain_name(_entry_bytes(struct), struct.target_offset, jump.target)
     mask = (ctypes.c_ubyte * len(raw)).from_buffer_copy(b"\xff" * len(raw))
     table.delete_entry(jump.base, ctypes.create_string_buffer(raw, len(raw)), mask)
 
 
 def _create(table: Any, name: str) -> None:
-    if len(name) > NAME_MAX:
-        raise ValueError(f"chain name {name} is longer than {NAME_MAX} characters")
+    if len(name) > CHAIN_NAME_MAX:
+        raise ValueError(f"chain name {name} is longer than {CHAIN_NAME_MAX} characters")
     table.create_chain(name)
 
 
 def _delete(table: Any, names: tuple[str, ...]) -> None:
     # As in restore text, where a chain of ours is declared first: one that is gone is no failure.
-    left = [name for name in names if name == DOCKER_USER or table.is_chain(name)]
-    for name in left:
+    existing = [name for name in names if name == DOCKER_USER or table.is_chain(name)]
+    for name in existing:
         if name != DOCKER_USER:
             table.flush_entries(name)
-    for name in left:
+    for name in existing:
         table.delete_chain(name)
 
 
-class _Rule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
+class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
     """A rule that looks for its target's chain in one table and opens no other."""
 
     def __init__(self, table: Any) -> None:
@@ -275,44 +289,44 @@ class _Rule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
         return [self._table]
 
 
-def _built(table: Any, rule: Rule) -> Any:
+def _build_rule(table: Any, rule: Rule) -> Any:
     """The rule as libiptc takes it, byte for byte what the restore tool makes of words(rule)."""
-    built = _Rule(table)
+    result = _SingleTableRule(table)
     if rule.source is not None:
-        built.src = str(rule.source)
+        result.src = str(rule.source)
     if rule.not_source is not None:
-        built.src = f"!{rule.not_source}"
+        result.src = f"!{rule.not_source}"
     if rule.destination is not None:
-        built.dst = str(rule.destination)
+        result.dst = str(rule.destination)
     if rule.not_destination is not None:
-        built.dst = f"!{rule.not_destination}"
-    _interfaces(built.get_ip(), rule)
+        result.dst = f"!{rule.not_destination}"
+    _set_interfaces(result.get_ip(), rule)
     # Before matches and target: their parsers look at it.
     if rule.icmp or rule.authentication:
-        built.protocol = "icmpv6" if rule.icmp else "ah"
+        result.protocol = "icmpv6" if rule.icmp else "ah"
     elif rule.protocol is not None:
-        built.protocol = str(rule.protocol)
-    for extension, parameter, value in _matches(rule):
-        built.create_match(extension).set_parameter(parameter, value)
-    name, parameters = _target(rule.target)
-    target = built.create_target(name)
+        result.protocol = str(rule.protocol)
+    for extension, parameter, value in _match_parameters(rule):
+        result.create_match(extension).set_parameter(parameter, value)
+    name, parameters = _target_parameters(rule.target)
+    target = result.create_target(name)
     for parameter, value in parameters.items():
         target.set_parameter(parameter, value)
-    return built.rule
+    return result.rule
 
 
-def _interfaces(ip: Any, rule: Rule) -> None:
+def _set_interfaces(ip: Any, rule: Rule) -> None:
     if name := rule.in_interface or rule.not_in_interface:
-        ip.iniface, ip.iniface_mask = _interface(name)
+        ip.iniface, ip.iniface_mask = _name_and_mask(name)
     if name := rule.out_interface or rule.not_out_interface:
-        ip.outiface, ip.outiface_mask = _interface(name)
+        ip.outiface, ip.outiface_mask = _name_and_mask(name)
     if rule.not_in_interface:
         ip.invflags |= ip6t_ip6.IP6T_INV_VIA_IN
     if rule.not_out_interface:
         ip.invflags |= ip6t_ip6.IP6T_INV_VIA_OUT
 
 
-def _interface(name: str) -> tuple[bytes, bytes]:
+def _name_and_mask(name: str) -> tuple[bytes, bytes]:
     """The name and its mask, which takes in the NUL behind it: else the name were a prefix, as one
     with a "+" is meant to be."""
     encoded = name.encode()
@@ -323,7 +337,7 @@ def _interface(name: str) -> tuple[bytes, bytes]:
     return encoded, b"\xff" * (len(encoded) + 1)
 
 
-def _matches(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
+def _match_parameters(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
     """(extension, parameter, value or values) in the order of words(), which is that in memory."""
     if rule.protocol is not None and rule.ports is not None:
         yield str(rule.protocol), "dport", format_ports(*rule.ports)
@@ -351,7 +365,7 @@ def _matches(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
         yield "comment", "comment", rule.comment
 
 
-def _target(target: Target) -> tuple[str, dict[str, str]]:
+def _target_parameters(target: Target) -> tuple[str, dict[str, str]]:
     match target:
         case Verdict():
             return str(target), {}
@@ -372,24 +386,24 @@ def _option_size(extensions: Any) -> int:
 
     Where they are larger zeros stand in the place of the second one's name, as after the last.
     """
-    found = extensions.find_match("addrtype")
-    if not found:
+    matches = extensions.find_match("addrtype")
+    if not matches:
         raise FirewallError(
             "python-iptables finds no extensions of ip6tables: take XTABLES_LIBDIR out of the "
             'environment, or set backend = "nft" in the configuration'
         )
-    rows = found[0].x6_options
-    return _OPTION if _option(rows, b"dst-type", _OPTION) else _OPTION + 8
+    options = matches[0].x6_options
+    return _OPTION_SIZE if _find_option(options, b"dst-type", _OPTION_SIZE) else _OPTION_SIZE + 8
 
 
-def _option(rows: Any, name: bytes, size: int) -> Any:
+def _find_option(options: Any, name: bytes, size: int) -> Any:
     """The option of that name, where it stands; None if there is none."""
-    address = ctypes.cast(rows, ctypes.c_void_p).value
+    address = ctypes.cast(options, ctypes.c_void_p).value
     while address:
-        row = xt_option_entry.from_address(address)
-        if not row.name:
+        option = xt_option_entry.from_address(address)
+        if not option.name:
             break
-        if row.name == name:
-            return row
+        if option.name == name:
+            return option
         address += size
     return None

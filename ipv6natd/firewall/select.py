@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.netfilter.rules import Backend
 
 
 def open_firewall(setting: str) -> Firewall:
     """The firewall for `backend = "auto" | "nft" | "legacy"`. Raises FirewallError."""
-    backend = detect() if setting == "auto" else Backend(setting)
+    backend = detect_backend() if setting == "auto" else Backend(setting)
     if backend is Backend.NFT:
         return RestoreFirewall(backend)
     # Here and not above: python-iptables loads kernel modules and libraries of the legacy variant

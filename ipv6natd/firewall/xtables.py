@@ -24,26 +24,26 @@ from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, PREFIX, Table
 from ipv6natd.system.files import open_file
 
 LOCK_FILE = "/run/xtables.lock"
-NAME_MAX = 28
+CHAIN_NAME_MAX = 28
 """Characters of a chain's name; libiptc cuts longer ones off without a word."""
 
-_NAMES = Path("/proc/thread-self/net/ip6_tables_names")
+_TABLE_NAMES = Path("/proc/thread-self/net/ip6_tables_names")
 """Of the thread and not of the process: a thread can be in another network namespace."""
 _IP6T_SO_GET_INFO = 64
 _INFO = struct.Struct("=32s13I")
 
 # struct ip6t_entry: what the rule asks (addresses, interfaces with masks, protocol, tos), flags,
 # then counters and what the kernel keeps for itself, which say nothing about the rule.
-_ASKED = 131
+_IP_MATCH_SIZE = 131
 _FLAGS = struct.Struct("=BB")
 _GOTO = 0x04
-_ENTRY = 168
+_ENTRY_SIZE = 168
 _EXTENSION = struct.Struct("=H29sB")
 _NAME_OFFSET = 2
 
 
 @contextmanager
-def locked(timeout: float) -> Iterator[None]:
+def xtables_lock(timeout: float) -> Iterator[None]:
     """Hold the lock that every legacy tool takes while it reads, changes and commits.
 
     Waits for `timeout` seconds, then raises FirewallError.
@@ -55,7 +55,7 @@ def locked(timeout: float) -> Iterator[None]:
         raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
     try:
         deadline = time.monotonic() + timeout
-        while not _taken(lock):
+        while not _try_lock(lock):
             if time.monotonic() >= deadline:
                 raise FirewallError(
                     f"{path} was held by another program for {timeout:g} s; `fuser {path}` names it"
@@ -66,7 +66,7 @@ def locked(timeout: float) -> Iterator[None]:
         os.close(lock)
 
 
-def _taken(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -74,17 +74,17 @@ def _taken(lock: int) -> bool:
     return True
 
 
-def present() -> set[str]:
+def existing_tables() -> set[str]:
     """The tables that the kernel has. Only asking for one by name would make it create it."""
     try:
-        return set(_NAMES.read_text().split())
+        return set(_TABLE_NAMES.read_text().split())
     except FileNotFoundError:
         return set()
     except OSError as error:
-        raise FirewallError(f"{_NAMES} cannot be read: {error.strerror}") from error
+        raise FirewallError(f"{_TABLE_NAMES} cannot be read: {error.strerror}") from error
 
 
-def counts(table: Table) -> tuple[int, int]:
+def table_size(table: Table) -> tuple[int, int]:
     """Entries and bytes of a table, by IP6T_SO_GET_INFO. Raises FirewallError.
 
     By libc: Python's getsockopt passes nothing in, and the kernel wants the name in the buffer.
@@ -108,17 +108,17 @@ class Entry:
     """A rule as the kernel has it, without counters: comparable with itself at another time."""
 
     target: str
-    asked: bytes
+    ip_match: bytes
     extensions: tuple[tuple[bytes, int, bytes], ...]
     """Name, revision and data of each match and of the target; of a jump the matches only."""
 
     @property
-    def key(self) -> bytes:
+    def identity(self) -> bytes:
         """All that makes the rule what it is."""
         parts = [b"%b %d %b" % extension for extension in self.extensions]
-        return b"%b%b-j %b\n" % (self.asked, b"".join(parts), self.target.encode())
+        return b"%b%b-j %b\n" % (self.ip_match, b"".join(parts), self.target.encode())
 
-    def concerns_us(self, chains: Container[str]) -> bool:
+    def is_relevant(self, chains: Container[str]) -> bool:
         """Whether it goes on in a chain of ours or in DOCKER-USER, or is a jump of ours to another
         of these chains."""
         if self.target == DOCKER_USER or self.target.startswith(PREFIX):
@@ -137,40 +137,40 @@ class Entry:
     @property
     def text(self) -> str:
         """The wording that an ObservedJump of this variant carries."""
-        return f"-j {self.target} #{blake2b(self.key, digest_size=16).hexdigest()}"
+        return f"-j {self.target} #{blake2b(self.identity, digest_size=16).hexdigest()}"
 
-    def jump(self, base: str, position: int) -> ObservedJump:
+    def observed_jump(self, base: str, position: int) -> ObservedJump:
         """The rule as what was observed at this place; it is a jump."""
-        flags, inverted = _FLAGS.unpack_from(self.asked, _ASKED)
-        asks = any(self.asked[:_ASKED]) or inverted or flags & _GOTO
+        flags, inverted_flags = _FLAGS.unpack_from(self.ip_match, _IP_MATCH_SIZE)
+        has_match = any(self.ip_match[:_IP_MATCH_SIZE]) or inverted_flags or flags & _GOTO
         return ObservedJump(
             base=base,
             position=position,
             target=self.target,
             ours=self.ours,
-            unconditional=not asks and len(self._comments) == len(self.extensions),
+            unconditional=not has_match and len(self._comments) == len(self.extensions),
             text=self.text,
         )
 
 
-def entry(raw: bytes, target_offset: int, target: str) -> Entry:
+def parse_entry(raw: bytes, target_offset: int, target: str) -> Entry:
     """The rule in `raw`, a struct ip6t_entry with all behind it; `target` as libiptc names it."""
     # A jump holds the offset of its chain, which moves with every change of other chains; libiptc
     # knows the name. The kernel gives such a target no name of its own.
     standard = raw[target_offset + _NAME_OFFSET] == 0
     end = target_offset if standard else len(raw)
     extensions = []
-    offset = _ENTRY
+    offset = _ENTRY_SIZE
     while offset < end:
         size, name, revision = _EXTENSION.unpack_from(raw, offset)
         data = raw[offset + _EXTENSION.size : offset + size]
         # The kernel writes the name up to its NUL; behind it is what was in our memory before.
         extensions.append((name.split(b"\0", 1)[0], revision, data))
         offset += size
-    return Entry(target, raw[: _ASKED + _FLAGS.size], tuple(extensions))
+    return Entry(target, raw[: _IP_MATCH_SIZE + _FLAGS.size], tuple(extensions))
 
 
-def named(raw: bytes, target_offset: int, target: str) -> bytes:
+def with_chain_name(raw: bytes, target_offset: int, target: str) -> bytes:
     """`raw` with the chain's name in its jump, as libiptc wants a rule that it is to look for."""
     start = target_offset + _NAME_OFFSET
     return b"".join((raw[:start], target.encode().ljust(29, b"\0"), raw[start + 29 :]))

@@ -15,7 +15,7 @@ from collections.abc import Mapping as Map
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ipv6natd.conntrack.stale import Exposure, concerns
+from ipv6natd.conntrack.stale import Exposure, affects_flows
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
@@ -289,7 +289,7 @@ class Kernel:
         if all(
             self._follow_flows(old, want, exposed)
             for old, exposed in calls
-            if exposed or concerns(old, want)
+            if exposed or affects_flows(old, want)
         ):
             self._followed = want
             return True

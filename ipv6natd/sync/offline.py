@@ -11,7 +11,7 @@ import logging
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import diff
 from ipv6natd.netfilter.rules import Backend, Ruleset, Table
@@ -34,7 +34,7 @@ def close_networks(setting: str) -> Exposure:
     if kept is None:
         return found
     try:
-        firewall = RestoreFirewall(detect() if setting == "auto" else Backend(setting))
+        firewall = RestoreFirewall(detect_backend() if setting == "auto" else Backend(setting))
         read = {Table.FILTER: firewall.read()[Table.FILTER]}
         found = exposure(kept, read[Table.FILTER])
         if not checks_sources({chain.name for chain in kept.chains}):

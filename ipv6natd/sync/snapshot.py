@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv6Address
 
-from ipv6natd.firewall.leftovers import engine_rules
+from ipv6natd.firewall.leftovers import read_engine_rules
 from ipv6natd.host.facts import addresses, advertised_routes, routes, tracks_sctp, userland_proxy
 from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
 from ipv6natd.netfilter.prefixes import PrefixIndex
@@ -63,7 +63,7 @@ class Completion:
             return EngineRules()
         if not anew and self._ruleless == (engine, snapshot.networks):
             return EngineRules()
-        rules = engine_rules()
+        rules = read_engine_rules()
         self._ruleless = None if rules.bridges else (engine, snapshot.networks)
         return rules
 

@@ -45,10 +45,10 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
     end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     beat = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
     assert beat is not None
-    assert restore.TIMEOUT + tools.KILL_TIMEOUT + beat < watchdog
-    assert 2 * conntrack.PATIENCE + conntrack.TIMEOUT + beat < watchdog
+    assert restore.TOOL_TIMEOUT + tools.KILL_TIMEOUT + beat < watchdog
+    assert 2 * conntrack.FLUSH_TIMEOUT + conntrack.IP_TIMEOUT + beat < watchdog
     assert end > kernel.PATIENCE + tools.KILL_TIMEOUT
-    assert drift.RESTART_PAUSE > 0
+    assert drift.MONITOR_RESTART_DELAY > 0
 
 
 RETRIES = {
@@ -74,7 +74,7 @@ RETRIES = {
         1,
         None,
     ),
-    "`nft monitor`": (drift.RESTART_PAUSE, 1, None),
+    "`nft monitor`": (drift.MONITOR_RESTART_DELAY, 1, None),
     "the xtables lock": (0.01, 1, None),
 }
 
@@ -94,9 +94,9 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 
 
 LIMITS = {
-    "a tool that reads or writes rules": restore.TIMEOUT,
-    "deleting neighbour entries": conntrack.TIMEOUT,
-    "deleting the conntrack entries of one change": conntrack.PATIENCE,
+    "a tool that reads or writes rules": restore.TOOL_TIMEOUT,
+    "deleting neighbour entries": conntrack.IP_TIMEOUT,
+    "deleting the conntrack entries of one change": conntrack.FLUSH_TIMEOUT,
     "a response of the engine": float(CALL_TIMEOUT),
     "a connection to the bus": bus.CONNECT_TIMEOUT,
     "a call over the bus": bus.CALL_TIMEOUT,

@@ -47,7 +47,7 @@ class Host:
 
     def local(self, address: IPv6Address) -> bool:
         """True if the address has the type LOCAL."""
-        return address == LOOPBACK or any(address in each.addresses for each in self.links)
+        return address == LOOPBACK or any(address in link.addresses for link in self.links)
 
     def out(self, destination: IPv6Address) -> str:
         """The interface of the route with the longest prefix."""
@@ -63,7 +63,7 @@ class Host:
 
     def speaks(self, interface: str) -> IPv6Address:
         """The source of the host's packets on an interface, and the destination of REDIRECT."""
-        (link,) = (each for each in self.links if each.interface == interface)
+        (link,) = (link for link in self.links if link.interface == interface)
         return link.addresses[0]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import LOCK_VARIABLE
-from ipv6natd.firewall.xtables import locked
+from ipv6natd.firewall.xtables import xtables_lock
 from ipv6natd.model import Desired
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Ruleset
@@ -121,7 +121,7 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
     target, lock = tmp_path / "made", tmp_path / "xtables.lock"
     lock.symlink_to(target)
     monkeypatch.setenv(LOCK_VARIABLE, str(lock))
-    with pytest.raises(FirewallError, match="cannot be opened"), locked(0):
+    with pytest.raises(FirewallError, match="cannot be opened"), xtables_lock(0):
         pass
     assert not target.exists()
 

@@ -9,8 +9,8 @@ from ipaddress import IPv6Address
 import pytest
 
 from ipv6natd.conntrack import ctnetlink
-from ipv6natd.conntrack.ctnetlink import forget
-from ipv6natd.conntrack.stale import Tuple, parse
+from ipv6natd.conntrack.ctnetlink import delete_entries
+from ipv6natd.conntrack.stale import Tuple, parse_entries
 
 MANY = 5000
 """More than the kernel answers at once."""
@@ -26,7 +26,7 @@ def insert(*entries: str) -> None:
 def listed() -> list[Tuple]:
     words = ["conntrack", "-L", "-f", "ipv6"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return [each.original for each in parse(done.stdout)]
+    return [each.original for each in parse_entries(done.stdout)]
 
 
 ENTRIES = {
@@ -63,7 +63,7 @@ def test_an_entry_of_each_protocol_is_forgotten_and_no_other_is() -> None:
     assert len(every) == len(there)
     while every:
         gone = every.pop(len(every) // 2)
-        assert forget([gone], timeout=5) == 1
+        assert delete_entries([gone], timeout=5) == 1
         assert sorted(listed()) == sorted(every), gone
 
 
@@ -71,14 +71,14 @@ def test_thousands_are_forgotten_and_what_is_gone_already_is_no_error() -> None:
     insert(*(f"-p udp --sport {port} --dport 53" for port in range(1, MANY + 1)))
     every = listed()
     assert len(every) == MANY
-    assert forget(every[::2], timeout=5) == MANY // 2
-    assert forget(every, timeout=5) == MANY // 2
+    assert delete_entries(every[::2], timeout=5) == MANY // 2
+    assert delete_entries(every, timeout=5) == MANY // 2
     assert listed() == []
-    assert forget([], timeout=5) == 0
+    assert delete_entries([], timeout=5) == 0
 
 
 def test_a_kernel_that_does_not_do_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctnetlink, "_CT_DELETE", 99 << 8)  # of a table that it does not have
     address = IPv6Address("fd00::1")
     with pytest.raises(OSError, match="Invalid argument"):
-        forget([Tuple(17, address, address, (1, 2))], timeout=5)
+        delete_entries([Tuple(17, address, address, (1, 2))], timeout=5)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall, detect
+from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedTable, TableChange
@@ -131,7 +131,7 @@ def real_host(firewall: Firewall) -> Host:
     return Host(firewall=firewall, load=load, save=save)
 
 
-def legacy_firewall(*, timeout: float = 30, large: int = 200) -> LegacyFirewall:
+def legacy_firewall(*, timeout: float = 30, max_rules: int = 200) -> LegacyFirewall:
     with warnings.catch_warnings():
         # python-iptables 1.0.1 imports distutils.
         warnings.simplefilter("ignore")
@@ -139,7 +139,7 @@ def legacy_firewall(*, timeout: float = 30, large: int = 200) -> LegacyFirewall:
             from ipv6natd.firewall.legacy import LegacyFirewall
         except ImportError as error:
             lack(f"python-iptables ({error})")
-    return LegacyFirewall(timeout=timeout, large=large)
+    return LegacyFirewall(timeout=timeout, max_rules=max_rules)
 
 
 @functools.cache
@@ -589,7 +589,7 @@ def test_ten_thousand_rules_are_the_same_by_tool_and_by_hand(legacy: Host) -> No
     change = scattered(10_000)
     legacy.firewall.write(change)
     bulk, observed = kernel_bytes(Table.NAT), legacy.observed(Table.NAT)
-    legacy_firewall(large=10_000).write(change)
+    legacy_firewall(max_rules=10_000).write(change)
     assert kernel_bytes(Table.NAT) == bulk
     assert legacy.observed(Table.NAT) == observed
 
@@ -607,12 +607,12 @@ def test_a_large_legacy_write_removes_by_position(legacy: Host) -> None:
 
 def test_rule_counts_follow_the_kernel(legacy: Host) -> None:
     firewall = legacy_firewall()
-    assert firewall.rule_counts() == {Table.FILTER: (0, 0), Table.NAT: (0, 0)}
+    assert firewall.table_sizes() == {Table.FILTER: (0, 0), Table.NAT: (0, 0)}
     assert legacy.dump() == ""
     firewall.write(scattered(10))
-    before = firewall.rule_counts()[Table.NAT]
+    before = firewall.table_sizes()[Table.NAT]
     firewall.write(scattered(11))
-    after = firewall.rule_counts()[Table.NAT]
+    after = firewall.table_sizes()[Table.NAT]
     assert after[0] == before[0] + 1
     assert after[1] > before[1]
 
@@ -648,7 +648,7 @@ def test_legacy_gives_up_on_a_lock_that_stays(
 
 def test_the_host_has_a_variant() -> None:
     need("ip6tables")
-    assert detect() in Backend
+    assert detect_backend() in Backend
     assert open_firewall("nft").backend is Backend.NFT
 
 
@@ -669,7 +669,7 @@ def test_a_refusal_shows_the_bad_line_with_its_neighbours(
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ipv6natd.firewall.restore.DIRECTORIES", ("/nonexistent",))
     with pytest.raises(FirewallError, match="install the package iptables"):
-        detect()
+        detect_backend()
     with pytest.raises(FirewallError, match="ip6tables-nft-restore"):
         RestoreFirewall(Backend.NFT)
 

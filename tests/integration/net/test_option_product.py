@@ -113,7 +113,7 @@ def loaded(
     rules = ruleset(wanted(request.param))
     # All rules built in this process on legacy, and not by the tool as so many would be.
     firewall = (
-        RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(large=100_000)
+        RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(max_rules=100_000)
     )
     changes = diff(applied=None, interim=rules.filter, wanted=rules, observed=firewall.read())
     for change in changes:

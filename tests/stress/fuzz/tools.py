@@ -10,7 +10,7 @@ from unittest import mock
 
 from ipv6natd.conntrack import ctnetlink
 from ipv6natd.conntrack import stale as flows
-from ipv6natd.firewall.monitor import Announcements
+from ipv6natd.firewall.monitor import MonitorOutput
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
 from ipv6natd.host.findings import HostFacts, evaluate
@@ -54,10 +54,12 @@ def save_text(data: bytes) -> None:
         assert all(" " not in bridge for bridge in rules.bridges)
     counters.connection_counts(text)
     here = Desired(networks=NETWORKS)
-    known = list(flows.parse(text))
-    for each in flows.wrong(known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED):
+    known = list(flows.parse_entries(text))
+    for each in flows.stale_entries(
+        known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED
+    ):
         assert each in known
-        message = ctnetlink.deletion(each.original, 0)
+        message = ctnetlink.delete_message(each.original, 0)
         assert len(message) == int.from_bytes(message[:4], sys.byteorder)
 
 
@@ -148,9 +150,9 @@ def host(data: bytes) -> None:
 def announcements(data: bytes) -> None:
     """Lines of `nft monitor`, cut into any pieces, report a foreign write as the whole lines do."""
     size, text = (data[0] or 1) if data else 1, data[1:]
-    whole = Announcements(lambda pid: pid % 2 == 0).concern_us(text)
-    cut = Announcements(lambda pid: pid % 2 == 0)
-    told = [cut.concern_us(text[at : at + size]) for at in range(0, len(text), size)]
+    whole = MonitorOutput(lambda pid: pid % 2 == 0).has_foreign_write(text)
+    cut = MonitorOutput(lambda pid: pid % 2 == 0)
+    told = [cut.has_foreign_write(text[at : at + size]) for at in range(0, len(text), size)]
     assert any(told) == whole
 
 

@@ -47,46 +47,46 @@ LIST = "-L -f ipv6 -w 0 -p udp"
 BATCH = ("ip", "-6", "-force", "-batch", "-")
 WHOLE = "-L -f ipv6 -w 0"
 QUESTION = Tuple(17, IPv6Address("2001:db8::2"), IPv6Address("2001:db8::1"), (40000, 5353))
-Forget = Callable[[Iterable[Tuple]], int]
+OnDelete = Callable[[Iterable[Tuple]], int]
 
 
 class Host:
-    """A conntrack that lists `entries`, and a kernel that forgets all of them when it is told to
-    forget some, or does what `forget` does."""
+    """A conntrack that lists `entries`, and a kernel that deletes all of them on the first request,
+    or does what `on_delete` does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "conntrack"
-        self.forgotten: list[list[Tuple]] = []
-        self.asked: list[tuple[tuple[str, ...], str]] = []
-        """`ip`, and what was on its standard input."""
-        self.forget: Forget = self._forget
+        self.deleted: list[list[Tuple]] = []
+        self.ip_calls: list[tuple[tuple[str, ...], str]] = []
+        """The arguments of `ip` and its standard input."""
+        self.on_delete: OnDelete = self._delete_all
         self.script("cat entries")
-        self.have("")
+        self.set_entries("")
 
-    def have(self, *entries: str) -> None:
-        (self.folder / "entries").write_text("".join(f"{each}\n" for each in entries))
+    def set_entries(self, *entries: str) -> None:
+        (self.folder / "entries").write_text("".join(f"{entry}\n" for entry in entries))
 
     def script(self, words: str) -> None:
         self.path.write_text(f'#!/bin/sh\ncd "{self.folder}"; echo "$*" >>calls\n{words}\n')
         self.path.chmod(0o755)
 
-    def _forget(self, entries: Iterable[Tuple]) -> int:
-        self.have("")
+    def _delete_all(self, entries: Iterable[Tuple]) -> int:
+        self.set_entries("")
         return len(list(entries))
 
-    def asked_to_forget(self, entries: Iterable[Tuple], *, timeout: float) -> int:
-        assert 0 < timeout <= conntrack.PATIENCE
-        self.forgotten.append(list(entries))
-        return self.forget(entries)
+    def delete(self, entries: Iterable[Tuple], *, timeout: float) -> int:
+        assert 0 < timeout <= conntrack.FLUSH_TIMEOUT
+        self.deleted.append(list(entries))
+        return self.on_delete(entries)
 
-    def asks(self, *words: str, stdin: str = "", **_: object) -> str:
-        self.asked.append((words, stdin))
+    def run_ip(self, *words: str, stdin: str = "", **_: object) -> str:
+        self.ip_calls.append((words, stdin))
         return ""
 
     @property
-    def lists(self) -> list[str]:
-        """What conntrack was asked since they were asked for."""
+    def list_calls(self) -> list[str]:
+        """The calls of conntrack since the last look."""
         calls = self.folder / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
         calls.unlink(missing_ok=True)
@@ -97,8 +97,8 @@ class Host:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host(tmp_path)
     monkeypatch.setattr(conntrack, "TOOL_DIRECTORIES", (str(tmp_path),))
-    monkeypatch.setattr(conntrack, "forget", made.asked_to_forget)
-    monkeypatch.setattr(conntrack, "output_of", made.asks)
+    monkeypatch.setattr(conntrack, "delete_entries", made.delete)
+    monkeypatch.setattr(conntrack, "output_of", made.run_ip)
     return made
 
 
@@ -108,15 +108,15 @@ def flows() -> Conntrack:
 
 
 def test_what_is_right_is_left(host: Host, flows: Conntrack) -> None:
-    host.have(TO_CONTAINER)
-    assert flows.follow(None, UDP)
-    assert (host.lists, host.forgotten, host.asked) == ([LIST], [], [])
+    host.set_entries(TO_CONTAINER)
+    assert flows.flush_stale_flows(None, UDP)
+    assert (host.list_calls, host.deleted, host.ip_calls) == ([LIST], [], [])
 
 
 def test_what_is_wrong_is_forgotten_and_looked_after(host: Host, flows: Conntrack) -> None:
-    host.have(TO_HOST)
-    assert flows.follow(None, UDP)
-    assert (host.lists, host.forgotten) == ([LIST, LIST], [[QUESTION]])
+    host.set_entries(TO_HOST)
+    assert flows.flush_stale_flows(None, UDP)
+    assert (host.list_calls, host.deleted) == ([LIST, LIST], [[QUESTION]])
 
 
 def test_an_answer_that_was_under_way_is_forgotten_as_well(host: Host, flows: Conntrack) -> None:
@@ -127,27 +127,27 @@ def test_an_answer_that_was_under_way_is_forgotten_as_well(host: Host, flows: Co
     )
 
     def forget(entries: Iterable[Tuple]) -> int:
-        host.have(*([answer] if QUESTION in entries else []))
+        host.set_entries(*([answer] if QUESTION in entries else []))
         return 1
 
-    host.have(TO_CONTAINER)
-    host.forget = forget
-    assert flows.follow(UDP, NOTHING)
+    host.set_entries(TO_CONTAINER)
+    host.on_delete = forget
+    assert flows.flush_stale_flows(UDP, NOTHING)
     reply = Tuple(17, IPv6Address("fd00:a::2"), IPv6Address("2001:db8::2"), (53, 40000))
-    assert host.forgotten == [[QUESTION], [reply]]
+    assert host.deleted == [[QUESTION], [reply]]
 
 
 def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
     host: Host, flows: Conntrack
 ) -> None:
-    flows.follow(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
-    assert host.asked == [(BATCH, f"neigh flush dev {X.bridge}\n")]
-    assert host.lists == [f"{WHOLE} --orig-{end} {X.subnets[0]}" for end in ("dst", "src")]
+    flows.flush_stale_flows(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
+    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
+    assert host.list_calls == [f"{WHOLE} --orig-{end} {X.subnets[0]}" for end in ("dst", "src")]
 
 
 def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack) -> None:
     entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
-    host.have(
+    host.set_entries(
         *(
             entry.format(source, destination) + "dport=40000 [ASSURED] mark=0 use=1"
             for source, destination in (
@@ -160,43 +160,43 @@ def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack
             )
         )
     )
-    assert flows.follow(UDP, UDP, Exposure.OPEN)
-    (forgotten,) = host.forgotten
-    assert [str(each.source) for each in forgotten] == ["2001:db8::2", "fd00:b::3"]
+    assert flows.flush_stale_flows(UDP, UDP, Exposure.OPEN)
+    (deleted,) = host.deleted
+    assert [str(entry.source) for entry in deleted] == ["2001:db8::2", "fd00:b::3"]
 
 
 def test_of_many_networks_the_table_is_listed_once(host: Host, flows: Conntrack) -> None:
     nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
-    assert flows.follow(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
-    assert host.lists == [WHOLE]
-    ((_, lines),) = host.asked
+    assert flows.flush_stale_flows(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
+    assert host.list_calls == [WHOLE]
+    ((_, lines),) = host.ip_calls
     assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
 
 
 def test_a_container_that_came_is_looked_for_anew_on_its_link(host: Host, flows: Conntrack) -> None:
-    flows.follow(UDP, MOVED)
-    assert host.asked == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
+    flows.flush_stale_flows(UDP, MOVED)
+    assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
 
 
 def test_only_what_can_be_wrong_is_listed(host: Host, flows: Conntrack) -> None:
-    flows.follow(NOTHING, SCTP)
-    assert host.lists == [f"{WHOLE} -p sctp"]
-    flows.follow(UDP, SCTP)
-    assert host.lists == [f"{WHOLE} -p {protocol}" for protocol in ("udp", "sctp")]
-    flows.follow(UDP, MOVED)
-    assert host.lists == [f"{WHOLE} --reply-src fd00:a::2", LIST]
-    flows.follow(UDP, UDP)
-    assert host.lists == []
+    flows.flush_stale_flows(NOTHING, SCTP)
+    assert host.list_calls == [f"{WHOLE} -p sctp"]
+    flows.flush_stale_flows(UDP, SCTP)
+    assert host.list_calls == [f"{WHOLE} -p {protocol}" for protocol in ("udp", "sctp")]
+    flows.flush_stale_flows(UDP, MOVED)
+    assert host.list_calls == [f"{WHOLE} --reply-src fd00:a::2", LIST]
+    flows.flush_stale_flows(UDP, UDP)
+    assert host.list_calls == []
 
 
 def test_a_proxy_that_does_not_stop_talking_is_left_after_a_while(
     host: Host, flows: Conntrack
 ) -> None:
-    host.have(TO_HOST)
-    host.forget = lambda entries: len(list(entries))
-    assert flows.follow(None, UDP)
-    assert host.lists == [LIST] * conntrack.LOOKS
-    assert len(host.forgotten) == conntrack.LOOKS
+    host.set_entries(TO_HOST)
+    host.on_delete = lambda entries: len(list(entries))
+    assert flows.flush_stale_flows(None, UDP)
+    assert host.list_calls == [LIST] * conntrack.MAX_SCANS
+    assert len(host.deleted) == conntrack.MAX_SCANS
 
 
 @pytest.mark.parametrize(
@@ -216,17 +216,17 @@ def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
     script: str,
     words: str,
 ) -> None:
-    monkeypatch.setattr(conntrack, "PATIENCE", 0.3)
+    monkeypatch.setattr(conntrack, "FLUSH_TIMEOUT", 0.3)
     host.script(script)
-    assert not flows.follow(None, UDP)
-    assert not flows.follow(None, UDP)  # the same trouble is told once
-    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert not flows.flush_stale_flows(None, UDP)
+    assert not flows.flush_stale_flows(None, UDP)  # the same trouble is told once
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
     host.script("")
-    assert flows.follow(None, UDP)
+    assert flows.flush_stale_flows(None, UDP)
     host.script(script)
-    assert not flows.follow(None, UDP)
-    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 2
+    assert not flows.flush_stale_flows(None, UDP)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -243,10 +243,10 @@ def test_a_kernel_that_does_not_forget_is_a_warning_and_no_more(
     def forget(_: Iterable[Tuple]) -> int:
         raise error
 
-    host.have(TO_HOST)
-    host.forget = forget
-    assert not flows.follow(None, UDP)
-    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    host.set_entries(TO_HOST)
+    host.on_delete = forget
+    assert not flows.flush_stale_flows(None, UDP)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
 
 
@@ -254,7 +254,7 @@ def test_a_tool_that_cannot_be_run_is_a_warning(
     host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.path.write_text("#!/nonexistent\n")
-    assert not flows.follow(None, UDP)
+    assert not flows.flush_stale_flows(None, UDP)
     assert "cannot be run: No such file or directory" in caplog.text
 
 
@@ -262,8 +262,8 @@ def test_a_host_without_the_tool_is_told_once_which_package_has_it(
     host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.path.unlink()
-    assert flows.follow(None, UDP)
-    assert flows.follow(UDP, MOVED)
+    assert flows.flush_stale_flows(None, UDP)
+    assert flows.flush_stale_flows(UDP, MOVED)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "install the package conntrack (on Arch: conntrack-tools)" in record.getMessage()
@@ -311,7 +311,7 @@ class Loop:
 
 
 def ports(wish: Desired) -> list[int]:
-    return [each.host_port for each in wish.mappings]
+    return [mapping.host_port for mapping in wish.mappings]
 
 
 def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:

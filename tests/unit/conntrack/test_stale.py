@@ -10,16 +10,16 @@ import pytest
 from ipv6natd.conntrack.stale import (
     Exposure,
     Flow,
-    Part,
+    Query,
     Tuple,
-    came,
-    concerns,
-    gone,
-    newly_closed,
-    parse,
-    parts,
-    protocols,
-    wrong,
+    added_endpoints,
+    affected_protocols,
+    affects_flows,
+    newly_protected,
+    parse_entries,
+    queries,
+    removed_addresses,
+    stale_entries,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
@@ -65,8 +65,8 @@ def flow(words: str, protocol: Protocol = Protocol.UDP, port: int = 40000) -> Fl
     )
 
 
-def is_stale(each: Flow, old: Desired | None, new: Desired) -> bool:
-    return list(wrong([each], old, new, HOST_ADDRESSES)) == [each]
+def is_stale(entry: Flow, old: Desired | None, new: Desired) -> bool:
+    return list(stale_entries([entry], old, new, HOST_ADDRESSES)) == [entry]
 
 
 # What conntrack says.
@@ -95,12 +95,14 @@ SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
     ],
 )
 def test_an_entry_is_read_in_each_of_its_wordings(line: str) -> None:
-    assert list(parse(line)) == [SEEN]
+    assert list(parse_entries(line)) == [SEEN]
 
 
 def test_an_sctp_entry_has_a_state_besides() -> None:
     line = PLAIN.format("", "").replace("udp      17 29", "sctp     132 99 ESTABLISHED")
-    assert list(parse(line)) == [flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)]
+    assert list(parse_entries(line)) == [
+        flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_an_sctp_entry_has_a_state_besides() -> None:
     ],
 )
 def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> None:
-    assert list(parse(f"{line}\n{PLAIN.format('', '')}\n")) == [SEEN]
+    assert list(parse_entries(f"{line}\n{PLAIN.format('', '')}\n")) == [SEEN]
 
 
 # Whether to look at all.
@@ -155,33 +157,33 @@ def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> 
 def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
     old: Desired | None, new: Desired, changed: list[str]
 ) -> None:
-    assert protocols(old, new) == changed
-    assert bool(came(old, new)) or concerns(old, new) == bool(changed)
+    assert affected_protocols(old, new) == changed
+    assert bool(added_endpoints(old, new)) or affects_flows(old, new) == bool(changed)
 
 
 def test_who_came_is_known_by_bridge_where_it_is_known_what_was() -> None:
     both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
-    assert protocols(UDP, both) == []
-    assert came(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
-    assert concerns(UDP, both)
+    assert affected_protocols(UDP, both) == []
+    assert added_endpoints(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
+    assert affects_flows(UDP, both)
     # Two ports of one container are one neighbour; the other ways round nobody came.
-    assert len(came(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
+    assert len(added_endpoints(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
     for old, new in ((None, both), (both, UDP), (UDP, UDP), (UDP, want(web("5354:53/udp")))):
-        assert came(old, new) == ()
-    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
-    assert came(UDP, replace(both, networks=tuple(theirs))) == ()
+        assert added_endpoints(old, new) == ()
+    theirs = (replace(network, managed_by=ManagedBy.ENGINE) for network in both.networks)
+    assert added_endpoints(UDP, replace(both, networks=tuple(theirs))) == ()
 
 
 def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
     both = desired(snapshot(X, Y), Policy())
-    theirs = (replace(each, managed_by=ManagedBy.ENGINE) for each in both.networks)
+    theirs = (replace(network, managed_by=ManagedBy.ENGINE) for network in both.networks)
     engines = replace(both, networks=tuple(theirs))
     one = desired(snapshot(X), Policy())
-    assert [each.name for each in newly_closed(one, both)] == [Y.name]
-    assert [each.name for each in newly_closed(engines, one)] == [X.name]
-    assert concerns(one, both)
+    assert [network.name for network in newly_protected(one, both)] == [Y.name]
+    assert [network.name for network in newly_protected(engines, one)] == [X.name]
+    assert affects_flows(one, both)
     for old, new in ((both, both), (None, both), (both, one), (both, engines)):
-        assert newly_closed(old, new) == ()
+        assert newly_protected(old, new) == ()
 
 
 @pytest.mark.parametrize(
@@ -253,13 +255,13 @@ def test_u6_each_protocol_is_its_own() -> None:
 def test_tcp_is_not_followed_unless_a_container_is_gone() -> None:
     """A client that comes back with the port that it had would meet its silence."""
     old = want(web("80:80"))
-    assert protocols(old, NOTHING) == []
-    assert gone(old, NOTHING) == {IPv6Address("fd00:a::2")}
-    assert parts(old, NOTHING) == [Part(answered_by=IPv6Address("fd00:a::2"))]
+    assert affected_protocols(old, NOTHING) == []
+    assert removed_addresses(old, NOTHING) == {IPv6Address("fd00:a::2")}
+    assert queries(old, NOTHING) == [Query(reply_source=IPv6Address("fd00:a::2"))]
     begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
     assert is_stale(begun, old, NOTHING)
     for new in (want(web("80:81")), want(web("81:80"))):
-        assert parts(old, new) == []
+        assert queries(old, new) == []
         assert not is_stale(begun, old, new)
     assert not is_stale(begun, None, NOTHING)
 
@@ -322,11 +324,13 @@ def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
     assert not is_stale(flow(f"{source} {client} 40000", port=53), None, UDP)
 
 
-def masqueraded(each: Flow, port: int) -> Flow:
+def masqueraded(entry: Flow, port: int) -> Flow:
     """As one that leaves by this port of the host's."""
-    asked, reply = each.original, each.reply
-    answered = Tuple(asked.number, reply.source, IPv6Address(HOST), (reply.detail[0], port))
-    return replace(each, reply=answered)
+    original, reply = entry.original, entry.reply
+    masqueraded_reply = Tuple(
+        original.number, reply.source, IPv6Address(HOST), (reply.detail[0], port)
+    )
+    return replace(entry, reply=masqueraded_reply)
 
 
 @pytest.mark.parametrize(
@@ -356,14 +360,14 @@ def test_an_answer_of_a_containers_that_began_a_flow_counts_as_its_question(
 
 def test_u2_flows_leave_the_old_address() -> None:
     new = want(web("5353:53/udp", address="fd00:a::3"))
-    assert gone(UDP, new) == {IPv6Address("fd00:a::2")}
+    assert removed_addresses(UDP, new) == {IPv6Address("fd00:a::2")}
     assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::3 53"), UDP, new)
 
 
 def test_u2_an_address_that_another_container_took_is_none_that_left() -> None:
     new = want(web("7000:53/udp", name="other"), web("5353:53/udp", address="fd00:a::3"))
-    assert gone(UDP, new) == frozenset()
+    assert removed_addresses(UDP, new) == frozenset()
     assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
     assert not is_stale(flow(f"{CLIENT} {HOST} 7000 -> fd00:a::2 53"), UDP, new)
 
@@ -408,14 +412,14 @@ def test_u4_an_address_precedes_a_wildcard() -> None:
 
 
 def native(wish: Desired) -> Desired:
-    mappings = (replace(each, managed_by=ManagedBy.ENGINE) for each in wish.mappings)
+    mappings = (replace(mapping, managed_by=ManagedBy.ENGINE) for mapping in wish.mappings)
     return replace(wish, mappings=tuple(mappings))
 
 
 def test_what_the_engine_forwards_itself_is_left_to_it() -> None:
     for old in (None, NOTHING, UDP):
         assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, native(UDP))
-    assert gone(native(UDP), NOTHING) == frozenset()
+    assert removed_addresses(native(UDP), NOTHING) == frozenset()
     assert not is_stale(SEEN, native(UDP), NOTHING)
     # When it is switched off it is ours.
     assert is_stale(flow(f"{CLIENT} {HOST} 5353"), native(UDP), UDP)
@@ -426,8 +430,8 @@ def test_each_port_of_a_shifted_run_has_its_own() -> None:
     new = want(web("6000-6009:7000-7009/udp"))
     for i in range(10):
         for j in range(10):
-            each = flow(f"{CLIENT} {HOST} {6000 + i} -> fd00:a::2 {7000 + j}")
-            assert is_stale(each, None, new) is (i != j)
+            entry = flow(f"{CLIENT} {HOST} {6000 + i} -> fd00:a::2 {7000 + j}")
+            assert is_stale(entry, None, new) is (i != j)
     assert not is_stale(flow(f"{CLIENT} {HOST} 6010"), None, new)
 
 
@@ -439,10 +443,10 @@ def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
         web("15000-19999:20000-24999/udp", name="other", address="fd00:a::3"),
     )
     flows = [flow(f"{CLIENT} {HOST} {10000 + i} -> fd00:a::2 {20000 + i}") for i in range(10000)]
-    found = list(wrong(flows, old, new, HOST_ADDRESSES))
+    found = list(stale_entries(flows, old, new, HOST_ADDRESSES))
     assert found == flows[5000:]
-    assert list(wrong(flows, None, new, HOST_ADDRESSES)) == found
-    assert list(wrong(flows, old, old, HOST_ADDRESSES)) == []
+    assert list(stale_entries(flows, None, new, HOST_ADDRESSES)) == found
+    assert list(stale_entries(flows, old, old, HOST_ADDRESSES)) == []
 
 
 # Who came in by a network that was open.
@@ -464,8 +468,10 @@ tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd0
 def test_intruders_are_found_whatever_they_speak() -> None:
     here = desired(snapshot(X, Y), Policy())
     found = [
-        each.original
-        for each in wrong(parse(ENTRIES), here, here, HOST_ADDRESSES, exposure=Exposure.OPEN)
+        entry.original
+        for entry in stale_entries(
+            parse_entries(ENTRIES), here, here, HOST_ADDRESSES, exposure=Exposure.OPEN
+        )
     ]
     to = IPv6Address("fd00:a::2")
     assert found == [
@@ -475,7 +481,7 @@ def test_intruders_are_found_whatever_they_speak() -> None:
         Tuple(4, IPv6Address("2001:db8::5"), to),
         Tuple(47, IPv6Address("2001:db8::6"), to, (0, 0xFF)),
     ]
-    assert list(wrong(parse(ENTRIES), here, here, HOST_ADDRESSES)) == []
+    assert list(stale_entries(parse_entries(ENTRIES), here, here, HOST_ADDRESSES)) == []
 
 
 def test_what_came_from_a_networks_addresses_before_it_was_there_is_found() -> None:
@@ -483,12 +489,12 @@ def test_what_came_from_a_networks_addresses_before_it_was_there_is_found() -> N
     forged = flow("fd00:b::66 2001:db8:1::1 5353 -> fd00:a::2 53")
     old = desired(snapshot(X, web("5353:53/udp")), Policy())
     new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
-    assert parts(old, new) == [Part(destination=Y.subnets[0]), Part(source=Y.subnets[0])]
-    assert list(wrong([forged], old, new, HOST_ADDRESSES)) == [forged]
-    assert list(wrong([forged], new, new, HOST_ADDRESSES)) == []
+    assert queries(old, new) == [Query(destination=Y.subnets[0]), Query(source=Y.subnets[0])]
+    assert list(stale_entries([forged], old, new, HOST_ADDRESSES)) == [forged]
+    assert list(stale_entries([forged], new, new, HOST_ADDRESSES)) == []
     # What the network's own containers began goes on when it becomes ours.
     engines = replace(new, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
-    assert list(wrong([forged], engines, new, HOST_ADDRESSES)) == []
+    assert list(stale_entries([forged], engines, new, HOST_ADDRESSES)) == []
 
 
 def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
@@ -498,15 +504,22 @@ def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
     turned = Flow(original=asked.reply, reply=asked.original)
     own = flow(f"fd00:a::2 {CLIENT} 40001", port=53)
     flows = [turned, own, asked]
-    assert list(wrong(flows, old, new, HOST_ADDRESSES)) == []
-    assert list(wrong(flows, old, new, HOST_ADDRESSES, answers={asked.reply})) == [turned]
+    assert list(stale_entries(flows, old, new, HOST_ADDRESSES)) == []
+    assert list(stale_entries(flows, old, new, HOST_ADDRESSES, deleted_replies={asked.reply})) == [
+        turned
+    ]
 
 
 def test_who_comes_in_once_the_rules_stand_does_so_by_the_rules() -> None:
     here = desired(snapshot(X, Y), Policy())
-    flows = list(parse(ENTRIES))
+    flows = list(parse_entries(ENTRIES))
     assert (
-        list(wrong(flows, here, here, HOST_ADDRESSES, exposure=Exposure.OPEN, answers=set())) == []
+        list(
+            stale_entries(
+                flows, here, here, HOST_ADDRESSES, exposure=Exposure.OPEN, deleted_replies=set()
+            )
+        )
+        == []
     )
 
 
@@ -538,18 +551,21 @@ def test_what_may_have_begun_with_a_forged_source_is_found(
     unless no rule ever asked for a source."""
     here = desired(snapshot(X, Y), Policy())
     engines = replace(here, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
-    flows = list(parse(LEAVING))
+    flows = list(parse_entries(LEAVING))
     for want in (here, engines):
         assert [
-            flows.index(each) for each in wrong(flows, want, want, HOST_ADDRESSES, exposure=exposed)
+            flows.index(entry)
+            for entry in stale_entries(flows, want, want, HOST_ADDRESSES, exposure=exposed)
         ] == found
-    sources = [each.source for each in parts(engines, engines, exposure=exposed) if each.source]
+    sources = [
+        query.source for query in queries(engines, engines, exposure=exposed) if query.source
+    ]
     assert sources == ([X.subnets[0], Y.subnets[0]] if exposed else [])
 
 
 def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
     rules = ruleset(desired(snapshot(X), Policy())).filter
-    own = {each.name: f"{len(each.rules)}:" for each in rules.chains}
+    own = {chain.name: f"{len(chain.rules)}:" for chain in rules.chains}
     jumps = tuple(
         ObservedJump(base="FORWARD", position=i, target=t, ours=True, unconditional=True, text="")
         for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))

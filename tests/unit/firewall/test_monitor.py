@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ipv6natd.firewall import monitor as drift
-from ipv6natd.firewall.monitor import Announcements, read_interval
+from ipv6natd.firewall import monitor
+from ipv6natd.firewall.monitor import MonitorOutput, read_interval
 from ipv6natd.netfilter.rules import Backend
 from tests.harness.fake_firewall import FakeFirewall
 
@@ -14,45 +14,48 @@ RULE = "add rule ip6 nat IPV6NAT-DNAT handle 7 tcp dport 80 counter packets 0 by
 BY = "# new generation 3 by process {} (ip6tables-nft-r)\n"
 
 
-def heard(text: str, piece: int = 1 << 16) -> list[bool]:
+def foreign_writes(text: str, size: int = 1 << 16) -> list[bool]:
     """What each generation came to, however the text is cut."""
     ours = [OURS]
 
-    def known(process: int) -> bool:
+    def take_own_write(process: int) -> bool:
         return process in ours and ours.pop() == process
 
-    announcements, found = Announcements(known), []
+    output, foreign = MonitorOutput(take_own_write), []
     for line in text.splitlines(keepends=True):
-        said = line.encode()
-        cuts = range(0, len(said), piece)
-        answers = [announcements.concern_us(said[at : at + piece]) for at in cuts]
-        found.append(True in answers)
-    return found
+        data = line.encode()
+        cuts = range(0, len(data), size)
+        results = [output.has_foreign_write(data[at : at + size]) for at in cuts]
+        foreign.append(True in results)
+    return foreign
 
 
-@pytest.mark.parametrize("piece", [1, 7, 1 << 16])
-def test_our_own_writes_are_passed_over_once(piece: int) -> None:
-    said = (RULE + BY.format(OURS)) * 2
-    assert heard(said, piece) == [False, False, False, True]
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_our_own_writes_are_passed_over_once(size: int) -> None:
+    text = (RULE + BY.format(OURS)) * 2
+    assert foreign_writes(text, size) == [False, False, False, True]
 
 
-@pytest.mark.parametrize("piece", [1, 7, 1 << 16])
-def test_writes_of_others_count_where_they_may_concern_ipv6(piece: int) -> None:
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_writes_of_others_count_where_they_may_concern_ipv6(size: int) -> None:
     inet = RULE.replace("ip6", "inet")
     ipv4 = RULE.replace("ip6", "ip")
     for line, counts in ((RULE, True), (inet, True), (ipv4, False)):
-        assert heard(line * 3 + BY.format(1), piece)[-1] is counts
-    assert heard(RULE + ipv4 + BY.format(1) + ipv4 + BY.format(2), piece)[2::2] == [True, False]
+        assert foreign_writes(line * 3 + BY.format(1), size)[-1] is counts
+    assert foreign_writes(RULE + ipv4 + BY.format(1) + ipv4 + BY.format(2), size)[2::2] == [
+        True,
+        False,
+    ]
 
 
 def test_a_generation_of_nobody_is_somebody_elses() -> None:
-    assert heard(RULE + "# new generation 9\n")[-1]
+    assert foreign_writes(RULE + "# new generation 9\n")[-1]
 
 
 def test_everything_is_read_as_often_as_nothing_else_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that keeps the size of a legacy table is found within a minute."""
-    monkeypatch.setattr(drift, "_NFT", "/usr/sbin/nft")
+    monkeypatch.setattr(monitor, "_NFT", "/usr/sbin/nft")
     assert read_interval(FakeFirewall(Backend.LEGACY)) == 60
     assert read_interval(FakeFirewall(Backend.NFT)) > 60
-    monkeypatch.setattr(drift, "_NFT", None)
+    monkeypatch.setattr(monitor, "_NFT", None)
     assert read_interval(FakeFirewall(Backend.NFT)) < 2

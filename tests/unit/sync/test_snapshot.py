@@ -26,7 +26,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[EngineRules]:
         found.append(EngineRules())
         return found[-1]
 
-    monkeypatch.setattr(snapshot, "engine_rules", read)
+    monkeypatch.setattr(snapshot, "read_engine_rules", read)
     return found
 
 
@@ -52,7 +52,7 @@ def test_rules_of_the_engines_are_read_each_time(monkeypatch: pytest.MonkeyPatch
     """A container's port comes with a rule of its own."""
     bridges = iter([{"br-x"}, {"br-x", "br-y"}])
     monkeypatch.setattr(
-        snapshot, "engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
+        snapshot, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
     )
     completed, facts = Completion(), Snapshot(engine=ENGINE, networks=(X,))
     assert completed(facts, False).engine_rules.bridges == {"br-x"}
