@@ -1,4 +1,4 @@
-"""A set of prefixes with fast look-ups."""
+"""Which prefix has an address, of many, by a look-up."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from ipaddress import IPv6Address, IPv6Network
 
 
 class PrefixIndex:
-    """Finds the prefix of an address with one dictionary look-up a prefix length."""
+    """Prefixes, asked by a look-up: which one has an address."""
 
     def __init__(self, prefixes: Iterable[IPv6Network]) -> None:
         self._prefixes: dict[int, dict[int, IPv6Network]] = {}
-        """Number of host bits -> network bits as a number -> prefix."""
+        """By the number of bits behind the prefix, then by the prefix."""
         for prefix in prefixes:
             bits = prefix.max_prefixlen - prefix.prefixlen
             self._prefixes.setdefault(bits, {})[int(prefix.network_address) >> bits] = prefix
 
     def find(self, address: IPv6Address) -> IPv6Network | None:
-        """The prefix that contains the address; either of two that overlap."""
+        """The subnet with this address; where one lies in another, either."""
         number = int(address)
         for bits, by_number in self._prefixes.items():
             if match := by_number.get(number >> bits):
@@ -25,7 +25,7 @@ class PrefixIndex:
         return None
 
     def supernets(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
-        """The prefixes that contain `prefix` and are larger."""
+        """Those of which a prefix is a part, and not the whole."""
         number = int(prefix.network_address)
         for bits, by_number in self._prefixes.items():
             if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in by_number:

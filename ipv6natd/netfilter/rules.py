@@ -1,4 +1,4 @@
-"""Chains, rules and jumps as values. The text of a rule is made in `render`."""
+"""Chains, rules and jumps as values, and the one function that words a rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "IPV6NAT-"
 COMMENT = "ipv6natd"
 DOCKER_USER = "DOCKER-USER"
 SYN = ("FIN,SYN,RST,ACK", "SYN")
-"""Mask and flags of `--tcp-flags` for the first segment of a TCP connection."""
+"""The flags that tell whether a segment begins a connection, and the one of them that it has."""
 
 
 class Backend(StrEnum):
@@ -23,7 +23,7 @@ class Backend(StrEnum):
 
 
 class Table(StrEnum):
-    """The tables that ipv6natd writes to."""
+    """The tables we write to."""
 
     FILTER = "filter"
     NAT = "nat"
@@ -37,11 +37,11 @@ class Verdict(StrEnum):
     RETURN = "RETURN"
     MASQUERADE = "MASQUERADE"
     REDIRECT = "REDIRECT"
-    """Rewrites the destination to the address of the input interface; the port stays."""
+    """To the address of the interface that it came in by, same port."""
 
 
 class RejectWith(StrEnum):
-    """The answer to a rejected packet, as `--reject-with` takes it."""
+    """What a refused client is told."""
 
     TCP_RESET = "tcp-reset"
     PORT_UNREACHABLE = "icmp6-port-unreachable"
@@ -49,14 +49,14 @@ class RejectWith(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """Continue in another chain."""
+    """Go on in another chain."""
 
     chain: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dnat:
-    """Rewrite the destination address and, if `port` is set, the destination port."""
+    """Rewrite the destination; without a port the packet keeps its own."""
 
     address: IPv6Address
     port: int | None = None
@@ -64,14 +64,14 @@ class Dnat:
 
 @dataclass(frozen=True, slots=True)
 class Snat:
-    """Rewrite the source address."""
+    """Rewrite the source to one address."""
 
     address: IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Drop the packet and send an error to its source."""
+    """Refuse, and say so."""
 
     reject_with: RejectWith
 
@@ -81,10 +81,10 @@ Target = Verdict | Jump | Dnat | Snat | Reject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A target and the matches for it. A field that is None, empty or false is no match.
+    """What a packet must have for `target` to happen to it; what is None or empty is not asked.
 
-    A `not_` field is the inverted match; a rule sets at most one of the two. An interface name may
-    end with "+", which matches any suffix.
+    A `not_` field is the same match inverted; a rule sets at most one of the two. `in_interface`
+    and `out_interface` may end with "+", which stands for any letters or none.
     """
 
     target: Target
@@ -98,17 +98,17 @@ class Rule:
     not_out_interface: str = ""
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
-    """First and last destination port; needs `protocol`."""
+    """Destination ports, first and last; needs `protocol`."""
     syn: bool = False
-    """Matches the first segment of a connection; needs TCP as `protocol`."""
+    """Only the segment that begins a connection; needs TCP as `protocol`."""
     icmp: bool = False
-    """Matches all ICMPv6; instead of `protocol`."""
+    """Any ICMPv6; instead of `protocol`."""
     authentication: bool = False
-    """Matches an authentication header (RFC 4302); instead of `protocol`. nf_tables stops its
-    search for the protocol at this header, conntrack continues behind it."""
+    """An authentication header (RFC 4302); instead of `protocol`. In nf_tables that is where the
+    search for the protocol ends, and conntrack's goes on."""
     flow: tuple[Protocol, int, int] | None = None
-    """Matches the conntrack entry: its protocol, and the first and last destination port of its
-    original direction."""
+    """What conntrack takes the packet for: a protocol, and first and last of the destination ports
+    of its flow's first packet."""
     mark: tuple[int, int] | None = None
     """Mark and mask."""
     destination_local: bool = False
@@ -116,15 +116,15 @@ class Rule:
     source_local: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
-    """Conntrack states, as `--ctstate` takes them."""
+    """conntrack states, as `--ctstate` takes them."""
     reply: bool = False
-    """Matches packets of the reply direction of a conntrack entry."""
+    """What conntrack takes for an answer, whatever it is."""
     comment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A chain of ipv6natd with all its rules."""
+    """A chain of ours with all its rules."""
 
     name: str
     rules: tuple[Rule, ...] = ()
@@ -132,7 +132,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseJump:
-    """A jump from a foreign chain (`base`) to one of our chains. `first` keeps it at the head."""
+    """A rule of ours in a chain that is not ours. `first` keeps it at the head of that chain."""
 
     base: str
     rule: Rule
@@ -140,14 +140,14 @@ class BaseJump:
 
     @property
     def target(self) -> str:
-        """The chain that the jump leads to."""
+        """The chain it jumps to."""
         assert isinstance(self.rule.target, Jump)
         return self.rule.target.chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRules:
-    """Our chains and jumps of one table. `jumps` with `first` are in their final order."""
+    """All that we want to stand in one table; `jumps` with `first` are in their order."""
 
     chains: tuple[Chain, ...] = ()
     jumps: tuple[BaseJump, ...] = ()
@@ -155,13 +155,13 @@ class TableRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """Our chains and jumps of both tables."""
+    """All that we want to stand in the kernel."""
 
     filter: TableRules = TableRules()
     nat: TableRules = TableRules()
 
     def table(self, table: Table) -> TableRules:
-        """The chains and jumps of one table."""
+        """The part for one table."""
         return self.filter if table is Table.FILTER else self.nat
 
 

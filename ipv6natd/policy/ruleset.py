@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 from itertools import groupby
 
@@ -24,6 +24,7 @@ from ipv6natd.model import (
     RejectedPorts,
     Route,
 )
+from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
@@ -59,6 +60,9 @@ _LOOPBACK_NET = IPv6Network(LOOPBACK)
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
+_MIN_PREFIX_LENGTH = 8
+"""Bits. A route to a wider prefix is a part of a default route, as VPN clients write it, and does
+not say which hosts are there. fd00::/8 is the widest prefix that does (RFC 4193)."""
 
 _DROP_REPLY_SYN = Rule(
     not_in_interface="lo", protocol=Protocol.TCP, syn=True, reply=True, target=Verdict.DROP
@@ -66,6 +70,15 @@ _DROP_REPLY_SYN = Rule(
 """A packet to a client with a forged source, an address of the host, creates a conntrack entry. The
 client's first segment to a published port then matches the entry's reply direction. Replies skip
 the nat table, so the segment would go to the userland proxy."""
+
+_DROP_INVALID_SYN = Rule(
+    not_in_interface="lo",
+    protocol=Protocol.TCP,
+    syn=True,
+    states=("INVALID",),
+    target=Verdict.DROP,
+)
+"""The same attack with a forged ACK: the client's own SYN is then INVALID to conntrack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +199,14 @@ def _forward_chain(desired: Desired) -> ChainTree:
     isolation = (
         rule for network in ours if network.closed for rule in _isolation_rules(network.bridge)
     )
-    open_bridges = [network.bridge for network in ours if not network.closed]
-    established = (Rule(states=("ESTABLISHED",), target=Jump(CT)),) if open_bridges else ()
+    has_open = any(not network.closed for network in ours)
+    established = (Rule(states=("ESTABLISHED",), target=Jump(CT)),) if has_open else ()
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
-    # because packets of the host to its virtual machines also pass FORWARD, on other bridges.
+    # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
+    # closed network too: its entry would open a stateful INPUT of the host to the container.
     from_host = (
-        Rule(source_local=True, out_interface=bridge, target=Verdict.DROP)
-        for bridge in open_bridges
+        Rule(source_local=True, out_interface=network.bridge, target=Verdict.DROP)
+        for network in ours
     )
     return concat(
         ChainTree(marked),
@@ -303,10 +317,11 @@ def _source_checks(desired: Desired, *, valid: Target, forged: Target) -> Iterat
         for route in group:
             yield Rule(source=prefix, in_interface=route.interface, target=valid)
         yield Rule(source=prefix, target=forged)
+    for subnet, bridge in _nested_subnets(desired):
+        yield Rule(source=subnet, in_interface=bridge, target=valid)
     for network in desired.networks:
-        for subnet in (*network.subnets, *network.routed_prefixes):
-            if subnet.prefixlen:
-                yield Rule(source=subnet, not_in_interface=network.bridge, target=forged)
+        for prefix in _known_prefixes(network):
+            yield Rule(source=prefix, not_in_interface=network.bridge, target=forged)
 
 
 def _destination_rules(desired: Desired) -> Iterator[Rule]:
@@ -320,12 +335,32 @@ def _destination_rules(desired: Desired) -> Iterator[Rule]:
     for prefix, group in _routes_elsewhere(desired):
         for route in group:
             yield Rule(destination=prefix, out_interface=route.interface, target=Verdict.RETURN)
+    for subnet, bridge in _nested_subnets(desired):
+        yield Rule(destination=subnet, out_interface=bridge, target=Verdict.RETURN)
     for network in desired.networks:
-        for subnet in (*network.subnets, *network.routed_prefixes):
-            if subnet.prefixlen:
-                yield Rule(
-                    destination=subnet, not_out_interface=network.bridge, target=Verdict.DROP
-                )
+        for prefix in _known_prefixes(network):
+            yield Rule(destination=prefix, not_out_interface=network.bridge, target=Verdict.DROP)
+
+
+def _is_known(prefix: IPv6Network) -> bool:
+    """True if the prefix says which hosts are there; a part of a default route does not."""
+    return prefix.prefixlen >= _MIN_PREFIX_LENGTH
+
+
+def _known_prefixes(network: Network) -> list[IPv6Network]:
+    return [prefix for prefix in (*network.subnets, *network.routed_prefixes) if _is_known(prefix)]
+
+
+def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, str]]:
+    """(subnet, its bridge) for each subnet inside a prefix that is routed to another network, as
+    fd00:a::/64 beside a container that is the router for fd00::/8."""
+    routed = PrefixIndex(
+        prefix for network in desired.networks for prefix in network.routed_prefixes
+    )
+    for network in desired.networks:
+        for subnet in network.subnets:
+            if any(map(_is_known, routed.supernets(subnet))):
+                yield subnet, network.bridge
 
 
 def _routes_elsewhere(desired: Desired) -> Iterable[tuple[IPv6Network, Iterator[Route]]]:
@@ -341,21 +376,18 @@ def _own_source_rules(network: Network) -> Iterator[Rule]:
     It cannot forge the address of a neighbour of the host. Only packets that leave the bridge are
     checked, because containers on one bridge also use link-local addresses.
     """
+    for rule in _own_source_rules_to_host(network):
+        yield replace(rule, not_out_interface=network.bridge)
+
+
+def _own_source_rules_to_host(network: Network) -> Iterator[Rule]:
+    """The same for packets to the host. Link-local sources have returned before."""
     sources = (*network.subnets, *network.routed_prefixes)
     match sources:
         case [subnet]:
-            yield Rule(
-                not_source=subnet,
-                in_interface=network.bridge,
-                not_out_interface=network.bridge,
-                target=Verdict.DROP,
-            )
-        case _ if all(source.prefixlen for source in sources):
-            yield Rule(
-                in_interface=network.bridge,
-                not_out_interface=network.bridge,
-                target=Jump(_own_chain_name(network)),
-            )
+            yield Rule(not_source=subnet, in_interface=network.bridge, target=Verdict.DROP)
+        case _ if all(map(_is_known, sources)):
+            yield Rule(in_interface=network.bridge, target=Jump(_own_chain_name(network)))
 
 
 def _own_chain_name(network: Network) -> str:
@@ -366,7 +398,7 @@ def _own_source_chains(desired: Desired) -> Iterator[Chain]:
     """The chains for networks with more than one prefix."""
     for network in _our_networks(desired):
         rules = list(_own_source_rules(network))
-        if not network.closed and rules and isinstance(rules[0].target, Jump):
+        if rules and isinstance(rules[0].target, Jump):
             sources = sorted((*network.subnets, *network.routed_prefixes))
             valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in sources)
             yield Chain(name=_own_chain_name(network), rules=(*valid, Rule(target=Verdict.DROP)))
@@ -399,7 +431,7 @@ def _established_source_rule(network: Network) -> Iterator[Rule]:
     forged packet from outside would match such an entry.
     """
     match (*network.subnets, *network.routed_prefixes):
-        case [subnet] if subnet.prefixlen and not network.routes_elsewhere:
+        case [subnet] if _is_known(subnet) and not network.routes_elsewhere:
             yield Rule(
                 source=subnet,
                 not_in_interface=network.bridge,
@@ -413,8 +445,8 @@ def _established_source_rule(network: Network) -> Iterator[Rule]:
 def _input_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     if not desired.userland_proxy:
         return concat(_reject_chain(desired, cache), _host_guard(desired))
-    reply_syn = (_DROP_REPLY_SYN,) if _our_networks(desired) else ()
-    return concat(_proxy_guard(desired, cache), ChainTree(reply_syn), _host_guard(desired))
+    syn = (_DROP_REPLY_SYN, _DROP_INVALID_SYN) if _our_networks(desired) else ()
+    return concat(_proxy_guard(desired, cache), ChainTree(syn), _host_guard(desired))
 
 
 def _host_guard(desired: Desired) -> ChainTree:
@@ -432,8 +464,21 @@ def _host_guard(desired: Desired) -> ChainTree:
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
         Rule(target=Jump(SOURCES)),
         *(_authentication_rules(desired) if desired.userland_proxy else ()),
+        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
     )
-    return ChainTree((Rule(states=("NEW",), target=Jump(HOST)),), (Chain(name=HOST, rules=rules),))
+    own_sources = by_bridge(
+        "H",
+        tuple(
+            rule
+            for network in _our_networks(desired)
+            for rule in _own_source_rules_to_host(network)
+        ),
+    )
+    # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
+    return ChainTree(
+        (Rule(states=("NEW", "INVALID"), target=Jump(HOST)),),
+        (Chain(name=HOST, rules=(*rules, *own_sources.rules)), *own_sources.chains),
+    )
 
 
 def _authentication_rules(desired: Desired) -> Iterator[Rule]:

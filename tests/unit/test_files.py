@@ -1,4 +1,4 @@
-"""Files in folders that may belong to another user: root must not follow links there."""
+"""Files in folders that may belong to another user: what root reads and writes there by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT = format_ruleset(Ruleset(filter=RULES))
 
 @pytest.fixture
 def shadow(tmp_path: Path) -> Iterator[Path]:
-    """A file of root outside the folder, which must be neither read nor changed."""
+    """A file of root's outside of the folder; nothing may come of it, and it stays as it is."""
     path = tmp_path / "shadow"
     path.write_text(KEPT)
     path.chmod(0o640)
@@ -37,7 +37,7 @@ def shadow(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
-    """The saved table, in an empty folder."""
+    """In a folder of its own."""
     folder = tmp_path / "state"
     folder.mkdir()
     return Kept({"STATE_DIRECTORY": str(folder)})
@@ -55,7 +55,7 @@ def test_the_kept_table_is_not_written_through_a_link(kept: Kept, shadow: Path) 
 def test_the_kept_table_is_not_written_into_a_file_that_another_has_open(
     kept: Kept, shadow: Path
 ) -> None:
-    """A hard link, or a file that a user created and can read, would be overwritten."""
+    """A second name of a file, or one that a user made and can still read, would be truncated."""
     kept.path.with_suffix(".new").hardlink_to(shadow)
     kept.write(RULES)
     assert kept.path.stat().st_ino != shadow.stat().st_ino
@@ -67,7 +67,7 @@ def test_the_kept_table_is_not_read_through_a_link(kept: Kept, shadow: Path) -> 
 
 
 def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(kept: Kept) -> None:
-    """A read from a pipe can block forever, and a device may be endless."""
+    """A pipe would hold up root for ever, and some devices have no end."""
     os.mkfifo(kept.path)
     assert kept.read() is None
     kept.path.unlink()
@@ -94,10 +94,10 @@ def test_a_file_is_replaced_as_a_whole_with_the_mode_that_was_asked_for(tmp_path
     assert os.listdir(tmp_path) == ["a.prom"]  # noqa: PTH208
 
 
-def test_replace_does_not_follow_a_folder_exchanged_for_a_link(
+def test_a_folder_that_is_exchanged_meanwhile_is_not_gone_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner of the parent folder may move it and put a link in its place between two steps."""
+    """Its owner's parent may move it away and put a link in its place between two steps."""
     folder, other = tmp_path / "folder", tmp_path / "etc"
     folder.mkdir()
     other.mkdir()
@@ -127,9 +127,9 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
 
 
 HOMES = {"system.files", "ctl"}
-"""Modules that open files in other ways; ctl redirects its output to /dev/null."""
+"""Who opens files otherwise than by reading a path; ctl closes its output by /dev/null."""
 SYSCTLS = {"sync.forwarding": ["(self._conf / key).write_text(f'{value}\\n')"]}
-"""Writes where only root can create a link: /proc/sys."""
+"""What is written where nobody but root may put a link: /proc/sys."""
 WRITES = {"write_text", "write_bytes", "open", "touch", "symlink_to", "mkstemp", "rename"}
 
 

@@ -1,0 +1,192 @@
+"""Forged sources in packets to the host itself, and routes that must not look forged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.harness import Answer, Namespace, Regime, forge, ping, serve, tcp, udp, until, watch
+from tests.harness.sandbox import CLIENT, HOST, ROGUE
+from tests.system.packets.asking import SHORT, opened, peer
+from tests.system.packets.test_forged import (
+    GATEWAY,
+    STRANGER,
+    X1,
+    Y1,
+    Attacker,
+    attackers,
+)
+
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
+I1, GATEWAY_I = IPv6Address("fd00:c::2"), IPv6Address("fd00:c::1")
+LOOPBACK_MAPPED = IPv6Address("::ffff:127.0.0.1")
+SERVICE = 9998
+
+
+def on_internal(regime: Regime) -> Attacker:
+    link = forge.hardware(regime.host, "brI")
+    return Attacker(ns=regime.i1.ns, link="eth0", by=link, honest=I1)
+
+
+def senders(regime: Regime) -> dict[str, Attacker]:
+    return attackers(regime) | {"internal": on_internal(regime)}
+
+
+@contextmanager
+def no_resets(*spaces: Namespace) -> Iterator[None]:
+    """As an accomplice sets up: its own kernel ends no connection that it did not begin."""
+    rule = ("OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP")
+    for space in spaces:
+        space.run("ip6tables-legacy", "-A", *rule)
+    try:
+        yield
+    finally:
+        for space in spaces:
+            space.run("ip6tables-legacy", "-D", *rule)
+
+
+@contextmanager
+def stateful_input(regime: Regime) -> Iterator[None]:
+    """A host that lets in only what belongs to its own connections."""
+    tool = f"ip6tables-{regime.variant}"
+    rules = [("-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")]
+    rules += [("-p", kind, "--dport", str(SERVICE), "-j", "DROP") for kind in ("udp", "tcp")]
+    for rule in rules:
+        regime.host.run(tool, "-A", "INPUT", *rule)
+    try:
+        yield
+    finally:
+        for rule in rules:
+            regime.host.run(tool, "-D", "INPUT", *rule)
+
+
+@pytest.mark.parametrize("who", ["container", "segment", "internal"])
+def test_the_host_answers_no_forged_source(regime: Regime, who: str) -> None:
+    """A datagram of length 0 is no packet of a flow to conntrack; a server answers it all the same,
+    and its answer would open a port of x1."""
+    attacker = senders(regime)[who]
+    forged = [X1, HOST, LOOPBACK_MAPPED]
+    if who != "segment":
+        forged += [CLIENT, ROGUE]
+    with serve(regime.host, "host", udp=[SERVICE]) as service:
+        for source in forged:
+            attacker.send(
+                forge.datagram(source, HOST, (4444, SERVICE)),
+                forge.datagram_of_no_length(source, HOST, (4445, SERVICE)),
+            )
+        attacker.send(forge.datagram(attacker.honest, HOST, (4446, SERVICE)))
+        until(lambda: len(service.received), 1)
+        time.sleep(SHORT)
+        assert [request.peer for request in service.received] == [attacker.honest]
+
+
+@pytest.mark.parametrize("who", ["container", "internal"])
+def test_no_answer_of_the_host_carries_out_what_a_container_says(regime: Regime, who: str) -> None:
+    attacker = senders(regime)[who]
+    with watch(regime.client) as packets:
+        attacker.send(
+            forge.packet(CLIENT, HOST, forge.ICMPV6, forge.echo_body(CLIENT, HOST)),
+            forge.packet(CLIENT, HOST, forge.TCP, forge.tcp_body(CLIENT, HOST, (7000, 9))),
+            forge.datagram(CLIENT, HOST, (7001, 9)),
+        )
+        time.sleep(SHORT)
+        answers = [
+            packet
+            for packet in packets()
+            if (packet.source == HOST and packet.protocol != "icmp6") or packet.port in (1, 129)
+        ]
+        assert [packet for packet in answers if not packet.outgoing] == []
+    assert ping(attacker.ns, GATEWAY_I if who == "internal" else IPv6Address("fd00:b::1"))
+
+
+def test_an_internal_container_is_no_client_of_published_ports(regime: Regime) -> None:
+    """Internal networks are not translated, so the entry would lead the client to the proxy."""
+    before = len(regime.x1.server.received)
+    on_internal(regime).send(
+        forge.packet(CLIENT, HOST, forge.TCP, forge.tcp_body(CLIENT, HOST, (7950, 8080))),
+        forge.datagram(CLIENT, HOST, (7951, 5353)),
+    )
+    time.sleep(SHORT)
+    assert regime.x1.server.received[before:] == []
+    answers = (
+        tcp(regime.client, HOST, 8080, source_port=7950),
+        udp(regime.client, HOST, 5353, source_port=7951),
+    )
+    assert [peer(answer) for answer in answers] == [CLIENT, CLIENT]
+
+
+@pytest.mark.parametrize("who", ["container", "internal"])
+def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
+    regime: Regime, who: str
+) -> None:
+    """Its own packets would be answers, which a stateful firewall of the host lets in."""
+    attacker = senders(regime)[who]
+    gateway = GATEWAY_I if who == "internal" else IPv6Address("fd00:b::1")
+    own = attacker.honest
+    with (
+        serve(regime.host, "host", udp=[SERVICE], tcp=[SERVICE]),
+        stateful_input(regime),
+        no_resets(attacker.ns),
+    ):
+        attacker.send(
+            forge.datagram(gateway, own, (SERVICE, 7102)),
+            forge.packet(gateway, own, forge.TCP, forge.tcp_body(gateway, own, (SERVICE, 7103))),
+        )
+        time.sleep(SHORT)
+        answers = [
+            udp(attacker.ns, gateway, SERVICE, source_port=7102, timeout=SHORT),
+            tcp(attacker.ns, gateway, SERVICE, source_port=7103, timeout=SHORT),
+        ]
+        assert [answer for answer in answers if isinstance(answer, Answer)] == []
+
+
+def test_a_forged_ack_hides_no_client_behind_the_proxy(regime: Regime) -> None:
+    """The attacker's own SYN is then INVALID to conntrack, and nothing translates it."""
+    acknowledged = forge.tcp_body(HOST, ROGUE, (8080, 7971), forge.ACK, (100, 100))
+    with no_resets(regime.rogue):
+        attackers(regime)["segment"].send(forge.packet(HOST, ROGUE, forge.TCP, acknowledged))
+        hidden = tcp(regime.rogue, HOST, 8080, source_port=7971, timeout=SHORT)
+    assert peer(hidden) != GATEWAY
+    assert peer(tcp(regime.rogue, HOST, 8080)) == ROGUE
+
+
+def test_a_container_that_is_the_router_for_a_wide_prefix_cuts_off_no_other_network(
+    regime: Regime,
+) -> None:
+    """fd00::/8 holds the subnets of all networks here."""
+    regime.host.ip(f"route add fd00::/8 via {Y1} dev brY")
+    try:
+        until(lambda: "-s fd00::/8 " in regime.sandbox.rules(), True)
+        assert peer(tcp(regime.client, HOST, 8080)) == CLIENT
+        assert peer(udp(regime.client, HOST, 5353)) == CLIENT
+        assert ping(regime.x1.ns, CLIENT)
+        assert isinstance(tcp(regime.host, X1, 80), Answer)
+    finally:
+        regime.host.ip(f"route del fd00::/8 via {Y1} dev brY")
+        until(lambda: "-s fd00::/8 " in regime.sandbox.rules(), False)
+
+
+def test_a_container_that_has_the_route_to_the_internet_cuts_off_no_client(regime: Regime) -> None:
+    """As beside a VPN client in a container: what comes in by ext0 is answered by ext0."""
+    host, client = regime.host, regime.client
+    client.ip(f"address add {STRANGER}/128 dev lo nodad")
+    host.ip(f"-6 route add default via {CLIENT} dev ext0 table 100")
+    for what in (f"from {HOST}", "iif brX"):
+        host.ip(f"-6 rule add {what} table 100 pref 100")
+    host.ip(f"route add 2000::/3 via {Y1} dev brY")
+    try:
+        time.sleep(1)  # no rule shows that the daemon has read the route
+        with serve(host, "host", tcp=[2222]):
+            assert isinstance(tcp(client, HOST, 2222, source=STRANGER), Answer)
+        assert peer(tcp(client, HOST, 8080, source=STRANGER)) == STRANGER
+    finally:
+        host.ip(f"route del 2000::/3 via {Y1} dev brY")
+        for _ in range(2):
+            host.ip("-6 rule del pref 100")
+        host.ip(f"-6 route del default via {CLIENT} dev ext0 table 100")
+        client.ip(f"address del {STRANGER}/128 dev lo")
+    opened(client, 8080)
