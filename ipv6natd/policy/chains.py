@@ -18,6 +18,7 @@ from ipv6natd.netfilter.rules import PREFIX, Chain, Jump, Rule
 MAX_FLAT_PORT_RULES = 100
 """Rules for ports that stay in one chain. A packet that passes them all needs about 2 µs."""
 MAX_FLAT_BRIDGE_RULES = 32
+"""Rules for bridges that stay in one chain."""
 MAX_BRIDGES_IN_CHAIN = 16
 """Bridges with a common name prefix whose rules stay in one chain."""
 ALL_PORTS = 1 << 16

@@ -114,7 +114,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
     del forwarded[loopback_slice(requests)]
     mappings = cache.mappings.map(
         cache.ranges.group(forwarded),
-        lambda ports: port_mapping(ports, networks[ports[0].network.id].managed_by),
+        lambda port_range: port_mapping(port_range, networks[port_range[0].network.id].managed_by),
         key=our_bridges,
     )
     rejected: list[RejectedPorts] = []

@@ -45,7 +45,7 @@ class HostPortRequest:
     host_port: int
     container_port: int
     sort_key: int
-    """Identifies and orders (address, protocol, port). A number, because sorting many is faster."""
+    """Identifies and orders (address, protocol, port): a number, because numbers sort fast."""
     proxy_binds_address: bool = field(compare=False)
     """True if the binding itself names `host_address`, so the userland proxy listens only there."""
 
@@ -58,10 +58,10 @@ def _sort_key(protocol: Protocol, address: IPv6Address, port: int) -> int:
 
 def loopback_slice(requests: list[HostPortRequest]) -> slice:
     """The part of sorted requests that is for [::1], which no rule can forward."""
-    first, behind = (int(LOOPBACK) + i << _ADDRESS_SHIFT for i in (0, 1))
+    first, end = (int(LOOPBACK) + i << _ADDRESS_SHIFT for i in (0, 1))
     sort_key = attrgetter("sort_key")
     return slice(
-        bisect_left(requests, first, key=sort_key), bisect_left(requests, behind, key=sort_key)
+        bisect_left(requests, first, key=sort_key), bisect_left(requests, end, key=sort_key)
     )
 
 

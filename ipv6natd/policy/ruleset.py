@@ -118,14 +118,16 @@ def checks_sources(chains: Container[str]) -> bool:
 
 def closed_filter(rules: TableRules) -> TableRules:
     """Filter rules for the same networks that drop everything in and out, even established."""
-    between = [
+    within_bridge = [
         rule
         for chain in rules.chains
         for rule in chain.rules
         if rule.in_interface and rule.in_interface == rule.out_interface
     ]
-    closed = [way for rule in between for way in _isolation_rules(rule.in_interface)]
-    return _table({FORWARD: ChainTree((*closed, *between))}, _filter_jumps())
+    isolation = [
+        isolating for rule in within_bridge for isolating in _isolation_rules(rule.in_interface)
+    ]
+    return _table({FORWARD: ChainTree((*isolation, *within_bridge))}, _filter_jumps())
 
 
 def _nat_rules(desired: Desired, cache: RulesetCache) -> TableRules:
