@@ -1,5 +1,5 @@
-"""The tables of the kernel, in both variants of ip6tables: read, written and watched.
+"""Reads, writes and monitors the kernel's tables, in both variants of ip6tables.
 
-Which rules stand there is decided elsewhere: a backend writes what it is given.
-Read `backend` first, then `restore`.
+No decision about rules belongs here: a backend writes the change that it is given. Read `backend`
+first, then `restore`.
 """

@@ -1,4 +1,4 @@
-"""The firewall seam: what the loop asks of a backend. Each backend is a module beside this one."""
+"""The interface of a firewall backend. Each backend is a module of this package."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ipv6natd.netfilter.rules import Backend, Table
 
 
 class FirewallError(Exception):
-    """A tool refused or is missing; the text says what failed, on what, in the tool's own words."""
+    """A tool failed or is missing. The text has the operation, the object and the tool's words."""
 
 
 class Firewall(Protocol):
-    """Reads and writes the tables of one variant. Both calls block and may wait for a lock."""
+    """Reads and writes the tables of one variant. All calls block and may wait for the lock."""
 
     @property
     def backend(self) -> Backend:
-        """Which variant this is."""
+        """The variant of ip6tables."""
 
     def read(self) -> Observed:
-        """What stands in the filter and nat tables and concerns us.
+        """The observed state of the filter and nat tables.
 
-        A table that the kernel does not have yet reads as empty and is not made by reading.
-        Raises FirewallError.
+        A table that the kernel does not have is empty, and reading does not create it. Raises
+        FirewallError.
         """
 
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
-        """What read() says in `own` of these chains, without reading the others.
+        """The digests of these chains, as in ObservedTable.chains, without reading other chains.
 
-        Raises FirewallError, also where one of them is not there.
+        Raises FirewallError, also if a chain does not exist.
         """
 
     def write(self, change: TableChange) -> None:
-        """Apply one change in one transaction: all of it or, with FirewallError, nothing of it."""
+        """Apply a change in one transaction, completely or (FirewallError) not at all."""

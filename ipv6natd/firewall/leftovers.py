@@ -1,7 +1,4 @@
-"""The engine's own IPv6 rules, wherever it may have put them: either variant, or nft.
-
-Read on the way of events; taken out only where somebody asks for it, and nobody writes them.
-"""
+"""Reads and removes Docker's own IPv6 rules, in both variants of ip6tables and in nft."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ NFTABLES = "nftables"
 
 
 def read_engine_rules() -> EngineRules:
-    """What an engine wrote, in force or left over; what cannot be read is not there. Blocks."""
+    """The rules of the engine, in force or left over; empty if a tool fails. Blocks."""
     return merged_engine_rules(
         [
             *(engine_rules_from_save(text) for _, text in _read_saves()),
@@ -38,7 +35,7 @@ def read_engine_rules() -> EngineRules:
 
 
 def read_leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
-    """All rules and chains of an engine or of docker-ipv6nat, whoever keeps them. Blocks."""
+    """All rules and chains of Docker or docker-ipv6nat, also those in force. Blocks."""
     current_networks = tuple(networks)
     leftovers = [
         leftover
@@ -51,7 +48,7 @@ def read_leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
 
 
 def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
-    """Take these out, in one transaction a table. Blocks. Raises FirewallError."""
+    """Remove leftovers, in one transaction a table. Blocks. Raises FirewallError."""
     all_leftovers = tuple(leftovers)
     for backend in Backend:
         of_variant = [leftover for leftover in all_leftovers if leftover.variant == backend]
@@ -64,7 +61,7 @@ def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
 
 
 def _read_saves() -> Iterator[tuple[Backend, str]]:
-    """No table is made by reading: legacy is only asked where it has tables."""
+    """The output of ip6tables-save. Legacy is read only if it has tables: reading creates them."""
     for backend in Backend:
         if backend is Backend.NFT or existing_tables():
             yield backend, output_of(f"ip6tables-{backend}-save", timeout=TOOL_TIMEOUT)

@@ -1,18 +1,18 @@
-"""The firewall through python-iptables: the legacy variant without a process a call.
+"""The backend with python-iptables: the legacy variant without a process a call.
 
-Import this only where the legacy variant was chosen: importing iptc loads its kernel modules.
+Import this module only if the legacy variant was chosen: the import of iptc loads kernel modules.
 
-Of python-iptables this uses what maps to libiptc and to the extensions' own parsers. It stays clear
-of what is unsafe in a daemon or wrong in the versions we support:
-- `Chain.append_rule` and every reading of a parameter turn file descriptor 1 of the whole process
-  into a pipe for a moment; entries are appended through the table and read as bytes instead.
-- `Rule6.in_interface = …` writes a mask of 0x01 bytes: the kernel would then compare one bit of
-  each letter. The interface is written into the entry here.
-- `Rule6.tables` opens all five tables for each target, and opening one makes the kernel create it.
-- A parameter that an extension refuses is answered by a longjmp through Python. A Rule is legal by
-  construction and gives them nothing to refuse.
-- Options of an extension are larger since iptables 1.8.11, in a library of the same version, and
-  iptc finds the first one only. They are looked up here.
+Only the parts of python-iptables that map to libiptc and the extensions' parsers are used. These
+parts are unsafe in a daemon, or wrong in the supported versions:
+- `Chain.append_rule`, and reading a parameter, replace file descriptor 1 of the process by a pipe
+  for a moment. Here entries are appended through the table and read as bytes.
+- `Rule6.in_interface = …` writes a mask of 0x01 bytes, so that the kernel compares one bit of each
+  character. Here the interface is written into the entry.
+- `Rule6.tables` opens all five tables for each target, and the kernel creates an opened table.
+- An extension rejects a parameter with a longjmp through Python. A Rule is valid by construction,
+  so no parameter is rejected.
+- Since iptables 1.8.11 an option of an extension has more bytes, in a library of the same version,
+  and iptc finds only the first option. Here options are found by their real size.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ from ipv6natd.netfilter.rules import (
 )
 
 MAX_RULES_IN_PROCESS = 32
-"""Rules in one change above which a process is quicker. Each takes 0.1 to 0.2 ms here, all of it
-Python in iptc: a parser's call, and a look through an extension's attributes, for each option. The
-restore tool takes 3 to 4 ms for itself in a small table and as long as 50 rules in a large one."""
+"""Rules in one change above which the restore tool is faster. A rule takes 0.1 to 0.2 ms here, in
+Python code of iptc for each option. The restore tool takes 3 to 4 ms in a small table, and as long
+as 50 rules in a large one."""
 _INTERFACE_MAX = 15
 _OPTION_SIZE = ctypes.sizeof(xt_option_entry)
-"""Bytes of an option as iptc knows it; its last two fields have grown by four each since."""
+"""Bytes of an option in iptc. In newer libraries the last two fields have four more bytes each."""
 
 _TABLES_LOCK = threading.Lock()
-"""Table6 objects are shared by the whole process, and reading one moves its cursors."""
+"""Held while a table is open: Table6 objects are shared in the process, and have cursors."""
 
 
 class LegacyFirewall:
@@ -81,19 +81,19 @@ class LegacyFirewall:
         self._max_rules = max_rules
         self._tool = RestoreFirewall(Backend.LEGACY, timeout=timeout)
         self._sizes_at_read: dict[Table, tuple[int, int]] = {}
-        # iptc forgets it, and sets the extensions up again, when nobody holds it.
+        # Without a reference iptc would drop the object and initialize the extensions again.
         self._extensions = xtables(NFPROTO_IPV6)
         size = _option_size(self._extensions)
         xtables._option_lookup = lambda _, rows, name: _find_option(rows, name, size)
 
     @property
     def backend(self) -> Backend:
-        """Which variant this is."""
+        """The variant of ip6tables."""
         return Backend.LEGACY
 
     def read(self) -> Observed:
-        """See Firewall. Takes no xtables lock: the kernel gives a table out as a whole."""
-        # Counted before it is read: an edit in between shows as a change, not as nothing.
+        """See Firewall. Takes no xtables lock: the kernel returns a table atomically."""
+        # Sizes first: an edit before the read of the rules then shows as a change.
         self._sizes_at_read = self.table_sizes()
         names = existing_tables()
         return {t: _read_table(t) if t in names else ObservedTable() for t in Table}
@@ -120,18 +120,18 @@ class LegacyFirewall:
             return {name: _digest(kernel_table, name) for name in chains}
 
     def changed_since_read(self) -> bool:
-        """Whether the size of a table differs from what it was at the last read."""
+        """True if a table has another size than at the last read."""
         return self.table_sizes() != self._sizes_at_read
 
     def table_sizes(self) -> dict[Table, tuple[int, int]]:
-        """Entries and bytes of each table, cheap enough to ask every second; (0, 0) for none.
+        """Entries and bytes of the tables, (0, 0) for a missing one; cheap enough for every second.
 
-        An edit that keeps both numbers does not show. Raises FirewallError.
+        An edit that keeps both numbers is not visible. Raises FirewallError.
         """
         return {table: _size(table) for table in Table}
 
     def _write_large(self, change: TableChange) -> None:
-        # The restore tool takes the lock itself, and knows a rule by its own words only.
+        # The restore tool takes the lock itself, and identifies a rule by its own text only.
         if change.remove:
             with _open_table(change.table) as table:
                 places = [(jump.base, _find_rule(table, jump)[0]) for jump in change.remove]
@@ -141,8 +141,8 @@ class LegacyFirewall:
                 change = replace(change, remove=tuple(jumps_by_place[place] for place in places))
             except KeyError as error:
                 raise FirewallError(
-                    f"somebody else changed the legacy table {change.table} meanwhile: "
-                    f"no jump is at {error} any more"
+                    f"another program changed the legacy table {change.table}: "
+                    f"there is no jump at {error} any more"
                 ) from None
         self._tool.write(change)
 
@@ -153,7 +153,7 @@ def _size(table: Table) -> tuple[int, int]:
 
 @contextmanager
 def _open_table(name: Table) -> Iterator[Any]:
-    """The table as the kernel has it now; what is not committed inside is forgotten."""
+    """The table as the kernel has it now; changes without a commit are discarded."""
     with _TABLES_LOCK:
         try:
             table = iptc.Table6(str(name), autocommit=False)
@@ -161,7 +161,7 @@ def _open_table(name: Table) -> Iterator[Any]:
         except iptc.IPTCError as error:
             raise FirewallError(
                 f"the legacy table {name} cannot be opened: {_error_text(error)}; "
-                f"try `modprobe ip6table_{name}`; a kernel that has no such module needs the nft "
+                f"try `modprobe ip6table_{name}`; a kernel without this module needs the nft "
                 'variant of ip6tables, and backend = "nft"'
             ) from None
         try:
@@ -169,12 +169,12 @@ def _open_table(name: Table) -> Iterator[Any]:
         except (iptc.IPTCError, XTablesError, ValueError) as error:
             raise FirewallError(f"legacy table {name}: {_error_text(error)}") from None
         finally:
-            # It holds a copy of the whole table.
+            # The object has a copy of the whole table.
             table.close()
 
 
 def _error_text(error: Exception) -> str:
-    """What libiptc said; iptc words bytes as Python does."""
+    """The message of libiptc without Python's notation for bytes."""
     return re.sub(r"b'([^']*)'", r"\1", str(error))
 
 
@@ -200,7 +200,7 @@ def _read_table(name: Table) -> ObservedTable:
 
 
 def _digest(table: Any, chain: str) -> str:
-    """As ObservedTable words it. Raises IPTCError where there is no such chain."""
+    """The digest of a chain for ObservedTable. Raises IPTCError if the chain does not exist."""
     if not table.is_chain(chain):
         raise iptc.IPTCError(f"there is no chain {chain}")
     digest = blake2b(digest_size=16)
@@ -212,7 +212,7 @@ def _digest(table: Any, chain: str) -> str:
 
 
 def _entries(table: Any, chain: str) -> Iterator[tuple[Entry, Any]]:
-    """Each rule of a chain, as a value and as libiptc's own structure."""
+    """The rules of a chain, as values and as structures of libiptc."""
     struct = table.first_rule(chain)
     while struct:
         target = (table.get_target(struct) or b"").decode("utf-8", "replace")
@@ -268,7 +268,7 @@ def _create(table: Any, name: str) -> None:
 
 
 def _delete(table: Any, names: tuple[str, ...]) -> None:
-    # As in restore text, where a chain of ours is declared first: one that is gone is no failure.
+    # As in restore text, which declares our chains first: a missing chain is no error.
     existing = [name for name in names if name == DOCKER_USER or table.is_chain(name)]
     for name in existing:
         if name != DOCKER_USER:
@@ -278,7 +278,7 @@ def _delete(table: Any, names: tuple[str, ...]) -> None:
 
 
 class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
-    """A rule that looks for its target's chain in one table and opens no other."""
+    """A rule that looks for its target in one table and opens no other table."""
 
     def __init__(self, table: Any) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
 
 
 def _build_rule(table: Any, rule: Rule) -> Any:
-    """The rule as libiptc takes it, byte for byte what the restore tool makes of words(rule)."""
+    """The rule as libiptc takes it, with the bytes that the restore tool makes of format_rule."""
     result = _SingleTableRule(table)
     if rule.source is not None:
         result.src = str(rule.source)
@@ -301,7 +301,7 @@ def _build_rule(table: Any, rule: Rule) -> Any:
     if rule.not_destination is not None:
         result.dst = f"!{rule.not_destination}"
     _set_interfaces(result.get_ip(), rule)
-    # Before matches and target: their parsers look at it.
+    # Before matches and target: their parsers read the protocol.
     if rule.icmp or rule.authentication:
         result.protocol = "icmpv6" if rule.icmp else "ah"
     elif rule.protocol is not None:
@@ -327,8 +327,8 @@ def _set_interfaces(ip: Any, rule: Rule) -> None:
 
 
 def _name_and_mask(name: str) -> tuple[bytes, bytes]:
-    """The name and its mask, which takes in the NUL behind it: else the name were a prefix, as one
-    with a "+" is meant to be."""
+    """The name and its mask. The mask includes the NUL, except for a name with "+", which is a
+    prefix."""
     encoded = name.encode()
     if len(encoded) > _INTERFACE_MAX:
         raise ValueError(f"interface name {name} is longer than {_INTERFACE_MAX} bytes")
@@ -338,7 +338,7 @@ def _name_and_mask(name: str) -> tuple[bytes, bytes]:
 
 
 def _match_parameters(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
-    """(extension, parameter, value or values) in the order of words(), which is that in memory."""
+    """(extension, parameter, values) in the order of format_rule, which is the order in memory."""
     if rule.protocol is not None and rule.ports is not None:
         yield str(rule.protocol), "dport", format_ports(*rule.ports)
     if rule.syn:
@@ -382,9 +382,9 @@ def _target_parameters(target: Target) -> tuple[str, dict[str, str]]:
 
 
 def _option_size(extensions: Any) -> int:
-    """Bytes from one option to the next, by a match that has several.
+    """The size of an option in the installed library, found with a match that has several options.
 
-    Where they are larger zeros stand in the place of the second one's name, as after the last.
+    With larger options the place of the second name is zero, as after the last option.
     """
     matches = extensions.find_match("addrtype")
     if not matches:
@@ -397,7 +397,7 @@ def _option_size(extensions: Any) -> int:
 
 
 def _find_option(options: Any, name: bytes, size: int) -> Any:
-    """The option of that name, where it stands; None if there is none."""
+    """The option with this name; None if there is none."""
     address = ctypes.cast(options, ctypes.c_void_p).value
     while address:
         option = xt_option_entry.from_address(address)

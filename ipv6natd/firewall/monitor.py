@@ -1,9 +1,9 @@
-"""Notices that somebody wrote to the tables, so that the loop looks; decides nothing.
+"""Detects writes to the tables by other programs, and wakes the reconciler.
 
-nft: the kernel announces each new generation of its rules and who made it, and `nft monitor` prints
-that: idle costs nothing, our own writes are known, and the loop reads everything every ten minutes
-only, in case. legacy: the kernel announces nothing, so sizes are compared every second, and the
-loop reads everything once a minute for edits that keep the size. Without nft it just reads often.
+nft: `nft monitor` prints each new generation of the ruleset with the process that made it. Our own
+writes are recognized, and a full read every ten minutes is enough. legacy: the kernel reports
+nothing, so table sizes are compared every second, and a full read every minute finds edits that
+keep the size. nft without `nft monitor`: a full read every 1.5 seconds.
 """
 
 from __future__ import annotations
@@ -24,66 +24,66 @@ log = logging.getLogger(__name__)
 
 SIZE_CHECK_INTERVAL = 1.0
 MONITOR_START_TIME = 1.0
-"""Seconds after which `nft monitor` surely hears what is written; it does not say so itself."""
+"""Seconds until `nft monitor` surely receives events; it does not report when it does."""
 LEGACY_READ_INTERVAL = 60.0
 NFT_READ_INTERVAL = 600.0
-"""Where every write is announced: with 10,000 rules a read takes a quarter of a second."""
+"""With `nft monitor`. A read of 10,000 rules takes a quarter of a second."""
 UNMONITORED_READ_INTERVAL = 1.5
 MONITOR_RESTART_DELAY = 1.0
 BURST_DELAY = 0.1
-"""Seconds after an announcement before looking: a burst of writes is looked at once."""
+"""Seconds between a foreign write and the read, so that a burst of writes causes one read."""
 _NFT = which("nft")
 _GENERATION = re.compile(rb"^# new generation \d+(?: by process (\d+))?.*\n", re.MULTILINE)
 
 
 @runtime_checkable
 class ReportsSizeChanges(Protocol):
-    """A firewall that can tell cheaply whether its tables changed in size."""
+    """A firewall that can compare the sizes of its tables at low cost."""
 
     def changed_since_read(self) -> bool:
-        """Whether they have another size than at the last read, by the loop or by anybody."""
+        """True if a table has another size than at the last read."""
 
 
 @runtime_checkable
 class RecognizesOwnWrites(Protocol):
-    """A firewall whose own writes can be told from those of others."""
+    """A firewall that knows the processes of its own writes."""
 
     def take_own_write(self, process: int) -> bool:
-        """Whether this process was a write of ours; asked once for each."""
+        """True once for each process of a write of ours."""
 
 
 def read_interval(firewall: Firewall) -> float:
-    """Seconds between two complete reads that the loop has to do by itself."""
+    """Seconds between two full reads by the reconciler."""
     if firewall.backend is Backend.NFT:
         return NFT_READ_INTERVAL if _NFT else UNMONITORED_READ_INTERVAL
     return LEGACY_READ_INTERVAL
 
 
 async def watch(firewall: Firewall, changed: Callable[[], None]) -> None:
-    """Call `changed` when somebody else may have written. Runs until cancelled."""
+    """Call `changed` if another program may have written. Runs until it is cancelled."""
     if isinstance(firewall, ReportsSizeChanges):
         await _poll_sizes(firewall, changed)
     elif _NFT and isinstance(firewall, RecognizesOwnWrites):
         while True:
-            # Up to Python 3.11 a process needs a thread as well, which is refused in its own way.
+            # RuntimeError: up to Python 3.11 asyncio starts a thread for a process.
             with contextlib.suppress(OSError, RuntimeError):
                 await _run_monitor(_NFT, firewall, changed)
             changed()
-            log.debug("nft monitor ended; starting it again")
+            log.debug("nft monitor ended; it is started again")
             await asyncio.sleep(MONITOR_RESTART_DELAY)
 
 
 class MonitorOutput:
-    """What `nft monitor` prints: lines of what is new and gone, then who did it."""
+    """The output of `nft monitor`: the changes of a generation, then its process."""
 
     def __init__(self, is_own_write: Callable[[int], bool]) -> None:
-        """`is_own_write` tells whether a process was one of ours."""
+        """`is_own_write` is true for the process of a write of ours."""
         self._is_own_write = is_own_write
         self._partial_line = b""
         self._changes_ipv6 = False
 
     def has_foreign_write(self, chunk: bytes) -> bool:
-        """Whether somebody else is known now to have written IPv6 rules."""
+        """Read the next bytes; true if they end a foreign generation with IPv6 changes."""
         text = self._partial_line + chunk
         foreign, start = False, 0
         for generation in _GENERATION.finditer(text):
@@ -92,7 +92,7 @@ class MonitorOutput:
                 self._changes_ipv6 or _mentions_ipv6(text[start : generation.start()])
             )
             self._changes_ipv6, start = False, generation.end()
-        # A long transaction comes in many pieces, the last line of each cut somewhere.
+        # A long transaction arrives in many chunks, and a chunk may end within a line.
         complete = max(start, text.rfind(b"\n") + 1)
         self._changes_ipv6 |= _mentions_ipv6(text[start:complete])
         self._partial_line = text[complete:]
@@ -100,7 +100,7 @@ class MonitorOutput:
 
 
 def _mentions_ipv6(lines: bytes) -> bool:
-    # Docker writes IPv4 rules all the time.
+    # Docker writes IPv4 rules often.
     return b" ip6 " in lines or b" inet " in lines
 
 
@@ -110,7 +110,7 @@ async def _poll_sizes(firewall: ReportsSizeChanges, changed: Callable[[], None])
             if await in_thread(firewall.changed_since_read):
                 changed()
         except FirewallError as error:
-            log.debug("cannot count rules: %s", error)
+            log.debug("cannot read table sizes: %s", error)
         await asyncio.sleep(SIZE_CHECK_INTERVAL)
 
 

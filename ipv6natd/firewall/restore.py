@@ -1,6 +1,6 @@
-"""The firewall through `ip6tables-restore` and `ip6tables-save`, either variant.
+"""The backend with `ip6tables-restore` and `ip6tables-save`, for both variants.
 
-One process a call; what to write and what was read is worded in save_text.
+One process a call. The text is made and parsed in `netfilter`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import TOOL_DIRECTORIES, run, which
 
 TOOL_TIMEOUT = 30.0
-"""Seconds that one call of a tool may take, waiting for the xtables lock included."""
+"""Seconds for one call of a tool, including the wait for the xtables lock."""
 LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
 PROBE_RULES = """\
@@ -39,7 +39,7 @@ COMMIT
 -A POSTROUTING -s ::2/128 -j SNAT --to-source ::3
 COMMIT
 """
-"""Each match and each target of ours once; never in force."""
+"""All matches and targets that ipv6natd uses, for `--test`."""
 INSTALL_HINT = "install the package iptables"
 _WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
 _LINE_NUMBER = re.compile(r"\bline:? (\d+)\b")
@@ -47,7 +47,7 @@ _INCOMPATIBLE = re.compile(r"^# (Table `(filter|nat)' is incompatible.*)$", re.M
 
 
 def detect_backend() -> Backend:
-    """The variant that this host's `ip6tables` is. Raises FirewallError if there is none."""
+    """The variant of the host's `ip6tables`. Raises FirewallError if there is none."""
     path = _find_tool("ip6tables")
     if path is None:
         raise FirewallError(
@@ -57,7 +57,7 @@ def detect_backend() -> Backend:
 
 
 def probe_kernel(backend: Backend) -> None:
-    """Whether the kernel takes every kind of rule; nothing is written. Raises FirewallError."""
+    """Raises FirewallError if the kernel rejects a match or target of ours. Writes nothing."""
     _run(
         [_variant_tool(backend, "restore"), "--noflush", "--wait", "--test"],
         stdin=lambda: [PROBE_RULES],
@@ -65,15 +65,15 @@ def probe_kernel(backend: Backend) -> None:
 
 
 def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
-    """How often each of our DNAT rules was taken. Raises FirewallError.
+    """The number of connections of our DNAT rules. Raises FirewallError.
 
-    The whole of what stands is read: naming a table would make legacy create it.
+    Reads all tables: with legacy, to name a table creates it.
     """
     return counters.connection_counts(_run([_variant_tool(backend, "save"), "-c"]))
 
 
 class RestoreFirewall:
-    """One variant, by its restore and save tools."""
+    """One variant, with its restore and save tools."""
 
     def __init__(self, backend: Backend, *, timeout: float = TOOL_TIMEOUT) -> None:
         """Raises FirewallError if the host does not have the tools of this variant."""
@@ -86,18 +86,19 @@ class RestoreFirewall:
 
     @property
     def backend(self) -> Backend:
-        """Which variant this is."""
+        """The variant of ip6tables."""
         return self._backend
 
     def read(self) -> Observed:
-        """See Firewall. Never names a table: that would make legacy create it."""
+        """See Firewall. Names no table: with legacy, that would create it."""
         text = _run([self._save], timeout=self._timeout)
-        # Its rules are not in the text; taken for empty, it would get our jumps again and again.
+        # The save text lacks the rules of such a table. As an empty table it would get our jumps
+        # again at each pass.
         if incompatible := _INCOMPATIBLE.search(text):
             problem, table = incompatible.groups()
             raise FirewallError(
-                f"{self._save} cannot read: {problem} Somebody put a rule there that ip6tables has "
-                f"no words for; `nft list table ip6 {table}` shows it: move it to another table"
+                f"{self._save} cannot read: {problem} It has a rule that ip6tables cannot show; "
+                f"`nft list table ip6 {table}` shows the rule: move it to another table"
             )
         return parse_save(text)
 
@@ -106,7 +107,7 @@ class RestoreFirewall:
         lines = [f"*{table}\n"]
         for name in chains:
             listing = _run([self._tool, "-w", "-t", table, "-S", name], timeout=self._timeout)
-            # "-N NAME", which a save words in another way, and its rules.
+            # The first line is "-N NAME", in the save format ":NAME"; the rules follow.
             lines += f":{name} - [0:0]\n", listing.partition("\n")[2]
         return parse_save("".join([*lines, "COMMIT\n"]))[table].chains
 
@@ -115,7 +116,7 @@ class RestoreFirewall:
         self._run_restore(partial(format_change_in_chunks, change))
 
     def restore(self, text: str) -> None:
-        """Apply restore text, one transaction a table in it. Raises FirewallError."""
+        """Apply restore text, one transaction a table. Raises FirewallError."""
         self._run_restore(lambda: [text])
 
     def _run_restore(self, text: Callable[[], Iterable[str]]) -> None:
@@ -123,7 +124,7 @@ class RestoreFirewall:
         _run(argv, stdin=text, timeout=self._timeout, on_start=self._write_processes.append)
 
     def take_own_write(self, process: int) -> bool:
-        """Whether this process was a write of ours; asked once for each."""
+        """True once for each process of a write of ours."""
         with suppress(ValueError):
             self._write_processes.remove(process)
             return True
@@ -135,7 +136,7 @@ def _find_tool(name: str) -> str | None:
 
 
 def _variant(tool: str) -> Backend:
-    # Before 1.8 there was one variant, and the version did not name it.
+    # Before iptables 1.8 legacy was the only variant, and the version did not name it.
     return Backend.NFT if "nf_tables" in _run([tool, "--version"]) else Backend.LEGACY
 
 
@@ -153,7 +154,7 @@ def _variant_tool(backend: Backend, *verb: str) -> str:
 
 
 def _lock_environment() -> dict[str, str]:
-    # Whoever moved the path moved it for every tool of the host.
+    # If the administrator moved the lock, all tools of the host must use the same lock.
     path = os.environ.get(LOCK_VARIABLE)
     return {LOCK_VARIABLE: path} if path else {}
 
@@ -185,13 +186,13 @@ def _run(
 
 
 def _refusal_text(command: str, code: int, stderr: str, stdin: str) -> str:
-    """What the tool reason, and the line that it did not like between its neighbours."""
+    """The message of the tool, and the rejected line with its neighbours."""
     reason = _WARNING.sub("", stderr).strip() or f"exit status {code}, no message"
     message = f"{command} refused: {reason}"
     found = _LINE_NUMBER.search(reason)
     if found is None or not stdin:
         return message
-    # nft counts one line too many for some errors, hence two lines before it.
+    # For some errors nft reports the next line, hence two lines before.
     number = int(found[1])
     lines = stdin.splitlines()
     neighbours = range(max(1, number - 2), min(len(lines), number + 1) + 1)
@@ -199,5 +200,5 @@ def _refusal_text(command: str, code: int, stderr: str, stdin: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without the bytes that surrogateescape let in: a journal or a bus would choke on them."""
+    """`text` with bytes that are not UTF-8 replaced: the journal and the bus reject them."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Which firewall this host gets."""
+"""Selects the firewall backend."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ipv6natd.netfilter.rules import Backend
 
 
 def open_firewall(setting: str) -> Firewall:
-    """The firewall for `backend = "auto" | "nft" | "legacy"`. Raises FirewallError."""
+    """Opens the backend for `backend = "auto" | "nft" | "legacy"`. Raises FirewallError."""
     backend = detect_backend() if setting == "auto" else Backend(setting)
     if backend is Backend.NFT:
         return RestoreFirewall(backend)
-    # Here and not above: python-iptables loads kernel modules and libraries of the legacy variant
-    # when it is imported, which must not happen on a host that does not use it.
+    # Not at the top: the import of python-iptables loads kernel modules and libraries of the legacy
+    # variant, which must not happen on a host with the nft variant.
     try:
         from ipv6natd.firewall.legacy import LegacyFirewall
     except (ImportError, OSError) as error:

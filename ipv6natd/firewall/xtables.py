@@ -1,6 +1,6 @@
-"""What the legacy variant's kernel interface gives without python-iptables: lock, names, layout.
+"""The kernel interface of the legacy variant: lock, table names and sizes, layout of entries.
 
-Layouts are those of linux/netfilter_ipv6/ip6_tables.h, which no kernel can change.
+The layouts are those of linux/netfilter_ipv6/ip6_tables.h, a stable interface of the kernel.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ipv6natd.system.files import open_file
 
 LOCK_FILE = "/run/xtables.lock"
 CHAIN_NAME_MAX = 28
-"""Characters of a chain's name; libiptc cuts longer ones off without a word."""
+"""Maximum length of a chain name. libiptc truncates longer names silently."""
 
 _TABLE_NAMES = Path("/proc/thread-self/net/ip6_tables_names")
-"""Of the thread and not of the process: a thread can be in another network namespace."""
+"""Of the thread, not of the process: a thread can be in another network namespace."""
 _IP6T_SO_GET_INFO = 64
 _INFO = struct.Struct("=32s13I")
 
-# struct ip6t_entry: what the rule asks (addresses, interfaces with masks, protocol, tos), flags,
-# then counters and what the kernel keeps for itself, which say nothing about the rule.
+# struct ip6t_entry: matches (addresses, interfaces with masks, protocol, tos), flags and inverted
+# flags; then counters and internal fields of the kernel, which are no part of the rule.
 _IP_MATCH_SIZE = 131
 _FLAGS = struct.Struct("=BB")
 _GOTO = 0x04
@@ -44,9 +44,9 @@ _NAME_OFFSET = 2
 
 @contextmanager
 def xtables_lock(timeout: float) -> Iterator[None]:
-    """Hold the lock that every legacy tool takes while it reads, changes and commits.
+    """Hold the lock that all legacy tools hold while they read, change and commit.
 
-    Waits for `timeout` seconds, then raises FirewallError.
+    Raises FirewallError after `timeout` seconds.
     """
     path = os.environ.get(LOCK_VARIABLE) or LOCK_FILE
     try:
@@ -75,7 +75,7 @@ def _try_lock(lock: int) -> bool:
 
 
 def existing_tables() -> set[str]:
-    """The tables that the kernel has. Only asking for one by name would make it create it."""
+    """The tables that the kernel has. To ask for a table by name would create it."""
     try:
         return set(_TABLE_NAMES.read_text().split())
     except FileNotFoundError:
@@ -87,7 +87,8 @@ def existing_tables() -> set[str]:
 def table_size(table: Table) -> tuple[int, int]:
     """Entries and bytes of a table, by IP6T_SO_GET_INFO. Raises FirewallError.
 
-    By libc: Python's getsockopt passes nothing in, and the kernel wants the name in the buffer.
+    Calls libc: the kernel reads the table's name from the buffer, and Python's getsockopt passes no
+    input.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     info = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
@@ -105,29 +106,29 @@ def table_size(table: Table) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A rule as the kernel has it, without counters: comparable with itself at another time."""
+    """A rule as the kernel has it, without counters, so that two reads can be compared."""
 
     target: str
     ip_match: bytes
     extensions: tuple[tuple[bytes, int, bytes], ...]
-    """Name, revision and data of each match and of the target; of a jump the matches only."""
+    """Name, revision and data of the matches and the target; for a jump only of the matches."""
 
     @property
     def identity(self) -> bytes:
-        """All that makes the rule what it is."""
+        """The bytes that identify the rule."""
         parts = [b"%b %d %b" % extension for extension in self.extensions]
         return b"%b%b-j %b\n" % (self.ip_match, b"".join(parts), self.target.encode())
 
     def is_relevant(self, chains: Container[str]) -> bool:
-        """Whether it goes on in a chain of ours or in DOCKER-USER, or is a jump of ours to another
-        of these chains."""
+        """True if the rule jumps to a chain of ours or to DOCKER-USER, or is our jump to another
+        chain in `chains`."""
         if self.target == DOCKER_USER or self.target.startswith(PREFIX):
             return True
         return self.target in chains and self.ours
 
     @property
     def ours(self) -> bool:
-        """Whether it carries our comment."""
+        """True if the rule has our comment."""
         return self._comments[-1:] == [COMMENT.encode()]
 
     @property
@@ -136,11 +137,11 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """The wording that an ObservedJump of this variant carries."""
+        """The text of the rule in an ObservedJump of this variant."""
         return f"-j {self.target} #{blake2b(self.identity, digest_size=16).hexdigest()}"
 
     def observed_jump(self, base: str, position: int) -> ObservedJump:
-        """The rule as what was observed at this place; it is a jump."""
+        """The rule as an ObservedJump at a position."""
         flags, inverted_flags = _FLAGS.unpack_from(self.ip_match, _IP_MATCH_SIZE)
         has_match = any(self.ip_match[:_IP_MATCH_SIZE]) or inverted_flags or flags & _GOTO
         return ObservedJump(
@@ -154,9 +155,9 @@ class Entry:
 
 
 def parse_entry(raw: bytes, target_offset: int, target: str) -> Entry:
-    """The rule in `raw`, a struct ip6t_entry with all behind it; `target` as libiptc names it."""
-    # A jump holds the offset of its chain, which moves with every change of other chains; libiptc
-    # knows the name. The kernel gives such a target no name of its own.
+    """The rule in `raw`, a struct ip6t_entry with matches and target. `target`: from libiptc."""
+    # The data of a jump is the offset of its chain, which changes with other chains. So the name
+    # from libiptc is used. The kernel's name of such a target is empty.
     standard = raw[target_offset + _NAME_OFFSET] == 0
     end = target_offset if standard else len(raw)
     extensions = []
@@ -164,13 +165,14 @@ def parse_entry(raw: bytes, target_offset: int, target: str) -> Entry:
     while offset < end:
         size, name, revision = _EXTENSION.unpack_from(raw, offset)
         data = raw[offset + _EXTENSION.size : offset + size]
-        # The kernel writes the name up to its NUL; behind it is what was in our memory before.
+        # The kernel writes the name up to its NUL. The bytes behind it are old contents of our
+        # buffer.
         extensions.append((name.split(b"\0", 1)[0], revision, data))
         offset += size
     return Entry(target, raw[: _IP_MATCH_SIZE + _FLAGS.size], tuple(extensions))
 
 
 def with_chain_name(raw: bytes, target_offset: int, target: str) -> bytes:
-    """`raw` with the chain's name in its jump, as libiptc wants a rule that it is to look for."""
+    """`raw` with the chain's name in its jump, as libiptc needs it to find the rule."""
     start = target_offset + _NAME_OFFSET
     return b"".join((raw[:start], target.encode().ljust(29, b"\0"), raw[start + 29 :]))

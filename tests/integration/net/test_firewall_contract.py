@@ -693,5 +693,5 @@ def test_a_table_that_ip6tables_has_no_words_for_is_not_taken_for_empty(namespac
     firewall.write(FULL)
     rule = "ip6 filter FORWARD numgen random mod 2 0 accept"
     subprocess.run(["nft", "add", "rule", *rule.split()], check=True)
-    with pytest.raises(FirewallError, match=r"`nft list table ip6 filter` shows it"):
+    with pytest.raises(FirewallError, match=r"`nft list table ip6 filter` shows the rule"):
         firewall.read()

@@ -1,4 +1,4 @@
-"""What `nft monitor` prints -> whether somebody else wrote."""
+"""The output of `nft monitor`, and the interval of full reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY = "# new generation 3 by process {} (ip6tables-nft-r)\n"
 
 
 def foreign_writes(text: str, size: int = 1 << 16) -> list[bool]:
-    """What each generation came to, however the text is cut."""
+    """For each line, whether it ends a foreign generation. `text` arrives in chunks of `size`."""
     ours = [OURS]
 
     def take_own_write(process: int) -> bool:
@@ -31,13 +31,13 @@ def foreign_writes(text: str, size: int = 1 << 16) -> list[bool]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
-def test_our_own_writes_are_passed_over_once(size: int) -> None:
+def test_a_generation_of_our_own_process_is_ignored_once(size: int) -> None:
     text = (RULE + BY.format(OURS)) * 2
     assert foreign_writes(text, size) == [False, False, False, True]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
-def test_writes_of_others_count_where_they_may_concern_ipv6(size: int) -> None:
+def test_a_foreign_generation_counts_if_it_changes_ipv6(size: int) -> None:
     inet = RULE.replace("ip6", "inet")
     ipv4 = RULE.replace("ip6", "ip")
     for line, counts in ((RULE, True), (inet, True), (ipv4, False)):
@@ -48,11 +48,11 @@ def test_writes_of_others_count_where_they_may_concern_ipv6(size: int) -> None:
     ]
 
 
-def test_a_generation_of_nobody_is_somebody_elses() -> None:
+def test_a_generation_without_a_process_is_foreign() -> None:
     assert foreign_writes(RULE + "# new generation 9\n")[-1]
 
 
-def test_everything_is_read_as_often_as_nothing_else_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_read_interval_depends_on_what_reports_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that keeps the size of a legacy table is found within a minute."""
     monkeypatch.setattr(monitor, "_NFT", "/usr/sbin/nft")
     assert read_interval(FakeFirewall(Backend.LEGACY)) == 60
