@@ -35,8 +35,8 @@ from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
-from ipv6natd.sync.saved_rules import Kept
-from ipv6natd.sync.snapshot import Completion
+from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.snapshot import HostFactsReader
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
@@ -46,62 +46,64 @@ log = logging.getLogger(__name__)
 
 STOPPED, FAILED = 0, 1
 
-PATIENCE = 10.0
+READY_TIMEOUT = 10.0
 """Seconds that READY waits for the first rules, or for what keeps them away."""
 
 
 class Daemon:
-    """The running service. `load` reads the settings again, raising ConfigError; `found` is what
+    """The running service. `load` reads the settings again, raising ConfigError; `exposure` is what
     may have passed before the kept rules were written."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings], found: Exposure) -> None:
+    def __init__(
+        self, settings: Settings, load: Callable[[], Settings], exposure: Exposure
+    ) -> None:
         self._settings = settings
         self._load = load
-        self._found = found
+        self._exposure = exposure
         self._notifier = Notifier()
-        self._kept = Kept()
+        self._saved_filter = SavedFilter()
         self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
-        self._explaining = asyncio.Lock()  # it reads whole tables: one at a time
-        self._reloads: list[asyncio.Future[None]] = []
-        self._completion = Completion()
+        self._explain_lock = asyncio.Lock()  # it reads whole tables: one at a time
+        self._reload_futures: list[asyncio.Future[None]] = []
+        self._host_facts = HostFactsReader()
 
     async def run(self) -> int:
         """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
         loop = asyncio.get_running_loop()
         gc.disable()  # until READY
-        self._to_watch: asyncio.Future[Firewall] = loop.create_future()
+        self._opened_firewall: asyncio.Future[Firewall] = loop.create_future()
         # Before READY: systemd may send SIGHUP right after it.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         # Before READY, for which the engine waits: it switches forwarding on as it starts.
-        await in_thread(self._forwarding.heed)
-        firewall = await self._opened()
-        self._firewalld = Firewalld(self._after_firewalld)
+        await in_thread(self._forwarding.keep_ra_routes)
+        firewall = await self._open_firewall()
+        self._firewalld = Firewalld(self._recheck_host)
         self._watch = self._new_watch()
         self._reconciler = Reconciler(
             firewall=firewall,
             facts=self._watch,
             policy=self._settings.policy,
-            complete=self._completion,
-            publish=self._show,
-            follow_flows=Conntrack(addresses).flush_stale_flows,
-            look=self._look,
-            keep=self._kept.write,
-            found=self._found,
-            forward=self._forwarding.follow,
+            add_host_facts=self._host_facts.add_host_facts,
+            publish=self._publish,
+            flush_stale_flows=Conntrack(addresses).flush_stale_flows,
+            check_host=self._check_host,
+            save_filter=self._saved_filter.write,
+            exposure=self._exposure,
+            update_forwarding=self._forwarding.update,
             beat=self._notifier.watchdog,
             beat_interval=watchdog_interval(),
         )
         self._textfile = Textfile(self._settings.metrics_textfile, self.status)
         self._service = BusService(self, self._firewalld)
         code = await self._until_stopped()
-        await self._end()
+        await self._shut_down()
         return code
 
-    async def _opened(self) -> Firewall:
+    async def _open_firewall(self) -> Firewall:
         """The host's firewall, or what stands in until the host has one."""
         loop = asyncio.get_running_loop()
         backend = self._settings.backend
@@ -110,54 +112,56 @@ class Daemon:
         except FirewallError as error:
             log.error("%s", error)
 
-            def opened(late: Firewall) -> None:
-                loop.call_soon_threadsafe(self._to_watch.set_result, late)
+            def on_opened(firewall: Firewall) -> None:
+                loop.call_soon_threadsafe(self._opened_firewall.set_result, firewall)
 
-            guess = Backend.NFT if backend == "auto" else Backend(backend)
-            return LateFirewall(partial(open_firewall, backend), opened, guess=guess)
-        self._to_watch.set_result(firewall)
+            expected = Backend.NFT if backend == "auto" else Backend(backend)
+            return LateFirewall(partial(open_firewall, backend), on_opened, expected=expected)
+        self._opened_firewall.set_result(firewall)
         return firewall
 
     async def _watch_drift(self) -> None:
-        firewall = await self._to_watch
+        firewall = await self._opened_firewall
         self._reconciler.verify_interval = read_interval(firewall)
         await watch(firewall, self._reconciler.verify)
 
-    async def _look(self, networks: tuple[Network, ...], engine_writes: bool) -> HostReport:
+    async def _check_host(self, networks: tuple[Network, ...], engine_writes: bool) -> HostReport:
         zones = await self._firewalld.zones()
         if self._reconciler.status.state is not State.STOPPED:
-            await in_thread(self._forwarding.heed)
+            await in_thread(self._forwarding.keep_ra_routes)
         backend = Backend(self._reconciler.status.backend)
-        bridges = frozenset(each.bridge for each in self._watch.networks.values())
-        seen = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
-        return await in_thread(seen)
+        bridges = frozenset(network.bridge for network in self._watch.networks.values())
+        check = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
+        return await in_thread(check)
 
-    def _rerouted(self) -> None:
-        self._completion.routes_changed()
+    def _reread_routes(self) -> None:
+        self._host_facts.routes_changed()
         self._reconciler.trigger()
 
-    def _after_firewalld(self) -> None:
+    def _recheck_host(self) -> None:
         self._reconciler.verify()
-        self._reconciler.want_look()
+        self._reconciler.request_host_check()
 
     async def _until_stopped(self) -> int:
         code = STOPPED
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
-                    tasks.create_task(watch_addresses(self._reconciler.moved, self._rerouted)),
+                    tasks.create_task(
+                        watch_addresses(self._reconciler.addresses_changed, self._reread_routes)
+                    ),
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
                     tasks.create_task(self._watch_drift()),
                     tasks.create_task(self._reconciler.watch_host()),
-                    tasks.create_task(self._reload_when_told(tasks)),
+                    tasks.create_task(self._reload_on_request(tasks)),
                     tasks.create_task(self._textfile.run()),
                     tasks.create_task(self._ready()),
                 ]
-                self._follow = tasks.create_task(self._watch.run(retry=self._settings.retry))
+                self._watch_task = tasks.create_task(self._watch.run(retry=self._settings.retry))
                 await self._stop.wait()
                 self._notifier.stopping()
-                for task in (*running, self._follow):
+                for task in (*running, self._watch_task):
                     task.cancel()
         except* EngineUnavailable as group:
             log.error("the Docker engine is gone and retry is off: %s", group.exceptions[0])
@@ -167,22 +171,24 @@ class Daemon:
     async def _ready(self) -> None:
         with contextlib.suppress(TimeoutError):
             # An engine that takes a call and says nothing must not keep others from starting.
-            await asyncio.wait_for(self._reconciler.settled(), PATIENCE)
+            await asyncio.wait_for(self._reconciler.wait_first_pass(), READY_TIMEOUT)
         self._notifier.ready(one_line(self._reconciler.status))
         gc.freeze()
         gc.enable()
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         self._notifier.stopping()
         self._textfile.stopped()
         if self._reconciler.status.state is State.STOPPED:
             log.info("stopped; all rules had been removed")
             return
         if not self._settings.cleanup:
-            open_ = counted(len(self._reconciler.status.mappings), "mapping")
-            stay = "stays" if open_.startswith("1 ") else "stay"
+            mappings = counted(len(self._reconciler.status.mappings), "mapping")
+            verb = "stays" if mappings.startswith("1 ") else "stay"
             extra = log_fields(MessageId.STOPPED)
-            log.info("stopped; %s %s open; `ipv6natd -flush` closes them", open_, stay, extra=extra)
+            log.info(
+                "stopped; %s %s open; `ipv6natd -flush` closes them", mappings, verb, extra=extra
+            )
             return
         try:
             await self._reconciler.remove()
@@ -203,49 +209,49 @@ class Daemon:
             resync_interval=settings.resync_interval,
         )
 
-    async def _reload_when_told(self, tasks: asyncio.TaskGroup) -> None:
+    async def _reload_on_request(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            waiting, self._reloads = self._reloads, []
+            waiting, self._reload_futures = self._reload_futures, []
             self._notifier.reloading()
             error: BusError | None = None
             try:
                 settings = self._load()
-            except ConfigError as wrong:
+            except ConfigError as config_error:
                 # The old settings stay in force, and whoever looks is told why.
-                extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(wrong))
-                log.error("%s; the settings stay as they were", wrong, extra=extra)
-                self._reconciler.config_error = f"reload refused: {wrong}"
-                error = BusError("org.ipv6natd1.Error.BadConfiguration", str(wrong))
+                extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(config_error))
+                log.error("%s; the settings stay as they were", config_error, extra=extra)
+                self._reconciler.config_error = f"reload refused: {config_error}"
+                error = BusError("org.ipv6natd1.Error.BadConfiguration", str(config_error))
             else:
                 self._reconciler.config_error = ""
-                self._adopt(settings, tasks)
+                self._apply_settings(settings, tasks)
             with contextlib.suppress(EngineUnavailable, FirewallError):
                 await self._reconciler.refresh()
             self._notifier.ready(one_line(self._reconciler.status))
-            for each in waiting:
-                if not each.done():
-                    each.set_result(None) if error is None else each.set_exception(error)
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None) if error is None else future.set_exception(error)
 
-    def _adopt(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+    def _apply_settings(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
-        self._forwarding.adopt(settings.ip_forward)
+        self._forwarding.set_wanted(settings.ip_forward)
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:
             log.warning("backend = %s comes into force with a restart", settings.backend)
-        followed = ("endpoint", "cert_path", "tls_verify", "retry", "resync_interval")
-        if any(getattr(old, name) != getattr(settings, name) for name in followed):
-            self._follow.cancel()
+        watcher_keys = ("endpoint", "cert_path", "tls_verify", "retry", "resync_interval")
+        if any(getattr(old, name) != getattr(settings, name) for name in watcher_keys):
+            self._watch_task.cancel()
             self._watch = self._new_watch()
             self._reconciler.facts = self._watch
-            self._follow = tasks.create_task(self._watch.run(retry=settings.retry))
+            self._watch_task = tasks.create_task(self._watch.run(retry=settings.retry))
         log.info("settings read again")
 
-    def _show(self, old: Status, new: Status, drift: Row | None) -> None:
+    def _publish(self, old: Status, new: Status, drift: Row | None) -> None:
         self._service.publish(old, new, drift)
         self._textfile.changed()
         if one_line(old) != one_line(new):
@@ -273,8 +279,8 @@ class Daemon:
 
     async def leftovers(self) -> tuple[Leftover, ...]:
         """For the bus: what an engine or docker-ipv6nat left, () while either may keep it."""
-        rival = await in_thread(docker_ipv6nat)
-        if self._reconciler.engine_writes or rival:
+        stop_command = await in_thread(docker_ipv6nat)
+        if self._reconciler.engine_writes or stop_command:
             return ()
         return await self._find_leftovers()
 
@@ -290,8 +296,8 @@ class Daemon:
                 "systemctl restart docker"
             )
             raise BusError("org.ipv6natd1.Error.InUse", text)
-        if command := await in_thread(docker_ipv6nat):
-            text = f"docker-ipv6nat runs and would write its rules again; first: {command}"
+        if stop_command := await in_thread(docker_ipv6nat):
+            text = f"docker-ipv6nat runs and would write its rules again; first: {stop_command}"
             raise BusError("org.ipv6natd1.Error.InUse", text)
         found = await self._find_leftovers()
         try:
@@ -301,16 +307,16 @@ class Daemon:
         finally:
             # They may have stood in FORWARD before ours; and the look at the host named them.
             self._reconciler.verify()
-            self._reconciler.want_look()
+            self._reconciler.request_host_check()
         return found
 
     async def _find_leftovers(self) -> tuple[Leftover, ...]:
         return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
 
-    async def explain(self, asked: str) -> list[Row]:
+    async def explain(self, query: str) -> list[Row]:
         """For the bus."""
-        async with self._explaining:
-            found = await self._reconciler.explain(asked)
+        async with self._explain_lock:
+            found = await self._reconciler.explain(query)
             if not found:
                 return []
             try:
@@ -319,12 +325,12 @@ class Daemon:
             except FirewallError as error:
                 log.debug("no counters: %s", error)
                 counters = {}
-        return [row(each, counters) for each in found]
+        return [row(explanation, counters) for explanation in found]
 
     async def reload(self) -> None:
         """For the bus; the same as SIGHUP."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reloads.append(done)
+        self._reload_futures.append(done)
         self._reload.set()
         await done
 

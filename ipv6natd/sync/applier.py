@@ -32,29 +32,29 @@ from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, filter_rules, ruleset
-from ipv6natd.sync.saved_rules import exposure
+from ipv6natd.sync.saved_rules import filter_exposure
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
 
-SETTLE = 3
+MAX_WRITE_ATTEMPTS = 3
 """Writes in one pass before somebody else's edits in between are left to the next pass."""
 
-PATIENCE = 15.0
+LOCK_TIMEOUT = 15.0
 """Seconds that a pass which nobody waits for any more may hold up the next; systemd gives us 20."""
-FEW = 4
+MAX_SINGLE_READS = 4
 """Chains that are read one by one; of more, all are read at once."""
 
-ORDER_LOSSES = 5
-ORDER_PERIOD = 60.0
+MAX_POSITION_LOSSES = 5
+POSITION_LOSS_PERIOD = 60.0
 """Seconds. Two programs that both insist would otherwise write for ever."""
 
-FollowFlows = Callable[[Desired | None, Desired, Exposure], bool]
+FlushStaleFlows = Callable[[Desired | None, Desired, Exposure], bool]
 """What held before, what holds now, and what may have passed until now; whether it is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class AppliedState:
     """What we know to stand: what was wanted, its rules, and what the kernel made of them."""
 
     desired: Desired
@@ -63,144 +63,149 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class PassResult:
     """What one pass came to; `drift` names the tables that somebody else had changed."""
 
     desired: Desired
     drift: tuple[Table, ...] = ()
     added: int = 0
     removed: int = 0
-    followed: bool = True
+    flows_flushed: bool = True
     """Whether open flows go where the rules lead, as far as anybody knows."""
-    switched: bool = False
+    forwarding_enabled: bool = False
     """Whether forwarding was off until now."""
 
 
-class Kernel:
+class Applier:
     """The tables of one variant, kept as they should be."""
 
     def __init__(
         self,
         firewall: Firewall,
         *,
-        complete: Callable[[Snapshot, bool], Snapshot],
-        follow_flows: FollowFlows,
-        keep: Callable[[TableRules], None],
-        found: Exposure,
-        forward: Callable[[bool], bool],
+        add_host_facts: Callable[[Snapshot, bool], Snapshot],
+        flush_stale_flows: FlushStaleFlows,
+        save_filter: Callable[[TableRules], None],
+        exposure: Exposure,
+        update_forwarding: Callable[[bool], bool],
     ) -> None:
         """See Reconciler for what the four functions are for; `found`: what may have passed before
         rules of ours were written at all."""
         self.firewall = firewall
-        self.applied: Applied | None = None
-        self._last = EMPTY
-        self.order = Contest()
-        self._complete = complete
-        self._follow_flows = follow_flows
-        self._keep = keep
-        self._forward = forward
-        self._wishes = DesiredCache()
-        self._rules = RulesetCache()
-        self._followed: Desired | None = None
-        self.doubtful = False
+        self.applied: AppliedState | None = None
+        self._last_ruleset = EMPTY
+        self.position = PositionGuard()
+        self._add_host_facts = add_host_facts
+        self._flush_stale_flows = flush_stale_flows
+        self._save_filter = save_filter
+        self._update_forwarding = update_forwarding
+        self._desired_cache = DesiredCache()
+        self._ruleset_cache = RulesetCache()
+        self._flushed_for: Desired | None = None
+        self.recheck_all_flows = False
         """Whether open flows may go where no rule leads, whatever followed before; may be set from
         any thread, and the next pass looks."""
-        self._exposure = found
+        self._exposure = exposure
         """What may have passed until the rules stood that stand now."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """One thread at a time: a pass goes on when the loop that began it is told to stop."""
-        if not self._busy.acquire(timeout=PATIENCE):
-            raise FirewallError(f"an earlier change of the rules did not end within {PATIENCE:g} s")
+        if not self._busy.acquire(timeout=LOCK_TIMEOUT):
+            raise FirewallError(
+                f"an earlier change of the rules did not end within {LOCK_TIMEOUT:g} s"
+            )
         try:
             yield
         finally:
             self._busy.release()
 
-    def text(self) -> str:
+    def ruleset_text(self) -> str:
         """The rules that were last brought into force, as ip6tables-restore reads them.
 
         From any thread, also in the middle of a pass.
         """
-        return format_ruleset(self._last)
+        return format_ruleset(self._last_ruleset)
 
     def remove(self) -> None:
         """Take all our rules out."""
-        with self._alone():
-            self._forward(False)
-            self.applied = self._followed = None
+        with self._exclusive():
+            self._update_forwarding(False)
+            self.applied = self._flushed_for = None
             remove_all(self.firewall)
-            _log_rules(*changed_rules(self._last, EMPTY))
-            self._last = EMPTY
-            self._keep(EMPTY.filter)
+            _log_rules(*changed_rules(self._last_ruleset, EMPTY))
+            self._last_ruleset = EMPTY
+            self._save_filter(EMPTY.filter)
 
-    def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
+    def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         """One pass: everything that computes or blocks."""
-        with self._alone():
-            outcome = self._sync(snapshot, policy, verify=verify)
-            if any(_forwards(each) for each in outcome.desired.networks):
-                outcome = replace(outcome, switched=self._forward(True))
-            return outcome
+        with self._exclusive():
+            result = self._sync(snapshot, policy, verify=verify)
+            if any(_needs_forwarding(network) for network in result.desired.networks):
+                result = replace(result, forwarding_enabled=self._update_forwarding(True))
+            return result
 
-    def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> Outcome:
-        want = desired(self._complete(snapshot, verify), policy, self._wishes)
-        rules = ruleset(want, self._rules)
+    def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
+        wanted = desired(self._add_host_facts(snapshot, verify), policy, self._desired_cache)
+        rules = ruleset(wanted, self._ruleset_cache)
         applied = self.applied
         if applied is not None and verify:
             now = self.firewall.read()
-            drift = self._drifted(applied, now)
+            drift = self._drifted_tables(applied, now)
             if drift:
                 # Kept until it is mended: the first try may fail on the very edit that it mends.
                 self._drift = drift
                 log.warning(
                     "somebody else changed our rules in %s; putting them back",
-                    _tables(drift),
+                    _table_list(drift),
                     extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
                 )
             else:
-                self.applied = applied = _with_own(applied, {t: now[t].chains for t in Table})
+                self.applied = applied = _with_digests(applied, {t: now[t].chains for t in Table})
         if applied is not None and applied.ruleset == rules and not self._drift:
-            self.applied = replace(applied, desired=want)
-            followed = not self.doubtful or self._follow(want)
-            return Outcome(desired=want, followed=followed)
-        outcome = self._write(applied, want, rules)
-        followed = self._follow(want)
+            self.applied = replace(applied, desired=wanted)
+            flows_flushed = not self.recheck_all_flows or self._flush_flows(wanted)
+            return PassResult(desired=wanted, flows_flushed=flows_flushed)
+        result = self._write(applied, wanted, rules)
+        flows_flushed = self._flush_flows(wanted)
         self._drift = ()
-        return replace(outcome, followed=followed)
+        return replace(result, flows_flushed=flows_flushed)
 
-    def _drifted(self, applied: Applied, now: Observed) -> tuple[Table, ...]:
+    def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:
         """The tables that somebody else changed, so that we have to."""
-        if self.order.given_up and self._settled(applied.ruleset, now, keep_order=True):
-            self.order.over()
+        if self.position.conceded and self._all_match(applied.ruleset, now, keep_order=True):
+            self.position.reset()
             log.info("our rules come first in FORWARD again")
-        keep = not self.order.given_up
+        keep_order = not self.position.conceded
         before = applied.observed
-        drift = tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep))
+        drift = tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep_order))
         if (
             drift
-            and keep
+            and keep_order
             and not any(has_drifted(before[t], now[t], keep_order=False) for t in drift)
         ):
-            return () if self._lost_order() else drift
+            return () if self._record_position_loss() else drift
         return drift
 
-    def _settled(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
+    def _all_match(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
         return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
 
-    def _lost_order(self) -> bool:
+    def _record_position_loss(self) -> bool:
         """Somebody else took the first place in FORWARD; whether it is left to him now."""
-        self.order.lost(time.monotonic())
-        if self.order.given_up:
+        self.position.record_loss(time.monotonic())
+        if self.position.conceded:
             log.warning("another program insists on the first place in FORWARD; leaving it there")
-        return self.order.given_up
+        return self.position.conceded
 
-    def _write(self, applied: Applied | None, want: Desired, rules: Ruleset) -> Outcome:
+    def _write(self, applied: AppliedState | None, wanted: Desired, rules: Ruleset) -> PassResult:
         interim = rules.filter
-        if applied is not None and (both := with_old_networks(applied.desired, want)) is not want:
-            interim = filter_rules(both, self._rules)
+        if (
+            applied is not None
+            and (both := with_old_networks(applied.desired, wanted)) is not wanted
+        ):
+            interim = filter_rules(both, self._ruleset_cache)
         before = applied.ruleset if applied else EMPTY
         # From here on until it is known what stands, nothing is known.
         self.applied = None
@@ -212,53 +217,55 @@ class Kernel:
                 self.firewall.write(change)
                 observed[change.table] = predict(observed[change.table], change)
         if applied is None or before.filter != rules.filter:
-            self._keep(rules.filter)
+            self._save_filter(rules.filter)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
-        self.applied = Applied(desired=want, ruleset=rules, observed=observed)
-        self._last = rules
-        return Outcome(
-            desired=want,
+        self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
+        self._last_ruleset = rules
+        return PassResult(
+            desired=wanted,
             drift=self._drift,
             added=len(added),
             removed=len(removed),
         )
 
     def _write_whole(
-        self, applied: Applied | None, interim: TableRules, rules: Ruleset
+        self, applied: AppliedState | None, interim: TableRules, rules: Ruleset
     ) -> Observed:
         """Each table as it should be, whatever stands there; returns what then stands."""
         before = applied.ruleset if applied else None
-        for attempt in range(SETTLE):
-            keep = not self.order.given_up
+        for attempt in range(MAX_WRITE_ATTEMPTS):
+            keep_order = not self.position.conceded
             found = self.firewall.read()
             if applied is None:
-                self._exposure = max(self._exposure, exposure(rules.filter, found[Table.FILTER]))
+                self._exposure = max(
+                    self._exposure, filter_exposure(rules.filter, found[Table.FILTER])
+                )
             for change in diff(
                 applied=before,
                 interim=interim,
                 wanted=rules,
                 observed=found,
-                keep_order=keep,
+                keep_order=keep_order,
             ):
                 self.firewall.write(change)
             observed = self.firewall.read()
-            if self._settled(rules, observed, keep_order=keep):
+            if self._all_match(rules, observed, keep_order=keep_order):
                 return observed
-            if self._settled(rules, observed, keep_order=False) and self._lost_order():
+            if self._all_match(rules, observed, keep_order=False) and self._record_position_loss():
                 return observed
             log.debug("somebody else writes to the tables too (attempt %d)", attempt + 1)
             before, interim = None, rules.filter
         raise FirewallError("somebody else keeps changing our rules while they are written")
 
     @property
-    def unread(self) -> bool:
+    def has_unverified_chains(self) -> bool:
         """Whether chains were written since that nobody has read back."""
         return self.applied is not None and any(
             map(unverified_chains, self.applied.observed.values())
         )
 
-    def learn(self) -> bool:
+    def read_back(self) -> bool:
         """Read back what was written, to know it again; whether it is as it was written.
 
         Apart from `sync`, since no event should wait for it.
@@ -267,42 +274,42 @@ class Kernel:
         if applied is None:
             return True
         names = {table: unverified_chains(seen) for table, seen in applied.observed.items()}
-        if sum(map(len, names.values())) > FEW:
-            own = {table: seen.chains for table, seen in self.firewall.read().items()}
+        if sum(map(len, names.values())) > MAX_SINGLE_READS:
+            digests = {table: seen.chains for table, seen in self.firewall.read().items()}
         else:
-            own = {t: self.firewall.digests(t, each) for t, each in names.items() if each}
-        self.applied = _with_own(applied, own)
-        return not self.unread
+            digests = {t: self.firewall.digests(t, chains) for t, chains in names.items() if chains}
+        self.applied = _with_digests(applied, digests)
+        return not self.has_unverified_chains
 
-    def _follow(self, want: Desired) -> bool:
+    def _flush_flows(self, wanted: Desired) -> bool:
         """Let open flows go where the rules now in force lead, and none where they lead nowhere;
         whether they do."""
         # What began while somebody had taken out our rules began without them.
-        doubtful = self.doubtful or Table.NAT in self._drift
-        flushed = Exposure.OPEN if Table.FILTER in self._drift else Exposure.NONE
-        was_open = max(self._exposure, flushed)
-        self.doubtful, self._exposure = False, Exposure.NONE
-        calls = [(self._followed, was_open)]
-        if doubtful and self._followed is not None:
+        recheck_all_flows = self.recheck_all_flows or Table.NAT in self._drift
+        drift_exposure = Exposure.OPEN if Table.FILTER in self._drift else Exposure.NONE
+        exposure = max(self._exposure, drift_exposure)
+        self.recheck_all_flows, self._exposure = False, Exposure.NONE
+        calls = [(self._flushed_for, exposure)]
+        if recheck_all_flows and self._flushed_for is not None:
             calls.append((None, Exposure.NONE))
         # What makes one fail does the same to the next: it is for the next pass.
         if all(
-            self._follow_flows(old, want, exposed)
-            for old, exposed in calls
-            if exposed or affects_flows(old, want)
+            self._flush_stale_flows(old, wanted, old_exposure)
+            for old, old_exposure in calls
+            if old_exposure or affects_flows(old, wanted)
         ):
-            self._followed = want
+            self._flushed_for = wanted
             return True
-        self.doubtful, self._exposure = True, was_open
+        self.recheck_all_flows, self._exposure = True, exposure
         return False
 
 
-def _forwards(network: Network) -> bool:
+def _needs_forwarding(network: Network) -> bool:
     return network.managed_by is ManagedBy.IPV6NATD and not network.internal
 
 
-def _with_own(applied: Applied, own: Map[Table, Map[str, str]]) -> Applied:
-    observed = {t: with_digests(seen, own.get(t, {})) for t, seen in applied.observed.items()}
+def _with_digests(applied: AppliedState, digests: Map[Table, Map[str, str]]) -> AppliedState:
+    observed = {t: with_digests(seen, digests.get(t, {})) for t, seen in applied.observed.items()}
     return replace(applied, observed=observed)
 
 
@@ -317,44 +324,47 @@ def remove_all(firewall: Firewall) -> int:
 
     Blocks. Raises FirewallError.
     """
-    read = firewall.read()
-    ours = {table: len(seen.chains) + len(seen.jumps) for table, seen in read.items()}
-    touched = {table: seen for table, seen in read.items() if ours[table]}
+    observed = firewall.read()
+    counts = {table: len(seen.chains) + len(seen.jumps) for table, seen in observed.items()}
+    touched = {table: seen for table, seen in observed.items() if counts[table]}
     for change in diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
         firewall.write(change)
-    return sum(ours.values())
+    return sum(counts.values())
 
 
-def _tables(tables: Iterable[Table]) -> str:
+def _table_list(tables: Iterable[Table]) -> str:
     return " and ".join(f"the {table} table" for table in tables)
 
 
-class Contest:
+class PositionGuard:
     """Counts how often our order was changed back, and says when to leave it."""
 
     def __init__(self) -> None:
         """Nobody else is there yet."""
-        self._lost: deque[float] = deque(maxlen=ORDER_LOSSES)
-        self.given_up = False
+        self._losses: deque[float] = deque(maxlen=MAX_POSITION_LOSSES)
+        self.conceded = False
         """Whether the order is left as others make it."""
 
-    def lost(self, now: float) -> None:
+    def record_loss(self, now: float) -> None:
         """The order was changed back, at `now` seconds."""
-        self._lost.append(now)
-        if len(self._lost) == ORDER_LOSSES and now - self._lost[0] <= ORDER_PERIOD:
-            self.given_up = True
+        self._losses.append(now)
+        if (
+            len(self._losses) == MAX_POSITION_LOSSES
+            and now - self._losses[0] <= POSITION_LOSS_PERIOD
+        ):
+            self.conceded = True
 
-    def over(self) -> None:
+    def reset(self) -> None:
         """Begin anew: the order is right by itself, or a person asked for it."""
-        self._lost.clear()
-        self.given_up = False
+        self._losses.clear()
+        self.conceded = False
 
 
-def order_lost(first: str) -> str:
+def position_reason(first: str) -> str:
     """Why the order is not ours, with the rule that stands first where it is known."""
-    who = f"`{first}` stands first" if first else "`ip6tables -S FORWARD` shows who"
+    rule = f"`{first}` stands first" if first else "`ip6tables -S FORWARD` shows who"
     return (
-        f"another program keeps putting its rules before ours in FORWARD ({who}), and after "
-        f"{ORDER_LOSSES} times in a minute it was left at that; when it has stopped: "
+        f"another program keeps putting its rules before ours in FORWARD ({rule}), and after "
+        f"{MAX_POSITION_LOSSES} times in a minute it was left at that; when it has stopped: "
         "ipv6natctl resync"
     )

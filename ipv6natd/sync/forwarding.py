@@ -29,7 +29,7 @@ from ipv6natd.host.sysctls import (
     parse_interfaces,
     reverted,
 )
-from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync.saved_rules import SavedFilter
 from ipv6natd.system import files
 from ipv6natd.system.messages import MessageId, log_fields
 
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FOLDER = "/run/ipv6natd"
-FOUND, ADVERTISED = "sysctls", "advertised"
+CHANGES_FILE, RA_INTERFACES_FILE = "sysctls", "advertised"
 _CONF = Path("/proc/sys/net/ipv6/conf")
 _MASK = Path("/etc/sysctl.d/60-ipv6natd.conf")
-_LEAVE = "to have it left alone: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
+_DISABLE_HINT = "to have it left alone: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
 
 
 class Forwarding:
@@ -53,20 +53,20 @@ class Forwarding:
         beside the kept filter table the interfaces that are to heed advertisements."""
         self._wanted = wanted
         runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
-        self._found = Path(runtime, FOUND)
-        self._names = Kept(environ).path.with_name(ADVERTISED)
+        self._changes_file = Path(runtime, CHANGES_FILE)
+        self._ra_interfaces_file = SavedFilter(environ).path.with_name(RA_INTERFACES_FILE)
         self._conf = conf
         self._lock = threading.Lock()
-        self._done = False
-        self._changed = False
-        self._said = ""
+        self._applied = False
+        self._switched_on = False
+        self._last_message = ""
 
-    def adopt(self, wanted: bool) -> None:
+    def set_wanted(self, wanted: bool) -> None:
         """The setting was read again; it counts from the next pass on."""
         if wanted != self._wanted:
-            self._wanted, self._done = wanted, False
+            self._wanted, self._applied = wanted, False
 
-    def heed(self) -> None:
+    def keep_ra_routes(self) -> None:
         """Keep the default routes that come from router advertisements, before anybody forwards.
 
         The engine switches forwarding on, too: at its start, and with its first network that has
@@ -76,64 +76,66 @@ class Forwarding:
         with self._lock:
             if not self._may_write():
                 return
-            known = _kept(self._names, parse_interfaces) or frozenset()
+            known = _read_saved(self._ra_interfaces_file, parse_interfaces) or frozenset()
             names = set(known)
             if self._value(FORWARDING) == "0":
-                names.update(each.interface for each in ra_default_routes())
-            now = {key: self._value(key) for key in (f"{each}/accept_ra" for each in names)}
+                names.update(route.interface for route in ra_default_routes())
+            now = {key: self._value(key) for key in (f"{name}/accept_ra" for name in names)}
             changes = accept_ra_changes(now, names)
-            if (
-                changes
-                and self._change(changes)
-                and (more := accept_ra_interfaces(changes) - known)
-            ):
-                self._know(known | more)
+            if changes and self._apply(changes) and (more := accept_ra_interfaces(changes) - known):
+                self._save_ra_interfaces(known | more)
 
-    def _know(self, names: Iterable[str]) -> None:
+    def _save_ra_interfaces(self, names: Iterable[str]) -> None:
         try:
-            self._keep(self._names, "".join(f"{each}\n" for each in sorted(names)))
+            self._save(self._ra_interfaces_file, "".join(f"{name}\n" for name in sorted(names)))
         except OSError as error:
-            self._say_once(logging.WARNING, f"{self._names} cannot be written: {error}")
+            self._log_once(
+                logging.WARNING, f"{self._ra_interfaces_file} cannot be written: {error}"
+            )
 
-    def follow(self, guarded: bool) -> bool:
+    def update(self, filter_in_force: bool) -> bool:
         """Told after each pass that our filter table is in force, and before it is taken out.
 
         On once, so that whoever switches it off later is obeyed; once more where `ipv6natd -flush`
         has put it back meanwhile. Tells whether it was switched on now. Raises FirewallError if it
         cannot be put back.
         """
-        if not guarded:
-            self._done = False
-            self.put_back()
-        elif not self._done or (self._changed and not self._found.exists()):
-            self._done = True
-            self.heed()
+        if not filter_in_force:
+            self._applied = False
+            self.restore()
+        elif not self._applied or (self._switched_on and not self._changes_file.exists()):
+            self._applied = True
+            self.keep_ra_routes()
             with self._lock:
-                self._changed = self._switch_on()
-            return self._changed
+                self._switched_on = self._switch_on()
+            return self._switched_on
         return False
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Bring back what was found, where it is still as we set it. Raises FirewallError."""
         with self._lock:
-            changes = _kept(self._found, parse_changes) or ()
+            changes = _read_saved(self._changes_file, parse_changes) or ()
             try:
-                self._undo(changes)
-                self._found.unlink(missing_ok=True)
+                self._restore_values(changes)
+                self._changes_file.unlink(missing_ok=True)
             except OSError as error:
                 raise FirewallError(
                     "what was found in net.ipv6.conf cannot be put back, so our rules stay: "
                     f"{error}; run: sysctl -w net.ipv6.conf.all.forwarding=0"
                 ) from None
 
-    def _undo(self, changes: Iterable[SysctlChange]) -> None:
-        now = {key: self._value(key) for key in (FORWARDING, *(each.key for each in changes))}
-        for each in reverted(changes, now):
-            self._write(each.key, each.previous)
-            if each.previous != each.value:
+    def _restore_values(self, changes: Iterable[SysctlChange]) -> None:
+        now = {key: self._value(key) for key in (FORWARDING, *(change.key for change in changes))}
+        for change in reverted(changes, now):
+            self._write(change.key, change.previous)
+            if change.previous != change.value:
                 text = "%s was %s and is %s again, as it was found before our rules"
                 log.info(
-                    text, each.name, each.value, each.previous, extra=log_fields(MessageId.SYSCTL)
+                    text,
+                    change.name,
+                    change.value,
+                    change.previous,
+                    extra=log_fields(MessageId.SYSCTL),
                 )
 
     def _switch_on(self) -> bool:
@@ -142,60 +144,60 @@ class Forwarding:
             return False
         paths = self._conf.glob("*/forwarding")
         now = {key: self._value(key) for key in (str(p.relative_to(self._conf)) for p in paths)}
-        return self._change(forwarding_changes(now))
+        return self._apply(forwarding_changes(now))
 
     def _may_write(self) -> bool:
-        if self._wanted and disables_forwarding(_text(_MASK)):
-            self._say_once(logging.INFO, f"forwarding is left alone, as {_MASK} says")
+        if self._wanted and disables_forwarding(_read_text(_MASK)):
+            self._log_once(logging.INFO, f"forwarding is left alone, as {_MASK} says")
             return False
         return self._wanted
 
-    def _change(self, changes: Iterable[SysctlChange]) -> bool:
+    def _apply(self, changes: Iterable[SysctlChange]) -> bool:
         """Whether what was found was written down, and all was changed."""
-        before = _kept(self._found, parse_changes) or ()
+        saved = _read_saved(self._changes_file, parse_changes) or ()
         done: list[SysctlChange] = []
         try:
-            self._keep(self._found, format_changes(merged(before, changes)))
-            for each in changes:
-                if each.previous != each.value:
-                    self._write(each.key, each.value)
-                    log.info("%s", _told(each), extra=log_fields(MessageId.SYSCTL))
-                done.append(each)
+            self._save(self._changes_file, format_changes(merged(saved, changes)))
+            for change in changes:
+                if change.previous != change.value:
+                    self._write(change.key, change.value)
+                    log.info("%s", _change_text(change), extra=log_fields(MessageId.SYSCTL))
+                done.append(change)
         except OSError as error:
-            self._say_once(logging.WARNING, f"forwarding cannot be prepared: {error}")
+            self._log_once(logging.WARNING, f"forwarding cannot be prepared: {error}")
             with suppress(OSError):
                 # What somebody else then does by hand is not ours to put back.
-                self._keep(self._found, format_changes(merged(before, done)))
+                self._save(self._changes_file, format_changes(merged(saved, done)))
             return False
         return True
 
-    def _say_once(self, level: int, text: str) -> None:
-        log.log(logging.DEBUG if self._said == text else level, "%s", text)
-        self._said = text
+    def _log_once(self, level: int, text: str) -> None:
+        log.log(logging.DEBUG if self._last_message == text else level, "%s", text)
+        self._last_message = text
 
     def _value(self, key: str) -> str:
         """ "" where it is not there: an interface that has gone, or no IPv6."""
-        return (_text(self._conf / key) or "").strip()
+        return (_read_text(self._conf / key) or "").strip()
 
     def _write(self, key: str, value: str) -> None:
         (self._conf / key).write_text(f"{value}\n")
 
-    def _keep(self, path: Path, text: str) -> None:
+    def _save(self, path: Path, text: str) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.replace(path, text, mode=0o600, sync=True)
 
 
-def _told(change: SysctlChange) -> str:
+def _change_text(change: SysctlChange) -> str:
     why = "containers are reached by forwarding, and the rules that guard it are in force"
     if change.key != FORWARDING:
         why = (
             "its default route comes from router advertisements, which a host that forwards heeds "
             "only with 2"
         )
-    return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_LEAVE}"
+    return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_DISABLE_HINT}"
 
 
-def _kept(path: Path, parsed: Callable[[str], T]) -> T | None:
+def _read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:
     """None where nothing was kept, or nothing that we wrote."""
     try:
         return parsed(files.read(path))
@@ -206,7 +208,7 @@ def _kept(path: Path, parsed: Callable[[str], T]) -> T | None:
         return None
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -14,42 +14,42 @@ from ipv6natd.netfilter.rules import Backend, Table
 
 
 class LateFirewall:
-    """A firewall as soon as there is one. `opened` is called, in the thread that did it, then."""
+    """Opens the firewall at the first call that succeeds, and calls `on_opened` in that thread."""
 
     def __init__(
         self,
         open_: Callable[[], Firewall],
-        opened: Callable[[Firewall], None],
+        on_opened: Callable[[Firewall], None],
         *,
-        guess: Backend = Backend.NFT,
+        expected: Backend = Backend.NFT,
     ) -> None:
-        """`guess` is what to call it until it is known."""
+        """`expected` is what to call it until it is known."""
         self._open = open_
-        self._opened = opened
-        self._guess = guess
+        self._on_opened = on_opened
+        self._expected = expected
         self._firewall: Firewall | None = None
-        self._opening = threading.Lock()
+        self._open_lock = threading.Lock()
 
     @property
     def backend(self) -> Backend:
         """Which variant this is, or is taken for."""
-        return self._firewall.backend if self._firewall else self._guess
+        return self._firewall.backend if self._firewall else self._expected
 
     def read(self) -> Observed:
         """See Firewall."""
-        return self._there().read()
+        return self._opened_firewall().read()
 
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
         """See Firewall."""
-        return self._there().digests(table, chains)
+        return self._opened_firewall().digests(table, chains)
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        self._there().write(change)
+        self._opened_firewall().write(change)
 
-    def _there(self) -> Firewall:
-        with self._opening:
+    def _opened_firewall(self) -> Firewall:
+        with self._open_lock:
             if self._firewall is None:
                 self._firewall = self._open()
-                self._opened(self._firewall)
+                self._on_opened(self._firewall)
             return self._firewall

@@ -18,7 +18,7 @@ from ipv6natd.netfilter.rules import Backend, Ruleset, Table
 from ipv6natd.policy.ruleset import checks_sources, closed_filter
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
-from ipv6natd.sync.saved_rules import Kept, exposure
+from ipv6natd.sync.saved_rules import SavedFilter, filter_exposure
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,26 @@ def close_networks(setting: str) -> Exposure:
 
     By the tools on legacy, too: python-iptables takes half a second to load. What fails is logged.
     """
-    found = Exposure.NONE
-    kept = Kept().read()
-    if kept is None:
-        return found
+    exposure = Exposure.NONE
+    saved = SavedFilter().read()
+    if saved is None:
+        return exposure
     try:
         firewall = RestoreFirewall(detect_backend() if setting == "auto" else Backend(setting))
-        read = {Table.FILTER: firewall.read()[Table.FILTER]}
-        found = exposure(kept, read[Table.FILTER])
-        if not checks_sources({chain.name for chain in kept.chains}):
-            if found is Exposure.NONE:
+        observed = {Table.FILTER: firewall.read()[Table.FILTER]}
+        exposure = filter_exposure(saved, observed[Table.FILTER])
+        if not checks_sources({chain.name for chain in saved.chains}):
+            if exposure is Exposure.NONE:
                 log.info("the rules of the former version stand until the engine tells of networks")
                 return Exposure.UNGUARDED
-            kept, found = closed_filter(kept), Exposure.UNGUARDED
-        early = Ruleset(filter=kept)
-        for change in diff(applied=None, interim=kept, wanted=early, observed=read):
+            saved, exposure = closed_filter(saved), Exposure.UNGUARDED
+        closed = Ruleset(filter=saved)
+        for change in diff(applied=None, interim=saved, wanted=closed, observed=observed):
             firewall.write(change)
         log.info("closed the networks of last time until the engine tells of them")
     except FirewallError as error:
         log.error("cannot close the networks of last time: %s", error)
-    return found
+    return exposure
 
 
 def flush(setting: str) -> int:
@@ -56,15 +56,15 @@ def flush(setting: str) -> int:
 
     The variant that is not in use too: it may hold some of earlier days.
     """
-    used = open_firewall(setting)
-    firewalls: list[Firewall] = [used]
-    other = Backend.LEGACY if used.backend is Backend.NFT else Backend.NFT
+    firewall_in_use = open_firewall(setting)
+    firewalls: list[Firewall] = [firewall_in_use]
+    other = Backend.LEGACY if firewall_in_use.backend is Backend.NFT else Backend.NFT
     try:
         firewalls.append(RestoreFirewall(other))
     except FirewallError as error:
         log.debug("the other variant is not here: %s", error)
     # First: without rules nothing guards what forwarding opens.
-    Forwarding().put_back()
-    count = sum(remove_all(each) for each in firewalls)
-    Kept().remove()
+    Forwarding().restore()
+    count = sum(remove_all(firewall) for firewall in firewalls)
+    SavedFilter().remove()
     return count

@@ -24,7 +24,7 @@ from ipv6natd.netfilter.rules import TableRules
 from ipv6natd.report.changes import tell, tell_found
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
-from ipv6natd.sync.applier import FollowFlows, Kernel, Outcome, order_lost
+from ipv6natd.sync.applier import Applier, FlushStaleFlows, PassResult, position_reason
 from ipv6natd.sync.steps import Stepping
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
@@ -32,13 +32,13 @@ from ipv6natd.system.threads import in_thread
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FIRST_RETRY, LONGEST_RETRY = 1.0, 30.0
-REMOVED = "all rules were removed, as asked; to have them again: ipv6natctl resync"
-LOOK_EVERY = 60.0
+MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
+REMOVED_REASON = "all rules were removed, as asked; to have them again: ipv6natctl resync"
+HOST_CHECK_INTERVAL = 60.0
 """Seconds between two looks at the host: what was put right shows within a minute."""
 
 
-class Facts(Protocol):
+class EngineFacts(Protocol):
     """The engine, as far as the loop needs it."""
 
     tried: bool
@@ -55,10 +55,10 @@ class Facts(Protocol):
 
 
 Publish = Callable[[Status, Status, Row | None], None]
-Look = Callable[[tuple[Network, ...], bool], Awaitable[HostReport]]
+CheckHost = Callable[[tuple[Network, ...], bool], Awaitable[HostReport]]
 
 
-async def _nothing_found(_networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
+async def _no_findings(_networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
     return HostReport()
 
 
@@ -69,54 +69,57 @@ class Reconciler:
         self,
         *,
         firewall: Firewall,
-        facts: Facts,
+        facts: EngineFacts,
         policy: Policy,
-        complete: Callable[[Snapshot, bool], Snapshot],
+        add_host_facts: Callable[[Snapshot, bool], Snapshot],
         publish: Publish,
-        follow_flows: FollowFlows = lambda *_: True,
-        look: Look = _nothing_found,
-        keep: Callable[[TableRules], None] = lambda _: None,
-        found: Exposure = Exposure.NONE,
-        forward: Callable[[bool], bool] = lambda _: False,
+        flush_stale_flows: FlushStaleFlows = lambda *_: True,
+        check_host: CheckHost = _no_findings,
+        save_filter: Callable[[TableRules], None] = lambda _: None,
+        exposure: Exposure = Exposure.NONE,
+        update_forwarding: Callable[[bool], bool] = lambda _: False,
         beat: Callable[[], None] = lambda: None,
         beat_interval: float | None = None,
         verify_interval: float | None = None,
     ) -> None:
-        """`complete` adds to the engine's facts what the host itself says, all of it anew if told
-        that somebody else may have written; in the worker thread.
-        `follow_flows` is called in the worker thread when rules are in force that open flows
-        may contradict: with what held before, None where nobody knows, what holds now, and what may
-        have passed until now, of which `found` is what may have before the start; it tells whether
-        flows are right, and is asked again after a pause where they may not be.
-        `look` says what is wrong with the host, given the networks and whether the engine may
-        keep IPv6 rules itself; see `watch_host`.
-        `keep` is called in the worker thread with each filter table that came into force.
-        `forward` is called there with True after each pass that left a network of ours to forward
-        for, and its filter table in force; it tells whether it switched something. With False it
-        is called before the rules are taken out, and may raise FirewallError.
-        `beat` is called after each turn of the loop, at least every `beat_interval` seconds;
-        every `verify_interval` seconds the kernel is read and compared."""
+        """The worker thread calls these functions:
+
+        - `add_host_facts(snapshot, refresh)` adds the facts of the host to those of the engine;
+          with `refresh` it reads all of them again, because others may have written rules.
+        - `flush_stale_flows(old, new, exposure)` deletes the conntrack entries that contradict the
+          rules in force. `old` is the last state that it was called for, None if unknown;
+          `exposure` is what was unprotected meanwhile. False means: call it again after a pause.
+        - `save_filter(rules)` saves each filter table that came into force.
+        - `update_forwarding(True)` is called after each pass with a network of ours that needs
+          forwarding; it returns whether it changed anything. `update_forwarding(False)` is called
+          before the rules are removed, and may raise FirewallError.
+
+        `check_host` returns the findings about the host; see `watch_host`. `exposure` is what may
+        have been unprotected before the start. `beat` is called after each turn of the loop, at
+        least every `beat_interval` seconds. Every `verify_interval` seconds the tables are read
+        and compared.
+        """
         self.facts = facts
         self.policy = policy
         self.config_error = ""
         self.status = Status(version=__version__, backend=firewall.backend.value)
         self._woken = asyncio.Event()
-        self._kernel = Kernel(
-            Stepping(firewall, self._step),
-            complete=complete,
-            follow_flows=follow_flows,
-            keep=keep,
-            found=found,
-            forward=forward,
+        self._applier = Applier(
+            Stepping(firewall, self._beat_from_thread),
+            add_host_facts=add_host_facts,
+            flush_stale_flows=flush_stale_flows,
+            save_filter=save_filter,
+            exposure=exposure,
+            update_forwarding=update_forwarding,
         )
         self._publish = publish
-        self._look = look
-        self._look_wanted = asyncio.Event()
-        self._found = HostReport()
+        self._check_host = check_host
+        self._host_check_requested = asyncio.Event()
+        self._host_report = HostReport()
         self._networks: tuple[Network, ...] = ()
         self.engine_writes = True
         """Whether the engine may keep IPv6 rules itself; so it is until a pass tells."""
-        self._failure = ""
+        self._last_failure = ""
         self._beat = beat
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat_interval = beat_interval
@@ -124,7 +127,7 @@ class Reconciler:
         self._first_pass = asyncio.Event()
         self._verify = False
         self._retry_at: float | None = None
-        self._retry_pause = FIRST_RETRY
+        self._retry_pause = MIN_RETRY_PAUSE
         self._waiters: list[asyncio.Future[SyncResult]] = []
         self._removals: list[asyncio.Future[None]] = []
         self._stopped = False
@@ -139,12 +142,12 @@ class Reconciler:
         self._verify = True
         self._woken.set()
 
-    def moved(self) -> None:
+    def addresses_changed(self) -> None:
         """The host may have other addresses: flows may have begun where no rule saw them."""
-        self._kernel.doubtful = True
+        self._applier.recheck_all_flows = True
         self._woken.set()
 
-    async def settled(self) -> None:
+    async def wait_first_pass(self) -> None:
         """Wait until the first pass is over, or until it is clear what it waits for."""
         await self._first_pass.wait()
 
@@ -153,21 +156,21 @@ class Reconciler:
 
         Raises what the pass raised: EngineUnavailable or FirewallError.
         """
-        await self._read_again()
+        await self._reread()
         self._stopped = False
         return await self._next_pass()
 
     async def refresh(self) -> None:
         """The same, but what `cleanup` took out stays out."""
         self.trigger()
-        await self._read_again()
+        await self._reread()
         if not self._stopped:
             await self._next_pass()
 
-    async def _read_again(self) -> None:
+    async def _reread(self) -> None:
         await self.facts.relist()
-        self._kernel.order.over()
-        await self.look_at_host()
+        self._applier.position.reset()
+        await self.update_host_report()
 
     async def _next_pass(self) -> SyncResult:
         waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
@@ -183,32 +186,32 @@ class Reconciler:
         self.trigger()
         await removal
 
-    async def explain(self, asked: str) -> list[Explanation]:
-        """Why the containers that `asked` names are reached as they are."""
-        applied = self._kernel.applied
+    async def explain(self, query: str) -> list[Explanation]:
+        """Why the containers that `query` names are reached as they are."""
+        applied = self._applier.applied
         if applied is None:
             return []
         facts = (self._snapshot(), self.policy, applied.desired, applied.ruleset)
-        return await in_thread(partial(explanations, asked, *facts))
+        return await in_thread(partial(explanations, query, *facts))
 
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
-        return self._kernel.text()
+        return self._applier.ruleset_text()
 
     async def run(self) -> None:
         """Keep in step until cancelled."""
         last_verify = time.monotonic()
         self._loop = asyncio.get_running_loop()
         while True:
-            await self._wait()
+            await self._wait_for_work()
             if self.verify_interval and time.monotonic() - last_verify >= self.verify_interval:
                 last_verify = time.monotonic()
                 self._verify = True
                 self._woken.set()
-            if self._woken.is_set() or self._due():
+            if self._woken.is_set() or self._retry_due():
                 # Cleared before anything is read: what happens from here on makes a new pass.
                 self._woken.clear()
-                await self._pass()
+                await self._run_pass()
             self._beat()
 
     async def watch_host(self) -> None:
@@ -217,40 +220,40 @@ class Reconciler:
         Beside the passes: no event waits for a look.
         """
         while True:
-            self._look_wanted.clear()
-            await self.look_at_host()
+            self._host_check_requested.clear()
+            await self.update_host_report()
             try:
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._look_wanted.wait()
+                async with asyncio.timeout(HOST_CHECK_INTERVAL):
+                    await self._host_check_requested.wait()
             except TimeoutError:
                 continue
 
-    def want_look(self) -> None:
+    def request_host_check(self) -> None:
         """Something may have changed on the host."""
-        self._look_wanted.set()
+        self._host_check_requested.set()
 
-    async def look_at_host(self) -> None:
+    async def update_host_report(self) -> None:
         """See what is wrong with the host; a pass then shows it."""
-        old = self._found
+        old = self._host_report
         try:
-            new = await self._look(self._networks, self.engine_writes)
+            new = await self._check_host(self._networks, self.engine_writes)
         except Exception:
             # Whatever others have put there that cannot be read: the rules are kept all the same.
             log.exception("the host could not be looked at")
             return
         if new != old:
-            self._found = new
+            self._host_report = new
             tell_found(old, new)
             self.trigger()
 
-    def _step(self) -> None:
+    def _beat_from_thread(self) -> None:
         """A pass goes on, in its thread: each step of it is bounded, and several may take longer
         than systemd waits for a beat. Through the loop, which has to be alive for it."""
         with suppress(RuntimeError):  # the loop is closed
             if self._loop is not None and self._beat_interval is not None:
                 self._loop.call_soon_threadsafe(self._beat)
 
-    async def _wait(self) -> None:
+    async def _wait_for_work(self) -> None:
         timeouts = [t for t in (self._beat_interval, self.verify_interval) if t]
         if self._retry_at is not None:
             timeouts.append(max(self._retry_at - time.monotonic(), 0))
@@ -260,15 +263,15 @@ class Reconciler:
         except TimeoutError:
             return
 
-    def _due(self) -> bool:
+    def _retry_due(self) -> bool:
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
-    async def _pass(self) -> None:
-        await self._remove_when_told()
+    async def _run_pass(self) -> None:
+        await self._remove_on_request()
         if self._stopped or not self.facts.listed:
             # Whoever waits for a pass waits for one that has something to go by.
             self._retry_at = None
-            self._show(self._current())
+            self._set_status(self._current_status())
             if self.facts.tried:
                 self._first_pass.set()
             return
@@ -277,27 +280,27 @@ class Reconciler:
         began = time.monotonic()
         try:
             async with self._writing:
-                sync = partial(self._kernel.sync, self._snapshot(), self.policy, verify=verify)
-                outcome = await in_thread(sync)
+                sync = partial(self._applier.sync, self._snapshot(), self.policy, verify=verify)
+                result = await in_thread(sync)
         except FirewallError as error:
-            self._failed(error, waiters)
+            self._record_failure(error, waiters)
         else:
-            self._succeeded(outcome, waiters, round((time.monotonic() - began) * 1000))
+            self._record_success(result, waiters, round((time.monotonic() - began) * 1000))
         self._first_pass.set()
-        if self._kernel.unread and not self._woken.is_set():
-            await self._learn()
+        if self._applier.has_unverified_chains and not self._woken.is_set():
+            await self._read_back()
 
-    async def _learn(self) -> None:
+    async def _read_back(self) -> None:
         try:
             async with self._writing:
-                as_written = await in_thread(self._kernel.learn)
+                as_written = await in_thread(self._applier.read_back)
         except FirewallError as error:
             log.debug("cannot read back what was written: %s", error)
             as_written = False
         if not as_written:
             self.verify()
 
-    async def _remove_when_told(self) -> None:
+    async def _remove_on_request(self) -> None:
         removals, self._removals = self._removals, []
         if not removals:
             return
@@ -306,13 +309,13 @@ class Reconciler:
         except FirewallError as error:
             # Half of the rules may be worse than none or all: back to all.
             self._stopped = False
-            _fail(removals, error)
+            _fail_waiters(removals, error)
             return
         if self._stopped:
             # What keeps them from working is no fault until they are to work again.
             self._networks = ()
-            self._show(self._current())
-            _fail(self._waiters, FirewallError("all rules were removed in between"))
+            self._set_status(self._current_status())
+            _fail_waiters(self._waiters, FirewallError("all rules were removed in between"))
             self._waiters = []
         for removal in removals:
             if not removal.done():
@@ -326,95 +329,99 @@ class Reconciler:
             containers=tuple(self.facts.containers.values()),
         )
 
-    def _failed(self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]) -> None:
+    def _record_failure(
+        self, error: FirewallError, waiters: list[asyncio.Future[SyncResult]]
+    ) -> None:
         advice = missing_module_hint(str(error))
         reason = "; ".join(filter(None, (str(error).splitlines()[0], advice)))
         # Once for each trouble, not once for each try.
         log.log(
-            logging.DEBUG if reason == self._failure else logging.ERROR,
+            logging.DEBUG if reason == self._last_failure else logging.ERROR,
             "cannot bring the rules into step: %s",
             FirewallError(f"{error}\n{advice}") if advice else error,
             extra=log_fields(MessageId.WRITE_FAILED, reason=reason),
         )
-        self._failure = reason
+        self._last_failure = reason
         self._verify = True
-        self._try_again()
-        self._show(replace(self.status, state=State.DEGRADED, state_reason=reason))
-        _fail(waiters, error)
+        self._schedule_retry()
+        self._set_status(replace(self.status, state=State.DEGRADED, state_reason=reason))
+        _fail_waiters(waiters, error)
 
-    def _try_again(self) -> None:
+    def _schedule_retry(self) -> None:
         self._retry_at = time.monotonic() + self._retry_pause
-        self._retry_pause = min(self._retry_pause * 2, LONGEST_RETRY)
+        self._retry_pause = min(self._retry_pause * 2, MAX_RETRY_PAUSE)
 
-    def _succeeded(
-        self, outcome: Outcome, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
+    def _record_success(
+        self, result: PassResult, waiters: list[asyncio.Future[SyncResult]], duration_ms: int
     ) -> None:
-        if outcome.followed:
-            self._retry_at, self._retry_pause = None, FIRST_RETRY
+        if result.flows_flushed:
+            self._retry_at, self._retry_pause = None, MIN_RETRY_PAUSE
         else:
-            self._try_again()
-        self._failure = ""
-        want = outcome.desired
-        if (want.networks, want.engine_writes) != (self._networks, self.engine_writes):
-            self._networks, self.engine_writes = want.networks, want.engine_writes
-            self._look_wanted.set()
-        if outcome.switched or (self._kernel.order.given_up and not self._found.first_in_forward):
-            self._look_wanted.set()
-        networks = self._warned(want.networks)
+            self._schedule_retry()
+        self._last_failure = ""
+        wanted = result.desired
+        if (wanted.networks, wanted.engine_writes) != (self._networks, self.engine_writes):
+            self._networks, self.engine_writes = wanted.networks, wanted.engine_writes
+            self._host_check_requested.set()
+        if result.forwarding_enabled or (
+            self._applier.position.conceded and not self._host_report.first_in_forward
+        ):
+            self._host_check_requested.set()
+        networks = self._with_host_warnings(wanted.networks)
         old = self.status
         now = time.time_ns() // 1000
-        listed = (want.mappings, networks, want.skipped)
+        listed = (wanted.mappings, networks, wanted.skipped)
         changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
         drift: Row | None = None
-        if outcome.drift:
-            drift = {"Tables": ("as", [table.value for table in outcome.drift])}
-        self._show(
+        if result.drift:
+            drift = {"Tables": ("as", [table.value for table in result.drift])}
+        self._set_status(
             replace(
-                self._current(),
+                self._current_status(),
                 generation=old.generation + changed,
                 last_sync=now,
-                drift_repairs=old.drift_repairs + bool(outcome.drift),
-                mappings=want.mappings,
+                drift_repairs=old.drift_repairs + bool(result.drift),
+                mappings=wanted.mappings,
                 networks=networks,
-                skipped=want.skipped,
-                since=_since(old, want.mappings, now) if changed else old.since,
+                skipped=wanted.skipped,
+                since=_start_times(old, wanted.mappings, now) if changed else old.since,
             ),
             drift,
         )
-        result = SyncResult(
+        sync_result = SyncResult(
             generation=self.status.generation,
-            rules_added=outcome.added,
-            rules_removed=outcome.removed,
+            rules_added=result.added,
+            rules_removed=result.removed,
             duration_ms=duration_ms,
         )
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(result)
+                waiter.set_result(sync_result)
 
-    def _warned(self, networks: tuple[Network, ...]) -> tuple[Network, ...]:
+    def _with_host_warnings(self, networks: tuple[Network, ...]) -> tuple[Network, ...]:
         """The networks with what the host keeps from them among their warnings."""
-        found = [each for each in self._found.findings if each.bridge]
-        if not found:
+        findings = [finding for finding in self._host_report.findings if finding.bridge]
+        if not findings:
             return networks
         return tuple(
             replace(
                 network,
                 warnings=(
                     *network.warnings,
-                    *(each.text for each in found if each.bridge == network.bridge),
+                    *(finding.text for finding in findings if finding.bridge == network.bridge),
                 ),
             )
             for network in networks
         )
 
-    def _current(self) -> Status:
+    def _current_status(self) -> Status:
         """The status with the fields that tell how things are."""
         engine = self.facts.engine
-        wrong = [each.text for each in self._found.findings]
-        if self._kernel.order.given_up:
-            wrong.append(order_lost(self._found.first_in_forward))
-        state, reasons = State.SYNCED, [self.config_error, *wrong]
-        if wrong:
+        problems = [finding.text for finding in self._host_report.findings]
+        if self._applier.position.conceded:
+            problems.append(position_reason(self._host_report.first_in_forward))
+        state, reasons = State.SYNCED, [self.config_error, *problems]
+        if problems:
             state = State.DEGRADED
         if not self.facts.connected:
             state = State.WAITING_FOR_DOCKER
@@ -422,18 +429,18 @@ class Reconciler:
         status = self.status
         if self._stopped:
             state = State.STOPPED
-            reasons.insert(0, REMOVED)
+            reasons.insert(0, REMOVED_REASON)
             status = _without_lists(status)
         return replace(
             status,
             state=state,
-            state_reason=_summary([each for each in reasons if each]),
-            backend=self._kernel.firewall.backend.value,
+            state_reason=_reason_summary([reason for reason in reasons if reason]),
+            backend=self._applier.firewall.backend.value,
             docker_connected=self.facts.connected,
             engine_version=engine.version if engine else "",
         )
 
-    def _show(self, new: Status, drift: Row | None = None) -> None:
+    def _set_status(self, new: Status, drift: Row | None = None) -> None:
         old, self.status = self.status, new
         tell(old, new)
         self._publish(old, new, drift)
@@ -441,15 +448,15 @@ class Reconciler:
     async def remove(self) -> None:
         """Take all our rules out. Raises FirewallError."""
         async with self._writing:
-            await in_thread(self._kernel.remove)
+            await in_thread(self._applier.remove)
 
 
-def _since(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:
+def _start_times(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:
     """When each came into force. One that changed, by its id, came when it first did."""
-    gone, come = mapping_changes(old.mappings, mappings)
+    removed, added = mapping_changes(old.mappings, mappings)
     since = dict(old.since)
-    left = {key: since.pop(key) for key in map(mapping_id, gone)}
-    return since | {key: left.get(key, now) for key in map(mapping_id, come)}
+    start_times = {key: since.pop(key) for key in map(mapping_id, removed)}
+    return since | {key: start_times.get(key, now) for key in map(mapping_id, added)}
 
 
 def _without_lists(status: Status) -> Status:
@@ -460,13 +467,13 @@ def _without_lists(status: Status) -> Status:
     )
 
 
-def _fail(waiters: Iterable[asyncio.Future[T]], error: FirewallError) -> None:
+def _fail_waiters(waiters: Iterable[asyncio.Future[T]], error: FirewallError) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_exception(error)
 
 
-def _summary(reasons: list[str]) -> str:
+def _reason_summary(reasons: list[str]) -> str:
     """The first, and how many more there are."""
     more = f" (and {len(reasons) - 1} more: journalctl -u ipv6natd)" if reasons[1:] else ""
     return "".join((*reasons[:1], more))

@@ -21,16 +21,16 @@ from ipv6natd.system import files
 log = logging.getLogger(__name__)
 
 FOLDER = "/var/lib/ipv6natd"
-NAME = "filter.rules"
+FILE_NAME = "filter.rules"
 
 
-class Kept:
+class SavedFilter:
     """One file. Nothing here raises: without it the networks are closed a little later."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         """In systemd's $STATE_DIRECTORY, else in /var/lib/ipv6natd."""
         folder = environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
-        self.path = Path(folder, NAME)
+        self.path = Path(folder, FILE_NAME)
 
     def read(self) -> TableRules | None:
         """What was kept, None where nothing is, or nothing that we wrote."""
@@ -62,8 +62,8 @@ class Kept:
             log.warning("cannot remove %s: %s", self.path, error.strerror)
 
 
-def exposure(wanted: TableRules, found: ObservedTable) -> Exposure:
+def filter_exposure(wanted: TableRules, observed: ObservedTable) -> Exposure:
     """What the filter table that was found let pass, where `wanted` should have stood."""
-    if matches(wanted, found, keep_order=False):
+    if matches(wanted, observed, keep_order=False):
         return Exposure.NONE
-    return Exposure.OPEN if checks_sources(found.chains) else Exposure.UNGUARDED
+    return Exposure.OPEN if checks_sources(observed.chains) else Exposure.UNGUARDED

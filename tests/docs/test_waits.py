@@ -19,8 +19,7 @@ from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall import monitor as drift
 from ipv6natd.firewall import restore
 from ipv6natd.report import textfile
-from ipv6natd.sync import applier as kernel
-from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync import applier, reconciler
 from ipv6natd.system import process as tools
 from ipv6natd.system import sd_notify as notify
 from tests import ROOT
@@ -47,7 +46,7 @@ def test_one_step_of_a_pass_is_shorter_than_the_watchdog() -> None:
     assert beat is not None
     assert restore.TOOL_TIMEOUT + tools.KILL_TIMEOUT + beat < watchdog
     assert 2 * conntrack.FLUSH_TIMEOUT + conntrack.IP_TIMEOUT + beat < watchdog
-    assert end > kernel.PATIENCE + tools.KILL_TIMEOUT
+    assert end > applier.LOCK_TIMEOUT + tools.KILL_TIMEOUT
     assert drift.MONITOR_RESTART_DELAY > 0
 
 
@@ -59,9 +58,9 @@ RETRIES = {
         None,
     ),
     "a failed write of rules, or a failed deletion of conntrack entries": (
-        reconcile.FIRST_RETRY,
+        reconciler.MIN_RETRY_PAUSE,
         2,
-        reconcile.LONGEST_RETRY,
+        reconciler.MAX_RETRY_PAUSE,
     ),
     "the system bus and our name on it": (dbus_api.MIN_RETRY_DELAY, 2, dbus_api.MAX_RETRY_DELAY),
     "the question to the bus daemon about the sender of a call": (
@@ -104,7 +103,7 @@ LIMITS = {
     * polkit.MAX_IDENTIFY_ATTEMPTS,
     "polkit without a dialog": polkit.CHECK_TIMEOUT,
     "polkit with a password dialog": polkit.DIALOG_TIMEOUT,
-    "the current pass, at a stop": kernel.PATIENCE,
+    "the current pass, at a stop": applier.LOCK_TIMEOUT,
     "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
     "a killed process": tools.KILL_TIMEOUT,
 }

@@ -16,7 +16,7 @@ from ipv6natd.model import Desired
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync.saved_rules import SavedFilter
 from ipv6natd.system import files
 from tests.docs.sources import modules
 
@@ -36,49 +36,49 @@ def shadow(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
+def saved(tmp_path: Path) -> SavedFilter:
     """In a folder of its own."""
     folder = tmp_path / "state"
     folder.mkdir()
-    return Kept({"STATE_DIRECTORY": str(folder)})
+    return SavedFilter({"STATE_DIRECTORY": str(folder)})
 
 
-def test_the_kept_table_is_not_written_through_a_link(kept: Kept, shadow: Path) -> None:
-    kept.path.symlink_to(shadow)
-    kept.path.with_suffix(".new").symlink_to(shadow)
-    kept.write(RULES)
-    assert not kept.path.is_symlink()
-    assert kept.path.stat().st_mode & 0o777 == 0o600
-    assert os.listdir(kept.path.parent) == [kept.path.name]  # noqa: PTH208
+def test_the_kept_table_is_not_written_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+    saved.path.symlink_to(shadow)
+    saved.path.with_suffix(".new").symlink_to(shadow)
+    saved.write(RULES)
+    assert not saved.path.is_symlink()
+    assert saved.path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(saved.path.parent) == [saved.path.name]  # noqa: PTH208
 
 
 def test_the_kept_table_is_not_written_into_a_file_that_another_has_open(
-    kept: Kept, shadow: Path
+    saved: SavedFilter, shadow: Path
 ) -> None:
     """A second name of a file, or one that a user made and can still read, would be truncated."""
-    kept.path.with_suffix(".new").hardlink_to(shadow)
-    kept.write(RULES)
-    assert kept.path.stat().st_ino != shadow.stat().st_ino
+    saved.path.with_suffix(".new").hardlink_to(shadow)
+    saved.write(RULES)
+    assert saved.path.stat().st_ino != shadow.stat().st_ino
 
 
-def test_the_kept_table_is_not_read_through_a_link(kept: Kept, shadow: Path) -> None:
-    kept.path.symlink_to(shadow)
-    assert kept.read() is None
+def test_the_kept_table_is_not_read_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+    saved.path.symlink_to(shadow)
+    assert saved.read() is None
 
 
-def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(kept: Kept) -> None:
+def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter) -> None:
     """A pipe would hold up root for ever, and some devices have no end."""
-    os.mkfifo(kept.path)
-    assert kept.read() is None
-    kept.path.unlink()
-    kept.path.symlink_to("/dev/zero")
-    assert kept.read() is None
+    os.mkfifo(saved.path)
+    assert saved.read() is None
+    saved.path.unlink()
+    saved.path.symlink_to("/dev/zero")
+    assert saved.read() is None
 
 
-def test_removing_the_kept_table_removes_the_link(kept: Kept, shadow: Path) -> None:
-    kept.path.symlink_to(shadow)
-    kept.remove()
-    assert not kept.path.is_symlink()
+def test_removing_the_kept_table_removes_the_link(saved: SavedFilter, shadow: Path) -> None:
+    saved.path.symlink_to(shadow)
+    saved.remove()
+    assert not saved.path.is_symlink()
 
 
 def test_a_file_is_replaced_as_a_whole_with_the_mode_that_was_asked_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ipv6natd.conntrack.entries import Conntrack
 from ipv6natd.conntrack.stale import Exposure, Tuple
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.policy.desired import desired
-from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync import reconciler
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, endpoint, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
@@ -288,9 +288,9 @@ class Loop:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            complete=lambda snapshot, _: snapshot,
+            add_host_facts=lambda snapshot, _: snapshot,
             publish=lambda *_: self._passed(),
-            follow_flows=self._follow,
+            flush_stale_flows=self._follow,
         )
 
     def _passed(self) -> None:
@@ -382,7 +382,7 @@ def test_flows_that_could_not_follow_are_tried_again_and_so_are_all_when_an_addr
             bench.followed.clear()
             await bench.passed(X, udp, how=bench.loop.trigger)
             assert bench.followed == []
-            await bench.passed(X, udp, how=bench.loop.moved)
+            await bench.passed(X, udp, how=bench.loop.addresses_changed)
             assert bench.followed == [(None, [5353])]
             await bench.passed(X, udp, how=bench.loop.trigger)
             assert len(bench.followed) == 1
@@ -409,7 +409,7 @@ def test_networks_were_open_where_their_rules_had_not_stood() -> None:
             await bench.passed(X, how=bench.loop.verify)
             assert bench.exposed[2:] == [Exposure.OPEN, Exposure.NONE]
         again = Loop()
-        again.firewall = again.loop._kernel.firewall = bench.firewall
+        again.firewall = again.loop._applier.firewall = bench.firewall
         async with background(again.loop.run()):
             await again.passed(X, how=again.loop.trigger)
             assert again.exposed == [Exposure.NONE]
@@ -423,7 +423,7 @@ def test_flows_that_could_not_follow_are_tried_again_though_nothing_happens(
     async def scenario() -> None:
         bench = Loop()
         udp = container(on=[X], ports=["5353:53/udp"])
-        monkeypatch.setattr(reconcile, "FIRST_RETRY", 0.01)
+        monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.01)
         async with background(bench.loop.run()):
             await bench.passed(X, how=bench.loop.trigger)
             bench.followed.clear()

@@ -25,7 +25,7 @@ from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Proto
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import exposure
+from ipv6natd.sync.saved_rules import filter_exposure
 from tests.harness.build import container, endpoint, network, snapshot
 
 HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
@@ -574,8 +574,8 @@ def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
         base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, unconditional=True, text=""
     )
     jumps = (*jumps, to_input)
-    assert exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.NONE
-    assert exposure(rules, ObservedTable(chains=own)) is Exposure.OPEN
-    assert exposure(rules, ObservedTable()) is Exposure.OPEN
+    assert filter_exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.NONE
+    assert filter_exposure(rules, ObservedTable(chains=own)) is Exposure.OPEN
+    assert filter_exposure(rules, ObservedTable()) is Exposure.OPEN
     del own["IPV6NAT-SRC"]
-    assert exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.UNGUARDED
+    assert filter_exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.UNGUARDED

@@ -11,8 +11,8 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import diff, matches
 from ipv6natd.netfilter.rules import Jump, Ruleset, Table, TableRules
 from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, closed_filter
-from ipv6natd.sync import offline as early
-from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync import offline
+from ipv6natd.sync.saved_rules import SavedFilter
 from tests.harness.fake_firewall import FakeFirewall
 from tests.unit.policy.test_ruleset import rules_of
 
@@ -21,61 +21,63 @@ NOW = rules_of("two-networks-and-internal.proxy-on").filter
 
 @pytest.fixture
 def firewall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeFirewall:
-    found = FakeFirewall()
-    monkeypatch.setattr(early, "RestoreFirewall", lambda _: found)
+    fake = FakeFirewall()
+    monkeypatch.setattr(offline, "RestoreFirewall", lambda _: fake)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    return found
+    return fake
 
 
-def keep(rules: TableRules) -> None:
-    Kept().write(rules)
+def save(rules: TableRules) -> None:
+    SavedFilter().write(rules)
 
 
 def without_sources(rules: TableRules) -> TableRules:
     """As the first versions wrote them."""
     later = (Jump(SOURCES), Jump(DESTINATIONS))
     chains = tuple(
-        replace(each, rules=tuple(r for r in each.rules if r.target not in later))
-        for each in rules.chains
-        if each.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
+        replace(chain, rules=tuple(r for r in chain.rules if r.target not in later))
+        for chain in rules.chains
+        if chain.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
     )
     return TableRules(chains=chains, jumps=rules.jumps[:2])
 
 
-def own(firewall: FakeFirewall) -> set[str]:
+def own_chains(firewall: FakeFirewall) -> set[str]:
     return set(firewall.read()[Table.FILTER].chains)
 
 
-def test_with_nothing_kept_nothing_is_read_or_written(firewall: FakeFirewall) -> None:
-    assert early.close_networks("nft") is Exposure.NONE
+def test_close_networks_without_a_saved_filter_writes_nothing(firewall: FakeFirewall) -> None:
+    assert offline.close_networks("nft") is Exposure.NONE
     assert firewall.writes == 0
 
 
-def test_kept_rules_are_written_and_what_was_found_is_told(firewall: FakeFirewall) -> None:
-    keep(NOW)
-    assert early.close_networks("nft") is Exposure.OPEN
+def test_close_networks_writes_the_saved_filter_and_returns_the_exposure(
+    firewall: FakeFirewall,
+) -> None:
+    save(NOW)
+    assert offline.close_networks("nft") is Exposure.OPEN
     assert matches(NOW, firewall.read()[Table.FILTER])
-    assert early.close_networks("nft") is Exposure.NONE
+    assert offline.close_networks("nft") is Exposure.NONE
 
 
-def test_kept_rules_that_ask_for_no_source_are_written_closed(firewall: FakeFirewall) -> None:
-    keep(without_sources(NOW))
-    assert early.close_networks("nft") is Exposure.UNGUARDED
+def test_saved_filter_without_source_checks_is_written_closed(firewall: FakeFirewall) -> None:
+    save(without_sources(NOW))
+    assert offline.close_networks("nft") is Exposure.UNGUARDED
     assert matches(closed_filter(NOW), firewall.read()[Table.FILTER])
-    assert own(firewall) == {"IPV6NAT-FORWARD"}
+    assert own_chains(firewall) == {"IPV6NAT-FORWARD"}
 
 
-def test_the_rules_of_the_former_version_stay_until_the_engine_answers(
+def test_rules_in_force_of_the_first_version_are_not_replaced(
     firewall: FakeFirewall,
 ) -> None:
     """A restart in an upgrade loses no connection; the first pass is a second away."""
     before = without_sources(NOW)
-    read = {Table.FILTER: firewall.read()[Table.FILTER]}
+    observed = {Table.FILTER: firewall.read()[Table.FILTER]}
     wanted = Ruleset(filter=before)
-    for change in diff(applied=None, interim=before, wanted=wanted, observed=read):
+    for change in diff(applied=None, interim=before, wanted=wanted, observed=observed):
         firewall.write(change)
-    keep(before)
+    save(before)
     writes = firewall.writes
-    assert early.close_networks("nft") is Exposure.UNGUARDED
+    assert offline.close_networks("nft") is Exposure.UNGUARDED
     assert firewall.writes == writes
     assert matches(before, firewall.read()[Table.FILTER])

@@ -44,8 +44,8 @@ class Host:
 
     def forwarding(self, *, wanted: bool = True) -> Forwarding:
         folders = {"STATE_DIRECTORY": str(self.state), "RUNTIME_DIRECTORY": str(self.run)}
-        made = Forwarding(wanted=wanted, environ=folders, conf=self.conf)
-        write = made._write
+        forwarding_ = Forwarding(wanted=wanted, environ=folders, conf=self.conf)
+        write = forwarding_._write
 
         def traced(key: str, value: str) -> None:
             # What was found is on disk before anything is changed.
@@ -53,8 +53,8 @@ class Host:
             write(key, value)
             self.written.append(f"{key} {value}")
 
-        self.patch.setattr(made, "_write", traced)
-        return made
+        self.patch.setattr(forwarding_, "_write", traced)
+        return forwarding_
 
     @property
     def now(self) -> tuple[str, str]:
@@ -67,234 +67,234 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path, monkeypatch)
 
 
-def test_on_once_the_filter_table_is_in_force_and_back_before_it_goes(
+def test_forwarding_is_on_while_the_filter_table_is_in_force(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = host.forwarding()
+    forwarding_ = host.forwarding()
     assert host.now == ("0", "1")
     with caplog.at_level("INFO", "ipv6natd"):
-        made.follow(True)
-        made.follow(True)
-        made.follow(False)
+        forwarding_.update(True)
+        forwarding_.update(True)
+        forwarding_.update(False)
     assert host.written == [
         *("eth0/accept_ra 2", "all/forwarding 1"),
         *("all/forwarding 0", "eth0/accept_ra 1"),
     ]
     assert not host.record.exists()
-    said = [each.getMessage() for each in caplog.records]
-    assert [each.partition(": ")[0].partition(",")[0] for each in said] == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(": ")[0].partition(",")[0] for message in messages] == [
         "net.ipv6.conf.eth0.accept_ra was 1 and is 2 now",
         "net.ipv6.conf.all.forwarding was 0 and is 1 now",
         "net.ipv6.conf.all.forwarding was 1 and is 0 again",
         "net.ipv6.conf.eth0.accept_ra was 2 and is 1 again",
     ]
-    assert all("ip_forward = false in /etc/ipv6natd/ipv6natd.toml" in each for each in said[:2])
-    made.follow(True)
+    assert all(
+        "ip_forward = false in /etc/ipv6natd/ipv6natd.toml" in message for message in messages[:2]
+    )
+    forwarding_.update(True)
     assert host.now == ("1", "2")
 
 
-def test_what_was_on_stays_on(host: Host) -> None:
+def test_forwarding_that_was_on_is_not_changed(host: Host) -> None:
     host.set("all/forwarding", "1")
-    made = host.forwarding()
-    made.follow(True)
-    made.follow(False)
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
+    forwarding_.update(False)
     assert host.written == []
     assert host.now == ("1", "1")
 
 
-def test_advertisements_are_heeded_before_the_engine_has_the_host_forward(host: Host) -> None:
+def test_accept_ra_is_set_before_the_engine_switches_forwarding_on(host: Host) -> None:
     """It does so with its first network that has IPv6, and the kernel deletes the route then."""
-    made = host.forwarding()
-    made.heed()
-    made.heed()
+    forwarding_ = host.forwarding()
+    forwarding_.keep_ra_routes()
+    forwarding_.keep_ra_routes()
     assert host.written == ["eth0/accept_ra 2"]
     host.set("all/forwarding", "1")
-    made.follow(True)
-    made.follow(False)
+    forwarding_.update(True)
+    forwarding_.update(False)
     assert host.now == ("1", "2")
 
 
-def test_where_nobody_came_to_forward_that_goes_back_too(host: Host) -> None:
-    made = host.forwarding()
-    made.heed()
-    made.put_back()
+def test_accept_ra_is_restored_if_forwarding_stays_off(host: Host) -> None:
+    forwarding_ = host.forwarding()
+    forwarding_.keep_ra_routes()
+    forwarding_.restore()
     assert host.now == ("0", "1")
 
 
-def test_a_route_that_is_not_from_advertisements_needs_nothing(host: Host) -> None:
+def test_accept_ra_is_not_changed_without_a_default_route_from_ra(host: Host) -> None:
     host.advertises = False
-    host.forwarding().heed()
+    host.forwarding().keep_ra_routes()
     assert host.written == []
     assert not host.record.exists()
 
 
-def test_a_restart_remembers_what_was_found(host: Host) -> None:
-    host.forwarding().follow(True)
+def test_restart_restores_the_values_from_the_record(host: Host) -> None:
+    host.forwarding().update(True)
     again = host.forwarding()
-    again.follow(True)
-    again.follow(False)
+    again.update(True)
+    again.update(False)
     assert host.now == ("0", "1")
 
 
-def test_what_was_found_before_the_host_was_booted_counts_no_longer(host: Host) -> None:
-    host.forwarding().follow(True)
+def test_record_of_an_earlier_boot_is_not_used(host: Host) -> None:
+    host.forwarding().update(True)
     host.reboot()
     host.set("all/forwarding", "1")
-    made = host.forwarding()
-    made.follow(True)
-    made.follow(False)
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
+    forwarding_.update(False)
     assert host.now == ("1", "2")
 
 
-def test_an_interface_that_had_such_a_route_before_the_boot_has_none_yet(host: Host) -> None:
+def test_saved_ra_interface_without_a_route_after_boot_gets_accept_ra(host: Host) -> None:
     """Advertisements come once the link is up, and would not be heeded then."""
-    host.forwarding().heed()
+    host.forwarding().keep_ra_routes()
     for _ in range(2):
         host.reboot()
         host.advertises = False
         host.set("all/forwarding", "1")
-        host.forwarding().heed()
+        host.forwarding().keep_ra_routes()
         assert host.now == ("1", "2")
 
 
-def test_an_interface_that_comes_late_after_a_boot_is_remembered(host: Host) -> None:
-    host.forwarding().heed()
+def test_saved_ra_interface_that_appears_late_gets_accept_ra(host: Host) -> None:
+    host.forwarding().keep_ra_routes()
     host.reboot()
     host.advertises = False
     link = host.conf / "eth0/accept_ra"
     link.unlink()
-    made = host.forwarding()
-    made.follow(True)
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
     host.set("eth0/accept_ra", "1")
-    made.heed()
+    forwarding_.keep_ra_routes()
     assert host.now == ("1", "2")
 
 
-def test_whoever_switches_it_off_is_obeyed_until_a_restart(host: Host) -> None:
-    made = host.forwarding()
-    made.follow(True)
+def test_forwarding_switched_off_by_others_stays_off_until_a_restart(host: Host) -> None:
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
     host.set("all/forwarding", "0")
-    made.follow(True)
+    forwarding_.update(True)
     assert host.now[0] == "0"
-    host.forwarding().follow(True)
+    host.forwarding().update(True)
     assert host.now[0] == "1"
 
 
-def test_after_a_flush_by_another_process_it_comes_back_with_the_rules(host: Host) -> None:
-    made = host.forwarding()
-    made.follow(True)
-    host.forwarding().put_back()
+def test_forwarding_is_on_again_after_a_flush_by_another_process(host: Host) -> None:
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
+    host.forwarding().restore()
     assert host.now == ("0", "1")
-    made.follow(True)
+    forwarding_.update(True)
     assert host.now == ("1", "2")
 
 
-def test_the_setting_keeps_it_from_being_touched_until_it_is_set_again(host: Host) -> None:
-    made = host.forwarding(wanted=False)
-    made.follow(True)
+def test_forwarding_is_not_changed_while_ip_forward_is_false(host: Host) -> None:
+    forwarding_ = host.forwarding(wanted=False)
+    forwarding_.update(True)
     assert host.written == []
-    made.adopt(True)
-    made.follow(True)
+    forwarding_.set_wanted(True)
+    forwarding_.update(True)
     assert host.now == ("1", "2")
-    made.adopt(False)
-    made.follow(True)
-    made.follow(False)
+    forwarding_.set_wanted(False)
+    forwarding_.update(True)
+    forwarding_.update(False)
     assert host.now == ("0", "1")
 
 
-def test_the_mask_of_an_earlier_package_is_obeyed(
+def test_masked_sysctl_file_leaves_forwarding_unchanged(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.mask.symlink_to("/dev/null")
     with caplog.at_level("INFO", "ipv6natd"):
-        host.forwarding().follow(True)
+        host.forwarding().update(True)
     assert host.written == []
     assert caplog.messages == [f"forwarding is left alone, as {host.mask} says"]
 
 
-def test_where_nothing_can_be_written_it_is_said_once_and_nothing_goes_back(
+def test_failed_write_is_logged_once_and_nothing_is_restored(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = host.forwarding()
+    forwarding_ = host.forwarding()
 
     def refused(_key: str, _value: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/proc/sys")
 
     with host.patch.context() as patch:
-        patch.setattr(made, "_write", refused)
-        made.follow(True)
-        made.follow(True)
+        patch.setattr(forwarding_, "_write", refused)
+        forwarding_.update(True)
+        forwarding_.update(True)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("forwarding cannot be prepared: ")
     # Somebody does as the finding says, and it is theirs.
     host.set("all/forwarding", "1")
-    made.follow(False)
+    forwarding_.update(False)
     assert host.now == ("1", "1")
 
 
-def test_what_cannot_be_remembered_is_not_changed(host: Host) -> None:
+def test_nothing_is_changed_if_the_record_cannot_be_written(host: Host) -> None:
     host.run.write_text("no folder")
-    host.forwarding().follow(True)
+    host.forwarding().update(True)
     assert host.written == []
 
 
-def test_a_state_folder_that_cannot_be_written_takes_nothing_down(
+def test_state_folder_that_cannot_be_written_is_logged(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.state.write_text("no folder")
-    host.forwarding().heed()
+    host.forwarding().keep_ra_routes()
     assert host.now == ("0", "2")
     assert "cannot be used" in caplog.text
     assert "cannot be written" in caplog.text
 
 
-def test_what_cannot_be_put_back_keeps_the_rules(host: Host) -> None:
-    made = host.forwarding()
-    made.follow(True)
+def test_failed_restore_raises_and_keeps_the_record(host: Host) -> None:
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
 
     def refused(_key: str, _value: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/proc/sys")
 
     with host.patch.context() as patch:
-        patch.setattr(made, "_write", refused)
+        patch.setattr(forwarding_, "_write", refused)
         with pytest.raises(FirewallError, match=r"so our rules stay: .*forwarding=0$"):
-            made.follow(False)
+            forwarding_.update(False)
     assert host.record.exists()
-    made.follow(False)
+    forwarding_.update(False)
     assert host.now == ("0", "1")
 
 
-def test_a_record_that_nobody_of_us_wrote_changes_nothing(
-    host: Host, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_foreign_record_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.run.mkdir()
     host.record.write_text("../../kernel/core_pattern 0 1\n")
-    host.forwarding().put_back()
+    host.forwarding().restore()
     assert host.written == []
     assert "no changes of sysctls" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"),
+    ("name", "recorded"),
     [("caf\u00e9", True), ("*", True), ("$(reboot)", True), ("\u2003x", False), ("\udcff", False)],
 )
-def test_an_interface_of_any_name_lets_the_others_be_switched(
-    host: Host, name: str, kept: bool
+def test_interface_with_any_name_does_not_block_the_others(
+    host: Host, name: str, recorded: bool
 ) -> None:
     host.set(f"{name}/forwarding", "1")
-    made = host.forwarding()
-    made.follow(True)
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
     assert host.now == ("1", "2")
-    made.follow(False)
+    forwarding_.update(False)
     assert host.now == ("0", "1")
-    assert (f"{name}/forwarding 1" in host.written) is kept
+    assert (f"{name}/forwarding 1" in host.written) is recorded
 
 
-def test_a_link_in_the_way_of_the_record_is_not_written_through(host: Host) -> None:
+def test_record_is_not_written_through_a_link(host: Host) -> None:
     host.run.mkdir()
     theirs = host.run / "theirs"
     theirs.write_text("as it was")
     host.record.with_suffix(".new").symlink_to(theirs)
-    host.forwarding().follow(True)
+    host.forwarding().update(True)
     assert theirs.read_text() == "as it was"
     assert host.now == ("1", "2")

@@ -17,8 +17,13 @@ from ipv6natd.model import Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.status import State, Status
-from ipv6natd.sync import reconciler as reconcile
-from ipv6natd.sync.applier import ORDER_LOSSES, ORDER_PERIOD, Contest, order_lost
+from ipv6natd.sync import reconciler
+from ipv6natd.sync.applier import (
+    MAX_POSITION_LOSSES,
+    POSITION_LOSS_PERIOD,
+    PositionGuard,
+    position_reason,
+)
 from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.fake_firewall import FakeFirewall
@@ -37,7 +42,7 @@ class Host:
     found: HostReport = field(default_factory=HostReport)
     firewall: FakeFirewall | LateFirewall = field(default_factory=FakeFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
-    looks: list[tuple[Network, ...]] = field(default_factory=list)
+    checks: list[tuple[Network, ...]] = field(default_factory=list)
     published: list[Status] = field(default_factory=list)
 
     def start(self) -> Reconciler:
@@ -46,14 +51,14 @@ class Host:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            complete=lambda snapshot, _: snapshot,
+            add_host_facts=lambda snapshot, _: snapshot,
             publish=lambda _old, new, _drift: self.published.append(new),
-            look=self.look,
+            check_host=self.check_host,
         )
         return self.loop
 
-    async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
-        self.looks.append(networks)
+    async def check_host(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
+        self.checks.append(networks)
         return self.found
 
     async def is_(self, state: State, reason: str) -> Status:
@@ -92,12 +97,12 @@ def run(host: Host, scenario: Callable[[Host], Awaitable[None]]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "FIRST_RETRY", 0.02)
-    monkeypatch.setattr(reconcile, "LOOK_EVERY", 0.05)
+def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.02)
+    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 0.05)
 
 
-def test_what_is_wrong_with_the_host_is_degraded_until_it_is_put_right(
+def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """K1."""
@@ -105,20 +110,20 @@ def test_what_is_wrong_with_the_host_is_degraded_until_it_is_put_right(
     async def scenario(host: Host) -> None:
         status = await host.is_(State.DEGRADED, OFF.text)
         assert len(status.mappings) == 1
-        await until(lambda: len(host.looks) > 3)
+        await until(lambda: len(host.checks) > 3)
         host.found = HostReport()
         await host.is_(State.SYNCED, "")
 
     with caplog.at_level("INFO", "ipv6natd"):
         run(Host(found=HostReport(findings=(OFF,))), scenario)
-    told = [each.getMessage() for each in caplog.records if OFF.text in each.getMessage()]
-    assert [each for each in told if each.startswith((OFF.text, "no longer"))] == [
+    messages = [record.getMessage() for record in caplog.records if OFF.text in record.getMessage()]
+    assert [message for message in messages if message.startswith((OFF.text, "no longer"))] == [
         OFF.text,
         f"no longer so: {OFF.text}",
     ]
 
 
-def test_the_first_is_the_reason_and_the_others_are_counted() -> None:
+def test_state_reason_is_the_first_finding_and_counts_the_others() -> None:
     async def scenario(host: Host) -> None:
         text = f"{OFF.text} (and 2 more: journalctl -u ipv6natd)"
         await host.is_(State.DEGRADED, text)
@@ -126,20 +131,20 @@ def test_the_first_is_the_reason_and_the_others_are_counted() -> None:
     run(Host(found=HostReport(findings=(OFF, ZONE, Finding(text="more")))), scenario)
 
 
-def test_what_is_about_one_network_stands_among_its_warnings() -> None:
+def test_finding_about_one_network_is_a_warning_of_this_network() -> None:
     async def scenario(host: Host) -> None:
         status = await host.is_(State.DEGRADED, ZONE.text)
-        assert [each.warnings for each in status.networks] == [(ZONE.text,)]
+        assert [network.warnings for network in status.networks] == [(ZONE.text,)]
         generation = status.generation
         host.found = HostReport()
         status = await host.is_(State.SYNCED, "")
-        assert [each.warnings for each in status.networks] == [()]
+        assert [network.warnings for network in status.networks] == [()]
         assert status.generation == generation + 1
 
     run(Host(found=HostReport(findings=(ZONE,))), scenario)
 
 
-def test_while_the_engine_is_away_that_comes_first() -> None:
+def test_state_reason_names_a_lost_engine_before_findings() -> None:
     async def scenario(host: Host) -> None:
         host.facts.connected, host.facts.waiting_for = False, "no engine"
         host.loop.trigger()
@@ -149,17 +154,17 @@ def test_while_the_engine_is_away_that_comes_first() -> None:
     run(Host(found=HostReport(findings=(OFF,))), scenario)
 
 
-def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
+def test_host_is_checked_when_networks_change_and_on_resync(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reconcile, "LOOK_EVERY", 1000)
+    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 1000)
 
     async def scenario(host: Host) -> None:
-        await until(lambda: (X,) in host.looks)
-        looks = len(host.looks)
+        await until(lambda: (X,) in host.checks)
+        checks = len(host.checks)
         host.loop.trigger()
         await asyncio.sleep(0.05)
-        assert len(host.looks) == looks
+        assert len(host.checks) == checks
         host.found = HostReport(findings=(OFF,))
         await host.loop.resync()
         assert host.loop.status.state is State.DEGRADED
@@ -167,10 +172,10 @@ def test_the_host_is_looked_at_when_the_networks_change_and_with_a_resync(
     run(Host(), scenario)
 
 
-def test_the_host_is_looked_at_once_forwarding_was_switched_on(
+def test_host_is_checked_after_forwarding_was_switched_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reconcile, "LOOK_EVERY", 1000)
+    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 1000)
 
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, OFF.text)
@@ -179,31 +184,33 @@ def test_the_host_is_looked_at_once_forwarding_was_switched_on(
             host.found = HostReport()
             return True
 
-        monkeypatch.setattr(host.loop._kernel, "_forward", switched)
+        monkeypatch.setattr(host.loop._applier, "_update_forwarding", switched)
         host.loop.trigger()
         await host.is_(State.SYNCED, "")
 
     run(Host(found=HostReport(findings=(OFF,))), scenario)
 
 
-def test_after_a_clean_up_no_network_is_looked_at_until_there_are_rules_again() -> None:
+def test_host_check_has_no_networks_between_cleanup_and_resync() -> None:
     async def scenario(host: Host) -> None:
-        await until(lambda: (X,) in host.looks)
+        await until(lambda: (X,) in host.checks)
         await host.loop.cleanup()
-        host.looks.clear()
-        await until(lambda: len(host.looks) > 1)
-        assert set(host.looks) == {()}
+        host.checks.clear()
+        await until(lambda: len(host.checks) > 1)
+        assert set(host.checks) == {()}
         await host.loop.resync()
-        await until(lambda: (X,) in host.looks)
+        await until(lambda: (X,) in host.checks)
 
     run(Host(), scenario)
 
 
-def test_a_look_that_fails_takes_nothing_down() -> None:
+def test_failed_host_check_stops_nothing() -> None:
     class Blind(Host):
-        async def look(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
-            self.looks.append(networks)
-            if len(self.looks) < 3:
+        async def check_host(
+            self, networks: tuple[Network, ...], _engine_writes: bool
+        ) -> HostReport:
+            self.checks.append(networks)
+            if len(self.checks) < 3:
                 raise ValueError("what is that?")
             return self.found
 
@@ -216,7 +223,7 @@ def test_a_look_that_fails_takes_nothing_down() -> None:
 @pytest.mark.parametrize(
     ("loaded", "known"), [((), True), (("tcp", "sctp"), True), (("tcp",), False)]
 )
-def test_s2_whether_conntrack_knows_sctp_shows_in_its_timeouts(
+def test_s2_sctp_tracking_is_read_from_the_timeouts_of_conntrack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: tuple[str, ...], known: bool
 ) -> None:
     (tmp_path / "netfilter").mkdir()
@@ -226,7 +233,7 @@ def test_s2_whether_conntrack_knows_sctp_shows_in_its_timeouts(
     assert tracks_sctp() is known
 
 
-def test_a_refusal_that_names_what_the_kernel_lacks_is_explained_once(
+def test_missing_kernel_feature_is_explained_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """K4."""
@@ -246,22 +253,22 @@ def test_a_refusal_that_names_what_the_kernel_lacks_is_explained_once(
     assert len(caplog.records) == 1
 
 
-def test_a_firewall_that_comes_late_is_used_as_soon_as_it_is_there() -> None:
+def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     """K4."""
-    there: list[FakeFirewall] = []
+    available: list[FakeFirewall] = []
     opened: list[object] = []
 
     def open_() -> FakeFirewall:
-        if not there:
+        if not available:
             raise FirewallError("there is no ip6tables: install the package iptables")
-        return there[0]
+        return available[0]
 
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, "there is no ip6tables: install the package iptables")
         assert (host.loop.status.backend, opened) == ("nft", [])
-        there.append(FakeFirewall(Backend.LEGACY))
+        available.append(FakeFirewall(Backend.LEGACY))
         status = await host.is_(State.SYNCED, "")
-        assert (status.backend, len(status.mappings), opened) == ("legacy", 1, there)
+        assert (status.backend, len(status.mappings), opened) == ("legacy", 1, available)
 
     run(Host(firewall=LateFirewall(open_, opened.append)), scenario)
 
@@ -269,43 +276,43 @@ def test_a_firewall_that_comes_late_is_used_as_soon_as_it_is_there() -> None:
 # Who comes first in FORWARD.
 
 
-def test_five_times_within_a_minute_are_enough() -> None:
-    contest = Contest()
-    for second in range(ORDER_LOSSES - 1):
-        contest.lost(second)
-    assert not contest.given_up
-    contest.lost(ORDER_PERIOD)
-    assert contest.given_up
-    contest.over()
-    assert not contest.given_up
+def test_position_is_conceded_after_five_losses_in_a_minute() -> None:
+    guard = PositionGuard()
+    for second in range(MAX_POSITION_LOSSES - 1):
+        guard.record_loss(second)
+    assert not guard.conceded
+    guard.record_loss(POSITION_LOSS_PERIOD)
+    assert guard.conceded
+    guard.reset()
+    assert not guard.conceded
     for minute in range(20):
-        contest.lost(minute * ORDER_PERIOD / 3)
-    assert not contest.given_up
+        guard.record_loss(minute * POSITION_LOSS_PERIOD / 3)
+    assert not guard.conceded
 
 
-def test_the_reason_names_the_rule_where_it_is_known() -> None:
-    assert f"(`{THEIRS}` stands first)" in order_lost(THEIRS)
-    assert "`ip6tables -S FORWARD`" in order_lost("")
-    assert order_lost(THEIRS).endswith("ipv6natctl resync")
+def test_position_reason_names_the_first_rule_if_it_is_known() -> None:
+    assert f"(`{THEIRS}` stands first)" in position_reason(THEIRS)
+    assert "`ip6tables -S FORWARD`" in position_reason("")
+    assert position_reason(THEIRS).endswith("ipv6natctl resync")
 
 
-def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
+def test_f7_after_five_losses_the_position_is_conceded_and_the_rules_are_kept() -> None:
     """F7."""
 
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
         host.found = HostReport(first_in_forward=THEIRS)
-        for _ in range(ORDER_LOSSES - 1):
+        for _ in range(MAX_POSITION_LOSSES - 1):
             await host.intrude()
             assert "DOCKER-USER" in host.first
         await host.intrude()
         assert host.first == THEIRS
-        await host.is_(State.DEGRADED, order_lost(THEIRS))
+        await host.is_(State.DEGRADED, position_reason(THEIRS))
         # What is ours is repaired, and follows the engine, where it stands.
         host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
         host.facts.have(X, web("9090:80"))
         host.loop.verify()
-        await until(lambda: [each.host_port for each in host.loop.status.mappings] == [9090])
+        await until(lambda: [mapping.host_port for mapping in host.loop.status.mappings] == [9090])
         assert "-A IPV6NAT-FORWARD -i br-a -j ACCEPT" in host.fake.dump()
         assert host.first == THEIRS
         assert host.fake.dump().count("-j IPV6NAT-FORWARD") == 1
@@ -313,10 +320,10 @@ def test_after_five_times_the_order_is_left_and_the_rules_are_kept() -> None:
     run(Host(), scenario)
 
 
-def test_a_jump_that_is_gone_is_put_back_even_then() -> None:
+def test_missing_jump_is_repaired_while_the_position_is_conceded() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        for _ in range(ORDER_LOSSES):
+        for _ in range(MAX_POSITION_LOSSES):
             await host.intrude()
         jump = "-m comment --comment ipv6natd -j IPV6NAT-FORWARD"
         host.fake.load(f"*filter\n-D FORWARD {jump}\nCOMMIT\n")
@@ -326,17 +333,17 @@ def test_a_jump_that_is_gone_is_put_back_even_then() -> None:
     run(Host(), scenario)
 
 
-def test_it_is_taken_up_again_when_the_other_has_gone_or_a_person_asks() -> None:
+def test_first_position_is_taken_again_when_it_is_free_or_on_resync() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        for _ in range(ORDER_LOSSES):
+        for _ in range(MAX_POSITION_LOSSES):
             await host.intrude()
-        await host.is_(State.DEGRADED, order_lost(""))
+        await host.is_(State.DEGRADED, position_reason(""))
         for _ in range(host.fake.dump().count(THEIRS)):
             host.fake.load(f"*filter\n-D{THEIRS.removeprefix('-A')}\nCOMMIT\n")
         host.loop.verify()
         await host.is_(State.SYNCED, "")
-        for _ in range(ORDER_LOSSES):
+        for _ in range(MAX_POSITION_LOSSES):
             await host.intrude()
         assert host.first == THEIRS
         await host.loop.resync()

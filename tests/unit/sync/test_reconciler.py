@@ -17,8 +17,7 @@ from ipv6natd.netfilter.rules import Table, TableRules
 from ipv6natd.policy.desired import desired
 from ipv6natd.report.changes import described
 from ipv6natd.report.status import Row, State, Status, mapping_id
-from ipv6natd.sync import applier as kernel
-from ipv6natd.sync import reconciler as reconcile
+from ipv6natd.sync import applier, reconciler
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
@@ -54,16 +53,16 @@ class FakeFacts:
     networks: dict[str, Network] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     relists: int = 0
-    gone: Exception | None = None
+    relist_error: Exception | None = None
 
     async def relist(self) -> None:
-        if self.gone is not None:
-            raise self.gone
+        if self.relist_error is not None:
+            raise self.relist_error
         self.relists += 1
 
     def have(self, *facts: Network | Container) -> None:
-        self.networks = {each.id: each for each in facts if isinstance(each, Network)}
-        self.containers = {each.id: each for each in facts if isinstance(each, Container)}
+        self.networks = {fact.id: fact for fact in facts if isinstance(fact, Network)}
+        self.containers = {fact.id: fact for fact in facts if isinstance(fact, Container)}
 
 
 class BusyFirewall(FakeFirewall):
@@ -89,7 +88,7 @@ class Bench:
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
     """Asked in the worker thread, as everything that the host says."""
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
-    kept: list[TableRules] = field(default_factory=list)
+    saved: list[TableRules] = field(default_factory=list)
     forward: Callable[[bool], bool] = lambda _: False
     beats: int = 0
     beat_interval: float | None = None
@@ -100,17 +99,17 @@ class Bench:
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
-            complete=self.complete,
+            add_host_facts=self.complete,
             publish=lambda *shown: self.published.append(shown),
-            keep=self.kept.append,
-            forward=self.forward,
+            save_filter=self.saved.append,
+            update_forwarding=self.forward,
             beat=self._beat,
             beat_interval=self.beat_interval,
             verify_interval=self.verify_interval,
         )
         return self.loop
 
-    def complete(self, snapshot: Snapshot, _anew: bool) -> Snapshot:
+    def complete(self, snapshot: Snapshot, _refresh: bool) -> Snapshot:
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
         return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
 
@@ -145,14 +144,14 @@ def run(bench: Bench, scenario: Callable[[Bench], Awaitable[None]]) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(reconcile, "FIRST_RETRY", 0.02)
+    monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.02)
     found = Bench()
     found.facts.have(X, web("8080:80"))
     return found
 
 
 def mappings(status: Status) -> list[str]:
-    return [described(each) for each in status.mappings]
+    return [described(mapping) for mapping in status.mappings]
 
 
 WEB = "[::]:8080/tcp -> web [fd00:a::2]:80"
@@ -175,12 +174,12 @@ def test_nothing_is_written_before_the_first_list(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_it_is_settled_when_it_is_clear_what_it_waits_for(bench: Bench) -> None:
+def test_wait_first_pass_ends_when_the_reason_for_waiting_is_known(bench: Bench) -> None:
     """T1: READY does not wait for Docker."""
 
     async def scenario(bench: Bench) -> None:
         bench.facts.listed = bench.facts.tried = False
-        settled = asyncio.create_task(bench.loop.settled())
+        settled = asyncio.create_task(bench.loop.wait_first_pass())
         # Somebody else writes rules while the engine's answer is on its way.
         await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
@@ -192,7 +191,7 @@ def test_it_is_settled_when_it_is_clear_what_it_waits_for(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_the_first_pass_writes_and_shows(bench: Bench) -> None:
+def test_first_pass_writes_rules_and_publishes_status(bench: Bench) -> None:
     """P1."""
 
     async def scenario(bench: Bench) -> None:
@@ -216,7 +215,7 @@ def test_before_the_first_pass_no_rule_is_in_force(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_a_pass_without_news_neither_reads_nor_writes(bench: Bench) -> None:
+def test_pass_without_changes_neither_reads_nor_writes(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         counts = (bench.firewall.reads, bench.firewall.writes)
@@ -239,7 +238,7 @@ def test_a_burst_of_triggers_makes_one_pass(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_what_comes_during_a_pass_makes_exactly_one_more(bench: Bench) -> None:
+def test_triggers_during_a_pass_make_exactly_one_more_pass(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         gate, inside = threading.Event(), threading.Event()
 
@@ -259,18 +258,18 @@ def test_what_comes_during_a_pass_makes_exactly_one_more(bench: Bench) -> None:
         await asyncio.sleep(0.05)
         assert len(bench.published) == 2
         # The first pass held the picture from before, the second has the new one.
-        assert [each.host_port for each in bench.published[0][1].mappings] == [8080]
-        assert [each.host_port for each in bench.status.mappings] == [9090]
+        assert [mapping.host_port for mapping in bench.published[0][1].mappings] == [8080]
+        assert [mapping.host_port for mapping in bench.status.mappings] == [9090]
 
     run(bench, scenario)
 
 
-def test_the_proxy_is_asked_about_bridges_alone(bench: Bench) -> None:
+def test_userland_proxy_is_looked_up_for_bridge_networks_only(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
-        asked: list[list[str]] = []
+        requests: list[list[str]] = []
 
         def proxy(bridges: Iterable[str]) -> bool:
-            asked.append(list(bridges))
+            requests.append(list(bridges))
             return False
 
         bench.userland_proxy = proxy
@@ -278,12 +277,12 @@ def test_the_proxy_is_asked_about_bridges_alone(bench: Bench) -> None:
         unusable = network(name="u", bridge="", problem="its bridge name")
         bench.facts.have(X, macvlan, unusable)
         await bench.passed()
-        assert asked == [["br-a"]]
+        assert requests == [["br-a"]]
 
     run(bench, scenario)
 
 
-def test_without_a_proxy_what_cannot_be_forwarded_is_refused(bench: Bench) -> None:
+def test_h3_loopback_is_rejected_without_a_userland_proxy(bench: Bench) -> None:
     """H3."""
 
     async def scenario(bench: Bench) -> None:
@@ -297,7 +296,7 @@ def test_without_a_proxy_what_cannot_be_forwarded_is_refused(bench: Bench) -> No
 # Failures.
 
 
-def test_a_failed_write_is_shown_in_the_tools_words_and_tried_again_whole(bench: Bench) -> None:
+def test_f10_failed_write_shows_the_tools_message_and_is_retried(bench: Bench) -> None:
     """F10."""
 
     async def scenario(bench: Bench) -> None:
@@ -312,7 +311,7 @@ def test_a_failed_write_is_shown_in_the_tools_words_and_tried_again_whole(bench:
     run(bench, scenario)
 
 
-def test_after_a_failure_whatever_stands_is_written_whole(bench: Bench) -> None:
+def test_retry_after_a_failure_rewrites_whole_tables(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         bench.firewall.fail_next = "no room"
@@ -325,12 +324,12 @@ def test_after_a_failure_whatever_stands_is_written_whole(bench: Bench) -> None:
             "-A IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"
             in bench.firewall.dump()
         )
-        assert [each.host_port for each in bench.status.mappings] == [9090]
+        assert [mapping.host_port for mapping in bench.status.mappings] == [9090]
 
     run(bench, scenario)
 
 
-def test_while_it_fails_the_last_good_lists_stay(bench: Bench) -> None:
+def test_lists_stay_while_a_write_fails(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         good = await bench.passed()
         bench.facts.have(X, web("9090:80"))
@@ -341,7 +340,7 @@ def test_while_it_fails_the_last_good_lists_stay(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_the_pause_between_retries_grows_and_starts_anew(
+def test_retry_pause_grows_and_is_reset_by_success(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(bench: Bench) -> None:
@@ -358,7 +357,7 @@ def test_the_pause_between_retries_grows_and_starts_anew(
         await until(lambda: bench.status.state is State.SYNCED)
         assert bench.loop._retry_pause == 0.02
 
-    monkeypatch.setattr(reconcile, "LONGEST_RETRY", 0.1)
+    monkeypatch.setattr(reconciler, "MAX_RETRY_PAUSE", 0.1)
     run(bench, scenario)
 
 
@@ -382,11 +381,11 @@ FLUSHES = {
 
 
 def ours(firewall: FakeFirewall) -> dict[Table, dict[str, str]]:
-    return {table: seen.chains for table, seen in firewall.read().items()}
+    return {table: observed.chains for table, observed in firewall.read().items()}
 
 
 @pytest.mark.parametrize("how", FLUSHES)
-def test_drift_is_repaired_counted_and_told(bench: Bench, how: str) -> None:
+def test_drift_is_repaired_counted_and_published(bench: Bench, how: str) -> None:
     """F1, F6, F7."""
 
     async def scenario(bench: Bench) -> None:
@@ -397,7 +396,7 @@ def test_drift_is_repaired_counted_and_told(bench: Bench, how: str) -> None:
         assert status.drift_repairs == 1
         assert ours(bench.firewall) == before
         forward = [x for x in bench.firewall.dump().splitlines() if x.startswith("-A FORWARD")]
-        assert [each.rpartition(" ")[2] for each in forward[:2]] == [
+        assert [line.rpartition(" ")[2] for line in forward[:2]] == [
             "DOCKER-USER",
             "IPV6NAT-FORWARD",
         ]
@@ -411,7 +410,7 @@ def test_drift_is_repaired_counted_and_told(bench: Bench, how: str) -> None:
     run(bench, scenario)
 
 
-def test_a_look_without_drift_writes_nothing(bench: Bench) -> None:
+def test_verify_without_drift_writes_nothing(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         writes = bench.firewall.writes
@@ -423,7 +422,7 @@ def test_a_look_without_drift_writes_nothing(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_a_change_is_one_write_a_table_and_no_read_of_all(bench: Bench) -> None:
+def test_change_writes_once_per_table_and_reads_only_changed_chains(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         writes, reads, looks = bench.firewall.writes, bench.firewall.reads, bench.firewall.looks
@@ -443,7 +442,7 @@ def test_a_change_is_one_write_a_table_and_no_read_of_all(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("pause", [True, False])
-def test_an_edit_of_what_was_just_written_is_noticed(bench: Bench, pause: bool) -> None:
+def test_edit_of_a_new_rule_is_detected(bench: Bench, pause: bool) -> None:
     """Whether or not there was time to read back how the kernel words it."""
 
     async def scenario(bench: Bench) -> None:
@@ -466,7 +465,7 @@ def test_an_edit_of_what_was_just_written_is_noticed(bench: Bench, pause: bool) 
     run(bench, scenario)
 
 
-def test_who_writes_between_our_write_and_read_is_noticed(bench: Bench) -> None:
+def test_edit_between_write_and_read_is_repaired_in_the_same_pass(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.firewall.intrusions = [FakeFirewall.flush]
         status = await bench.passed()
@@ -478,18 +477,18 @@ def test_who_writes_between_our_write_and_read_is_noticed(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_who_keeps_writing_is_reported_and_left_for_a_while(bench: Bench) -> None:
+def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> None:
     """Decision 13: no endless fight within one pass."""
 
     async def scenario(bench: Bench) -> None:
         take = edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT")
         nothing = edit("")
         # Two writes a pass, filter and nat: the edit comes after the second.
-        bench.firewall.intrusions = [nothing, take] * kernel.SETTLE
+        bench.firewall.intrusions = [nothing, take] * applier.MAX_WRITE_ATTEMPTS
         status = await bench.passed()
         assert status.state is State.DEGRADED
         assert "somebody else keeps changing our rules" in status.state_reason
-        assert bench.firewall.writes == 2 * kernel.SETTLE
+        assert bench.firewall.writes == 2 * applier.MAX_WRITE_ATTEMPTS
         await until(lambda: bench.status.state is State.SYNCED)
         assert (
             "-A IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"
@@ -499,7 +498,7 @@ def test_who_keeps_writing_is_reported_and_left_for_a_while(bench: Bench) -> Non
     run(bench, scenario)
 
 
-def test_it_looks_by_itself_now_and_then(bench: Bench) -> None:
+def test_drift_is_detected_after_the_verify_interval(bench: Bench) -> None:
     bench.verify_interval = 0.02
 
     async def scenario(bench: Bench) -> None:
@@ -511,7 +510,7 @@ def test_it_looks_by_itself_now_and_then(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_it_beats_with_each_step_of_a_pass(bench: Bench) -> None:
+def test_watchdog_beats_before_each_call_of_the_firewall(bench: Bench) -> None:
     """Each may take half a minute where others hold the lock, and systemd waits for one."""
     bench.beat_interval = 60
     bench.facts.have(X, web("8080:80/tcp"))
@@ -524,7 +523,7 @@ def test_it_beats_with_each_step_of_a_pass(bench: Bench) -> None:
     asyncio.run(body())
 
 
-def test_a_step_that_hangs_stops_the_beat_and_what_it_did_not_end(bench: Bench) -> None:
+def test_watchdog_stops_while_a_call_of_the_firewall_hangs(bench: Bench) -> None:
     """systemd then ends us, and starts anew."""
     release, entered = threading.Event(), threading.Event()
     write = bench.firewall.write
@@ -552,8 +551,8 @@ def test_a_step_that_hangs_stops_the_beat_and_what_it_did_not_end(bench: Bench) 
     asyncio.run(body())
 
 
-def test_a_clean_up_at_the_end_waits_for_a_pass_that_is_under_way(bench: Bench) -> None:
-    """Or what that still writes would stand when we have gone."""
+def test_removal_waits_for_the_current_pass(bench: Bench) -> None:
+    """Or what that still writes would stand when we have relist_error."""
     release, entered = threading.Event(), threading.Event()
     write = bench.firewall.write
 
@@ -578,7 +577,7 @@ def test_a_clean_up_at_the_end_waits_for_a_pass_that_is_under_way(bench: Bench) 
     assert "IPV6NAT" not in bench.firewall.dump()
 
 
-def test_it_beats_while_nothing_happens(bench: Bench) -> None:
+def test_watchdog_beats_while_idle(bench: Bench) -> None:
     bench.beat_interval = 0.01
 
     async def scenario(bench: Bench) -> None:
@@ -591,7 +590,7 @@ def test_it_beats_while_nothing_happens(bench: Bench) -> None:
 # Resync.
 
 
-def test_resync_reads_engine_and_kernel_and_counts(bench: Bench) -> None:
+def test_resync_reads_engine_and_kernel_and_counts_rules(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         bench.facts.have(X, web("7070:80", "7071:81"))
@@ -608,9 +607,9 @@ def test_resync_reads_engine_and_kernel_and_counts(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_resync_without_an_engine_raises_why(bench: Bench) -> None:
+def test_resync_without_an_engine_raises_its_error(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
-        bench.facts.gone = LookupError("no engine")
+        bench.facts.relist_error = LookupError("no engine")
         with pytest.raises(LookupError, match="no engine"):
             await bench.loop.resync()
         assert bench.firewall.writes == 0
@@ -618,7 +617,7 @@ def test_resync_without_an_engine_raises_why(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_resync_raises_what_the_firewall_says(bench: Bench) -> None:
+def test_resync_raises_the_firewall_error(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.firewall.fail_next = "no room"
         with pytest.raises(FirewallError, match="no room"):
@@ -636,7 +635,7 @@ def test_two_resyncs_at_once_share_a_pass(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_a_resync_that_nobody_waits_for_any_more_harms_nobody(bench: Bench) -> None:
+def test_cancelled_resync_does_not_break_the_next(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         waiting = asyncio.create_task(bench.loop.resync())
         await asyncio.sleep(0)
@@ -650,9 +649,9 @@ def test_a_resync_that_nobody_waits_for_any_more_harms_nobody(bench: Bench) -> N
 # What is shown.
 
 
-def test_the_generation_counts_changes_of_what_is_listed(bench: Bench) -> None:
+def test_generation_counts_changes_of_the_lists(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
-        seen = [(await bench.passed()).generation]
+        generations = [(await bench.passed()).generation]
         for facts in (
             (X, web("8080:80")),
             (X, web("9090:80")),
@@ -661,14 +660,14 @@ def test_the_generation_counts_changes_of_what_is_listed(bench: Bench) -> None:
             (X, Y, web("9090:80")),
         ):
             bench.facts.have(*facts)
-            seen.append((await bench.passed()).generation)
+            generations.append((await bench.passed()).generation)
         # "late" is beaten and so only skipped: that is listed too.
-        assert seen == [1, 1, 2, 3, 4, 4]
+        assert generations == [1, 1, 2, 3, 4, 4]
 
     run(bench, scenario)
 
 
-def test_an_empty_first_picture_is_a_generation_too(bench: Bench) -> None:
+def test_generation_is_1_after_an_empty_first_list(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.facts.have()
         assert (await bench.passed()).generation == 1
@@ -676,7 +675,7 @@ def test_an_empty_first_picture_is_a_generation_too(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_since_stays_as_long_as_the_mapping(bench: Bench) -> None:
+def test_since_stays_as_long_as_the_mapping_exists(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         def since(status: Status, port: int) -> int:
             mapping: Mapping = next(m for m in status.mappings if m.host_port == port)
@@ -695,7 +694,7 @@ def test_since_stays_as_long_as_the_mapping(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_an_engine_that_is_lost_leaves_the_rules(bench: Bench) -> None:
+def test_t9_rules_stay_while_the_engine_is_lost(bench: Bench) -> None:
     """T9: and says what is waited for."""
 
     async def scenario(bench: Bench) -> None:
@@ -716,7 +715,7 @@ def test_an_engine_that_is_lost_leaves_the_rules(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_a_configuration_that_was_refused_is_said_until_it_is_right(bench: Bench) -> None:
+def test_t13_config_error_is_the_state_reason_until_it_is_fixed(bench: Bench) -> None:
     """T13."""
 
     async def scenario(bench: Bench) -> None:
@@ -728,7 +727,7 @@ def test_a_configuration_that_was_refused_is_said_until_it_is_right(bench: Bench
     run(bench, scenario)
 
 
-def test_another_policy_holds_from_the_next_pass(bench: Bench) -> None:
+def test_t13_policy_change_applies_from_the_next_pass(bench: Bench) -> None:
     """B3, T13."""
 
     async def scenario(bench: Bench) -> None:
@@ -740,7 +739,7 @@ def test_another_policy_holds_from_the_next_pass(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_what_changed_is_told_to_people(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_the_status_are_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(bench: Bench) -> None:
         warned = replace(X, warnings=("enable_icc='yes' is neither true nor false",))
         late = replace(web("8080:80", name="late"), id="f" * 64)
@@ -753,7 +752,7 @@ def test_what_changed_is_told_to_people(bench: Bench, caplog: pytest.LogCaptureF
 
     run(bench, scenario)
     assert identity("web") < "f" * 64
-    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "published [::]:7000-7001/tcp -> web [fd00:a::2]:7000-7001"),
         ("INFO", f"published {WEB}"),
         (
@@ -771,7 +770,7 @@ def test_what_changed_is_told_to_people(bench: Bench, caplog: pytest.LogCaptureF
 # The end.
 
 
-def test_removing_gives_back_the_tables_as_they_were(bench: Bench) -> None:
+def test_t3_remove_restores_the_tables(bench: Bench) -> None:
     """T3."""
 
     async def scenario(bench: Bench) -> None:
@@ -785,7 +784,7 @@ def test_removing_gives_back_the_tables_as_they_were(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_the_rules_in_force_are_told_as_text(bench: Bench) -> None:
+def test_ruleset_text_has_the_rules_in_force(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         rule = "-A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT"
@@ -794,22 +793,22 @@ def test_the_rules_in_force_are_told_as_text(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_a_mapping_is_described_as_a_person_would() -> None:
+def test_mapping_text_shows_host_and_container_ports() -> None:
     want = desired(snapshot(X, web("8080:80", "7000-7001:7000-7001/udp")), Policy())
-    assert [described(each) for each in want.mappings] == [
+    assert [described(mapping) for mapping in want.mappings] == [
         WEB,
         "[::]:7000-7001/udp -> web [fd00:a::2]:7000-7001",
     ]
 
 
-def test_a_cleanup_takes_everything_out_until_a_resync(bench: Bench) -> None:
+def test_cleanup_removes_all_rules_until_a_resync(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         untouched = bench.firewall.dump()
         before = await bench.passed()
-        standing = bench.firewall.dump()
+        rules_in_force = bench.firewall.dump()
         await bench.loop.cleanup()
         assert bench.firewall.dump() == untouched
-        assert bench.kept[-1].chains == ()
+        assert bench.saved[-1].chains == ()
         assert bench.status.state is State.STOPPED
         assert "ipv6natctl resync" in bench.status.state_reason
         assert (bench.status.mappings, bench.status.networks) == ((), ())
@@ -825,7 +824,7 @@ def test_a_cleanup_takes_everything_out_until_a_resync(bench: Bench) -> None:
         result = await bench.loop.resync()
         assert result.rules_added > 5
         assert (bench.status.state, bench.status.mappings) == (State.SYNCED, before.mappings)
-        assert bench.firewall.dump() == standing
+        assert bench.firewall.dump() == rules_in_force
 
     run(bench, scenario)
 
@@ -838,8 +837,8 @@ def test_a_cleanup_logs_each_rule_that_it_removes(
         caplog.set_level("DEBUG", "ipv6natd.sync.applier")
         await bench.loop.cleanup()
         assert any(
-            each.getMessage().startswith("rule removed: ip6tables -t nat -A IPV6NAT-DNAT ")
-            for each in caplog.records
+            record.getMessage().startswith("rule removed: ip6tables -t nat -A IPV6NAT-DNAT ")
+            for record in caplog.records
         )
 
     run(bench, scenario)
@@ -848,7 +847,7 @@ def test_a_cleanup_logs_each_rule_that_it_removes(
 def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         bench.facts.listed = bench.facts.connected = False
-        bench.facts.gone = LookupError("no engine")
+        bench.facts.relist_error = LookupError("no engine")
         await bench.passed()
         await bench.loop.cleanup()
         with pytest.raises(LookupError):
@@ -861,22 +860,22 @@ def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
 def test_a_cleanup_that_fails_leaves_everything_in_force(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
-        standing = bench.firewall.dump()
+        rules_in_force = bench.firewall.dump()
         bench.firewall.fail_next = "no room"
         with pytest.raises(FirewallError):
             await bench.loop.cleanup()
-        await until(lambda: bench.kept)
-        assert bench.firewall.dump() == standing
+        await until(lambda: bench.saved)
+        assert bench.firewall.dump() == rules_in_force
         assert bench.status.state is State.SYNCED
 
     run(bench, scenario)
 
 
-def test_of_a_resync_and_a_cleanup_at_once_the_last_one_holds(bench: Bench) -> None:
+def test_last_of_concurrent_resync_and_cleanup_wins(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         untouched = bench.firewall.dump()
         await bench.passed()
-        standing = bench.firewall.dump()
+        rules_in_force = bench.firewall.dump()
         one, other = await asyncio.gather(
             bench.loop.resync(), bench.loop.cleanup(), return_exceptions=True
         )
@@ -884,17 +883,17 @@ def test_of_a_resync_and_a_cleanup_at_once_the_last_one_holds(bench: Bench) -> N
         assert other is None
         assert bench.firewall.dump() == untouched
         await asyncio.gather(bench.loop.cleanup(), bench.loop.resync())
-        assert bench.firewall.dump() == standing
+        assert bench.firewall.dump() == rules_in_force
 
     run(bench, scenario)
 
 
 def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) -> None:
     """Told once it stands, with each pass, and before it goes; not before the first list."""
-    told: list[tuple[bool, bool]] = []
+    calls: list[tuple[bool, bool]] = []
 
     def forward(on: bool) -> bool:
-        told.append((on, "-j IPV6NAT-FORWARD" in bench.firewall.dump()))
+        calls.append((on, "-j IPV6NAT-FORWARD" in bench.firewall.dump()))
         return False
 
     bench.forward = forward
@@ -902,21 +901,21 @@ def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) 
     async def scenario(bench: Bench) -> None:
         bench.facts.listed = False
         await bench.passed()
-        assert told == []
+        assert calls == []
         bench.facts.listed = True
         await bench.passed()
-        assert told == [(True, True)]
+        assert calls == [(True, True)]
         await bench.loop.cleanup()
         await bench.passed()
-        assert told == [(True, True), (False, True)]
+        assert calls == [(True, True), (False, True)]
         assert "IPV6NAT" not in bench.firewall.dump()
         await bench.loop.resync()
-        assert told[2:] == [(True, True)]
+        assert calls[2:] == [(True, True)]
 
     run(bench, scenario)
 
 
-def test_without_a_network_of_ours_forwarding_is_nobodys_business(bench: Bench) -> None:
+def test_forwarding_is_not_changed_without_a_managed_network(bench: Bench) -> None:
     def forward(_on: bool) -> bool:
         raise AssertionError
 
@@ -930,12 +929,12 @@ def test_without_a_network_of_ours_forwarding_is_nobodys_business(bench: Bench) 
 
 
 def test_rules_stay_while_forwarding_cannot_be_switched_off(bench: Bench) -> None:
-    def refused(on: bool) -> bool:
+    def fail_off(on: bool) -> bool:
         if not on:
             raise FirewallError("read-only")
         return False
 
-    bench.forward = refused
+    bench.forward = fail_off
 
     async def scenario(bench: Bench) -> None:
         await bench.passed()

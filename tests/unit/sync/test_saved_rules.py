@@ -12,19 +12,19 @@ from ipv6natd.netfilter.parse import parse_rule, parse_saved_filter
 from ipv6natd.netfilter.render import format_rule, format_ruleset
 from ipv6natd.netfilter.rules import Ruleset, Table
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import Kept
+from ipv6natd.sync.saved_rules import SavedFilter
 from tests.unit.policy.test_properties import bounded, states
 
 
 @bounded
 @given(states())
-def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
+def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
     """Whatever rules there are, their text says all of them."""
     rules = ruleset(want)
     for table in Table:
         for chain in rules.table(table).chains:
-            for each in chain.rules:
-                assert parse_rule(format_rule(each)) == each
+            for rule in chain.rules:
+                assert parse_rule(format_rule(rule)) == rule
     assert parse_saved_filter(format_ruleset(Ruleset(filter=rules.filter))) == rules.filter
 
 
@@ -53,31 +53,31 @@ def test_every_rule_is_read_from_its_own_words(want: Desired) -> None:
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j IPV6NAT-B\nCOMMIT",
     ],
 )
-def test_what_we_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
-    kept = Kept({"STATE_DIRECTORY": str(tmp_path)})
-    kept.path.write_text(text)
+def test_saved_filter_with_foreign_rules_is_rejected(tmp_path: Path, text: str) -> None:
+    saved = SavedFilter({"STATE_DIRECTORY": str(tmp_path)})
+    saved.path.write_text(text)
     with pytest.raises((ValueError, TypeError)):
         parse_saved_filter(text)
-    assert kept.read() is None
+    assert saved.read() is None
 
 
-def test_what_is_kept_is_read_again_and_private(tmp_path: Path) -> None:
+def test_saved_filter_is_read_back_and_private(tmp_path: Path) -> None:
     rules = ruleset(Desired()).filter
-    kept = Kept({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
-    assert kept.read() is None
-    kept.write(rules)
-    kept.write(rules)
-    assert kept.read() == rules
-    assert kept.path.stat().st_mode & 0o777 == 0o600
-    assert [each.name for each in kept.path.parent.iterdir()] == ["filter.rules"]
-    kept.remove()
-    kept.remove()
-    assert kept.read() is None
+    saved = SavedFilter({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
+    assert saved.read() is None
+    saved.write(rules)
+    saved.write(rules)
+    assert saved.read() == rules
+    assert saved.path.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in saved.path.parent.iterdir()] == ["filter.rules"]
+    saved.remove()
+    saved.remove()
+    assert saved.read() is None
 
 
-def test_a_disk_that_takes_nothing_breaks_nothing(tmp_path: Path) -> None:
+def test_saved_filter_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    kept = Kept({"STATE_DIRECTORY": f"{tmp_path}/file"})
-    kept.write(ruleset(Desired()).filter)
-    assert kept.read() is None
-    kept.remove()
+    saved = SavedFilter({"STATE_DIRECTORY": f"{tmp_path}/file"})
+    saved.write(ruleset(Desired()).filter)
+    assert saved.read() is None
+    saved.remove()

@@ -10,7 +10,7 @@ import pytest
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
 from ipv6natd.policy.networks import managed_networks
 from ipv6natd.sync import snapshot
-from ipv6natd.sync.snapshot import Completion
+from ipv6natd.sync.snapshot import HostFactsReader
 from tests.harness.build import network
 
 ENGINE = Engine(version="28.5.2", api_version="1.51")
@@ -30,12 +30,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[EngineRules]:
     return found
 
 
-def test_all_tables_are_read_for_the_engines_rules_only_when_there_may_be_some(
+def test_engine_rules_are_read_only_if_there_can_be_new_ones(
     reads: list[EngineRules],
 ) -> None:
-    completed = Completion()
+    reader = HostFactsReader()
     facts = Snapshot(engine=ENGINE, networks=(X,))
-    for count, now, anew in [
+    for count, now, refresh in [
         (1, facts, False),
         (1, facts, False),
         (2, facts, True),
@@ -44,19 +44,19 @@ def test_all_tables_are_read_for_the_engines_rules_only_when_there_may_be_some(
         (4, replace(facts, networks=(X, Y), engine=replace(ENGINE, ip6tables=True)), False),
         (4, replace(facts, engine=replace(ENGINE, ip6tables=False)), False),
     ]:
-        assert completed(now, anew).engine_rules == EngineRules()
+        assert reader.add_host_facts(now, refresh).engine_rules == EngineRules()
         assert len(reads) == count
 
 
-def test_rules_of_the_engines_are_read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's port comes with a rule of its own."""
     bridges = iter([{"br-x"}, {"br-x", "br-y"}])
     monkeypatch.setattr(
         snapshot, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
     )
-    completed, facts = Completion(), Snapshot(engine=ENGINE, networks=(X,))
-    assert completed(facts, False).engine_rules.bridges == {"br-x"}
-    assert completed(facts, False).engine_rules.bridges == {"br-x", "br-y"}
+    reader, facts = HostFactsReader(), Snapshot(engine=ENGINE, networks=(X,))
+    assert reader.add_host_facts(facts, False).engine_rules.bridges == {"br-x"}
+    assert reader.add_host_facts(facts, False).engine_rules.bridges == {"br-x", "br-y"}
 
 
 WIDE = network(name="wide", subnet="fd00:9::/48")
@@ -89,26 +89,26 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
 
     monkeypatch.setattr(snapshot, "routes", routes)
     monkeypatch.setattr(snapshot, "advertised_routes", lambda: {ROUTES[4]})
-    completed = Completion()
+    reader = HostFactsReader()
     facts = Snapshot(networks=(X, WIDE))
     expected = (ROUTES[3], ROUTES[6])
-    for count, now, anew in [
+    for count, now, refresh in [
         (1, facts, False),
         (1, facts, False),
         (2, facts, True),
         (3, replace(facts, networks=(WIDE, X)), False),
     ]:
-        assert completed(now, anew).routes == expected
+        assert reader.add_host_facts(now, refresh).routes == expected
         assert len(read) == count
-    completed.routes_changed()
-    assert completed(replace(facts, networks=(WIDE, X)), False).routes == expected
+    reader.routes_changed()
+    assert reader.add_host_facts(replace(facts, networks=(WIDE, X)), False).routes == expected
     assert len(read) == 4
     assert reads == []
 
 
-def test_a_network_knows_what_of_it_is_elsewhere_and_what_is_behind_it() -> None:
+def test_network_has_its_routed_prefixes_and_routes_elsewhere() -> None:
     networks, _ = managed_networks(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
-    found = {each.name: each for each in networks.values()}
+    found = {network.name: network for network in networks.values()}
     assert found["wide"].routes_elsewhere == (ROUTES[3], ROUTES[4])
     assert found["wide"].routed_prefixes == ()
     assert found["x"].routes_elsewhere == ()

@@ -34,11 +34,11 @@ def crowd(number: int) -> dict[str, Any]:
     """One of many containers, with PORTS published ports of its own, none next to another."""
     raw = raw_container(f"c{number}", address=str(SUBNET[number + 2]))
     raw["NetworkSettings"]["Ports"] = {
-        f"{80 + each}/tcp": [
-            {"HostIp": where, "HostPort": str(10000 + number * 2 * PORTS + 2 * each)}
+        f"{80 + port}/tcp": [
+            {"HostIp": where, "HostPort": str(10000 + number * 2 * PORTS + 2 * port)}
             for where in ("0.0.0.0", "::")
         ]
-        for each in range(PORTS)
+        for port in range(PORTS)
     }
     return raw
 
@@ -60,8 +60,8 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
     engine.start()
     firewall = FakeFirewall()
 
-    def asked(path: str) -> int:
-        return len([each for each in engine.asked if each.startswith(path)])
+    def request_count(prefix: str) -> int:
+        return len([path for path in engine.asked if path.startswith(prefix)])
 
     async def scenario() -> None:
         loop: Reconciler
@@ -72,12 +72,12 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
             firewall=firewall,
             facts=watch,
             policy=Policy(),
-            complete=lambda snapshot, _: snapshot,
+            add_host_facts=lambda snapshot, _: snapshot,
             publish=lambda *_: None,
         )
         async with background(watch.run(retry=True)), background(loop.run()):
             await until(lambda: len(loop.status.mappings) == PORTS * containers)
-            await until(lambda: asked("/containers/") == inspects + 1)
+            await until(lambda: request_count("/containers/") == inspects + 1)
             assert [engine.asked_for(path) for path in LISTS] == [1, 1]
             # Both tables once, however much is in them.
             assert firewall.writes == 2
@@ -85,11 +85,11 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
             await asyncio.sleep(0.1)
             assert (len(engine.asked), firewall.reads, firewall.writes) == before
 
-            gone = identity("c7")
-            del engine.containers[gone]
+            removed = identity("c7")
+            del engine.containers[removed]
             engine.emit(event("container", "die", "c7"))
             await until(lambda: len(loop.status.mappings) == PORTS * (containers - 1))
-            assert engine.asked[before[0] :] == [f"/containers/{gone}/json"]
+            assert engine.asked[before[0] :] == [f"/containers/{removed}/json"]
             assert firewall.writes == before[2] + 1
 
     try:
