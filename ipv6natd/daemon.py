@@ -29,7 +29,7 @@ from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Network
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.report.explain import row
+from ipv6natd.report.explain import explanation_row
 from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.forwarding import Forwarding
@@ -178,7 +178,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         self._notifier.stopping()
-        self._textfile.stopped()
+        self._textfile.write_stopped()
         if self._reconciler.status.state is State.STOPPED:
             log.info("stopped; all rules had been removed")
             return
@@ -325,7 +325,7 @@ class Daemon:
             except FirewallError as error:
                 log.debug("no counters: %s", error)
                 counters = {}
-        return [row(explanation, counters) for explanation in found]
+        return [explanation_row(explanation, counters) for explanation in found]
 
     async def reload(self) -> None:
         """For the bus; the same as SIGHUP."""

@@ -19,17 +19,17 @@ from ipv6natd.host.findings import evaluate, missing_module_hint
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.report.checks import TOOLS, Check, Seen, Verdict, checks
+from ipv6natd.report.checks import TOOLS, Check, CheckInputs, CheckVerdict, checks
 from ipv6natd.report.status import counted
 from ipv6natd.system import process
 from ipv6natd.system.terminal import Colour, printable, table
 
 POLKIT = ("org.freedesktop.PolicyKit1", "/", "org.freedesktop.DBus.Peer", "Ping")
 COLOURS = {
-    Verdict.OK: Colour.GOOD,
-    Verdict.NOTE: Colour.WARNING,
-    Verdict.BAD: Colour.BAD,
-    Verdict.UNKNOWN: Colour.WARNING,
+    CheckVerdict.OK: Colour.GOOD,
+    CheckVerdict.NOTE: Colour.WARNING,
+    CheckVerdict.BAD: Colour.BAD,
+    CheckVerdict.UNKNOWN: Colour.WARNING,
 }
 _NET = Path("/sys/class/net")
 _UFW = Path("/etc/ufw/ufw.conf")
@@ -46,20 +46,20 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     host, kernel = await asyncio.to_thread(_ip6tables_variant)
     backend = properties.get("Backend") or host or Backend.NFT.value
     facts = await asyncio.to_thread(read_host, networks, Backend(backend), zones)
-    seen = Seen(
+    inputs = CheckInputs(
         root=os.geteuid() == 0,
         bus=bus_error,
         state=properties.get("State", ""),
-        reason=properties.get("StateReason", ""),
-        connected=properties.get("DockerConnected", False),
+        state_reason=properties.get("StateReason", ""),
+        docker_connected=properties.get("DockerConnected", False),
         engine_version=properties.get("EngineVersion", ""),
         docker_networks=properties.get("NetworkCount", 0),
-        native=native,
+        native_networks=native,
         backend=properties.get("Backend", ""),
         host_backend=host,
-        kernel=kernel,
+        kernel_problem=kernel,
         missing=tuple(name for name in TOOLS if process.which(name) is None),
-        apt=process.which("apt-get") is not None,
+        has_apt=process.which("apt-get") is not None,
         ufw=_ufw(),
         firewalld=zones is not None,
         polkit=None if bus_error else await _polkit(daemon),
@@ -67,7 +67,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     # Only the daemon knows whether the engine manages networks; without it, assume so.
     engine_writes = native is None or native > 0
     return _result(
-        checks(facts, evaluate(facts, networks, engine_writes=engine_writes), seen), options
+        checks(facts, evaluate(facts, networks, engine_writes=engine_writes), inputs), options
     )
 
 
@@ -160,11 +160,11 @@ def _result(results: Iterable[Check], options: Options) -> Result:
         )
         for line in lines
     ]
-    bad = sum(line.verdict is Verdict.BAD for line in lines)
+    bad = sum(line.verdict is CheckVerdict.BAD for line in lines)
     text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=options.legend, screen=options.screen)
     if options.legend:
         summary = "No fault found."
-        if any(line.verdict is Verdict.UNKNOWN for line in lines):
+        if any(line.verdict is CheckVerdict.UNKNOWN for line in lines):
             summary = "No fault found, but not everything could be checked."
         text += f"\n{counted(bad, 'fault')} found.\n" if bad else f"\n{summary}\n"
     value = [

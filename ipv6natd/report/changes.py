@@ -14,35 +14,35 @@ from ipv6natd.system.messages import Extra, MessageId, log_fields
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MAX_TOLD = 100
+MAX_LINES_PER_KIND = 100
 """Lines of one kind for one pass; the others show with -debug."""
 
 
-def tell_found(old: HostReport, new: HostReport) -> None:
+def log_findings(old: HostReport, new: HostReport) -> None:
     """Each finding once when it comes, once when it goes; of one network, as its warning."""
-    for each in new.findings:
-        if each not in old.findings and not each.bridge:
-            log.warning("%s", each.text, extra=log_fields(MessageId.HOST_FINDING))
-    for each in old.findings:
-        if each not in new.findings:
+    for finding in new.findings:
+        if finding not in old.findings and not finding.bridge:
+            log.warning("%s", finding.text, extra=log_fields(MessageId.HOST_FINDING))
+    for finding in old.findings:
+        if finding not in new.findings:
             log.info(
-                "no longer so: %s", each.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
+                "no longer so: %s", finding.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
             )
     for note in new.notes:
         if note not in old.notes:
             log.info("%s", note)
 
 
-def tell(old: Status, new: Status) -> None:
+def log_changes(old: Status, new: Status) -> None:
     """The journal: what a person can see change, and nothing else above DEBUG."""
-    gone, come = mapping_changes(old.mappings, new.mappings)
-    _tell_each(logging.INFO, "withdrew", gone, _withdrawn, "mappings")
-    _tell_each(logging.INFO, "published", come, _published, "mappings")
+    removed, added = mapping_changes(old.mappings, new.mappings)
+    _log_entries(logging.INFO, "withdrew", removed, _withdrawn_text, "mappings")
+    _log_entries(logging.INFO, "published", added, _published_text, "mappings")
     if old.skipped != new.skipped:
         known_skipped = set(old.skipped)
-        skipped = [each for each in new.skipped if each not in known_skipped]
-        _tell_each(logging.WARNING, "skipped", skipped, _skipped, "skipped")
-    known = {(each.id, each.warnings) for each in old.networks}
+        skipped = [entry for entry in new.skipped if entry not in known_skipped]
+        _log_entries(logging.WARNING, "skipped", skipped, _skipped_text, "skipped")
+    known = {(network.id, network.warnings) for network in old.networks}
     for network in new.networks:
         if (network.id, network.warnings) not in known:
             for warning in network.warnings:
@@ -54,25 +54,33 @@ def tell(old: Status, new: Status) -> None:
         log.debug("%s", one_line(new))
 
 
-def _tell_each(
-    level: int, verb: str, things: list[T], word: Callable[[T], tuple[str, Extra]], command: str
+def _log_entries(
+    level: int,
+    verb: str,
+    entries: list[T],
+    describe: Callable[[T], tuple[str, Extra]],
+    command: str,
 ) -> None:
-    told = things if log.isEnabledFor(logging.DEBUG) else things[:MAX_TOLD]
-    for place, (words, extra) in enumerate(map(word, told)):
-        log.log(level if place < MAX_TOLD else logging.DEBUG, "%s %s", verb, words, extra=extra)
-    if len(things) > MAX_TOLD:
-        log.log(level, "%s %d more: ipv6natctl %s", verb, len(things) - MAX_TOLD, command)
+    logged = entries if log.isEnabledFor(logging.DEBUG) else entries[:MAX_LINES_PER_KIND]
+    for index, (text, extra) in enumerate(map(describe, logged)):
+        log.log(
+            level if index < MAX_LINES_PER_KIND else logging.DEBUG, "%s %s", verb, text, extra=extra
+        )
+    if len(entries) > MAX_LINES_PER_KIND:
+        log.log(
+            level, "%s %d more: ipv6natctl %s", verb, len(entries) - MAX_LINES_PER_KIND, command
+        )
 
 
-def _published(mapping: Mapping) -> tuple[str, Extra]:
-    return described(mapping), _about(MessageId.PUBLISHED, mapping)
+def _published_text(mapping: Mapping) -> tuple[str, Extra]:
+    return mapping_text(mapping), _mapping_fields(MessageId.PUBLISHED, mapping)
 
 
-def _withdrawn(mapping: Mapping) -> tuple[str, Extra]:
-    return described(mapping), _about(MessageId.WITHDRAWN, mapping)
+def _withdrawn_text(mapping: Mapping) -> tuple[str, Extra]:
+    return mapping_text(mapping), _mapping_fields(MessageId.WITHDRAWN, mapping)
 
 
-def _skipped(skipped: Skipped) -> tuple[str, Extra]:
+def _skipped_text(skipped: Skipped) -> tuple[str, Extra]:
     port, _, protocol = skipped.port.partition("/")
     extra = log_fields(
         MessageId.SKIPPED,
@@ -85,13 +93,13 @@ def _skipped(skipped: Skipped) -> tuple[str, Extra]:
     return f"{_subject(skipped)}: {skipped.reason}", extra
 
 
-def _about(told: MessageId, mapping: Mapping) -> Extra:
+def _mapping_fields(message_id: MessageId, mapping: Mapping) -> Extra:
     return log_fields(
-        told,
+        message_id,
         container=mapping.container_name,
         container_id=mapping.container_id,
         network=mapping.network_name,
-        port=_run(mapping.host_port, mapping.host_port_end),
+        port=_port_range(mapping.host_port, mapping.host_port_end),
         protocol=mapping.protocol,
         host_address=str(mapping.host_address),
         container_address=str(mapping.container_address),
@@ -104,15 +112,15 @@ def _subject(skipped: Skipped) -> str:
     return f"network {skipped.network}" if skipped.network else "everything"
 
 
-def described(mapping: Mapping) -> str:
+def mapping_text(mapping: Mapping) -> str:
     """ "[::]:443/tcp -> web [fd00::2]:443", as a person would say it."""
-    host = _run(mapping.host_port, mapping.host_port_end)
-    inside = _run(mapping.container_port, mapping.container_port_end)
+    host = _port_range(mapping.host_port, mapping.host_port_end)
+    inside = _port_range(mapping.container_port, mapping.container_port_end)
     return (
         f"[{mapping.host_address}]:{host}/{mapping.protocol} -> "
         f"{mapping.container_name} [{mapping.container_address}]:{inside}"
     )
 
 
-def _run(first: int, last: int) -> str:
+def _port_range(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first}-{last}"

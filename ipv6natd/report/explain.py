@@ -21,16 +21,16 @@ from ipv6natd.policy.networks import (
     gateway_order,
     network_order,
 )
-from ipv6natd.report.ports import ByFirstPort, Port, by_first_port, port_outcomes, port_row
+from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_outcomes, port_row
 from ipv6natd.report.status import Row, skipped_row
 
-SHORTEST_ID = 4
+MIN_ID_LENGTH = 4
 """Characters of a container's id that are taken for one."""
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class NetworkReport:
     """One of the container's networks."""
 
     network: Network
@@ -45,64 +45,67 @@ class Explanation:
     """All that is known of one container."""
 
     container: Container
-    ways: tuple[Way, ...]
-    ports: tuple[Port, ...]
+    networks: tuple[NetworkReport, ...]
+    ports: tuple[PortReport, ...]
     skipped: tuple[Skipped, ...]
     loopback: str
     """Who answers on [::1], in a sentence; empty where nothing is published."""
 
 
 def explanations(
-    asked: str, snapshot: Snapshot, policy: Policy, desired: Desired, rules: Ruleset
+    query: str, snapshot: Snapshot, policy: Policy, desired: Desired, rules: Ruleset
 ) -> list[Explanation]:
-    """Of the containers that `asked` names: a name, the start of an id, or a host port as in "53"
+    """Of the containers that `query` names: a name, the start of an id, or a host port as in "53"
     and "53/udp", which names whoever wants to have it."""
-    named = _named(asked, snapshot.containers)
-    by_first = by_first_port(rules) if named else {}
-    return [_explanation(each, snapshot, policy, desired, by_first) for each in named]
+    containers = _matching_containers(query, snapshot.containers)
+    rules_by_port = dnat_rules(rules) if containers else {}
+    return [
+        _explanation(container, snapshot, policy, desired, rules_by_port)
+        for container in containers
+    ]
 
 
-def _named(asked: str, containers: Iterable[Container]) -> list[Container]:
-    known = sorted(containers, key=lambda each: (each.name, each.id))
-    if by_name := [each for each in known if each.name == asked]:
+def _matching_containers(query: str, containers: Iterable[Container]) -> list[Container]:
+    known = sorted(containers, key=lambda container: (container.name, container.id))
+    if by_name := [container for container in known if container.name == query]:
         return by_name
-    port = _PORT.fullmatch(asked)
+    port = _PORT.fullmatch(query)
     if port is not None and int(port[1]) < 65536:
         wanted = int(port[1]), port[2]
         by_port = [
-            each
-            for each in known
+            container
+            for container in known
             if any(
-                wanted in ((it.host_port, None), (it.host_port, it.protocol))
-                for it in each.bindings
+                wanted in ((binding.host_port, None), (binding.host_port, binding.protocol))
+                for binding in container.bindings
             )
         ]
         if by_port:
             return by_port
-    if len(asked) < SHORTEST_ID:
+    if len(query) < MIN_ID_LENGTH:
         return []
-    return [each for each in known if each.id.startswith(asked)]
+    return [container for container in known if container.id.startswith(query)]
 
 
 def _explanation(
-    container: Container, snapshot: Snapshot, policy: Policy, desired: Desired, rules: ByFirstPort
+    container: Container, snapshot: Snapshot, policy: Policy, desired: Desired, rules: DnatRules
 ) -> Explanation:
-    every = attachments(container, sorted(snapshot.networks, key=network_order))
-    used = gateway_attachment(every)
-    ours = [each for each in desired.mappings if each.container_id == container.id]
-    skipped = [each for each in desired.skipped if each.container_name == container.name]
+    all_attachments = attachments(container, sorted(snapshot.networks, key=network_order))
+    used = gateway_attachment(all_attachments)
+    has_mappings = any(mapping.container_id == container.id for mapping in desired.mappings)
+    skipped = [entry for entry in desired.skipped if entry.container_name == container.name]
     ports = list(port_outcomes(container, used, policy, desired, rules))
-    told = {each.reason for each in ports}
+    port_reasons = {port.reason for port in ports}
     return Explanation(
         container=container,
-        ways=tuple(_ways(every, used)),
+        networks=tuple(_network_reports(all_attachments, used)),
         ports=tuple(ports),
-        skipped=tuple(each for each in skipped if each.reason not in told),
-        loopback=_loopback(desired) if ours else "",
+        skipped=tuple(entry for entry in skipped if entry.reason not in port_reasons),
+        loopback=_loopback_text(desired) if has_mappings else "",
     )
 
 
-def _loopback(desired: Desired) -> str:
+def _loopback_text(desired: Desired) -> str:
     if desired.userland_proxy:
         return (
             "Docker's userland proxy answers, and the container sees its bridge's address as the "
@@ -114,7 +117,7 @@ def _loopback(desired: Desired) -> str:
     )
 
 
-_NOT_FIRST = (
+_ORDER_REASONS = (
     "its gateway priority is lower than that of '{}'",
     "docker_gwbridge comes after every other network",
     "it is internal",
@@ -125,50 +128,56 @@ _NOT_FIRST = (
 """Why another network comes before this one, in the fields of networks.gateway_order."""
 
 
-def _ways(every: list[Attachment], used: Attachment | None) -> Iterator[Way]:
-    rivals = [each for each in every if each.endpoint.has_gateway6]
-    for attachment in every:
+def _network_reports(
+    all_attachments: list[Attachment], used: Attachment | None
+) -> Iterator[NetworkReport]:
+    candidates = [attachment for attachment in all_attachments if attachment.endpoint.has_gateway6]
+    for attachment in all_attachments:
         endpoint, network = attachment
-        yield Way(
+        yield NetworkReport(
             network=network,
             address=endpoint.address,
             used=attachment is used,
-            reason=_reason(attachment, used, rivals),
+            reason=_network_reason(attachment, used, candidates),
         )
 
 
-def _reason(attachment: Attachment, used: Attachment | None, rivals: list[Attachment]) -> str:
+def _network_reason(
+    attachment: Attachment, used: Attachment | None, candidates: list[Attachment]
+) -> str:
     if not attachment.endpoint.has_gateway6 or used is None:
         if attachment.network.internal:
             return "it is internal: it has no gateway"
         return "the container has no IPv6 gateway there"
     if attachment is used:
-        if len(rivals) == 1:
+        if len(candidates) == 1:
             return "it is the container's only network with an IPv6 gateway"
         return "it comes first of the container's networks with an IPv6 gateway"
-    mine, first = gateway_order(attachment), gateway_order(used)
-    deciding = next(i for i in range(len(mine)) if mine[i] != first[i])
-    return _NOT_FIRST[deciding].format(used.network.name)
+    own_order, used_order = gateway_order(attachment), gateway_order(used)
+    deciding = next(
+        index for index in range(len(own_order)) if own_order[index] != used_order[index]
+    )
+    return _ORDER_REASONS[deciding].format(used.network.name)
 
 
-def row(explanation: Explanation, connections: Map[DnatKey, int]) -> Row:
+def explanation_row(explanation: Explanation, connections: Map[DnatKey, int]) -> Row:
     """One row of Explain."""
     container = explanation.container
     return {
         "ContainerId": ("s", container.id),
         "ContainerName": ("s", container.name),
-        "Networks": ("aa{sv}", [_way_row(each) for each in explanation.ways]),
-        "Ports": ("aa{sv}", [port_row(each, connections) for each in explanation.ports]),
-        "Skipped": ("aa{sv}", [skipped_row(each) for each in explanation.skipped]),
+        "Networks": ("aa{sv}", [_network_row(report) for report in explanation.networks]),
+        "Ports": ("aa{sv}", [port_row(port, connections) for port in explanation.ports]),
+        "Skipped": ("aa{sv}", [skipped_row(entry) for entry in explanation.skipped]),
         "Loopback": ("s", explanation.loopback),
     }
 
 
-def _way_row(way: Way) -> Row:
+def _network_row(report: NetworkReport) -> Row:
     return {
-        "Name": ("s", way.network.name),
-        "Bridge": ("s", way.network.bridge),
-        "Address": ("s", "" if way.address is None else str(way.address)),
-        "Used": ("b", way.used),
-        "Reason": ("s", way.reason),
+        "Name": ("s", report.network.name),
+        "Bridge": ("s", report.network.bridge),
+        "Address": ("s", "" if report.address is None else str(report.address)),
+        "Used": ("b", report.used),
+        "Reason": ("s", report.reason),
     }

@@ -23,7 +23,7 @@ class Metric:
 
     name: str
     kind: str
-    about: str
+    help_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ def samples(
             1,
         ),
         *(
-            Sample(STATE, (("state", each.value),), int(properties["State"] == each.value))
-            for each in State
+            Sample(STATE, (("state", state.value),), int(properties["State"] == state.value))
+            for state in State
         ),
         Sample(CONNECTED, (), int(properties["DockerConnected"])),
-        *_of_mappings(mappings),
-        *_of_networks(networks),
+        *_mapping_samples(mappings),
+        *_network_samples(networks),
         Sample(SKIPPED, (), properties["SkippedCount"]),
         Sample(CHANGES, (), properties["Generation"]),
         Sample(REPAIRS, (), properties["DriftRepairs"]),
@@ -101,36 +101,36 @@ def samples(
     ]
 
 
-def _of_mappings(mappings: Iterable[Values]) -> Iterator[Sample]:
-    runs: Counter[tuple[str, str]] = Counter()
+def _mapping_samples(mappings: Iterable[Values]) -> Iterator[Sample]:
+    ranges: Counter[tuple[str, str]] = Counter()
     ports: Counter[str] = Counter()
-    for each in mappings:
-        whose = ManagedBy.ENGINE if each["State"] == "native" else ManagedBy.IPV6NATD
-        runs[each["Protocol"], whose.value] += 1
-        ports[each["Protocol"]] += each["HostPortEnd"] - each["HostPort"] + 1
+    for mapping in mappings:
+        manager = ManagedBy.ENGINE if mapping["State"] == "native" else ManagedBy.IPV6NATD
+        ranges[mapping["Protocol"], manager.value] += 1
+        ports[mapping["Protocol"]] += mapping["HostPortEnd"] - mapping["HostPort"] + 1
     for protocol in Protocol:
-        for whose in ManagedBy:
-            labels = (("protocol", protocol.value), ("managed_by", whose.value))
-            yield Sample(MAPPINGS, labels, runs[protocol.value, whose.value])
+        for manager in ManagedBy:
+            labels = (("protocol", protocol.value), ("managed_by", manager.value))
+            yield Sample(MAPPINGS, labels, ranges[protocol.value, manager.value])
     for protocol in Protocol:
         yield Sample(PORTS, (("protocol", protocol.value),), ports[protocol.value])
 
 
-def _of_networks(networks: Iterable[Values]) -> Iterator[Sample]:
+def _network_samples(networks: Iterable[Values]) -> Iterator[Sample]:
     rows = list(networks)
-    count = Counter(each["ManagedBy"] for each in rows)
-    for whose in ManagedBy:
-        yield Sample(NETWORKS, (("managed_by", whose.value),), count[whose.value])
-    yield Sample(WARNINGS, (), sum(len(each["Warnings"]) for each in rows))
+    count = Counter(row["ManagedBy"] for row in rows)
+    for manager in ManagedBy:
+        yield Sample(NETWORKS, (("managed_by", manager.value),), count[manager.value])
+    yield Sample(WARNINGS, (), sum(len(row["Warnings"]) for row in rows))
 
 
 def text(all_samples: Sequence[Sample]) -> str:
     """The samples in Prometheus's text format, each metric with its help and type once."""
     lines: list[str] = []
-    for metric in dict.fromkeys(each.metric for each in all_samples):
-        lines.append(f"# HELP {metric.name} {metric.about}")
+    for metric in dict.fromkeys(sample.metric for sample in all_samples):
+        lines.append(f"# HELP {metric.name} {metric.help_text}")
         lines.append(f"# TYPE {metric.name} {metric.kind}")
-        lines += [_line(each) for each in all_samples if each.metric is metric]
+        lines += [_line(sample) for sample in all_samples if sample.metric is metric]
     return "".join(f"{line}\n" for line in lines)
 
 

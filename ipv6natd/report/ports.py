@@ -42,7 +42,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Port:
+class PortReport:
     """One binding, or a run of them, and what became of it."""
 
     binding: str
@@ -59,69 +59,73 @@ def port_outcomes(
     used: Attachment | None,
     policy: Policy,
     desired: Desired,
-    rules: ByFirstPort,
-) -> Iterator[Port]:
+    rules: DnatRules,
+) -> Iterator[PortReport]:
     """In the order of container ports; what a mapping forwards as a run comes as a run."""
-    held = {
-        (each.protocol, each.host_address, port): each
-        for each in desired.mappings
-        if each.container_id == container.id
-        for port in range(each.host_port, each.host_port_end + 1)
+    mappings = {
+        (mapping.protocol, mapping.host_address, port): mapping
+        for mapping in desired.mappings
+        if mapping.container_id == container.id
+        for port in range(mapping.host_port, mapping.host_port_end + 1)
     }
-    told: set[Mapping] = set()
-    for binding in sorted(_six(container.bindings), key=_binding_order):
+    reported: set[Mapping] = set()
+    for binding in sorted(_ipv6_bindings(container.bindings), key=_binding_order):
         address = ipv6_host_address(binding, used.network if used else None, policy)
-        mapping = held.get((binding.protocol, address, binding.host_port)) if address else None
+        mapping = mappings.get((binding.protocol, address, binding.host_port)) if address else None
         if mapping is None:
-            yield _not_mapped(container, used, binding, address, desired)
-        elif mapping not in told:
-            told.add(mapping)
-            yield _mapped(mapping, rules)
+            yield _unmapped_port(container, used, binding, address, desired)
+        elif mapping not in reported:
+            reported.add(mapping)
+            yield _mapped_port(mapping, rules)
 
 
-def _six(bindings: Iterable[PortBinding]) -> list[PortBinding]:
+def _ipv6_bindings(bindings: Iterable[PortBinding]) -> list[PortBinding]:
     """Those that could concern IPv6: an IPv4 binding beside its IPv6 twin does not."""
-    every = list(bindings)
-    six = {_port(each) for each in every if not isinstance(each.host_address, IPv4Address)}
+    all_bindings = list(bindings)
+    ipv6_ports = {
+        _port_key(binding)
+        for binding in all_bindings
+        if not isinstance(binding.host_address, IPv4Address)
+    }
     return [
-        each
-        for each in every
-        if not isinstance(each.host_address, IPv4Address) or _port(each) not in six
+        binding
+        for binding in all_bindings
+        if not isinstance(binding.host_address, IPv4Address) or _port_key(binding) not in ipv6_ports
     ]
 
 
-def _port(binding: PortBinding) -> tuple[Protocol, int, int]:
+def _port_key(binding: PortBinding) -> tuple[Protocol, int, int]:
     return binding.protocol, binding.container_port, binding.host_port
 
 
 def _binding_order(binding: PortBinding) -> tuple[Protocol, int, int, str]:
-    where = str(binding.host_address)
-    return binding.protocol, binding.container_port, binding.host_port, where
+    host_address = str(binding.host_address)
+    return binding.protocol, binding.container_port, binding.host_port, host_address
 
 
-def _mapped(mapping: Mapping, rules: ByFirstPort) -> Port:
-    last, inside = f"-{mapping.host_port_end}", f"-{mapping.container_port_end}"
+def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
+    host_end, container_end = f"-{mapping.host_port_end}", f"-{mapping.container_port_end}"
     if mapping.count == 1:
-        last = inside = ""
+        host_end = container_end = ""
     binding = (
-        f"[{mapping.host_address}]:{mapping.host_port}{last} -> "
-        f"{mapping.container_port}{inside}/{mapping.protocol}"
+        f"[{mapping.host_address}]:{mapping.host_port}{host_end} -> "
+        f"{mapping.container_port}{container_end}/{mapping.protocol}"
     )
     if mapping.managed_by is ManagedBy.ENGINE:
-        return Port(
+        return PortReport(
             binding=binding,
             outcome=Outcome.NATIVE,
             reason="the engine's own rules forward it; ipv6natd writes none for this network",
         )
     destination = None if mapping.wildcard else IPv6Network(mapping.host_address)
     rule = rules.get((mapping.protocol, destination, mapping.host_port), "")
-    return Port(binding=binding, outcome=Outcome.FORWARDED, rule=rule, key=dnat_key(rule))
+    return PortReport(binding=binding, outcome=Outcome.FORWARDED, rule=rule, key=dnat_key(rule))
 
 
-ByFirstPort = Map[tuple[Protocol, IPv6Network | None, int], str]
+DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
 
 
-def by_first_port(rules: Ruleset) -> ByFirstPort:
+def dnat_rules(rules: Ruleset) -> DnatRules:
     """The text of each DNAT rule, by what it matches; a run's first rule begins with its first
     port."""
     return {
@@ -132,23 +136,23 @@ def by_first_port(rules: Ruleset) -> ByFirstPort:
     }
 
 
-def _not_mapped(
+def _unmapped_port(
     container: Container,
     used: Attachment | None,
     binding: PortBinding,
     address: IPv6Address | None,
     desired: Desired,
-) -> Port:
+) -> PortReport:
     port = f"{binding.container_port}/{binding.protocol}"
-    where = "" if binding.host_address is None else f"[{binding.host_address}]:"
+    address_prefix = "" if binding.host_address is None else f"[{binding.host_address}]:"
     if isinstance(binding.host_address, IPv4Address):
-        where = f"{binding.host_address}:"
-    outcome, reason = _why_not(container, used, binding, address, desired)
-    shown = f"{where}{binding.host_port} -> {port}" if binding.host_port else port
-    return Port(binding=shown, outcome=outcome, reason=reason)
+        address_prefix = f"{binding.host_address}:"
+    outcome, reason = _unmapped_reason(container, used, binding, address, desired)
+    text = f"{address_prefix}{binding.host_port} -> {port}" if binding.host_port else port
+    return PortReport(binding=text, outcome=outcome, reason=reason)
 
 
-def _why_not(
+def _unmapped_reason(
     container: Container,
     used: Attachment | None,
     binding: PortBinding,
@@ -156,41 +160,41 @@ def _why_not(
     desired: Desired,
 ) -> tuple[Outcome, str]:
     if address is None:
-        return Outcome.IPV4_ONLY, _only_ipv4(binding)
+        return Outcome.IPV4_ONLY, _ipv4_only_reason(binding)
     port = f"{binding.container_port}/{binding.protocol}"
-    for each in desired.skipped:
-        if (each.container_name, each.port) == (container.name, port):
-            return Outcome.SKIPPED, each.reason
-    for opened in desired.direct_access:
+    for entry in desired.skipped:
+        if (entry.container_name, entry.port) == (container.name, port):
+            return Outcome.SKIPPED, entry.reason
+    for access in desired.direct_access:
         if (
             used is not None
-            and opened.address == used.endpoint.address
-            and opened.protocol is binding.protocol
-            and opened.first <= binding.container_port <= opened.last
+            and access.address == used.endpoint.address
+            and access.protocol is binding.protocol
+            and access.first <= binding.container_port <= access.last
         ):
             text = "its network is not translated: it is reached by the container's own address"
             return Outcome.DIRECT, text
     if address == LOOPBACK:
         return Outcome.PROXY, "[::1] is left to Docker's userland proxy, which answers there"
-    return _by_network(used, desired)
+    return _network_reason(used, desired)
 
 
-def _only_ipv4(binding: PortBinding) -> str:
+def _ipv4_only_reason(binding: PortBinding) -> str:
     reason = f"it is bound to {binding.host_address}, which is for IPv4 alone; publish it on [::]"
     if str(binding.host_address) == "0.0.0.0":
         return f"{reason}, or set ipv4_any_means_ipv6 = true"
     return f"{reason}, or on an IPv6 address of this host"
 
 
-def _by_network(used: Attachment | None, desired: Desired) -> tuple[Outcome, str]:
+def _network_reason(used: Attachment | None, desired: Desired) -> tuple[Outcome, str]:
     if used is None:
         return Outcome.PROXY, (
             "the container is on no network with an IPv6 gateway, so Docker's userland proxy "
             "carries it, and hides who the client is; connect it to a network with a ULA subnet"
         )
-    for each in desired.skipped:
-        if each.network == used.network.name and not each.port:
-            return Outcome.SKIPPED, f"network '{each.network}' is not handled: {each.reason}"
+    for entry in desired.skipped:
+        if entry.network == used.network.name and not entry.port:
+            return Outcome.SKIPPED, f"network '{entry.network}' is not handled: {entry.reason}"
     if used.network.closed:
         return Outcome.CLOSED, f"network '{used.network.name}' lets nothing in"
     if not used.network.enable_ipv6:
@@ -198,14 +202,14 @@ def _by_network(used: Attachment | None, desired: Desired) -> tuple[Outcome, str
     return Outcome.SKIPPED, "it is not in force yet; see `ipv6natctl status`"
 
 
-def port_row(port: Port, connections: Map[DnatKey, int]) -> Row:
+def port_row(port: PortReport, connections: Map[DnatKey, int]) -> Row:
     """One of the ports in a row of Explain."""
-    found: Row = {
+    row: Row = {
         "Binding": ("s", port.binding),
         "Outcome": ("s", port.outcome.value),
         "Reason": ("s", port.reason),
         "Rule": ("s", port.rule),
     }
     if port.key is not None and port.key in connections:
-        found["Connections"] = ("t", connections[port.key])
-    return found
+        row["Connections"] = ("t", connections[port.key])
+    return row

@@ -85,8 +85,8 @@ def plain(row: Row) -> dict[str, Any]:
 
 def mapping_id(mapping: Mapping) -> str:
     """A name for the mapping that stays while it does, "6f1c0d…/tcp/[::]:8080"."""
-    where = f"[{mapping.host_address}]:{mapping.host_port}"
-    return f"{mapping.container_id}/{mapping.protocol}/{where}"
+    host = f"[{mapping.host_address}]:{mapping.host_port}"
+    return f"{mapping.container_id}/{mapping.protocol}/{host}"
 
 
 def mapping_state(mapping: Mapping) -> str:
@@ -158,17 +158,20 @@ def leftover_row(leftover: Leftover) -> Row:
 
 def mapping_rows(status: Status) -> list[Row]:
     """ListMappings."""
-    return [mapping_row(each, status.since.get(mapping_id(each), 0)) for each in status.mappings]
+    return [
+        mapping_row(mapping, status.since.get(mapping_id(mapping), 0))
+        for mapping in status.mappings
+    ]
 
 
 def network_rows(status: Status) -> list[Row]:
     """ListNetworks."""
-    return [network_row(each) for each in status.networks]
+    return [network_row(network) for network in status.networks]
 
 
 def skipped_rows(status: Status) -> list[Row]:
     """ListSkipped."""
-    return [skipped_row(each) for each in status.skipped]
+    return [skipped_row(entry) for entry in status.skipped]
 
 
 def counted(number: int, noun: str) -> str:
@@ -182,5 +185,5 @@ def one_line(status: Status) -> str:
     counts += counted(len(status.networks), "network")
     if status.skipped:
         counts += f", {len(status.skipped)} skipped"
-    what = f"{status.state}: {counts}, {status.backend}"
-    return f"{what}; {status.state_reason}" if status.state_reason else what
+    text = f"{status.state}: {counts}, {status.backend}"
+    return f"{text}; {status.state_reason}" if status.state_reason else text

@@ -20,11 +20,11 @@ from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0
+REWRITE_INTERVAL = 60.0
 """Seconds after which the file is written though nothing changed: its age tells that we live."""
-PATIENCE = 2.0
+LOCK_TIMEOUT = 2.0
 """Seconds that the last word waits for a write that a dead disk holds up."""
-PAUSE = 5.0
+MIN_WRITE_INTERVAL = 5.0
 """Seconds between two writes; who reads it comes by every 15 or so."""
 
 
@@ -36,7 +36,7 @@ class Textfile:
         self.path = path
         self._status = status
         self._changed = asyncio.Event()
-        self._said = ""
+        self._last_error = ""
         self._lock = threading.Lock()  # a thread may still write when the last word is spoken
 
     def changed(self) -> None:
@@ -49,46 +49,46 @@ class Textfile:
             self._changed.clear()
             if self.path:
                 await in_thread(partial(self._write, _text, self._status()))
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(MIN_WRITE_INTERVAL)
             with suppress(TimeoutError):
-                async with asyncio.timeout(EVERY - PAUSE):
+                async with asyncio.timeout(REWRITE_INTERVAL - MIN_WRITE_INTERVAL):
                     await self._changed.wait()
 
-    def stopped(self) -> None:
+    def write_stopped(self) -> None:
         """The last word: that nobody keeps the rules."""
         self._write(lambda _: text([Sample(UP, (), 0)]), self._status())
         self.path = ""
 
-    def _write(self, worded: Callable[[Status], str], status: Status) -> None:
-        if not self._lock.acquire(timeout=PATIENCE):
-            self._failed(Path(self.path), "an earlier write does not end")
+    def _write(self, render: Callable[[Status], str], status: Status) -> None:
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT):
+            self._log_failure(Path(self.path), "an earlier write does not end")
             return
         try:
-            self._write_alone(worded, status)
+            self._replace_file(render, status)
         finally:
             self._lock.release()
 
-    def _write_alone(self, worded: Callable[[Status], str], status: Status) -> None:
+    def _replace_file(self, render: Callable[[Status], str], status: Status) -> None:
         if self.path:
             path = Path(self.path)
             try:
                 # Written as ipv6natd.new: the collector reads every *.prom of the folder. And it is
                 # another user.
-                files.replace(path, worded(status), mode=0o644)
-                self._said = ""
+                files.replace(path, render(status), mode=0o644)
+                self._last_error = ""
             except OSError as error:
-                self._failed(path, error.strerror or str(error))
+                self._log_failure(path, error.strerror or str(error))
 
-    def _failed(self, path: Path, why: str) -> None:
+    def _log_failure(self, path: Path, reason: str) -> None:
         # Once for each trouble, not once for each try.
-        level = logging.DEBUG if self._said == why else logging.WARNING
+        level = logging.DEBUG if self._last_error == reason else logging.WARNING
         log.log(
-            level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, why
+            level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, reason
         )
-        self._said = why
+        self._last_error = reason
 
 
 def _text(status: Status) -> str:
-    mappings = (plain(mapping_row(each, 0)) for each in status.mappings)
-    networks = (plain(network_row(each)) for each in status.networks)
+    mappings = (plain(mapping_row(mapping, 0)) for mapping in status.mappings)
+    networks = (plain(network_row(network)) for network in status.networks)
     return metrics(plain(properties(status)), mappings, networks)

@@ -21,7 +21,7 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import HostReport, missing_module_hint
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
 from ipv6natd.netfilter.rules import TableRules
-from ipv6natd.report.changes import tell, tell_found
+from ipv6natd.report.changes import log_changes, log_findings
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
 from ipv6natd.sync.applier import Applier, FlushStaleFlows, PassResult, position_reason
@@ -243,7 +243,7 @@ class Reconciler:
             return
         if new != old:
             self._host_report = new
-            tell_found(old, new)
+            log_findings(old, new)
             self.trigger()
 
     def _beat_from_thread(self) -> None:
@@ -442,7 +442,7 @@ class Reconciler:
 
     def _set_status(self, new: Status, drift: Row | None = None) -> None:
         old, self.status = self.status, new
-        tell(old, new)
+        log_changes(old, new)
         self._publish(old, new, drift)
 
     async def remove(self) -> None:

@@ -104,7 +104,7 @@ LIMITS = {
     "polkit without a dialog": polkit.CHECK_TIMEOUT,
     "polkit with a password dialog": polkit.DIALOG_TIMEOUT,
     "the current pass, at a stop": applier.LOCK_TIMEOUT,
-    "the metrics file on a disk that hangs, at a stop": textfile.PATIENCE,
+    "the metrics file on a disk that hangs, at a stop": textfile.LOCK_TIMEOUT,
     "a killed process": tools.KILL_TIMEOUT,
 }
 

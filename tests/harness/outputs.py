@@ -172,8 +172,8 @@ def assert_in_the_journal(now: Status) -> None:
     """Check that each message is one entry with known fields, and one line on a terminal."""
 
     def act() -> None:
-        journal.tell(Status(version="1.2.3"), now)
-        journal.tell(now, Status(version="1.2.3"))
+        journal.log_changes(Status(version="1.2.3"), now)
+        journal.log_changes(now, Status(version="1.2.3"))
 
     entries, lines = logged(act)
     expected = {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID"}
@@ -251,7 +251,7 @@ class Answering:
         if member == "Explain":
             rules = ruleset(self._want)
             known = explain.explanations(args[0], self._facts, Policy(), self._want, rules)
-            rows = [explain.row(each, {}) for each in known]
+            rows = [explain.explanation_row(explanation, {}) for explanation in known]
         elif member in self._lists:
             rows = self._lists[member](self._now)
         else:

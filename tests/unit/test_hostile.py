@@ -24,7 +24,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import HostFacts, RaDefaultRoute, evaluate
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
-from ipv6natd.report.checks import Check, Seen, checks
+from ipv6natd.report.checks import Check, CheckInputs, checks
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import MAX_STATUS_BYTES, _status
 from ipv6natd.system.terminal import printable
@@ -188,9 +188,17 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
         bridges_filtered={},
     )
     nets = (network(), network(name="y", subnet="fd00:b::/64", icc=False))
-    seen = Seen(bus="", state="degraded", reason=text, connected=True, engine_version=text,
-                backend=text, host_backend=text, kernel=f"{text}: {text}")  # fmt: skip
-    said = checks(facts, evaluate(facts, nets), seen)
+    inputs = CheckInputs(
+        bus="",
+        state="degraded",
+        state_reason=text,
+        docker_connected=True,
+        engine_version=text,
+        backend=text,
+        host_backend=text,
+        kernel_problem=f"{text}: {text}",
+    )
+    said = checks(facts, evaluate(facts, nets), inputs)
     for options in (Options(), Options(json="short")):
         answer = _result(said, options)
         assert_printable(answer.text)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.model import Skipped
-from ipv6natd.report.changes import MAX_TOLD, tell
+from ipv6natd.report.changes import MAX_LINES_PER_KIND, log_changes
 from ipv6natd.report.status import State
 from ipv6natd.system.messages import MessageId, log_fields
 from tests import ROOT
@@ -22,15 +22,15 @@ from tests.integration.bus.conftest import mapping, status
 CATALOG = ROOT / "systemd" / "ipv6natd.catalog"
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, str]]]:
-    return [(each.levelname, getattr(each, "fields", {})) for each in caplog.records]
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, str]]]:
+    return [(record.levelname, getattr(record, "fields", {})) for record in caplog.records]
 
 
-def test_a_mapping_can_be_found_by_each_of_its_fields(caplog: pytest.LogCaptureFixture) -> None:
+def test_mapping_message_has_all_fields(caplog: pytest.LogCaptureFixture) -> None:
     run = replace(mapping(name="web"), count=3)
     with caplog.at_level("INFO"):
-        tell(status(), status(run))
-        tell(status(run), status())
+        log_changes(status(), status(run))
+        log_changes(status(run), status())
     fields = {
         "IPV6NATD_CONTAINER": "web",
         "IPV6NATD_CONTAINER_ID": "0" * 64,
@@ -40,21 +40,21 @@ def test_a_mapping_can_be_found_by_each_of_its_fields(caplog: pytest.LogCaptureF
         "IPV6NATD_HOST_ADDRESS": "::",
         "IPV6NATD_CONTAINER_ADDRESS": "fd00:a::2",
     }
-    assert told(caplog) == [
+    assert logged(caplog) == [
         ("INFO", {"MESSAGE_ID": MessageId.PUBLISHED, **fields}),
         ("INFO", {"MESSAGE_ID": MessageId.WITHDRAWN, **fields}),
     ]
 
 
-def test_what_is_skipped_has_its_reason_and_what_is_not_known_is_left_out(
+def test_skipped_message_has_its_reason_and_no_empty_fields(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = Skipped(container_name="db", network="front", port="80/tcp", reason="taken by web")
     whole = Skipped(container_name="", network="back", port="", reason="public")
     with caplog.at_level("INFO"):
-        tell(status(skipped=()), status(skipped=(port, whole)))
+        log_changes(status(skipped=()), status(skipped=(port, whole)))
     id_ = {"MESSAGE_ID": MessageId.SKIPPED.value}
-    assert told(caplog) == [
+    assert logged(caplog) == [
         (
             "WARNING",
             {
@@ -70,27 +70,29 @@ def test_what_is_skipped_has_its_reason_and_what_is_not_known_is_left_out(
     ]
 
 
-def test_a_start_with_many_mappings_is_no_flood(caplog: pytest.LogCaptureFixture) -> None:
-    many = status(*(mapping(number) for number in range(MAX_TOLD + 7)))
+def test_log_changes_limits_the_lines_of_one_kind(caplog: pytest.LogCaptureFixture) -> None:
+    many = status(*(mapping(number) for number in range(MAX_LINES_PER_KIND + 7)))
     with caplog.at_level("DEBUG"):
-        tell(status(), many)
-    levels = Counter(each.levelname for each in caplog.records if "published" in each.getMessage())
-    assert levels == {"INFO": MAX_TOLD + 1, "DEBUG": 7}
+        log_changes(status(), many)
+    levels = Counter(
+        record.levelname for record in caplog.records if "published" in record.getMessage()
+    )
+    assert levels == {"INFO": MAX_LINES_PER_KIND + 1, "DEBUG": 7}
     caplog.clear()
     with caplog.at_level("INFO"):
-        tell(status(), many)
-    assert len(caplog.records) == MAX_TOLD + 1
+        log_changes(status(), many)
+    assert len(caplog.records) == MAX_LINES_PER_KIND + 1
     assert "published 7 more: ipv6natctl mappings" in caplog.text
 
 
-def test_a_sync_that_changed_nothing_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_changes_without_a_change_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     now = status(mapping())
     with caplog.at_level("INFO"):
-        tell(now, replace(now, last_sync=now.last_sync + 1))
+        log_changes(now, replace(now, last_sync=now.last_sync + 1))
         assert not caplog.records
-        tell(now, replace(now, state=State.DEGRADED, state_reason="x"))
+        log_changes(now, replace(now, state=State.DEGRADED, state_reason="x"))
     fields = {"MESSAGE_ID": MessageId.STATE_CHANGED.value, "IPV6NATD_STATE": "degraded"}
-    assert told(caplog) == [("INFO", fields)]
+    assert logged(caplog) == [("INFO", fields)]
 
 
 def entries() -> dict[str, str]:
@@ -99,8 +101,8 @@ def entries() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_the_catalog_explains_each_message_and_no_other() -> None:
-    assert list(entries()) == [each.value for each in MessageId]
+def test_catalog_has_the_message_ids_and_no_others() -> None:
+    assert list(entries()) == [message_id.value for message_id in MessageId]
 
 
 def message_ids_in_sources() -> set[str]:
@@ -117,11 +119,11 @@ def message_ids_in_sources() -> set[str]:
 ABOUT_MAPPINGS = {"PUBLISHED", "WITHDRAWN"}
 
 
-def test_each_message_is_said() -> None:
+def test_sources_use_every_message_id() -> None:
     assert message_ids_in_sources() == set(MessageId.__members__)
 
 
-def test_the_catalog_names_no_field_that_systemd_would_leave_as_it_is() -> None:
+def test_catalog_has_no_field_that_systemd_cannot_substitute() -> None:
     assert not re.search("@[A-Z_]*[0-9]", CATALOG.read_text())
 
 
@@ -132,12 +134,12 @@ def test_systemd_reads_the_catalog(tmp_path: Path) -> None:
     (folder / CATALOG.name).write_bytes(CATALOG.read_bytes())
     journalctl = ("journalctl", f"--root={tmp_path}")
     subprocess.run((*journalctl, "--update-catalog"), check=True, capture_output=True)
-    shown = subprocess.run(
+    listing = subprocess.run(
         (*journalctl, "--list-catalog"), check=True, capture_output=True, text=True
     ).stdout
-    assert len(shown.splitlines()) == len(MessageId)
-    for each in MessageId:
-        assert f"{each.value} ipv6natd: " in shown
+    assert len(listing.splitlines()) == len(MessageId)
+    for message_id in MessageId:
+        assert f"{message_id.value} ipv6natd: " in listing
 
 
 def test_empty_fields_are_left_out() -> None:

@@ -21,7 +21,7 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.report.explain import Explanation, explanations, row
+from ipv6natd.report.explain import Explanation, explanation_row, explanations
 from ipv6natd.report.ports import Outcome
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
 
@@ -30,24 +30,24 @@ A, B = network(name="a", subnet="fd00:a::/64"), network(name="b", subnet="fd00:b
 
 
 def explained(
-    asked: str, *facts: Network | Container, policy: Policy = DEFAULT, **changes: Any
+    query: str, *facts: Network | Container, policy: Policy = DEFAULT, **changes: Any
 ) -> list[Explanation]:
-    there: Snapshot = replace(snapshot(*facts), **changes)
-    want = desired(there, policy)
-    return explanations(asked, there, policy, want, ruleset(want))
+    facts_: Snapshot = replace(snapshot(*facts), **changes)
+    want = desired(facts_, policy)
+    return explanations(query, facts_, policy, want, ruleset(want))
 
 
 def outcomes(*facts: Network | Container, **how: Any) -> list[tuple[str, Outcome]]:
-    (it,) = explained("web", *facts, **how)
-    return [(port.binding, port.outcome) for port in it.ports]
+    (explanation,) = explained("web", *facts, **how)
+    return [(port.binding, port.outcome) for port in explanation.ports]
 
 
-def reasons(it: Explanation) -> dict[str, str]:
-    return {way.network.name: way.reason for way in it.ways}
+def reasons(explanation: Explanation) -> dict[str, str]:
+    return {report.network.name: report.reason for report in explanation.networks}
 
 
 @pytest.mark.parametrize(
-    ("asked", "names"),
+    ("query", "names"),
     [
         ("web", ["web"]),
         (identity("web"), ["web"]),
@@ -64,25 +64,27 @@ def reasons(it: Explanation) -> dict[str, str]:
         ("nobody", []),
     ],
 )
-def test_a_container_is_named_by_name_id_or_port(asked: str, names: list[str]) -> None:
+def test_query_selects_containers_by_name_id_or_port(query: str, names: list[str]) -> None:
     web = container(name="web", on=[A], ports=["8080:80", "53:53/udp"])
     db = container(name="db", on=[A], ports=["127.0.0.1:53:53"])
-    assert [it.container.name for it in explained(asked, A, web, db)] == names
+    assert [explanation.container.name for explanation in explained(query, A, web, db)] == names
 
 
-def test_a_name_that_looks_like_a_port_is_a_name() -> None:
+def test_query_prefers_a_name_that_looks_like_a_port() -> None:
     odd, web = container(name="8080", on=[A]), container(name="web", on=[A], ports=["8080:80"])
-    assert [it.container.name for it in explained("8080", A, odd, web)] == ["8080"]
+    assert [explanation.container.name for explanation in explained("8080", A, odd, web)] == [
+        "8080"
+    ]
 
 
-def test_a_forwarded_port_has_its_rule_and_its_counter() -> None:
+def test_forwarded_port_has_its_rule_and_counter() -> None:
     web = container(on=[A], ports=["8080:80", "9000-9009:9000-9009/udp"])
-    (it,) = explained("web", A, web)
-    assert [(port.binding, port.outcome) for port in it.ports] == [
+    (explanation,) = explained("web", A, web)
+    assert [(port.binding, port.outcome) for port in explanation.ports] == [
         ("[::]:8080 -> 80/tcp", Outcome.FORWARDED),
         ("[::]:9000-9009 -> 9000-9009/udp", Outcome.FORWARDED),
     ]
-    assert it.ports[0].rule == (
+    assert explanation.ports[0].rule == (
         "-A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT "
         "--to-destination [fd00:a::2]:80"
     )
@@ -93,15 +95,15 @@ def test_a_forwarded_port_has_its_rule_and_its_counter() -> None:
         "[0:0] -A IPV6NAT-DNAT -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT "
         "--to-destination [fd00:a::2]:80\nCOMMIT\n"
     )
-    (shown,) = without_variants([variants(row(it, connection_counts(save)))])
-    assert [port.get("Connections") for port in shown["Ports"]] == [7, None]
+    (values,) = without_variants([variants(explanation_row(explanation, connection_counts(save)))])
+    assert [port.get("Connections") for port in values["Ports"]] == [7, None]
 
 
 def test_every_forwarded_port_of_a_split_table_finds_its_rule() -> None:
     web = container(on=[A], ports=[f"{port}:80" for port in range(1000, 5000, 7)])
-    (it,) = explained("web", A, web)
-    assert len(it.ports) > 500
-    for port in it.ports:
+    (explanation,) = explained("web", A, web)
+    assert len(explanation.ports) > 500
+    for port in explanation.ports:
         assert f"--dport {port.binding.split(':')[-1].split()[0]} " in port.rule
 
 
@@ -116,13 +118,14 @@ def test_every_forwarded_port_of_a_split_table_finds_its_rule() -> None:
         ("[fe80::1]:80:80", Policy(), Outcome.SKIPPED),
     ],
 )
-def test_what_a_binding_comes_to(spec: str, policy: Policy, outcome: Outcome) -> None:
-    assert [it for _, it in outcomes(A, container(on=[A], ports=[spec]), policy=policy)] == [
-        outcome
-    ]
+def test_outcome_of_a_binding(spec: str, policy: Policy, outcome: Outcome) -> None:
+    assert [
+        explanation
+        for _, explanation in outcomes(A, container(on=[A], ports=[spec]), policy=policy)
+    ] == [outcome]
 
 
-def test_an_ipv4_binding_beside_its_ipv6_twin_is_not_told_twice() -> None:
+def test_ipv4_binding_with_an_ipv6_twin_is_not_listed() -> None:
     assert outcomes(A, container(on=[A], ports=["8080:80"])) == [
         ("[::]:8080 -> 80/tcp", Outcome.FORWARDED)
     ]
@@ -130,7 +133,7 @@ def test_an_ipv4_binding_beside_its_ipv6_twin_is_not_told_twice() -> None:
     assert ("127.0.0.1:9090 -> 80/tcp", Outcome.IPV4_ONLY) in outcomes(A, other)
 
 
-def test_kinds_of_networks_have_their_outcomes() -> None:
+def test_outcome_depends_on_the_gateway_mode() -> None:
     def of(**fields: Any) -> Outcome:
         net = network(name="a", **fields)
         ((_, found),) = outcomes(net, container(on=[net], ports=["8080:80"]))
@@ -144,27 +147,27 @@ def test_kinds_of_networks_have_their_outcomes() -> None:
     assert outcomes(four, only4) == [("[::]:8080 -> 80/tcp", Outcome.PROXY)]
 
 
-def test_a_port_that_another_has_says_who_has_it() -> None:
+def test_conflicting_port_names_the_other_container() -> None:
     one, two = (container(name=name, on=[A], ports=["8080:80"]) for name in ("web", "other"))
-    found = [port for it in explained("8080", A, one, two) for port in it.ports]
+    found = [port for explanation in explained("8080", A, one, two) for port in explanation.ports]
     assert sorted(port.outcome for port in found) == [Outcome.FORWARDED, Outcome.SKIPPED]
     assert any("already belongs to container" in port.reason for port in found)
 
 
-def test_what_the_engine_forwards_is_native() -> None:
+def test_port_forwarded_by_the_engine_is_native() -> None:
     engine = Engine(version="28.0.0", api_version="1.48", ip6tables=True)
     rules = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.TCP, 8080)}))
     web = container(on=[A], ports=["8080:80"])
-    (it,) = explained("web", A, web, engine=engine, engine_rules=rules)
-    assert [(port.outcome, port.rule) for port in it.ports] == [(Outcome.NATIVE, "")]
+    (explanation,) = explained("web", A, web, engine=engine, engine_rules=rules)
+    assert [(port.outcome, port.rule) for port in explanation.ports] == [(Outcome.NATIVE, "")]
 
 
-def test_the_network_that_is_used_says_why_and_the_others_why_not() -> None:
+def test_every_network_has_a_reason_why_it_is_used_or_not() -> None:
     inside = network(name="c", subnet="fd00:c::/64", internal=True)
     places = [endpoint(on=A), endpoint(on=B, priority=9), endpoint(on=inside, gateways="")]
-    (it,) = explained("web", A, B, inside, container(on=places))
-    assert [way.network.name for way in it.ways if way.used] == ["b"]
-    assert reasons(it) == {
+    (explanation,) = explained("web", A, B, inside, container(on=places))
+    assert [report.network.name for report in explanation.networks if report.used] == ["b"]
+    assert reasons(explanation) == {
         "a": "its gateway priority is lower than that of 'b'",
         "b": "it comes first of the container's networks with an IPv6 gateway",
         "c": "it is internal: it has no gateway",
@@ -180,20 +183,20 @@ def test_the_network_that_is_used_says_why_and_the_others_why_not() -> None:
         ({}, {"gateways": "4"}, "the container has no IPv6 gateway there"),
     ],
 )
-def test_why_a_network_is_not_used(one: Any, other: Any, reason: str) -> None:
+def test_reason_of_a_network_that_is_not_used(one: Any, other: Any, reason: str) -> None:
     places = [endpoint(on=A, **one), endpoint(on=B, **other)]
-    (it,) = explained("web", A, B, container(on=places))
-    assert reasons(it)["b"] == reason
+    (explanation,) = explained("web", A, B, container(on=places))
+    assert reasons(explanation)["b"] == reason
 
 
-def test_who_answers_on_loopback_depends_on_the_proxy() -> None:
+def test_loopback_text_depends_on_the_userland_proxy() -> None:
     web = container(on=[A], ports=["8080:80"])
     assert "userland proxy answers" in explained("web", A, web)[0].loopback
     assert "refused at once" in explained("web", A, web, userland_proxy=False)[0].loopback
     assert explained("web", A, container(on=[A]))[0].loopback == ""
 
 
-def test_a_binding_that_could_not_be_read_is_told_beside_the_ports() -> None:
+def test_unreadable_binding_is_listed_as_skipped() -> None:
     web = container(on=[A], ports=[binding()], problems=(("99/xyz", "it is of no protocol"),))
-    (it,) = explained("web", A, web)
-    assert [each.port for each in it.skipped] == ["99/xyz"]
+    (explanation,) = explained("web", A, web)
+    assert [entry.port for entry in explanation.skipped] == ["99/xyz"]

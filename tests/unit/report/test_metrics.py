@@ -20,22 +20,22 @@ def text(now: Status) -> str:
     return metrics.metrics(plain(properties(now)), *rows)
 
 
-def test_every_line_is_prometheus_text_and_each_metric_stands_together() -> None:
-    described: list[str] = []
+def test_text_is_prometheus_format_with_the_lines_of_a_metric_together() -> None:
+    metric_names: list[str] = []
     for line in text(status(mapping(), mapping(1))).splitlines():
         if found := HELP.fullmatch(line):
-            described.append(found["name"])
+            metric_names.append(found["name"])
         elif found := TYPE.fullmatch(line) or SAMPLE.fullmatch(line):
-            assert found["name"] == described[-1], "a metric's lines are apart"
+            assert found["name"] == metric_names[-1], "a metric's lines are apart"
         else:
             raise AssertionError(f"not a line of the format: {line!r}")
-    assert len(described) == len(set(described))
+    assert len(metric_names) == len(set(metric_names))
     for line in text(status()).splitlines():
         if line.startswith("# TYPE"):
             assert line.split()[2].endswith("_total") == line.endswith("counter")
 
 
-def test_runs_and_ports_are_counted_apart() -> None:
+def test_mappings_and_ports_are_counted_separately() -> None:
     lines = text(status(mapping(), mapping(1))).splitlines()
     assert 'ipv6natd_mappings{protocol="tcp",managed_by="ipv6natd"} 2' in lines
     assert 'ipv6natd_mappings{protocol="udp",managed_by="engine"} 0' in lines
@@ -44,11 +44,11 @@ def test_runs_and_ports_are_counted_apart() -> None:
     assert "ipv6natd_network_warnings 2" in lines
 
 
-def test_exactly_one_state_is_1() -> None:
+def test_exactly_one_state_sample_is_1() -> None:
     states = [line for line in text(status()).splitlines() if line.startswith("ipv6natd_state")]
     assert [line for line in states if line.endswith(" 1")] == ['ipv6natd_state{state="synced"} 1']
 
 
-def test_names_of_others_cannot_break_a_line() -> None:
+def test_label_values_are_escaped() -> None:
     bad = Sample(metrics.INFO, (("version", 'a"b\\c\nd'),), 1)
     assert metrics.text([bad]).splitlines()[-1] == r'ipv6natd_info{version="a\"b\\c\nd"} 1'

@@ -70,7 +70,7 @@ def test_a_mapping_row_has_every_field_with_its_type() -> None:
     }
 
 
-def test_what_the_engine_forwards_is_native() -> None:
+def test_mapping_row_forwarded_by_the_engine_is_native() -> None:
     assert mapping_row(replace(WEB, managed_by=ManagedBy.ENGINE), 0)["State"] == ("s", "native")
 
 
@@ -89,7 +89,7 @@ def test_since_is_looked_up_by_id() -> None:
         (replace(FRONT, internal=True, gateway_mode=GatewayMode.ISOLATED), "isolated"),
     ],
 )
-def test_a_network_names_its_mode(network: Network, mode: str) -> None:
+def test_network_row_has_the_mode(network: Network, mode: str) -> None:
     assert network_row(network)["Mode"] == ("s", mode)
 
 
@@ -124,13 +124,13 @@ def test_a_skipped_row_has_every_field() -> None:
     }
 
 
-def test_properties_count_what_is_listed() -> None:
+def test_properties_count_the_lists() -> None:
     status = Status(version="1", mappings=(WEB, WEB), networks=(FRONT,), skipped=(DB,) * 3)
     counts = values(properties(status))
     assert [counts[f"{what}Count"] for what in ("Mapping", "Network", "Skipped")] == [2, 1, 3]
 
 
-def test_one_line_says_what_matters() -> None:
+def test_one_line_has_state_counts_backend_and_reason() -> None:
     status = Status(version="1", state=State.SYNCED, backend="nft", mappings=(WEB,))
     assert one_line(status) == "synced: 1 mapping, 0 networks, nft"
     worse = replace(status, state=State.DEGRADED, state_reason="forwarding is off", skipped=(DB,))

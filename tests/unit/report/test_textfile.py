@@ -38,7 +38,7 @@ def run(
     asyncio.run(body())
 
 
-def test_it_is_written_at_once_for_all_to_read_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_textfile_is_written_at_once_and_is_the_only_file(tmp_path: Path) -> None:
     path = tmp_path / "ipv6natd.prom"
     run(Textfile(str(path), lambda: NOW), path.exists)
     assert 'ipv6natd_state{state="synced"} 1\n' in path.read_text()
@@ -46,7 +46,7 @@ def test_it_is_written_at_once_for_all_to_read_and_nothing_else_is_left(tmp_path
     assert os.listdir(tmp_path) == ["ipv6natd.prom"]  # noqa: PTH208
 
 
-def test_a_link_in_its_way_is_not_written_through(tmp_path: Path) -> None:
+def test_textfile_is_not_written_through_a_link(tmp_path: Path) -> None:
     """The folder belongs to the collector, who must not have root write where it likes."""
     secret, path = tmp_path / "shadow", tmp_path / "ipv6natd.prom"
     secret.write_text("root:x\n")
@@ -59,51 +59,49 @@ def test_a_link_in_its_way_is_not_written_through(tmp_path: Path) -> None:
     assert "ipv6natd_up 1" in path.read_text()
 
 
-def test_a_change_is_written_and_a_quiet_minute_too(
+def test_textfile_is_rewritten_after_a_change_and_after_the_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(textfile, "PAUSE", 0.01)
-    path, seen = tmp_path / "a.prom", [NOW]
-    file = Textfile(str(path), lambda: seen[-1])
+    monkeypatch.setattr(textfile, "MIN_WRITE_INTERVAL", 0.01)
+    path, statuses = tmp_path / "a.prom", [NOW]
+    file = Textfile(str(path), lambda: statuses[-1])
 
     def change() -> None:
-        seen.append(Status(version="2", state=State.DEGRADED))
+        statuses.append(Status(version="2", state=State.DEGRADED))
         file.changed()
 
     run(file, lambda: path.exists() and 'state="degraded"} 1' in path.read_text(), first=change)
-    monkeypatch.setattr(textfile, "EVERY", 0.02)
+    monkeypatch.setattr(textfile, "REWRITE_INTERVAL", 0.02)
     path.unlink()
     run(file, path.exists)
     path.unlink()
     run(file, path.exists)
 
 
-def test_a_write_that_a_dead_disk_holds_up_does_not_hold_up_the_end(
+def test_write_stopped_does_not_wait_for_a_write_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(textfile, "PATIENCE", 0.05)
+    monkeypatch.setattr(textfile, "LOCK_TIMEOUT", 0.05)
     file = Textfile(str(tmp_path / "a.prom"), lambda: NOW)
     with file._lock:
-        file.stopped()
+        file.write_stopped()
     assert "an earlier write does not end" in caplog.text
 
 
-def test_the_last_word_is_that_nobody_is_there(tmp_path: Path) -> None:
+def test_write_stopped_leaves_only_up_0(tmp_path: Path) -> None:
     path = tmp_path / "a.prom"
-    Textfile(str(path), lambda: NOW).stopped()
+    Textfile(str(path), lambda: NOW).write_stopped()
     assert path.read_text().splitlines()[-1] == "ipv6natd_up 0"
-    Textfile("", lambda: NOW).stopped()
+    Textfile("", lambda: NOW).write_stopped()
 
 
-def test_a_folder_that_is_not_there_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_folder_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = str(tmp_path / "none" / "a.prom")
     file = Textfile(path, lambda: NOW)
     with caplog.at_level(logging.WARNING):
         run(file, lambda: bool(caplog.records))
-        file.stopped()
-    assert [each.getMessage() for each in caplog.records] == [
+        file.write_stopped()
+    assert [record.getMessage() for record in caplog.records] == [
         f"metrics_textfile: {path} cannot be written: No such file or directory; "
         "see ipv6natd.toml(5)"
     ]

@@ -15,7 +15,7 @@ from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Table, TableRules
 from ipv6natd.policy.desired import desired
-from ipv6natd.report.changes import described
+from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import Row, State, Status, mapping_id
 from ipv6natd.sync import applier, reconciler
 from ipv6natd.sync.reconciler import Reconciler
@@ -151,7 +151,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def mappings(status: Status) -> list[str]:
-    return [described(mapping) for mapping in status.mappings]
+    return [mapping_text(mapping) for mapping in status.mappings]
 
 
 WEB = "[::]:8080/tcp -> web [fd00:a::2]:80"
@@ -795,7 +795,7 @@ def test_ruleset_text_has_the_rules_in_force(bench: Bench) -> None:
 
 def test_mapping_text_shows_host_and_container_ports() -> None:
     want = desired(snapshot(X, web("8080:80", "7000-7001:7000-7001/udp")), Policy())
-    assert [described(mapping) for mapping in want.mappings] == [
+    assert [mapping_text(mapping) for mapping in want.mappings] == [
         WEB,
         "[::]:7000-7001/udp -> web [fd00:a::2]:7000-7001",
     ]
