@@ -431,7 +431,7 @@ def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
     other_groups = [line for line in lines if not line.startswith("docker:")]
     (folder / "group").write_text("\n".join([*other_groups, "docker:x:4242:games"]) + "\n")
     script = f"""
-        mount --bind {ROOT}/dbus /usr/share/polkit-1/actions
+        mount --bind {TREE}/dbus /usr/share/polkit-1/actions
         mount --bind {folder}/none /usr/share/polkit-1/rules.d
         mount --bind {folder}/rules /etc/polkit-1/rules.d
         mount --bind {folder}/group /etc/group

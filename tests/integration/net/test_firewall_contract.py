@@ -667,7 +667,7 @@ def test_a_refusal_shows_the_bad_line_with_its_neighbours(
 
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipv6natd.firewall.restore.DIRECTORIES", ("/nonexistent",))
+    monkeypatch.setattr("ipv6natd.firewall.restore.TOOL_DIRECTORIES", ("/nonexistent",))
     with pytest.raises(FirewallError, match="install the package iptables"):
         detect_backend()
     with pytest.raises(FirewallError, match="ip6tables-nft-restore"):
