@@ -1,5 +1,5 @@
-"""Rules, chains and tables as values, their text, and the difference of two states.
+"""Rules, chains and tables as values, their text, and the difference between two states.
 
-Pure. Which rules are needed is decided in `policy`; who writes them to the kernel is in `firewall`.
-Read `rules` first, then `diff`.
+Pure: no I/O. The decision which rules are needed belongs in `policy`; the calls that read and write
+the kernel's tables belong in `firewall`. Read `rules` first, then `diff`.
 """

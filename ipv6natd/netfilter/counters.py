@@ -1,6 +1,6 @@
-"""How often a DNAT rule was taken: its text, ours or the kernel's -> what tells it from others.
+"""Packet counters of our DNAT rules.
 
-Pure. The kernel words a rule in its own way, so the whole text is never compared.
+Pure. The kernel formats rules in its own way, so a rule is found by a key and not by its text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ipv6natd.netfilter.rules import PREFIX
 
 @dataclass(frozen=True, slots=True)
 class DnatKey:
-    """What tells one DNAT rule from another, in the kernel's words as in ours."""
+    """The fields that identify a DNAT rule, the same for our text and the kernel's."""
 
     protocol: str
     ports: str
@@ -31,7 +31,7 @@ _OPTION = re.compile(r"(?:^| )(-p|--dport|--to-destination|-d) (\S+)")
 
 
 def dnat_key(rule: str) -> DnatKey | None:
-    """What tells a DNAT rule, from its text; None if it is none."""
+    """The key of a DNAT rule from its text; None for another rule."""
     options = dict(_OPTION.findall(rule))
     if "--to-destination" not in options or "--dport" not in options:
         return None
@@ -45,9 +45,9 @@ def dnat_key(rule: str) -> DnatKey | None:
 
 
 def connection_counts(save: str) -> Map[DnatKey, int]:
-    """Of our DNAT rules in the output of `ip6tables-save -c`: connections since each was written.
+    """Connections for our DNAT rules since the rules were written, from `ip6tables-save -c`.
 
-    Only the first packet of a flow passes nat.
+    Only the first packet of a flow passes the nat table, so a packet is a connection.
     """
     counts: dict[DnatKey, int] = {}
     for line in save_lines(save):

@@ -1,8 +1,8 @@
-"""(applied, wanted, observed) -> Plan; Plan -> restore text; save text -> Observed.
+"""(applied, wanted, observed) -> the transactions to write; and the detection of foreign edits.
 
-The kernel's state enters the project here and nowhere else. Rules are compared ours with ours (what
-to write) and the kernel's with the kernel's (did somebody else write), never across: the kernel
-words rules in its own way.
+The kernel's state enters the project here and nowhere else. Our rules are compared with our rules
+(what to write), the kernel's text with the kernel's text (has another program written). Our text is
+never compared with the kernel's: the kernel formats rules in its own way.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from ipv6natd.netfilter.rules import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedJump:
-    """A rule in a chain that is not ours, with one of our chains or DOCKER-USER as its target, or
-    with our comment: a chain of ours that somebody renames takes its jump along.
+    """A rule in a foreign chain that jumps to one of our chains or to DOCKER-USER, or has our
+    comment. The comment finds our jump to a chain that another program renamed.
 
-    `text` is the backend's own wording, opaque here; it serves to take the very rule out again.
+    `text` is the backend's text of the rule. It is opaque here and identifies the rule for removal.
     """
 
     base: str
     position: int
-    """Counted from 0 within `base`."""
+    """Index within `base`, from 0."""
     target: str
     ours: bool
-    """Whether it carries our comment."""
+    """True if the rule has our comment."""
     unconditional: bool
-    """Whether it has no match at all besides a comment: every packet takes it."""
+    """True if the rule has no match except a comment, so that every packet takes it."""
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedTable:
-    """What stands in one table and concerns us."""
+    """Our chains, the jumps to them, and DOCKER-USER, as one table of the kernel has them."""
 
     chains: dict[str, str] = field(default_factory=dict)
-    """Name of each chain with our prefix -> "N:digest": the number of its rules, and a digest over
-    them in the backend's own wording; "N:" while nobody has read what the kernel made of it."""
+    """Name of a chain with our prefix -> "N:digest": the number of its rules, and a digest of the
+    backend's text of them; "N:" until the chain has been read back."""
     jumps: tuple[ObservedJump, ...] = ()
     docker_user: int | None = None
-    """Number of rules in DOCKER-USER; None where there is no such chain."""
+    """Number of rules in DOCKER-USER; None if the chain does not exist."""
 
 
 Observed = dict[Table, ObservedTable]
@@ -63,21 +63,21 @@ Observed = dict[Table, ObservedTable]
 class TableChange:
     """One transaction on one table. The order of the fields is the order of the steps.
 
-    Removing comes first, so that a jump that is to stand elsewhere can be taken out and put back
-    within the transaction; no packet sees what is in between.
+    Removal comes first, so that one transaction can move a jump. The kernel applies a transaction
+    atomically: no packet meets an intermediate state.
     """
 
     table: Table
     remove: tuple[ObservedJump, ...] = ()
-    """Taken out of chains that are not ours, found again by base and text."""
+    """Jumps to remove from foreign chains, identified by base and text."""
     create: tuple[str, ...] = ()
-    """Chains to make; the transaction fails if one exists (somebody else was quicker)."""
+    """Chains to create. The transaction fails if one exists: another program was faster."""
     chains: tuple[Chain, ...] = ()
-    """Chains of ours, made or emptied, then filled."""
+    """Our chains to create or flush, and to fill."""
     insert: tuple[BaseJump, ...] = ()
-    """`first` ones end up at the head of their base chain in this order, the others at its end."""
+    """Jumps to insert: with `first` at the head of `base` in this order, else at the end."""
     delete: tuple[str, ...] = ()
-    """Chains to delete. Ours are emptied first; a DOCKER-USER that is not empty fails it all."""
+    """Chains to delete. Ours are flushed first; a DOCKER-USER with rules fails the transaction."""
 
 
 def diff(
@@ -88,20 +88,20 @@ def diff(
     observed: Observed | None,
     keep_order: bool = True,
 ) -> list[TableChange]:
-    """The transactions that take the kernel from `applied` to `wanted`, in their order.
+    """The transactions, in order, that change the kernel's rules from `applied` to `wanted`.
 
-    `interim` is the filter table for the time in which the nat table still holds the old rules or
-    already the new ones: filter goes first when something is added, nat when something goes, so
-    that at no moment something is forwarded that no rule guards.
+    `interim` is the filter table while the nat table may hold the old or the new rules. For
+    additions filter is written first, for removals nat, so that the kernel never forwards a flow
+    that the filter table does not guard.
 
-    With `observed`, each table in it is written whole, whatever `applied` says: on the first pass,
-    after somebody else's edit, and where jumps come or go. Without it only chains that changed are
-    written, and `applied` must be what stands. With `keep_order` false, jumps that stand in FORWARD
-    stay where they are, whoever stands before them.
+    With `observed`, each table in it is rewritten completely and `applied` is not used: on the
+    first pass, after a foreign edit, and if jumps change. Without `observed` only changed chains
+    are written, and `applied` must be the kernel's state. With `keep_order` false, jumps that exist
+    in FORWARD stay at their positions.
     """
     old = applied or EMPTY
     if observed is not None:
-        # Nobody knows the old rules of a first pass, so there is nothing to bridge.
+        # The old rules are unknown on the first pass, so there is no interim state.
         first = wanted.filter if applied is None or wanted == EMPTY else interim
         changes = [
             _rewrite(
@@ -126,7 +126,7 @@ def diff(
 
 
 def jumps_differ(applied: Ruleset | None, wanted: Ruleset) -> bool:
-    """Whether a jump comes or goes, so that diff() must read the tables."""
+    """True if jumps change, so that diff() needs `observed`."""
     return applied is None or any(
         applied.table(table).jumps != wanted.table(table).jumps for table in Table
     )
@@ -145,12 +145,11 @@ def _chain_changes(table: Table, old: TableRules, new: TableRules) -> TableChang
 def _rewrite(
     table: Table, wanted: TableRules, observed: ObservedTable, *, keep_order: bool
 ) -> TableChange:
-    """The table as it should be, whatever stands there of ours.
+    """The change that makes the table equal to `wanted`, whatever it holds of ours.
 
-    Every jump to one of our chains is taken out and put in anew: by whom and in which words it was
-    made does not matter then. One of ours that leads elsewhere by now goes as well: the chain there
-    may still let in what we do not. A DOCKER-USER jump that is not ours stays what it is; it is
-    only moved to the head, and takes the place of ours.
+    All jumps to our chains are removed and inserted again, so that their author and text do not
+    matter. A jump with our comment to a renamed chain is removed too: that chain may still accept
+    what `wanted` does not. A foreign DOCKER-USER jump is only moved to the head, and replaces ours.
     """
     jumps = list(wanted.jumps)
     other_jumps = [jump for jump in observed.jumps if jump.target != DOCKER_USER]
@@ -203,7 +202,7 @@ def _without_comment(jump: BaseJump) -> BaseJump:
 
 
 def predict(observed: ObservedTable, change: TableChange) -> ObservedTable:
-    """What stands after a change of chains alone, as far as that is known without reading."""
+    """The state of a table after a change of chains only; written chains have no digest yet."""
     deleted = set(change.delete)
     chains = {name: digest for name, digest in observed.chains.items() if name not in deleted}
     chains |= {chain.name: f"{len(chain.rules)}:" for chain in change.chains}
@@ -211,12 +210,12 @@ def predict(observed: ObservedTable, change: TableChange) -> ObservedTable:
 
 
 def unverified_chains(observed: ObservedTable) -> list[str]:
-    """Chains of which only the number of rules is known."""
+    """Names of chains that were written and not yet read back: they have no digest."""
     return [name for name, digest in observed.chains.items() if digest.endswith(":")]
 
 
 def with_digests(observed: ObservedTable, now: Map[str, str]) -> ObservedTable:
-    """With the digests that were read since, where they do not contradict."""
+    """`observed` with missing digests taken from `now`, if the numbers of rules agree."""
     chains = {
         name: now[name]
         if digest.endswith(":") and _digest_matches(digest, now.get(name, ""))
@@ -231,7 +230,7 @@ def _digest_matches(expected: str, now: str) -> bool:
 
 
 def has_drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
-    """Whether somebody else changed what is ours: a chain, a jump, or who comes first."""
+    """True if another program changed our chains, the jumps to them, or their order in FORWARD."""
     return (
         expected.chains.keys() != now.chains.keys()
         or not all(
@@ -242,11 +241,11 @@ def has_drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool
 
 
 def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
-    """Whether the table has the shape of what was written: chains, numbers of rules, jumps, and,
-    with `keep_order`, who comes first in FORWARD.
+    """True if the table has the chains, numbers of rules and jumps of `wanted` and, with
+    `keep_order`, its jumps at the head of FORWARD.
 
-    It tells an edit that slipped in between our write and the read after it, without comparing
-    our words with the kernel's.
+    Finds a foreign edit between our write and the read after it, without comparing our text with
+    the kernel's.
     """
     sizes = {name: digest.partition(":")[0] for name, digest in observed.chains.items()}
     wanted_jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
@@ -266,7 +265,7 @@ def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = T
 
 
 def _jump_positions(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int, str, str]]:
-    """Jumps as far as their place matters: in FORWARD it does, elsewhere only that they stand."""
+    """The jumps in a comparable form. Positions count in FORWARD only."""
     ordered_bases = ("FORWARD",) if keep_order else ()
     return sorted(
         (jump.base, jump.position if jump.base in ordered_bases else 0, jump.target, jump.text)

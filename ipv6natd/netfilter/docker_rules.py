@@ -1,12 +1,12 @@
 """Docker's own IPv6 rules: save text -> EngineRules and Leftover.
 
-EngineRules tell which networks the engine manages itself: the chains of Docker 20.10 to 29 with
-iptables, and table `ip6 docker-bridges` of Docker 29 with nftables.
+EngineRules show which networks the engine manages itself: the chains of Docker 20.10 to 29 with
+iptables, and the table `ip6 docker-bridges` of Docker 29 with nftables.
 
-A Leftover is a rule or chain of docker-ipv6nat or of an engine that was switched off. Chains of
-Docker are known by name. In the kernel's own chains a rule is a leftover only in the exact words
-of Docker 20.10 to 28 or docker-ipv6nat, and only for a bridge of Docker. DOCKER-USER belongs to
-the administrator and is never a leftover.
+A Leftover is a rule or chain of docker-ipv6nat, or of an engine that no longer writes IPv6 rules.
+Docker's chains are identified by name. A rule in a base chain is a leftover only if its text is
+exactly that of Docker 20.10 to 28 or docker-ipv6nat, and its bridge is Docker's. DOCKER-USER
+belongs to the administrator and is never a leftover.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ipv6natd.netfilter.parse import save_lines
 from ipv6natd.netfilter.rules import PREFIX
 
 _RULE_CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
-# Up to 27 the engine's rules about a bridge stand in FORWARD itself.
+# Up to Docker 27 the engine writes the rules of a bridge to FORWARD itself.
 _FORWARD_RULE = re.compile(r"-A FORWARD .*-j DOCKER$")
 _DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
 _NFT_INTERFACE = re.compile(r'"([^"]+)" : jump filter-forward-')
@@ -55,7 +55,7 @@ _RULE_PATTERNS = {chain: tuple(map(re.compile, rules)) for chain, rules in _RULE
 
 
 NFT_TABLE = ("ip6", "docker-bridges")
-"""Family and name of Docker 29's own table, with nftables."""
+"""Family and name of Docker 29's table with nftables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +63,19 @@ class Leftover:
     """A rule, a chain with the rules in it, or Docker's own nft table."""
 
     variant: str
-    """`nft` or `legacy`, of ip6tables; `nftables` for Docker 29's own table."""
+    """The ip6tables variant, `nft` or `legacy`; `nftables` for the table of Docker 29."""
     table: str
     chain: str = ""
     rule: str = ""
-    """What stands behind `-A CHAIN`; "" for the whole chain."""
+    """The text after `-A CHAIN`; "" for the whole chain."""
 
 
 def leftovers_from_save(
     variant: str, text: str, networks: Iterable[Network]
 ) -> tuple[Leftover, ...]:
-    """All of it in the output of one ip6tables-save; rules before the chains they jump to.
+    """The leftovers in the output of one ip6tables-save; rules before the chains they jump to.
 
-    `networks` are those that the engine has now.
+    `networks` are the engine's current networks.
     """
     lines = list(_foreign_lines(text, variant))
     named = [line for line in lines if _is_docker_jump(line) or is_docker_chain(line.chain)]
@@ -104,23 +104,23 @@ def leftovers_from_save(
 
 
 def is_docker_chain(chain: str) -> bool:
-    """Whether a chain is one of an engine or of docker-ipv6nat, by its name."""
+    """True if the name is that of a chain of Docker or docker-ipv6nat."""
     return _CHAIN.fullmatch(chain) is not None
 
 
 def jumps_to_docker_chain(rule: str) -> bool:
-    """Whether a rule leads to such a chain."""
+    """True if the rule jumps to a chain of Docker or docker-ipv6nat."""
     return _TARGET.fullmatch(rule) is not None
 
 
 def removal_text(leftovers: Iterable[Leftover]) -> str:
-    """The text for ip6tables-restore that takes out those of one variant, a table at a time.
+    """The text for ip6tables-restore that removes leftovers of one variant.
 
-    A table in which somebody else's rule jumps to a chain of theirs is refused as a whole.
+    Each table is one transaction. It fails if a foreign rule jumps to a chain that it deletes.
     """
     every = list(leftovers)
     lines: list[str] = []
-    # Nothing is to be translated that no rule lets through: nat first.
+    # nat first: the host must not translate packets that no filter rule handles any more.
     for table in sorted(
         {leftover.table for leftover in every}, key=lambda table: (table != "nat", table)
     ):
@@ -128,7 +128,7 @@ def removal_text(leftovers: Iterable[Leftover]) -> str:
         chains = [leftover.chain for leftover in of_table if not leftover.rule]
         lines.append(f"*{table}")
         lines += [f"-D {leftover.chain} {leftover.rule}" for leftover in of_table if leftover.rule]
-        # Emptied first, all of them: a chain goes only when no rule jumps to it.
+        # All chains are flushed first: the kernel deletes only chains without jumps to them.
         lines += [f":{chain} - [0:0]" for chain in chains]
         lines += [f"-X {chain}" for chain in chains]
         lines.append("COMMIT")
@@ -136,7 +136,7 @@ def removal_text(leftovers: Iterable[Leftover]) -> str:
 
 
 def _foreign_lines(text: str, variant: str) -> Iterator[Leftover]:
-    """Every chain and rule that is not ours, as if it were one."""
+    """All chains and rules without our prefix, in the form of a Leftover."""
     table = ""
     for line in save_lines(text):
         match line[:1]:
@@ -155,8 +155,8 @@ def _is_docker_jump(line: Leftover) -> bool:
 
 
 def _matched_parts(line: Leftover) -> dict[str, str]:
-    """Which bridge, subnet or address a rule in one of the kernel's chains is about; {} if it is
-    in other words than theirs."""
+    """The bridge, subnet or address of a rule in a base chain; {} if its text is not Docker's or
+    docker-ipv6nat's."""
     for pattern in _RULE_PATTERNS.get((line.table, line.chain), ()):
         if match := pattern.fullmatch(line.rule):
             return match.groupdict()
@@ -164,7 +164,7 @@ def _matched_parts(line: Leftover) -> dict[str, str]:
 
 
 def _subnet(text: str) -> IPv6Network | None:
-    """None for what is none: a mask may have holes."""
+    """The network of a match; None if it is not a prefix: ip6tables allows any mask."""
     try:
         return IPv6Network(text)
     except ValueError:
@@ -197,7 +197,7 @@ def engine_rules_from_nft(text: str) -> EngineRules:
 
 
 def merged_engine_rules(parts: Iterable[EngineRules]) -> EngineRules:
-    """All of them: the host's two variants and nft may each hold some."""
+    """The union: both variants of ip6tables and nft may hold rules of the engine."""
     every = list(parts)
     return EngineRules(
         bridges=frozenset().union(*(rules.bridges for rules in every)),

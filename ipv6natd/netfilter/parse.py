@@ -1,8 +1,8 @@
-"""Save text -> Observed, and our own rule text -> rules.
+"""Output of ip6tables-save -> Observed, and our own rule text -> rules.
 
-`parse_save` reads any output of ip6tables-save. `rule` and `table_rules` read only the text that
-render writes; any other text is a ValueError. So a changed file of saved rules can at most contain
-other rules of ours.
+`parse_save` reads all output of ip6tables-save. `parse_rule` and `parse_saved_filter` read only
+text that `render` writes, and raise ValueError for other text. A manipulated file of saved rules
+can therefore contain only rules that ipv6natd could write.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from ipv6natd.netfilter.rules import (
 _TARGET_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
 _STATES = frozenset({"NEW", "RELATED", "ESTABLISHED", "DNAT", "INVALID"})
 _JUMP_BASES = frozenset({"FORWARD", "INPUT"})
-"""Base chains of the filter table; our jumps stand at the head of them."""
+"""Base chains of the filter table that have our jumps at their head."""
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that `words` worded so. Raises ValueError."""
-    # Behind a "%" the library of addresses takes any text at all.
+    """The inverse of format_rule. Raises ValueError."""
+    # The ipaddress module accepts all text behind "%" as a scope.
     if "%" in text or not text.isascii():
         raise ValueError(f"not a rule of ours: {text[:80]!a}")
     fields: dict[str, object] = {}
@@ -60,7 +60,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def parse_saved_filter(text: str) -> TableRules:
-    """The filter table that `format_ruleset` worded so. Raises ValueError."""
+    """The inverse of format_ruleset for the filter table. Raises ValueError."""
     chains: dict[str, list[Rule]] = {}
     jumps: list[BaseJump] = []
     for line in text.splitlines():
@@ -84,7 +84,7 @@ def parse_saved_filter(text: str) -> TableRules:
     )
     for rule in every_rule:
         if isinstance(rule.target, Jump) and rule.target.chain not in targets:
-            raise ValueError(f"a jump to a chain that is not there: {rule.target.chain}")
+            raise ValueError(f"a jump to a chain that does not exist: {rule.target.chain}")
     return TableRules(
         chains=tuple(Chain(name=name, rules=tuple(rules)) for name, rules in chains.items()),
         jumps=tuple(jumps),
@@ -118,7 +118,7 @@ def _parse_option(
         case "-p", False:
             fields["protocol"] = Protocol(value)
         case "-m", False:
-            pass  # the option behind it says more
+            pass  # the option that follows decides
         case "--dport", False:
             fields["ports"] = _parse_ports(value)
         case "--ctproto", False:
@@ -202,7 +202,7 @@ def _parse_target(name: str, tokens: Iterator[str]) -> Target:
 
 @dataclass(slots=True)
 class _TableReader:
-    """One table while its lines go by; of rules only hashes and counts are kept."""
+    """Reads one table line by line; keeps only digests and numbers of rules."""
 
     digests: dict[str, blake2b] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -236,15 +236,16 @@ class _TableReader:
 
 _STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
 _MAX_JOINED_LENGTH = 4096
-"""Characters of a line that a string may make of several: a comment has 255 at most."""
+"""Maximum number of characters of a line with line breaks in a quoted string. A comment has at most
+255 characters."""
 
 
 def save_lines(text: str) -> Iterator[str]:
-    """The lines of `ip6tables-save`; one in whose string a line break stands is one.
+    """The lines of `ip6tables-save`. A line break in a quoted string does not end a line.
 
-    Else the words of somebody's comment would count as rules.
+    Otherwise text of a foreign comment would be read as rules.
     """
-    # An iterator, not a list: the output of a large host is megabytes.
+    # An iterator, not a list: the output of a large host has megabytes.
     lines = io.StringIO(text, newline="\n")
     for line in lines:
         parts, joined = [line], line
@@ -255,18 +256,18 @@ def save_lines(text: str) -> Iterator[str]:
         ):
             parts.append(following)
             joined += following
-        # A string that never ends is none, and must not hide what stands below it.
+        # A string without an end is no string and must not hide the following lines.
         for piece in parts if _has_open_string(joined) else (joined,):
             yield piece.removesuffix("\n")
 
 
 def _has_open_string(line: str) -> bool:
-    # Strings stand in rules alone, behind a blank; no rule of ours has one.
+    # Only rules have quoted strings, after a space. Our rules have none.
     return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
 
 
 def parse_save(text: str) -> Observed:
-    """What concerns us in the output of `ip6tables-save`; a table that is not in it is empty."""
+    """The observed tables in the output of `ip6tables-save`; a missing table is empty."""
     observed: Observed = {table: ObservedTable() for table in Table}
     reader, table = _TableReader(), ""
     for line in save_lines(text):
@@ -286,11 +287,11 @@ def parse_save(text: str) -> Observed:
 def _observed_jump(
     base: str, position: int, text: str, chains: Container[str]
 ) -> ObservedJump | None:
-    """The rule as one of ObservedTable.jumps; None if it only looks like one."""
+    """The rule as an ObservedJump; None if only its text mentions our names."""
     try:
         tokens = iter(shlex.split(text))
     except ValueError:
-        # A string that never ends: not the words of any rule.
+        # A string without an end: not a valid rule.
         return None
     comment = target = ""
     plain = True

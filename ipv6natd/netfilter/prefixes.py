@@ -1,4 +1,4 @@
-"""Which prefix has an address, of many, by a look-up."""
+"""A set of prefixes with fast look-ups."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from ipaddress import IPv6Address, IPv6Network
 
 
 class PrefixIndex:
-    """Prefixes, asked by a look-up: which one has an address."""
+    """Finds the prefix of an address with one dictionary look-up a prefix length."""
 
     def __init__(self, prefixes: Iterable[IPv6Network]) -> None:
         self._prefixes: dict[int, dict[int, IPv6Network]] = {}
-        """By the number of bits behind the prefix, then by the prefix."""
+        """Number of host bits -> network bits as a number -> prefix."""
         for prefix in prefixes:
             bits = prefix.max_prefixlen - prefix.prefixlen
             self._prefixes.setdefault(bits, {})[int(prefix.network_address) >> bits] = prefix
 
     def find(self, address: IPv6Address) -> IPv6Network | None:
-        """The subnet with this address; where one lies in another, either."""
+        """The prefix that contains the address; either of two that overlap."""
         number = int(address)
         for bits, by_number in self._prefixes.items():
             if match := by_number.get(number >> bits):
@@ -25,7 +25,7 @@ class PrefixIndex:
         return None
 
     def supernets(self, prefix: IPv6Network) -> Iterator[IPv6Network]:
-        """Those of which a prefix is a part, and not the whole."""
+        """The prefixes that contain `prefix` and are larger."""
         number = int(prefix.network_address)
         for bits, by_number in self._prefixes.items():
             if bits > prefix.max_prefixlen - prefix.prefixlen and number >> bits in by_number:

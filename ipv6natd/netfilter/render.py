@@ -1,6 +1,6 @@
-"""Rules and changes -> text: what `ip6tables-restore --noflush` reads, the same for both variants.
+"""Rules and changes -> text for `ip6tables-restore --noflush`, the same for both variants.
 
-Text only: no function here runs a tool. The way back is in parse.
+No function here runs a tool. The opposite direction is in `parse`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ipv6natd.netfilter.rules import (
 )
 
 _CHUNK_LINES = 500
-"""Lines; about as much as a pipe holds."""
+"""Lines in a chunk: about the capacity of a pipe."""
 
 
 def format_change(change: TableChange) -> str:
-    """The change as `ip6tables-restore --noflush` reads it; empty steps leave no line."""
+    """The change as `ip6tables-restore --noflush` reads it."""
     return "".join(format_change_in_chunks(change))
 
 
 def format_change_in_chunks(change: TableChange) -> Iterator[str]:
-    """The same bit by bit, for a tool that reads one while the next is worded."""
+    """The text of format_change in chunks: the tool reads one while the next is made."""
     lines = _change_lines(change)
     while chunk := list(islice(lines, _CHUNK_LINES)):
         yield "\n".join(chunk) + "\n"
@@ -48,7 +48,7 @@ def _change_lines(change: TableChange) -> Iterator[str]:
         yield f"-D {jump.base} {jump.text}"
     for name in change.create:
         yield f"-N {name}"
-    # All chains before any rule: a rule may jump to a chain further down.
+    # All chains before all rules: a rule may jump to a chain that follows.
     for chain in change.chains:
         yield f":{chain.name} - [0:0]"
     for chain in change.chains:
@@ -59,8 +59,8 @@ def _change_lines(change: TableChange) -> Iterator[str]:
     for insert in change.insert:
         if not insert.first:
             yield f"-A {insert.base} {format_rule(insert.rule)}"
-    # Emptied first, all of them: a chain goes only when no rule jumps to it. DOCKER-USER is never
-    # emptied, so that what a person put there makes the transaction fail instead of vanishing.
+    # All chains are flushed first: the kernel deletes only chains without jumps to them.
+    # DOCKER-USER is not flushed: with rules of the administrator in it the transaction must fail.
     for name in change.delete:
         if name != DOCKER_USER:
             yield f":{name} - [0:0]"
@@ -70,13 +70,13 @@ def _change_lines(change: TableChange) -> Iterator[str]:
 
 
 def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
-    """(added, removed) rules between two rulesets, worded with table and chain."""
+    """(added, removed) rules between two rulesets, as text with table and chain."""
     old_rules, new_rules = Counter(_differing_rules(old, new)), Counter(_differing_rules(new, old))
     return list((new_rules - old_rules).elements()), list((old_rules - new_rules).elements())
 
 
 def _differing_rules(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
-    """The jumps, and the rules of chains that the other has not other_chains."""
+    """All jumps, and the rules of chains that differ from the same chain in `other`."""
     for table in Table:
         rules = ruleset.table(table)
         for jump in rules.jumps:
@@ -89,7 +89,7 @@ def _differing_rules(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
 
 
 def format_ruleset(ruleset: Ruleset) -> str:
-    """The ruleset as text for ip6tables-restore, for people to read."""
+    """The ruleset as text for ip6tables-restore: for the administrator, and for the saved rules."""
     lines: list[str] = []
     for table in Table:
         rules = ruleset.table(table)
@@ -108,7 +108,7 @@ def format_ruleset(ruleset: Ruleset) -> str:
 def format_rule(rule: Rule) -> str:
     """The rule as ip6tables-restore reads it, without the chain.
 
-    Every string in it was checked where it entered: interface names, addresses and numbers only.
+    All strings in a Rule were validated on input: interface names, addresses and numbers.
     """
     parts: list[str] = []
     if rule.source is not None:
@@ -162,7 +162,7 @@ def format_rule(rule: Rule) -> str:
 
 
 def format_ports(first: int, last: int) -> str:
-    """Ports as ip6tables takes them: one, or the first and the last."""
+    """A port or a range of ports as ip6tables takes it."""
     return f"{first}" if first == last else f"{first}:{last}"
 
 
@@ -187,6 +187,6 @@ def _format_network(network: IPv6Network) -> str:
 
 
 def _format_address(address: IPv6Address) -> str:
-    """Ten times as quick as its own, which counts where there are as many addresses as rules, and
-    the same in every Python: since 3.13 its own words addresses of IPv4 otherwise."""
+    """The text of an address. Ten times as fast as str(), which matters with one address a rule.
+    Since Python 3.13 str() formats IPv4-mapped addresses differently."""
     return inet_ntop(AF_INET6, address.packed)

@@ -1,4 +1,4 @@
-"""Chains, rules and jumps as values, and the one function that words a rule."""
+"""Chains, rules and jumps as values. The text of a rule is made in `render`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "IPV6NAT-"
 COMMENT = "ipv6natd"
 DOCKER_USER = "DOCKER-USER"
 SYN = ("FIN,SYN,RST,ACK", "SYN")
-"""The flags that tell whether a segment begins a connection, and the one of them that it has."""
+"""Mask and flags of `--tcp-flags` for the first segment of a TCP connection."""
 
 
 class Backend(StrEnum):
@@ -23,7 +23,7 @@ class Backend(StrEnum):
 
 
 class Table(StrEnum):
-    """The tables we write to."""
+    """The tables that ipv6natd writes to."""
 
     FILTER = "filter"
     NAT = "nat"
@@ -37,11 +37,11 @@ class Verdict(StrEnum):
     RETURN = "RETURN"
     MASQUERADE = "MASQUERADE"
     REDIRECT = "REDIRECT"
-    """To the address of the interface that it came in by, same port."""
+    """Rewrites the destination to the address of the input interface; the port stays."""
 
 
 class RejectWith(StrEnum):
-    """What a refused client is told."""
+    """The answer to a rejected packet, as `--reject-with` takes it."""
 
     TCP_RESET = "tcp-reset"
     PORT_UNREACHABLE = "icmp6-port-unreachable"
@@ -49,14 +49,14 @@ class RejectWith(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """Go on in another chain."""
+    """Continue in another chain."""
 
     chain: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dnat:
-    """Rewrite the destination; without a port the packet keeps its own."""
+    """Rewrite the destination address and, if `port` is set, the destination port."""
 
     address: IPv6Address
     port: int | None = None
@@ -64,14 +64,14 @@ class Dnat:
 
 @dataclass(frozen=True, slots=True)
 class Snat:
-    """Rewrite the source to one address."""
+    """Rewrite the source address."""
 
     address: IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Refuse, and say so."""
+    """Drop the packet and send an error to its source."""
 
     reject_with: RejectWith
 
@@ -81,10 +81,10 @@ Target = Verdict | Jump | Dnat | Snat | Reject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What a packet must have for `target` to happen to it; what is None or empty is not asked.
+    """A target and the matches for it. A field that is None, empty or false is no match.
 
-    A `not_` field is the same match inverted; a rule sets at most one of the two. `in_interface`
-    and `out_interface` may end with "+", which stands for any letters or none.
+    A `not_` field is the inverted match; a rule sets at most one of the two. An interface name may
+    end with "+", which matches any suffix.
     """
 
     target: Target
@@ -98,17 +98,17 @@ class Rule:
     not_out_interface: str = ""
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
-    """Destination ports, first and last; needs `protocol`."""
+    """First and last destination port; needs `protocol`."""
     syn: bool = False
-    """Only the segment that begins a connection; needs TCP as `protocol`."""
+    """Matches the first segment of a connection; needs TCP as `protocol`."""
     icmp: bool = False
-    """Any ICMPv6; instead of `protocol`."""
+    """Matches all ICMPv6; instead of `protocol`."""
     authentication: bool = False
-    """An authentication header (RFC 4302); instead of `protocol`. In nf_tables that is where the
-    search for the protocol ends, and conntrack's goes on."""
+    """Matches an authentication header (RFC 4302); instead of `protocol`. nf_tables stops its
+    search for the protocol at this header, conntrack continues behind it."""
     flow: tuple[Protocol, int, int] | None = None
-    """What conntrack takes the packet for: a protocol, and first and last of the destination ports
-    of its flow's first packet."""
+    """Matches the conntrack entry: its protocol, and the first and last destination port of its
+    original direction."""
     mark: tuple[int, int] | None = None
     """Mark and mask."""
     destination_local: bool = False
@@ -116,15 +116,15 @@ class Rule:
     source_local: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
-    """conntrack states, as `--ctstate` takes them."""
+    """Conntrack states, as `--ctstate` takes them."""
     reply: bool = False
-    """What conntrack takes for an answer, whatever it is."""
+    """Matches packets of the reply direction of a conntrack entry."""
     comment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A chain of ours with all its rules."""
+    """A chain of ipv6natd with all its rules."""
 
     name: str
     rules: tuple[Rule, ...] = ()
@@ -132,7 +132,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseJump:
-    """A rule of ours in a chain that is not ours. `first` keeps it at the head of that chain."""
+    """A jump from a foreign chain (`base`) to one of our chains. `first` keeps it at the head."""
 
     base: str
     rule: Rule
@@ -140,14 +140,14 @@ class BaseJump:
 
     @property
     def target(self) -> str:
-        """The chain it jumps to."""
+        """The chain that the jump leads to."""
         assert isinstance(self.rule.target, Jump)
         return self.rule.target.chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRules:
-    """All that we want to stand in one table; `jumps` with `first` are in their order."""
+    """Our chains and jumps of one table. `jumps` with `first` are in their final order."""
 
     chains: tuple[Chain, ...] = ()
     jumps: tuple[BaseJump, ...] = ()
@@ -155,13 +155,13 @@ class TableRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """All that we want to stand in the kernel."""
+    """Our chains and jumps of both tables."""
 
     filter: TableRules = TableRules()
     nat: TableRules = TableRules()
 
     def table(self, table: Table) -> TableRules:
-        """The part for one table."""
+        """The chains and jumps of one table."""
         return self.filter if table is Table.FILTER else self.nat
 
 

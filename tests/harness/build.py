@@ -118,8 +118,8 @@ def published(spec: str) -> Iterator[PortBinding]:
 def snapshot(*facts: Network | Container, userland_proxy: bool = True) -> Snapshot:
     """A snapshot of these networks and containers, in this order."""
     return Snapshot(
-        networks=tuple(each for each in facts if isinstance(each, Network)),
-        containers=tuple(each for each in facts if isinstance(each, Container)),
+        networks=tuple(fact for fact in facts if isinstance(fact, Network)),
+        containers=tuple(fact for fact in facts if isinstance(fact, Container)),
         userland_proxy=userland_proxy,
     )
 

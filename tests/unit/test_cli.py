@@ -1,4 +1,4 @@
-"""The command line: what it takes, what it says, and the status it ends with. Nothing is run."""
+"""The command line: its flags, its output and its exit status. No daemon is started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import ROOT
 
 
 class Ran:
-    """What the command would have run, with which settings."""
+    """The calls of the command to serve and flush, with their settings."""
 
     def __init__(self) -> None:
         self.served: list[Settings] = []
@@ -40,7 +40,7 @@ class Ran:
 
 @pytest.fixture(autouse=True)
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
-    """Root on a host without configuration, where nothing is really run."""
+    """Root on a host without configuration; serve and flush are fakes."""
     found = Ran()
     monkeypatch.setattr(cli, "_serve", found.serve)
     monkeypatch.setattr(cli, "_flush", found.flush)
@@ -51,11 +51,11 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
         monkeypatch.delenv(name, raising=False)
     environ = dict(os.environ)
     loggers = [logging.getLogger(n) for n in ("", "asyncio", "urllib3", "docker", "requests")]
-    levels = [each.level for each in loggers]
+    levels = [logger.level for logger in loggers]
     yield found
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-    # The command leaves it behind.
+    # The command removes variables.
     os.environ.update(environ)
 
 
@@ -160,7 +160,7 @@ def test_a_wrong_flag_ends_with_2_and_says_how(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["-backend", "x"], "command line: backend = 'x': must be auto or nft or legacy"),
         (["-resync-interval", "5"], "command line: resync_interval = 5: must be a number"),
@@ -175,11 +175,11 @@ def test_a_wrong_flag_ends_with_2_and_says_how(
     ],
 )
 def test_a_wrong_setting_ends_with_78_and_nothing_is_touched(
-    ran: Ran, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+    ran: Ran, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     for more in ([], ["-flush"]):
         assert cli.run([*argv, *more]) == 78
-        assert f"ipv6natd: {said}" in capsys.readouterr().err
+        assert f"ipv6natd: {message}" in capsys.readouterr().err
     assert (ran.served, ran.flushed) == ([], [])
 
 
@@ -200,7 +200,7 @@ def test_flush_runs_no_daemon(ran: Ran, flag: str) -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["-flush"]])
-def test_who_may_not_write_rules_is_told_so(
+def test_run_without_cap_net_admin_fails_with_a_message(
     ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     monkeypatch.setattr(cli, "_may_write_rules", lambda: False)
@@ -228,7 +228,7 @@ def test_a_reload_reads_file_and_flags_again(ran: Ran, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help"])
-def test_help_teaches_every_key_and_ends_with_0(
+def test_help_names_every_key_and_ends_with_0(
     capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -239,8 +239,8 @@ def test_help_teaches_every_key_and_ends_with_0(
     for key in KEYS:
         assert f"-{key.name.replace('_', '-')}" in text
         assert f"{key.about[1:-1]} (default: " in words
-    for each in ("-flush", "-version", "-config", "DOCKER_HOST", "78", "examples:"):
-        assert each in text
+    for word in ("-flush", "-version", "-config", "DOCKER_HOST", "78", "examples:"):
+        assert word in text
 
 
 @pytest.mark.parametrize("flag", ["-version", "--version"])
@@ -258,7 +258,7 @@ def test_main_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == 3
 
 
-def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
+def test_scrub_environment_keeps_only_the_variables_of_the_manual() -> None:
     page = (ROOT / "man" / "ipv6natd.8").read_text()
     section = page.partition(".Sh ENVIRONMENT")[2].partition(".Sh ")[0]
     lines = re.findall(r"^\.It Ev (.*)$", section, re.MULTILINE)
@@ -272,8 +272,8 @@ def test_of_the_environment_only_that_is_kept_which_the_manual_names() -> None:
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """What `systemctl status` would be told last."""
+def status_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """The last status text for `systemctl status`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(5)
@@ -281,8 +281,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         yield lambda: systemd.recv(65536).decode()
 
 
-def test_a_fault_of_its_own_is_the_last_line_and_the_status(
-    ran: Ran, told: Callable[[], str], caplog: pytest.LogCaptureFixture
+def test_internal_error_is_the_last_log_line_and_the_status(
+    ran: Ran, status_text: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     ran.raises = ExceptionGroup("of tasks", [ExceptionGroup("deeper", [KeyError("bridge\n")])])
     assert cli.run([]) == 1
@@ -290,21 +290,21 @@ def test_a_fault_of_its_own_is_the_last_line_and_the_status(
     last = caplog.records[-1].getMessage()
     assert last.startswith("stopped by an internal error, please report it: KeyError: ")
     assert "Traceback" in caplog.text
-    assert told() == "STATUS=" + " ".join(last.splitlines())
+    assert status_text() == "STATUS=" + " ".join(last.splitlines())
 
 
-def test_where_a_fault_was_is_told() -> None:
+def test_cause_names_file_and_line() -> None:
     with pytest.raises(Exception, match="neither") as caught:
         cli._boolean("neither")
     assert re.search(r"neither true nor false at cli\.py:\d+$", cli._cause(caught.value))
 
 
-def test_why_it_did_not_start_is_the_status(
-    ran: Ran, told: Callable[[], str], tmp_path: Path
+def test_reason_of_a_failed_start_is_the_status(
+    ran: Ran, status_text: Callable[[], str], tmp_path: Path
 ) -> None:
     (tmp_path / "wrong.toml").write_text("bakcend = 1\n")
     assert cli.run(["-config", str(tmp_path / "wrong.toml")]) == 78
-    assert "unknown key 'bakcend'" in told()
+    assert "unknown key 'bakcend'" in status_text()
     ran.raises = FirewallError("no ip6tables\nand more")
     assert cli.run([]) == 1
-    assert told() == "STATUS=no ip6tables and more"
+    assert status_text() == "STATUS=no ip6tables and more"

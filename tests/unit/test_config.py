@@ -1,4 +1,4 @@
-"""Settings from files, environment and flags; what is wrong is said with file, key and legal."""
+"""Settings from files, environment and flags; an error names source, key and legal values."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_an_illegal_value_names_file_key_and_what_is_legal(key: str, value: Any)
     with pytest.raises(ConfigError) as caught:
         settings([Layer("/etc/x.toml", {key: value})])
     message = str(caught.value)
-    legal = next(each.legal for each in KEYS if each.name == key)
+    legal = next(key_.legal for key_ in KEYS if key_.name == key)
     assert message.startswith(f"/etc/x.toml: {key} = ")
     assert message.endswith(f"must be {legal}")
     assert message.isprintable()
@@ -157,7 +157,7 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(name: str, hint: str) -> N
     assert str(caught.value).isprintable()
 
 
-def test_a_mistake_in_a_layer_that_loses_is_one_all_the_same() -> None:
+def test_an_illegal_value_in_an_overridden_layer_is_an_error() -> None:
     with pytest.raises(ConfigError, match="low: backend"):
         settings([Layer("low", {"backend": "x"}), Layer("high", {"backend": "nft"})])
 
@@ -179,7 +179,7 @@ def test_a_mistake_in_a_layer_that_loses_is_one_all_the_same() -> None:
         "when = 2026-13-01",
     ],
 )
-def test_a_file_that_is_no_toml_is_said_to_be_none(text: str) -> None:
+def test_a_file_that_is_not_toml_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^/etc/x\.toml: this is not TOML: "):
         file_layer("/etc/x.toml", text)
 
@@ -189,7 +189,7 @@ def test_a_table_is_an_unknown_key() -> None:
         settings([file_layer("f", '[docker]\nendpoint = "tcp://h:1"\n')])
 
 
-def test_a_file_that_is_no_utf8_is_said_to_be_none(etc: Path) -> None:
+def test_a_file_that_is_not_utf8_is_an_error(etc: Path) -> None:
     (etc / "ipv6natd.toml").write_bytes(b'endpoint = "\xff"\n')
     with pytest.raises(ConfigError, match=r"ipv6natd\.toml: this is not UTF-8$"):
         load(None, {}, {})
@@ -224,10 +224,11 @@ def test_an_explicit_file_is_the_only_one(etc: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none.toml", "there is no such file"), ("conf.d", "cannot be read: Is a")]
+    ("name", "message"),
+    [("none.toml", "there is no such file"), ("conf.d", "cannot be read: Is a")],
 )
-def test_an_explicit_file_has_to_be_there(etc: Path, name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_a_missing_explicit_file_is_an_error(etc: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         load(etc / name, {}, {})
     assert str(etc / name) in str(caught.value)
 
@@ -267,7 +268,7 @@ def test_a_mistake_in_the_environment_names_it() -> None:
         settings([environment_layer({"DOCKER_HOST": "nonsense"})])
 
 
-# What is shipped.
+# The shipped file.
 
 
 def test_the_shipped_file_changes_nothing() -> None:
@@ -287,7 +288,7 @@ def test_the_shipped_file_says_what_a_key_is_for_and_what_is_legal(key: config.K
     assert f"# {key.about}\n# Legal: {key.legal}.\n#{key.name} = " in example()
 
 
-def test_the_policy_is_what_decides_about_rules() -> None:
+def test_policy_has_the_settings_for_rules() -> None:
     prefixes = (IPv6Network("2001:db8::/32"),)
     found = Settings(nat_prefixes=prefixes, ipv4_any_means_ipv6=True).policy
     assert (found.nat_prefixes, found.ipv4_any_means_ipv6) == (prefixes, True)
@@ -302,5 +303,5 @@ def test_every_setting_that_decides_about_rules_reaches_the_policy() -> None:
         "accept_fwmark": "0x1/0x3",
     }
     policy = settings([Layer("test", values)]).policy
-    for each in fields(Policy):
-        assert getattr(policy, each.name) != getattr(Policy(), each.name)
+    for field in fields(Policy):
+        assert getattr(policy, field.name) != getattr(Policy(), field.name)

@@ -1,4 +1,4 @@
-"""Files in folders that may belong to another user: what root reads and writes there by hand."""
+"""Files in folders that may belong to another user: root must not follow links there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT = format_ruleset(Ruleset(filter=RULES))
 
 @pytest.fixture
 def shadow(tmp_path: Path) -> Iterator[Path]:
-    """A file of root's outside of the folder; nothing may come of it, and it stays as it is."""
+    """A file of root outside the folder, which must be neither read nor changed."""
     path = tmp_path / "shadow"
     path.write_text(KEPT)
     path.chmod(0o640)
@@ -37,13 +37,13 @@ def shadow(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> SavedFilter:
-    """In a folder of its own."""
+    """The saved table, in an empty folder."""
     folder = tmp_path / "state"
     folder.mkdir()
     return SavedFilter({"STATE_DIRECTORY": str(folder)})
 
 
-def test_the_kept_table_is_not_written_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+def test_the_saved_table_is_not_written_through_a_link(saved: SavedFilter, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     saved.path.with_suffix(".new").symlink_to(shadow)
     saved.write(RULES)
@@ -52,22 +52,22 @@ def test_the_kept_table_is_not_written_through_a_link(saved: SavedFilter, shadow
     assert os.listdir(saved.path.parent) == [saved.path.name]  # noqa: PTH208
 
 
-def test_the_kept_table_is_not_written_into_a_file_that_another_has_open(
+def test_the_saved_table_is_not_written_into_a_file_that_another_has_open(
     saved: SavedFilter, shadow: Path
 ) -> None:
-    """A second name of a file, or one that a user made and can still read, would be truncated."""
+    """A hard link, or a file that a user created and can read, would be overwritten."""
     saved.path.with_suffix(".new").hardlink_to(shadow)
     saved.write(RULES)
     assert saved.path.stat().st_ino != shadow.stat().st_ino
 
 
-def test_the_kept_table_is_not_read_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+def test_the_saved_table_is_not_read_through_a_link(saved: SavedFilter, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     assert saved.read() is None
 
 
-def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter) -> None:
-    """A pipe would hold up root for ever, and some devices have no end."""
+def test_the_saved_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter) -> None:
+    """A read from a pipe can block forever, and a device may be endless."""
     os.mkfifo(saved.path)
     assert saved.read() is None
     saved.path.unlink()
@@ -75,7 +75,7 @@ def test_the_kept_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter) 
     assert saved.read() is None
 
 
-def test_removing_the_kept_table_removes_the_link(saved: SavedFilter, shadow: Path) -> None:
+def test_removing_the_saved_table_removes_the_link(saved: SavedFilter, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     saved.remove()
     assert not saved.path.is_symlink()
@@ -94,10 +94,10 @@ def test_a_file_is_replaced_as_a_whole_with_the_mode_that_was_asked_for(tmp_path
     assert os.listdir(tmp_path) == ["a.prom"]  # noqa: PTH208
 
 
-def test_a_folder_that_is_exchanged_meanwhile_is_not_gone_to(
+def test_replace_does_not_follow_a_folder_exchanged_for_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its owner's parent may move it away and put a link in its place between two steps."""
+    """The owner of the parent folder may move it and put a link in its place between two steps."""
     folder, other = tmp_path / "folder", tmp_path / "etc"
     folder.mkdir()
     other.mkdir()
@@ -127,9 +127,9 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
 
 
 HOMES = {"system.files", "ctl"}
-"""Who opens files otherwise than by reading a path; ctl closes its output by /dev/null."""
+"""Modules that open files in other ways; ctl redirects its output to /dev/null."""
 SYSCTLS = {"sync.forwarding": ["(self._conf / key).write_text(f'{value}\\n')"]}
-"""What is written where nobody but root may put a link: /proc/sys."""
+"""Writes where only root can create a link: /proc/sys."""
 WRITES = {"write_text", "write_bytes", "open", "touch", "symlink_to", "mkstemp", "rename"}
 
 

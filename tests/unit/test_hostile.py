@@ -1,7 +1,7 @@
-"""Names, labels and options that want to be something else, held against every output.
+"""Hostile names, labels and options, checked in every output.
 
-Which text a place may take and what is made of it is in tests/harness/outputs.py; here are the
-texts, and the places where an engine, a container or the host can put them.
+The outputs and their limits are in tests/harness/outputs.py. Here are the texts, and the places
+where an engine, a container or the host can put them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def network_name(text: str) -> Facts:
 
 
 def everything(text: str) -> Facts:
-    # docker_gwbridge apart, a name decides nothing: both may be the same text.
+    # No name but docker_gwbridge has an effect, so both may be the same text.
     options = dict.fromkeys(OPTIONS[1:], text) | {text: text}
     net = raw_network("x", Name=text, Options=options, Labels={text: text}, Driver="bridge")
     return net, raw_container("web", Name=f"/{text}", Config={"Labels": {text: text}})
@@ -141,7 +141,7 @@ PLACES: dict[str, Callable[[str], Facts]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @TEXT
-def test_whatever_a_name_holds_every_output_bears_it(text: str, place: str) -> None:
+def test_every_output_is_safe_for_any_text_in_any_place(text: str, place: str) -> None:
     net, web = PLACES[place](text)
     engine = docker_facts.engine({"Version": text, "ApiVersion": text}, {"SecurityOptions": [text]})
     facts, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)
@@ -149,7 +149,7 @@ def test_whatever_a_name_holds_every_output_bears_it(text: str, place: str) -> N
 
 
 @TEXT
-def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
+def test_every_output_is_safe_for_any_name_in_the_list(text: str) -> None:
     listed = row(raw_container("web", Name=text))
     engine = Engine(version="28.0.0", api_version="1.48")
     facts, want = assert_harmless([[raw_network("x")], [listed]], engine, any_means_ipv6=True,
@@ -160,7 +160,7 @@ def test_a_name_in_the_list_is_borne_as_one_of_an_inspect_is(text: str) -> None:
 @every("place", ["container name", "network name", "everything"])
 @TEXT
 def test_a_name_changes_no_rule(text: str, place: str) -> None:
-    """Whatever it is called, it is forwarded by the rules that it would have as `web` on `x`."""
+    """The rules are the same for any name of container and network."""
     from ipv6natd.netfilter.render import format_ruleset
     from ipv6natd.policy.ruleset import ruleset
 
@@ -168,13 +168,15 @@ def test_a_name_changes_no_rule(text: str, place: str) -> None:
     rules = []
     for net, web in (NORMAL, PLACES[place](text)):
         _, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)
-        assert [(each.host_port, each.container_port) for each in want.mappings] == [(8080, 80)]
+        assert [(mapping.host_port, mapping.container_port) for mapping in want.mappings] == [
+            (8080, 80)
+        ]
         rules.append(format_ruleset(ruleset(want)))
     assert rules[0] == rules[1]
 
 
 @TEXT
-def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
+def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
     facts = HostFacts(
         ra_default_routes=(RaDefaultRoute(interface=text, accept_ra=1, forwarding=True),),
         global_interfaces=(text, "eth0"),
@@ -198,22 +200,22 @@ def test_what_the_host_calls_its_things_is_borne_by_check(text: str) -> None:
         host_backend=text,
         kernel_problem=f"{text}: {text}",
     )
-    said = checks(facts, evaluate(facts, nets), inputs)
+    results = checks(facts, evaluate(facts, nets), inputs)
     for options in (Options(), Options(json="short")):
-        answer = _result(said, options)
+        answer = _result(results, options)
         assert_printable(answer.text)
-        assert len(answer.text.splitlines()) == len(said) + 3
+        assert len(answer.text.splitlines()) == len(results) + 3
         assert json.loads(ctl._json(answer.value, "short")) == json.loads(json.dumps(answer.value))
 
 
 @TEXT
-def test_no_check_has_more_than_its_line(text: str) -> None:
+def test_check_prints_safe_lines_for_any_text(text: str) -> None:
     answer = _result([Check(about="a", verdict="ok", text=text, fix=text)], Options())  # type: ignore[arg-type]
     assert_printable(answer.text)
 
 
 @TEXT
-def test_what_a_tool_or_the_engine_says_of_it_is_borne_by_the_journal(text: str) -> None:
+def test_journal_is_safe_for_any_text_of_tools_and_engine(text: str) -> None:
     from logging import getLogger
 
     log, text = getLogger("ipv6natd.test"), text[:5000]  # more than a datagram holds goes to stderr
@@ -251,14 +253,14 @@ def test_an_error_of_the_bus_is_a_sentence(text: str) -> None:
 
 
 @TEXT
-def test_nothing_matches_what_nobody_is_called(text: str) -> None:
+def test_filter_without_a_match_gives_a_safe_message(text: str) -> None:
     options = Options(filters={"container": text or "x"})
     answer = _filtered_table(options, "mapping", ("A",) * 6, _mapping_cells, [])
     assert_printable(printable(answer.note))
 
 
 @TEXT
-def test_what_is_sent_comes_back(text: str) -> None:
+def test_bus_returns_the_text_that_was_sent(text: str) -> None:
     from ipv6natd.dbus.values import marshal_text
 
     (back,) = over_the_bus("s", marshal_text(text))

@@ -143,7 +143,7 @@ def test_http_that_is_to_be_verified_ends_with_78_and_a_reload_changes_nothing(
             daemon.start(wait=None)
             assert daemon.process is not None
             assert daemon.process.wait(30) == 78
-            assert "write endpoint = 'tcp://127.0.0.1:2375'" in daemon.log
+            assert "set endpoint = 'tcp://127.0.0.1:2375'" in daemon.log
             assert "8083" in sandbox.rules()
     engine.rm("x3", "x4")
 

@@ -1,4 +1,4 @@
-"""What is remembered changes no answer, and saves asking again."""
+"""The cache changes no result, and computes an unchanged item only once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ NETWORKS = [
 ]
 
 
-def anything(random: Random, name: str) -> Container:
-    """A container with ports that others may want too, and runs that come together and fall
-    apart."""
+def random_container(random: Random, name: str) -> Container:
+    """A container whose ports may conflict with others, or extend their ranges."""
     first = random.randrange(8000, 8040)
     ports = random.choice(
         [
@@ -34,14 +33,15 @@ def anything(random: Random, name: str) -> Container:
     )
     on = random.sample(NETWORKS, random.randrange(1, 3))
     endpoints = [
-        endpoint(on=each, address=str(each.subnets[0][random.randrange(2, 99)])) for each in on
+        endpoint(on=network, address=str(network.subnets[0][random.randrange(2, 99)]))
+        for network in on
     ]
     return container(name=name, on=endpoints, ports=[ports])
 
 
-def test_with_and_without_memory_all_is_the_same() -> None:
+def test_desired_and_ruleset_are_the_same_with_and_without_a_cache() -> None:
     random = Random(6)
-    wishes, rules = DesiredCache(), RulesetCache()
+    desired_cache, ruleset_cache = DesiredCache(), RulesetCache()
     containers: dict[str, Container] = {}
     networks = list(NETWORKS)
     for turn in range(300):
@@ -49,44 +49,50 @@ def test_with_and_without_memory_all_is_the_same() -> None:
         if random.random() < 0.3:
             containers.pop(name, None)
         else:
-            containers[name] = anything(random, name)
+            containers[name] = random_container(random, name)
         if turn % 50 == 49:
             networks[0] = replace(networks[0], icc=not networks[0].icc)
         facts = snapshot(*networks, *containers.values(), userland_proxy=turn % 40 < 20)
         policy = Policy(allow_direct_routing=turn % 90 > 80)
-        want = desired(facts, policy, wishes)
+        want = desired(facts, policy, desired_cache)
         assert want == desired(facts, policy)
-        assert ruleset(want, rules) == ruleset(want)
+        assert ruleset(want, ruleset_cache) == ruleset(want)
 
 
-def test_what_stays_is_asked_about_once_and_what_left_is_forgotten() -> None:
-    asked: list[str] = []
+def test_cache_computes_an_item_once_and_drops_a_missing_item() -> None:
+    computed: list[str] = []
     cached: IdentityCache[str, int] = IdentityCache()
 
-    def answer(thing: str) -> int:
-        asked.append(thing)
-        return len(asked)
+    def function(item: str) -> int:
+        computed.append(item)
+        return len(computed)
 
     one, other = "one", "other"
-    assert cached.map([one, other], answer) == [1, 2]
-    assert cached.map([other, one], answer) == [2, 1]
-    assert cached.map([one], answer, key="new") == [3]
-    assert cached.map([one], answer, key="new") == [3]
-    assert cached.map([other], answer, key="new") == [4]
-    assert cached.map([one], answer, key="new") == [5]
+    assert cached.map([one, other], function) == [1, 2]
+    assert cached.map([other, one], function) == [2, 1]
+    assert cached.map([one], function, key="new") == [3]
+    assert cached.map([one], function, key="new") == [3]
+    assert cached.map([other], function, key="new") == [4]
+    assert cached.map([one], function, key="new") == [5]
 
 
-def test_a_change_derives_anew_only_what_changed() -> None:
-    """Object by object, so that those behind it may remember too."""
-    wishes, rules = DesiredCache(), RulesetCache()
+def test_cache_a_new_container_makes_one_mapping_and_one_rule() -> None:
+    """Unchanged mappings are the same objects, so later caches know them."""
+    desired_cache, ruleset_cache = DesiredCache(), RulesetCache()
     many = [
         container(name=f"c{i}", on=NETWORKS[:1], ports=[f"{i}:80"]) for i in range(2000, 3000, 2)
     ]
-    before = desired(snapshot(*NETWORKS, *many), Policy(), wishes)
-    nat = ruleset(before, rules).nat
+    before = desired(snapshot(*NETWORKS, *many), Policy(), desired_cache)
+    nat = ruleset(before, ruleset_cache).nat
     more = container(name="more", on=NETWORKS[:1], ports=["2901:80"])
-    after = desired(snapshot(*NETWORKS, *many, more), Policy(), wishes)
-    assert len({id(each) for each in after.mappings} - {id(each) for each in before.mappings}) == 1
+    after = desired(snapshot(*NETWORKS, *many, more), Policy(), desired_cache)
+    assert (
+        len(
+            {id(mapping) for mapping in after.mappings}
+            - {id(mapping) for mapping in before.mappings}
+        )
+        == 1
+    )
     old = {id(rule) for chain in nat.chains for rule in chain.rules if rule.protocol}
-    new = [rule for chain in ruleset(after, rules).nat.chains for rule in chain.rules]
+    new = [rule for chain in ruleset(after, ruleset_cache).nat.chains for rule in chain.rules]
     assert [rule.ports for rule in new if rule.protocol and id(rule) not in old] == [(2901, 2901)]

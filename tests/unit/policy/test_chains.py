@@ -1,5 +1,5 @@
-"""Many rules in chains of a few: what a packet passes, what a change writes, and that neither
-makes another rule win."""
+"""Many rules in small chains: how many rules a packet passes, what a change writes, and that the
+same rule matches as in one flat chain."""
 
 from __future__ import annotations
 
@@ -49,31 +49,31 @@ def web(ports: Iterable[int], *more: str, on: Network = X, name: str = "web") ->
 
 
 def chains(table: TableRules) -> dict[str, Chain]:
-    return {each.name: each for each in table.chains}
+    return {chain.name: chain for chain in table.chains}
 
 
 def many_networks(count: int, *, internal: bool = False) -> list[Network]:
-    """With bridges as Docker names them."""
+    """Networks with bridge names in Docker's form."""
     subnets = (f"fd00:0:0:{number:x}::/64" for number in range(count))
     made = [network(name=subnet, subnet=subnet, internal=internal) for subnet in subnets]
-    return [replace(each, bridge=f"br-{each.id[:12]}") for each in made]
+    return [replace(network, bridge=f"br-{network.id[:12]}") for network in made]
 
 
 # Ports.
 
 
-def test_a_hundred_ports_stay_in_one_chain() -> None:
+def test_by_port_a_hundred_rules_stay_in_one_chain() -> None:
     assert "IPV6NAT-TCP" not in chains(rules(X, web(range(0, 200, 2)[1:])).nat)
     assert "IPV6NAT-TCP" in chains(rules(X, web(range(2, 206, 2))).nat)
 
 
-def test_each_port_stands_in_the_chain_that_names_it() -> None:
+def test_by_port_a_rule_is_in_the_chain_with_its_ports_in_the_name() -> None:
     found = chains(rules(X, web(SCATTERED)).nat)
     leaf = found["IPV6NAT-TCP-49984-50015"]
     assert [rule.ports for rule in leaf.rules] == [
         (port, port) for port in SCATTERED if 49984 <= port <= 50015
     ]
-    assert max(len(each.rules) for each in found.values()) <= 32
+    assert max(len(chain.rules) for chain in found.values()) <= 32
 
 
 @pytest.mark.parametrize(
@@ -84,20 +84,20 @@ def test_each_port_stands_in_the_chain_that_names_it() -> None:
         ("4100-4110", "IPV6NAT-UDP-4096-4127"),
     ],
 )
-def test_a_run_stays_one_rule_in_the_first_chain_that_holds_it(run: str, chain: str) -> None:
+def test_by_port_a_range_stays_one_rule_in_the_smallest_chain(run: str, chain: str) -> None:
     """R4."""
     found = rules(X, web(SCATTERED, f"{run}:{run}/udp"), proxy=False).nat
     first, _, last = run.partition("-")
     (holder,) = (
-        each.name
-        for each in found.chains
-        for rule in each.rules
-        if rule.ports == (int(first), int(last)) and "UDP" in each.name
+        chain_.name
+        for chain_ in found.chains
+        for rule in chain_.rules
+        if rule.ports == (int(first), int(last)) and "UDP" in chain_.name
     )
     assert holder == chain
 
 
-def test_a_new_port_moves_no_other() -> None:
+def test_by_port_a_new_port_moves_no_other_rule() -> None:
     before = wanted(X, web(SCATTERED), proxy=False)
     for port in (50_000, 65_535):
         after = wanted(X, web([*SCATTERED, port]), proxy=False)
@@ -109,11 +109,11 @@ def test_a_new_port_moves_no_other() -> None:
             assert set(chain.rules) <= set(chains(new.nat)[name].rules)
 
 
-def test_a_port_that_goes_takes_its_empty_chain_along() -> None:
+def test_by_port_removing_the_last_rule_deletes_its_chains() -> None:
     old, new = rules(X, web([*SCATTERED, 65_535])), rules(X, web(SCATTERED))
     steps = diff(applied=old, interim=new.filter, wanted=new, observed=None)
-    (step,) = (each for each in steps if each.table is Table.NAT)
-    assert [each.name for each in step.chains] == ["IPV6NAT-TCP"]
+    (step,) = (step for step in steps if step.table is Table.NAT)
+    assert [chain.name for chain in step.chains] == ["IPV6NAT-TCP"]
     assert set(step.delete) == {
         "IPV6NAT-TCP-61440-65535",
         "IPV6NAT-TCP-65024-65535",
@@ -121,17 +121,17 @@ def test_a_port_that_goes_takes_its_empty_chain_along() -> None:
     }
 
 
-def test_the_order_of_the_engines_list_changes_nothing() -> None:
-    each = [web(range(port, port + 50, 2), name=f"c{port}") for port in range(1000, 9000, 50)]
-    mixed = Random(1).sample(each, len(each))
-    assert rules(X, *each) == rules(X, *mixed)
+def test_ruleset_is_the_same_for_containers_in_any_order() -> None:
+    containers = [web(range(port, port + 50, 2), name=f"c{port}") for port in range(1000, 9000, 50)]
+    mixed = Random(1).sample(containers, len(containers))
+    assert rules(X, *containers) == rules(X, *mixed)
 
 
 @pytest.mark.parametrize("proxy", [True, False])
-def test_a_split_chain_does_with_every_packet_what_the_flat_one_does(
+def test_by_port_a_tree_and_a_flat_chain_treat_packets_alike(
     proxy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs and single ports, all addresses and one, before and behind each other."""
+    """Ranges and single ports, wildcards and addresses, in every order."""
     facts = (
         X,
         Y,
@@ -157,21 +157,23 @@ def test_a_split_chain_does_with_every_packet_what_the_flat_one_does(
 # Bridges.
 
 
-def test_a_packet_finds_its_bridge_among_many_by_few_rules() -> None:
-    """I14: what is established passes a handful of rules, however many networks there are."""
+def test_by_bridge_a_packet_passes_few_rules_among_many_networks() -> None:
+    """I14: the number of rules for established packets does not grow with the networks."""
     networks = many_networks(200)
     found = rules(*networks).filter
     passed = [walked(found, packet) for packet in established(networks)]
     assert max(passed) < 60
 
 
-def test_a_packet_finds_its_bridge_among_many_closed_ones_too() -> None:
+def test_by_bridge_a_packet_passes_few_rules_among_many_closed_networks() -> None:
     networks = [*many_networks(100, internal=True), network(name="open", subnet="fd00:a::/64")]
     found = rules(*networks).filter
     assert max(walked(found, packet) for packet in established(networks[-1:])) < 60
 
 
-def test_bridges_in_chains_are_accepted_and_cut_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_bridge_a_tree_and_a_flat_chain_treat_packets_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     open_, closed = many_networks(40), many_networks(80, internal=True)[40:]
     named = network(name="named", subnet="fd00:a::/64", bridge="br-")
     divided = format_ruleset(rules(*open_, *closed, named))
@@ -179,20 +181,20 @@ def test_bridges_in_chains_are_accepted_and_cut_as_in_one(monkeypatch: pytest.Mo
     flat = format_ruleset(rules(*open_, *closed, named))
     assert "IPV6NAT-CIN-br-" in divided
     assert "IPV6NAT-CIN-br-" not in flat
-    some = [each.bridge for each in (*open_[:6], *closed[:6], named)]
-    for coming, going in product(("ext0", *some), repeat=2):
+    some = [network.bridge for network in (*open_[:6], *closed[:6], named)]
+    for incoming, outgoing in product(("ext0", *some), repeat=2):
         packet = trace.Packet(
             source=CLIENT,
             destination=HOST,
-            in_interface=coming,
-            out_interface=going,
+            in_interface=incoming,
+            out_interface=outgoing,
             state=trace.State.ESTABLISHED,
         )
-        assert forwarded(divided, packet) == forwarded(flat, packet), (coming, going)
+        assert forwarded(divided, packet) == forwarded(flat, packet), (incoming, outgoing)
 
 
 @pytest.mark.parametrize("longest", [True, False])
-def test_no_name_is_longer_than_the_kernel_takes(longest: bool) -> None:
+def test_chain_names_are_no_longer_than_the_kernel_allows(longest: bool) -> None:
     names = [f"{'x' * 13}{a}{b}" for a in "ab" for b in "cdefghijklmnopqrst"]
     networks = [
         network(name=name, subnet=f"fd00:0:0:{at:x}::/64", bridge=name, internal=longest)
@@ -206,14 +208,14 @@ def test_no_name_is_longer_than_the_kernel_takes(longest: bool) -> None:
 
 
 def established(networks: Iterable[Network]) -> Iterator[trace.Packet]:
-    """Both directions of a flow between each of them and the outside."""
-    for each in networks:
-        for ways in (("ext0", each.bridge), (each.bridge, "ext0")):
+    """Both directions of a flow between every network and the outside."""
+    for net in networks:
+        for incoming, outgoing in (("ext0", net.bridge), (net.bridge, "ext0")):
             yield trace.Packet(
                 source=CLIENT,
-                destination=each.subnets[0][2],
-                in_interface=ways[0],
-                out_interface=ways[1],
+                destination=net.subnets[0][2],
+                in_interface=incoming,
+                out_interface=outgoing,
                 state=trace.State.ESTABLISHED,
             )
 
@@ -223,7 +225,7 @@ def forwarded(text: str, packet: trace.Packet) -> object:
 
 
 def walked(table: TableRules, packet: trace.Packet) -> int:
-    """How many rules the packet is compared with on its way through FORWARD."""
+    """The number of rules in FORWARD with which the packet is compared."""
     seen: list[trace.Rule] = []
     host = trace.Host(links=())
     text = format_ruleset(Ruleset(filter=table))

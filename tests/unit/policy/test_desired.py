@@ -1,4 +1,4 @@
-"""Who owns which port: the scenarios as facts in, mappings and reasons out."""
+"""Which container owns which port: scenarios as facts, with the expected mappings and reasons."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ip6_off(on: Network) -> Container:
 
 
 def chosen(address: str, host_port: int) -> PortBinding:
-    """A binding whose address nobody asked for."""
+    """A binding whose address the engine chose."""
     return replace(binding(address=address, host_port=host_port), explicit_address=False)
 
 
@@ -75,7 +75,7 @@ class Case:
     facts: Snapshot
     mappings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    """What each reason says, in their order."""
+    """A part of every reason, in the order of the result."""
     policy: Policy = DEFAULT
 
 
@@ -318,12 +318,12 @@ def test_scenario(name: str) -> None:
     want = desired(case.facts, case.policy)
     assert lines(want) == list(case.mappings)
     assert len(want.skipped) == len(case.skipped)
-    for said, skipped in zip(case.skipped, want.skipped, strict=True):
-        assert said in skipped.reason
+    for reason, skipped in zip(case.skipped, want.skipped, strict=True):
+        assert reason in skipped.reason
 
 
 @pytest.mark.parametrize(
-    ("bindings", "said"),
+    ("bindings", "text"),
     [
         (
             (chosen("0.0.0.0", 32768), chosen("::", 32769)),
@@ -337,16 +337,18 @@ def test_scenario(name: str) -> None:
     ids=["apart", "together", "two of them", "as asked", "one as asked"],
 )
 @pytest.mark.parametrize("default", [None, TEN], ids=["", "host_binding_ipv6"])
-def test_numbers_that_the_engine_chose_apart_are_warned_of(
-    bindings: tuple[PortBinding, ...], said: str, default: IPv6Address | None
+def test_different_host_ports_for_ipv4_and_ipv6_give_a_warning(
+    bindings: tuple[PortBinding, ...], text: str, default: IPv6Address | None
 ) -> None:
-    """R7: the DNAT is on the IPv6 one, as for any binding."""
+    """R7: the DNAT is for the host port of the IPv6 binding."""
     network = replace(X, host_binding_ipv6=default)
     want = desired(snapshot(network, replace(web(), bindings=bindings)), Policy())
     assert len(lines(want)) == len([b for b in bindings if isinstance(b.host_address, IPv6Address)])
     warnings = want.networks[0].warnings
-    assert len(warnings) == bool(said)
-    assert all(said in each and "port 80/tcp of container 'web'" in each for each in warnings)
+    assert len(warnings) == bool(text)
+    assert all(
+        text in warning and "port 80/tcp of container 'web'" in warning for warning in warnings
+    )
 
 
 def test_a_mapping_carries_the_bridge_of_its_network() -> None:
@@ -357,7 +359,7 @@ def test_a_mapping_carries_the_bridge_of_its_network() -> None:
 
 
 def test_a_paused_container_keeps_its_ports() -> None:
-    """P10: paused, it is running for the engine, so the facts are the same."""
+    """P10: for the engine, a paused container is running, so the facts are the same."""
     raw = recorded("inspect-web.json")
     engine = Engine(version="20.10.24", api_version="1.41")
     before = docker_facts.container(raw, engine)
@@ -365,24 +367,24 @@ def test_a_paused_container_keeps_its_ports() -> None:
     assert docker_facts.container(raw, engine) == before
 
 
-def test_the_recorded_engine_as_a_whole() -> None:
+def test_desired_for_the_recorded_answers_of_engine_20_10() -> None:
     """P11, P13, P15, I10 and R2 with_old_networks, as a real engine 20.10 words them."""
     engine = docker_facts.engine(recorded("version.json"), recorded("info.json"))
-    facts = [docker_facts.network(each) for each in recorded("networks.json")]
+    facts = [docker_facts.network(answer) for answer in recorded("networks.json")]
     names = ("web", "in", "def", "noip6", "ho", "sh")
     found = [docker_facts.container(recorded(f"inspect-{name}.json"), engine) for name in names]
-    known = [each for each in (*facts, *found) if each is not None]
+    known = [fact for fact in (*facts, *found) if fact is not None]
     want = desired(snapshot(*known), Policy())
-    assert [each.name for each in want.networks] == ["bridge", "neti", "netx"]
-    # web's way out is the network gua, by name: what is not ours is left to the engine.
+    assert [network.name for network in want.networks] == ["bridge", "neti", "netx"]
+    # The gateway network of web is gua, by its name, and gua is not managed.
     assert lines(want) == ["tcp [::]:32769 -> def [fd00:dead:beef::242:ac11:2]:90"]
-    assert [(each.network, each.container_name, each.port) for each in want.skipped] == [
+    assert [(skip.network, skip.container_name, skip.port) for skip in want.skipped] == [
         ("gua", "", ""),
         ("", "noip6", "80/tcp"),
     ]
 
 
-# The way out of a container with several networks.
+# The gateway of a container with several networks.
 
 A_AND_Z = (network(name="a", subnet="fd00:1::/64"), network(name="z", subnet="fd00:2::/64"))
 
@@ -428,26 +430,28 @@ A_AND_Z = (network(name="a", subnet="fd00:1::/64"), network(name="z", subnet="fd
         ),
     ],
 )
-def test_the_way_out_follows_dockers_order(first: Endpoint, second: Endpoint) -> None:
-    known = {each.id: each for each in (X, Y, INTERNAL, GWBRIDGE, *A_AND_Z)}
+def test_gateway_attachment_follows_dockers_order(first: Endpoint, second: Endpoint) -> None:
+    known = {network.id: network for network in (X, Y, INTERNAL, GWBRIDGE, *A_AND_Z)}
     for order in permutations((first, second)):
         found = gateway_attachment(attachments(container(on=order), known.values()))
         assert found is not None
         assert found.endpoint == first
 
 
-def test_without_an_ipv6_gateway_there_is_no_way_out() -> None:
+def test_gateway_attachment_is_none_without_an_ipv6_gateway() -> None:
     assert (
         gateway_attachment(attachments(container(on=[endpoint(on=X, gateways="4")]), [X])) is None
     )
     assert gateway_attachment(attachments(container(), [X])) is None
 
 
-def test_the_order_of_facts_decides_nothing() -> None:
-    """M1: stable over resyncs, whatever order the engine's dictionaries have."""
-    places = [endpoint(on=each) for each in (X, Y, INTERNAL, GWBRIDGE)]
+def test_desired_is_the_same_for_facts_in_any_order() -> None:
+    """M1: the result does not depend on the order in the engine's answers."""
+    endpoints = [endpoint(on=network) for network in (X, Y, INTERNAL, GWBRIDGE)]
     containers = [
-        container(name=name, on=places, ports=[f"{port}:80", "9000:9000", "[2001:db8::1]:9000:1"])
+        container(
+            name=name, on=endpoints, ports=[f"{port}:80", "9000:9000", "[2001:db8::1]:9000:1"]
+        )
         for name, port in (("a", 8001), ("b", 8002), ("c", 8003))
     ]
     facts: list[Network | Container] = [X, Y, INTERNAL, GWBRIDGE, GUA, *containers]
@@ -455,14 +459,14 @@ def test_the_order_of_facts_decides_nothing() -> None:
     shuffle = random.Random(1).shuffle
     for _ in range(20):
         shuffle(facts)
-        shuffle(places)
-        turned = [
-            replace(each, endpoints=tuple(places), bindings=each.bindings[::-1])
-            if isinstance(each, Container)
-            else each
-            for each in facts
+        shuffle(endpoints)
+        reordered = [
+            replace(fact, endpoints=tuple(endpoints), bindings=fact.bindings[::-1])
+            if isinstance(fact, Container)
+            else fact
+            for fact in facts
         ]
-        assert desired(snapshot(*turned, userland_proxy=False), Policy()) == expected
+        assert desired(snapshot(*reordered, userland_proxy=False), Policy()) == expected
 
 
 # Conflicts.
@@ -473,24 +477,24 @@ def rivals(*ports: str, names: tuple[str, str] = ("one", "two")) -> Desired:
     return desired(snapshot(X, *both), Policy())
 
 
-def test_of_two_that_claim_a_port_the_lower_id_has_it() -> None:
-    """Decision 14: one wins by a fixed rule, the other is shown with the reason."""
+def test_conflict_the_container_with_the_lower_id_gets_the_port() -> None:
+    """Decision 14: a fixed rule decides, and the other container is skipped with the reason."""
     want = rivals("8080:80")
     assert lines(want) == ["tcp [::]:8080 -> one [fd00:a::2]:80"]
-    (beaten,) = want.skipped
-    assert (beaten.container_name, beaten.network, beaten.port) == ("two", "x", "80/tcp")
-    assert "[::]:8080 already belongs to container 'one'" in beaten.reason
+    (lost,) = want.skipped
+    assert (lost.container_name, lost.network, lost.port) == ("two", "x", "80/tcp")
+    assert "[::]:8080 already belongs to container 'one'" in lost.reason
 
 
-def test_every_beaten_port_of_a_run_is_shown() -> None:
+def test_conflict_every_lost_port_of_a_range_is_skipped() -> None:
     want = rivals("8080-8082:80-82")
-    assert [each.port for each in want.skipped] == ["80/tcp", "81/tcp", "82/tcp"]
+    assert [skip.port for skip in want.skipped] == ["80/tcp", "81/tcp", "82/tcp"]
 
 
-def test_a_container_that_claims_a_port_twice_for_two_of_its_own_gets_the_lower() -> None:
+def test_conflict_in_one_container_the_lower_container_port_wins() -> None:
     want = desired(snapshot(X, web("[::]:8080:81", "[::]:8080:80")), Policy())
     assert lines(want) == [TO_WEB]
-    assert [each.port for each in want.skipped] == ["81/tcp"]
+    assert [skip.port for skip in want.skipped] == ["81/tcp"]
 
 
 def test_a_wildcard_and_an_address_do_not_conflict() -> None:
@@ -506,7 +510,7 @@ def test_a_network_that_is_not_managed_is_skipped_once() -> None:
     assert "widen nat_prefixes" in skipped.reason
 
 
-def test_of_two_networks_that_claim_one_bridge_the_first_by_name_has_it() -> None:
+def test_two_networks_with_one_bridge_the_first_by_name_is_managed() -> None:
     twin = network(name="y", subnet="fd00:b::/64", bridge=X.bridge)
     want = desired(snapshot(twin, X, web("8080:80"), web("81:81", on=twin)), Policy())
     assert want.networks == (X,)
@@ -516,7 +520,7 @@ def test_of_two_networks_that_claim_one_bridge_the_first_by_name_has_it() -> Non
     assert skipped.reason == "its bridge brX belongs to network 'x'"
 
 
-# Runs.
+# Ranges.
 
 
 @pytest.mark.parametrize(
@@ -559,17 +563,17 @@ def test_of_two_networks_that_claim_one_bridge_the_first_by_name_has_it() -> Non
         "all",
     ],
 )
-def test_ports_make_a_run_as_long_as_they_keep_step(
+def test_consecutive_ports_with_one_shift_make_one_mapping(
     ports: tuple[str, ...], expected: list[str]
 ) -> None:
     """R4, R5."""
     assert lines(desired(snapshot(X, web(*ports)), Policy())) == expected
 
 
-def test_a_run_ends_where_another_container_begins() -> None:
+def test_a_range_ends_at_the_port_of_another_container() -> None:
     other = container(name="b", on=[endpoint(on=X, address="fd00:a::3")], ports=["11:11"])
     want = desired(snapshot(X, web("10:10", "12:12"), other), Policy())
-    assert [line(each) for each in want.mappings] == [
+    assert [line(mapping) for mapping in want.mappings] == [
         "tcp [::]:10 -> web [fd00:a::2]:10",
         "tcp [::]:11 -> b [fd00:a::3]:11",
         "tcp [::]:12 -> web [fd00:a::2]:12",
@@ -579,9 +583,9 @@ def test_a_run_ends_where_another_container_begins() -> None:
 # Without a userland proxy.
 
 
-def refused(*ports: str, userland_proxy: bool = False) -> list[tuple[Protocol, str, int, int]]:
+def rejected(*ports: str, userland_proxy: bool = False) -> list[tuple[Protocol, str, int, int]]:
     want = desired(snapshot(X, web(*ports), userland_proxy=userland_proxy), Policy())
-    assert all(isinstance(each, RejectedPorts) for each in want.rejected)
+    assert all(isinstance(ports, RejectedPorts) for ports in want.rejected)
     return [(r.protocol, str(r.host_address), r.first, r.last) for r in want.rejected]
 
 
@@ -601,23 +605,23 @@ TCP, UDP = Protocol.TCP, Protocol.UDP
         ((), []),
     ],
 )
-def test_without_a_proxy_what_cannot_be_forwarded_is_refused(
+def test_without_a_proxy_ports_reject_clients_that_cannot_be_forwarded(
     ports: tuple[str, ...], expected: list[tuple[Protocol, str, int, int]]
 ) -> None:
-    """H3, H14, B6: host ports in runs, whatever they lead to."""
-    assert refused(*ports) == expected
+    """H3, H14, B6: ranges of host ports, independent of the container ports."""
+    assert rejected(*ports) == expected
 
 
-def test_with_a_proxy_nothing_is_refused() -> None:
+def test_with_a_proxy_nothing_is_rejected() -> None:
     """H2."""
-    assert refused("8080:80", "[::1]:81:81", userland_proxy=True) == []
+    assert rejected("8080:80", "[::1]:81:81", userland_proxy=True) == []
 
 
-# The moment between two states.
+# During a change.
 
 
-def test_together_has_the_networks_of_both_and_the_rest_of_the_new() -> None:
-    """P6, C5: what nat still has rules for stays guarded."""
+def test_with_old_networks_has_both_networks_and_the_new_mappings() -> None:
+    """P6, C5: a network with rules in nat stays closed."""
     old = desired(snapshot(X, web("8080:80")), Policy())
     new = desired(snapshot(Y, web("81:81", on=Y)), Policy())
     both = with_old_networks(old, new)
@@ -625,13 +629,13 @@ def test_together_has_the_networks_of_both_and_the_rest_of_the_new() -> None:
     assert both.mappings == new.mappings
 
 
-def test_together_takes_the_new_facts_of_a_network_that_stays() -> None:
+def test_with_old_networks_takes_the_new_facts_of_a_network() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(replace(X, icc=False)), Policy())
     assert with_old_networks(old, new) == new
 
 
-def test_together_keeps_one_network_a_bridge() -> None:
+def test_with_old_networks_keeps_one_network_per_bridge() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(network(name="other", bridge=X.bridge)), Policy())
     assert with_old_networks(old, new) == new

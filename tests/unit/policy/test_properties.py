@@ -1,4 +1,4 @@
-"""What holds for any input. The same inputs on every run; each test begins with its invariant."""
+"""Properties for any input, with the same inputs on every run; a docstring states the property."""
 
 from __future__ import annotations
 
@@ -182,25 +182,29 @@ VERSIONS = ["20.10.24", "20.10.5", "28.0.0", "", "x"]
 def test_no_answer_of_an_engine_raises_or_reaches_rule_text(
     answers: dict[str, Any], version: str, any_means_ipv6: bool, userland_proxy: bool
 ) -> None:
-    """Whatever JSON an engine answers, nothing raises, and every line of rule text is made of our
-    chains, interface names, addresses, numbers and a few fixed words."""
+    """For any JSON from an engine, nothing raises, and rule text contains only our chains,
+    interface names, addresses, numbers and a few fixed words."""
     engine = Engine(version=version, api_version="")
-    rows = [each for each in answers.values() if isinstance(each, list)]
+    rows = [answer for answer in answers.values() if isinstance(answer, list)]
     assert_harmless(rows, engine, any_means_ipv6=any_means_ipv6, proxy=userland_proxy)
 
 
 def assert_harmless(
     rows: list[list[Any]], engine: Engine, *, any_means_ipv6: bool, proxy: bool
 ) -> tuple[Snapshot, Desired]:
-    """What the rows make of lists and inspects is in the grammar; returns facts and wish."""
-    networks = [docker_facts.network(each) for row in rows for each in row]
-    containers = [docker_facts.container(each, engine) for row in rows for each in row]
+    """Asserts that the rules for these lists and inspects are in the grammar."""
+    networks = [docker_facts.network(answer) for row in rows for answer in row]
+    containers = [docker_facts.container(answer, engine) for row in rows for answer in row]
     for known in filter(None, containers):
-        docker_facts.needs_inspect(known, engine, {each.id: each for each in networks if each})
+        docker_facts.needs_inspect(
+            known, engine, {network.id: network for network in networks if network}
+        )
         docker_facts.matches_inspect(known, containers[0])
     facts = Snapshot(
-        networks=tuple({each.id: each for each in networks if each}.values()),
-        containers=tuple({each.id: each for each in containers if each}.values()),
+        networks=tuple({network.id: network for network in networks if network}.values()),
+        containers=tuple(
+            {container.id: container for container in containers if container}.values()
+        ),
         userland_proxy=proxy,
     )
     policy = Policy(
@@ -211,7 +215,7 @@ def assert_harmless(
     rules = ruleset(want)
     for line in format_ruleset(rules).split("\n")[:-1]:
         assert GRAMMAR.fullmatch(line), line
-    shown = [text for each in want.skipped for text in (each.network, each.port, each.reason)]
+    shown = [text for skip in want.skipped for text in (skip.network, skip.port, skip.reason)]
     assert all(len(text.encode()) < 5000 for text in shown)
     firewall = FakeFirewall()
     write(firewall, want, None)
@@ -222,15 +226,15 @@ def assert_harmless(
 @bounded
 @given(any_json)
 def test_no_event_raises(event: object) -> None:
-    """Whatever an event holds, it names a container, a network or nobody, and never raises."""
+    """Any event names a container, a network or nothing, and never raises."""
     named = docker_facts.event_subjects(event)
-    assert all(isinstance(each, str) for each in named)
+    assert all(isinstance(name, str) for name in named)
     assert docker_facts.engine(event, event).version.encode()
     assert docker_facts.quoted(event).isascii()
 
 
-def test_the_grammar_refuses_what_it_should() -> None:
-    """The whitelist above is one: it takes no quote, no blank in a name and no second target."""
+def test_the_grammar_rejects_foreign_words() -> None:
+    """The grammar has no quote, no blank in a name and no second target."""
     for bad in (
         "-A IPV6NAT-FORWARD -i br+ -j ACCEPT",
         "-A IPV6NAT-FORWARD -i -j -j ACCEPT",
@@ -297,12 +301,12 @@ def states(draw: st.DrawFn) -> Desired:
         on = draw(st.lists(st.sampled_from(networks), min_size=1, unique=True))
         endpoints = tuple(
             Endpoint(
-                network_id=each.id,
-                address=each.subnets[0][index + 2],
+                network_id=network.id,
+                address=network.subnets[0][index + 2],
                 has_gateway6=True,
                 gw_priority=draw(st.integers(0, 1)),
             )
-            for each in on
+            for network in on
         )
         ports = tuple(b for run in draw(st.lists(bindings(), max_size=3)) for b in run)
         name = f"c{index}"
@@ -343,7 +347,7 @@ COMMIT
 
 
 class WatchedFirewall(FakeFirewall):
-    """Fails the test as soon as a write touches what is not ours."""
+    """Fails the test as soon as a write changes rules that are not ours."""
 
     def __init__(self, *loaded: str) -> None:
         super().__init__()
@@ -380,7 +384,7 @@ def write(firewall: FakeFirewall, want: Desired, before: Desired | None) -> None
 
 
 def by_chain(firewall: FakeFirewall) -> dict[str, list[str]]:
-    """The dump without the order in which chains were made, which decides nothing."""
+    """The rules of the dump by chain, without the order in which chains were created."""
     found: dict[str, list[str]] = {}
     table = ""
     for line in firewall.dump().splitlines():
@@ -395,11 +399,11 @@ def by_chain(firewall: FakeFirewall) -> dict[str, list[str]]:
 
 @bounded
 @given(firewalls, st.lists(states(), min_size=1, max_size=5))
-def test_any_way_to_a_state_ends_like_the_direct_one(
+def test_writes_in_steps_end_like_one_full_write(
     loaded: tuple[str, ...], wants: list[Desired]
 ) -> None:
-    """Whatever states came before, the tables end as one full write of the last would make them,
-    a second pass writes nothing, foreign rules never change, and removing gives back the start."""
+    """After any states the tables are as after one full write of the last state, a second pass
+    writes nothing, foreign rules never change, and removal restores the first tables."""
     firewall, direct = WatchedFirewall(*loaded), WatchedFirewall(*loaded)
     before = None
     for want in wants:
@@ -415,10 +419,10 @@ def test_any_way_to_a_state_ends_like_the_direct_one(
 
 @bounded
 @given(firewalls, st.lists(st.tuples(states(), st.integers(0, 4)), min_size=1, max_size=5))
-def test_failed_writes_leave_nothing_wrong_behind(
+def test_a_full_pass_after_failed_writes_gives_the_wanted_state(
     loaded: tuple[str, ...], wants: list[tuple[Desired, int]]
 ) -> None:
-    """Whichever writes fail on the way, one whole pass more ends in the state that is wanted."""
+    """After any failed writes, one full pass writes the wanted state."""
     firewall, direct = WatchedFirewall(*loaded), WatchedFirewall(*loaded)
     before: Desired | None = None
     for want, fails_at in wants:
@@ -441,25 +445,24 @@ def test_failed_writes_leave_nothing_wrong_behind(
 
 @bounded
 @given(states(), states())
-def test_a_port_is_never_forwarded_without_a_guard(old: Desired, new: Desired) -> None:
-    """Between any two writes each DNAT in the nat table leads to a bridge that the filter table
-    closes to everything else."""
+def test_between_writes_the_filter_closes_every_target_of_dnat(old: Desired, new: Desired) -> None:
+    """Between any two writes, the filter table closes the bridge of every DNAT target to all other
+    packets."""
     firewall, both = FakeFirewall(), (*old.mappings, *new.mappings)
     write(firewall, old, None)
     for change in changes(firewall, new, old):
         firewall.write(change)
         dump = firewall.dump()
         for address in set(re.findall(r"--to-destination \[?([0-9a-f:]+)", dump)):
-            # More than one where the network of that address moves to another bridge.
-            mine = {each.bridge for each in both if str(each.container_address) == address}
+            # More than one if the network of the address moves to another bridge.
+            mine = {mapping.bridge for mapping in both if str(mapping.container_address) == address}
             assert any(f"! -i {bridge} -o {bridge} -j DROP" in dump for bridge in mine)
 
 
 @bounded
 @given(states())
-def test_what_is_rendered_is_text_of_one_transaction(want: Desired) -> None:
-    """Whatever is wanted, a change is one table from its name to its COMMIT, and every rule in
-    it stands in the grammar."""
+def test_a_formatted_change_is_one_transaction_in_the_grammar(want: Desired) -> None:
+    """A change is one table, from its name to its COMMIT, and all its rules are in the grammar."""
     rules = ruleset(want)
     for change in diff(applied=EMPTY, interim=rules.filter, wanted=rules, observed=None):
         lines = format_change(change).splitlines()
@@ -472,11 +475,11 @@ def test_what_is_rendered_is_text_of_one_transaction(want: Desired) -> None:
 
 
 Packet = tuple[IPv6Address, Protocol, int, str]
-"""Destination, protocol, port and the interface it comes in by."""
+"""Destination, protocol, port and input interface."""
 
 
-def lands(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
-    """Where the chain sends a packet of a client outside: "address port", or empty."""
+def dnat_target(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
+    """The DNAT target of a packet from outside, as "address port", or empty."""
     address, protocol, port, in_interface = packet
     for rule in chains.get(name, []):
         unknown = (rule.out_interface, rule.not_out_interface, rule.states, rule.not_destination)
@@ -492,25 +495,25 @@ def lands(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
             and (rule.ports is None or rule.ports[0] <= port <= rule.ports[1])
         )
         if hit and isinstance(rule.target, Jump):
-            return lands(chains, rule.target.chain, packet)
+            return dnat_target(chains, rule.target.chain, packet)
         if hit and isinstance(rule.target, Dnat):
             return f"{rule.target.address} {rule.target.port or port}"
         if hit:
-            # The proxy's business, or nobody's.
+            # The packet goes to the proxy or to the host.
             assert rule.target in (Verdict.RETURN, Verdict.REDIRECT)
             return ""
     return ""
 
 
 def owner(want: Desired, packet: Packet) -> Mapping | None:
-    """The mapping that has the port: one of this very address before one of all addresses."""
+    """The mapping that owns the port: for this address first, else for all addresses."""
     address, protocol, port, _ = packet
     for host_address in (address, ANY):
         mine = [
-            each
-            for each in want.mappings
-            if (each.protocol, each.host_address) == (protocol, host_address)
-            and each.host_port <= port <= each.host_port_end
+            mapping
+            for mapping in want.mappings
+            if (mapping.protocol, mapping.host_address) == (protocol, host_address)
+            and mapping.host_port <= port <= mapping.host_port_end
         ]
         assert len(mine) <= 1
         if mine:
@@ -521,12 +524,12 @@ def owner(want: Desired, packet: Packet) -> Mapping | None:
 @settings(bounded, max_examples=100)
 @given(states())
 def test_no_packet_has_two_owners(want: Desired) -> None:
-    """For any address, protocol, port and interface the first DNAT that matches is that of the
-    one mapping that owns the port, shifted ones included; where the owner's own neighbours are
-    the proxy's business, and on internal networks, there is none."""
+    """For any address, protocol, port and interface the first DNAT that matches belongs to the
+    mapping that owns the port. Packets from internal networks match none and, with the proxy on,
+    packets from the owner's bridge match none."""
     nat = {chain.name: list(chain.rules) for chain in ruleset(want).nat.chains}
-    internal = {each.bridge for each in want.networks if each.internal}
-    interfaces = ["eth0", *(each.bridge for each in want.networks)]
+    internal = {network.bridge for network in want.networks if network.internal}
+    interfaces = ["eth0", *(network.bridge for network in want.networks)]
     others = [IPv6Address(f"2001:db8::{i}") for i in (1, 2, 3)]
     for packet in product(others, Protocol, range(14), interfaces):
         mine, in_interface = owner(want, packet), packet[3]
@@ -535,4 +538,4 @@ def test_no_packet_has_two_owners(want: Desired) -> None:
         if mine and in_interface not in internal and not neighbours:
             inside = mine.container_port + packet[2] - mine.host_port
             expected = f"{mine.container_address} {inside}"
-        assert lands(nat, "IPV6NAT-PRE", packet) == expected
+        assert dnat_target(nat, "IPV6NAT-PRE", packet) == expected

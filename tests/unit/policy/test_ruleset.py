@@ -1,6 +1,6 @@
-"""What stands in the kernel for what is wanted: whole texts, and the order that matters in them.
+"""The rules for given facts: reviewed texts of whole tables, and the order that matters in them.
 
-`UPDATE_GOLDEN=1 pytest tests/unit/policy/test_ruleset.py` writes the texts; read the difference.
+`UPDATE_GOLDEN=1 pytest tests/unit/policy/test_ruleset.py` writes the texts; review the difference.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def facts_of(situation: str, proxy: str) -> Snapshot:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_rules_are_those_that_were_reviewed(case: str) -> None:
+def test_ruleset_equals_the_reviewed_golden(case: str) -> None:
     path = GOLDEN / f"{case}.txt"
     text = format_ruleset(rules_of(case))
     if os.environ.get("UPDATE_GOLDEN"):
@@ -136,11 +136,11 @@ def test_the_rules_are_those_that_were_reviewed(case: str) -> None:
     assert text == path.read_text()
 
 
-def test_no_reviewed_rules_are_left_of_cases_that_are_gone() -> None:
+def test_every_golden_belongs_to_a_case() -> None:
     assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(CASES)
 
 
-# The order that design decisions rest on, by hand, in the largest case.
+# The order on which design decisions depend, in the largest case.
 
 
 SYN_ONLY = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
@@ -149,33 +149,33 @@ SYN_ONLY = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
 def texts(desired: Desired, name: str) -> list[str]:
     """The rules of one chain for this state."""
     rules = ruleset(desired)
-    (made,) = (each for each in (*rules.filter.chains, *rules.nat.chains) if each.name == name)
-    return [format_rule(rule) for rule in made.rules]
+    (found,) = (chain for chain in (*rules.filter.chains, *rules.nat.chains) if chain.name == name)
+    return [format_rule(rule) for rule in found.rules]
 
 
 def chain(name: str, case: str = "two-networks-and-internal.proxy-on") -> list[str]:
     rules = rules_of(case)
     chains = (*rules.filter.chains, *rules.nat.chains)
-    (found,) = (each for each in chains if each.name == f"IPV6NAT-{name}")
+    (found,) = (chain for chain in chains if chain.name == f"IPV6NAT-{name}")
     return [format_rule(rule) for rule in found.rules]
 
 
-def test_internal_networks_are_cut_off_before_all_else() -> None:
-    """I7: their own bridge address is LOCAL, so they might be DNATed."""
+def test_forward_isolates_internal_networks_first() -> None:
+    """I7: the address of their bridge is LOCAL, so their packets could get DNAT."""
     assert chain("FORWARD")[:2] == [
         "! -i br-int -o br-int -j DROP",
         "-i br-int ! -o br-int -j DROP",
     ]
 
 
-def test_what_is_established_is_asked_directly_behind_the_internal_networks() -> None:
+def test_forward_jumps_to_ct_after_the_internal_networks() -> None:
     """I14."""
     ct = "-m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT"
     assert chain("FORWARD").index(ct) == 2
 
 
-def test_sources_are_asked_before_anything_is_accepted_but_what_is_established() -> None:
-    """I11: a forged error about an open flow is no more let in than a forged first packet."""
+def test_forward_checks_sources_before_it_accepts_new_packets() -> None:
+    """I11: neither a forged first packet nor a forged error about an open flow is accepted."""
     rules = chain("FORWARD")
     assert rules[3:6] == [
         f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-int", "br-a", "br-b")
@@ -195,7 +195,7 @@ def test_sources_are_asked_before_anything_is_accepted_but_what_is_established()
     ]
 
 
-def test_what_is_for_a_network_goes_out_by_its_bridge() -> None:
+def test_dst_drops_packets_for_a_network_on_another_bridge() -> None:
     assert chain("DST") == [
         "-d fd00:c::/64 ! -o br-int -j DROP",
         "-d fd00:a::/64 ! -o br-a -j DROP",
@@ -207,7 +207,7 @@ def test_what_is_for_a_network_goes_out_by_its_bridge() -> None:
     ]
 
 
-def test_a_container_sends_with_its_own_networks_sources_only() -> None:
+def test_forward_drops_sources_outside_the_containers_network() -> None:
     own = "! -s fd00:a::/64 -i br-a ! -o br-a -j DROP"
     rules = chain("FORWARD")
     assert rules.index("-j IPV6NAT-SRC") < rules.index(own) < rules.index("-i br-a -j ACCEPT")
@@ -221,17 +221,17 @@ def test_a_container_sends_with_its_own_networks_sources_only() -> None:
     assert not any("-i br-a ! -o br-a -j" in format_rule(r) for c in rules_ for r in c.rules)
 
 
-def test_networks_of_the_engines_are_guarded_only_beside_ours() -> None:
-    """Decision 10: for the engine's own nothing is written; but ours could reach them."""
+def test_engine_networks_are_checked_only_beside_ours() -> None:
+    """Decision 10: engine networks get no rules of their own, but our networks could reach them."""
     assert "-s fd00:b::/64 ! -i br-b -j DROP" in chain("SRC", "beside-the-engines.proxy-on")
     alone = replace(Y, managed_by=ManagedBy.ENGINE)
     chains = ruleset(Desired(networks=(alone,))).filter.chains
-    assert [each.name for each in chains] == ["IPV6NAT-FORWARD", "IPV6NAT-INPUT"]
-    assert not any(each.rules for each in chains)
+    assert [chain.name for chain in chains] == ["IPV6NAT-FORWARD", "IPV6NAT-INPUT"]
+    assert not any(chain.rules for chain in chains)
 
 
-def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
-    """I11: what it hands on comes to the container from the gateway."""
+def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
+    """I11: for the container, a datagram from the proxy comes from the gateway."""
     assert chain("INPUT") == [
         "-p udp -m udp --dport 53 -j IPV6NAT-PROXY",
         f"! -i lo {SYN_ONLY} -m conntrack --ctdir REPLY -j DROP",
@@ -245,25 +245,25 @@ def test_by_udp_the_proxy_hears_who_is_not_forged_and_no_group() -> None:
         "-m addrtype ! --dst-type LOCAL -j DROP",
         "-j IPV6NAT-SRC",
     ]
-    # By host_binding_ipv6 the proxy may listen on all addresses.
+    # With host_binding_ipv6 the proxy may listen on all addresses.
     bound = replace(UDP, host_address=OUTSIDE, proxy_binds_address=True)
     rules = ruleset(Desired(networks=(X,), mappings=(bound,))).filter.chains
-    (asked,) = (each.rules for each in rules if each.name == "IPV6NAT-INPUT")
+    (asked,) = (chain.rules for chain in rules if chain.name == "IPV6NAT-INPUT")
     first = "-d 2001:db8::1/128 -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
     assert format_rule(asked[0]) == first
 
 
-def test_a_lan_within_what_is_routed_to_a_container_keeps_its_addresses() -> None:
-    """Within the subnet itself a container would take it for a neighbour."""
+def test_post_has_no_rule_for_a_lan_inside_a_routed_prefix() -> None:
+    """Only for a LAN inside the subnet a container would reply on its own link."""
     assert f"-s {NOT_BEHIND.prefix} -i ext0 -j RETURN" in chain("SRC", "routed-behind.proxy-on")
     assert not any(
-        str(NOT_BEHIND.prefix) in each for each in chain("POST", "routed-behind.proxy-on")
+        str(NOT_BEHIND.prefix) in rule for rule in chain("POST", "routed-behind.proxy-on")
     )
-    assert any(str(LAN.prefix) in each for each in chain("POST", "lan-inside.proxy-on"))
+    assert any(str(LAN.prefix) in rule for rule in chain("POST", "lan-inside.proxy-on"))
 
 
-def test_the_host_hears_no_forged_first_packet() -> None:
-    """Its entry would be answered by whoever has the host's side of it later."""
+def test_input_drops_new_packets_with_forged_sources() -> None:
+    """Its conntrack entry could later match packets of others in the reply direction."""
     for case in ("one-port.proxy-on", "one-port.proxy-off"):
         assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST"
         assert chain("HOST", case)[:3] == [
@@ -273,8 +273,8 @@ def test_the_host_hears_no_forged_first_packet() -> None:
         ]
 
 
-def test_the_host_hears_a_container_by_its_own_sources_alone() -> None:
-    """An internal network too: the host's answer to a forged source would leave the host."""
+def test_host_drops_packets_of_a_container_with_other_sources() -> None:
+    """Also for an internal network: the host's reply to a forged source would leave the host."""
     assert chain("HOST", "two-networks-and-internal.proxy-off")[3:] == [
         "-s fe80::/10 -j RETURN",
         "! -s fd00:c::/64 -i br-int -j DROP",
@@ -283,11 +283,11 @@ def test_the_host_hears_a_container_by_its_own_sources_alone() -> None:
     ]
     assert chain("HOST", "two-subnets.proxy-off")[-1] == "-i br-a -j IPV6NAT-OWN-br-a"
     two = replace(INTERNAL, subnets=(*INTERNAL.subnets, *Y.subnets))
-    names = {made.name for made in ruleset(Desired(networks=(two,))).filter.chains}
+    names = {chain.name for chain in ruleset(Desired(networks=(two,))).filter.chains}
     assert f"IPV6NAT-OWN-{two.bridge}" in names
 
 
-def test_a_network_inside_a_prefix_that_is_routed_to_another_keeps_its_sources() -> None:
+def test_src_accepts_a_network_inside_a_prefix_that_is_routed_to_another() -> None:
     router = replace(Y, routed_prefixes=(IPv6Network("fd00::/8"),))
     checks = texts(Desired(networks=(X, router)), "IPV6NAT-SRC")
     own = checks.index("-s fd00:a::/64 -i br-a -j RETURN")
@@ -296,20 +296,20 @@ def test_a_network_inside_a_prefix_that_is_routed_to_another_keeps_its_sources()
 
 
 @pytest.mark.parametrize("prefix", ["::/0", "2000::/3", "8000::/1"])
-def test_a_part_of_a_default_route_to_a_container_makes_no_source_forged(prefix: str) -> None:
-    """VPN clients route the Internet to their container in parts."""
+def test_a_part_of_a_default_route_to_a_container_gives_no_rule(prefix: str) -> None:
+    """VPN clients write the default route to their container in parts."""
     router = replace(Y, routed_prefixes=(IPv6Network(prefix),))
     rules = ruleset(Desired(networks=(router,))).filter.chains
-    assert not any(prefix in format_rule(rule) for made in rules for rule in made.rules)
+    assert not any(prefix in format_rule(rule) for chain in rules for rule in chain.rules)
 
 
-def test_no_first_packet_to_a_published_port_goes_past_the_translation_to_the_proxy() -> None:
-    """An authentication header hides the ports from rules of nf_tables; what is spoken so to other
-    ports of the host is its own matter."""
+def test_host_drops_authentication_headers_to_published_ports() -> None:
+    """An authentication header hides the ports from rules of nf_tables. Such packets to other ports
+    of the host are accepted."""
     flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {}:65535 -j DROP"
     assert authenticated("one-port.proxy-on") == [flow.format("tcp", 4096)]
     assert authenticated("one-port.proxy-off") == []
-    # From just below the lowest up: one port more seldom changes it.
+    # From a power of two up: a new port rarely changes the rule.
     assert authenticated("two-networks-and-internal.proxy-on") == [
         flow.format("tcp", 32),
         flow.format("udp", 32),
@@ -321,15 +321,15 @@ def authenticated(case: str) -> list[str]:
     return [rule for rule in chain("HOST", case) if "-p ah" in rule]
 
 
-def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() -> None:
-    """Engines before 27 let it listen all the same, and where they name no address: on all."""
+def test_input_guards_udp_ports_of_a_routed_network() -> None:
+    """Engines before 27 let the proxy listen for it; without an address, on all addresses."""
     routed = replace(X, gateway_mode=GatewayMode.ROUTED)
     ports = ["8080:80", "5353:53/udp", "6001:54/udp", "6000:53/udp", "[2001:db8::1]:7000:53/udp"]
     facts = snapshot(routed, container(name="web", on=[routed], ports=ports))
     want = desired(facts, Policy())
     assert want.mappings == ()
     assert want.proxy_udp_ports == ((5353, 5353), (6000, 6001))
-    (heard,) = (each for each in ruleset(want).filter.chains if each.name == "IPV6NAT-INPUT")
+    (heard,) = (chain for chain in ruleset(want).filter.chains if chain.name == "IPV6NAT-INPUT")
     assert [format_rule(rule) for rule in heard.rules[:2]] == [
         "-p udp -m udp --dport 5353 -j IPV6NAT-PROXY",
         "-p udp -m udp --dport 6000:6001 -j IPV6NAT-PROXY",
@@ -338,9 +338,9 @@ def test_the_proxy_hears_no_group_for_a_network_that_is_not_translated_either() 
     assert "IPV6NAT-PROXY" not in format_ruleset(without)
 
 
-def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones() -> None:
+def test_closed_filter_replaces_rules_without_source_checks() -> None:
     rules = rules_of("two-networks-and-internal.proxy-on").filter
-    names = {each.name for each in rules.chains}
+    names = {chain.name for chain in rules.chains}
     assert checks_sources(names)
     assert not checks_sources(names - {"IPV6NAT-SRC"})
     assert checks_sources({"IPV6NAT-FORWARD"})
@@ -351,13 +351,13 @@ def test_rules_of_a_version_that_asked_for_no_source_are_replaced_by_closed_ones
             for bridge in ("br-int", "br-a", "br-b")
             for way in ("! -i {} -o {} -j DROP", "-i {} ! -o {} -j DROP")
         ),
-        *(f"-i {each} -o {each} -j ACCEPT" for each in ("br-int", "br-a", "br-b")),
+        *(f"-i {bridge} -o {bridge} -j ACCEPT" for bridge in ("br-int", "br-a", "br-b")),
     ]
     assert [jump.base for jump in closed_filter(rules).jumps] == ["FORWARD", "FORWARD"]
 
 
-def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones() -> None:
-    """And what neighbours say to each other is said by them."""
+def test_ct_accepts_established_packets_of_open_networks() -> None:
+    """And packets with sources of a bridge must come in by this bridge."""
     assert chain("CT") == [
         "-s fd00:a::/64 ! -i br-a -o br-a -j DROP",
         "-o br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
@@ -366,11 +366,11 @@ def test_what_is_established_is_accepted_by_bridge_and_never_for_internal_ones()
         "-i br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
         "-i br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
     ]
-    # Part of it is a LAN's, as the routes say.
+    # By a route of the host, a part of this network is a LAN.
     assert "-o br-wide -j IPV6NAT-SRC" in chain("CT", "lan-inside.proxy-on")
 
 
-def test_a_network_is_closed_behind_what_was_dnated_to_it() -> None:
+def test_forward_closes_a_network_after_it_accepts_dnat() -> None:
     """I1, I2, I5."""
     rules = chain("FORWARD")
     for bridge in ("br-a", "br-b"):
@@ -378,33 +378,33 @@ def test_a_network_is_closed_behind_what_was_dnated_to_it() -> None:
         assert rules[accept + 1] == f"! -i {bridge} -o {bridge} -j DROP"
 
 
-def test_every_drop_stands_before_the_first_way_out() -> None:
-    """I5: out of one network must not mean into the next."""
+def test_forward_has_every_drop_before_it_accepts_outgoing_packets() -> None:
+    """I5: a packet that may leave a network must not enter another one."""
     rules = chain("FORWARD")
     first = rules.index("-i br-a -j ACCEPT")
     assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
     assert sum(rule.endswith("DROP") for rule in rules[:first]) == 13
 
 
-def test_neighbours_are_decided_before_the_way_out() -> None:
+def test_forward_decides_within_a_bridge_before_outgoing_packets() -> None:
     """I6, I8."""
     assert chain("FORWARD").index("-i br-int -o br-int -j ACCEPT") > 2
     assert "-i br-a -o br-a -j DROP" in chain("FORWARD", "icc-off.proxy-on")
     assert "-i br-int -o br-int -j DROP" in chain("FORWARD", "internal-icc-off.proxy-on")
 
 
-def test_what_conntrack_calls_invalid_leaves_only_where_nothing_is_masqueraded() -> None:
+def test_forward_drops_invalid_packets_only_with_masquerade() -> None:
     invalid = "-i br-a ! -o br-a -m conntrack --ctstate INVALID -j DROP"
     assert invalid in chain("FORWARD")
     assert invalid not in chain("FORWARD", "masquerade-off.proxy-on")
 
 
-def test_link_local_clients_come_back_before_any_dnat() -> None:
+def test_dnat_returns_link_local_clients_first() -> None:
     """H14."""
     assert chain("DNAT")[0] == "-s fe80::/10 -j RETURN"
 
 
-def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> None:
+def test_pre_returns_internal_networks_and_forged_sources() -> None:
     """I7 and I11."""
     assert chain("PRE") == [
         "-i br-int -j RETURN",
@@ -418,7 +418,7 @@ def test_internal_networks_and_forged_sources_come_back_before_any_dnat() -> Non
     assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[1:])
 
 
-def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
+def test_dnat_has_addresses_before_the_wildcard() -> None:
     """B14."""
     dnats = [rule for rule in chain("DNAT", "specific-address.proxy-off") if "DNAT" in rule]
     assert dnats == [
@@ -427,12 +427,12 @@ def test_a_binding_to_an_address_stands_before_the_wildcard() -> None:
     ]
 
 
-def test_a_wildcard_of_another_network_does_not_take_neighbours_from_the_proxy() -> None:
-    """B14, H4: who asks on br-a for an address of web is answered by web's proxy."""
+def test_dnat_leaves_containers_of_the_bridge_to_the_proxy() -> None:
+    """B14, H4: a container on br-a that connects to an address of web reaches web's proxy."""
     other = container(name="other", on=[Y], ports=["8080:80"])
     facts = snapshot(X, Y, web("[2001:db8::1]:8080:81"), other)
     chains = ruleset(desired(facts, Policy())).nat.chains
-    (rules,) = (each.rules for each in chains if each.name == "IPV6NAT-DNAT")
+    (rules,) = (chain.rules for chain in chains if chain.name == "IPV6NAT-DNAT")
     assert [format_rule(rule) for rule in rules if rule.ports] == [
         "-d 2001:db8::1/128 ! -i br-a -p tcp -m tcp --dport 8080 "
         "-j DNAT --to-destination [fd00:a::2]:81",
@@ -441,8 +441,8 @@ def test_a_wildcard_of_another_network_does_not_take_neighbours_from_the_proxy()
     ]
 
 
-def test_a_run_is_one_rule_and_keeps_its_numbers() -> None:
-    """R4, R8: no port behind the address."""
+def test_dnat_of_a_range_with_equal_ports_is_one_rule() -> None:
+    """R4, R8: the target has no port."""
     assert chain("DNAT", "run.proxy-on")[-1] == (
         "! -i br-a -p udp -m udp --dport 10000:19999 -j DNAT --to-destination fd00:a::2"
     )
@@ -450,7 +450,7 @@ def test_a_run_is_one_rule_and_keeps_its_numbers() -> None:
     assert sum("--dport" in rule for rule in chain("DNAT", "run.proxy-off")) == 1
 
 
-def test_a_shifted_run_is_one_rule_a_port() -> None:
+def test_dnat_of_a_shifted_range_is_one_rule_per_port() -> None:
     """R5: a shifted range in one rule can lead to the wrong port."""
     ports = [rule for rule in chain("DNAT", "shifted-run.proxy-off") if "--dport" in rule]
     assert ports == [
@@ -459,7 +459,7 @@ def test_a_shifted_run_is_one_rule_a_port() -> None:
     ]
 
 
-def test_neighbours_are_left_to_the_proxy_only_where_there_is_one() -> None:
+def test_dnat_excludes_the_own_bridge_only_with_a_proxy() -> None:
     """H4 and H6."""
     assert "! -i br-a" in chain("DNAT", "one-port.proxy-on")[-1]
     assert "! -i" not in chain("DNAT", "one-port.proxy-off")[-1]
@@ -475,8 +475,8 @@ def test_neighbours_are_left_to_the_proxy_only_where_there_is_one() -> None:
         ("host-ipv6.proxy-off", ["! -o br-a SNAT", "-o br-a SNAT"]),
     ],
 )
-def test_what_goes_out_gets_its_source(case: str, expected: list[str]) -> None:
-    """O1, O2, O3 and, on the own bridge, H6 and H8."""
+def test_post_sets_the_source_of_outgoing_packets(case: str, expected: list[str]) -> None:
+    """O1, O2, O3 and, on the same bridge, H6 and H8."""
 
     def short(rule: str) -> str:
         where = "! -o br-a" if "! -o br-a" in rule else "-o br-a"
@@ -485,7 +485,7 @@ def test_what_goes_out_gets_its_source(case: str, expected: list[str]) -> None:
     assert [short(rule) for rule in chain("POST", case)] == expected
 
 
-def test_the_hosts_own_addresses_are_not_masqueraded() -> None:
+def test_post_does_not_masquerade_addresses_of_the_host() -> None:
     """O6, decision 16."""
     assert chain("POST") == [
         "-s fd00:a::/64 ! -o br-a -m addrtype ! --src-type LOCAL -j MASQUERADE",
@@ -493,9 +493,9 @@ def test_the_hosts_own_addresses_are_not_masqueraded() -> None:
     ]
 
 
-def test_a_container_without_masquerade_and_without_hairpin_needs_no_chain() -> None:
+def test_post_does_not_exist_without_masquerade_and_hairpin() -> None:
     """O2."""
-    names = [each.name for each in rules_of("masquerade-off.proxy-on").nat.chains]
+    names = [chain.name for chain in rules_of("masquerade-off.proxy-on").nat.chains]
     assert names == ["IPV6NAT-PRE", "IPV6NAT-DNAT"]
 
 
@@ -505,8 +505,8 @@ def jumps(case: str) -> Iterator[str]:
             yield f"{jump.base}{' first' * jump.first}: {format_rule(jump.rule)}"
 
 
-def test_with_nothing_to_do_docker_user_still_stands() -> None:
-    """F12, I12: users lean on it."""
+def test_docker_user_exists_without_networks() -> None:
+    """F12, I12: users rely on it."""
     assert list(jumps("nothing.proxy-on")) == [
         "FORWARD first: -m comment --comment ipv6natd -j DOCKER-USER",
         "FORWARD first: -m comment --comment ipv6natd -j IPV6NAT-FORWARD",
@@ -514,8 +514,8 @@ def test_with_nothing_to_do_docker_user_still_stands() -> None:
     ]
 
 
-def test_every_jump_carries_our_comment_and_leaves_loopback_alone() -> None:
-    """H2, H15: nothing sent to ::1 is DNATed."""
+def test_jumps_have_our_comment_and_exclude_loopback() -> None:
+    """H2, H15: packets to ::1 get no DNAT."""
     comment = "-m comment --comment ipv6natd"
     local = "-m addrtype --dst-type LOCAL"
     assert list(jumps("one-port.proxy-off"))[2:] == [
@@ -560,7 +560,7 @@ def test_every_jump_carries_our_comment_and_leaves_loopback_alone() -> None:
         ),
     ],
 )
-def test_without_a_proxy_loopback_and_link_local_clients_are_told_at_once(
+def test_input_rejects_loopback_and_link_local_clients_without_a_proxy(
     case: str, expected: list[str]
 ) -> None:
     """H3, H14, decision 5."""
@@ -568,16 +568,16 @@ def test_without_a_proxy_loopback_and_link_local_clients_are_told_at_once(
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation: str) -> None:
+def test_input_has_only_udp_port_rules_with_a_proxy(situation: str) -> None:
     """H2."""
     want = desired(facts_of(situation, "proxy-on"), POLICIES.get(situation, Policy()))
     chains = rules_of(f"{situation}.proxy-on").filter.chains
-    rules = [rule for each in chains if each.name == "IPV6NAT-INPUT" for rule in each.rules]
-    udp = [each for each in want.mappings if each.protocol is Protocol.UDP]
-    assert {rule.protocol for rule in rules if rule.ports} == {each.protocol for each in udp}
+    rules = [rule for chain in chains if chain.name == "IPV6NAT-INPUT" for rule in chain.rules]
+    udp = [mapping for mapping in want.mappings if mapping.protocol is Protocol.UDP]
+    assert {rule.protocol for rule in rules if rule.ports} == {mapping.protocol for mapping in udp}
 
 
-# How one rule is worded.
+# The text of one rule.
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_with_a_proxy_input_is_left_alone_but_for_published_udp_ports(situation:
         ),
     ],
 )
-def test_a_rule_is_worded_once_and_for_all(rule: Rule, text: str) -> None:
+def test_format_rule_gives_the_words_of_iptables(rule: Rule, text: str) -> None:
     assert format_rule(rule).startswith(text)
 
 
@@ -638,8 +638,8 @@ def test_equal_facts_give_equal_text() -> None:
     assert format_ruleset(rules_of(case)) == format_ruleset(rules_of(case))
 
 
-def test_the_address_of_a_mapping_is_the_endpoints() -> None:
-    """P6, P7: another address, another rule, and nothing of the old one."""
+def test_dnat_goes_to_the_endpoints_address() -> None:
+    """P6, P7: a new address gives a new rule, and the old address is in no rule."""
     moved = container(name="web", on=[endpoint(on=X, address="fd00:a::50")], ports=["8080:80"])
     text = format_ruleset(ruleset(desired(snapshot(X, moved), Policy())))
     assert "[fd00:a::50]:80" in text
