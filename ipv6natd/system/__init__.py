@@ -1,6 +1,6 @@
 """Threads, processes, files, logs, systemd and the terminal: what every package may use.
 
-Nothing here knows Docker, netfilter or D-Bus. A process is started in `process` alone, and a
-file of ours is written in `files` alone.
+Nothing here knows Docker, netfilter or D-Bus. Only `process` starts processes, and only `files`
+writes files of ipv6natd.
 Read `process` first.
 """

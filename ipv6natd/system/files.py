@@ -1,7 +1,7 @@
-"""Files of ours in folders that may belong to another user: read, and replaced as a whole.
+"""Reads and replaces files of ipv6natd, in directories that may belong to another user.
 
-What stands there in our way, a link to a file of root's for one, is not gone through. Whose the
-folder itself is and how one gets there is up to who named it.
+A symbolic link in the place of a file is never followed: it could lead to a file of root. The
+path of the directory itself is trusted; it comes from the configuration.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from pathlib import Path
 
 
 def open_file(name: str | Path, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
-    """A descriptor of a file in a folder, both as for os.open; never through a link.
+    """Open a file relative to the descriptor `folder`, never through a symbolic link.
 
-    Nor does it wait for whoever is at the other end of a pipe. Raises OSError.
+    Does not wait for the other end of a pipe. Raises OSError.
     """
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=folder)
 
 
 def read(path: Path) -> str:
-    """The text of a plain file. Raises OSError, and ValueError where it is not UTF-8."""
+    """Return the text of a regular file. Raises OSError, and ValueError if it is not UTF-8."""
     with os.fdopen(open_file(path, os.O_RDONLY), encoding="utf-8") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return file.read()
 
 
 def replace(path: Path, text: str, *, mode: int, sync: bool = False) -> None:
-    """Put a file in the place of `path`, for good with `sync`. Raises OSError.
+    """Replace the file `path` atomically; with `sync`, it survives a power failure. Raises OSError.
 
-    The suffix of its name until then is ".new".
+    The new file has the suffix ".new" until it is complete.
     """
     new = path.with_suffix(".new").name
-    # By its descriptor: nobody can put another folder in its place between two steps.
+    # The descriptor keeps the directory fixed: a rename of its path changes nothing here.
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         with suppress(FileNotFoundError):
             os.unlink(new, dir_fd=folder)
-        made = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, folder)
-        with os.fdopen(made, "w", encoding="utf-8") as file:
-            os.fchmod(made, mode)
+        descriptor = open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, folder)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             if sync:
-                os.fsync(made)
+                os.fsync(descriptor)
         os.rename(new, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
         os.close(folder)

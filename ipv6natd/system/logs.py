@@ -1,7 +1,7 @@
-"""Where messages go: into the journal with fields, or to the standard error as text.
+"""Sends log messages to the journal, with fields, or to the standard error, as text.
 
-A message brings fields as `extra={"fields": {"NAME": "value"}}`. Whatever comes from a container
-or a network may hold anything: no message becomes two, and none reaches a terminal as an escape.
+A message gets fields by `extra={"fields": {"NAME": "value"}}`. Names of containers and networks can
+contain any characters: line breaks and escape sequences in arguments are escaped.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ipv6natd.system.terminal import printable
 IDENTIFIER = "ipv6natd"
 SOCKET = "/run/systemd/journal/socket"
 SEND_TIMEOUT = 1.0
-"""Seconds that a message waits for a journal that is busy, before the standard error gets it."""
+"""Seconds to wait for a busy journal before the message goes to the standard error."""
 LEVELS = {
     **{"emerg": 70, "alert": 60, "crit": logging.CRITICAL, "err": logging.ERROR},
     **{"warning": logging.WARNING, "notice": 25, "info": logging.INFO, "debug": logging.DEBUG},
 }
-"""syslog's names, the most important first: their places are their priorities."""
+"""The level names of syslog; the position of a name is its syslog priority."""
 TARGETS = ("journal", "console")
 
 
 def start(*, debug: bool) -> None:
-    """Log to the journal where the standard error is it, else as lines with the time."""
+    """Log to the journal if the standard error is the journal, else as lines with the time."""
     try:
         set_target("journal" if _stderr_is_the_journal() else "console")
     except OSError:
@@ -39,45 +39,46 @@ def start(*, debug: bool) -> None:
 
 
 def level() -> str:
-    """syslog's name for what is logged at least."""
-    now = logging.getLogger().level
-    return next(name for name, number in LEVELS.items() if number <= max(now, logging.DEBUG))
+    """The syslog name of the lowest level that is logged."""
+    lowest = max(logging.getLogger().level, logging.DEBUG)
+    return next(name for name, number in LEVELS.items() if number <= lowest)
 
 
 def set_level(name: str) -> None:
-    """Log what is as important as this, and more. KeyError for a name that syslog has not."""
+    """Log this level and the more important ones. Raises KeyError for an unknown name."""
     logging.getLogger().setLevel(LEVELS[name])
 
 
 def target() -> str:
-    """One of TARGETS."""
-    ours = [each for each in logging.getLogger().handlers if isinstance(each, JournalHandler)]
-    return "journal" if ours else "console"
+    """The current target, one of TARGETS."""
+    handlers = logging.getLogger().handlers
+    to_journal = any(isinstance(handler, JournalHandler) for handler in handlers)
+    return "journal" if to_journal else "console"
 
 
 def set_target(name: str) -> None:
-    """Log there from now on. KeyError for a name that is not in TARGETS, OSError if it is gone."""
-    handler = {"journal": JournalHandler, "console": ConsoleHandler}[name]()
+    """Log to this target. Raises KeyError for an unknown name, OSError without a journal."""
+    new = {"journal": JournalHandler, "console": ConsoleHandler}[name]()
     root = logging.getLogger()
-    for each in root.handlers[:]:
-        if isinstance(each, ConsoleHandler):
-            root.removeHandler(each)
-            each.close()
-    root.addHandler(handler)
+    for handler in root.handlers[:]:
+        if isinstance(handler, ConsoleHandler):
+            root.removeHandler(handler)
+            handler.close()
+    root.addHandler(new)
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Lines on the standard error. In the journal a leading <N> gives their priority."""
+    """Writes lines to the standard error; if that is the journal, with the priority as <N>."""
 
     def __init__(self) -> None:
-        """Write to what the standard error is now."""
+        """Write to the current standard error."""
         super().__init__(sys.stderr)
         self._prefix = _stderr_is_the_journal()
         form = "%(message)s" if self._prefix else "%(asctime)s %(levelname)-7s %(message)s"
         self.setFormatter(_Formatter(form))
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or several of a tool's own words or a traceback."""
+        """Return one line, or several for the output of a tool or a traceback."""
         text = super().format(record)
         if not self._prefix:
             return text
@@ -85,10 +86,13 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class JournalHandler(ConsoleHandler):
-    """Entries with fields, by the journal's own protocol; what does not fit goes the other way."""
+    """Sends entries with fields by the journal's own protocol.
+
+    An entry that is too large for one datagram goes to the standard error.
+    """
 
     def __init__(self) -> None:
-        """Raises OSError when there is no journal."""
+        """Connect to the journal. Raises OSError without a journal."""
         super().__init__()
         self._message_formatter = _Formatter("%(message)s")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -100,7 +104,7 @@ class JournalHandler(ConsoleHandler):
             raise
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record, or print it."""
+        """Send the record; on failure, write it to the standard error."""
         try:
             fields = {
                 "MESSAGE": self._message_formatter.format(record),
@@ -115,25 +119,29 @@ class JournalHandler(ConsoleHandler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._socket.close()
         super().close()
 
 
 class _Formatter(logging.Formatter):
-    """Strings among a message's arguments are escaped; exceptions keep the lines of their tools."""
+    """Escapes the strings among the arguments; the text of an exception keeps its lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            record = copy(record)  # others read it too
+            record = copy(record)  # other handlers get the same record
             record.args = tuple(
-                printable(each) if isinstance(each, str) else each for each in record.args or ()
+                printable(argument) if isinstance(argument, str) else argument
+                for argument in record.args or ()
             )
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 def datagram(fields: Mapping[str, str]) -> bytes:
-    """One datagram: NAME=value lines, or a length before a value that has lines of its own."""
+    """The fields in the journal's protocol: NAME=value lines; multi-line values have a length.
+
+    https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
+    """
     data = bytearray()
     for name, text in fields.items():
         value = text.encode("utf-8", "backslashreplace")
@@ -146,7 +154,7 @@ def datagram(fields: Mapping[str, str]) -> bytes:
 
 def _priority(record: logging.LogRecord) -> int:
     numbers = enumerate(LEVELS.values())
-    return next((place for place, number in numbers if record.levelno >= number), 7)
+    return next((priority for priority, number in numbers if record.levelno >= number), 7)
 
 
 def _stderr_is_the_journal() -> bool:

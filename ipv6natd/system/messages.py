@@ -1,7 +1,7 @@
-"""The ids of messages in the journal, and their fields.
+"""The ids and fields of messages in the journal.
 
-By its id the journal finds the explanation of a message in systemd/ipv6natd.catalog. A message is
-found by its fields: `journalctl -u ipv6natd IPV6NATD_CONTAINER=web`.
+`journalctl --catalog` finds the explanation of an id in systemd/ipv6natd.catalog. A field selects
+messages: `journalctl -u ipv6natd IPV6NATD_CONTAINER=web`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Extra = dict[str, dict[str, str]]
 
 
 class MessageId(StrEnum):
-    """What a message is about, as its MESSAGE_ID. Never changed, and never used for another."""
+    """MESSAGE_ID of each kind of message. An id is never changed and never reused."""
 
     PUBLISHED = "0acacedbd5094ac1954dfcf3c9cc07a4"
     WITHDRAWN = "09db0566d4ea4ab7b0f39f14c79fa28c"
@@ -29,7 +29,7 @@ class MessageId(StrEnum):
     SYSCTL = "cf8f9929ad5840e2a49ae8181dadc327"
 
 
-def log_fields(told: MessageId, **fields: str) -> Extra:
-    """The `extra` of a message: its id, and `fields` as IPV6NATD_...; empty ones are left out."""
-    named = {f"IPV6NATD_{name.upper()}": value for name, value in fields.items() if value}
-    return {"fields": {"MESSAGE_ID": told.value, **named}}
+def log_fields(message_id: MessageId, **fields: str) -> Extra:
+    """The `extra` of a message: its id, and `fields` as IPV6NATD_...; empty fields are left out."""
+    prefixed = {f"IPV6NATD_{name.upper()}": value for name, value in fields.items() if value}
+    return {"fields": {"MESSAGE_ID": message_id.value, **prefixed}}

@@ -1,7 +1,7 @@
-"""Tools of the host: where they are looked for, and how one is run.
+"""Finds and runs the tools of the host.
 
-The only file that starts a process: by its path, never through a shell, in an environment of ours.
-What a tool is told and what its answer means is its caller's business.
+The only file that starts processes: by path, without a shell, in a clean environment. The caller
+chooses the arguments and interprets the output.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 from ipv6natd.system.threads import in_thread
 
 TOOL_DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
-"""Where tools are looked for. Not $PATH: root runs what is found. Nor /usr/local, in which a group
-may write on some hosts."""
+"""Where tools are searched. Not in $PATH, because root runs them. Not in /usr/local: on some hosts
+a group may write there."""
 BASE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-"""The environment of each, but for what its caller adds."""
+"""The environment of every process; the caller can add variables."""
 KILL_TIMEOUT = 2.0
-"""Seconds in which a process that was killed ends, unless the kernel holds it."""
+"""Seconds to wait for a killed process. A process in uninterruptible sleep does not end."""
 PROBE_TIMEOUT = 5.0
-"""Seconds that a tool may take that does nothing."""
+"""Seconds that a test call of a tool may take."""
 AGENT_TIMEOUT = 20.0
-"""Seconds that an agent may take until it can ask."""
+"""Seconds until a polkit agent must be registered."""
 
 
 def which(name: str, directories: Iterable[str] = TOOL_DIRECTORIES) -> str | None:
-    """The path of a tool, None where this host does not have it."""
+    """The path of a tool; None if this host does not have it."""
     for directory in directories:
         path = Path(directory, name)
         if os.access(path, os.X_OK):
@@ -40,7 +40,7 @@ def which(name: str, directories: Iterable[str] = TOOL_DIRECTORIES) -> str | Non
 
 
 def output_of(name: str, *words: str, timeout: float, stdin: str = "") -> str:
-    """What a tool answers; "" where it is missing, refuses or hangs: then a fact is missing."""
+    """The standard output of a tool; "" if the tool is missing, fails or exceeds the time."""
     path = which(name)
     if path is None:
         return ""
@@ -59,11 +59,11 @@ def run(
     environment: Mapping[str, str] | None = None,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a tool to its end, by its path and without a shell, in an environment of ours.
+    """Run a tool to its end and return its output and exit code.
 
-    Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds; it is
-    killed then. How it ended is for the caller to look at. `on_start` gets its process id. Pieces
-    of `stdin` are made while it reads those before.
+    Raises OSError if it cannot be started. After `timeout` seconds kills it and raises
+    subprocess.TimeoutExpired. `on_start` gets the process id. The pieces of `stdin` are generated
+    while the tool reads.
     """
     deadline = time.monotonic() + timeout
     process = subprocess.Popen(
@@ -71,7 +71,7 @@ def run(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Comments of other people may hold any byte, and must come back as they were.
+        # Comments in rules of other programs can contain any byte and must be written back as read.
         encoding="utf-8",
         errors="surrogateescape",
         env=BASE_ENVIRONMENT | dict(environment or {}),
@@ -83,41 +83,42 @@ def run(
         out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0))
     except BaseException:
         process.kill()
-        # One that hangs in the kernel does not end even so, and must not hold up its caller too.
+        # A process in uninterruptible sleep does not end even now. The caller must not wait for it.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(KILL_TIMEOUT)
         raise
     finally:
         for pipe in (process.stdin, process.stdout, process.stderr):
-            with contextlib.suppress(OSError):  # what was not read any more
+            with contextlib.suppress(OSError):  # buffered input that the tool did not read
                 assert pipe is not None
                 pipe.close()
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def _write_stdin(process: subprocess.Popen[str], pieces: Iterable[str], deadline: float) -> None:
-    """Write to a tool that may not read, say because it waits for a lock."""
+    """Write to a tool until `deadline`; it may not read, for example while it waits for a lock."""
     assert process.stdin is not None
     pipe = process.stdin.fileno()
     os.set_blocking(pipe, False)
-    room = select.poll()
-    room.register(pipe, select.POLLOUT)
+    writable = select.poll()
+    writable.register(pipe, select.POLLOUT)
     for piece in pieces:
-        left = piece.encode("utf-8", "surrogateescape")
-        while left:
+        data = piece.encode("utf-8", "surrogateescape")
+        while data:
             wait = deadline - time.monotonic()
-            if wait <= 0 or not room.poll(wait * 1000):
+            if wait <= 0 or not writable.poll(wait * 1000):
                 raise subprocess.TimeoutExpired(process.args, wait)
             try:
-                left = left[os.write(pipe, left) :]
+                data = data[os.write(pipe, data) :]
             except BrokenPipeError:
-                return  # it has read enough; how it ends tells why
+                return  # the tool stopped reading; its exit code and errors say why
 
 
 async def spawn_monitor(*argv: str) -> asyncio.subprocess.Process:
-    """Start a tool that goes on by itself, its words on a pipe. Raises OSError if it cannot be run.
+    """Start a tool that runs until it is stopped; its output is a pipe.
 
-    The kernel ends it with us, however we end: nobody would be left who reads it.
+    The kernel ends it when this process ends, also when that is killed. Raises OSError if it cannot
+    be started.
     """
     return await asyncio.create_subprocess_exec(
         *await in_thread(_pdeathsig_prefix),
@@ -131,35 +132,35 @@ async def spawn_monitor(*argv: str) -> asyncio.subprocess.Process:
 
 
 def _pdeathsig_prefix() -> list[str]:
-    """What a command begins with so that it ends when we do, even when we are killed.
+    """The command prefix that ends a tool together with this process, also when that is killed.
 
-    Nothing under the service's sandbox, which lets setpriv do nothing; there systemd ends whatever
-    is left of a service.
+    Empty in the sandbox of the service, which forbids setpriv; there systemd ends all processes of
+    the service.
     """
     setpriv, true = which("setpriv"), which("true")
     if setpriv is None or true is None:
         return []
-    words = [setpriv, "--pdeathsig", "TERM"]
+    prefix = [setpriv, "--pdeathsig", "TERM"]
     try:
-        return words if run([*words, true], timeout=PROBE_TIMEOUT).returncode == 0 else []
+        return prefix if run([*prefix, true], timeout=PROBE_TIMEOUT).returncode == 0 else []
     except (OSError, subprocess.TimeoutExpired):
         return []
 
 
 @contextlib.contextmanager
 def polkit_agent(argv: list[str], environment: Mapping[str, str]) -> Iterator[None]:
-    """Run a tool beside us on our own terminal, from when it is ready until the context is left.
+    """Run a polkit agent on this terminal until the context ends; wait until it is registered.
 
-    It takes `--notify-fd`, and closes that when it is ready or has failed.
+    The agent takes `--notify-fd`, and closes that descriptor when it is registered or has failed.
     """
-    ready, tell = os.pipe()
-    command = [argv[0], "--notify-fd", str(tell), *argv[1:]]
+    ready, notify = os.pipe()
+    command = [argv[0], "--notify-fd", str(notify), *argv[1:]]
     try:
         with subprocess.Popen(
-            command, pass_fds=(tell,), env=BASE_ENVIRONMENT | dict(environment)
+            command, pass_fds=(notify,), env=BASE_ENVIRONMENT | dict(environment)
         ) as process:
-            os.close(tell)
-            tell = -1
+            os.close(notify)
+            notify = -1
             select.select([ready], [], [], AGENT_TIMEOUT)
             try:
                 yield
@@ -170,5 +171,5 @@ def polkit_agent(argv: list[str], environment: Mapping[str, str]) -> Iterator[No
                 process.kill()
     finally:
         os.close(ready)
-        if tell >= 0:
-            os.close(tell)
+        if notify >= 0:
+            os.close(notify)

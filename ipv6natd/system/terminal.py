@@ -1,6 +1,6 @@
-"""Text for people: tables as systemctl makes them, colours, names that cannot move the cursor.
+"""Formats text for terminals: tables in the style of systemctl, colours, escaped names.
 
-Pure; what is shown and in which order is ctl's business.
+Pure; `ctl` decides what is shown.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _MIN_FOLD_WIDTH = 24
-"""Columns below which a last cell is not folded: it would be unreadable."""
+"""Minimum width in columns to fold the last cell; narrower text would be unreadable."""
 _ESCAPES = re.compile(r"\x1b\[\d+m")
 
 
 class Colour(StrEnum):
-    """What a word says beside its letters."""
+    """The meaning of a colour; the value is its SGR code."""
 
     GOOD = "32"
     BAD = "31"
@@ -28,14 +28,14 @@ class Colour(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """Where text goes to; the default is a pipe or a file."""
+    """The properties of the output; the default is a pipe or a file."""
 
     colour: bool = False
     columns: int = 0
-    """0 where lines may be of any length."""
+    """The width; 0 if lines can have any length."""
 
     def paint(self, text: str, colour: Colour) -> str:
-        """The text in that colour, where there are colours."""
+        """The text in this colour, if the output has colours."""
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and text else text
 
 
@@ -43,22 +43,22 @@ PIPE = Screen()
 
 
 def printable(text: str) -> str:
-    r"""The text with everything escaped that a terminal would act on: "\x1b", "\n", "\u202e"."""
+    r"""The text with all unprintable characters escaped: "\x1b", "\n", "\u202e"."""
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
     )
 
 
 def width(text: str) -> int:
-    """The columns that text takes: two for wide characters, none for combining ones or colours."""
+    """The columns of a text: two for a wide character, none for a combining one or a colour."""
     if text.isprintable() and text.isascii():
         return len(text)
     return sum(
-        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF")
-        for each in _ESCAPES.sub("", text)
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in _ESCAPES.sub("", text)
     )
 
 
@@ -69,10 +69,10 @@ def table(
     legend: bool = True,
     screen: Screen = PIPE,
 ) -> str:
-    """Columns without borders; `legend` False leaves out the header.
+    """A table without borders; without `legend`, the header is left out.
 
-    A cell is already safe text: `printable`, or painted after that. On a screen the last column is
-    folded where it would be cut.
+    Cells must be safe text: `printable`, then painted. The last column is folded if it is wider
+    than the screen.
     """
     lines = [[cell or "-" for cell in row] for row in rows]
     if legend:
@@ -85,20 +85,20 @@ def table(
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], screen: Screen) -> str:
-    padded = [cell + " " * (full - width(cell)) for cell, full in zip(cells, widths, strict=True)]
+    padded = [cell + " " * (size - width(cell)) for cell, size in zip(cells, widths, strict=True)]
     indent = sum(widths[:-1]) + len(widths) - 1
     padded[-1] = folded(cells[-1], indent, screen)
     return " ".join(padded).rstrip() + "\n"
 
 
 def folded(text: str, indent: int, screen: Screen) -> str:
-    """The text, its further lines indented so that none is wider than the screen."""
-    room = screen.columns - indent
-    if not screen.columns or width(text) <= room or room < _MIN_FOLD_WIDTH:
+    """The text in lines no wider than the screen; all but the first are indented."""
+    available = screen.columns - indent
+    if not screen.columns or width(text) <= available or available < _MIN_FOLD_WIDTH:
         return text
     lines = [""]
     for word in text.split(" "):
-        if lines[-1] and width(lines[-1]) + 1 + width(word) > room:
+        if lines[-1] and width(lines[-1]) + 1 + width(word) > available:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
@@ -106,15 +106,15 @@ def folded(text: str, indent: int, screen: Screen) -> str:
 
 
 def pairs(items: Sequence[tuple[str, str]], screen: Screen = PIPE) -> str:
-    """One "name: value" a line, the colons below each other, as `systemctl status` has them.
+    """A "name: value" for each line, with aligned colons, as in `systemctl status`.
 
-    Without a name the value goes on below the one before. Values are safe text, as in `table`.
+    A value without a name continues the value above. Values must be safe text, as in `table`.
     """
-    full = max((width(name) for name, _ in items), default=0)
+    longest = max((width(name) for name, _ in items), default=0)
     return "".join(
-        " " * (full - width(name))
+        " " * (longest - width(name))
         + (f"{name}: " if name else "  ")
-        + folded(value, full + 2, screen)
+        + folded(value, longest + 2, screen)
         + "\n"
         for name, value in items
     )

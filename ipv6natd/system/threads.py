@@ -1,7 +1,7 @@
-"""Blocking calls off the event loop, in threads that nobody has to wait for at the end.
+"""Runs blocking calls in daemon threads, so that a stop does not wait for them.
 
-asyncio's own executor is joined when the loop closes: a call that hangs on a dead engine would
-then hold up the stop. These threads are daemons; what they return too late is dropped.
+asyncio joins its own executor when the loop closes: a call that hangs on a dead engine would delay
+the stop. The result of a call that ends after the loop is dropped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 RETRY_DELAY = 0.5
-"""Seconds before a thread is asked for again."""
+"""Seconds before the next attempt to start a thread."""
 
 
 async def start_thread(name: str, work: Callable[[], None]) -> None:
-    """Start a thread that nobody waits for.
+    """Start a daemon thread; retry until the kernel allows it.
 
-    A kernel that is short of memory, or a limit of tasks, may refuse one for a while. That is no
-    reason to end; if it lasts, the watchdog tells.
+    The kernel refuses threads while memory or the task limit is exhausted. If this lasts, the
+    watchdog restarts the service.
     """
     refused = False
     while True:
@@ -33,13 +33,13 @@ async def start_thread(name: str, work: Callable[[], None]) -> None:
             return
         except RuntimeError as error:
             if not refused:
-                log.error("%s; is memory or the number of tasks used up? trying again", error)
+                log.error("%s; memory or the task limit may be exhausted; retrying", error)
             refused = True
             await asyncio.sleep(RETRY_DELAY)
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Run `call` in a thread of its own and return or raise what it does."""
+    """Run `call` in a new thread; return its result or raise its exception."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -58,7 +58,7 @@ async def in_thread(call: Callable[[], T]) -> T:
             result = call()
         except BaseException as raised:
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the result is dropped
             loop.call_soon_threadsafe(settle, result, error)
 
     await start_thread(getattr(call, "__name__", "call"), work)

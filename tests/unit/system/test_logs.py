@@ -1,4 +1,4 @@
-"""What a message is in the journal and on the standard error, whatever is in it."""
+"""Messages in the journal and on the standard error, also with hostile text."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ ESCAPED = r"a\nb\x1b[2J\r\x00\u202e\ud800\x9b\xa0c"
 
 @pytest.fixture(autouse=True)
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as it was."""
-    found = logging.getLogger()
-    level, handlers = found.level, found.handlers[:]
-    yield found
-    for each in found.handlers[:]:
-        if each not in handlers:
-            found.removeHandler(each)
-            each.close()
-    found.setLevel(level)
+    """The root logger; its level and handlers are restored."""
+    logger = logging.getLogger()
+    level, handlers = logger.level, logger.handlers[:]
+    yield logger
+    for handler in logger.handlers[:]:
+        if handler not in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+    logger.setLevel(level)
 
 
 class Journal:
-    """Datagrams as the journal would get them."""
+    """Receives datagrams like the journal."""
 
     def __init__(self, socket_: socket.socket) -> None:
         self._socket = socket_
         socket_.setblocking(False)
 
     def entries(self) -> list[dict[str, str]]:
-        found = []
+        entries = []
         while True:
             try:
-                found.append(parsed(self._socket.recv(1 << 20)))
+                entries.append(parsed(self._socket.recv(1 << 20)))
             except BlockingIOError:
-                return found
+                return entries
 
 
 def parsed(data: bytes) -> dict[str, str]:
-    """The datagram read by the rules of systemd's journal export format."""
+    """Parse a datagram by the rules of systemd's journal export format."""
     fields = {}
     while data:
         line, _, rest = data.partition(b"\n")
@@ -68,16 +68,16 @@ def parsed(data: bytes) -> dict[str, str]:
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    """A journal that the standard error leads to."""
+    """A journal to which the standard error is connected."""
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     monkeypatch.setattr(logs, "SOCKET", f"{tmp_path}/socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
-        made.bind(f"{tmp_path}/socket")
-        yield Journal(made)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/socket")
+        yield Journal(server)
 
 
-def test_in_the_journal_a_message_has_fields(
+def test_message_in_the_journal_has_fields(
     root: logging.Logger, journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.start(debug=False)
@@ -95,7 +95,7 @@ def test_in_the_journal_a_message_has_fields(
     assert root.level == logging.INFO
 
 
-def test_what_the_journal_does_not_take_goes_to_the_standard_error_with_its_priority(
+def test_message_too_large_for_the_journal_goes_to_stderr_with_priority(
     journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.start(debug=True)
@@ -109,7 +109,7 @@ def test_what_the_journal_does_not_take_goes_to_the_standard_error_with_its_prio
 
 
 @pytest.mark.parametrize("stream", ["", "1:2", "nonsense"])
-def test_elsewhere_a_message_is_a_line_with_the_time(
+def test_message_without_journal_is_a_line_with_the_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", stream)
@@ -119,7 +119,7 @@ def test_elsewhere_a_message_is_a_line_with_the_time(
     assert line.endswith(f" INFO    published {ESCAPED}")
 
 
-def test_a_hostile_name_neither_forges_a_field_nor_a_line(journal: Journal) -> None:
+def test_message_with_hostile_name_forges_neither_field_nor_line(journal: Journal) -> None:
     logs.start(debug=False)
     forged = "x\nPRIORITY=0\nMESSAGE=forged"
     log.info("published %s", forged, extra={"fields": {"IPV6NATD_CONTAINER": forged}})
@@ -132,7 +132,7 @@ def test_a_hostile_name_neither_forges_a_field_nor_a_line(journal: Journal) -> N
     assert second["IPV6NATD_CONTAINER"] == HOSTILE.replace("\ud800", r"\ud800")
 
 
-def test_a_tools_own_words_and_a_traceback_keep_their_lines(journal: Journal) -> None:
+def test_output_of_a_tool_and_traceback_keep_their_lines(journal: Journal) -> None:
     logs.start(debug=False)
     log.error("failed: %s", ValueError("one\n\ttwo\x1b"))
     try:
@@ -145,7 +145,7 @@ def test_a_tools_own_words_and_a_traceback_keep_their_lines(journal: Journal) ->
     assert second["MESSAGE"].endswith("ValueError: deep")
 
 
-def test_level_and_target_are_what_was_set(
+def test_level_and_target_return_the_set_values(
     root: logging.Logger, journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.start(debug=False)
@@ -160,13 +160,12 @@ def test_level_and_target_are_what_was_set(
     log.warning("here")
     logs.set_target("journal")
     log.warning("there")
-    assert [each["MESSAGE"] for each in journal.entries()] == ["yes", "there"]
+    assert [entry["MESSAGE"] for entry in journal.entries()] == ["yes", "there"]
     assert capsys.readouterr().err == "<4>here\n"
-    ours = [each for each in root.handlers if isinstance(each, logs.ConsoleHandler)]
-    assert len(ours) == 1
+    assert sum(isinstance(handler, logs.ConsoleHandler) for handler in root.handlers) == 1
 
 
-def test_a_journal_that_does_not_listen_is_reached_by_the_standard_error(
+def test_message_goes_to_stderr_if_the_journal_does_not_listen(
     journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(logs.SOCKET).unlink()
@@ -176,7 +175,7 @@ def test_a_journal_that_does_not_listen_is_reached_by_the_standard_error(
     assert journal.entries() == []
 
 
-def test_without_a_journal_there_is_none_to_turn_to(
+def test_set_target_without_journal_raises_and_changes_nothing(
     root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "SOCKET", f"{tmp_path}/none")
@@ -190,12 +189,12 @@ NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
 
 
 @given(st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]))))
-def test_an_entry_reads_as_it_was_written(fields: dict[str, str]) -> None:
+def test_datagram_parses_to_the_same_fields(fields: dict[str, str]) -> None:
     assert parsed(datagram(fields)) == fields
 
 
 @given(st.text())
-def test_what_is_printable_stays_and_nothing_else_does(text: str) -> None:
+def test_printable_escapes_exactly_the_unprintable_text(text: str) -> None:
     assert printable(text).isprintable()
     if text.isprintable():
         assert printable(text) == text

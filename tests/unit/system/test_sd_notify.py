@@ -1,4 +1,4 @@
-"""What systemd reads on its socket."""
+"""The datagrams that systemd receives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ipv6natd.system.sd_notify import Notifier, watchdog_interval
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(f"{tmp_path}/notify")
-        listener.settimeout(5)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/notify")
+        server.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
-        yield listener
+        yield server
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def notifier(systemd: socket.socket) -> Iterator[Notifier]:
     notifier.close()
 
 
-def test_each_state_is_one_datagram(systemd: socket.socket, notifier: Notifier) -> None:
+def test_notifier_sends_one_datagram_per_state(systemd: socket.socket, notifier: Notifier) -> None:
     notifier.ready()
     notifier.ready("2 mappings")
     notifier.status("synced")
@@ -45,7 +45,7 @@ def test_each_state_is_one_datagram(systemd: socket.socket, notifier: Notifier) 
     ]
 
 
-def test_reloading_carries_the_time(systemd: socket.socket, notifier: Notifier) -> None:
+def test_reloading_contains_the_time(systemd: socket.socket, notifier: Notifier) -> None:
     notifier.reloading()
     assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]+", systemd.recv(4096))
 
@@ -62,16 +62,14 @@ def test_reloading_carries_the_time(systemd: socket.socket, notifier: Notifier) 
     ],
     ids=ascii,
 )
-def test_a_status_is_one_line_of_utf8(
+def test_status_is_one_line_of_utf8(
     systemd: socket.socket, notifier: Notifier, text: str, sent: str
 ) -> None:
     notifier.status(text)
     assert systemd.recv(4096) == f"STATUS={sent}".encode()
 
 
-def test_a_long_status_does_not_cost_the_ready_that_it_comes_with(
-    systemd: socket.socket, notifier: Notifier
-) -> None:
+def test_long_status_is_cut_and_keeps_the_ready(systemd: socket.socket, notifier: Notifier) -> None:
     notifier.ready("ä" * 10_000)
     message = systemd.recv(1 << 20)
     assert message.startswith(b"READY=1\nSTATUS=\xc3\xa4")
@@ -79,7 +77,7 @@ def test_a_long_status_does_not_cost_the_ready_that_it_comes_with(
     message.decode()
 
 
-def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notifier_without_systemd_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notifier = Notifier()
     notifier.ready()
@@ -98,7 +96,7 @@ def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdog_is_fed_three_times_a_limit(
+def test_watchdog_interval_is_a_third_of_the_limit(
     environ: dict[str, str], seconds: float | None
 ) -> None:
     assert watchdog_interval(environ) == seconds

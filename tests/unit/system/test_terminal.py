@@ -1,4 +1,4 @@
-"""Tables, colours and safe names."""
+"""Tables, colours and escaped names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def test_width_counts_columns_not_characters() -> None:
     assert table(("A", "B"), [("容器", "x"), ("y", "")], legend=False) == "容器 x\ny    -\n"
 
 
-def test_colour_does_not_move_columns() -> None:
+def test_table_with_colours_keeps_its_columns() -> None:
     painted = table(("A", "B"), [(COLOURED.paint("ok", Colour.GOOD), "x"), ("y", "z")])
     assert painted == "A  B\n\x1b[32mok\x1b[0m x\ny  z\n"
 
 
-def test_only_the_header_is_underlined_where_there_are_colours() -> None:
+def test_table_underlines_only_the_header() -> None:
     assert table(("A",), [("b",)], screen=COLOURED) == "\x1b[4mA\x1b[0m\nb\n"
     assert table(("A",), [("b",)], screen=COLOURED, legend=False) == "b\n"
 
 
-def test_the_last_column_is_folded_below_itself() -> None:
+def test_table_folds_the_last_column() -> None:
     screen = Screen(columns=30)
     row = ("name", "one two three four five six seven")
     assert table(("A", "B"), [row], legend=False, screen=screen) == (
@@ -33,10 +33,10 @@ def test_the_last_column_is_folded_below_itself() -> None:
     assert table(("A", "B"), [row], legend=False, screen=narrow).count("\n") == 1
 
 
-def test_pairs_go_on_below_each_other() -> None:
+def test_pairs_without_a_name_continue_the_value_above() -> None:
     assert pairs([("State", "x"), ("A", "b"), ("", "c")]) == "State: x\n    A: b\n       c\n"
 
 
-def test_printable_leaves_ordinary_text_alone() -> None:
+def test_printable_keeps_ordinary_text() -> None:
     assert printable("käse 容器 'x' \\n") == "käse 容器 'x' \\n"
     assert printable("\x00\x7f\x9b\n\u2028\ud800") == r"\x00\x7f\x9b\n\u2028\ud800"
