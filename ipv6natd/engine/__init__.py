@@ -1,5 +1,5 @@
-"""The Docker engine: its events and answers, where it listens, how its daemon is set up.
+"""The Docker engine: its events and responses, its address, and the options of its daemon.
 
-The names in its JSON end in `parse`. What follows from the facts is decided in `policy`.
+Only `parse` knows the names in Docker's JSON. `policy` decides what follows from the facts.
 Read `watcher` first.
 """

@@ -1,5 +1,6 @@
-"""Calls to the Docker engine: connect, TLS, list, inspect. Each call blocks, and each error is one
-of two: the engine is gone, or its answer is unclear.
+"""Calls to the Docker engine: connect, list, inspect. Every call blocks.
+
+A call raises EngineUnavailable or InspectFailed, and no error of the library.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from ipv6natd.model import Container, Engine
 
 log = logging.getLogger(__name__)
 
-# An inspect waits for the lock that a starting container holds, so this is also how long a start
-# may take before it is asked about again.
 CALL_TIMEOUT = 60
+"""Seconds that a call may take. An inspect of a starting container waits for the container's lock;
+after this time it is repeated."""
 
 
 class EngineUnavailable(Exception):
-    """The engine cannot be reached or stopped answering; the text says in which way."""
+    """The engine cannot be reached or does not answer any more; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,58 +52,58 @@ class EngineAddress:
 
 
 class InspectFailed(Exception):
-    """The engine answered, but not in a way that tells anything; asking again may."""
+    """The engine did not return the object; a retry may succeed."""
 
 
 class Client(docker.APIClient):  # type: ignore[misc]
-    """The library's client, as it is told and in no other way."""
+    """The client of the library, without its implicit configuration."""
 
     @property
     def trust_env(self) -> bool:
-        """Never: the environment or ~/.netrc would name other authorities, proxies and accounts."""
+        """False: the environment and ~/.netrc could set other authorities, proxies and accounts."""
         return False
 
     @trust_env.setter
     def trust_env(self, _value: bool) -> None:
-        """The library sets it."""
+        """Ignored; the library sets it."""
 
     @property
     def verified(self) -> bool:
-        """True if the engine has to show a certificate of an authority that we know."""
+        """True if the engine must present a certificate of a trusted authority."""
         return self.base_url.startswith("https://") and bool(self.verify)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Where an answer sends us: nowhere. It could be another host, and without TLS."""
+        """Reject redirects: the target could be another host, and without TLS."""
         if resp.is_redirect:
             resp.close()  # the library would leave its connection open
-            text = "it sends us elsewhere, where we do not go: name the engine itself in endpoint"
+            text = "it redirects to another address: set endpoint to the address of the engine"
             raise requests.TooManyRedirects(text)
 
 
 _MALFORMED = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
-"""What the libraries let through: JSON that is none, is nested too deeply, or has another shape."""
+"""Errors of the libraries for responses with broken, too deeply nested or unexpected JSON."""
 _LIBRARY_ERRORS = (docker.errors.DockerException, requests.RequestException, OSError, *_MALFORMED)
 
 
 @contextmanager
 def engine_errors(what: str, address: EngineAddress | None = None) -> Iterator[None]:
-    """Convert the errors of the library to EngineUnavailable, with advice if `address` is given."""
+    """Convert the errors of the library to EngineUnavailable; with `address`, add advice."""
     try:
         yield
     except _LIBRARY_ERRORS as error:
-        said = one_line(error)
+        reason = one_line(error)
         if address is not None and (
-            helps := explain_error(address.endpoint, address.cert_path, str(error))
+            advice := explain_error(address.endpoint, address.cert_path, str(error))
         ):
-            log.debug("%s: %s", what, said)
-            said = helps
-        raise EngineUnavailable(f"{what}: {said}") from None
+            log.debug("%s: %s", what, reason)
+            reason = advice
+        raise EngineUnavailable(f"{what}: {reason}") from None
 
 
 def inspect(client: Client, kind: str, identity: str) -> object:
-    """The JSON, None where the engine has no such thing any more.
+    """The JSON of a container or network; None if the engine does not have it any more.
 
-    Raises InspectFailed where asking again may help and EngineUnavailable where the engine is away.
+    Raises InspectFailed if a retry may succeed, and EngineUnavailable.
     """
     call = client.inspect_container if kind == "container" else client.inspect_network
     try:
@@ -115,7 +116,7 @@ def inspect(client: Client, kind: str, identity: str) -> object:
         raise InspectFailed(f"no answer within {CALL_TIMEOUT} s") from None
     except requests.ConnectionError as error:
         raise EngineUnavailable(one_line(error)) from None
-    # Before OSError: the library's errors are that too, the one for broken JSON among them.
+    # Before OSError, because errors of requests are OSErrors too, also the one for broken JSON.
     except (requests.RequestException, docker.errors.DockerException, *_MALFORMED) as error:
         raise InspectFailed(one_line(error)) from None
     except OSError as error:
@@ -123,27 +124,27 @@ def inspect(client: Client, kind: str, identity: str) -> object:
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:
-    """(networks as JSON, containers). What is no list counts as an engine out of its mind.
+    """(networks as JSON, containers). Raises EngineUnavailable, also for other JSON than lists.
 
-    The list of containers is read row by row, past the library: whole, that of 10,000 takes four
-    times the memory that the daemon needs.
+    The list of containers is read row by row and not by the library: the complete JSON of 10,000
+    containers takes four times the memory of the daemon.
     """
     with engine_errors("cannot list networks and containers"):
         networks = client.networks()
         if not isinstance(networks, list):
             raise ValueError("the answer is not a list")
-        address = f"{client.base_url}/v{client.api_version}/containers/json"
-        with client.get(address, stream=True, timeout=CALL_TIMEOUT) as answer:
-            answer.raise_for_status()
-            rows = json_rows(answer.iter_content(1 << 16))
-            read = (parse.container(row, engine) for row in rows)
-            return networks, [each for each in read if each is not None]
+        url = f"{client.base_url}/v{client.api_version}/containers/json"
+        with client.get(url, stream=True, timeout=CALL_TIMEOUT) as response:
+            response.raise_for_status()
+            rows = json_rows(response.iter_content(1 << 16))
+            containers = (parse.container(row, engine) for row in rows)
+            return networks, [container for container in containers if container is not None]
 
 
 def tls_config(address: EngineAddress) -> docker.tls.TLSConfig | bool:
-    """TLS as the docker command does it: certificates of its directory, verified when asked for.
+    """The TLS settings, as for the docker command: cert_path has the files, tls_verify verifies.
 
-    Raises EngineUnavailable where they cannot be used. They may be put there later.
+    Raises EngineUnavailable if the files cannot be used; they may be installed later.
     """
     plain = address.endpoint.startswith("http://")
     if plain and address.tls_verify:
@@ -152,8 +153,8 @@ def tls_config(address: EngineAddress) -> docker.tls.TLSConfig | bool:
         return False
     if not (address.tls_verify or address.cert_path):
         return False
-    if wrong := certificate_error(address.cert_path, verify=address.tls_verify):
-        raise EngineUnavailable(wrong)
+    if reason := certificate_error(address.cert_path, verify=address.tls_verify):
+        raise EngineUnavailable(reason)
     folder = Path(address.cert_path)
     key, cert, ca = (folder / name for name in (KEY, CERT, CA))
     return docker.tls.TLSConfig(
@@ -164,23 +165,22 @@ def tls_config(address: EngineAddress) -> docker.tls.TLSConfig | bool:
 
 
 def connect(address: EngineAddress) -> tuple[Client, Engine]:
-    """Connect; return the client and what the engine says about itself. Blocks. Raises
-    EngineUnavailable."""
+    """Connect; return the client and the facts about the engine. Raises EngineUnavailable."""
     endpoint = address.endpoint
-    if wrong := wrong_file_type(endpoint):
-        raise EngineUnavailable(wrong)
+    if reason := wrong_file_type(endpoint):
+        raise EngineUnavailable(reason)
     with engine_errors(f"cannot reach {endpoint}", address):
         client = Client(
             base_url=endpoint, version="auto", timeout=CALL_TIMEOUT, tls=tls_config(address)
         )
         try:
-            told = ip6tables_option(endpoint)
-            return client, parse.engine(client.version(), client.info(), ip6tables=told)
+            option = ip6tables_option(endpoint)
+            return client, parse.engine(client.version(), client.info(), ip6tables=option)
         except BaseException:
             client.close()
             raise
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line of at most 300 characters; its class where it has none."""
+    """The text of an error, or its class, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,10 +1,10 @@
-"""What no API says about the dockerd of this host: is it stopped, and does it write IPv6 rules.
+"""Facts about dockerd that its API does not give: is it stopped, and its option ip6tables.
 
 `stopped_unit`: where docker.socket is active, systemd listens on the engine's socket while
-docker.service is stopped, and a connect starts the engine. So systemd is asked before each connect.
-A host without systemd has no such socket.
+docker.service is stopped, and a connect starts the engine. So the states of both units are read
+before each connect. A host without systemd has no such socket.
 
-`ip6tables_option`: the command line wins over the configuration file, as in dockerd itself. In the
+`ip6tables_option`: the command line overrides the configuration file, as in dockerd. In the
 service's sandbox the command line of another process cannot be read; the file can.
 """
 
@@ -34,19 +34,18 @@ _CONFIG_FLAG = re.compile(r"--config-file=(.+)")
 
 
 def stopped_unit(endpoint: str) -> str:
-    """Why a connect to `endpoint` must not be tried now, as a sentence; empty where it may be."""
+    """The reason why a connect to `endpoint` would start a stopped engine; "" if it would not."""
     path = endpoint.removeprefix("unix://")
     if path == endpoint or not Path(_BUSCTL).exists():
         return ""
     if _unit_property("socket", "Unit", "ActiveState") != "active":
         return ""
-    listens = {os.path.realpath(each) for each in _listen_paths()}
-    if os.path.realpath(path) not in listens:
+    if os.path.realpath(path) not in set(map(os.path.realpath, _listen_paths())):
         return ""
     state = _unit_property("service", "Unit", "ActiveState")
     if not isinstance(state, str) or state in _RUNNING:
         return ""
-    return f"docker.service is {state} and is not started by looking; systemctl start docker"
+    return f"docker.service is {state}, and ipv6natd does not start it: systemctl start docker"
 
 
 def _listen_paths() -> Iterator[str]:
@@ -57,7 +56,7 @@ def _listen_paths() -> Iterator[str]:
 
 
 def _unit_property(unit: str, interface: str, name: str) -> Any:
-    """A property of docker.socket or docker.service; None where nobody can tell."""
+    """A property of docker.socket or docker.service; None if it cannot be read."""
     command = [
         _BUSCTL,
         "--json=short",
@@ -71,28 +70,28 @@ def _unit_property(unit: str, interface: str, name: str) -> Any:
     address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
     environment = {"DBUS_SYSTEM_BUS_ADDRESS": address} if address else {}
     try:
-        answer = run(command, timeout=10, environment=environment)
-        return json.loads(answer.stdout).get("data")
+        completed = run(command, timeout=10, environment=environment)
+        return json.loads(completed.stdout).get("data")
     except (OSError, subprocess.TimeoutExpired, ValueError, AttributeError):
         return None
 
 
 def ip6tables_option(endpoint: str) -> bool | None:
-    """What the engine was told; None where nothing says anything.
+    """The option ip6tables of the engine; None if it is not set or cannot be read.
 
-    Connects to a Unix socket: ask only once the engine runs. An engine behind tcp:// is taken for
-    this host's own, since only its bridges could be of any use here.
+    Connects to the engine's Unix socket: call it only while the engine runs. An engine at tcp:// is
+    assumed to run on this host, because only bridges of this host are useful here.
     """
     path = endpoint.removeprefix("unix://")
     pid = (_listening_pid(path) if path != endpoint else 0) or _pid_from_file()
     config, root = CONFIG_FILE, Path(f"/proc/{pid}/root")
-    for word in _command_line(pid):
-        if flag := _IP6TABLES_FLAG.fullmatch(word):
+    for argument in _command_line(pid):
+        if flag := _IP6TABLES_FLAG.fullmatch(argument):
             return flag[1] not in _FALSE
-        if named := _CONFIG_FLAG.fullmatch(word):
-            config = Path(named[1])
+        if file := _CONFIG_FLAG.fullmatch(argument):
+            config = Path(file[1])
     try:
-        # Where the engine sees it; that is a place of its own in a container or a chroot.
+        # In the root directory of the engine, which differs in a container or a chroot.
         text = root.joinpath(config.relative_to("/")).read_text(encoding="utf-8")
     except (OSError, ValueError):
         text = _read_text(config)
@@ -104,7 +103,7 @@ def ip6tables_option(endpoint: str) -> bool | None:
 
 
 def _listening_pid(path: str) -> int:
-    """The process that listens on a socket; 0 where that is systemd, for the engine, or nobody."""
+    """The process that listens on a socket; 0 for none, or for systemd (socket activation)."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(5)

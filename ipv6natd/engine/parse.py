@@ -1,7 +1,7 @@
-"""Docker's JSON -> Network | Container | Engine: the only place that knows Docker's field names.
+"""Docker's JSON -> Network | Container | Engine: the only file with Docker's field names.
 
-Nothing an engine, a container or a label can say raises here. What cannot be identified is None;
-what cannot be read keeps its default and leaves a warning or a problem behind.
+No input raises an exception. An object without a valid id is None; an unreadable value is replaced
+by its default, with a warning or problem.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping as Map
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_address
+from operator import attrgetter
 from sys import intern
 from typing import Any
 
@@ -32,30 +33,30 @@ _BRIDGE = "com.docker.network.bridge."
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
-# 20.10 before .6 did not list the IPv6 side of a wildcard binding at all.
 _IPV6_LISTED_SINCE = (20, 10, 6)
+"""The first release that lists the IPv6 side of a wildcard binding."""
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """A foreign value for a sentence: quoted, control characters escaped, bounded."""
+    """A foreign value in quotes for a message, escaped and at most `limit` characters long."""
     text = ascii(value) if isinstance(value, str) else ascii(str(value))
     return text if len(text) <= limit else f"{text[: limit - 4]}...'"
 
 
 def engine(version: object, info: object, *, ip6tables: bool | None = None) -> Engine:
-    """GET /version and GET /info -> Engine; what it was told of ip6tables no API tells."""
-    security = [_str(each) for each in _list(_dict(info).get("SecurityOptions"))]
+    """GET /version and GET /info -> Engine. No API gives the option `ip6tables`."""
+    security = [_str(option) for option in _list(_dict(info).get("SecurityOptions"))]
     return Engine(
         version=_text(_dict(version).get("Version")) or "unknown",
         api_version=_text(_dict(version).get("ApiVersion")),
-        rootless=any("rootless" in each for each in security),
+        rootless=any("rootless" in option for option in security),
         experimental=_dict(info).get("ExperimentalBuild") is True,
         ip6tables=ip6tables,
     )
 
 
 def network(raw: object) -> Network | None:
-    """One network, from GET /networks or /networks/ID. None without an id to hold on to."""
+    """One network, from GET /networks or /networks/ID; None without a valid id."""
     facts = _dict(raw)
     network_id = _str(facts.get("Id"))
     if not _ID.fullmatch(network_id):
@@ -67,8 +68,8 @@ def network(raw: object) -> Network | None:
     problem = ""
     if not is_plain_interface(bridge):
         problem = (
-            f"its bridge name {quoted(bridge)} cannot stand in a rule; "
-            "create the network with a name of at most 15 letters, digits, '.', '_' or '-'"
+            f"its bridge name {quoted(bridge)} cannot be used in a rule; create the network with "
+            "a bridge name of at most 15 letters, digits, '.', '_' or '-'"
         )
         bridge = ""
     if facts.get("Ingress") is True:
@@ -100,26 +101,26 @@ def network(raw: object) -> Network | None:
 
 
 def listed_network(raw: object, known: Map[str, Network]) -> Network | None:
-    """One network of GET /networks, which does not tell who is on it: that stays as known."""
+    """One network of GET /networks, which has no endpoints: they are taken from `known`."""
     listed = network(raw)
-    before = known.get(listed.id) if listed else None
-    if listed is None or before is None or listed.gateway_endpoints:
+    previous = known.get(listed.id) if listed else None
+    if listed is None or previous is None or listed.gateway_endpoints:
         return listed
-    return replace(listed, gateway_endpoints=before.gateway_endpoints)
+    return replace(listed, gateway_endpoints=previous.gateway_endpoints)
 
 
 def container(raw: object, engine: Engine) -> Container | None:
-    """One container, from its inspect or its row in the list. None when it is not running."""
+    """One container, from its inspect or its row in the list; None if it does not run."""
     facts = _dict(raw)
     container_id = _str(facts.get("Id"))
     state = facts.get("State")
-    # Inspect has an object with Running; the list has a word, and lists only what runs.
+    # State is an object in an inspect, and a string in the list, which has only running containers.
     running = state.get("Running") is True if isinstance(state, dict) else True
     if not _ID.fullmatch(container_id) or not running:
         return None
-    names = [_text(each) for each in _list(facts.get("Names"))] or [_text(facts.get("Name"))]
-    # A legacy link lists its alias "/app/db" beside the name "/db", in no certain order.
-    name = next((each for each in names if "/" not in each[1:]), names[0])
+    names = [_text(name) for name in _list(facts.get("Names"))] or [_text(facts.get("Name"))]
+    # A legacy link adds its alias "/app/db" to the name "/db", in any order.
+    name = next((name for name in names if "/" not in name[1:]), names[0])
     settings = _dict(facts.get("NetworkSettings"))
     host_config = _dict(facts.get("HostConfig"))
     problems: list[tuple[str, str]] = []
@@ -138,54 +139,63 @@ def container(raw: object, engine: Engine) -> Container | None:
 
 
 def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]) -> bool:
-    """Whether the list leaves something out that decides about this container.
+    """True if the list lacks facts that decide about this container.
 
-    Engines before 28 list an IPv6 address even where a sysctl switches IPv6 off inside; later ones
-    list none, and without their proxy no IPv6 binding either. Engines before 20.10.6 list no IPv6
-    binding at all. Then the request itself has to be read, as it has where the network has a
-    default for IPv6 bindings of its own: that goes for who named no address.
+    - Before 20.10.6, the list has no IPv6 bindings.
+    - Before 28, it has an IPv6 address also if a sysctl disables IPv6 in the container.
+    - From 28, it has no address then, and without the userland proxy no IPv6 binding.
+    - host_binding_ipv6 of a network is used for requests without an address. Only an inspect has
+      the requests.
     """
-    on = [networks[each.network_id] for each in listed.endpoints if each.network_id in networks]
-    if engine.release < _IPV6_LISTED_SINCE or any(each.host_binding_ipv6 for each in on):
+    attached = _attached_networks(listed, networks)
+    if engine.release < _IPV6_LISTED_SINCE or any(net.host_binding_ipv6 for net in attached):
         return bool(listed.bindings)
     if engine.release < (28,):
-        return any(isinstance(each.host_address, IPv6Address) for each in listed.bindings)
-    without = {each.network_id for each in listed.endpoints if each.address is None}
-    return any(each.enable_ipv6 and each.id in without for each in on) and any(
-        each.host_address == IPv4Address(0) for each in listed.bindings
+        return any(isinstance(binding.host_address, IPv6Address) for binding in listed.bindings)
+    without = {endpoint.network_id for endpoint in listed.endpoints if endpoint.address is None}
+    return any(net.enable_ipv6 and net.id in without for net in attached) and any(
+        binding.host_address == IPv4Address(0) for binding in listed.bindings
     )
 
 
-def matches_inspect(listed: Container, known: Container | None) -> bool:
-    """Whether the list tells nothing that an earlier inspect of the container did not know.
+def _attached_networks(container: Container, networks: Map[str, Network]) -> list[Network]:
+    """The known networks of a container."""
+    ids = (endpoint.network_id for endpoint in container.endpoints)
+    return [networks[network_id] for network_id in ids if network_id in networks]
 
-    An inspect may know better that an endpoint has no IPv6; everything else has to agree.
+
+def matches_inspect(listed: Container, known: Container | None) -> bool:
+    """True if a row of the list has the same facts as an earlier inspect of the container.
+
+    Only the address of an endpoint may differ, if the inspect has none.
     """
     if known is None or (known.name, len(known.endpoints)) != (listed.name, len(listed.endpoints)):
         return False
 
-    def told(container: Container) -> set[tuple[object, ...]]:
-        bindings = container.bindings
-        return {(b.protocol, b.container_port, b.host_address, b.host_port) for b in bindings}
+    def bindings(container: Container) -> set[tuple[object, ...]]:
+        return {
+            (binding.protocol, binding.container_port, binding.host_address, binding.host_port)
+            for binding in container.bindings
+        }
 
     endpoints = zip(
-        sorted(known.endpoints, key=lambda each: each.network_id),
-        sorted(listed.endpoints, key=lambda each: each.network_id),
+        sorted(known.endpoints, key=attrgetter("network_id")),
+        sorted(listed.endpoints, key=attrgetter("network_id")),
         strict=True,
     )
-    return told(known) == told(listed) and all(
-        mine.network_id == theirs.network_id and mine.address in (None, theirs.address)
-        for mine, theirs in endpoints
+    return bindings(known) == bindings(listed) and all(
+        old.network_id == new.network_id and old.address in (None, new.address)
+        for old, new in endpoints
     )
 
 
 def on_gwbridge(container: Container, networks: Map[str, Network]) -> bool:
-    """Whether the container publishes ports and may be a swarm task on docker_gwbridge."""
-    on = [networks[each.network_id] for each in container.endpoints if each.network_id in networks]
-    return bool(container.bindings) and not any(each.driver == "bridge" for each in on)
+    """True if the container publishes ports and may be a swarm task on docker_gwbridge."""
+    attached = _attached_networks(container, networks)
+    return bool(container.bindings) and not any(net.driver == "bridge" for net in attached)
 
 
-# What can change who is reached how. Health checks and exec alone would send an event a second.
+# The events that can change a rule. Health checks and exec would send an event each second.
 EVENTS = {
     "type": ["container", "network"],
     "event": ["start", "die", "destroy", "rename", "connect", "disconnect", "create", "remove"],
@@ -195,7 +205,7 @@ _CONTAINER_ACTIONS = frozenset({"start", "die", "destroy", "rename"})
 
 
 def is_end(raw: object) -> bool:
-    """Whether an event tells that something ended: an engine that is being stopped sends no other.
+    """True for the end of an object. A stopping engine sends no other events.
 
     >>> is_end({"Action": "die"})
     True
@@ -204,9 +214,9 @@ def is_end(raw: object) -> bool:
 
 
 def event_subjects(raw: object) -> tuple[str, str]:
-    """(container id, network id) that an event names; empty where it names none.
+    """The (container id, network id) of an event; "" without one.
 
-    `Type` and `Actor` stand in the events of every API version; `id` and `status` do not.
+    Events of all API versions have `Type` and `Actor`, and not all have `id` and `status`.
     """
     event = _dict(raw)
     actor = _dict(event.get("Actor"))
@@ -232,24 +242,24 @@ def _str(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    """A name for people: bounded, and valid UTF-8 whatever the JSON escapes spelled."""
+    """A name for messages: at most 255 characters, without lone surrogates of JSON escapes."""
     return _str(value)[:255].encode("utf-8", "replace").decode()
 
 
 def _subnets(facts: dict[str, Any], warnings: list[str]) -> Iterator[IPv6Network]:
-    for each in _list(_dict(facts.get("IPAM")).get("Config")):
-        subnet = _str(_dict(each).get("Subnet"))
+    for config in _list(_dict(facts.get("IPAM")).get("Config")):
+        subnet = _str(_dict(config).get("Subnet"))
         if ":" not in subnet:
             continue
         try:
-            # Behind a "%" the library takes and keeps any text at all, line breaks too.
+            # The library accepts any text after "%", also line breaks.
             yield IPv6Network(subnet if "%" not in subnet else "", strict=False)
         except ValueError:
             warnings.append(f"its subnet {quoted(subnet)} cannot be read and is left out")
 
 
 def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, IPv6Address]]:
-    """Swarm tasks on docker_gwbridge: their own inspect does not name the network."""
+    """The swarm tasks on docker_gwbridge; their inspect does not have this network."""
     if name != GWBRIDGE:
         return
     for container_id, raw in sorted(_dict(facts.get("Containers")).items()):
@@ -268,8 +278,8 @@ def _option_flag(
         return True
     if _str(value) in _FALSE:
         return False
-    kept = str(default).lower()
-    warnings.append(f"{key}={quoted(value)} is neither true nor false; {kept} is in force")
+    in_force = str(default).lower()
+    warnings.append(f"{key}={quoted(value)} is neither true nor false; {in_force} is in force")
     return default
 
 
@@ -313,14 +323,14 @@ def _trusted_interfaces(options: dict[str, Any], warnings: list[str]) -> Iterato
         if is_plain_interface(name):
             yield name
         else:
-            warnings.append(f"{key} names {quoted(name)}, which is no interface name; left out")
+            warnings.append(f"{key} has {quoted(name)}, which is not an interface name; left out")
 
 
 @lru_cache(maxsize=256)
 def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address without a zone; `::ffff:a.b.c.d` is the IPv4 address that Docker binds for it.
+    """The address; None if it is invalid or has a zone. Docker binds `::ffff:a.b.c.d` as IPv4.
 
-    The same few stand in every container, and need not be read nor kept ten thousand times.
+    Cached, because all containers have the same few addresses in their bindings.
     """
     if text == "::":
         return ANY
@@ -348,7 +358,7 @@ def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
             continue
         address = _parse_address(_str(facts.get("GlobalIPv6Address")))
         priority = facts.get("GwPriority")
-        # A 20.10 gateway may come with a prefix length or as "<nil>": only its presence counts.
+        # Docker 20.10 may add a prefix length or use "<nil>". Only the presence is needed.
         gateway6 = _parse_address(_str(facts.get("IPv6Gateway")).partition("/")[0])
         yield Endpoint(
             network_id=intern(network_id),
@@ -389,33 +399,33 @@ def _inspected_bindings(
 
 
 def _inspected_binding(
-    port: str, entry: object, asked: list[Any], problems: list[tuple[str, str]]
+    port: str, entry: object, requested: list[Any], problems: list[tuple[str, str]]
 ) -> PortBinding | None:
     facts = _dict(entry)
     binding = _binding(port, facts.get("HostIp"), facts.get("HostPort"), problems)
     if binding is None:
         return None
-    named = {_parse_address(_str(_dict(each).get("HostIp"))) for each in asked}
+    addresses = {_parse_address(_str(_dict(request).get("HostIp"))) for request in requested}
     return PortBinding(
         protocol=binding.protocol,
         container_port=binding.container_port,
         host_address=binding.host_address,
         host_port=binding.host_port,
-        explicit_address=binding.host_address in named,
+        explicit_address=binding.host_address in addresses,
     )
 
 
 def _hidden_ipv6_bindings(bound: list[PortBinding]) -> Iterator[PortBinding]:
-    """The IPv6 side of wildcard IPv4 bindings, on engines that hide it."""
-    if any(isinstance(each.host_address, IPv6Address) for each in bound):
+    """The IPv6 side of IPv4 wildcard bindings, which engines before 20.10.6 do not list."""
+    if any(isinstance(binding.host_address, IPv6Address) for binding in bound):
         return
-    for each in bound:
-        if each.host_address == IPv4Address(0) and not each.explicit_address:
+    for binding in bound:
+        if binding.host_address == IPv4Address(0) and not binding.explicit_address:
             yield PortBinding(
-                protocol=each.protocol,
-                container_port=each.container_port,
+                protocol=binding.protocol,
+                container_port=binding.container_port,
                 host_address=None,
-                host_port=each.host_port,
+                host_port=binding.host_port,
                 explicit_address=False,
             )
 
@@ -424,16 +434,16 @@ def _binding(
     port: str, host_ip: object, host_port: object, problems: list[tuple[str, str]]
 ) -> PortBinding | None:
     number, _, protocol = port.partition("/")
-    named = host_ip not in ("", None)
-    address = _parse_address(_str(host_ip)) if named else None
+    has_address = host_ip not in ("", None)
+    address = _parse_address(_str(host_ip)) if has_address else None
     where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else quoted(port)
     if protocol not in tuple(Protocol) or not 1 <= _parse_port(number) <= 65535:
-        problems.append((where, f"the engine names a port that cannot be read: {quoted(port)}"))
-    elif named and address is None:
+        problems.append((where, f"the engine lists a port that cannot be read: {quoted(port)}"))
+    elif has_address and address is None:
         reason = f"the engine binds it to {quoted(host_ip)}, which is not an IP address"
         problems.append((where, reason))
     elif host_port not in ("", None) and not 1 <= _parse_port(host_port) <= 65535:
-        problems.append((where, f"the engine gives {quoted(host_port)} as its host port"))
+        problems.append((where, f"the engine lists {quoted(host_port)} as its host port"))
     else:
         return PortBinding(
             protocol=Protocol(protocol),

@@ -1,4 +1,4 @@
-"""A long JSON array, row by row, as its bytes arrive: the whole of it never stands in memory."""
+"""Parses a long JSON array row by row; the complete array is never in memory."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _ROW_END = re.compile(r"\s*[,\]]")
 
 
 def json_rows(pieces: Iterable[bytes]) -> Iterator[Any]:
-    """The rows of the array that these bytes are. Raises ValueError where they are none."""
+    """Yield the rows of a JSON array. Raises ValueError if the bytes are not a complete array."""
     decode = getincrementaldecoder("utf-8")().decode
-    text, more, begun = "", "", False
+    text, pending, started = "", "", False
     for piece in chain(pieces, [b""]):
-        more += decode(piece)
-        if piece and len(more) < len(text):
-            continue  # of a very long row: not to be tried again with every piece
-        text, more = text + more, ""
-        if not begun and (text := text.lstrip()):
+        pending += decode(piece)
+        if piece and len(pending) < len(text):
+            continue  # a very long row: do not parse it again with every piece
+        text, pending = text + pending, ""
+        if not started and (text := text.lstrip()):
             if text[0] != "[":
                 raise ValueError("the answer is not a list")
-            text, begun = text[1:], True
-        at = yield from _whole_rows(text)
-        text = text[at:]
-    if not begun or text.strip() != "]":
-        raise ValueError("the list breaks off")
+            text, started = text[1:], True
+        end = yield from _complete_rows(text)
+        text = text[end:]
+    if not started or text.strip() != "]":
+        raise ValueError("the list is incomplete")
 
 
-def _whole_rows(text: str) -> Generator[Any, None, int]:
-    """The rows that end in this text; returns where the rest begins."""
+def _complete_rows(text: str) -> Generator[Any, None, int]:
+    """Yield the complete rows in the text; return the position of the incomplete rest."""
     raw_decode = json.JSONDecoder().raw_decode
-    at = 0
+    position = 0
     while True:
-        between = _SEPARATORS.match(text, at)
-        start = between.end() if between else at
+        separators = _SEPARATORS.match(text, position)
+        start = separators.end() if separators else position
         try:
             row, end = raw_decode(text, start)
         except json.JSONDecodeError:
@@ -46,6 +46,6 @@ def _whole_rows(text: str) -> Generator[Any, None, int]:
         except RecursionError:
             raise ValueError("the list is nested too deeply") from None
         if not _ROW_END.match(text, end):
-            return start  # it may go on: "-1.5e" and then "3"
+            return start  # the number may continue: "-1.5e" and then "3"
         yield row
-        at = end
+        position = end

@@ -1,8 +1,8 @@
-"""The engine's facts, kept current: a reader of events, inspects of what they name, a list now
-and then. Wakes the loop when something changed; decides nothing.
+"""Keeps the facts of the engine current and wakes the loop after a change; decides nothing.
 
-An event is a hint about what to read again, never news in itself: losing, doubling or reordering
-events may change when something is seen, not what.
+A thread reads the events, the objects that they name are inspected, and all objects are listed
+periodically. An event only says which object to read again: a lost, doubled or late event can delay
+a fact, but never change it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ INSPECT_RETRY_DELAY = 1.0
 
 
 class EngineWatcher:
-    """One engine, followed as long as run() runs.
+    """Follows one engine while run() runs.
 
-    `networks` and `containers` hold the last known facts by id; while the engine is away they
-    stay as they were. Before `listed` they hold nothing that could be acted on.
+    `networks` and `containers` have the last known facts by id, also while the engine is
+    unavailable. They must not be used before `listed`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EngineWatcher:
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: Client | None = None
-        # What is to be read again, and whether the last that was heard of it was an end.
+        # (kind, id) of each object to read again -> True if its last event was an end.
         self._to_inspect: dict[tuple[str, str], bool] = {}
         self._in_flight: set[tuple[str, str]] = set()
         self._inspected_since_list: set[str] = set()
@@ -72,31 +72,31 @@ class EngineWatcher:
         self._list_lock = asyncio.Lock()
 
     async def run(self, *, retry: bool) -> None:
-        """Follow the engine for ever; without `retry` raise EngineUnavailable when it is away."""
-        pause = MIN_RETRY_DELAY
+        """Follow the engine forever; without `retry`, raise EngineUnavailable at a failure."""
+        delay = MIN_RETRY_DELAY
         while True:
             try:
                 await self._session()
             except EngineUnavailable as error:
-                pause = MIN_RETRY_DELAY if self.connected else pause
+                delay = MIN_RETRY_DELAY if self.connected else delay
                 self._set_unavailable(str(error))
                 if not retry:
                     raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, MAX_RETRY_DELAY)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, MAX_RETRY_DELAY)
 
     async def relist(self) -> None:
-        """Read everything again, now. Raises EngineUnavailable, also without a connection."""
+        """List all objects now. Raises EngineUnavailable, also while it is not connected."""
         if self._client is None:
             raise EngineUnavailable(self.waiting_for)
         await self._raise_if_stopped()
         await self._list(self._client)
 
     async def _raise_if_stopped(self) -> None:
-        """Raise EngineUnavailable where a connect now would start an engine that somebody stopped.
+        """Raise EngineUnavailable if a connect would start an engine that an administrator stopped.
 
-        While an engine stops it no longer listens, but still tells of containers that end: a call
-        made then waits in systemd's socket, which starts the engine again as soon as it has ended.
+        A stopping engine does not listen any more, but still sends the events of ending containers.
+        A call at this time waits in the socket of systemd, which then starts the engine again.
         """
         reason = await in_thread(partial(stopped_unit, self._address.endpoint))
         if reason:
@@ -105,7 +105,7 @@ class EngineWatcher:
     def _set_unavailable(self, reason: str) -> None:
         if self.connected:
             extra = log_fields(MessageId.ENGINE_LOST, reason=reason)
-            log.warning("lost the Docker engine: %s; its rules stay", reason, extra=extra)
+            log.warning("lost the Docker engine: %s; the rules stay", reason, extra=extra)
         elif reason != self.waiting_for:
             log.info("waiting for the Docker engine: %s", reason)
         changed = self.connected or reason != self.waiting_for
@@ -114,7 +114,7 @@ class EngineWatcher:
             self._wake()
 
     async def _session(self) -> None:
-        """From one connect to the end of its event stream. Always ends with EngineUnavailable."""
+        """Connect and follow the event stream to its end. Always raises EngineUnavailable."""
         await self._raise_if_stopped()
         client, engine = await in_thread(partial(connect, self._address))
         log.info("connected to Docker %s", engine.version)
@@ -135,24 +135,25 @@ class EngineWatcher:
         finally:
             self._client = None
             if events is not None:
-                # Closing the client leaves the stream open, and its reader waiting.
+                # Closing the client does not close the stream; its reader would wait forever.
                 with suppress(Exception):
                     events.close()
             client.close()
 
-    def _log_security_warnings(self, found: Iterable[str]) -> None:
-        for doubt in found:
-            # Once, not once for each connect.
-            log.log(
-                logging.DEBUG if doubt in self._logged_warnings else logging.WARNING, "%s", doubt
-            )
-            self._logged_warnings.add(doubt)
+    def _log_security_warnings(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            # As a warning once, and not after every connect.
+            repeated = warning in self._logged_warnings
+            log.log(logging.DEBUG if repeated else logging.WARNING, "%s", warning)
+            self._logged_warnings.add(warning)
 
     async def _subscribe(self, client: Client) -> tuple[Any, asyncio.Future[str]]:
-        """Subscribe, then return the stream and a future that ends with it: a list made now misses
-        nothing, since what happens meanwhile is already hinted at."""
+        """Subscribe; return the stream, and a future that gets the reason of its end.
+
+        Subscribe before the list: then events report every change after the list.
+        """
         loop = asyncio.get_running_loop()
-        open_: asyncio.Future[Any] = loop.create_future()
+        opened: asyncio.Future[Any] = loop.create_future()
         ended: asyncio.Future[str] = loop.create_future()
 
         def read() -> None:
@@ -160,10 +161,10 @@ class EngineWatcher:
             try:
                 events = client.events(filters=parse.EVENTS, decode=True)
                 with closing(events):
-                    loop.call_soon_threadsafe(_resolve, open_, events)
+                    loop.call_soon_threadsafe(_resolve, opened, events)
                     for event in events:
-                        loop.call_soon_threadsafe(self._note_event, event)
-            except Exception as error:  # whatever the library raises on a stream cut anywhere
+                        loop.call_soon_threadsafe(self._mark_for_inspect, event)
+            except Exception as error:  # a broken stream raises many exceptions in the library
                 reason = f"its event stream broke: {one_line(error)}"
             try:
                 loop.call_soon_threadsafe(_resolve, ended, reason)
@@ -172,13 +173,13 @@ class EngineWatcher:
 
         await start_thread("docker-events", read)
         await asyncio.wait(
-            (open_, ended), return_when=asyncio.FIRST_COMPLETED, timeout=CALL_TIMEOUT
+            (opened, ended), return_when=asyncio.FIRST_COMPLETED, timeout=CALL_TIMEOUT
         )
-        if not open_.done():
+        if not opened.done():
             raise EngineUnavailable(ended.result() if ended.done() else "it sends no events")
-        return open_.result(), ended
+        return opened.result(), ended
 
-    def _note_event(self, event: object) -> None:
+    def _mark_for_inspect(self, event: object) -> None:
         container_id, network_id = parse.event_subjects(event)
         for kind, subject in (("container", container_id), ("network", network_id)):
             if subject:
@@ -186,10 +187,10 @@ class EngineWatcher:
                 self._inspects_wanted.set()
 
     async def _follow(self, client: Client, ended: asyncio.Future[str]) -> None:
-        """List and inspect until the stream ends or a call finds the engine gone.
+        """List and inspect until the stream ends or a call fails.
 
-        Not a TaskGroup: up to Python 3.12 one whose task fails at the moment in which it is
-        cancelled itself forgets that it was, and this would go on for ever.
+        Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a task fails
+        at the same moment. Then this would run forever.
         """
         tasks: set[asyncio.Task[None]] = set()
 
@@ -214,8 +215,10 @@ class EngineWatcher:
             await self._list(client)
 
     async def _start_inspects(self, client: Client, start: Callable[[Work], None]) -> None:
-        """Start a read for each hinted subject, never two of one at a time: the older answer
-        might come last."""
+        """Start an inspect for each object of `_to_inspect`.
+
+        Never two of one object at a time: the older response could arrive last.
+        """
         while True:
             await self._inspects_wanted.wait()
             self._inspects_wanted.clear()
@@ -233,7 +236,7 @@ class EngineWatcher:
                 await self._raise_if_stopped()
             self._store(subject, await in_thread(partial(inspect, client, *subject)))
         except InspectFailed as error:
-            log.warning("cannot read %s %.12s: %s; trying again", *subject, error)
+            log.warning("cannot inspect %s %.12s: %s; retrying", *subject, error)
             await asyncio.sleep(INSPECT_RETRY_DELAY)
             self._to_inspect[subject] = ended
         finally:
@@ -241,11 +244,11 @@ class EngineWatcher:
             self._inspects_wanted.set()
 
     def _store(self, subject: tuple[str, str], raw: object) -> None:
-        """Keep what an inspect said; `raw` None: it is gone."""
+        """Store the response of an inspect; `raw` is None for a removed object."""
         kind, identity = subject
         if kind == "network":
             network = parse.network(raw)
-            # By its own id: docker_gwbridge was asked for by name.
+            # By the id of the response: docker_gwbridge is inspected by name.
             identity = network.id if network else identity
             self._inspected_since_list.add(identity)
             changed = _put(self.networks, identity, network)
@@ -260,7 +263,7 @@ class EngineWatcher:
             self._wake()
 
     def _request_unknown_networks(self, container: Container) -> None:
-        """Have the networks read that the container is on and no event told of."""
+        """Request an inspect of each unknown network of a container."""
         for endpoint in container.endpoints:
             if endpoint.network_id not in self.networks:
                 self._to_inspect["network", endpoint.network_id] = False
@@ -268,8 +271,8 @@ class EngineWatcher:
             self._to_inspect["network", GWBRIDGE] = False
 
     async def _list(self, client: Client) -> None:
-        """The whole picture in two calls. What was inspected while they ran is newer and stays."""
-        # One at a time: they share the note of what was inspected since they began.
+        """Read all objects with two calls. An inspect during the calls is newer and is kept."""
+        # One at a time, because all lists share `_inspected_since_list`.
         async with self._list_lock:
             await self._list_once(client)
 
@@ -277,19 +280,19 @@ class EngineWatcher:
         self._inspected_since_list.clear()
         assert self.engine is not None
         networks, containers = await in_thread(partial(list_all, client, self.engine))
-        before = self.networks, self.containers
+        old = self.networks, self.containers
         self.networks = self._merge(
             self.networks,
-            (parse.listed_network(each, self.networks) for each in networks),
+            (parse.listed_network(network, self.networks) for network in networks),
         )
         for container in containers:
             self._request_inspect(container, self.engine)
         self.containers = self._merge(self.containers, containers)
-        if before != (self.networks, self.containers):
+        if old != (self.networks, self.containers):
             self._wake()
 
     def _request_inspect(self, listed: Container, engine: Engine) -> None:
-        """Have inspected what the list does not tell of, unless it is known from before."""
+        """Request the inspects that a listed container needs, except for facts already known."""
         if parse.on_gwbridge(listed, self.networks):
             self._to_inspect["network", GWBRIDGE] = False
         if parse.needs_inspect(listed, engine, self.networks):
@@ -301,18 +304,18 @@ class EngineWatcher:
             self._inspects_wanted.set()
 
     def _merge(self, known: dict[str, T], listed: Iterable[T | None]) -> dict[str, T]:
-        # What is as it was stays the object it was: nobody then has to look at it again.
+        # An unchanged object keeps its identity: later steps compare identities first.
         fresh = {
-            each.id: known[each.id] if known.get(each.id) == each else each
-            for each in listed
-            if each and each.id not in self._inspected_since_list
+            item.id: known[item.id] if known.get(item.id) == item else item
+            for item in listed
+            if item and item.id not in self._inspected_since_list
         }
-        kept = {key: value for key, value in known.items() if key in self._inspected_since_list}
-        return fresh | kept
+        newer = {key: item for key, item in known.items() if key in self._inspected_since_list}
+        return fresh | newer
 
 
 async def _run_until_unavailable(work: Work, ended: asyncio.Future[str]) -> None:
-    """Do the work; what it fails with is how the session ends."""
+    """Run a task of a session; its failure ends the session."""
     try:
         await work()
     except EngineUnavailable as error:
@@ -323,7 +326,7 @@ async def _run_until_unavailable(work: Work, ended: asyncio.Future[str]) -> None
 
 
 def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
-    """Store or drop; tells whether that changed anything."""
+    """Store or remove an object; return True if that changed anything."""
     if known.get(identity) == value:
         return False
     if value is None:

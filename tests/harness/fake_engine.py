@@ -47,7 +47,7 @@ def raw_container(
     name: str, *, on: str = "x", port: int = 8080, address: str = "fd00:a::2", **fields: Any
 ) -> dict[str, Any]:
     """The engine's inspect of a running container with one published port."""
-    entries = [{"HostIp": each, "HostPort": str(port)} for each in ("0.0.0.0", "::")]
+    entries = [{"HostIp": address, "HostPort": str(port)} for address in ("0.0.0.0", "::")]
     place = {
         "NetworkID": identity(on),
         "Gateway": "172.18.0.1",
@@ -126,8 +126,8 @@ class FakeEngine:
 
     def have(self, *facts: dict[str, Any]) -> None:
         """Set the networks and containers of the engine."""
-        self.networks = {each["Id"]: each for each in facts if "IPAM" in each}
-        self.containers = {each["Id"]: each for each in facts if "IPAM" not in each}
+        self.networks = {raw["Id"]: raw for raw in facts if "IPAM" in raw}
+        self.containers = {raw["Id"]: raw for raw in facts if "IPAM" not in raw}
 
     def asked_for(self, path: str) -> int:
         return self.asked.count(path)
@@ -139,7 +139,7 @@ class FakeEngine:
 
     def emit(self, *events: dict[str, Any]) -> None:
         """Send events in one piece."""
-        self.send("".join(json.dumps(each) + "\n" for each in events).encode())
+        self.send("".join(json.dumps(event) + "\n" for event in events).encode())
 
     def send(self, data: bytes | None) -> None:
         """Send raw bytes, END or CUT to every open event stream."""
@@ -196,9 +196,9 @@ class FakeEngine:
 
     def answer(self, version: str, path: str) -> Answer:
         """The answer to GET `path`."""
-        told = self.say.get(path)
-        if told is not None:
-            return told() if callable(told) else told
+        answer = self.say.get(path)
+        if answer is not None:
+            return answer() if callable(answer) else answer
         if version and _number(version) < _number(self.least_api):
             text = (
                 f"client version {version} is too old. "
@@ -218,11 +218,11 @@ class FakeEngine:
             case ["networks"]:
                 return 200, _json(list(self.networks.values()))
             case ["containers", "json"]:
-                return 200, _json([row(each) for each in self.containers.values()])
-            case ["networks", one] if one in self.networks:
-                return 200, _json(self.networks[one])
-            case ["containers", one, "json"] if one in self.containers:
-                return 200, _json(self.containers[one])
+                return 200, _json([row(container) for container in self.containers.values()])
+            case ["networks", name] if name in self.networks:
+                return 200, _json(self.networks[name])
+            case ["containers", name, "json"] if name in self.containers:
+                return 200, _json(self.containers[name])
         return 404, _json({"message": f"No such object: {path}"})
 
     def _version(self) -> dict[str, Any]:
@@ -256,9 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         engine = self.server.engine
-        found = re.match(r"(?:/v([0-9.]+))?(/[^?]*)", self.path)
-        assert found is not None
-        version, path = found[1] or "", found[2]
+        request = re.match(r"(?:/v([0-9.]+))?(/[^?]*)", self.path)
+        assert request is not None
+        version, path = request[1] or "", request[2]
         engine.versions.add(version)
         with engine.counted(path):
             if path == "/events" and path not in engine.say:

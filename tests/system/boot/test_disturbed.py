@@ -47,13 +47,13 @@ def test_the_service_survives_a_killed_engine(host: Host) -> None:
 def test_a_stopped_engine_stays_stopped_where_its_socket_would_start_it(host: Host) -> None:
     host.run("systemctl", "stop", "docker")
     try:
-        asleep = "is not started by looking; systemctl start docker"
+        stopped = "ipv6natd does not start it: systemctl start docker"
         reason = harness.until(
-            lambda: host.state("StateReason"), lambda reason: asleep in reason, timeout=10
+            lambda: host.state("StateReason"), lambda reason: stopped in reason, timeout=10
         )
-        assert asleep in reason
+        assert stopped in reason
         # Whoever asks for a resync makes it look again.
-        assert asleep in host.run("ipv6natctl", "resync", check=False)
+        assert stopped in host.run("ipv6natctl", "resync", check=False)
         assert host.run("systemctl", "is-active", "docker.socket").strip() == "active"
         assert host.show("ActiveState", "docker") in ("inactive", "failed")
     finally:

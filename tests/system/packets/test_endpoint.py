@@ -166,19 +166,21 @@ def test_what_stands_in_the_place_of_the_socket_is_named_until_the_engine_is_the
         daemon = Daemon(sandbox, f"unix://{path}", start=False)
         with daemon:
             daemon.start(wait="waiting-for-docker")
-            daemon.wait_for(lambda: "nobody listens there" in daemon.status, "no socket")
+            daemon.wait_for(lambda: "no engine listens there" in daemon.status, "no socket")
             path.mkdir()
-            daemon.wait_for(lambda: "is a directory and no socket" in daemon.status, "a directory")
+            daemon.wait_for(
+                lambda: "is a directory and not a socket" in daemon.status, "a directory"
+            )
             path.rmdir()
             path.touch()
-            daemon.wait_for(lambda: "is a file and no socket" in daemon.status, "a file")
+            daemon.wait_for(lambda: "is a file and not a socket" in daemon.status, "a file")
             path.unlink()
             path.symlink_to("/nonexistent")
-            daemon.wait_for(lambda: "nobody listens there" in daemon.status, "a dead link")
+            daemon.wait_for(lambda: "no engine listens there" in daemon.status, "a dead link")
             path.unlink()
             engine.socket.chmod(0o666)
             path.symlink_to(engine.socket)
             daemon.wait_state("synced")
             daemon.wait_for(lambda: "1 mapping" in daemon.status, "the mapping")
-            assert f"everybody on this host may write to {engine.socket}" in daemon.log
+            assert f"every user of this host can write to {engine.socket}" in daemon.log
             assert "Traceback" not in daemon.log

@@ -95,7 +95,7 @@ def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(
             daemon.wait_state("waiting-for-docker")
             time.sleep(LONGER_THAN_A_RETRY)
             assert not engine.running
-            assert "docker.service is inactive and is not started by looking" in daemon.status
+            assert "docker.service is inactive, and ipv6natd does not start it" in daemon.status
             assert sandbox.rules() == rules
 
             # Somebody else starts it: it is found again by itself.

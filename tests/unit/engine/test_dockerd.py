@@ -1,3 +1,5 @@
+"""The state of docker.service, and the option ip6tables."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,25 +14,25 @@ SOCKET = "/run/docker.sock"
 LOCAL = f"unix://{SOCKET}"
 LISTEN = [["Stream", SOCKET]]
 
-# endpoint, state of docker.socket, where it listens, state of docker.service, whether to stay away
+# endpoint, state of docker.socket, its Listen property, state of docker.service, result is a reason
 TABLE = {
-    "stopped by somebody": (LOCAL, "active", LISTEN, "inactive", True),
+    "stopped by an administrator": (LOCAL, "active", LISTEN, "inactive", True),
     "failed": (LOCAL, "active", LISTEN, "failed", True),
-    "on its way down": (LOCAL, "active", LISTEN, "deactivating", True),
+    "stopping": (LOCAL, "active", LISTEN, "deactivating", True),
     "one of two sockets": (LOCAL, "active", [["Stream", "/run/x"], *LISTEN], "inactive", True),
     "running": (LOCAL, "active", LISTEN, "active", False),
     "starting": (LOCAL, "active", LISTEN, "activating", False),
     "reloading": (LOCAL, "active", LISTEN, "reloading", False),
     "no socket unit": (LOCAL, "inactive", LISTEN, "inactive", False),
     "no systemd": (LOCAL, None, None, None, False),
-    "a socket that nobody listens on for it": (LOCAL, "active", [], "inactive", False),
+    "no listening socket": (LOCAL, "active", [], "inactive", False),
     "a socket of another engine": ("unix:///run/other.sock", "active", LISTEN, "inactive", False),
-    "an engine elsewhere": ("tcp://192.0.2.1:2375", "active", LISTEN, "inactive", False),
-    "an engine elsewhere by http": ("http://h:1", "active", LISTEN, "inactive", False),
-    "nobody can tell the service": (LOCAL, "active", LISTEN, None, False),
-    "nobody can tell the sockets": (LOCAL, "active", None, "inactive", False),
-    "an odd list of sockets": (LOCAL, "active", [5, ["Stream"], ["a", 5]], "inactive", False),
-    "an odd state": (LOCAL, "active", LISTEN, ["inactive"], False),
+    "an engine at tcp": ("tcp://192.0.2.1:2375", "active", LISTEN, "inactive", False),
+    "an engine at http": ("http://h:1", "active", LISTEN, "inactive", False),
+    "unreadable state of the service": (LOCAL, "active", LISTEN, None, False),
+    "unreadable list of sockets": (LOCAL, "active", None, "inactive", False),
+    "an invalid list of sockets": (LOCAL, "active", [5, ["Stream"], ["a", 5]], "inactive", False),
+    "an invalid state": (LOCAL, "active", LISTEN, ["inactive"], False),
 }
 
 
@@ -40,11 +42,11 @@ def _has_busctl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", TABLE)
-def test_an_engine_that_somebody_stopped_is_not_woken(
+def test_stopped_unit_returns_a_reason_only_for_a_stopped_engine(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """Decision 12: with docker.socket active a mere connect would start it."""
-    endpoint, socket, listen, service, stay_away = TABLE[case]
+    """While docker.socket is active, a connect would start the engine."""
+    endpoint, socket, listen, service, stopped = TABLE[case]
     answers = {
         ("socket", "Unit", "ActiveState"): socket,
         ("socket", "Socket", "Listen"): listen,
@@ -52,12 +54,12 @@ def test_an_engine_that_somebody_stopped_is_not_woken(
     }
     monkeypatch.setattr(engine_unit, "_unit_property", lambda *asked: answers[asked])
     reason = stopped_unit(endpoint)
-    assert bool(reason) is stay_away
+    assert bool(reason) is stopped
     assert reason == "" or f"docker.service is {service}" in reason
     assert reason == "" or "systemctl start docker" in reason
 
 
-def test_a_socket_is_known_by_any_of_its_names(
+def test_stopped_unit_resolves_links_to_the_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/var/run is a link to /run."""
@@ -72,7 +74,7 @@ def test_a_socket_is_known_by_any_of_its_names(
     assert stopped_unit(f"unix://{tmp_path}/var/docker.sock")
 
 
-def test_a_host_without_busctl_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_unit_without_busctl_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: str) -> Any:
         raise AssertionError
 
@@ -91,7 +93,7 @@ def test_a_host_without_busctl_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         ("exit 1", None),
     ],
 )
-def test_what_busctl_says_is_read_or_nobody_can_tell(
+def test_unit_property_is_the_output_of_busctl_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, answer: str | None
 ) -> None:
     tool = tmp_path / "busctl"
@@ -101,7 +103,7 @@ def test_what_busctl_says_is_read_or_nobody_can_tell(
     assert engine_unit._unit_property("socket", "Unit", "ActiveState") == answer
 
 
-def test_busctl_is_asked_about_the_unit_on_the_bus_of_the_host(
+def test_unit_property_uses_the_system_bus_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "busctl"

@@ -1,4 +1,4 @@
-"""Who may stand at the engine's endpoint, and what is said where it does not answer."""
+"""Warnings about the engine's endpoint, and the advice for errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ipv6natd.engine.endpoint import explain_error, security_warnings, wrong_fil
 
 TCP = "tcp://engine:2376"
 FAILED = "certificate verify failed: "
-# What Python 3.11 to 3.13 with OpenSSL 3, urllib3 1.26 and 2, and the engine say.
-SAID = {
+# Errors of Python 3.11 to 3.13 with OpenSSL 3, of urllib3 1.26 and 2, and of the engine -> advice.
+ADVICE = {
     FAILED + "unable to get local issuer certificate": "/tls/ca.pem",
     FAILED + "self-signed certificate in certificate chain": "/tls/ca.pem",
     FAILED + "self signed certificate": "/tls/ca.pem",
@@ -39,15 +39,15 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("error", ADVICE)
 @pytest.mark.parametrize("cert_path", ["/tls", ""])
-def test_a_failure_of_tls_says_what_to_do(said: str, cert_path: str) -> None:
-    sentence = explain_error(TCP, cert_path, f"Max retries exceeded (Caused by SSLError({said}))")
-    assert (SAID[said] if cert_path or "/tls" not in SAID[said] else "cert_path") in sentence
+def test_explain_error_of_tls_gives_advice(error: str, cert_path: str) -> None:
+    text = explain_error(TCP, cert_path, f"Max retries exceeded (Caused by SSLError({error}))")
+    assert (ADVICE[error] if cert_path or "/tls" not in ADVICE[error] else "cert_path") in text
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("error", "advice"),
     [
         ("FileNotFoundError(2, 'No such file or directory')", "systemctl start docker"),
         ("ConnectionRefusedError(111, 'Connection refused')", "systemctl start docker"),
@@ -56,10 +56,10 @@ def test_a_failure_of_tls_says_what_to_do(said: str, cert_path: str) -> None:
         ("500 Server Error", ""),
     ],
 )
-def test_a_socket_that_fails_says_what_to_do(said: str, told: str) -> None:
-    sentence = explain_error("unix:///run/docker.sock", "", said)
-    assert told in sentence
-    assert bool(sentence) is bool(told)
+def test_explain_error_of_a_socket_gives_advice(error: str, advice: str) -> None:
+    text = explain_error("unix:///run/docker.sock", "", error)
+    assert advice in text
+    assert bool(text) is bool(advice)
 
 
 @pytest.fixture
@@ -71,48 +71,47 @@ def listening(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def doubted(path: Path) -> list[str]:
+def warnings(path: Path) -> list[str]:
     return list(security_warnings(f"unix://{path}", verified=False))
 
 
-def test_a_socket_of_root_is_in_no_doubt_and_neither_is_a_link_to_it(listening: Path) -> None:
-    assert doubted(listening) == []
+def test_socket_of_root_and_link_to_it_have_no_warning(listening: Path) -> None:
+    assert warnings(listening) == []
     link = listening.with_name("link")
     link.symlink_to(listening)
-    assert doubted(link) == []
+    assert warnings(link) == []
     assert wrong_file_type(f"unix://{link}") == ""
 
 
-def test_a_socket_that_everybody_may_write_to_is_named_with_the_command(listening: Path) -> None:
+def test_world_writable_socket_has_a_warning_with_a_command(listening: Path) -> None:
     listening.chmod(0o666)
-    assert doubted(listening) == [
-        f"everybody on this host may write to {listening}, and so become root: "
-        f"chmod o-rwx {listening}"
+    assert warnings(listening) == [
+        f"every user of this host can write to {listening} and become root: chmod o-rwx {listening}"
     ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-def test_a_socket_of_a_plain_user_is_named(listening: Path) -> None:
+def test_socket_of_a_user_has_a_warning(listening: Path) -> None:
     os.chown(listening, 1000, 1000)
-    (said,) = doubted(listening)
-    assert "belongs to user 1000" in said
-    assert said.endswith(f": chown root {listening}")
+    (warning,) = warnings(listening)
+    assert "belongs to user 1000" in warning
+    assert warning.endswith(f": chown root {listening}")
 
 
-def test_a_folder_in_which_anybody_may_put_a_socket_is_named(listening: Path) -> None:
+def test_socket_in_a_world_writable_directory_has_a_warning(listening: Path) -> None:
     listening.parent.chmod(0o1777)
-    (said,) = doubted(listening)
-    assert f"into {listening.parent}:" in said
+    (warning,) = warnings(listening)
+    assert f"in {listening.parent}:" in warning
 
 
-def test_an_engine_on_the_network_that_is_not_checked_is_named() -> None:
+def test_engine_on_the_network_without_verification_has_a_warning() -> None:
     assert list(security_warnings(TCP, verified=True)) == []
-    (said,) = security_warnings(TCP, verified=False)
-    assert "tls_verify = true" in said
+    (warning,) = security_warnings(TCP, verified=False)
+    assert "tls_verify = true" in warning
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "pipe"])
-def test_what_is_no_socket_is_named(tmp_path: Path, kind: str) -> None:
+def test_wrong_file_type_is_reported(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "docker.sock"
     if kind == "directory":
         path.mkdir()
@@ -120,16 +119,16 @@ def test_what_is_no_socket_is_named(tmp_path: Path, kind: str) -> None:
         path.touch()
     else:
         os.mkfifo(path)
-    assert wrong_file_type(f"unix://{path}").startswith(f"{path} is a {kind} and no socket: ")
-    assert doubted(tmp_path / "none") == []
+    assert wrong_file_type(f"unix://{path}").startswith(f"{path} is a {kind} and not a socket: ")
+    assert warnings(tmp_path / "none") == []
     assert wrong_file_type(TCP) == wrong_file_type("unix:///nonexistent") == ""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of docker 5
-def test_no_variable_of_the_libraries_chooses_whom_to_trust(
+def test_client_ignores_trust_settings_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """requests would take an authority from there in the place of our ca.pem, and ask a proxy."""
+    """requests would use these authorities instead of ca.pem, and a proxy."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:1")
     (tmp_path / "netrc").write_text("machine 192.0.2.2 login a password swordfish\n")
@@ -137,25 +136,25 @@ def test_no_variable_of_the_libraries_chooses_whom_to_trust(
     client = Client(base_url="tcp://192.0.2.2:2375", version="1.41")
     client.verify = "/ours/ca.pem"
     url = "http://192.0.2.2:2375/version"
-    asked = client.merge_environment_settings(url, {}, None, None, None)
+    merged = client.merge_environment_settings(url, {}, None, None, None)
     client.close()
-    assert asked["verify"] == "/ours/ca.pem"
-    assert not asked["proxies"]
+    assert merged["verify"] == "/ours/ca.pem"
+    assert not merged["proxies"]
     assert not client.trust_env
 
 
-def test_certificates_come_from_the_folder_that_was_named_and_no_other(
+def test_tls_config_uses_no_certificates_without_cert_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).touch()
-    with pytest.raises(EngineUnavailable, match="there is no cert_path"):
+    with pytest.raises(EngineUnavailable, match="cert_path is not set"):
         tls_config(EngineAddress(endpoint=TCP, tls_verify=True))
     assert tls_config(EngineAddress(endpoint=TCP)) is False
 
 
-def test_a_password_in_an_endpoint_is_refused_and_not_said() -> None:
+def test_endpoint_with_password_is_rejected_without_printing_it() -> None:
     for endpoint in ("tcp://me:swordfish@engine:2375", "tcp://swordfish@engine"):
         with pytest.raises(ConfigError) as caught:
             settings([Layer("environment", {"endpoint": endpoint})])

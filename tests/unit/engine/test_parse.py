@@ -1,3 +1,5 @@
+"""Networks, containers, engines and events from JSON: recorded, hostile and of all versions."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +35,7 @@ HOSTILE = (
     "fd00:a::%eth0/64",
     "x" * 10_000,
 )
-WRONG: tuple[Any, ...] = (None, True, 0, 7, -1, 2.5, "", "x", [], ["x"], {}, {"x": 1}, [[]], "\0")
+INVALID: tuple[Any, ...] = (None, True, 0, 7, -1, 2.5, "", "x", [], ["x"], {}, {"x": 1}, [[]], "\0")
 
 
 def inspected(name: str, engine: Engine = ENGINE) -> Container:
@@ -43,13 +45,15 @@ def inspected(name: str, engine: Engine = ENGINE) -> Container:
 
 
 def listed(name: str, engine: Engine = ENGINE) -> Container:
-    found = (docker_facts.container(each, engine) for each in recorded("list.json"))
-    return next(each for each in found if each is not None and each.name == name)
+    found = (docker_facts.container(row, engine) for row in recorded("list.json"))
+    return next(
+        container for container in found if container is not None and container.name == name
+    )
 
 
 def networks() -> dict[str, Network]:
-    found = (docker_facts.network(each) for each in recorded("networks.json"))
-    return {each.name: each for each in found if each is not None}
+    found = (docker_facts.network(row) for row in recorded("networks.json"))
+    return {network.name: network for network in found if network is not None}
 
 
 def raw_network(**fields: Any) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def with_option(key: str, value: object) -> Network:
 
 
 def raw_container(ports: object = None, **fields: Any) -> dict[str, Any]:
-    """An inspect as Docker 28 gives it for a network without IPv4: those fields are not there."""
+    """An inspect of Docker 28 for a network without IPv4: its IPv4 fields are missing."""
     facts = {
         "Id": identity("web"),
         "Name": "/web",
@@ -109,40 +113,40 @@ def endpoint_of(**fields: Any) -> Endpoint:
     return found
 
 
-def told(container: Container) -> set[tuple[object, ...]]:
+def binding_facts(container: Container) -> set[tuple[object, ...]]:
     bindings = container.bindings
     return {(b.protocol, b.container_port, b.host_address, b.host_port) for b in bindings}
 
 
 def ipv6_ports(container: Container) -> list[str]:
     found = sorted(
-        (each.protocol, each.host_port, each.container_port, str(each.host_address))
-        for each in container.bindings
-        if isinstance(each.host_address, IPv6Address)
+        (binding.protocol, binding.host_port, binding.container_port, str(binding.host_address))
+        for binding in container.bindings
+        if isinstance(binding.host_address, IPv6Address)
     )
     return [f"[{address}]:{host}:{inside}/{p}" for p, host, inside, address in found]
 
 
-# What a real engine says.
+# Recorded answers of a real engine.
 
 
-def test_the_recorded_engine_is_known() -> None:
+def test_engine_of_the_recorded_answers() -> None:
     found = docker_facts.engine(recorded("version.json"), recorded("info.json"))
     assert found == ENGINE
     assert found.release == (20, 10, 24)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_list_and_inspect_tell_the_same(name: str) -> None:
+def test_list_and_inspect_give_the_same_container(name: str) -> None:
     row, whole = listed(name), inspected(name)
-    assert (row.id, row.name, told(row)) == (whole.id, whole.name, told(whole))
-    assert [each.network_id for each in row.endpoints] == [e.network_id for e in whole.endpoints]
+    assert (row.id, row.name, binding_facts(row)) == (whole.id, whole.name, binding_facts(whole))
+    assert [e.network_id for e in row.endpoints] == [e.network_id for e in whole.endpoints]
     assert row.problems == whole.problems == ()
     assert docker_facts.matches_inspect(row, whole)
 
 
-def test_every_binding_of_a_container_is_read() -> None:
-    """B1: 81 and B3: 82 are for IPv4 only. B6: 84 is for [::1]. R1: 85 has the engine's number."""
+def test_b1_b3_b6_r1_all_bindings_of_a_container_are_read() -> None:
+    """81 and 82 are for IPv4 only, 84 is for [::1], and 85 has a port that the engine chose."""
     assert ipv6_ports(inspected("web")) == [
         "[::]:83:83/tcp",
         "[::1]:84:84/tcp",
@@ -155,35 +159,33 @@ def test_every_binding_of_a_container_is_read() -> None:
     ]
 
 
-def test_publish_all_gives_the_ports_that_the_engine_chose() -> None:
-    """R2: -P leaves nothing in what was asked, only in what is."""
+def test_r2_publish_all_gives_the_ports_that_the_engine_chose() -> None:
+    """-P sets no request, only bindings."""
     assert recorded("inspect-def.json")["HostConfig"]["PortBindings"] == {}
     assert ipv6_ports(inspected("def")) == ["[::]:32769:90/tcp"]
 
 
-def test_ipv6_switched_off_by_sysctl_leaves_no_address() -> None:
-    """P11: engines before 28 list the address all the same."""
+def test_p11_sysctl_disable_ipv6_removes_the_address() -> None:
+    """Engines before 28 list the address nevertheless."""
     (on,), (off,) = listed("noip6").endpoints, inspected("noip6").endpoints
     assert (on.address, on.has_gateway6) == (IPv6Address("fd00:a::3"), True)
     assert (off.address, off.has_gateway6, off.has_gateway4) == (None, False, True)
 
 
-def test_an_internal_network_publishes_nothing() -> None:
-    """I10: the engine lists no binding for it."""
+def test_i10_container_on_an_internal_network_has_no_bindings() -> None:
+    """The engine lists no binding for it."""
     assert inspected("in").bindings == ()
 
 
 @pytest.mark.parametrize(("name", "endpoints"), [("ho", 1), ("sh", 0)])
-def test_the_network_of_the_host_or_of_another_container_has_no_ipv6_place(
-    name: str, endpoints: int
-) -> None:
+def test_h16_host_and_container_network_have_no_ipv6_endpoint(name: str, endpoints: int) -> None:
     """H16."""
     found = inspected(name)
     assert found.bindings == ()
-    assert [each.address for each in found.endpoints] == [None] * endpoints
+    assert [endpoint.address for endpoint in found.endpoints] == [None] * endpoints
 
 
-def test_the_recorded_networks_are_read() -> None:
+def test_recorded_networks_are_read() -> None:
     found = networks()
     table = {n.name: (n.driver, n.bridge, n.enable_ipv6, n.internal) for n in found.values()}
     assert table == {
@@ -196,13 +198,13 @@ def test_the_recorded_networks_are_read() -> None:
         "neti": ("bridge", "br-1a570fcce19c", True, True),
     }
     assert found["netx"].subnets == (IPv6Network("fd00:a::/64"),)
-    assert all(each.warnings == () and not each.problem for each in found.values())
+    assert all(network.warnings == () and not network.problem for network in found.values())
 
 
-def test_events_name_what_to_read_again() -> None:
+def test_subjects_of_the_recorded_events() -> None:
     events = (RECORDED / "events.json").read_text().splitlines()
-    subjects = [docker_facts.event_subjects(json.loads(each)) for each in events]
-    known = {each["Id"] for each in recorded("networks.json")}
+    subjects = [docker_facts.event_subjects(json.loads(line)) for line in events]
+    known = {row["Id"] for row in recorded("networks.json")}
     assert {network for _, network in subjects if network} <= known
     assert inspected("web").id in {container for container, _ in subjects}
 
@@ -233,7 +235,7 @@ def test_events_name_what_to_read_again() -> None:
         ("com.example.unknown", "\n", "warnings", ()),
     ],
 )
-def test_an_option_is_honoured(key: str, value: str, attribute: str, expected: object) -> None:
+def test_valid_option_is_used(key: str, value: str, attribute: str, expected: object) -> None:
     found = with_option(key, value)
     assert getattr(found, attribute) == expected
     assert found.warnings == ()
@@ -260,10 +262,10 @@ def test_an_option_is_honoured(key: str, value: str, attribute: str, expected: o
         (f"{BRIDGE}trusted_host_interfaces", "a b", "trusted_interfaces", "'a b'", "left out"),
     ],
 )
-def test_a_bad_label_leaves_its_default_and_a_warning(
+def test_v8_invalid_option_keeps_the_default_and_adds_a_warning(
     key: str, value: object, attribute: str, shown: str, in_force: str
 ) -> None:
-    """V8: the warning names the key, shows the value and says what is in force."""
+    """The warning has the key, the value and the default."""
     found, plain = with_option(key, value), network_of()
     assert getattr(found, attribute) == getattr(plain, attribute)
     (warning,) = found.warnings
@@ -276,15 +278,15 @@ def test_a_bad_label_leaves_its_default_and_a_warning(
 
 
 @pytest.mark.parametrize("name", ["br lan", "br+", "-br", "a" * 16, 'b"r', "b\nr", "bä", "b\\"])
-def test_a_bridge_name_that_cannot_stand_in_a_rule_is_a_problem(name: str) -> None:
+def test_bridge_name_that_no_rule_can_have_is_a_problem(name: str) -> None:
     found = with_option(f"{BRIDGE}name", name)
     assert found.bridge == ""
-    assert "cannot stand in a rule" in found.problem
+    assert "cannot be used in a rule" in found.problem
     assert found.problem.isprintable()
 
 
 @pytest.mark.parametrize("name", ["a" * 15, "br-0123456789ab", "lan.1", "eth0@x", "_x", "0"])
-def test_a_bridge_name_that_the_kernel_takes_is_taken(name: str) -> None:
+def test_valid_bridge_name_is_used(name: str) -> None:
     assert with_option(f"{BRIDGE}name", name).bridge == name
 
 
@@ -292,7 +294,7 @@ def test_a_bridge_name_that_the_kernel_takes_is_taken(name: str) -> None:
     "subnet",
     ["fd00:a::/129", "fd00:g::/64", "fd00::a::/64", ":", "fd00:a::%\n-A FORWARD -j ACCEPT\n/64"],
 )
-def test_a_subnet_that_cannot_be_read_is_left_out_with_a_warning(subnet: str) -> None:
+def test_unreadable_subnet_is_left_out_with_a_warning(subnet: str) -> None:
     config = [{"Subnet": subnet}, {"Subnet": "fd00:b::/64"}, {"Subnet": "172.18.0.0/16"}]
     found = network_of(IPAM={"Config": config})
     assert found.subnets == (IPv6Network("fd00:b::/64"),)
@@ -301,27 +303,27 @@ def test_a_subnet_that_cannot_be_read_is_left_out_with_a_warning(subnet: str) ->
     assert warning.isprintable()
 
 
-def test_a_subnet_with_host_bits_is_taken_as_docker_takes_it() -> None:
+def test_subnet_with_host_bits_is_masked() -> None:
     found = network_of(IPAM={"Config": [{"Subnet": "fd00:a::5/64"}]})
     assert found.subnets == (IPv6Network("fd00:a::/64"),)
 
 
 @every("value", HOSTILE)
-def test_a_hostile_name_is_kept_bounded_and_sendable(value: str) -> None:
+def test_hostile_network_name_is_cut_and_valid_utf8(value: str) -> None:
     found = network_of(Name=value)
     assert 0 < len(found.name) <= 255
     assert found.name.encode()
 
 
-@every("value", {repr(value): value for value in WRONG + HOSTILE})
+@every("value", {repr(value): value for value in INVALID + HOSTILE})
 @every("field", list(raw_network()))
-def test_any_value_in_any_field_of_a_network_is_survived(field: str, value: object) -> None:
+def test_network_with_any_value_in_any_field_does_not_raise(field: str, value: object) -> None:
     found = docker_facts.network(raw_network(**{field: value}))
     assert (found is None) == (field == "Id" and value != "x")
 
 
-@pytest.mark.parametrize("raw", WRONG)
-def test_what_is_no_network_or_container_is_none(raw: object) -> None:
+@pytest.mark.parametrize("raw", INVALID)
+def test_other_json_is_no_network_and_no_container(raw: object) -> None:
     assert docker_facts.network(raw) is None
     assert docker_facts.container(raw, ENGINE) is None
 
@@ -339,12 +341,12 @@ def test_what_is_no_network_or_container_is_none(raw: object) -> None:
         ({"80/tcp": [{"HostIp": "::ffff:192.0.2.1", "HostPort": "8080"}]}, []),
     ],
 )
-def test_ports_of_an_inspect(ports: object, bindings: list[str]) -> None:
+def test_bindings_of_an_inspect(ports: object, bindings: list[str]) -> None:
     assert ipv6_ports(container_of(raw_container(ports))) == bindings
 
 
-def test_an_ipv6_only_network_works_without_a_field_for_ipv4() -> None:
-    """P12: what Docker 28 says of a container on a network made with --ipv4=false."""
+def test_p12_ipv6_only_network_without_ipv4_fields_is_read() -> None:
+    """An inspect of Docker 28 for a network created with --ipv4=false."""
     found = container_of(raw_container({"80/tcp": [{"HostIp": "::", "HostPort": "8080"}]}))
     assert found.endpoints == (
         Endpoint(network_id=identity("x"), address=IPv6Address("fd00:a::2"), has_gateway6=True),
@@ -374,10 +376,10 @@ def test_an_ipv6_only_network_works_without_a_field_for_ipv4() -> None:
         ("\ud800", {"HostIp": "::", "HostPort": "8080"}, "'\\ud800'"),
     ],
 )
-def test_a_binding_that_cannot_be_read_is_a_problem_and_the_rest_is_read(
+def test_b15_unreadable_binding_is_a_problem_and_the_others_are_read(
     port: str, entry: object, said: str
 ) -> None:
-    """B15, and ports out of range: never forwarded, never silent."""
+    """Also ports out of range: never forwarded, always reported."""
     ports = {port: [entry], "81/tcp": [{"HostIp": "::", "HostPort": "81"}]}
     found = container_of(raw_container(ports))
     assert ipv6_ports(found) == ["[::]:81:81/tcp"]
@@ -389,9 +391,9 @@ def test_a_binding_that_cannot_be_read_is_a_problem_and_the_rest_is_read(
 
 
 @pytest.mark.parametrize("entry", [5, "x", None, [], {}, {"HostIp": "::"}])
-def test_an_entry_without_a_host_port_publishes_nothing(entry: object) -> None:
+def test_binding_without_a_host_port_has_port_0(entry: object) -> None:
     found = container_of(raw_container({"80/tcp": [entry]}))
-    assert all(each.host_port == 0 for each in found.bindings)
+    assert all(binding.host_port == 0 for binding in found.bindings)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +410,7 @@ def test_an_entry_without_a_host_port_publishes_nothing(entry: object) -> None:
         (None, 0, 0),
     ],
 )
-def test_ports_of_a_list(row: object, bindings: int, problems: int) -> None:
+def test_bindings_of_a_list_row(row: object, bindings: int, problems: int) -> None:
     found = container_of(raw_container(Ports=[row]))
     assert (len(found.bindings), len(found.problems)) == (bindings, problems)
 
@@ -424,8 +426,8 @@ def test_ports_of_a_list(row: object, bindings: int, problems: int) -> None:
         ({"State": "paused"}, True),
     ],
 )
-def test_only_a_running_container_counts(fields: dict[str, Any], running: bool) -> None:
-    """P9 and P10: a paused one runs."""
+def test_p9_p10_container_that_does_not_run_is_none(fields: dict[str, Any], running: bool) -> None:
+    """A paused container runs."""
     assert (docker_facts.container(raw_container(**fields), ENGINE) is not None) is running
 
 
@@ -441,12 +443,12 @@ def test_only_a_running_container_counts(fields: dict[str, Any], running: bool) 
         ([], "web"),
     ],
 )
-def test_the_name_is_the_containers_own_and_not_a_links(names: list[object], name: str) -> None:
+def test_name_of_a_container_is_not_the_alias_of_a_link(names: list[object], name: str) -> None:
     assert container_of(raw_container(Names=names)).name == name
 
 
 @every("value", HOSTILE)
-def test_a_hostile_container_name_is_kept_bounded_and_sendable(value: str) -> None:
+def test_hostile_container_name_is_cut_and_valid_utf8(value: str) -> None:
     found = container_of(raw_container(Name=value))
     assert 0 < len(found.name) <= 255
     assert found.name.encode()
@@ -464,19 +466,19 @@ def test_a_hostile_container_name_is_kept_bounded_and_sendable(value: str) -> No
         (["fd00:a::1"], False),
     ],
 )
-def test_the_gateway_as_engines_word_it(gateway: object, has: bool) -> None:
+def test_gateway6_in_the_formats_of_all_engines(gateway: object, has: bool) -> None:
     assert endpoint_of(IPv6Gateway=gateway).has_gateway6 is has
 
 
 @pytest.mark.parametrize("address", ["", None, 5, "x", "172.18.0.2", "fd00:a::2/64", "fd00::%\n"])
-def test_what_is_no_ipv6_address_is_no_address(address: object) -> None:
+def test_invalid_ipv6_address_is_none(address: object) -> None:
     assert endpoint_of(GlobalIPv6Address=address).address is None
 
 
 @pytest.mark.parametrize(
     ("value", "priority"), [(5, 5), (-1, -1), (None, 0), ("5", 0), (True, 0), (1.5, 0)]
 )
-def test_the_gateway_priority_is_a_number_or_nothing(value: object, priority: int) -> None:
+def test_m2_gateway_priority_is_a_number_or_0(value: object, priority: int) -> None:
     """M2."""
     assert endpoint_of(GwPriority=value).gw_priority == priority
 
@@ -484,13 +486,13 @@ def test_the_gateway_priority_is_a_number_or_nothing(value: object, priority: in
 def paths(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inside: list[tuple[Any, ...]] = [path] if path else []
     items = value.items() if isinstance(value, dict) else ()
-    for key, each in [*items, *(enumerate(value) if isinstance(value, list) else ())]:
-        inside += paths(each, (*path, key))
+    for key, item in [*items, *(enumerate(value) if isinstance(value, list) else ())]:
+        inside += paths(item, (*path, key))
     return inside
 
 
-@pytest.mark.parametrize("value", WRONG)
-def test_any_value_anywhere_in_an_inspect_is_survived(value: object) -> None:
+@pytest.mark.parametrize("value", INVALID)
+def test_inspect_with_any_value_anywhere_does_not_raise(value: object) -> None:
     whole = raw_container({"80/tcp": [{"HostIp": "::", "HostPort": "8080"}]})
     for *way, last in paths(whole):
         mangled = deepcopy(whole)
@@ -503,7 +505,7 @@ def test_any_value_anywhere_in_an_inspect_is_survived(value: object) -> None:
 
 
 @pytest.mark.parametrize("field", ["State", "HostConfig", "NetworkSettings", "Name"])
-def test_a_missing_field_is_survived(field: str) -> None:
+def test_inspect_with_a_missing_field_does_not_raise(field: str) -> None:
     raw = raw_container()
     del raw[field]
     assert container_of(raw).id == identity("web")
@@ -525,17 +527,19 @@ def test_a_missing_field_is_survived(field: str) -> None:
         ("1" * 5000, (111_111_111,)),
     ],
 )
-def test_the_release_is_the_leading_numbers(version: str, release: tuple[int, ...]) -> None:
+def test_release_is_the_leading_numbers_of_the_version(
+    version: str, release: tuple[int, ...]
+) -> None:
     assert Engine(version=version, api_version="").release == release
 
 
-@pytest.mark.parametrize("answer", WRONG)
-def test_an_engine_that_says_nothing_useful_is_unknown(answer: object) -> None:
+@pytest.mark.parametrize("answer", INVALID)
+def test_engine_of_other_json_is_unknown(answer: object) -> None:
     found = docker_facts.engine(answer, answer)
     assert found == Engine(version="unknown", api_version="", rootless=False)
 
 
-def test_a_rootless_engine_says_so() -> None:
+def test_engine_with_rootless_option_is_rootless() -> None:
     assert docker_facts.engine({}, {"SecurityOptions": ["name=rootless"]}).rootless
 
 
@@ -551,10 +555,10 @@ def test_a_rootless_engine_says_so() -> None:
         ("20.10.5", "", "127.0.0.1", False),
     ],
 )
-def test_an_engine_too_old_to_list_ipv6_mirrors_what_named_no_address(
+def test_b3_b8_old_engine_gets_ipv6_bindings_only_for_requests_without_address(
     version: str, asked: str, bound: str, mirrored: bool
 ) -> None:
-    """B3 and B8 hold on it too: what was asked for 0.0.0.0, or got --ip's address, is not."""
+    """Not for a request for 0.0.0.0, and not for the address of --ip."""
     raw = raw_container(
         {"80/tcp": [{"HostIp": bound, "HostPort": "8080"}]},
         HostConfig={"PortBindings": {"80/tcp": [{"HostIp": asked, "HostPort": "8080"}]}},
@@ -571,7 +575,7 @@ def test_an_engine_too_old_to_list_ipv6_mirrors_what_named_no_address(
     assert len(found.bindings) == 1 + mirrored
 
 
-def test_an_old_engine_that_does_list_ipv6_is_believed() -> None:
+def test_old_engine_that_lists_ipv6_gets_no_more_bindings() -> None:
     entries = [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8081"}]
     raw = raw_container({"80/tcp": entries}, HostConfig={"PortBindings": {"80/tcp": [{}]}})
     found = container_of(raw, Engine(version="20.10.5", api_version=""))
@@ -590,7 +594,7 @@ def test_an_old_engine_that_does_list_ipv6_is_believed() -> None:
         ("20.10.5", "sh", False),
     ],
 )
-def test_who_has_to_be_inspected_after_a_list(version: str, name: str, needs: bool) -> None:
+def test_needs_inspect_by_release_and_container(version: str, name: str, needs: bool) -> None:
     engine = Engine(version=version, api_version="")
     assert docker_facts.needs_inspect(listed(name, engine), engine, {}) is needs
 
@@ -599,10 +603,10 @@ def test_who_has_to_be_inspected_after_a_list(version: str, name: str, needs: bo
     ("version", "bound", "needs"),
     [("28.5.2", "0.0.0.0", True), ("28.5.2", "127.0.0.1", False), ("20.10.24", "0.0.0.0", False)],
 )
-def test_an_engine_that_lists_no_ipv6_for_a_container_without_it_is_asked_what_it_wanted(
+def test_p11_needs_inspect_for_a_wildcard_binding_without_ipv6_address(
     version: str, bound: str, needs: bool
 ) -> None:
-    """P11: 28 without its proxy publishes such a port on IPv4 alone."""
+    """Docker 28 without its proxy publishes such a port on IPv4 only."""
     raw = raw_container({"80/tcp": [{"HostIp": bound, "HostPort": "8080"}]})
     raw["NetworkSettings"]["Networks"]["x"] |= {"GlobalIPv6Address": "", "IPv6Gateway": ""}
     engine = Engine(version=version, api_version="")
@@ -612,17 +616,17 @@ def test_an_engine_that_lists_no_ipv6_for_a_container_without_it_is_asked_what_i
     assert not docker_facts.needs_inspect(container_of(raw, engine), engine, networks)
 
 
-def test_a_requested_address_that_cannot_be_read_counts_as_none() -> None:
-    """B15: every engine binds such a port as if no address had been named."""
-    entries = [{"HostIp": each, "HostPort": "8080"} for each in ("0.0.0.0", "::")]
+def test_b15_unreadable_requested_address_counts_as_none() -> None:
+    """Every engine binds such a port like a request without an address."""
+    entries = [{"HostIp": address, "HostPort": "8080"} for address in ("0.0.0.0", "::")]
     asked = {"PortBindings": {"80/tcp": [{"HostIp": ":", "HostPort": "8080"}]}}
     found = container_of(raw_container({"80/tcp": entries}, HostConfig=asked))
     assert ipv6_ports(found) == ["[::]:8080:80/tcp"]
-    assert [each.explicit_address for each in found.bindings] == [False, False]
+    assert [binding.explicit_address for binding in found.bindings] == [False, False]
     assert found.problems == ()
 
 
-def test_a_list_that_tells_more_than_is_known_is_no_repetition() -> None:
+def test_row_with_new_facts_does_not_match_the_inspect() -> None:
     row = listed("web")
     assert not docker_facts.matches_inspect(row, None)
     assert not docker_facts.matches_inspect(row, inspected("in"))
@@ -660,15 +664,13 @@ def test_a_list_that_tells_more_than_is_known_is_no_repetition() -> None:
         ({"Type": "network", "Actor": {"ID": 5, "Attributes": ["container"]}}, ("", "")),
     ],
 )
-def test_an_event_of_any_api_version_names_its_subjects(
-    event: object, subjects: tuple[str, str]
-) -> None:
-    """API 1.52 leaves status, id and from out; nothing is read from them."""
+def test_event_subjects_of_all_api_versions(event: object, subjects: tuple[str, str]) -> None:
+    """API 1.52 has no status, id and from; they are not read."""
     assert docker_facts.event_subjects(event) == subjects
 
 
-@pytest.mark.parametrize("raw", WRONG)
-def test_what_is_no_event_names_nobody(raw: object) -> None:
+@pytest.mark.parametrize("raw", INVALID)
+def test_event_subjects_of_other_json_are_empty(raw: object) -> None:
     assert docker_facts.event_subjects(raw) == ("", "")
 
 
@@ -676,9 +678,9 @@ def test_what_is_no_event_names_nobody(raw: object) -> None:
     ("value", "expected"),
     [("a", "'a'"), ("a\nb", "'a\\nb'"), ("ä", "'\\xe4'"), (5, "'5'"), (None, "'None'")],
 )
-def test_a_foreign_value_is_shown_quoted(value: object, expected: str) -> None:
+def test_quoted_escapes_a_value(value: object, expected: str) -> None:
     assert docker_facts.quoted(value) == expected
 
 
-def test_a_long_foreign_value_is_shown_cut() -> None:
+def test_quoted_cuts_a_long_value() -> None:
     assert docker_facts.quoted("x" * 10_000) == "'" + "x" * 55 + "...'"

@@ -1,4 +1,4 @@
-"""Rows of a list come out as they went in, however the bytes are cut."""
+"""The rows of a JSON list, from pieces of any size."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ ROWS = [{"Id": "a", "Names": ["/é€😀"], "n": 12}, 345, None, "x,]", [], {"l
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1 << 16])
 @pytest.mark.parametrize("rows", [ROWS, [], [7]])
-def test_rows_are_whole_however_they_are_cut(rows: list[object], size: int) -> None:
+def test_json_rows_yields_all_rows_for_pieces_of_any_size(rows: list[object], size: int) -> None:
     for text in (json.dumps(rows), json.dumps(rows, indent=1, ensure_ascii=False) + "\n"):
         data = text.encode()
-        assert list(json_rows(data[at : at + size] for at in range(0, len(data), size))) == rows
+        assert (
+            list(json_rows(data[start : start + size] for start in range(0, len(data), size)))
+            == rows
+        )
 
 
 @pytest.mark.parametrize(
     "text", ["", "  ", "{}", "null", '[{"a": 1}', '[{"a": 1},', "[1, 2", "[tru]", "[1] x", "\xff"]
 )
-def test_what_is_no_list_is_an_error(text: str) -> None:
+def test_json_rows_without_a_complete_list_raises(text: str) -> None:
     with pytest.raises(ValueError, match=r"list|decode"):
         list(json_rows([text.encode("latin-1")]))
 
 
-def test_a_row_is_there_before_the_next_one_arrives() -> None:
+def test_json_rows_yields_a_row_before_the_next_piece() -> None:
     pieces = iter([b'[{"a": 1}, ', b'{"b": 2}]'])
     rows = json_rows(pieces)
     assert next(rows) == {"a": 1}

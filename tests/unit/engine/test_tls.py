@@ -1,6 +1,6 @@
-"""Who an engine on the network has to be: what is verified, by which certificates, and what is not.
+"""Verification of an engine on the network: settings, certificates and connections.
 
-tests/system/packets/test_endpoint.py shows it certificates that are wrong, expired or another's.
+tests/system/packets/test_endpoint.py has the cases with expired and wrong certificates.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning"),
 ]
 
-# Of nobody: it signs itself, for 127.0.0.1, and is known from here alone.
+# Self-signed, for 127.0.0.1, and only used here.
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBkzCCATqgAwIBAgIUB/d2ezdjy+YK5p4YQwnh0Fwx8X0wCgYIKoZIzj0EAwIw
@@ -65,22 +65,22 @@ SOURCES: dict[str, Callable[[str], Layer]] = {
 }
 
 
-# Settings that cannot be kept.
+# Invalid settings.
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("cert_path", ["", "/certs"])
-def test_http_that_is_to_be_verified_is_a_mistake(source: str, cert_path: str) -> None:
+def test_http_endpoint_with_tls_verify_is_rejected(source: str, cert_path: str) -> None:
     layer = SOURCES[source](HTTP)
     with pytest.raises(ConfigError) as caught:
         settings([Layer("f", {"cert_path": cert_path}), layer])
-    said = str(caught.value)
-    assert said.startswith(f"{layer.source}: tls_verify = true and endpoint = '{HTTP}': ")
-    assert "set endpoint = 'tcp://h:2375'" in said
-    assert "DOCKER_TLS_VERIFY" in said
+    error = str(caught.value)
+    assert error.startswith(f"{layer.source}: tls_verify = true and endpoint = '{HTTP}': ")
+    assert "set endpoint = 'tcp://h:2375'" in error
+    assert "DOCKER_TLS_VERIFY" in error
 
 
-def test_both_places_are_named_where_they_are_two() -> None:
+def test_error_names_both_sources_of_conflicting_settings() -> None:
     layers = [
         Layer("/etc/x.toml", {"endpoint": HTTP, "tls_verify": False}),
         environment_layer({"DOCKER_TLS_VERIFY": "1"}),
@@ -90,8 +90,8 @@ def test_both_places_are_named_where_they_are_two() -> None:
 
 
 @pytest.mark.parametrize("endpoint", [TCP, HTTPS])
-def test_verifying_without_a_folder_of_certificates_is_a_mistake(endpoint: str) -> None:
-    """Public authorities sign for anybody who has a name."""
+def test_tls_verify_without_cert_path_is_rejected(endpoint: str) -> None:
+    """A public authority signs for every owner of a host name."""
     with pytest.raises(
         ConfigError, match=r"cert_path is not set; set it to the directory with ca\.pem"
     ):
@@ -108,8 +108,8 @@ def test_verifying_without_a_folder_of_certificates_is_a_mistake(endpoint: str) 
         {"endpoint": TCP, "tls_verify": True, "cert_path": "/certs"},
     ],
 )
-def test_what_can_be_kept_is_none(values: dict[str, Any]) -> None:
-    """A socket is nothing to verify: the docker command does not look at it there either."""
+def test_other_combinations_are_accepted(values: dict[str, Any]) -> None:
+    """For a socket, tls_verify is ignored, as by the docker command."""
     assert isinstance(settings([Layer("f", values)]), Settings)
 
 
@@ -121,7 +121,7 @@ def test_what_can_be_kept_is_none(values: dict[str, Any]) -> None:
         *(" http://h:2375", "tcp://me@h:2376", "https://me:secret@h:2376", "tcp://h:2376\n"),
     ],
 )
-def test_no_other_spelling_of_an_endpoint_is_taken(endpoint: str) -> None:
+def test_endpoint_with_another_spelling_is_rejected(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="must be unix:///path or tcp://host:port"):
         settings([Layer("f", {"endpoint": endpoint, "tls_verify": True, "cert_path": "/certs"})])
 
@@ -131,29 +131,29 @@ def test_no_other_spelling_of_an_endpoint_is_taken(endpoint: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With all three, as they should be."""
+    """A directory with three valid files."""
     for name, text in (("ca", CERTIFICATE), ("cert", CERTIFICATE), ("key", KEY)):
         (tmp_path / f"{name}.pem").write_text(text)
     return tmp_path
 
 
-def test_certificates_that_are_there_and_go_together_are_used(folder: Path) -> None:
+def test_tls_config_uses_the_existing_certificates(folder: Path) -> None:
     ca, cert, key = (f"{folder}/{name}.pem" for name in ("ca", "cert", "key"))
 
     def used(*, verify: bool) -> tuple[Any, Any]:
-        made = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=verify)
-        tls: Any = tls_config(made)
+        address = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=verify)
+        tls: Any = tls_config(address)
         return tls.ca_cert, tls.cert
 
     assert used(verify=True) == used(verify=False) == (ca, (cert, key))
-    for each in (cert, key):
-        Path(each).unlink()
+    for name in (cert, key):
+        Path(name).unlink()
     assert used(verify=True) == (ca, None)
     Path(ca).unlink()
     assert used(verify=False) == (None, None)
 
 
-WRONG: dict[str, tuple[dict[str, str | None], str]] = {
+UNUSABLE: dict[str, tuple[dict[str, str | None], str]] = {
     "no ca": ({"ca": None}, "there is no ca.pem in {}: put the certificate"),
     "nothing": ({"ca": None, "cert": None, "key": None}, "there is no ca.pem in {}: put"),
     "an empty ca": ({"ca": ""}, "there is no certificate in {}/ca.pem: put"),
@@ -162,45 +162,43 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
     "a broken ca": ({"ca": CERTIFICATE[:200]}, "there is no certificate in {}/ca.pem: put"),
     "no key": ({"key": None}, "there is no key.pem beside cert.pem in {}: put both"),
     "no certificate": ({"cert": None}, "there is no cert.pem beside key.pem in {}: put both"),
-    "an empty key": ({"key": ""}, "{0}/cert.pem and {0}/key.pem are no certificate and its key"),
+    "an empty key": ({"key": ""}, "{0}/cert.pem and {0}/key.pem are not a certificate and its key"),
     "a key with a password": ({"key": ENCRYPTED}, "its key without a password: put both"),
-    "garbage": ({"cert": "x"}, "{0}/cert.pem and {0}/key.pem are no certificate and its key"),
+    "garbage": ({"cert": "x"}, "{0}/cert.pem and {0}/key.pem are not a certificate and its key"),
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_certificates_that_cannot_be_used_are_named_and_nothing_is_asked(
-    folder: Path, wrong: str
-) -> None:
-    files, said = WRONG[wrong]
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_unusable_certificates_are_reported_before_any_connect(folder: Path, case: str) -> None:
+    files, error = UNUSABLE[case]
     for name, text in files.items():
         path = folder / f"{name}.pem"
         path.unlink() if text is None else path.write_text(text)
-    assert said.format(folder) in certificate_error(str(folder), verify=True)
+    assert error.format(folder) in certificate_error(str(folder), verify=True)
     with engine() as server:
         with pytest.raises(EngineUnavailable, match=r"\.pem"):
             connected(f"tcp://{server.place}", str(folder), verify=True)
         assert server.connections == 0
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_missing_cert_path_directory_is_reported(tmp_path: Path) -> None:
     assert certificate_error(f"{tmp_path}/none", verify=True).startswith("there is no ca.pem in ")
     (tmp_path / "ca.pem").mkdir()
     assert f"{tmp_path}/ca.pem" in certificate_error(str(tmp_path), verify=True)
 
 
 @pytest.mark.parametrize("endpoint", [TCP, HTTPS, HTTP])
-def test_nothing_but_the_folder_vouches_for_an_engine(endpoint: str) -> None:
-    """Also for who makes a connection past the settings."""
+def test_tls_config_with_tls_verify_requires_cert_path(endpoint: str) -> None:
+    """Also without the checks of the settings."""
     with pytest.raises(EngineUnavailable, match=r"cert_path|never encrypted"):
         tls_config(EngineAddress(endpoint=endpoint, tls_verify=True))
 
 
-# What is really done with the connection.
+# Connections.
 
 
 class Server(ThreadingHTTPServer):
-    """Plays an engine over plain HTTP, or sends whoever asks elsewhere."""
+    """An engine at plain HTTP; with `elsewhere`, it redirects every request."""
 
     daemon_threads = True
 
@@ -247,9 +245,9 @@ def engine(elsewhere: str = "") -> Iterator[Server]:
 
 
 def connected(endpoint: str, cert_path: str = "", *, verify: bool = False) -> tuple[str, ...]:
-    """What is warned of after a connect."""
-    connection = EngineAddress(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
-    client, _ = connect(connection)
+    """The security warnings after a connect."""
+    address = EngineAddress(endpoint=endpoint, cert_path=cert_path, tls_verify=verify)
+    client, _ = connect(address)
     client.close()
     return tuple(security_warnings(endpoint, verified=client.verified))
 
@@ -267,13 +265,12 @@ def connected(endpoint: str, cert_path: str = "", *, verify: bool = False) -> tu
         (UNIX, None, False),
     ],
 )
-def test_what_is_verified_is_read_off_the_connection(
+def test_client_knows_if_it_verifies_the_engine(
     folder: Path, endpoint: str, verify: bool | None, verified: bool
 ) -> None:
-    """`verify` None: no cert_path. https:// by itself asks the authorities that the host knows."""
+    """`verify` None: no cert_path. Plain https:// uses the authorities that the host trusts."""
     path = "" if verify is None else str(folder)
-    made = EngineAddress(endpoint=endpoint, cert_path=path, tls_verify=bool(verify))
-    tls = tls_config(made)
+    tls = tls_config(EngineAddress(endpoint=endpoint, cert_path=path, tls_verify=bool(verify)))
     client = Client(base_url=endpoint, version="1.41", tls=tls)
     assert client.verified is verified
     if verify:
@@ -281,30 +278,30 @@ def test_what_is_verified_is_read_off_the_connection(
     client.close()
 
 
-def test_a_plain_engine_is_doubted_whatever_the_settings_say() -> None:
+def test_engine_at_plain_http_always_has_a_warning() -> None:
     with engine() as server:
-        (doubt,) = connected(f"http://{server.place}")
+        (warning,) = connected(f"http://{server.place}")
         assert server.connections
-        assert "is not checked, so that anybody on the way" in doubt
-        before = server.connections
+        assert "is not verified, so another host on the network path" in warning
+        connections = server.connections
         with pytest.raises(EngineUnavailable, match="never encrypted"):
             connected(f"http://{server.place}", verify=True)
-        assert server.connections == before
+        assert server.connections == connections
 
 
-def test_what_is_advised_for_http_is_no_mistake() -> None:
-    (doubt,) = security_warnings(HTTP, verified=False)
-    assert "write tcp:// in endpoint" in doubt
-    assert "write tcp:// in endpoint" in explain_error(HTTP, "", "RemoteDisconnected")
-    (doubt,) = security_warnings(TCP, verified=False)
-    assert "write tcp://" not in doubt
+def test_advice_for_http_is_a_valid_setting() -> None:
+    (warning,) = security_warnings(HTTP, verified=False)
+    assert "use tcp:// in endpoint" in warning
+    assert "use tcp:// in endpoint" in explain_error(HTTP, "", "RemoteDisconnected")
+    (warning,) = security_warnings(TCP, verified=False)
+    assert "use tcp://" not in warning
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_engine_that_sends_us_elsewhere_is_not_followed(scheme: str) -> None:
-    """A verified one could send us to another host, past its certificate, and over plain HTTP."""
+def test_redirect_of_an_engine_is_not_followed(scheme: str) -> None:
+    """A redirect could lead to another host, without TLS and without its certificate."""
     with engine() as other, engine(f"{scheme}://{other.place}/version") as server:
-        with pytest.raises(EngineUnavailable, match="it sends us elsewhere, where we do not go"):
+        with pytest.raises(EngineUnavailable, match="it redirects to another address"):
             connected(f"tcp://{server.place}")
         assert server.connections
         assert other.connections == 0
@@ -313,9 +310,9 @@ def test_an_engine_that_sends_us_elsewhere_is_not_followed(scheme: str) -> None:
 @pytest.mark.parametrize(
     "name", ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"]
 )
-def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for each in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(each, "example.org")
+def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(variable, "example.org")
     with engine() as proxy, engine() as server:
         monkeypatch.setenv(name, f"http://{proxy.place}")
         connected(f"tcp://{server.place}")
@@ -332,19 +329,19 @@ def test_no_account_of_netrc_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with engine() as server:
         connected(f"tcp://{server.place}")
         assert server.headers
-        assert not any("authorization" in each for each in server.headers)
+        assert not any("authorization" in headers for headers in server.headers)
 
 
 @pytest.mark.parametrize(
     "name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"]
 )
-def test_no_authority_of_the_environment_vouches_for_an_engine(
+def test_no_authority_of_the_environment_is_trusted(
     monkeypatch: pytest.MonkeyPatch, folder: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, str(folder / "cert.pem"))
-    made = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=True)
-    client = Client(base_url=TCP, version="1.41", tls=tls_config(made))
-    asked = client.merge_environment_settings(HTTPS, {}, None, None, None)
+    address = EngineAddress(endpoint=TCP, cert_path=str(folder), tls_verify=True)
+    client = Client(base_url=TCP, version="1.41", tls=tls_config(address))
+    merged = client.merge_environment_settings(HTTPS, {}, None, None, None)
     client.close()
-    assert asked["verify"] == f"{folder}/ca.pem"
+    assert merged["verify"] == f"{folder}/ca.pem"
     assert isinstance(client, requests.Session)

@@ -1,4 +1,4 @@
-"""The watcher against an engine that a test plays."""
+"""The watcher with the fake engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.harness.fake_engine import (
 )
 from tests.harness.waiting import background, until
 
-# The library compares versions with distutils and leaves its sockets to the garbage collector.
+# The library compares versions with distutils, and does not close its sockets.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*distutils:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning"),
@@ -47,16 +47,16 @@ LISTS = ("/containers/json", "/networks")
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[FakeEngine]:
-    found = FakeEngine(tmp_path / "engine.sock")
-    found.have(X, WEB)
-    found.start()
-    yield found
-    found.stop()
+    fake = FakeEngine(tmp_path / "engine.sock")
+    fake.have(X, WEB)
+    fake.start()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """Threads and sockets of the library do not outlive this file."""
+    """Collect the threads and sockets of the library at the end of this file."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -76,7 +76,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Watched:
-    """The watcher and how often it woke the loop."""
+    """A watcher, and the number of times that it woke the loop."""
 
     engine: FakeEngine
     resync_interval: float = 3600
@@ -97,8 +97,8 @@ class Watched:
         return self.watch.containers.get(identity(name))
 
     def address(self, name: str) -> IPv6Address | None:
-        found = self.container(name)
-        return found.endpoints[0].address if found else None
+        container = self.container(name)
+        return container.endpoints[0].address if container else None
 
     async def connected(self) -> None:
         await until(lambda: self.watch.connected)
@@ -125,10 +125,10 @@ def run(engine: FakeEngine, scenario: Scenario, *, resync_interval: float = 3600
     asyncio.run(whole())
 
 
-# The first picture.
+# The first lists.
 
 
-def test_a_doubt_is_warned_of_once_not_at_each_connect(
+def test_security_warning_is_logged_once_and_not_at_every_connect(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -144,7 +144,7 @@ def test_a_doubt_is_warned_of_once_not_at_each_connect(
     assert levels == ["WARNING", "DEBUG"]
 
 
-def test_the_first_picture_comes_from_one_list_call_each(engine: FakeEngine) -> None:
+def test_start_reads_all_objects_with_one_list_call_each(engine: FakeEngine) -> None:
     engine.have(X, *(raw_container(f"c{i}", port=8000 + i) for i in range(50)))
 
     async def scenario(watched: Watched) -> None:
@@ -160,8 +160,8 @@ def test_the_first_picture_comes_from_one_list_call_each(engine: FakeEngine) -> 
     run(engine, scenario)
 
 
-def test_it_subscribes_before_it_lists(engine: FakeEngine) -> None:
-    """T10: what happens meanwhile is already hinted at."""
+def test_t10_watcher_subscribes_before_it_lists(engine: FakeEngine) -> None:
+    """T10: events report every change after the list."""
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -170,16 +170,15 @@ def test_it_subscribes_before_it_lists(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_before_the_first_list_there_is_nothing_to_act_on(engine: FakeEngine) -> None:
-    """T1."""
+def test_t1_watcher_is_not_listed_before_the_first_list(engine: FakeEngine) -> None:
     gate = threading.Event()
 
-    def held() -> Answer:
+    def delayed() -> Answer:
         assert gate.wait(5)
         del engine.say["/networks"]
         return 200, b"[]"
 
-    engine.say["/networks"] = held
+    engine.say["/networks"] = delayed
 
     async def scenario(watched: Watched) -> None:
         await until(lambda: engine.asked_for("/networks"))
@@ -191,10 +190,10 @@ def test_before_the_first_list_there_is_nothing_to_act_on(engine: FakeEngine) ->
 
 
 @pytest.mark.parametrize(("version", "inspects"), [("20.10.24", 1), ("27.5.1", 1), ("28.0.0", 0)])
-def test_an_engine_whose_list_leaves_something_out_is_inspected_too(
+def test_p11_container_is_inspected_if_the_list_lacks_facts(
     engine: FakeEngine, version: str, inspects: int
 ) -> None:
-    """P11: engines before 28 list an address even where IPv6 is switched off."""
+    """Engines before 28 list an address also if a sysctl disables IPv6."""
     engine.version = version
     off = raw_container("web")
     off["HostConfig"]["Sysctls"] = {"net.ipv6.conf.all.disable_ipv6": "1"}
@@ -204,7 +203,7 @@ def test_an_engine_whose_list_leaves_something_out_is_inspected_too(
         await watched.connected()
         await until(lambda: (watched.address("web") is None) == bool(inspects))
         assert engine.asked_for(INSPECT_WEB) == inspects
-        # And not again while the list tells nothing new.
+        # And not again while the list has no new facts.
         await watched.watch.relist()
         await asyncio.sleep(0.03)
         assert engine.asked_for(INSPECT_WEB) == inspects
@@ -220,10 +219,10 @@ def test_an_engine_whose_list_leaves_something_out_is_inspected_too(
     ("version", "api", "least"),
     [("20.10.24", "1.41", "1.12"), ("28.5.1", "1.51", "1.24"), ("29.0.0", "1.52", "1.44")],
 )
-def test_the_api_version_is_the_engines_own(
+def test_t14_connect_uses_the_api_version_of_the_engine(
     engine: FakeEngine, version: str, api: str, least: str
 ) -> None:
-    """T14: 29 refuses below 1.44, 20.10 knows at most 1.41."""
+    """29 rejects versions below 1.44, and 20.10 has at most 1.41."""
     engine.version, engine.api, engine.least_api = version, api, least
 
     async def scenario(watched: Watched) -> None:
@@ -238,8 +237,8 @@ def test_the_api_version_is_the_engines_own(
 # Events.
 
 
-def test_an_event_makes_one_inspect_of_what_it_names(engine: FakeEngine) -> None:
-    """P6: the address changes with the restart."""
+def test_p6_event_causes_one_inspect_of_its_container(engine: FakeEngine) -> None:
+    """The address changes with the restart."""
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -252,7 +251,7 @@ def test_an_event_makes_one_inspect_of_what_it_names(engine: FakeEngine) -> None
     run(engine, scenario)
 
 
-def test_an_event_with_the_words_of_an_old_engine_is_followed_too(engine: FakeEngine) -> None:
+def test_event_of_an_old_api_version_causes_an_inspect(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         old = event("container", "start", "web") | {"status": "start", "id": identity("web")}
@@ -262,9 +261,7 @@ def test_an_event_with_the_words_of_an_old_engine_is_followed_too(engine: FakeEn
     run(engine, scenario)
 
 
-def test_a_connect_rereads_the_container_and_the_network(engine: FakeEngine) -> None:
-    """M3."""
-
+def test_m3_connect_event_causes_inspects_of_container_and_network(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         await watched.emit("network", "connect", "x", container=identity("web"))
@@ -274,7 +271,7 @@ def test_a_connect_rereads_the_container_and_the_network(engine: FakeEngine) -> 
     run(engine, scenario)
 
 
-def test_a_new_network_is_known_from_its_create_event(engine: FakeEngine) -> None:
+def test_create_event_of_a_network_causes_its_inspect(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.have(X, WEB, raw_network("y", "fd00:b::/64"))
@@ -284,7 +281,7 @@ def test_a_new_network_is_known_from_its_create_event(engine: FakeEngine) -> Non
     run(engine, scenario)
 
 
-def test_events_of_others_ask_for_nothing(engine: FakeEngine) -> None:
+def test_event_of_another_type_causes_no_inspect(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         before = len(engine.asked)
@@ -298,9 +295,9 @@ def test_events_of_others_ask_for_nothing(engine: FakeEngine) -> None:
 
 
 @pytest.mark.parametrize("action", ["die", "destroy"])
-def test_what_the_engine_has_no_more_goes(engine: FakeEngine, action: str) -> None:
-    """P9, T11."""
-
+def test_p9_t11_container_that_the_engine_does_not_have_is_removed(
+    engine: FakeEngine, action: str
+) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.have(X)
@@ -310,8 +307,8 @@ def test_what_the_engine_has_no_more_goes(engine: FakeEngine, action: str) -> No
     run(engine, scenario)
 
 
-def test_a_container_that_does_not_run_goes(engine: FakeEngine) -> None:
-    """P9: stopped, it can still be inspected."""
+def test_p9_stopped_container_is_removed(engine: FakeEngine) -> None:
+    """A stopped container can still be inspected."""
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -322,9 +319,7 @@ def test_a_container_that_does_not_run_goes(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_a_network_that_was_removed_goes(engine: FakeEngine) -> None:
-    """T12."""
-
+def test_t12_removed_network_is_removed(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.have(WEB)
@@ -334,8 +329,8 @@ def test_a_network_that_was_removed_goes(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_a_network_that_nobody_announced_is_inspected(engine: FakeEngine) -> None:
-    """W1: docker_gwbridge is made without an event."""
+def test_w1_unknown_network_of_a_container_is_inspected(engine: FakeEngine) -> None:
+    """Docker creates docker_gwbridge without an event."""
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -347,7 +342,7 @@ def test_a_network_that_nobody_announced_is_inspected(engine: FakeEngine) -> Non
     run(engine, scenario)
 
 
-def test_a_burst_for_one_container_never_inspects_it_twice_at_a_time(engine: FakeEngine) -> None:
+def test_burst_of_events_never_inspects_one_container_twice_at_a_time(engine: FakeEngine) -> None:
     inspect = threading.Semaphore(0)
     fresh = raw_container("web", address="fd00:a::9")
 
@@ -366,20 +361,19 @@ def test_a_burst_for_one_container_never_inspects_it_twice_at_a_time(engine: Fak
         await asyncio.sleep(0.1)
         assert engine.asked_for(INSPECT_WEB) == 1
         inspect.release()
-        # What came meanwhile is one more: the first answer may be from before it.
+        # One more inspect for all later events: the first response may be older than they are.
         await until(lambda: engine.asked_for(INSPECT_WEB) == 2)
         inspect.release(9)
         await until(lambda: watched.address("web") == IPv6Address("fd00:a::9"))
         await asyncio.sleep(0.1)
-        # A third where a slow machine brought the last events late; never one for each.
+        # A third inspect if the last events arrived late on a slow machine.
         assert engine.asked_for(INSPECT_WEB) <= 3
         assert engine.at_once[INSPECT_WEB] == 1
 
     run(engine, scenario)
 
 
-def test_a_slow_container_delays_nobody_else(engine: FakeEngine) -> None:
-    """P8."""
+def test_p8_slow_inspect_does_not_delay_other_containers(engine: FakeEngine) -> None:
     gate = threading.Event()
 
     def slow() -> Answer:
@@ -400,7 +394,7 @@ def test_a_slow_container_delays_nobody_else(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_the_number_of_inspects_at_a_time_is_bounded(
+def test_number_of_parallel_inspects_is_limited(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker_watch, "MAX_PARALLEL_INSPECTS", 3)
@@ -439,14 +433,14 @@ def test_the_number_of_inspects_at_a_time_is_bounded(
         (409, b"\xff\xfe"),
     ],
 )
-def test_an_answer_that_tells_nothing_is_asked_for_again(engine: FakeEngine, bad: Answer) -> None:
+def test_failed_inspect_is_repeated(engine: FakeEngine, bad: Answer) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.have(X, raw_container("web", address="fd00:a::9"))
         engine.say[INSPECT_WEB] = bad
         await watched.emit("container", "start", "web")
         await until(lambda: engine.asked_for(INSPECT_WEB) >= 2)
-        # What was known stays until something better is.
+        # The known facts stay until an inspect succeeds.
         assert watched.address("web") == IPv6Address("fd00:a::2")
         assert watched.watch.connected
         del engine.say[INSPECT_WEB]
@@ -456,9 +450,7 @@ def test_an_answer_that_tells_nothing_is_asked_for_again(engine: FakeEngine, bad
 
 
 @pytest.mark.parametrize("answer", [b"[]", b"5", b"null", b'{"Id": 5}', b'"x"'])
-def test_json_that_is_no_container_drops_it_and_crashes_nothing(
-    engine: FakeEngine, answer: bytes
-) -> None:
+def test_inspect_with_other_json_removes_the_container(engine: FakeEngine, answer: bytes) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.say[INSPECT_WEB] = (200, answer)
@@ -469,7 +461,7 @@ def test_json_that_is_no_container_drops_it_and_crashes_nothing(
     run(engine, scenario)
 
 
-def test_odd_rows_of_a_list_cost_nobody_else_anything(engine: FakeEngine) -> None:
+def test_invalid_rows_of_a_list_are_skipped(engine: FakeEngine) -> None:
     good = engine.answer("", "/containers/json")[1]
     engine.say["/containers/json"] = (200, b'[5, null, {"Id": []}, ' + good[1:])
 
@@ -494,10 +486,10 @@ def test_odd_rows_of_a_list_cost_nobody_else_anything(engine: FakeEngine) -> Non
         pytest.param([b"\xff\xfe\n", END], id="no UTF-8"),
     ],
 )
-def test_a_stream_that_breaks_is_followed_by_a_new_one_and_a_list(
+def test_t10_broken_stream_is_followed_by_a_new_one_and_a_list(
     engine: FakeEngine, last: list[bytes | None]
 ) -> None:
-    """T10: what was lost meanwhile is in the list."""
+    """The list has the changes in between."""
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -511,7 +503,7 @@ def test_a_stream_that_breaks_is_followed_by_a_new_one_and_a_list(
     run(engine, scenario)
 
 
-def test_an_event_in_pieces_is_one_event(engine: FakeEngine) -> None:
+def test_event_in_pieces_is_one_event(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         whole = b'{"Type":"container","Action":"start","Actor":{"ID":"%b"}}\n'
@@ -522,7 +514,7 @@ def test_an_event_in_pieces_is_one_event(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_odd_json_in_the_stream_crashes_nothing(engine: FakeEngine) -> None:
+def test_event_with_other_json_is_ignored(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         odd = b'{"Type":"container","Action":["start"],"Actor":5}\n{"Type":{}}\n{}\n'
@@ -533,11 +525,10 @@ def test_odd_json_in_the_stream_crashes_nothing(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-# The engine goes and comes.
+# The engine stops and starts.
 
 
-def test_without_an_engine_it_says_what_it_waits_for(tmp_path: Path) -> None:
-    """T1."""
+def test_t1_watcher_without_an_engine_gives_the_reason(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path / "engine.sock")
 
     async def scenario(watched: Watched) -> None:
@@ -545,7 +536,7 @@ def test_without_an_engine_it_says_what_it_waits_for(tmp_path: Path) -> None:
         assert watched.watch.waiting_for.startswith(f"cannot reach {engine.endpoint}: ")
         assert "\n" not in watched.watch.waiting_for
         assert (watched.watch.connected, watched.watch.listed) == (False, False)
-        # Told once: every further try would say the same.
+        # Once: further attempts have the same reason.
         await asyncio.sleep(0.05)
         assert watched.wakes == 1
         engine.have(X, WEB)
@@ -558,9 +549,7 @@ def test_without_an_engine_it_says_what_it_waits_for(tmp_path: Path) -> None:
         engine.stop()
 
 
-def test_an_engine_that_goes_leaves_its_facts_and_comes_back(engine: FakeEngine) -> None:
-    """T9, T5."""
-
+def test_t9_t5_facts_stay_while_the_engine_is_away(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.stop()
@@ -576,7 +565,7 @@ def test_an_engine_that_goes_leaves_its_facts_and_comes_back(engine: FakeEngine)
     run(engine, scenario)
 
 
-def test_without_retry_a_missing_engine_raises(tmp_path: Path) -> None:
+def test_run_without_retry_raises_if_the_engine_is_missing(tmp_path: Path) -> None:
     async def whole() -> None:
         watched = Watched(FakeEngine(tmp_path / "engine.sock"))
         watched.start()
@@ -586,7 +575,7 @@ def test_without_retry_a_missing_engine_raises(tmp_path: Path) -> None:
     asyncio.run(whole())
 
 
-def test_without_retry_an_engine_that_goes_raises(engine: FakeEngine) -> None:
+def test_run_without_retry_raises_at_the_end_of_the_stream(engine: FakeEngine) -> None:
     async def whole() -> None:
         watched = Watched(engine)
         watched.start()
@@ -599,10 +588,10 @@ def test_without_retry_an_engine_that_goes_raises(engine: FakeEngine) -> None:
     asyncio.run(whole())
 
 
-def test_an_engine_that_somebody_stopped_is_not_even_connected_to(
+def test_watcher_does_not_connect_to_a_stopped_engine(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decision 12: with docker.socket active a mere connect would start it."""
+    """While docker.socket is active, a connect would start the engine."""
     reason = ["docker.service is inactive"]
     monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: reason[0])
 
@@ -617,14 +606,14 @@ def test_an_engine_that_somebody_stopped_is_not_even_connected_to(
 
 
 @pytest.mark.parametrize(
-    "last_words",
+    "last_event",
     [event("container", "die", "web"), event("network", "disconnect", "x", container="web")],
     ids=["die", "disconnect"],
 )
-def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, last_words: dict[str, Any]
+def test_end_event_of_a_stopping_engine_causes_no_inspect(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, last_event: dict[str, Any]
 ) -> None:
-    """systemd takes the question, and starts the engine again to have it answered."""
+    """systemd would accept the connection and start the engine again."""
     stopping = "docker.service is deactivating"
 
     async def scenario(watched: Watched) -> None:
@@ -634,7 +623,7 @@ def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
         asked = list(engine.asked)
         with pytest.raises(EngineUnavailable, match=stopping):
             await watched.watch.relist()
-        engine.emit(last_words)
+        engine.emit(last_event)
         await until(lambda: watched.watch.waiting_for == stopping)
         assert engine.asked == asked
 
@@ -649,7 +638,7 @@ def test_an_engine_that_is_being_stopped_is_not_asked_about_what_ends_with_it(
         (200, b"[" * 100_000),
     ],
 )
-def test_an_engine_out_of_its_mind_is_waited_for(
+def test_watcher_retries_after_an_invalid_response(
     engine: FakeEngine, path: str, bad: Answer
 ) -> None:
     answers = 0
@@ -670,7 +659,7 @@ def test_an_engine_out_of_its_mind_is_waited_for(
     run(engine, scenario)
 
 
-def test_a_list_that_fails_leaves_no_stream_behind(engine: FakeEngine) -> None:
+def test_failed_list_closes_its_event_stream(engine: FakeEngine) -> None:
     tries = 0
 
     def sick() -> Answer:
@@ -690,7 +679,7 @@ def test_a_list_that_fails_leaves_no_stream_behind(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_an_engine_that_hangs_is_given_up_in_time(
+def test_connect_to_a_hanging_engine_times_out(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_client, "CALL_TIMEOUT", 0.1)
@@ -712,9 +701,7 @@ def test_an_engine_that_hangs_is_given_up_in_time(
     run(engine, scenario)
 
 
-def test_an_inspect_that_hangs_is_asked_for_again(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_inspect_is_repeated(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_client, "CALL_TIMEOUT", 0.1)
     gate = threading.Event()
 
@@ -736,7 +723,7 @@ def test_an_inspect_that_hangs_is_asked_for_again(
     run(engine, scenario)
 
 
-def test_stopping_does_not_wait_for_a_call_that_hangs(engine: FakeEngine) -> None:
+def test_stop_does_not_wait_for_a_hanging_call(engine: FakeEngine) -> None:
     gate = threading.Event()
 
     def hangs() -> Answer:
@@ -754,29 +741,29 @@ def test_stopping_does_not_wait_for_a_call_that_hangs(engine: FakeEngine) -> Non
     gate.set()
 
 
-def test_a_stop_in_the_moment_in_which_the_engine_goes_is_a_stop(
+def test_stop_at_the_moment_of_an_engine_failure_stops(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They go together when the host shuts down."""
+    """Both happen together when the host shuts down."""
 
     async def whole() -> None:
-        goes = asyncio.Event()
+        failure = asyncio.Event()
 
-        async def gone(*_: object) -> None:
-            await goes.wait()
-            raise EngineUnavailable("gone")
+        async def failing(*_: object) -> None:
+            await failure.wait()
+            raise EngineUnavailable("stopped")
 
-        monkeypatch.setattr(EngineWatcher, "_list_periodically", gone)
+        monkeypatch.setattr(EngineWatcher, "_list_periodically", failing)
         watched = Watched(engine)
         watched.start()
         task = asyncio.create_task(watched.watch.run(retry=True))
         await watched.connected()
         await until(lambda: engine.listeners)
-        goes.set()
+        failure.set()
         task.cancel()
         stopped, _ = await asyncio.wait({task}, timeout=0.3)
         while not task.done():
-            goes.clear()
+            failure.clear()
             task.cancel()
             await asyncio.wait({task}, timeout=0.1)
         assert stopped
@@ -784,10 +771,10 @@ def test_a_stop_in_the_moment_in_which_the_engine_goes_is_a_stop(
     asyncio.run(whole())
 
 
-# Listing again.
+# Later lists.
 
 
-def test_relist_reads_everything_again(engine: FakeEngine) -> None:
+def test_relist_reads_all_objects_again(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         wakes = watched.wakes
@@ -801,7 +788,7 @@ def test_relist_reads_everything_again(engine: FakeEngine) -> None:
     run(engine, scenario)
 
 
-def test_relist_without_an_engine_raises_why(tmp_path: Path) -> None:
+def test_relist_without_an_engine_raises_the_reason(tmp_path: Path) -> None:
     async def scenario(watched: Watched) -> None:
         with pytest.raises(EngineUnavailable, match="not connected yet"):
             await watched.watch.relist()
@@ -809,8 +796,7 @@ def test_relist_without_an_engine_raises_why(tmp_path: Path) -> None:
     run(FakeEngine(tmp_path / "engine.sock"), scenario)
 
 
-def test_it_lists_by_itself_now_and_then(engine: FakeEngine) -> None:
-    """T10: an event that was lost is repaired."""
+def test_t10_periodic_list_repairs_a_lost_event(engine: FakeEngine) -> None:
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
@@ -820,7 +806,7 @@ def test_it_lists_by_itself_now_and_then(engine: FakeEngine) -> None:
     run(engine, scenario, resync_interval=0.02)
 
 
-def test_what_was_inspected_while_a_list_ran_is_newer(engine: FakeEngine) -> None:
+def test_inspect_during_a_list_overrides_the_list(engine: FakeEngine) -> None:
     gate = threading.Event()
     stale = engine.answer("", "/containers/json")
 

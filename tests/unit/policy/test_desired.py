@@ -263,7 +263,7 @@ CASES = {
         facts=snapshot(replace(X, warnings=("enable_icc='yes' …",)), web("8080:80")),
         mappings=(TO_WEB,),
     ),
-    "V8: a bridge name that cannot stand in a rule": Case(
+    "V8: a bridge name that cannot be used in a rule": Case(
         facts=snapshot(replace(X, bridge="", problem="its bridge name 'a b'"), web("8080:80")),
         skipped=("its bridge name 'a b'",),
     ),
