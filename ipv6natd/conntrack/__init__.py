@@ -1,5 +1,4 @@
-"""The table of flows of the kernel: which entries are stale, and how they are deleted.
+"""The kernel's conntrack entries: which are stale after a change of mappings, and their deletion.
 
-Rules are not written here. When to look is decided in `sync`.
-Read `stale` first.
+No rules are written here. `sync` decides when entries are checked. Read `stale` first.
 """

@@ -1,7 +1,7 @@
-"""The kernel's table of flows, spoken to by netlink: forgets single entries; decides nothing.
+"""Deletes conntrack entries by netlink. No decision belongs here.
 
-`conntrack -D` reads the whole table for each, 262,144 buckets on a host of more than 4 GiB: 5 to
-15 ms for one, while the kernel by itself finds one at once by what it knows it by.
+`conntrack -D` reads the whole table for each entry, with 262,144 buckets on a host of more than 4
+GiB: 5 to 15 ms. By netlink the kernel finds an entry by its original tuple at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 
 from ipv6natd.conntrack.stale import ICMPV6, Tuple
 
-# The words are those of linux/netlink.h and linux/netfilter/nfnetlink_conntrack.h.
+# Names as in linux/netlink.h and linux/netfilter/nfnetlink_conntrack.h.
 _NETLINK_NETFILTER = 12
 _NLMSG_ERROR = 2
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
@@ -31,15 +31,15 @@ _FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
 _BATCH_SIZE = 64
-"""Entries a message, whose answers the kernel keeps for who has not read them yet."""
+"""Requests in one send. The kernel queues their acknowledgements in the socket's buffer."""
 _RECEIVE_SIZE = 1 << 16
 
 
 def delete_entries(entries: Iterable[Tuple], *, timeout: float) -> int:
-    """Have the kernel forget these, each by its original tuple; how many there were.
+    """Delete entries by their original tuples. Returns the number of those that existed.
 
-    Raises OSError, TimeoutError where one answer takes longer than `timeout` seconds. Those before
-    are forgotten then.
+    Raises OSError, and TimeoutError if one response takes longer than `timeout` seconds. The
+    entries before the error are deleted then.
     """
     deleted, remaining = 0, iter(entries)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
@@ -53,7 +53,7 @@ def delete_entries(entries: Iterable[Tuple], *, timeout: float) -> int:
 
 
 def _deleted_count(netlink: socket.socket, expected: int) -> int:
-    """How many of the deletions just asked for found something; raises OSError if one failed."""
+    """The number of requests that deleted an entry. Raises OSError if a request failed."""
     codes: list[int] = []
     while len(codes) < expected:
         codes += _error_codes(netlink.recv(_RECEIVE_SIZE))
@@ -72,7 +72,7 @@ def _error_codes(data: bytes) -> Iterator[int]:
 
 
 def delete_message(entry: Tuple, number: int) -> bytes:
-    """One message that has the kernel forget one entry and say so."""
+    """A netlink message that deletes one entry and asks for an acknowledgement."""
     body = _FAMILY + _nested(
         _CTA_TUPLE_ORIG,
         _nested(

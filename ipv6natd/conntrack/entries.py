@@ -1,9 +1,7 @@
-"""Makes the kernel forget flows that a change of mappings has made wrong, and all that came for a
-network before it was closed, or from its addresses before it was there; and where on its link a
-container's address was before.
+"""Deletes conntrack entries that a change of mappings made stale, and outdated neighbour entries.
 
-`conntrack` of conntrack-tools lists them; which are to be forgotten is decided in flows. A host
-without the tool forwards all the same, and nothing that fails here stops a sync.
+`stale` decides which entries are stale. The `conntrack` tool lists them, `ctnetlink` deletes them.
+No error here stops a pass of the reconciler: without the tool packets are still forwarded.
 """
 
 from __future__ import annotations
@@ -31,28 +29,27 @@ from ipv6natd.system.process import TOOL_DIRECTORIES, output_of, run, which
 log = logging.getLogger(__name__)
 
 IP_TIMEOUT = 10.0
-"""Seconds that one call of `ip` may take."""
+"""Seconds for one call of `ip`."""
 FLUSH_TIMEOUT = 10.0
-"""Seconds that all may take that is asked about flows after one change."""
+"""Seconds for all calls about conntrack entries after one change."""
 MAX_SCANS, SCAN_PAUSE = 4, 0.025
-"""How often, and after how many seconds each, answers that were under way are looked after: see
-flows."""
+"""Number of scans, and seconds between them. stale_entries explains the later scans."""
 INSTALL_HINT = "install the package conntrack (on Arch: conntrack-tools)"
 _MISSING = (
-    f"there is no conntrack in {':'.join(TOOL_DIRECTORIES)}: UDP flows that began before a mapping "
-    f"changed go on as before; {INSTALL_HINT}"
+    f"there is no conntrack in {':'.join(TOOL_DIRECTORIES)}: open UDP flows keep their old "
+    f"destination when a mapping changes; {INSTALL_HINT}"
 )
 _FAMILY = ("-f", "ipv6", "-w", "0")
 _MAX_SEPARATE_LISTS = 4
-"""Parts of the table that are listed by themselves: each list reads it whole."""
+"""Maximum number of queries with a list of their own: each list reads the whole table."""
 
 
 class _FlushError(Exception):
-    """What was asked was not done; the text has the tool's or the kernel's own words."""
+    """Entries were not listed or deleted. The text has the tool's or the kernel's message."""
 
 
 class Conntrack:
-    """The host's table of flows. `host_addresses` is asked anew for each change."""
+    """The host's conntrack table. `host_addresses` is called at each scan."""
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
@@ -61,10 +58,10 @@ class Conntrack:
     def flush_stale_flows(
         self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
     ) -> bool:
-        """Forget what is wrong now that the rules for `new` have taken the place of those for
-        `old`, which is None where nobody knows what held before. Whether that is done.
+        """Delete the entries that are stale after the rules changed from `old` to `new`. False on
+        an error.
 
-        Blocks. What fails is logged, not raised.
+        `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
         _flush_neighbours(old, new, exposure)
         scope = queries(old, new, exposure=exposure)
@@ -73,7 +70,7 @@ class Conntrack:
         tool = which("conntrack", TOOL_DIRECTORIES)
         if tool is None:
             self._warn_once(_MISSING)
-            return True  # whoever installs it meets flows that end sooner or later
+            return True  # a retry would not help
         deleted_replies: set[Tuple] = set()
         deadline = time.monotonic() + FLUSH_TIMEOUT
         try:
@@ -81,7 +78,7 @@ class Conntrack:
                 if scan:
                     time.sleep(SCAN_PAUSE)
                 flows = parse_entries(_list_entries(tool, scope, deadline))
-                known_replies = deleted_replies or None  # the first scan knows of none
+                known_replies = deleted_replies or None  # None: the first scan
                 stale = stale_entries(
                     flows,
                     old,
@@ -97,20 +94,21 @@ class Conntrack:
                 deleted_replies.update(replies.values())
         except _FlushError as error:
             self._warn_once(
-                f"flows that began before the rules changed may go on as before: {error}"
+                f"open flows may keep their old destination after the change of rules: {error}"
             )
             return False
         self._last_warning = ""
         return True
 
     def _warn_once(self, text: str) -> None:
-        """Once for each text, not once for each try."""
+        """A warning at the first of equal consecutive failures, debug messages for the others."""
         log.log(logging.DEBUG if text == self._last_warning else logging.WARNING, "%s", text)
         self._last_warning = text
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
-    # What waits for a neighbour is dropped with him. Most have none, and that stops no batch.
+    # The kernel drops packets that wait for a deleted neighbour. With -force the batch continues if
+    # an address has no neighbour entry, as most have none.
     protected = newly_protected(old, new, exposure=exposure)
     lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
     lines += [
@@ -121,7 +119,7 @@ def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> 
 
 
 def _list_entries(tool: str, scope: Sequence[Query], deadline: float) -> str:
-    """The entries of these parts, and others where they are many."""
+    """The entries that match one of the queries, or all entries if there are many queries."""
     if len(scope) > _MAX_SEPARATE_LISTS:
         scope = [Query()]
     return "".join(
@@ -158,7 +156,11 @@ def _delete(entries: Sequence[Tuple], deadline: float) -> None:
     try:
         deleted = delete_entries(entries, timeout=max(deadline - time.monotonic(), 0.001))
     except TimeoutError:
-        raise _FlushError(f"the kernel did not forget them within {FLUSH_TIMEOUT:g} s") from None
+        raise _FlushError(
+            f"the kernel did not delete the conntrack entries within {FLUSH_TIMEOUT:g} s"
+        ) from None
     except OSError as error:
-        raise _FlushError(f"the kernel does not forget them: {error.strerror}") from error
-    log.debug("%d of %d flows forgotten", deleted, len(entries))
+        raise _FlushError(
+            f"the kernel did not delete the conntrack entries: {error.strerror}"
+        ) from error
+    log.debug("%d of %d conntrack entries deleted", deleted, len(entries))

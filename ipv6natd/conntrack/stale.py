@@ -1,9 +1,9 @@
-"""Flows that conntrack remembers, and which of them a change of mappings has made wrong.
+"""Conntrack entries, and which of them are stale after a change of mappings.
 
-Conntrack asks the nat table about the first packet of a flow only. A TCP connection ends, and the
-next one meets the new rules, unless it is with a container that is gone; a UDP or SCTP peer that
-goes on sending from one port stays with what held when it began: a container that is gone, the
-userland proxy, or nobody. What is to be forgotten is decided here; conntrack does it.
+Only the first packet of a flow passes the nat table. A TCP client opens a new connection, which
+meets the new rules; only entries of removed containers matter. A UDP or SCTP client that keeps its
+source port keeps its entry, and with it the old destination: a removed container, the userland
+proxy or no service. This module decides; `entries` deletes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ipv6natd.netfilter.prefixes import PrefixIndex
 
 FLUSHED_PROTOCOLS = (Protocol.UDP, Protocol.SCTP)
 ICMPV6 = 58
-"""Its number among the protocols (IANA)."""
+"""The protocol number (IANA)."""
 
-# An entry of another zone belongs to who made that zone; our rules see the packets of none.
+# Entries with a conntrack zone belong to the program that configured the zone. Our rules use none.
 _DIRECTION = (
     r"src=([0-9a-f:.]+) dst=([0-9a-f:.]+)"
     r"(?: (?:sport=(\d{1,5}) dport=(\d{1,5})|srckey=0x([0-9a-f]{1,4}) dstkey=0x([0-9a-f]{1,4})"
@@ -47,33 +47,32 @@ _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 
 class Exposure(IntEnum):
-    """What the filter table let pass until now that it does not let pass any more."""
+    """What the filter table accepted before the current rules were written."""
 
     NONE = 0
     OPEN = 1
-    """Our rules may have been out: whoever has a route came in."""
+    """Our rules may have been missing: every host with a route to a container could open flows."""
     UNGUARDED = 2
-    """Rules of a version stood that did not ask for the sources of what leaves: besides, somebody
-    may have made conntrack take what he sends to a container for answers."""
+    """Besides, the rules were of a version that did not check the source of outgoing packets: a
+    forged source may have made conntrack treat packets to a container as replies."""
 
 
 class Tuple(NamedTuple):
-    """What the kernel knows one direction of a flow by, in netfilter's word for it."""
+    """One direction of an entry, in conntrack's word for it."""
 
     number: int
-    """The protocol's."""
+    """The protocol number."""
     source: IPv6Address
     destination: IPv6Address
     detail: tuple[int, ...] = ()
-    """Source and destination port, or GRE's keys; type, code and id of ICMPv6; else nothing."""
+    """Source and destination port, or GRE's keys; type, code and id of ICMPv6; or empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One entry: who asked for what, and what an answer looks like when it comes.
+    """A conntrack entry: the tuple of the original direction and the tuple of the reply direction.
 
-    Where nothing was translated, the one who answers is the one who was asked, and he answers the
-    one who asked.
+    Without NAT the reply tuple is the original tuple with source and destination swapped.
     """
 
     original: Tuple
@@ -81,39 +80,39 @@ class Flow:
 
     @property
     def protocol(self) -> Protocol | None:
-        """None for one that nobody publishes a port of."""
+        """None for a protocol whose ports cannot be published."""
         return _PROTOCOLS.get(self.original.number)
 
     @property
     def source(self) -> IPv6Address:
-        """Who began it."""
+        """The source of the original direction."""
         return self.original.source
 
     @property
     def destination(self) -> IPv6Address:
-        """Who was asked."""
+        """The destination of the original direction."""
         return self.original.destination
 
     @property
     def destination_port(self) -> int:
-        """What was asked for; only what has a protocol has one."""
+        """The destination port of the original direction. Only if `protocol` is set."""
         return self.original.detail[1]
 
     @property
     def translated(self) -> bool:
-        """Whether its destination was rewritten."""
+        """True if DNAT rewrote the destination."""
         original, reply = self.original, self.reply
         return (original.destination, original.detail[1:]) != (reply.source, reply.detail[:1])
 
     @property
     def reversed(self) -> Flow:
-        """The same flow as if the other side had begun it; of one that is not translated."""
+        """The same flow with the other side as originator. Only for a flow without NAT."""
         return Flow(original=self.reply, reply=self.original)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Entries to look at: those that have all that is named here."""
+    """Selects the entries that match all fields that are set."""
 
     protocol: Protocol | None = None
     source: IPv6Network | None = None
@@ -122,7 +121,7 @@ class Query:
 
 
 class _Target(NamedTuple):
-    """Who is behind a host port."""
+    """The container behind a host port."""
 
     address: IPv6Address
     port: int
@@ -131,9 +130,9 @@ class _Target(NamedTuple):
 
 
 def parse_entries(text: str) -> Iterator[Flow]:
-    """What `conntrack -L`, plain or extended, lists of IPv6, over whatever protocol.
+    """The IPv6 entries in the output of `conntrack -L`, plain or extended, of all protocols.
 
-    A line that is not understood is passed over: an entry that is left is no worse than before.
+    Lines that do not parse are skipped: such an entry stays as it is.
     """
     for match in _ENTRY.finditer(text):
         fields = match.groups()
@@ -166,14 +165,14 @@ def _parse_tuple(number: int, source: str, destination: str, *fields: str | None
     return Tuple(number, _parse_address(source), _parse_address(destination), detail)
 
 
-# Most entries name the same few hosts and containers, and to parse an address takes its time.
+# Most entries have the same few addresses, and parsing an address is slow.
 _parse_address = lru_cache(maxsize=4096)(IPv6Address)
 
 
 def queries(
     old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
 ) -> list[Query]:
-    """Where in the table an entry may be wrong now; nowhere where nothing has to be read at all."""
+    """The queries for entries that may be stale; none if no entry can be stale."""
     closed = newly_protected(old, new, exposure=exposure)
     senders = new.networks if exposure and _own_networks(new) else closed
     return [
@@ -185,9 +184,10 @@ def queries(
 
 
 def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
-    """Those whose entries may be wrong now; none where no process has to be started at all."""
+    """The protocols with entries that may be stale because of changed mappings."""
     changed = _changed_protocols(old, new)
-    # A flow may have outlived the mapping that nobody knows of: of UDP there is a table always.
+    # A UDP flow may have outlived an unknown mapping. SCTP needs a mapping in `new`: its conntrack
+    # module may be missing.
     unknown = {Protocol.UDP} if old is None and any(_own_networks(new)) else set()
     return [
         protocol
@@ -198,7 +198,7 @@ def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
 
 
 def _changed_protocols(old: Desired | None, new: Desired) -> set[Protocol]:
-    """Protocols of which a mapping may be another: mostly none that is followed, and soon known."""
+    """The protocols of changed mappings. Cheap, and often without UDP and SCTP."""
     if old is None or old.userland_proxy != new.userland_proxy:
         return set(FLUSHED_PROTOCOLS)
     return {
@@ -209,19 +209,18 @@ def _changed_protocols(old: Desired | None, new: Desired) -> set[Protocol]:
 
 
 def affects_flows(old: Desired | None, new: Desired) -> bool:
-    """Whether anything changed that can make an entry wrong, or a neighbour."""
+    """True if the change can make a conntrack entry or a neighbour entry stale."""
     return bool(queries(old, new) or added_endpoints(old, new))
 
 
 def newly_protected(
     old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
 ) -> tuple[Network, ...]:
-    """The networks of ours that nobody closed before, all of them where their rules were out; none
-    where nobody knows what held.
+    """Our networks that had no rules of ours before: all with `exposure`, none if `old` is None.
 
-    A packet that came for one of their addresses before its rules stood went on to the bridge, and
-    waits there up to three seconds for somebody to have that address. Should a container get it, it
-    gets the packet as well, answers, and has opened the way for all of that flow.
+    A packet for an address of such a network that arrived before the rules was forwarded to the
+    bridge, and waits up to three seconds for neighbour discovery. A container that gets the address
+    in this time receives the packet, and its answer opens the flow.
     """
     if exposure:
         return tuple(_own_networks(new))
@@ -240,15 +239,16 @@ def stale_entries(
     exposure: Exposure = Exposure.NONE,
     deleted_replies: Container[Tuple] | None = None,
 ) -> Iterator[Flow]:
-    """All that is to be forgotten now that the rules for `new` have taken the place of those for
-    `old`, which is None where nobody knows what held before.
+    """The entries to delete after the rules for `new` replaced the rules for `old`.
 
-    What may go on all the same meets the rules again with its next packet.
+    `old` is None if the previous mappings are unknown. A flow that the rules allow continues: its
+    next packet creates a new entry.
 
-    `deleted_replies`: the replies of what was forgotten by now. One that was under way just then is
-    taken for the first packet of a flow, in which the host or a container asks the client; and what
-    the client says next is taken for its answer, and goes to where it went before. Who else came in
-    by a network that is closed has been found by then.
+    `deleted_replies` are the reply tuples of entries that were deleted before; None at the first
+    scan. A reply that is in flight during the deletion creates a reversed entry, with the host or
+    the container as originator. Conntrack then treats the client's further packets as replies,
+    which skip the nat table. So later scans look for reversed entries, and for entries of changed
+    mappings.
     """
     change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
     protected = _prefix_index(newly_protected(old, new, exposure=exposure))
@@ -276,11 +276,11 @@ def _prefix_index(networks: Iterable[Network]) -> PrefixIndex:
 
 
 def _may_be_forged(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
-    """Whether its source is in a network and what it asked for is not: it may be forged.
+    """True if the source is in a network and the destination is not: the source may be forged.
 
-    A container's own flow looks the same. What it sends next begins another one. A TCP connection
-    ends with that where the other side speaks first, so these are left to be what they are unless
-    they were never guarded at all.
+    A container's own flow looks the same, and its next packet creates a new entry. A TCP connection
+    in which the other side sends first would end, so TCP entries stay unless sources were never
+    checked.
     """
     subnet = inside.find(flow.source)
     return (
@@ -291,15 +291,15 @@ def _may_be_forged(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
 
 
 def _is_from_outside(closed: PrefixIndex, flow: Flow) -> bool:
-    """Whether one who is no neighbour there began it towards an address of these networks."""
+    """True if a source outside of the network opened the flow to an address in the network."""
     subnet = closed.find(flow.destination)
     return subnet is not None and closed.find(flow.source) != subnet
 
 
 def added_networks(old: Desired | None, new: Desired) -> tuple[Network, ...]:
-    """The networks of ours that were not there at all before; none where nobody knows what was.
+    """Our networks that did not exist before; none if `old` is None.
 
-    A flow from one of their addresses that is open by then was begun by somebody else, elsewhere.
+    A flow that already exists with a source in such a network was opened by another host.
     """
     if old is None:
         return ()
@@ -308,11 +308,11 @@ def added_networks(old: Desired | None, new: Desired) -> tuple[Network, ...]:
 
 
 def added_endpoints(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ...]:
-    """(bridge, address) of the containers of ours that ports lead to now, and did not before; none
-    where nobody knows what did.
+    """(bridge, address) of our containers that have published ports only now; none if `old` is
+    None.
 
-    Engines before 28 give a container another MAC with each IPv4 address that it gets, and let no
-    neighbour know: for up to a minute the host would send to where the address was before.
+    Engines before Docker 28 give a container a new MAC address with each IPv4 address, and do not
+    announce the change. For up to a minute the host would send to the old MAC address.
     """
     if old is None:
         return ()
@@ -333,11 +333,11 @@ def _own_networks(desired: Desired) -> list[Network]:
 
 
 def _forwarding(desired: Desired | None, protocol: Protocol) -> object:
-    """All that decides about where flows of a protocol go; None where nothing does."""
+    """The facts that decide where flows of a protocol go; None without mappings."""
     if desired is None:
         return None
     mappings = [
-        # Which container is behind an address matters to nobody here.
+        # Without the container's name: a flow depends on addresses and ports only.
         (
             (mapping.host_address, mapping.host_port, mapping.count),
             (mapping.container_address, mapping.container_port, mapping.network_id),
@@ -350,15 +350,15 @@ def _forwarding(desired: Desired | None, protocol: Protocol) -> object:
 
 
 def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
-    """Addresses of containers that ports led to and no port leads to any more.
+    """Container addresses that had a published port and have none now; empty if `old` is None.
 
-    All that they answered is over, TCP too: a client that goes on, or comes back with the port that
-    it had, is to meet who is there now, and not somebody's silence. So Docker does it for IPv4.
+    All entries with replies from them are stale, also TCP: a client that reuses its port must reach
+    the new container and not an address without one. Docker does the same for IPv4.
     """
     if old is None:
         return frozenset()
     removed, _ = mapping_changes(old.mappings, new.mappings)
-    # What the engine forwards by rules of its own is its business, here too.
+    # The engine flushes the flows of its own mappings.
     addresses = {
         mapping.container_address for mapping in removed if mapping.managed_by is ManagedBy.IPV6NATD
     }
@@ -369,20 +369,19 @@ def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Addres
 
 @dataclass(frozen=True, kw_only=True)
 class _Change:
-    """From one wish to the next, with what makes it quick to judge many flows."""
+    """The change from `old` to `new`, with look-up tables for many flows."""
 
     old: Desired | None
     new: Desired
     host_addresses: frozenset[IPv6Address]
 
     def is_stale(self, flow: Flow) -> bool:
-        """Whether it is for a port whose mapping appeared, changed or went, and does not go where
-        it should go now; or is answered by an address that left.
+        """True if the flow is for a changed port and goes to another target than the mapping now
+        says, or if its replies come from a removed address.
 
-        An answer that began a flow counts as what it is, the client's: see `wrong`.
-
-        With `old` None nobody knows what held: each mapping counts as one that appeared, and what
-        was translated to a container of ours without one as a flow whose mapping went.
+        A reversed reply counts as the client's flow: see `stale_entries`. If `old` is None, all
+        mappings count as new, and a flow to one of our containers without a mapping as one whose
+        mapping was removed.
         """
         if flow.reply.source in self._removed_addresses:
             return True
@@ -395,7 +394,7 @@ class _Change:
         )
 
     def _is_reversed_reply(self, flow: Flow) -> bool:
-        """Whether who is asked would know it as one that came from a port that changed."""
+        """True if a reply from a changed port created the entry."""
         return (
             flow.reply.detail[1] in self._host_ports
             and flow.reply.destination in self.host_addresses
@@ -403,7 +402,7 @@ class _Change:
         )
 
     def _is_misdirected(self, flow: Flow) -> bool:
-        """Whether a flow is for a port that changed, and does not go where that port leads now."""
+        """True if the flow is for a changed port and does not go to the port's current target."""
         if (
             flow.destination_port not in self._host_ports
             or flow.destination not in self.host_addresses
@@ -426,7 +425,8 @@ class _Change:
         return (flow.reply.source, flow.reply.detail[0]) != (new_target.address, new_target.port)
 
     def _mapping_removed_while_down(self, flow: Flow) -> bool:
-        """Whether its mapping went while nobody looked: another container may be there by now."""
+        """True if the mapping was removed while ipv6natd was down; another container may have the
+        address."""
         return (
             self.old is None
             and flow.translated
@@ -437,14 +437,14 @@ class _Change:
         )
 
     def _is_never_forwarded(self, flow: Flow) -> bool:
-        """Whether no rule of ours takes it to any container: see ruleset, which this matches."""
+        """True if no rule forwards the flow to a container. Must agree with policy.ruleset."""
         return flow.source in LINK_LOCAL or self._is_from(flow, self._closed_subnets)
 
     def _ends_at_proxy(self, flow: Flow, neighbours: tuple[IPv6Network, ...]) -> bool:
-        """Whether a neighbour's flow goes where our rules leave it.
+        """True if a neighbour's flow ends at the userland proxy, as our rules require.
 
-        The proxy answers a datagram from the bridge's own address, whichever was asked: over UDP
-        nothing else is of use to a neighbour.
+        The proxy answers a datagram from the bridge's own address, whatever its destination was. So
+        for UDP only that address is useful to a neighbour.
         """
         from_bridge = any(flow.reply.source in subnet for subnet in neighbours)
         return (
@@ -454,7 +454,7 @@ class _Change:
         )
 
     def _is_from(self, flow: Flow, subnets: tuple[IPv6Network, ...]) -> bool:
-        # The bridge's own address lies in the network too, but what it sends comes in by no bridge.
+        # The bridge's own address is in the subnet, but packets of the host arrive on no bridge.
         return flow.source not in self.host_addresses and any(
             flow.source in subnet for subnet in subnets
         )

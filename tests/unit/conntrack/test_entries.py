@@ -1,4 +1,4 @@
-"""The tool behind the flows: what it is told, and what becomes of a sync when it fails."""
+"""Conntrack.flush_stale_flows: the calls of tools, failures, and when the reconciler calls it."""
 
 from __future__ import annotations
 
@@ -107,20 +107,22 @@ def flows() -> Conntrack:
     return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
 
 
-def test_what_is_right_is_left(host: Host, flows: Conntrack) -> None:
+def test_flush_leaves_an_entry_that_is_not_stale(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_CONTAINER)
     assert flows.flush_stale_flows(None, UDP)
     assert (host.list_calls, host.deleted, host.ip_calls) == ([LIST], [], [])
 
 
-def test_what_is_wrong_is_forgotten_and_looked_after(host: Host, flows: Conntrack) -> None:
+def test_flush_deletes_a_stale_entry_and_scans_again(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
     assert flows.flush_stale_flows(None, UDP)
     assert (host.list_calls, host.deleted) == ([LIST, LIST], [[QUESTION]])
 
 
-def test_an_answer_that_was_under_way_is_forgotten_as_well(host: Host, flows: Conntrack) -> None:
-    """From a port that nobody publishes any more, and that changes no more."""
+def test_flush_deletes_the_reversed_entry_of_a_reply_in_flight(
+    host: Host, flows: Conntrack
+) -> None:
+    """The port is not published any more and does not change any more."""
     answer = (
         "udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 src=2001:db8::2 "
         "dst=2001:db8::1 sport=40000 dport=53 mark=0 use=1"
@@ -137,7 +139,7 @@ def test_an_answer_that_was_under_way_is_forgotten_as_well(host: Host, flows: Co
     assert host.deleted == [[QUESTION], [reply]]
 
 
-def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
+def test_flush_lists_the_entries_and_deletes_the_neighbours_of_a_new_network(
     host: Host, flows: Conntrack
 ) -> None:
     flows.flush_stale_flows(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
@@ -145,7 +147,7 @@ def test_what_came_for_a_network_before_it_was_closed_is_forgotten(
     assert host.list_calls == [f"{WHOLE} --orig-{end} {X.subnets[0]}" for end in ("dst", "src")]
 
 
-def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack) -> None:
+def test_flush_deletes_flows_that_were_opened_without_rules(host: Host, flows: Conntrack) -> None:
     entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
     host.set_entries(
         *(
@@ -165,7 +167,7 @@ def test_who_got_in_while_rules_were_out_is_put_out(host: Host, flows: Conntrack
     assert [str(entry.source) for entry in deleted] == ["2001:db8::2", "fd00:b::3"]
 
 
-def test_of_many_networks_the_table_is_listed_once(host: Host, flows: Conntrack) -> None:
+def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrack) -> None:
     nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
     assert flows.flush_stale_flows(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
     assert host.list_calls == [WHOLE]
@@ -173,12 +175,12 @@ def test_of_many_networks_the_table_is_listed_once(host: Host, flows: Conntrack)
     assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
 
 
-def test_a_container_that_came_is_looked_for_anew_on_its_link(host: Host, flows: Conntrack) -> None:
+def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
     flows.flush_stale_flows(UDP, MOVED)
     assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
 
 
-def test_only_what_can_be_wrong_is_listed(host: Host, flows: Conntrack) -> None:
+def test_flush_lists_only_entries_that_can_be_stale(host: Host, flows: Conntrack) -> None:
     flows.flush_stale_flows(NOTHING, SCTP)
     assert host.list_calls == [f"{WHOLE} -p sctp"]
     flows.flush_stale_flows(UDP, SCTP)
@@ -189,9 +191,7 @@ def test_only_what_can_be_wrong_is_listed(host: Host, flows: Conntrack) -> None:
     assert host.list_calls == []
 
 
-def test_a_proxy_that_does_not_stop_talking_is_left_after_a_while(
-    host: Host, flows: Conntrack
-) -> None:
+def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
     host.on_delete = lambda entries: len(list(entries))
     assert flows.flush_stale_flows(None, UDP)
@@ -208,7 +208,7 @@ def test_a_proxy_that_does_not_stop_talking_is_left_after_a_while(
         ("exec sleep 5", "did not end within 0.3 s"),
     ],
 )
-def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
+def test_failed_list_is_one_warning_with_the_message_of_the_tool(
     host: Host,
     flows: Conntrack,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +219,7 @@ def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
     monkeypatch.setattr(conntrack, "FLUSH_TIMEOUT", 0.3)
     host.script(script)
     assert not flows.flush_stale_flows(None, UDP)
-    assert not flows.flush_stale_flows(None, UDP)  # the same trouble is told once
+    assert not flows.flush_stale_flows(None, UDP)  # the same failure is one warning
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
     host.script("")
@@ -234,10 +234,10 @@ def test_a_list_that_fails_is_a_warning_in_the_tools_words_and_no_more(
     [
         (PermissionError(1, "Operation not permitted"), "Operation not permitted"),
         (OSError(97, "Address family not supported by protocol"), "not supported"),
-        (TimeoutError(), "did not forget them within 10 s"),
+        (TimeoutError(), "did not delete the conntrack entries within 10 s"),
     ],
 )
-def test_a_kernel_that_does_not_forget_is_a_warning_and_no_more(
+def test_failed_deletion_is_a_warning(
     host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture, error: OSError, words: str
 ) -> None:
     def forget(_: Iterable[Tuple]) -> int:
@@ -250,7 +250,7 @@ def test_a_kernel_that_does_not_forget_is_a_warning_and_no_more(
     assert words in record.getMessage()
 
 
-def test_a_tool_that_cannot_be_run_is_a_warning(
+def test_tool_that_cannot_run_is_a_warning(
     host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.path.write_text("#!/nonexistent\n")
@@ -258,7 +258,7 @@ def test_a_tool_that_cannot_be_run_is_a_warning(
     assert "cannot be run: No such file or directory" in caplog.text
 
 
-def test_a_host_without_the_tool_is_told_once_which_package_has_it(
+def test_missing_tool_is_one_warning_with_the_package(
     host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.path.unlink()
@@ -269,38 +269,38 @@ def test_a_host_without_the_tool_is_told_once_which_package_has_it(
     assert "install the package conntrack (on Arch: conntrack-tools)" in record.getMessage()
 
 
-# When the loop asks for it.
+# When the reconciler calls it.
 
 
 class Loop:
-    """A loop over a firewall in memory; `followed` has the UDP ports before and after, each time
-    that flows were to follow."""
+    """A reconciler with a firewall in memory. `flushes` has the ports before and after, for each
+    call of `flush_stale_flows`."""
 
     def __init__(self) -> None:
-        self.followed: list[tuple[list[int] | None, list[int]]] = []
-        self.exposed: list[Exposure] = []
+        self.flushes: list[tuple[list[int] | None, list[int]]] = []
+        self.exposures: list[Exposure] = []
         self.firewall = FakeFirewall()
         self.facts = FakeFacts()
         self.passes = 0
         self.done = True
-        """What is answered when flows were to follow."""
+        """The result of the next flushes."""
         self.loop = Reconciler(
             firewall=self.firewall,
             facts=self.facts,
             policy=Policy(),
             add_host_facts=lambda snapshot, _: snapshot,
             publish=lambda *_: self._passed(),
-            flush_stale_flows=self._follow,
+            flush_stale_flows=self._flush,
         )
 
     def _passed(self) -> None:
         self.passes += 1
 
-    def _follow(self, old: Desired | None, new: Desired, exposed: Exposure) -> bool:
-        # What is to be followed is in force already.
+    def _flush(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
+        # The rules are in force before flows are flushed.
         assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
-        self.followed.append((None if old is None else ports(old), ports(new)))
-        self.exposed.append(exposed)
+        self.flushes.append((None if old is None else ports(old), ports(new)))
+        self.exposures.append(exposure)
         return self.done
 
     async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
@@ -314,7 +314,7 @@ def ports(wish: Desired) -> list[int]:
     return [mapping.host_port for mapping in wish.mappings]
 
 
-def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:
+def test_reconciler_flushes_flows_after_the_rules_are_written() -> None:
     async def scenario() -> None:
         bench = Loop()
         trigger, verify = bench.loop.trigger, bench.loop.verify
@@ -322,102 +322,102 @@ def test_the_loop_lets_flows_follow_once_the_rules_are_in_force() -> None:
         other = container(name="other", on=[X], ports=["80:80"])
         async with background(bench.loop.run()):
             await bench.passed(X, how=trigger)
-            # What began before the first pass may have outlived its mapping.
-            assert bench.followed == [(None, [])]
-            bench.followed.clear()
+            # A flow from before the first pass may have outlived its mapping.
+            assert bench.flushes == [(None, [])]
+            bench.flushes.clear()
             await bench.passed(X, other, how=trigger)
-            assert bench.followed == [([], [80])]
-            bench.followed.clear()
+            assert bench.flushes == [([], [80])]
+            bench.flushes.clear()
             await bench.passed(X, other, how=trigger)
-            assert bench.followed == []
+            assert bench.flushes == []
             await bench.passed(X, udp, how=trigger)
             await bench.passed(X, udp, how=trigger)
             await bench.passed(X, udp, how=verify)
-            assert bench.followed == [([80], [5353])]
-            # What began while our rules were out began without them.
+            assert bench.flushes == [([80], [5353])]
+            # Flows that began while our rules were missing began without them.
             bench.firewall.flush()
             await bench.passed(X, udp, how=verify)
-            assert bench.followed[1:] == [([5353], [5353]), (None, [5353])]
-            del bench.followed[1]
-            # A pass that failed is not forgotten by the one that mends it.
+            assert bench.flushes[1:] == [([5353], [5353]), (None, [5353])]
+            del bench.flushes[1]
+            # The pass after a failed one flushes the flows of both.
             bench.firewall.fail_next = "no room"
             await bench.passed(X, how=trigger)
-            assert bench.followed[2:] == []
+            assert bench.flushes[2:] == []
             await bench.passed(X, how=verify)
-            assert bench.followed[2:] == [([5353], [])]
-            # After everything was taken out nobody knows what began meanwhile.
+            assert bench.flushes[2:] == [([5353], [])]
+            # After the removal of all rules the flows since then are unknown.
             await bench.loop.remove()
             await bench.passed(X, udp, how=trigger)
-            assert bench.followed[3:] == [(None, [5353])]
+            assert bench.flushes[3:] == [(None, [5353])]
 
     asyncio.run(scenario())
 
 
-def test_the_first_pass_lets_all_flows_follow() -> None:
+def test_first_pass_flushes_flows_of_unknown_mappings() -> None:
     async def scenario() -> None:
         bench = Loop()
         udp = container(on=[X], ports=["5353:53/udp"])
         async with background(bench.loop.run()):
             await bench.passed(X, udp, how=bench.loop.trigger)
-        assert bench.followed == [(None, [5353])]
+        assert bench.flushes == [(None, [5353])]
 
     asyncio.run(scenario())
 
 
-def test_flows_that_could_not_follow_are_tried_again_and_so_are_all_when_an_address_moved() -> None:
+def test_failed_flush_is_repeated_by_the_next_pass_and_a_new_address_flushes_all() -> None:
     async def scenario() -> None:
         bench = Loop()
         udp = container(on=[X], ports=["5353:53/udp"])
         async with background(bench.loop.run()):
             await bench.passed(X, how=bench.loop.trigger)
-            bench.followed.clear()
+            bench.flushes.clear()
             bench.done = False
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.followed == [([], [5353])]
-            bench.followed.clear()
+            assert bench.flushes == [([], [5353])]
+            bench.flushes.clear()
             bench.done = True
-            # Nothing differs but that: from what they followed last, and from whatever else.
+            # No other change: one flush from the last mappings, one from unknown mappings.
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.followed == [([], [5353]), (None, [5353])]
-            bench.followed.clear()
+            assert bench.flushes == [([], [5353]), (None, [5353])]
+            bench.flushes.clear()
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.followed == []
+            assert bench.flushes == []
             await bench.passed(X, udp, how=bench.loop.addresses_changed)
-            assert bench.followed == [(None, [5353])]
+            assert bench.flushes == [(None, [5353])]
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert len(bench.followed) == 1
-            bench.followed.clear()
-            # What makes one fail does the same to the next: it is for the next pass.
+            assert len(bench.flushes) == 1
+            bench.flushes.clear()
+            # The second flush would fail too, so the next pass repeats it.
             bench.done = False
             bench.firewall.flush()
             await bench.passed(X, udp, how=bench.loop.verify)
-            assert bench.followed == [([5353], [5353])]
+            assert bench.flushes == [([5353], [5353])]
 
     asyncio.run(scenario())
 
 
-def test_networks_were_open_where_their_rules_had_not_stood() -> None:
+def test_flush_gets_exposure_open_if_rules_were_missing() -> None:
     async def scenario() -> None:
         bench = Loop()
         udp = container(on=[X], ports=["5353:53/udp"])
         async with background(bench.loop.run()):
             await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.exposed == [Exposure.OPEN]  # nobody had been here before
+            assert bench.exposures == [Exposure.OPEN]  # the first pass
             await bench.passed(X, how=bench.loop.trigger)
-            assert bench.exposed == [Exposure.OPEN, Exposure.NONE]
+            assert bench.exposures == [Exposure.OPEN, Exposure.NONE]
             bench.firewall.flush()
             await bench.passed(X, how=bench.loop.verify)
-            assert bench.exposed[2:] == [Exposure.OPEN, Exposure.NONE]
+            assert bench.exposures[2:] == [Exposure.OPEN, Exposure.NONE]
         again = Loop()
         again.firewall = again.loop._applier.firewall = bench.firewall
         async with background(again.loop.run()):
             await again.passed(X, how=again.loop.trigger)
-            assert again.exposed == [Exposure.NONE]
+            assert again.exposures == [Exposure.NONE]
 
     asyncio.run(scenario())
 
 
-def test_flows_that_could_not_follow_are_tried_again_though_nothing_happens(
+def test_failed_flush_is_repeated_without_an_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
@@ -426,15 +426,15 @@ def test_flows_that_could_not_follow_are_tried_again_though_nothing_happens(
         monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.01)
         async with background(bench.loop.run()):
             await bench.passed(X, how=bench.loop.trigger)
-            bench.followed.clear()
+            bench.flushes.clear()
             bench.done = False
             await bench.passed(X, udp, how=bench.loop.trigger)
-            await until(lambda: len(bench.followed) > 2)
+            await until(lambda: len(bench.flushes) > 2)
             bench.done = True
-            bench.followed.clear()
-            await until(lambda: (None, [5353]) in bench.followed)
-            followed = list(bench.followed)
+            bench.flushes.clear()
+            await until(lambda: (None, [5353]) in bench.flushes)
+            flushes = list(bench.flushes)
             await asyncio.sleep(0.2)
-            assert bench.followed == followed
+            assert bench.flushes == flushes
 
     asyncio.run(scenario())

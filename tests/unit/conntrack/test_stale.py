@@ -1,4 +1,4 @@
-"""Which open flows a change of mappings has made wrong, and how they are forgotten."""
+"""Which conntrack entries are stale after a change of mappings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def is_stale(entry: Flow, old: Desired | None, new: Desired) -> bool:
     return list(stale_entries([entry], old, new, HOST_ADDRESSES)) == [entry]
 
 
-# What conntrack says.
+# Parsing.
 
 PLAIN = (
     "udp      17 29 src=2001:db8:1::2 dst=2001:db8:1::1 sport=40000 dport=5353 "
@@ -94,11 +94,11 @@ SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
         + PLAIN.format("", ""),
     ],
 )
-def test_an_entry_is_read_in_each_of_its_wordings(line: str) -> None:
+def test_parse_reads_all_output_formats(line: str) -> None:
     assert list(parse_entries(line)) == [SEEN]
 
 
-def test_an_sctp_entry_has_a_state_besides() -> None:
+def test_parse_reads_an_sctp_entry_with_its_state() -> None:
     line = PLAIN.format("", "").replace("udp      17 29", "sctp     132 99 ESTABLISHED")
     assert list(parse_entries(line)) == [
         flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)
@@ -129,11 +129,11 @@ def test_an_sctp_entry_has_a_state_besides() -> None:
         "src=" * 10000,
     ],
 )
-def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> None:
+def test_parse_skips_invalid_lines_and_other_zones(line: str) -> None:
     assert list(parse_entries(f"{line}\n{PLAIN.format('', '')}\n")) == [SEEN]
 
 
-# Whether to look at all.
+# Which entries can be stale.
 
 
 @pytest.mark.parametrize(
@@ -154,19 +154,19 @@ def test_what_is_not_understood_or_of_another_zone_is_passed_over(line: str) -> 
         (None, want(web("5353:53/udp", "5:5/sctp")), ["udp", "sctp"]),
     ],
 )
-def test_nothing_is_looked_at_unless_a_followed_mapping_changed(
+def test_affected_protocols_are_those_of_changed_mappings(
     old: Desired | None, new: Desired, changed: list[str]
 ) -> None:
     assert affected_protocols(old, new) == changed
     assert bool(added_endpoints(old, new)) or affects_flows(old, new) == bool(changed)
 
 
-def test_who_came_is_known_by_bridge_where_it_is_known_what_was() -> None:
+def test_added_endpoints_are_known_only_if_the_old_mappings_are() -> None:
     both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
     assert affected_protocols(UDP, both) == []
     assert added_endpoints(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
     assert affects_flows(UDP, both)
-    # Two ports of one container are one neighbour; the other ways round nobody came.
+    # Two ports of one container are one endpoint; in the other cases no endpoint was added.
     assert len(added_endpoints(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
     for old, new in ((None, both), (both, UDP), (UDP, UDP), (UDP, want(web("5354:53/udp")))):
         assert added_endpoints(old, new) == ()
@@ -174,7 +174,7 @@ def test_who_came_is_known_by_bridge_where_it_is_known_what_was() -> None:
     assert added_endpoints(UDP, replace(both, networks=tuple(theirs))) == ()
 
 
-def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
+def test_newly_protected_has_a_network_once_and_none_if_old_is_unknown() -> None:
     both = desired(snapshot(X, Y), Policy())
     theirs = (replace(network, managed_by=ManagedBy.ENGINE) for network in both.networks)
     engines = replace(both, networks=tuple(theirs))
@@ -192,19 +192,19 @@ def test_a_network_is_newly_closed_once_and_never_when_nobody_knows() -> None:
         (f"{CLIENT} {HOST} 53 -> fd00:a::9 53", True),
         (f"{CLIENT} {OTHER} 53 -> fd00:b::9 53", True),
         (f"{CLIENT} {HOST} 53", False),
-        # To a port of the host's own, by somebody's REDIRECT; to somebody else; through the host.
+        # To a port of the host by a foreign REDIRECT; to another target; through the host.
         (f"{NEIGHBOUR} {HOST} 53 -> {BRIDGE} 53", False),
         (f"{CLIENT} {HOST} 53 -> fd00:77::2 53", False),
         (f"{CLIENT} 2001:db8:5::5 53 -> fd00:a::9 53", False),
     ],
 )
-def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: bool) -> None:
+def test_u8_flow_without_a_mapping_is_stale_after_a_start(words: str, expected: bool) -> None:
     assert is_stale(flow(words), None, NOTHING) is expected
     assert is_stale(flow(words), None, UDP) is expected
     assert is_stale(flow(words), NOTHING, NOTHING) is False
 
 
-# A mapping that appears.
+# A new mapping.
 
 
 @pytest.mark.parametrize("old", [None, NOTHING])
@@ -219,7 +219,7 @@ def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: 
         # The host, from each of its addresses.
         (f"{HOST} {HOST} 5353", True),
         (f"{BRIDGE} {BRIDGE} 5353", True),
-        # Neighbours: the reply comes from the container, whatever the way back is masked as.
+        # Neighbours: the reply comes from the container, whatever its source is masqueraded to.
         (f"{NEIGHBOUR} {HOST} 5353", True),
         (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", False),
         # Never forwarded.
@@ -227,7 +227,7 @@ def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: 
         ("fe80::2 fe80::1 5353", False),
         (f"fe80::2 {HOST} 5353", False),
         (f"{LOCKED} fd00:c::1 5353", False),
-        # To somebody else, or to another port of the host.
+        # To another host, or to another port of this host.
         (f"{CLIENT} 2001:db8:5::5 5353", False),
         (f"{CLIENT} 2001:db8:5::5 53", False),
         (f"{CLIENT} {HOST} 53", False),
@@ -235,11 +235,13 @@ def test_u8_what_outlived_its_mapping_while_nobody_looked(words: str, expected: 
         ("fd00:a::2 2001:db8:5::5 5353", False),
     ],
 )
-def test_u3_u5_when_a_port_opens(old: Desired | None, words: str, expected: bool) -> None:
+def test_u3_u5_flow_to_a_new_port_is_stale_unless_it_reaches_the_target(
+    old: Desired | None, words: str, expected: bool
+) -> None:
     assert is_stale(flow(words), old, UDP) is expected
 
 
-def test_u6_each_protocol_is_its_own() -> None:
+def test_u6_a_mapping_affects_its_own_protocol_only() -> None:
     new = want(web("5353:53/udp"), web("5353:54/sctp", name="s", address="fd00:a::3"))
     to_udp, to_sctp = (
         f"{CLIENT} {HOST} 5353 -> fd00:a::2 53",
@@ -252,8 +254,8 @@ def test_u6_each_protocol_is_its_own() -> None:
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353", Protocol.SCTP), None, UDP)
 
 
-def test_tcp_is_not_followed_unless_a_container_is_gone() -> None:
-    """A client that comes back with the port that it had would meet its silence."""
+def test_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
+    """A client that reuses its source port would reach an address without a host."""
     old = want(web("80:80"))
     assert affected_protocols(old, NOTHING) == []
     assert removed_addresses(old, NOTHING) == {IPv6Address("fd00:a::2")}
@@ -272,26 +274,26 @@ def test_tcp_is_not_followed_unless_a_container_is_gone() -> None:
         (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.UDP, False),
         (f"{NEIGHBOUR} {BRIDGE} 5353", Protocol.SCTP, False),
         (f"{NEIGHBOUR} {HOST} 5353", Protocol.SCTP, False),
-        # It answers datagrams from the bridge's address: the neighbour has to be redirected there.
+        # The proxy answers datagrams from the bridge's address: rules redirect the neighbour to it.
         (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 5353", Protocol.UDP, False),
         (f"{NEIGHBOUR} {HOST} 5353", Protocol.UDP, True),
         (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.UDP, True),
         (f"{NEIGHBOUR} {HOST} 5353 -> {BRIDGE} 53", Protocol.UDP, True),
-        # The bridge's own address is the host's, and the host is forwarded.
+        # The bridge's own address is the host's, and flows of the host are forwarded.
         (f"{BRIDGE} {BRIDGE} 5353", Protocol.UDP, True),
-        # A neighbour of somebody else is not.
+        # A neighbour on another network is forwarded.
         (f"fd00:b::9 {HOST} 5353", Protocol.UDP, True),
         (f"{CLIENT} {HOST} 5353", Protocol.UDP, True),
     ],
 )
-def test_neighbours_are_the_business_of_a_userland_proxy(
+def test_with_the_proxy_a_neighbours_flow_must_end_at_the_proxy(
     words: str, protocol: Protocol, expected: bool
 ) -> None:
     new = want(web("5353:53/udp", "5353:53/sctp"), proxy=True)
     assert is_stale(flow(words, protocol), None, new) is expected
 
 
-def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
+def test_a_neighbours_flow_is_stale_after_the_proxy_is_switched() -> None:
     with_it = want(web("5353:53/udp"), proxy=True)
     by_proxy, by_nat = (
         flow(f"{NEIGHBOUR} {HOST} 5353 -> {where}") for where in (f"{BRIDGE} 5353", "fd00:a::2 53")
@@ -300,7 +302,7 @@ def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
     assert not is_stale(by_nat, with_it, UDP)
     assert is_stale(by_nat, UDP, with_it)
     assert not is_stale(by_proxy, UDP, with_it)
-    # Of another protocol, to the same number: nobody mapped it.
+    # The same port number of another protocol has no mapping.
     over_sctp = flow(f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", Protocol.SCTP)
     assert not is_stale(over_sctp, UDP, with_it)
 
@@ -312,11 +314,11 @@ def test_when_the_proxy_is_switched_its_neighbours_move() -> None:
         (OTHER, CLIENT, True),
         (BRIDGE, NEIGHBOUR, False),
         ("fe80::1", "fe80::2", False),
-        # Not the host's, so not the proxy.
+        # Not an address of the host, so not the proxy.
         ("fd00:a::7", CLIENT, False),
     ],
 )
-def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
+def test_reversed_entry_of_a_proxys_reply_is_stale_like_the_flow(
     source: str, client: str, expected: bool
 ) -> None:
     answer = flow(f"{source} {client} 40000", port=5353)
@@ -325,7 +327,7 @@ def test_an_answer_of_the_proxys_that_began_a_flow_counts_as_its_question(
 
 
 def masqueraded(entry: Flow, port: int) -> Flow:
-    """As one that leaves by this port of the host's."""
+    """The entry with its source rewritten to the host and this port."""
     original, reply = entry.original, entry.reply
     masqueraded_reply = Tuple(
         original.number, reply.source, IPv6Address(HOST), (reply.detail[0], port)
@@ -338,68 +340,68 @@ def masqueraded(entry: Flow, port: int) -> Flow:
     [
         ("fd00:a::2", "fd00:a::3", True),
         ("fd00:a::2", None, True),
-        # It goes where it should, or is none of the port's.
+        # It goes to the current target, or does not belong to the port.
         ("fd00:a::3", "fd00:a::3", False),
         ("fd00:a::2", "fd00:a::2", False),
     ],
 )
-def test_an_answer_of_a_containers_that_began_a_flow_counts_as_its_question(
+def test_reversed_entry_of_a_containers_reply_is_stale_like_the_flow(
     container: str, changed: str | None, expected: bool
 ) -> None:
-    # Masqueraded to the port that it has inside; its client cannot tell that from the mapping's.
+    # Masqueraded to the same port, so that the client cannot distinguish it from the mapping.
     answer = masqueraded(flow(f"{container} {CLIENT} 40000", port=7000), 7000)
     old = want(web("7000:7000/udp"))
     new = want(web("7000:7000/udp", address=changed)) if changed else NOTHING
     assert is_stale(answer, old, new) is expected
     assert not is_stale(masqueraded(answer, 7001), old, new)
-    assert not is_stale(answer, None, NOTHING)  # it may as well have begun it itself
+    assert not is_stale(answer, None, NOTHING)  # the container may have opened it
 
 
-# One that changes or goes.
+# A changed or removed mapping.
 
 
-def test_u2_flows_leave_the_old_address() -> None:
+def test_u2_flow_to_the_old_address_of_a_container_is_stale() -> None:
     new = want(web("5353:53/udp", address="fd00:a::3"))
     assert removed_addresses(UDP, new) == {IPv6Address("fd00:a::2")}
     assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::3 53"), UDP, new)
 
 
-def test_u2_an_address_that_another_container_took_is_none_that_left() -> None:
+def test_u2_address_of_another_container_is_not_a_removed_address() -> None:
     new = want(web("7000:53/udp", name="other"), web("5353:53/udp", address="fd00:a::3"))
     assert removed_addresses(UDP, new) == frozenset()
     assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
     assert not is_stale(flow(f"{CLIENT} {HOST} 7000 -> fd00:a::2 53"), UDP, new)
 
 
-def test_u8_a_port_that_closed_leads_nowhere() -> None:
+def test_u8_translated_flow_to_a_removed_port_is_stale() -> None:
     still = want(web("80:80"))
     for new in (NOTHING, still):
         assert is_stale(flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53"), UDP, new)
-        # What ends at the host is right now: it is refused, or served by the host itself.
+        # A flow that ends at the host is not stale: the host refuses or serves it.
         assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
-    # All that an address answered goes with it.
+    # All flows with replies from a removed address are stale.
     assert is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, NOTHING)
     assert not is_stale(flow(f"{CLIENT} {HOST} 6000 -> fd00:a::2 60"), UDP, still)
 
 
-def test_a_mapping_that_stays_is_not_looked_at() -> None:
+def test_flow_of_an_unchanged_mapping_is_not_stale() -> None:
     new = want(web("5353:53/udp", "6000:60/udp"))
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), UDP, new)
     assert is_stale(flow(f"{CLIENT} {HOST} 6000"), UDP, new)
 
 
-def test_u4_a_binding_to_an_address_concerns_that_address() -> None:
+def test_u4_binding_to_an_address_affects_only_its_flows() -> None:
     new = want(web(f"[{OTHER}]:5353:53/udp"))
     for old in (None, NOTHING):
         assert is_stale(flow(f"{CLIENT} {OTHER} 5353"), old, new)
         assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, new)
-    # As long as the host does not have the address, it is somebody else's.
+    # An address that the host does not have belongs to another host.
     absent = want(web("[2001:db8:5::5]:5353:53/udp"))
     assert not is_stale(flow(f"{CLIENT} 2001:db8:5::5 5353"), None, absent)
 
 
-def test_u4_an_address_precedes_a_wildcard() -> None:
+def test_u4_binding_to_an_address_precedes_a_wildcard() -> None:
     special = web(f"[{OTHER}]:5353:53/udp", name="special", address="fd00:b::2", on=Y)
     both = want(web("5353:53/udp"), special)
     to_web, to_special = "-> fd00:a::2 53", "-> fd00:b::2 53"
@@ -407,7 +409,7 @@ def test_u4_an_address_precedes_a_wildcard() -> None:
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353 {to_web}"), UDP, both)
     assert is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_special}"), both, UDP)
     assert not is_stale(flow(f"{CLIENT} {OTHER} 5353 {to_web}"), both, UDP)
-    # The wildcard goes: nothing changes for who asks for the address.
+    # Removal of the wildcard changes nothing for flows to the address.
     assert not is_stale(flow(f"{CLIENT} {OTHER} 5353"), both, want(special))
 
 
@@ -416,17 +418,17 @@ def native(wish: Desired) -> Desired:
     return replace(wish, mappings=tuple(mappings))
 
 
-def test_what_the_engine_forwards_itself_is_left_to_it() -> None:
+def test_flow_of_an_engines_mapping_is_not_stale() -> None:
     for old in (None, NOTHING, UDP):
         assert not is_stale(flow(f"{CLIENT} {HOST} 5353"), old, native(UDP))
     assert removed_addresses(native(UDP), NOTHING) == frozenset()
     assert not is_stale(SEEN, native(UDP), NOTHING)
-    # When it is switched off it is ours.
+    # A mapping of the engine that becomes ours makes its flows stale.
     assert is_stale(flow(f"{CLIENT} {HOST} 5353"), native(UDP), UDP)
     assert not is_stale(SEEN, native(UDP), UDP)
 
 
-def test_each_port_of_a_shifted_run_has_its_own() -> None:
+def test_each_port_of_a_shifted_range_has_its_own_target() -> None:
     new = want(web("6000-6009:7000-7009/udp"))
     for i in range(10):
         for j in range(10):
@@ -436,7 +438,7 @@ def test_each_port_of_a_shifted_run_has_its_own() -> None:
 
 
 def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
-    """R8: by look-ups, not by comparing each with each, which would take minutes."""
+    """R8: by look-ups. To compare all pairs would take minutes."""
     old = want(web("10000-19999:20000-29999/udp"))
     new = want(
         web("10000-14999:20000-24999/udp"),
@@ -449,7 +451,7 @@ def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
     assert list(stale_entries(flows, old, old, HOST_ADDRESSES)) == []
 
 
-# Who came in by a network that was open.
+# Flows that began without rules.
 
 ENTRIES = """
 tcp      6 299 ESTABLISHED src=2001:db8::2 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=2001:db8::2 sport=80 dport=1 [ASSURED] mark=0 use=1
@@ -465,7 +467,7 @@ tcp      6 299 ESTABLISHED src=fd00:a:::9 dst=fd00:a::2 sport=1 dport=80 src=fd0
 """  # noqa: E501
 
 
-def test_intruders_are_found_whatever_they_speak() -> None:
+def test_flows_opened_from_outside_are_stale_with_any_protocol() -> None:
     here = desired(snapshot(X, Y), Policy())
     found = [
         entry.original
@@ -484,21 +486,21 @@ def test_intruders_are_found_whatever_they_speak() -> None:
     assert list(stale_entries(parse_entries(ENTRIES), here, here, HOST_ADDRESSES)) == []
 
 
-def test_what_came_from_a_networks_addresses_before_it_was_there_is_found() -> None:
-    """Decision 18: a stranger's, to a port of the host's; and what his answer began meanwhile."""
+def test_flow_with_a_source_in_an_added_network_is_stale() -> None:
+    """Decision 18: a flow of another host to a published port, and the reversed reply entry."""
     forged = flow("fd00:b::66 2001:db8:1::1 5353 -> fd00:a::2 53")
     old = desired(snapshot(X, web("5353:53/udp")), Policy())
     new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
     assert queries(old, new) == [Query(destination=Y.subnets[0]), Query(source=Y.subnets[0])]
     assert list(stale_entries([forged], old, new, HOST_ADDRESSES)) == [forged]
     assert list(stale_entries([forged], new, new, HOST_ADDRESSES)) == []
-    # What the network's own containers began goes on when it becomes ours.
+    # Flows of the network's containers continue when an engine's network becomes ours.
     engines = replace(new, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
     assert list(stale_entries([forged], engines, new, HOST_ADDRESSES)) == []
 
 
-def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
-    """By the reply that it was: nothing else tells it from what a container begins by itself."""
+def test_reversed_entry_of_a_deleted_flow_is_stale_at_a_later_scan() -> None:
+    """By its reply tuple: otherwise it looks like a flow that the container opened."""
     old, new = want(), want()
     asked = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
     turned = Flow(original=asked.reply, reply=asked.original)
@@ -510,7 +512,7 @@ def test_an_answer_to_what_was_forgotten_is_forgotten_in_its_turn() -> None:
     ]
 
 
-def test_who_comes_in_once_the_rules_stand_does_so_by_the_rules() -> None:
+def test_later_scans_do_not_check_exposure() -> None:
     here = desired(snapshot(X, Y), Policy())
     flows = list(parse_entries(ENTRIES))
     assert (
@@ -533,7 +535,7 @@ udp      17 29 src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00:a::2 dst=fd
 udp      17 29 src=2001:db8::2 dst=2001:db8:1::1 sport=9 dport=5353 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=9 mark=0 use=1
 udp      17 29 src=2001:db8:1::1 dst=2001:db8::2 sport=9 dport=53 src=2001:db8::2 dst=2001:db8:1::1 sport=53 dport=9 mark=0 use=1
 """  # noqa: E501
-"""What containers may have begun, or who posed as them; the last three are what they look like."""
+"""Flows of containers, or with their addresses as forged sources; the last three are not."""
 
 
 @pytest.mark.parametrize(
@@ -544,11 +546,11 @@ udp      17 29 src=2001:db8:1::1 dst=2001:db8::2 sport=9 dport=53 src=2001:db8::
         (Exposure.UNGUARDED, [0, 1, 2, 3, 4]),
     ],
 )
-def test_what_may_have_begun_with_a_forged_source_is_found(
+def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
     exposed: Exposure, found: list[int]
 ) -> None:
-    """Of the engine's networks as well. TCP ends where the other side speaks first, so it is left
-    unless no rule ever asked for a source."""
+    """In the engine's networks as well. A TCP connection may end by that, so it stays unless
+    sources were never checked."""
     here = desired(snapshot(X, Y), Policy())
     engines = replace(here, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
     flows = list(parse_entries(LEAVING))
@@ -563,7 +565,7 @@ def test_what_may_have_begun_with_a_forged_source_is_found(
     assert sources == ([X.subnets[0], Y.subnets[0]] if exposed else [])
 
 
-def test_what_a_filter_table_let_pass_is_told_by_its_chains() -> None:
+def test_exposure_follows_from_the_chains_of_the_filter_table() -> None:
     rules = ruleset(desired(snapshot(X), Policy())).filter
     own = {chain.name: f"{len(chain.rules)}:" for chain in rules.chains}
     jumps = tuple(
