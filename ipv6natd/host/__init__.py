@@ -1,5 +1,6 @@
-"""The host: addresses, routes, sysctls, firewalls of others, and what is wrong with them.
+"""The host: addresses, routes, sysctls, firewalls of other programs, and faults in them.
 
-Only reads, and says what is wrong. What is changed on the host is changed in `sync` and `firewall`.
+Reads facts and derives findings. Changes of the host are made in `sync` and `firewall`; only the
+filter flag of single bridges is set here.
 Read `facts` first, then `findings`.
 """

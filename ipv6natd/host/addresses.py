@@ -1,9 +1,8 @@
-"""Notices that the host has got or lost an address or a route, so that the loop looks; decides
-nothing.
+"""Reports changes of the host's addresses and routes to the loop; decides nothing.
 
-Which addresses are the host's own is asked by our rules themselves, packet by packet. Flows are
-not asked again: one that began while an address was not the host's goes on past the rules. Routes
-say which sources are forged.
+The rules themselves check for each new flow if an address belongs to the host. A flow that began
+before the host had the address bypasses the rules, so conntrack must be checked again. Routes
+decide which source addresses are forged.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
-# rtnetlink(7); the words are those of linux/rtnetlink.h and linux/if_addr.h.
+# rtnetlink(7); the names are from linux/rtnetlink.h and linux/if_addr.h.
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTN_UNICAST = 1
 _STATIC_PROTOCOLS = (2, 3, 4)
-"""RTPROT_KERNEL, RTPROT_BOOT and RTPROT_STATIC. Those of routing daemons may change all the time:
-they are read with the next change of a network or of one of these."""
+"""RTPROT_KERNEL, RTPROT_BOOT and RTPROT_STATIC. Routes of routing daemons can change continuously:
+they are read with the next change of a network or of a static route."""
 _RTA_DST = 1
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
@@ -36,9 +35,11 @@ _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_SIZE = 1 << 16
 
 
-async def watch(moved: Callable[[], None], rerouted: Callable[[], None]) -> None:
-    """Call `moved` when an address came or went, on any link, and `rerouted` when a route did. Runs
-    until cancelled; listens from its first step on."""
+async def watch(on_address_change: Callable[[], None], on_route_change: Callable[[], None]) -> None:
+    """Call a function after each change of an address or a static route, on any link.
+
+    Runs until it is cancelled; listens from its first step on.
+    """
     loop = asyncio.get_running_loop()
     known = KnownAddresses()
     try:
@@ -47,63 +48,66 @@ async def watch(moved: Callable[[], None], rerouted: Callable[[], None]) -> None
             netlink.bind((0, _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
             while True:
                 try:
-                    said = await loop.sock_recv(netlink, _RECEIVE_SIZE)
-                    addresses, routes = known.update(said), has_route_change(said)
+                    data = await loop.sock_recv(netlink, _RECEIVE_SIZE)
+                    addresses, routes = known.update(data), has_route_change(data)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    addresses = routes = True  # there were more than the kernel kept
+                    addresses = routes = True  # the kernel dropped messages
                 if routes:
-                    rerouted()
+                    on_route_change()
                 if addresses:
-                    moved()
+                    on_address_change()
     except OSError as error:
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
 
 
-def has_route_change(said: bytes) -> bool:
-    """Whether a route beyond a single link came or went that somebody made by hand."""
-    for kind, body in _messages(said):
+def has_route_change(data: bytes) -> bool:
+    """True if one of the messages adds or removes a static route that is not link-local."""
+    for kind, body in _messages(data):
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) >= _RTMSG.size:
-            _family, _, _, _, _, protocol, _scope, what, _flags = _RTMSG.unpack_from(body)
+            _family, _, _, _, _, protocol, _scope, type_, _flags = _RTMSG.unpack_from(body)
             prefix = dict(_attributes(body[_RTMSG.size :])).get(_RTA_DST, b"")
-            link = b"\xfe\x80" <= prefix[:2] < b"\xfe\xc0"
-            if what == _RTN_UNICAST and protocol in _STATIC_PROTOCOLS and not link:
+            link_local = b"\xfe\x80" <= prefix[:2] < b"\xfe\xc0"
+            if type_ == _RTN_UNICAST and protocol in _STATIC_PROTOCOLS and not link_local:
                 return True
     return False
 
 
 class KnownAddresses:
-    """What is known of the host's addresses from what the kernel said."""
+    """The addresses of the host, as far as messages of the kernel reported them."""
 
     def __init__(self) -> None:
         self._present: set[tuple[int, bytes]] = set()
 
-    def update(self, said: bytes) -> bool:
-        """Whether some of these messages are news; most tell of addresses of single links, or that
-        one lives on for a while, as each router advertisement does."""
-        before = len(self._present)
-        news = False
-        for kind, link, address in _addresses(said):
+    def update(self, data: bytes) -> bool:
+        """Apply messages; return True if an address was added or removed.
+
+        Most messages change nothing: they are for link-local addresses, or a router advertisement
+        has extended the lifetime of an address.
+        """
+        count = len(self._present)
+        removed = False
+        for kind, link, address in _addresses(data):
             if kind == _RTM_NEWADDR:
                 self._present.add((link, address))
             else:
-                news = True
+                removed = True
                 self._present.discard((link, address))
-        return news or len(self._present) != before
+        return removed or len(self._present) != count
 
 
-def _messages(said: bytes) -> Iterator[tuple[int, bytes]]:
-    """The kind of each, and what follows its header."""
-    while len(said) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(said)
-        yield kind, said[_HEADER.size : length]
-        said = said[_padded(max(length, _HEADER.size)) :]
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(kind, body) of each message."""
+    while len(data) >= _HEADER.size:
+        length, kind, *_ = _HEADER.unpack_from(data)
+        yield kind, data[_HEADER.size : length]
+        data = data[_padded(max(length, _HEADER.size)) :]
 
 
-def _addresses(said: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, link and address, of those that may be used beyond their link, and can be by now."""
-    for kind, body in _messages(said):
+def _addresses(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(kind, link, address) of each address beyond link scope that is not tentative."""
+    for kind, body in _messages(data):
         if kind not in (_RTM_NEWADDR, _RTM_DELADDR) or len(body) < _IFADDRMSG.size:
             continue
         _family, _prefix, flags, scope, link = _IFADDRMSG.unpack_from(body)

@@ -1,6 +1,6 @@
-"""What the host itself says: facts from /proc and /sys that no engine tells.
+"""Reads the facts of the host from /proc and /sys, in the network namespace of the calling thread.
 
-Of the calling thread's network namespace. What other firewalls say is read in firewalls.
+`firewalls` reads the rules of other programs.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _THREAD = Path("/proc/thread-self")
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _DOCKER_IPV6NAT = "docker-ipv6nat"
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
-# The words are those of linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
+# The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
 _NOT_ROUTED = 0x200 | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | 0x80000000
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
-    """Whether the engine that made these bridges runs its userland proxy.
+    """True if the engine of these bridges runs its userland proxy.
 
-    dockerd sets hairpin_mode on a container's bridge port exactly when it runs without the proxy.
-    A few ports tell, on whichever bridges: all of one engine are alike. With no port at all there
-    is no container, and so nothing that depends on the answer.
+    dockerd sets hairpin_mode on the bridge port of a container if and only if it runs without the
+    proxy. A few ports on any bridges are enough, because all ports of one engine are equal. Without
+    any port there is no container, and nothing depends on the result.
     """
     ports = (port for bridge in bridges for port in _bridge_ports(bridge))
     return not any(
@@ -59,28 +59,30 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
 
 
 def _bridge_ports(bridge: str) -> Iterator[Path]:
-    with suppress(OSError), os.scandir(_NET / bridge / "brif") as found:
-        for port in found:
+    with suppress(OSError), os.scandir(_NET / bridge / "brif") as ports:
+        for port in ports:
             yield Path(port)
 
 
 def tracks_sctp() -> bool:
-    """Whether conntrack knows SCTP; while it is not loaded nobody can tell, and it is taken to."""
-    known = _SYSCTL / "netfilter"
-    timeouts = (known / f"nf_conntrack_{each}_timeout_established" for each in ("tcp", "sctp"))
-    tcp, sctp = (each.exists() for each in timeouts)
+    """True if conntrack supports SCTP, also if the module is not loaded and this is unknown."""
+    folder = _SYSCTL / "netfilter"
+    tcp = (folder / "nf_conntrack_tcp_timeout_established").exists()
+    sctp = (folder / "nf_conntrack_sctp_timeout_established").exists()
     return sctp or not tcp
 
 
 def addresses() -> frozenset[IPv6Address]:
-    """Every IPv6 address of the host, whatever its scope; none where IPv6 is switched off."""
+    """All IPv6 addresses of the host, of any scope; none if IPv6 is switched off."""
     return frozenset(IPv6Address(int(line[0], 16)) for line in _address_lines())
 
 
 def routes() -> Iterator[Route]:
-    """The host's routes, in whatever table, without those of single links, of its own addresses,
-    of what the kernel has from others (see advertised), and of interfaces whose names no rule can
-    hold."""
+    """The routes of the host in all tables.
+
+    Left out are link-local routes, routes to its own addresses, routes that the kernel learned from
+    other hosts (see `advertised_routes`), and interfaces with names that no rule can have.
+    """
     for line in _read_text(_THREAD / "net/ipv6_route").splitlines():
         prefix, length, *_, flags, interface = line.split()
         if prefix.startswith(_LINK_SCOPE_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
@@ -91,16 +93,18 @@ def routes() -> Iterator[Route]:
 
 
 def advertised_routes() -> frozenset[Route]:
-    """The routes that a router advertisement brought, by the kernel or by a program that reads them
-    in its place. Whoever is on the link may send one: it proves nothing about who is where."""
+    """The routes from router advertisements, set by the kernel or by a program in its place.
+
+    Every host on the link can send one: such a route does not prove the location of an address.
+    """
     text = tool_output(Tool.IP, "-json", "-6", "route", "show", "table", "all", "proto", "ra")
-    found = set()
+    routes = set()
     for row in ip_json_rows(text):
         destination = str(row.get("dst", "")).replace("default", "::/0")
         with suppress(ValueError):
             net = IPv6Network(destination)
-            found |= {Route(prefix=net, interface=device) for device in _devices(row)}
-    return frozenset(found)
+            routes |= {Route(prefix=net, interface=device) for device in _devices(row)}
+    return frozenset(routes)
 
 
 def check_host(
@@ -111,28 +115,28 @@ def check_host(
     *,
     engine_writes: bool,
 ) -> HostReport:
-    """Read the host, put right what is ours to put right, and say what is left: see found().
+    """Read the host, set the filter flag of bridges, and report the remaining faults.
 
-    `bridges` are those of all networks of the engine.
-    Blocks for some tens of milliseconds: not for the way of an event.
+    `bridges` are the bridges of all networks of the engine; see `evaluate`. Blocks for some tens of
+    milliseconds: do not call it between an event and its rules.
     """
     facts = read_host(networks, backend, zones)
-    cut = unfiltered_bridges(facts, networks)
-    for bridge in cut:
-        # This one bridge; the sysctl would send every bridge of the host through FORWARD.
+    unfiltered = unfiltered_bridges(facts, networks)
+    for bridge in unfiltered:
+        # Only this bridge: the sysctl would send the frames of every bridge through FORWARD.
         tool_output(Tool.IP, "link", "set", bridge, "type", "bridge", "nf_call_ip6tables", "1")
-    if cut:
+    if unfiltered:
         facts = replace(facts, bridges_filtered=_bridges_filtered(networks))
-        left = unfiltered_bridges(facts, networks)
-        for bridge in set(cut) - set(left):
-            log.info("bridge %s now passes ip6tables, so that its containers can be cut", bridge)
+        remaining = unfiltered_bridges(facts, networks)
+        for bridge in set(unfiltered) - set(remaining):
+            log.info("ip6tables now filters the frames of bridge %s, for enable_icc=false", bridge)
     return evaluate(facts, networks, bridges, engine_writes=engine_writes)
 
 
 def read_host(
     networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None
 ) -> HostFacts:
-    """Everything that host_checks asks for. Blocks."""
+    """Read all facts for `findings`. Blocks."""
     conf = _SYSCTL / "ipv6/conf"
     facts = HostFacts(
         ipv6=conf.exists(),
@@ -154,12 +158,12 @@ def read_host(
 
 
 def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
-    """Interfaces with a default route from router advertisements. Blocks."""
+    """The interfaces with a default route from router advertisements. Blocks."""
     return tuple(_ra_default_routes(_SYSCTL / "ipv6/conf"))
 
 
 def _ra_default_routes(conf: Path) -> Iterator[RaDefaultRoute]:
-    # /proc/net/ipv6_route flags only what the kernel itself learned; the protocol is always there.
+    # /proc/net/ipv6_route marks only routes that the kernel itself learned; `ip` has the protocol.
     text = tool_output(Tool.IP, "-json", "-6", "route", "show", "default", "proto", "ra")
     for interface in dict.fromkeys(_devices(ip_json_rows(text))):
         accept = _read_word(conf / interface / "accept_ra")
@@ -171,20 +175,20 @@ def _ra_default_routes(conf: Path) -> Iterator[RaDefaultRoute]:
 
 
 def ip_json_rows(text: str) -> list[dict[str, object]]:
-    """What `ip -json` lists; nothing where it says something else."""
+    """The rows in the output of `ip -json`; none if the output is something else."""
     try:
-        found = json.loads(text or "[]")
+        parsed = json.loads(text or "[]")
     except (ValueError, RecursionError):
         return []
-    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return [row for row in parsed if isinstance(row, dict)] if isinstance(parsed, list) else []
 
 
 def _devices(routes: object) -> Iterator[str]:
-    """Those of routes as `ip -json` words them, and of their next hops."""
+    """The devices of routes of `ip -json`, and of their next hops."""
     match routes:
         case list():
-            for each in routes:
-                yield from _devices(each)
+            for route in routes:
+                yield from _devices(route)
         case dict():
             if isinstance(device := routes.get("dev"), str) and is_interface(device):
                 yield device
@@ -192,16 +196,16 @@ def _devices(routes: object) -> Iterator[str]:
 
 
 def _global_interfaces() -> tuple[str, ...]:
-    """Interfaces with a global address."""
+    """The interfaces with a global address."""
     lines = _address_lines()
     return tuple(sorted({line[5] for line in lines if line[3] == "00" and line[5] != "lo"}))
 
 
 def _forwarding_interfaces(conf: Path) -> Iterator[str]:
-    """Interfaces by which IPv6 packets come and go, whatever their addresses; lo left out."""
+    """The interfaces that receive and send IPv6 packets, with any addresses; without lo."""
     for path in sorted(_NET.glob("*")):
         flags = _read_word(path / "flags")
-        # The packets of a port belong to its bridge or bond. lo forwards nothing.
+        # Netfilter sees the packets of a port on its bridge or bond. lo forwards nothing.
         port = (path / "brport").exists() or (path / "bonding_slave").exists()
         if not flags.startswith("0x") or not int(flags, 16) & _IFF_UP or port:
             continue
@@ -210,25 +214,25 @@ def _forwarding_interfaces(conf: Path) -> Iterator[str]:
 
 
 def _address_lines() -> list[list[str]]:
-    """Address, index, prefix length, scope, flags, interface of each."""
+    """(address, index, prefix length, scope, flags, interface) of each address."""
     return [line.split() for line in _read_text(_THREAD / "net/if_inet6").splitlines()]
 
 
 def _bridges_filtered(networks: Iterable[Network]) -> dict[str, bool] | None:
-    """None without br_netfilter, which alone brings the sysctl."""
-    everywhere = _read_word(_SYSCTL / "bridge/bridge-nf-call-ip6tables")
-    if not everywhere:
+    """Bridge -> True if ip6tables filters its frames; None without br_netfilter and its sysctl."""
+    all_bridges = _read_word(_SYSCTL / "bridge/bridge-nf-call-ip6tables")
+    if not all_bridges:
         return None
     return {
-        each.bridge: everywhere == "1"
-        or _read_word(_NET / each.bridge / "bridge/nf_call_ip6tables") != "0"
-        for each in networks
-        if each.bridge and not each.icc
+        network.bridge: all_bridges == "1"
+        or _read_word(_NET / network.bridge / "bridge/nf_call_ip6tables") != "0"
+        for network in networks
+        if network.bridge and not network.icc
     }
 
 
 def docker_ipv6nat() -> str:
-    """The command that stops a docker-ipv6nat in this network namespace; "" where none runs."""
+    """The command that stops docker-ipv6nat in this network namespace; "" if none runs."""
     here = _read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
@@ -237,7 +241,7 @@ def docker_ipv6nat() -> str:
         ):
             for line in _read_text(process / "cgroup").splitlines():
                 name = line.rpartition("/")[2].removeprefix("docker-").removesuffix(".scope")
-                # Anybody may name his processes so, and a group of them as he likes.
+                # Every user can use this name for a process, and any name for its cgroup.
                 if _CONTAINER_ID.fullmatch(name):
                     return f"docker rm -f {name[:12]}"
             return f"kill {process.name}"
@@ -247,7 +251,7 @@ def docker_ipv6nat() -> str:
 def _read_link(path: Path) -> str:
     try:
         return str(path.readlink())
-    except OSError:  # another user's, or gone
+    except OSError:  # a process of another user, or it has ended
         return ""
 
 
@@ -256,8 +260,8 @@ def _read_word(path: Path) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """The file's text; "" where it is not there: no IPv6, no br_netfilter, or gone meanwhile."""
+    """The text of a file; "" if it does not exist: no IPv6, no br_netfilter, or just removed."""
     try:
         return path.read_text(errors="replace")
-    except (OSError, ValueError):  # a name that no path can have
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         return ""

@@ -1,7 +1,7 @@
-"""What others have written into nft and ip6tables, read by the host's own tools.
+"""Reads the rules of other programs in nft and ip6tables, with the tools of the host.
 
-Only what is cheap whatever the number of our own rules: names of chains, single chains, and the
-tables of others. Asking legacy for a table that is not there would make the kernel create it.
+Only reads whose cost does not depend on the number of our rules: names of chains, single chains,
+and tables of other programs. A legacy table is read only if it exists: a read would create it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ipv6natd.system import process
 
 _TOOL_TIMEOUT = 10.0
 _MAX_OUTPUT = 4 << 20
-"""Characters of rules that are looked through; who has more has tools of his own."""
+"""Maximum length of the output of nft that is evaluated; longer output is ignored."""
 _PROC_NET = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
 
 
 class Tool(StrEnum):
-    """Programs that are run, found in the directories where root's programs are."""
+    """The programs that are run."""
 
     IP = "ip"
     NFT = "nft"
@@ -37,18 +37,18 @@ class Tool(StrEnum):
 
 
 def tool_output(tool: Tool, *words: str, stdin: str = "") -> str:
-    """See process.said. Bytes that are no text are replaced: the journal and the bus take text."""
+    """process.output_of; invalid UTF-8 is replaced, because journal and bus accept only text."""
     text = process.output_of(tool, *words, stdin=stdin, timeout=_TOOL_TIMEOUT)
     return text.encode("utf-8", "replace").decode()
 
 
 def add_firewall_facts(facts: HostFacts) -> HostFacts:
-    """The facts with those about rules filled in. Blocks."""
+    """Return the facts with the facts about rules. Blocks."""
     chains = _chains()
     legacy4, legacy6 = _legacy_tables("ip_tables_names"), _legacy_tables("ip6_tables_names")
-    nft6 = {each["table"] for each in chains if each["family"] == "ip6"}
-    mine = facts.backend == "nft"
-    tables = nft6 if mine else legacy6
+    nft6 = {chain["table"] for chain in chains if chain["family"] == "ip6"}
+    uses_nft = facts.backend == "nft"
+    tables = nft6 if uses_nft else legacy6
     rules = {
         table: _rules(facts.backend, table, chain)
         for table, chain in (
@@ -64,16 +64,16 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
         facts,
         forward_policy=next((r.split()[-1] for r in forward if r.startswith("-P ")), "ACCEPT"),
         forward_rules=tuple(rule for rule in forward if rule.startswith("-A ")),
-        nft_chains=base_chains(_hooked_tables(chains, mine)),
+        nft_chains=base_chains(_hooked_tables(chains, uses_nft)),
         rpfilter_tables=tuple(
             f"the {table} table of ip6tables"
             for table in ("raw", "mangle")
             if any("-m rpfilter" in rule for rule in rules.get(table, ()))
         ),
         docker_ipv4_variants=frozenset(_docker_ipv4_variants(chains, legacy4)),
-        stale_rules=_has_stale_legacy_rules(legacy6) if mine else _has_stale_nft_rules(chains),
+        stale_rules=_has_stale_legacy_rules(legacy6) if uses_nft else _has_stale_nft_rules(chains),
         docker_ipv6_rules=frozenset(
-            _docker_ipv6_rules(chains, forward if not mine else _legacy_forward(legacy6))
+            _docker_ipv6_rules(chains, forward if not uses_nft else _legacy_forward(legacy6))
         ),
     )
 
@@ -92,31 +92,32 @@ def _rules(backend: str, table: str, chain: str) -> tuple[str, ...]:
 
 def _chains() -> list[dict[str, Any]]:
     """All chains of nft, without their rules."""
-    return [each["chain"] for each in _nft_list({"list": {"chains": None}}) if "chain" in each]
+    objects = _nft_list({"list": {"chains": None}})
+    return [item["chain"] for item in objects if "chain" in item]
 
 
-def _hooked_tables(chains: Iterable[dict[str, Any]], mine: bool) -> list[dict[str, Any]]:
-    """The tables with a base chain that our packets pass, those of ip6tables left out."""
+def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dict[str, Any]]:
+    """The tables with a base chain that forwarded packets pass, without those of ip6tables."""
     tables = {
-        (each["family"], each["table"])
-        for each in chains
-        if each.get("hook") in _HOOKS and each["family"] in ("inet", "ip6")
+        (chain["family"], chain["table"])
+        for chain in chains
+        if chain.get("hook") in _HOOKS and chain["family"] in ("inet", "ip6")
     }
-    if mine:
+    if uses_nft:
         tables -= {("ip6", table) for table in ("filter", "nat", "raw", "mangle", "security")}
     commands = [{"list": {"table": {"family": f, "name": t}}} for f, t in sorted(tables)]
     return _nft_list(*commands) if commands else []
 
 
 def _nft_list(*commands: dict[str, Any]) -> list[dict[str, Any]]:
-    """What nft lists. Asked in JSON: a chain may be called as one of nft's own words."""
+    """The output of nft. The commands are JSON, because a chain can have the name of a keyword."""
     text = tool_output(
         Tool.NFT, "-j", "-t", "-f", "-", stdin=json.dumps({"nftables": list(commands)})
     )
     if not text or len(text) > _MAX_OUTPUT:
         return []
     try:
-        # One document for each command.
+        # nft writes one document for each command.
         return listed_objects([json.loads(line) for line in text.splitlines() if line.strip()])
     except (ValueError, RecursionError):
         return []
@@ -132,11 +133,13 @@ def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -
 
 
 def _docker_ipv6_rules(chains: Iterable[dict[str, Any]], legacy: Iterable[str]) -> Iterator[str]:
-    """Where rules of Docker or docker-ipv6nat stand; `legacy` is the FORWARD chain there."""
-    ours = [each for each in chains if each["family"] == "ip6"]
-    if any(each["table"] in ("filter", "nat") and is_docker_chain(each["name"]) for each in ours):
+    """The places with IPv6 rules of Docker or docker-ipv6nat; `legacy` is its FORWARD chain."""
+    ipv6 = [chain for chain in chains if chain["family"] == "ip6"]
+    if any(
+        chain["table"] in ("filter", "nat") and is_docker_chain(chain["name"]) for chain in ipv6
+    ):
         yield "ip6tables-nft"
-    if any(("ip6", each["table"]) == NFT_TABLE for each in ours):
+    if any(("ip6", chain["table"]) == NFT_TABLE for chain in ipv6):
         yield f"nft table {' '.join(NFT_TABLE)}"
     if any(jumps_to_docker_chain(rule) for rule in legacy):
         yield "ip6tables-legacy"
@@ -147,7 +150,7 @@ def _legacy_forward(legacy6: set[str]) -> tuple[str, ...]:
 
 
 def _has_stale_nft_rules(chains: Iterable[dict[str, Any]]) -> bool:
-    return any(each["family"] == "ip6" and each["name"].startswith(PREFIX) for each in chains)
+    return any(chain["family"] == "ip6" and chain["name"].startswith(PREFIX) for chain in chains)
 
 
 def _has_stale_legacy_rules(legacy6: set[str]) -> bool:

@@ -1,7 +1,7 @@
-"""What nft rules of other people do with packets of ours: JSON of `nft -j list` -> a fate.
+"""Evaluates nft rules of other programs: JSON of `nft -j list` -> does a chain block a packet.
 
-Every base chain on a hook has a veto: what one accepts, the next may still drop. Only as much of
-the language is read as such chains are made of; what is not understood blocks nothing here.
+A packet passes all base chains of a hook, and each of them can drop it. Only common expressions
+are evaluated. A rule with another expression is assumed not to block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class MatchKey(StrEnum):
-    """What a match looks at, as far as it matters here."""
+    """What a match compares, as far as it is evaluated."""
 
     IN = "iifname"
     OUT = "oifname"
@@ -44,12 +44,12 @@ class NftRule:
     verdict: str = ""
     target: str = ""
     is_rpfilter: bool = False
-    """Whether it asks by which way the source would be answered: a reverse-path filter."""
+    """True for a reverse-path filter: the rule looks up the route to the source address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseChain:
-    """A chain on a hook, with the chains that it may go on to."""
+    """A chain on a hook, with the rules of all chains of its table."""
 
     family: str
     table: str
@@ -61,16 +61,16 @@ class BaseChain:
 
     @property
     def full_name(self) -> str:
-        """As nft wants it: "inet filter forward"."""
+        """Family, table and chain as in nft commands: "inet filter forward"."""
         return f"{self.family} {self.table} {self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedPacket:
-    """A packet that is forwarded: by which interfaces, and what conntrack says about it."""
+    """A forwarded packet: its interfaces, and its state in conntrack."""
 
     bridge: str
-    """Of the containers that it is for or from; "" for a packet that is nobody's here."""
+    """The bridge of the container that sends or gets it; "" without a container."""
     incoming: str
     outgoing: str
     state: str = "new"
@@ -78,10 +78,10 @@ class ForwardedPacket:
 
 
 def listed_objects(documents: Iterable[Any]) -> list[dict[str, Any]]:
-    """Chains and rules in documents of nft's; what has another shape than they have is left out."""
-    lists = (each.get("nftables") for each in documents if isinstance(each, dict))
-    every = (entry for each in lists if isinstance(each, list) for entry in each)
-    return [each for each in every if isinstance(each, dict) and _is_well_formed(each)]
+    """The well-formed chains and rules in documents of `nft -j`."""
+    lists = (document.get("nftables") for document in documents if isinstance(document, dict))
+    items = (item for list_ in lists if isinstance(list_, list) for item in list_)
+    return [item for item in items if isinstance(item, dict) and _is_well_formed(item)]
 
 
 def _is_well_formed(entry: Map[str, Any]) -> bool:
@@ -94,13 +94,13 @@ def _is_well_formed(entry: Map[str, Any]) -> bool:
 
 
 def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
-    """The base chains in what nft listed, with as many rules as it listed."""
+    """The base chains among listed objects, with all listed rules of their tables."""
     chains: list[dict[str, Any]] = []
     rules: dict[tuple[str, str, str], list[NftRule]] = {}
-    for each in listed:
-        if chain := each.get("chain"):
+    for item in listed:
+        if chain := item.get("chain"):
             chains.append(chain)
-        elif rule := each.get("rule"):
+        elif rule := item.get("rule"):
             key = (rule["family"], rule["table"], rule["chain"])
             rules.setdefault(key, []).append(_rule(rule.get("expr", ())))
     return tuple(
@@ -112,8 +112,8 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
             policy=chain.get("policy", "accept"),
             rules=tuple(rules.get((chain["family"], chain["table"], chain["name"]), ())),
             other_chains={
-                name: tuple(each)
-                for (family, table, name), each in rules.items()
+                name: tuple(chain_rules)
+                for (family, table, name), chain_rules in rules.items()
                 if (family, table) == (chain["family"], chain["table"])
             },
         )
@@ -122,14 +122,14 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
     )
 
 
-def blocks(chain: BaseChain, flow: ForwardedPacket) -> bool:
-    """Whether the chain surely ends the flow, and nobody has thought of it before that."""
-    fate = _verdict(chain, chain.rules, flow, {}) or chain.policy
-    return fate in ("drop", "reject")
+def blocks(chain: BaseChain, packet: ForwardedPacket) -> bool:
+    """True if the chain certainly drops the packet, and no earlier rule is about containers."""
+    verdict = _verdict(chain, chain.rules, packet, {}) or chain.policy
+    return verdict in ("drop", "reject")
 
 
 def has_rpfilter(chain: BaseChain) -> bool:
-    """Whether it drops packets whose source would be answered by another way."""
+    """True if the chain drops packets by a reverse-path filter."""
     return any(
         rule.is_rpfilter and rule.verdict in ("drop", "reject")
         for rules in (chain.rules, *chain.other_chains.values())
@@ -138,65 +138,68 @@ def has_rpfilter(chain: BaseChain) -> bool:
 
 
 def _verdict(
-    chain: BaseChain, rules: Iterable[NftRule], flow: ForwardedPacket, known: dict[str, str]
+    chain: BaseChain, rules: Iterable[NftRule], packet: ForwardedPacket, known: dict[str, str]
 ) -> str:
-    """`known` has the fate in each chain that was gone through: many rules may jump to one, and
-    each of them again, so that the ways double with each step."""
+    """The verdict of `rules` for a packet; "" if they have none.
+
+    `known` has the verdicts of the chains evaluated so far. Without it, the time could be
+    exponential: many rules can jump to one chain, on several levels.
+    """
     for rule in rules:
-        answers = [_matches(each, flow) for each in rule.matches]
-        if False in answers:
+        results = [_matches(match, packet) for match in rule.matches]
+        if False in results:
             continue
-        sure = None not in answers
+        certain = None not in results
         match rule.verdict:
-            case "accept" if sure or _names_containers(rule, flow):
+            case "accept" if certain or _names_containers(rule, packet):
                 return "accept"
-            case "drop" | "reject" if sure:
+            case "drop" | "reject" if certain:
                 return rule.verdict
-            case "return" if sure:
+            case "return" if certain:
                 return ""
             case "jump" | "goto":
                 if rule.target not in known:
-                    known[rule.target] = ""  # a loop, which the kernel does not take, ends here
-                    others = chain.other_chains.get(rule.target, ())
-                    known[rule.target] = _verdict(chain, others, flow, known)
-                fate = known[rule.target]
-                if (fate == "accept" and flow.bridge) or (fate and sure):
-                    return fate
-                if rule.verdict == "goto" and sure:
+                    known[rule.target] = ""  # ends a loop, which the kernel rejects anyway
+                    target_rules = chain.other_chains.get(rule.target, ())
+                    known[rule.target] = _verdict(chain, target_rules, packet, known)
+                verdict = known[rule.target]
+                if (verdict == "accept" and packet.bridge) or (verdict and certain):
+                    return verdict
+                if rule.verdict == "goto" and certain:
                     return ""
     return ""
 
 
-def _names_containers(rule: NftRule, flow: ForwardedPacket) -> bool:
-    """Whether whoever wrote it had containers in mind, if not all that they do."""
-    for each in rule.matches if flow.bridge else ():
-        if each.key is MatchKey.ADDRESS and not each.negated:
+def _names_containers(rule: NftRule, packet: ForwardedPacket) -> bool:
+    """True if the rule has the bridge, an IPv6 address or DNAT: it is probably for containers."""
+    for match in rule.matches if packet.bridge else ():
+        if match.key is MatchKey.ADDRESS and not match.negated:
             return True
-        if each.key is MatchKey.STATUS and flow.dnat:
+        if match.key is MatchKey.STATUS and packet.dnat:
             return True
-        if each.key in (MatchKey.IN, MatchKey.OUT) and not each.negated:
-            mine = flow.incoming if each.key is MatchKey.IN else flow.outgoing
-            if mine == flow.bridge:
+        if match.key in (MatchKey.IN, MatchKey.OUT) and not match.negated:
+            interface = packet.incoming if match.key is MatchKey.IN else packet.outgoing
+            if interface == packet.bridge:
                 return True
     return False
 
 
-def _matches(match: Match, flow: ForwardedPacket) -> bool | None:
-    """Whether the flow has what is asked for; None where that is not known."""
+def _matches(match: Match, packet: ForwardedPacket) -> bool | None:
+    """The result of a match for a packet; None if it is unknown."""
     match match.key:
         case MatchKey.IN:
-            held = any(fnmatchcase(flow.incoming, each) for each in match.values)
+            equal = any(fnmatchcase(packet.incoming, pattern) for pattern in match.values)
         case MatchKey.OUT:
-            held = any(fnmatchcase(flow.outgoing, each) for each in match.values)
+            equal = any(fnmatchcase(packet.outgoing, pattern) for pattern in match.values)
         case MatchKey.STATE:
-            held = flow.state in match.values
+            equal = packet.state in match.values
         case MatchKey.STATUS:
-            held = flow.dnat and "dnat" in match.values
+            equal = packet.dnat and "dnat" in match.values
         case MatchKey.NEVER | MatchKey.ALWAYS:
             return match.key is MatchKey.ALWAYS
         case _:
             return None
-    return held is not match.negated
+    return equal is not match.negated
 
 
 def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
@@ -216,7 +219,7 @@ def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
                 case "counter" | "log" | "comment" | "mangle" | "notrack", _:
                     pass
                 case _:
-                    # A limit, a map of verdicts, a match of xtables: it may hold or not.
+                    # A limit, a verdict map or a match of xtables: the result is unknown.
                     matches.append(Match(key=MatchKey.OTHER))
     return NftRule(matches=tuple(matches), verdict=verdict, target=target, is_rpfilter=source)
 
@@ -227,7 +230,7 @@ def _match(value: dict[str, Any]) -> Match:
     match left:
         case {"&": [masked, mask]}:
             left = masked
-            if right == 0:  # ct status & dnat != 0, where others write: ct status dnat
+            if right == 0:  # "ct status & dnat != 0" is equivalent to "ct status dnat"
                 right, negated = mask, not negated
     values = frozenset(_values(right))
     return Match(key=_match_key(left, values), values=values, negated=negated)
@@ -259,10 +262,10 @@ def _values(right: Any) -> Iterator[str]:
         case str():
             yield right
         case list():
-            for each in right:
-                yield from _values(each)
-        case {"set": each}:
-            yield from _values(each)
+            for value in right:
+                yield from _values(value)
+        case {"set": values}:
+            yield from _values(values)
 
 
 def _fib_flags(left: Any) -> tuple[str, ...]:

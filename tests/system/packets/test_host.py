@@ -237,7 +237,7 @@ def test_a_forward_chain_of_nftables_that_drops_is_named_with_its_command(lab: S
     try:
         assert tcp(lab.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
         said = lab.looked()
-        assert said.startswith("degraded: nft chain forward of table inet myfilter drops what is")
+        assert said.startswith("degraded: nft chain forward of table inet myfilter drops packets")
         commands = said[said.index("nft insert") :]
         assert "nft insert rule inet myfilter forward ct status dnat accept" in commands
         lab.host.run("sh", "-c", commands)
@@ -405,7 +405,7 @@ def test_f11_rules_of_ours_in_the_other_variant_are_named_and_flushed(lab: Small
     other: Variant = "legacy" if lab.sandbox.variant == "nft" else "nft"
     lab.host.run(f"ip6tables-{other}", "-N", "IPV6NAT-FORWARD")
     said = lab.looked()
-    assert said.startswith(f"degraded: rules of ipv6natd stand in the {other} variant")
+    assert said.startswith(f"degraded: stale rules of ipv6natd are in the {other} variant")
     assert said.endswith("ipv6natd -flush")
     lab.daemon.flush()
     assert "IPV6NAT" not in lab.sandbox.rules(other)
@@ -474,7 +474,7 @@ def test_a_strict_reverse_path_filter_is_a_note_in_the_journal(lab: Small) -> No
     lab.ip6tables("-t", "raw", "-A", *rule)
     try:
         assert lab.looked() == "synced: "
-        assert "a reverse-path filter stands in the raw table of ip6tables" in lab.daemon.log
+        assert "a reverse-path filter is in the raw table of ip6tables" in lab.daemon.log
         opened(lab.client, 8080)
     finally:
         lab.ip6tables("-t", "raw", "-D", *rule)

@@ -1,4 +1,4 @@
-"""The host's addresses, as the kernel tells of them: which messages are news."""
+"""The host's addresses, as the kernel reports them: which messages are changes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from hypothesis import strategies as st
 
 from ipv6natd.host.addresses import KnownAddresses, watch
 
-NEW, GONE = 20, 21
+ADDED, REMOVED = 20, 21
 TENTATIVE = 0x40
 
 
 def message(
-    kind: int = NEW, address: str = "2001:db8::1", *, link: int = 2, flags: int = 0, scope: int = 0
+    kind: int = ADDED,
+    address: str = "2001:db8::1",
+    *,
+    link: int = 2,
+    flags: int = 0,
+    scope: int = 0,
 ) -> bytes:
-    """One of rtnetlink's, with another attribute before the address, as the kernel may have it."""
+    """A message of rtnetlink with another attribute before the address."""
     packed = IPv6Address(address).packed
     cache = struct.pack("=HH16s", 20, 6, bytes(16))
     body = struct.pack("=BBBBI", 10, 64, flags, scope, link) + cache
@@ -28,43 +33,43 @@ def message(
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
-def test_an_address_is_news_once_and_again_when_it_comes_back() -> None:
+def test_update_reports_an_address_once_and_again_after_its_removal() -> None:
     known = KnownAddresses()
     assert known.update(message())
     assert not known.update(message())  # a router advertisement has renewed it
     assert known.update(message(link=3))
-    assert known.update(message(GONE))
+    assert known.update(message(REMOVED))
     assert known.update(message())
 
 
-def test_one_that_went_before_anybody_listened_is_news() -> None:
-    assert KnownAddresses().update(message(GONE))
+def test_update_reports_the_removal_of_an_unknown_address() -> None:
+    assert KnownAddresses().update(message(REMOVED))
 
 
-def test_an_address_is_there_when_nobody_else_was_found_to_have_it() -> None:
+def test_update_reports_a_tentative_address_only_when_it_is_usable() -> None:
     known = KnownAddresses()
     assert not known.update(message(flags=TENTATIVE))
     assert known.update(message())
 
 
-def test_what_is_for_one_link_alone_is_no_news() -> None:
+def test_update_ignores_link_and_host_scope() -> None:
     assert not KnownAddresses().update(message(address="fe80::1", scope=253))
     assert not KnownAddresses().update(message(address="::1", scope=254))
 
 
-def test_a_piece_may_hold_several() -> None:
+def test_update_reads_several_messages() -> None:
     assert KnownAddresses().update(message(address="fe80::1", scope=253) + message())
     assert not KnownAddresses().update(message(24) + message(address="fe80::1", scope=253))
 
 
 @given(st.binary(max_size=200) | st.builds(lambda a, n: message()[:n] + a, st.binary(), st.just(9)))
-def test_no_bytes_at_all_make_it_stumble(said: bytes) -> None:
-    KnownAddresses().update(said)
+def test_update_with_any_bytes_does_not_raise(data: bytes) -> None:
+    KnownAddresses().update(data)
 
 
-def test_a_kernel_that_says_nothing_ends_the_watch_alone(
+def test_watch_without_netlink_ends_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(socket, "AF_NETLINK", 9999)  # as where seccomp refuses it
+    monkeypatch.setattr(socket, "AF_NETLINK", 9999)  # as if seccomp forbids it
     asyncio.run(watch(lambda: None, lambda: None))
     assert "cannot follow addresses and routes of this host: Address family not supp" in caplog.text

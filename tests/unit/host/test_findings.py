@@ -1,4 +1,4 @@
-"""What is said about a host, and that each sentence ends with the command that helps."""
+"""The findings about a host, each with its command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ADVERTISED = RaDefaultRoute(interface="eth0.7", accept_ra=1, forwarding=True)
 
 
 def chain(*rules: list[dict[str, Any]], policy: str = "drop", **fields: Any) -> HostFacts:
-    """A host with one more base chain on the hook forward."""
+    """A host with one more base chain, by default on the hook forward."""
     facts = {"family": "inet", "table": "mine", "name": "forward", "hook": "forward"} | fields
     head = {"chain": facts | {"policy": policy}}
     place = {"family": facts["family"], "table": facts["table"], "chain": facts["name"]}
@@ -64,8 +64,8 @@ JUMPS = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -m comment --comment x -j IPV6
 SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
 
 
-def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() -> None:
-    """They are among those that are up, and a first start would warn of what is not so."""
+def test_open_router_is_not_reported_before_the_bridges_are_known() -> None:
+    """These bridges are interfaces too: the first start would report a false finding."""
     facts = replace(WELL, interfaces=("br-x", "eth0"))
     assert evaluate(facts, [], engine_writes=True).findings == ()
     assert evaluate(facts, [X]).findings == ()
@@ -73,7 +73,7 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
 
 
 @pytest.mark.parametrize(
-    ("facts", "says", "command"),
+    ("facts", "words", "command"),
     [
         (replace(WELL, ipv6=False), "runs without IPv6", "update-grub && reboot"),
         (
@@ -98,10 +98,10 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
         ),
         (
             replace(WELL, docker_ipv6_rules=frozenset({"ip6tables-nft", "ip6tables-legacy"})),
-            "left behind stand in ip6tables-legacy and ip6tables-nft",
+            "docker-ipv6nat are in ip6tables-legacy and ip6tables-nft",
             "ipv6natctl cleanup --leftovers",
         ),
-        (replace(WELL, stale_rules=True), "stand in the legacy variant", "ipv6natd -flush"),
+        (replace(WELL, stale_rules=True), "are in the legacy variant", "ipv6natd -flush"),
         (
             replace(WELL, docker_ipv4_variants=frozenset({"legacy"})),
             'backend = "legacy"',
@@ -119,11 +119,11 @@ def test_an_open_router_is_not_named_before_the_engine_s_interfaces_are_known() 
         ),
     ],
 )
-def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
-    facts: HostFacts, says: str, command: str
+def test_finding_has_the_fault_and_ends_with_the_command(
+    facts: HostFacts, words: str, command: str
 ) -> None:
     (finding,) = evaluate(facts, [X]).findings
-    assert says in finding.text
+    assert words in finding.text
     assert finding.command.endswith(command)
     assert finding.command.split()[0] in PROGRAMS
     assert finding.bridge == ""
@@ -136,7 +136,7 @@ def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
         HostFacts(),
         replace(WELL, ra_default_routes=(replace(ADVERTISED, accept_ra=2),)),
         replace(WELL, ra_default_routes=(replace(ADVERTISED, forwarding=False),)),
-        # A network manager that does it in its own process has switched the kernel's off.
+        # A network manager that reads advertisements itself sets accept_ra to 0.
         replace(WELL, ra_default_routes=(replace(ADVERTISED, accept_ra=0),)),
         replace(WELL, docker_ipv4_variants=frozenset({"nft"})),
         replace(WELL, docker_ipv4_variants=frozenset({"nft", "legacy"})),
@@ -147,11 +147,11 @@ def test_a_finding_says_what_is_wrong_and_ends_with_the_command(
         replace(chain(DNATED, OPEN_CONNECTIONS, OUT), interfaces=("eth0", "wg0")),
     ],
 )
-def test_nothing_is_said_about_a_host_that_is_well(facts: HostFacts) -> None:
+def test_host_without_faults_has_no_finding(facts: HostFacts) -> None:
     assert evaluate(facts, [X]).findings == ()
 
 
-def test_our_jumps_and_an_empty_chain_guard_nobody() -> None:
+def test_open_router_is_reported_with_our_jumps_and_an_empty_chain() -> None:
     facts = replace(chain(policy="accept"), interfaces=("eth0", "wg0"), forward_rules=JUMPS)
     assert len(evaluate(facts, [X]).findings) == 1
 
@@ -168,7 +168,7 @@ def test_our_jumps_and_an_empty_chain_guard_nobody() -> None:
         (("-A FORWARD -j LOG",), True),
     ],
 )
-def test_a_rule_in_forward_guards_if_it_ends_everything(
+def test_open_router_is_not_reported_if_a_forward_rule_drops_everything(
     rules: tuple[str, ...], open_: bool
 ) -> None:
     facts = replace(WELL, interfaces=("eth0", "wg0"), forward_rules=(*JUMPS, *rules))
@@ -184,18 +184,18 @@ def test_a_rule_in_forward_guards_if_it_ends_everything(
         ([[match(IIF, "wg0"), match(SOURCE, "2001:db8::1"), DROP]], "accept", True),
         ([[match(IIF, "wlan0"), DROP]], "accept", True),
         ([OPEN_CONNECTIONS], "accept", True),
-        # One way of two is open.
+        # One direction of two is open.
         ([[match(IIF, "wg0"), ACCEPT]], "drop", True),
     ],
 )
-def test_a_chain_of_nft_guards_if_it_ends_the_packets_of_a_stranger(
+def test_open_router_is_not_reported_if_an_nft_chain_drops_other_packets(
     rules: list[list[dict[str, Any]]], policy: str, open_: bool
 ) -> None:
     facts = replace(chain(*rules, policy=policy), interfaces=("eth0", "wg0"), global_interfaces=())
     assert bool(evaluate(facts, [X]).findings) is open_
 
 
-def test_a_jump_that_may_not_be_taken_leaves_the_policy_to_guard() -> None:
+def test_policy_counts_after_a_jump_with_an_unknown_match() -> None:
     place = {"family": "inet", "table": "mine"}
     jump = [match(SOURCE, "2001:db8::1"), {"jump": {"target": "more"}}]
     listed: list[dict[str, Any]] = [
@@ -209,8 +209,8 @@ def test_a_jump_that_may_not_be_taken_leaves_the_policy_to_guard() -> None:
     assert evaluate(facts, [X]).findings == ()
 
 
-def test_an_open_router_with_one_interface_is_a_note() -> None:
-    """It is so on each host whose engine sets no policy for IPv6, and leads to its own segment."""
+def test_open_router_with_one_interface_is_a_note() -> None:
+    """Every host with an engine that sets no policy for IPv6 routes within its own segment."""
     facts = replace(WELL, interfaces=("br-x", "docker0", "br-0123456789ab", "eth0"))
     result = evaluate(facts, [X])
     assert result.findings == ()
@@ -223,36 +223,36 @@ def test_an_open_router_with_one_interface_is_a_note() -> None:
     assert len(evaluate(named, [X]).findings) == 1
 
 
-def test_of_many_interfaces_some_are_named() -> None:
-    facts = replace(WELL, interfaces=tuple(f"vlan{each}" for each in range(300)))
+def test_open_router_with_many_interfaces_names_some() -> None:
+    facts = replace(WELL, interfaces=tuple(f"vlan{number}" for number in range(300)))
     (finding,) = evaluate(facts, [X]).findings
     assert len(finding.text) < 500
 
 
-def test_without_a_network_that_forwards_forwarding_is_nobodys_business() -> None:
+def test_forwarding_is_not_checked_without_a_managed_network_that_needs_it() -> None:
     assert evaluate(replace(WELL, forwarding=False), [INNER]).findings == ()
     assert evaluate(replace(WELL, forwarding=False), [NATIVE]).findings == ()
 
 
-def test_the_worst_comes_first() -> None:
+def test_most_important_finding_comes_first() -> None:
     facts = replace(WELL, stale_rules=True, ra_default_routes=(ADVERTISED,), forwarding=False)
-    texts = [each.text.split(",")[0] for each in evaluate(facts, [X]).findings]
-    assert [text.split()[0] for text in texts] == ["IPv6", "the", "rules"]
+    texts = [finding.text for finding in evaluate(facts, [X]).findings]
+    assert [text.split()[0] for text in texts] == ["IPv6", "the", "stale"]
 
 
 # Chains of nft.
 
 
 def commands(facts: HostFacts) -> list[str]:
-    """The rules that are to be inserted."""
-    texts = [each.text for each in evaluate(facts, [X, INNER]).findings]
-    assert len(texts) < 2
+    """The rules that the finding inserts."""
+    findings = evaluate(facts, [X, INNER]).findings
+    assert len(findings) < 2
     start = "nft insert rule inet mine forward "
-    return [each.removeprefix(start) for text in texts for each in text[_at(text) :].split(" && ")]
-
-
-def _at(text: str) -> int:
-    return text.index("nft insert")
+    return [
+        command.removeprefix(start)
+        for finding in findings
+        for command in finding.text[finding.text.index("nft insert") :].split(" && ")
+    ]
 
 
 IN_WORDS = "ct status dnat accept"
@@ -273,10 +273,10 @@ BACK_WORDS = "ct state established,related accept"
         (chain(OPEN_CONNECTIONS, OUT, DNATED), []),
         (chain([match({"&": [STATUS, "dnat"]}, "dnat"), ACCEPT], OPEN_CONNECTIONS, OUT), []),
         (chain([match({"&": [STATUS, "dnat"]}, 0, "!="), ACCEPT], OPEN_CONNECTIONS, OUT), []),
-        # Some of what is forwarded, but meant for containers: whoever wrote it knows.
+        # Accepts only some packets, but is for containers: its author has handled them.
         (chain([match(STATUS, "dnat", "in"), match({"payload": {"protocol": "tcp",
          "field": "dport"}}, 80), ACCEPT], OPEN_CONNECTIONS, OUT), []),
-        # What is dropped for a reason of its own is nobody's fault.
+        # A drop for another reason is not a fault.
         (chain([match(STATE, "invalid", "in"), DROP], policy="accept"), []),
         (chain([match({"payload": {"protocol": "ip6", "field": "saddr"}}, "2001:db8::1"), DROP],
                policy="accept"), []),
@@ -293,13 +293,13 @@ BACK_WORDS = "ct state established,related accept"
         (chain(table="firewalld"), []),
     ],
 )  # fmt: skip
-def test_what_a_chain_of_nft_drops_is_named_by_what_lets_it_through(
+def test_blocking_nft_chain_is_reported_with_the_missing_rules(
     facts: HostFacts, missing: list[str]
 ) -> None:
     assert commands(facts) == missing
 
 
-def test_jumps_are_followed_and_an_endless_one_is_not() -> None:
+def test_nft_jumps_are_followed_and_a_loop_ends() -> None:
     place = {"family": "inet", "table": "mine"}
     listed: list[dict[str, Any]] = [
         {"chain": place | {"name": "forward", "hook": "forward", "policy": "accept"}},
@@ -313,11 +313,11 @@ def test_jumps_are_followed_and_an_endless_one_is_not() -> None:
     assert commands(replace(WELL, nft_chains=base_chains(listed))) == [IN_WORDS, BACK_WORDS]
 
 
-# What is about one network.
+# Findings about one network.
 
 
-def test_many_ways_through_one_chain_are_gone_once() -> None:
-    # Ten jumps in each of sixteen chains: nobody lives to see the end of all their ways.
+def test_chain_with_many_jumps_is_evaluated_once() -> None:
+    # Ten jumps in each of sixteen chains: 10^16 paths.
     steps: dict[str, tuple[NftRule, ...]] = {
         f"c{depth}": (NftRule(verdict="jump", target=f"c{depth + 1}"),) * 10 for depth in range(16)
     }
@@ -333,12 +333,12 @@ def test_many_ways_through_one_chain_are_gone_once() -> None:
     never: dict[str, tuple[NftRule, ...]] = {
         "c16": (NftRule(matches=(Match(key=MatchKey.NEVER),), verdict="drop"),)
     }
-    flow = ForwardedPacket(bridge="br-x", incoming="br-x", outgoing="eth0")
-    assert blocks(chain, flow)
-    assert not blocks(replace(chain, other_chains=steps | never), flow)
+    packet = ForwardedPacket(bridge="br-x", incoming="br-x", outgoing="eth0")
+    assert blocks(chain, packet)
+    assert not blocks(replace(chain, other_chains=steps | never), packet)
 
 
-def test_a_bridge_in_no_zone_of_firewalld_is_named() -> None:
+def test_bridge_in_no_zone_of_firewalld_is_reported() -> None:
     (finding,) = evaluate(replace(WELL, zones={"eth0": "public"}), [X, INNER]).findings
     assert finding.bridge == "br-x"
     zone = "--zone=trusted --add-interface=br-x"
@@ -357,27 +357,27 @@ def test_a_bridge_in_no_zone_of_firewalld_is_named() -> None:
         ({}, None),
     ],
 )
-def test_neighbours_that_nothing_cuts_are_named(
+def test_icc_that_is_not_enforced_is_reported(
     filtered: dict[str, bool] | None, command: str | None
 ) -> None:
     facts = replace(WELL, bridges_filtered=filtered)
-    said = evaluate(facts, [X, CUT, NATIVE]).findings
-    assert [each.bridge for each in said] == ([] if command is None else ["br-cut"])
-    assert all(each.text.endswith(command or "") for each in said)
+    findings = evaluate(facts, [X, CUT, NATIVE]).findings
+    assert [finding.bridge for finding in findings] == ([] if command is None else ["br-cut"])
+    assert all(finding.text.endswith(command or "") for finding in findings)
     expected = ("br-cut",) if filtered == {"br-cut": False} else ()
     assert unfiltered_bridges(facts, [X, CUT, NATIVE]) == expected
 
 
-# Notes, and words of tools.
+# Notes, and errors of tools.
 
 
-def test_reverse_path_filters_are_notes() -> None:
+def test_reverse_path_filter_is_a_note() -> None:
     strict = chain([match(SOURCES, False), DROP], policy="accept", hook="prerouting")
     result = evaluate(replace(strict, rpfilter_tables=("the raw table of ip6tables",)), [X])
     assert result.findings == ()
-    assert [each.split(":")[0] for each in result.notes] == [
-        "a reverse-path filter stands in the raw table of ip6tables",
-        "a reverse-path filter stands in inet mine forward",
+    assert [note.split(":")[0] for note in result.notes] == [
+        "a reverse-path filter is in the raw table of ip6tables",
+        "a reverse-path filter is in inet mine forward",
     ]
 
 
@@ -390,12 +390,12 @@ def test_reverse_path_filters_are_notes() -> None:
         (("-A FORWARD -j LIBVIRT_FWI", "-A FORWARD -j DOCKER-USER"), "-A FORWARD -j LIBVIRT_FWI"),
     ],
 )
-def test_who_stands_first_in_forward(rules: tuple[str, ...], first: str) -> None:
+def test_first_in_forward_is_the_first_foreign_rule(rules: tuple[str, ...], first: str) -> None:
     assert first_in_forward(rules) == first
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("error", "advice"),
     [
         ("can't initialize ip6tables table `nat': Table does not exist", "modprobe ip6table_nat"),
         (
@@ -403,15 +403,15 @@ def test_who_stands_first_in_forward(rules: tuple[str, ...], first: str) -> None
             "modprobe ip6t_MASQUERADE",
         ),
         ("line 7 failed: No chain/target/match by that name.", "modprobe -a ip6table_filter"),
-        ("socket: Address family not supported by protocol", "take ipv6.disable=1 off"),
+        ("socket: Address family not supported by protocol", "remove ipv6.disable=1 from"),
         ("Failed to initialize nft: Protocol not supported", "modprobe nf_tables"),
         ("Device or resource busy", ""),
     ],
 )
-def test_what_the_kernel_lacks_is_named(said: str, advice: str) -> None:
-    assert advice in missing_module_hint(f"ip6tables-restore refused: {said}")
-    assert bool(advice) == bool(missing_module_hint(said))
+def test_missing_module_hint_gives_the_command(error: str, advice: str) -> None:
+    assert advice in missing_module_hint(f"ip6tables-restore refused: {error}")
+    assert bool(advice) == bool(missing_module_hint(error))
 
 
-def test_a_finding_is_a_value() -> None:
+def test_finding_is_a_value() -> None:
     assert Finding(text="a") == Finding(text="a", bridge="")

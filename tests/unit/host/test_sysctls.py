@@ -1,4 +1,4 @@
-"""What forwarding needs of the sysctls, and what goes back: the decision alone."""
+"""Decisions about sysctls for forwarding."""
 
 from __future__ import annotations
 
@@ -19,73 +19,80 @@ from ipv6natd.host.sysctls import (
     reverted,
 )
 
-HEED = SysctlChange(key="eth0/accept_ra", previous="1", value="2")
+ACCEPT_RA = SysctlChange(key="eth0/accept_ra", previous="1", value="2")
 ON = SysctlChange(key="all/forwarding", previous="0", value="1")
-OWN = SysctlChange(key="eth1/forwarding", previous="1", value="1")
+ALREADY_ON = SysctlChange(key="eth1/forwarding", previous="1", value="1")
 
 
-def test_only_an_interface_that_heeds_advertisements_goes_on_heeding_them() -> None:
+def test_accept_ra_changes_only_for_interfaces_with_1() -> None:
     now = {
         "eth0/accept_ra": "1",
         "eth1/accept_ra": "0",
         "eth2/accept_ra": "2",
         "eth3/accept_ra": "",
     }
-    assert accept_ra_changes(now, ["eth3", "eth2", "eth1", "eth0", "eth0"]) == (HEED,)
+    assert accept_ra_changes(now, ["eth3", "eth2", "eth1", "eth0", "eth0"]) == (ACCEPT_RA,)
 
 
 @pytest.mark.parametrize("value", ["1", ""])
-def test_where_forwarding_is_on_or_unknown_nothing_is_switched(value: str) -> None:
+def test_forwarding_changes_are_empty_if_forwarding_is_on_or_unknown(value: str) -> None:
     assert forwarding_changes({"all/forwarding": value, "eth1/forwarding": "1"}) == ()
 
 
-def test_what_was_changed_goes_back_forwarding_first() -> None:
+def test_reverted_begins_with_forwarding() -> None:
     now = {"all/forwarding": "1", "eth0/accept_ra": "2"}
-    assert reverted((HEED, ON), now) == (ON, HEED)
+    assert reverted((ACCEPT_RA, ON), now) == (ON, ACCEPT_RA)
 
 
 @pytest.mark.parametrize(
     ("now", "back"),
     [
-        ({"all/forwarding": "0", "eth0/accept_ra": "2"}, (HEED,)),
+        ({"all/forwarding": "0", "eth0/accept_ra": "2"}, (ACCEPT_RA,)),
         ({"all/forwarding": "1", "eth0/accept_ra": "0"}, (ON,)),
         ({"all/forwarding": "1"}, (ON,)),
         ({}, ()),
     ],
 )
-def test_what_somebody_else_set_since_or_is_gone_stays(
+def test_reverted_omits_values_that_others_changed_or_removed(
     now: dict[str, str], back: tuple[SysctlChange, ...]
 ) -> None:
-    assert reverted((HEED, ON), now) == back
+    assert reverted((ACCEPT_RA, ON), now) == back
 
 
-def test_advertisements_are_heeded_on_as_long_as_somebody_else_forwards() -> None:
+def test_reverted_keeps_accept_ra_while_another_program_forwards() -> None:
     now = {"all/forwarding": "1", "eth0/accept_ra": "2"}
-    assert reverted((HEED,), now) == ()
-    assert reverted((HEED,), now | {"all/forwarding": "0"}) == (HEED,)
+    assert reverted((ACCEPT_RA,), now) == ()
+    assert reverted((ACCEPT_RA,), now | {"all/forwarding": "0"}) == (ACCEPT_RA,)
 
 
-def test_an_interface_that_forwarded_before_all_did_forwards_afterwards() -> None:
-    """The kernel writes the value of all to each interface."""
+def test_reverted_restores_an_interface_that_forwarded_before() -> None:
+    """A write to all/forwarding sets the value of every interface."""
     changes = forwarding_changes(
         {"all/forwarding": "0", "eth1/forwarding": "1", "eth2/forwarding": "0"}
     )
-    assert changes == (OWN, ON)
-    assert reverted(changes, {"all/forwarding": "1", "eth1/forwarding": "1"}) == (ON, OWN)
+    assert changes == (ALREADY_ON, ON)
+    assert reverted(changes, {"all/forwarding": "1", "eth1/forwarding": "1"}) == (ON, ALREADY_ON)
 
 
-def test_what_was_found_first_counts() -> None:
-    assert merged((HEED,), (ON, replace(HEED, previous="2"))) == (ON, HEED)
+def test_merged_keeps_the_first_previous_value() -> None:
+    assert merged((ACCEPT_RA,), (ON, replace(ACCEPT_RA, previous="2"))) == (ON, ACCEPT_RA)
 
 
-def test_the_interfaces_that_heed_are_those_whose_accept_ra_changed() -> None:
-    assert accept_ra_interfaces((HEED, OWN, ON)) == {"eth0"}
+def test_accept_ra_interfaces_are_those_with_a_change() -> None:
+    assert accept_ra_interfaces((ACCEPT_RA, ALREADY_ON, ON)) == {"eth0"}
 
 
 @pytest.mark.parametrize(
-    "changes", [(), (HEED,), (ON,), (HEED, OWN, ON), (replace(OWN, key="a.b-c/forwarding"),)]
+    "changes",
+    [
+        (),
+        (ACCEPT_RA,),
+        (ON,),
+        (ACCEPT_RA, ALREADY_ON, ON),
+        (replace(ALREADY_ON, key="a.b-c/forwarding"),),
+    ],
 )
-def test_changes_come_back_as_they_were(changes: tuple[SysctlChange, ...]) -> None:
+def test_parse_changes_returns_the_formatted_changes(changes: tuple[SysctlChange, ...]) -> None:
     assert parse_changes(format_changes(changes)) == changes
 
 
@@ -107,22 +114,22 @@ def test_changes_come_back_as_they_were(changes: tuple[SysctlChange, ...]) -> No
         "eth0/accept_ra 1 2\n\n",
     ],
 )
-def test_what_leads_elsewhere_or_is_no_change_is_refused(lines: str) -> None:
-    with pytest.raises(ValueError, match="no changes"):
+def test_parse_changes_rejects_other_paths_and_other_text(lines: str) -> None:
+    with pytest.raises(ValueError, match="not a list of sysctl changes"):
         parse_changes(lines)
 
 
 @pytest.mark.parametrize("lines", ["..\n", ".\n", "a/b\n", "a b\n", "eth0", "\n", "a" * 16 + "\n"])
-def test_what_can_be_no_interface_is_refused(lines: str) -> None:
-    with pytest.raises(ValueError, match="no names"):
+def test_parse_interfaces_rejects_invalid_names(lines: str) -> None:
+    with pytest.raises(ValueError, match="not a list of interface names"):
         parse_interfaces(lines)
 
 
-def test_names_of_interfaces_are_read_one_a_line() -> None:
+def test_parse_interfaces_reads_one_name_per_line() -> None:
     assert parse_interfaces("eth0\nwlan0.7\n") == {"eth0", "wlan0.7"}
 
 
-def test_a_name_with_dots_is_worded_as_sysctl_takes_it() -> None:
+def test_sysctl_name_of_an_interface_with_dots() -> None:
     assert SysctlChange(key="eth0.7/accept_ra", previous="1", value="2").name == (
         "net.ipv6.conf.eth0/7.accept_ra"
     )
@@ -139,7 +146,5 @@ def test_a_name_with_dots_is_worded_as_sysctl_takes_it() -> None:
         ("-net/ipv6/conf/all/forwarding=1\n", False),
     ],
 )
-def test_a_file_that_took_the_place_of_an_earlier_packages_is_obeyed(
-    text: str | None, off: bool
-) -> None:
+def test_disables_forwarding_by_the_file_of_earlier_packages(text: str | None, off: bool) -> None:
     assert disables_forwarding(text) is off

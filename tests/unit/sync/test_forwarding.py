@@ -271,7 +271,7 @@ def test_foreign_record_changes_nothing(host: Host, caplog: pytest.LogCaptureFix
     host.record.write_text("../../kernel/core_pattern 0 1\n")
     host.forwarding().restore()
     assert host.written == []
-    assert "no changes of sysctls" in caplog.text
+    assert "not a list of sysctl changes" in caplog.text
 
 
 @pytest.mark.parametrize(
