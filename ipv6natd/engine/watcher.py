@@ -39,7 +39,9 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 
 MAX_PARALLEL_INSPECTS = 16
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
+"""Seconds between two attempts to connect; the delay doubles."""
 INSPECT_RETRY_DELAY = 1.0
+"""Seconds before a failed inspect is repeated."""
 
 
 class EngineWatcher:

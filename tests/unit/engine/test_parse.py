@@ -355,7 +355,7 @@ def test_p12_ipv6_only_network_without_ipv4_fields_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "entry", "said"),
+    ("port", "entry", "words"),
     [
         ("80/tcp", {"HostIp": ":", "HostPort": "8080"}, "':', which is not an IP address"),
         ("80/tcp", {"HostIp": "fe80::1%eth0", "HostPort": "8080"}, "not an IP address"),
@@ -377,14 +377,14 @@ def test_p12_ipv6_only_network_without_ipv4_fields_is_read() -> None:
     ],
 )
 def test_b15_unreadable_binding_is_a_problem_and_the_others_are_read(
-    port: str, entry: object, said: str
+    port: str, entry: object, words: str
 ) -> None:
     """Also ports out of range: never forwarded, always reported."""
     ports = {port: [entry], "81/tcp": [{"HostIp": "::", "HostPort": "81"}]}
     found = container_of(raw_container(ports))
     assert ipv6_ports(found) == ["[::]:81:81/tcp"]
     ((where, reason),) = found.problems
-    assert said in reason
+    assert words in reason
     assert reason.isprintable()
     assert where.isprintable()
     assert len(where) <= 60
