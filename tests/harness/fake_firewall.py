@@ -38,7 +38,7 @@ class FakeFirewall:
         """The error message of the next write."""
         self.writes = 0
         self.reads = 0
-        self.looks = 0
+        self.digest_reads = 0
 
     @property
     def backend(self) -> Backend:
@@ -52,7 +52,7 @@ class FakeFirewall:
 
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
         """See Firewall."""
-        self.looks += 1
+        self.digest_reads += 1
         own = parse_save(self.dump())[table].chains
         for name in chains:
             _require(name in own, f"No chain by that name: {name}")
@@ -83,7 +83,7 @@ class FakeFirewall:
                 elif table is None:
                     raise FirewallError("no table")
                 elif line == "COMMIT":
-                    _check(table, tables[table])
+                    _check_loops(table, tables[table])
                 else:
                     _step(table, tables[table], line)
             except FirewallError as error:
@@ -115,7 +115,7 @@ def _step(table: Table, chains: _Chains, line: str) -> None:
         _declare(table, chains, verb[1:])
     elif verb == "-N":
         _require(name not in chains, "Chain already exists")
-        _make(chains, name)
+        _create(chains, name)
     else:
         _require(name in chains, "No chain/target/match by that name")
         _edit(table, chains, verb, name, rule)
@@ -124,10 +124,10 @@ def _step(table: Table, chains: _Chains, line: str) -> None:
 def _edit(table: Table, chains: _Chains, verb: str, name: str, rule: str) -> None:
     match verb:
         case "-A":
-            chains[name].append(_checked(table, chains, rule))
+            chains[name].append(_checked_rule(table, chains, rule))
         case "-I":
             place, _, rule = rule.partition(" ")
-            chains[name].insert(int(place) - 1, _checked(table, chains, rule))
+            chains[name].insert(int(place) - 1, _checked_rule(table, chains, rule))
         case "-D":
             _require(rule in chains[name], "Bad rule (does a matching rule exist in that chain?)")
             chains[name].remove(rule)
@@ -147,22 +147,22 @@ def _declare(table: Table, chains: _Chains, name: str) -> None:
     if name in chains:
         chains[name].clear()
     else:
-        _make(chains, name)
+        _create(chains, name)
 
 
-def _make(chains: _Chains, name: str) -> None:
+def _create(chains: _Chains, name: str) -> None:
     _require(len(name) <= _NAME_MAX, f"chain name too long (must be under {_NAME_MAX + 1} chars)")
     chains[name] = []
 
 
-def _checked(table: Table, chains: _Chains, rule: str) -> str:
+def _checked_rule(table: Table, chains: _Chains, rule: str) -> str:
     target = _target(rule)
     known = not target or target in chains or target in TARGETS[table]
     _require(known, f"Chain '{target}' does not exist")
     return rule
 
 
-def _check(table: Table, chains: _Chains) -> None:
+def _check_loops(table: Table, chains: _Chains) -> None:
     """Check at COMMIT that jumps form no loop."""
     for base in BUILT_IN[table]:
         _walk(chains, base, ())

@@ -37,7 +37,7 @@ from tests.harness.trace import (
     Packet,
     State,
     Verdict,
-    parsed,
+    parse,
     trace,
 )
 from tests.unit.policy.test_properties import bindings, bounded, names, network_facts
@@ -327,7 +327,7 @@ def test_a_network_that_the_engine_manages_is_left_to_its_rules() -> None:
 
 @every("path", {path.stem: path for path in sorted(GOLDEN.glob("*.txt"))})
 def test_every_reviewed_text_is_read(path: Path) -> None:
-    read = parsed(path.read_text())
+    read = parse(path.read_text())
     rules = sum(len(chain.rules) for table in read.values() for chain in table.values())
     assert rules == path.read_text().count("\n-A ")
 
@@ -357,13 +357,13 @@ def test_every_reviewed_text_is_read(path: Path) -> None:
 )
 def test_a_rule_that_is_not_understood_is_an_error(rule: str) -> None:
     with pytest.raises(ValueError, match="in table filter: -A "):
-        parsed(f"*filter\n-A {rule}\nCOMMIT\n")
+        parse(f"*filter\n-A {rule}\nCOMMIT\n")
 
 
 def test_a_rule_of_another_table_is_an_error() -> None:
-    assert parsed("*raw\n:PREROUTING ACCEPT [1:2]\nCOMMIT\n")
+    assert parse("*raw\n:PREROUTING ACCEPT [1:2]\nCOMMIT\n")
     with pytest.raises(ValueError, match="in table raw"):
-        parsed("*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n")
+        parse("*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n")
 
 
 # Properties for any options.
@@ -531,7 +531,7 @@ def test_i11_a_forged_neighbour_never_arrives(scene: Scene) -> None:
             if verdict.fate is Fate.FORWARDED:
                 # Within its own bridge a container may use any source: such packets are not routed.
                 assert verdict.address in (to, None)
-                assert scene.host.out(to) == at
+                assert scene.host.output_interface(to) == at
 
 
 @enough

@@ -45,23 +45,23 @@ class Host:
 
     links: tuple[Link, ...]
 
-    def local(self, address: IPv6Address) -> bool:
+    def is_local(self, address: IPv6Address) -> bool:
         """True if the address has the type LOCAL."""
         return address == LOOPBACK or any(address in link.addresses for link in self.links)
 
-    def out(self, destination: IPv6Address) -> str:
+    def output_interface(self, destination: IPv6Address) -> str:
         """The interface of the route with the longest prefix."""
-        ways = [
+        routes = [
             (subnet.prefixlen, link.interface)
             for link in self.links
             for subnet in link.subnets
             if destination in subnet
         ]
-        if not ways:
+        if not routes:
             raise ValueError(f"no route to {destination}")
-        return max(ways)[1]
+        return max(routes)[1]
 
-    def speaks(self, interface: str) -> IPv6Address:
+    def source_address(self, interface: str) -> IPv6Address:
         """The source of the host's packets on an interface, and the destination of REDIRECT."""
         (link,) = (link for link in self.links if link.interface == interface)
         return link.addresses[0]
@@ -113,28 +113,30 @@ DROPPED, REFUSED, DELIVERED = Verdict(Fate.DROPPED), Verdict(Fate.REFUSED), Verd
 
 def trace(text: str, packet: Packet, host: Host) -> Verdict:
     """The verdict of these rules for a packet. ValueError for rules that it cannot parse."""
-    tables = parsed(text)
-    sent = not packet.in_interface
-    entry = "OUTPUT" if sent else "PREROUTING"
-    packet = _destined(tables["nat"], entry, packet, host)
-    here = host.local(packet.destination)
-    packet = replace(packet, out_interface="" if here else host.out(packet.destination))
-    if sent:
-        leaving = replace(packet, out_interface="lo") if here else packet
-        ended = _filtered(tables["filter"], "OUTPUT", leaving, host)
-        if ended:
-            return ended
-    if here:
-        arriving = replace(packet, in_interface="lo") if sent else packet
-        return _filtered(tables["filter"], "INPUT", arriving, host) or DELIVERED
-    if not sent:
+    tables = parse(text)
+    from_host = not packet.in_interface
+    entry = "OUTPUT" if from_host else "PREROUTING"
+    packet = _after_dnat(tables["nat"], entry, packet, host)
+    to_host = host.is_local(packet.destination)
+    packet = replace(
+        packet, out_interface="" if to_host else host.output_interface(packet.destination)
+    )
+    if from_host:
+        leaving = replace(packet, out_interface="lo") if to_host else packet
+        verdict = _filter_verdict(tables["filter"], "OUTPUT", leaving, host)
+        if verdict:
+            return verdict
+    if to_host:
+        arriving = replace(packet, in_interface="lo") if from_host else packet
+        return _filter_verdict(tables["filter"], "INPUT", arriving, host) or DELIVERED
+    if not from_host:
         # The kernel does not route link-local packets, whatever the rules say.
         if packet.source in LINK_LOCAL and packet.in_interface != packet.out_interface:
             return DROPPED
-        ended = _filtered(tables["filter"], "FORWARD", packet, host)
-        if ended:
-            return ended
-    source = _sourced(tables["nat"], packet, host)
+        verdict = _filter_verdict(tables["filter"], "FORWARD", packet, host)
+        if verdict:
+            return verdict
+    source = _source_after_nat(tables["nat"], packet, host)
     return Verdict(Fate.FORWARDED, packet.destination, packet.port, source)
 
 
@@ -169,11 +171,11 @@ class Chain:
 Chains = dict[str, Chain]
 
 
-def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
+def _after_dnat(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
     """The packet after DNAT. Only the first packet of a flow passes the nat table."""
     if packet.state is not State.NEW:
         return packet
-    target = walked(chains, base, packet, host)
+    target = walk(chains, base, packet, host)
     match target.name:
         case "ACCEPT":
             return packet
@@ -182,28 +184,28 @@ def _destined(chains: Chains, base: str, packet: Packet, host: Host) -> Packet:
             port = packet.port if target.port is None else target.port
             return replace(packet, destination=target.address, port=port, dnat=True)
         case "REDIRECT":
-            to = host.speaks(packet.in_interface) if packet.in_interface else LOOPBACK
+            to = host.source_address(packet.in_interface) if packet.in_interface else LOOPBACK
             return replace(packet, destination=to, dnat=True)
     raise ValueError(f"{target.name} in {base} of the nat table")
 
 
-def _sourced(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
+def _source_after_nat(chains: Chains, packet: Packet, host: Host) -> IPv6Address:
     """The source of the outgoing packet."""
     if packet.state is not State.NEW:
         return packet.source
-    target = walked(chains, "POSTROUTING", packet, host)
+    target = walk(chains, "POSTROUTING", packet, host)
     match target:
         case Target("ACCEPT"):
             return packet.source
         case Target("MASQUERADE"):
-            return host.speaks(packet.out_interface)
+            return host.source_address(packet.out_interface)
         case Target("SNAT", IPv6Address() as address):
             return address
     raise ValueError(f"{target.name} in POSTROUTING of the nat table")
 
 
-def _filtered(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict | None:
-    target = walked(chains, base, packet, host)
+def _filter_verdict(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict | None:
+    target = walk(chains, base, packet, host)
     match target.name:
         case "ACCEPT":
             return None
@@ -214,7 +216,7 @@ def _filtered(chains: Chains, base: str, packet: Packet, host: Host) -> Verdict 
     raise ValueError(f"{target.name} in {base} of the filter table")
 
 
-def walked(
+def walk(
     chains: Chains,
     base: str,
     packet: Packet,
@@ -222,10 +224,10 @@ def walked(
     seen: Callable[[Rule], None] = lambda _: None,
 ) -> Target:
     """The target that ends the packet's way through a base chain. `seen` gets each rule."""
-    return _through(chains, base, packet, host, seen) or Target(chains[base].policy)
+    return _walk_chain(chains, base, packet, host, seen) or Target(chains[base].policy)
 
 
-def _through(
+def _walk_chain(
     chains: Chains, name: str, packet: Packet, host: Host, seen: Callable[[Rule], None]
 ) -> Target | None:
     """The target that ends the chain; None if the chain ends or returns without a target."""
@@ -237,9 +239,9 @@ def _through(
             return None
         if rule.target.name not in chains:
             return rule.target
-        ended = _through(chains, rule.target.name, packet, host, seen)
-        if ended is not None:
-            return ended
+        target = _walk_chain(chains, rule.target.name, packet, host, seen)
+        if target is not None:
+            return target
     return None
 
 
@@ -270,7 +272,7 @@ MODULES = {
 
 
 @lru_cache(maxsize=8)
-def parsed(text: str) -> dict[str, Chains]:
+def parse(text: str) -> dict[str, Chains]:
     """The filter and the nat table. Another table may exist, but without rules.
 
     Missing built-in chains get the policy ACCEPT, and a missing DOCKER-USER has no rules.
@@ -351,11 +353,11 @@ def _match(option: str, value: str) -> Match:
             net = IPv6Network(value)
             return lambda packet, _: packet.destination in net
         case "-i", _ if value:
-            return lambda packet, _: _named(packet.in_interface, value)
+            return lambda packet, _: _interface_matches(packet.in_interface, value)
         case "-o", _ if value:
-            return lambda packet, _: _named(packet.out_interface, value)
+            return lambda packet, _: _interface_matches(packet.out_interface, value)
         case "-p", _ if value in PROTOCOLS:
-            return lambda packet, _: _seen(packet) == PROTOCOLS[value]
+            return lambda packet, _: _matched_protocol(packet) == PROTOCOLS[value]
         case (("--dport" | "--ctorigdstport"), _):
             first, _, last = value.partition(":")
             ports = range(int(first), int(last or first) + 1)
@@ -368,9 +370,9 @@ def _match(option: str, value: str) -> Match:
             wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)
             return lambda packet, _: packet.mark & bits == wanted
         case "--src-type", "LOCAL":
-            return lambda packet, host: host.local(packet.source)
+            return lambda packet, host: host.is_local(packet.source)
         case "--dst-type", "LOCAL":
-            return lambda packet, host: host.local(packet.destination)
+            return lambda packet, host: host.is_local(packet.destination)
         case "--ctstate", _:
             states = value.split(",")
             if not set(states) <= {*State, "DNAT"}:
@@ -385,11 +387,11 @@ def _match(option: str, value: str) -> Match:
     raise ValueError(f"{option} {value} is not known")
 
 
-def _seen(packet: Packet) -> str:
+def _matched_protocol(packet: Packet) -> str:
     return "ah" if packet.authenticated else packet.protocol
 
 
-def _named(interface: str, pattern: str) -> bool:
+def _interface_matches(interface: str, pattern: str) -> bool:
     if pattern.endswith("+"):
         return interface.startswith(pattern[:-1])
     return interface == pattern

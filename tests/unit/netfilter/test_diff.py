@@ -1,4 +1,4 @@
-"""What is written, when and in which order, on a firewall that others write to as well."""
+"""The changes that diff() plans, and the detection of foreign edits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def web(port: int = 8080, on: Network = X) -> Container:
 def steps(
     firewall: FakeFirewall, want: Desired, before: Desired | None = None
 ) -> list[TableChange]:
-    """What the loop would write to get from `before` to `want`."""
+    """The changes that the reconciler would write between `before` and `want`."""
     rules = ruleset(want)
     old = ruleset(before) if before else None
     interim = ruleset(with_old_networks(before, want)).filter if before else rules.filter
@@ -82,7 +82,7 @@ def rules(firewall: FakeFirewall, chain: str, table: Table = Table.FILTER) -> li
 
 
 def foreign(firewall: FakeFirewall) -> list[str]:
-    """Everything in the dump that we neither made nor jump from."""
+    """The lines of the dump that are neither our chains and rules nor our jumps."""
     lines = firewall.dump().splitlines()
     return [
         line
@@ -100,10 +100,10 @@ def firewall() -> FakeFirewall:
     return found
 
 
-# What is written.
+# The written changes.
 
 
-def test_the_first_write_puts_everything_in_place(firewall: FakeFirewall) -> None:
+def test_first_write_makes_tables_match(firewall: FakeFirewall) -> None:
     want = wanted(X, web())
     write(firewall, want)
     for table in Table:
@@ -113,20 +113,20 @@ def test_the_first_write_puts_everything_in_place(firewall: FakeFirewall) -> Non
     assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-PRE")
 
 
-def test_a_second_pass_writes_nothing(firewall: FakeFirewall) -> None:
+def test_unchanged_ruleset_writes_nothing(firewall: FakeFirewall) -> None:
     want = wanted(X, web())
     write(firewall, want)
     assert steps(firewall, want, before=want) == []
 
 
-def test_only_the_chains_that_change_are_written(firewall: FakeFirewall) -> None:
+def test_changed_port_writes_only_its_chain(firewall: FakeFirewall) -> None:
     before, after = wanted(X, web()), wanted(X, web(7070))
     (step,) = steps(firewall, after, before)
     assert (step.table, [chain.name for chain in step.chains]) == (Table.NAT, ["IPV6NAT-DNAT"])
     assert (step.remove, step.create, step.insert, step.delete) == ((), (), (), ())
 
 
-def test_foreign_chains_and_rules_stay_through_the_whole_life(firewall: FakeFirewall) -> None:
+def test_foreign_chains_and_rules_stay_from_first_write_to_removal(firewall: FakeFirewall) -> None:
     """T3, I15, C1: byte for byte."""
     start, dump = foreign(firewall), firewall.dump()
     before: Desired | None = None
@@ -143,7 +143,9 @@ def test_foreign_chains_and_rules_stay_through_the_whole_life(firewall: FakeFire
     assert firewall.dump() == dump
 
 
-def test_removing_counts_what_went_and_does_nothing_twice(firewall: FakeFirewall) -> None:
+def test_remove_all_returns_the_count_and_does_nothing_the_second_time(
+    firewall: FakeFirewall,
+) -> None:
     write(firewall, wanted(X, web()))
     assert remove_all(firewall) == 9 + 6
     dump, writes = firewall.dump(), firewall.writes
@@ -151,14 +153,16 @@ def test_removing_counts_what_went_and_does_nothing_twice(firewall: FakeFirewall
     assert (firewall.dump(), firewall.writes) == (dump, writes)
 
 
-def test_a_host_without_tables_gets_none_by_removing() -> None:
+def test_remove_all_creates_no_tables() -> None:
     firewall = FakeFirewall()
     assert remove_all(firewall) == 0
     assert firewall.dump() == ""
 
 
-def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewall) -> None:
-    """T4: what an earlier version or a killed process left."""
+def test_unknown_chains_with_our_prefix_are_removed_with_their_jumps(
+    firewall: FakeFirewall,
+) -> None:
+    """T4: rules of an earlier version or a killed process."""
     firewall.load(
         "*filter\n:IPV6NAT-OLD - [0:0]\n:IPV6NAT-OLDER - [0:0]\n-A IPV6NAT-OLD -j IPV6NAT-OLDER\n"
         "-A FORWARD -i eth0 -j IPV6NAT-OLD\n-A OUTPUT -g IPV6NAT-OLDER\nCOMMIT\n"
@@ -175,7 +179,7 @@ def test_stray_chains_with_our_prefix_and_jumps_to_them_go(firewall: FakeFirewal
     assert "IPV6NAT-OLD" not in firewall.dump()
 
 
-def test_leftovers_of_a_killed_process_are_adopted_without_doubles(firewall: FakeFirewall) -> None:
+def test_rules_of_a_killed_process_are_not_duplicated(firewall: FakeFirewall) -> None:
     """T4."""
     write(firewall, wanted(X, web()))
     dump = firewall.dump()
@@ -183,7 +187,7 @@ def test_leftovers_of_a_killed_process_are_adopted_without_doubles(firewall: Fak
     assert firewall.dump() == dump
 
 
-def test_an_emptied_table_is_filled_again(firewall: FakeFirewall) -> None:
+def test_flushed_tables_are_written_again(firewall: FakeFirewall) -> None:
     """F1, F5."""
     want = wanted(X, web())
     write(firewall, want)
@@ -195,7 +199,7 @@ def test_an_emptied_table_is_filled_again(firewall: FakeFirewall) -> None:
 # DOCKER-USER.
 
 
-def test_a_missing_docker_user_is_made_and_goes_again(firewall: FakeFirewall) -> None:
+def test_missing_docker_user_is_created_and_removed_again(firewall: FakeFirewall) -> None:
     """F12."""
     dump = firewall.dump()
     write(firewall, wanted())
@@ -204,8 +208,8 @@ def test_a_missing_docker_user_is_made_and_goes_again(firewall: FakeFirewall) ->
     assert firewall.dump() == dump
 
 
-def test_a_docker_user_that_somebody_filled_stays_with_its_jump(firewall: FakeFirewall) -> None:
-    """F12, I13: what a person appended keeps working."""
+def test_docker_user_with_rules_stays_with_its_jump(firewall: FakeFirewall) -> None:
+    """F12, I13: rules of the administrator stay in force."""
     write(firewall, wanted(X))
     firewall.load(USER_RULE)
     write(firewall, wanted(X, Y), wanted(X))
@@ -216,7 +220,7 @@ def test_a_docker_user_that_somebody_filled_stays_with_its_jump(firewall: FakeFi
     assert "IPV6NAT-" not in "".join(rules(firewall, "FORWARD"))
 
 
-def test_a_docker_user_that_was_there_before_stays(firewall: FakeFirewall) -> None:
+def test_existing_docker_user_with_a_foreign_jump_stays(firewall: FakeFirewall) -> None:
     """F12."""
     firewall.load("*filter\n:DOCKER-USER - [0:0]\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n")
     dump = firewall.dump()
@@ -225,8 +229,8 @@ def test_a_docker_user_that_was_there_before_stays(firewall: FakeFirewall) -> No
     assert firewall.dump() == dump
 
 
-def test_our_jump_to_docker_user_gives_way_to_a_foreign_one(firewall: FakeFirewall) -> None:
-    """F12, I13: doubled, a rule of the user would count twice."""
+def test_foreign_jump_to_docker_user_replaces_ours(firewall: FakeFirewall) -> None:
+    """F12, I13: with two jumps a rule of the administrator would apply twice."""
     write(firewall, wanted(X))
     firewall.load("*filter\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n")
     write(firewall, wanted(X))
@@ -234,7 +238,7 @@ def test_our_jump_to_docker_user_gives_way_to_a_foreign_one(firewall: FakeFirewa
     assert sum("DOCKER-USER" in rule for rule in rules(firewall, "FORWARD")) == 1
 
 
-def test_a_foreign_jump_that_is_not_first_is_moved_to_the_head(firewall: FakeFirewall) -> None:
+def test_foreign_jump_to_docker_user_is_moved_to_the_head(firewall: FakeFirewall) -> None:
     """I12."""
     firewall.load(f"{DOCKER_USER}*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT\n")
     write(firewall, wanted(X))
@@ -246,7 +250,7 @@ def test_a_foreign_jump_that_is_not_first_is_moved_to_the_head(firewall: FakeFir
     ]
 
 
-def test_a_foreign_jump_with_a_match_is_left_and_does_not_replace_ours(
+def test_foreign_jump_with_a_match_stays_beside_ours(
     firewall: FakeFirewall,
 ) -> None:
     firewall.load(f"{DOCKER_USER}*filter\n-A FORWARD -i eth0 -j DOCKER-USER\nCOMMIT\n")
@@ -258,7 +262,7 @@ def test_a_foreign_jump_with_a_match_is_left_and_does_not_replace_ours(
     assert firewall.read()[Table.FILTER].docker_user == 0
 
 
-def test_docker_user_made_by_somebody_between_read_and_write_fails_the_write(
+def test_docker_user_created_between_read_and_write_fails_the_write(
     firewall: FakeFirewall,
 ) -> None:
     planned = steps(firewall, wanted(X))
@@ -269,7 +273,7 @@ def test_docker_user_made_by_somebody_between_read_and_write_fails_the_write(
     assert firewall.dump() == dump
 
 
-def test_docker_user_filled_between_read_and_removal_is_not_lost(firewall: FakeFirewall) -> None:
+def test_docker_user_filled_between_read_and_removal_stays(firewall: FakeFirewall) -> None:
     write(firewall, wanted())
     planned = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
     firewall.load(USER_RULE)
@@ -292,13 +296,18 @@ BOTH = [Table.FILTER.value, Table.NAT.value]
     ("before", "after", "expected"),
     [
         pytest.param(None, wanted(X, web()), BOTH, id="the first write"),
-        pytest.param(wanted(), wanted(X, web()), BOTH, id="a network and a port come"),
-        pytest.param(wanted(X), wanted(X, web()), BOTH, id="the first port comes"),
-        pytest.param(wanted(X, web()), wanted(X, web(7070)), ["nat"], id="a port moves"),
+        pytest.param(wanted(), wanted(X, web()), BOTH, id="a network and a port are added"),
+        pytest.param(wanted(X), wanted(X, web()), BOTH, id="the first port is added"),
+        pytest.param(wanted(X, web()), wanted(X, web(7070)), ["nat"], id="a port changes"),
         pytest.param(
-            wanted(X, web()), wanted(), ["filter", "nat", "filter"], id="all goes, the jumps too"
+            wanted(X, web()),
+            wanted(),
+            ["filter", "nat", "filter"],
+            id="all networks are removed, with the jumps",
         ),
-        pytest.param(wanted(X, Y, web()), wanted(X, web()), ["nat", "filter"], id="a network goes"),
+        pytest.param(
+            wanted(X, Y, web()), wanted(X, web()), ["nat", "filter"], id="a network is removed"
+        ),
         pytest.param(
             wanted(X, Y, web()),
             wanted(X, network(name="z", subnet="fd00:f::/64"), web()),
@@ -310,10 +319,10 @@ BOTH = [Table.FILTER.value, Table.NAT.value]
         ),
     ],
 )
-def test_what_comes_is_guarded_before_and_what_goes_until_after(
+def test_filter_is_written_before_additions_to_nat_and_after_removals(
     before: Desired | None, after: Desired, expected: list[str]
 ) -> None:
-    """P6: at no moment is something forwarded that no rule guards."""
+    """P6: the host never forwards a flow that the filter table does not guard."""
     firewall = FakeFirewall()
     if before is not None:
         write(firewall, before)
@@ -324,7 +333,7 @@ def test_what_comes_is_guarded_before_and_what_goes_until_after(
     assert all(matches(ruleset(after).table(table), firewall.read()[table]) for table in Table)
 
 
-def test_between_two_states_the_filter_table_guards_both() -> None:
+def test_interim_filter_table_guards_old_and_new_networks() -> None:
     before, after = wanted(X, Y, web()), wanted(X, network(name="z", subnet="fd00:f::/64"), web())
     firewall = FakeFirewall()
     write(firewall, before)
@@ -336,7 +345,7 @@ def test_between_two_states_the_filter_table_guards_both() -> None:
     assert guarded & set(rules(firewall, "IPV6NAT-FORWARD")) == {"! -i br-z -o br-z -j DROP"}
 
 
-def test_removing_takes_nat_before_filter(firewall: FakeFirewall) -> None:
+def test_removal_writes_nat_before_filter(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
     changes = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
     assert order(changes) == ["nat", "filter"]
@@ -348,7 +357,7 @@ def test_only_observed_tables_are_written(firewall: FakeFirewall) -> None:
     assert order(changes) == ["filter"]
 
 
-# Does it stand, and did somebody else write?
+# matches() and has_drifted().
 
 EDITS = {
     "nothing": ("", True, False),
@@ -384,9 +393,9 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_is_told(firewall: FakeFirewall, edit: str) -> None:
-    """F6, F7, F8: stands() compares the shape with what is wanted, drifted() the kernel's words
-    with the kernel's."""
+def test_an_edit_is_detected(firewall: FakeFirewall, edit: str) -> None:
+    """F6, F7, F8: matches() compares chains, numbers of rules and jumps with the wanted ones,
+    has_drifted() the kernel's text with the kernel's text."""
     text, still_matches, drifted = EDITS[edit]
     want = wanted(X, web(), userland_proxy=False)
     write(firewall, want)
@@ -397,8 +406,8 @@ def test_an_edit_is_told(firewall: FakeFirewall, edit: str) -> None:
     assert has_drifted(before, now) is drifted
 
 
-def test_a_rule_first_in_nat_is_no_drift(firewall: FakeFirewall) -> None:
-    """Order matters in FORWARD only: in nat who is first decides nothing about us."""
+def test_foreign_rule_at_the_head_of_nat_is_no_drift(firewall: FakeFirewall) -> None:
+    """The order of jumps matters in FORWARD only."""
     want = wanted(X, web())
     write(firewall, want)
     before = firewall.read()[Table.NAT]
@@ -408,22 +417,22 @@ def test_a_rule_first_in_nat_is_no_drift(firewall: FakeFirewall) -> None:
     assert matches(ruleset(want).nat, now)
 
 
-def test_an_empty_table_stands_for_nothing_wanted() -> None:
+def test_empty_table_matches_only_an_empty_ruleset() -> None:
     assert matches(EMPTY.nat, ObservedTable())
     assert not matches(ruleset(wanted(X)).nat, ObservedTable())
 
 
-def test_jumps_differ_where_one_comes_or_goes() -> None:
+def test_jumps_differ_if_a_jump_is_added_or_removed() -> None:
     assert jumps_differ(None, EMPTY)
     assert not jumps_differ(EMPTY, EMPTY)
     assert jumps_differ(ruleset(wanted(X)), ruleset(wanted(X, web())))
     assert not jumps_differ(ruleset(wanted(X, web())), ruleset(wanted(X, web(), web(7070))))
 
 
-# What is said about it.
+# Text.
 
 
-def test_changed_rules_are_worded_with_table_and_chain() -> None:
+def test_changed_rules_have_table_and_chain() -> None:
     old, new = ruleset(wanted(X, web())), ruleset(wanted(X, web(7070)))
     added, removed = changed_rules(old, new)
     dnat = "-t nat -A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport {} -j DNAT --to-destination"
@@ -433,7 +442,7 @@ def test_changed_rules_are_worded_with_table_and_chain() -> None:
     assert changed_rules(EMPTY, Ruleset()) == ([], [])
 
 
-def test_the_text_for_people_is_what_a_firewall_loads() -> None:
+def test_format_ruleset_loads_the_same_rules_as_the_changes() -> None:
     want = wanted(X, web(), userland_proxy=False)
     loaded, written = FakeFirewall(), FakeFirewall()
     loaded.load(DOCKER_USER + format_ruleset(ruleset(want)))

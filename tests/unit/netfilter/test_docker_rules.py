@@ -1,4 +1,4 @@
-"""Who manages a network: the engine's own rules in the kernel, and what they are worth."""
+"""The engine's own rules in the kernel, and which networks they make the engine's."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ IN_FORCE = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.T
 WEB = container(name="web", on=[X], ports=["8080:80"])
 
 
-def test_rules_of_each_engine_tell_bridges_and_ports() -> None:
+def test_engine_rules_have_the_bridges_and_ports_of_each_engine() -> None:
     assert engine_rules_from_save(DOCKER_28) == EngineRules(
         bridges=frozenset({"br-a", "br-int"}), ports=frozenset({(Protocol.TCP, 8080)})
     )
@@ -69,15 +69,17 @@ def test_rules_of_each_engine_tell_bridges_and_ports() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "garbage\n-A\n", "-A IPV6NAT-DNAT -i br-a -j RETURN\n"])
-def test_rules_of_others_tell_nothing(text: str) -> None:
+def test_foreign_rules_are_no_engine_rules(text: str) -> None:
     assert engine_rules_from_save(text) == EngineRules()
 
 
 @pytest.mark.parametrize(
-    ("version", "experimental", "told", "rules", "by"),
+    ("version", "experimental", "option", "rules", "by"),
     [
         pytest.param("28.5.2", False, None, IN_FORCE, ManagedBy.ENGINE, id="c1"),
-        pytest.param("28.5.2", False, True, IN_FORCE, ManagedBy.ENGINE, id="c1 and said so"),
+        pytest.param(
+            "28.5.2", False, True, IN_FORCE, ManagedBy.ENGINE, id="c1 with the option set"
+        ),
         pytest.param("28.5.2", False, False, IN_FORCE, ManagedBy.IPV6NATD, id="c4 left over"),
         pytest.param("28.5.2", False, None, EngineRules(), ManagedBy.IPV6NATD, id="none there"),
         pytest.param(
@@ -93,9 +95,9 @@ def test_rules_of_others_tell_nothing(text: str) -> None:
     ],
 )
 def test_who_manages_a_network(
-    version: str, experimental: bool, told: bool | None, rules: EngineRules, by: ManagedBy
+    version: str, experimental: bool, option: bool | None, rules: EngineRules, by: ManagedBy
 ) -> None:
-    engine = Engine(version=version, api_version="", experimental=experimental, ip6tables=told)
+    engine = Engine(version=version, api_version="", experimental=experimental, ip6tables=option)
     facts = replace(snapshot(X, WEB), engine=engine, engine_rules=rules)
     want = desired(facts, Policy())
     assert [network.managed_by for network in want.networks] == [by]
@@ -104,8 +106,8 @@ def test_who_manages_a_network(
     assert ("br-a" in written) == (by is ManagedBy.IPV6NATD)
 
 
-def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> None:
-    """C7: native on, but one network was made while it could not be."""
+def test_our_network_beside_an_engines_network_has_rules_and_may_reach_it() -> None:
+    """C7: ip6tables is on, but one network was created without it."""
     engine = Engine(version="28.5.2", api_version="")
     other = container(name="other", on=[Y], ports=["9090:80"])
     facts = replace(snapshot(X, Y, WEB, other), engine=engine, engine_rules=IN_FORCE)
@@ -124,7 +126,7 @@ def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "file", "told"),
+    ("words", "file", "option"),
     [
         (["dockerd"], None, None),
         (["dockerd", "--ip6tables"], None, True),
@@ -134,8 +136,8 @@ def test_beside_a_network_of_the_engines_ours_is_handled_and_sends_to_it() -> No
         (["dockerd"], [], None),
     ],
 )
-def test_what_the_engine_was_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], file: object, told: object
+def test_ip6tables_option_is_read_from_command_line_and_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], file: object, option: object
 ) -> None:
     config = tmp_path / "daemon.json"
     if file is not None:
@@ -144,10 +146,10 @@ def test_what_the_engine_was_told(
     monkeypatch.setattr(engine_flags, "_pid_from_file", lambda: 1 << 30)
     monkeypatch.setattr(engine_flags, "_command_line", lambda _: words)
     monkeypatch.setattr(engine_flags, "CONFIG_FILE", config)
-    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is told
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is option
 
 
-def test_an_engine_behind_tcp_is_taken_for_the_hosts_own(
+def test_engine_with_a_tcp_endpoint_counts_as_local(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(engine_flags, "_pid_from_file", lambda: 4711)
@@ -156,7 +158,7 @@ def test_an_engine_behind_tcp_is_taken_for_the_hosts_own(
     assert engine_flags.ip6tables_option("tcp://127.0.0.1:2376") is False
 
 
-def test_a_rootless_engine_is_ignored_and_said_so() -> None:
+def test_rootless_engine_is_skipped_with_a_reason() -> None:
     """C9."""
     engine = Engine(version="28.5.2", api_version="", rootless=True)
     want = desired(replace(snapshot(X, WEB), engine=engine), Policy())

@@ -1,4 +1,4 @@
-"""What counts as left behind by an engine or docker-ipv6nat, and the text that takes it out."""
+"""The leftovers of Docker and docker-ipv6nat, and the text that removes them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COMMIT
 COMMIT
 """
 
-A_PERSON_S = """\
+ADMINISTRATOR = """\
 *filter
 :FORWARD DROP [0:0]
 :DOCKER-USER - [0:0]
@@ -88,7 +88,7 @@ COMMIT
 """
 
 
-def test_all_that_docker_ipv6nat_wrote_is_found_and_taken_out_in_one_transaction_a_table() -> None:
+def test_removal_text_of_docker_ipv6nat_has_one_transaction_a_table() -> None:
     assert removal_text(leftovers_from_save("nft", DOCKER_IPV6NAT, [])) == (
         "*nat\n"
         "-D PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
@@ -113,19 +113,19 @@ def test_all_that_docker_ipv6nat_wrote_is_found_and_taken_out_in_one_transaction
     )
 
 
-def test_what_docker_28_put_into_the_raw_table_goes_too() -> None:
+def test_rules_of_docker_28_in_the_raw_table_are_leftovers() -> None:
     text = removal_text(leftovers_from_save("legacy", DOCKER_28, [X]))
     assert text.endswith("*raw\n-D PREROUTING -d fd00:a::2/128 ! -i br-x -j DROP\nCOMMIT\n")
     assert text.count("SNAT") == 2
     assert "DOCKER-USER" not in text
 
 
-def test_nothing_that_a_person_wrote_is_taken_for_a_leftover() -> None:
-    assert leftovers_from_save("nft", A_PERSON_S, [X]) == ()
+def test_rules_of_the_administrator_are_no_leftovers() -> None:
+    assert leftovers_from_save("nft", ADMINISTRATOR, [X]) == ()
 
 
 @pytest.mark.parametrize("bridge", ["docker0", "docker_gwbridge", "br-0123456789ab"])
-def test_rules_about_a_network_that_is_gone_are_known_by_the_name_that_docker_gave(
+def test_rules_of_a_removed_network_are_leftovers_by_dockers_bridge_name(
     bridge: str,
 ) -> None:
     text = f"*filter\n-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT\nCOMMIT\n"
@@ -135,19 +135,19 @@ def test_rules_about_a_network_that_is_gone_are_known_by_the_name_that_docker_ga
     )
 
 
-def test_a_network_without_a_bridge_makes_no_rule_a_leftover() -> None:
+def test_network_without_a_bridge_makes_no_rule_a_leftover() -> None:
     vlan = network(name="vlan", subnet="fd00:9::/64", driver="macvlan", bridge="")
-    assert leftovers_from_save("nft", A_PERSON_S, [vlan]) == ()
+    assert leftovers_from_save("nft", ADMINISTRATOR, [vlan]) == ()
 
 
-def test_a_rule_that_stands_twice_is_taken_out_twice() -> None:
+def test_duplicate_rule_is_removed_twice() -> None:
     rule = "-i docker0 -o docker0 -j DROP"
     text = f"*filter\n-A FORWARD {rule}\n-A FORWARD {rule}\nCOMMIT\n"
     assert removal_text(leftovers_from_save("nft", text, [])).count(f"-D FORWARD {rule}\n") == 2
 
 
-def test_a_hairpin_rule_counts_only_within_a_network_of_docker() -> None:
+def test_hairpin_rule_is_a_leftover_only_in_a_network_of_docker() -> None:
     other = network(name="y", subnet="fd00:99::/64", bridge="br-y")
     assert other.subnets == (IPv6Network("fd00:99::/64"),)
-    (found,) = leftovers_from_save("nft", A_PERSON_S, [other])
+    (found,) = leftovers_from_save("nft", ADMINISTRATOR, [other])
     assert found.rule.startswith("-s fd00:99::2/128 -d fd00:99::2/128 ")

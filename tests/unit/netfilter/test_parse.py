@@ -43,15 +43,15 @@ def digest_of(*rules: str) -> str:
     return parse_save(f"*nat\n:IPV6NAT-A - [0:0]\n{lines}COMMIT\n")[Table.NAT].chains["IPV6NAT-A"]
 
 
-def test_tables_that_are_not_there_read_as_empty() -> None:
+def test_missing_tables_are_empty() -> None:
     assert parse_save("") == {Table.FILTER: ObservedTable(), Table.NAT: ObservedTable()}
 
 
-def test_a_table_that_did_not_end_is_not_taken_for_whole() -> None:
+def test_table_without_commit_is_ignored() -> None:
     assert parse_save(SAVE.removesuffix("COMMIT\n"))[Table.FILTER] == ObservedTable()
 
 
-def test_only_what_concerns_us_is_read() -> None:
+def test_observed_table_has_only_our_chains_jumps_and_docker_user() -> None:
     observed = parse_save(SAVE)[Table.FILTER]
     assert set(observed.chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
     assert observed.docker_user == 2
@@ -75,14 +75,14 @@ def test_only_what_concerns_us_is_read() -> None:
     )
 
 
-def test_an_empty_docker_user_is_not_a_missing_one() -> None:
+def test_empty_docker_user_differs_from_a_missing_one() -> None:
     empty = "*filter\n:DOCKER-USER - [0:0]\nCOMMIT\n"
     assert parse_save(empty)[Table.FILTER].docker_user == 0
     assert parse_save("*filter\nCOMMIT\n")[Table.FILTER].docker_user is None
 
 
 @pytest.mark.parametrize(
-    ("rule", "ours", "plain"),
+    ("rule", "ours", "unconditional"),
     [
         ("-j DOCKER-USER", False, True),
         ("-g DOCKER-USER", False, False),
@@ -96,12 +96,12 @@ def test_an_empty_docker_user_is_not_a_missing_one() -> None:
         ("-m conntrack --ctstate NEW -j DOCKER-USER", False, False),
     ],
 )
-def test_a_jump_is_ours_by_its_comment_and_plain_without_a_match(
-    rule: str, ours: bool, plain: bool
+def test_jump_is_ours_by_its_comment_and_unconditional_without_a_match(
+    rule: str, ours: bool, unconditional: bool
 ) -> None:
     jump = jump_of(rule)
     assert jump is not None
-    assert (jump.ours, jump.unconditional, jump.text) == (ours, plain, rule)
+    assert (jump.ours, jump.unconditional, jump.text) == (ours, unconditional, rule)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_jump_is_ours_by_its_comment_and_plain_without_a_match(
         "-m comment --comment DOCKER-USER",
     ],
 )
-def test_a_rule_that_only_speaks_of_our_targets_is_no_jump(rule: str) -> None:
+def test_rule_that_only_mentions_our_targets_is_no_jump(rule: str) -> None:
     assert jump_of(rule) is None
 
 
@@ -130,24 +130,24 @@ def test_a_rule_that_only_speaks_of_our_targets_is_no_jump(rule: str) -> None:
         "\n" * 255,
     ],
 )
-def test_a_line_break_in_somebody_elses_comment_makes_no_rule(comment: str) -> None:
+def test_line_break_in_a_foreign_comment_makes_no_rule(comment: str) -> None:
     rule = f'-A FORWARD -m comment --comment "{comment}" -j ACCEPT'
-    assert parse_save(STANDING.replace(FOREIGN, rule)) == parse_save(STANDING)
+    assert parse_save(OUR_CHAIN.replace(FOREIGN, rule)) == parse_save(OUR_CHAIN)
 
 
-def test_a_string_that_never_ends_hides_nothing() -> None:
+def test_string_without_an_end_hides_no_line() -> None:
     rule = '-A FORWARD -m comment --comment "broken -j ACCEPT'
-    assert parse_save(STANDING.replace(FOREIGN, rule)) == parse_save(STANDING)
+    assert parse_save(OUR_CHAIN.replace(FOREIGN, rule)) == parse_save(OUR_CHAIN)
 
 
 @pytest.mark.parametrize("line", ["-", "-x", "-A", "-A FORWARD", ":", " "])
-def test_a_line_that_is_no_rule_is_passed_over(line: str) -> None:
-    (jump,) = parse_save(STANDING.replace(FOREIGN, f"{line}\n{FOREIGN}"))[Table.FILTER].jumps
+def test_line_that_is_no_rule_is_skipped(line: str) -> None:
+    (jump,) = parse_save(OUR_CHAIN.replace(FOREIGN, f"{line}\n{FOREIGN}"))[Table.FILTER].jumps
     assert jump.target == "IPV6NAT-FORWARD"
 
 
 FOREIGN = "-A FORWARD -i eth0 -j ACCEPT"
-STANDING = f"""\
+OUR_CHAIN = f"""\
 *filter
 :IPV6NAT-FORWARD - [0:0]
 {FOREIGN}
@@ -156,7 +156,7 @@ COMMIT
 """
 
 
-def test_the_digest_changes_with_rules_and_their_order() -> None:
+def test_digest_changes_with_rules_and_their_order() -> None:
     digests = {
         digest_of(),
         digest_of("-j ACCEPT"),
@@ -168,16 +168,16 @@ def test_the_digest_changes_with_rules_and_their_order() -> None:
     assert digest_of("-j DROP") == digest_of("-j DROP")
 
 
-def test_the_digest_begins_with_the_number_of_rules() -> None:
+def test_digest_begins_with_the_number_of_rules() -> None:
     assert digest_of().startswith("0:")
     assert digest_of("-j ACCEPT", "-j DROP").startswith("2:")
 
 
-def test_bytes_that_are_no_utf8_are_read() -> None:
+def test_invalid_utf8_is_part_of_the_digest() -> None:
     assert digest_of("-m comment --comment \udcff -j DROP") != digest_of("-j DROP")
 
 
-def test_a_change_is_rendered_in_the_order_of_its_steps() -> None:
+def test_format_change_has_the_order_of_the_steps() -> None:
     forward = Rule(target=Jump("IPV6NAT-FORWARD"), comment="ipv6natd")
     change = TableChange(
         table=Table.FILTER,
@@ -223,7 +223,7 @@ def test_a_change_is_rendered_in_the_order_of_its_steps() -> None:
     ]
 
 
-def test_rendered_chains_are_read_back() -> None:
+def test_parse_save_reads_the_chains_of_format_change() -> None:
     dnat = Rule(target=Dnat(IPv6Address("fd00::2"), 80), protocol=Protocol.TCP, ports=(8080, 8080))
     change = TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=(dnat,)),))
     assert set(parse_save(format_change(change))[Table.NAT].chains) == {"IPV6NAT-DNAT"}

@@ -221,7 +221,7 @@ def established(networks: Iterable[Network]) -> Iterator[trace.Packet]:
 
 
 def forwarded(text: str, packet: trace.Packet) -> object:
-    return trace.walked(trace.parsed(text)["filter"], "FORWARD", packet, THE_HOST)
+    return trace.walk(trace.parse(text)["filter"], "FORWARD", packet, THE_HOST)
 
 
 def walked(table: TableRules, packet: trace.Packet) -> int:
@@ -229,6 +229,6 @@ def walked(table: TableRules, packet: trace.Packet) -> int:
     seen: list[trace.Rule] = []
     host = trace.Host(links=())
     text = format_ruleset(Ruleset(filter=table))
-    found = trace.walked(trace.parsed(text)["filter"], "FORWARD", packet, host, seen.append)
+    found = trace.walk(trace.parse(text)["filter"], "FORWARD", packet, host, seen.append)
     assert found.name == "ACCEPT"
     return len(seen)

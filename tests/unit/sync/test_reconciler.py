@@ -425,17 +425,21 @@ def test_verify_without_drift_writes_nothing(bench: Bench) -> None:
 def test_change_writes_once_per_table_and_reads_only_changed_chains(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
-        writes, reads, looks = bench.firewall.writes, bench.firewall.reads, bench.firewall.looks
+        writes, reads, digest_reads = (
+            bench.firewall.writes,
+            bench.firewall.reads,
+            bench.firewall.digest_reads,
+        )
         bench.facts.have(X, web("8080:80", "9090:80"))
         await bench.passed()
-        await until(lambda: bench.firewall.looks == looks + 1)
+        await until(lambda: bench.firewall.digest_reads == digest_reads + 1)
         assert bench.firewall.writes == writes + 1
         bench.userland_proxy = lambda _: False
         await bench.passed()
-        await until(lambda: bench.firewall.looks == looks + 3)
+        await until(lambda: bench.firewall.digest_reads == digest_reads + 3)
         bench.facts.have(X, web("9090:80"))
         await bench.passed()
-        await until(lambda: bench.firewall.looks == looks + 5)
+        await until(lambda: bench.firewall.digest_reads == digest_reads + 5)
         assert bench.firewall.reads == reads
 
     run(bench, scenario)
@@ -447,13 +451,13 @@ def test_edit_of_a_new_rule_is_detected(bench: Bench, pause: bool) -> None:
 
     async def scenario(bench: Bench) -> None:
         await bench.passed()
-        looks = bench.firewall.looks
+        digest_reads = bench.firewall.digest_reads
         bench.facts.have(X, web("8080:80", "9090:80"))
         take = "*nat\n-D IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 9090 -j DNAT {}\nCOMMIT\n"
         take = take.format("--to-destination [fd00:a::2]:80")
         if pause:
             await bench.passed()
-            await until(lambda: bench.firewall.looks > looks)
+            await until(lambda: bench.firewall.digest_reads > digest_reads)
             bench.firewall.load(take)
             bench.loop.verify()
         else:
