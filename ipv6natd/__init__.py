@@ -1,3 +1,3 @@
-"""IPv6 NAT for Docker containers, kept in step with the engine and shown on the system bus."""
+"""IPv6 NAT for Docker containers, in sync with the engine, with a service on the system bus."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Builds the parts, runs them in one TaskGroup, answers signals, ends in order."""
+"""Builds the parts of the service, runs them in one TaskGroup and handles signals."""
 
 from __future__ import annotations
 
@@ -47,12 +47,15 @@ log = logging.getLogger(__name__)
 STOPPED, FAILED = 0, 1
 
 READY_TIMEOUT = 10.0
-"""Seconds that READY waits for the first rules, or for what keeps them away."""
+"""Seconds that READY=1 waits for the first pass or for the reason why there is none."""
 
 
 class Daemon:
-    """The running service. `load` reads the settings again, raising ConfigError; `exposure` is what
-    may have passed before the kept rules were written."""
+    """The running service.
+
+    `load` reads the settings again and may raise ConfigError. `exposure` says what the filter
+    table let pass before `close_networks` wrote the saved one.
+    """
 
     def __init__(
         self, settings: Settings, load: Callable[[], Settings], exposure: Exposure
@@ -65,20 +68,20 @@ class Daemon:
         self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
-        self._explain_lock = asyncio.Lock()  # it reads whole tables: one at a time
+        self._explain_lock = asyncio.Lock()  # explain reads whole tables: one call at a time
         self._reload_futures: list[asyncio.Future[None]] = []
         self._host_facts = HostFactsReader()
 
     async def run(self) -> int:
-        """Until a signal says stop, or without `retry` until the engine is gone: exit status."""
+        """Run until a signal, or without `retry` until the engine is lost; return the exit code."""
         loop = asyncio.get_running_loop()
-        gc.disable()  # until READY
+        gc.disable()  # until READY=1
         self._opened_firewall: asyncio.Future[Firewall] = loop.create_future()
-        # Before READY: systemd may send SIGHUP right after it.
+        # Before READY=1, because systemd may send SIGHUP directly after it.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        # Before READY, for which the engine waits: it switches forwarding on as it starts.
+        # Before READY=1: the engine waits for it, and switches forwarding on when it starts.
         await in_thread(self._forwarding.keep_ra_routes)
         firewall = await self._open_firewall()
         self._firewalld = Firewalld(self._recheck_host)
@@ -104,7 +107,7 @@ class Daemon:
         return code
 
     async def _open_firewall(self) -> Firewall:
-        """The host's firewall, or what stands in until the host has one."""
+        """The host's firewall, or a LateFirewall while it cannot be opened."""
         loop = asyncio.get_running_loop()
         backend = self._settings.backend
         try:
@@ -164,13 +167,13 @@ class Daemon:
                 for task in (*running, self._watch_task):
                     task.cancel()
         except* EngineUnavailable as group:
-            log.error("the Docker engine is gone and retry is off: %s", group.exceptions[0])
+            log.error("the Docker engine is unreachable and retry is off: %s", group.exceptions[0])
             code = FAILED
         return code
 
     async def _ready(self) -> None:
         with contextlib.suppress(TimeoutError):
-            # An engine that takes a call and says nothing must not keep others from starting.
+            # An engine that does not respond must not delay the start of other units.
             await asyncio.wait_for(self._reconciler.wait_first_pass(), READY_TIMEOUT)
         self._notifier.ready(one_line(self._reconciler.status))
         gc.freeze()
@@ -180,7 +183,7 @@ class Daemon:
         self._notifier.stopping()
         self._textfile.write_stopped()
         if self._reconciler.status.state is State.STOPPED:
-            log.info("stopped; all rules had been removed")
+            log.info("stopped; all rules were removed before")
             return
         if not self._settings.cleanup:
             mappings = counted(len(self._reconciler.status.mappings), "mapping")
@@ -219,9 +222,9 @@ class Daemon:
             try:
                 settings = self._load()
             except ConfigError as config_error:
-                # The old settings stay in force, and whoever looks is told why.
+                # The old settings stay in force, and StateReason says why.
                 extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(config_error))
-                log.error("%s; the settings stay as they were", config_error, extra=extra)
+                log.error("%s; the old settings stay in force", config_error, extra=extra)
                 self._reconciler.config_error = f"reload refused: {config_error}"
                 error = BusError("org.ipv6natd1.Error.BadConfiguration", str(config_error))
             else:
@@ -242,14 +245,14 @@ class Daemon:
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:
-            log.warning("backend = %s comes into force with a restart", settings.backend)
+            log.warning("backend = %s takes effect after a restart", settings.backend)
         watcher_keys = ("endpoint", "cert_path", "tls_verify", "retry", "resync_interval")
         if any(getattr(old, name) != getattr(settings, name) for name in watcher_keys):
             self._watch_task.cancel()
             self._watch = self._new_watch()
             self._reconciler.facts = self._watch
             self._watch_task = tasks.create_task(self._watch.run(retry=settings.retry))
-        log.info("settings read again")
+        log.info("settings reloaded")
 
     def _publish(self, old: Status, new: Status, drift: Row | None) -> None:
         self._service.publish(old, new, drift)
@@ -257,47 +260,50 @@ class Daemon:
         if one_line(old) != one_line(new):
             self._notifier.status(one_line(new))
         if new.docker_connected and not old.docker_connected and gc.isenabled():
-            # Most of what is there now stays; to look through all of it for cycles takes 0.2 s with
-            # 10,000 containers: once for each connect, instead of again and again.
+            # Most of these objects live long. A search of all of them for cycles takes 0.2 s with
+            # 10,000 containers, so it runs once for each connect and not in each collection.
             gc.unfreeze()
             gc.collect()
             gc.freeze()
 
     def status(self) -> Status:
-        """For the bus."""
+        """The current status, for the bus."""
         return self._reconciler.status
 
     async def resync(self) -> SyncResult:
-        """For the bus."""
+        """Resync for the bus. Raises BusError."""
         try:
             return await self._reconciler.resync()
         except EngineUnavailable as error:
-            text = f"the Docker engine is not there: {error}"
+            text = f"the Docker engine is unreachable: {error}"
             raise BusError("org.ipv6natd1.Error.DockerUnavailable", text) from None
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     async def leftovers(self) -> tuple[Leftover, ...]:
-        """For the bus: what an engine or docker-ipv6nat left, () while either may keep it."""
+        """Stale rules of an engine or docker-ipv6nat; () while one of them may still use them."""
         stop_command = await in_thread(docker_ipv6nat)
         if self._reconciler.engine_writes or stop_command:
             return ()
         return await self._find_leftovers()
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
-        """For the bus: take it out; returns what that was."""
+        """Remove the stale rules and return them. Raises BusError."""
         if not (self._watch.connected and self._watch.listed):
-            text = "whose rules these are is known only with the Docker engine, which is not there"
+            text = (
+                "cannot tell stale Docker rules from live ones while the Docker engine is "
+                "unreachable"
+            )
             raise BusError("org.ipv6natd1.Error.DockerUnavailable", text)
         if self._reconciler.engine_writes:
             text = (
-                "the Docker engine keeps IPv6 rules itself, so they are no leftovers; to have "
-                'ipv6natd do it: put "ip6tables": false into /etc/docker/daemon.json, then: '
+                "the Docker engine writes IPv6 rules itself, so its rules are in use; to let "
+                'ipv6natd write them: put "ip6tables": false into /etc/docker/daemon.json, then: '
                 "systemctl restart docker"
             )
             raise BusError("org.ipv6natd1.Error.InUse", text)
         if stop_command := await in_thread(docker_ipv6nat):
-            text = f"docker-ipv6nat runs and would write its rules again; first: {stop_command}"
+            text = f"docker-ipv6nat runs and would write its rules again; stop it: {stop_command}"
             raise BusError("org.ipv6natd1.Error.InUse", text)
         found = await self._find_leftovers()
         try:
@@ -305,7 +311,7 @@ class Daemon:
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
         finally:
-            # They may have stood in FORWARD before ours; and the look at the host named them.
+            # They may have been before our jumps in FORWARD, and a finding of the host named them.
             self._reconciler.verify()
             self._reconciler.request_host_check()
         return found
@@ -314,7 +320,7 @@ class Daemon:
         return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
 
     async def explain(self, query: str) -> list[Row]:
-        """For the bus."""
+        """The rows of Explain, with the counters of the kernel if they can be read."""
         async with self._explain_lock:
             found = await self._reconciler.explain(query)
             if not found:
@@ -328,19 +334,19 @@ class Daemon:
         return [explanation_row(explanation, counters) for explanation in found]
 
     async def reload(self) -> None:
-        """For the bus; the same as SIGHUP."""
+        """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reload_futures.append(done)
         self._reload.set()
         await done
 
     async def cleanup(self) -> None:
-        """For the bus."""
+        """Remove all rules until a resync. Raises BusError."""
         try:
             await self._reconciler.cleanup()
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     def ruleset_text(self) -> str:
-        """For the bus."""
+        """The rules in force, as ip6tables-restore reads them."""
         return self._reconciler.ruleset_text()

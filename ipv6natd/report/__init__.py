@@ -1,5 +1,5 @@
-"""What people and programs read: status, explanations, metrics, checks, the journal.
+"""Output for people and programs: status, explanations, metrics, checks, journal messages.
 
-Nothing is decided here. How it reaches a reader is in `dbus` and `ctl`.
+Nothing is decided here. `dbus` and `ctl` deliver the output.
 Read `status` first.
 """

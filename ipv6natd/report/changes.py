@@ -1,4 +1,4 @@
-"""What people read in the journal: what they can see change, each thing once."""
+"""Journal messages about changes of the status and of the findings."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_LINES_PER_KIND = 100
-"""Lines of one kind for one pass; the others show with -debug."""
+"""Lines of one kind for one pass. The others are logged with -debug only."""
 
 
 def log_findings(old: HostReport, new: HostReport) -> None:
-    """Each finding once when it comes, once when it goes; of one network, as its warning."""
+    """Log new and resolved findings. A finding about one network is logged as its warning."""
     for finding in new.findings:
         if finding not in old.findings and not finding.bridge:
             log.warning("%s", finding.text, extra=log_fields(MessageId.HOST_FINDING))
     for finding in old.findings:
         if finding not in new.findings:
             log.info(
-                "no longer so: %s", finding.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
+                "resolved: %s", finding.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
             )
     for note in new.notes:
         if note not in old.notes:
@@ -34,7 +34,7 @@ def log_findings(old: HostReport, new: HostReport) -> None:
 
 
 def log_changes(old: Status, new: Status) -> None:
-    """The journal: what a person can see change, and nothing else above DEBUG."""
+    """Log the changes of mappings, skipped ports, warnings and state; the rest at DEBUG only."""
     removed, added = mapping_changes(old.mappings, new.mappings)
     _log_entries(logging.INFO, "withdrew", removed, _withdrawn_text, "mappings")
     _log_entries(logging.INFO, "published", added, _published_text, "mappings")
@@ -113,7 +113,7 @@ def _subject(skipped: Skipped) -> str:
 
 
 def mapping_text(mapping: Mapping) -> str:
-    """ "[::]:443/tcp -> web [fd00::2]:443", as a person would say it."""
+    """ "[::]:443/tcp -> web [fd00::2]:443"."""
     host = _port_range(mapping.host_port, mapping.host_port_end)
     inside = _port_range(mapping.container_port, mapping.container_port_end)
     return (

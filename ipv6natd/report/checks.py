@@ -1,6 +1,6 @@
-"""One line for each thing that IPv6 NAT hangs on: what `ipv6natctl check` says of this host.
+"""One line for each condition of IPv6 NAT: what `ipv6natctl check` prints about this host.
 
-Pure. What is wrong is host_checks' word; here stands what is well, and what nobody could see.
+Pure. The faults come from `host.findings`; this module adds what is correct and what is unknown.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ TOOLS = {
     "conntrack": "conntrack",
     "ip": "iproute2",
 }
-"""Program -> the package of Debian's that has it."""
+"""Program -> its Debian package."""
 ARCH_PACKAGES = {"conntrack": "conntrack-tools"}
 
 
 class CheckVerdict(StrEnum):
-    """What a check came to."""
+    """The result of a check."""
 
     OK = "ok"
     NOTE = "note"
@@ -35,7 +35,7 @@ class CheckVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line; `fix` is a command, empty where nothing is to be done."""
+    """One line; `fix` is a command, empty if nothing has to be done."""
 
     about: str
     verdict: CheckVerdict
@@ -45,55 +45,55 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckInputs:
-    """What is checked beside the facts of the host."""
+    """What is checked besides the facts of the host."""
 
     root: bool = True
-    """Whether rules could be read."""
+    """True if rules could be read."""
     bus: str = ""
-    """Why the bus cannot be reached; empty if it can."""
+    """Why the bus cannot be reached; empty if it can be."""
     state: str = ""
-    """Of the daemon; empty if it does not run."""
+    """The state of the daemon; empty if it does not run."""
     state_reason: str = ""
     docker_connected: bool = False
     engine_version: str = ""
     native_networks: int | None = 0
-    """Networks that the engine manages itself; None where nobody may tell."""
+    """Number of networks that the engine manages itself; None if unknown."""
     backend: str = ""
-    """The variant that the daemon writes."""
+    """The variant of ip6tables that the daemon uses."""
     host_backend: str = ""
-    """The variant that this host's ip6tables is; empty where there is none."""
+    """The variant of the host's ip6tables; empty if there is none."""
     kernel_problem: str | None = None
-    """What the kernel lacks, with what helps; empty if nothing, None where it was not asked."""
+    """What the kernel lacks, with the command that helps; empty if nothing, None if not checked."""
     missing: tuple[str, ...] = ()
-    """Of TOOLS."""
+    """Those of TOOLS that are not installed."""
     ufw: bool = False
     firewalld: bool = False
     polkit: bool | None = None
-    """None where the bus cannot say."""
+    """True if polkit answers; None if the bus cannot be reached."""
     docker_networks: int = 0
     has_apt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class _Passed:
-    """What is said where nothing is found."""
+    """The text of a topic without findings."""
 
     about: Topic
     text: str
     needs_root: bool = False
-    """Whether one has to be root to see it."""
+    """True if only root can check it."""
 
 
-def checks(facts: HostFacts, found: HostReport, inputs: CheckInputs) -> tuple[Check, ...]:
-    """All of it, in the order in which one would put it right."""
+def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[Check, ...]:
+    """All lines, in the order in which faults should be corrected."""
     return (
         _daemon(inputs),
         *_engine(inputs),
         *_tools(inputs),
-        *_host_checks(facts, found.findings, inputs),
+        *_host_checks(facts, report.findings, inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
-        *(Check(about="firewall", verdict=CheckVerdict.NOTE, text=note) for note in found.notes),
+        *(Check(about="firewall", verdict=CheckVerdict.NOTE, text=note) for note in report.notes),
     )
 
 
@@ -105,14 +105,18 @@ def _daemon(inputs: CheckInputs) -> Check:
         fix = "systemctl enable --now ipv6natd"
         return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text="it is not running", fix=fix)
     if inputs.state == State.SYNCED:
-        return Check(about="ipv6natd", verdict=CheckVerdict.OK, text="it runs, and is in step")
+        return Check(
+            about="ipv6natd",
+            verdict=CheckVerdict.OK,
+            text="it is running, and the rules are in sync",
+        )
     text = f"{inputs.state}: {inputs.state_reason}" if inputs.state_reason else inputs.state
     return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text=text, fix="ipv6natctl status")
 
 
 def _engine(inputs: CheckInputs) -> Iterator[Check]:
     if not inputs.state:
-        text = "what engine there is only ipv6natd tells, which is not running"
+        text = "engine unknown: ipv6natd is not running"
         yield Check(about="docker", verdict=CheckVerdict.UNKNOWN, text=text)
     elif not inputs.docker_connected:
         text = "the engine does not answer"
@@ -129,7 +133,7 @@ def _engine(inputs: CheckInputs) -> Iterator[Check]:
             text += "; it writes no IPv6 rules itself"
         yield Check(about="docker", verdict=CheckVerdict.OK, text=text)
         if not inputs.docker_networks:
-            text = "no network has a ULA subnet yet; this makes a prefix and shows how to use it"
+            text = "no network has a ULA subnet; this creates a prefix and shows how to use it"
             yield Check(
                 about="networks", verdict=CheckVerdict.NOTE, text=text, fix="ipv6natctl ula"
             )
@@ -137,14 +141,16 @@ def _engine(inputs: CheckInputs) -> Iterator[Check]:
 
 def _tools(inputs: CheckInputs) -> Iterator[Check]:
     if not inputs.missing:
-        yield Check(about="tools", verdict=CheckVerdict.OK, text=f"{', '.join(TOOLS)} are here")
+        yield Check(
+            about="tools", verdict=CheckVerdict.OK, text=f"{', '.join(TOOLS)} are installed"
+        )
         return
     packages = dict.fromkeys(TOOLS[tool] for tool in inputs.missing)
     fix = f"apt install {' '.join(packages)}"
     if not inputs.has_apt:
         fix = f"pacman -S {' '.join(ARCH_PACKAGES.get(package, package) for package in packages)}"
     iptables_missing = any(TOOLS[tool] == "iptables" for tool in inputs.missing)
-    text = f"missing: {', '.join(inputs.missing)}; none is run from /usr/local"
+    text = f"missing: {', '.join(inputs.missing)}; /usr/local is not searched"
     yield Check(
         about="tools",
         verdict=CheckVerdict.BAD if iptables_missing else CheckVerdict.NOTE,
@@ -169,62 +175,62 @@ def _host_checks(
         if faults:
             continue
         if passed.needs_root and not inputs.root:
-            text = "only root can see the rules of this host"
+            text = "only root can read the rules of this host"
             fix = "sudo ipv6natctl check"
             yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
         elif passed.about is Topic.FIREWALL and "nft" in inputs.missing:
-            text = "without nft nobody can see the chains of others"
+            text = "the chains of other programs cannot be read without nft"
             yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text)
         elif (facts.ipv6 and not facts.disabled) or passed.about is Topic.IPV6:
             yield Check(about=passed.about, verdict=CheckVerdict.OK, text=passed.text)
 
 
 def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> Iterator[_Passed]:
-    yield _Passed(Topic.IPV6, "the kernel has it, and it is on")
+    yield _Passed(Topic.IPV6, "the kernel supports it, and it is on")
     yield _Passed(Topic.FORWARDING, "it is on" if facts.forwarding else "it is off, and not needed")
     interfaces = [route.interface for route in facts.ra_default_routes]
-    text = f"{', '.join(interfaces)} heeds advertisements in spite of forwarding"
+    text = f"accepted on {', '.join(interfaces)} although forwarding is on"
     yield _Passed(
-        Topic.ACCEPT_RA, text if interfaces else "no default route hangs on advertisements"
+        Topic.ACCEPT_RA, text if interfaces else "no default route needs router advertisements"
     )
     yield _Passed(
-        Topic.VARIANT, f"the {inputs.backend or inputs.host_backend} variant, and no other", True
+        Topic.VARIANT, f"only the {inputs.backend or inputs.host_backend} variant is in use", True
     )
-    yield _Passed(Topic.FIREWALL, "nobody's chain drops what is forwarded to containers", True)
-    text = "every bridge is in a zone" if inputs.firewalld else "it does not run"
+    yield _Passed(
+        Topic.FIREWALL, "no foreign chain drops packets that are forwarded to containers", True
+    )
+    text = "every bridge is in a zone" if inputs.firewalld else "it is not running"
     yield _Passed(Topic.FIREWALLD, text)
     text = "not loaded, and no network needs it"
     if facts.bridges_filtered is not None:
-        text = "loaded, and passes ip6tables what has to"
+        text = "loaded, and on for every bridge that needs it"
     yield _Passed(Topic.BR_NETFILTER, text)
-    yield _Passed(Topic.DOCKER_IPV6NAT, "it does not run, and has left no rules", True)
+    yield _Passed(Topic.DOCKER_IPV6NAT, "it is not running, and no rules of it are left", True)
 
 
 def _kernel(inputs: CheckInputs) -> Check:
     if inputs.state == State.SYNCED:
-        text = "it has all that the rules need: they are in force"
+        text = "it supports all rules: they are in force"
         return Check(about="kernel", verdict=CheckVerdict.OK, text=text)
     if inputs.kernel_problem is None:
-        text = "whether it has all that the rules need shows when they are written"
+        text = "unknown until the rules are written"
         fix = "" if inputs.root else "sudo ipv6natctl check"
         return Check(about="kernel", verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
     if inputs.kernel_problem:
         text, _, fix = inputs.kernel_problem.rpartition(": ")
         return Check(about="kernel", verdict=CheckVerdict.BAD, text=text, fix=fix)
-    return Check(about="kernel", verdict=CheckVerdict.OK, text="it takes every kind of rule")
+    return Check(about="kernel", verdict=CheckVerdict.OK, text="it supports every kind of rule")
 
 
 def _ufw_and_polkit(inputs: CheckInputs) -> Iterator[Check]:
     if inputs.ufw:
         text = (
-            "it is on, and published ports pass it, as they do for IPv4; "
-            "what is to be kept out goes into DOCKER-USER"
+            "it is on; published ports bypass it, as they do for IPv4; "
+            "put rules that block clients into DOCKER-USER"
         )
         yield Check(about="ufw", verdict=CheckVerdict.NOTE, text=text)
     if inputs.polkit:
-        yield Check(
-            about="polkit", verdict=CheckVerdict.OK, text="it decides who may change things"
-        )
+        yield Check(about="polkit", verdict=CheckVerdict.OK, text="it decides who may make changes")
     elif inputs.polkit is not None:
-        text = "it does not answer, so only root may change things"
+        text = "it does not answer, so only root may make changes"
         yield Check(about="polkit", verdict=CheckVerdict.NOTE, text=text)

@@ -1,6 +1,6 @@
-"""Why a container is reached as it is, or is not: facts and what holds -> sentences.
+"""Explains why the ports of a container are reachable or not: facts and decisions -> sentences.
 
-Pure, and decides nothing.
+Pure. It decides nothing.
 """
 
 from __future__ import annotations
@@ -25,38 +25,41 @@ from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_outcom
 from ipv6natd.report.status import Row, skipped_row
 
 MIN_ID_LENGTH = 4
-"""Characters of a container's id that are taken for one."""
+"""Minimum length of the start of a container id."""
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkReport:
-    """One of the container's networks."""
+    """One network of the container."""
 
     network: Network
     address: IPv6Address | None
     used: bool
     reason: str
-    """Why this is the network by which the container is reached, or why it is not."""
+    """Why clients reach the container through this network, or why not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All that is known of one container."""
+    """All about one container."""
 
     container: Container
     networks: tuple[NetworkReport, ...]
     ports: tuple[PortReport, ...]
     skipped: tuple[Skipped, ...]
     loopback: str
-    """Who answers on [::1], in a sentence; empty where nothing is published."""
+    """What answers on [::1], as a sentence; empty if no port is forwarded."""
 
 
 def explanations(
     query: str, snapshot: Snapshot, policy: Policy, desired: Desired, rules: Ruleset
 ) -> list[Explanation]:
-    """Of the containers that `query` names: a name, the start of an id, or a host port as in "53"
-    and "53/udp", which names whoever wants to have it."""
+    """Explanations of the containers that `query` selects.
+
+    `query` is a name, the start of an id, or a host port such as "53" or "53/udp", which selects
+    all containers that request this port.
+    """
     containers = _matching_containers(query, snapshot.containers)
     rules_by_port = dnat_rules(rules) if containers else {}
     return [
@@ -108,12 +111,12 @@ def _explanation(
 def _loopback_text(desired: Desired) -> str:
     if desired.userland_proxy:
         return (
-            "Docker's userland proxy answers, and the container sees its bridge's address as the "
-            "client: [::1] cannot be forwarded"
+            "Docker's userland proxy answers, because [::1] cannot be forwarded; the container "
+            "sees the address of its bridge as the client"
         )
     return (
-        "nobody answers, and clients are refused at once: [::1] cannot be forwarded and the "
-        "engine runs without its userland proxy; use another address of the host, or 127.0.0.1"
+        "connections are rejected: [::1] cannot be forwarded, and the engine runs "
+        " without its userland proxy; use another address of the host, or 127.0.0.1"
     )
 
 
@@ -121,11 +124,11 @@ _ORDER_REASONS = (
     "its gateway priority is lower than that of '{}'",
     "docker_gwbridge comes after every other network",
     "it is internal",
-    "it is a gateway for one of IPv4 and IPv6, '{}' for both",
-    "its name sorts after '{}', and nothing else tells them apart",
-    "its id sorts after that of '{}', and nothing else tells them apart",
+    "it has a gateway for only one of IPv4 and IPv6, '{}' has both",
+    "its name sorts after '{}', and they are equal otherwise",
+    "its id sorts after that of '{}', and they are equal otherwise",
 )
-"""Why another network comes before this one, in the fields of networks.gateway_order."""
+"""Why another network comes before this one: a text for each field of networks.gateway_order."""
 
 
 def _network_reports(
@@ -148,11 +151,11 @@ def _network_reason(
     if not attachment.endpoint.has_gateway6 or used is None:
         if attachment.network.internal:
             return "it is internal: it has no gateway"
-        return "the container has no IPv6 gateway there"
+        return "the container has no IPv6 gateway in it"
     if attachment is used:
         if len(candidates) == 1:
             return "it is the container's only network with an IPv6 gateway"
-        return "it comes first of the container's networks with an IPv6 gateway"
+        return "it is the first of the container's networks with an IPv6 gateway"
     own_order, used_order = gateway_order(attachment), gateway_order(used)
     deciding = next(
         index for index in range(len(own_order)) if own_order[index] != used_order[index]

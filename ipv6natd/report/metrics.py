@@ -1,7 +1,7 @@
-"""What a fleet watches: the status as metrics, and their text as Prometheus reads it.
+"""The status as metrics, and their text in the Prometheus format.
 
-Pure. Rows come as the bus carries them, so that daemon and tool say the same. No metric has a
-label for a container or a port: their number, and what they cost, would have no bound.
+Pure. The input has the form of the bus, so that the daemon and the tool print the same. No metric
+has a label for a container or a port: the number of time series would have no bound.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Sample:
 
 UP = Metric("ipv6natd_up", "gauge", "1 while ipv6natd runs.")
 INFO = Metric("ipv6natd_info", "gauge", "1, with versions and the variant of ip6tables as labels.")
-STATE = Metric("ipv6natd_state", "gauge", "1 for the state that ipv6natd is in, 0 for the others.")
+STATE = Metric("ipv6natd_state", "gauge", "1 for the current state of ipv6natd, 0 for the others.")
 CONNECTED = Metric(
-    "ipv6natd_docker_connected", "gauge", "1 while the Docker engine is listened to."
+    "ipv6natd_docker_connected",
+    "gauge",
+    "1 while ipv6natd receives the events of the Docker engine.",
 )
 MAPPINGS = Metric(
     "ipv6natd_mappings",
     "gauge",
-    "Runs of ports that are forwarded, by protocol and by whose rules forward them.",
+    "Mappings, each a range of forwarded ports, by protocol and by the writer of their rules.",
 )
-PORTS = Metric("ipv6natd_ports", "gauge", "Host ports that are forwarded, by protocol.")
-NETWORKS = Metric(
-    "ipv6natd_networks", "gauge", "Networks that are handled, by whose rules handle them."
-)
-WARNINGS = Metric("ipv6natd_network_warnings", "gauge", "Warnings of all networks together.")
+PORTS = Metric("ipv6natd_ports", "gauge", "Forwarded host ports, by protocol.")
+NETWORKS = Metric("ipv6natd_networks", "gauge", "Handled networks, by the writer of their rules.")
+WARNINGS = Metric("ipv6natd_network_warnings", "gauge", "Number of warnings of all networks.")
 SKIPPED = Metric("ipv6natd_skipped", "gauge", "Ports and networks that could not be handled.")
 CHANGES = Metric(
     "ipv6natd_changes_total", "counter", "How often the lists of mappings and networks changed."
@@ -58,24 +58,24 @@ CHANGES = Metric(
 REPAIRS = Metric(
     "ipv6natd_drift_repairs_total",
     "counter",
-    "How often rules were put back that something else had changed.",
+    "How often rules that another program had changed were restored.",
 )
 LAST_SYNC = Metric(
     "ipv6natd_last_sync_timestamp_seconds",
     "gauge",
-    "When rules and engine were last compared, in seconds since the epoch; 0 for never.",
+    "Time of the last comparison of rules and engine, in seconds since the epoch; 0 for never.",
 )
 
 
 def metrics(properties: Values, mappings: Iterable[Values], networks: Iterable[Values]) -> str:
-    """All of it as text."""
+    """All metrics as text."""
     return text(samples(properties, mappings, networks))
 
 
 def samples(
     properties: Values, mappings: Iterable[Values], networks: Iterable[Values]
 ) -> list[Sample]:
-    """Every sample, those of one metric beside each other."""
+    """All samples, with those of one metric together."""
     return [
         Sample(UP, (), 1),
         Sample(
@@ -125,7 +125,7 @@ def _network_samples(networks: Iterable[Values]) -> Iterator[Sample]:
 
 
 def text(all_samples: Sequence[Sample]) -> str:
-    """The samples in Prometheus's text format, each metric with its help and type once."""
+    """The samples in the Prometheus text format, with help and type once a metric."""
     lines: list[str] = []
     for metric in dict.fromkeys(sample.metric for sample in all_samples):
         lines.append(f"# HELP {metric.name} {metric.help_text}")

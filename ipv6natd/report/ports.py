@@ -1,6 +1,6 @@
-"""What became of each port that a container publishes, in sentences: bindings and what holds.
+"""Explains for each published port of a container how it is forwarded, or why it is not.
 
-Pure. It decides nothing: what it says of a port is looked up in what was decided.
+Pure. It decides nothing: it looks the port up in the decisions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ipv6natd.report.status import Row
 
 
 class Outcome(StrEnum):
-    """What a binding came to."""
+    """How a binding is handled."""
 
     FORWARDED = "forwarded"
     NATIVE = "native"
@@ -43,15 +43,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortReport:
-    """One binding, or a run of them, and what became of it."""
+    """One binding, or a range of them, with its outcome."""
 
     binding: str
     outcome: Outcome
     reason: str = ""
     rule: str = ""
-    """As ip6tables takes it; empty where no rule of ours forwards it."""
+    """The arguments of ip6tables; empty if no rule of ours forwards it."""
     key: DnatKey | None = None
-    """By which the kernel's counter of that rule is found."""
+    """The key of this rule among the counters of the kernel."""
 
 
 def port_outcomes(
@@ -61,7 +61,7 @@ def port_outcomes(
     desired: Desired,
     rules: DnatRules,
 ) -> Iterator[PortReport]:
-    """In the order of container ports; what a mapping forwards as a run comes as a run."""
+    """In the order of container ports. A mapping of a range of ports is one report."""
     mappings = {
         (mapping.protocol, mapping.host_address, port): mapping
         for mapping in desired.mappings
@@ -80,7 +80,7 @@ def port_outcomes(
 
 
 def _ipv6_bindings(bindings: Iterable[PortBinding]) -> list[PortBinding]:
-    """Those that could concern IPv6: an IPv4 binding beside its IPv6 twin does not."""
+    """The bindings without those for IPv4 that also exist for IPv6."""
     all_bindings = list(bindings)
     ipv6_ports = {
         _port_key(binding)
@@ -126,8 +126,7 @@ DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
 
 
 def dnat_rules(rules: Ruleset) -> DnatRules:
-    """The text of each DNAT rule, by what it matches; a run's first rule begins with its first
-    port."""
+    """The text of each DNAT rule, by its protocol, destination and first port."""
     return {
         (rule.protocol, rule.destination, rule.ports[0]): f"-A {chain.name} {format_rule(rule)}"
         for chain in rules.nat.chains
@@ -172,15 +171,15 @@ def _unmapped_reason(
             and access.protocol is binding.protocol
             and access.first <= binding.container_port <= access.last
         ):
-            text = "its network is not translated: it is reached by the container's own address"
+            text = "its network has no NAT: clients use the container's own address"
             return Outcome.DIRECT, text
     if address == LOOPBACK:
-        return Outcome.PROXY, "[::1] is left to Docker's userland proxy, which answers there"
+        return Outcome.PROXY, "Docker's userland proxy answers on [::1]"
     return _network_reason(used, desired)
 
 
 def _ipv4_only_reason(binding: PortBinding) -> str:
-    reason = f"it is bound to {binding.host_address}, which is for IPv4 alone; publish it on [::]"
+    reason = f"it is bound to {binding.host_address}, an IPv4 address; publish it on [::]"
     if str(binding.host_address) == "0.0.0.0":
         return f"{reason}, or set ipv4_any_means_ipv6 = true"
     return f"{reason}, or on an IPv6 address of this host"
@@ -189,21 +188,22 @@ def _ipv4_only_reason(binding: PortBinding) -> str:
 def _network_reason(used: Attachment | None, desired: Desired) -> tuple[Outcome, str]:
     if used is None:
         return Outcome.PROXY, (
-            "the container is on no network with an IPv6 gateway, so Docker's userland proxy "
-            "carries it, and hides who the client is; connect it to a network with a ULA subnet"
+            "the container has no network with an IPv6 gateway, so Docker's userland proxy "
+            "forwards the port and hides the client's address; connect it to a network with a "
+            "ULA subnet"
         )
     for entry in desired.skipped:
         if entry.network == used.network.name and not entry.port:
             return Outcome.SKIPPED, f"network '{entry.network}' is not handled: {entry.reason}"
     if used.network.closed:
-        return Outcome.CLOSED, f"network '{used.network.name}' lets nothing in"
+        return Outcome.CLOSED, f"network '{used.network.name}' accepts no connections from outside"
     if not used.network.enable_ipv6:
         return Outcome.PROXY, f"network '{used.network.name}' has no IPv6: create it with --ipv6"
-    return Outcome.SKIPPED, "it is not in force yet; see `ipv6natctl status`"
+    return Outcome.SKIPPED, "its rules are not in force yet; see `ipv6natctl status`"
 
 
 def port_row(port: PortReport, connections: Map[DnatKey, int]) -> Row:
-    """One of the ports in a row of Explain."""
+    """One port in a row of Explain."""
     row: Row = {
         "Binding": ("s", port.binding),
         "Outcome": ("s", port.outcome.value),

@@ -1,7 +1,7 @@
-"""The one value that the bus, the control tool and systemd's STATUS= show.
+"""The status that the bus, the control tool and systemd's STATUS= show.
 
-A row is a dictionary from a field's name to its D-Bus signature and value, so that the bus can put
-it into a variant and the control tool need not know the model.
+A row maps the name of a field to its D-Bus signature and value. So the bus can put it into a
+variant, and the control tool does not depend on the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Row = dict[str, Field]
 
 
 class State(StrEnum):
-    """What the daemon is doing, in one word."""
+    """The state of the daemon."""
 
     STARTING = "starting"
     WAITING_FOR_DOCKER = "waiting-for-docker"
@@ -30,7 +30,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult:
-    """What one pass did: rules that came and went, and how long it took."""
+    """The result of a resync: the number of added and removed rules, and the duration."""
 
     generation: int
     rules_added: int
@@ -40,7 +40,7 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Everything that can be shown, as of one moment. Replaced as a whole, never changed."""
+    """The complete status at one moment. It is replaced as a whole, never changed."""
 
     version: str
     state: State = State.STARTING
@@ -49,9 +49,9 @@ class Status:
     engine_version: str = ""
     docker_connected: bool = False
     generation: int = 0
-    """Counts the changes of what is listed; equal numbers mean equal lists."""
+    """Counts the changes of the lists; equal numbers mean equal lists."""
     last_sync: int = 0
-    """Microseconds since the epoch; 0 before the first sync."""
+    """Microseconds since the epoch; 0 before the first pass."""
     drift_repairs: int = 0
     mappings: tuple[Mapping, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -84,13 +84,13 @@ def plain(row: Row) -> dict[str, Any]:
 
 
 def mapping_id(mapping: Mapping) -> str:
-    """A name for the mapping that stays while it does, "6f1c0d…/tcp/[::]:8080"."""
+    """The id of the mapping as long as it exists: "6f1c0d…/tcp/[::]:8080"."""
     host = f"[{mapping.host_address}]:{mapping.host_port}"
     return f"{mapping.container_id}/{mapping.protocol}/{host}"
 
 
 def mapping_state(mapping: Mapping) -> str:
-    """ "native" where the engine's rules forward it, "active" where ours do."""
+    """ "native" if rules of the engine forward it, "active" if ours do."""
     return "native" if mapping.managed_by is ManagedBy.ENGINE else "active"
 
 
@@ -180,7 +180,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def one_line(status: Status) -> str:
-    """For STATUS= and the journal: what `systemctl status` shows."""
+    """The status in one line, for STATUS= and the journal."""
     counts = f"{counted(len(status.mappings), 'mapping')}, "
     counts += counted(len(status.networks), "network")
     if status.skipped:

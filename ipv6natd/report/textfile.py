@@ -1,6 +1,6 @@
-"""The metrics in a file, for the textfile collector of node_exporter: no listener of our own.
+"""Writes the metrics to a file for the textfile collector of node_exporter.
 
-Nothing here raises: without the file the rules are kept all the same.
+Nothing here raises: the rules must stay in sync without the file.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ipv6natd.system.threads import in_thread
 log = logging.getLogger(__name__)
 
 REWRITE_INTERVAL = 60.0
-"""Seconds after which the file is written though nothing changed: its age tells that we live."""
+"""Seconds after which the unchanged file is written again: its age shows that ipv6natd runs."""
 LOCK_TIMEOUT = 2.0
-"""Seconds that the last word waits for a write that a dead disk holds up."""
+"""Seconds to wait for an earlier write, which a failed disk can block."""
 MIN_WRITE_INTERVAL = 5.0
-"""Seconds between two writes; who reads it comes by every 15 or so."""
+"""Seconds between two writes; the file is usually read every 15 s."""
 
 
 class Textfile:
-    """One file, as long as `path` names one; replaced as a whole, so that nobody reads half."""
+    """One file, none if `path` is empty. It is replaced atomically."""
 
     def __init__(self, path: str, status: Callable[[], Status]) -> None:
-        """`status` says the newest one."""
+        """`status` returns the current status."""
         self.path = path
         self._status = status
         self._changed = asyncio.Event()
         self._last_error = ""
-        self._lock = threading.Lock()  # a thread may still write when the last word is spoken
+        self._lock = threading.Lock()  # a thread may still write during write_stopped
 
     def changed(self) -> None:
-        """There is something new to say."""
+        """Write the file soon: the status changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Keep the file in step until cancelled."""
+        """Keep the file up to date until cancelled."""
         while True:
             self._changed.clear()
             if self.path:
@@ -55,13 +55,13 @@ class Textfile:
                     await self._changed.wait()
 
     def write_stopped(self) -> None:
-        """The last word: that nobody keeps the rules."""
+        """Write only `ipv6natd_up 0`, and end."""
         self._write(lambda _: text([Sample(UP, (), 0)]), self._status())
         self.path = ""
 
     def _write(self, render: Callable[[Status], str], status: Status) -> None:
         if not self._lock.acquire(timeout=LOCK_TIMEOUT):
-            self._log_failure(Path(self.path), "an earlier write does not end")
+            self._log_failure(Path(self.path), "an earlier write has not finished")
             return
         try:
             self._replace_file(render, status)
@@ -72,15 +72,15 @@ class Textfile:
         if self.path:
             path = Path(self.path)
             try:
-                # Written as ipv6natd.new: the collector reads every *.prom of the folder. And it is
-                # another user.
+                # The temporary file ends in .new, because the collector reads every *.prom in the
+                # folder. Mode 644, because the collector is another user.
                 files.replace(path, render(status), mode=0o644)
                 self._last_error = ""
             except OSError as error:
                 self._log_failure(path, error.strerror or str(error))
 
     def _log_failure(self, path: Path, reason: str) -> None:
-        # Once for each trouble, not once for each try.
+        # Logged once, not for each write.
         level = logging.DEBUG if self._last_error == reason else logging.WARNING
         log.log(
             level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, reason

@@ -1,5 +1,5 @@
-"""When rules are written, and how: the loop, one pass, and what happens without an engine.
+"""When and how rules are written: the loop, one pass, and the start without an engine.
 
-Which rules are written is decided in `policy`.
+`policy` decides which rules these are.
 Read `reconciler` first, then `applier`.
 """

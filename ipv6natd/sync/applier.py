@@ -1,7 +1,7 @@
-"""One firewall and what we know to stand in it: everything that a pass computes or blocks on.
+"""One pass: computes the rules, compares them with those in force, and writes the difference.
 
-Runs in a worker thread, one call at a time; the loop that calls it is in reconcile. Each call may
-raise FirewallError; what stands is then unknown, and the next pass writes everything.
+Runs in a worker thread, one call at a time; `reconciler` calls it. Each call may raise
+FirewallError. The rules in force are then unknown, and the next pass writes whole tables.
 """
 
 from __future__ import annotations
@@ -38,24 +38,28 @@ from ipv6natd.system.messages import MessageId, log_fields
 log = logging.getLogger(__name__)
 
 MAX_WRITE_ATTEMPTS = 3
-"""Writes in one pass before somebody else's edits in between are left to the next pass."""
+"""Attempts in one pass to write tables that another program changes at the same time."""
 
 LOCK_TIMEOUT = 15.0
-"""Seconds that a pass which nobody waits for any more may hold up the next; systemd gives us 20."""
+"""Seconds to wait for an earlier pass. It is below TimeoutStopSec=20 of the unit."""
 MAX_SINGLE_READS = 4
-"""Chains that are read one by one; of more, all are read at once."""
+"""Chains that are read one by one; for more, whole tables are read."""
 
 MAX_POSITION_LOSSES = 5
+"""Losses of the first position in FORWARD within POSITION_LOSS_PERIOD until it is conceded.
+
+Two programs that both require this position would otherwise write for ever.
+"""
 POSITION_LOSS_PERIOD = 60.0
-"""Seconds. Two programs that both insist would otherwise write for ever."""
+"""Seconds."""
 
 FlushStaleFlows = Callable[[Desired | None, Desired, Exposure], bool]
-"""What held before, what holds now, and what may have passed until now; whether it is done."""
+"""(old, new, exposure) -> True if all stale flows were deleted; see Reconciler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedState:
-    """What we know to stand: what was wanted, its rules, and what the kernel made of them."""
+    """What is in force: the decisions, their rules, and the tables as the kernel lists them."""
 
     desired: Desired
     ruleset: Ruleset
@@ -64,20 +68,24 @@ class AppliedState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResult:
-    """What one pass came to; `drift` names the tables that somebody else had changed."""
+    """The result of one pass; `drift` names the tables that another program had changed."""
 
     desired: Desired
     drift: tuple[Table, ...] = ()
     added: int = 0
     removed: int = 0
     flows_flushed: bool = True
-    """Whether open flows go where the rules lead, as far as anybody knows."""
+    """False if conntrack entries may contradict the rules; the next pass tries again."""
     forwarding_enabled: bool = False
-    """Whether forwarding was off until now."""
+    """True if this pass switched forwarding on."""
 
 
 class Applier:
-    """The tables of one variant, kept as they should be."""
+    """Writes the tables of one variant.
+
+    `applied` is None at the start, after `remove` and after a failed write. A pass then writes
+    whole tables.
+    """
 
     def __init__(
         self,
@@ -89,8 +97,7 @@ class Applier:
         exposure: Exposure,
         update_forwarding: Callable[[bool], bool],
     ) -> None:
-        """See Reconciler for what the four functions are for; `found`: what may have passed before
-        rules of ours were written at all."""
+        """Reconciler describes the functions and `exposure`."""
         self.firewall = firewall
         self.applied: AppliedState | None = None
         self._last_ruleset = EMPTY
@@ -103,19 +110,19 @@ class Applier:
         self._ruleset_cache = RulesetCache()
         self._flushed_for: Desired | None = None
         self.recheck_all_flows = False
-        """Whether open flows may go where no rule leads, whatever followed before; may be set from
-        any thread, and the next pass looks."""
+        """True if conntrack must be checked again although no mapping changed: a host address
+        appeared, or the last flush failed. May be set from any thread."""
         self._exposure = exposure
-        """What may have passed until the rules stood that stand now."""
+        """What the filter table let pass since the last successful flush of stale flows."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """One thread at a time: a pass goes on when the loop that began it is told to stop."""
+        """Admit one thread: a pass continues in its thread when the loop that started it stops."""
         if not self._busy.acquire(timeout=LOCK_TIMEOUT):
             raise FirewallError(
-                f"an earlier change of the rules did not end within {LOCK_TIMEOUT:g} s"
+                f"an earlier change of the rules did not finish within {LOCK_TIMEOUT:g} s"
             )
         try:
             yield
@@ -123,14 +130,14 @@ class Applier:
             self._busy.release()
 
     def ruleset_text(self) -> str:
-        """The rules that were last brought into force, as ip6tables-restore reads them.
+        """The rules that were written last, as ip6tables-restore reads them.
 
-        From any thread, also in the middle of a pass.
+        May be called from any thread, also during a pass.
         """
         return format_ruleset(self._last_ruleset)
 
     def remove(self) -> None:
-        """Take all our rules out."""
+        """Remove all our rules."""
         with self._exclusive():
             self._update_forwarding(False)
             self.applied = self._flushed_for = None
@@ -140,7 +147,7 @@ class Applier:
             self._save_filter(EMPTY.filter)
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        """One pass: everything that computes or blocks."""
+        """Run one pass. `verify` compares the tables of the kernel with those of the last pass."""
         with self._exclusive():
             result = self._sync(snapshot, policy, verify=verify)
             if any(_needs_forwarding(network) for network in result.desired.networks):
@@ -155,10 +162,10 @@ class Applier:
             now = self.firewall.read()
             drift = self._drifted_tables(applied, now)
             if drift:
-                # Kept until it is mended: the first try may fail on the very edit that it mends.
+                # Stored until a write succeeds, because this edit can make the first write fail.
                 self._drift = drift
                 log.warning(
-                    "somebody else changed our rules in %s; putting them back",
+                    "another program changed our rules in %s; restoring them",
                     _table_list(drift),
                     extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
                 )
@@ -174,7 +181,7 @@ class Applier:
         return replace(result, flows_flushed=flows_flushed)
 
     def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:
-        """The tables that somebody else changed, so that we have to."""
+        """The tables that another program changed and that must be written again."""
         if self.position.conceded and self._all_match(applied.ruleset, now, keep_order=True):
             self.position.reset()
             log.info("our rules come first in FORWARD again")
@@ -193,10 +200,12 @@ class Applier:
         return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
 
     def _record_position_loss(self) -> bool:
-        """Somebody else took the first place in FORWARD; whether it is left to him now."""
+        """Record that another program is first in FORWARD; returns whether that is conceded now."""
         self.position.record_loss(time.monotonic())
         if self.position.conceded:
-            log.warning("another program insists on the first place in FORWARD; leaving it there")
+            log.warning(
+                "another program keeps taking the first position in FORWARD; it is left there"
+            )
         return self.position.conceded
 
     def _write(self, applied: AppliedState | None, wanted: Desired, rules: Ruleset) -> PassResult:
@@ -207,7 +216,7 @@ class Applier:
         ):
             interim = filter_rules(both, self._ruleset_cache)
         before = applied.ruleset if applied else EMPTY
-        # From here on until it is known what stands, nothing is known.
+        # If a write fails, the tables are unknown.
         self.applied = None
         if applied is None or self._drift or jumps_differ(before, rules):
             observed = self._write_whole(applied, interim, rules)
@@ -232,7 +241,7 @@ class Applier:
     def _write_whole(
         self, applied: AppliedState | None, interim: TableRules, rules: Ruleset
     ) -> Observed:
-        """Each table as it should be, whatever stands there; returns what then stands."""
+        """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
         before = applied.ruleset if applied else None
         for attempt in range(MAX_WRITE_ATTEMPTS):
             keep_order = not self.position.conceded
@@ -254,21 +263,23 @@ class Applier:
                 return observed
             if self._all_match(rules, observed, keep_order=False) and self._record_position_loss():
                 return observed
-            log.debug("somebody else writes to the tables too (attempt %d)", attempt + 1)
+            log.debug(
+                "another program changed the tables during the write (attempt %d)", attempt + 1
+            )
             before, interim = None, rules.filter
-        raise FirewallError("somebody else keeps changing our rules while they are written")
+        raise FirewallError("another program keeps changing our rules while they are written")
 
     @property
     def has_unverified_chains(self) -> bool:
-        """Whether chains were written since that nobody has read back."""
+        """True if chains were written that have not been read back."""
         return self.applied is not None and any(
             map(unverified_chains, self.applied.observed.values())
         )
 
     def read_back(self) -> bool:
-        """Read back what was written, to know it again; whether it is as it was written.
+        """Read the written chains, so that later edits are noticed; False if one has changed.
 
-        Apart from `sync`, since no event should wait for it.
+        Not part of `sync`, because no event must wait for it.
         """
         applied = self.applied
         if applied is None:
@@ -282,9 +293,8 @@ class Applier:
         return not self.has_unverified_chains
 
     def _flush_flows(self, wanted: Desired) -> bool:
-        """Let open flows go where the rules now in force lead, and none where they lead nowhere;
-        whether they do."""
-        # What began while somebody had taken out our rules began without them.
+        """Delete the conntrack entries that contradict the rules in force; False if it failed."""
+        # Flows that started while another program had removed our rules started without NAT.
         recheck_all_flows = self.recheck_all_flows or Table.NAT in self._drift
         drift_exposure = Exposure.OPEN if Table.FILTER in self._drift else Exposure.NONE
         exposure = max(self._exposure, drift_exposure)
@@ -292,7 +302,7 @@ class Applier:
         calls = [(self._flushed_for, exposure)]
         if recheck_all_flows and self._flushed_for is not None:
             calls.append((None, Exposure.NONE))
-        # What makes one fail does the same to the next: it is for the next pass.
+        # If one call fails, the next would fail too. The next pass tries again.
         if all(
             self._flush_stale_flows(old, wanted, old_exposure)
             for old, old_exposure in calls
@@ -320,7 +330,7 @@ def _log_rules(added: Iterable[str], removed: Iterable[str]) -> None:
 
 
 def remove_all(firewall: Firewall) -> int:
-    """Sync to the empty ruleset; returns the number of chains and jumps that went.
+    """Write the empty ruleset; returns the number of removed chains and jumps.
 
     Blocks. Raises FirewallError.
     """
@@ -337,16 +347,16 @@ def _table_list(tables: Iterable[Table]) -> str:
 
 
 class PositionGuard:
-    """Counts how often our order was changed back, and says when to leave it."""
+    """Counts how often another program took the first position in FORWARD from our jumps."""
 
     def __init__(self) -> None:
-        """Nobody else is there yet."""
+        """Start without losses."""
         self._losses: deque[float] = deque(maxlen=MAX_POSITION_LOSSES)
         self.conceded = False
-        """Whether the order is left as others make it."""
+        """True if our jumps stay behind the rules of the other program."""
 
     def record_loss(self, now: float) -> None:
-        """The order was changed back, at `now` seconds."""
+        """Record a loss, at `now` seconds."""
         self._losses.append(now)
         if (
             len(self._losses) == MAX_POSITION_LOSSES
@@ -355,16 +365,16 @@ class PositionGuard:
             self.conceded = True
 
     def reset(self) -> None:
-        """Begin anew: the order is right by itself, or a person asked for it."""
+        """Forget all losses: our jumps are first again, or an administrator requested a resync."""
         self._losses.clear()
         self.conceded = False
 
 
 def position_reason(first: str) -> str:
-    """Why the order is not ours, with the rule that stands first where it is known."""
-    rule = f"`{first}` stands first" if first else "`ip6tables -S FORWARD` shows who"
+    """The reason why our jumps are not first, with the first rule if it is known."""
+    rule = f"`{first}` is first" if first else "see `ip6tables -S FORWARD`"
     return (
-        f"another program keeps putting its rules before ours in FORWARD ({rule}), and after "
-        f"{MAX_POSITION_LOSSES} times in a minute it was left at that; when it has stopped: "
-        "ipv6natctl resync"
+        f"another program keeps putting its rules before ours in FORWARD ({rule}); after "
+        f"{MAX_POSITION_LOSSES} times in a minute ipv6natd no longer moves its own; when the other "
+        "program has stopped: ipv6natctl resync"
     )

@@ -1,7 +1,7 @@
-"""Switches IPv6 forwarding on once our filter table is in force, and back before it goes.
+"""Switches IPv6 forwarding on while our filter table is in force.
 
-What to change is decided in sysctls.py. What was found is written down before it is changed, in a
-folder that no boot outlives, as no sysctl does. Of the calling thread's network namespace.
+`host.sysctls` decides what to change. The old values are saved before a change, in a folder that a
+boot empties, because a boot resets sysctls too. Works on the network namespace of the thread.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ FOLDER = "/run/ipv6natd"
 CHANGES_FILE, RA_INTERFACES_FILE = "sysctls", "advertised"
 _CONF = Path("/proc/sys/net/ipv6/conf")
 _MASK = Path("/etc/sysctl.d/60-ipv6natd.conf")
-_DISABLE_HINT = "to have it left alone: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
+_DISABLE_HINT = "to keep it unchanged: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
 
 
 class Forwarding:
-    """Forwarding of this host. From any thread; each call blocks for some milliseconds."""
+    """Forwarding of this host. May be called from any thread; a call blocks for milliseconds."""
 
     def __init__(
         self, *, wanted: bool = True, environ: Mapping[str, str] = os.environ, conf: Path = _CONF
     ) -> None:
-        """`wanted` is the setting ip_forward. What was found is kept in $RUNTIME_DIRECTORY, and
-        beside the kept filter table the interfaces that are to heed advertisements."""
+        """`wanted` is the setting ip_forward. The old values are saved in $RUNTIME_DIRECTORY; the
+        interfaces that need router advertisements (RA) beside the saved filter table."""
         self._wanted = wanted
         runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
         self._changes_file = Path(runtime, CHANGES_FILE)
@@ -62,16 +62,17 @@ class Forwarding:
         self._last_message = ""
 
     def set_wanted(self, wanted: bool) -> None:
-        """The setting was read again; it counts from the next pass on."""
+        """Set ip_forward; it takes effect in the next pass."""
         if wanted != self._wanted:
             self._wanted, self._applied = wanted, False
 
     def keep_ra_routes(self) -> None:
-        """Keep the default routes that come from router advertisements, before anybody forwards.
+        """Set accept_ra=2 where default routes come from router advertisements.
 
-        The engine switches forwarding on, too: at its start, and with its first network that has
-        IPv6. Interfaces that had such a route before the host was booted may have none yet, or not
-        be there; call it every now and then.
+        It must be set before forwarding is on: the kernel then ignores advertisements with
+        accept_ra=1. The engine switches forwarding on too, at its start and with its first IPv6
+        network. After a boot an interface may appear, or get such a route, later; so call this
+        regularly.
         """
         with self._lock:
             if not self._may_write():
@@ -94,11 +95,11 @@ class Forwarding:
             )
 
     def update(self, filter_in_force: bool) -> bool:
-        """Told after each pass that our filter table is in force, and before it is taken out.
+        """Switch forwarding on after the filter table is written, or restore it before removal.
 
-        On once, so that whoever switches it off later is obeyed; once more where `ipv6natd -flush`
-        has put it back meanwhile. Tells whether it was switched on now. Raises FirewallError if it
-        cannot be put back.
+        It is switched on once, so that an administrator can switch it off later; and once more
+        after `ipv6natd -flush` restored it. Returns whether it was switched on now. Raises
+        FirewallError if it cannot be restored.
         """
         if not filter_in_force:
             self._applied = False
@@ -112,7 +113,7 @@ class Forwarding:
         return False
 
     def restore(self) -> None:
-        """Bring back what was found, where it is still as we set it. Raises FirewallError."""
+        """Restore the old values where ours are still set. Raises FirewallError."""
         with self._lock:
             changes = _read_saved(self._changes_file, parse_changes) or ()
             try:
@@ -120,7 +121,7 @@ class Forwarding:
                 self._changes_file.unlink(missing_ok=True)
             except OSError as error:
                 raise FirewallError(
-                    "what was found in net.ipv6.conf cannot be put back, so our rules stay: "
+                    "cannot restore net.ipv6.conf, so our rules stay in force: "
                     f"{error}; run: sysctl -w net.ipv6.conf.all.forwarding=0"
                 ) from None
 
@@ -129,7 +130,7 @@ class Forwarding:
         for change in reverted(changes, now):
             self._write(change.key, change.previous)
             if change.previous != change.value:
-                text = "%s was %s and is %s again, as it was found before our rules"
+                text = "%s was %s and is %s again, its value before our rules"
                 log.info(
                     text,
                     change.name,
@@ -139,7 +140,7 @@ class Forwarding:
                 )
 
     def _switch_on(self) -> bool:
-        """Whether there was something to change, and it was changed."""
+        """Returns whether forwarding was off and is on now."""
         if self._value(FORWARDING) != "0" or not self._may_write():
             return False
         paths = self._conf.glob("*/forwarding")
@@ -148,12 +149,12 @@ class Forwarding:
 
     def _may_write(self) -> bool:
         if self._wanted and disables_forwarding(_read_text(_MASK)):
-            self._log_once(logging.INFO, f"forwarding is left alone, as {_MASK} says")
+            self._log_once(logging.INFO, f"forwarding is not changed: {_MASK} disables it")
             return False
         return self._wanted
 
     def _apply(self, changes: Iterable[SysctlChange]) -> bool:
-        """Whether what was found was written down, and all was changed."""
+        """Save the old values, then set the new ones; returns whether all of it succeeded."""
         saved = _read_saved(self._changes_file, parse_changes) or ()
         done: list[SysctlChange] = []
         try:
@@ -164,9 +165,9 @@ class Forwarding:
                     log.info("%s", _change_text(change), extra=log_fields(MessageId.SYSCTL))
                 done.append(change)
         except OSError as error:
-            self._log_once(logging.WARNING, f"forwarding cannot be prepared: {error}")
+            self._log_once(logging.WARNING, f"cannot change forwarding: {error}")
             with suppress(OSError):
-                # What somebody else then does by hand is not ours to put back.
+                # A change that an administrator makes later must not be restored.
                 self._save(self._changes_file, format_changes(merged(saved, done)))
             return False
         return True
@@ -176,7 +177,7 @@ class Forwarding:
         self._last_message = text
 
     def _value(self, key: str) -> str:
-        """ "" where it is not there: an interface that has gone, or no IPv6."""
+        """The value, "" if it does not exist: the interface was removed, or there is no IPv6."""
         return (_read_text(self._conf / key) or "").strip()
 
     def _write(self, key: str, value: str) -> None:
@@ -188,17 +189,17 @@ class Forwarding:
 
 
 def _change_text(change: SysctlChange) -> str:
-    why = "containers are reached by forwarding, and the rules that guard it are in force"
+    why = "containers need forwarding, and the rules that protect this host are in force"
     if change.key != FORWARDING:
         why = (
-            "its default route comes from router advertisements, which a host that forwards heeds "
-            "only with 2"
+            "its default route comes from router advertisements, which a host that forwards "
+            "accepts only with accept_ra=2"
         )
     return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_DISABLE_HINT}"
 
 
 def _read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:
-    """None where nothing was kept, or nothing that we wrote."""
+    """The parsed file, None if it is missing or not written by us."""
     try:
         return parsed(files.read(path))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Stands in for a firewall that cannot be opened yet: no tools, or no IPv6 in the kernel.
+"""A firewall that cannot be opened yet: ip6tables is missing, or the kernel has no IPv6.
 
-The service is up meanwhile and says what is missing; each pass that fails tries again.
+The service runs meanwhile and reports what is missing. Each pass tries to open it again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LateFirewall:
         *,
         expected: Backend = Backend.NFT,
     ) -> None:
-        """`expected` is what to call it until it is known."""
+        """`expected` is the backend to report until the firewall is open."""
         self._open = open_
         self._on_opened = on_opened
         self._expected = expected
@@ -32,7 +32,7 @@ class LateFirewall:
 
     @property
     def backend(self) -> Backend:
-        """Which variant this is, or is taken for."""
+        """The backend of the firewall, or the expected one."""
         return self._firewall.backend if self._firewall else self._expected
 
     def read(self) -> Observed:

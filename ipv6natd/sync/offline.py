@@ -1,8 +1,8 @@
-"""What the service does without the engine and the bus: close the saved networks, remove all rules.
+"""Works without the engine and the bus: close the saved networks, and remove all rules.
 
-`close_networks` is the first step of a start, before the libraries of the engine and of the bus
-are loaded. Loading them takes longer than all else, and containers may start at any moment.
-`flush` is `ipv6natd -flush`, and the clean-up where no daemon runs.
+`close_networks` is the first step of a start. The libraries of the engine and of the bus are
+loaded later, because that takes long and containers may start at any moment. `flush` is
+`ipv6natd -flush`, also used for a clean-up while no daemon runs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def close_networks(setting: str) -> Exposure:
-    """Put the kept filter table in force, for `backend = "auto" | "nft" | "legacy"`; returns what
-    may have passed while it was not.
+    """Write the saved filter table; returns what the table before it let pass.
 
-    By the tools on legacy, too: python-iptables takes half a second to load. What fails is logged.
+    `setting` is `backend`: "auto", "nft" or "legacy". Uses the tools on legacy too, because
+    python-iptables takes half a second to load. Errors are logged.
     """
     exposure = Exposure.NONE
     saved = SavedFilter().read()
@@ -39,22 +39,24 @@ def close_networks(setting: str) -> Exposure:
         exposure = filter_exposure(saved, observed[Table.FILTER])
         if not checks_sources({chain.name for chain in saved.chains}):
             if exposure is Exposure.NONE:
-                log.info("the rules of the former version stand until the engine tells of networks")
+                log.info(
+                    "the rules of the old version stay in force until the engine lists its networks"
+                )
                 return Exposure.UNGUARDED
             saved, exposure = closed_filter(saved), Exposure.UNGUARDED
         closed = Ruleset(filter=saved)
         for change in diff(applied=None, interim=saved, wanted=closed, observed=observed):
             firewall.write(change)
-        log.info("closed the networks of last time until the engine tells of them")
+        log.info("closed the saved networks until the engine lists its networks")
     except FirewallError as error:
-        log.error("cannot close the networks of last time: %s", error)
+        log.error("cannot close the saved networks: %s", error)
     return exposure
 
 
 def flush(setting: str) -> int:
-    """Returns the number of chains and jumps that went. Raises FirewallError.
+    """Remove all rules; returns the number of removed chains and jumps. Raises FirewallError.
 
-    The variant that is not in use too: it may hold some of earlier days.
+    Also in the variant that is not in use: it may contain rules of an earlier start.
     """
     firewall_in_use = open_firewall(setting)
     firewalls: list[Firewall] = [firewall_in_use]
@@ -62,8 +64,8 @@ def flush(setting: str) -> int:
     try:
         firewalls.append(RestoreFirewall(other))
     except FirewallError as error:
-        log.debug("the other variant is not here: %s", error)
-    # First: without rules nothing guards what forwarding opens.
+        log.debug("the other variant is not available: %s", error)
+    # Before the removal: without rules nothing protects the networks that forwarding connects.
     Forwarding().restore()
     count = sum(remove_all(firewall) for firewall in firewalls)
     SavedFilter().remove()

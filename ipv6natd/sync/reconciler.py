@@ -1,7 +1,7 @@
-"""The loop that keeps the kernel in step: trigger, run, sync.
+"""The loop that runs a pass after each change.
 
-Many triggers make one pass: the first runs at once, what comes meanwhile makes one more. A pass
-that failed is tried again as a whole one. Nothing is written before the engine's first list.
+The first trigger starts a pass at once. All triggers during a pass cause one more. After a failed
+pass, the next writes whole tables. Nothing is written before the engine's first list.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
-REMOVED_REASON = "all rules were removed, as asked; to have them again: ipv6natctl resync"
+REMOVED_REASON = "all rules were removed on request; to write them again: ipv6natctl resync"
 HOST_CHECK_INTERVAL = 60.0
-"""Seconds between two looks at the host: what was put right shows within a minute."""
+"""Seconds between two checks of the host: a corrected fault is shown within a minute."""
 
 
 class EngineFacts(Protocol):
-    """The engine, as far as the loop needs it."""
+    """What the loop needs from the engine."""
 
     tried: bool
-    """Whether it is known by now that the engine answers, or why it does not."""
+    """True once the engine answered, or the reason why it does not is known."""
     connected: bool
     waiting_for: str
     engine: Engine | None
@@ -51,7 +51,7 @@ class EngineFacts(Protocol):
     containers: dict[str, Container]
 
     async def relist(self) -> None:
-        """Read everything again."""
+        """Read all networks and containers again."""
 
 
 Publish = Callable[[Status, Status, Row | None], None]
@@ -63,7 +63,7 @@ async def _no_findings(_networks: tuple[Network, ...], _engine_writes: bool) -> 
 
 
 class Reconciler:
-    """One firewall kept in step with one engine."""
+    """Keeps one firewall in sync with one engine."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Reconciler:
         self._host_report = HostReport()
         self._networks: tuple[Network, ...] = ()
         self.engine_writes = True
-        """Whether the engine may keep IPv6 rules itself; so it is until a pass tells."""
+        """True if the engine may write IPv6 rules itself; assumed until the first pass."""
         self._last_failure = ""
         self._beat = beat
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -134,34 +134,34 @@ class Reconciler:
         self._writing = asyncio.Lock()
 
     def trigger(self) -> None:
-        """Something may have changed in the engine's facts."""
+        """Run a pass: the facts of the engine may have changed."""
         self._woken.set()
 
     def verify(self) -> None:
-        """Somebody else may have written to the tables."""
+        """Run a pass that reads the tables: another program may have changed them."""
         self._verify = True
         self._woken.set()
 
     def addresses_changed(self) -> None:
-        """The host may have other addresses: flows may have begun where no rule saw them."""
+        """Run a pass that checks all flows: those to a new address may have started without NAT."""
         self._applier.recheck_all_flows = True
         self._woken.set()
 
     async def wait_first_pass(self) -> None:
-        """Wait until the first pass is over, or until it is clear what it waits for."""
+        """Wait until the first pass has ended, or the reason why it cannot start is known."""
         await self._first_pass.wait()
 
     async def resync(self) -> SyncResult:
-        """Read the engine and the kernel again and write what differs; returns when done.
+        """Read the engine and the tables again, and write the differences.
 
-        Raises what the pass raised: EngineUnavailable or FirewallError.
+        Raises EngineUnavailable or FirewallError.
         """
         await self._reread()
         self._stopped = False
         return await self._next_pass()
 
     async def refresh(self) -> None:
-        """The same, but what `cleanup` took out stays out."""
+        """Like `resync`, but after `cleanup` no rules are written."""
         self.trigger()
         await self._reread()
         if not self._stopped:
@@ -179,7 +179,7 @@ class Reconciler:
         return await waiter
 
     async def cleanup(self) -> None:
-        """Take all our rules out, and write none until `resync`. Raises FirewallError."""
+        """Remove all our rules, and write none until `resync`. Raises FirewallError."""
         removal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._removals.append(removal)
         self._stopped = True
@@ -187,7 +187,7 @@ class Reconciler:
         await removal
 
     async def explain(self, query: str) -> list[Explanation]:
-        """Why the containers that `query` names are reached as they are."""
+        """Explanations of the containers that `query` selects."""
         applied = self._applier.applied
         if applied is None:
             return []
@@ -199,7 +199,7 @@ class Reconciler:
         return self._applier.ruleset_text()
 
     async def run(self) -> None:
-        """Keep in step until cancelled."""
+        """Run passes until cancelled."""
         last_verify = time.monotonic()
         self._loop = asyncio.get_running_loop()
         while True:
@@ -209,15 +209,15 @@ class Reconciler:
                 self._verify = True
                 self._woken.set()
             if self._woken.is_set() or self._retry_due():
-                # Cleared before anything is read: what happens from here on makes a new pass.
+                # Cleared before any read, so that a change during the pass causes another pass.
                 self._woken.clear()
                 await self._run_pass()
             self._beat()
 
     async def watch_host(self) -> None:
-        """Look at the host now, when the networks change and every minute, until cancelled.
+        """Check the host now, after changes of the networks and every minute, until cancelled.
 
-        Beside the passes: no event waits for a look.
+        It runs beside the passes, so that no event waits for a check.
         """
         while True:
             self._host_check_requested.clear()
@@ -229,17 +229,17 @@ class Reconciler:
                 continue
 
     def request_host_check(self) -> None:
-        """Something may have changed on the host."""
+        """Check the host soon: it may have changed."""
         self._host_check_requested.set()
 
     async def update_host_report(self) -> None:
-        """See what is wrong with the host; a pass then shows it."""
+        """Check the host; a change of the report triggers a pass, which publishes it."""
         old = self._host_report
         try:
             new = await self._check_host(self._networks, self.engine_writes)
         except Exception:
-            # Whatever others have put there that cannot be read: the rules are kept all the same.
-            log.exception("the host could not be looked at")
+            # The rules must stay in sync whatever the tools of the host print.
+            log.exception("the host check failed")
             return
         if new != old:
             self._host_report = new
@@ -247,8 +247,8 @@ class Reconciler:
             self.trigger()
 
     def _beat_from_thread(self) -> None:
-        """A pass goes on, in its thread: each step of it is bounded, and several may take longer
-        than systemd waits for a beat. Through the loop, which has to be alive for it."""
+        """Beat from the thread of a pass, before each bounded call of a tool: all calls of a pass
+        together may take longer than WatchdogSec. The loop sends the beat, so it must be alive."""
         with suppress(RuntimeError):  # the loop is closed
             if self._loop is not None and self._beat_interval is not None:
                 self._loop.call_soon_threadsafe(self._beat)
@@ -269,7 +269,7 @@ class Reconciler:
     async def _run_pass(self) -> None:
         await self._remove_on_request()
         if self._stopped or not self.facts.listed:
-            # Whoever waits for a pass waits for one that has something to go by.
+            # Waiters keep waiting for a pass with the facts of the engine.
             self._retry_at = None
             self._set_status(self._current_status())
             if self.facts.tried:
@@ -295,7 +295,7 @@ class Reconciler:
             async with self._writing:
                 as_written = await in_thread(self._applier.read_back)
         except FirewallError as error:
-            log.debug("cannot read back what was written: %s", error)
+            log.debug("cannot read back the written chains: %s", error)
             as_written = False
         if not as_written:
             self.verify()
@@ -307,15 +307,15 @@ class Reconciler:
         try:
             await self.remove()
         except FirewallError as error:
-            # Half of the rules may be worse than none or all: back to all.
+            # Some rules may be removed: the next pass writes all of them again.
             self._stopped = False
             _fail_waiters(removals, error)
             return
         if self._stopped:
-            # What keeps them from working is no fault until they are to work again.
+            # Faults of the host that affect networks do not matter without rules.
             self._networks = ()
             self._set_status(self._current_status())
-            _fail_waiters(self._waiters, FirewallError("all rules were removed in between"))
+            _fail_waiters(self._waiters, FirewallError("all rules were removed during the resync"))
             self._waiters = []
         for removal in removals:
             if not removal.done():
@@ -334,10 +334,10 @@ class Reconciler:
     ) -> None:
         advice = missing_module_hint(str(error))
         reason = "; ".join(filter(None, (str(error).splitlines()[0], advice)))
-        # Once for each trouble, not once for each try.
+        # Logged once, not for each retry.
         log.log(
             logging.DEBUG if reason == self._last_failure else logging.ERROR,
-            "cannot bring the rules into step: %s",
+            "cannot update the rules: %s",
             FirewallError(f"{error}\n{advice}") if advice else error,
             extra=log_fields(MessageId.WRITE_FAILED, reason=reason),
         )
@@ -399,7 +399,7 @@ class Reconciler:
                 waiter.set_result(sync_result)
 
     def _with_host_warnings(self, networks: tuple[Network, ...]) -> tuple[Network, ...]:
-        """The networks with what the host keeps from them among their warnings."""
+        """The networks with the findings of the host that concern them as warnings."""
         findings = [finding for finding in self._host_report.findings if finding.bridge]
         if not findings:
             return networks
@@ -415,7 +415,7 @@ class Reconciler:
         )
 
     def _current_status(self) -> Status:
-        """The status with the fields that tell how things are."""
+        """The status with its state, reason and connection as they are now."""
         engine = self.facts.engine
         problems = [finding.text for finding in self._host_report.findings]
         if self._applier.position.conceded:
@@ -446,13 +446,13 @@ class Reconciler:
         self._publish(old, new, drift)
 
     async def remove(self) -> None:
-        """Take all our rules out. Raises FirewallError."""
+        """Remove all our rules. Raises FirewallError."""
         async with self._writing:
             await in_thread(self._applier.remove)
 
 
 def _start_times(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:
-    """When each came into force. One that changed, by its id, came when it first did."""
+    """Mapping id -> when it came into force. A changed mapping with the same id keeps its time."""
     removed, added = mapping_changes(old.mappings, mappings)
     since = dict(old.since)
     start_times = {key: since.pop(key) for key in map(mapping_id, removed)}
@@ -474,6 +474,6 @@ def _fail_waiters(waiters: Iterable[asyncio.Future[T]], error: FirewallError) ->
 
 
 def _reason_summary(reasons: list[str]) -> str:
-    """The first, and how many more there are."""
+    """The first reason, and the number of the others."""
     more = f" (and {len(reasons) - 1} more: journalctl -u ipv6natd)" if reasons[1:] else ""
     return "".join((*reasons[:1], more))

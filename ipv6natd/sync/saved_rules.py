@@ -1,6 +1,6 @@
-"""The filter table as it last was, kept on disk: it closes the networks before the engine answers.
+"""The last filter table, saved on disk. It closes the networks until the engine lists them.
 
-After a boot, or a stop with clean-up, containers may run before their networks are known again.
+After a boot, or a stop with `cleanup = true`, containers may run before the engine is reachable.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ FILE_NAME = "filter.rules"
 
 
 class SavedFilter:
-    """One file. Nothing here raises: without it the networks are closed a little later."""
+    """One file. Nothing here raises: without the file the networks are closed a little later."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        """In systemd's $STATE_DIRECTORY, else in /var/lib/ipv6natd."""
+        """The file is in systemd's $STATE_DIRECTORY, else in /var/lib/ipv6natd."""
         folder = environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
         self.path = Path(folder, FILE_NAME)
 
     def read(self) -> TableRules | None:
-        """What was kept, None where nothing is, or nothing that we wrote."""
+        """The saved table, None if it is missing, empty or not written by us."""
         try:
             rules = parse_saved_filter(files.read(self.path))
         except FileNotFoundError:
@@ -44,7 +44,7 @@ class SavedFilter:
         return rules if rules.chains else None
 
     def write(self, rules: TableRules) -> None:
-        """Keep these; whole or not at all. Without any, nothing is kept."""
+        """Replace the file atomically; without chains, remove it."""
         if not rules.chains:
             self.remove()
             return
@@ -52,10 +52,10 @@ class SavedFilter:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.replace(self.path, format_ruleset(Ruleset(filter=rules)), mode=0o600, sync=True)
         except OSError as error:
-            log.warning("cannot keep the rules in %s: %s", self.path, error.strerror)
+            log.warning("cannot save the rules in %s: %s", self.path, error.strerror)
 
     def remove(self) -> None:
-        """Forget: the rules were removed on purpose."""
+        """Remove the file."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -63,7 +63,7 @@ class SavedFilter:
 
 
 def filter_exposure(wanted: TableRules, observed: ObservedTable) -> Exposure:
-    """What the filter table that was found let pass, where `wanted` should have stood."""
+    """What the filter table `observed` let pass that `wanted` does not."""
     if matches(wanted, observed, keep_order=False):
         return Exposure.NONE
     return Exposure.OPEN if checks_sources(observed.chains) else Exposure.UNGUARDED

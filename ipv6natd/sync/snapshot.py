@@ -1,4 +1,4 @@
-"""Facts of the engine -> Snapshot: adds what the host itself says about them."""
+"""Adds the facts of the host to the facts of the engine: Snapshot -> Snapshot."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from ipv6natd.netfilter.prefixes import PrefixIndex
 
 
 class HostFactsReader:
-    """Adds the host's side to snapshots. Reads no more than what decides something: this is on the
-    way of every event."""
+    """Reads only the facts of the host that decisions need: every event waits for it."""
 
     def __init__(self) -> None:
         self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
         self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
 
     def routes_changed(self) -> None:
-        """Read the routes again for the next snapshot. From any thread."""
+        """Read the routes again for the next snapshot. May be called from any thread."""
         self._known_routes = None
 
     def add_host_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
-        """`refresh`: somebody else may have written rules. Blocks."""
+        """`snapshot` with the facts of the host; `refresh` reads rules and routes again. Blocks."""
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
         return replace(
             snapshot,
@@ -36,7 +35,7 @@ class HostFactsReader:
         )
 
     def _routes(self, networks: tuple[Network, ...], refresh: bool) -> tuple[Route, ...]:
-        """Those that concern the networks: there may be a million others."""
+        """The routes that concern the networks; a router may have a million others."""
         if self._known_routes is not None and self._known_routes[0] == networks and not refresh:
             return self._known_routes[1]
         bridges = {network.bridge for network in networks if network.bridge}
@@ -56,8 +55,9 @@ class HostFactsReader:
         return tuple(found)
 
     def _engine_rules(self, snapshot: Snapshot, refresh: bool) -> EngineRules:
-        """To read them is to read all tables. An engine that has no rule for IPv6 will not write
-        one for a port: it would come with a network, or another start of the engine."""
+        """The engine's IPv6 rules. Reading them means reading all tables, so they are read only if
+        there can be new ones: an engine without IPv6 rules writes its first ones with a new
+        network or after a restart, not with a port."""
         engine = snapshot.engine
         if engine is None or not engine.may_write_ipv6_rules:
             return EngineRules()
@@ -72,7 +72,7 @@ def _needs_host_addresses(snapshot: Snapshot) -> bool:
     return any(
         network.source_address or network.host_binding_ipv6 for network in snapshot.networks
     ) or any(
-        # Nearly all of them are that one object: see docker_facts.
+        # Nearly all addresses are this object (see engine.parse), and `is` is fast.
         binding.host_address is not ANY
         and isinstance(binding.host_address, IPv6Address)
         and binding.host_address not in (ANY, LOOPBACK)

@@ -1,4 +1,4 @@
-"""A firewall that says before each thing that it does that it is about to, for the watchdog."""
+"""A firewall that reports each call before it runs, for the watchdog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipv6natd.netfilter.rules import Backend, Table
 
 
 class Stepping:
-    """Calls `step`, then does what `firewall` does; each is one call of a tool, and bounded."""
+    """Calls `step` before each call of `firewall`. Such a call runs one tool and has a bound."""
 
     def __init__(self, firewall: Firewall, step: Callable[[], None]) -> None:
         self._firewall = firewall

@@ -117,7 +117,7 @@ def test_the_kept_table_alone_switches_nothing_on(tools: None) -> None:  # noqa:
         # As after a boot, but for the rules.
         lab.sandbox.host.sysctl(FORWARDING, 0)
         lab.daemon.start(wait="waiting-for-docker")
-        assert "closed the networks of last time" in lab.daemon.log
+        assert "closed the saved networks" in lab.daemon.log
         assert lab.forwarding == "0"
 
 

@@ -126,7 +126,7 @@ def test_k1_without_forwarding_it_names_the_command_and_sees_when_it_was_run(lab
         key = said.split()[-1].split("=")
         lab.host.sysctl(key[0], key[1])
         assert lab.looked() == "synced: "
-        assert "no longer so: IPv6 forwarding is off" in lab.daemon.log
+        assert "resolved: IPv6 forwarding is off" in lab.daemon.log
         opened(lab.client, 8080)
     finally:
         lab.host.sysctl(FORWARDING, 1)
@@ -308,7 +308,7 @@ def test_f7_when_somebody_insists_on_the_first_place_it_is_left_to_him(lab: Smal
         lab.daemon.wait_state("degraded")
         time.sleep(2.5)
         assert first(lab) == places[-1]
-        assert until(lambda: f"`{places[-1]}` stands first" in lab.reason, True)
+        assert until(lambda: f"`{places[-1]}` is first" in lab.reason, True)
         # The rules are kept, and follow what changes.
         opened(lab.client, 8080)
         lab.ip6tables("-F", "IPV6NAT-FORWARD")

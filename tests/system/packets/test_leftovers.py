@@ -118,7 +118,7 @@ def test_c6_an_engine_has_no_leftovers_before_it_is_switched_off(
         x1 = made.engine.run("x1", "X", "--restart=always", publish=["8080:80"])
         made.daemon.start()
         own = made.theirs()
-        with pytest.raises(LabError, match="keeps IPv6 rules itself"):
+        with pytest.raises(LabError, match="writes IPv6 rules itself"):
             made.cleanup()
         assert made.theirs() == own
 

@@ -1,4 +1,4 @@
-"""What the journal is told: fields, ids that the catalog explains, and no flood."""
+"""Journal messages: their fields, their ids in the catalog, and their number."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_log_changes_without_a_change_logs_nothing(caplog: pytest.LogCaptureFixt
 
 
 def entries() -> dict[str, str]:
-    """Id -> text, as the file has them."""
+    """Id -> text, in the order of the file."""
     parts = re.split(r"^-- ([0-9a-f]{32})$", CATALOG.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

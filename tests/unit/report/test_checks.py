@@ -1,4 +1,4 @@
-"""What `ipv6natctl check` says of a host."""
+"""The lines of `ipv6natctl check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a container is reached as it is, or is not: every sentence against what was decided."""
+"""Explanations: each sentence compared with the decision."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_every_network_has_a_reason_why_it_is_used_or_not() -> None:
     assert [report.network.name for report in explanation.networks if report.used] == ["b"]
     assert reasons(explanation) == {
         "a": "its gateway priority is lower than that of 'b'",
-        "b": "it comes first of the container's networks with an IPv6 gateway",
+        "b": "it is the first of the container's networks with an IPv6 gateway",
         "c": "it is internal: it has no gateway",
     }
 
@@ -177,10 +177,10 @@ def test_every_network_has_a_reason_why_it_is_used_or_not() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "reason"),
     [
-        ({}, {}, "its name sorts after 'a', and nothing else tells them apart"),
-        ({}, {"gateways": "6"}, "it is a gateway for one of IPv4 and IPv6, 'a' for both"),
+        ({}, {}, "its name sorts after 'a', and they are equal otherwise"),
+        ({}, {"gateways": "6"}, "it has a gateway for only one of IPv4 and IPv6, 'a' has both"),
         ({"priority": 1}, {}, "its gateway priority is lower than that of 'a'"),
-        ({}, {"gateways": "4"}, "the container has no IPv6 gateway there"),
+        ({}, {"gateways": "4"}, "the container has no IPv6 gateway in it"),
     ],
 )
 def test_reason_of_a_network_that_is_not_used(one: Any, other: Any, reason: str) -> None:
@@ -192,7 +192,7 @@ def test_reason_of_a_network_that_is_not_used(one: Any, other: Any, reason: str)
 def test_loopback_text_depends_on_the_userland_proxy() -> None:
     web = container(on=[A], ports=["8080:80"])
     assert "userland proxy answers" in explained("web", A, web)[0].loopback
-    assert "refused at once" in explained("web", A, web, userland_proxy=False)[0].loopback
+    assert "connections are rejected" in explained("web", A, web, userland_proxy=False)[0].loopback
     assert explained("web", A, container(on=[A]))[0].loopback == ""
 
 

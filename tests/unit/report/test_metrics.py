@@ -1,4 +1,4 @@
-"""The status as Prometheus reads it."""
+"""The metrics in the Prometheus text format."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_textfile_is_written_at_once_and_is_the_only_file(tmp_path: Path) -> Non
 
 
 def test_textfile_is_not_written_through_a_link(tmp_path: Path) -> None:
-    """The folder belongs to the collector, who must not have root write where it likes."""
+    """The folder belongs to the collector, which must not make root write to other files."""
     secret, path = tmp_path / "shadow", tmp_path / "ipv6natd.prom"
     secret.write_text("root:x\n")
     secret.chmod(0o600)
@@ -85,7 +85,7 @@ def test_write_stopped_does_not_wait_for_a_write_that_hangs(
     file = Textfile(str(tmp_path / "a.prom"), lambda: NOW)
     with file._lock:
         file.write_stopped()
-    assert "an earlier write does not end" in caplog.text
+    assert "an earlier write has not finished" in caplog.text
 
 
 def test_write_stopped_leaves_only_up_0(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is written before anything else, and what may have passed until then."""
+"""close_networks: what it writes, and the exposure that it returns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(rules: TableRules) -> None:
 
 
 def without_sources(rules: TableRules) -> TableRules:
-    """As the first versions wrote them."""
+    """The rules as the first versions wrote them."""
     later = (Jump(SOURCES), Jump(DESTINATIONS))
     chains = tuple(
         replace(chain, rules=tuple(r for r in chain.rules if r.target not in later))
@@ -70,7 +70,7 @@ def test_saved_filter_without_source_checks_is_written_closed(firewall: FakeFire
 def test_rules_in_force_of_the_first_version_are_not_replaced(
     firewall: FakeFirewall,
 ) -> None:
-    """A restart in an upgrade loses no connection; the first pass is a second away."""
+    """A restart during an upgrade loses no connection; the first pass comes within a second."""
     before = without_sources(NOW)
     observed = {Table.FILTER: firewall.read()[Table.FILTER]}
     wanted = Ruleset(filter=before)

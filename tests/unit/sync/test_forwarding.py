@@ -1,4 +1,4 @@
-"""Forwarding on files that a test may write: what is written in which order, and what goes back."""
+"""Forwarding on files of the test: the order of the writes, and the restored values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ipv6natd.sync.forwarding import Forwarding
 
 
 class Host:
-    """/proc/sys/net/ipv6/conf of a host with eth0, whose route comes from advertisements."""
+    """/proc/sys/net/ipv6/conf of a host with eth0, whose default route comes from RA."""
 
     def __init__(self, top: Path, patch: pytest.MonkeyPatch) -> None:
         self.conf, self.state, self.mask = top / "conf", top / "state", top / "mask"
@@ -48,7 +48,7 @@ class Host:
         write = forwarding_._write
 
         def traced(key: str, value: str) -> None:
-            # What was found is on disk before anything is changed.
+            # The old values are on disk before a change.
             assert self.record.exists()
             write(key, value)
             self.written.append(f"{key} {value}")
@@ -105,7 +105,7 @@ def test_forwarding_that_was_on_is_not_changed(host: Host) -> None:
 
 
 def test_accept_ra_is_set_before_the_engine_switches_forwarding_on(host: Host) -> None:
-    """It does so with its first network that has IPv6, and the kernel deletes the route then."""
+    """The engine does so with its first IPv6 network; the kernel would delete the route then."""
     forwarding_ = host.forwarding()
     forwarding_.keep_ra_routes()
     forwarding_.keep_ra_routes()
@@ -149,7 +149,7 @@ def test_record_of_an_earlier_boot_is_not_used(host: Host) -> None:
 
 
 def test_saved_ra_interface_without_a_route_after_boot_gets_accept_ra(host: Host) -> None:
-    """Advertisements come once the link is up, and would not be heeded then."""
+    """Advertisements arrive when the link is up, and would be ignored."""
     host.forwarding().keep_ra_routes()
     for _ in range(2):
         host.reboot()
@@ -211,7 +211,7 @@ def test_masked_sysctl_file_leaves_forwarding_unchanged(
     with caplog.at_level("INFO", "ipv6natd"):
         host.forwarding().update(True)
     assert host.written == []
-    assert caplog.messages == [f"forwarding is left alone, as {host.mask} says"]
+    assert caplog.messages == [f"forwarding is not changed: {host.mask} disables it"]
 
 
 def test_failed_write_is_logged_once_and_nothing_is_restored(
@@ -227,8 +227,8 @@ def test_failed_write_is_logged_once_and_nothing_is_restored(
         forwarding_.update(True)
         forwarding_.update(True)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("forwarding cannot be prepared: ")
-    # Somebody does as the finding says, and it is theirs.
+    assert caplog.messages[0].startswith("cannot change forwarding: ")
+    # An administrator follows the finding. This value is not ours to restore.
     host.set("all/forwarding", "1")
     forwarding_.update(False)
     assert host.now == ("1", "1")
@@ -259,7 +259,7 @@ def test_failed_restore_raises_and_keeps_the_record(host: Host) -> None:
 
     with host.patch.context() as patch:
         patch.setattr(forwarding_, "_write", refused)
-        with pytest.raises(FirewallError, match=r"so our rules stay: .*forwarding=0$"):
+        with pytest.raises(FirewallError, match=r"so our rules stay in force: .*forwarding=0$"):
             forwarding_.update(False)
     assert host.record.exists()
     forwarding_.update(False)

@@ -1,4 +1,4 @@
-"""How the loop shows what is wrong with the host, and what it leaves to others in FORWARD."""
+"""Findings of the host in the status, and the position of our jumps in FORWARD."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ THEIRS = "-A FORWARD -i vmbr0 -j ACCEPT"
 
 @dataclass
 class Host:
-    """A loop whose look at the host finds what the test says."""
+    """A reconciler whose host check returns `found`."""
 
     found: HostReport = field(default_factory=HostReport)
     firewall: FakeFirewall | LateFirewall = field(default_factory=FakeFirewall)
@@ -69,7 +69,7 @@ class Host:
         return self.loop.status
 
     async def intrude(self) -> None:
-        """Somebody puts a rule before ours, and we notice."""
+        """Another program inserts a rule before our jumps, and the next pass reads it."""
         before = len(self.published)
         self.fake.load(f"*filter\n-I FORWARD 1{THEIRS.removeprefix('-A FORWARD')}\nCOMMIT\n")
         self.loop.verify()
@@ -117,9 +117,9 @@ def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
     with caplog.at_level("INFO", "ipv6natd"):
         run(Host(found=HostReport(findings=(OFF,))), scenario)
     messages = [record.getMessage() for record in caplog.records if OFF.text in record.getMessage()]
-    assert [message for message in messages if message.startswith((OFF.text, "no longer"))] == [
+    assert [message for message in messages if message.startswith((OFF.text, "resolved"))] == [
         OFF.text,
-        f"no longer so: {OFF.text}",
+        f"resolved: {OFF.text}",
     ]
 
 
@@ -273,7 +273,7 @@ def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     run(Host(firewall=LateFirewall(open_, opened.append)), scenario)
 
 
-# Who comes first in FORWARD.
+# The first position in FORWARD.
 
 
 def test_position_is_conceded_after_five_losses_in_a_minute() -> None:
@@ -291,7 +291,7 @@ def test_position_is_conceded_after_five_losses_in_a_minute() -> None:
 
 
 def test_position_reason_names_the_first_rule_if_it_is_known() -> None:
-    assert f"(`{THEIRS}` stands first)" in position_reason(THEIRS)
+    assert f"(`{THEIRS}` is first)" in position_reason(THEIRS)
     assert "`ip6tables -S FORWARD`" in position_reason("")
     assert position_reason(THEIRS).endswith("ipv6natctl resync")
 
@@ -308,7 +308,7 @@ def test_f7_after_five_losses_the_position_is_conceded_and_the_rules_are_kept() 
         await host.intrude()
         assert host.first == THEIRS
         await host.is_(State.DEGRADED, position_reason(THEIRS))
-        # What is ours is repaired, and follows the engine, where it stands.
+        # Our chains are still repaired and follow the engine.
         host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
         host.facts.have(X, web("9090:80"))
         host.loop.verify()

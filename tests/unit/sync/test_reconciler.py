@@ -1,4 +1,4 @@
-"""The loop, with a firewall in memory, facts by hand and no clock to wait for."""
+"""The reconciler, with a firewall in memory and facts that the tests set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def web(*ports: str, name: str = "web", on: Network = X) -> Container:
 
 @dataclass
 class FakeFacts:
-    """What a test says that the engine has."""
+    """The facts of the engine, set by the test."""
 
     tried: bool = True
     connected: bool = True
@@ -66,7 +66,7 @@ class FakeFacts:
 
 
 class BusyFirewall(FakeFirewall):
-    """Somebody else writes `intrusions` into it, each directly after a write of ours."""
+    """Another program makes `intrusions`, one directly after each write of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class BusyFirewall(FakeFirewall):
 
 @dataclass
 class Bench:
-    """A loop and all that it touches."""
+    """A reconciler with fakes for all that it uses."""
 
     firewall: BusyFirewall = field(default_factory=BusyFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
-    """Asked in the worker thread, as everything that the host says."""
+    """Called in the worker thread, as all reads of the host."""
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
     saved: list[TableRules] = field(default_factory=list)
     forward: Callable[[bool], bool] = lambda _: False
@@ -121,7 +121,7 @@ class Bench:
         return self.loop.status
 
     async def passed(self, trigger: Callable[[], None] | None = None) -> Status:
-        """Trigger, and return what the pass shows."""
+        """Trigger a pass, and return its status."""
         before = len(self.published)
         (trigger or self.loop.trigger)()
         await until(lambda: len(self.published) > before)
@@ -158,7 +158,7 @@ WEB = "[::]:8080/tcp -> web [fd00:a::2]:80"
 
 
 def test_nothing_is_written_before_the_first_list(bench: Bench) -> None:
-    """T1: an empty picture is not a picture of nothing."""
+    """T1: unknown facts are not empty facts."""
 
     async def scenario(bench: Bench) -> None:
         start = bench.firewall.dump()
@@ -180,7 +180,7 @@ def test_wait_first_pass_ends_when_the_reason_for_waiting_is_known(bench: Bench)
     async def scenario(bench: Bench) -> None:
         bench.facts.listed = bench.facts.tried = False
         settled = asyncio.create_task(bench.loop.wait_first_pass())
-        # Somebody else writes rules while the engine's answer is on its way.
+        # Another program writes rules before the engine answers.
         await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
         assert not settled.done()
@@ -231,7 +231,7 @@ def test_a_burst_of_triggers_makes_one_pass(bench: Bench) -> None:
         for _ in range(100):
             bench.loop.trigger()
         await bench.passed()
-        # A second pass would be shown as soon as the loop comes round.
+        # A second pass would be published at once.
         await asyncio.sleep(0.05)
         assert len(bench.published) == 1
 
@@ -257,7 +257,7 @@ def test_triggers_during_a_pass_make_exactly_one_more_pass(bench: Bench) -> None
         await until(lambda: len(bench.published) == 2)
         await asyncio.sleep(0.05)
         assert len(bench.published) == 2
-        # The first pass held the picture from before, the second has the new one.
+        # The first pass has the facts from before, the second the new ones.
         assert [mapping.host_port for mapping in bench.published[0][1].mappings] == [8080]
         assert [mapping.host_port for mapping in bench.status.mappings] == [9090]
 
@@ -317,7 +317,7 @@ def test_retry_after_a_failure_rewrites_whole_tables(bench: Bench) -> None:
         bench.firewall.fail_next = "no room"
         bench.facts.have(X, web("9090:80"))
         await bench.passed()
-        # Meanwhile somebody takes out what this pass would not have written.
+        # Another program removes a rule that this pass would not have written.
         bench.firewall.load("*filter\n:IPV6NAT-CT - [0:0]\nCOMMIT\n")
         await until(lambda: bench.status.state is State.SYNCED)
         assert (
@@ -361,7 +361,7 @@ def test_retry_pause_grows_and_is_reset_by_success(
     run(bench, scenario)
 
 
-# Somebody else.
+# Other programs.
 
 
 def edit(text: str) -> Callable[[FakeFirewall], None]:
@@ -370,7 +370,7 @@ def edit(text: str) -> Callable[[FakeFirewall], None]:
 
 FLUSHES = {
     "F1 everything flushed": FakeFirewall.flush,
-    "F6 a rule taken out": edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"),
+    "F6 a rule deleted": edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT"),
     "F7 a rule put first": edit("-I FORWARD 1 -j REJECT"),
     "a rule of ours changed": edit(
         "-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\n"
@@ -403,7 +403,7 @@ def test_drift_is_repaired_counted_and_published(bench: Bench, how: str) -> None
         drift = bench.published[-1][2]
         assert drift is not None
         assert "filter" in str(drift["Tables"])
-        # Repaired, it is the same as before: nothing to list again.
+        # After the repair the lists are the same as before.
         assert status.generation == 1
         assert (await bench.passed(bench.loop.verify)).drift_repairs == 1
 
@@ -447,7 +447,7 @@ def test_change_writes_once_per_table_and_reads_only_changed_chains(bench: Bench
 
 @pytest.mark.parametrize("pause", [True, False])
 def test_edit_of_a_new_rule_is_detected(bench: Bench, pause: bool) -> None:
-    """Whether or not there was time to read back how the kernel words it."""
+    """Also if the written chains were not read back before."""
 
     async def scenario(bench: Bench) -> None:
         await bench.passed()
@@ -482,7 +482,7 @@ def test_edit_between_write_and_read_is_repaired_in_the_same_pass(bench: Bench) 
 
 
 def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> None:
-    """Decision 13: no endless fight within one pass."""
+    """Decision 13: a pass does not write the tables endlessly."""
 
     async def scenario(bench: Bench) -> None:
         take = edit("-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT")
@@ -491,7 +491,7 @@ def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> 
         bench.firewall.intrusions = [nothing, take] * applier.MAX_WRITE_ATTEMPTS
         status = await bench.passed()
         assert status.state is State.DEGRADED
-        assert "somebody else keeps changing our rules" in status.state_reason
+        assert "another program keeps changing our rules" in status.state_reason
         assert bench.firewall.writes == 2 * applier.MAX_WRITE_ATTEMPTS
         await until(lambda: bench.status.state is State.SYNCED)
         assert (
@@ -515,7 +515,7 @@ def test_drift_is_detected_after_the_verify_interval(bench: Bench) -> None:
 
 
 def test_watchdog_beats_before_each_call_of_the_firewall(bench: Bench) -> None:
-    """Each may take half a minute where others hold the lock, and systemd waits for one."""
+    """A call takes up to 30 s while other programs hold the lock; WatchdogSec is 1 min."""
     bench.beat_interval = 60
     bench.facts.have(X, web("8080:80/tcp"))
 
@@ -528,7 +528,7 @@ def test_watchdog_beats_before_each_call_of_the_firewall(bench: Bench) -> None:
 
 
 def test_watchdog_stops_while_a_call_of_the_firewall_hangs(bench: Bench) -> None:
-    """systemd then ends us, and starts anew."""
+    """systemd then restarts the service."""
     release, entered = threading.Event(), threading.Event()
     write = bench.firewall.write
 
@@ -556,7 +556,7 @@ def test_watchdog_stops_while_a_call_of_the_firewall_hangs(bench: Bench) -> None
 
 
 def test_removal_waits_for_the_current_pass(bench: Bench) -> None:
-    """Or what that still writes would stand when we have relist_error."""
+    """Otherwise the pass could write rules after the end of the service."""
     release, entered = threading.Event(), threading.Event()
     write = bench.firewall.write
 
@@ -665,7 +665,7 @@ def test_generation_counts_changes_of_the_lists(bench: Bench) -> None:
         ):
             bench.facts.have(*facts)
             generations.append((await bench.passed()).generation)
-        # "late" is beaten and so only skipped: that is listed too.
+        # The port of "late" is taken, so it is skipped. This changes a list too.
         assert generations == [1, 1, 2, 3, 4, 4]
 
     run(bench, scenario)
@@ -699,7 +699,7 @@ def test_since_stays_as_long_as_the_mapping_exists(bench: Bench) -> None:
 
 
 def test_t9_rules_stay_while_the_engine_is_lost(bench: Bench) -> None:
-    """T9: and says what is waited for."""
+    """T9: and the status has the reason."""
 
     async def scenario(bench: Bench) -> None:
         await bench.passed()
@@ -817,7 +817,7 @@ def test_cleanup_removes_all_rules_until_a_resync(bench: Bench) -> None:
         assert "ipv6natctl resync" in bench.status.state_reason
         assert (bench.status.mappings, bench.status.networks) == ((), ())
         assert bench.status.generation == before.generation + 1
-        # Neither the engine, nor drift, nor a reload writes anything now.
+        # Events, drift and a reload write nothing now.
         bench.facts.have(X, web("81:81"))
         await bench.passed()
         await bench.passed(bench.loop.verify)
@@ -883,7 +883,7 @@ def test_last_of_concurrent_resync_and_cleanup_wins(bench: Bench) -> None:
         one, other = await asyncio.gather(
             bench.loop.resync(), bench.loop.cleanup(), return_exceptions=True
         )
-        assert "in between" in str(one)
+        assert "during the resync" in str(one)
         assert other is None
         assert bench.firewall.dump() == untouched
         await asyncio.gather(bench.loop.cleanup(), bench.loop.resync())
@@ -893,7 +893,7 @@ def test_last_of_concurrent_resync_and_cleanup_wins(bench: Bench) -> None:
 
 
 def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) -> None:
-    """Told once it stands, with each pass, and before it goes; not before the first list."""
+    """It is called after each pass and before the removal, but not before the first list."""
     calls: list[tuple[bool, bool]] = []
 
     def forward(on: bool) -> bool:

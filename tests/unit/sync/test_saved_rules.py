@@ -1,4 +1,4 @@
-"""The filter table on disk: it comes back as it was, and nothing that we did not write does."""
+"""The saved filter table: it is read back unchanged, and foreign rules are rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.policy.test_properties import bounded, states
 @bounded
 @given(states())
 def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
-    """Whatever rules there are, their text says all of them."""
+    """The text of the rules is complete."""
     rules = ruleset(want)
     for table in Table:
         for chain in rules.table(table).chains:

@@ -1,4 +1,4 @@
-"""What is read of the host for a snapshot, and when."""
+"""Which facts of the host are read for a snapshot, and when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ X, Y = network(name="x"), network(name="y")
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[EngineRules]:
-    """What was read of the engine's rules; it has none."""
+    """The reads of the rules of an engine without rules."""
     found: list[EngineRules] = []
 
     def read() -> EngineRules:
@@ -49,7 +49,7 @@ def test_engine_rules_are_read_only_if_there_can_be_new_ones(
 
 
 def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's port comes with a rule of its own."""
+    """The engine writes a rule for each port of a container."""
     bridges = iter([{"br-x"}, {"br-x", "br-y"}])
     monkeypatch.setattr(
         snapshot, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
@@ -80,7 +80,7 @@ ROUTES = [
 def test_routes_that_concern_a_network_are_read_once_until_they_change(
     monkeypatch: pytest.MonkeyPatch, reads: list[EngineRules]
 ) -> None:
-    """Decision 18: by them a source is forged or not. What a router advertised does not count."""
+    """Decision 18: routes show which sources are forged; routes from a router do not."""
     read: list[None] = []
 
     def routes() -> list[Route]:

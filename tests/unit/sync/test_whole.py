@@ -1,4 +1,4 @@
-"""Watcher and loop together, against an engine that a test plays: how much is asked and written."""
+"""Watcher and reconciler against a fake engine: the number of requests and writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LISTS = ["/containers/json", "/networks"]
 
 
 def crowd(number: int) -> dict[str, Any]:
-    """One of many containers, with PORTS published ports of its own, none next to another."""
+    """One of many containers, with PORTS published ports that are not adjacent."""
     raw = raw_container(f"c{number}", address=str(SUBNET[number + 2]))
     raw["NetworkSettings"]["Ports"] = {
         f"{80 + port}/tcp": [
@@ -53,7 +53,7 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
     containers: int,
     inspects: int,
 ) -> None:
-    """Engines before 28 do not list all that counts, so each container is inspected there."""
+    """The lists of engines before 28 are incomplete, so each container is inspected."""
     monkeypatch.setattr(docker_watch, "stopped_unit", lambda _: "")
     engine = FakeEngine(tmp_path / "engine.sock", version=version)
     engine.have(raw_network("x"), *map(crowd, range(containers)))
