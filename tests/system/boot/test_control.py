@@ -95,7 +95,7 @@ def test_the_journal_finds_a_container_and_explains_what_became_of_it(host: Host
     journal = ("journalctl", "--unit=ipv6natd", "--no-pager", "--catalog")
     told = host.run(*journal, "IPV6NATD_CONTAINER=web")
     assert "Subject: Port published over IPv6" in told
-    assert "To see all of them: ipv6natctl mappings" in told
+    assert "To list all forwarded ports: ipv6natctl mappings" in told
     assert "@" not in told
 
 

@@ -373,7 +373,7 @@ def test_r6_r7_a_restarted_container_is_followed_to_its_new_ipv6_number(regime: 
             assert row["Warnings"] == []
             return
         assert numbers[0] > numbers[1] > before
-        said = f"'{made.name}' the number {numbers[0]} on IPv6 and {numbers[1]} on IPv4"
+        said = f"'{made.name}' on host port {numbers[0]} for IPv6 and {numbers[1]} for IPv4"
         assert said in row["Warnings"][-1]
         assert dnats(regime.sandbox.rules(), numbers[1]) == []
 
