@@ -47,7 +47,7 @@ COMMIT
 -A POSTROUTING -s fd00:99::/64 ! -o vmbr0 -j MASQUERADE
 COMMIT
 """
-NAMED = "IPv6 rules that the engine or docker-ipv6nat left behind"
+NAMED = "stale IPv6 rules of the engine or of docker-ipv6nat"
 
 
 @dataclass(frozen=True, kw_only=True)
