@@ -61,12 +61,14 @@ def test_v1_a_routed_network_opens_its_published_ports_and_pings_without_nat(
         assert until(lambda: direct(regime, made, 80), ROGUE) == ROGUE
         assert direct(regime, made, 81) is Failure.TIMEOUT
         assert ping(regime.rogue, made.address)
-        assert dnats(regime.sandbox.rules(), port) == []
-        rules = regime.sandbox.rules().splitlines()
-        assert [each for each in rules if network.bridge in each and "MASQUERADE" in each] == []
         forged = fetch(regime.rogue, made.address, 80, source=FORGED, forged=True, timeout=SHORT)
         assert isinstance(forged, Failure)
         assert made.server.from_peer(made.address.__class__(FORGED)) == []
+        assert dnats(regime.sandbox.rules(), port) == []
+        if regime.native:
+            return  # the engine masquerades for its proxy, or for the host's own requests
+        rules = regime.sandbox.rules().splitlines()
+        assert [rule for rule in rules if network.bridge in rule and "MASQUERADE" in rule] == []
 
 
 def test_v2_an_unprotected_network_translates_and_opens_everything(regime: Regime) -> None:
