@@ -349,8 +349,13 @@ def _is_known(prefix: IPv6Network) -> bool:
     return prefix.prefixlen >= _MIN_PREFIX_LENGTH
 
 
+def _prefixes(network: Network) -> tuple[IPv6Network, ...]:
+    """The subnets of a network and the prefixes that the host routes to its bridge."""
+    return (*network.subnets, *network.routed_prefixes)
+
+
 def _known_prefixes(network: Network) -> list[IPv6Network]:
-    return [prefix for prefix in (*network.subnets, *network.routed_prefixes) if _is_known(prefix)]
+    return [prefix for prefix in _prefixes(network) if _is_known(prefix)]
 
 
 def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, str]]:
@@ -384,11 +389,10 @@ def _own_source_rules(network: Network) -> Iterator[Rule]:
 
 def _own_source_rules_to_host(network: Network) -> Iterator[Rule]:
     """The same for packets to the host. Link-local sources have returned before."""
-    sources = (*network.subnets, *network.routed_prefixes)
-    match sources:
+    match _prefixes(network):
         case [subnet]:
             yield Rule(not_source=subnet, in_interface=network.bridge, target=Verdict.DROP)
-        case _ if all(map(_is_known, sources)):
+        case prefixes if all(map(_is_known, prefixes)):
             yield Rule(in_interface=network.bridge, target=Jump(_own_chain_name(network)))
 
 
@@ -401,7 +405,7 @@ def _own_source_chains(desired: Desired) -> Iterator[Chain]:
     for network in _our_networks(desired):
         rules = list(_own_source_rules(network))
         if rules and isinstance(rules[0].target, Jump):
-            sources = sorted((*network.subnets, *network.routed_prefixes))
+            sources = sorted(_prefixes(network))
             valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in sources)
             yield Chain(name=_own_chain_name(network), rules=(*valid, Rule(target=Verdict.DROP)))
 
@@ -432,7 +436,7 @@ def _established_source_rule(network: Network) -> Iterator[Rule]:
     If bridged packets pass netfilter, conntrack has entries for flows between containers, and a
     forged packet from outside would match such an entry.
     """
-    match (*network.subnets, *network.routed_prefixes):
+    match _prefixes(network):
         case [subnet] if _is_known(subnet) and not network.routes_elsewhere:
             yield Rule(
                 source=subnet,
