@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "regime" in metafunc.fixturenames:
         metafunc.parametrize("regime", labs(metafunc, every), indirect=True, scope="session")
     elif "wanted" in metafunc.fixturenames and metafunc.definition.get_closest_marker("depends_on"):
-        wanted = ALL if every else [each for each in CI if differs(metafunc, each)]
+        wanted = regimes(metafunc, every)
         ids = [each.id for each in wanted]
         metafunc.parametrize("wanted", wanted, ids=ids, scope="module")
     elif "suite" in metafunc.fixturenames:
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def labs(metafunc: pytest.Metafunc, every: bool) -> list[Any]:
     """The regimes that a test runs in."""
     marked = metafunc.definition.get_closest_marker
-    wanted = ALL if every else [each for each in CI if differs(metafunc, each)]
+    wanted = regimes(metafunc, every)
     if marked("newest"):
         wanted = ALL[-2:]
     if marked("each_variant"):
@@ -65,6 +65,11 @@ def labs(metafunc: pytest.Metafunc, every: bool) -> list[Any]:
     beside = [] if marked("native") else [pytest.param(each, id=each.id) for each in wanted]
     asks = scenarios(metafunc.function.__name__, metafunc.function.__doc__)
     return beside + (NATIVE if asks and not marked("ours") else [])
+
+
+def regimes(metafunc: pytest.Metafunc, every: bool) -> list[Wanted]:
+    """All regimes, or those that can change the result of the test."""
+    return ALL if every else [wanted for wanted in CI if differs(metafunc, wanted)]
 
 
 def differs(metafunc: pytest.Metafunc, wanted: Wanted) -> bool:

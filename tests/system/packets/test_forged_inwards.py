@@ -14,6 +14,7 @@ from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened, peer
 from tests.system.packets.test_forged import (
     GATEWAY,
+    GATEWAY_Y,
     STRANGER,
     X1,
     Y1,
@@ -100,7 +101,7 @@ def test_no_answer_of_the_host_carries_out_what_a_container_says(regime: Regime,
             if (packet.source == HOST and packet.protocol != "icmp6") or packet.port in (1, 129)
         ]
         assert [packet for packet in answers if not packet.outgoing] == []
-    assert ping(attacker.ns, GATEWAY_I if who == "internal" else IPv6Address("fd00:b::1"))
+    assert ping(attacker.ns, GATEWAY_I if who == "internal" else GATEWAY_Y)
 
 
 def test_an_internal_container_is_no_client_of_published_ports(regime: Regime) -> None:
@@ -125,7 +126,7 @@ def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
 ) -> None:
     """Its own packets would be answers, which a stateful firewall of the host lets in."""
     attacker = senders(regime)[who]
-    gateway = GATEWAY_I if who == "internal" else IPv6Address("fd00:b::1")
+    gateway = GATEWAY_I if who == "internal" else GATEWAY_Y
     own = attacker.honest
     with (
         serve(regime.host, "host", udp=[SERVICE], tcp=[SERVICE]),
