@@ -211,7 +211,7 @@ def writing(variant: Variant, mappings: int) -> tuple[float, float]:
             step
             for step in diff(
                 applied=None,
-                interim=rules.filter,
+                interim=rules,
                 wanted=rules,
                 observed={table: ObservedTable() for table in Table},
             )

@@ -35,7 +35,7 @@ from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
-from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.sync.snapshot import HostFactsReader
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
@@ -53,8 +53,8 @@ READY_TIMEOUT = 10.0
 class Daemon:
     """The running service.
 
-    `load` reads the settings again and may raise ConfigError. `exposure` says what the filter
-    table let pass before `close_networks` wrote the saved one.
+    `load` reads the settings again and may raise ConfigError. `exposure` says what the
+    tables let pass before `close_networks` wrote the saved ones.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Daemon:
         self._load = load
         self._exposure = exposure
         self._notifier = Notifier()
-        self._saved_filter = SavedFilter()
+        self._saved_rules = SavedRules()
         self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -94,7 +94,7 @@ class Daemon:
             publish=self._publish,
             flush_stale_flows=Conntrack(addresses).flush_stale_flows,
             check_host=self._check_host,
-            save_filter=self._saved_filter.write,
+            save_rules=self._saved_rules.write,
             exposure=self._exposure,
             update_forwarding=self._forwarding.update,
             beat=self._notifier.watchdog,

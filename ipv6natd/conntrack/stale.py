@@ -47,14 +47,15 @@ _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 
 class Exposure(IntEnum):
-    """What the filter table accepted before the current rules were written."""
+    """What the tables accepted before the current rules were written."""
 
     NONE = 0
     OPEN = 1
     """Our rules may have been missing: every host with a route to a container could open flows."""
     UNGUARDED = 2
-    """Besides, the rules were of a version that did not check the source of outgoing packets: a
-    forged source may have made conntrack treat packets to a container as replies."""
+    """Besides, established packets were accepted without a check of their sources before conntrack,
+    as in earlier versions: a forged source may have made conntrack treat packets to a container as
+    replies."""
 
 
 class Tuple(NamedTuple):

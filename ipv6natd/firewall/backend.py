@@ -21,7 +21,7 @@ class Firewall(Protocol):
         """The variant of ip6tables."""
 
     def read(self) -> Observed:
-        """The observed state of the filter and nat tables.
+        """The observed state of the tables.
 
         A table that the kernel does not have is empty, and reading does not create it. Raises
         FirewallError.

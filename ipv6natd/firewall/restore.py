@@ -28,6 +28,9 @@ TOOL_TIMEOUT = 30.0
 LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
 PROBE_RULES = """\
+*raw
+-A PREROUTING -m addrtype --src-type LOCAL -j DROP
+COMMIT
 *filter
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,INVALID,DNAT -m mark --mark 0x1/0x1 -j ACCEPT
 -A FORWARD -p tcp -m tcp --dport 1 -m comment --comment ipv6natd -j REJECT --reject-with tcp-reset
@@ -43,7 +46,7 @@ COMMIT
 INSTALL_HINT = "install the package iptables"
 _WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
 _LINE_NUMBER = re.compile(r"\bline:? (\d+)\b")
-_INCOMPATIBLE = re.compile(r"^# (Table `(filter|nat)' is incompatible.*)$", re.MULTILINE)
+_INCOMPATIBLE = re.compile(r"^# (Table `(raw|filter|nat)' is incompatible.*)$", re.MULTILINE)
 
 
 def detect_backend() -> Backend:

@@ -16,7 +16,7 @@ from typing import Any
 from ipv6natd.host.findings import HostFacts
 from ipv6natd.host.nft import base_chains, listed_objects
 from ipv6natd.netfilter.docker_rules import NFT_TABLE, is_docker_chain, jumps_to_docker_chain
-from ipv6natd.netfilter.rules import PREFIX
+from ipv6natd.netfilter.rules import PREFIX, Table
 from ipv6natd.system import process
 
 _TOOL_TIMEOUT = 10.0
@@ -156,6 +156,6 @@ def _has_stale_nft_rules(chains: Iterable[dict[str, Any]]) -> bool:
 def _has_stale_legacy_rules(legacy6: set[str]) -> bool:
     return any(
         f"-N {PREFIX}" in tool_output(Tool.IP6TABLES_LEGACY, "-w", "5", "-t", table, "-S")
-        for table in ("filter", "nat")
+        for table in Table
         if table in legacy6
     )

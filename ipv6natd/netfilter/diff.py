@@ -83,46 +83,43 @@ class TableChange:
 def diff(
     *,
     applied: Ruleset | None,
-    interim: TableRules,
+    interim: Ruleset,
     wanted: Ruleset,
     observed: Observed | None,
     keep_order: bool = True,
 ) -> list[TableChange]:
     """The transactions, in order, that change the kernel's rules from `applied` to `wanted`.
 
-    `interim` is the filter table while the nat table may hold the old or the new rules. For
-    additions filter is written first, for removals nat, so that the kernel never forwards a flow
-    that the filter table does not guard.
+    `interim` has the raw and filter tables while the nat table may hold the old or the new rules.
+    `Table` has the order of the writes; only if no rules of raw remain is it reversed.
 
     With `observed`, each table in it is rewritten completely and `applied` is not used: on the
     first pass, after a foreign edit, and if jumps change. Without `observed` only changed chains
     are written, and `applied` must be the kernel's state. With `keep_order` false, jumps that exist
     in FORWARD stay at their positions.
     """
-    old = applied or EMPTY
-    if observed is not None:
-        # The old rules are unknown on the first pass, so there is no interim state.
-        first = wanted.filter if applied is None or wanted == EMPTY else interim
+    first = replace(interim, nat=wanted.nat)
+    if observed is None:
+        old = applied or EMPTY
+        changes: list[TableChange | None] = [
+            _chain_changes(table, old.table(table), first.table(table)) for table in Table
+        ]
+    else:
+        removal = not wanted.raw.chains
+        if applied is None or removal:
+            first = wanted  # without an interim state; on the first pass the old rules are unknown
         changes = [
-            _rewrite(
-                table,
-                first if table is Table.FILTER else wanted.nat,
-                observed[table],
-                keep_order=keep_order,
-            )
+            _rewrite(table, first.table(table), observed[table], keep_order=keep_order)
             for table in Table
             if table in observed
         ]
-        if wanted == EMPTY:
-            return changes[::-1]
-        last = _chain_changes(Table.FILTER, first, wanted.filter)
-        return [*changes, last] if last else changes
-    steps = (
-        _chain_changes(Table.FILTER, old.filter, interim),
-        _chain_changes(Table.NAT, old.nat, wanted.nat),
-        _chain_changes(Table.FILTER, interim, wanted.filter),
-    )
-    return [change for change in steps if change is not None]
+        if removal:
+            changes.reverse()
+    changes += [
+        _chain_changes(table, first.table(table), wanted.table(table))
+        for table in (Table.FILTER, Table.RAW)
+    ]
+    return [change for change in changes if change is not None]
 
 
 def jumps_differ(applied: Ruleset | None, wanted: Ruleset) -> bool:
@@ -144,8 +141,8 @@ def _chain_changes(table: Table, old: TableRules, new: TableRules) -> TableChang
 
 def _rewrite(
     table: Table, wanted: TableRules, observed: ObservedTable, *, keep_order: bool
-) -> TableChange:
-    """The change that makes the table equal to `wanted`, whatever it holds of ours.
+) -> TableChange | None:
+    """The change that makes the table equal to `wanted`, whatever it holds of ours; None for none.
 
     All jumps to our chains are removed and inserted again, so that their author and text do not
     matter. A jump with our comment to a renamed chain is removed too: that chain may still accept
@@ -181,7 +178,7 @@ def _rewrite(
         unmoved = _single_forward_targets(observed) & {jump.target for jump in jumps}
         remove = [jump for jump in remove if jump.base != "FORWARD" or jump.target not in unmoved]
         jumps = [jump for jump in jumps if jump.base != "FORWARD" or jump.target not in unmoved]
-    return TableChange(
+    change = TableChange(
         table=table,
         remove=tuple(remove),
         create=create,
@@ -189,6 +186,7 @@ def _rewrite(
         insert=tuple(jumps),
         delete=tuple(delete),
     )
+    return None if change == TableChange(table=table) else change
 
 
 def _single_forward_targets(observed: ObservedTable) -> set[str]:

@@ -1,6 +1,6 @@
 """Output of ip6tables-save -> Observed, and our own rule text -> rules.
 
-`parse_save` reads all output of ip6tables-save. `parse_rule` and `parse_saved_filter` read only
+`parse_save` reads all output of ip6tables-save. `parse_rule` and `parse_saved_rules` read only
 text that `render` writes, and raise ValueError for other text. A manipulated file of saved rules
 can therefore contain only rules that ipv6natd could write.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import re
 import shlex
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import IPv6Address, IPv6Network
+from itertools import takewhile
 
 from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
@@ -30,6 +31,7 @@ from ipv6natd.netfilter.rules import (
     Reject,
     RejectWith,
     Rule,
+    Ruleset,
     Snat,
     Table,
     TableRules,
@@ -39,8 +41,8 @@ from ipv6natd.netfilter.rules import (
 
 _TARGET_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
 _STATES = frozenset({"NEW", "RELATED", "ESTABLISHED", "DNAT", "INVALID"})
-_JUMP_BASES = frozenset({"FORWARD", "INPUT"})
-"""Base chains of the filter table that have our jumps at their head."""
+_JUMP_BASES = {Table.RAW: ("PREROUTING",), Table.FILTER: ("FORWARD", "INPUT")}
+"""Base chains that have our jumps at their head."""
 
 
 def parse_rule(text: str) -> Rule:
@@ -59,25 +61,36 @@ def parse_rule(text: str) -> Rule:
     return rule
 
 
-def parse_saved_filter(text: str) -> TableRules:
-    """The inverse of format_ruleset for the filter table. Raises ValueError."""
+def parse_saved_rules(text: str) -> Ruleset:
+    """The inverse of format_ruleset for the raw and filter tables. Raises ValueError."""
+    tables: dict[Table, TableRules] = {}
+    lines = iter(text.splitlines())
+    for line in lines:
+        table = next((table for table in _JUMP_BASES if line == f"*{table}"), None)
+        if table is None:
+            raise ValueError(f"not a table of ours: {line[:80]}")
+        tables[table] = _parse_saved_table(table, takewhile("COMMIT".__ne__, lines))
+    return Ruleset(
+        raw=tables.get(Table.RAW, TableRules()), filter=tables.get(Table.FILTER, TableRules())
+    )
+
+
+def _parse_saved_table(table: Table, lines: Iterable[str]) -> TableRules:
     chains: dict[str, list[Rule]] = {}
     jumps: list[BaseJump] = []
-    for line in text.splitlines():
+    for line in lines:
         match line.split(" ", 2):
-            case ["*filter"] | ["COMMIT"]:
-                continue
             case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}") and _TARGET_CHAIN.fullmatch(
                 name[1:]
             ):
                 chains[name[1:]] = []
             case ["-A", name, rule_text] if name in chains:
                 chains[name].append(parse_rule(rule_text))
-            case ["-A", name, rule_text] if name in _JUMP_BASES:
+            case ["-A", name, rule_text] if name in _JUMP_BASES[table]:
                 jumps.append(BaseJump(base=name, first=True, rule=_parse_jump(rule_text)))
             case _:
                 raise ValueError(f"not a line of ours: {line[:80]}")
-    targets = {DOCKER_USER, *chains}
+    targets = {DOCKER_USER, *chains} if table is Table.FILTER else chains.keys()
     every_rule = (
         *(jump.rule for jump in jumps),
         *(rule for rules in chains.values() for rule in rules),

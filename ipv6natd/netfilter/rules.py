@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
 
@@ -23,8 +23,14 @@ class Backend(StrEnum):
 
 
 class Table(StrEnum):
-    """The tables that ipv6natd writes to."""
+    """The tables that ipv6natd writes to.
 
+    In the order in which they are written if rules are added, and in reverse order if all rules are
+    removed: nat never forwards a flow that filter does not guard, and filter accepts no established
+    packet whose source raw has not checked.
+    """
+
+    RAW = "raw"
     FILTER = "filter"
     NAT = "nat"
 
@@ -155,14 +161,26 @@ class TableRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """Our chains and jumps of both tables."""
+    """Our chains and jumps of all tables."""
 
+    raw: TableRules = TableRules()
     filter: TableRules = TableRules()
     nat: TableRules = TableRules()
 
     def table(self, table: Table) -> TableRules:
         """The chains and jumps of one table."""
-        return self.filter if table is Table.FILTER else self.nat
+        match table:
+            case Table.RAW:
+                return self.raw
+            case Table.FILTER:
+                return self.filter
+            case Table.NAT:
+                return self.nat
+
+    @property
+    def guard(self) -> Ruleset:
+        """Without nat: the tables that only accept and drop."""
+        return replace(self, nat=TableRules())
 
 
 EMPTY = Ruleset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import IPV6LENGTH, IPv6Network
 from itertools import chain, groupby
 from operator import itemgetter
 
@@ -21,6 +22,10 @@ MAX_FLAT_BRIDGE_RULES = 32
 """Rules for bridges that stay in one chain."""
 MAX_BRIDGES_IN_CHAIN = 16
 """Bridges with a common name prefix whose rules stay in one chain."""
+MAX_SOURCES_IN_CHAIN = 16
+"""Rules for source prefixes that stay in one chain."""
+_MAX_CHAIN_NAME_BITS = 80
+"""The hexadecimal digits that fit into the name of a chain, in bits."""
 ALL_PORTS = 1 << 16
 _BLOCK_SIZES = (32, 512, 4096, ALL_PORTS)
 """Ports of a block at each level. With all 65,535 ports published singly, a packet passes 36 rules
@@ -174,3 +179,53 @@ def _common_prefix_length(one: str, other: str) -> int:
     """The number of equal characters at the start of both."""
     pairs = zip(one, other, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def by_source(rules: tuple[Rule, ...]) -> ChainTree:
+    """The tree of rules that each match a source prefix and drop the packet.
+
+    The packets of a host outside all prefixes pass one rule.
+    """
+    if len(rules) <= MAX_SOURCES_IN_CHAIN:
+        return ChainTree(rules)
+    keyed = sorted((_source_bits(rule) for rule in rules), key=itemgetter(0, 1))
+    return _by_first_bits(keyed, max(_common_bits(keyed), 4))
+
+
+_KeyedRule = tuple[int, int, Rule]
+"""The address of a rule's source prefix as a number, its length in bits, and the rule."""
+
+
+def _source_bits(rule: Rule) -> _KeyedRule:
+    assert rule.source is not None
+    return int(rule.source.network_address), rule.source.prefixlen, rule
+
+
+def _common_bits(keyed: list[_KeyedRule]) -> int:
+    """The number of equal bits at the start of all addresses, down to a hexadecimal digit."""
+    differing = (keyed[0][0] ^ keyed[-1][0]).bit_length()
+    return (IPV6LENGTH - differing) // 4 * 4
+
+
+def _by_first_bits(keyed: list[_KeyedRule], bits: int) -> ChainTree:
+    """Sources with the same first `bits` share a chain."""
+    if bits > _MAX_CHAIN_NAME_BITS:
+        return ChainTree(tuple(rule for _, _, rule in keyed))
+    top_rules = [rule for _, length, rule in keyed if length < bits]
+    chains: list[Chain] = []
+    narrow = (item for item in keyed if item[1] >= bits)
+    for value, items in groupby(narrow, lambda item: item[0] >> (IPV6LENGTH - bits)):
+        group = list(items)
+        if len(group) == 1:
+            top_rules.append(group[0][2])
+            continue
+        name = f"{PREFIX}{value:0{bits // 4}x}"
+        prefix = IPv6Network((value << (IPV6LENGTH - bits), bits))
+        subtree = (
+            ChainTree(tuple(rule for _, _, rule in group))
+            if len(group) <= MAX_SOURCES_IN_CHAIN
+            else _by_first_bits(group, _common_bits(group) + 4)
+        )
+        top_rules.append(Rule(source=prefix, target=Jump(name)))
+        chains += Chain(name=name, rules=subtree.rules), *subtree.chains
+    return ChainTree(tuple(top_rules), tuple(chains))

@@ -43,12 +43,19 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 from ipv6natd.policy.cache import IdentityCache
-from ipv6natd.policy.chains import BlockRules, ChainTree, assign_blocks, by_bridge, by_port, concat
+from ipv6natd.policy.chains import (
+    BlockRules,
+    ChainTree,
+    assign_blocks,
+    by_bridge,
+    by_port,
+    by_source,
+    concat,
+)
 
 FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
 SOURCES = f"{PREFIX}SRC"
-DESTINATIONS = f"{PREFIX}DST"
 INPUT = f"{PREFIX}INPUT"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
@@ -57,6 +64,7 @@ PRE = f"{PREFIX}PRE"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
 _LOOPBACK_NET = IPv6Network(LOOPBACK)
+_MULTICAST = IPv6Network("ff00::/8")
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
@@ -93,41 +101,41 @@ class RulesetCache:
 def ruleset(desired: Desired, cache: RulesetCache | None = None) -> Ruleset:
     """All chains, rules and jumps for these decisions."""
     cache = cache or RulesetCache()
-    return Ruleset(filter=filter_rules(desired, cache), nat=_nat_rules(desired, cache))
+    return replace(guard_rules(desired, cache), nat=_nat_rules(desired, cache))
 
 
-def filter_rules(desired: Desired, cache: RulesetCache) -> TableRules:
-    """The chains and jumps of the filter table."""
+def guard_rules(desired: Desired, cache: RulesetCache) -> Ruleset:
+    """The ruleset without the nat table."""
+    sources = {SOURCES: _source_chain(desired)}
     chains = {
         FORWARD: _forward_chain(desired),
         CT: _established_chain(desired),
-        SOURCES: ChainTree(tuple(_source_rules(desired))),
-        DESTINATIONS: ChainTree(tuple(_destination_rules(desired))),
         INPUT: _input_chain(desired, cache),
     }
-    return _table(chains, _filter_jumps())
+    return Ruleset(raw=_table(sources, _raw_jumps()), filter=_table(chains, _filter_jumps()))
 
 
-def checks_sources(chains: Container[str]) -> bool:
-    """True if a filter table with these chains checks the sources of packets that leave a network.
+def checks_sources(raw_chains: Container[str], filter_chains: Container[str]) -> bool:
+    """True if tables with these chains accept no established packet with an unchecked source.
 
-    The tables of the first versions do not.
+    The first versions did not check sources, later ones not before conntrack.
     """
-    return CT not in chains or SOURCES in chains
+    return CT not in filter_chains or SOURCES in raw_chains
 
 
-def closed_filter(rules: TableRules) -> TableRules:
-    """Filter rules for the same networks that drop everything in and out, even established."""
+def closed_guard(rules: Ruleset) -> Ruleset:
+    """Rules for the same networks that drop everything in and out, even established."""
     within_bridge = [
         rule
-        for chain in rules.chains
+        for chain in rules.filter.chains
         for rule in chain.rules
         if rule.in_interface and rule.in_interface == rule.out_interface
     ]
     isolation = [
         isolating for rule in within_bridge for isolating in _isolation_rules(rule.in_interface)
     ]
-    return _table({FORWARD: ChainTree((*isolation, *within_bridge))}, _filter_jumps())
+    closed = _table({FORWARD: ChainTree((*isolation, *within_bridge))}, _filter_jumps())
+    return Ruleset(filter=closed)
 
 
 def _nat_rules(desired: Desired, cache: RulesetCache) -> TableRules:
@@ -155,6 +163,12 @@ def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRu
     names = {DOCKER_USER, *(chain.name for chain in filled)}
     reached = tuple(jump for jump in jumps if jump.target in names)
     return TableRules(chains=tuple(filled), jumps=reached)
+
+
+def _raw_jumps() -> tuple[BaseJump, ...]:
+    # First, so that no ACCEPT of another program skips the checks.
+    rule = Rule(target=Jump(SOURCES), comment=COMMENT)
+    return (BaseJump(base="PREROUTING", first=True, rule=rule),)
 
 
 def _filter_jumps() -> tuple[BaseJump, ...]:
@@ -222,16 +236,7 @@ def _forward_chain(desired: Desired) -> ChainTree:
 def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
     ours = _our_networks(desired)
     open_networks = [network for network in ours if not network.closed]
-    if ours:
-        yield Rule(target=Jump(SOURCES))
-        yield Rule(target=Jump(DESTINATIONS))
     for network in open_networks:
-        yield Rule(
-            source_local=True,
-            in_interface=network.bridge,
-            not_out_interface=network.bridge,
-            target=Verdict.DROP,
-        )
         yield from _own_source_rules(network)
     if open_networks:
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
@@ -296,52 +301,57 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
     yield Rule(not_in_interface=bridge, out_interface=bridge, target=last)
 
 
-def _source_rules(desired: Desired) -> Iterator[Rule]:
-    """Drops forged sources: after established packets, before every rule that accepts.
+def _source_chain(desired: Desired) -> ChainTree:
+    """Drops packets with a forged source, before conntrack.
 
     An attacker could send a packet with a container's address as source to himself. For conntrack,
-    all his later packets to that container would be replies.
-    """
-    if _our_networks(desired):
-        yield from _source_checks(desired, valid=Verdict.RETURN, forged=Verdict.DROP)
+    all his later packets to that container would be replies. A check in the filter table comes too
+    late: if bridged packets pass netfilter, a bridge confirms the conntrack entry of a broadcast
+    frame before INPUT and FORWARD (br_nf_local_in), even if both drop the packet.
 
-
-def _source_checks(desired: Desired, *, valid: Target, forged: Target) -> Iterator[Rule]:
-    """Tells forged sources from valid ones by the input interface.
-
-    A packet with a source inside a network comes in by the bridge of the network, or by the
-    interface to which the host routes that part of the network. The engine's networks are included,
-    because packets from our networks can reach them.
-    """
-    # A program takes this source for an IPv4 peer, for example its own gateway or 127.0.0.1.
-    yield Rule(source=_IPV4_MAPPED, target=forged)
-    for prefix, group in _routes_elsewhere(desired):
-        for route in group:
-            yield Rule(source=prefix, in_interface=route.interface, target=valid)
-        yield Rule(source=prefix, target=forged)
-    for subnet, bridge in _nested_subnets(desired):
-        yield Rule(source=subnet, in_interface=bridge, target=valid)
-    for network in desired.networks:
-        for prefix in _known_prefixes(network):
-            yield Rule(source=prefix, not_in_interface=network.bridge, target=forged)
-
-
-def _destination_rules(desired: Desired) -> Iterator[Rule]:
-    """A packet to an address inside a network leaves by the bridge of the network.
-
-    If bridged packets pass netfilter, two machines on another bridge could otherwise create a
-    conntrack entry for a container with packets between them.
+    The engine's networks are included, because packets from our networks can reach them.
     """
     if not _our_networks(desired):
-        return
+        return ChainTree(())
+    bridges = tuple(
+        # The host's own multicast comes back by the interface on which the host sent it.
+        Rule(
+            source_local=True,
+            in_interface=network.bridge,
+            not_destination=_MULTICAST,
+            target=Verdict.DROP,
+        )
+        for network in desired.networks
+    )
+    prefixes = tuple(
+        Rule(source=prefix, not_in_interface=network.bridge, target=Verdict.DROP)
+        for network in desired.networks
+        for prefix in _known_prefixes(network)
+    )
+    return concat(
+        ChainTree(
+            (
+                Rule(in_interface="lo", target=Verdict.RETURN),
+                # Such packets do not leave their link, and several links may have one address.
+                Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+                # A program takes this source for an IPv4 peer, as its gateway or 127.0.0.1.
+                Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
+            )
+        ),
+        by_bridge("S", bridges),
+        ChainTree(tuple(_exceptions(desired))),
+        by_source(prefixes),
+    )
+
+
+def _exceptions(desired: Desired) -> Iterator[Rule]:
+    """The parts of networks that are elsewhere: their sources come in by another interface."""
     for prefix, group in _routes_elsewhere(desired):
         for route in group:
-            yield Rule(destination=prefix, out_interface=route.interface, target=Verdict.RETURN)
+            yield Rule(source=prefix, in_interface=route.interface, target=Verdict.RETURN)
+        yield Rule(source=prefix, target=Verdict.DROP)
     for subnet, bridge in _nested_subnets(desired):
-        yield Rule(destination=subnet, out_interface=bridge, target=Verdict.RETURN)
-    for network in desired.networks:
-        for prefix in _known_prefixes(network):
-            yield Rule(destination=prefix, not_out_interface=network.bridge, target=Verdict.DROP)
+        yield Rule(source=subnet, in_interface=bridge, target=Verdict.RETURN)
 
 
 def _is_known(prefix: IPv6Network) -> bool:
@@ -411,41 +421,20 @@ def _own_source_chains(desired: Desired) -> Iterator[Chain]:
 
 
 def _established_chain(desired: Desired) -> ChainTree:
-    """Accepts established packets, except from addresses of the host.
+    """Accepts established packets, except to containers from addresses of the host.
 
     An attacker could first send a packet to the host as the container, then one to the container as
     the host: for conntrack, the second is a reply.
     """
-    open_networks = [network for network in _our_networks(desired) if not network.closed]
-    rules: list[Rule] = []
-    for network in open_networks:
-        rules += _established_source_rule(network)
-        rules.append(
-            Rule(out_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
-        )
-    rules += (
-        Rule(in_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
-        for network in open_networks
+    open_bridges = [network.bridge for network in _our_networks(desired) if not network.closed]
+    rules = (
+        *(
+            Rule(out_interface=bridge, source_not_local=True, target=Verdict.ACCEPT)
+            for bridge in open_bridges
+        ),
+        *(Rule(in_interface=bridge, target=Verdict.ACCEPT) for bridge in open_bridges),
     )
-    return by_bridge("", tuple(rules))
-
-
-def _established_source_rule(network: Network) -> Iterator[Rule]:
-    """Drops established packets with a source inside the network from another interface.
-
-    If bridged packets pass netfilter, conntrack has entries for flows between containers, and a
-    forged packet from outside would match such an entry.
-    """
-    match _prefixes(network):
-        case [subnet] if _is_known(subnet) and not network.routes_elsewhere:
-            yield Rule(
-                source=subnet,
-                not_in_interface=network.bridge,
-                out_interface=network.bridge,
-                target=Verdict.DROP,
-            )
-        case _:
-            yield Rule(out_interface=network.bridge, target=Jump(SOURCES))
+    return by_bridge("", rules)
 
 
 def _input_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
@@ -468,7 +457,6 @@ def _host_guard(desired: Desired) -> ChainTree:
         # Packets of the host to itself come in by lo. Its own multicast comes back by another
         # interface, but with a destination that is not LOCAL.
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
-        Rule(target=Jump(SOURCES)),
         *(_authentication_rules(desired) if desired.userland_proxy else ()),
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
     )
@@ -543,7 +531,6 @@ def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
         Rule(reply=True, target=Verdict.DROP),
         # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
         Rule(destination_not_local=True, target=Verdict.DROP),
-        Rule(target=Jump(SOURCES)),
     )
     return concat(jumps, ChainTree((), (Chain(name=PROXY, rules=guard),)))
 
@@ -614,7 +601,6 @@ def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
     # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
     yield Rule(source_local=True, target=Verdict.RETURN)
-    yield from _source_checks(desired, valid=Jump(DNAT), forged=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 
 

@@ -29,10 +29,10 @@ from ipv6natd.netfilter.diff import (
     with_digests,
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
-from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table, TableRules
+from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
-from ipv6natd.policy.ruleset import RulesetCache, filter_rules, ruleset
-from ipv6natd.sync.saved_rules import filter_exposure
+from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
+from ipv6natd.sync.saved_rules import GUARD_TABLES, past_exposure
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Applier:
         *,
         add_host_facts: Callable[[Snapshot, bool], Snapshot],
         flush_stale_flows: FlushStaleFlows,
-        save_filter: Callable[[TableRules], None],
+        save_rules: Callable[[Ruleset], None],
         exposure: Exposure,
         update_forwarding: Callable[[bool], bool],
     ) -> None:
@@ -104,7 +104,7 @@ class Applier:
         self.position = PositionGuard()
         self._add_host_facts = add_host_facts
         self._flush_stale_flows = flush_stale_flows
-        self._save_filter = save_filter
+        self._save_rules = save_rules
         self._update_forwarding = update_forwarding
         self._desired_cache = DesiredCache()
         self._ruleset_cache = RulesetCache()
@@ -113,7 +113,7 @@ class Applier:
         """True if conntrack must be checked again although no mapping changed: a host address
         appeared, or the last flush failed. May be set from any thread."""
         self._exposure = exposure
-        """What the filter table let pass since the last successful flush of stale flows."""
+        """What the tables let pass since the last successful flush of stale flows."""
         self._drift: tuple[Table, ...] = ()
         self._busy = threading.Lock()
 
@@ -144,7 +144,7 @@ class Applier:
             remove_all(self.firewall)
             _log_rules(*changed_rules(self._last_ruleset, EMPTY))
             self._last_ruleset = EMPTY
-            self._save_filter(EMPTY.filter)
+            self._save_rules(EMPTY)
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         """Run one pass. `verify` compares the tables of the kernel with those of the last pass."""
@@ -209,12 +209,12 @@ class Applier:
         return self.position.conceded
 
     def _write(self, applied: AppliedState | None, wanted: Desired, rules: Ruleset) -> PassResult:
-        interim = rules.filter
+        interim = rules
         if (
             applied is not None
             and (both := with_old_networks(applied.desired, wanted)) is not wanted
         ):
-            interim = filter_rules(both, self._ruleset_cache)
+            interim = guard_rules(both, self._ruleset_cache)
         before = applied.ruleset if applied else EMPTY
         # If a write fails, the tables are unknown.
         self.applied = None
@@ -225,8 +225,8 @@ class Applier:
             for change in diff(applied=before, interim=interim, wanted=rules, observed=None):
                 self.firewall.write(change)
                 observed[change.table] = predict(observed[change.table], change)
-        if applied is None or before.filter != rules.filter:
-            self._save_filter(rules.filter)
+        if applied is None or before.guard != rules.guard:
+            self._save_rules(rules)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
         self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
@@ -239,7 +239,7 @@ class Applier:
         )
 
     def _write_whole(
-        self, applied: AppliedState | None, interim: TableRules, rules: Ruleset
+        self, applied: AppliedState | None, interim: Ruleset, rules: Ruleset
     ) -> Observed:
         """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
         before = applied.ruleset if applied else None
@@ -247,9 +247,7 @@ class Applier:
             keep_order = not self.position.conceded
             found = self.firewall.read()
             if applied is None:
-                self._exposure = max(
-                    self._exposure, filter_exposure(rules.filter, found[Table.FILTER])
-                )
+                self._exposure = max(self._exposure, past_exposure(rules, found))
             for change in diff(
                 applied=before,
                 interim=interim,
@@ -266,7 +264,7 @@ class Applier:
             log.debug(
                 "another program changed the tables during the write (attempt %d)", attempt + 1
             )
-            before, interim = None, rules.filter
+            before, interim = None, rules
         raise FirewallError("another program keeps changing our rules while they are written")
 
     @property
@@ -296,8 +294,8 @@ class Applier:
         """Delete the conntrack entries that contradict the rules in force; False if it failed."""
         # Flows that started while another program had removed our rules started without NAT.
         recheck_all_flows = self.recheck_all_flows or Table.NAT in self._drift
-        drift_exposure = Exposure.OPEN if Table.FILTER in self._drift else Exposure.NONE
-        exposure = max(self._exposure, drift_exposure)
+        drifted = any(table in self._drift for table in GUARD_TABLES)
+        exposure = max(self._exposure, Exposure.OPEN if drifted else Exposure.NONE)
         self.recheck_all_flows, self._exposure = False, Exposure.NONE
         calls = [(self._flushed_for, exposure)]
         if recheck_all_flows and self._flushed_for is not None:
@@ -337,7 +335,7 @@ def remove_all(firewall: Firewall) -> int:
     observed = firewall.read()
     counts = {table: len(seen.chains) + len(seen.jumps) for table, seen in observed.items()}
     touched = {table: seen for table, seen in observed.items() if counts[table]}
-    for change in diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=touched):
+    for change in diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=touched):
         firewall.write(change)
     return sum(counts.values())
 

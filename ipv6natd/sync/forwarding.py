@@ -29,7 +29,7 @@ from ipv6natd.host.sysctls import (
     parse_interfaces,
     reverted,
 )
-from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.system import files
 from ipv6natd.system.messages import MessageId, log_fields
 
@@ -50,11 +50,11 @@ class Forwarding:
         self, *, wanted: bool = True, environ: Mapping[str, str] = os.environ, conf: Path = _CONF
     ) -> None:
         """`wanted` is the setting ip_forward. The old values are saved in $RUNTIME_DIRECTORY; the
-        interfaces that need router advertisements (RA) beside the saved filter table."""
+        interfaces that need router advertisements (RA) beside the saved rules."""
         self._wanted = wanted
         runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
         self._changes_file = Path(runtime, CHANGES_FILE)
-        self._ra_interfaces_file = SavedFilter(environ).path.with_name(RA_INTERFACES_FILE)
+        self._ra_interfaces_file = SavedRules(environ).path.with_name(RA_INTERFACES_FILE)
         self._conf = conf
         self._lock = threading.Lock()
         self._applied = False

@@ -14,38 +14,39 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import diff
-from ipv6natd.netfilter.rules import Backend, Ruleset, Table
-from ipv6natd.policy.ruleset import checks_sources, closed_filter
+from ipv6natd.netfilter.rules import Backend
+from ipv6natd.policy.ruleset import checks_sources, closed_guard
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
-from ipv6natd.sync.saved_rules import SavedFilter, filter_exposure
+from ipv6natd.sync.saved_rules import GUARD_TABLES, SavedRules, past_exposure
 
 log = logging.getLogger(__name__)
 
 
 def close_networks(setting: str) -> Exposure:
-    """Write the saved filter table; returns what the table before it let pass.
+    """Write the saved rules; returns what the tables before them let pass.
 
     `setting` is `backend`: "auto", "nft" or "legacy". Uses the tools on legacy too, because
     python-iptables takes half a second to load. Errors are logged.
     """
     exposure = Exposure.NONE
-    saved = SavedFilter().read()
+    saved = SavedRules().read()
     if saved is None:
         return exposure
     try:
         firewall = RestoreFirewall(detect_backend() if setting == "auto" else Backend(setting))
-        observed = {Table.FILTER: firewall.read()[Table.FILTER]}
-        exposure = filter_exposure(saved, observed[Table.FILTER])
-        if not checks_sources({chain.name for chain in saved.chains}):
+        found = firewall.read()
+        observed = {table: found[table] for table in GUARD_TABLES}
+        exposure = past_exposure(saved, observed)
+        raw, filter_ = ({chain.name for chain in saved.table(t).chains} for t in GUARD_TABLES)
+        if not checks_sources(raw, filter_):
             if exposure is Exposure.NONE:
                 log.info(
                     "the rules of the old version stay in force until the engine lists its networks"
                 )
                 return Exposure.UNGUARDED
-            saved, exposure = closed_filter(saved), Exposure.UNGUARDED
-        closed = Ruleset(filter=saved)
-        for change in diff(applied=None, interim=saved, wanted=closed, observed=observed):
+            saved, exposure = closed_guard(saved), Exposure.UNGUARDED
+        for change in diff(applied=None, interim=saved, wanted=saved, observed=observed):
             firewall.write(change)
         log.info("closed the saved networks until the engine lists its networks")
     except FirewallError as error:
@@ -68,5 +69,5 @@ def flush(setting: str) -> int:
     # Before the removal: without rules nothing protects the networks that forwarding connects.
     Forwarding().restore()
     count = sum(remove_all(firewall) for firewall in firewalls)
-    SavedFilter().remove()
+    SavedRules().remove()
     return count

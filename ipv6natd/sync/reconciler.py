@@ -20,7 +20,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import HostReport, missing_module_hint
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
-from ipv6natd.netfilter.rules import TableRules
+from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.report.changes import log_changes, log_findings
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
@@ -75,7 +75,7 @@ class Reconciler:
         publish: Publish,
         flush_stale_flows: FlushStaleFlows = lambda *_: True,
         check_host: CheckHost = _no_findings,
-        save_filter: Callable[[TableRules], None] = lambda _: None,
+        save_rules: Callable[[Ruleset], None] = lambda _: None,
         exposure: Exposure = Exposure.NONE,
         update_forwarding: Callable[[bool], bool] = lambda _: False,
         beat: Callable[[], None] = lambda: None,
@@ -89,7 +89,7 @@ class Reconciler:
         - `flush_stale_flows(old, new, exposure)` deletes the conntrack entries that contradict the
           rules in force. `old` is the last state that it was called for, None if unknown;
           `exposure` is what was unprotected meanwhile. False means: call it again after a pause.
-        - `save_filter(rules)` saves each filter table that came into force.
+        - `save_rules(rules)` saves the raw and filter tables that came into force.
         - `update_forwarding(True)` is called after each pass with a network of ours that needs
           forwarding; it returns whether it changed anything. `update_forwarding(False)` is called
           before the rules are removed, and may raise FirewallError.
@@ -108,7 +108,7 @@ class Reconciler:
             Stepping(firewall, self._beat_from_thread),
             add_host_facts=add_host_facts,
             flush_stale_flows=flush_stale_flows,
-            save_filter=save_filter,
+            save_rules=save_rules,
             exposure=exposure,
             update_forwarding=update_forwarding,
         )

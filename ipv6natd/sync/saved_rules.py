@@ -1,4 +1,5 @@
-"""The last filter table, saved on disk. It closes the networks until the engine lists them.
+"""The last raw and filter tables, saved on disk. They close the networks until the engine lists
+them.
 
 After a boot, or a stop with `cleanup = true`, containers may run before the engine is reachable.
 """
@@ -11,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.netfilter.diff import ObservedTable, matches
-from ipv6natd.netfilter.parse import parse_saved_filter
+from ipv6natd.netfilter.diff import Observed, matches
+from ipv6natd.netfilter.parse import parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
-from ipv6natd.netfilter.rules import Ruleset, TableRules
+from ipv6natd.netfilter.rules import Ruleset, Table
 from ipv6natd.policy.ruleset import checks_sources
 from ipv6natd.system import files
 
@@ -22,9 +23,11 @@ log = logging.getLogger(__name__)
 
 FOLDER = "/var/lib/ipv6natd"
 FILE_NAME = "filter.rules"
+GUARD_TABLES = (Table.RAW, Table.FILTER)
+"""The tables that are saved. They only drop and accept, and do so without the engine."""
 
 
-class SavedFilter:
+class SavedRules:
     """One file. Nothing here raises: without the file the networks are closed a little later."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -32,25 +35,25 @@ class SavedFilter:
         folder = environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
         self.path = Path(folder, FILE_NAME)
 
-    def read(self) -> TableRules | None:
-        """The saved table, None if it is missing, empty or not written by us."""
+    def read(self) -> Ruleset | None:
+        """The saved tables, None if they are missing, empty or not written by us."""
         try:
-            rules = parse_saved_filter(files.read(self.path))
+            rules = parse_saved_rules(files.read(self.path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
             log.warning("%s cannot be used: %s", self.path, error)
             return None
-        return rules if rules.chains else None
+        return rules if rules.filter.chains else None
 
-    def write(self, rules: TableRules) -> None:
+    def write(self, rules: Ruleset) -> None:
         """Replace the file atomically; without chains, remove it."""
-        if not rules.chains:
+        if not rules.filter.chains:
             self.remove()
             return
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.replace(self.path, format_ruleset(Ruleset(filter=rules)), mode=0o600, sync=True)
+            files.replace(self.path, format_ruleset(rules.guard), mode=0o600, sync=True)
         except OSError as error:
             log.warning("cannot save the rules in %s: %s", self.path, error.strerror)
 
@@ -62,8 +65,9 @@ class SavedFilter:
             log.warning("cannot remove %s: %s", self.path, error.strerror)
 
 
-def filter_exposure(wanted: TableRules, observed: ObservedTable) -> Exposure:
-    """What the filter table `observed` let pass that `wanted` does not."""
-    if matches(wanted, observed, keep_order=False):
+def past_exposure(wanted: Ruleset, observed: Observed) -> Exposure:
+    """What the tables raw and filter in `observed` let pass that those in `wanted` do not."""
+    if all(matches(wanted.table(t), observed[t], keep_order=False) for t in GUARD_TABLES):
         return Exposure.NONE
-    return Exposure.OPEN if checks_sources(observed.chains) else Exposure.UNGUARDED
+    guarded = checks_sources(observed[Table.RAW].chains, observed[Table.FILTER].chains)
+    return Exposure.OPEN if guarded else Exposure.UNGUARDED

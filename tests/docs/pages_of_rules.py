@@ -71,12 +71,30 @@ KINDS = {
     "new connection passes only the rules of one chain, and a new port rewrites one chain. A range "
     "with equal host and container ports stays one rule, in the first chain that is wide enough.",
     "many-networks": "From 17 networks on, packets of an open connection find the rule of their "
-    "bridge by a tree of bridge name prefixes.",
+    "bridge by a tree of bridge name prefixes, and the rule of their source by its first bits.",
 }
 
 JUMP = r"-m comment --comment ipv6natd -j"
 FORWARD = "-A IPV6NAT-FORWARD"
 SHAPES = {
+    rf"-A PREROUTING {JUMP} IPV6NAT-SRC": "The source of every packet that comes in is checked "
+    "before conntrack. After a forged first packet conntrack would take the attacker's next "
+    "packets for replies.",
+    r"-A IPV6NAT-SRC -i lo -j RETURN": "Packets from the host to itself.",
+    r"-A IPV6NAT-SRC -s fe80::/10 -j RETURN": "Link-local packets do not leave their link.",
+    r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "A program would take this source for an "
+    "IPv4 peer, for example for its own gateway.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -i BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet from "
+    "a container never has an address of the host as its source. Only the host's own multicast "
+    "packets come back by a bridge.",
+    r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
+    "routes to another interface, for example a LAN. From this interface the source is not forged.",
+    r"-A IPV6NAT-SRC -s NET -j DROP": "From any other interface the source is forged.",
+    r"-A (?:IPV6NAT-SRC|SOURCES) -s NET ! -i BRIDGE -j DROP": "A packet with a source inside a "
+    "network must come in by the network's bridge. Networks of the engine are included: their "
+    "packets could reach our networks.",
+    r"-A (?:IPV6NAT-SRC|SOURCES) -s FIRST-BITS -j SOURCES": "With many networks: all subnets that "
+    "begin with these bits.",
     rf"-A FORWARD {JUMP} DOCKER-USER": "First the users' own rules.",
     rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then our rules, before the rules of others: an "
     "appended DROP has no effect on ipv6natd.",
@@ -93,12 +111,6 @@ SHAPES = {
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Packets of established "
     "connections skip the remaining rules: the cost of an open connection does not depend on the "
     "number of networks.",
-    rf"{FORWARD} -j IPV6NAT-SRC": "All other packets get a check of their source, before any rule "
-    "that accepts. After a forged first packet conntrack would take the attacker's next packets "
-    "for replies.",
-    rf"{FORWARD} -j IPV6NAT-DST": "Then a check of their destination.",
-    rf"{FORWARD} -i BRIDGE ! -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet from a "
-    "container never has an address of the host as its source either.",
     rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends only with the sources "
     "of its own network, so the container cannot forge the address of another machine near the "
     "host.",
@@ -109,18 +121,6 @@ SHAPES = {
     r"-A IPV6NAT-OWN-BRIDGE -s NET -j RETURN": "A prefix of the network, or one that the host "
     "routes to a container of it.",
     r"-A IPV6NAT-OWN-BRIDGE -j DROP": "Any other source.",
-    r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "A program would take this source for an "
-    "IPv4 peer, for example for its own gateway.",
-    r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
-    "routes to another interface, for example a LAN. From this interface the source is not forged.",
-    r"-A IPV6NAT-SRC -s NET -j DROP": "From any other interface the source is forged.",
-    r"-A IPV6NAT-SRC -s NET ! -i BRIDGE -j DROP": "A packet with a source inside a network must "
-    "come in by the network's bridge. Networks of the engine are included: their packets could "
-    "reach our networks.",
-    r"-A IPV6NAT-DST -d NET -o INTERFACE -j RETURN": "A LAN of the host inside a network's subnet.",
-    r"-A IPV6NAT-DST -d NET ! -o BRIDGE -j DROP": "A packet to a network must go out by the "
-    "network's bridge. With br_netfilter, frames between two containers of another network would "
-    "otherwise create an entry for a container of this network.",
     rf"{FORWARD} -o BRIDGE -m conntrack --ctstate DNAT -j ACCEPT": "Packets that DNAT of a "
     "published port sent here, so a published port needs no filter rule of its own.",
     rf"{FORWARD} -d ADDRESS (?:! -i BRIDGE|-i INTERFACE) -o BRIDGE -p PROTOCOL --dport PORT "
@@ -137,14 +137,9 @@ SHAPES = {
     "address.",
     rf"{FORWARD} -i BRIDGE -j ACCEPT": "Containers may send to the outside. This rule comes after "
     "every DROP, so it permits no packet from one network into another.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -s NET ! -i BRIDGE -o BRIDGE -j DROP": "With br_netfilter, "
-    "conntrack has entries for flows between containers on one bridge. A packet from outside must "
-    "not match such an entry.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -o BRIDGE -j IPV6NAT-SRC": "The same for a network with several "
-    "prefixes.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] BRIDGE -m addrtype ! --src-type LOCAL -j ACCEPT": "Both "
-    "directions of an established flow, but no packet with a source of the host. Closed networks "
-    "have no such rule.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -o BRIDGE -m addrtype ! --src-type LOCAL -j ACCEPT": "Established "
+    "packets to a container, but not from a source of the host. Closed networks have no such rule.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -i BRIDGE -j ACCEPT": "Established packets from a container.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "With many networks: all bridges whose "
     "names have this prefix.",
     r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "
@@ -162,7 +157,6 @@ SHAPES = {
     r"-A IPV6NAT-PROXY -m addrtype ! --dst-type LOCAL -j DROP": "Packets to a multicast group or "
     "an anycast address are not translated, but a proxy that listens on all addresses receives "
     "them.",
-    r"-A IPV6NAT-PROXY -j IPV6NAT-SRC": "All other packets get the source check above.",
     r"-A IPV6NAT-INPUT ! -i lo -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN "
     r"-m conntrack --ctstate INVALID -j DROP": "The same where the attacker's packet was no SYN: "
     "conntrack then calls the client's SYN invalid.",
@@ -172,7 +166,6 @@ SHAPES = {
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
     r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP": "Such "
     "packets come in by no other interface. The host's own multicast packets come back, and pass.",
-    r"-A IPV6NAT-HOST -j IPV6NAT-SRC": "All other packets get the source check above.",
     r"-A IPV6NAT-HOST -s fe80::/10 -j RETURN": "A container may ask the host from its link-local "
     "address.",
     r"-A (?:IPV6NAT-HOST|BRIDGES) ! -s NET -i BRIDGE -j DROP": "Otherwise a container asks the "
@@ -203,12 +196,8 @@ SHAPES = {
     "clients, so DNAT would only lose them.",
     r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A packet cannot leave a closed network by a published "
     "port.",
-    r"-A IPV6NAT-PRE "
-    r"(?:-m addrtype --src-type LOCAL|-s ::ffff:0.0.0.0/96|-s NET|-s NET ! -i BRIDGE) "
-    r"-j RETURN": "Packets with a forged source are dropped in FORWARD. They skip DNAT too, "
-    "because a rule in DOCKER-USER may accept them.",
-    r"-A IPV6NAT-PRE -s NET -i INTERFACE -j IPV6NAT-DNAT": "A LAN of the host inside a network's "
-    "subnet.",
+    r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL -j RETURN": "Packets with a source of the host "
+    "are dropped in FORWARD. They skip DNAT too, because a rule in DOCKER-USER may accept them.",
     r"-A IPV6NAT-PRE -j IPV6NAT-DNAT": "All other packets.",
     r"-A (?:IPV6NAT-DNAT|PORTS) (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT "
     "-j REDIRECT": "The proxy would answer a container's datagram from an address to which the "
@@ -231,7 +220,9 @@ SHAPES = {
 
 WORDS = {
     "BRIDGE": r"br-[a-z]+",
-    "BRIDGES": r"IPV6NAT-(?:IN|OUT)-br-[a-z]+",
+    "FIRST-BITS": r"[0-9a-f:]+/\d+",
+    "SOURCES": r"IPV6NAT-[0-9a-f]+",
+    "BRIDGES": r"IPV6NAT-S?(?:IN|OUT)-br-[a-z]+",
     "PATTERN": r"br-[a-z]*\+",
     "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
     "TRANSPORT": r"(?:tcp|udp)",

@@ -13,11 +13,13 @@ from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 
 BUILT_IN = {
+    Table.RAW: ("PREROUTING", "OUTPUT"),
     Table.FILTER: ("INPUT", "FORWARD", "OUTPUT"),
     Table.NAT: ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }
 _EVERYWHERE = {"ACCEPT", "DROP", "RETURN", "LOG", "MARK", "CONNMARK", "NFLOG", "NFQUEUE"}
 TARGETS = {
+    Table.RAW: _EVERYWHERE | {"CT"},
     Table.FILTER: _EVERYWHERE | {"REJECT"},
     Table.NAT: _EVERYWHERE | {"DNAT", "SNAT", "MASQUERADE", "REDIRECT"},
 }
@@ -28,7 +30,7 @@ _Chains = dict[str, list[str]]
 
 
 class FakeFirewall:
-    """Both tables as text. `fail_next` makes one write fail; `writes` counts the others."""
+    """The tables as text. `fail_next` makes one write fail; `writes` counts the others."""
 
     def __init__(self, backend: Backend = Backend.NFT) -> None:
         """Without tables, like the kernel before the first write."""

@@ -116,12 +116,12 @@ def text(*ports: str, policy: Policy | None = None, proxy: bool = True, **option
 
 def appended(rules: str) -> str:
     """The rules with a DROP of another tool at the end of FORWARD."""
-    return rules.replace("COMMIT", "-A FORWARD -j DROP\nCOMMIT", 1)
+    return f"{rules}*filter\n-A FORWARD -j DROP\nCOMMIT\n"
 
 
 def with_user_rule(rules: str) -> str:
     """The rules with a user's rule in DOCKER-USER."""
-    return rules.replace("COMMIT", f"-A DOCKER-USER -i ext0 -s {CLIENT}/128 -j DROP\nCOMMIT", 1)
+    return f"{rules}*filter\n-A DOCKER-USER -i ext0 -s {CLIENT}/128 -j DROP\nCOMMIT\n"
 
 
 # Scenarios of the lab's own networks, with the proxy and without.
@@ -361,9 +361,9 @@ def test_a_rule_that_is_not_understood_is_an_error(rule: str) -> None:
 
 
 def test_a_rule_of_another_table_is_an_error() -> None:
-    assert parse("*raw\n:PREROUTING ACCEPT [1:2]\nCOMMIT\n")
-    with pytest.raises(ValueError, match="in table raw"):
-        parse("*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n")
+    assert parse("*mangle\n:PREROUTING ACCEPT [1:2]\nCOMMIT\n")
+    with pytest.raises(ValueError, match="in table mangle"):
+        parse("*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n")
 
 
 # Properties for any options.

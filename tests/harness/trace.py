@@ -116,6 +116,8 @@ def trace(text: str, packet: Packet, host: Host) -> Verdict:
     tables = parse(text)
     from_host = not packet.in_interface
     entry = "OUTPUT" if from_host else "PREROUTING"
+    if walk(tables["raw"], entry, packet, host).name == "DROP":
+        return DROPPED
     packet = _after_dnat(tables["nat"], entry, packet, host)
     to_host = host.is_local(packet.destination)
     packet = replace(
@@ -248,10 +250,12 @@ def _walk_chain(
 # The grammar.
 
 BUILT_IN = {
+    "raw": ("PREROUTING", "OUTPUT"),
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }
 PLAIN = {
+    "raw": ("ACCEPT", "DROP", "RETURN"),
     "filter": ("ACCEPT", "DROP", "RETURN"),
     "nat": ("ACCEPT", "RETURN", "MASQUERADE", "REDIRECT"),
 }
@@ -273,7 +277,7 @@ MODULES = {
 
 @lru_cache(maxsize=8)
 def parse(text: str) -> dict[str, Chains]:
-    """The filter and the nat table. Another table may exist, but without rules.
+    """The raw, filter and nat tables. Another table may exist, but without rules.
 
     Missing built-in chains get the policy ACCEPT, and a missing DOCKER-USER has no rules.
     """

@@ -14,14 +14,13 @@ from ipv6natd.firewall.restore import LOCK_VARIABLE
 from ipv6natd.firewall.xtables import xtables_lock
 from ipv6natd.model import Desired
 from ipv6natd.netfilter.render import format_ruleset
-from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.system import files
 from tests.docs.sources import modules
 
-RULES = ruleset(Desired()).filter
-KEPT = format_ruleset(Ruleset(filter=RULES))
+RULES = ruleset(Desired())
+KEPT = format_ruleset(RULES)
 
 
 @pytest.fixture
@@ -36,14 +35,14 @@ def shadow(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> SavedFilter:
+def saved(tmp_path: Path) -> SavedRules:
     """The saved table, in an empty folder."""
     folder = tmp_path / "state"
     folder.mkdir()
-    return SavedFilter({"STATE_DIRECTORY": str(folder)})
+    return SavedRules({"STATE_DIRECTORY": str(folder)})
 
 
-def test_the_saved_table_is_not_written_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+def test_the_saved_table_is_not_written_through_a_link(saved: SavedRules, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     saved.path.with_suffix(".new").symlink_to(shadow)
     saved.write(RULES)
@@ -53,7 +52,7 @@ def test_the_saved_table_is_not_written_through_a_link(saved: SavedFilter, shado
 
 
 def test_the_saved_table_is_not_written_into_a_file_that_another_has_open(
-    saved: SavedFilter, shadow: Path
+    saved: SavedRules, shadow: Path
 ) -> None:
     """A hard link, or a file that a user created and can read, would be overwritten."""
     saved.path.with_suffix(".new").hardlink_to(shadow)
@@ -61,12 +60,12 @@ def test_the_saved_table_is_not_written_into_a_file_that_another_has_open(
     assert saved.path.stat().st_ino != shadow.stat().st_ino
 
 
-def test_the_saved_table_is_not_read_through_a_link(saved: SavedFilter, shadow: Path) -> None:
+def test_the_saved_table_is_not_read_through_a_link(saved: SavedRules, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     assert saved.read() is None
 
 
-def test_the_saved_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter) -> None:
+def test_the_saved_table_is_not_read_from_a_device_or_a_pipe(saved: SavedRules) -> None:
     """A read from a pipe can block forever, and a device may be endless."""
     os.mkfifo(saved.path)
     assert saved.read() is None
@@ -75,7 +74,7 @@ def test_the_saved_table_is_not_read_from_a_device_or_a_pipe(saved: SavedFilter)
     assert saved.read() is None
 
 
-def test_removing_the_saved_table_removes_the_link(saved: SavedFilter, shadow: Path) -> None:
+def test_removing_the_saved_table_removes_the_link(saved: SavedRules, shadow: Path) -> None:
     saved.path.symlink_to(shadow)
     saved.remove()
     assert not saved.path.is_symlink()

@@ -115,7 +115,7 @@ def loaded(
     firewall = (
         RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(max_rules=100_000)
     )
-    changes = diff(applied=None, interim=rules.filter, wanted=rules, observed=firewall.read())
+    changes = diff(applied=None, interim=rules, wanted=rules, observed=firewall.read())
     for change in changes:
         firewall.write(change)
     assert all(matches(rules.table(table), firewall.read()[table]) for table in Table)

@@ -19,9 +19,9 @@ from ipv6natd.netfilter import counters
 from ipv6natd.netfilter import docker_rules as engine_rules
 from ipv6natd.netfilter import docker_rules as leftovers
 from ipv6natd.netfilter.docker_rules import removal_text
-from ipv6natd.netfilter.parse import parse_save, parse_saved_filter
+from ipv6natd.netfilter.parse import parse_save, parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
-from ipv6natd.netfilter.rules import PREFIX, Ruleset
+from ipv6natd.netfilter.rules import PREFIX
 from ipv6natd.system import process as tools
 from tests.harness.build import network
 from tests.stress.fuzz.target import Target, read_json
@@ -119,13 +119,13 @@ def kept_rules(data: bytes) -> None:
     """Any content of the file of saved rules raises ValueError or TypeError, or is a set of our own
     rules that does not change when it is written and parsed."""
     try:
-        rules = parse_saved_filter(data.decode("utf-8", "replace"))
+        rules = parse_saved_rules(data.decode("utf-8", "replace"))
     except (ValueError, TypeError):
         return
-    text = format_ruleset(Ruleset(filter=rules))
+    text = format_ruleset(rules)
     for line in text.split("\n")[:-1]:
         assert GRAMMAR.fullmatch(_CHAIN.sub("IPV6NAT-CT", line).replace("+ ", " ")), line
-    assert parse_saved_filter(text) == rules
+    assert parse_saved_rules(text) == rules
 
 
 def host(data: bytes) -> None:

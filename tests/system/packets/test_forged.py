@@ -412,10 +412,9 @@ def test_an_upgrade_forgets_what_was_forged_before(upgraded: Upgraded) -> None:
     attacker, daemon = upgraded.attacker, upgraded.daemon
     daemon.stop()
     kept_before(daemon).write_text(KEPT_BEFORE)
-    upgraded.tool("-D", "IPV6NAT-FORWARD", "-j", "IPV6NAT-SRC")
     upgraded.tool("-F", "IPV6NAT-HOST")
-    upgraded.tool("-F", "IPV6NAT-SRC")
-    upgraded.tool("-X", "IPV6NAT-SRC")
+    for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
+        upgraded.tool("-t", "raw", *words)
     with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.bind((str(Y1), 4446))
         sock.settimeout(SHORT)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv6Address
 
 import pytest
 
-from tests.harness import Answer, Regime, forge, ping, serve, tcp, udp, until, watch
+from tests.harness import (
+    Answer,
+    Container,
+    Namespace,
+    Regime,
+    forge,
+    ping,
+    serve,
+    tcp,
+    udp,
+    until,
+    watch,
+)
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO, ROGUE, namespace
 from tests.system.packets.asking import SHORT, peer, server
 from tests.system.packets.test_forged import (
@@ -179,57 +194,80 @@ def test_the_host_to_a_client_is_nobody_elses_to_begin(regime: Regime) -> None:
         regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-dst", str(CLIENT), check=False)
 
 
-@pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
-def test_what_two_neighbours_say_to_each_other_opens_no_container_elsewhere(
-    regime: Regime, asker: IPv6Address
-) -> None:
-    """One on Y plays both sides in frames for the other, which with br_netfilter are an entry."""
+@contextmanager
+def bridged_packets_pass(regime: Regime) -> Iterator[None]:
+    """As with br_netfilter: ip6tables and conntrack see the frames between ports of a bridge."""
     key = "net.bridge.bridge-nf-call-ip6tables"
-    setting, there = regime.host.sysctl(key), {Y1: regime.y1.ns, ROGUE: regime.rogue}
+    before = regime.host.sysctl(key)
     regime.host.sysctl(key, 1)
     try:
-        with regime.container(network="Y") as neighbour:
-            forge.send(
-                regime.y1.ns,
-                [
-                    forge.datagram(asker, X1, (7980, 54)),
-                    forge.datagram(X1, asker, (54, 7980)),
-                    forge.packet(asker, X1, forge.TCP, forge.tcp_body(asker, X1, (7981, 81))),
-                    forge.packet(
-                        X1,
-                        asker,
-                        forge.TCP,
-                        forge.tcp_body(X1, asker, (81, 7981), forge.SYN | forge.ACK, (1, 2)),
-                    ),
-                ],
-                link="eth0",
-                by=forge.hardware(neighbour.ns, "eth0"),
-            )
-            ns, before = there[asker], len(regime.x1.server.received)
-            answers = (
-                udp(ns, X1, 54, source_port=7980, timeout=SHORT),
-                tcp(ns, X1, 81, source_port=7981, timeout=SHORT),
-            )
-            assert [each for each in answers if isinstance(each, Answer)] == []
-            assert heard(regime, before) == []
+        yield
     finally:
-        regime.host.sysctl(key, setting)
+        regime.host.sysctl(key, before)
+
+
+def both_sides(one: IPv6Address, other: IPv6Address, port: int) -> tuple[list[bytes], list[bytes]]:
+    """The first packets from `port` of one to 54/udp and 81/tcp of the other, and the answers."""
+    synack = forge.tcp_body(other, one, (81, port), forge.SYN | forge.ACK, (1, 2))
+    there = [
+        forge.datagram(one, other, (port, 54)),
+        forge.packet(one, other, forge.TCP, forge.tcp_body(one, other, (port, 81))),
+    ]
+    back = [forge.datagram(other, one, (54, port)), forge.packet(other, one, forge.TCP, synack)]
+    return there, back
+
+
+def port_of(host: Namespace, container: Container) -> str:
+    """The host's end of the container's veth pair."""
+    (link,) = json.loads(container.ns.ip("-json link show eth0"))
+    links = json.loads(host.ip("-json link show"))
+    return str(next(each["ifname"] for each in links if each["ifindex"] == link["link_index"]))
+
+
+@pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
+@pytest.mark.parametrize("receiver", ["neighbour", "port", "broadcast", "multicast"])
+def test_frames_between_neighbours_open_no_container_elsewhere(
+    regime: Regime, asker: IPv6Address, receiver: str
+) -> None:
+    """One container on Y sends the packets of both sides in frames, which with br_netfilter are an
+    entry. The bridge itself takes a frame to all or to another port, and confirms the entry before
+    INPUT and FORWARD."""
+    ns = {Y1: regime.y1.ns, ROGUE: regime.rogue}[asker]
+    with bridged_packets_pass(regime), regime.container(network="Y") as neighbour:
+        addresses = {
+            "neighbour": forge.hardware(neighbour.ns, "eth0"),
+            "port": forge.hardware(regime.host, port_of(regime.host, neighbour)),
+            "broadcast": bytes.fromhex("ffffffffffff"),
+            "multicast": bytes.fromhex("333300000001"),
+        }
+        there, back = both_sides(asker, X1, 7980)
+        answered_first, later = both_sides(asker, X1, 7981)[::-1]
+        forge.send(
+            regime.y1.ns,
+            [*there, *back, *answered_first, *later],
+            link="eth0",
+            by=addresses[receiver],
+        )
+        before = len(regime.x1.server.received)
+        answers = [
+            ask(ns, X1, to, source_port=port, timeout=SHORT)
+            for port in (7980, 7981)
+            for ask, to in ((udp, 54), (tcp, 81))
+        ]
+        assert [each for each in answers if isinstance(each, Answer)] == []
+        assert heard(regime, before) == []
 
 
 @BOTH
 def test_a_neighbours_open_flow_takes_nothing_from_elsewhere(regime: Regime, who: str) -> None:
     """With br_netfilter conntrack knows it, and nobody who is not on the bridge is a part of it."""
-    key = "net.bridge.bridge-nf-call-ip6tables"
-    attacker, before = attackers(regime)[who], regime.host.sysctl(key)
-    regime.host.sysctl(key, 1)
-    try:
+    attacker = attackers(regime)[who]
+    with bridged_packets_pass(regime):
         assert peer(udp(regime.x2.ns, X1, 54, source_port=7800)) == X2
         received = len(regime.x1.server.received)
         attacker.send(forge.datagram(X2, X1, (7800, 54)))
         assert heard(regime, received) == []
         assert peer(udp(regime.x2.ns, X1, 54, source_port=7800)) == X2
-    finally:
-        regime.host.sysctl(key, before)
 
 
 def test_the_proxy_of_a_routed_network_hears_no_group(regime: Regime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv6Address
 
 import pytest
@@ -21,6 +22,7 @@ from tests.system.packets.test_forged import (
     Attacker,
     attackers,
 )
+from tests.system.packets.test_forged_entries import bridged_packets_pass
 
 pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 I1, GATEWAY_I = IPv6Address("fd00:c::2"), IPv6Address("fd00:c::1")
@@ -121,15 +123,20 @@ def test_an_internal_container_is_no_client_of_published_ports(regime: Regime) -
 
 
 @pytest.mark.parametrize("who", ["container", "internal"])
+@pytest.mark.parametrize("receiver", ["the host", "all"])
 def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
-    regime: Regime, who: str
+    regime: Regime, who: str, receiver: str
 ) -> None:
-    """Its own packets would be answers, which a stateful firewall of the host lets in."""
+    """Its own packets would be answers, which a stateful firewall of the host lets in. With
+    br_netfilter, a bridge confirms the entry of a frame to all before INPUT and FORWARD."""
     attacker = senders(regime)[who]
+    if receiver == "all":
+        attacker = replace(attacker, by=bytes.fromhex("ffffffffffff"))
     gateway = GATEWAY_I if who == "internal" else GATEWAY_Y
     own = attacker.honest
     with (
         serve(regime.host, "host", udp=[SERVICE], tcp=[SERVICE]),
+        bridged_packets_pass(regime),
         stateful_input(regime),
         no_resets(attacker.ns),
     ):

@@ -22,11 +22,12 @@ from ipv6natd.conntrack.stale import (
     stale_entries,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
-from ipv6natd.netfilter.diff import ObservedJump, ObservedTable
+from ipv6natd.netfilter.diff import diff
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import filter_exposure
+from ipv6natd.sync.saved_rules import past_exposure
 from tests.harness.build import container, endpoint, network, snapshot
+from tests.harness.fake_firewall import FakeFirewall
 
 HOST, OTHER = "2001:db8:1::1", "2001:db8:1::10"
 CLIENT, BRIDGE = "2001:db8:1::2", "fd00:a::1"
@@ -565,19 +566,15 @@ def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
     assert sources == ([X.subnets[0], Y.subnets[0]] if exposed else [])
 
 
-def test_exposure_follows_from_the_chains_of_the_filter_table() -> None:
-    rules = ruleset(desired(snapshot(X), Policy())).filter
-    own = {chain.name: f"{len(chain.rules)}:" for chain in rules.chains}
-    jumps = tuple(
-        ObservedJump(base="FORWARD", position=i, target=t, ours=True, unconditional=True, text="")
-        for i, t in enumerate(("DOCKER-USER", "IPV6NAT-FORWARD"))
-    )
-    to_input = ObservedJump(
-        base="INPUT", position=0, target="IPV6NAT-INPUT", ours=True, unconditional=True, text=""
-    )
-    jumps = (*jumps, to_input)
-    assert filter_exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.NONE
-    assert filter_exposure(rules, ObservedTable(chains=own)) is Exposure.OPEN
-    assert filter_exposure(rules, ObservedTable()) is Exposure.OPEN
-    del own["IPV6NAT-SRC"]
-    assert filter_exposure(rules, ObservedTable(chains=own, jumps=jumps)) is Exposure.UNGUARDED
+def test_exposure_follows_from_the_chains_of_raw_and_filter() -> None:
+    guard = ruleset(desired(snapshot(X), Policy())).guard
+    firewall = FakeFirewall()
+    assert past_exposure(guard, firewall.read()) is Exposure.OPEN
+    for change in diff(applied=None, interim=guard, wanted=guard, observed=firewall.read()):
+        firewall.write(change)
+    assert past_exposure(guard, firewall.read()) is Exposure.NONE
+    firewall.load("*filter\n-D FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD\nCOMMIT\n")
+    assert past_exposure(guard, firewall.read()) is Exposure.OPEN
+    jump = "PREROUTING -m comment --comment ipv6natd -j IPV6NAT-SRC"
+    firewall.load(f"*raw\n-D {jump}\n:IPV6NAT-SRC - [0:0]\n-X IPV6NAT-SRC\nCOMMIT\n")
+    assert past_exposure(guard, firewall.read()) is Exposure.UNGUARDED

@@ -402,7 +402,7 @@ def test_first_in_forward_is_the_first_foreign_rule(rules: tuple[str, ...], firs
             "Extension MASQUERADE revision 0 not supported, missing kernel module?",
             "modprobe ip6t_MASQUERADE",
         ),
-        ("line 7 failed: No chain/target/match by that name.", "modprobe -a ip6table_filter"),
+        ("line 7 failed: No chain/target/match by that name.", "modprobe -a ip6table_raw"),
         ("socket: Address family not supported by protocol", "remove ipv6.disable=1 from"),
         ("Failed to initialize nft: Protocol not supported", "modprobe nf_tables"),
         ("Device or resource busy", ""),

@@ -30,6 +30,9 @@ Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
 NOTHING = Desired()
 OURS = "-m comment --comment ipv6natd -j"
 FOREIGN = """\
+*raw
+-A PREROUTING -s 2001:db8::bad/128 -j DROP
+COMMIT
 *filter
 :FORWARD ACCEPT [0:0]
 :DOCKER - [0:0]
@@ -66,7 +69,7 @@ def steps(
     """The changes that the reconciler would write between `before` and `want`."""
     rules = ruleset(want)
     old = ruleset(before) if before else None
-    interim = ruleset(with_old_networks(before, want)).filter if before else rules.filter
+    interim = ruleset(with_old_networks(before, want)) if before else rules
     read = firewall.read() if jumps_differ(old, rules) else None
     return diff(applied=old, interim=interim, wanted=rules, observed=read)
 
@@ -171,8 +174,6 @@ def test_unknown_chains_with_our_prefix_are_removed_with_their_jumps(
     assert set(firewall.read()[Table.FILTER].chains) == {
         "IPV6NAT-FORWARD",
         "IPV6NAT-CT",
-        "IPV6NAT-SRC",
-        "IPV6NAT-DST",
         "IPV6NAT-INPUT",
         "IPV6NAT-HOST",
     }
@@ -265,17 +266,18 @@ def test_foreign_jump_with_a_match_stays_beside_ours(
 def test_docker_user_created_between_read_and_write_fails_the_write(
     firewall: FakeFirewall,
 ) -> None:
-    planned = steps(firewall, wanted(X))
+    raw, planned, *_ = steps(firewall, wanted(X))
+    firewall.write(raw)
     firewall.load(DOCKER_USER + USER_RULE)
     dump = firewall.dump()
     with pytest.raises(FirewallError, match="Chain already exists"):
-        firewall.write(planned[0])
+        firewall.write(planned)
     assert firewall.dump() == dump
 
 
 def test_docker_user_filled_between_read_and_removal_stays(firewall: FakeFirewall) -> None:
     write(firewall, wanted())
-    planned = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
+    planned = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=firewall.read())
     firewall.load(USER_RULE)
     with pytest.raises(FirewallError, match="not empty"):
         firewall.write(planned[-1])
@@ -289,29 +291,32 @@ def order(changes: Iterable[TableChange]) -> list[str]:
     return [change.table.value for change in changes]
 
 
-BOTH = [Table.FILTER.value, Table.NAT.value]
+ALL = [Table.RAW.value, Table.FILTER.value, Table.NAT.value]
 
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        pytest.param(None, wanted(X, web()), BOTH, id="the first write"),
-        pytest.param(wanted(), wanted(X, web()), BOTH, id="a network and a port are added"),
-        pytest.param(wanted(X), wanted(X, web()), BOTH, id="the first port is added"),
+        pytest.param(None, wanted(X, web()), ALL, id="the first write"),
+        pytest.param(wanted(), wanted(X, web()), ALL, id="a network and a port are added"),
+        pytest.param(wanted(X), wanted(X, web()), ALL, id="the first port is added"),
         pytest.param(wanted(X, web()), wanted(X, web(7070)), ["nat"], id="a port changes"),
         pytest.param(
             wanted(X, web()),
             wanted(),
-            ["filter", "nat", "filter"],
+            ["nat", "filter", "raw"],
             id="all networks are removed, with the jumps",
         ),
         pytest.param(
-            wanted(X, Y, web()), wanted(X, web()), ["nat", "filter"], id="a network is removed"
+            wanted(X, Y, web()),
+            wanted(X, web()),
+            ["nat", "filter", "raw"],
+            id="a network is removed",
         ),
         pytest.param(
             wanted(X, Y, web()),
             wanted(X, network(name="z", subnet="fd00:f::/64"), web()),
-            ["filter", "nat", "filter"],
+            ["raw", "filter", "nat", "filter", "raw"],
             id="one network for another",
         ),
         pytest.param(
@@ -319,10 +324,11 @@ BOTH = [Table.FILTER.value, Table.NAT.value]
         ),
     ],
 )
-def test_filter_is_written_before_additions_to_nat_and_after_removals(
+def test_tables_are_written_in_order_for_additions_and_in_reverse_for_removals(
     before: Desired | None, after: Desired, expected: list[str]
 ) -> None:
-    """P6: the host never forwards a flow that the filter table does not guard."""
+    """P6: the host never forwards a flow that the filter table does not guard, and accepts no
+    established packet whose source the raw table has not checked."""
     firewall = FakeFirewall()
     if before is not None:
         write(firewall, before)
@@ -333,27 +339,36 @@ def test_filter_is_written_before_additions_to_nat_and_after_removals(
     assert all(matches(ruleset(after).table(table), firewall.read()[table]) for table in Table)
 
 
-def test_interim_filter_table_guards_old_and_new_networks() -> None:
+def test_interim_tables_guard_old_and_new_networks() -> None:
     before, after = wanted(X, Y, web()), wanted(X, network(name="z", subnet="fd00:f::/64"), web())
     firewall = FakeFirewall()
     write(firewall, before)
-    first, _, last = steps(firewall, after, before)
-    guarded = {"! -i br-b -o br-b -j DROP", "! -i br-z -o br-z -j DROP"}
+    first, second, _, fourth, last = steps(firewall, after, before)
+    new = {"-s fd00:f::/64 ! -i br-z -j DROP", "! -i br-z -o br-z -j DROP"}
+    guarded = {"-s fd00:b::/64 ! -i br-b -j DROP", "! -i br-b -o br-b -j DROP"} | new
+
+    def written() -> set[str]:
+        raw = rules(firewall, "IPV6NAT-SRC", Table.RAW)
+        return {*raw, *rules(firewall, "IPV6NAT-FORWARD")}
+
     firewall.write(first)
-    assert guarded <= set(rules(firewall, "IPV6NAT-FORWARD"))
+    firewall.write(second)
+    assert guarded <= written()
+    firewall.write(fourth)
     firewall.write(last)
-    assert guarded & set(rules(firewall, "IPV6NAT-FORWARD")) == {"! -i br-z -o br-z -j DROP"}
+    assert guarded & written() == new
 
 
-def test_removal_writes_nat_before_filter(firewall: FakeFirewall) -> None:
+def test_removal_writes_nat_first_and_raw_last(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
-    changes = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=firewall.read())
-    assert order(changes) == ["nat", "filter"]
+    changes = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=firewall.read())
+    assert order(changes) == ["nat", "filter", "raw"]
 
 
 def test_only_observed_tables_are_written(firewall: FakeFirewall) -> None:
+    write(firewall, wanted(X))
     observed = {Table.FILTER: firewall.read()[Table.FILTER]}
-    changes = diff(applied=None, interim=EMPTY.filter, wanted=EMPTY, observed=observed)
+    changes = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=observed)
     assert order(changes) == ["filter"]
 
 
@@ -369,7 +384,7 @@ EDITS = {
     "a rule in DOCKER-USER": (USER_RULE, True, False),
     "a second jump to DOCKER-USER": ("*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT", True, True),
     "a rule of ours gone": (
-        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\nCOMMIT",
+        "*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\nCOMMIT",
         False,
         True,
     ),
@@ -384,8 +399,7 @@ EDITS = {
         True,
     ),
     "a rule of ours replaced by another": (
-        "*filter\n-D IPV6NAT-CT -i br-a -m addrtype ! --src-type LOCAL -j ACCEPT\n"
-        "-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
+        "*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\n-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
         True,
         True,
     ),

@@ -50,9 +50,11 @@ _ADDRESS = r"[0-9a-f:]{2,39}(?:\.[0-9]{1,3}){0,3}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
-_BRIDGES = r"IPV6NAT-[CL]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
+_BRIDGES = r"IPV6NAT-[CLHS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _OWN = r"OWN-[A-Za-z0-9_.@-]{1,15}"
-_FIXED = rf"FORWARD|CT|SRC|DST|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|(?:AT-|REJ-|UP-)?{_PORTS}"
+_PORTS_OF = rf"(?:AT-|REJ-|UP-)?{_PORTS}"
+_SOURCES = r"[0-9a-f]{1,20}"
+_FIXED = rf"SRC|{_SOURCES}|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|{_PORTS_OF}"
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
@@ -77,7 +79,7 @@ _TARGETS = (
     r"REJECT --reject-with (?:tcp-reset|icmp6-port-unreachable)",
 )
 GRAMMAR = re.compile(
-    rf"\*(?:filter|nat)|COMMIT|:{_CHAIN} - \[0:0\]"
+    rf"\*(?:raw|filter|nat)|COMMIT|:{_CHAIN} - \[0:0\]"
     rf"|-A (?:FORWARD|INPUT|PREROUTING|OUTPUT|POSTROUTING|{_CHAIN})"
     rf"(?: (?:{'|'.join(_MATCHES)}))* -j (?:{'|'.join(_TARGETS)})"
     rf"|-A {_CHAIN} -[io] [A-Za-z0-9_][A-Za-z0-9_.@-]{{0,13}}\+ -j {_BRIDGES}",
@@ -322,6 +324,9 @@ def states(draw: st.DrawFn) -> Desired:
 
 
 FOREIGN = """\
+*raw
+-A PREROUTING -s 2001:db8::bad/128 -j DROP
+COMMIT
 *filter
 :FORWARD ACCEPT [0:0]
 :DOCKER - [0:0]
@@ -373,7 +378,7 @@ firewalls = st.sampled_from([(FOREIGN,), (FOREIGN, USER)])
 def changes(firewall: FakeFirewall, want: Desired, before: Desired | None) -> list[TableChange]:
     rules = ruleset(want)
     old = None if before is None else ruleset(before)
-    interim = rules.filter if before is None else ruleset(with_old_networks(before, want)).filter
+    interim = rules if before is None else ruleset(with_old_networks(before, want))
     read = firewall.read() if jumps_differ(old, rules) else None
     return diff(applied=old, interim=interim, wanted=rules, observed=read)
 
@@ -464,7 +469,7 @@ def test_between_writes_the_filter_closes_every_target_of_dnat(old: Desired, new
 def test_a_formatted_change_is_one_transaction_in_the_grammar(want: Desired) -> None:
     """A change is one table, from its name to its COMMIT, and all its rules are in the grammar."""
     rules = ruleset(want)
-    for change in diff(applied=EMPTY, interim=rules.filter, wanted=rules, observed=None):
+    for change in diff(applied=EMPTY, interim=rules, wanted=rules, observed=None):
         lines = format_change(change).splitlines()
         assert (lines[0], lines[-1]) == (f"*{change.table}", "COMMIT")
         assert lines.count("COMMIT") == 1

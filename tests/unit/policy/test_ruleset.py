@@ -35,10 +35,11 @@ from ipv6natd.netfilter.rules import (
     Ruleset,
     Snat,
     Table,
+    TableRules,
     Verdict,
 )
 from ipv6natd.policy.desired import desired
-from ipv6natd.policy.ruleset import checks_sources, closed_filter, ruleset
+from ipv6natd.policy.ruleset import checks_sources, closed_guard, ruleset
 from tests import ROOT
 from tests.harness.build import container, endpoint, network, snapshot
 
@@ -146,18 +147,15 @@ def test_every_golden_belongs_to_a_case() -> None:
 SYN_ONLY = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
 
 
-def texts(desired: Desired, name: str) -> list[str]:
-    """The rules of one chain for this state."""
-    rules = ruleset(desired)
-    (found,) = (chain for chain in (*rules.filter.chains, *rules.nat.chains) if chain.name == name)
+def texts(rules: Ruleset, name: str) -> list[str]:
+    """The rules of one chain."""
+    every_chain = (chain for table in Table for chain in rules.table(table).chains)
+    (found,) = (chain for chain in every_chain if chain.name == f"IPV6NAT-{name}")
     return [format_rule(rule) for rule in found.rules]
 
 
 def chain(name: str, case: str = "two-networks-and-internal.proxy-on") -> list[str]:
-    rules = rules_of(case)
-    chains = (*rules.filter.chains, *rules.nat.chains)
-    (found,) = (chain for chain in chains if chain.name == f"IPV6NAT-{name}")
-    return [format_rule(rule) for rule in found.rules]
+    return texts(rules_of(case), name)
 
 
 def test_forward_isolates_internal_networks_first() -> None:
@@ -174,43 +172,45 @@ def test_forward_jumps_to_ct_after_the_internal_networks() -> None:
     assert chain("FORWARD").index(ct) == 2
 
 
-def test_forward_checks_sources_before_it_accepts_new_packets() -> None:
+def test_forward_drops_sources_of_the_host_before_it_accepts_new_packets() -> None:
     """I11: neither a forged first packet nor a forged error about an open flow is accepted."""
     rules = chain("FORWARD")
     assert rules[3:6] == [
         f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-int", "br-a", "br-b")
     ]
-    assert rules[6:8] == [
-        "-j IPV6NAT-SRC",
-        "-j IPV6NAT-DST",
-    ]
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
     assert accepting[0] == 2
-    assert accepting[1] > 7
+    assert accepting[1] > 5
+
+
+def test_src_drops_forged_sources() -> None:
+    """I11. The host's own multicast comes back by a bridge, and link-local sources by any."""
     assert chain("SRC") == [
+        "-i lo -j RETURN",
+        "-s fe80::/10 -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
+        *(
+            f"! -d ff00::/8 -i {bridge} -m addrtype --src-type LOCAL -j DROP"
+            for bridge in ("br-int", "br-a", "br-b")
+        ),
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
     ]
 
 
-def test_dst_drops_packets_for_a_network_on_another_bridge() -> None:
-    assert chain("DST") == [
-        "-d fd00:c::/64 ! -o br-int -j DROP",
-        "-d fd00:a::/64 ! -o br-a -j DROP",
-        "-d fd00:b::/64 ! -o br-b -j DROP",
-    ]
-    assert chain("DST", "lan-inside.proxy-on") == [
-        "-d fd00:9:0:5::/64 -o ext0 -j RETURN",
-        "-d fd00:9::/48 ! -o br-wide -j DROP",
+def test_src_lets_a_lan_inside_a_subnet_come_in_by_its_interface() -> None:
+    assert chain("SRC", "lan-inside.proxy-on")[-3:] == [
+        "-s fd00:9:0:5::/64 -i ext0 -j RETURN",
+        "-s fd00:9:0:5::/64 -j DROP",
+        "-s fd00:9::/48 ! -i br-wide -j DROP",
     ]
 
 
 def test_forward_drops_sources_outside_the_containers_network() -> None:
     own = "! -s fd00:a::/64 -i br-a ! -o br-a -j DROP"
     rules = chain("FORWARD")
-    assert rules.index("-j IPV6NAT-SRC") < rules.index(own) < rules.index("-i br-a -j ACCEPT")
+    assert rules.index(own) < rules.index("-i br-a -j ACCEPT")
     assert chain("OWN-br-a", "routed-behind.proxy-on") == [
         "-s 2001:db8:9::/64 -j RETURN",
         "-s fd00:a::/64 -j RETURN",
@@ -225,7 +225,9 @@ def test_engine_networks_are_checked_only_beside_ours() -> None:
     """Decision 10: engine networks get no rules of their own, but our networks could reach them."""
     assert "-s fd00:b::/64 ! -i br-b -j DROP" in chain("SRC", "beside-the-engines.proxy-on")
     alone = replace(Y, managed_by=ManagedBy.ENGINE)
-    chains = ruleset(Desired(networks=(alone,))).filter.chains
+    rules = ruleset(Desired(networks=(alone,)))
+    assert rules.raw == TableRules()
+    chains = rules.filter.chains
     assert [chain.name for chain in chains] == ["IPV6NAT-FORWARD", "IPV6NAT-INPUT"]
     assert not any(chain.rules for chain in chains)
 
@@ -243,7 +245,6 @@ def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
         "-m conntrack --ctstate INVALID -j DROP",
         "-m conntrack --ctdir REPLY -j DROP",
         "-m addrtype ! --dst-type LOCAL -j DROP",
-        "-j IPV6NAT-SRC",
     ]
     # With host_binding_ipv6 the proxy may listen on all addresses.
     bound = replace(UDP, host_address=OUTSIDE, proxy_binds_address=True)
@@ -266,16 +267,15 @@ def test_input_drops_new_packets_with_forged_sources() -> None:
     """Its conntrack entry could later match packets of others in the reply direction."""
     for case in ("one-port.proxy-on", "one-port.proxy-off"):
         assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST"
-        assert chain("HOST", case)[:3] == [
+        assert chain("HOST", case)[:2] == [
             "-i lo -j RETURN",
             "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
-            "-j IPV6NAT-SRC",
         ]
 
 
 def test_host_drops_packets_of_a_container_with_other_sources() -> None:
     """Also for an internal network: the host's reply to a forged source would leave the host."""
-    assert chain("HOST", "two-networks-and-internal.proxy-off")[3:] == [
+    assert chain("HOST", "two-networks-and-internal.proxy-off")[2:] == [
         "-s fe80::/10 -j RETURN",
         "! -s fd00:c::/64 -i br-int -j DROP",
         "! -s fd00:a::/64 -i br-a -j DROP",
@@ -289,18 +289,18 @@ def test_host_drops_packets_of_a_container_with_other_sources() -> None:
 
 def test_src_accepts_a_network_inside_a_prefix_that_is_routed_to_another() -> None:
     router = replace(Y, routed_prefixes=(IPv6Network("fd00::/8"),))
-    checks = texts(Desired(networks=(X, router)), "IPV6NAT-SRC")
+    checks = texts(ruleset(Desired(networks=(X, router))), "SRC")
     own = checks.index("-s fd00:a::/64 -i br-a -j RETURN")
     assert own < checks.index("-s fd00::/8 ! -i br-b -j DROP")
-    assert "-d fd00:a::/64 -o br-a -j RETURN" in texts(Desired(networks=(X, router)), "IPV6NAT-DST")
 
 
 @pytest.mark.parametrize("prefix", ["::/0", "2000::/3", "8000::/1"])
 def test_a_part_of_a_default_route_to_a_container_gives_no_rule(prefix: str) -> None:
     """VPN clients write the default route to their container in parts."""
     router = replace(Y, routed_prefixes=(IPv6Network(prefix),))
-    rules = ruleset(Desired(networks=(router,))).filter.chains
-    assert not any(prefix in format_rule(rule) for chain in rules for rule in chain.rules)
+    rules = ruleset(Desired(networks=(router,)))
+    chains = (*rules.raw.chains, *rules.filter.chains)
+    assert not any(prefix in format_rule(rule) for chain in chains for rule in chain.rules)
 
 
 def test_host_drops_authentication_headers_to_published_ports() -> None:
@@ -338,13 +338,15 @@ def test_input_guards_udp_ports_of_a_routed_network() -> None:
     assert "IPV6NAT-PROXY" not in format_ruleset(without)
 
 
-def test_closed_filter_replaces_rules_without_source_checks() -> None:
-    rules = rules_of("two-networks-and-internal.proxy-on").filter
-    names = {chain.name for chain in rules.chains}
-    assert checks_sources(names)
-    assert not checks_sources(names - {"IPV6NAT-SRC"})
-    assert checks_sources({"IPV6NAT-FORWARD"})
-    (only,) = closed_filter(rules).chains
+def test_closed_guard_replaces_rules_without_source_checks() -> None:
+    rules = rules_of("two-networks-and-internal.proxy-on")
+    raw, filter_ = ({c.name for c in table.chains} for table in (rules.raw, rules.filter))
+    assert checks_sources(raw, filter_)
+    assert not checks_sources(set(), filter_)
+    assert checks_sources(set(), {"IPV6NAT-FORWARD"})
+    closed = closed_guard(rules)
+    assert closed == Ruleset(filter=closed.filter)
+    (only,) = closed.filter.chains
     assert [format_rule(rule) for rule in only.rules] == [
         *(
             way.format(bridge, bridge)
@@ -353,21 +355,16 @@ def test_closed_filter_replaces_rules_without_source_checks() -> None:
         ),
         *(f"-i {bridge} -o {bridge} -j ACCEPT" for bridge in ("br-int", "br-a", "br-b")),
     ]
-    assert [jump.base for jump in closed_filter(rules).jumps] == ["FORWARD", "FORWARD"]
+    assert [jump.base for jump in closed.filter.jumps] == ["FORWARD", "FORWARD"]
 
 
 def test_ct_accepts_established_packets_of_open_networks() -> None:
-    """And packets with sources of a bridge must come in by this bridge."""
     assert chain("CT") == [
-        "-s fd00:a::/64 ! -i br-a -o br-a -j DROP",
         "-o br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
-        "-s fd00:b::/64 ! -i br-b -o br-b -j DROP",
         "-o br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
-        "-i br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
-        "-i br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
+        "-i br-a -j ACCEPT",
+        "-i br-b -j ACCEPT",
     ]
-    # By a route of the host, a part of this network is a LAN.
-    assert "-o br-wide -j IPV6NAT-SRC" in chain("CT", "lan-inside.proxy-on")
 
 
 def test_forward_closes_a_network_after_it_accepts_dnat() -> None:
@@ -383,7 +380,7 @@ def test_forward_has_every_drop_before_it_accepts_outgoing_packets() -> None:
     rules = chain("FORWARD")
     first = rules.index("-i br-a -j ACCEPT")
     assert rules[first:] == ["-i br-a -j ACCEPT", "-i br-b -j ACCEPT"]
-    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 13
+    assert sum(rule.endswith("DROP") for rule in rules[:first]) == 11
 
 
 def test_forward_decides_within_a_bridge_before_outgoing_packets() -> None:
@@ -409,10 +406,6 @@ def test_pre_returns_internal_networks_and_forged_sources() -> None:
     assert chain("PRE") == [
         "-i br-int -j RETURN",
         "-m addrtype --src-type LOCAL -j RETURN",
-        "-s ::ffff:0.0.0.0/96 -j RETURN",
-        "-s fd00:c::/64 ! -i br-int -j RETURN",
-        "-s fd00:a::/64 ! -i br-a -j RETURN",
-        "-s fd00:b::/64 ! -i br-b -j RETURN",
         "-j IPV6NAT-DNAT",
     ]
     assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[1:])
@@ -518,7 +511,10 @@ def test_jumps_have_our_comment_and_exclude_loopback() -> None:
     """H2, H15: packets to ::1 get no DNAT."""
     comment = "-m comment --comment ipv6natd"
     local = "-m addrtype --dst-type LOCAL"
-    assert list(jumps("one-port.proxy-off"))[2:] == [
+    assert list(jumps("one-port.proxy-off")) == [
+        f"PREROUTING first: {comment} -j IPV6NAT-SRC",
+        f"FORWARD first: {comment} -j DOCKER-USER",
+        f"FORWARD first: {comment} -j IPV6NAT-FORWARD",
         f"INPUT first: {comment} -j IPV6NAT-INPUT",
         f"PREROUTING: {local} {comment} -j IPV6NAT-PRE",
         f"OUTPUT: ! -d ::1/128 {local} {comment} -j IPV6NAT-DNAT",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import diff, matches
-from ipv6natd.netfilter.rules import Jump, Ruleset, Table, TableRules
-from ipv6natd.policy.ruleset import DESTINATIONS, SOURCES, closed_filter
+from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
+from ipv6natd.policy.ruleset import closed_guard
 from ipv6natd.sync import offline
-from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.saved_rules import GUARD_TABLES, SavedRules
 from tests.harness.fake_firewall import FakeFirewall
 from tests.unit.policy.test_ruleset import rules_of
 
-NOW = rules_of("two-networks-and-internal.proxy-on").filter
+NOW = rules_of("two-networks-and-internal.proxy-on").guard
 
 
 @pytest.fixture
@@ -27,43 +26,45 @@ def firewall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeFirewall:
     return fake
 
 
-def save(rules: TableRules) -> None:
-    SavedFilter().write(rules)
+def save(rules: Ruleset) -> None:
+    SavedRules().write(rules)
 
 
-def without_sources(rules: TableRules) -> TableRules:
+def without_sources(rules: Ruleset) -> Ruleset:
     """The rules as the first versions wrote them."""
-    later = (Jump(SOURCES), Jump(DESTINATIONS))
     chains = tuple(
-        replace(chain, rules=tuple(r for r in chain.rules if r.target not in later))
-        for chain in rules.chains
-        if chain.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
+        chain for chain in rules.filter.chains if chain.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
     )
-    return TableRules(chains=chains, jumps=rules.jumps[:2])
+    return Ruleset(filter=TableRules(chains=chains, jumps=rules.filter.jumps[:2]))
+
+
+def in_force(rules: Ruleset, firewall: FakeFirewall) -> bool:
+    observed = firewall.read()
+    return all(matches(rules.table(table), observed[table]) for table in GUARD_TABLES)
 
 
 def own_chains(firewall: FakeFirewall) -> set[str]:
     return set(firewall.read()[Table.FILTER].chains)
 
 
-def test_close_networks_without_a_saved_filter_writes_nothing(firewall: FakeFirewall) -> None:
+def test_close_networks_without_a_saved_rules_writes_nothing(firewall: FakeFirewall) -> None:
     assert offline.close_networks("nft") is Exposure.NONE
     assert firewall.writes == 0
 
 
-def test_close_networks_writes_the_saved_filter_and_returns_the_exposure(
+def test_close_networks_writes_the_saved_rules_and_returns_the_exposure(
     firewall: FakeFirewall,
 ) -> None:
     save(NOW)
     assert offline.close_networks("nft") is Exposure.OPEN
-    assert matches(NOW, firewall.read()[Table.FILTER])
+    assert in_force(NOW, firewall)
     assert offline.close_networks("nft") is Exposure.NONE
 
 
-def test_saved_filter_without_source_checks_is_written_closed(firewall: FakeFirewall) -> None:
+def test_saved_rules_without_source_checks_are_written_closed(firewall: FakeFirewall) -> None:
     save(without_sources(NOW))
     assert offline.close_networks("nft") is Exposure.UNGUARDED
-    assert matches(closed_filter(NOW), firewall.read()[Table.FILTER])
+    assert in_force(closed_guard(NOW), firewall)
     assert own_chains(firewall) == {"IPV6NAT-FORWARD"}
 
 
@@ -72,12 +73,10 @@ def test_rules_in_force_of_the_first_version_are_not_replaced(
 ) -> None:
     """A restart during an upgrade loses no connection; the first pass comes within a second."""
     before = without_sources(NOW)
-    observed = {Table.FILTER: firewall.read()[Table.FILTER]}
-    wanted = Ruleset(filter=before)
-    for change in diff(applied=None, interim=before, wanted=wanted, observed=observed):
+    for change in diff(applied=None, interim=before, wanted=before, observed=firewall.read()):
         firewall.write(change)
     save(before)
     writes = firewall.writes
     assert offline.close_networks("nft") is Exposure.UNGUARDED
     assert firewall.writes == writes
-    assert matches(before, firewall.read()[Table.FILTER])
+    assert in_force(before, firewall)

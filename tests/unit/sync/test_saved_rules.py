@@ -1,4 +1,4 @@
-"""The saved filter table: it is read back unchanged, and foreign rules are rejected."""
+"""The saved rules are read back unchanged, and foreign rules are rejected."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 
 from ipv6natd.model import Desired
-from ipv6natd.netfilter.parse import parse_rule, parse_saved_filter
+from ipv6natd.netfilter.parse import parse_rule, parse_saved_rules
 from ipv6natd.netfilter.render import format_rule, format_ruleset
-from ipv6natd.netfilter.rules import Ruleset, Table
+from ipv6natd.netfilter.rules import Table
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.sync.saved_rules import SavedFilter
+from ipv6natd.sync.saved_rules import SavedRules
 from tests.unit.policy.test_properties import bounded, states
+from tests.unit.policy.test_ruleset import rules_of
 
 
 @bounded
@@ -25,7 +26,7 @@ def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
         for chain in rules.table(table).chains:
             for rule in chain.rules:
                 assert parse_rule(format_rule(rule)) == rule
-    assert parse_saved_filter(format_ruleset(Ruleset(filter=rules.filter))) == rules.filter
+    assert parse_saved_rules(format_ruleset(rules.guard)) == rules.guard
 
 
 @pytest.mark.parametrize(
@@ -49,21 +50,23 @@ def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -m comment --comment x -j DROP\nCOMMIT",
         "*filter\n:IPV6NAT-A;x - [0:0]\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT",
+        "*raw\n:IPV6NAT-A - [0:0]\n-A OUTPUT -m comment --comment ipv6natd -j IPV6NAT-A\nCOMMIT",
+        "*raw\n-A PREROUTING -m comment --comment ipv6natd -j DOCKER-USER\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A INPUT -j IPV6NAT-A\nCOMMIT",
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j IPV6NAT-B\nCOMMIT",
     ],
 )
-def test_saved_filter_with_foreign_rules_is_rejected(tmp_path: Path, text: str) -> None:
-    saved = SavedFilter({"STATE_DIRECTORY": str(tmp_path)})
+def test_saved_rules_with_foreign_rules_is_rejected(tmp_path: Path, text: str) -> None:
+    saved = SavedRules({"STATE_DIRECTORY": str(tmp_path)})
     saved.path.write_text(text)
     with pytest.raises((ValueError, TypeError)):
-        parse_saved_filter(text)
+        parse_saved_rules(text)
     assert saved.read() is None
 
 
-def test_saved_filter_is_read_back_and_private(tmp_path: Path) -> None:
-    rules = ruleset(Desired()).filter
-    saved = SavedFilter({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
+def test_saved_rules_is_read_back_and_private(tmp_path: Path) -> None:
+    rules = rules_of("one-port.proxy-on").guard
+    saved = SavedRules({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
     assert saved.read() is None
     saved.write(rules)
     saved.write(rules)
@@ -75,9 +78,9 @@ def test_saved_filter_is_read_back_and_private(tmp_path: Path) -> None:
     assert saved.read() is None
 
 
-def test_saved_filter_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
+def test_saved_rules_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    saved = SavedFilter({"STATE_DIRECTORY": f"{tmp_path}/file"})
-    saved.write(ruleset(Desired()).filter)
+    saved = SavedRules({"STATE_DIRECTORY": f"{tmp_path}/file"})
+    saved.write(ruleset(Desired()))
     assert saved.read() is None
     saved.remove()
