@@ -237,7 +237,7 @@ def empty(sandbox: Sandbox) -> None:
 
 
 def kept(variant: Variant, mappings: int) -> float:
-    """Seconds from exec until the saved filter table is in force."""
+    """Seconds from exec until the saved raw and filter tables are in force."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
         engine = Simulated(sandbox.dir / "engine.sock")
@@ -248,7 +248,7 @@ def kept(variant: Variant, mappings: int) -> float:
         daemon.stop()
         found = []
         for _ in range(5):
-            for table in ("filter", "nat"):
+            for table in Table:
                 for verb in ("-F", "-X"):
                     sandbox.host.run(f"ip6tables-{variant}", "-t", table, verb)
             with watching(sandbox.host, variant, Table.FILTER) as changed:

@@ -176,7 +176,7 @@ def legacy(namespace: str, xtables_lock: Path) -> Host:
 
 
 def test_reading_makes_nothing(host: Host) -> None:
-    assert host.firewall.read() == {Table.FILTER: ObservedTable(), Table.NAT: ObservedTable()}
+    assert host.firewall.read() == {table: ObservedTable() for table in Table}
     assert host.dump() == ""
 
 
