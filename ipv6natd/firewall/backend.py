@@ -13,6 +13,14 @@ class FirewallError(Exception):
     """A tool failed or is missing. The text has the operation, the object and the tool's words."""
 
 
+class MissingTable(FirewallError):
+    """The kernel does not have this table of legacy ip6tables, and cannot load its module."""
+
+    def __init__(self, text: str, table: Table) -> None:
+        super().__init__(text)
+        self.table = table
+
+
 class Firewall(Protocol):
     """Reads and writes the tables of one variant. All calls block and may wait for the lock."""
 

@@ -30,7 +30,7 @@ import iptc
 from iptc.ip6tc import ip6t_ip6
 from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 
-from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.firewall.restore import TOOL_TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import (
     CHAIN_NAME_MAX,
@@ -159,11 +159,14 @@ def _open_table(name: Table) -> Iterator[Any]:
             table = iptc.Table6(str(name), autocommit=False)
             table.refresh()
         except iptc.IPTCError as error:
-            raise FirewallError(
+            text = (
                 f"the legacy table {name} cannot be opened: {_error_text(error)}; "
                 f"try `modprobe ip6table_{name}`; a kernel without this module needs the nft "
                 'variant of ip6tables, and backend = "nft"'
-            ) from None
+            )
+            if "Table does not exist" in text:
+                raise MissingTable(text, name) from None
+            raise FirewallError(text) from None
         try:
             yield table
         except (iptc.IPTCError, XTablesError, ValueError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Mapping as Map
 from contextlib import suppress
 from functools import partial
 
-from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, TableChange
@@ -46,6 +46,7 @@ COMMIT
 INSTALL_HINT = "install the package iptables"
 _WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
 _LINE_NUMBER = re.compile(r"\bline:? (\d+)\b")
+_MISSING_TABLE = re.compile(rf"can't initialize ip6tables table `({'|'.join(Table)})'")
 _INCOMPATIBLE = re.compile(r"^# (Table `(raw|filter|nat)' is incompatible.*)$", re.MULTILINE)
 
 
@@ -182,9 +183,10 @@ def _run(
     except OSError as error:
         raise FirewallError(f"{command} cannot be run: {error.strerror}") from error
     if result.returncode != 0:
-        raise FirewallError(
-            _printable(_refusal_text(command, result.returncode, result.stderr, "".join(stdin())))
-        )
+        text = _refusal_text(command, result.returncode, result.stderr, "".join(stdin()))
+        if missing := _MISSING_TABLE.search(result.stderr):
+            raise MissingTable(_printable(text), Table(missing[1]))
+        raise FirewallError(_printable(text))
     return result.stdout
 
 

@@ -60,6 +60,9 @@ class HostFacts:
     """Base chains of nft on the hooks prerouting and forward, without those of this variant."""
     rpfilter_tables: tuple[str, ...] = ()
     """Tables of ip6tables that contain `-m rpfilter`."""
+    raw_table: bool = True
+    """False if the kernel has no raw table for legacy ip6tables: the rules of ipv6natd are in
+    force without it."""
     docker_ipv4_variants: frozenset[str] = frozenset()
     """The variants that contain Docker's IPv4 chains."""
     stale_rules: bool = False
@@ -160,6 +163,7 @@ def findings(facts: HostFacts, networks: tuple[Network, ...]) -> tuple[Finding, 
         return (Finding(text=text),)
     return (
         *_forwarding_off(facts, networks),
+        *_missing_raw_table(facts, networks),
         *_blocking_chains(facts, networks),
         *_bridges_without_zone(facts, networks),
         *_icc_not_enforced(facts, networks),
@@ -222,6 +226,16 @@ _KERNEL_ERRORS = (
         "the kernel lacks nf_tables: modprobe nf_tables",
     ),
 )
+
+
+def _missing_raw_table(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+    if networks and not facts.raw_table:
+        yield Finding(
+            topic=Topic.VARIANT,
+            text="the kernel lacks the table raw, so sources are checked after conntrack, and a "
+            "container can forge replies between other containers; use the nft variant of "
+            "ip6tables, or: modprobe ip6table_raw && systemctl restart ipv6natd",
+        )
 
 
 def _forwarding_off(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:

@@ -70,6 +70,9 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
             for table in ("raw", "mangle")
             if any("-m rpfilter" in rule for rule in rules.get(table, ()))
         ),
+        raw_table=uses_nft
+        or "raw" in legacy6
+        or not any(rule.endswith(f"-j {PREFIX}FORWARD") for rule in forward),
         docker_ipv4_variants=frozenset(_docker_ipv4_variants(chains, legacy4)),
         stale_rules=_has_stale_legacy_rules(legacy6) if uses_nft else _has_stale_nft_rules(chains),
         docker_ipv6_rules=frozenset(

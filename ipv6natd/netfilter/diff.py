@@ -91,7 +91,7 @@ def diff(
     """The transactions, in order, that change the kernel's rules from `applied` to `wanted`.
 
     `interim` has the raw and filter tables while the nat table may hold the old or the new rules.
-    `Table` has the order of the writes; only if no rules of raw remain is it reversed.
+    `Table` has the order of the writes; it is reversed if raw and nat have no rules any more.
 
     With `observed`, each table in it is rewritten completely and `applied` is not used: on the
     first pass, after a foreign edit, and if jumps change. Without `observed` only changed chains
@@ -105,7 +105,7 @@ def diff(
             _chain_changes(table, old.table(table), first.table(table)) for table in Table
         ]
     else:
-        removal = not wanted.raw.chains
+        removal = not wanted.raw.chains and not wanted.nat.chains
         if applied is None or removal:
             first = wanted  # without an interim state; on the first pass the old rules are unknown
         changes = [

@@ -98,29 +98,44 @@ class RulesetCache:
     proxy_jumps: IdentityCache[Mapping, BlockRules] = field(default_factory=IdentityCache)
 
 
-def ruleset(desired: Desired, cache: RulesetCache | None = None) -> Ruleset:
-    """All chains, rules and jumps for these decisions."""
+def ruleset(
+    desired: Desired, cache: RulesetCache | None = None, *, raw_table: bool = True
+) -> Ruleset:
+    """All chains, rules and jumps for these decisions.
+
+    Without `raw_table` the filter table checks the sources, of new packets only: better than no
+    check on a kernel without raw.
+    """
     cache = cache or RulesetCache()
-    return replace(guard_rules(desired, cache), nat=_nat_rules(desired, cache))
+    rules = guard_rules(desired, cache, raw_table=raw_table)
+    return replace(rules, nat=_nat_rules(desired, cache))
 
 
-def guard_rules(desired: Desired, cache: RulesetCache) -> Ruleset:
+def guard_rules(desired: Desired, cache: RulesetCache, *, raw_table: bool = True) -> Ruleset:
     """The ruleset without the nat table."""
     sources = {SOURCES: _source_chain(desired)}
+    check = () if raw_table else (Rule(target=Jump(SOURCES)),)
     chains = {
-        FORWARD: _forward_chain(desired),
+        FORWARD: _forward_chain(desired, check),
         CT: _established_chain(desired),
-        INPUT: _input_chain(desired, cache),
+        INPUT: _input_chain(desired, cache, check),
     }
+    if not raw_table:
+        return Ruleset(filter=_table(chains | sources, _filter_jumps()))
     return Ruleset(raw=_table(sources, _raw_jumps()), filter=_table(chains, _filter_jumps()))
 
 
 def checks_sources(raw_chains: Container[str], filter_chains: Container[str]) -> bool:
-    """True if tables with these chains accept no established packet with an unchecked source.
+    """True if tables with these chains check sources as well as this version does.
 
-    The first versions did not check sources, later ones not before conntrack.
+    The first versions had no chain for it. The later ones, with the chain IPV6NAT-DST, had it in
+    the filter table, where it belongs only on a kernel without raw.
     """
-    return CT not in filter_chains or SOURCES in raw_chains
+    return (
+        CT not in filter_chains
+        or SOURCES in raw_chains
+        or (SOURCES in filter_chains and f"{PREFIX}DST" not in filter_chains)
+    )
 
 
 def closed_guard(rules: Ruleset) -> Ruleset:
@@ -208,7 +223,7 @@ def _our_mappings(desired: Desired) -> list[Mapping]:
     return [mapping for mapping in desired.mappings if mapping.managed_by is ManagedBy.IPV6NATD]
 
 
-def _forward_chain(desired: Desired) -> ChainTree:
+def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     mark = desired.accept_fwmark
     marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
     ours = _our_networks(desired)
@@ -229,7 +244,10 @@ def _forward_chain(desired: Desired) -> ChainTree:
         by_bridge("C", tuple(isolation)),
         ChainTree(established),
         by_bridge("L", tuple(from_host)),
-        ChainTree(tuple(_open_forward_rules(desired)), tuple(_own_source_chains(desired))),
+        ChainTree(
+            (*(check if ours else ()), *_open_forward_rules(desired)),
+            tuple(_own_source_chains(desired)),
+        ),
     )
 
 
@@ -437,14 +455,14 @@ def _established_chain(desired: Desired) -> ChainTree:
     return by_bridge("", rules)
 
 
-def _input_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
+def _input_chain(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:
     if not desired.userland_proxy:
-        return concat(_reject_chain(desired, cache), _host_guard(desired))
+        return concat(_reject_chain(desired, cache), _host_guard(desired, check))
     syn = (_DROP_REPLY_SYN, _DROP_INVALID_SYN) if _our_networks(desired) else ()
-    return concat(_proxy_guard(desired, cache), ChainTree(syn), _host_guard(desired))
+    return concat(_proxy_guard(desired, cache, check), ChainTree(syn), _host_guard(desired, check))
 
 
-def _host_guard(desired: Desired) -> ChainTree:
+def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     """Drops new packets to the host with a forged source.
 
     Such a packet creates a conntrack entry too. Others could send in the reply direction: with an
@@ -457,6 +475,7 @@ def _host_guard(desired: Desired) -> ChainTree:
         # Packets of the host to itself come in by lo. Its own multicast comes back by another
         # interface, but with a destination that is not LOCAL.
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
+        *check,
         *(_authentication_rules(desired) if desired.userland_proxy else ()),
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
     )
@@ -508,7 +527,7 @@ def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     )
 
 
-def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
+def _proxy_guard(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:
     """Drops forged UDP packets to the userland proxy, which would send them on as the gateway.
 
     TCP and SCTP need no such rules: an attacker who does not get the replies cannot open a
@@ -531,6 +550,7 @@ def _proxy_guard(desired: Desired, cache: RulesetCache) -> ChainTree:
         Rule(reply=True, target=Verdict.DROP),
         # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
         Rule(destination_not_local=True, target=Verdict.DROP),
+        *(check if _our_networks(desired) else ()),
     )
     return concat(jumps, ChainTree((), (Chain(name=PROXY, rules=guard),)))
 

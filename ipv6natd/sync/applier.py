@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ipv6natd.conntrack.stale import Exposure, affects_flows
-from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
@@ -115,6 +115,8 @@ class Applier:
         self._exposure = exposure
         """What the tables let pass since the last successful flush of stale flows."""
         self._drift: tuple[Table, ...] = ()
+        self._raw_table = True
+        """False if the kernel turned out to have no raw table; until the service starts again."""
         self._busy = threading.Lock()
 
     @contextmanager
@@ -149,14 +151,21 @@ class Applier:
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         """Run one pass. `verify` compares the tables of the kernel with those of the last pass."""
         with self._exclusive():
-            result = self._sync(snapshot, policy, verify=verify)
+            try:
+                result = self._sync(snapshot, policy, verify=verify)
+            except MissingTable as error:
+                if error.table is not Table.RAW or not self._raw_table:
+                    raise
+                log.warning("%s; sources are checked in the filter table", error)
+                self._raw_table = False
+                result = self._sync(snapshot, policy, verify=verify)
             if any(_needs_forwarding(network) for network in result.desired.networks):
                 result = replace(result, forwarding_enabled=self._update_forwarding(True))
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         wanted = desired(self._add_host_facts(snapshot, verify), policy, self._desired_cache)
-        rules = ruleset(wanted, self._ruleset_cache)
+        rules = ruleset(wanted, self._ruleset_cache, raw_table=self._raw_table)
         applied = self.applied
         if applied is not None and verify:
             now = self.firewall.read()
@@ -214,7 +223,7 @@ class Applier:
             applied is not None
             and (both := with_old_networks(applied.desired, wanted)) is not wanted
         ):
-            interim = guard_rules(both, self._ruleset_cache)
+            interim = guard_rules(both, self._ruleset_cache, raw_table=self._raw_table)
         before = applied.ruleset if applied else EMPTY
         # If a write fails, the tables are unknown.
         self.applied = None

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from itertools import pairwise
 
-from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.parse import parse_save
 from ipv6natd.netfilter.render import format_change
@@ -38,6 +38,8 @@ class FakeFirewall:
         self._tables: dict[Table, _Chains] = {}
         self.fail_next = ""
         """The error message of the next write."""
+        self.missing: frozenset[Table] = frozenset()
+        """Tables that the kernel does not have."""
         self.writes = 0
         self.reads = 0
         self.digest_reads = 0
@@ -62,6 +64,8 @@ class FakeFirewall:
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
+        if change.table in self.missing:
+            raise MissingTable(f"there is no table {change.table}", change.table)
         if self.fail_next:
             message, self.fail_next = self.fail_next, ""
             raise FirewallError(message)

@@ -439,6 +439,17 @@ SUBNET = IPv6Network("fd00:a::/64")
 ADDRESS = IPv6Address("fd00:a::2")
 HOST_ADDRESS = IPv6Network("2001:db8::1/128")
 EVERY_RULE = {
+    Table.RAW: (
+        Rule(target=Verdict.RETURN, in_interface="lo"),
+        Rule(target=Verdict.DROP, source=SUBNET, not_in_interface="br-a"),
+        Rule(
+            target=Verdict.DROP,
+            source_local=True,
+            in_interface="br-a",
+            not_destination=IPv6Network("ff00::/8"),
+        ),
+        Rule(target=Jump("IPV6NAT-B"), source=IPv6Network("fd00::/12")),
+    ),
     Table.FILTER: (
         Rule(target=Verdict.ACCEPT),
         Rule(target=Verdict.DROP),
@@ -521,7 +532,7 @@ EVERY_RULE = {
         ),
     ),
 }
-BASE = {Table.FILTER: "FORWARD", Table.NAT: "PREROUTING"}
+BASE = {Table.RAW: "PREROUTING", Table.FILTER: "FORWARD", Table.NAT: "PREROUTING"}
 
 
 def every_rule(table: Table) -> TableChange:
@@ -607,7 +618,7 @@ def test_a_large_legacy_write_removes_by_position(legacy: Host) -> None:
 
 def test_rule_counts_follow_the_kernel(legacy: Host) -> None:
     firewall = legacy_firewall()
-    assert firewall.table_sizes() == {Table.FILTER: (0, 0), Table.NAT: (0, 0)}
+    assert firewall.table_sizes() == dict.fromkeys(Table, (0, 0))
     assert legacy.dump() == ""
     firewall.write(scattered(10))
     before = firewall.table_sizes()[Table.NAT]

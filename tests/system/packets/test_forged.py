@@ -35,6 +35,7 @@ from tests.harness import (
     until,
     watch,
 )
+from tests.harness.daemon import BIN
 from tests.harness.probe import Packet
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO, ROGUE
 from tests.system.packets.asking import SHORT, listed, opened, peer, server
@@ -401,6 +402,59 @@ def upgraded(request: pytest.FixtureRequest, tools: None) -> Iterator[Upgraded]:
             until(lambda: "--dport 5353" in sandbox.rules(), True)
             made = replace(x1, server=there)
             yield Upgraded(sandbox=sandbox, daemon=daemon, x1=made, attacker=attacker)
+
+
+WITHOUT_RAW = """
+from ipv6natd import cli
+from ipv6natd.firewall import legacy
+from ipv6natd.firewall.backend import MissingTable
+from ipv6natd.netfilter.rules import Table
+
+opened = legacy._open_table
+
+def open_table(name):
+    if name is Table.RAW:
+        raise MissingTable("the kernel has no table raw", name)
+    return opened(name)
+
+legacy._open_table = open_table
+cli.main()
+"""
+
+
+class DaemonWithoutRaw(Daemon):
+    """The daemon on a kernel without the raw table of legacy ip6tables."""
+
+    @property
+    def command(self) -> list[str]:
+        """See Daemon."""
+        return [str(BIN / "python"), "-c", WITHOUT_RAW]
+
+
+def test_i3_kernel_without_raw_closes_ports_and_drops_forged_first_packets(
+    tools: None,  # noqa: ARG001
+) -> None:
+    with (
+        Sandbox("legacy") as sandbox,
+        Engine(sandbox, userland_proxy=False) as engine,
+        DaemonWithoutRaw(sandbox, engine.endpoint, start=False) as daemon,
+    ):
+        engine.network("X", "fd00:a::/64")
+        engine.network("Y", "fd00:b::/64")
+        x1 = engine.run("x1", "X", ip6=str(X1), publish=("8080:80",))
+        y1 = engine.run("y1", "Y", ip6=str(Y1))
+        daemon.start(wait="degraded")
+        assert "modprobe ip6table_raw" in daemon.status
+        assert "*raw" not in sandbox.rules()
+        by = forge.hardware(sandbox.host, "brY")
+        attacker = Attacker(ns=y1.ns, link="eth0", by=by, honest=Y1)
+        with serve(x1.ns, "x1", tcp=[80], udp=[54]), watch(sandbox.client) as packets:
+            opened(sandbox.client, 8080)
+            attacker.send(forge.datagram(X1, CLIENT, (54, 4444)))
+            for caller in (sandbox.rogue, y1.ns):
+                assert tcp(caller, X1, 80, timeout=SHORT) is Failure.TIMEOUT
+                assert udp(caller, X1, 54, timeout=SHORT) is Failure.TIMEOUT
+            assert [packet for packet in came(packets) if packet.protocol == "udp"] == []
 
 
 def kept_before(daemon: Daemon) -> Path:

@@ -38,6 +38,9 @@ COMMIT
 """As docker-ipv6nat leaves them when it is killed, for a container that has since moved."""
 
 PERSONAL = """\
+*raw
+-A PREROUTING -s 2001:db8:99::/48 -j DROP
+COMMIT
 *filter
 :DOCKER-USER - [0:0]
 -A DOCKER-USER -s 2001:db8:99::/48 -j DROP

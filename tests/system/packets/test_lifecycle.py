@@ -29,6 +29,10 @@ from tests.system.packets.small import Small, small
 pytestmark = pytest.mark.depends_on("variant", "proxy")
 
 NOTHING = """\
+*raw
+-A OUTPUT -j ACCEPT
+-D OUTPUT -j ACCEPT
+COMMIT
 *filter
 -A FORWARD -j ACCEPT
 -D FORWARD -j ACCEPT
@@ -41,6 +45,9 @@ COMMIT
 """Tables with no rule. nft shows a table only once somebody wrote to it, and never forgets it."""
 
 FOREIGN = """\
+*raw
+-A PREROUTING -s 2001:db8:99::/48 -j DROP
+COMMIT
 *filter
 :DOCKER-USER - [0:0]
 :MINE - [0:0]

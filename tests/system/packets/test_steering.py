@@ -43,7 +43,7 @@ def lab(tools: None) -> Iterator[Lab]:  # noqa: ARG001
             Daemon(sandbox, engine.endpoint, bus=bus.address, args=quiet, start=False)
         )
         engine.network("X", "fd00:a::/64")
-        for table in ("filter", "nat"):
+        for table in ("raw", "filter", "nat"):
             for verb in ("-A", "-D"):  # nft shows no table to which nobody ever wrote
                 sandbox.host.run("ip6tables-nft", "-t", table, verb, "OUTPUT", "-j", "ACCEPT")
         yield Lab(sandbox=sandbox, engine=engine, bus=bus, daemon=daemon)

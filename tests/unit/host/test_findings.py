@@ -32,7 +32,7 @@ X = network(name="x", bridge="br-x")
 CUT = network(name="cut", subnet="fd00:c::/64", bridge="br-cut", icc=False)
 INNER = network(name="inner", subnet="fd00:d::/64", bridge="br-inner", internal=True)
 NATIVE = network(name="n", bridge="br-n", icc=False, managed_by=ManagedBy.ENGINE)
-PROGRAMS = {"docker", "ip6tables", "ipv6natctl", "ipv6natd", "sysctl", "update-grub"}
+PROGRAMS = {"docker", "ip6tables", "ipv6natctl", "ipv6natd", "modprobe", "sysctl", "update-grub"}
 WELL = HostFacts(global_interfaces=("br-x", "eth0"), bridges_filtered={"br-cut": True})
 ADVERTISED = RaDefaultRoute(interface="eth0.7", accept_ra=1, forwarding=True)
 
@@ -102,6 +102,11 @@ def test_open_router_is_not_reported_before_the_bridges_are_known() -> None:
             "ipv6natctl cleanup --leftovers",
         ),
         (replace(WELL, stale_rules=True), "are in the legacy variant", "ipv6natd -flush"),
+        (
+            replace(WELL, raw_table=False),
+            "the kernel lacks the table raw",
+            "modprobe ip6table_raw && systemctl restart ipv6natd",
+        ),
         (
             replace(WELL, docker_ipv4_variants=frozenset({"legacy"})),
             'backend = "legacy"',

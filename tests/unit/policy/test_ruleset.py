@@ -343,6 +343,8 @@ def test_closed_guard_replaces_rules_without_source_checks() -> None:
     raw, filter_ = ({c.name for c in table.chains} for table in (rules.raw, rules.filter))
     assert checks_sources(raw, filter_)
     assert not checks_sources(set(), filter_)
+    assert not checks_sources(set(), {*filter_, "IPV6NAT-SRC", "IPV6NAT-DST"})
+    assert checks_sources(set(), {*filter_, "IPV6NAT-SRC"})
     assert checks_sources(set(), {"IPV6NAT-FORWARD"})
     closed = closed_guard(rules)
     assert closed == Ruleset(filter=closed.filter)

@@ -13,7 +13,7 @@ import pytest
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import TableChange
-from ipv6natd.netfilter.rules import Ruleset, Table
+from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
 from ipv6natd.policy.desired import desired
 from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import Row, State, Status, mapping_id
@@ -310,6 +310,26 @@ def test_f10_failed_write_shows_the_tools_message_and_is_retried(bench: Bench) -
         assert status.mappings == ()
         await until(lambda: bench.status.state is State.SYNCED)
         assert (bench.status.state_reason, mappings(bench.status)) == ("", [WEB])
+
+    run(bench, scenario)
+
+
+def test_i3_sources_are_checked_in_the_filter_table_if_the_kernel_has_no_raw(bench: Bench) -> None:
+    bench.firewall.missing = frozenset({Table.RAW})
+
+    async def scenario(bench: Bench) -> None:
+        status = await bench.passed()
+        assert (status.state, mappings(status)) == (State.SYNCED, [WEB])
+        own = bench.firewall.read()
+        assert own[Table.RAW].chains == {}
+        assert "IPV6NAT-SRC" in own[Table.FILTER].chains
+        for chain in ("FORWARD", "HOST"):
+            assert f"-A IPV6NAT-{chain} -j IPV6NAT-SRC\n" in bench.firewall.dump()
+        await bench.passed(bench.loop.verify)
+        assert bench.status.drift_repairs == 0
+        assert bench.saved[-1].raw == TableRules()
+        await bench.loop.remove()
+        assert "IPV6NAT" not in bench.firewall.dump()
 
     run(bench, scenario)
 
