@@ -167,9 +167,12 @@ def security_warnings(endpoint: str, *, verified: bool) -> Iterator[str]:
         return
     path = Path(endpoint.removeprefix(UNIX))
     try:
-        yield from _socket_warnings(path.resolve(strict=True))
-        for folder in {path.parent, path.resolve(strict=True).parent}:
-            yield from _directory_warnings(folder)
+        resolved = path.resolve(strict=True)
+        yield from _socket_warnings(resolved)
+        owners = {0, os.geteuid(), resolved.stat().st_uid}
+        for folder in dict.fromkeys((*path.parents, *resolved.parents)):
+            direct = folder in (path.parent, resolved.parent)
+            yield from _directory_warnings(folder, owners, direct=direct)
     except OSError:
         return  # the socket does not exist any more; the connect reports that
 
@@ -187,10 +190,17 @@ def _socket_warnings(path: Path) -> Iterator[str]:
         )
 
 
-def _directory_warnings(folder: Path) -> Iterator[str]:
+def _directory_warnings(folder: Path, owners: set[int], *, direct: bool) -> Iterator[str]:
+    """Who can replace the socket, or a folder on the way to it. `direct`: the socket's folder."""
     status = folder.stat()
-    if status.st_mode & stat.S_IWOTH:
+    sticky = status.st_mode & stat.S_ISVTX
+    if status.st_mode & stat.S_IWOTH and (direct or not sticky):
         yield (
             f"every user of this host can create a socket in {folder}: let the engine listen in "
             "/run, and set endpoint to that socket"
+        )
+    elif status.st_uid not in owners:
+        yield (
+            f"{folder} belongs to user {status.st_uid}, who can replace the engine's socket; if "
+            f"this is not intended: chown root {shlex.quote(str(folder))}"
         )

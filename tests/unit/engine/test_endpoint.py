@@ -104,6 +104,23 @@ def test_socket_in_a_world_writable_directory_has_a_warning(listening: Path) -> 
     assert f"in {listening.parent}:" in warning
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_socket_below_a_directory_of_a_user_has_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "of-user" / "docker"
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "docker.sock"))
+        (folder / "docker.sock").chmod(0o660)
+        assert warnings(folder / "docker.sock") == []
+        os.chown(folder.parent, 1000, 1000)
+        (warning,) = warnings(folder / "docker.sock")
+        assert warning.endswith(f": chown root {folder.parent}")
+        # An engine of this user: the warning about the socket says it.
+        os.chown(folder / "docker.sock", 1000, 1000)
+        (warning,) = warnings(folder / "docker.sock")
+        assert "docker.sock belongs to user 1000" in warning
+
+
 def test_engine_on_the_network_without_verification_has_a_warning() -> None:
     assert list(security_warnings(TCP, verified=True)) == []
     (warning,) = security_warnings(TCP, verified=False)
