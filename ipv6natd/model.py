@@ -362,6 +362,9 @@ class Desired:
     proxy_udp_ports: tuple[tuple[int, int], ...] = ()
     """(first, last) of UDP host ports of networks without NAT: no mapping forwards them, but
     engines before 27 let the userland proxy listen on them."""
+    other_sources: tuple[tuple[str, IPv6Address], ...] = ()
+    """(bridge, address) of containers on several networks: the bridge of the default route, and
+    an address on another network. Replies from this address leave by that bridge."""
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None

@@ -350,6 +350,8 @@ def _match_parameters(rule: Rule) -> Iterator[tuple[str, str, str | list[str]]]:
         yield "mark", "mark", "{:#x}/{:#x}".format(*rule.mark)
     if rule.source_local:
         yield "addrtype", "src-type", "LOCAL"
+    if rule.source_local_or_anycast:
+        yield "addrtype", "src-type", "LOCAL,ANYCAST"
     if rule.source_not_local:
         yield "addrtype", "src-type", "!LOCAL"
     if rule.destination_local:

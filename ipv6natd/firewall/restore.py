@@ -29,7 +29,7 @@ LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
 PROBE_RULES = """\
 *raw
--A PREROUTING -m addrtype --src-type LOCAL -j DROP
+-A PREROUTING -m addrtype --src-type LOCAL,ANYCAST -j DROP
 COMMIT
 *filter
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,INVALID,DNAT -m mark --mark 0x1/0x1 -j ACCEPT

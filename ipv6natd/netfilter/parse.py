@@ -143,6 +143,8 @@ def _parse_option(
         case "--mark", False:
             mark, _, mask = value.partition("/")
             fields["mark"] = _parse_mark(mark), _parse_mark(mask)
+        case "--src-type", False if value == "LOCAL,ANYCAST":
+            fields["source_local_or_anycast"] = True
         case "--src-type", _ if value == "LOCAL":
             fields["source_not_local" if inverted else "source_local"] = True
         case "--dst-type", _ if value == "LOCAL":

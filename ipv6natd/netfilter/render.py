@@ -141,6 +141,8 @@ def format_rule(rule: Rule) -> str:
         parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
     if rule.source_local:
         parts.append("-m addrtype --src-type LOCAL")
+    if rule.source_local_or_anycast:
+        parts.append("-m addrtype --src-type LOCAL,ANYCAST")
     if rule.source_not_local:
         parts.append("-m addrtype ! --src-type LOCAL")
     if rule.destination_local:

@@ -120,6 +120,7 @@ class Rule:
     destination_local: bool = False
     destination_not_local: bool = False
     source_local: bool = False
+    source_local_or_anycast: bool = False
     source_not_local: bool = False
     states: tuple[str, ...] = ()
     """Conntrack states, as `--ctstate` takes them."""

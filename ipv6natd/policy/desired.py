@@ -132,6 +132,9 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
         proxy_udp_ports=tuple(
             port_ranges(port for wanted in ports for port in wanted.proxy_udp_ports)
         ),
+        other_sources=tuple(
+            sorted({source for wanted in ports for source in wanted.other_sources})
+        ),
         skipped=tuple(dict.fromkeys(skipped)),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,

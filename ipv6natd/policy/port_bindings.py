@@ -24,6 +24,7 @@ from ipv6natd.model import (
     RejectedPorts,
     Skipped,
     common_ends,
+    is_plain_interface,
 )
 from ipv6natd.policy.networks import Attachment, attachments, gateway_attachment
 
@@ -73,6 +74,8 @@ class ContainerPorts:
     direct_access: tuple[DirectAccess, ...] = ()
     proxy_udp_ports: tuple[int, ...] = ()
     """See Desired; may contain duplicates."""
+    other_sources: tuple[tuple[str, IPv6Address], ...] = ()
+    """See Desired."""
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
     """(network id, warning) for each port with different host ports for IPv4 and IPv6."""
@@ -138,9 +141,20 @@ def container_ports(
         requests=tuple(requests),
         direct_access=tuple(direct_access),
         proxy_udp_ports=tuple(proxy_udp_ports),
+        other_sources=tuple(_other_sources(attached, gateway)),
         skipped=tuple(skipped),
         warnings=tuple(warnings),
     )
+
+
+def _other_sources(
+    attached: Iterable[Attachment], gateway: Attachment | None
+) -> Iterator[tuple[str, IPv6Address]]:
+    if gateway is None or not is_plain_interface(gateway.network.bridge):
+        return
+    for endpoint, network in attached:
+        if network is not gateway.network and endpoint.address is not None:
+            yield gateway.network.bridge, endpoint.address
 
 
 def _skipped(container: Container, gateway: Attachment | None, port: str, reason: str) -> Skipped:

@@ -331,18 +331,20 @@ def _source_chain(desired: Desired) -> ChainTree:
     """
     if not _our_networks(desired):
         return ChainTree(())
-    bridges = tuple(
-        # The host's own multicast comes back by the interface on which the host sent it.
-        Rule(
-            source_local=True,
-            in_interface=network.bridge,
-            not_destination=_MULTICAST,
-            target=Verdict.DROP,
-        )
-        for network in desired.networks
-    )
+    # Packets to the host are checked here too, for the same reason. Link-local sources and networks
+    # with a default route by a container have no such check.
+    to_host = {
+        network.bridge: tuple(_own_source_rules_to_host(desired, network))
+        for network in _our_networks(desired)
+    }
     prefixes = tuple(
-        Rule(source=prefix, not_in_interface=network.bridge, target=Verdict.DROP)
+        Rule(
+            source=prefix,
+            not_in_interface=network.bridge,
+            target=Jump(_from_chain_name(network))
+            if any(_sources_by_other_bridges(desired, network))
+            else Verdict.DROP,
+        )
         for network in desired.networks
         for prefix in _known_prefixes(network)
     )
@@ -350,16 +352,90 @@ def _source_chain(desired: Desired) -> ChainTree:
         ChainTree(
             (
                 Rule(in_interface="lo", target=Verdict.RETURN),
-                # Such packets do not leave their link, and several links may have one address.
-                Rule(source=LINK_LOCAL, target=Verdict.RETURN),
                 # A program takes this source for an IPv4 peer, as its gateway or 127.0.0.1.
                 Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
             )
         ),
-        by_bridge("S", bridges),
-        ChainTree(tuple(_exceptions(desired))),
+        by_bridge("S", tuple(_from_host_rule(network) for network in desired.networks)),
+        ChainTree(
+            # Such packets do not leave their link.
+            (Rule(source=LINK_LOCAL, target=Verdict.RETURN),)
+        ),
+        by_bridge("D", tuple(rule for rules in to_host.values() for rule in rules)),
+        ChainTree(tuple(_exceptions(desired)), tuple(_source_chains(desired, to_host))),
         by_source(prefixes),
     )
+
+
+def _from_host_rule(network: Network) -> Rule:
+    """Drops packets of containers with a source of the host.
+
+    The host's own multicast comes back by the interface on which the host sent it.
+    """
+    return Rule(
+        source_local_or_anycast=True,
+        in_interface=network.bridge,
+        not_destination=_MULTICAST,
+        target=Verdict.DROP,
+    )
+
+
+def _own_source_rules_to_host(desired: Desired, network: Network) -> Iterator[Rule]:
+    """Drops packets of containers to the host with a source that is not theirs."""
+    match _sent_prefixes(desired, network):
+        case [prefix]:
+            yield Rule(
+                not_source=prefix,
+                in_interface=network.bridge,
+                destination_local=True,
+                target=Verdict.DROP,
+            )
+        case prefixes if all(map(_is_known, prefixes)):
+            yield Rule(
+                in_interface=network.bridge,
+                destination_local=True,
+                target=Jump(_sent_chain_name(network)),
+            )
+
+
+def _sent_prefixes(desired: Desired, network: Network) -> tuple[IPv6Network, ...]:
+    """All sources of packets that containers send by this bridge, replies included."""
+    others = (address for bridge, address in desired.other_sources if bridge == network.bridge)
+    return (*_prefixes(network), *map(IPv6Network, others))
+
+
+def _sources_by_other_bridges(
+    desired: Desired, network: Network
+) -> Iterator[tuple[IPv6Network, str]]:
+    """(address, bridge) of the network's containers whose replies leave by another bridge."""
+    for bridge, address in desired.other_sources:
+        if any(address in subnet for subnet in network.subnets):
+            yield IPv6Network(address), bridge
+
+
+def _sent_chain_name(network: Network) -> str:
+    return f"{PREFIX}SENT-{network.bridge}"
+
+
+def _from_chain_name(network: Network) -> str:
+    return f"{PREFIX}FROM-{network.bridge}"
+
+
+def _source_chains(desired: Desired, to_host: dict[str, tuple[Rule, ...]]) -> Iterator[Chain]:
+    """The chains for networks with several sources, and for those with sources on other bridges."""
+    last = Rule(target=Verdict.DROP)
+    for network in _our_networks(desired):
+        if any(isinstance(rule.target, Jump) for rule in to_host[network.bridge]):
+            own = sorted(_sent_prefixes(desired, network))
+            valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in own)
+            yield Chain(name=_sent_chain_name(network), rules=(*valid, last))
+    for network in desired.networks:
+        valid = tuple(
+            Rule(source=source, in_interface=bridge, target=Verdict.RETURN)
+            for source, bridge in _sources_by_other_bridges(desired, network)
+        )
+        if valid:
+            yield Chain(name=_from_chain_name(network), rules=(*valid, last))
 
 
 def _exceptions(desired: Desired) -> Iterator[Rule]:
@@ -368,8 +444,10 @@ def _exceptions(desired: Desired) -> Iterator[Rule]:
         for route in group:
             yield Rule(source=prefix, in_interface=route.interface, target=Verdict.RETURN)
         yield Rule(source=prefix, target=Verdict.DROP)
-    for subnet, bridge in _nested_subnets(desired):
-        yield Rule(source=subnet, in_interface=bridge, target=Verdict.RETURN)
+    for subnet, network in _nested_subnets(desired):
+        yield Rule(source=subnet, in_interface=network.bridge, target=Verdict.RETURN)
+        for source, bridge in _sources_by_other_bridges(desired, network):
+            yield Rule(source=source, in_interface=bridge, target=Verdict.RETURN)
 
 
 def _is_known(prefix: IPv6Network) -> bool:
@@ -386,8 +464,8 @@ def _known_prefixes(network: Network) -> list[IPv6Network]:
     return [prefix for prefix in _prefixes(network) if _is_known(prefix)]
 
 
-def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, str]]:
-    """(subnet, its bridge) for each subnet inside a prefix that is routed to another network, as
+def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, Network]]:
+    """(subnet, its network) for each subnet inside a prefix that is routed to another network, as
     fd00:a::/64 beside a container that is the router for fd00::/8."""
     routed = PrefixIndex(
         prefix for network in desired.networks for prefix in network.routed_prefixes
@@ -395,7 +473,7 @@ def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, str]]:
     for network in desired.networks:
         for subnet in network.subnets:
             if any(map(_is_known, routed.supernets(subnet))):
-                yield subnet, network.bridge
+                yield subnet, network
 
 
 def _routes_elsewhere(desired: Desired) -> Iterable[tuple[IPv6Network, Iterator[Route]]]:
@@ -411,12 +489,13 @@ def _own_source_rules(network: Network) -> Iterator[Rule]:
     It cannot forge the address of a neighbour of the host. Only packets that leave the bridge are
     checked, because containers on one bridge also use link-local addresses.
     """
-    for rule in _own_source_rules_to_host(network):
+    for rule in _own_source_rules_of_input(network):
         yield replace(rule, not_out_interface=network.bridge)
 
 
-def _own_source_rules_to_host(network: Network) -> Iterator[Rule]:
-    """The same for packets to the host. Link-local sources have returned before."""
+def _own_source_rules_of_input(network: Network) -> Iterator[Rule]:
+    """The same for packets to the host, also to a multicast group. Link-local sources have returned
+    before."""
     match _prefixes(network):
         case [subnet]:
             yield Rule(not_source=subnet, in_interface=network.bridge, target=Verdict.DROP)
@@ -439,20 +518,30 @@ def _own_source_chains(desired: Desired) -> Iterator[Chain]:
 
 
 def _established_chain(desired: Desired) -> ChainTree:
-    """Accepts established packets, except to containers from addresses of the host.
+    """Accepts established packets, except to containers from addresses of the host, and from
+    containers with other sources than theirs.
 
     An attacker could first send a packet to the host as the container, then one to the container as
-    the host: for conntrack, the second is a reply.
+    the host: for conntrack, the second is a reply. If bridged packets pass netfilter, a container
+    could send both directions of a flow of other hosts in broadcast frames.
     """
-    open_bridges = [network.bridge for network in _our_networks(desired) if not network.closed]
-    rules = (
-        *(
-            Rule(out_interface=bridge, source_not_local=True, target=Verdict.ACCEPT)
-            for bridge in open_bridges
-        ),
-        *(Rule(in_interface=bridge, target=Verdict.ACCEPT) for bridge in open_bridges),
+    open_networks = [network for network in _our_networks(desired) if not network.closed]
+    inbound = (
+        Rule(out_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
+        for network in open_networks
     )
-    return by_bridge("", rules)
+    outbound = (
+        Rule(source=source, in_interface=network.bridge, target=Verdict.ACCEPT)
+        for network in open_networks
+        for source in _accepted_sources(desired, network)
+    )
+    return by_bridge("", (*inbound, *outbound))
+
+
+def _accepted_sources(desired: Desired, network: Network) -> Iterable[IPv6Network | None]:
+    """The sources of established packets from containers; None for all."""
+    prefixes = _sent_prefixes(desired, network)
+    return sorted(prefixes) if all(map(_is_known, prefixes)) else (None,)
 
 
 def _input_chain(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:
@@ -476,7 +565,7 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         # interface, but with a destination that is not LOCAL.
         Rule(source_local=True, destination_local=True, target=Verdict.DROP),
         *check,
-        *(_authentication_rules(desired) if desired.userland_proxy else ()),
+        *_authentication_rules(desired),
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
     )
     own_sources = by_bridge(
@@ -484,7 +573,7 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         tuple(
             rule
             for network in _our_networks(desired)
-            for rule in _own_source_rules_to_host(network)
+            for rule in _own_source_rules_of_input(network)
         ),
     )
     # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
@@ -498,7 +587,8 @@ def _authentication_rules(desired: Desired) -> Iterator[Rule]:
     """Drops new packets to published ports behind an authentication header.
 
     No DNAT rule of nf_tables matches such a packet, but conntrack creates an entry for the port.
-    Later packets of the flow would go to the userland proxy, which hides the client's address.
+    Later packets of the flow would go to the userland proxy, which hides the client's address, or
+    without it to no program.
 
     The rule covers all ports from the highest power of two that is not above the lowest published
     port. So a new container rarely changes this chain; only attackers send such packets.

@@ -49,6 +49,8 @@ KINDS = {
     "shifted-run": "A range with different host and container ports (`-p 6000-6003:7000-7003`) is "
     "one rule per port.",
     "two-subnets": "A network with two IPv6 subnets.",
+    "two-homed": "A container on two networks: its default route leaves by `br-b`, so its replies "
+    "from fd00:a::2 come in there.",
     "two-networks-and-internal": "Two networks with published ports, and an internal network.",
     "routed": "`gateway_mode_ipv6=routed`: no NAT; published ports and ICMPv6 are open on the "
     "container's own address.",
@@ -81,18 +83,32 @@ SHAPES = {
     "before conntrack. After a forged first packet conntrack would take the attacker's next "
     "packets for replies.",
     r"-A IPV6NAT-SRC -i lo -j RETURN": "Packets from the host to itself.",
-    r"-A IPV6NAT-SRC -s fe80::/10 -j RETURN": "Link-local packets do not leave their link.",
     r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "A program would take this source for an "
     "IPv4 peer, for example for its own gateway.",
-    r"-A IPV6NAT-SRC ! -d ff00::/8 -i BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet from "
-    "a container never has an address of the host as its source. Only the host's own multicast "
-    "packets come back by a bridge.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -i BRIDGE -m addrtype --src-type LOCAL,ANYCAST -j DROP": "A "
+    "packet from a container never has an address of the host as its source. Only the host's own "
+    "multicast packets come back by a bridge.",
+    r"-A IPV6NAT-SRC -s fe80::/10 -j RETURN": "Link-local packets do not leave their link.",
+    r"-A IPV6NAT-SRC ! -s NET -i BRIDGE -m addrtype --dst-type LOCAL -j DROP": "A container sends "
+    "to the host with a source of its own network. With br_netfilter the bridge confirms the entry "
+    "of a broadcast frame, whatever INPUT does.",
+    r"-A IPV6NAT-SRC -i BRIDGE -m addrtype --dst-type LOCAL -j IPV6NAT-SENT-BRIDGE": "The same for "
+    "a network with several prefixes, and for a bridge by which containers on several networks "
+    "send replies.",
+    r"-A IPV6NAT-SENT-BRIDGE -s (?:NET|ADDRESS) -j RETURN": "A source of packets that come in by "
+    "this bridge.",
+    r"-A IPV6NAT-SENT-BRIDGE -j DROP": "Any other source.",
     r"-A IPV6NAT-SRC -s NET -i INTERFACE -j RETURN": "A part of a network's subnet that the host "
     "routes to another interface, for example a LAN. From this interface the source is not forged.",
     r"-A IPV6NAT-SRC -s NET -j DROP": "From any other interface the source is forged.",
     r"-A (?:IPV6NAT-SRC|SOURCES) -s NET ! -i BRIDGE -j DROP": "A packet with a source inside a "
     "network must come in by the network's bridge. Networks of the engine are included: their "
     "packets could reach our networks.",
+    r"-A (?:IPV6NAT-SRC|SOURCES) -s NET ! -i BRIDGE -j IPV6NAT-FROM-BRIDGE": "The same for a "
+    "network with a container whose default route is on another network.",
+    r"-A IPV6NAT-FROM-BRIDGE -s ADDRESS -i BRIDGE -j RETURN": "A reply of such a container: it "
+    "leaves by the container's default route.",
+    r"-A IPV6NAT-FROM-BRIDGE -j DROP": "Any other packet.",
     r"-A (?:IPV6NAT-SRC|SOURCES) -s FIRST-BITS -j SOURCES": "With many networks: all subnets that "
     "begin with these bits.",
     rf"-A FORWARD {JUMP} DOCKER-USER": "First the users' own rules.",
@@ -139,7 +155,8 @@ SHAPES = {
     "every DROP, so it permits no packet from one network into another.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -o BRIDGE -m addrtype ! --src-type LOCAL -j ACCEPT": "Established "
     "packets to a container, but not from a source of the host. Closed networks have no such rule.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -i BRIDGE -j ACCEPT": "Established packets from a container.",
+    r"-A (?:IPV6NAT-CT|BRIDGES) -s (?:NET|ADDRESS) -i BRIDGE -j ACCEPT": "Established packets from "
+    "a container, with its own source only.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "With many networks: all bridges whose "
     "names have this prefix.",
     r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "
@@ -173,9 +190,9 @@ SHAPES = {
     "answer to any other source out of the network.",
     r"-A (?:IPV6NAT-HOST|BRIDGES) -i BRIDGE -j IPV6NAT-OWN-BRIDGE": "The same for a network with "
     "several prefixes.",
-    r"-A IPV6NAT-HOST -p ah TRACKED PORT -j DROP": "With the proxy on: conntrack reads the ports "
-    "behind an authentication header, and nf_tables rules do not. So no rule would translate such "
-    "a first packet, and the proxy would receive all later packets.",
+    r"-A IPV6NAT-HOST -p ah TRACKED PORT -j DROP": "conntrack reads the ports behind an "
+    "authentication header, and nf_tables rules do not. So no rule would translate such a first "
+    "packet, and the proxy or nobody would receive all later packets.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "With many ports: other "
     "packets to the host, above all those of open connections, skip the rules for ports.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "With many ports: the ports of one "

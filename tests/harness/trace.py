@@ -49,6 +49,10 @@ class Host:
         """True if the address has the type LOCAL."""
         return address == LOOPBACK or any(address in link.addresses for link in self.links)
 
+    def is_anycast(self, address: IPv6Address) -> bool:
+        """True for the first address of a subnet of the host (RFC 4291, 2.6.1)."""
+        return any(address == subnet[0] for link in self.links for subnet in link.subnets)
+
     def output_interface(self, destination: IPv6Address) -> str:
         """The interface of the route with the longest prefix."""
         routes = [
@@ -373,6 +377,10 @@ def _match(option: str, value: str) -> Match:
             mark, _, mask = value.partition("/")
             wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)
             return lambda packet, _: packet.mark & bits == wanted
+        case "--src-type", "LOCAL,ANYCAST":
+            return lambda packet, host: (
+                host.is_local(packet.source) or host.is_anycast(packet.source)
+            )
         case "--src-type", "LOCAL":
             return lambda packet, host: host.is_local(packet.source)
         case "--dst-type", "LOCAL":

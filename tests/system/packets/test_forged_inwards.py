@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 I1, GATEWAY_I = IPv6Address("fd00:c::2"), IPv6Address("fd00:c::1")
 LOOPBACK_MAPPED = IPv6Address("::ffff:127.0.0.1")
 SERVICE = 9998
+ALL = bytes.fromhex("ffffffffffff")
 
 
 def on_internal(regime: Regime) -> Attacker:
@@ -106,10 +108,17 @@ def test_no_answer_of_the_host_carries_out_what_a_container_says(regime: Regime,
     assert ping(attacker.ns, GATEWAY_I if who == "internal" else GATEWAY_Y)
 
 
-def test_an_internal_container_is_no_client_of_published_ports(regime: Regime) -> None:
-    """Internal networks are not translated, so the entry would lead the client to the proxy."""
+@pytest.mark.parametrize("receiver", ["the host", "all"])
+def test_an_internal_container_is_no_client_of_published_ports(
+    regime: Regime, receiver: str
+) -> None:
+    """Internal networks are not translated, so the entry would lead the client to the proxy. With
+    br_netfilter, a bridge confirms the entry of a frame to all before INPUT and FORWARD."""
     before = len(regime.x1.server.received)
-    on_internal(regime).send(
+    attacker = on_internal(regime)
+    if receiver == "all":
+        attacker = replace(attacker, by=ALL)
+    attacker.send(
         forge.packet(CLIENT, HOST, forge.TCP, forge.tcp_body(CLIENT, HOST, (7950, 8080))),
         forge.datagram(CLIENT, HOST, (7951, 5353)),
     )
@@ -131,7 +140,7 @@ def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
     br_netfilter, a bridge confirms the entry of a frame to all before INPUT and FORWARD."""
     attacker = senders(regime)[who]
     if receiver == "all":
-        attacker = replace(attacker, by=bytes.fromhex("ffffffffffff"))
+        attacker = replace(attacker, by=ALL)
     gateway = GATEWAY_I if who == "internal" else GATEWAY_Y
     own = attacker.honest
     with (
@@ -150,6 +159,59 @@ def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
             tcp(attacker.ns, gateway, SERVICE, source_port=7103, timeout=SHORT),
         ]
         assert [answer for answer in answers if isinstance(answer, Answer)] == []
+
+
+def link_local(ns: Namespace, link: str) -> IPv6Address:
+    links = json.loads(ns.ip(f"-json -6 address show dev {link}"))
+    addresses = (address for facts in links for address in facts.get("addr_info", ()))
+    return IPv6Address(next(found["local"] for found in addresses if found["scope"] == "link"))
+
+
+@pytest.mark.parametrize("who", ["container", "internal"])
+@pytest.mark.parametrize("receiver", ["the host", "all"])
+@pytest.mark.parametrize("source", ["anycast", "link-local"])
+def test_forged_anycast_or_link_local_source_opens_no_stateful_input(
+    regime: Regime, who: str, receiver: str, source: str
+) -> None:
+    """An entry from the subnet's anycast address, or from the bridge's link-local address, to the
+    container: the container's next packet would be a reply."""
+    attacker = senders(regime)[who]
+    if receiver == "all":
+        attacker = replace(attacker, by=ALL)
+    if source == "anycast":
+        forged, own = IPv6Address(int(attacker.honest) & ~0xFF), attacker.honest
+    else:
+        bridge = "brI" if who == "internal" else "brY"
+        forged = link_local(regime.host, bridge)
+        own = link_local(attacker.ns, "eth0")
+    with (
+        serve(regime.host, "host", udp=[SERVICE]) as service,
+        bridged_packets_pass(regime),
+        stateful_input(regime),
+    ):
+        attacker.send(forge.datagram(forged, own, (SERVICE, 7602)))
+        time.sleep(SHORT)
+        replace(attacker, by=senders(regime)[who].by).send(
+            forge.datagram(own, forged, (7602, SERVICE))
+        )
+        time.sleep(SHORT)
+        assert service.received == []
+
+
+@pytest.mark.parametrize("who", ["container", "internal"])
+def test_flow_of_two_other_hosts_in_frames_to_all_leaves_no_network(
+    regime: Regime, who: str
+) -> None:
+    """With br_netfilter, both directions make an established entry. Packets of established flows
+    skip the rules for new ones."""
+    attacker = senders(regime)[who]
+    there = forge.datagram(CLIENT, ROGUE, (7972, 4445))
+    back = forge.datagram(ROGUE, CLIENT, (4445, 7972))
+    with bridged_packets_pass(regime), watch(regime.rogue) as packets:
+        replace(attacker, by=ALL).send(there, back, there)
+        attacker.send(there, back, there)
+        time.sleep(SHORT)
+        assert [packet for packet in packets() if packet.source == CLIENT] == []
 
 
 def test_a_forged_ack_hides_no_client_behind_the_proxy(regime: Regime) -> None:

@@ -7,9 +7,9 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
-from tests.harness import Answer, Failure, Regime, tcp, udp, until
+from tests.harness import Answer, Failure, Regime, connect, ping, serve, tcp, udp, until
 from tests.harness.sandbox import CLIENT, HOST
-from tests.system.packets.asking import SHORT, dnats, opened
+from tests.system.packets.asking import SHORT, dnats, opened, server
 
 pytestmark = pytest.mark.depends_on("engine")
 
@@ -65,6 +65,44 @@ def test_m1_m3_m4_m7_the_port_follows_the_gateway_as_networks_come_and_go(strict
             follows(regime, port, "fd00:5:b::/64")
     finally:
         docker("network", "rm", "mm-a", "mm-b")
+
+
+@pytest.mark.ours
+@pytest.mark.depends_on("variant", "proxy")
+def test_replies_from_another_network_leave_by_the_default_route(regime: Regime) -> None:
+    """A container on two networks: a client, or the host, asks its address on the network without
+    its default route, and open connections continue after the default route moves."""
+    port, docker = regime.port(), regime.engine.docker
+    docker("network", "create", "--ipv6", "--subnet=fd00:5:a::/64", "aa-new")
+    options = {"com.docker.network.bridge.gateway_mode_ipv6": "nat-unprotected"}
+    try:
+        with (
+            regime.network(options=options) as network,
+            regime.container(network=network, name="two-homed", udp=(53,)) as made,
+            serve(regime.client, "client", tcp=[port]),
+        ):
+            address = made.address
+            assert address is not None
+            regime.client.ip(f"route add {address} via {HOST} dev ext0")
+            until(lambda: f" -i {network.bridge} " in regime.sandbox.rules(), True)
+            with (
+                connect(made.ns, CLIENT, port) as outgoing,
+                connect(regime.client, address, 80) as incoming,
+            ):
+                assert (server(outgoing.ask()), server(incoming.ask())) == ("client", "two-homed")
+                docker("network", "connect", "aa-new", "two-homed")
+                until(lambda: str(address) in regime.sandbox.rules(), True)
+                # The address of a new bridge is tentative for a second.
+                until(lambda: ping(made.ns, "fd00:5:a::1"), True)
+                assert (server(outgoing.ask()), server(incoming.ask())) == ("client", "two-homed")
+            assert server(tcp(regime.client, address, 80)) == "two-homed"
+            assert server(udp(regime.client, address, 53)) == "two-homed"
+            assert ping(regime.client, address)
+            assert server(tcp(regime.host, address, 80, source=HOST)) == "two-homed"
+    finally:
+        regime.client.run("ip", "route", "del", str(address), check=False)
+        docker("rm", "--force", "two-homed", check=False)
+        docker("network", "rm", "aa-new")
 
 
 def test_m5_an_internal_network_beside_a_normal_one_does_not_count(regime: Regime) -> None:

@@ -384,7 +384,7 @@ EDITS = {
     "a rule in DOCKER-USER": (USER_RULE, True, False),
     "a second jump to DOCKER-USER": ("*filter\n-A FORWARD -j DOCKER-USER\nCOMMIT", True, True),
     "a rule of ours gone": (
-        "*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\nCOMMIT",
+        "*filter\n-D IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT\nCOMMIT",
         False,
         True,
     ),
@@ -399,7 +399,8 @@ EDITS = {
         True,
     ),
     "a rule of ours replaced by another": (
-        "*filter\n-D IPV6NAT-CT -i br-a -j ACCEPT\n-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
+        "*filter\n-D IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT\n"
+        "-I IPV6NAT-CT 1 -i br-a -j DROP\nCOMMIT",
         True,
         True,
     ),

@@ -50,8 +50,8 @@ _ADDRESS = r"[0-9a-f:]{2,39}(?:\.[0-9]{1,3}){0,3}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
-_BRIDGES = r"IPV6NAT-[CLHS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
-_OWN = r"OWN-[A-Za-z0-9_.@-]{1,15}"
+_BRIDGES = r"IPV6NAT-[CDHLS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
+_OWN = r"(?:FROM|OWN|SENT)-[A-Za-z0-9_.@-]{1,15}"
 _PORTS_OF = rf"(?:AT-|REJ-|UP-)?{_PORTS}"
 _SOURCES = r"[0-9a-f]{1,20}"
 _FIXED = rf"SRC|{_SOURCES}|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|{_PORTS_OF}"
@@ -60,7 +60,7 @@ _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
-    r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL",
+    r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL(?:,ANYCAST)?",
     r"-m conntrack --ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",

@@ -46,6 +46,7 @@ from tests.harness.build import container, endpoint, network, snapshot
 GOLDEN = ROOT / "tests" / "golden"
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
 Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+Z = network(name="z", subnet="2001:db8:f::/64", bridge="br-z")
 INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=True)
 WIDE = network(name="wide", subnet="fd00:9::/48", bridge="br-wide")
 LAN = Route(prefix=IPv6Network("fd00:9:0:5::/64"), interface="ext0")
@@ -76,6 +77,7 @@ SITUATIONS: dict[str, Facts] = {
     "run": (X, web("10000-19999:10000-19999/udp")),
     "shifted-run": (X, web("6000-6003:7000-7003")),
     "two-subnets": (network(name="x", subnet="fd00:a::/64 fd00:a:1::/64", bridge="br-a"),),
+    "two-homed": (X, Y, container(name="web", on=[endpoint(on=X), endpoint(on=Y, priority=1)])),
     "two-networks-and-internal": (
         X,
         Y,
@@ -187,11 +189,19 @@ def test_src_drops_forged_sources() -> None:
     """I11. The host's own multicast comes back by a bridge, and link-local sources by any."""
     assert chain("SRC") == [
         "-i lo -j RETURN",
-        "-s fe80::/10 -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
         *(
-            f"! -d ff00::/8 -i {bridge} -m addrtype --src-type LOCAL -j DROP"
+            f"! -d ff00::/8 -i {bridge} -m addrtype --src-type LOCAL,ANYCAST -j DROP"
             for bridge in ("br-int", "br-a", "br-b")
+        ),
+        "-s fe80::/10 -j RETURN",
+        *(
+            f"! -s {subnet} -i {bridge} -m addrtype --dst-type LOCAL -j DROP"
+            for subnet, bridge in (
+                ("fd00:c::/64", "br-int"),
+                ("fd00:a::/64", "br-a"),
+                ("fd00:b::/64", "br-b"),
+            )
         ),
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
@@ -275,7 +285,7 @@ def test_input_drops_new_packets_with_forged_sources() -> None:
 
 def test_host_drops_packets_of_a_container_with_other_sources() -> None:
     """Also for an internal network: the host's reply to a forged source would leave the host."""
-    assert chain("HOST", "two-networks-and-internal.proxy-off")[2:] == [
+    assert chain("HOST", "two-networks-and-internal.proxy-off")[-4:] == [
         "-s fe80::/10 -j RETURN",
         "! -s fd00:c::/64 -i br-int -j DROP",
         "! -s fd00:a::/64 -i br-a -j DROP",
@@ -307,8 +317,8 @@ def test_host_drops_authentication_headers_to_published_ports() -> None:
     """An authentication header hides the ports from rules of nf_tables. Such packets to other ports
     of the host are accepted."""
     flow = "-p ah -m conntrack --ctproto {} -m conntrack --ctorigdstport {}:65535 -j DROP"
-    assert authenticated("one-port.proxy-on") == [flow.format("tcp", 4096)]
-    assert authenticated("one-port.proxy-off") == []
+    for case in ("one-port.proxy-on", "one-port.proxy-off"):
+        assert authenticated(case) == [flow.format("tcp", 4096)]
     # From a power of two up: a new port rarely changes the rule.
     assert authenticated("two-networks-and-internal.proxy-on") == [
         flow.format("tcp", 32),
@@ -364,9 +374,35 @@ def test_ct_accepts_established_packets_of_open_networks() -> None:
     assert chain("CT") == [
         "-o br-a -m addrtype ! --src-type LOCAL -j ACCEPT",
         "-o br-b -m addrtype ! --src-type LOCAL -j ACCEPT",
-        "-i br-a -j ACCEPT",
-        "-i br-b -j ACCEPT",
+        "-s fd00:a::/64 -i br-a -j ACCEPT",
+        "-s fd00:b::/64 -i br-b -j ACCEPT",
     ]
+    router = replace(X, routed_prefixes=(IPv6Network("::/0"),))
+    assert "-i br-a -j ACCEPT" in texts(ruleset(Desired(networks=(router,))), "CT")
+
+
+def test_src_lets_replies_of_a_container_on_two_networks_leave_by_its_default_route() -> None:
+    """Their source is an address on the other network."""
+    case = "two-homed.proxy-on"
+    assert chain("SRC", case)[-3:] == [
+        "-i br-b -m addrtype --dst-type LOCAL -j IPV6NAT-SENT-br-b",
+        "-s fd00:a::/64 ! -i br-a -j IPV6NAT-FROM-br-a",
+        "-s fd00:b::/64 ! -i br-b -j DROP",
+    ]
+    assert chain("FROM-br-a", case) == ["-s fd00:a::2/128 -i br-b -j RETURN", "-j DROP"]
+    assert chain("SENT-br-b", case) == [
+        "-s fd00:a::2/128 -j RETURN",
+        "-s fd00:b::/64 -j RETURN",
+        "-j DROP",
+    ]
+    assert "-s fd00:a::2/128 -i br-b -j ACCEPT" in chain("CT", case)
+    # New packets still need a source of the network by which they leave.
+    assert "! -s fd00:b::/64 -i br-b ! -o br-b -j DROP" in chain("FORWARD", case)
+    wide = replace(Z, routed_prefixes=(IPv6Network("fd00::/8"),))
+    source = (Y.bridge, IPv6Address("fd00:a::2"))
+    nested = texts(ruleset(Desired(networks=(X, Y, wide), other_sources=(source,))), "SRC")
+    own = nested.index("-s fd00:a::2/128 -i br-b -j RETURN")
+    assert own < nested.index(f"-s fd00::/8 ! -i {Z.bridge} -j DROP")
 
 
 def test_forward_closes_a_network_after_it_accepts_dnat() -> None:

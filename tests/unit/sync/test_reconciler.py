@@ -343,7 +343,7 @@ def test_retry_after_a_failure_rewrites_whole_tables(bench: Bench) -> None:
         # Another program removes a rule that this pass would not have written.
         bench.firewall.load("*filter\n:IPV6NAT-CT - [0:0]\nCOMMIT\n")
         await until(lambda: bench.status.state is State.SYNCED)
-        assert "-A IPV6NAT-CT -i br-a -j ACCEPT" in bench.firewall.dump()
+        assert "-A IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT" in bench.firewall.dump()
         assert [mapping.host_port for mapping in bench.status.mappings] == [9090]
 
     run(bench, scenario)
@@ -390,10 +390,10 @@ def edit(text: str) -> Callable[[FakeFirewall], None]:
 
 FLUSHES = {
     "F1 everything flushed": FakeFirewall.flush,
-    "F6 a rule deleted": edit("-D IPV6NAT-CT -i br-a -j ACCEPT"),
+    "F6 a rule deleted": edit("-D IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT"),
     "F7 a rule put first": edit("-I FORWARD 1 -j REJECT"),
     "a rule of ours changed": edit(
-        "-D IPV6NAT-CT -i br-a -j ACCEPT\n-I IPV6NAT-CT 1 -i br-a -j DROP"
+        "-D IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT\n-I IPV6NAT-CT 1 -i br-a -j DROP"
     ),
     "a chain with our prefix made": edit(":IPV6NAT-MINE - [0:0]"),
 }
@@ -504,7 +504,7 @@ def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> 
     """Decision 13: a pass does not write the tables endlessly."""
 
     async def scenario(bench: Bench) -> None:
-        take = edit("-D IPV6NAT-CT -i br-a -j ACCEPT")
+        take = edit("-D IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT")
         nothing = edit("")
         # Three writes a pass, one a table: the edit comes after the last.
         bench.firewall.intrusions = [nothing, nothing, take] * applier.MAX_WRITE_ATTEMPTS
@@ -513,7 +513,7 @@ def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> 
         assert "another program keeps changing our rules" in status.state_reason
         assert bench.firewall.writes == 3 * applier.MAX_WRITE_ATTEMPTS
         await until(lambda: bench.status.state is State.SYNCED)
-        assert "-A IPV6NAT-CT -i br-a -j ACCEPT" in bench.firewall.dump()
+        assert "-A IPV6NAT-CT -s fd00:a::/64 -i br-a -j ACCEPT" in bench.firewall.dump()
 
     run(bench, scenario)
 
