@@ -14,7 +14,7 @@ from tests.harness.report import LIMIT, OWN, Outcome, Ran, Report, commit, scena
 @pytest.mark.parametrize(
     ("name", "doc", "ids"),
     [
-        ("test_p1_u1_the_container_sees_the_client", None, ("P1", "U1")),
+        ("test_p1_u1_container_sees_the_client", None, ("P1", "U1")),
         ("test_h14_a_link_local_client", "Why.", ("H14",)),
         ("test_tcp_and_udp_are_independent", "U6", ("U6",)),
         ("test_the_host_stays_reachable", None, ()),

@@ -102,7 +102,7 @@ def type_all(shell: str, env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_what_is_typed_is_completed_with_live_names(bus: Bus, shell: str) -> None:
+def test_bash_and_zsh_complete_commands_options_and_live_names(bus: Bus, shell: str) -> None:
     need(shell, "script")
 
     async def body() -> None:
@@ -150,7 +150,7 @@ COMPLETING = {
 
 
 @pytest.mark.parametrize("shell", COMPLETING)
-def test_a_name_that_is_a_command_is_neither_run_nor_offered(
+def test_name_with_shell_syntax_is_neither_run_nor_offered(
     tmp_path: Path, bus: Bus, shell: str
 ) -> None:
     need(shell)
@@ -179,7 +179,7 @@ def test_a_name_that_is_a_command_is_neither_run_nor_offered(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_command_and_option_is_completed(file: str) -> None:
+def test_completion_files_have_every_command_and_option(file: str) -> None:
     text = (FOLDER / file).read_text()
     for word in (*COMMANDS, *FILTERS, *FLAGS, "json", "no-legend", "help", "version"):
         assert re.search(rf"(?:^|[\s'{{,-]){word}\b", text, re.MULTILINE), word

@@ -54,7 +54,7 @@ def ctl(bus: Bus, source: FakeSource, *words: str) -> tuple[int, str, str]:
     return results[0]
 
 
-def test_mappings_are_a_table_without_borders(bus: Bus) -> None:
+def test_mappings_prints_a_table_with_legend(bus: Bus) -> None:
     code, out, err = ctl(bus, FakeSource(status(mapping(), mapping(1, "db"))), "mappings")
     assert (code, err) == (0, "")
     assert out == (
@@ -66,7 +66,7 @@ def test_mappings_are_a_table_without_borders(bus: Bus) -> None:
     )
 
 
-def test_without_legend_only_rows_are_left(bus: Bus) -> None:
+def test_no_legend_prints_only_rows(bus: Bus) -> None:
     source = FakeSource(status(mapping()))
     for words in (("--no-legend", "mappings"), ("mappings", "--no-legend")):
         code, out, _ = ctl(bus, source, *words)
@@ -75,26 +75,26 @@ def test_without_legend_only_rows_are_left(bus: Bus) -> None:
     assert ctl(bus, FakeSource(status()), "mappings") == (0, "0 mappings listed.\n", "")
 
 
-def test_networks_show_their_warnings(bus: Bus) -> None:
+def test_networks_prints_warnings(bus: Bus) -> None:
     _, out, _ = ctl(bus, FakeSource(status()), "networks", "--no-legend")
     assert out == "front br-0123456789ab nat ipv6natd fd00:a::/64 first; second\n"
 
 
-def test_skipped_shows_the_reason(bus: Bus) -> None:
+def test_skipped_prints_the_reason(bus: Bus) -> None:
     _, out, _ = ctl(bus, FakeSource(status()), "skipped", "--no-legend")
     assert out == "db front 5432/tcp taken by web\n"
 
 
-def test_rules_are_printed_as_they_are(bus: Bus) -> None:
+def test_rules_prints_the_ruleset_unchanged(bus: Bus) -> None:
     assert ctl(bus, FakeSource(status()), "rules") == (0, "*filter\nCOMMIT\n", "")
 
 
-def test_resync_says_what_it_did(bus: Bus) -> None:
+def test_resync_prints_rule_counts_and_duration(bus: Bus) -> None:
     answer = ctl(bus, FakeSource(status()), "resync")
     assert answer == (0, "rules added: 3, removed: 1, in 12 ms\n", "")
 
 
-def test_resync_as_a_plain_user_is_refused_with_the_way_out(bus: Bus) -> None:
+def test_resync_by_a_plain_user_exits_4_with_the_sudo_command(bus: Bus) -> None:
     need("dbus-daemon")
 
     async def body() -> None:
@@ -108,7 +108,7 @@ def test_resync_as_a_plain_user_is_refused_with_the_way_out(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("why", ["only root may do that: sudo ipv6natctl networks", "no"])
-def test_whoever_is_refused_is_told_the_command_that_was_typed(why: str) -> None:
+def test_access_denied_message_has_sudo_and_the_typed_command(why: str) -> None:
     result = explain_error(BusError(f"{ERROR}AccessDenied", why), "ipv6natctl explain 'a b'")
     assert result == (4, f"not permitted: {why.split(':')[0]}: sudo ipv6natctl explain 'a b'")
 
@@ -123,7 +123,7 @@ def test_status_exits_0_only_when_synced(bus: Bus, state: State) -> None:
 
 
 @pytest.mark.parametrize("words", [("--json=short",), ("--json", "short"), ("-j",), ("--json",)])
-def test_json_is_one_line_where_no_terminal_is(bus: Bus, words: tuple[str, ...]) -> None:
+def test_json_without_a_terminal_is_one_line(bus: Bus, words: tuple[str, ...]) -> None:
     code, out, _ = ctl(bus, FakeSource(status(mapping())), *words, "mappings")
     assert code == 0
     assert out.count("\n") == 1
@@ -135,13 +135,13 @@ def test_json_is_one_line_where_no_terminal_is(bus: Bus, words: tuple[str, ...])
     ("what", "kind"),
     [("status", dict), ("networks", list), ("skipped", list), ("resync", dict), ("rules", str)],
 )
-def test_every_command_speaks_json(bus: Bus, what: str, kind: type[Any]) -> None:
+def test_every_command_prints_json(bus: Bus, what: str, kind: type[Any]) -> None:
     _, out, _ = ctl(bus, FakeSource(status()), what, "--json=pretty")
     assert isinstance(json.loads(out), kind)
     assert ctl(bus, FakeSource(status()), what, "--json=off")[1] != out
 
 
-def test_a_name_cannot_move_the_cursor(bus: Bus) -> None:
+def test_control_characters_in_a_name_are_escaped(bus: Bus) -> None:
     source = FakeSource(status(mapping(name="\x1b[2J\nfake row\u202e")))
     for words in (("mappings",), ("mappings", "--json=pretty"), ("mappings", "-j")):
         _, out, _ = ctl(bus, source, *words)
@@ -150,7 +150,7 @@ def test_a_name_cannot_move_the_cursor(bus: Bus) -> None:
         assert "\nfake" not in out
 
 
-def test_a_daemon_that_does_not_run_is_named_with_the_command_that_starts_it(bus: Bus) -> None:
+def test_stopped_daemon_exits_3_with_the_start_command(bus: Bus) -> None:
     async def body() -> None:
         for what in ("status", "mappings", "resync"):
             assert await command(bus, *CTL, what) == (
@@ -162,7 +162,7 @@ def test_a_daemon_that_does_not_run_is_named_with_the_command_that_starts_it(bus
     run(body())
 
 
-def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
+def test_missing_bus_exits_1_with_message(bus: Bus) -> None:
     bus.stop()
 
     async def body() -> None:
@@ -193,7 +193,7 @@ def test_a_bus_that_does_not_run_is_named(bus: Bus) -> None:
         ("mappings --cont web", "unrecognized arguments: --cont"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exits_2(words: str, text: str) -> None:
+def test_wrong_usage_exits_2_with_one_line(words: str, text: str) -> None:
     done = subprocess.run((*CTL, *words.split()), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert text in done.stderr
@@ -211,7 +211,7 @@ def test_wrong_usage_is_one_sentence_and_exits_2(words: str, text: str) -> None:
         ("--network f?ont --port 8001", {8001}),
     ],
 )
-def test_filters_leave_what_was_asked_for(bus: Bus, words: str, ports: set[int]) -> None:
+def test_mappings_filters_select_matching_rows(bus: Bus, words: str, ports: set[int]) -> None:
     source = FakeSource(status(mapping(), mapping(1, "db"), mapping(2)))
     code, out, _ = ctl(bus, source, "mappings", "--json=short", *words.split())
     assert code == 0
@@ -230,12 +230,12 @@ def test_filters_leave_what_was_asked_for(bus: Bus, words: str, ports: set[int])
         ("skipped --container web", "no row matches --container web: see ipv6natctl"),
     ],
 )
-def test_a_filter_that_leaves_nothing_says_so_and_exits_1(bus: Bus, words: str, text: str) -> None:
+def test_filter_without_match_exits_1_with_message(bus: Bus, words: str, text: str) -> None:
     answer = ctl(bus, FakeSource(status(mapping())), *words.split())
     assert answer == (1, "", f"{text}\n")
 
 
-def test_status_shows_the_warnings_of_networks_but_stays_on_one_screen(bus: Bus) -> None:
+def test_status_prints_at_most_five_network_warnings(bus: Bus) -> None:
     _, out, _ = ctl(bus, FakeSource(status()))
     assert out.endswith("Warnings: front: first\n           front: second\n")
     many = status()
@@ -260,7 +260,7 @@ def on_terminal(bus: Bus, source: FakeSource, *words: str, **environ: str) -> st
     return results[0]
 
 
-def test_colours_are_for_terminals_and_for_those_who_want_them(bus: Bus) -> None:
+def test_output_has_colour_only_on_a_terminal_without_no_color(bus: Bus) -> None:
     need("script")
     source = FakeSource(status(mapping()))
     assert "State: \x1b[32msynced\x1b[0m\n" in on_terminal(bus, source)
@@ -271,7 +271,7 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(bus: Bus) -> None
     assert "\x1b" not in ctl(bus, source)[1]
 
 
-def test_long_reasons_are_folded_on_a_terminal_and_whole_in_a_pipe(bus: Bus) -> None:
+def test_long_reason_wraps_on_a_terminal_and_not_in_a_pipe(bus: Bus) -> None:
     need("script")
     reason = "word " * 30 + "end"
     long = Skipped(container_name="db", network="front", port="5432/tcp", reason=reason)
@@ -314,7 +314,7 @@ def explained(name: str = "web") -> Row:
     }
 
 
-def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None:
+def test_explain_prints_network_ports_rule_counter_and_loopback(bus: Bus) -> None:
     source = FakeSource(status())
     source.explained = [explained()]
     assert ctl(bus, source, "explain", "web") == (
@@ -348,26 +348,26 @@ def test_explain_tells_network_ports_rule_counter_and_loopback(bus: Bus) -> None
         ("99/udp", "no running container publishes port 99/udp, for IPv4 or IPv6: docker ps"),
     ],
 )
-def test_explain_of_nobody_says_so_and_exits_1(bus: Bus, query: str, text: str) -> None:
+def test_explain_unknown_query_exits_1_with_message(bus: Bus, query: str, text: str) -> None:
     answer = ctl(bus, FakeSource(status(mapping())), "explain", query)
     assert answer == (1, "", f"{text}\n")
 
 
-def test_explain_needs_a_word() -> None:
+def test_explain_without_argument_exits_2() -> None:
     done = subprocess.run((*CTL, "explain"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "explain needs an argument: CONTAINER|PORT" in done.stderr
 
 
 @pytest.mark.parametrize(("what", "done"), [("reload", "in force"), ("cleanup", "removed")])
-def test_reload_and_cleanup_are_done_by_the_daemon(bus: Bus, what: str, done: str) -> None:
+def test_reload_and_cleanup_call_the_daemon(bus: Bus, what: str, done: str) -> None:
     source = FakeSource(status())
     code, out, err = ctl(bus, source, what)
     assert (code, err, source.done) == (0, "", [what])
     assert done in out
 
 
-def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
+def test_cleanup_leftovers_lists_with_dry_run_and_removes_without_it(bus: Bus) -> None:
     source = FakeSource(status())
     source.left = (
         Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-j DOCKER"),
@@ -392,7 +392,7 @@ def test_leftovers_are_shown_first_and_then_removed(bus: Bus) -> None:
     assert again == (0, "no leftovers found\n", "")
 
 
-def test_cleanup_without_a_daemon_needs_root_and_says_so(bus: Bus) -> None:
+def test_cleanup_without_a_daemon_by_a_plain_user_exits_4_with_message(bus: Bus) -> None:
     async def body() -> None:
         code, out, err = await command(bus, *PLAIN_CTL, "cleanup")
         assert (code, out) == (4, "")
@@ -423,7 +423,7 @@ async def monitor(bus: Bus, *words: str) -> AsyncIterator[Callable[[], Awaitable
         await process.wait()
 
 
-def test_monitor_shows_what_comes_and_goes_and_that_the_daemon_does(bus: Bus) -> None:
+def test_monitor_prints_mapping_state_and_daemon_changes(bus: Bus) -> None:
     empty, full = status(), status(mapping(), generation=2)
     degraded = replace(full, state=State.DEGRADED, state_reason="why")
     changes: list[tuple[Status, Status, Row | None, str]] = [
@@ -456,7 +456,7 @@ def test_monitor_shows_what_comes_and_goes_and_that_the_daemon_does(bus: Bus) ->
     run(body())
 
 
-def test_monitor_begins_with_how_things_are_and_counts_what_was_not_signalled(bus: Bus) -> None:
+def test_monitor_starts_with_the_state_and_counts_unsignalled_mappings(bus: Bus) -> None:
     many = status(*map(mapping, range(60)), generation=2, last_sync=1)
 
     async def body() -> None:
@@ -473,7 +473,7 @@ def test_monitor_begins_with_how_things_are_and_counts_what_was_not_signalled(bu
     run(body())
 
 
-def test_monitor_believes_only_the_daemon(bus: Bus) -> None:
+def test_monitor_ignores_signals_of_other_senders(bus: Bus) -> None:
     async def body() -> None:
         async with (
             serving(bus, FakeSource(status())) as service,
@@ -495,7 +495,7 @@ def test_monitor_believes_only_the_daemon(bus: Bus) -> None:
     run(body())
 
 
-def test_monitor_ends_with_the_bus(bus: Bus) -> None:
+def test_monitor_ends_when_the_bus_stops(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), monitor(bus) as line:
             assert " now " in await line()
@@ -505,7 +505,7 @@ def test_monitor_ends_with_the_bus(bus: Bus) -> None:
     run(body())
 
 
-def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
+def test_check_by_a_plain_user_reports_findings_and_unknowns(bus: Bus) -> None:
     if not all(folder.stat().st_mode & 1 for folder in Path(sys.executable).resolve().parents):
         pytest.skip("this Python is for root alone: a plain user cannot load what it loads late")
 
@@ -527,7 +527,7 @@ def test_check_tells_of_the_host_and_where_it_cannot_see(bus: Bus) -> None:
     run(body())
 
 
-def test_check_does_not_call_wrong_what_it_may_not_read() -> None:
+def test_check_reports_no_error_when_access_is_denied() -> None:
     class Refusing(DaemonClient):
         async def properties(self) -> dict[str, Any]:
             return {"State": "synced"}
@@ -538,7 +538,7 @@ def test_check_does_not_call_wrong_what_it_may_not_read() -> None:
     assert asyncio.run(_query_daemon(Refusing())) == ({"State": "synced"}, None, "")
 
 
-def test_metrics_are_those_of_the_status(bus: Bus) -> None:
+def test_metrics_match_the_status(bus: Bus) -> None:
     now = status(mapping())
     code, out, err = ctl(bus, FakeSource(now), "metrics")
     assert (code, err) == (0, "")
@@ -549,7 +549,7 @@ def test_metrics_are_those_of_the_status(bus: Bus) -> None:
     assert {type(sample["Value"]) for sample in json.loads(out)} <= {int, float}
 
 
-def test_metrics_of_a_daemon_that_does_not_run_say_so(bus: Bus) -> None:
+def test_metrics_of_a_stopped_daemon_exit_3_with_ipv6natd_up_0(bus: Bus) -> None:
     async def body() -> None:
         code, out, err = await command(bus, *CTL, "metrics")
         assert (code, err) == (3, "ipv6natd is not running: systemctl start ipv6natd\n")
@@ -558,7 +558,7 @@ def test_metrics_of_a_daemon_that_does_not_run_say_so(bus: Bus) -> None:
     run(body())
 
 
-def test_ula_makes_a_prefix_and_the_lines_that_use_it() -> None:
+def test_ula_prints_a_random_prefix_and_docker_settings() -> None:
     def made(*words: str) -> str:
         return subprocess.run(
             (*CTL, "ula", *words), capture_output=True, text=True, check=True
@@ -576,7 +576,7 @@ def test_ula_makes_a_prefix_and_the_lines_that_use_it() -> None:
         assert word in text
 
 
-def test_help_teaches_with_examples_and_version_is_one_line() -> None:
+def test_help_lists_commands_and_examples_and_version_is_one_line() -> None:
     shown = subprocess.run((*CTL, "--help"), capture_output=True, text=True, check=True).stdout
     for word in ("status", "mappings", "networks", "skipped", "resync", "rules", "examples:"):
         assert word in shown
@@ -585,7 +585,7 @@ def test_help_teaches_with_examples_and_version_is_one_line() -> None:
     assert shown == f"ipv6natctl {__version__}\n"
 
 
-def test_a_locale_without_unicode_is_no_error(bus: Bus) -> None:
+def test_locale_without_unicode_escapes_names(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status(mapping(name="käse")))):
             plain = ("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
@@ -596,7 +596,7 @@ def test_a_locale_without_unicode_is_no_error(bus: Bus) -> None:
     run(body())
 
 
-def test_a_reader_that_leaves_early_is_no_error(bus: Bus) -> None:
+def test_closed_output_pipe_is_no_error(bus: Bus) -> None:
     async def body() -> None:
         many = status(*(mapping(number) for number in range(3000)))
         async with serving(bus, FakeSource(many)):
@@ -608,7 +608,7 @@ def test_a_reader_that_leaves_early_is_no_error(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("word", ["rules", "--help", "--version"])
-def test_a_full_disk_is_said_in_a_sentence(bus: Bus, word: str) -> None:
+def test_full_disk_exits_1_with_one_line(bus: Bus, word: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())):
             words = shlex.join((*CTL, word))
@@ -622,5 +622,5 @@ def test_a_full_disk_is_said_in_a_sentence(bus: Bus, word: str) -> None:
     run(body())
 
 
-def test_it_does_not_start_what_was_stopped() -> None:
+def test_dbus_folder_has_no_activation_file() -> None:
     assert not any(name.endswith(".service") for name in os.listdir("dbus"))  # noqa: PTH208

@@ -38,17 +38,19 @@ def members(path: str, interface: str, kind: str) -> list[ElementTree.Element]:
     return found.findall(kind)
 
 
-def worded(member: ElementTree.Element) -> str:
+def signature_of(member: ElementTree.Element) -> str:
     """ "FindMappings(a{sv} filter) -> aa{sv} mappings"."""
     args = member.findall("arg")
     into, out = (
-        ", ".join(f"{arg.get('type')} {arg.get('name')}" for arg in args if way(arg) == direction)
+        ", ".join(
+            f"{arg.get('type')} {arg.get('name')}" for arg in args if direction_of(arg) == direction
+        )
         for direction in ("in", "out")
     )
     return f"{member.get('name')}({into})" + (f" -> {out}" if out else "")
 
 
-def way(arg: ElementTree.Element) -> str:
+def direction_of(arg: ElementTree.Element) -> str:
     return arg.get("direction", "in")
 
 
@@ -58,7 +60,7 @@ def items(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_the_limits_are_those_of_the_sources() -> None:
+def test_documented_limits_match_the_sources() -> None:
     limits = " ".join(section("LIMITS").split())
     for words in (
         f"{dbus_limits.MAX_CALLS_OF_SENDER} calls of one connection",
@@ -76,22 +78,24 @@ def test_the_limits_are_those_of_the_sources() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("method", "METHODS"), ("signal", "SIGNALS")])
-def test_every_method_and_signal_is_documented_and_no_other(kind: str, name: str) -> None:
+def test_documented_methods_and_signals_match_the_xml(kind: str, name: str) -> None:
     documented = re.findall(r"^\.It Ic (\w+\(.*)$", section(name), re.MULTILINE)
-    assert sorted(documented) == sorted(worded(member) for member in members(PATH, MANAGER, kind))
+    assert sorted(documented) == sorted(
+        signature_of(member) for member in members(PATH, MANAGER, kind)
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "interface", "name"),
     [(PATH, MANAGER, "PROPERTIES"), (LOG_CONTROL_PATH, LOG_CONTROL, "THE LOG")],
 )
-def test_every_property_is_documented_and_no_other(path: str, interface: str, name: str) -> None:
+def test_documented_properties_match_the_xml(path: str, interface: str, name: str) -> None:
     documented = re.findall(r"^\.It Va (.*)$", section(name), re.MULTILINE)
     served = [f"{it.get('name')} {it.get('type')}" for it in members(path, interface, "property")]
     assert documented == served
 
 
-def commented() -> dict[str, set[tuple[str, str]]]:
+def comment_fields() -> dict[str, set[tuple[str, str]]]:
     """Member -> the fields, with types, in the comment before it."""
     pattern = r'<!--((?:(?!-->).)*)-->\s*<(?:method|signal) name="(\w+)"'
     return {
@@ -100,13 +104,13 @@ def commented() -> dict[str, set[tuple[str, str]]]:
     }
 
 
-def test_the_page_and_the_comments_name_the_same_fields() -> None:
+def test_documented_fields_match_the_xml_comments() -> None:
     page = items(section("METHODS")) | items(section("SIGNALS"))
-    for member, fields in commented().items():
+    for member, fields in comment_fields().items():
         assert set(re.findall(rf"Va (\w+) ({SIGNATURE})", page[member])) == fields, member
 
 
-def test_the_comments_name_the_fields_that_rows_have() -> None:
+def test_fields_in_xml_comments_match_the_rows() -> None:
     now = status(mapping())
     leftover = Leftover(variant="nft", table="nat", chain="DOCKER", rule="-j X")
     rows = {
@@ -116,17 +120,17 @@ def test_the_comments_name_the_fields_that_rows_have() -> None:
         "ListLeftovers": leftover_row(leftover),
     }
     for member, row in rows.items():
-        assert commented()[member] == {(name, type_) for name, (type_, _) in row.items()}
-    assert {name for name, _ in commented()["FindMappings"]} == set(_FILTERS)
+        assert comment_fields()[member] == {(name, type_) for name, (type_, _) in row.items()}
+    assert {name for name, _ in comment_fields()["FindMappings"]} == set(_FILTERS)
 
 
-def test_every_method_has_its_action() -> None:
+def test_documented_action_of_each_method_matches_the_sources() -> None:
     for member, text in items(section("METHODS")).items():
         (action,) = re.findall(r"^Action:\n\.Li (\S+) \.$", text, re.MULTILINE)
         assert action == METHODS[MANAGER, member].action
 
 
-def test_every_action_and_every_error_is_documented_and_no_other() -> None:
+def test_documented_actions_and_errors_match_the_sources() -> None:
     named = re.findall(r"^\.It Li (\S+)$", section("POLKIT ACTIONS"), re.MULTILINE)
     assert named == [action.value for action in Action]
     package = ROOT / "ipv6natd"
@@ -144,15 +148,15 @@ def test_every_action_and_every_error_is_documented_and_no_other() -> None:
     assert standard - {"NameExists"} <= set(re.findall(r"^\.Li (\w+)", errors, re.MULTILINE))
 
 
-def literals() -> list[str]:
+def example_commands() -> list[str]:
     """The examples as commands."""
     blocks = re.findall(r"^\.Bd .*?\n(.*?)^\.Ed$", section("EXAMPLES"), re.DOTALL | re.MULTILINE)
     return [block.replace(r"\e", "\\") for block in blocks]
 
 
-def test_the_examples_work(bus: Bus) -> None:
+def test_documented_examples_work(bus: Bus) -> None:
     need("busctl")
-    busctl, _gdbus, python = literals()
+    busctl, _gdbus, python = example_commands()
 
     async def body() -> None:
         async with serving(bus, FakeSource(status(mapping(80, name="web")))):

@@ -49,7 +49,7 @@ async def outcome(connection: Connection, member: str, **options: Any) -> str:
     return member
 
 
-def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus: Bus) -> None:
+def test_sender_with_16_pending_calls_is_refused_and_others_are_not(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.gate = asyncio.Event()
@@ -69,7 +69,7 @@ def test_a_sender_with_too_many_calls_waiting_is_refused_and_others_are_not(bus:
     run(body())
 
 
-def test_twenty_thousand_calls_of_a_plain_user_hold_up_nobody(
+def test_20000_calls_of_a_plain_user_do_not_block_root(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = 20_000
@@ -115,14 +115,14 @@ async def unread(root: Connection, sender: str) -> int:
     return int(stats["OutgoingBytes"])
 
 
-def deaf(connection: Connection) -> Any:
+def stop_reading(connection: Connection) -> Any:
     """Stop reading from the bus; return a function that starts again."""
     bus = connection._bus
     bus._loop.remove_reader(bus._fd)
     return lambda: bus._loop.add_reader(bus._fd, bus._message_reader)
 
 
-def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bus) -> None:
+def test_unread_replies_of_a_sender_are_bounded(bus: Bus) -> None:
     async def body() -> None:
         # 6 MB, the size of 10,000 mappings, in fewer rows, which are parsed faster.
         now = status(*(mapping(number, name="x" * 60_000) for number in range(100)))
@@ -131,7 +131,7 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
             client(bus) as root,
             client(bus, uid=NOBODY) as lazy,
         ):
-            hear = deaf(lazy)
+            resume_reading = stop_reading(lazy)
             calls: list[asyncio.Task[str]] = []
             for _ in range(10):
                 calls += [asyncio.create_task(outcome(lazy, "ListMappings")) for _ in range(10)]
@@ -141,7 +141,7 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
             # All calls have replies; the stored bytes are within the limit.
             unread_bytes = await unread(root, lazy.unique_name)
             assert MAX_UNREAD_BYTES / 2 < unread_bytes <= MAX_UNREAD_BYTES + (1 << 20)
-            hear()
+            resume_reading()
             outcomes = Counter(await asyncio.gather(*calls))
             assert set(outcomes) == {"ListMappings", LIMIT}
             assert 2 < outcomes["ListMappings"] < 10
@@ -151,7 +151,7 @@ def test_a_reader_that_never_reads_gets_no_more_than_the_bus_should_keep(bus: Bu
     run(body())
 
 
-def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_unread_replies_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1 << 20)
 
     async def body() -> None:
@@ -160,7 +160,7 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
             client(bus) as root,
             client(bus, uid=NOBODY) as lazy,
         ):
-            hear = deaf(lazy)
+            resume_reading = stop_reading(lazy)
             options = {"interface": INTROSPECTABLE}
             calls = [
                 asyncio.create_task(outcome(lazy, "Introspect", **options)) for _ in range(1000)
@@ -170,7 +170,7 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
                 await ask(root, "Ping", interface=PEER)
                 await asyncio.sleep(0.01)
             assert await unread(root, lazy.unique_name) < 2 << 20
-            hear()
+            resume_reading()
             outcomes = Counter(await asyncio.gather(*calls))
             assert outcomes["Introspect"] > 10
             assert outcomes[LIMIT] > 500
@@ -178,7 +178,7 @@ def test_small_answers_count_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> N
     run(body())
 
 
-def test_a_bus_that_does_not_say_what_was_read_has_limits_of_its_own(
+def test_bus_without_stats_interface_has_no_unread_limit(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """dbus-broker is such a bus."""
@@ -207,7 +207,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", CALLS)
-def test_accounts_of_senders_who_left_are_not_kept(
+def test_counters_of_disconnected_senders_are_deleted(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(dbus_limits, "MAX_SENDERS", 100)
@@ -224,7 +224,7 @@ def test_accounts_of_senders_who_left_are_not_kept(
     async def body() -> None:
         now = status(mapping(name="x" * 100_000))
         async with serving(bus, FakeSource(now)) as service, client(bus, uid=NOBODY) as owes:
-            hear = deaf(owes)
+            resume_reading = stop_reading(owes)
             asked = asyncio.create_task(ask(owes, "FindMappings", "a{sv}", {}, timeout=60))
             await asyncio.to_thread(pass_by, 1000)
             limits = service._limits
@@ -236,13 +236,13 @@ def test_accounts_of_senders_who_left_are_not_kept(
             # Other connections do not push out a sender with many unread bytes.
             if what != "list":
                 assert limits._sent_bytes[owes.unique_name] > 100_000
-            hear()
+            resume_reading()
             await asked
 
     run(body())
 
 
-def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus) -> None:
+def test_more_connections_give_a_user_no_more_pending_calls(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.gate = asyncio.Event()
@@ -271,7 +271,7 @@ def test_one_user_has_no_more_calls_waiting_by_having_more_connections(bus: Bus)
     run(body())
 
 
-def test_root_is_not_counted_over_all_connections(bus: Bus) -> None:
+def test_root_has_no_limit_over_all_connections(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.gate = asyncio.Event()
@@ -289,7 +289,7 @@ def test_root_is_not_counted_over_all_connections(bus: Bus) -> None:
     run(body())
 
 
-def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each() -> None:
+def test_unidentified_calls_are_bounded_with_room_for_one_per_sender() -> None:
     limits = Limits()
 
     def let_in(stack: contextlib.ExitStack, sender: str, size: int) -> bool:
@@ -313,7 +313,7 @@ def test_what_waits_for_its_user_is_bounded_and_leaves_room_for_one_call_of_each
 
 
 @pytest.mark.parametrize("lost", [0, 1, 3])
-def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
+def test_lost_reply_of_get_connection_unix_user_is_requested_again(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
     """The bus daemon also drops its own replies while too many bytes wait for us."""
@@ -338,9 +338,7 @@ def test_the_bus_is_asked_again_for_a_user_that_it_did_not_tell(
     run(body())
 
 
-def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_call_of_an_unidentified_user_is_denied(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.02)
     real = Connection.call
 
@@ -359,7 +357,9 @@ def test_a_bus_that_never_tells_the_user_gets_the_call_refused(
     run(body())
 
 
-def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_reply_of_get_connection_unix_user_is_accepted(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(polkit, "IDENTIFY_INTERVAL", 0.2)
     real = Connection.call
 
@@ -376,7 +376,7 @@ def test_a_late_answer_of_the_bus_is_good_too(bus: Bus, monkeypatch: pytest.Monk
     run(body())
 
 
-def test_31_mib_strings_from_twelve_connections_cost_no_memory_and_root_is_answered(
+def test_31_mib_strings_from_12_connections_use_no_memory_and_root_gets_replies(
     bus: Bus,
 ) -> None:
     parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
@@ -421,7 +421,7 @@ FLOODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", FLOODS)
-def test_a_flood_of_messages_that_are_read_leaves_root_answers(bus: Bus, shape: str) -> None:
+def test_flood_of_slow_to_parse_calls_does_not_block_root(bus: Bus, shape: str) -> None:
     async def body() -> None:
         path = bus.address.removeprefix("unix:path=")
         data = message(destination=NAME, path=PATH, serial=2, **FLOODS[shape])
@@ -444,7 +444,7 @@ def test_a_flood_of_messages_that_are_read_leaves_root_answers(bus: Bus, shape: 
     run(body(), seconds=120)
 
 
-def test_a_call_that_the_bus_has_no_room_for_is_sent_again(bus: Bus) -> None:
+def test_call_rejected_by_a_full_bus_queue_is_sent_again(bus: Bus) -> None:
     """The bus daemon rejects calls to the service while 127 MiB wait for the service."""
     parts = {"destination": NAME, "path": PATH, "interface": MANAGER, "member": "Explain"}
 

@@ -25,7 +25,7 @@ from tests.integration.bus.conftest import (
 )
 
 
-def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
+def test_10000_rows_do_not_block_the_event_loop(bus: Bus) -> None:
     async def body() -> None:
         now = status(*(mapping(number) for number in range(10_000)))
         lists = Lists(lambda: now)
@@ -43,7 +43,7 @@ def test_ten_thousand_rows_do_not_hold_up_the_loop(bus: Bus) -> None:
     run(body())
 
 
-def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_marshalled_once_per_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     real = dbus_lists._list_body
 
@@ -66,9 +66,7 @@ def test_rows_are_marshalled_once_a_generation(bus: Bus, monkeypatch: pytest.Mon
     run(body())
 
 
-def test_an_answer_that_the_bus_would_not_carry_is_refused(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reply_above_the_size_limit_is_an_error(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus_lists, "MAX_REPLY_BYTES", 1000)
 
     async def body() -> None:
@@ -83,7 +81,7 @@ def test_an_answer_that_the_bus_would_not_carry_is_refused(
     run(body())
 
 
-def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
+def test_user_waits_for_at_most_one_reply_of_another_user_and_root_for_none() -> None:
     ended: list[str] = []
     go = threading.Event()
 
@@ -113,7 +111,7 @@ def test_a_user_waits_for_one_answer_of_another_and_root_for_none() -> None:
     run(body())
 
 
-def test_explain_and_leftovers_are_looked_at_for_one_call_of_a_user_at_a_time(bus: Bus) -> None:
+def test_explain_and_list_leftovers_run_one_at_a_time_per_user(bus: Bus) -> None:
     looking, most = 0, 0
 
     class Slow(FakeSource):

@@ -26,14 +26,14 @@ from tests.integration.bus.conftest import (
 
 
 @pytest.fixture(autouse=True)
-def _put_back() -> Iterator[None]:
+def _restore_log_level() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     yield
     root.setLevel(level)
 
 
-def test_busctl_sets_the_level_and_reads_it(bus: Bus) -> None:
+def test_busctl_sets_and_reads_the_log_level(bus: Bus) -> None:
     need("busctl")
 
     async def body() -> None:
@@ -60,7 +60,7 @@ def test_busctl_sets_the_level_and_reads_it(bus: Bus) -> None:
         ("Nope", "x", "UnknownProperty", "no property 'Nope'"),
     ],
 )
-def test_a_wrong_value_is_refused_and_nothing_changes(
+def test_invalid_log_property_returns_an_error_and_changes_nothing(
     bus: Bus,
     name: str,
     value: str,
@@ -87,7 +87,7 @@ def test_a_wrong_value_is_refused_and_nothing_changes(
     run(body())
 
 
-def test_a_plain_user_reads_the_level_and_may_not_set_it(bus: Bus) -> None:
+def test_plain_user_reads_the_log_level_and_cannot_set_it(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus, uid=65534) as nobody:
             got = await nobody.call(

@@ -56,7 +56,7 @@ def members(path: str, kind: str) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", INTERFACES)
-def test_the_xml_of_each_object_has_what_is_implemented_and_nothing_else(path: str) -> None:
+def test_xml_of_each_object_matches_the_implementation(path: str) -> None:
     interfaces = [
         interface.get("name")
         for interface in ElementTree.fromstring(introspection(path)).iter("interface")
@@ -83,7 +83,7 @@ def test_every_argument_in_the_xml_has_a_name(path: str) -> None:
         assert arg.get("name")
 
 
-def test_the_xml_is_served_and_leads_to_every_object(bus: Bus) -> None:
+def test_introspection_xml_is_served_and_links_every_object(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
             found, left = [], ["/"]
@@ -103,7 +103,7 @@ def test_the_xml_is_served_and_leads_to_every_object(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("path", INTERFACES)
-def test_get_all_answers_for_each_interface_of_each_object(bus: Bus, path: str) -> None:
+def test_get_all_returns_the_properties_of_each_interface(bus: Bus, path: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
             for interface in ("", *INTERFACES[path]):
@@ -147,6 +147,6 @@ def test_busctl_shows_the_flags_of_each_member(bus: Bus) -> None:
     run(body())
 
 
-def test_nothing_in_the_tree_lets_the_bus_start_the_daemon() -> None:
+def test_source_tree_has_no_bus_activation_file() -> None:
     assert not list(DBUS.parent.glob("dbus/*.service"))
     assert not [path for path in DBUS.parent.glob("systemd/*") if "Alias=dbus" in path.read_text()]

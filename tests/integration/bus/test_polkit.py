@@ -105,7 +105,9 @@ async def outcome(bus: Bus, uid: int, member: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize("uid", [ROOT, NOBODY])
-def test_without_polkit_everybody_looks_and_root_changes(bus: Bus, uid: int, member: str) -> None:
+def test_without_polkit_all_users_read_and_only_root_changes(
+    bus: Bus, uid: int, member: str
+) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())):
             may = uid == ROOT or MEMBERS[member] is Action.INSPECT
@@ -115,7 +117,7 @@ def test_without_polkit_everybody_looks_and_root_changes(bus: Bus, uid: int, mem
 
 
 @pytest.mark.parametrize("uid", [ROOT, GAMES])
-def test_each_member_asks_for_its_own_action_and_root_for_none(bus: Bus, uid: int) -> None:
+def test_each_member_checks_its_own_action_and_root_is_not_checked(bus: Bus, uid: int) -> None:
     async def body() -> None:
         fake = FakePolkit(says=dict.fromkeys(Action, (True, False)))
         async with serving(bus, FakeSource(status())), authority(bus, fake):
@@ -141,7 +143,7 @@ def test_each_member_asks_for_its_own_action_and_root_for_none(bus: Bus, uid: in
         ((False, True), False, True, DENIED, [0, 1]),
     ],
 )
-def test_a_dialog_is_opened_for_those_alone_who_said_that_they_can_answer(
+def test_dialog_opens_only_for_calls_that_allow_interaction(
     bus: Bus,
     says: tuple[bool, bool],
     typed: bool,
@@ -160,7 +162,7 @@ def test_a_dialog_is_opened_for_those_alone_who_said_that_they_can_answer(
     run(body())
 
 
-def test_where_nothing_can_ask_for_a_password_that_is_said(bus: Bus) -> None:
+def test_user_without_polkit_agent_gets_interactive_authorization_required(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit(says={Action.RESYNC: (False, True)}, agent=False)
         async with serving(bus, FakeSource(status())), authority(bus, fake):
@@ -169,7 +171,7 @@ def test_where_nothing_can_ask_for_a_password_that_is_said(bus: Bus) -> None:
     run(body())
 
 
-def test_a_refusal_names_the_way_out(bus: Bus) -> None:
+def test_access_denied_message_has_the_root_command(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
             with pytest.raises(BusError, match="only root may do that: sudo ipv6natctl reload"):
@@ -184,14 +186,14 @@ def test_a_refusal_names_the_way_out(bus: Bus) -> None:
     run(body())
 
 
-def test_each_member_that_can_be_refused_has_a_way_out() -> None:
+def test_each_member_with_an_action_has_a_root_command() -> None:
     guarded = {member for (_, member), method in METHODS.items() if method.action}
     assert set(ROOT_COMMANDS) == guarded
     commands = [words.split() for words in ROOT_COMMANDS.values()]
     assert {words[1] for words in commands if words[0] == "ipv6natctl"} <= set(COMMANDS)
 
 
-def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> None:
+def test_with_polkit_errors_all_users_read_and_only_root_changes(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit()
         fake.error = BusError("org.freedesktop.PolicyKit1.Error.Failed", "no rules")
@@ -203,9 +205,7 @@ def test_where_polkit_is_broken_everybody_looks_and_root_changes(bus: Bus) -> No
     run(body())
 
 
-def test_a_polkit_that_is_kept_busy_opens_nothing(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_polkit_timeout_denies_plain_users(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any user could keep polkit busy to read what an administrator denied."""
     monkeypatch.setattr(polkit, "CHECK_TIMEOUT", 0.3)
 
@@ -219,7 +219,7 @@ def test_a_polkit_that_is_kept_busy_opens_nothing(
     run(body())
 
 
-def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
+def test_full_queue_of_polkit_denies_plain_users(bus: Bus) -> None:
     """Any user can fill the queue of polkit."""
 
     async def body() -> None:
@@ -231,9 +231,7 @@ def test_a_polkit_that_the_bus_has_no_room_for_opens_nothing(bus: Bus) -> None:
     run(body())
 
 
-def test_no_more_questions_wait_than_the_bus_lets_wait(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pending_polkit_checks_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the bus daemon would reject them, and polkit would seem to be missing."""
     monkeypatch.setattr(polkit, "MAX_DIALOGS", 2)
     uids = (GAMES, GAMES, 3, 3, 4, 4, NOBODY, NOBODY)
@@ -266,7 +264,7 @@ def test_no_more_questions_wait_than_the_bus_lets_wait(
     run(body())
 
 
-def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -> None:
+def test_polkit_checks_of_one_user_do_not_block_other_users(bus: Bus) -> None:
     """For any number of connections of the user, and any delay of polkit."""
 
     async def body() -> None:
@@ -304,7 +302,7 @@ def test_questions_about_one_user_keep_nobody_elses_from_being_asked(bus: Bus) -
     run(body())
 
 
-def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
+def test_dialogs_of_one_user_do_not_block_other_users(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit(says={Action.RESYNC: (False, True)}, typed=None)
         async with contextlib.AsyncExitStack() as stack:
@@ -326,9 +324,7 @@ def test_dialogs_of_one_user_keep_nobody_else_from_one(bus: Bus) -> None:
     run(body())
 
 
-def test_a_dialog_that_nobody_answers_is_a_refusal(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dialog_timeout_denies_the_call(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for reading: a timeout must not permit what an administrator denied."""
     monkeypatch.setattr(polkit, "DIALOG_TIMEOUT", 0.3)
 
@@ -340,7 +336,7 @@ def test_a_dialog_that_nobody_answers_is_a_refusal(
     run(body())
 
 
-def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
+def test_read_permission_is_cached_until_polkit_changes(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit()
         async with serving(bus, FakeSource(status())), client(bus, uid=NOBODY) as nobody:
@@ -367,7 +363,7 @@ def test_who_may_look_is_asked_once_until_something_changes(bus: Bus) -> None:
     run(body())
 
 
-def test_an_answer_from_before_a_change_is_good_for_one_call(bus: Bus) -> None:
+def test_reply_before_a_polkit_change_is_not_cached(bus: Bus) -> None:
     async def body() -> None:
         fake = FakePolkit()
         async with (
@@ -388,7 +384,7 @@ def test_an_answer_from_before_a_change_is_good_for_one_call(bus: Bus) -> None:
     run(body())
 
 
-def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_senders_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polkit, "MAX_SENDERS", 3)
 
     async def body() -> None:
@@ -401,7 +397,7 @@ def test_senders_are_not_remembered_without_end(bus: Bus, monkeypatch: pytest.Mo
     run(body())
 
 
-def test_the_policy_file_has_each_action_with_words_and_defaults() -> None:
+def test_policy_file_has_each_action_with_description_and_defaults() -> None:
     root = ET.parse(TREE / "dbus" / "org.ipv6natd1.policy").getroot()
     found = {}
     for element in root.iter("action"):
@@ -449,13 +445,13 @@ def real_polkit(bus: Bus, folder: Path, *, rules: bool) -> Iterator[None]:
         process.wait(10)
 
 
-async def polkit_is_there(connection: Connection) -> None:
+async def wait_for_polkit(connection: Connection) -> None:
     while not (await connection.call(*BUS, "NameHasOwner", "s", polkit.NAME))[0]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("rules", [False, True], ids=["defaults", "example"])
-def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: bool) -> None:
+def test_real_polkit_applies_the_policy_and_the_example_rules(bus: Bus, rules: bool) -> None:
     need("unshare")
     if not POLKITD.exists():
         lack("polkitd")
@@ -465,7 +461,7 @@ def test_a_real_polkit_decides_by_our_actions_and_the_example(bus: Bus, rules: b
         source = FakeSource(status(mapping()))
         with real_polkit(bus, folder, rules=rules):
             async with serving(bus, source), client(bus) as root:
-                await polkit_is_there(root)
+                await wait_for_polkit(root)
                 for member, action in MEMBERS.items():
                     assert await outcome(bus, ROOT, member) == ""
                     looks = action is Action.INSPECT

@@ -42,27 +42,27 @@ from tests.integration.bus.conftest import (
 ERROR = "org.freedesktop.DBus.Error."
 
 
-def shown(rows: list[Row]) -> Any:
+def plain_rows(rows: list[Row]) -> Any:
     return without_variants([variants(row) for row in rows])
 
 
-def test_every_list_and_property_is_the_status(bus: Bus) -> None:
+def test_lists_and_properties_match_the_status(bus: Bus) -> None:
     async def body() -> None:
         now = status(mapping(), mapping(1))
         async with serving(bus, FakeSource(now)), client(bus) as root:
-            assert await ask(root, "ListMappings") == shown(mapping_rows(now))
-            assert await ask(root, "ListNetworks") == shown(network_rows(now))
-            assert await ask(root, "ListSkipped") == shown(skipped_rows(now))
+            assert await ask(root, "ListMappings") == plain_rows(mapping_rows(now))
+            assert await ask(root, "ListNetworks") == plain_rows(network_rows(now))
+            assert await ask(root, "ListSkipped") == plain_rows(skipped_rows(now))
             assert await ask(root, "GetRuleset") == "*filter\nCOMMIT\n"
             everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)
-            assert [everything] == shown([properties(now)])
+            assert [everything] == plain_rows([properties(now)])
             for name, value in everything.items():
                 assert await ask(root, "Get", "ss", MANAGER, name, interface=PROPERTIES) == value
 
     run(body())
 
 
-def test_mappings_are_found_by_what_they_have(bus: Bus) -> None:
+def test_find_mappings_returns_rows_that_match_all_filters(bus: Bus) -> None:
     async def body() -> None:
         now = status(*(mapping(number, name=f"web{number % 3}") for number in range(300)))
         async with serving(bus, FakeSource(now)), client(bus) as root:
@@ -77,7 +77,7 @@ def test_mappings_are_found_by_what_they_have(bus: Bus) -> None:
     run(body())
 
 
-def test_what_changes_something_answers_what_it_did(bus: Bus) -> None:
+def test_resync_returns_counts_and_reload_and_cleanup_return_nothing(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         async with serving(bus, source), client(bus) as root:
@@ -90,7 +90,7 @@ def test_what_changes_something_answers_what_it_did(bus: Bus) -> None:
     run(body())
 
 
-def test_leftovers_are_listed_and_go_only_by_their_own_method(bus: Bus) -> None:
+def test_cleanup_keeps_leftovers_and_cleanup_leftovers_removes_them(bus: Bus) -> None:
     rule = Leftover(variant="nft", table="nat", chain="PREROUTING", rule="-i \udcff -j DOCKER")
     row = {"Variant": "nft", "Table": "nat", "Chain": "PREROUTING", "Rule": "-i \ufffd -j DOCKER"}
 
@@ -120,7 +120,9 @@ def test_leftovers_are_listed_and_go_only_by_their_own_method(bus: Bus) -> None:
         (("Ping", "a.b"), "UnknownInterface", "no interface a.b"),
     ],
 )
-def test_errors_are_named_sentences(bus: Bus, call: tuple[str, ...], error: str, text: str) -> None:
+def test_invalid_call_returns_its_error_name_and_message(
+    bus: Bus, call: tuple[str, ...], error: str, text: str
+) -> None:
     async def body() -> None:
         interface = call[-1] if "." in call[-1] else MANAGER
         words = call[:-1] if "." in call[-1] else call
@@ -136,7 +138,7 @@ def test_errors_are_named_sentences(bus: Bus, call: tuple[str, ...], error: str,
 @pytest.mark.parametrize(
     ("name", "error"), [("State", "PropertyReadOnly"), ("Nope", "UnknownProperty")]
 )
-def test_nothing_can_be_set(bus: Bus, name: str, error: str) -> None:
+def test_set_of_a_manager_property_returns_an_error(bus: Bus, name: str, error: str) -> None:
     async def body() -> None:
         value = variants({"x": ("s", "y")})["x"]
         async with serving(bus, FakeSource(status())), client(bus) as root:
@@ -148,7 +150,7 @@ def test_nothing_can_be_set(bus: Bus, name: str, error: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/a", "/org/ipv6natd", "/org/ipv6natd1/a", "/org/freedesktop/a"])
-def test_an_unknown_path_is_an_error(bus: Bus, path: str) -> None:
+def test_unknown_path_returns_unknown_object(bus: Bus, path: str) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
             for interface, member in ((INTROSPECTABLE, "Introspect"), (MANAGER, "ListMappings")):
@@ -159,7 +161,9 @@ def test_an_unknown_path_is_an_error(bus: Bus, path: str) -> None:
     run(body())
 
 
-def test_no_traceback_leaves_the_process(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_error_is_logged_and_its_reply_has_no_traceback(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.error = RuntimeError("secret")
@@ -176,7 +180,7 @@ def test_no_traceback_leaves_the_process(bus: Bus, caplog: pytest.LogCaptureFixt
     assert caplog.text.count("RuntimeError: secret") == 2
 
 
-def test_an_error_that_the_source_words_itself_is_passed_on(bus: Bus) -> None:
+def test_bus_error_of_the_source_is_returned_unchanged(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.error = BusError("org.ipv6natd1.Error.DockerUnavailable", "Docker is away\0")
@@ -189,7 +193,7 @@ def test_an_error_that_the_source_words_itself_is_passed_on(bus: Bus) -> None:
     run(body())
 
 
-def test_peer_answers_at_every_path_and_more_than_once(bus: Bus) -> None:
+def test_peer_interface_replies_at_every_path_each_time(bus: Bus) -> None:
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
             for path in ("/", "/org", PATH, "/elsewhere"):
@@ -201,7 +205,7 @@ def test_peer_answers_at_every_path_and_more_than_once(bus: Bus) -> None:
     run(body())
 
 
-def test_a_call_without_interface_means_the_main_one(bus: Bus) -> None:
+def test_call_without_interface_finds_the_member(bus: Bus) -> None:
     async def body() -> None:
         nameless: Any = None
         async with serving(bus, FakeSource(status())), client(bus) as root:
@@ -212,7 +216,7 @@ def test_a_call_without_interface_means_the_main_one(bus: Bus) -> None:
     run(body())
 
 
-def test_a_plain_user_reads_but_neither_resyncs_nor_owns_the_name(bus: Bus) -> None:
+def test_plain_user_reads_but_cannot_resync_or_own_the_name(bus: Bus) -> None:
     need("busctl", "setpriv")
 
     async def body() -> None:
@@ -239,7 +243,7 @@ HOSTILE = ["a\nb", "\"'<&>", "\x1b[2J", "käse-容器", "x" * 10_000, "\ud800", 
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_no_name_breaks_an_answer_or_a_signal(bus: Bus, name: str) -> None:
+def test_hostile_name_does_not_break_replies_or_signals(bus: Bus, name: str) -> None:
     async def body() -> None:
         source = FakeSource(status(mapping(name=name), state_reason=name))
         source.text = name

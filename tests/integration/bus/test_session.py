@@ -23,7 +23,7 @@ from tests.integration.bus.conftest import (
 )
 
 
-def test_a_bus_that_dies_and_returns_is_served_again(
+def test_service_reconnects_after_the_bus_restarts(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -42,7 +42,7 @@ def test_a_bus_that_dies_and_returns_is_served_again(
     assert "the system bus closed the connection; trying again" in caplog.text
 
 
-def test_a_bus_that_is_absent_is_tried_with_growing_pauses_and_named_once(
+def test_missing_bus_is_retried_with_backoff_and_logged_once(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.stop()
@@ -67,7 +67,7 @@ def test_a_bus_that_is_absent_is_tried_with_growing_pauses_and_named_once(
     assert caplog.text.count("cannot reach the system bus") == 1
 
 
-def test_a_name_that_another_owns_is_taken_when_it_is_free(
+def test_name_owned_by_another_process_is_taken_once_free(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -84,7 +84,7 @@ def test_a_name_that_another_owns_is_taken_when_it_is_free(
     run(body())
 
 
-def test_waiting_calls_end_with_their_connection(bus: Bus) -> None:
+def test_pending_calls_end_when_the_connection_closes(bus: Bus) -> None:
     async def body() -> None:
         source = FakeSource(status())
         source.gate = asyncio.Event()

@@ -26,7 +26,7 @@ from tests.integration.bus.conftest import (
 )
 
 
-def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
+def test_sync_emits_each_change_once(bus: Bus) -> None:
     async def body() -> None:
         signals: list[Signal] = []
         old = status(mapping(), mapping(1), mapping(2))
@@ -67,7 +67,7 @@ def test_a_sync_is_signalled_once_with_what_changed(bus: Bus) -> None:
     run(body())
 
 
-def test_the_version_is_never_announced_and_a_quiet_sync_says_only_that_it_was(bus: Bus) -> None:
+def test_sync_without_changes_emits_only_last_sync_and_synced(bus: Bus) -> None:
     async def body() -> None:
         signals: list[Signal] = []
         old = status(mapping())
@@ -81,7 +81,7 @@ def test_the_version_is_never_announced_and_a_quiet_sync_says_only_that_it_was(b
     run(body())
 
 
-def test_at_most_fifty_mappings_are_signalled_a_sync(bus: Bus) -> None:
+def test_sync_emits_at_most_50_mapping_signals(bus: Bus) -> None:
     async def body() -> None:
         signals: list[Signal] = []
         old = status(*(mapping(number) for number in range(40)))
@@ -96,7 +96,7 @@ def test_at_most_fifty_mappings_are_signalled_a_sync(bus: Bus) -> None:
     run(body())
 
 
-def test_signals_are_left_out_while_nobody_reads_them(bus: Bus) -> None:
+def test_signals_are_dropped_while_the_bus_does_not_read(bus: Bus) -> None:
     async def body() -> None:
         old = status()
         async with serving(bus, FakeSource(old)) as service, client(bus) as root:
@@ -112,6 +112,6 @@ def test_signals_are_left_out_while_nobody_reads_them(bus: Bus) -> None:
     run(body())
 
 
-def test_publishing_without_a_bus_does_nothing() -> None:
+def test_publish_without_a_bus_does_nothing() -> None:
     service = BusService(FakeSource(status()))
     service.publish(status(), status(mapping(), generation=2))

@@ -42,13 +42,13 @@ NOBODY = 65534
 DENIED = ERROR + "AccessDenied"
 LIMIT = ERROR + "LimitsExceeded"
 CHALLENGE = ERROR + "InteractiveAuthorizationRequired"
-EVERY = [
+ALL_METHODS = [
     (path, interface, member, takes)
     for path in INTERFACES
     for (interface, member), (takes, _returns) in members(path, "method").items()
 ]
 LEVEL = variants({"x": ("s", "debug")})["x"]
-RIGHT: dict[tuple[str, str], list[Any]] = {
+LEGAL_ARGUMENTS: dict[tuple[str, str], list[Any]] = {
     (MANAGER, "Get"): [MANAGER, "State"],
     (MANAGER, "GetAll"): [MANAGER],
     (MANAGER, "Set"): [MANAGER, "State", LEVEL],
@@ -57,7 +57,14 @@ RIGHT: dict[tuple[str, str], list[Any]] = {
     (LOG_CONTROL, "Set"): [LOG_CONTROL, "LogLevel", LEVEL],
 }
 """Legal arguments, by the object's own interface and the member."""
-ANY: dict[str, Any] = {"s": "web", "v": LEVEL, "a{sv}": {}, "as": ["x"], "u": 7, "b": True}
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "s": "web",
+    "v": LEVEL,
+    "a{sv}": {},
+    "as": ["x"],
+    "u": 7,
+    "b": True,
+}
 SIGNATURES = ("", "s", "ss", "sss", "ssv", "v", "u", "as", "a{sv}", "a{ss}", "ay", "(s)", "aaaas")
 VALUES: dict[str, list[Any]] = {
     "ss": ["a", "b"],
@@ -74,14 +81,14 @@ def ids(case: tuple[str, str, str, str]) -> str:
     return f"{case[1].rpartition('.')[2]}.{case[2]}@{case[0].rpartition('/')[2] or 'root'}"
 
 
-def right(path: str, member: str, takes: str) -> list[Any]:
+def legal_arguments(path: str, member: str, takes: str) -> list[Any]:
     own = (*INTERFACES.get(path, ()), MANAGER)[0]
-    given = RIGHT.get((own, member))
+    given = LEGAL_ARGUMENTS.get((own, member))
     if given is None and takes == "ss":
         given = [own, "Nothing"]
     if given is None and takes == "ssv":
         given = [own, "Nothing", LEVEL]
-    return given if given is not None else [ANY[takes]] if takes else []
+    return given if given is not None else [DEFAULT_ARGUMENTS[takes]] if takes else []
 
 
 async def outcome(connection: Connection, *words: Any, **options: Any) -> str:
@@ -98,7 +105,7 @@ async def outcome(connection: Connection, *words: Any, **options: Any) -> str:
 
 
 @contextlib.asynccontextmanager
-async def stranger(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
+async def plain_user(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
     """A service and a plain user; at the end asserts that nothing has changed."""
     source = FakeSource(status(mapping()))
     level = logs.level()
@@ -109,8 +116,8 @@ async def stranger(bus: Bus) -> AsyncIterator[tuple[FakeSource, Connection]]:
     assert logs.level() == level
 
 
-@pytest.mark.parametrize("case", EVERY, ids=ids)
-def test_a_plain_user_reads_all_and_changes_nothing(
+@pytest.mark.parametrize("case", ALL_METHODS, ids=ids)
+def test_plain_user_reads_everything_and_cannot_change_anything(
     bus: Bus, case: tuple[str, str, str, str]
 ) -> None:
     path, interface, member, takes = case
@@ -122,8 +129,8 @@ def test_a_plain_user_reads_all_and_changes_nothing(
         expected = {ERROR + "PropertyReadOnly", ERROR + "UnknownProperty"}
 
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
-            args = right(path, member, takes)
+        async with plain_user(bus) as (_, nobody):
+            args = legal_arguments(path, member, takes)
             for interactive in (False, True):
                 options = {"path": path, "interface": interface, "interactive": interactive}
                 assert await outcome(nobody, member, takes, *args, **options) in expected
@@ -131,18 +138,20 @@ def test_a_plain_user_reads_all_and_changes_nothing(
     run(body())
 
 
-@pytest.mark.parametrize("case", EVERY, ids=ids)
-def test_arguments_of_other_types_are_refused_by_name(
+@pytest.mark.parametrize("case", ALL_METHODS, ids=ids)
+def test_wrong_argument_signature_returns_invalid_args(
     bus: Bus, case: tuple[str, str, str, str]
 ) -> None:
     path, interface, member, takes = case
 
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             for signature in SIGNATURES:
                 if signature == takes:
                     continue
-                args = VALUES[signature] if signature in VALUES else right("", "", signature)
+                args = (
+                    VALUES[signature] if signature in VALUES else legal_arguments("", "", signature)
+                )
                 options = {"path": path, "interface": interface}
                 name = await outcome(nobody, member, signature, *args, **options)
                 assert name == ERROR + "InvalidArgs", signature
@@ -150,8 +159,8 @@ def test_arguments_of_other_types_are_refused_by_name(
     run(body())
 
 
-@pytest.mark.parametrize("case", [case for case in EVERY if case[3]], ids=ids)
-def test_huge_arguments_are_refused_and_hold_up_nobody(
+@pytest.mark.parametrize("case", [case for case in ALL_METHODS if case[3]], ids=ids)
+def test_huge_arguments_return_limits_exceeded_and_do_not_delay_others(
     bus: Bus, case: tuple[str, str, str, str]
 ) -> None:
     path, interface, member, takes = case
@@ -164,7 +173,7 @@ def test_huge_arguments_are_refused_and_hold_up_nobody(
     }
 
     async def body() -> None:
-        async with stranger(bus) as (_, nobody), client(bus) as other:
+        async with plain_user(bus) as (_, nobody), client(bus) as other:
             asked = asyncio.create_task(
                 outcome(
                     nobody, member, takes, *huge[takes], path=path, interface=interface, timeout=20
@@ -176,34 +185,34 @@ def test_huge_arguments_are_refused_and_hold_up_nobody(
     run(body())
 
 
-WHERE = {"destination": NAME, "path": PATH, "serial": 2}
-TO_EXPLAIN = {**WHERE, "interface": MANAGER, "member": "Explain"}
-TO_SET = {**WHERE, "interface": PROPERTIES, "member": "Set", "signature": "ssv"}
+CALL_HEADER = {"destination": NAME, "path": PATH, "serial": 2}
+EXPLAIN_CALL = {**CALL_HEADER, "interface": MANAGER, "member": "Explain"}
+SET_CALL = {**CALL_HEADER, "interface": PROPERTIES, "member": "Set", "signature": "ssv"}
 SIZE = 31 << 20
-LARGE: dict[str, Callable[[], dict[str, Any]]] = {
-    "argument": lambda: {**TO_EXPLAIN, "signature": "s", "body": ["x" * SIZE]},
-    "bytes": lambda: {**TO_EXPLAIN, "signature": "ay", "body": [bytes(SIZE)]},
-    "structure": lambda: {**TO_EXPLAIN, "signature": "(s)", "body": [["x" * SIZE]]},
-    "variant": lambda: {**TO_SET, "body": [LOG_CONTROL, "LogLevel", Variant("s", "x" * SIZE)]},
+LARGE_MESSAGES: dict[str, Callable[[], dict[str, Any]]] = {
+    "argument": lambda: {**EXPLAIN_CALL, "signature": "s", "body": ["x" * SIZE]},
+    "bytes": lambda: {**EXPLAIN_CALL, "signature": "ay", "body": [bytes(SIZE)]},
+    "structure": lambda: {**EXPLAIN_CALL, "signature": "(s)", "body": [["x" * SIZE]]},
+    "variant": lambda: {**SET_CALL, "body": [LOG_CONTROL, "LogLevel", Variant("s", "x" * SIZE)]},
     "variant in variants": lambda: {
-        **TO_SET,
+        **SET_CALL,
         "body": [LOG_CONTROL, "LogLevel", Variant("v", Variant("v", Variant("ay", bytes(SIZE))))],
     },
     "dictionary": lambda: {
-        **TO_EXPLAIN,
+        **EXPLAIN_CALL,
         "member": "FindMappings",
         "signature": "a{sv}",
         "body": [{"Container": Variant("s", "x" * SIZE)}],
     },
     "no such member": lambda: {
-        **TO_EXPLAIN,
+        **EXPLAIN_CALL,
         "member": "Nothing",
         "signature": "s",
         "body": ["x" * SIZE],
     },
-    "path": lambda: {**TO_EXPLAIN, "path": "/" + "x" * SIZE},
+    "path": lambda: {**EXPLAIN_CALL, "path": "/" + "x" * SIZE},
     "signal": lambda: {
-        **TO_EXPLAIN,
+        **EXPLAIN_CALL,
         "message_type": MessageType.SIGNAL,
         "signature": "s",
         "body": ["x" * SIZE],
@@ -229,26 +238,24 @@ LARGE: dict[str, Callable[[], dict[str, Any]]] = {
 """Each place of a message that can be large, and such a message."""
 
 
-@pytest.mark.parametrize("place", LARGE)
+@pytest.mark.parametrize("place", LARGE_MESSAGES)
 @pytest.mark.parametrize("uid", [NOBODY, 0])
-def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
-    bus: Bus, place: str, uid: int
-) -> None:
+def test_31_mib_in_any_part_of_a_message_use_no_memory(bus: Bus, place: str, uid: int) -> None:
     """Also messages of root: on the private bus root may send what the policy denies others."""
 
     async def body() -> None:
         path = bus.address.removeprefix("unix:path=")
-        data = await asyncio.to_thread(lambda: message(**LARGE[place]()))
+        data = await asyncio.to_thread(lambda: message(**LARGE_MESSAGES[place]()))
         async with serving_apart(bus) as pid, client(bus) as root:
             await ask(root, "ListMappings")
             before = peak(pid)
             with contextlib.closing(connected(path, uid)) as sock:
                 await asyncio.to_thread(sock.sendall, data)
                 assert len(await ask(root, "ListMappings")) == 1
-                if place in ANSWERED:
+                if place in WITH_REPLY:
                     await asyncio.to_thread(answer_to, sock, LIMIT.encode())
                 # The next message on the same connection gets a reply.
-                ping = message(**WHERE | {"serial": 7}, interface=PEER, member="Ping")
+                ping = message(**CALL_HEADER | {"serial": 7}, interface=PEER, member="Ping")
                 await asyncio.to_thread(sock.sendall, ping)
                 await asyncio.to_thread(answer_to, sock, b"\x05\x01u\0\x07\0\0\0")
             assert peak(pid) - before < 4
@@ -256,10 +263,10 @@ def test_31_mib_in_any_place_of_a_message_stay_out_of_memory(
     run(body())
 
 
-ANSWERED = LARGE.keys() - {"path", "signal", "answer", "error"}
+WITH_REPLY = LARGE_MESSAGES.keys() - {"path", "signal", "answer", "error"}
 
 
-def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
+def test_unicast_signal_of_a_plain_user_does_not_reach_the_service(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service would have to read a flood of them; it needs only broadcast signals."""
@@ -267,7 +274,7 @@ def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
     monkeypatch.setattr(BusService, "_on_signal", lambda _self, signal: signals.append(signal))
 
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             for name in (NAME, await name_of(nobody, NAME)):
                 nobody._bus.send(
                     Message(
@@ -291,10 +298,10 @@ def test_signals_that_a_plain_user_sends_to_the_service_stay_on_the_bus(
     "member",
     [name for (where, name), it in METHODS.items() if where == MANAGER and not it.in_signature],
 )
-def test_a_flood_of_any_member_changes_nothing(bus: Bus, member: str) -> None:
+def test_flood_of_calls_by_a_plain_user_changes_nothing(bus: Bus, member: str) -> None:
     async def body() -> None:
         path = bus.address.removeprefix("unix:path=")
-        async with stranger(bus):
+        async with plain_user(bus):
             outcomes = await asyncio.to_thread(flood, path, member, 500, uid=NOBODY)
         reads = METHODS[MANAGER, member].action is Action.INSPECT
         assert set(outcomes) - {"LimitsExceeded"} <= {member} | (
@@ -316,7 +323,7 @@ async def name_of(connection: Connection, name: str) -> str:
 
 @pytest.mark.parametrize("name", [NAME, polkit.NAME, "org.fedoraproject.FirewallD1"])
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
-def test_a_plain_user_owns_none_of_our_names(bus: Bus, name: str, up: bool) -> None:
+def test_plain_user_cannot_own_any_service_name(bus: Bus, name: str, up: bool) -> None:
     """With and without the daemon, and with each combination of the flags of RequestName."""
 
     async def body() -> None:
@@ -334,7 +341,7 @@ def test_a_plain_user_owns_none_of_our_names(bus: Bus, name: str, up: bool) -> N
     run(body())
 
 
-def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) -> None:
+def test_root_process_with_replace_existing_does_not_take_the_name(bus: Bus) -> None:
     async def body() -> None:
         async with client(bus) as rival:
             async with serving(bus, FakeSource(status())) as service:
@@ -355,12 +362,12 @@ def test_the_name_is_not_given_up_to_one_of_root_who_would_replace_us(bus: Bus) 
     run(body())
 
 
-def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
+def test_forged_reply_to_a_polkit_check_is_ignored(bus: Bus) -> None:
     """The bus daemon delivers no reply without a call."""
 
     async def body() -> None:
         fake = FakePolkit(silent=True)
-        async with stranger(bus) as (_, nobody), authority(bus, fake) as real:
+        async with plain_user(bus) as (_, nobody), authority(bus, fake) as real:
             pending: list[Call] = []
             fake.silent, fake.instead = False, pending.append
             waiting = asyncio.create_task(outcome(nobody, "Cleanup"))
@@ -385,13 +392,11 @@ def test_an_answer_in_the_place_of_polkits_is_not_heard(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("member", ["Cleanup", "ListMappings"])
-def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
-    bus: Bus, member: str
-) -> None:
+def test_polkit_that_exits_during_a_check_denies_the_call(bus: Bus, member: str) -> None:
     """A reply of the next owner of the name does not count either."""
 
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             first = FakePolkit()
             pending: list[Call] = []
             first.instead = pending.append
@@ -406,9 +411,9 @@ def test_a_polkit_that_goes_in_the_middle_of_a_question_allows_nothing(
     run(body())
 
 
-def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) -> None:
+def test_reply_of_polkit_after_it_lost_its_name_is_not_cached(bus: Bus) -> None:
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             first = FakePolkit()
             pending: list[Call] = []
             first.instead = pending.append
@@ -430,11 +435,11 @@ def test_what_polkit_said_before_it_lost_its_name_is_not_remembered(bus: Bus) ->
 @pytest.mark.parametrize(
     "answer", [("s", ["yes"]), ("", []), ("(bb)", [[True, True]]), ("(sba{ss})", [["x", True, {}]])]
 )
-def test_an_answer_of_polkit_in_another_shape_allows_nothing(
+def test_polkit_reply_with_wrong_signature_denies_the_call(
     bus: Bus, answer: tuple[str, list[Any]]
 ) -> None:
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             fake = FakePolkit()
 
             def oddly(call: Call) -> None:
@@ -448,9 +453,9 @@ def test_an_answer_of_polkit_in_another_shape_allows_nothing(
     run(body())
 
 
-def test_signals_that_anybody_sends_make_nobody_polkit_and_open_nothing(bus: Bus) -> None:
+def test_forged_polkit_and_bus_signals_grant_nothing(bus: Bus) -> None:
     async def body() -> None:
-        async with stranger(bus) as (_, nobody):
+        async with plain_user(bus) as (_, nobody):
             fake = FakePolkit(says={Action.INSPECT: (False, False)})
             forger = await connect(bus.address)
             async with authority(bus, fake):

@@ -35,7 +35,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count, not paths
 
 
-def test_the_private_names_that_are_replaced_still_exist() -> None:
+def test_overridden_private_names_of_dbus_next_exist() -> None:
     base = LIBRARY["aio"].MessageBus
     names = ("_finalize", "_setup_socket", "_auth_readline", "_message_reader")
     for name in (*names, "_create_unmarshaller", "send", "disconnect"):
@@ -46,7 +46,7 @@ def test_the_private_names_that_are_replaced_still_exist() -> None:
     assert callable(LIBRARY["Message"]._marshall)
 
 
-def test_a_full_socket_buffer_waits_instead_of_hanging_up(bus: Bus) -> None:
+def test_full_socket_buffer_keeps_the_connection_open(bus: Bus) -> None:
     async def body() -> None:
         async with client(bus) as connection:
             bus.pause()
@@ -62,7 +62,7 @@ def test_a_full_socket_buffer_waits_instead_of_hanging_up(bus: Bus) -> None:
     run(body())
 
 
-def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
+def test_signals_pass_a_full_socket_buffer_whole_and_in_order(bus: Bus) -> None:
     async def body() -> None:
         numbers: list[int] = []
         async with client(bus, lambda signal: numbers.append(signal.args[-1])) as listener:
@@ -79,7 +79,7 @@ def test_signals_cross_a_full_buffer_whole_and_in_order(bus: Bus) -> None:
     run(body())
 
 
-def test_fifty_connections_leave_no_descriptor(bus: Bus) -> None:
+def test_50_closed_connections_leak_no_descriptor(bus: Bus) -> None:
     async def body() -> None:
         before = descriptors()
         connections = []
@@ -92,7 +92,7 @@ def test_fifty_connections_leave_no_descriptor(bus: Bus) -> None:
     run(body())
 
 
-def test_fifty_failures_to_connect_leave_no_descriptor(tmp_path: Path) -> None:
+def test_50_failed_connects_leak_no_descriptor(tmp_path: Path) -> None:
     async def body() -> None:
         before = descriptors()
         for _ in range(50):
@@ -104,7 +104,7 @@ def test_fifty_failures_to_connect_leave_no_descriptor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "tcp:host=::1", "nonsense", "unix:runtime=yes"])
-def test_an_address_that_is_not_understood_is_a_bus_error(
+def test_invalid_bus_address_raises_bus_error(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "SYSTEM_BUS", "unix:path=/nonexistent")
@@ -118,7 +118,7 @@ def test_an_address_that_is_not_understood_is_a_bus_error(
     run(body())
 
 
-def test_the_second_address_of_a_list_is_tried(bus: Bus, tmp_path: Path) -> None:
+def test_second_address_of_a_list_is_tried(bus: Bus, tmp_path: Path) -> None:
     async def body() -> None:
         connection = await connect(f"unix:path={tmp_path}/none;{bus.address}")
         assert connection.connected
@@ -127,7 +127,7 @@ def test_the_second_address_of_a_list_is_tried(bus: Bus, tmp_path: Path) -> None
     run(body())
 
 
-def test_a_bus_that_hangs_up_during_authentication_is_an_error_not_a_busy_loop(
+def test_connection_closed_during_authentication_raises_bus_error(
     tmp_path: Path,
 ) -> None:
     with socket.socket(socket.AF_UNIX) as server:
@@ -144,7 +144,7 @@ def test_a_bus_that_hangs_up_during_authentication_is_an_error_not_a_busy_loop(
         thread.join()
 
 
-def test_connecting_to_a_bus_that_says_nothing_ends(bus: Bus) -> None:
+def test_connect_to_a_silent_bus_times_out(bus: Bus) -> None:
     async def body() -> None:
         before = descriptors()
         bus.pause()
@@ -155,7 +155,7 @@ def test_connecting_to_a_bus_that_says_nothing_ends(bus: Bus) -> None:
     run(body())
 
 
-def test_a_call_that_is_not_answered_times_out_and_leaves_nothing(bus: Bus) -> None:
+def test_call_without_reply_times_out_and_leaves_no_handler(bus: Bus) -> None:
     async def body() -> None:
         async with client(bus) as connection:
             bus.pause()
@@ -168,7 +168,7 @@ def test_a_call_that_is_not_answered_times_out_and_leaves_nothing(bus: Bus) -> N
     run(body())
 
 
-def test_calls_fail_at_once_when_the_bus_goes_and_after(bus: Bus) -> None:
+def test_calls_fail_at_once_when_the_bus_closes_the_connection(bus: Bus) -> None:
     async def body() -> None:
         connection = await connect(bus.address)
         bus.pause()
@@ -185,7 +185,7 @@ def test_calls_fail_at_once_when_the_bus_goes_and_after(bus: Bus) -> None:
     run(body())
 
 
-def test_a_failing_handler_tells_the_caller_nothing_of_python(bus: Bus) -> None:
+def test_error_reply_of_a_failing_handler_has_no_exception_text(bus: Bus) -> None:
     async def body() -> None:
         def fail(_call: object) -> None:
             raise RuntimeError("secret")
@@ -201,7 +201,7 @@ def test_a_failing_handler_tells_the_caller_nothing_of_python(bus: Bus) -> None:
     run(body())
 
 
-def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus: Bus) -> None:
+def test_call_with_long_arrays_is_truncated_and_the_connection_stays_open(bus: Bus) -> None:
     async def body() -> None:
         calls: list[tuple[str, bool, int]] = []
         small = await connect(
@@ -222,7 +222,7 @@ def test_a_call_with_long_arrays_comes_without_them_and_the_connection_stays(bus
     run(body())
 
 
-class Dribble(io.BytesIO):
+class SlowStream(io.BytesIO):
     """A socket that has data at every second read, and records the largest requested size."""
 
     largest = 0
@@ -238,14 +238,14 @@ class Dribble(io.BytesIO):
 
 
 @pytest.mark.parametrize("over", [0, 1, 31 << 20])
-def test_no_more_of_a_message_is_held_than_its_bound(over: int) -> None:
+def test_reader_holds_at_most_max_message_bytes(over: int) -> None:
     def call(text: str) -> bytes:
         parts = {"path": "/a", "member": "Long", "serial": 1, "signature": "s", "body": [text]}
         return bytes(LIBRARY["Message"](**parts)._marshall())
 
     text = "x" * ((1 << 16) - len(call("")) + over)
     honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
-    stream = Dribble(call(text) + honest)
+    stream = SlowStream(call(text) + honest)
     reader = reader_of(stream)
     most_held, message = 0, None
     while message is None:
@@ -261,7 +261,7 @@ def test_no_more_of_a_message_is_held_than_its_bound(over: int) -> None:
     assert message.member == "Honest"
 
 
-def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
+def test_reply_above_max_message_raises_bus_error(bus: Bus) -> None:
     async def body() -> None:
         def answer(call: Call) -> None:
             call.connection.reply(call, "s", ["x" * 5000])
@@ -277,7 +277,7 @@ def test_an_answer_that_is_too_long_to_read_is_an_error(bus: Bus) -> None:
     run(body())
 
 
-def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
+def test_calls_without_expected_reply_are_rate_limited() -> None:
     """One sender can send more such calls than we can parse: the bus daemon does not bound them."""
     parts = {"path": "/a", "member": "Flood", "serial": 1}
     quiet = LIBRARY["MessageFlag"].NO_REPLY_EXPECTED
@@ -292,20 +292,20 @@ def test_of_many_calls_that_want_no_answer_a_few_a_second_are_read() -> None:
     assert reader.unmarshall().member == "Flood"
 
 
-def test_it_imports_where_typing_lost_the_decorator() -> None:
+def test_import_works_without_typing_no_type_check_decorator() -> None:
     lost = "import typing; vars(typing).pop('no_type_check_decorator', 0)"
     code = f"{lost}; import ipv6natd.dbus.wire"
     subprocess.run((sys.executable, "-W", "error", "-c", code), check=True)
 
 
 @given(st.text())
-def test_bus_text_is_what_d_bus_can_carry(text: str) -> None:
+def test_bus_text_returns_a_valid_d_bus_string(text: str) -> None:
     assert "\0" not in bus_text(text)
     bus_text(text).encode()
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
-def test_bus_text_leaves_alone_what_needs_nothing(text: str) -> None:
+def test_bus_text_keeps_valid_text_unchanged(text: str) -> None:
     assert bus_text(text) == text
 
 
@@ -322,17 +322,17 @@ ROWS = st.lists(
 
 
 @given(ROWS)
-def test_rows_are_marshalled_as_the_library_does(rows: list[Row]) -> None:
+def test_marshal_rows_matches_the_library(rows: list[Row]) -> None:
     body = [[variants(row) for row in rows]]
     assert marshal_rows(rows) == bytes(LIBRARY["Marshaller"]("aa{sv}", body).marshall())
 
 
-def test_plain_takes_every_variant_away() -> None:
+def test_without_variants_removes_every_variant() -> None:
     row = mapping_row(mapping(), 5)
     assert without_variants([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
 
 
-def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
+def test_message_inside_an_invalid_message_is_not_read() -> None:
     """The next read starts at the next message, not in the bytes of the bad one, where its sender
     may have placed a forged message."""
     inner = LIBRARY["Message"](path="/a", interface="a.b", member="Forged", serial=9, sender=":1.0")
@@ -346,7 +346,7 @@ def test_a_message_that_is_not_understood_hides_none_in_it() -> None:
     assert reader_of(stream).unmarshall().member == "Honest"
 
 
-def test_a_message_is_not_read_beyond_its_end() -> None:
+def test_array_length_beyond_the_message_end_raises_an_error() -> None:
     honest = bytes(LIBRARY["Message"](path="/a", member="Honest", serial=2)._marshall())
     # An array with a length of 64 bytes, more than the message has.
     long = bytearray(
@@ -363,7 +363,7 @@ def reader_of(stream: io.BytesIO) -> Any:
     return LIBRARY["_Reader"](stream, 1 << 16, 1 << 16)
 
 
-def test_signatures_that_others_send_are_not_kept_for_ever() -> None:
+def test_signature_cache_is_bounded() -> None:
     cache = LIBRARY["SignatureTree"]._cache
     for number in range(3000):
         signature = "".join("yb"[number >> bit & 1] for bit in range(12))

@@ -1,4 +1,4 @@
-"""A network namespace of its own for each test that asks for one."""
+"""A new network namespace for each test that uses the fixture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBERS = itertools.count()
 
 @contextmanager
 def fresh_namespace() -> Iterator[str]:
-    """Put this thread, and what it starts, into a new namespace; in the end back, and remove it."""
+    """Run this thread and its child processes in a new namespace, which is removed at the end."""
     name = f"ipv6natd-test-{os.getpid()}-{next(_NUMBERS)}"
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -53,7 +53,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.fixture
 def xtables_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A lock of our own: the host's may be busy, and is nobody's to hold in a test."""
+    """A lock file for the test: another process may hold the host's lock."""
     path = tmp_path / "xtables.lock"
     path.touch()
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))

@@ -1,4 +1,4 @@
-"""The host's addresses as a real kernel tells of them."""
+"""The address and route messages of a real kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipv6natd.host.addresses import watch
 from tests.harness.waiting import background, until
 
 MANY = 3000
-"""Addresses that are more news than the kernel keeps for who does not read."""
+"""Addresses whose messages overflow the buffer of an unread netlink socket."""
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def ip(words: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def test_addresses_come_go_and_are_renewed(link: str) -> None:
+def test_added_and_removed_addresses_are_reported_but_renewals_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
         async with background(watch(lambda: news.append(None), lambda: None)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link} nodad")
             await until(lambda: len(news) == 1)
-            # Of its link alone, and a longer life, as by a router advertisement.
+            # A link-local address, and a longer lifetime, as from a router advertisement.
             ip(f"address add fe80::7/64 dev {link} nodad")
             ip(f"address change fd00:1::1/64 dev {link} valid_lft 600 preferred_lft 600")
             ip(f"address add fd00:1::2/64 dev {link} nodad")
@@ -49,7 +49,7 @@ def test_addresses_come_go_and_are_renewed(link: str) -> None:
     asyncio.run(scenario())
 
 
-def test_an_address_is_news_when_it_may_be_used(link: str) -> None:
+def test_address_is_reported_after_duplicate_address_detection(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
         ip("link set two up")
@@ -65,13 +65,13 @@ def test_an_address_is_news_when_it_may_be_used(link: str) -> None:
     asyncio.run(scenario())
 
 
-def test_more_news_than_the_kernel_keeps_are_news_and_the_watch_goes_on(link: str) -> None:
+def test_netlink_overflow_is_reported_and_the_watch_continues(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
         async with background(watch(lambda: news.append(None), lambda: None)) as watching:
             await asyncio.sleep(0)
             lines = (f"address add fd00:{n:x}::1/64 dev {link} nodad\n" for n in range(1, MANY))
-            ip("-batch -", stdin="".join(lines))  # and nobody reads meanwhile
+            ip("-batch -", stdin="".join(lines))  # the socket is not read meanwhile
             await until(lambda: news)
             await asyncio.sleep(0.1)
             before = len(news)
@@ -83,7 +83,7 @@ def test_more_news_than_the_kernel_keeps_are_news_and_the_watch_goes_on(link: st
     asyncio.run(scenario())
 
 
-def test_routes_are_news_by_hand_and_not_those_of_a_link_or_a_routing_daemon(link: str) -> None:
+def test_static_routes_are_reported_and_kernel_bgp_and_ra_routes_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
         async with background(watch(lambda: None, lambda: news.append(None))):
@@ -102,13 +102,15 @@ def test_routes_are_news_by_hand_and_not_those_of_a_link_or_a_routing_daemon(lin
     asyncio.run(scenario())
 
 
-def test_routes_are_read_but_for_what_others_on_the_link_may_say(link: str) -> None:
+def test_routes_are_read_and_advertised_routes_are_listed_apart(link: str) -> None:
     ip(f"address add fd00:1::1/64 dev {link} nodad")
     ip(f"route add fd00:7::/64 dev {link}")
     ip("route add unreachable fd00:8::/64")
     ip(f"route add fd00:9::/64 dev {link} proto ra")
     ip(f"route add fd00:b::/64 dev {link} table 77")
-    for number, name in enumerate(("wg+", "*", "$(reboot)", '"')):  # no rule holds these names
+    for number, name in enumerate(
+        ("wg+", "*", "$(reboot)", '"')
+    ):  # no rule can contain these names
         ip(f"link add {name} type veth")
         ip(f"link set {name} up")
         ip(f"route add fd00:c:{number}::/64 dev {name}")

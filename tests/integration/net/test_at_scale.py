@@ -1,6 +1,6 @@
-"""What a large engine costs, in counts: calls, transactions, bytes that stay. Never in seconds.
+"""The costs of a large engine in API calls, transactions and leaked bytes, not in seconds.
 
-The engine is simulated, with answers shaped as a real one's were recorded; the rules are real.
+The engine is simulated, with responses in the recorded form of a real engine; the rules are real.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.harness.needs import need
 from tests.harness.process import end, spawn
 
 CONTAINERS = 300
-TOGETHER = 200
+SIMULTANEOUS_STARTS = 200
 KILOBYTES = 1024
 CHURN = 1000
-"""Containers that come and go; `make bench` sends ten times as many events."""
+"""Containers that start and are removed; `make bench` sends ten times as many events."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Scale:
     daemon: Daemon
 
     def shows(self, mappings: int) -> None:
-        """Wait until this many are in force."""
+        """Wait until this number of mappings is in force."""
         self.daemon.wait_for(
             lambda: f": {mappings} mappings" in self.daemon.status, f"{mappings} mappings", 60
         )
@@ -67,15 +67,15 @@ def scale() -> Iterator[Scale]:
 
 
 @contextmanager
-def counted(scale: Scale) -> Iterator[Counter[str]]:
-    """How often each program writes to nf_tables meanwhile, as the kernel announces it."""
+def count_writers(scale: Scale) -> Iterator[Counter[str]]:
+    """The number of nf_tables transactions of each program, from the kernel's messages."""
     path, host = scale.sandbox.dir / "monitor", scale.sandbox.host
     writers: Counter[str] = Counter()
     with path.open("wb") as out:
         monitor = spawn(["nsenter", f"--net={host.path}", "nft", "monitor"], log=out)
 
     def announced(table: str) -> bool:
-        # It takes a while until it listens, so that the first ones may be missed.
+        # The monitor misses messages from before its subscription.
         host.run("nft", f"add table ip {table}; delete table ip {table}")
         return f"add table ip {table}" in path.read_text()
 
@@ -89,23 +89,23 @@ def counted(scale: Scale) -> Iterator[Counter[str]]:
     writers.update(re.findall(r"^# new generation \d+ by process \d+ \((.*)\)$", said, re.M))
 
 
-def test_two_hundred_starts_at_once_are_a_handful_of_transactions(scale: Scale) -> None:
-    """As compose starts them. One inspect each, no list, and no look at what stands."""
+def test_200_simultaneous_starts_take_few_transactions(scale: Scale) -> None:
+    """As `docker compose up` does: one inspect per container, no list, no read of the tables."""
     before = len(scale.engine.asked)
-    with counted(scale) as writers:
-        for number in range(TOGETHER):
+    with count_writers(scale) as writers:
+        for number in range(SIMULTANEOUS_STARTS):
             scale.engine.add(30_000 + 5 * number)
-        scale.shows(CONTAINERS + TOGETHER)
+        scale.shows(CONTAINERS + SIMULTANEOUS_STARTS)
     asked = Counter(scale.engine.asked[before:])
     assert set(asked.values()) == {1}
-    assert len(asked) == TOGETHER
+    assert len(asked) == SIMULTANEOUS_STARTS
     assert all(re.fullmatch(r"/containers/[0-9a-f]{64}/json", path) for path in asked)
     written = sum(count for name, count in writers.items() if name.startswith("ip6tables"))
-    assert 1 <= written <= TOGETHER // 5
+    assert 1 <= written <= SIMULTANEOUS_STARTS // 5
 
 
-def test_what_comes_and_goes_leaves_no_memory_behind(scale: Scale) -> None:
-    """A container's facts and rules are some 4 kB: kept by mistake, they would be 4 MB."""
+def test_started_and_removed_containers_leak_no_memory(scale: Scale) -> None:
+    """The facts and rules of a container take about 4 kB, so a leak would take 4 MB."""
 
     def churned(count: int) -> None:
         for _ in range(count // 50):

@@ -1,4 +1,4 @@
-"""Entries of a real kernel's table of flows are forgotten, one by one and by the thousand."""
+"""Conntrack entries of a real kernel are deleted, one by one and by the thousand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ipv6natd.conntrack.ctnetlink import delete_entries
 from ipv6natd.conntrack.stale import Tuple, parse_entries
 
 MANY = 5000
-"""More than the kernel answers at once."""
+"""More entries than one reply of the kernel contains."""
 
 pytestmark = pytest.mark.usefixtures("namespace")
 
@@ -44,8 +44,8 @@ ENTRIES = {
 }
 
 
-def known(entries: Iterable[str]) -> list[str]:
-    """Those of the kinds that this kernel and its conntrack know."""
+def insert_supported(entries: Iterable[str]) -> list[str]:
+    """Insert each entry that this kernel and its conntrack support; return their names."""
     there = []
     for each in entries:
         try:
@@ -56,8 +56,8 @@ def known(entries: Iterable[str]) -> list[str]:
     return there
 
 
-def test_an_entry_of_each_protocol_is_forgotten_and_no_other_is() -> None:
-    there = known(ENTRIES)
+def test_delete_entries_removes_only_the_given_entry_of_each_protocol() -> None:
+    there = insert_supported(ENTRIES)
     assert set(there) >= {"udp", "its neighbour", "translated", "tcp", "echo", "another"}
     every = listed()
     assert len(every) == len(there)
@@ -67,7 +67,7 @@ def test_an_entry_of_each_protocol_is_forgotten_and_no_other_is() -> None:
         assert sorted(listed()) == sorted(every), gone
 
 
-def test_thousands_are_forgotten_and_what_is_gone_already_is_no_error() -> None:
+def test_delete_entries_removes_thousands_and_ignores_missing_entries() -> None:
     insert(*(f"-p udp --sport {port} --dport 53" for port in range(1, MANY + 1)))
     every = listed()
     assert len(every) == MANY
@@ -77,8 +77,8 @@ def test_thousands_are_forgotten_and_what_is_gone_already_is_no_error() -> None:
     assert delete_entries([], timeout=5) == 0
 
 
-def test_a_kernel_that_does_not_do_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctnetlink, "_CT_DELETE", 99 << 8)  # of a table that it does not have
+def test_delete_entries_raises_the_error_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctnetlink, "_CT_DELETE", 99 << 8)  # a table that the kernel does not have
     address = IPv6Address("fd00::1")
     with pytest.raises(OSError, match="Invalid argument"):
         delete_entries([Tuple(17, address, address, (1, 2))], timeout=5)

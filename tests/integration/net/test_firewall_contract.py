@@ -1,7 +1,7 @@
-"""What every firewall promises: the same cases on the one in memory, on nft and on legacy.
+"""The contract of every firewall: the same cases on the fake, on nft and on legacy.
 
-Then what only legacy can get wrong: rules that are built in this process must be, byte for byte,
-what the restore tool makes of the same words.
+The legacy backend builds rules in this process. Its rules must equal, byte for byte, those that
+the restore tool builds.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ COMMIT
 class Host:
     firewall: Firewall
     load: Callable[[str], None]
-    """What other people do: restore text, with --noflush."""
+    """Restore a text with --noflush, as another program does."""
     save: Callable[[], str]
 
     def dump(self) -> str:
@@ -175,12 +175,12 @@ def legacy(namespace: str, xtables_lock: Path) -> Host:
     return real_host(legacy_firewall())
 
 
-def test_reading_makes_nothing(host: Host) -> None:
+def test_read_creates_no_table(host: Host) -> None:
     assert host.firewall.read() == {table: ObservedTable() for table in Table}
     assert host.dump() == ""
 
 
-def test_a_full_write_stands_as_asked(host: Host) -> None:
+def test_write_creates_chains_rules_and_jumps(host: Host) -> None:
     host.firewall.write(FULL)
     observed = host.observed()
     assert set(observed.chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
@@ -194,7 +194,7 @@ def test_a_full_write_stands_as_asked(host: Host) -> None:
     assert host.observed(Table.NAT) == ObservedTable()
 
 
-def test_the_same_write_again_changes_nothing(host: Host) -> None:
+def test_repeated_write_changes_nothing(host: Host) -> None:
     host.firewall.write(FULL)
     observed, text = host.firewall.read(), host.dump()
     host.firewall.write(replace(FULL, create=(), insert=()))
@@ -202,7 +202,7 @@ def test_the_same_write_again_changes_nothing(host: Host) -> None:
     assert host.dump() == text
 
 
-def test_a_change_of_one_chain_leaves_the_others(host: Host) -> None:
+def test_write_of_one_chain_keeps_the_others(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains
     shorter = replace(CT, rules=CT.rules[:1])
@@ -213,7 +213,7 @@ def test_a_change_of_one_chain_leaves_the_others(host: Host) -> None:
     assert host.rules("IPV6NAT-CT") == ["-i br-a -j ACCEPT"]
 
 
-def test_a_digest_does_not_depend_on_other_chains(host: Host) -> None:
+def test_digest_does_not_depend_on_other_chains(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains["IPV6NAT-FORWARD"]
     other = Chain(name="IPV6NAT-A", rules=CT.rules * 3)
@@ -221,7 +221,7 @@ def test_a_digest_does_not_depend_on_other_chains(host: Host) -> None:
     assert host.observed().chains["IPV6NAT-FORWARD"] == before
 
 
-def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
+def test_digests_of_some_chains_match_the_full_read(host: Host) -> None:
     rules = (*CT.rules, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
     chains = (*FULL.chains, Chain(name="IPV6NAT-A", rules=rules), Chain(name="IPV6NAT-B"))
     host.firewall.write(replace(FULL, chains=chains))
@@ -233,7 +233,7 @@ def test_a_few_chains_are_read_as_all_are(host: Host) -> None:
         host.firewall.digests(Table.FILTER, ("IPV6NAT-A", "IPV6NAT-NONE"))
 
 
-def test_an_edit_by_somebody_else_shows_in_the_digest(host: Host) -> None:
+def test_foreign_edit_changes_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains
     host.load("*filter\n-D IPV6NAT-CT -o br-a -j ACCEPT\nCOMMIT\n")
@@ -242,7 +242,7 @@ def test_an_edit_by_somebody_else_shows_in_the_digest(host: Host) -> None:
     assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
 
 
-def test_a_changed_target_shows_in_the_digest(host: Host) -> None:
+def test_changed_target_changes_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains["IPV6NAT-CT"]
     changed = replace(CT, rules=(replace(CT.rules[0], target=Verdict.DROP), CT.rules[1]))
@@ -250,7 +250,7 @@ def test_a_changed_target_shows_in_the_digest(host: Host) -> None:
     assert host.observed().chains["IPV6NAT-CT"] != before
 
 
-def test_foreign_rules_stay_byte_for_byte(host: Host) -> None:
+def test_foreign_rules_stay_unchanged(host: Host) -> None:
     host.load(FOREIGN)
     before = host.dump()
     host.firewall.write(FULL)
@@ -266,19 +266,19 @@ def undo(host: Host) -> None:
     host.firewall.write(TableChange(table=Table.FILTER, remove=ours, delete=delete))
 
 
-def test_all_of_ours_goes(host: Host) -> None:
+def test_own_chains_and_jumps_are_removed(host: Host) -> None:
     host.firewall.write(FULL)
     undo(host)
     assert host.observed() == ObservedTable()
 
 
-def test_deleting_a_chain_of_ours_that_is_gone_is_no_failure(host: Host) -> None:
+def test_delete_of_a_missing_own_chain_is_no_error(host: Host) -> None:
     host.firewall.write(FULL)
     host.firewall.write(TableChange(table=Table.FILTER, delete=("IPV6NAT-GONE",)))
     assert "IPV6NAT-GONE" not in host.observed().chains
 
 
-def test_our_jump_moves_to_the_head_within_one_write(host: Host) -> None:
+def test_own_jumps_move_to_the_head_in_one_write(host: Host) -> None:
     host.firewall.write(FULL)
     host.load("*filter\n-I FORWARD 1 -i eth0 -j ACCEPT\nCOMMIT\n")
     ours = tuple(jump for jump in host.observed().jumps if jump.ours)
@@ -292,7 +292,7 @@ def test_our_jump_moves_to_the_head_within_one_write(host: Host) -> None:
     assert host.rules("FORWARD")[2:] == ["-i eth0 -j ACCEPT"]
 
 
-def test_jumps_that_are_not_first_go_to_the_end(host: Host) -> None:
+def test_jump_without_first_is_appended(host: Host) -> None:
     host.load("*nat\n-A PREROUTING -i eth0 -j ACCEPT\nCOMMIT\n")
     rule = Rule(target=Jump("IPV6NAT-DNAT"), destination_local=True, comment=COMMENT)
     chain = Chain(name="IPV6NAT-DNAT")
@@ -302,7 +302,7 @@ def test_jumps_that_are_not_first_go_to_the_end(host: Host) -> None:
     assert (found.position, found.ours, found.unconditional) == (1, True, False)
 
 
-def test_somebody_elses_jump_to_docker_user_is_told_from_ours(host: Host) -> None:
+def test_foreign_jump_to_docker_user_is_not_ours(host: Host) -> None:
     host.load(
         "*filter\n:DOCKER-USER - [0:0]\n"
         "-A FORWARD -j DOCKER-USER\n-A FORWARD -i eth0 -j DOCKER-USER\n"
@@ -315,7 +315,7 @@ def test_somebody_elses_jump_to_docker_user_is_told_from_ours(host: Host) -> Non
     ]
 
 
-def test_only_the_rule_that_was_meant_is_removed(host: Host) -> None:
+def test_removal_of_an_own_jump_keeps_foreign_jumps_to_the_same_chain(host: Host) -> None:
     host.firewall.write(FULL)
     host.load("*filter\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i eth0 -j DOCKER-USER\nCOMMIT\n")
     ours = tuple(j for j in host.observed().jumps if j.ours and j.target == DOCKER_USER)
@@ -327,7 +327,7 @@ def test_only_the_rule_that_was_meant_is_removed(host: Host) -> None:
     ]
 
 
-def test_a_chain_that_somebody_renamed_is_his_and_the_jump_to_it_is_still_ours(host: Host) -> None:
+def test_renamed_chain_is_foreign_and_the_jump_to_it_is_ours(host: Host) -> None:
     host.load(
         "*filter\n:MINE - [0:0]\n:IPV6NAT-CT - [0:0]\n-A MINE -j ACCEPT\n"
         f"-A FORWARD -m comment --comment {COMMENT} -j MINE\n"
@@ -344,7 +344,7 @@ def test_a_chain_that_somebody_renamed_is_his_and_the_jump_to_it_is_still_ours(h
     assert host.rules("MINE") == ["-j ACCEPT"]
 
 
-def test_docker_user_keeps_what_a_person_put_there(host: Host) -> None:
+def test_docker_user_keeps_rules_of_the_administrator(host: Host) -> None:
     host.firewall.write(FULL)
     host.load("*filter\n-A DOCKER-USER -s fd00:f::/64 -j DROP\nCOMMIT\n")
     host.firewall.write(replace(FULL, create=(), insert=()))
@@ -390,7 +390,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_a_refused_write_changes_nothing(host: Host, why: str) -> None:
+def test_refused_write_changes_nothing(host: Host, why: str) -> None:
     host.firewall.write(FULL)
     change = REFUSED[why]
     if why == "a rule that is not there":
@@ -401,17 +401,17 @@ def test_a_refused_write_changes_nothing(host: Host, why: str) -> None:
         host.firewall.write(change)
     assert str(caught.value)
     assert host.dump() == before
-    # And it is not in the way of the next one.
+    # The refused write does not block the next one.
     host.firewall.write(TableChange(table=Table.FILTER, chains=(CT,)))
 
 
-def test_a_name_of_28_characters_is_not_too_long(host: Host) -> None:
+def test_chain_name_of_28_characters_is_accepted(host: Host) -> None:
     name = "IPV6NAT-" + "X" * 20
     host.firewall.write(TableChange(table=Table.FILTER, chains=(Chain(name=name),)))
     assert name in host.observed().chains
 
 
-def test_interface_names_of_15_characters_stay_whole(host: Host) -> None:
+def test_interface_name_of_15_characters_is_not_truncated(host: Host) -> None:
     name = "br-123456789abc"
     rules = (
         Rule(target=Verdict.ACCEPT, in_interface=name),
@@ -425,7 +425,7 @@ def test_interface_names_of_15_characters_stay_whole(host: Host) -> None:
     ]
 
 
-def test_the_fake_fails_once_when_told_to() -> None:
+def test_fake_firewall_with_fail_next_fails_once() -> None:
     fake = FakeFirewall()
     fake.fail_next = "no room"
     with pytest.raises(FirewallError, match="no room"):
@@ -544,7 +544,7 @@ def every_rule(table: Table) -> TableChange:
 
 
 def kernel_bytes(table: Table) -> bytes:
-    """The table as the kernel gives it out, without counters and back pointers."""
+    """The table in the kernel's binary form, without counters and back pointers."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def ask(option: int, question: bytes) -> bytes:
@@ -569,7 +569,7 @@ def kernel_bytes(table: Table) -> bytes:
 
 
 @pytest.mark.parametrize("table", Table)
-def test_legacy_builds_what_the_restore_tool_builds(legacy: Host, table: Table) -> None:
+def test_legacy_tables_equal_those_of_the_restore_tool(legacy: Host, table: Table) -> None:
     legacy.firewall.write(every_rule(table))
     built, text, observed = kernel_bytes(table), legacy.dump(), legacy.observed(table)
     with fresh_namespace():
@@ -583,7 +583,7 @@ def test_legacy_builds_what_the_restore_tool_builds(legacy: Host, table: Table) 
         ]
 
 
-def test_legacy_makes_no_table_but_the_one_it_writes(legacy: Host) -> None:
+def test_legacy_write_creates_only_its_table(legacy: Host) -> None:
     legacy.firewall.write(every_rule(Table.FILTER))
     assert Path("/proc/thread-self/net/ip6_tables_names").read_text().split() == ["filter"]
 
@@ -596,7 +596,7 @@ def scattered(count: int) -> TableChange:
     return TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=rules),))
 
 
-def test_ten_thousand_rules_are_the_same_by_tool_and_by_hand(legacy: Host) -> None:
+def test_10000_legacy_rules_equal_those_of_the_restore_tool(legacy: Host) -> None:
     change = scattered(10_000)
     legacy.firewall.write(change)
     bulk, observed = kernel_bytes(Table.NAT), legacy.observed(Table.NAT)
@@ -605,7 +605,7 @@ def test_ten_thousand_rules_are_the_same_by_tool_and_by_hand(legacy: Host) -> No
     assert legacy.observed(Table.NAT) == observed
 
 
-def test_a_large_legacy_write_removes_by_position(legacy: Host) -> None:
+def test_large_legacy_write_removes_jumps_by_position(legacy: Host) -> None:
     legacy.firewall.write(every_rule(Table.NAT))
     ours = legacy.observed(Table.NAT).jumps
     assert len(ours) == 2
@@ -616,7 +616,7 @@ def test_a_large_legacy_write_removes_by_position(legacy: Host) -> None:
         legacy.firewall.write(replace(scattered(300), remove=ours[1:]))
 
 
-def test_rule_counts_follow_the_kernel(legacy: Host) -> None:
+def test_table_sizes_match_the_kernel(legacy: Host) -> None:
     firewall = legacy_firewall()
     assert firewall.table_sizes() == dict.fromkeys(Table, (0, 0))
     assert legacy.dump() == ""
@@ -629,16 +629,18 @@ def test_rule_counts_follow_the_kernel(legacy: Host) -> None:
 
 
 @pytest.fixture
-def held(xtables_lock: Path) -> Iterator[Callable[[], None]]:
-    """The lock, held by somebody else until the function is called."""
+def held_lock(xtables_lock: Path) -> Iterator[Callable[[], None]]:
+    """The lock, held by another process until the function is called."""
     with xtables_lock.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @pytest.mark.parametrize("rules", [1, 300])
-def test_legacy_waits_for_the_lock(legacy: Host, held: Callable[[], None], rules: int) -> None:
-    timer = threading.Timer(0.3, held)
+def test_legacy_write_waits_for_the_xtables_lock(
+    legacy: Host, held_lock: Callable[[], None], rules: int
+) -> None:
+    timer = threading.Timer(0.3, held_lock)
     timer.start()
     start = time.monotonic()
     legacy.firewall.write(scattered(rules))
@@ -648,23 +650,23 @@ def test_legacy_waits_for_the_lock(legacy: Host, held: Callable[[], None], rules
 
 
 @pytest.mark.parametrize("rules", [1, 300])
-def test_legacy_gives_up_on_a_lock_that_stays(
-    legacy: Host, held: Callable[[], None], rules: int
+def test_legacy_write_fails_after_the_lock_timeout(
+    legacy: Host, held_lock: Callable[[], None], rules: int
 ) -> None:
     with pytest.raises(FirewallError, match=r"held by another|hold /run/xtables.lock"):
         legacy_firewall(timeout=0.3).write(scattered(rules))
-    held()
+    held_lock()
     assert legacy.observed(Table.NAT) == ObservedTable()
 
 
-def test_the_host_has_a_variant() -> None:
+def test_detect_backend_finds_a_variant() -> None:
     need("ip6tables")
     assert detect_backend() in Backend
     assert open_firewall("nft").backend is Backend.NFT
 
 
 @pytest.mark.parametrize("backend", Backend)
-def test_a_refusal_shows_the_bad_line_with_its_neighbours(
+def test_restore_error_shows_the_rejected_line_with_context(
     namespace: str, xtables_lock: Path, backend: Backend
 ) -> None:
     assert namespace
@@ -677,7 +679,7 @@ def test_a_refusal_shows_the_bad_line_with_its_neighbours(
     assert "     3 -A IPV6NAT-A -j NONE" in message
 
 
-def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tool_raises_an_error_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ipv6natd.firewall.restore.TOOL_DIRECTORIES", ("/nonexistent",))
     with pytest.raises(FirewallError, match="install the package iptables"):
         detect_backend()
@@ -685,7 +687,7 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         RestoreFirewall(Backend.NFT)
 
 
-def test_legacy_tables_beside_nft_are_no_failure(namespace: str, xtables_lock: Path) -> None:
+def test_legacy_tables_beside_nft_are_no_error(namespace: str, xtables_lock: Path) -> None:
     assert namespace
     assert xtables_lock
     need_backend(Backend.NFT)
@@ -696,7 +698,7 @@ def test_legacy_tables_beside_nft_are_no_failure(namespace: str, xtables_lock: P
     assert set(nft.read()[Table.FILTER].chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
 
 
-def test_a_table_that_ip6tables_has_no_words_for_is_not_taken_for_empty(namespace: str) -> None:
+def test_nft_rule_that_ip6tables_cannot_print_is_an_error(namespace: str) -> None:
     assert namespace
     need("nft")
     need_backend(Backend.NFT)

@@ -1,7 +1,7 @@
-"""Every combination of a network's options at once: it loads, and each packet has one way to go.
+"""All combinations of a network's options in one ruleset, and the verdicts for their packets.
 
-All networks stand in one set of rules, so that each also meets all the others. What the kernel made
-of it is read back and asked by the tracer, against what the options promise.
+One ruleset has all networks, so the test also covers each network beside all others. The tracer
+reads the rules back from the kernel and compares the verdicts with the options.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.integration.net.test_firewall_contract import legacy_firewall, need_b
 
 HOST, HOST_TOO = IPv6Address("2001:db8:1::1"), IPv6Address("2001:db8:1::10")
 OUTSIDE = IPv6Address("2001:db8:2::2")
-CONTESTED = 9000
-UDP = 10_000
-"""What is added to a TCP port for the UDP one."""
+CONTESTED_PORT = 9000
+UDP_OFFSET = 10_000
+"""The difference between the UDP port and the TCP port of a network."""
 
 
 def every_network() -> Iterator[Network]:
@@ -49,15 +49,15 @@ def every_network() -> Iterator[Network]:
 
 
 NETWORKS = {each: 20_000 + number for number, each in enumerate(every_network())}
-"""Each with the host port of its first container; its second container publishes nothing."""
-BESIDE = network(name="beside", subnet="fd00:ffff::/64", bridge="beside")
+"""Network -> host port of its first container. The second container publishes no port."""
+OTHER_NETWORK = network(name="beside", subnet="fd00:ffff::/64", bridge="beside")
 SPECIAL = next(each for each in NETWORKS if each.uses_nat)
-THE_HOST = Host(
+TRACED_HOST = Host(
     links=(
         Link(interface="ext0", subnets=(IPv6Network("::/0"),), addresses=(HOST, HOST_TOO)),
         *(
             Link(interface=each.bridge, subnets=each.subnets, addresses=(each.subnets[0][1],))
-            for each in (*NETWORKS, BESIDE)
+            for each in (*NETWORKS, OTHER_NETWORK)
         ),
     )
 )
@@ -65,22 +65,22 @@ THE_HOST = Host(
 
 @cache
 def wanted(userland_proxy: bool) -> Desired:
-    """Each first container wants the contested port for all addresses, and one of them wants it
-    for an address besides."""
+    """Each first container publishes the contested port on all addresses, and one container also
+    publishes it on one address."""
     facts = []
     for each, port in NETWORKS.items():
-        ports = [f"{port}:80", f"{port + UDP}:53/udp", f"{CONTESTED}:80"]
-        ports += [f"[{HOST_TOO}]:{CONTESTED}:80"] if each is SPECIAL else []
+        ports = [f"{port}:80", f"{port + UDP_OFFSET}:53/udp", f"{CONTESTED_PORT}:80"]
+        ports += [f"[{HOST_TOO}]:{CONTESTED_PORT}:80"] if each is SPECIAL else []
         facts.append(container(name=f"{each.name}-1", on=[each], ports=ports))
         second = endpoint(on=each, address=str(each.subnets[0][3]))
         facts.append(container(name=f"{each.name}-2", on=[second]))
-    everything = snapshot(*NETWORKS, BESIDE, *facts, userland_proxy=userland_proxy)
+    everything = snapshot(*NETWORKS, OTHER_NETWORK, *facts, userland_proxy=userland_proxy)
     return desired(replace(everything, host_addresses=frozenset({HOST, HOST_TOO})), Policy())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What stands in a kernel's tables, in its own words."""
+    """The text of the kernel's tables."""
 
     proxy: bool
     text: str
@@ -91,7 +91,7 @@ class Loaded:
         sent = Packet(
             source=source, destination=to, port=port, in_interface=in_interface, protocol=kind
         )
-        return trace(self.text, sent, THE_HOST)
+        return trace(self.text, sent, TRACED_HOST)
 
     def outside(self, to: IPv6Address, port: int, kind: str = "tcp") -> Verdict:
         return self.asked(OUTSIDE, to, port, "ext0", kind)
@@ -111,7 +111,7 @@ def loaded(
     assert namespace
     assert xtables_lock
     rules = ruleset(wanted(request.param))
-    # All rules built in this process on legacy, and not by the tool as so many would be.
+    # On legacy, build all rules in this process: the default limit would select the restore tool.
     firewall = (
         RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(max_rules=100_000)
     )
@@ -126,13 +126,13 @@ def forwarded(to: IPv6Address, port: int, source: IPv6Address) -> Verdict:
     return Verdict(Fate.FORWARDED, to, port, source)
 
 
-def test_whatever_the_options_a_packet_has_one_way_to_go(loaded: Loaded) -> None:
+def test_packet_verdicts_match_the_options_of_each_network(loaded: Loaded) -> None:
     for each, port in NETWORKS.items():
         gateway, first, second = (each.subnets[0][number] for number in (1, 2, 3))
         unprotected = each.gateway_mode is GatewayMode.NAT_UNPROTECTED
         routed = each.gateway_mode is GatewayMode.ROUTED
         direct = forwarded(first, 80, OUTSIDE)
-        with_port = loaded.outside(HOST, port), loaded.outside(HOST, port + UDP, "udp")
+        with_port = loaded.outside(HOST, port), loaded.outside(HOST, port + UDP_OFFSET, "udp")
         if each.uses_nat:
             assert with_port == (direct, forwarded(first, 53, OUTSIDE)), each
         else:
@@ -141,33 +141,33 @@ def test_whatever_the_options_a_packet_has_one_way_to_go(loaded: Loaded) -> None
         assert loaded.outside(first, 80) == (direct if opened else DROPPED), each
         anything = forwarded(first, 81, OUTSIDE) if unprotected and not each.closed else DROPPED
         assert loaded.outside(first, 81) == anything, each
-        # A neighbour, to the container's own address and to the published port.
+        # A neighbour connects to the container's own address and to the published port.
         beside = forwarded(first, 80, second) if each.icc else DROPPED
         assert loaded.asked(second, first, 80, each.bridge) == beside, each
         hairpin = DELIVERED
         if each.uses_nat and not loaded.proxy:
             hairpin = forwarded(first, 80, each.source_address or gateway)
         assert loaded.asked(second, HOST, port, each.bridge) == hairpin, each
-        # The way out.
+        # Outgoing packets.
         seen = second
         if each.uses_nat and each.masquerade:
             seen = each.source_address or HOST
         out = DROPPED if each.closed else forwarded(OUTSIDE, 7, seen)
         assert loaded.asked(second, OUTSIDE, 7, each.bridge) == out, each
-        # A container of another network that knows the way, and one that lies about where it is.
-        stranger = BESIDE.subnets[0][2]
-        other = loaded.asked(stranger, first, 80, BESIDE.bridge)
+        # A container of another network with a route, and a forged source on the external link.
+        stranger = OTHER_NETWORK.subnets[0][2]
+        other = loaded.asked(stranger, first, 80, OTHER_NETWORK.bridge)
         open_to_all = not each.closed and (unprotected or routed)
         assert (other.fate is Fate.FORWARDED) == open_to_all, each
         assert loaded.asked(second, first, 80, "ext0") == DROPPED, each
         assert loaded.asked(second, HOST, port, "ext0").fate is not Fate.FORWARDED, each
 
 
-def test_of_many_that_want_a_port_one_has_it_and_an_address_goes_first(loaded: Loaded) -> None:
-    mappings = [each for each in wanted(loaded.proxy).mappings if each.host_port == CONTESTED]
+def test_contested_port_is_mapped_once_per_binding_address(loaded: Loaded) -> None:
+    mappings = [each for each in wanted(loaded.proxy).mappings if each.host_port == CONTESTED_PORT]
     special, general = mappings
     assert special.network_name == SPECIAL.name
-    assert loaded.outside(HOST_TOO, CONTESTED).address == special.container_address
-    assert loaded.outside(HOST, CONTESTED).address == general.container_address
-    dnats = [line for line in loaded.text.splitlines() if f"--dport {CONTESTED} " in line]
+    assert loaded.outside(HOST_TOO, CONTESTED_PORT).address == special.container_address
+    assert loaded.outside(HOST, CONTESTED_PORT).address == general.container_address
+    dnats = [line for line in loaded.text.splitlines() if f"--dport {CONTESTED_PORT} " in line]
     assert sum("-j DNAT" in line for line in dnats) == 2

@@ -26,7 +26,7 @@ SLOW = {"engine-json", "engine-bytes"}
 
 
 @pytest.fixture(autouse=True)
-def swept() -> Iterator[None]:
+def collect_garbage() -> Iterator[None]:
     # The library leaves the connection open after an invalid response; the collector closes it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -35,20 +35,20 @@ def swept() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared() -> Iterator[None]:
+def close_shared_targets() -> Iterator[None]:
     yield
     close_all()
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_was_found_is_found_no_more(name: str) -> None:
+def test_seeds_and_corpus_keep_the_invariant(name: str) -> None:
     target = TARGETS[name]
     for data in (*target.seeds, *(path.read_bytes() for path in target.kept())):
         target.check(data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_invariant_holds_for_what_chance_makes(name: str) -> None:
+def test_mutated_inputs_keep_the_invariant(name: str) -> None:
     target = TARGETS[name]
     chance = random.Random(name)
     begun = [*target.seeds, *(path.read_bytes() for path in target.kept())]
@@ -72,12 +72,12 @@ def scrambled(data: bytes, most: int, words: tuple[bytes, ...] = (b"\xff", b"%",
     return data[:most]
 
 
-def test_the_corpus_is_small_and_belongs_to_fuzzers() -> None:
+def test_corpus_is_small_and_has_only_fuzzer_folders() -> None:
     assert {each.name for each in CORPUS.iterdir()} <= set(TARGETS)
     assert sum(each.stat().st_size for each in CORPUS.rglob("*") if each.is_file()) < 500_000
 
 
-def test_every_fuzzer_says_in_one_sentence_what_must_hold() -> None:
+def test_every_fuzzer_has_its_invariant_in_one_sentence() -> None:
     for each in TARGETS.values():
         assert each.about.endswith(".")
         assert each.about.count(". ") == 0, each.name

@@ -25,7 +25,9 @@ WORLD = World(proxy=True).holding(A, B).having(ONE, TWO)
 CONTAINER = inside(A, AT_A)
 
 
-def of(world: World, new: World | None = None, touched: frozenset[str] = frozenset()) -> Known:
+def known_parts(
+    world: World, new: World | None = None, touched: frozenset[str] = frozenset()
+) -> Known:
     found = known(world, new or world, touched, asks(world))
     assert found is not None
     return found
@@ -36,37 +38,37 @@ def forged(place: Place, told: Known, count: int = 2000) -> list[Forged]:
     return [drawn(rng, place, told, [place.address]) for _ in range(count)]
 
 
-def test_they_know_what_a_step_does_not_change() -> None:
-    told = of(WORLD, WORLD.without_net("b").without("two"), frozenset({"two"}))
+def test_known_has_only_parts_that_a_step_does_not_change() -> None:
+    told = known_parts(WORLD, WORLD.without_net("b").without("two"), frozenset({"two"}))
     assert (told.containers, told.gateways, told.ports) == ((AT_A,), (A.gateway,), (9000,))
-    assert of(replace(WORLD, late=True), WORLD).outside == (HOST, HOST_TOO)
-    assert of(WORLD, touched=frozenset({"one"})).ports == (9001,)
+    assert known_parts(replace(WORLD, late=True), WORLD).outside == (HOST, HOST_TOO)
+    assert known_parts(WORLD, touched=frozenset({"one"})).ports == (9001,)
     assert known(World(proxy=True), WORLD, (), {}) is None
 
 
-def test_a_port_that_an_option_opens_is_answered_by_right() -> None:
+def test_network_with_open_ports_is_not_in_closed() -> None:
     opened = WORLD.holding(replace(A, mode=Mode.UNPROTECTED))
-    assert sorted(of(WORLD).closed) == [AT_A, AT_B]
-    assert sorted(of(opened).closed) == [AT_B]
+    assert sorted(known_parts(WORLD).closed) == [AT_A, AT_B]
+    assert sorted(known_parts(opened).closed) == [AT_B]
 
 
 @pytest.mark.parametrize(("place", "own"), [(SEGMENT, None), (CONTAINER, A)], ids=str)
-def test_no_source_is_one_that_the_attacker_may_have(place: Place, own: Net | None) -> None:
-    told = of(WORLD)
+def test_forged_sources_are_never_legal_for_the_attacker(place: Place, own: Net | None) -> None:
+    told = known_parts(WORLD)
     sources = {each.source for each in forged(place, told) if each.aim is not Aim.GROUP}
     assert {A.gateway, B.gateway, HOST, HOST_TOO, AT_B} <= sources
     assert {AT_A, ROGUE, CLIENT} & sources == ({AT_A} if own is None else set())
 
 
-def test_every_aim_and_every_way_to_a_container_is_tried() -> None:
-    drawn_ = forged(SEGMENT, of(WORLD))
+def test_forged_packets_cover_every_aim_destination_and_kind() -> None:
+    drawn_ = forged(SEGMENT, known_parts(WORLD))
     assert {each.aim for each in drawn_} == set(Aim)
     assert {each.destination for each in drawn_} >= {ROGUE, HOST, A.gateway, AT_A, AT_B}
     assert {each.kind for each in drawn_} >= {"udp", "tcp", "echo", "gre", "fragments"}
 
 
-def test_an_answer_goes_wherever_the_packet_can_have_come_from() -> None:
-    told = of(WORLD)
+def test_forged_answers_go_to_every_possible_source() -> None:
+    told = known_parts(WORLD)
     back = next(a for a in forged(CONTAINER, told) if a.aim is Aim.BACK and a.source == AT_B)
     back = replace(back, kind="udp", ports=(UNPUBLISHED["udp"], 6600))
     to = {IPv6Address(each[24:40]) for each in answers(back, CONTAINER, told)}
@@ -74,7 +76,7 @@ def test_an_answer_goes_wherever_the_packet_can_have_come_from() -> None:
     assert answers(replace(back, source=HOST), CONTAINER, told) == []
 
 
-def test_what_differs_in_addresses_is_told_once() -> None:
+def test_findings_that_differ_only_in_addresses_are_reported_once() -> None:
     found = ["came: forged udp to rogue: [fd00::1]:54", "came: forged udp to rogue: [fd00::2]:54"]
     assert of_each_kind(found) == [f"{found[0]} (and 1 more)"]
 
@@ -86,7 +88,7 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
-def test_a_host_without_rules_lets_everything_through_and_that_is_seen(sandbox: Sandbox) -> None:
+def test_attackers_detect_a_host_without_rules(sandbox: Sandbox) -> None:
     told = Known(
         containers=(CLIENT,),
         free=(A.subnet[0x66],),

@@ -15,13 +15,21 @@ from tests.stress.soak.run import one
 from tests.stress.soak.scene import Scene, scene
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
-ELSEWHERE = ("firewalld", "ufw", "IPv6", "without live-restore", "xtables lock", "dropped", "hung")
+SLOW_FAULTS = (
+    "firewalld",
+    "ufw",
+    "IPv6",
+    "without live-restore",
+    "xtables lock",
+    "dropped",
+    "hung",
+)
 """Slow faults; tests/system/packets has shorter tests for them."""
 KILLS = 4
 
 
 def quick(fault: Fault) -> bool:
-    return not any(word in fault.name for word in ELSEWHERE)
+    return not any(word in fault.name for word in SLOW_FAULTS)
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +40,19 @@ def lab() -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize("fault", [each for each in FAULTS if quick(each)], ids=str)
-def test_a_fault_costs_no_more_than_it_must(lab: Scene, fault: Fault) -> None:
+def test_fault_causes_no_unexpected_failure(lab: Scene, fault: Fault) -> None:
     if lab.variant not in fault.variants:
         pytest.skip("of the other variant")
     assert one(fault, lab, SEED, 1, fresh=False).wrong == []
 
 
-def test_killed_between_two_system_calls_it_starts_clean(lab: Scene) -> None:
+def test_daemon_killed_between_two_system_calls_starts_clean(lab: Scene) -> None:
     points = random.Random(SEED).sample(range(1, counted(lab) + 1), KILLS)
     row = killed_at(lab, points, say=print)
     assert row.wrong == [], f"seed {SEED}, points {points}"
     assert row.tried >= KILLS
 
 
-def test_in_the_end_the_tables_are_what_a_fresh_start_writes(lab: Scene) -> None:
+def test_tables_after_all_faults_equal_those_of_a_fresh_start(lab: Scene) -> None:
     stands = lab.rules()
     assert lab.fresh() == stands

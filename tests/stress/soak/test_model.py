@@ -44,66 +44,74 @@ TWO = Box(name="two", ends={"b": AT_B})
 WORLD = World(proxy=True).holding(A, B).having(ONE, TWO)
 
 
-def by(server: str, peer: IPv6Address | None = None) -> Reached:
+def reached(server: str, peer: IPv6Address | None = None) -> Reached:
     return Reached(server, None if peer is None else frozenset({peer}))
 
 
 @pytest.mark.parametrize(
     ("ask", "want"),
     [
-        (Ask("client", "tcp", HOST, 9000), by("one", CLIENT)),
-        (Ask("rogue", "tcp", HOST_TOO, 9000), by("one", ROGUE)),
-        (Ask("client", "udp", HOST_TOO, 9001), by("one", CLIENT)),
+        (Ask("client", "tcp", HOST, 9000), reached("one", CLIENT)),
+        (Ask("rogue", "tcp", HOST_TOO, 9000), reached("one", ROGUE)),
+        (Ask("client", "udp", HOST_TOO, 9001), reached("one", CLIENT)),
         (Ask("client", "udp", HOST, 9001), CLOSED),
         (Ask("client", "tcp", HOST, 9002), CLOSED),
-        (Ask("host", "tcp", HOST, 9000), by("one", HOST)),
-        (Ask("two", "tcp", HOST, 9000), by("one", A.gateway)),
-        (Ask("one", "tcp", HOST, 9000), by("one")),
+        (Ask("host", "tcp", HOST, 9000), reached("one", HOST)),
+        (Ask("two", "tcp", HOST, 9000), reached("one", A.gateway)),
+        (Ask("one", "tcp", HOST, 9000), reached("one")),
         (Ask("rogue", "tcp", AT_A, 80), CLOSED),
         (Ask("rogue", "udp", AT_B, 53), CLOSED),
         (Ask("two", "tcp", AT_A, 80), CLOSED),
     ],
     ids=str,
 )
-def test_of_a_plain_world(ask: Ask, want: Want) -> None:
+def test_expected_answers_without_network_options(ask: Ask, want: Want) -> None:
     assert asks(WORLD)[ask] == want
 
 
 @pytest.mark.parametrize(
     ("net", "ask", "want"),
     [
-        (replace(A, mode=Mode.ROUTED), Ask("rogue", "tcp", AT_A, 80), by("one", ROGUE)),
+        (replace(A, mode=Mode.ROUTED), Ask("rogue", "tcp", AT_A, 80), reached("one", ROGUE)),
         (replace(A, mode=Mode.ROUTED), Ask("rogue", "tcp", AT_A, 443), CLOSED),
         (replace(A, mode=Mode.ROUTED), Ask("client", "tcp", HOST, 9000), HIDDEN),
-        (replace(A, mode=Mode.ROUTED), Ask("two", "tcp", AT_A, 80), by("one", A.gateway)),
-        (replace(A, mode=Mode.UNPROTECTED), Ask("rogue", "tcp", AT_A, 443), by("one", ROGUE)),
-        (replace(A, trusted=True), Ask("rogue", "tcp", AT_A, 80), by("one", ROGUE)),
+        (replace(A, mode=Mode.ROUTED), Ask("two", "tcp", AT_A, 80), reached("one", A.gateway)),
+        (replace(A, mode=Mode.UNPROTECTED), Ask("rogue", "tcp", AT_A, 443), reached("one", ROGUE)),
+        (replace(A, trusted=True), Ask("rogue", "tcp", AT_A, 80), reached("one", ROGUE)),
         (replace(A, trusted=True), Ask("two", "tcp", AT_A, 80), CLOSED),
         (replace(A, internal=True), Ask("client", "tcp", HOST, 9000), HIDDEN),
         (replace(A, internal=True), Ask("one", "tcp", ROGUE, OUTSIDE), CLOSED),
         (replace(A, binding=HOST_TOO), Ask("client", "tcp", HOST, 9000), HIDDEN),
-        (replace(A, binding=HOST_TOO), Ask("client", "tcp", HOST_TOO, 9000), by("one", CLIENT)),
-        (replace(A, source=HOST_TOO), Ask("one", "udp", ROGUE, OUTSIDE), by("rogue", HOST_TOO)),
-        (replace(A, masquerade=False), Ask("one", "udp", ROGUE, OUTSIDE), by("rogue", AT_A)),
+        (
+            replace(A, binding=HOST_TOO),
+            Ask("client", "tcp", HOST_TOO, 9000),
+            reached("one", CLIENT),
+        ),
+        (
+            replace(A, source=HOST_TOO),
+            Ask("one", "udp", ROGUE, OUTSIDE),
+            reached("rogue", HOST_TOO),
+        ),
+        (replace(A, masquerade=False), Ask("one", "udp", ROGUE, OUTSIDE), reached("rogue", AT_A)),
     ],
 )
-def test_of_options(net: Net, ask: Ask, want: Want) -> None:
+def test_expected_answers_with_a_network_option(net: Net, ask: Ask, want: Want) -> None:
     assert asks(WORLD.holding(net))[ask] == want
 
 
-def test_of_neighbours_and_of_a_container_on_two_networks() -> None:
+def test_expected_answers_of_neighbours_with_a_container_on_two_networks() -> None:
     both = replace(ONE, ends={"b": B.subnet[3], "a": AT_A})
     said = asks(WORLD.having(both))
-    assert said[Ask("two", "tcp", B.subnet[3], 80)] == by("one", AT_B)
-    assert said[Ask("two", "tcp", HOST, 9000)] == by("one", A.gateway)
+    assert said[Ask("two", "tcp", B.subnet[3], 80)] == reached("one", AT_B)
+    assert said[Ask("two", "tcp", HOST, 9000)] == reached("one", A.gateway)
     said = asks(WORLD.having(both).holding(replace(B, icc=False)))
     assert said[Ask("two", "tcp", B.subnet[3], 80)] is CLOSED
 
 
-def test_of_a_container_that_is_stopped_and_of_one_that_is_paused() -> None:
+def test_stopped_container_is_closed_and_paused_container_is_reached() -> None:
     ask = Ask("client", "tcp", HOST, 9000)
     assert asks(WORLD.having(ONE.stopped()))[ask] is CLOSED
-    assert asks(WORLD.having(replace(ONE, state="paused")))[ask] == by("one", CLIENT)
+    assert asks(WORLD.having(replace(ONE, state="paused")))[ask] == reached("one", CLIENT)
 
 
 def answer(server: str, peer: IPv6Address) -> Answer:
@@ -113,17 +121,19 @@ def answer(server: str, peer: IPv6Address) -> Answer:
 @pytest.mark.parametrize(
     ("want", "told", "expected"),
     [
-        (by("one", CLIENT), answer("one", CLIENT), True),
-        (by("one", CLIENT), answer("one", A.gateway), False),
-        (by("one", CLIENT), answer("two", CLIENT), False),
-        (by("one", CLIENT), Failure.REFUSED, False),
+        (reached("one", CLIENT), answer("one", CLIENT), True),
+        (reached("one", CLIENT), answer("one", A.gateway), False),
+        (reached("one", CLIENT), answer("two", CLIENT), False),
+        (reached("one", CLIENT), Failure.REFUSED, False),
         (CLOSED, Failure.TIMEOUT, True),
         (CLOSED, answer("one", CLIENT), False),
         (HIDDEN, answer("one", A.gateway), True),
         (HIDDEN, answer("one", CLIENT), False),
     ],
 )
-def test_what_is_right(want: Want, told: Answer | Failure, expected: bool) -> None:
+def test_right_compares_an_answer_with_the_expected_one(
+    want: Want, told: Answer | Failure, expected: bool
+) -> None:
     assert right(Ask("client", "tcp", HOST, 9000), want, told) is expected
 
 
@@ -135,18 +145,18 @@ def steps(seed: int, count: int) -> list[Step]:
     return done
 
 
-def test_a_seed_gives_the_same_steps_and_each_kind_comes() -> None:
+def test_seed_determines_the_steps_and_all_kinds_occur() -> None:
     assert [each.text for each in steps(7, 300)] == [each.text for each in steps(7, 300)]
     assert [each.text for each in steps(7, 300)] != [each.text for each in steps(8, 300)]
     assert len({each.kind for each in steps(7, 600)}) >= 28
 
 
-def test_the_model_has_an_answer_for_every_world_that_comes() -> None:
+def test_model_has_answers_for_every_generated_world() -> None:
     for step in steps(3, 300):
         assert asks(step.after) or not step.after.boxes
 
 
-def test_a_stopped_container_does_not_close_the_port_of_one_that_the_proxy_serves() -> None:
+def test_stopped_container_does_not_close_the_proxied_port_of_another() -> None:
     net = replace(A, mode=Mode.ROUTED)
     port = (Publish(protocol="tcp", inside=7000, port=7000),)
     up = Box(name="up", ends={"a": AT_A}, publish=port)
@@ -158,12 +168,12 @@ def test_a_stopped_container_does_not_close_the_port_of_one_that_the_proxy_serve
         assert asks(world)[Ask("rogue", "tcp", HOST, 7000)] is CLOSED
 
 
-def lived(values: list[int]) -> list[leaks.Sample]:
+def samples(values: list[int]) -> list[leaks.Sample]:
     kept = dict.fromkeys(("threads", "children", "files", "namespaces", "rss_kib"), 1)
     return [leaks.Sample(pid=1, fds=fds, **kept) for fds in values]
 
 
-def test_what_goes_up_and_down_is_no_growth_and_what_stays_up_is() -> None:
-    assert leaks.beyond(leaks.growth(lived([10, 16] * 20))) == []
-    assert leaks.beyond(leaks.growth(lived(list(range(10, 90, 2))))) != []
-    assert leaks.lives(lived([1] * 5)) == []
+def test_only_a_lasting_increase_is_growth() -> None:
+    assert leaks.beyond(leaks.growth(samples([10, 16] * 20))) == []
+    assert leaks.beyond(leaks.growth(samples(list(range(10, 90, 2))))) != []
+    assert leaks.lives(samples([1] * 5)) == []

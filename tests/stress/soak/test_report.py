@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.stress.soak.report import wrongs
 
 
-def test_what_is_wrong_in_the_same_way_is_said_once() -> None:
+def test_similar_failures_are_one_line() -> None:
     closed = [f"long run, nft: closed, and answered: r{n} at fd00:{n:x}::2" for n in range(159)]
     page = wrongs([*closed, "long run, nft: there is a traceback in the log"])
     assert page.splitlines() == [

@@ -14,9 +14,7 @@ STEPS = 14
 
 
 @pytest.mark.parametrize(("variant", "proxy"), [("nft", True), ("legacy", False)])
-def test_after_each_random_step_everybody_reaches_whom_he_must(
-    variant: Variant, proxy: bool
-) -> None:
+def test_reachability_is_as_expected_after_each_random_step(variant: Variant, proxy: bool) -> None:
     need("dockerd", "docker", "ip", "nsenter", "setpriv", "busybox", "dbus-daemon", "conntrack")
     # The time limit is only for a very slow machine.
     result = soak(variant, proxy=proxy, seed=SEED, seconds=300, steps=STEPS, verbose=True)

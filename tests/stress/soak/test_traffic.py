@@ -21,7 +21,7 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
-def test_right_answers_are_counted_and_a_closed_port_is_tried(sandbox: Sandbox) -> None:
+def test_right_answers_are_counted_and_closed_ports_are_probed(sandbox: Sandbox) -> None:
     with (
         serve(sandbox.host, "host", tcp=[80], udp=[53]),
         Traffic(sandbox.client, rate=200, probes=200) as traffic,
@@ -36,7 +36,7 @@ def test_right_answers_are_counted_and_a_closed_port_is_tried(sandbox: Sandbox) 
     assert [flow.cut for flow in flows] == [None, None]
 
 
-def test_an_answer_of_the_wrong_one_is_a_failure(sandbox: Sandbox) -> None:
+def test_answer_of_a_wrong_server_or_peer_is_a_failure(sandbox: Sandbox) -> None:
     wanted = (Target(HOST, 80, server="other"), Target(HOST, 80, peer=ROGUE), Target(HOST, 81))
     with serve(sandbox.host, "host", tcp=[80]), Traffic(sandbox.client, rate=200) as traffic:
         traffic.ask(*wanted)
@@ -47,7 +47,7 @@ def test_an_answer_of_the_wrong_one_is_a_failure(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("target", [OPEN, OPEN_UDP], ids=str)
-def test_a_closed_port_that_answers_is_seen(sandbox: Sandbox, target: Target) -> None:
+def test_answer_of_a_closed_port_is_recorded(sandbox: Sandbox, target: Target) -> None:
     with (
         serve(sandbox.host, "host", tcp=[80], udp=[53]),
         Traffic(sandbox.client, probes=200) as traffic,
@@ -56,7 +56,7 @@ def test_a_closed_port_that_answers_is_seen(sandbox: Sandbox, target: Target) ->
         assert until(lambda: traffic.tally.answered_closed != [], True)
 
 
-def test_a_flow_that_ends_is_cut(sandbox: Sandbox) -> None:
+def test_flow_without_server_is_cut(sandbox: Sandbox) -> None:
     with Traffic(sandbox.client) as traffic:
         with serve(sandbox.host, "host", tcp=[80]):
             flow = traffic.hold(OPEN)

@@ -1,7 +1,6 @@
-"""A booted host with a clone of this source on it, and the lines that README has one run there.
+"""A booted host with a clone of this source, and the lines of README for it.
 
-The lines are read from the pages and run as they stand: a page that names another command is a test
-of another command.
+The lines are read from the pages and run unchanged, so a changed page changes the test.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ LIBRARIES = (
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
     *("iproute2", "iptables", "nftables", "conntrack", "polkitd"),
 )
-"""What README wants to be there elsewhere, by Debian's names."""
+"""The packages that README requires on other distributions, with Debian's names."""
 AGREE = 'yes 2>/dev/null | "$@"'
-"""What somebody in front of it says when apt and pacman ask."""
+"""Answers yes to the questions of apt and pacman."""
 
 
 class Clone(Host):
-    """A host on which somebody cloned this source."""
+    """A host with a clone of this source."""
 
     def fetch_source(self) -> None:
-        """Make the repository, and the clone of it that README begins with."""
+        """Make the repository, and the clone that is the first step of README."""
         workshop.pack(self.shared / "source.tar")
         self.sh("DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install git")
         self.run("useradd", "--create-home", USER)
@@ -42,17 +41,17 @@ class Clone(Host):
         """)
 
     def as_user(self, script: str, *, timeout: float = 60) -> str:
-        """What a script says that a plain user runs, from a login of theirs."""
+        """The output of a script in a login shell of the plain user."""
         login = ("su", "--login", USER, "-c", f"set -e\n{script}")
         return self.run("sh", "-c", AGREE, "agree", *login, timeout=timeout)
 
     def as_root(self, lines: str, *, timeout: float = 300) -> str:
-        """What lines of a page say that root runs in the clone, each only after the one before."""
+        """The output of the lines of a page, run by root in the clone; stops at the first error."""
         script = f"set -e; cd {HOME}/clone; export DEBIAN_FRONTEND=noninteractive\n{lines}"
         return self.run("sh", "-c", AGREE, "agree", "sh", "-c", script, timeout=timeout)
 
     def newer(self) -> None:
-        """A newer version, where `git pull` gets it."""
+        """Commit a newer version to the origin of `git pull`."""
         self.as_user(f"""
             cd {HOME}/origin
             sed -i '1s/)/+newer)/' packaging/deb/debian/changelog
@@ -62,14 +61,14 @@ class Clone(Host):
 
 
 def blocks(page: Path, heading: str) -> list[str]:
-    """The commands of a section, such as "## Install it", or of a page that has none."""
+    """The commands of a section, such as "## Install it", or of a page without sections."""
     section = page.read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
     found = re.findall(r"^((?:    .*\n)+)", section, re.MULTILINE)
     return [re.sub(r"^    ", "", each, flags=re.MULTILINE) for each in found]
 
 
 def inline(page: Path, paragraph: str, begin: str) -> str:
-    """The command of a paragraph that begins like this, where it stands within a sentence."""
+    """The command with this beginning within the sentences of a paragraph."""
     (found,) = (each for each in page.read_text().split("\n\n") if each.startswith(paragraph))
     commands = re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", found))
     (command,) = (each for each in commands if each.startswith(begin))
@@ -77,6 +76,6 @@ def inline(page: Path, paragraph: str, begin: str) -> str:
 
 
 ON_DEBIAN, ON_ARCH, ELSEWHERE = blocks(README, "## Install it")
-"""What README has one run: a block more is one that somebody has to think of here."""
+"""The command blocks of README. A new block in README needs a new name here."""
 BY_HAND, MADE = blocks(UNINSTALL, "# Removing ipv6natd")
-"""What takes out the rules, and what deletes the files that `make install` put in place."""
+"""The lines that remove the rules, and those that delete the files of `make install`."""

@@ -1,6 +1,6 @@
-"""Booted hosts: one a suite with the package installed, and one a suite for README's lines.
+"""Booted hosts: for each suite one with the package installed, and one for README's lines.
 
-The tests of either are one story, in this order.
+The tests of a host depend on each other and run in this order.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ONCE: dict[str, tree.Suite] = {
     "test_legacy": "trixie",  # whose iptables python-iptables does not know
     "test_neighbours": "bookworm",
 }
-"""What takes its time, of which CI has little, and where it is worth most."""
+"""Slow modules, and the suite in which CI runs them."""
 LATE = {"test_arch.py", "test_dedicated.py", "test_endpoints.py"}
-"""What CI has no time for."""
+"""Modules that CI does not run."""
 AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
-"""Where CI, at most, runs README's lines; the former nowhere else."""
+"""The suites in which CI runs README's lines; test_arch runs in no other suite."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -54,7 +54,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def host(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Host]:
-    """With containers on it since before the package was built and installed."""
+    """A host with containers that are older than the installation of the package."""
     suite = wanted(request)
     folder = tmp_path_factory.mktemp(suite)
     build = workshop.begin(suite, folder, "packaging/deb/build.sh /out -d")
@@ -69,7 +69,7 @@ def host(
 
 @pytest.fixture(scope="module")
 def clone(request: pytest.FixtureRequest) -> Iterator[Clone]:
-    """Of this source, by a plain user, on a host of its own that has containers and no package."""
+    """A plain user's clone of this source, on a host with containers and without the package."""
     with Clone(wanted(request)) as booted:
         booted.furnish()
         booted.fetch_source()
@@ -77,7 +77,7 @@ def clone(request: pytest.FixtureRequest) -> Iterator[Clone]:
 
 
 def wanted(request: pytest.FixtureRequest) -> tree.Suite:
-    """The suite that is asked for, where it can be had."""
+    """The requested suite, if its tree exists."""
     harness.need(*TOOLS)
     suite: tree.Suite = request.param
     if not tree.ready(suite):

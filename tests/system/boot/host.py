@@ -1,7 +1,7 @@
-"""A booted host as these tests use it: the package, its service, and two containers.
+"""A booted host with the package, its service, and two containers.
 
-`web` answers on port 80, which is published as 8080; `quiet` answers too, and publishes nothing.
-Both come back with the engine, and both are there before the package is.
+`web` answers on port 80, published as 8080; `quiet` also answers, and publishes no port.
+Both restart with the engine, and both exist before the package is installed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MANAGER = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager")
 
 
 class Host(Booted):
-    """A booted host with something to do."""
+    """A booted host with containers."""
 
     def furnish(self) -> None:
-        """Containers, as they were before ipv6natd came."""
+        """Create the containers that exist before ipv6natd is installed."""
         if self.suite == "sid":
-            # Its engine manages IPv6 itself, unless told not to; a boot takes away what it wrote.
+            # This engine manages IPv6 by default. The reboot removes the rules that it wrote.
             told = """echo '{"ip6tables": false}' >/etc/docker/daemon.json"""
             self.sh(f"{told}; systemctl reboot")
             self.await_off()
@@ -46,18 +46,18 @@ class Host(Booted):
         self.rules_before = self.rules()
 
     def start(self, name: str, *args: str) -> None:
-        """A container on that network whose web server says whom it sees."""
-        # Killed, since a web server that is a container's first process ends for nothing less.
+        """Start a container on the network, with a web server that shows its client's address."""
+        # The web server is the first process of its container, and only SIGKILL ends it.
         run = ("docker", "run", "--detach", f"--name={name}", "--network=net", "--stop-signal=KILL")
         self.run(*run, *args, IMAGE, "httpd", "-f", "-p", "80", "-h", "/www")
 
     def rules(self) -> list[str]:
-        """All rules and chains of ip6tables, but for built-in chains, empty or not there at all."""
+        """All rules and chains of ip6tables, without the built-in chains."""
         lines = self.run("ip6tables-save").splitlines()
         return [line for line in lines if line[:2] == "-A" or (line[:1] == ":" and " - " in line)]
 
     def files(self) -> set[str]:
-        """Every path that no package owns, but for what changes by itself."""
+        """Each path that no package owns, without volatile folders."""
         volatile = "proc|sys|run|dev|lab|tmp|var/(log|cache|tmp|lib/(docker|apt|dpkg|systemd))"
         return set(
             self.sh(f"""
@@ -68,33 +68,33 @@ class Host(Booted):
         )
 
     def install(self) -> None:
-        """Install the package that lies in /lab as README says, and all that it pulls in."""
-        # The engine has switched forwarding on, with the first network that has IPv6.
+        """Install the package in /lab with its dependencies, as described in README."""
+        # The engine has enabled forwarding with its first IPv6 network.
         self.sandbox.host.sysctl(FORWARDING, 0)
         apt = "DEBIAN_FRONTEND=noninteractive apt -y install /lab/ipv6natd_*.deb 2>&1"
         self.install_log = self.sh(f"{apt} && systemctl enable --now ipv6natd", timeout=180)
 
     def follow(self, example: str) -> None:
-        """Do what the comment of a drop-in among the examples says."""
+        """Run the commands in the comment of an example drop-in."""
         text = self.run("cat", f"/usr/share/doc/ipv6natd/examples/{example}")
         self.sh(" && ".join(re.findall(r"^#     (.*)", text, re.MULTILINE)))
 
     def without(self, *paths: str) -> None:
-        """The service as it was before something was put in place for it."""
+        """Remove these files and restart the service."""
         self.sh(f"rm -r {' '.join(paths)}; systemctl daemon-reload")
         self.restart()
 
     def fetch(self, port: int = PORT) -> Address | Failure:
-        """Whom the web server saw when the client asked it."""
+        """The client's address as the web server saw it."""
         return page(self.sandbox.client, HOST, port)
 
     def await_served(self, port: int = PORT) -> None:
-        """Until the client is served, and seen as itself."""
+        """Wait until the web server answers and sees the client's own address."""
         seen = harness.until(lambda: self.fetch(port), CLIENT, timeout=20)
         assert seen == CLIENT, f"{seen}\n{self.journal()}"
 
     def state(self, name: str = "State") -> str:
-        """A property on the bus, as busctl prints it; its complaint where there is no bus."""
+        """A property on the bus, or the error, as busctl prints it."""
         return self.run("busctl", "get-property", *MANAGER, name, check=False).strip()
 
     def await_state(self, value: str, name: str = "State") -> None:
@@ -102,13 +102,13 @@ class Host(Booted):
         assert said == value, f"{said}\n{self.journal()}"
 
     def restart(self) -> None:
-        """Restart the service, however often that was done before."""
+        """Restart the service, and reset its start limit."""
         self.sh("systemctl reset-failed ipv6natd; systemctl restart ipv6natd")
         self.await_state('s "synced"')
 
     @contextmanager
     def load(self) -> Iterator[Callable[[], list[Address | Failure]]]:
-        """Fetch over and over, by new connections; the call ends it and says what came of each."""
+        """Fetch repeatedly with new connections; the call stops and returns all results."""
         seen: list[Address | Failure] = []
         stop = threading.Event()
 
@@ -131,7 +131,7 @@ class Host(Booted):
 
 
 def page(ns: Namespace, address: Address, port: int, *, timeout: float = 1) -> Address | Failure:
-    """Whom a web server of ours saw, over a new connection."""
+    """The client's address as the web server saw it, over a new connection."""
     try:
         with harness.connect(ns, address, port, timeout=timeout) as conversation:
             sock = conversation.socket

@@ -1,7 +1,7 @@
-"""README's lines for Arch, as they stand, with pacman and makepkg on a host of Debian 13.
+"""README's unchanged lines for Arch, with pacman and makepkg on a host of Debian 13.
 
-There is no Arch here. What is Arch's own, its archive, its versions and the hooks of its packages,
-stays untried; what is ours, PKGBUILD, .install and what both put in place, is tried to the packet.
+Arch itself is not tested: its archive, its versions and the hooks of its packages. PKGBUILD,
+.install and the installed service are tested with packets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ provides=(
     'python-sdnotify'
 )
 """
-"""Tells pacman what Debian's packages have put there, since it knows only its own."""
+"""A package that provides to pacman what Debian's packages have installed."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def arch(clone: Clone) -> Clone:
     return clone
 
 
-def test_the_lines_for_arch_build_install_and_start_it(arch: Clone) -> None:
+def test_readme_lines_for_arch_build_install_and_start_the_service(arch: Clone) -> None:
     arch.as_user(f"cd {HOME}/clone\n{ON_ARCH}", timeout=180)
     assert "ipv6natd 0" in arch.run("pacman", "-Q")
     assert arch.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
@@ -58,7 +58,7 @@ def test_the_lines_for_arch_build_install_and_start_it(arch: Clone) -> None:
     arch.as_root("ipv6natctl check")
 
 
-def test_the_lines_for_arch_again_are_an_upgrade_that_loses_nothing(arch: Clone) -> None:
+def test_readme_lines_for_arch_upgrade_without_lost_connections(arch: Clone) -> None:
     arch.newer()
     arch.as_user(f"cd {HOME}/clone; " + inline(README, "**Upgrade**", "git pull"))
     before = arch.show("MainPID")
@@ -70,7 +70,7 @@ def test_the_lines_for_arch_again_are_an_upgrade_that_loses_nothing(arch: Clone)
     assert arch.show("MainPID") != before
 
 
-def test_a_removal_by_pacman_takes_the_rules_out_and_leaves_nothing(arch: Clone) -> None:
+def test_removal_by_pacman_removes_rules_and_files(arch: Clone) -> None:
     arch.as_root(inline(README, "**Remove**", "pacman -R"))
     assert arch.fetch() != CLIENT
     assert arch.rules() == arch.rules_before

@@ -1,4 +1,4 @@
-"""A host on which the package was installed as README says."""
+"""A host on which the package was installed as described in README."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.harness.sandbox import CLIENT
 from tests.system.boot.host import FORWARDING, MANAGER, PORT, WEB, Host
 
 
-def test_the_installation_leaves_a_service_that_runs_and_comes_back(host: Host) -> None:
+def test_installed_service_is_active_and_enabled(host: Host) -> None:
     assert host.run("systemctl", "is-active", "ipv6natd").strip() == "active"
     assert host.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
 
 
-def test_the_service_switches_forwarding_on_in_its_sandbox_and_says_so(host: Host) -> None:
+def test_service_enables_forwarding_in_its_sandbox_and_logs_it(host: Host) -> None:
     host.await_state('s "synced"')
     assert host.sandbox.host.sysctl(FORWARDING) == "1"
     assert f"{FORWARDING} was 0 and is 1 now: " in host.journal()
@@ -26,15 +26,15 @@ def test_the_service_switches_forwarding_on_in_its_sandbox_and_says_so(host: Hos
     assert found == ""
 
 
-def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> None:
+def test_default_route_by_advertisement_survives_forwarding(host: Host) -> None:
     ns = host.sandbox.host
-    # An engine that was started meanwhile has switched it on; here the service is to be the one.
+    # The engine may have enabled forwarding. Here the service must enable it.
     ns.sysctl(FORWARDING, 0)
     host.restart()
     host.run("ipv6natctl", "cleanup")
     assert ns.sysctl(FORWARDING) == "0"
     advertised(ns, "uplink", "router")
-    # Whoever keeps a link from listening does so on purpose, wherever its route is from.
+    # accept_ra=0 is a decision of the administrator, whatever the source of the route is.
     ns.sysctl("net/ipv6/conf/router/accept_ra", 0)
     ns.ip("-6 route add default dev router metric 2048 proto ra")
     host.run("ipv6natctl", "resync")
@@ -46,7 +46,7 @@ def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> Non
         r"^net\.ipv6\.conf\.(\S+ was \d and is \d) now: ", host.journal(), re.MULTILINE
     )
     assert said[-2:] == ["uplink.accept_ra was 1 and is 2", "all.forwarding was 0 and is 1"]
-    # Forwarding first, and the route stays on the way back, too.
+    # Forwarding is restored first, and the route stays.
     host.run("ipv6natctl", "cleanup")
     said = re.findall(
         r"^net\.ipv6\.conf\.(\S+ was \d and is \d) again", host.journal(), re.MULTILINE
@@ -59,7 +59,7 @@ def test_a_default_route_by_advertisement_outlives_forwarding(host: Host) -> Non
 
 
 def advertised(ns: Namespace, link: str, router: str) -> None:
-    """A link that has its default route from a router, on a host that does not forward yet."""
+    """A link with a default route by advertisement, on a host without forwarding."""
     assert ns.sysctl(FORWARDING) == "0"
     ns.ip(f"link add {link} type veth peer name {router}")
     for each in (link, router):
@@ -67,7 +67,7 @@ def advertised(ns: Namespace, link: str, router: str) -> None:
         ns.ip(f"link set {each} up")
     index = ns.within(lambda: socket.if_nametoindex(router))
     with ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
-        # Neighbours alone are believed.
+        # The kernel accepts advertisements only with hop limit 255.
         raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         lifetime = 1800
         advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0)
@@ -83,24 +83,24 @@ def advertised(ns: Namespace, link: str, router: str) -> None:
     assert f"dev {link} proto ra" in found
 
 
-def test_a_container_of_before_is_reached_and_sees_the_client(host: Host) -> None:
+def test_container_from_before_the_installation_sees_the_client(host: Host) -> None:
     host.await_served()
 
 
-def test_a_container_that_starts_is_reached_and_sees_the_client(host: Host) -> None:
+def test_new_container_sees_the_client(host: Host) -> None:
     host.start("late", "--publish=8081:80")
     host.await_served(8081)
     host.run("docker", "rm", "--force", "late")
 
 
-def test_busctl_shows_what_the_service_offers(host: Host) -> None:
+def test_busctl_shows_members_and_object_tree(host: Host) -> None:
     shown = host.as_nobody("busctl", "introspect", *MANAGER)
     for member in ("ListMappings", "Resync", "StateReason", "Synced"):
         assert re.search(rf"^\.{member}\s", shown, re.MULTILINE), shown
     assert "/org/ipv6natd1" in host.as_nobody("busctl", "tree", MANAGER[0])
 
 
-def test_busctl_resyncs_and_reads(host: Host) -> None:
+def test_busctl_calls_resync_and_reads_properties(host: Host) -> None:
     before = int(host.state("Generation").split()[1])
     assert '"Generation" t' in host.run("busctl", "call", *MANAGER, "Resync")
     assert int(host.state("Generation").split()[1]) >= before
@@ -108,7 +108,7 @@ def test_busctl_resyncs_and_reads(host: Host) -> None:
     assert host.state("MappingCount") == "u 1"
 
 
-def test_a_plain_user_reads_and_may_not_resync(host: Host) -> None:
+def test_plain_user_reads_and_cannot_resync(host: Host) -> None:
     assert f'"ContainerAddress" s "{WEB}"' in host.as_nobody(
         "busctl", "call", *MANAGER, "ListMappings"
     )
@@ -118,12 +118,12 @@ def test_a_plain_user_reads_and_may_not_resync(host: Host) -> None:
     assert "Generation" not in refused
 
 
-def test_systemctl_status_says_how_it_is(host: Host) -> None:
+def test_systemctl_status_shows_the_state(host: Host) -> None:
     shown = host.run("systemctl", "status", "--no-pager", "ipv6natd")
     assert 'Status: "synced: 1 mapping, 1 network, ' in shown
 
 
-def test_a_reload_waits_until_the_new_settings_are_in_force(host: Host) -> None:
+def test_reload_returns_after_the_new_settings_are_in_force(host: Host) -> None:
     assert host.state("NetworkCount") == "u 1"
     folder = "/etc/ipv6natd/conf.d"
     host.sh(f"mkdir -p {folder}; echo 'nat_prefixes = [\"fd00:b::/64\"]' >{folder}/lab.toml")
@@ -134,7 +134,7 @@ def test_a_reload_waits_until_the_new_settings_are_in_force(host: Host) -> None:
     assert host.show("NRestarts") == "0"
 
 
-def test_a_restart_under_load_loses_nothing(host: Host) -> None:
+def test_restart_under_load_loses_no_connection(host: Host) -> None:
     host.await_served()
     with (
         harness.serve(host.container("web"), "held", tcp=[81]),
@@ -149,12 +149,12 @@ def test_a_restart_under_load_loses_nothing(host: Host) -> None:
     assert len(seen) > 20
 
 
-def test_the_sandbox_is_as_tight_as_it_is_said_to_be(host: Host) -> None:
+def test_exposure_level_of_the_sandbox_is_1_7(host: Host) -> None:
     table = host.run("systemd-analyze", "security", "--no-pager", "--threshold=17", "ipv6natd")
     assert "Overall exposure level for ipv6natd.service: 1.7 OK" in table
 
 
-def test_root_alone_may_write_what_the_package_and_the_service_have_put_there(host: Host) -> None:
+def test_only_root_can_write_files_of_package_and_service(host: Host) -> None:
     listed = "dpkg -L ipv6natd; find /var/lib/ipv6natd /etc/ipv6natd"
     wrong = "-perm /7022 ! -type l -o ! -user root -o ! -group root"
     assert host.sh(f"({listed}) | xargs -I@ find @ -maxdepth 0 '(' {wrong} ')' -ls") == ""
@@ -163,7 +163,7 @@ def test_root_alone_may_write_what_the_package_and_the_service_have_put_there(ho
     assert host.run("stat", "--format=%a", "/etc/ipv6natd/ipv6natd.toml").strip() == "644"
 
 
-def test_a_wrong_key_stops_it_with_78_and_a_line_that_names_it(host: Host) -> None:
+def test_unknown_configuration_key_exits_78_with_message(host: Host) -> None:
     try:
         host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
         host.run("systemctl", "restart", "ipv6natd", check=False)
@@ -171,7 +171,7 @@ def test_a_wrong_key_stops_it_with_78_and_a_line_that_names_it(host: Host) -> No
         assert host.show("ExecMainStatus") == "78"
         said = "/etc/ipv6natd/conf.d/lab.toml: unknown key 'bakcend'; did you mean 'backend'?"
         assert said in host.journal()
-        # It does not try again, and what was open stays open.
+        # The service does not restart, and the open port stays open.
         assert host.fetch() == CLIENT
     finally:
         host.sh("rm -r /etc/ipv6natd/conf.d")

@@ -1,4 +1,4 @@
-"""What people meet the service through, as root and as a plain user of a booted host."""
+"""The interfaces of the service for root and for a plain user of a booted host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = "/etc/ipv6natd/conf.d"
 
 
 def codes(host: Host, who: tuple[str, ...], *commands: str) -> dict[str, str]:
-    """Command of ipv6natctl -> what it exits with."""
+    """Command of ipv6natctl -> its exit code."""
     script = "".join(f"ipv6natctl {each} >/dev/null 2>&1; echo $?;" for each in commands)
     return dict(zip(commands, host.run(*who, "sh", "-c", script).split(), strict=True))
 
@@ -32,8 +32,8 @@ def exits(code: int, commands: tuple[str, ...]) -> dict[str, str]:
 
 
 @contextmanager
-def rule_of_polkit(host: Host) -> Iterator[None]:
-    """With the example in force, for the group of OPERATOR: no user of the host is in docker."""
+def polkit_example(host: Host) -> Iterator[None]:
+    """The example in force, for the group of OPERATOR: group docker has no user on the host."""
     rule = "/etc/polkit-1/rules.d/50-ipv6natd.rules"
     example = "/usr/share/doc/ipv6natd/examples/50-ipv6natd.rules"
     host.sh(f'sed \'s/"docker"/"daemon"/\' {example} >{rule}')
@@ -44,7 +44,7 @@ def rule_of_polkit(host: Host) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("who", [ROOT, PLAIN], ids=["root", "plain"])
-def test_everybody_reads(host: Host, who: tuple[str, ...]) -> None:
+def test_root_and_plain_user_can_read(host: Host, who: tuple[str, ...]) -> None:
     host.await_state('s "synced"')
     assert codes(host, who, *READING) == exits(0, READING)
     assert codes(host, who, "mappings --container nobody", "mappings --port x") == {
@@ -53,7 +53,7 @@ def test_everybody_reads(host: Host, who: tuple[str, ...]) -> None:
     }
 
 
-def test_a_plain_user_changes_nothing_and_is_told_who_does(host: Host) -> None:
+def test_plain_user_cannot_change_anything_and_gets_the_sudo_command(host: Host) -> None:
     assert codes(host, PLAIN, *CHANGING) == exits(4, CHANGING)
     call = ("busctl", "--allow-interactive-authorization=no", "call", *MANAGER, "Cleanup")
     assert host.as_nobody(*call).endswith(": sudo ipv6natctl cleanup\n")
@@ -62,7 +62,7 @@ def test_a_plain_user_changes_nothing_and_is_told_who_does(host: Host) -> None:
     assert host.state() == 's "synced"'
 
 
-def test_a_polkit_that_does_not_start_is_no_polkit(host: Host) -> None:
+def test_masked_polkit_counts_as_missing_polkit(host: Host) -> None:
     host.run("systemctl", "mask", "--now", "polkit")
     try:
         assert "does not answer, so only root" in host.as_nobody("ipv6natctl", "check")
@@ -71,8 +71,8 @@ def test_a_polkit_that_does_not_start_is_no_polkit(host: Host) -> None:
         host.run("systemctl", "unmask", "polkit")
 
 
-def test_the_example_for_polkit_lets_some_do_all_and_others_nothing(host: Host) -> None:
-    with rule_of_polkit(host):
+def test_polkit_example_permits_all_to_its_group_and_nothing_to_others(host: Host) -> None:
+    with polkit_example(host):
         asked = harness.until(
             lambda: host.as_nobody("ipv6natctl", "status"), lambda said: "sudo" in said, timeout=10
         )
@@ -82,7 +82,7 @@ def test_the_example_for_polkit_lets_some_do_all_and_others_nothing(host: Host) 
     assert harness.until(lambda: codes(host, PLAIN, "status")["status"], "0", timeout=10) == "0"
 
 
-def test_systemctl_sets_what_the_journal_gets(host: Host) -> None:
+def test_systemctl_service_log_level_sets_the_log_level(host: Host) -> None:
     host.run("systemctl", "service-log-level", "ipv6natd", "debug")
     assert codes(host, ROOT, "cleanup", "resync") == {"cleanup": "0", "resync": "0"}
     host.run("systemctl", "service-log-level", "ipv6natd", "info")
@@ -91,7 +91,7 @@ def test_systemctl_sets_what_the_journal_gets(host: Host) -> None:
     assert "rule added: ip6tables -t nat -A IPV6NAT-DNAT " in said
 
 
-def test_the_journal_finds_a_container_and_explains_what_became_of_it(host: Host) -> None:
+def test_journal_field_finds_a_container_with_its_catalog_text(host: Host) -> None:
     journal = ("journalctl", "--unit=ipv6natd", "--no-pager", "--catalog")
     told = host.run(*journal, "IPV6NATD_CONTAINER=web")
     assert "Subject: Port published over IPv6" in told
@@ -99,7 +99,7 @@ def test_the_journal_finds_a_container_and_explains_what_became_of_it(host: Host
     assert "@" not in told
 
 
-def test_metrics_are_kept_for_node_exporter_with_the_drop_in_of_the_manual(host: Host) -> None:
+def test_metrics_file_is_written_with_the_drop_in_of_the_manual(host: Host) -> None:
     allow = f"[Service]\nReadWritePaths={TEXTFILE}\n"
     try:
         host.sh(f"mkdir -p {TEXTFILE} {DROP_IN} {CONFIG}")
@@ -117,7 +117,7 @@ def test_metrics_are_kept_for_node_exporter_with_the_drop_in_of_the_manual(host:
         host.restart()
 
 
-def test_nothing_that_is_asked_starts_what_was_stopped(host: Host) -> None:
+def test_commands_and_bus_calls_do_not_start_a_stopped_service(host: Host) -> None:
     asked = ("explain 8080", "resync")
     host.run("systemctl", "stop", "ipv6natd")
     try:

@@ -1,4 +1,4 @@
-"""The service with less than the package gives it: drop-ins among the examples, as they say."""
+"""The service with fewer privileges, with the drop-ins of the examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.system.boot.host import FORWARDING, Host
 
 
 @contextmanager
-def user_of_its_own(host: Host) -> Iterator[None]:
+def dedicated_user(host: Host) -> Iterator[None]:
     host.follow("dedicated-user.conf")
     try:
         host.await_state('s "synced"')
@@ -24,8 +24,8 @@ def user_of_its_own(host: Host) -> Iterator[None]:
         host.restart()
 
 
-def test_a_user_of_its_own_writes_rules_and_asks_polkit(host: Host) -> None:
-    with user_of_its_own(host):
+def test_dedicated_user_writes_rules_and_uses_polkit(host: Host) -> None:
+    with dedicated_user(host):
         assert host.run("ps", "-o", "user=", host.show("MainPID")).strip() == "ipv6natd"
         host.run("ip6tables", "-t", "nat", "-F")
         host.await_served()
@@ -39,14 +39,14 @@ def test_a_user_of_its_own_writes_rules_and_asks_polkit(host: Host) -> None:
         assert "Overall exposure level for ipv6natd.service: 1.5 OK" in table
     assert host.run("ps", "-o", "user=", host.show("MainPID")).strip() == "root"
     host.await_served()
-    # What it was as that user, root puts back.
+    # The service of root restores the value that the dedicated user saved.
     host.run("ipv6natctl", "cleanup")
     assert host.sandbox.host.sysctl(FORWARDING) == "0"
     host.run("ipv6natctl", "resync")
     host.await_served()
 
 
-def test_on_nf_tables_alone_it_needs_no_raw_sockets(host: Host) -> None:
+def test_service_on_nf_tables_works_without_cap_net_raw(host: Host) -> None:
     host.follow("nft-only.conf")
     try:
         host.await_state('s "synced"')

@@ -1,4 +1,4 @@
-"""The engine, the bus, the rules and the service itself go away and come back."""
+"""Restarts and losses of the engine, the bus, the rules and the service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.system.boot.host import Host
 
 @pytest.fixture
 def process(host: Host) -> Iterator[str]:
-    """The daemon's, which is to be the same when the test is over."""
+    """The process id of the daemon, which must be the same after the test."""
     host.await_served()
     pid = host.show("MainPID")
     yield pid
@@ -22,7 +22,7 @@ def process(host: Host) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("process")
-def test_flushed_rules_are_back(host: Host) -> None:
+def test_flushed_rules_are_restored(host: Host) -> None:
     host.run("ip6tables", "-F")
     host.run("ip6tables", "-t", "nat", "-F")
     host.await_served()
@@ -30,13 +30,13 @@ def test_flushed_rules_are_back(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("process")
-def test_the_service_survives_a_restart_of_docker(host: Host) -> None:
+def test_service_survives_a_restart_of_docker(host: Host) -> None:
     host.run("systemctl", "restart", "docker")
     host.await_served()
 
 
 @pytest.mark.usefixtures("process")
-def test_the_service_survives_a_killed_engine(host: Host) -> None:
+def test_service_survives_a_killed_engine(host: Host) -> None:
     # The service's own Restart= starts it again.
     host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "docker")
     host.await_state("b true", "DockerConnected")
@@ -44,7 +44,7 @@ def test_the_service_survives_a_killed_engine(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("process")
-def test_a_stopped_engine_stays_stopped_where_its_socket_would_start_it(host: Host) -> None:
+def test_stopped_engine_is_not_started_through_its_socket(host: Host) -> None:
     host.run("systemctl", "stop", "docker")
     try:
         stopped = "ipv6natd does not start it: systemctl start docker"
@@ -52,28 +52,28 @@ def test_a_stopped_engine_stays_stopped_where_its_socket_would_start_it(host: Ho
             lambda: host.state("StateReason"), lambda reason: stopped in reason, timeout=10
         )
         assert stopped in reason
-        # Whoever asks for a resync makes it look again.
+        # A resync reads the state of the units again.
         assert stopped in host.run("ipv6natctl", "resync", check=False)
         assert host.run("systemctl", "is-active", "docker.socket").strip() == "active"
         assert host.show("ActiveState", "docker") in ("inactive", "failed")
     finally:
-        # Three starts in a minute are one too many for its unit.
+        # The start limit of the unit permits fewer starts in a minute.
         host.sh("systemctl reset-failed docker; systemctl start docker")
     host.await_served()
 
 
 @pytest.mark.usefixtures("process")
-def test_the_name_is_back_after_a_restart_of_the_bus(host: Host) -> None:
+def test_bus_name_is_owned_again_after_a_bus_restart(host: Host) -> None:
     owner = host.run("busctl", "status", "org.ipv6natd1")
     host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "dbus")
     harness.until(lambda: host.run("busctl", "status", "org.ipv6natd1", check=False) != owner, True)
     host.await_state('s "synced"')
-    # Nobody but us is made for that; without it, everything that asks logind waits for half a
-    # minute.
+    # logind does not reconnect to the bus. Without its restart each call to logind waits for
+    # half a minute.
     host.run("systemctl", "restart", "systemd-logind")
 
 
-def test_the_watchdog_restarts_a_daemon_that_hangs(host: Host) -> None:
+def test_watchdog_restarts_a_hanging_daemon(host: Host) -> None:
     drop_in = "/run/systemd/system/ipv6natd.service.d"
     host.sh(f"""set -e
         mkdir -p {drop_in}
@@ -93,8 +93,8 @@ def test_the_watchdog_restarts_a_daemon_that_hangs(host: Host) -> None:
     host.await_served()
 
 
-def test_a_crash_loop_ends_with_its_reason_in_the_status(host: Host) -> None:
-    """And what was open stays open meanwhile."""
+def test_crash_loop_ends_with_the_reason_in_the_status(host: Host) -> None:
+    """Open ports stay open meanwhile."""
     drop_in = "/run/systemd/system/ipv6natd.service.d"
     crash = "from ipv6natd import cli; cli.close_networks = None; cli.main()"
     host.sh(f"""set -e

@@ -1,4 +1,4 @@
-"""Engines that are not behind the usual socket: the drop-ins among the examples, as they say."""
+"""Engines behind another socket, with the drop-ins of the examples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ END
 
 @contextmanager
 def over_tls(host: Host) -> Iterator[None]:
-    """The engine listens on tcp:// as well, and root has what a client of it shows."""
+    """The engine also listens on tcp://, and root has a client certificate for it."""
     made = Authority(host.shared / "authority").signed("engine")
     flags = "--tlsverify " + " ".join(
         f"--tls{flag}=/lab/authority/{made.name}/{name}.pem"
@@ -49,12 +49,12 @@ def over_tls(host: Host) -> Iterator[None]:
     try:
         yield
     finally:
-        # Three starts in a minute are one too many for its unit.
+        # The start limit of the unit permits fewer starts in a minute.
         host.sh("rm -r /etc/default/docker ~/.docker")
         host.sh("systemctl reset-failed docker; systemctl restart docker")
 
 
-def test_an_engine_behind_tcp_is_followed_with_the_drop_in(host: Host) -> None:
+def test_tcp_engine_is_followed_with_the_drop_in(host: Host) -> None:
     with over_tls(host):
         host.follow("tcp-endpoint.conf")
         try:
@@ -63,7 +63,7 @@ def test_an_engine_behind_tcp_is_followed_with_the_drop_in(host: Host) -> None:
             host.start("late", "--publish=8081:80")
             host.await_served(8081)
             host.await_served()
-            # It is that address which it may speak to, and no other.
+            # Without IPAddressAllow= the service cannot reach the address.
             host.sh(f"sed -i '/^IPAddressAllow=/d' {DROP_INS}/tcp-endpoint.conf")
             host.sh("systemctl daemon-reload; systemctl restart ipv6natd")
             host.await_state('s "waiting-for-docker"')
@@ -73,13 +73,13 @@ def test_an_engine_behind_tcp_is_followed_with_the_drop_in(host: Host) -> None:
     host.await_served()
 
 
-def test_a_rootless_engine_is_reached_with_the_drop_in_and_said_to_be_out_of_scope(
+def test_rootless_engine_with_the_drop_in_is_reached_and_reported_as_skipped(
     host: Host,
 ) -> None:
     host.follow("rootless-endpoint.conf")
     try:
         host.await_state('s "waiting-for-docker"')
-        # The user's folder is a mount that is newer than the service.
+        # The user's folder is mounted after the start of the service.
         host.sh(ROOTLESS)
         said = harness.until(
             lambda: host.run("ipv6natctl", "skipped", check=False),

@@ -1,4 +1,4 @@
-"""The package's unit where ip6tables is the legacy variant: libraries by ctypes, and a lock."""
+"""The unit on a host with legacy ip6tables: libraries loaded by ctypes, and the lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.system.boot.host import Host
 
 
 def choose(host: Host, choice: str) -> None:
-    """What `iptables` and `ip6tables` are from now on, for the engine and the service alike."""
+    """Select the variant of `iptables` and `ip6tables` for the engine and the service."""
     host.sh("systemctl stop ipv6natd && ipv6natd -flush")
     for tool in ("iptables", "ip6tables"):
         host.sh(f"update-alternatives {choice.format(tool)}")
@@ -14,7 +14,7 @@ def choose(host: Host, choice: str) -> None:
     host.await_served()
 
 
-def test_the_sandbox_lets_legacy_rules_be_written(host: Host) -> None:
+def test_sandbox_permits_writes_to_legacy_tables(host: Host) -> None:
     choose(host, "--set {0} /usr/sbin/{0}-legacy")
     try:
         host.await_state('s "legacy"', "Backend")

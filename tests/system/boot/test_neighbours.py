@@ -1,4 +1,4 @@
-"""Real firewalls of the distribution beside the service: what they reload stays open."""
+"""Firewalls of the distribution beside the service: ports stay open after their reloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.system.boot.host import Host
 
 @contextmanager
 def installed(host: Host, package: str) -> Iterator[None]:
-    """A package and all that it pulls in; without it again afterwards."""
+    """A package with its dependencies, purged at the end."""
     apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
     host.sh(f"{apt} install {package}", timeout=120)
     try:

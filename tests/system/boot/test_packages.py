@@ -1,4 +1,4 @@
-"""What is built: the packages for Debian and for Arch, and that they hold the same."""
+"""The packages for Debian and for Arch, which contain the same files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ dpkg-deb --fsys-tarfile /out/ipv6natd_*_all.deb |
     tar -xO ./usr/bin/ipv6natd ./usr/bin/ipv6natctl | grep '^#!' >/out/python
 """
 
-ITS_OWN = """
+AUTOPKGTEST = """
 DEBIAN_FRONTEND=noninteractive apt-get -q -y install autopkgtest procps iproute2
 # It asks the archive anew at the end, which is nothing to depend on.
 rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
@@ -89,13 +89,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("suite", ["bookworm", "sid"] if every else ["bookworm"])
 
 
-def test_the_installed_package_passes_the_tests_that_it_comes_with(
-    suite: tree.Suite, tmp_path: Path
-) -> None:
-    built(suite, tmp_path, ITS_OWN)
+def test_installed_package_passes_its_autopkgtest(suite: tree.Suite, tmp_path: Path) -> None:
+    built(suite, tmp_path, AUTOPKGTEST)
 
 
-def test_the_package_for_debian_is_clean_and_the_same_twice(
+def test_debian_package_is_lintian_clean_and_reproducible(
     suite: tree.Suite, tmp_path: Path
 ) -> None:
     built(suite, tmp_path, DEBIAN)
@@ -104,7 +102,7 @@ def test_the_package_for_debian_is_clean_and_the_same_twice(
     assert (tmp_path / "python").read_text() == "#! /usr/bin/python3 -I\n" * 2
 
 
-def test_both_distributions_get_the_same_files(tmp_path: Path) -> None:
+def test_debian_and_arch_packages_have_the_same_files(tmp_path: Path) -> None:
     built("trixie", tmp_path, DEBIAN + ARCH)
     debian = {line.split()[5][2:] for line in (tmp_path / "contents").read_text().splitlines()}
     arch = set((tmp_path / "arch").read_text().splitlines())
@@ -117,7 +115,7 @@ def test_both_distributions_get_the_same_files(tmp_path: Path) -> None:
 
 
 def check_modes(listing: str) -> None:
-    """Root alone may write, everybody may read, and nothing runs as somebody else."""
+    """Only root can write, all users can read, and no file is setuid or setgid."""
     programs = set()
     for line in listing.splitlines():
         mode, name = line.split()[0], re.split(r" \./?| (?=usr/|etc/|\.[A-Z])", line)[-1]
@@ -128,19 +126,19 @@ def check_modes(listing: str) -> None:
     assert programs == {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
 
 
-def test_a_release_for_arch_is_built_from_its_tarball_and_no_other(tmp_path: Path) -> None:
+def test_arch_release_builds_only_from_its_tarball(tmp_path: Path) -> None:
     released(tmp_path, __version__)
     built("trixie", tmp_path, RELEASE)
     assert f"ipv6natd-{__version__}.tar.gz ... FAILED" in (tmp_path / "refused").read_text()
 
 
-def test_a_tag_that_does_not_carry_its_number_everywhere_is_not_released(tmp_path: Path) -> None:
+def test_release_with_another_version_in_its_files_fails(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"cannot be released: no '__version__ = \"99\.0\"' in its "):
         released(tmp_path, "99.0")
 
 
 def released(folder: Path, version: str) -> None:
-    """What is published of this source, if it stood in the changelog and had this tag."""
+    """Make the release of this source with this tag and changelog entry."""
     need("git")
     workshop.pack(folder / "tagged.tar")
     clone = folder / "clone"
@@ -155,7 +153,7 @@ def released(folder: Path, version: str) -> None:
 
 
 def plain(paths: set[str]) -> set[str]:
-    """The files, without what each distribution does in its own way."""
+    """The files, without those that differ by distribution."""
     own = r"usr/(local/)?lib/python|usr/(local/)?bin|usr/share/(doc/ipv6natd/[^/]*|licenses/.*)$|\."
     found = {each for each in paths if each and each[-1] != "/" and not re.match(own, each)}
     found = {path.removesuffix(".gz") for path in found}
@@ -169,5 +167,5 @@ def plain(paths: set[str]) -> set[str]:
         ("packaging/arch/PKGBUILD", rf"^pkgver={re.escape(__version__)}$"),
     ],
 )
-def test_packages_are_of_this_version(file: str, line: str) -> None:
+def test_packages_have_this_version(file: str, line: str) -> None:
     assert re.search(line, (ROOT / file).read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""README's lines for Debian and for elsewhere, as they stand, on a fresh host with a clone."""
+"""README's unchanged lines for Debian and other distributions, on a fresh host with a clone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.system.boot.clone import (
 )
 
 
-def test_the_lines_for_debian_build_install_and_start_it(clone: Clone) -> None:
+def test_readme_lines_for_debian_build_install_and_start_the_service(clone: Clone) -> None:
     clone.as_root(ON_DEBIAN, timeout=600)
     assert clone.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
     clone.await_state('s "synced"')
     clone.await_served()
 
 
-def test_the_check_finds_nothing_wrong_with_a_fresh_host(clone: Clone) -> None:
+def test_check_on_a_fresh_host_finds_no_fault(clone: Clone) -> None:
     clone.as_root(inline(README, "`ipv6natctl check` then", "ipv6natctl check"))
 
 
-def test_the_lines_for_debian_again_are_an_upgrade_that_loses_nothing(clone: Clone) -> None:
+def test_readme_lines_for_debian_upgrade_without_lost_connections(clone: Clone) -> None:
     clone.newer()
     clone.as_user(f"cd {HOME}/clone; " + inline(README, "**Upgrade**", "git pull"))
     before = clone.show("MainPID")
@@ -42,7 +42,7 @@ def test_the_lines_for_debian_again_are_an_upgrade_that_loses_nothing(clone: Clo
     assert clone.show("MainPID") != before
 
 
-def test_the_lines_for_debian_that_remove_it_leave_nothing(clone: Clone) -> None:
+def test_readme_lines_for_debian_remove_rules_and_files(clone: Clone) -> None:
     clone.as_root(inline(README, "**Remove**", "apt remove"))
     assert clone.fetch() != CLIENT
     assert clone.rules() == clone.rules_before
@@ -50,7 +50,7 @@ def test_the_lines_for_debian_that_remove_it_leave_nothing(clone: Clone) -> None
     assert ours(clone) == set()
 
 
-def test_the_lines_for_elsewhere_install_and_start_it(clone: Clone) -> None:
+def test_readme_lines_for_other_distributions_install_and_start_the_service(clone: Clone) -> None:
     clone.as_root(f"apt-get -q install {' '.join(LIBRARIES)}")
     clone.as_root(ELSEWHERE)
     assert clone.run("systemctl", "is-enabled", "ipv6natd").strip() == "enabled"
@@ -58,7 +58,7 @@ def test_the_lines_for_elsewhere_install_and_start_it(clone: Clone) -> None:
     clone.as_root("ipv6natctl check")
 
 
-def test_an_upgrade_elsewhere_runs_what_is_new_and_loses_nothing(clone: Clone) -> None:
+def test_upgrade_on_other_distributions_restarts_without_lost_connections(clone: Clone) -> None:
     before = clone.show("MainPID")
     with clone.load() as end:
         clone.as_root(ELSEWHERE + inline(README, "**Upgrade**", "systemctl restart"))
@@ -67,19 +67,19 @@ def test_an_upgrade_elsewhere_runs_what_is_new_and_loses_nothing(clone: Clone) -
     assert clone.show("MainPID") != before
 
 
-def test_the_lines_that_remove_it_elsewhere_leave_nothing(clone: Clone) -> None:
+def test_uninstall_lines_for_other_distributions_remove_rules_and_files(clone: Clone) -> None:
     assert inline(README, "**Remove**", "systemctl disable").split("; ") == BY_HAND.splitlines()
     clone.as_root(BY_HAND)
     assert clone.rules() == clone.rules_before
-    # A list that somebody else made, where earlier versions of the page made theirs.
+    # A list of another program, at the path that earlier versions of the page used.
     clone.sh("touch /etc/kept")
     clone.as_user("mkdir -p /tmp/listed/etc && touch /tmp/listed/etc/kept")
     clone.as_root(MADE)
     clone.sh("rm /etc/kept && rm -r /tmp/listed")
-    # The page names what was written besides, which is nobody's but the administrator's to delete.
+    # The page lists the other written files, which only the administrator may delete.
     assert ours(clone) <= {"/var/lib/ipv6natd"}
 
 
 def ours(host: Clone) -> set[str]:
-    """Paths of ours that no package owns, outside of the clone."""
+    """Paths of ipv6natd that no package owns, outside of the clone."""
     return {path for path in host.files() if "ipv6natd" in path and not path.startswith(HOME)}

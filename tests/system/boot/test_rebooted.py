@@ -11,23 +11,23 @@ from tests.harness.probe import Address, Failure
 from tests.system.boot.host import QUIET, Host, page
 
 
-def test_a_reboot_brings_everything_back_and_opens_nothing_on_the_way(host: Host) -> None:
+def test_reboot_restores_published_ports_and_opens_no_other_port(host: Host) -> None:
     host.run("systemctl", "reboot")
     host.await_off()
     host.plug()
-    with knocks(host.sandbox.rogue) as answers:
+    with requests_to_quiet(host.sandbox.rogue) as answers:
         host.boot()
         host.await_served()
         host.await_state('s "synced"')
     assert set(answers) <= {Failure.TIMEOUT, Failure.UNREACHABLE, Failure.REFUSED}
     assert len(answers) > 20
-    # There was somebody to answer.
+    # The container answers the host, so silence above is the work of the rules.
     assert page(host.sandbox.host, QUIET, 80) not in set(Failure)
 
 
 @contextmanager
-def knocks(ns: Namespace) -> Iterator[list[Address | Failure]]:
-    """What comes of asking the container that publishes nothing, over and over, by way of a route
+def requests_to_quiet(ns: Namespace) -> Iterator[list[Address | Failure]]:
+    """The results of repeated requests to the container without published ports, by a route
     through the host."""
     answers: list[Address | Failure] = []
     stop = threading.Event()

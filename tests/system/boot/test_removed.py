@@ -8,7 +8,7 @@ from tests.system.boot.host import FORWARDING, Host
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
 
 
-def test_an_upgrade_under_load_loses_nothing(host: Host) -> None:
+def test_upgrade_under_load_loses_no_connection(host: Host) -> None:
     # A newer version is the same package with another number.
     host.sh("""set -e
         cd /lab
@@ -27,8 +27,8 @@ def test_an_upgrade_under_load_loses_nothing(host: Host) -> None:
     assert version.endswith("+newer")
 
 
-def test_a_removal_closes_the_ports_and_takes_the_rules_out(host: Host) -> None:
-    # The engine forwards since it booted; here the service is the one that switches it on.
+def test_removal_closes_ports_and_removes_rules(host: Host) -> None:
+    # The engine enabled forwarding at boot. Here the service must enable it.
     host.sandbox.host.sysctl(FORWARDING, 0)
     host.restart()
     assert host.sandbox.host.sysctl(FORWARDING) == "1"
@@ -39,7 +39,7 @@ def test_a_removal_closes_the_ports_and_takes_the_rules_out(host: Host) -> None:
     assert host.run("systemctl", "is-active", "ipv6natd", check=False).strip() == "inactive"
 
 
-def test_an_installation_leaves_forwarding_off_until_the_service_has_its_rules(host: Host) -> None:
+def test_installation_leaves_forwarding_off_until_the_rules_are_in_force(host: Host) -> None:
     unit = "/etc/systemd/system/ipv6natd.service"
     host.run("ln", "-s", "/dev/null", unit)
     host.sh(f"{APT} install /lab/newer.deb", timeout=120)
@@ -51,8 +51,8 @@ def test_an_installation_leaves_forwarding_off_until_the_service_has_its_rules(h
     assert host.sandbox.host.sysctl(FORWARDING) == "0"
 
 
-def test_a_host_that_was_kept_from_forwarding_is_so_after_an_upgrade(host: Host) -> None:
-    """By the link that README named when the package brought a file for sysctl.d."""
+def test_upgrade_keeps_forwarding_disabled_by_a_masked_sysctl_file(host: Host) -> None:
+    """By the link that README described when the package contained a file for sysctl.d."""
     mask = "/etc/sysctl.d/60-ipv6natd.conf"
     host.run("ln", "-s", "/dev/null", mask)
     host.sh(f"{APT} install /lab/newer.deb", timeout=120)
@@ -62,7 +62,7 @@ def test_a_host_that_was_kept_from_forwarding_is_so_after_an_upgrade(host: Host)
     host.sh(f"{APT} remove ipv6natd; rm {mask}", timeout=120)
 
 
-def test_a_removal_of_a_dead_service_without_a_bus_takes_the_rules_out(host: Host) -> None:
+def test_removal_of_a_killed_service_without_a_bus_removes_rules(host: Host) -> None:
     assert host.sandbox.host.sysctl(FORWARDING) == "0"
     host.sh(f"{APT} install /lab/newer.deb", timeout=120)
     host.await_served()
@@ -80,13 +80,13 @@ def test_a_removal_of_a_dead_service_without_a_bus_takes_the_rules_out(host: Hos
         host.sh("systemctl start dbus.socket && systemctl restart systemd-logind")
 
 
-def test_a_purge_leaves_nothing(host: Host) -> None:
+def test_purge_removes_all_files(host: Host) -> None:
     host.sh(f"{APT} purge ipv6natd", timeout=120)
     before = host.files()
     assert [path for path in before if "ipv6natd" in path] == []
-    # What was on before stays on.
+    # Forwarding that was enabled before stays enabled.
     host.sandbox.host.sysctl(FORWARDING, 1)
-    # What it pulled in is there now, and does not hide what it itself leaves.
+    # The dependencies are installed already, so the difference shows only files of the package.
     host.sh(f"{APT} install /lab/newer.deb", timeout=120)
     host.await_served()
     assert host.sandbox.host.sysctl(FORWARDING) == "1"

@@ -1,4 +1,4 @@
-"""Short words for what packet tests ask all the time."""
+"""Functions that packet tests use often."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.harness import Answer, Daemon, Failure, Namespace, Regime, tcp, until
 from tests.harness.sandbox import CLIENT, HOST
 
 SHORT = 0.3
-"""Seconds of patience where silence is what is expected; an answer takes milliseconds."""
+"""The timeout in seconds where no answer is expected; an answer takes milliseconds."""
 
 
 def peer(answer: Answer | Failure) -> IPv4Address | IPv6Address | Failure:
-    """The caller as the server saw it, or why there was no answer."""
+    """The client address that the server saw, or the failure."""
     return answer.peer if isinstance(answer, Answer) else answer
 
 
 def server(answer: Answer | Failure) -> str | Failure:
-    """Who answered."""
+    """The name of the server that answered, or the failure."""
     return answer.server if isinstance(answer, Answer) else answer
 
 
 def opened(client: Namespace, port: int, *, address: IPv6Address = HOST) -> Answer:
-    """The answer from a published port, as soon as it comes from the container itself.
+    """The answer from a published port; waits for an answer of the container itself.
 
-    The container sees the client then; while the proxy still answers it sees the bridge.
+    The container then sees the client. With an answer by the proxy it sees the bridge.
     """
     answer = until(lambda: tcp(client, address, port), lambda each: peer(each) == CLIENT)
     assert isinstance(answer, Answer), answer
@@ -41,7 +41,7 @@ def opened(client: Namespace, port: int, *, address: IPv6Address = HOST) -> Answ
 
 @contextmanager
 def stopped(regime: Regime) -> Iterator[None]:
-    """While ipv6natd sees and does nothing."""
+    """Stop ipv6natd with SIGSTOP until the end of the context."""
     regime.daemon.signal(signal.SIGSTOP)
     try:
         yield
@@ -51,16 +51,16 @@ def stopped(regime: Regime) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Knocks:
-    """What a client that asks all the time was told."""
+    """The results of a client that sends requests all the time."""
 
     count: int = 0
     wrong: list[Answer | Failure] = field(default_factory=list)
-    """All that came from anybody but the container itself."""
+    """The results that are not an answer of the container itself."""
 
 
 @contextmanager
 def knocking(client: Namespace, port: int) -> Iterator[Knocks]:
-    """Have the client fetch from a published port again and again until the context is left."""
+    """The client sends requests to a published port until the end of the context."""
     knocks, done = Knocks(), threading.Event()
 
     def knock() -> None:
@@ -91,7 +91,7 @@ def dnats(rules: str, port: int) -> list[str]:
 
 
 def carried_by_nat(host: Namespace, port: int, protocol: str = "tcp") -> list[str]:
-    """Flows to a host port that conntrack has rewritten: no proxy carried them."""
+    """Flows to a host port that use NAT and not the proxy."""
     words = ("conntrack", "-L", "-f", "ipv6", "-p", protocol, "--orig-port-dst", str(port))
     flows = host.run(*words, "--dst-nat", check=False)
     return [line for line in flows.splitlines() if f"dport={port}" in line]

@@ -1,7 +1,7 @@
-"""Bridges and containers made by hand, behind an engine that only answers.
+"""Hand-made bridges and containers, behind a fake engine.
 
-For what no real engine does here: one newer than any of the suites, and SCTP, whose sockets not
-every kernel has, so that an engine cannot publish a port of it.
+For tests without a real engine: an engine newer than those of the suites, and SCTP. Some kernels
+have no SCTP sockets, so their engine cannot publish an SCTP port.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def engine(
     api: str = "1.51",
     least_api: str = "1.24",
 ) -> Iterator[FakeEngine]:
-    """An engine that has these networks and containers."""
+    """A fake engine with these networks and containers."""
     path = sandbox.dir / "engine.sock"
     made = FakeEngine(path, version=version, api=api, least_api=least_api)
     made.have(*facts)
@@ -53,5 +53,5 @@ def engine(
 
 
 def bridge_network(name: str, subnet: str) -> dict[str, Any]:
-    """A network with the bridge `br` and its name."""
+    """A network; its bridge is `br` and the name of the network."""
     return raw_network(name, subnet, Options={"com.docker.network.bridge.name": f"br{name}"})

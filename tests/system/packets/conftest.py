@@ -1,4 +1,4 @@
-"""The shared labs; tests are ordered so that each is built once and one stands at a time."""
+"""The shared labs. Tests are ordered so that each lab is built once, one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NETFILTER = ("iptables", "ip6tables-nft", "ip6tables-legacy", "conntrack", "nft"
 
 
 DEFAULT = Wanted(None, "nft", True)
-"""Where CI asks what is the same everywhere."""
+"""The regime in which CI runs tests with the same result in all regimes."""
 DIMENSIONS = ("variant", "proxy", "engine")
 CI = [
     DEFAULT,
@@ -28,14 +28,14 @@ CI = [
     Wanted("trixie", "nft", True),
     Wanted("trixie", "nft", False),
 ]
-"""The variant is what the rules are written with, which is ours and does not ask for the engine's
-age; so legacy is tried with one engine."""
+"""The regimes of CI. The rules of a variant do not depend on the engine's version, so legacy runs
+with one engine."""
 ALL = [*CI, Wanted("sid", "nft", True), Wanted("sid", "nft", False)]
 NATIVE = [
     pytest.param(each, marks=pytest.mark.native, id=each.id)
     for each in (Wanted("sid", "nft", True, native=True), Wanted("sid", "nft", False, native=True))
 ]
-"""Without ipv6natd; only the scenarios are asked there."""
+"""The regimes without ipv6natd, which run only the scenarios."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -98,9 +98,9 @@ def differs(metafunc: pytest.Metafunc, wanted: Wanted) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What only the newest engine can do, and all that it does alone, waits for a run with it.
+    """Tests for the newest engine, with or without ipv6natd, run only with `--engines=all`.
 
-    What an engine does alone is none of our faults: there, a failed assertion is what was measured.
+    In a native regime a failed assertion is a measured result of the engine, and no fault.
     """
     if config.getoption("--engines") != "all":
         late = [each for each in items if any(map(each.get_closest_marker, ("newest", "native")))]
@@ -118,13 +118,13 @@ def tools() -> None:
 
 @pytest.fixture
 def suite(request: pytest.FixtureRequest, tools: None) -> tree.Suite | None:  # noqa: ARG001
-    """Each suite whose engine is tried, None for the machine's own."""
+    """The suite of the tested engine, None for the machine's own."""
     return there(request.param)
 
 
 @pytest.fixture(scope="session")
 def regime(request: pytest.FixtureRequest, tools: None) -> Iterator[harness.Regime]:  # noqa: ARG001
-    """A furnished lab with the daemon running: see tests/harness/regime.py for who lives in it."""
+    """A lab with containers and a running daemon: see tests/harness/regime.py."""
     wanted: Wanted = request.param
     there(wanted.suite)
     with harness.regime(wanted) as furnished:
@@ -133,7 +133,7 @@ def regime(request: pytest.FixtureRequest, tools: None) -> Iterator[harness.Regi
 
 @pytest.fixture(autouse=True)
 def calm(request: pytest.FixtureRequest) -> None:
-    """What the test before took down is out of the rules before the next one looks at them."""
+    """Wait until the rules of the former test are removed."""
     if "regime" in request.fixturenames:
         furnished: harness.Regime = request.getfixturevalue("regime")
         if furnished.native:

@@ -1,4 +1,4 @@
-"""The smallest lab that forwards anything, for tests that start and stop its parts."""
+"""The smallest lab with a published port, for tests that start and stop its parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.harness import Container, Daemon, Engine, Namespace, Sandbox, Wanted,
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """A host with an engine, a network X and, on it, x1 with port 8080; the daemon is not up."""
+    """A host with an engine, a network X with x1 on port 8080, and a daemon, not yet started."""
 
     sandbox: Sandbox
     engine: Engine

@@ -1,4 +1,4 @@
-"""Which address of the host a port is bound to, by labels and settings: B9 to B16, O4, O6, O9."""
+"""Host addresses of bindings, by options and settings: B9 to B16, O4, O6, O9."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LATE = IPv6Address("2001:db8:1::66")
 PUBLIC = "2001:db8:f::/48"
 
 
-def test_b9_a_default_binding_may_be_an_ipv6_address(regime: Regime) -> None:
+def test_b9_default_ipv4_binding_option_accepts_an_ipv6_address(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network(options={V4: str(HOST_TOO)}) as network,
@@ -40,7 +40,7 @@ def test_b9_a_default_binding_may_be_an_ipv6_address(regime: Regime) -> None:
 
 
 @pytest.mark.parametrize("options", [{V6: str(HOST_TOO)}, {V4: "127.0.0.1", V6: str(HOST_TOO)}])
-def test_b10_b11_the_default_for_ipv6_bindings_counts(
+def test_b10_b11_default_ipv6_binding_option_sets_the_host_address(
     regime: Regime, options: dict[str, str]
 ) -> None:
     port = regime.port()
@@ -53,7 +53,7 @@ def test_b10_b11_the_default_for_ipv6_bindings_counts(
 
 
 @pytest.mark.ours
-def test_b12_a_binding_to_an_address_comes_to_life_with_it(regime: Regime) -> None:
+def test_b12_binding_to_a_missing_address_works_once_the_host_has_it(regime: Regime) -> None:
     port = regime.port()
     options = {V6: str(LATE)}
     with (
@@ -80,7 +80,7 @@ def test_b13_two_containers_share_a_port_on_two_addresses(regime: Regime) -> Non
         assert opened(regime.client, port, address=HOST_TOO).server == two.name
 
 
-def test_b14_the_engine_refuses_an_address_beside_a_wildcard(regime: Regime) -> None:
+def test_b14_engine_refuses_an_address_binding_beside_a_wildcard(regime: Regime) -> None:
     with (
         pytest.raises(LabError, match=r"already (in use|allocated)"),
         regime.container(publish=[f"[{HOST_TOO}]:8080:80"]),
@@ -91,7 +91,7 @@ def test_b14_the_engine_refuses_an_address_beside_a_wildcard(regime: Regime) -> 
 
 
 def create(engine: Engine, name: str, **host_config: Any) -> None:
-    """A container that the engine's API takes and its command line would not."""
+    """Create a container that the engine's API accepts and its command line rejects."""
     body = {"Image": IMAGE, "Cmd": ["sleep", "infinity"], "ExposedPorts": {"80/tcp": {}}}
     connection = HTTPConnection("engine")
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -107,7 +107,7 @@ def create(engine: Engine, name: str, **host_config: Any) -> None:
         assert answer.status == 201, answer.read()
 
 
-def test_b15_an_address_that_is_none_counts_as_the_engine_takes_it(regime: Regime) -> None:
+def test_b15_invalid_host_ip_is_published_as_the_engine_reads_it(regime: Regime) -> None:
     port = regime.port()
     asked = {"80/tcp": [{"HostIp": ":", "HostPort": str(port)}]}
     create(regime.engine, "b15", NetworkMode="X", PortBindings=asked)
@@ -125,8 +125,8 @@ def test_b15_an_address_that_is_none_counts_as_the_engine_takes_it(regime: Regim
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
-    """A lab whose daemon has settings of its own."""
+class ConfiguredLab:
+    """A lab whose daemon has other settings."""
 
     sandbox: Sandbox
     engine: Engine
@@ -137,7 +137,7 @@ class Own:
 
 
 @pytest.fixture(scope="module")
-def own(tools: None) -> Iterator[Own]:  # noqa: ARG001
+def configured(tools: None) -> Iterator[ConfiguredLab]:  # noqa: ARG001
     settings = (
         "ipv4_any_means_ipv6 = true",
         f'address_map = {{ "192.0.2.10" = "{HOST_TOO}" }}',
@@ -149,46 +149,50 @@ def own(tools: None) -> Iterator[Own]:  # noqa: ARG001
         Daemon(sandbox, engine.endpoint, settings=settings),
     ):
         engine.network("X", "fd00:a::/64")
-        yield Own(sandbox=sandbox, engine=engine)
+        yield ConfiguredLab(sandbox=sandbox, engine=engine)
 
 
-def test_b3_b16_settings_that_read_ipv4_bindings_for_ipv6(own: Own) -> None:
+def test_b3_b16_settings_map_ipv4_bindings_to_ipv6(configured: ConfiguredLab) -> None:
     published = ["0.0.0.0:8080:80", "192.0.2.10:8443:80", "192.0.2.1:8444:80"]
-    made = own.engine.run("x1", "X", publish=published)
+    made = configured.engine.run("x1", "X", publish=published)
     with serve(made.ns, "x1", tcp=[80]):
-        opened(own.client, 8080)
-        opened(own.client, 8443, address=HOST_TOO)
-        assert tcp(own.client, HOST, 8443) is Failure.REFUSED
-        assert tcp(own.client, HOST_TOO, 8444) is Failure.REFUSED
+        opened(configured.client, 8080)
+        opened(configured.client, 8443, address=HOST_TOO)
+        assert tcp(configured.client, HOST, 8443) is Failure.REFUSED
+        assert tcp(configured.client, HOST_TOO, 8444) is Failure.REFUSED
 
 
-def test_b14_an_address_precedes_a_wildcard_whoever_came_first(own: Own) -> None:
-    """The engine lets both be where the address is one that the settings make of another."""
-    any_address = own.engine.run("any", "X", publish=["[::]:8500:80", "[::]:8501:80"])
-    one_address = own.engine.run("one", "X", publish=["192.0.2.10:8500:80", "192.0.2.10:8501:80"])
+def test_b14_address_binding_precedes_an_earlier_wildcard_binding(
+    configured: ConfiguredLab,
+) -> None:
+    """The engine permits both bindings if `address_map` derives the address from another."""
+    any_address = configured.engine.run("any", "X", publish=["[::]:8500:80", "[::]:8501:80"])
+    one_address = configured.engine.run(
+        "one", "X", publish=["192.0.2.10:8500:80", "192.0.2.10:8501:80"]
+    )
     with serve(any_address.ns, "any", tcp=[80]), serve(one_address.ns, "one", tcp=[80]):
         for port in (8500, 8501):
-            assert until(lambda n=port: server(tcp(own.client, HOST_TOO, n)), "one") == "one"  # type: ignore[misc]
-            assert opened(own.client, port).server == "any"
+            assert until(lambda n=port: server(tcp(configured.client, HOST_TOO, n)), "one") == "one"  # type: ignore[misc]
+            assert opened(configured.client, port).server == "any"
 
 
-def test_o9_a_public_network_in_nat_prefixes_is_one_of_ours(own: Own) -> None:
-    """And its containers take IPv6 first, which from an address out of fc00::/7 they do not."""
-    network = own.engine.network("P", PUBLIC)
-    made = own.engine.run("o9", network, publish=["8600:80"])
-    beside = own.engine.run("ula", "X")
-    with serve(made.ns, "o9", tcp=[80]), serve(own.client, "client", tcp=[9000]):
-        assert opened(own.client, 8600).local == made.address
+def test_o9_public_network_in_nat_prefixes_uses_nat(configured: ConfiguredLab) -> None:
+    """Its containers also prefer IPv6, which they do not with an address in fc00::/7."""
+    network = configured.engine.network("P", PUBLIC)
+    made = configured.engine.run("o9", network, publish=["8600:80"])
+    beside = configured.engine.run("ula", "X")
+    with serve(made.ns, "o9", tcp=[80]), serve(configured.client, "client", tcp=[9000]):
+        assert opened(configured.client, 8600).local == made.address
         assert peer(tcp(made.ns, CLIENT, 9000)) == HOST
         assert made.address is not None
-        assert tcp(own.sandbox.rogue, made.address, 80, timeout=SHORT) is Failure.TIMEOUT
-    assert preferred(own, made.ns) == str(CLIENT)
-    assert preferred(own, beside.ns) == str(CLIENT4)
+        assert tcp(configured.sandbox.rogue, made.address, 80, timeout=SHORT) is Failure.TIMEOUT
+    assert preferred(configured, made.ns) == str(CLIENT)
+    assert preferred(configured, beside.ns) == str(CLIENT4)
 
 
-def preferred(own: Own, ns: Namespace) -> str:
-    """What getaddrinfo puts first for a name with both addresses."""
-    hosts = own.sandbox.dir / "hosts"
+def preferred(configured: ConfiguredLab, ns: Namespace) -> str:
+    """The first address of getaddrinfo for a name with an IPv4 and an IPv6 address."""
+    hosts = configured.sandbox.dir / "hosts"
     hosts.write_text(f"{CLIENT4} both\n{CLIENT} both\n")
     ask = "import socket; print(socket.getaddrinfo('both', 80)[0][4][0])"
     script = 'mount --bind "$1" /etc/hosts; exec "$2" -c "$3"'
@@ -196,7 +200,7 @@ def preferred(own: Own, ns: Namespace) -> str:
     return ns.run(*words).strip()
 
 
-def test_o4_a_source_address_that_is_not_the_hosts_is_warned_of_and_left(regime: Regime) -> None:
+def test_o4_source_address_that_the_host_lacks_is_ignored_with_a_warning(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network(options={SOURCE: str(LATE)}) as network,
@@ -211,7 +215,7 @@ def test_o4_a_source_address_that_is_not_the_hosts_is_warned_of_and_left(regime:
         assert str(LATE) in row["Warnings"][0]
 
 
-def test_o6_the_hosts_own_address_in_a_subnet_is_not_rewritten(regime: Regime) -> None:
+def test_o6_gateway_address_of_the_host_is_not_masqueraded(regime: Regime) -> None:
     port = regime.port()
     gateway = IPv6Address("fd00:a::1")
     regime.client.ip(f"route add {gateway}/128 via {HOST} dev ext0")

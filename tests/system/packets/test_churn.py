@@ -1,6 +1,6 @@
-"""What comes in a rush, and what happens while nobody looks: more of the scenarios T.
+"""Bursts of changes, and changes while the daemon does not run: more of the scenarios T.
 
-With `make test-all` the loops are as long as the scenarios ask; CI has time for a few rounds.
+`make test-all` runs the loops in the length of the scenarios; CI runs a few rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def made(wanted: Wanted, tools: None) -> Iterator[Small]:  # noqa: ARG001
 
 @pytest.fixture
 def lab(made: Small) -> Iterator[Small]:
-    """The daemon runs; afterwards the rules are what they were."""
+    """A lab with a running daemon; asserts at the end that the rules have not changed."""
     if made.daemon.process is None:
         made.daemon.start()
     opened(made.client, 8080)
@@ -51,11 +51,11 @@ def lab(made: Small) -> Iterator[Small]:
 
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest, wanted: Wanted) -> bool:
-    """Whether there is time for as many rounds as a scenario asks: once in a run is enough."""
+    """True if the test runs all rounds of the scenario: once in a run of all tests."""
     return request.config.getoption("--engines") == "all" and wanted == CI[0]
 
 
-def test_t6_an_engine_that_restarts_with_live_restore_interrupts_nobody(lab: Small) -> None:
+def test_t6_engine_restart_with_live_restore_cuts_no_connection(lab: Small) -> None:
     with knocking(lab.client, 8080) as knocks, connect(lab.client, HOST, 8080) as conversation:
         lab.engine.stop()
         lab.daemon.wait_state("waiting-for-docker")
@@ -66,9 +66,7 @@ def test_t6_an_engine_that_restarts_with_live_restore_interrupts_nobody(lab: Sma
     assert knocks.count > 50
 
 
-def test_t7_restarted_together_with_its_containers_all_ports_are_there_again(
-    lab: Small, thorough: bool
-) -> None:
+def test_t7_restart_of_daemon_and_containers_restores_all_ports(lab: Small, thorough: bool) -> None:
     rounds, count = (50, 20) if thorough else (1, 5)
     names = {9000 + number: f"c{number}" for number in range(count)}
     try:
@@ -85,7 +83,7 @@ def test_t7_restarted_together_with_its_containers_all_ports_are_there_again(
             for each in restarts:
                 each.result()
             addresses = {port: address(lab, name) for port, name in names.items()}
-            # Of so many restarts at once the engine now and then ends one without a container.
+            # With so many simultaneous restarts, the engine sometimes loses a container.
             wanted = {port: [str(each)] if each else [] for port, each in addresses.items()}
             assert len(list(filter(None, addresses.values()))) >= count - 1
             assert until(lambda: targets(lab, names), wanted, timeout=10) == wanted
@@ -94,7 +92,7 @@ def test_t7_restarted_together_with_its_containers_all_ports_are_there_again(
 
 
 def targets(lab: Small, ports: dict[int, str]) -> dict[int, list[str]]:
-    """Where each of the ports is forwarded to."""
+    """Port -> destination addresses of its DNAT rules."""
     rules = lab.sandbox.rules()
     to = re.compile(r"--to-destination \[(\S+)\]:80$")
     return {
@@ -107,10 +105,8 @@ def address(lab: Small, name: str) -> object:
     return lab.engine.container(name).address
 
 
-def test_t8_recreated_again_and_again_a_service_leaves_nothing_behind(
-    lab: Small, thorough: bool
-) -> None:
-    """As `docker compose up --force-recreate` does; and, each second time, with its network."""
+def test_t8_repeatedly_recreated_service_leaves_no_rules(lab: Small, thorough: bool) -> None:
+    """As `docker compose up --force-recreate` does; each second time with its network."""
     before = lab.sandbox.rules()
     for number in range(200 if thorough else 2):
         lab.engine.network("S", "fd00:5::/64")
@@ -122,9 +118,7 @@ def test_t8_recreated_again_and_again_a_service_leaves_nothing_behind(
             assert until(lab.sandbox.rules, before) == before
 
 
-def test_t12_a_network_that_goes_while_its_container_is_read_leaves_nothing_behind(
-    lab: Small, thorough: bool
-) -> None:
+def test_t12_network_removed_during_inspect_leaves_no_rules(lab: Small, thorough: bool) -> None:
     for number in range(20 if thorough else 2):
         lab.engine.network("N", "fd00:6::/64")
         lab.engine.run("gone", "N", publish=["9000:80"])
@@ -137,7 +131,7 @@ def test_t12_a_network_that_goes_while_its_container_is_read_leaves_nothing_behi
             lab.engine.docker("network", "rm", "N")
 
 
-def test_t15_while_the_daemon_is_stopped_its_rules_serve_and_it_catches_up(lab: Small) -> None:
+def test_t15_stopped_daemon_keeps_its_rules_and_catches_up_after_sigcont(lab: Small) -> None:
     before = lab.sandbox.rules()
     lab.daemon.signal(signal.SIGSTOP)
     try:
@@ -153,8 +147,8 @@ def test_t15_while_the_daemon_is_stopped_its_rules_serve_and_it_catches_up(lab: 
         lab.engine.rm("x2")
 
 
-def test_u8_a_flow_to_a_container_that_left_unseen_is_refused(lab: Small) -> None:
-    """And is not handed to whoever has its address by then, and publishes nothing."""
+def test_u8_flow_to_a_container_removed_while_the_daemon_was_dead_is_refused(lab: Small) -> None:
+    """The flow does not reach the next container with the same address and no published port."""
     lab.daemon.stop()
     with connect(lab.client, HOST, 5353, kind=socket.SOCK_DGRAM) as conversation:
         try:
@@ -174,8 +168,8 @@ def test_u8_a_flow_to_a_container_that_left_unseen_is_refused(lab: Small) -> Non
             lab.engine.docker("rm", "--force", "x2", "x3", check=False)
 
 
-def test_t10_what_lost_events_did_not_tell_is_seen_by_the_next_list(lab: Small) -> None:
-    """First a stream that is open and silent, then one that is cut."""
+def test_t10_lost_events_are_recovered_by_the_next_list(lab: Small) -> None:
+    """First an open event stream without events, then a closed event stream."""
     good, endpoint = lab.daemon.config.read_text(), lab.daemon.endpoint
     with Relay(lab.engine.socket, lab.sandbox.dir / "relay.sock") as relay:
         lab.daemon.stop()

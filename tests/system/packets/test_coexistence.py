@@ -61,21 +61,21 @@ table ip6 docker-bridges {
     }
 }
 """
-"""What Docker 29 keeps with firewall-backend=nftables, for a network with one published port."""
+"""The table of Docker 29 with firewall-backend=nftables, for a network with one published port."""
 
 
-def of_the_engine(rules: str) -> list[str]:
-    """All but ours; 20.10 makes no DOCKER-USER for IPv6, so that one is ours too."""
+def engine_rules(rules: str) -> list[str]:
+    """The rules of other programs. 20.10 creates no DOCKER-USER for IPv6, so ipv6natd owns it."""
     mine = ("IPV6NAT", "ipv6natd", ":DOCKER-USER")
     return [line for line in rules.splitlines() if not any(word in line for word in mine)]
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_c1_c4_c5_an_engine_that_is_switched_is_followed_either_way(
+def test_c1_c4_c5_switching_ip6tables_of_the_engine_is_followed(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
-    """20.10, experimental and told to; then told not to, with its rules left behind; then again."""
+    """20.10 with ip6tables on, then off with its rules left behind, then on again."""
     with (
         Sandbox(variant) as sandbox,
         Engine(sandbox, ip6tables=True) as engine,
@@ -90,8 +90,8 @@ def test_c1_c4_c5_an_engine_that_is_switched_is_followed_either_way(
             (row,) = listed(daemon, "mappings")
             assert row["State"] == "native"
             assert [each["ManagedBy"] for each in listed(daemon, "networks")] == ["engine"]
-            assert of_the_engine(sandbox.rules()) == of_the_engine(native)
-            assert "--dport 8080 -j DNAT" not in "\n".join(ours(sandbox.rules()))
+            assert engine_rules(sandbox.rules()) == engine_rules(native)
+            assert "--dport 8080 -j DNAT" not in "\n".join(own_rules(sandbox.rules()))
 
             engine.stop()
             engine.ip6tables = False
@@ -110,10 +110,10 @@ def test_c1_c4_c5_an_engine_that_is_switched_is_followed_either_way(
             x1 = engine.container("x1")
             with serve(x1.ns, "x1", tcp=[80]):
                 assert peer(tcp(sandbox.client, HOST, 8080)) == CLIENT
-            assert not any("DNAT --to" in line for line in ours(sandbox.rules()))
+            assert not any("DNAT --to" in line for line in own_rules(sandbox.rules()))
 
 
-def ours(rules: str) -> list[str]:
+def own_rules(rules: str) -> list[str]:
     return [line for line in rules.splitlines() if "-A IPV6NAT-" in line]
 
 
@@ -126,11 +126,11 @@ def by_network(daemon: Daemon, field: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_c3_c4_c7_an_engine_with_nftables_of_its_own_is_left_alone(
+def test_c3_c4_c7_networks_with_nftables_rules_of_the_engine_are_unchanged(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
-    """A stand-in for 29, on a host without any rule of iptables. It has no rules for Y."""
+    """A fake engine 29, on a host without iptables rules. The engine has no rules for Y."""
     facts = (
         bridge_network("X", "fd00:a::/64"),
         bridge_network("Y", "fd00:b::/64"),
@@ -163,7 +163,7 @@ def test_c3_c4_c7_an_engine_with_nftables_of_its_own_is_left_alone(
             rogue, address = sandbox.rogue, "fd00:a::2"
             assert tcp(rogue, address, 80, timeout=SHORT) is Failure.TIMEOUT
 
-            # The engine is switched over, and takes its table along.
+            # The engine is switched to another backend, and removes its table.
             sandbox.host.run("nft", "delete", "table", "ip6", "docker-bridges")
             daemon.ctl("resync")
             assert by_network(daemon, "ManagedBy") == {"X": "ipv6natd", "Y": "ipv6natd"}
@@ -173,15 +173,15 @@ def test_c3_c4_c7_an_engine_with_nftables_of_its_own_is_left_alone(
 
 
 def nft(host: Namespace) -> str:
-    """The engine's table, counters aside."""
+    """The engine's table without counters."""
     return host.run("nft", "--stateless", "list", "table", "ip6", "docker-bridges")
 
 
-def test_c7_a_network_that_the_engine_failed_to_make_rules_for_is_handled_and_said(
+def test_c7_network_without_engine_rules_is_managed_with_a_warning(
     tools: None,  # noqa: ARG001
 ) -> None:
-    """20.10, on a host that had lost its nat table when the network was made: its rules are taken
-    out by hand. When the engine is restarted and makes them, it is left alone again."""
+    """20.10, after the test has removed its rules for one network. A restarted engine writes the
+    rules again, and the network is then managed by the engine."""
     with (
         Sandbox() as sandbox,
         Engine(sandbox, ip6tables=True) as real,
@@ -190,7 +190,7 @@ def test_c7_a_network_that_the_engine_failed_to_make_rules_for_is_handled_and_sa
         for name, subnet, port in (("X", "fd00:a::/64", 8080), ("Y", "fd00:b::/64", 8081)):
             real.network(name, subnet)
             real.run(f"{name}1", name, "--restart=always", publish=[f"{port}:80"])
-        forget(sandbox, "brY")
+        remove_bridge_rules(sandbox, "brY")
         with Daemon(sandbox, real.endpoint, bus=bus.address) as daemon:
             assert by_network(daemon, "ManagedBy") == {"X": "engine", "Y": "ipv6natd"}
             assert len(by_network(daemon, "Warnings")["Y"]) == 1
@@ -205,8 +205,8 @@ def test_c7_a_network_that_the_engine_failed_to_make_rules_for_is_handled_and_sa
             assert by_network(daemon, "Warnings")["Y"] == []
 
 
-def forget(sandbox: Sandbox, bridge: str) -> None:
-    """Take the engine's rules about one bridge out of the tables."""
+def remove_bridge_rules(sandbox: Sandbox, bridge: str) -> None:
+    """Remove the engine's rules for one bridge from the tables."""
     text = sandbox.rules()
     kept = [line for line in text.splitlines() if bridge not in line.split()]
     file = sandbox.dir / "kept.rules"
@@ -214,7 +214,7 @@ def forget(sandbox: Sandbox, bridge: str) -> None:
     sandbox.host.run("ip6tables-restore", str(file))
 
 
-def test_c9_a_rootless_engine_is_ignored_and_said_so(tools: None) -> None:  # noqa: ARG001
+def test_c9_rootless_engine_is_skipped_with_the_reason(tools: None) -> None:  # noqa: ARG001
     facts = bridge_network("X", "fd00:a::/64"), raw_container("x1", on="X")
     with (
         Sandbox() as sandbox,

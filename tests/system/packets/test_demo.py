@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it."""
+"""The demo and the tour."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DEMO = (sys.executable, "-m", "tests.harness.demo")
 
 @pytest.fixture(scope="module")
 def shown(tools: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:  # noqa: ARG001
-    """The demo's output and its tour; in a namespace without any network, so that it needs none."""
+    """The demo's output and its tour, made in a namespace without any network."""
     page = tmp_path_factory.mktemp("demo") / "tour.md"
     text = run("unshare", "--net", *DEMO, "--tour", str(page), cwd=ROOT)
     return text, page.read_text()
 
 
-def test_the_demo_shows_page_client_mapping_and_rules(shown: tuple[str, str]) -> None:
+def test_demo_shows_page_client_mapping_and_rules(shown: tuple[str, str]) -> None:
     text, _ = shown
     assert "hello from hello" in text
     assert f"client [{CLIENT}]" in text
@@ -36,7 +36,7 @@ def test_the_demo_shows_page_client_mapping_and_rules(shown: tuple[str, str]) ->
     assert text.splitlines()[-1].startswith("DEMO OK")
 
 
-def test_the_tour_says_what_the_commands_say_now(shown: tuple[str, str]) -> None:
+def test_tour_matches_the_output_of_the_commands(shown: tuple[str, str]) -> None:
     _, page = shown
     if os.environ.get("UPDATE_DOCS"):
         TOUR.write_text(page)
@@ -45,7 +45,7 @@ def test_the_tour_says_what_the_commands_say_now(shown: tuple[str, str]) -> None
     assert stands.splitlines() == page.splitlines(), f"docs/tour.md is stale: {command}"
 
 
-def test_the_tour_shows_every_command(shown: tuple[str, str]) -> None:
+def test_tour_has_every_command(shown: tuple[str, str]) -> None:
     _, page = shown
     assert "$ ipv6natctl\n" in page  # status
     missing = [each for each in COMMANDS if f"$ ipv6natctl {each}" not in page]
@@ -54,12 +54,12 @@ def test_the_tour_shows_every_command(shown: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", ["A sandbox", "ipv6natd on the host", "The client fetches"])
-def test_an_interrupted_demo_says_so_and_leaves_nothing(
+def test_interrupted_demo_exits_130_and_removes_everything(
     tools: None,  # noqa: ARG001
     at: str,
     number: signal.Signals,
 ) -> None:
-    """What it should have left is seen by the check at the end of the run, and here by name."""
+    """The check at the end of the run finds leftovers too; this test finds them by name."""
     with subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,4 +1,4 @@
-"""An engine over TCP with TLS, as DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY name it."""
+"""An engine over TCP with TLS: DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lab(tools: None) -> Iterator[tuple[Sandbox, Engine, Path]]:  # noqa: ARG001
             yield sandbox, engine, certificates
 
 
-def test_an_engine_over_verified_tls_is_followed(lab: tuple[Sandbox, Engine, Path]) -> None:
+def test_engine_over_verified_tls_is_followed(lab: tuple[Sandbox, Engine, Path]) -> None:
     sandbox, engine, certificates = lab
     settings = ("tls_verify = true", f'cert_path = "{certificates}"')
     with Daemon(sandbox, ENDPOINT, settings=settings):
@@ -38,13 +38,13 @@ def test_an_engine_over_verified_tls_is_followed(lab: tuple[Sandbox, Engine, Pat
 
 
 Show = tuple[Path | None, Path | None]
-"""A certificate, and the authority whose clients are let in; see TlsFront."""
+"""A certificate, and the authority of the accepted clients; see TlsFront."""
 
 
-def test_an_engine_that_cannot_be_trusted_is_refused_with_a_sentence_until_it_can(
+def test_engine_with_a_bad_certificate_is_refused_and_rules_stay(
     tools: None,  # noqa: ARG001
 ) -> None:
-    """And the rules stay, whatever comes in its place."""
+    """The rules stay in force with each of these certificates."""
     need("openssl")
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox())
@@ -71,7 +71,7 @@ def test_an_engine_that_cannot_be_trusted_is_refused_with_a_sentence_until_it_ca
         }
         for sentence, shown in wrong.items():
             front.change(*shown)
-            lost = partial(_says, daemon, sentence)
+            lost = partial(_waits_with, daemon, sentence)
             daemon.wait_for(lost, f"waiting, with {sentence!r}", timeout=30)
             assert sandbox.rules() == rules
             opened(sandbox.client, 8080)
@@ -84,11 +84,11 @@ def test_an_engine_that_cannot_be_trusted_is_refused_with_a_sentence_until_it_ca
             assert not any(line in daemon.log for line in key.read_text().splitlines()[1:-1])
 
 
-def _says(daemon: Daemon, sentence: str) -> bool:
+def _waits_with(daemon: Daemon, sentence: str) -> bool:
     return daemon.status.startswith("waiting-for-docker") and sentence in daemon.status
 
 
-def test_certificates_that_are_missing_are_named_until_they_are_there_and_the_rules_stay(
+def test_missing_certificates_are_reported_and_rules_stay(
     lab: tuple[Sandbox, Engine, Path],
 ) -> None:
     sandbox, engine, certificates = lab
@@ -106,7 +106,7 @@ def test_certificates_that_are_missing_are_named_until_they_are_there_and_the_ru
                     (certificates / name).rename(away)
                     assert daemon.stop() == 0
                     daemon.start(wait="waiting-for-docker")
-                    daemon.wait_for(partial(_says, daemon, said), said)
+                    daemon.wait_for(partial(_waits_with, daemon, said), said)
                     assert sandbox.rules() == rules
                     opened(sandbox.client, 8081)
                     away.rename(certificates / name)
@@ -118,17 +118,17 @@ def test_certificates_that_are_missing_are_named_until_they_are_there_and_the_ru
         engine.rm("x2")
 
 
-def test_http_that_is_to_be_verified_ends_with_78_and_a_reload_changes_nothing(
+def test_http_endpoint_with_tls_verify_exits_78_and_a_reload_is_refused(
     lab: tuple[Sandbox, Engine, Path],
 ) -> None:
     sandbox, engine, certificates = lab
     plain = 'endpoint = "http://127.0.0.1:2375"'
     right = (f'endpoint = "unix://{engine.socket}"', f'cert_path = "{certificates}"')
     with serve(engine.run("x3", "X", publish=["8082:80"]).ns, "x3", tcp=[80]):
-        daemon = Followed(sandbox, "", settings=right, start=False)
+        daemon = ReloadedEndpointDaemon(sandbox, "", settings=right, start=False)
         daemon.env["DOCKER_TLS_VERIFY"] = "1"
         with daemon:
-            # Of a socket nothing is verified, as with the docker command.
+            # TLS settings do not apply to a socket, as with the docker command.
             daemon.start()
             opened(sandbox.client, 8082)
             rules = sandbox.rules()
@@ -148,15 +148,15 @@ def test_http_that_is_to_be_verified_ends_with_78_and_a_reload_changes_nothing(
     engine.rm("x3", "x4")
 
 
-class Followed(Daemon):
-    """With its endpoint in the configuration file, where a reload finds another."""
+class ReloadedEndpointDaemon(Daemon):
+    """A daemon with its endpoint in the configuration file, so that a reload can change it."""
 
     @property
     def flags(self) -> tuple[str, ...]:
         return ("-config", str(self.config))
 
 
-def test_what_stands_in_the_place_of_the_socket_is_named_until_the_engine_is_there(
+def test_path_that_is_no_engine_socket_is_reported_until_the_engine_listens(
     tools: None,  # noqa: ARG001
 ) -> None:
     with Sandbox() as sandbox, Engine(sandbox) as engine:

@@ -1,4 +1,4 @@
-"""What `explain` says beside a real engine: the rule that is there, and what the kernel counted."""
+"""`explain` with a real engine: the current rule and the counters of the kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.depends_on("variant")
 
 
 def port(regime: Regime, asked: str) -> dict[str, Any]:
-    """The one port of the one container that `explain` tells of."""
+    """The row of port 8080 in the output of `explain`."""
     (container,) = json.loads(regime.daemon.ctl("explain", asked, "--json=short"))
     (found,) = [each for each in container["Ports"] if "[::]:8080 " in each["Binding"]]
     assert isinstance(found, dict)
@@ -24,7 +24,7 @@ def port(regime: Regime, asked: str) -> dict[str, Any]:
 
 @pytest.mark.ours
 @pytest.mark.each_variant
-def test_explain_has_the_rule_that_stands_and_counts_the_connections_that_it_took(
+def test_explain_shows_the_current_rule_and_its_connection_count(
     regime: Regime,
 ) -> None:
     opened(regime.client, 8080)

@@ -1,6 +1,6 @@
-"""Open UDP flows follow their mapping, and flows of others are left alone: scenarios U.
+"""Open UDP flows follow their mapping, and unrelated flows are kept: scenarios U.
 
-A UDP client keeps one socket, and so one flow, through all that happens to a container.
+A UDP client keeps one socket, and so one flow, during all changes of a container.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.system.packets.asking import SHORT, carried_by_nat, listed, peer, ser
 pytestmark = pytest.mark.depends_on("proxy")
 
 FAR = IPv6Address("2001:db8:5::5")
-"""An address that the rogue reaches by way of the host."""
+"""An address that the rogue reaches through the host."""
 MANY = 3000
 TCP_REPAIR = 19
-"""A socket option of linux/tcp.h: one that has it is closed without a packet."""
+"""A socket option of linux/tcp.h: a socket with it closes without a packet."""
 LATE = IPv6Address("2001:db8:7::66")
-"""An address that the host has at times; it answers for it all the time."""
+"""An address that the test adds to the host; the client always routes it to the host."""
 
 
 def flow(
@@ -40,7 +40,7 @@ def flow(
 
 @contextmanager
 def sending(conversation: Conversation) -> Iterator[None]:
-    """Datagrams all the time, whatever becomes of them; in the end no answer is on its way."""
+    """Send datagrams continuously. At the end no reply is pending."""
     done = threading.Event()
 
     def send() -> None:
@@ -58,7 +58,7 @@ def sending(conversation: Conversation) -> Iterator[None]:
         conversation.socket.settimeout(0.1)
         with suppress(TimeoutError):
             while True:
-                # What was refused on the way is told here, too.
+                # recv also raises the errors of refused datagrams.
                 with suppress(ConnectionError):
                     conversation.socket.recv(4096)
 
@@ -69,12 +69,12 @@ def published(
     return regime.container(network=on, publish=[spec], tcp=(), udp=(inside,), ip6=ip6)
 
 
-def leads_to(
+def wait_for_mapping(
     regime: Regime, port: int, *addresses: IPv6Address | None, protocol: str = "udp"
 ) -> None:
-    """Wait until rules and flows are in step with a port leading there."""
+    """Wait until ipv6natd lists exactly these container addresses for the port."""
     if regime.native:
-        return  # they are, when the engine says that a container runs or is gone
+        return  # the engine updates its rules before it reports a start or a removal
     wanted = [str(address) for address in addresses]
 
     def listing() -> list[str]:
@@ -86,14 +86,14 @@ def leads_to(
 
 
 def entries(regime: Regime, port: int) -> set[str]:
-    """The numbers of the host's conntrack entries for a port; each entry has its own."""
+    """The ids of the host's conntrack entries for a port."""
     words = ("conntrack", "-L", "-f", "ipv6", "-p", "udp", "-o", "id", "--orig-port-dst", str(port))
     return set(re.findall(r" id=(\d+)", regime.host.run(*words)))
 
 
 @contextmanager
 def route(space: Namespace, address: IPv6Address, gateway: IPv6Address) -> Iterator[None]:
-    """While somebody has a way to an address by another's."""
+    """A route to an address through a gateway, until the end of the context."""
     space.ip(f"route add {address}/128 via {gateway}")
     try:
         yield
@@ -103,7 +103,7 @@ def route(space: Namespace, address: IPv6Address, gateway: IPv6Address) -> Itera
 
 @contextmanager
 def far(regime: Regime) -> Iterator[None]:
-    """While the client has an address that others reach by way of the host alone."""
+    """An address of the client that others reach only through the host."""
     regime.client.ip(f"address add {FAR}/128 dev lo nodad")
     try:
         with route(regime.host, FAR, CLIENT):
@@ -113,11 +113,13 @@ def far(regime: Regime) -> Iterator[None]:
 
 
 @contextmanager
-def unseen(regime: Regime, spec: str, inside: int = 53) -> Iterator[tuple[Container, ExitStack]]:
-    """A container that runs already when ipv6natd, stopped until the stack is closed, sees it.
+def started_while_stopped(
+    regime: Regime, spec: str, inside: int = 53
+) -> Iterator[tuple[Container, ExitStack]]:
+    """A container that starts while ipv6natd is stopped; closing the stack continues ipv6natd.
 
-    Engines from 23 on remove, when a container starts, each entry that has its host port, whoever
-    it is for. What begins after that shows what we remove.
+    Since 23, an engine deletes all entries with the host port when a container starts. Flows that
+    begin later show the deletions of ipv6natd.
     """
     with ExitStack() as waiting:
         waiting.enter_context(stopped(regime))
@@ -125,7 +127,7 @@ def unseen(regime: Regime, spec: str, inside: int = 53) -> Iterator[tuple[Contai
             yield made, waiting
 
 
-def test_u2_a_client_that_goes_on_sending_follows_to_another_address(regime: Regime) -> None:
+def test_u2_open_flow_follows_the_port_to_a_new_container_address(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network(subnet="fd00:f:0:2::/64") as network,
@@ -133,23 +135,23 @@ def test_u2_a_client_that_goes_on_sending_follows_to_another_address(regime: Reg
         ExitStack() as talk,
     ):
         with published(regime, f"{port}:53/udp", on=network, ip6="fd00:f:0:2::11") as one:
-            leads_to(regime, port, one.address)
+            wait_for_mapping(regime, port, one.address)
             assert server(client.ask()) == one.name
             talk.enter_context(sending(client))
         with published(regime, f"{port}:53/udp", on=network, ip6="fd00:f:0:2::22") as two:
             assert one.address != two.address
-            leads_to(regime, port, two.address)
+            wait_for_mapping(regime, port, two.address)
             talk.close()
             answer = client.ask()
             assert (server(answer), peer(answer)) == (two.name, CLIENT)
 
 
 @pytest.mark.ours
-def test_u2_a_flow_that_a_containers_answer_turned_round_follows_to_another(
+def test_u2_flow_with_an_entry_from_the_containers_reply_follows_the_port(
     regime: Regime,
 ) -> None:
-    """It comes when the entry of its question was just removed, from a port that is the same
-    inside and outside: masqueraded, it is all that the client knows.
+    """The reply arrives after the entry of its request was deleted. The container port and the host
+    port are equal, so the client accepts the masqueraded reply.
     """
     port = regime.port()
     spec = f"{port}:{port}/udp"
@@ -158,92 +160,98 @@ def test_u2_a_flow_that_a_containers_answer_turned_round_follows_to_another(
         flow(regime.client, port) as client,
     ):
         with published(regime, spec, port, on=network, ip6="fd00:f:0:5::11") as one:
-            leads_to(regime, port, one.address)
+            wait_for_mapping(regime, port, one.address)
             own = str(client.socket.getsockname()[1])
             words = ("-p", "udp", "-s", str(one.address), "-d", str(CLIENT), "--sport", str(port))
             nat = ("--dport", own, "--src-nat", str(HOST), "--timeout", "60")
             regime.host.run("conntrack", "-I", *words, *nat)
             answer = client.ask()
             assert (server(answer), peer(answer)) == (one.name, CLIENT)
-            assert entries(regime, port) == set()  # the question was none of its own
+            assert entries(regime, port) == set()  # the request created no entry
         with published(regime, spec, port, on=network, ip6="fd00:f:0:5::22") as two:
-            leads_to(regime, port, two.address)
+            wait_for_mapping(regime, port, two.address)
             answer = client.ask()
             assert (server(answer), peer(answer)) == (two.name, CLIENT)
 
 
-def test_u2_a_host_that_sends_to_itself_follows_too(regime: Regime) -> None:
+def test_u2_flow_from_the_host_itself_follows_the_port(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network(subnet="fd00:f:0:3::/64") as network,
         flow(regime.host, port) as client,
     ):
         with published(regime, f"{port}:53/udp", on=network, ip6="fd00:f:0:3::11") as one:
-            leads_to(regime, port, one.address)
+            wait_for_mapping(regime, port, one.address)
             assert server(client.ask()) == one.name
         with published(regime, f"{port}:53/udp", on=network, ip6="fd00:f:0:3::22") as two:
-            leads_to(regime, port, two.address)
+            wait_for_mapping(regime, port, two.address)
             assert server(client.ask()) == two.name
             assert carried_by_nat(regime.host, port, "udp") != []
 
 
-def test_u3_a_client_that_was_there_before_the_container_reaches_it(regime: Regime) -> None:
+def test_u3_flow_from_before_the_container_reaches_it(regime: Regime) -> None:
     port = regime.port()
     with flow(regime.client, port) as client:
         assert client.ask() is Failure.REFUSED
         with ExitStack() as talk:
             talk.enter_context(sending(client))
             with published(regime, f"{port}:53/udp") as made:
-                leads_to(regime, port, made.address)
+                wait_for_mapping(regime, port, made.address)
                 talk.close()
                 answer = client.ask()
                 assert (server(answer), peer(answer)) == (made.name, CLIENT)
 
 
 @pytest.mark.ours
-def test_u3_a_flow_that_the_proxy_took_goes_on_by_nat(regime: Regime) -> None:
+def test_u3_flow_through_the_proxy_moves_to_nat(regime: Regime) -> None:
     port = regime.port()
-    with unseen(regime, f"{port}:53/udp") as (made, waiting), flow(regime.client, port) as client:
+    with (
+        started_while_stopped(regime, f"{port}:53/udp") as (made, waiting),
+        flow(regime.client, port) as client,
+    ):
         before = client.ask(timeout=SHORT)
-        # The proxy hides who asks; without it nobody answers.
+        # The proxy hides the client; without the proxy the request has no answer.
         assert isinstance(before, Failure) != regime.proxy
         assert peer(before) != CLIENT
         waiting.close()
-        leads_to(regime, port, made.address)
+        wait_for_mapping(regime, port, made.address)
         after = client.ask()
         assert (server(after), peer(after)) == (made.name, CLIENT)
 
 
 @pytest.mark.ours
-def test_u3_a_flow_that_an_answer_of_the_proxys_turned_round_goes_on_by_nat(
+def test_u3_flow_with_an_entry_from_the_proxys_reply_moves_to_nat(
     regime: Regime,
 ) -> None:
-    """It comes when the entry of its question was just removed, and makes one of its own."""
+    """The reply arrives after the entry of its request was deleted, and creates another entry."""
     port = regime.port()
-    with unseen(regime, f"{port}:53/udp") as (made, waiting), flow(regime.client, port) as client:
+    with (
+        started_while_stopped(regime, f"{port}:53/udp") as (made, waiting),
+        flow(regime.client, port) as client,
+    ):
         own = str(client.socket.getsockname()[1])
         words = ("-p", "udp", "-s", str(HOST), "-d", str(CLIENT), "--sport", str(port))
         regime.host.run("conntrack", "-I", *words, "--dport", own, "--timeout", "60")
         assert peer(client.ask(timeout=SHORT)) != CLIENT
         waiting.close()
-        leads_to(regime, port, made.address)
+        wait_for_mapping(regime, port, made.address)
         after = client.ask()
         assert (server(after), peer(after)) == (made.name, CLIENT)
 
 
 @pytest.mark.ours
-def test_u3_a_client_that_was_there_before_the_hosts_address_reaches_the_container(
+def test_u3_flow_from_before_the_host_address_reaches_the_container(
     regime: Regime,
 ) -> None:
-    """As with an address that moves from host to host, whose clients go on sending meanwhile."""
+    """As with an address that moves between hosts while its clients continue to send."""
     port = regime.port()
     with (
         route(regime.client, LATE, HOST),
         published(regime, f"{port}:53/udp") as made,
         flow(regime.client, port, address=LATE) as client,
     ):
-        leads_to(regime, port, made.address)
-        # Without that address the host is a router to it, and its way there is a link without it.
+        wait_for_mapping(regime, port, made.address)
+        # Without the address the host routes it to ext0, a link without this address.
         regime.host.ip(f"route add {LATE}/128 dev ext0")
         assert isinstance(client.ask(timeout=SHORT), Failure)
         assert len(entries(regime, port)) == 1
@@ -258,10 +266,10 @@ def test_u3_a_client_that_was_there_before_the_hosts_address_reaches_the_contain
 
 
 @pytest.mark.ours
-def test_u4_a_binding_to_an_address_concerns_flows_to_that_address_alone(regime: Regime) -> None:
+def test_u4_address_binding_affects_only_flows_to_that_address(regime: Regime) -> None:
     port = regime.port()
     with (
-        unseen(regime, f"[{HOST_TOO}]:{port}:53/udp") as (made, waiting),
+        started_while_stopped(regime, f"[{HOST_TOO}]:{port}:53/udp") as (made, waiting),
         flow(regime.client, port, address=HOST_TOO) as asked,
         flow(regime.client, port) as other,
     ):
@@ -270,50 +278,50 @@ def test_u4_a_binding_to_an_address_concerns_flows_to_that_address_alone(regime:
         assert len(mine) == 1
         assert peer(asked.ask(timeout=SHORT)) != CLIENT
         waiting.close()
-        leads_to(regime, port, made.address)
+        wait_for_mapping(regime, port, made.address)
         assert entries(regime, port) == mine
         answer = asked.ask()
         assert (server(answer), peer(answer)) == (made.name, CLIENT)
         regime.engine.docker("rm", "--force", made.name)
-        leads_to(regime, port)
+        wait_for_mapping(regime, port)
         assert entries(regime, port) == mine
 
 
 @pytest.mark.ours
-def test_u8_a_client_that_comes_back_with_its_port_meets_who_is_there_now(regime: Regime) -> None:
-    """TCP: what it still sends while its container goes may find a rule that leads there, and is
-    taken for an open connection; and so is what it begins from that port, for five minutes."""
+def test_u8_reused_client_port_reaches_the_new_container(regime: Regime) -> None:
+    """TCP: a packet during the removal of the container may match the old rule and create an open
+    entry. New connections from the same port then match this entry for five minutes."""
     port, own = regime.port(), 45678
     with regime.network(subnet="fd00:f:0:6::/64") as network, ExitStack() as stack:
         with regime.container(
             network=network, publish=[f"{port}:80"], udp=(), ip6="fd00:f:0:6::11"
         ) as one:
-            leads_to(regime, port, one.address, protocol="tcp")
+            wait_for_mapping(regime, port, one.address, protocol="tcp")
             before = stack.enter_context(connect(regime.client, HOST, port, source_port=own))
             assert server(before.ask()) == one.name
             stack.enter_context(stopped(regime))
             regime.engine.docker("rm", "--force", one.name)
             before.socket.send(b"?\n")
-            # Neither side says a word more.
+            # Neither endpoint sends another packet.
             before.socket.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
         stack.close()
-        leads_to(regime, port, protocol="tcp")
+        wait_for_mapping(regime, port, protocol="tcp")
         with regime.container(
             network=network, publish=[f"{port}:80"], udp=(), ip6="fd00:f:0:6::22"
         ) as two:
-            leads_to(regime, port, two.address, protocol="tcp")
+            wait_for_mapping(regime, port, two.address, protocol="tcp")
             with connect(regime.client, HOST, port, source_port=own) as again:
                 assert server(again.ask()) == two.name
 
 
 @pytest.mark.ours
-def test_u2_thousands_of_flows_follow_as_soon_as_the_rules_are_there(
+def test_u2_thousands_of_stale_entries_are_deleted_after_a_repair(
     regime: Regime, tmp_path: Path
 ) -> None:
-    """No two go to the same place, so that nothing but each by itself can be forgotten."""
+    """Each entry has another reply source, so that each must be deleted by itself."""
     port = regime.port()
     with published(regime, f"{port}:53/udp") as made:
-        leads_to(regime, port, made.address)
+        wait_for_mapping(regime, port, made.address)
         lines = "".join(
             f"-I -p udp -s {CLIENT} -d {HOST} --sport {own} --dport {port} -t 120 -r fd00:f:0:6::"
             f"{own:x} -q {CLIENT} --reply-port-src 53 --reply-port-dst {own}\n"
@@ -329,43 +337,43 @@ def test_u2_thousands_of_flows_follow_as_soon_as_the_rules_are_there(
 
 
 @pytest.mark.ours
-def test_u5_flows_of_others_live_whatever_their_ports(regime: Regime) -> None:
+def test_u5_unrelated_flows_with_the_same_ports_are_kept(regime: Regime) -> None:
     outside, inside = regime.port(2), regime.port()
     ports = (outside, inside, outside + 1)
 
-    def standing() -> set[str]:
+    def current_entries() -> set[str]:
         return set().union(*(entries(regime, port) for port in ports))
 
     with (
         far(regime),
-        unseen(regime, f"{outside}:{inside}/udp", inside) as (made, waiting),
+        started_while_stopped(regime, f"{outside}:{inside}/udp", inside) as (made, waiting),
         serve(regime.client, "client", udp=ports),
         serve(regime.host, "host", udp=[inside, outside + 1]),
         flow(regime.client, outside) as ours,
     ):
         for port in ports[:2]:
-            # Through the host from a peer and from a container, to the same ports elsewhere.
+            # Through the host, from a peer and from a container, to the same ports of other hosts.
             assert server(udp(regime.rogue, FAR, port)) == "client"
             assert server(udp(regime.y1.ns, CLIENT, port)) == "client"
-        # An engine that looks for the container's port would take the first of these for its own.
+        # An engine that searches for the container's port would delete the first of these.
         for port in ports[1:]:
             assert server(udp(regime.client, HOST, port)) == "host"
-        before = standing()
+        before = current_entries()
         assert len(before) == 6
         ours.ask(timeout=SHORT)
         waiting.close()
-        leads_to(regime, outside, made.address)
-        # The proxy may have asked the container on its own.
-        assert before - standing() == set()
+        wait_for_mapping(regime, outside, made.address)
+        # The proxy may have created further entries.
+        assert before - current_entries() == set()
         assert server(ours.ask()) == made.name
         regime.engine.docker("rm", "--force", made.name)
-        leads_to(regime, outside)
-        assert before - standing() == set()
+        wait_for_mapping(regime, outside)
+        assert before - current_entries() == set()
 
 
-def test_u7_the_answer_comes_from_the_address_that_was_asked(regime: Regime) -> None:
+def test_u7_reply_comes_from_the_requested_address(regime: Regime) -> None:
     port = regime.port()
-    # A connected socket hears nobody but whom it asked.
+    # A connected socket receives only packets of its peer.
     with (
         flow(regime.client, port) as one,
         flow(regime.client, port, address=HOST_TOO) as two,
@@ -373,32 +381,32 @@ def test_u7_the_answer_comes_from_the_address_that_was_asked(regime: Regime) -> 
         assert one.ask() is Failure.REFUSED
         assert two.ask() is Failure.REFUSED
         with published(regime, f"{port}:53/udp") as made:
-            leads_to(regime, port, made.address)
+            wait_for_mapping(regime, port, made.address)
             assert server(two.ask()) == made.name
             assert server(one.ask()) == made.name
 
 
-def test_u8_after_the_container_a_client_is_refused_and_not_left_waiting(regime: Regime) -> None:
+def test_u8_client_of_a_removed_container_is_refused(regime: Regime) -> None:
     port = regime.port()
     with flow(regime.client, port) as client:
         with published(regime, f"{port}:53/udp") as made:
-            leads_to(regime, port, made.address)
+            wait_for_mapping(regime, port, made.address)
             assert server(client.ask()) == made.name
             assert len(carried_by_nat(regime.host, port, "udp")) == 1
-        leads_to(regime, port)
+        wait_for_mapping(regime, port)
         assert carried_by_nat(regime.host, port, "udp") == []
-        # The kernel limits how many refusals it sends a second.
+        # The kernel limits the rate of ICMPv6 errors.
         refused = until(lambda: client.ask(timeout=SHORT), Failure.REFUSED)
         assert refused is Failure.REFUSED
 
 
-def test_flows_that_began_while_somebody_had_flushed_our_rules_come_back(regime: Regime) -> None:
+def test_flow_that_began_while_rules_were_flushed_reaches_the_container(regime: Regime) -> None:
     port = regime.port()
     with (
         published(regime, f"{port}:53/udp") as made,
         flow(regime.client, port) as client,
     ):
-        leads_to(regime, port, made.address)
+        wait_for_mapping(regime, port, made.address)
         with stopped(regime):
             regime.host.run(f"ip6tables-{regime.variant}", "-t", "nat", "-F", "IPV6NAT-DNAT")
             before = client.ask(timeout=SHORT)

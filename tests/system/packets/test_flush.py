@@ -1,4 +1,4 @@
-"""Somebody else writes to the tables: scenarios F. The rules are back within two seconds."""
+"""Writes of other programs to the tables: scenarios F. Repairs take at most two seconds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.system.packets.asking import opened, peer
 
 pytestmark = pytest.mark.depends_on("variant")
 
-PATIENCE = 6.0
-"""Two seconds are what is promised; a machine that does other things as well gets more."""
+REPAIR_TIMEOUT = 6.0
+"""Two seconds are specified; a busy machine gets more."""
 
 
 @pytest.fixture
 def rules(regime: Regime) -> Iterator[str]:
-    """What stands before; whatever a test did is healed afterwards, or it is not over."""
+    """The rules before the test; asserts at the end that they are in force again."""
     before = regime.sandbox.rules()
     repairs = drift_repairs(regime)
     yield before
     assert until(regime.sandbox.rules, before, timeout=5) == before
     opened(regime.client, 8080)
-    # The rules stand a moment before the status says so.
+    # The rules are in force a moment before the counter changes.
     assert until(lambda: drift_repairs(regime) > repairs, True)
 
 
@@ -33,8 +33,8 @@ def drift_repairs(regime: Regime) -> int:
     return int(regime.bus.busctl("get-property", *words).split()[1])
 
 
-def healed(regime: Regime, before: str) -> None:
-    assert until(regime.sandbox.rules, before, timeout=PATIENCE, pause=0.05) == before
+def wait_for_repair(regime: Regime, before: str) -> None:
+    assert until(regime.sandbox.rules, before, timeout=REPAIR_TIMEOUT, pause=0.05) == before
 
 
 def tool(regime: Regime, *words: str, check: bool = True) -> None:
@@ -42,24 +42,22 @@ def tool(regime: Regime, *words: str, check: bool = True) -> None:
 
 
 @pytest.mark.ours
-def test_f1_flushed_tables_are_back_without_any_event_of_the_engine(
-    regime: Regime, rules: str
-) -> None:
+def test_f1_flushed_tables_are_restored_without_an_engine_event(regime: Regime, rules: str) -> None:
     for words in (("-F",), ("-t", "nat", "-F"), ("-X",), ("-t", "nat", "-X")):
-        # The last ones may come too late to delete a chain: it is back in use by then.
+        # The last commands may fail: the daemon may already use the chain again.
         tool(regime, *words, check=False)
-    healed(regime, rules)
+    wait_for_repair(regime, rules)
 
 
 @pytest.mark.ours
-def test_f5_a_flushed_nft_ruleset_is_back(regime: Regime, rules: str) -> None:
+def test_f5_flushed_nft_ruleset_is_restored(regime: Regime, rules: str) -> None:
     if regime.variant == "legacy":
         tool(regime, "-F")
     else:
-        # Docker's IPv4 rules are its own business, and stay out of this.
+        # Docker's IPv4 rules stay.
         for table in ("filter", "nat"):
             regime.host.run("nft", "delete", "table", "ip6", table)
-    healed(regime, rules)
+    wait_for_repair(regime, rules)
 
 
 @pytest.mark.ours
@@ -67,19 +65,17 @@ def test_f5_a_flushed_nft_ruleset_is_back(regime: Regime, rules: str) -> None:
     ("table", "chain"),
     [("filter", "IPV6NAT-FORWARD"), ("nat", "IPV6NAT-DNAT"), ("filter", "FORWARD")],
 )
-def test_f6_a_rule_that_somebody_deleted_is_back(
-    regime: Regime, rules: str, table: str, chain: str
-) -> None:
+def test_f6_deleted_rule_is_restored(regime: Regime, rules: str, table: str, chain: str) -> None:
     tool(regime, "-t", table, "-D", chain, "2")
-    healed(regime, rules)
+    wait_for_repair(regime, rules)
 
 
-def test_a_rule_that_somebody_added_to_our_chains_is_gone(regime: Regime, rules: str) -> None:
+def test_foreign_rule_in_an_own_chain_is_removed(regime: Regime, rules: str) -> None:
     tool(regime, "-I", "IPV6NAT-FORWARD", "-j", "ACCEPT")
-    healed(regime, rules)
+    wait_for_repair(regime, rules)
 
 
-def test_a_jump_that_somebody_moved_is_back_in_its_place(regime: Regime, rules: str) -> None:
+def test_displaced_jump_is_moved_back_to_the_head(regime: Regime, rules: str) -> None:
     tool(regime, "-I", "FORWARD", "-i", "lo", "-j", "ACCEPT")
     try:
         until(lambda: first_rules(regime)[:1] != ["-A FORWARD -i lo -j ACCEPT"], True)
@@ -90,14 +86,14 @@ def test_a_jump_that_somebody_moved_is_back_in_its_place(regime: Regime, rules: 
         assert "-A FORWARD -i lo -j ACCEPT" in first_rules(regime)
     finally:
         tool(regime, "-D", "FORWARD", "-i", "lo", "-j", "ACCEPT")
-    healed(regime, rules)
+    wait_for_repair(regime, rules)
 
 
 def first_rules(regime: Regime) -> list[str]:
     return [line for line in regime.sandbox.rules().splitlines() if line.startswith("-A FORWARD ")]
 
 
-def test_f8_a_drop_that_another_tool_appends_to_forward_changes_nothing(regime: Regime) -> None:
+def test_f8_drop_appended_to_forward_has_no_effect(regime: Regime) -> None:
     tool(regime, "-A", "FORWARD", "-j", "DROP")
     try:
         opened(regime.client, 8080)
@@ -105,8 +101,8 @@ def test_f8_a_drop_that_another_tool_appends_to_forward_changes_nothing(regime: 
         tool(regime, "-D", "FORWARD", "-j", "DROP")
 
 
-def test_c8_a_policy_of_drop_on_forward_changes_nothing(regime: Regime) -> None:
-    """As an engine sets it for IPv4, and some for IPv6."""
+def test_c8_forward_policy_drop_has_no_effect(regime: Regime) -> None:
+    """Engines set this policy for IPv4, and some for IPv6."""
     tool(regime, "-P", "FORWARD", "DROP")
     try:
         opened(regime.client, 8080)
@@ -116,7 +112,7 @@ def test_c8_a_policy_of_drop_on_forward_changes_nothing(regime: Regime) -> None:
         tool(regime, "-P", "FORWARD", "ACCEPT")
 
 
-def test_f12_what_stands_in_docker_user_is_never_touched(regime: Regime) -> None:
+def test_f12_rules_in_docker_user_are_never_changed(regime: Regime) -> None:
     tool(regime, "-A", "DOCKER-USER", "-i", "ext0", "-s", "2001:db8:99::/48", "-j", "DROP")
     try:
         before = [line for line in regime.sandbox.rules().splitlines() if "DOCKER-USER" in line]
@@ -124,7 +120,7 @@ def test_f12_what_stands_in_docker_user_is_never_touched(regime: Regime) -> None
             opened(regime.client, port)
         if not regime.native:
             tool(regime, "-F", "IPV6NAT-FORWARD")
-            until(lambda: "-j IPV6NAT-CT" in regime.sandbox.rules(), True, timeout=PATIENCE)
+            until(lambda: "-j IPV6NAT-CT" in regime.sandbox.rules(), True, timeout=REPAIR_TIMEOUT)
         after = [line for line in regime.sandbox.rules().splitlines() if "DOCKER-USER" in line]
         assert after == before
         assert len(after) == 3  # the chain, its jump, and the user's rule: nothing appended

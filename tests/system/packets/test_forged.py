@@ -1,8 +1,8 @@
-"""Forged sources: who is nobody's neighbour cannot pose as one, nor as the host.
+"""Forged sources: an attacker cannot use the address of a container, a neighbour or the host.
 
 The attackers are y1, with CAP_NET_RAW as Docker gives it to every container, and the rogue on the
-segment, where FORWARD's policy is ACCEPT. What they send is made in tests/harness/forge.py, past
-their own stacks. The client is their accomplice, who hears what leaves the host.
+segment, where FORWARD's policy is ACCEPT. tests/harness/forge.py sends their packets past their
+own stacks. The client is their accomplice, and receives the packets that leave the host.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.harness.daemon import BIN
 from tests.harness.probe import Packet
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO, ROGUE
 from tests.system.packets.asking import SHORT, listed, opened, peer, server
-from tests.system.packets.test_coexistence import forget
+from tests.system.packets.test_coexistence import remove_bridge_rules
 
 pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 
@@ -64,13 +64,13 @@ OPTIONS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker:
-    """Who sends, by which link, with which hardware address of the host's in front of it."""
+    """A sender: its namespace, its link, and the hardware address of the host on this link."""
 
     ns: Namespace
     link: str
     by: bytes
     honest: IPv6Address
-    """A source that is let out from there."""
+    """A source that the rules permit from there."""
 
     def send(self, *packets: bytes) -> None:
         forge.send(self.ns, list(packets), link=self.link, by=self.by)
@@ -88,8 +88,8 @@ def attackers(regime: Regime) -> dict[str, Attacker]:
     }
 
 
-def came(packets: Callable[[], list[Packet]]) -> list[Packet]:
-    """What came for the client, neighbour discovery aside."""
+def arrived_at_client(packets: Callable[[], list[Packet]]) -> list[Packet]:
+    """The packets that arrived at the client, without neighbour discovery."""
     return [
         each
         for each in packets()
@@ -99,10 +99,10 @@ def came(packets: Callable[[], list[Packet]]) -> list[Packet]:
     ]
 
 
-def sent_as(
+def send_each_kind(
     attacker: Attacker, source: IPv6Address, to: IPv6Address, ports: tuple[int, int]
 ) -> int:
-    """Send a first packet of each kind; returns how many kinds there are."""
+    """Send a first packet of each kind; return the number of kinds."""
     kinds = forge.kinds(source, to, ports)
     for packets in kinds.values():
         attacker.send(*packets)
@@ -123,7 +123,7 @@ def victim(regime: Regime, kind: str) -> Iterator[tuple[Network, Container]]:
 
 @pytest.mark.parametrize("who", ["container", "segment"])
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_no_first_packet_leaves_with_the_source_of_a_victim(
+def test_first_packet_with_a_container_source_does_not_leave_the_host(
     regime: Regime, kind: str, who: str
 ) -> None:
     """Of any protocol, behind extension headers, in fragments."""
@@ -131,16 +131,16 @@ def test_no_first_packet_leaves_with_the_source_of_a_victim(
     with victim(regime, kind) as (_, made), watch(regime.client) as packets:
         assert made.address is not None
         before = len(made.server.received)
-        sent_as(attacker, made.address, CLIENT, (54, 4444))
-        # What is honest goes the same way behind it.
-        count = sent_as(attacker, attacker.honest, CLIENT, (55, 4444))
-        arrived = until(lambda: came(packets), lambda found: len(found) >= count)
+        send_each_kind(attacker, made.address, CLIENT, (54, 4444))
+        # Packets with a permitted source follow on the same path.
+        count = send_each_kind(attacker, attacker.honest, CLIENT, (55, 4444))
+        arrived = until(lambda: arrived_at_client(packets), lambda found: len(found) >= count)
         assert len(arrived) >= count
         assert [each for each in arrived if each.source == made.address] == []
         assert [each for each in arrived if each.source_port == 54] == []
         kinds_of = {each.protocol for each in arrived}
         assert {"udp", "tcp", "icmp6", "47", "253", "60"} <= kinds_of, kinds_of
-        # Nor does what would be the answer to it lead to the victim.
+        # A reply to the forged packet does not reach the victim either.
         for address in (HOST, HOST_TOO):
             udp(regime.client, address, 54, source_port=4444, timeout=0.1)
         assert made.server.received[before:] == []
@@ -148,7 +148,7 @@ def test_no_first_packet_leaves_with_the_source_of_a_victim(
     assert f"src={made.address} dst={CLIENT}" not in entries
 
 
-def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regime) -> None:
+def test_forged_datagram_to_the_attacker_opens_no_container_port(regime: Regime) -> None:
     """x1 publishes 53 and not 54."""
     attacker, before = attackers(regime)["container"], len(regime.x1.server.received)
     with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
@@ -163,9 +163,9 @@ def test_who_sends_as_the_victim_to_himself_gets_no_answer_from_it(regime: Regim
 
 
 @pytest.mark.parametrize("who", ["container", "segment"])
-def test_two_packets_that_pose_as_both_ends_open_nothing(regime: Regime, who: str) -> None:
-    """The victim's to an address of the host, which is no forwarding, and then the host's to it: by
-    that conntrack takes the second for an answer to the first."""
+def test_two_forged_packets_with_both_endpoints_open_no_port(regime: Regime, who: str) -> None:
+    """The first packet goes from the victim to an address of the host and is not forwarded. The
+    second goes from the host to the victim, and conntrack takes it for a reply to the first."""
     attacker, received = attackers(regime)[who], regime.x1.server.received
     opened(regime.client, 8080)
     before = len(received)
@@ -177,8 +177,8 @@ def test_two_packets_that_pose_as_both_ends_open_nothing(regime: Regime, who: st
     assert [(each.peer, each.peer_port) for each in received[before:]] == [(CLIENT, 7777)]
 
 
-def test_a_simultaneous_open_with_the_victims_source_opens_nothing(regime: Regime) -> None:
-    """The attacker plays both sides until conntrack takes the victim's own answer."""
+def test_forged_simultaneous_open_opens_no_port(regime: Regime) -> None:
+    """The attacker sends the packets of both endpoints, for an entry that admits a reply."""
     attacker = attackers(regime)["container"]
     with watch(regime.x1.ns) as packets:
         for port in range(6000, 6004):
@@ -194,17 +194,15 @@ def test_a_simultaneous_open_with_the_victims_source_opens_nothing(regime: Regim
 
 
 @pytest.mark.parametrize("who", ["container", "segment"])
-def test_what_comes_as_the_gateway_or_the_host_reaches_no_container(
-    regime: Regime, who: str
-) -> None:
-    """Nor as a neighbour, one that is there or none; not by the proxy, and not by a group."""
+def test_forged_gateway_or_host_source_reaches_no_container(regime: Regime, who: str) -> None:
+    """Also with the source of a neighbour or a free address, by the proxy and by a group."""
     attacker, received = attackers(regime)[who], regime.x1.server.received
     opened(regime.client, 8080)
     before = len(received)
     sources = [GATEWAY, GATEWAY_Y, HOST, HOST_TOO, X2, IPv6Address("fd00:a::9")]
     if who == "segment":
         sources.append(Y1)
-        # By an address of all that are routers there, or just there, the proxy would hear it.
+        # The proxy would receive a packet to the multicast group or to the anycast address.
         for group in (ALL_NODES, IPv6Address("2001:db8:1::")):
             attacker.send(forge.datagram(STRANGER, group, (7000, 5353)))
     for source in sources:
@@ -215,7 +213,7 @@ def test_what_comes_as_the_gateway_or_the_host_reaches_no_container(
     assert [(each.peer, each.peer_port) for each in received[before:]] == [(CLIENT, 7777)]
 
 
-def test_an_error_about_an_open_flow_comes_from_nobody_who_is_elsewhere(regime: Regime) -> None:
+def test_icmpv6_error_about_an_open_flow_with_a_forged_source_is_dropped(regime: Regime) -> None:
     with (
         watch(regime.x1.ns) as packets,
         connect(regime.client, HOST, 5353, kind=socket.SOCK_DGRAM) as flow,
@@ -235,7 +233,7 @@ def test_an_error_about_an_open_flow_comes_from_nobody_who_is_elsewhere(regime: 
         assert until(errors, [ROGUE]) == [ROGUE]
 
 
-def test_a_container_sends_with_its_own_networks_sources_and_with_what_the_host_routes_to_it(
+def test_container_sends_only_with_sources_of_its_network_and_its_routes(
     regime: Regime,
 ) -> None:
     attacker = attackers(regime)["container"]
@@ -248,7 +246,7 @@ def test_a_container_sends_with_its_own_networks_sources_and_with_what_the_host_
                 forge.datagram(IPv6Address("2001:db8:1::99"), CLIENT, (7002, 4444)),
                 forge.datagram(Y1, CLIENT, (7003, 4444)),
             )
-            return {each.source for each in came(packets)}
+            return {each.source for each in arrived_at_client(packets)}
 
         assert until(sources, lambda found: HOST in found) == {HOST}
         regime.host.ip(f"route add fd00:ee::/64 via {Y1} dev brY")
@@ -257,14 +255,14 @@ def test_a_container_sends_with_its_own_networks_sources_and_with_what_the_host_
         finally:
             regime.host.ip(f"route del fd00:ee::/64 via {Y1} dev brY")
         until(lambda: "fd00:ee::/64" in regime.sandbox.rules(), False)
-        before = len(came(packets))
+        before = len(arrived_at_client(packets))
         sources()
         udp(regime.y1.ns, CLIENT, 4444, timeout=0.1)
-        assert {each.source for each in came(packets)[before:]} == {HOST}
+        assert {each.source for each in arrived_at_client(packets)[before:]} == {HOST}
 
 
-def test_a_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: Regime) -> None:
-    """A network with a /48, and a /64 of it on the host's own wire, as its routes say."""
+def test_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: Regime) -> None:
+    """A network with a /48, and a route of the host for a /64 of it on the external link."""
     port, lan = regime.port(), IPv6Network("fd00:9:1:5::/64")
     guest = lan[2]
     regime.host.ip(f"address add {lan[1]}/64 dev ext0 nodad")
@@ -281,14 +279,14 @@ def test_a_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: R
         ):
             assert made.address is not None
             opened(regime.client, port)
-            # A container of the network itself looks for it on its own link.
+            # A container of this network looks for the address on its own link, hence the SNAT.
             answer = tcp(regime.client, HOST, port, source=guest)
             assert (server(answer), peer(answer)) == (made.name, IPv6Address("fd00:9:1::1"))
             assert peer(tcp(regime.client, HOST, 8080, source=guest)) == guest
             assert peer(udp(regime.client, HOST, 5353, source=guest)) == guest
-            # What the host forwards for the LAN keeps its address.
+            # Packets that the host forwards for the LAN keep their source.
             assert peer(udp(regime.client, ROGUE, port, source=guest)) == guest
-            # The rest of the subnet is still nobody's out there, and the LAN nobody's in here.
+            # Other sources of the subnet are forged outside, and sources of the LAN are inside.
             count, before = len(there.received), len(made.server.received)
             inside = Attacker(
                 ns=made.ns,
@@ -313,8 +311,8 @@ def test_a_lan_inside_a_wider_subnet_is_not_forged_and_not_masqueraded(regime: R
         regime.host.ip(f"address del {lan[1]}/64 dev ext0")
 
 
-def test_networks_of_the_engines_are_nobodys_to_pose_as_either(tools: None) -> None:  # noqa: ARG001
-    """X is the engine's, and Y ours beside it; the attackers are on Y, on X and on the segment."""
+def test_forged_source_in_a_network_of_the_engine_is_dropped(tools: None) -> None:  # noqa: ARG001
+    """The engine manages X, ipv6natd manages Y; the attackers are on Y, on X and on the segment."""
     with (
         Sandbox() as sandbox,
         Engine(sandbox, ip6tables=True) as engine,
@@ -323,7 +321,7 @@ def test_networks_of_the_engines_are_nobodys_to_pose_as_either(tools: None) -> N
         for name, subnet in (("X", "fd00:a::/64"), ("Y", "fd00:b::/64")):
             engine.network(name, subnet)
         x1, y1 = engine.run("x1", "X", ip6=str(X1)), engine.run("y1", "Y", ip6=str(Y1))
-        forget(sandbox, "brY")
+        remove_bridge_rules(sandbox, "brY")
         with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
             managed = {each["Name"]: each["ManagedBy"] for each in listed(daemon, "networks")}
             assert managed == {"X": "engine", "Y": "ipv6natd"}
@@ -335,18 +333,18 @@ def test_networks_of_the_engines_are_nobodys_to_pose_as_either(tools: None) -> N
             on_x = attacker(x1.ns, "eth0", "brX", X1)
             on_y = attacker(y1.ns, "eth0", "brY", Y1)
             segment = attacker(sandbox.rogue, "ext0", "ext0", STRANGER)
-            # The engine's policy would stop whoever is on the segment.
+            # The engine's policy would drop the packets of the segment.
             sandbox.host.run(f"ip6tables-{sandbox.variant}", "-P", "FORWARD", "ACCEPT")
             pairs = ((on_y, X1), (on_x, Y1), (segment, X1), (segment, Y1))
             for port, (sender, victim) in enumerate(pairs, 60):
                 with watch(sandbox.client) as packets:
                     sender.send(forge.datagram(victim, CLIENT, (54, 4444)))
                     sender.send(forge.datagram(sender.honest, CLIENT, (port, 4444)))
-                    found = until(partial(came, packets), lambda seen: bool(seen))
+                    found = until(partial(arrived_at_client, packets), lambda seen: bool(seen))
                     assert [each.source_port for each in found] == [port], victim
 
 
-KEPT_BEFORE = """\
+FORMER_FILTER_TABLE = """\
 *filter
 :IPV6NAT-FORWARD - [0:0]
 :IPV6NAT-CT - [0:0]
@@ -369,12 +367,12 @@ KEPT_BEFORE = """\
 -A IPV6NAT-CT -o brY -j ACCEPT
 COMMIT
 """
-"""The kept filter table of a version that asked for no source."""
+"""The saved filter table of a version that checked no source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upgraded:
-    """A lab whose daemon may be stopped, with x1 on X and the attacker on Y."""
+    """A lab with a daemon that the test may stop, with x1 on X and the attacker on Y."""
 
     sandbox: Sandbox
     daemon: Daemon
@@ -454,18 +452,18 @@ def test_i3_kernel_without_raw_closes_ports_and_drops_forged_first_packets(
             for caller in (sandbox.rogue, y1.ns):
                 assert tcp(caller, X1, 80, timeout=SHORT) is Failure.TIMEOUT
                 assert udp(caller, X1, 54, timeout=SHORT) is Failure.TIMEOUT
-            assert [packet for packet in came(packets) if packet.protocol == "udp"] == []
+            assert [packet for packet in arrived_at_client(packets) if packet.protocol == "udp"] == []
 
 
-def kept_before(daemon: Daemon) -> Path:
+def saved_filter_table(daemon: Daemon) -> Path:
     return daemon.dir / "state/filter.rules"
 
 
-def test_an_upgrade_forgets_what_was_forged_before(upgraded: Upgraded) -> None:
-    """Rules of before that asked for no source: an entry of then may be anybody's."""
+def test_upgrade_deletes_possibly_forged_conntrack_entries(upgraded: Upgraded) -> None:
+    """The former rules checked no source, so any sender may have created an entry."""
     attacker, daemon = upgraded.attacker, upgraded.daemon
     daemon.stop()
-    kept_before(daemon).write_text(KEPT_BEFORE)
+    saved_filter_table(daemon).write_text(FORMER_FILTER_TABLE)
     upgraded.tool("-F", "IPV6NAT-HOST")
     for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
         upgraded.tool("-t", "raw", *words)
@@ -473,7 +471,7 @@ def test_an_upgrade_forgets_what_was_forged_before(upgraded: Upgraded) -> None:
         sock.bind((str(Y1), 4446))
         sock.settimeout(SHORT)
         attacker.send(forge.datagram(X1, Y1, (54, 4446)))
-        assert sock.recv(4096) == b"?\n"  # it came back to who sent it
+        assert sock.recv(4096) == b"?\n"  # the forged datagram returned to the attacker
 
         def answered() -> bool:
             sock.sendto(b"?\n", (str(GATEWAY_Y), 54))
@@ -489,17 +487,17 @@ def test_an_upgrade_forgets_what_was_forged_before(upgraded: Upgraded) -> None:
         assert not answered()
 
 
-def test_kept_rules_of_before_open_nothing_again(upgraded: Upgraded) -> None:
-    """They asked for no source either. Until the engine answers, nothing goes in or out."""
+def test_saved_rules_of_a_former_version_open_no_port(upgraded: Upgraded) -> None:
+    """The saved rules checked no source. No packet passes until the engine answers."""
     attacker, daemon, sandbox = upgraded.attacker, upgraded.daemon, upgraded.sandbox
     daemon.stop()
     daemon.flush()
-    kept_before(daemon).write_text(KEPT_BEFORE)
+    saved_filter_table(daemon).write_text(FORMER_FILTER_TABLE)
     daemon.endpoint = f"unix://{sandbox.dir}/nobody.sock"
     daemon.start(wait="waiting-for-docker")
     with watch(sandbox.client) as packets:
         attacker.send(forge.datagram(X1, CLIENT, (54, 4444)))
         attacker.send(forge.datagram(Y1, CLIENT, (55, 4444)))
         assert udp(sandbox.rogue, X1, 54, timeout=SHORT) is Failure.TIMEOUT
-        assert came(packets) == []
+        assert arrived_at_client(packets) == []
     assert upgraded.x1.server.received == []

@@ -1,4 +1,4 @@
-"""Forged sources in several steps: entries that one packet makes and another uses."""
+"""Forged sources in several steps: one packet creates an entry, and another uses it."""
 
 from __future__ import annotations
 
@@ -37,47 +37,49 @@ from tests.system.packets.test_forged import (
 )
 
 pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy", "engine")]
-BOTH = pytest.mark.parametrize("who", ["container", "segment"])
-LEAVES = IPv6Address("2001:db8:1::77")
+BOTH_ATTACKERS = pytest.mark.parametrize("who", ["container", "segment"])
+REMOVED_ADDRESS = IPv6Address("2001:db8:1::77")
 
 
-def heard(regime: Regime, before: int) -> list[tuple[str, int]]:
+def arrivals(regime: Regime, before: int) -> list[tuple[str, int]]:
     time.sleep(SHORT)
     return [(str(each.peer), each.port) for each in regime.x1.server.received[before:]]
 
 
-@BOTH
-def test_two_packets_that_pose_as_a_container_and_as_an_anycast_address(
+@BOTH_ATTACKERS
+def test_two_forged_packets_of_a_container_and_an_anycast_address_open_no_port(
     regime: Regime, who: str
 ) -> None:
     attacker, before = attackers(regime)[who], len(regime.x1.server.received)
     for port, text in enumerate(("2001:db8:1::", "fd00:b::", "fd00:a::"), 7300):
         attacker.send(forge.datagram(X1, IPv6Address(text), (54, port)))
         attacker.send(forge.datagram(IPv6Address(text), X1, (port, 54)))
-    assert heard(regime, before) == []
+    assert arrivals(regime, before) == []
 
 
-def test_an_address_of_the_host_that_leaves_opens_nothing_both_ways(regime: Regime) -> None:
-    """One of SLAAC, which who sends router advertisements makes come and go."""
+def test_removed_host_address_opens_no_port_for_forged_packets(regime: Regime) -> None:
+    """A SLAAC address, which a sender of router advertisements can add and remove."""
     attacker, before = attackers(regime)["segment"], len(regime.x1.server.received)
-    regime.host.ip(f"address add {LEAVES}/64 dev ext0 nodad")
+    regime.host.ip(f"address add {REMOVED_ADDRESS}/64 dev ext0 nodad")
     time.sleep(SHORT)
-    attacker.send(forge.datagram(X1, LEAVES, (54, 7400)))
-    attacker.send(forge.datagram(LEAVES, X1, (7400, 54)))
-    regime.host.ip(f"address del {LEAVES}/64 dev ext0")
+    attacker.send(forge.datagram(X1, REMOVED_ADDRESS, (54, 7400)))
+    attacker.send(forge.datagram(REMOVED_ADDRESS, X1, (7400, 54)))
+    regime.host.ip(f"address del {REMOVED_ADDRESS}/64 dev ext0")
     time.sleep(2)
-    regime.rogue.ip(f"address add {LEAVES}/64 dev ext0 nodad")
+    regime.rogue.ip(f"address add {REMOVED_ADDRESS}/64 dev ext0 nodad")
     try:
-        answer = udp(regime.rogue, X1, 54, source=LEAVES, source_port=7400, timeout=SHORT)
+        answer = udp(regime.rogue, X1, 54, source=REMOVED_ADDRESS, source_port=7400, timeout=SHORT)
         assert not isinstance(answer, Answer), answer
-        assert heard(regime, before) == []
+        assert arrivals(regime, before) == []
     finally:
-        regime.rogue.ip(f"address del {LEAVES}/64 dev ext0")
-        regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-dst", str(LEAVES), check=False)
+        regime.rogue.ip(f"address del {REMOVED_ADDRESS}/64 dev ext0")
+        regime.host.run(
+            "conntrack", "-D", "-f", "ipv6", "--orig-dst", str(REMOVED_ADDRESS), check=False
+        )
 
 
-@BOTH
-def test_an_error_about_a_flow_that_never_was_reaches_nobody(regime: Regime, who: str) -> None:
+@BOTH_ATTACKERS
+def test_icmpv6_error_about_a_forged_flow_reaches_no_container(regime: Regime, who: str) -> None:
     attacker = attackers(regime)[who]
     source = Y1 if who == "container" else ROGUE
     with watch(regime.x1.ns) as packets:
@@ -90,15 +92,15 @@ def test_an_error_about_a_flow_that_never_was_reaches_nobody(regime: Regime, who
         assert [each.source for each in found if not each.outgoing] == []
 
 
-def test_no_peer_looks_like_one_of_ipv4(regime: Regime) -> None:
+def test_ipv4_mapped_source_reaches_no_container(regime: Regime) -> None:
     attacker, before = attackers(regime)["segment"], len(regime.x1.server.received)
     for text in ("::ffff:127.0.0.1", "::ffff:172.18.0.1"):
         attacker.send(forge.datagram(IPv6Address(text), HOST, (7600, 5353)))
-    assert heard(regime, before) == []
+    assert arrivals(regime, before) == []
 
 
-def test_what_is_routed_to_a_container_is_nobodys_to_pose_as(regime: Regime) -> None:
-    """A route behind y1, and who is on the segment poses as one there."""
+def test_forged_source_in_a_prefix_routed_to_a_container_is_dropped(regime: Regime) -> None:
+    """A host on the segment uses a source in a prefix that the host routes to y1."""
     beyond, attacker = IPv6Address("fd00:ee::7"), attackers(regime)["segment"]
     regime.host.ip(f"route add fd00:ee::/64 via {Y1} dev brY")
     regime.client.ip(f"route add fd00:ee::/64 via {HOST} dev ext0")
@@ -113,9 +115,9 @@ def test_what_is_routed_to_a_container_is_nobodys_to_pose_as(regime: Regime) -> 
         regime.host.ip(f"route del fd00:ee::/64 via {Y1} dev brY")
 
 
-def test_bridges_in_a_row_keep_working(regime: Regime) -> None:
-    """As Proxmox has them: vmbr0 with the host's address, a veth pair, fwbr0, a VM's port. With
-    br_netfilter what the host sends passes FORWARD on fwbr0 with a source of its own."""
+def test_chained_bridges_still_forward(regime: Regime) -> None:
+    """The bridges of Proxmox: vmbr0 with the host's address, a veth pair, fwbr0, a VM's port. With
+    br_netfilter, packets of the host pass FORWARD on fwbr0 with the host's own source."""
     host, vm_address = regime.host, IPv6Address("2001:db8:5::2")
     with namespace(regime.sandbox.name, "vm") as vm:
         try:
@@ -139,11 +141,9 @@ def test_bridges_in_a_row_keep_working(regime: Regime) -> None:
 
 
 @pytest.mark.parametrize("to", [HOST, HOST_TOO], ids=["host", "host-too"])
-def test_an_authentication_header_is_no_way_past_the_translation(
-    regime: Regime, to: IPv6Address
-) -> None:
-    """conntrack looks behind it for the ports, and rules in nf_tables do not: the first packet
-    would make an entry that is not translated, and the proxy would answer all later ones."""
+def test_authentication_header_does_not_bypass_nat(regime: Regime, to: IPv6Address) -> None:
+    """conntrack reads the ports behind this header, nf_tables rules do not. The first packet would
+    create an entry without NAT, and the proxy would answer all later packets."""
     client, link = regime.client, forge.hardware(regime.host, "ext0")
     first = {
         8080: (forge.TCP, forge.tcp_body(CLIENT, to, (7950, 8080))),
@@ -156,27 +156,29 @@ def test_an_authentication_header_is_no_way_past_the_translation(
         peers = [peer(tcp(client, to, port, source_port=7950)) for port in (8080, 8443)]
         peers.append(peer(udp(client, to, 5353, source_port=7950)))
         assert GATEWAY not in peers
-        # Without the proxy he is refused, and in legacy tables, which look behind the header, x1
-        # is asked twice by one port.
+        # Without the proxy the client is refused. Legacy tables read behind the header, so x1 gets
+        # two requests from one port.
         if regime.proxy and regime.variant == "nft":
             assert peers == [CLIENT] * 3
     finally:
         regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-src", str(CLIENT), check=False)
 
 
-@BOTH
-def test_a_datagram_of_no_length_hides_nobody_behind_the_proxy(regime: Regime, who: str) -> None:
-    """conntrack calls it invalid, so nothing translates it, and a socket takes it."""
+@BOTH_ATTACKERS
+def test_datagram_with_length_0_does_not_reach_a_container_by_the_proxy(
+    regime: Regime, who: str
+) -> None:
+    """conntrack marks the datagram INVALID, so no rule translates it, but a socket accepts it."""
     attacker, before = attackers(regime)[who], len(regime.x1.server.received)
     for source in (HOST, HOST_TOO, GATEWAY, X2, attacker.honest):
         for to in (HOST, HOST_TOO, X1):
             attacker.send(forge.datagram_of_no_length(source, to, (7000, 5353)))
             attacker.send(forge.datagram_of_no_length(source, to, (7000, 53)))
-    assert heard(regime, before) == []
+    assert arrivals(regime, before) == []
 
 
-def test_the_host_to_a_client_is_nobody_elses_to_begin(regime: Regime) -> None:
-    """What the client then asks a published port would be an answer, which is not translated."""
+def test_forged_flow_from_the_host_to_a_client_does_not_hide_the_client(regime: Regime) -> None:
+    """The client's request to a published port would count as a reply, without NAT."""
     attacker = attackers(regime)["segment"]
     attacker.send(
         forge.datagram(HOST, CLIENT, (5353, 7970)),
@@ -196,7 +198,7 @@ def test_the_host_to_a_client_is_nobody_elses_to_begin(regime: Regime) -> None:
 
 @contextmanager
 def bridged_packets_pass(regime: Regime) -> Iterator[None]:
-    """As with br_netfilter: ip6tables and conntrack see the frames between ports of a bridge."""
+    """With br_netfilter, ip6tables and conntrack see the frames between ports of a bridge."""
     key = "net.bridge.bridge-nf-call-ip6tables"
     before = regime.host.sysctl(key)
     regime.host.sysctl(key, 1)
@@ -207,7 +209,7 @@ def bridged_packets_pass(regime: Regime) -> Iterator[None]:
 
 
 def both_sides(one: IPv6Address, other: IPv6Address, port: int) -> tuple[list[bytes], list[bytes]]:
-    """The first packets from `port` of one to 54/udp and 81/tcp of the other, and the answers."""
+    """The first packets from `port` of one to 54/udp and 81/tcp of the other, and the replies."""
     synack = forge.tcp_body(other, one, (81, port), forge.SYN | forge.ACK, (1, 2))
     there = [
         forge.datagram(one, other, (port, 54)),
@@ -217,7 +219,7 @@ def both_sides(one: IPv6Address, other: IPv6Address, port: int) -> tuple[list[by
     return there, back
 
 
-def port_of(host: Namespace, container: Container) -> str:
+def host_port_of(host: Namespace, container: Container) -> str:
     """The host's end of the container's veth pair."""
     (link,) = json.loads(container.ns.ip("-json link show eth0"))
     links = json.loads(host.ip("-json link show"))
@@ -226,17 +228,17 @@ def port_of(host: Namespace, container: Container) -> str:
 
 @pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
 @pytest.mark.parametrize("receiver", ["neighbour", "port", "broadcast", "multicast"])
-def test_frames_between_neighbours_open_no_container_elsewhere(
+def test_bridged_frames_between_neighbours_open_no_other_container(
     regime: Regime, asker: IPv6Address, receiver: str
 ) -> None:
-    """One container on Y sends the packets of both sides in frames, which with br_netfilter are an
-    entry. The bridge itself takes a frame to all or to another port, and confirms the entry before
+    """One container on Y sends the packets of both endpoints in frames. With br_netfilter they
+    create an entry. For a frame to all or to another port, the bridge confirms the entry before
     INPUT and FORWARD."""
     ns = {Y1: regime.y1.ns, ROGUE: regime.rogue}[asker]
     with bridged_packets_pass(regime), regime.container(network="Y") as neighbour:
         addresses = {
             "neighbour": forge.hardware(neighbour.ns, "eth0"),
-            "port": forge.hardware(regime.host, port_of(regime.host, neighbour)),
+            "port": forge.hardware(regime.host, host_port_of(regime.host, neighbour)),
             "broadcast": bytes.fromhex("ffffffffffff"),
             "multicast": bytes.fromhex("333300000001"),
         }
@@ -255,23 +257,23 @@ def test_frames_between_neighbours_open_no_container_elsewhere(
             for ask, to in ((udp, 54), (tcp, 81))
         ]
         assert [each for each in answers if isinstance(each, Answer)] == []
-        assert heard(regime, before) == []
+        assert arrivals(regime, before) == []
 
 
-@BOTH
-def test_a_neighbours_open_flow_takes_nothing_from_elsewhere(regime: Regime, who: str) -> None:
-    """With br_netfilter conntrack knows it, and nobody who is not on the bridge is a part of it."""
+@BOTH_ATTACKERS
+def test_open_flow_between_neighbours_accepts_no_outside_packet(regime: Regime, who: str) -> None:
+    """With br_netfilter the flow has an entry, which admits no packet from outside the bridge."""
     attacker = attackers(regime)[who]
     with bridged_packets_pass(regime):
         assert peer(udp(regime.x2.ns, X1, 54, source_port=7800)) == X2
         received = len(regime.x1.server.received)
         attacker.send(forge.datagram(X2, X1, (7800, 54)))
-        assert heard(regime, received) == []
+        assert arrivals(regime, received) == []
         assert peer(udp(regime.x2.ns, X1, 54, source_port=7800)) == X2
 
 
-def test_the_proxy_of_a_routed_network_hears_no_group(regime: Regime) -> None:
-    """Engines before 27 do not know the option, and let their proxy listen all the same."""
+def test_proxy_of_a_routed_network_gets_no_multicast_or_anycast_packet(regime: Regime) -> None:
+    """Engines before 27 ignore the option, and their proxy listens."""
     port, those = regime.port(), attackers(regime)
     groups = [ALL_NODES, IPv6Address("2001:db8:1::")], [ALL_NODES, IPv6Address("fd00:b::")]
     with (

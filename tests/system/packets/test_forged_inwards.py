@@ -32,18 +32,18 @@ SERVICE = 9998
 ALL = bytes.fromhex("ffffffffffff")
 
 
-def on_internal(regime: Regime) -> Attacker:
+def internal_attacker(regime: Regime) -> Attacker:
     link = forge.hardware(regime.host, "brI")
     return Attacker(ns=regime.i1.ns, link="eth0", by=link, honest=I1)
 
 
 def senders(regime: Regime) -> dict[str, Attacker]:
-    return attackers(regime) | {"internal": on_internal(regime)}
+    return attackers(regime) | {"internal": internal_attacker(regime)}
 
 
 @contextmanager
 def no_resets(*spaces: Namespace) -> Iterator[None]:
-    """As an accomplice sets up: its own kernel ends no connection that it did not begin."""
+    """Drop outgoing resets: the kernel of an accomplice must not reset a forged connection."""
     rule = ("OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP")
     for space in spaces:
         space.run("ip6tables-legacy", "-A", *rule)
@@ -56,7 +56,7 @@ def no_resets(*spaces: Namespace) -> Iterator[None]:
 
 @contextmanager
 def stateful_input(regime: Regime) -> Iterator[None]:
-    """A host that lets in only what belongs to its own connections."""
+    """A host that accepts only packets of its own connections."""
     tool = f"ip6tables-{regime.variant}"
     rules = [("-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")]
     rules += [("-p", kind, "--dport", str(SERVICE), "-j", "DROP") for kind in ("udp", "tcp")]
@@ -70,9 +70,9 @@ def stateful_input(regime: Regime) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("who", ["container", "segment", "internal"])
-def test_the_host_answers_no_forged_source(regime: Regime, who: str) -> None:
-    """A datagram of length 0 is no packet of a flow to conntrack; a server answers it all the same,
-    and its answer would open a port of x1."""
+def test_host_does_not_reply_to_forged_sources(regime: Regime, who: str) -> None:
+    """conntrack assigns a datagram of length 0 to no flow, but a server replies to it, and the
+    reply would open a port of x1."""
     attacker = senders(regime)[who]
     forged = [X1, HOST, LOOPBACK_MAPPED]
     if who != "segment":
@@ -90,7 +90,9 @@ def test_the_host_answers_no_forged_source(regime: Regime, who: str) -> None:
 
 
 @pytest.mark.parametrize("who", ["container", "internal"])
-def test_no_answer_of_the_host_carries_out_what_a_container_says(regime: Regime, who: str) -> None:
+def test_host_sends_no_reply_to_an_outside_source_forged_by_a_container(
+    regime: Regime, who: str
+) -> None:
     attacker = senders(regime)[who]
     with watch(regime.client) as packets:
         attacker.send(
@@ -109,13 +111,13 @@ def test_no_answer_of_the_host_carries_out_what_a_container_says(regime: Regime,
 
 
 @pytest.mark.parametrize("receiver", ["the host", "all"])
-def test_an_internal_container_is_no_client_of_published_ports(
+def test_internal_container_cannot_hide_a_client_behind_the_proxy(
     regime: Regime, receiver: str
 ) -> None:
     """Internal networks are not translated, so the entry would lead the client to the proxy. With
     br_netfilter, a bridge confirms the entry of a frame to all before INPUT and FORWARD."""
     before = len(regime.x1.server.received)
-    attacker = on_internal(regime)
+    attacker = internal_attacker(regime)
     if receiver == "all":
         attacker = replace(attacker, by=ALL)
     attacker.send(
@@ -133,10 +135,10 @@ def test_an_internal_container_is_no_client_of_published_ports(
 
 @pytest.mark.parametrize("who", ["container", "internal"])
 @pytest.mark.parametrize("receiver", ["the host", "all"])
-def test_an_entry_from_the_host_to_a_container_is_not_the_containers_to_make(
+def test_container_cannot_create_an_entry_from_the_host_to_itself(
     regime: Regime, who: str, receiver: str
 ) -> None:
-    """Its own packets would be answers, which a stateful firewall of the host lets in. With
+    """The container's packets would be replies, which a stateful firewall of the host accepts. With
     br_netfilter, a bridge confirms the entry of a frame to all before INPUT and FORWARD."""
     attacker = senders(regime)[who]
     if receiver == "all":
@@ -214,8 +216,8 @@ def test_flow_of_two_other_hosts_in_frames_to_all_leaves_no_network(
         assert [packet for packet in packets() if packet.source == CLIENT] == []
 
 
-def test_a_forged_ack_hides_no_client_behind_the_proxy(regime: Regime) -> None:
-    """The attacker's own SYN is then INVALID to conntrack, and nothing translates it."""
+def test_forged_ack_does_not_hide_a_client_behind_the_proxy(regime: Regime) -> None:
+    """The SYN of the rogue is then INVALID for conntrack, so no rule translates it."""
     acknowledged = forge.tcp_body(HOST, ROGUE, (8080, 7971), forge.ACK, (100, 100))
     with no_resets(regime.rogue):
         attackers(regime)["segment"].send(forge.packet(HOST, ROGUE, forge.TCP, acknowledged))
@@ -224,10 +226,10 @@ def test_a_forged_ack_hides_no_client_behind_the_proxy(regime: Regime) -> None:
     assert peer(tcp(regime.rogue, HOST, 8080)) == ROGUE
 
 
-def test_a_container_that_is_the_router_for_a_wide_prefix_cuts_off_no_other_network(
+def test_wide_route_by_a_container_blocks_no_other_network(
     regime: Regime,
 ) -> None:
-    """fd00::/8 holds the subnets of all networks here."""
+    """fd00::/8 contains the subnets of all networks here."""
     regime.host.ip(f"route add fd00::/8 via {Y1} dev brY")
     try:
         until(lambda: "-s fd00::/8 " in regime.sandbox.rules(), True)
@@ -240,8 +242,8 @@ def test_a_container_that_is_the_router_for_a_wide_prefix_cuts_off_no_other_netw
         until(lambda: "-s fd00::/8 " in regime.sandbox.rules(), False)
 
 
-def test_a_container_that_has_the_route_to_the_internet_cuts_off_no_client(regime: Regime) -> None:
-    """As beside a VPN client in a container: what comes in by ext0 is answered by ext0."""
+def test_internet_route_by_a_container_blocks_no_client(regime: Regime) -> None:
+    """As with a VPN client in a container: replies leave by the interface of the request, ext0."""
     host, client = regime.host, regime.client
     client.ip(f"address add {STRANGER}/128 dev lo nodad")
     host.ip(f"-6 route add default via {CLIENT} dev ext0 table 100")

@@ -1,7 +1,7 @@
-"""Forwarding of the host: not before our filter table stands, and back before it goes.
+"""Forwarding of the host: enabled after the filter table is in force, disabled before its removal.
 
-The engine is started with `--ip-forward=false`: otherwise it switches IPv6 forwarding on itself,
-at its start and with its first network that has IPv6, guarded or not.
+The engine runs with `--ip-forward=false`: otherwise it enables IPv6 forwarding itself, at its
+start and with its first IPv6 network, with or without rules.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tests.system.packets.asking import opened
 
 FORWARDING = "net.ipv6.conf.all.forwarding"
 BEHIND = IPv6Address("2001:db8:99::1")
-"""Of a network that the host has a route to, by the client."""
-QUICK = 0.3
+"""An address in a network that the host routes to the client."""
+SHORT_TIMEOUT = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """A host that does not forward, with an engine that leaves it so, and x1 on port 8080."""
+    """A host without forwarding, with an engine that does not enable it, and x1 on port 8080."""
 
     sandbox: Sandbox
     engine: Engine
@@ -37,8 +37,8 @@ class Small:
 
     @property
     def routes(self) -> bool:
-        """Whether the host carries a neighbour's packets elsewhere."""
-        return isinstance(tcp(self.sandbox.rogue, BEHIND, 7001, timeout=QUICK), Answer)
+        """True if the host forwards packets of the rogue."""
+        return isinstance(tcp(self.sandbox.rogue, BEHIND, 7001, timeout=SHORT_TIMEOUT), Answer)
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def test_forwarding_waits_for_the_filter_table(tools: None) -> None:  # noqa: AR
         assert 0 < log.rindex("rule added") < log.index(switched)
 
 
-def test_forwarding_goes_before_the_rules_and_comes_back_with_them(tools: None) -> None:  # noqa: ARG001
+def test_forwarding_is_disabled_before_rules_are_removed_and_enabled_after(tools: None) -> None:  # noqa: ARG001
     with small() as lab:
         lab.daemon.start()
         opened(lab.sandbox.client, 8080)
-        # A stop leaves it, as it leaves the rules; so does a restart.
+        # A stop or a restart keeps forwarding and the rules.
         assert lab.daemon.stop() == 0
         assert lab.forwarding == "1"
         lab.daemon.start()
@@ -95,7 +95,7 @@ def test_forwarding_goes_before_the_rules_and_comes_back_with_them(tools: None) 
         opened(lab.sandbox.client, 8080)
         assert lab.forwarding == "1"
 
-        # By another process; the daemon puts its rules back, and what they are good for.
+        # Another process flushes the rules; the daemon restores the rules and forwarding.
         lab.daemon.flush()
         assert until(lambda: lab.forwarding, "1", timeout=6) == "1"
         opened(lab.sandbox.client, 8080)
@@ -106,15 +106,15 @@ def test_forwarding_goes_before_the_rules_and_comes_back_with_them(tools: None) 
         assert "IPV6NAT" not in lab.sandbox.rules()
 
 
-def test_the_kept_table_alone_switches_nothing_on(tools: None) -> None:  # noqa: ARG001
-    """No container runs before the engine; an engine that guards the host does so only where it
-    is the one that switches forwarding on."""
+def test_saved_filter_table_does_not_enable_forwarding(tools: None) -> None:  # noqa: ARG001
+    """No container runs before the engine starts. An engine sets its policy of FORWARD only if it
+    enables forwarding itself."""
     with small() as lab:
         lab.daemon.start()
         assert lab.forwarding == "1"
         lab.daemon.stop()
         lab.engine.stop()
-        # As after a boot, but for the rules.
+        # As after a boot, except that the rules are still in force.
         lab.sandbox.host.sysctl(FORWARDING, 0)
         lab.daemon.start(wait="waiting-for-docker")
         assert "closed the saved networks" in lab.daemon.log
@@ -122,7 +122,7 @@ def test_the_kept_table_alone_switches_nothing_on(tools: None) -> None:  # noqa:
 
 
 @pytest.mark.parametrize("found", ["0", "1"])
-def test_a_stop_with_clean_up_leaves_what_was_found(tools: None, found: str) -> None:  # noqa: ARG001
+def test_stop_with_cleanup_restores_the_forwarding_value(tools: None, found: str) -> None:  # noqa: ARG001
     with small("cleanup = true") as lab:
         lab.sandbox.host.sysctl(FORWARDING, found)
         lab.daemon.start()
@@ -132,7 +132,7 @@ def test_a_stop_with_clean_up_leaves_what_was_found(tools: None, found: str) -> 
         assert "IPV6NAT" not in lab.sandbox.rules()
 
 
-def test_with_ip_forward_off_it_is_left_alone_until_a_reload(tools: None) -> None:  # noqa: ARG001
+def test_ip_forward_false_leaves_forwarding_off_until_a_reload(tools: None) -> None:  # noqa: ARG001
     with small("ip_forward = false") as lab:
         lab.daemon.start(wait="degraded")
         assert "IPv6 forwarding is off" in lab.daemon.status
@@ -143,7 +143,7 @@ def test_with_ip_forward_off_it_is_left_alone_until_a_reload(tools: None) -> Non
         assert lab.forwarding == "1"
 
 
-def test_a_policy_of_drop_closes_an_open_router_and_no_published_port(tools: None) -> None:  # noqa: ARG001
+def test_forward_policy_drop_closes_an_open_router_and_no_published_port(tools: None) -> None:  # noqa: ARG001
     with small() as lab:
         host = lab.sandbox.host
         # Another network, by a link without a global address.
@@ -161,7 +161,7 @@ def test_a_policy_of_drop_closes_an_open_router_and_no_published_port(tools: Non
         lab.daemon.wait_state("synced")
 
 
-def test_one_interface_that_routes_for_everyone_is_noted(tools: None) -> None:  # noqa: ARG001
+def test_open_router_on_one_interface_is_logged(tools: None) -> None:  # noqa: ARG001
     with small() as lab:
         lab.daemon.start()
         note = "this host routes IPv6 for everyone in and out by ext0"

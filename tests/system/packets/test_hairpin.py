@@ -1,4 +1,4 @@
-"""A published port asked for from the host and from containers: scenarios H."""
+"""Requests to a published port from the host and from containers: scenarios H."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOPBACK = "::1"
 HOST_MAC = bytes.fromhex("020000000001")
 
 
-def test_h1_the_host_reaches_a_port_by_its_own_address(regime: Regime) -> None:
+def test_h1_host_reaches_a_published_port_by_its_own_address(regime: Regime) -> None:
     for address in (HOST, HOST_TOO):
         answer = tcp(regime.host, address, 8080)
         assert (server(answer), peer(answer)) == ("x1", address)
@@ -29,7 +29,7 @@ def test_h1_the_host_reaches_a_port_by_its_own_address(regime: Regime) -> None:
         assert (server(by_udp), peer(by_udp)) == ("x1", address)
 
 
-def test_h2_h3_the_hosts_loopback_is_served_by_the_proxy_or_refused_at_once(
+def test_h2_h3_loopback_is_answered_by_the_proxy_or_refused(
     regime: Regime,
 ) -> None:
     answers = tcp(regime.host, LOOPBACK, 8080), udp(regime.host, LOOPBACK, 5353)
@@ -43,7 +43,7 @@ def test_h2_h3_the_hosts_loopback_is_served_by_the_proxy_or_refused_at_once(
 
 @pytest.fixture(params=[1, 0], ids=["bridge-nf", "no-bridge-nf"])
 def filtered(request: pytest.FixtureRequest, regime: Regime) -> Iterator[Regime]:
-    """The regime with bridged packets passing ip6tables, and without, as without br_netfilter."""
+    """The regime with bridged packets in ip6tables, and without them, as without br_netfilter."""
     key = "net.bridge.bridge-nf-call-ip6tables"
     before = regime.host.sysctl(key)
     regime.host.sysctl(key, request.param)
@@ -51,26 +51,26 @@ def filtered(request: pytest.FixtureRequest, regime: Regime) -> Iterator[Regime]
     regime.host.sysctl(key, before)
 
 
-def asks_for_x1(container: Container) -> None:
-    """By the host's addresses, over both protocols."""
+def assert_x1_reached(container: Container) -> None:
+    """Assert that the container reaches x1 by the host's addresses, over TCP and UDP."""
     assert server(tcp(container.ns, HOST, 8080)) == "x1"
     for address in (HOST, HOST_TOO):
         assert server(udp(container.ns, address, 5353)) == "x1"
 
 
-def test_h4_h5_h6_h12_k5_a_neighbour_reaches_the_port_by_the_hosts_address(
+def test_h4_h5_h6_h12_k5_neighbour_reaches_the_port_by_the_host_address(
     filtered: Regime,
 ) -> None:
-    """The source may be rewritten, since the answer has to come back by us."""
-    asks_for_x1(filtered.x2)
+    """The source may be rewritten, because the reply must return through the host."""
+    assert_x1_reached(filtered.x2)
 
 
-def test_h7_h8_h12_k5_a_container_reaches_itself_by_the_hosts_address(filtered: Regime) -> None:
-    asks_for_x1(filtered.x1)
+def test_h7_h8_h12_k5_container_reaches_itself_by_the_host_address(filtered: Regime) -> None:
+    assert_x1_reached(filtered.x1)
 
 
-def test_h12_a_neighbour_asks_a_udp_port_of_one_address(regime: Regime) -> None:
-    """There the proxy listens on that address alone, and answers from it."""
+def test_h12_udp_port_bound_to_one_address_is_reached_by_containers(regime: Regime) -> None:
+    """The proxy listens only on this address, and replies from it."""
     port = regime.port()
     published = [f"[{HOST_TOO}]:{port}:53/udp"]
     with regime.container(publish=published, tcp=(), udp=(53,)) as made:
@@ -79,7 +79,7 @@ def test_h12_a_neighbour_asks_a_udp_port_of_one_address(regime: Regime) -> None:
 
 
 @pytest.mark.parametrize("address", [HOST, IPv6Address("fd00:b::1")], ids=["h9-h10", "h11"])
-def test_h9_h10_h11_h12_another_network_reaches_the_port_by_nat(
+def test_h9_h10_h11_h12_other_network_reaches_the_port_by_nat(
     regime: Regime, address: IPv6Address
 ) -> None:
     answer = tcp(regime.y1.ns, address, 8080)
@@ -90,14 +90,14 @@ def test_h9_h10_h11_h12_another_network_reaches_the_port_by_nat(
     assert any(f"src=fd00:b::2 dst={address} " in flow for flow in flows), flows
 
 
-def test_h13_neighbours_meet_directly_with_their_own_addresses(regime: Regime) -> None:
+def test_h13_neighbours_connect_directly_with_their_own_addresses(regime: Regime) -> None:
     answer = tcp(regime.x2.ns, "fd00:a::2", 80)
     assert (server(answer), peer(answer)) == ("x1", IPv6Address("fd00:a::3"))
     by_udp = udp(regime.x2.ns, "fd00:a::2", 53)
     assert (server(by_udp), peer(by_udp)) == ("x1", IPv6Address("fd00:a::3"))
 
 
-def test_h14_a_link_local_client_is_served_by_the_proxy_or_refused_at_once(
+def test_h14_link_local_client_is_answered_by_the_proxy_or_refused(
     regime: Regime,
 ) -> None:
     answers = (
@@ -113,7 +113,7 @@ def test_h14_a_link_local_client_is_served_by_the_proxy_or_refused_at_once(
 
 
 def datagram(source: IPv6Address, to: IPv6Address, source_port: int, port: int) -> bytes:
-    """A UDP datagram in its IPv6 packet, which no socket would send for some addresses."""
+    """A UDP datagram in its IPv6 packet, with addresses that a socket may refuse."""
     payload = b"?\n"
     head = struct.pack("!HHH", source_port, port, 8 + len(payload))
     pseudo = struct.pack("!16s16sII", source.packed, to.packed, 8 + len(payload), 17)
@@ -127,27 +127,27 @@ def datagram(source: IPv6Address, to: IPv6Address, source_port: int, port: int) 
     return struct.pack("!IHBB16s16s", 6 << 28, len(body), 17, 64, source.packed, to.packed) + body
 
 
-def broken(regime: Regime) -> int:
-    """Packets that the host's kernel dropped for what their header says, before any rule."""
+def header_errors(regime: Regime) -> int:
+    """The number of packets that the host's kernel dropped for their header, before any rule."""
     counts = dict(line.split() for line in regime.host.run("cat", "/proc/net/snmp6").splitlines())
     return int(counts["Ip6InHdrErrors"])
 
 
-def test_h15_packets_with_a_loopback_address_never_meet_a_rule(regime: Regime) -> None:
+def test_h15_packet_with_a_loopback_address_is_dropped_before_the_rules(regime: Regime) -> None:
     loopback = IPv6Address(LOOPBACK)
-    came, before = len(regime.x1.server.received), broken(regime)
+    came, before = len(regime.x1.server.received), header_errors(regime)
     with regime.rogue.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
         for number, (source, to) in enumerate([(ROGUE, loopback), (loopback, HOST), (ROGUE, HOST)]):
             data = datagram(source, to, 40100 + number, 5353)
             sock.sendto(data, ("ext0", ETH_P_IPV6, 0, 0, HOST_MAC))
-    # The last one is as good as any, and came behind the others.
+    # The last packet is valid, and arrives after the others.
     arrived = until(lambda: regime.x1.server.received[came:], lambda found: bool(found))
     assert [(each.peer, each.peer_port) for each in arrived] == [(ROGUE, 40102)]
-    assert broken(regime) == before + 2
+    assert header_errors(regime) == before + 2
 
 
-def test_an_internal_container_gets_no_answer_by_its_gateway_address(regime: Regime) -> None:
-    """With the proxy on it is the proxy that answers, not our rules."""
+def test_internal_container_reaches_a_port_at_its_gateway_only_by_the_proxy(regime: Regime) -> None:
+    """With the proxy enabled, the proxy answers, without a rule of ipv6natd."""
     if regime.proxy:
         assert server(tcp(regime.i1.ns, "fd00:c::1", 8080)) == "x1"
         return
@@ -157,7 +157,7 @@ def test_an_internal_container_gets_no_answer_by_its_gateway_address(regime: Reg
     assert regime.x1.server.received[came:] == []
 
 
-def test_the_engines_own_socket_is_no_answer(regime: Regime) -> None:
-    """What a test here must not take for success: without the proxy the engine itself listens."""
+def test_ipv4_loopback_port_is_answered_by_x1_and_not_by_the_engine(regime: Regime) -> None:
+    """Without the proxy the engine itself listens, so a connection alone is no success."""
     with connect(regime.host, "127.0.0.1", 8080) as conversation:
         assert server(conversation.ask()) == "x1"

@@ -1,7 +1,7 @@
 """The host's conditions: scenarios K, and F2 to F11. Each builds a lab of its own.
 
-Not here: a kernel booted with ipv6.disable=1 or without a table, and a host without br_netfilter,
-none of which a namespace can play; tests/unit/host/test_findings.py has what is said then.
+A namespace cannot be a kernel with ipv6.disable=1 or without a table, or a host without
+br_netfilter: tests/unit/host/test_findings.py tests the findings for them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Small:
         return str(answer["data"])
 
     def looked(self) -> str:
-        """Have it look now, and not within a minute; what it says then."""
+        """Resync; return the state and its reason."""
         self.daemon.ctl("resync")
         return f"{self.state}: {self.reason}"
 
@@ -101,7 +101,7 @@ def made(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noq
 
 @pytest.fixture
 def lab(made: Small) -> Iterator[Small]:
-    """The daemon runs and has nothing to complain of; afterwards neither."""
+    """A lab with a running daemon, which is synced before and after the test."""
     if made.daemon.process is None or made.daemon.process.poll() is not None:
         made.daemon.start()
     opened(made.client, 8080)
@@ -114,7 +114,7 @@ def lab(made: Small) -> Iterator[Small]:
 # The kernel.
 
 
-def test_k1_without_forwarding_it_names_the_command_and_sees_when_it_was_run(lab: Small) -> None:
+def test_k1_disabled_forwarding_is_reported_with_the_command_until_resolved(lab: Small) -> None:
     lab.host.sysctl(FORWARDING, 0)
     try:
         assert tcp(lab.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
@@ -132,7 +132,7 @@ def test_k1_without_forwarding_it_names_the_command_and_sees_when_it_was_run(lab
         lab.host.sysctl(FORWARDING, 1)
 
 
-def test_k2_a_default_route_that_forwarding_will_take_away_is_named(lab: Small) -> None:
+def test_k2_default_route_lost_by_forwarding_is_reported(lab: Small) -> None:
     lab.host.ip("-6 route add default via 2001:db8:1::3 dev ext0 proto ra")
     try:
         assert lab.host.sysctl("net.ipv6.conf.ext0.accept_ra") == "1"
@@ -146,8 +146,8 @@ def test_k2_a_default_route_that_forwarding_will_take_away_is_named(lab: Small) 
         lab.host.sysctl("net.ipv6.conf.ext0.accept_ra", 1)
 
 
-def test_k3_with_ipv6_switched_off_it_starts_and_says_so(made: Small) -> None:
-    """On a host of its own: the kernel takes all addresses away, and gives none back."""
+def test_k3_disabled_ipv6_is_reported_and_the_daemon_starts(made: Small) -> None:
+    """On another host: the kernel removes all addresses and restores none."""
     with Sandbox(made.sandbox.variant) as sandbox, Bus(sandbox.dir) as bus:
         sandbox.host.sysctl(DISABLED, 1)
         with Daemon(sandbox, made.engine.endpoint, bus=bus.address, start=False) as daemon:
@@ -161,7 +161,7 @@ def test_k3_with_ipv6_switched_off_it_starts_and_says_so(made: Small) -> None:
 
 
 class BareDaemon(Daemon):
-    """It starts without ip6tables; `install` brings them."""
+    """A daemon that starts without ip6tables, until `install`."""
 
     def __init__(self, sandbox: Sandbox, endpoint: str, *, bus: str) -> None:
         super().__init__(sandbox, endpoint, bus=bus, start=False)
@@ -179,7 +179,7 @@ class BareDaemon(Daemon):
             run("nsenter", *mounts, "umount", f"/usr/sbin/xtables-{tool}-multi")
 
 
-def test_k4_without_ip6tables_it_is_up_says_so_and_notices_when_they_come(made: Small) -> None:
+def test_k4_missing_ip6tables_is_reported_until_it_is_installed(made: Small) -> None:
     if made.daemon.process is not None:
         made.daemon.stop()
     made.daemon.flush()
@@ -193,14 +193,14 @@ def test_k4_without_ip6tables_it_is_up_says_so_and_notices_when_they_come(made: 
         daemon.wait_state("synced", timeout=35)
         assert made.property("Backend") == made.sandbox.variant
         opened(made.client, 8080)
-        # What somebody else writes is noticed, too.
+        # The daemon also detects changes of other programs.
         made.ip6tables("-t", "nat", "-F", "IPV6NAT-DNAT")
         assert until(lambda: dnats(made.sandbox.rules(), 8080) != [], True)
         assert daemon.log.count("ERROR") == 2  # at the start, and at the first try
 
 
-def test_a_host_that_routes_for_everyone_is_named(lab: Small) -> None:
-    """Before ufw and others come, whose chains stay when they are switched off."""
+def test_open_router_between_two_interfaces_is_reported(lab: Small) -> None:
+    """Before the tests with ufw and others, whose chains stay after their end."""
     lab.host.ip("link add lan0 type bridge")
     try:
         lab.host.ip("link set lan0 up")
@@ -215,7 +215,7 @@ def test_a_host_that_routes_for_everyone_is_named(lab: Small) -> None:
         lab.host.ip("link del lan0")
 
 
-# Others beside us.
+# Other firewalls and programs.
 
 
 FORWARD_CHAIN = """
@@ -230,7 +230,7 @@ table inet myfilter {
 """
 
 
-def test_a_forward_chain_of_nftables_that_drops_is_named_with_its_command(lab: Small) -> None:
+def test_dropping_nftables_forward_chain_is_reported_with_the_command(lab: Small) -> None:
     file = lab.sandbox.dir / "nftables.conf"
     file.write_text(FORWARD_CHAIN)
     lab.host.run("nft", "-f", str(file))
@@ -247,9 +247,9 @@ def test_a_forward_chain_of_nftables_that_drops_is_named_with_its_command(lab: S
         lab.host.run("nft", "delete", "table", "inet", "myfilter")
 
 
-def test_f4_ufw_enabled_and_reloaded_leaves_published_ports_open(lab: Small) -> None:
+def test_f4_published_ports_stay_open_when_ufw_is_enabled_and_reloaded(lab: Small) -> None:
     need("ufw")
-    # ufw takes whatever `ip6tables` is on this machine; the lab's choice stands in tools.
+    # ufw uses the machine's `ip6tables`; the tools of the lab select the variant.
     with ufw(lab.sandbox) as command:
         command("--force", "enable")
         assert "ufw6-before-forward" in lab.sandbox.rules()
@@ -263,28 +263,28 @@ def test_f4_ufw_enabled_and_reloaded_leaves_published_ports_open(lab: Small) -> 
         lab.ip6tables("-P", "FORWARD", "ACCEPT")
 
 
-def test_f2_f3_whatever_firewalld_does_published_ports_stay_open_and_its_zones_are_read(
+def test_f2_f3_published_ports_stay_open_with_firewalld_and_zones_are_checked(
     made: Small,
 ) -> None:
-    """On a host of its own: with the nft variant it takes out Docker's rules for IPv4 as well."""
+    """On another host: firewalld with the nft variant also removes Docker's rules for IPv4."""
     need("firewalld", "firewall-cmd")
     with small(made.sandbox.variant) as lab:
         with firewalld(lab.sandbox, lab.bus) as command:
-            zones_are_read(lab, command)
+            assert_zones_checked(lab, command)
             for words in ("--reload", "--complete-reload"):
                 command(words)
-                still_open(lab)
-        still_open(lab)
+                assert_port_open(lab)
+        assert_port_open(lab)
         with firewalld(lab.sandbox, lab.bus):
-            still_open(lab)
+            assert_port_open(lab)
 
 
-def still_open(lab: Small) -> None:
+def assert_port_open(lab: Small) -> None:
     assert until(lambda: dnats(lab.sandbox.rules(), 8080) != [], True, timeout=2)
     opened(lab.client, 8080)
 
 
-def zones_are_read(lab: Small, command: Any) -> None:
+def assert_zones_checked(lab: Small, command: Any) -> None:
     lab.daemon.start(wait="degraded")
     (row,) = [each for each in listed(lab.daemon, "networks") if each["Name"] == "X"]
     assert any("firewalld has bridge brX in no zone" in each for each in row["Warnings"])
@@ -298,33 +298,33 @@ def zones_are_read(lab: Small, command: Any) -> None:
     opened(lab.client, 8080)
 
 
-def test_f7_when_somebody_insists_on_the_first_place_it_is_left_to_him(lab: Small) -> None:
+def test_f7_first_place_in_forward_is_given_up_after_repeated_inserts(lab: Small) -> None:
     places = [f"-A FORWARD -i vmbr{number} -j ACCEPT" for number in range(5)]
     try:
         for place in places:
             lab.ip6tables("-I", *place.split()[1:])
             if place != places[-1]:
-                assert until(lambda: first(lab).endswith("-j DOCKER-USER"), True)
+                assert until(lambda: first_forward_rule(lab).endswith("-j DOCKER-USER"), True)
         lab.daemon.wait_state("degraded")
         time.sleep(2.5)
-        assert first(lab) == places[-1]
+        assert first_forward_rule(lab) == places[-1]
         assert until(lambda: f"`{places[-1]}` is first" in lab.reason, True)
-        # The rules are kept, and follow what changes.
+        # The rules stay in force and follow changes.
         opened(lab.client, 8080)
         lab.ip6tables("-F", "IPV6NAT-FORWARD")
         assert until(lambda: "-j IPV6NAT-CT" in lab.sandbox.rules(), True)
-        assert first(lab) == places[-1]
+        assert first_forward_rule(lab) == places[-1]
     finally:
         for place in places:
             lab.ip6tables("-D", *place.split()[1:])
     lab.daemon.wait_state("synced", timeout=5)
 
 
-def first(lab: Small) -> str:
+def first_forward_rule(lab: Small) -> str:
     return next(line for line in lab.sandbox.rules().splitlines() if line.startswith("-A FORWARD"))
 
 
-def test_f9_while_somebody_holds_the_lock_it_waits_and_writes_nothing_by_halves(
+def test_f9_held_xtables_lock_delays_the_write_as_a_whole(
     lab: Small,
 ) -> None:
     if lab.sandbox.variant != "legacy":
@@ -347,10 +347,10 @@ def test_f9_while_somebody_holds_the_lock_it_waits_and_writes_nothing_by_halves(
         until(lambda: dnats(lab.sandbox.rules(), 8081), [])
 
 
-class SpoiltDaemon(Daemon):
-    """While `spoil` is there, what it restores into the nat table ends with a chain in a circle.
+class InvalidRestoreDaemon(Daemon):
+    """A daemon whose restore of the nat table has a chain loop at its end, while `spoil` exists.
 
-    The tool takes that for good and the kernel does not, when all else has been handed over.
+    The tool accepts the loop; the kernel rejects it after it received all other changes.
     """
 
     def __init__(self, sandbox: Sandbox, endpoint: str, *, bus: str) -> None:
@@ -376,12 +376,12 @@ class SpoiltDaemon(Daemon):
         return (*super()._here, "unshare", "--mount", "sh", "-c", put, "sh")
 
 
-def test_f10_of_a_restore_that_fails_nothing_is_applied_and_it_is_said(made: Small) -> None:
+def test_f10_failed_restore_changes_nothing_and_is_reported(made: Small) -> None:
     if made.sandbox.variant != "nft":
         pytest.skip("on legacy such a change is made in the daemon's own process")
     if made.daemon.process is not None:
         made.daemon.stop()
-    with SpoiltDaemon(made.sandbox, made.engine.endpoint, bus=made.bus.address) as daemon:
+    with InvalidRestoreDaemon(made.sandbox, made.engine.endpoint, bus=made.bus.address) as daemon:
         daemon.start()
         opened(made.client, 8080)
         before = made.sandbox.rules()
@@ -401,7 +401,7 @@ def test_f10_of_a_restore_that_fails_nothing_is_applied_and_it_is_said(made: Sma
             assert until(made.sandbox.rules, before) == before
 
 
-def test_f11_rules_of_ours_in_the_other_variant_are_named_and_flushed(lab: Small) -> None:
+def test_f11_own_rules_in_the_other_variant_are_reported_and_flushed(lab: Small) -> None:
     other: Variant = "legacy" if lab.sandbox.variant == "nft" else "nft"
     lab.host.run(f"ip6tables-{other}", "-N", "IPV6NAT-FORWARD")
     said = lab.looked()
@@ -412,7 +412,7 @@ def test_f11_rules_of_ours_in_the_other_variant_are_named_and_flushed(lab: Small
     opened(lab.client, 8080)
 
 
-def test_ipv4_rules_of_the_engine_in_the_other_variant_are_named(lab: Small) -> None:
+def test_ipv4_rules_of_the_engine_in_the_other_variant_are_reported(lab: Small) -> None:
     variant, other = lab.sandbox.variant, "legacy"
     if variant == "legacy":
         other = "nft"
@@ -430,7 +430,7 @@ def test_ipv4_rules_of_the_engine_in_the_other_variant_are_named(lab: Small) -> 
         lab.host.run(f"iptables-{variant}", "-t", "nat", "-E", "AWAY", "DOCKER")
 
 
-def test_a_running_docker_ipv6nat_is_named_with_what_stops_it(lab: Small) -> None:
+def test_running_docker_ipv6nat_is_reported_with_the_command(lab: Small) -> None:
     tool = lab.sandbox.dir / "docker-ipv6nat"
     tool.write_bytes(Path("/usr/bin/sleep").resolve().read_bytes())
     tool.chmod(0o755)
@@ -446,8 +446,8 @@ def test_a_running_docker_ipv6nat_is_named_with_what_stops_it(lab: Small) -> Non
     assert lab.looked() == "synced: "
 
 
-def test_neighbours_are_cut_where_bridges_do_not_pass_ip6tables_by_themselves(lab: Small) -> None:
-    """I6: that one bridge is set to, the host's setting is not touched."""
+def test_neighbours_without_icc_are_blocked_when_bridges_bypass_ip6tables(lab: Small) -> None:
+    """I6: the setting of this bridge changes, and the setting of the host does not."""
     setting = "net.bridge.bridge-nf-call-ip6tables"
     option = {"com.docker.network.bridge.enable_icc": "false"}
     lab.engine.network("Z", "fd00:f::/64", options=option)
@@ -469,7 +469,7 @@ def test_neighbours_are_cut_where_bridges_do_not_pass_ip6tables_by_themselves(la
         until(lambda: "brZ" in lab.sandbox.rules(), False)
 
 
-def test_a_strict_reverse_path_filter_is_a_note_in_the_journal(lab: Small) -> None:
+def test_strict_reverse_path_filter_is_noted_in_the_journal(lab: Small) -> None:
     rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
     lab.ip6tables("-t", "raw", "-A", *rule)
     try:

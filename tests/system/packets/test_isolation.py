@@ -20,27 +20,25 @@ FORGED = IPv6Address("fd00:a::9")
 
 
 @pytest.mark.parametrize("port", [81, 80], ids=["i1-unpublished", "i2-published"])
-def test_i1_i2_own_address_of_a_container_is_closed_to_the_outside(
-    regime: Regime, port: int
-) -> None:
+def test_i1_i2_container_address_is_closed_to_outside_hosts(regime: Regime, port: int) -> None:
     with watch(regime.x1.ns) as packets:
         assert tcp(regime.rogue, X1, port, timeout=SHORT) is Failure.TIMEOUT
         assert udp(regime.rogue, X1, 53, timeout=SHORT) is Failure.TIMEOUT
         assert [each for each in packets() if each.source == ROGUE] == []
 
 
-def test_i4_a_container_is_not_pinged_from_outside(regime: Regime) -> None:
+def test_i4_container_does_not_answer_pings_from_outside(regime: Regime) -> None:
     assert not ping(regime.rogue, X1, timeout=SHORT)
     assert not ping(regime.y1.ns, X1, timeout=SHORT)
 
 
-def test_i5_other_networks_do_not_reach_a_containers_own_address(regime: Regime) -> None:
+def test_i5_container_address_is_closed_to_other_networks(regime: Regime) -> None:
     for port in (80, 81):
         assert tcp(regime.y1.ns, X1, port, timeout=SHORT) is Failure.TIMEOUT
     assert udp(regime.y1.ns, X1, 53, timeout=SHORT) is Failure.TIMEOUT
 
 
-def test_i6_without_icc_neighbours_are_cut_and_published_ports_work(regime: Regime) -> None:
+def test_i6_without_icc_neighbours_are_blocked_and_published_ports_work(regime: Regime) -> None:
     port = regime.port()
     options = {"com.docker.network.bridge.enable_icc": "false"}
     with (
@@ -54,7 +52,7 @@ def test_i6_without_icc_neighbours_are_cut_and_published_ports_work(regime: Regi
         assert server(tcp(two.ns, HOST, port)) == one.name
 
 
-def test_i7_nothing_enters_or_leaves_an_internal_network(regime: Regime) -> None:
+def test_i7_internal_network_accepts_and_sends_no_packets(regime: Regime) -> None:
     port = regime.port()
     with serve(regime.client, "client", tcp=[port], udp=[port]) as there:
         # An internal container has no default route on some engines and one on others.
@@ -72,7 +70,7 @@ def test_i7_nothing_enters_or_leaves_an_internal_network(regime: Regime) -> None
         regime.client.ip(f"route del {I1}/128")
 
 
-def test_i7_a_route_does_not_help_an_internal_container_out(regime: Regime) -> None:
+def test_i7_internal_container_with_a_default_route_sends_no_packets_out(regime: Regime) -> None:
     port = regime.port()
     route = "default via fd00:c::1 metric 9"  # beside the one that some engines make
     regime.i1.ns.ip(f"-6 route add {route}")
@@ -85,7 +83,7 @@ def test_i7_a_route_does_not_help_an_internal_container_out(regime: Regime) -> N
         regime.i1.ns.ip(f"-6 route del {route}")
 
 
-def test_i8_neighbours_of_an_internal_network_meet_also_after_they_forgot_each_other(
+def test_i8_internal_neighbours_connect_after_a_neighbour_cache_flush(
     regime: Regime,
 ) -> None:
     for space in (regime.i1.ns, regime.i2.ns):
@@ -94,8 +92,8 @@ def test_i8_neighbours_of_an_internal_network_meet_also_after_they_forgot_each_o
     assert (server(answer), peer(answer)) == ("i1", IPv6Address("fd00:c::3"))
 
 
-def test_k6_neighbours_find_each_other_where_others_keep_forward_shut(regime: Regime) -> None:
-    """What passes a bridge passes FORWARD there, NDP too."""
+def test_k6_neighbours_connect_while_forward_drops_all_packets(regime: Regime) -> None:
+    """With br_netfilter, bridged frames pass FORWARD, neighbour discovery too."""
     assert regime.host.sysctl("net.bridge.bridge-nf-call-ip6tables") == "1"
     tool = f"ip6tables-{regime.variant}"
     regime.host.run(tool, "-P", "FORWARD", "DROP")
@@ -111,11 +109,11 @@ def test_k6_neighbours_find_each_other_where_others_keep_forward_shut(regime: Re
         regime.host.run(tool, "-P", "FORWARD", "ACCEPT")
 
 
-def test_i9_the_host_reaches_an_internal_container(regime: Regime) -> None:
+def test_i9_host_reaches_an_internal_container(regime: Regime) -> None:
     assert server(tcp(regime.host, I1, 80)) == "i1"
 
 
-def test_i10_a_port_published_on_an_internal_network_gets_no_rule(regime: Regime) -> None:
+def test_i10_published_port_on_an_internal_network_has_no_rule(regime: Regime) -> None:
     port, probe = regime.port(), regime.port()
     with (
         regime.container(network="I", publish=[f"{port}:80"]),
@@ -129,7 +127,7 @@ def test_i10_a_port_published_on_an_internal_network_gets_no_rule(regime: Regime
 @pytest.mark.parametrize(
     ("address", "tcp_port", "udp_port"), [(X1, 81, 53), (X1, 80, 54), (HOST, 8080, 5353)]
 )
-def test_i11_a_forged_neighbour_reaches_neither_container_nor_published_port(
+def test_i11_forged_neighbour_source_reaches_no_container_or_published_port(
     regime: Regime, address: IPv6Address, tcp_port: int, udp_port: int
 ) -> None:
     with watch(regime.x1.ns) as packets:
@@ -139,13 +137,13 @@ def test_i11_a_forged_neighbour_reaches_neither_container_nor_published_port(
     assert arrived == []
 
 
-def test_i11_a_flow_from_a_subnet_that_became_a_networks_is_a_forged_neighbours_by_then(
+def test_i11_flow_with_a_source_in_a_new_network_is_dropped(
     regime: Regime,
 ) -> None:
-    """Found by the soak: what began when its source was nobody's went on as an open flow."""
+    """A bug found by the soak: a flow from before the network stayed open."""
     source = IPv6Address("fd00:77::66")
 
-    def came() -> int:
+    def count_arrived() -> int:
         return sum(each.source == source and each.protocol == "udp" for each in packets())
 
     with (
@@ -159,20 +157,20 @@ def test_i11_a_flow_from_a_subnet_that_became_a_networks_is_a_forged_neighbours_
         ) as flow,
     ):
         flow.socket.send(b"?")
-        until(came, lambda count: count > 0)
+        until(count_arrived, lambda count: count > 0)
         with regime.network(subnet="fd00:77::/64"):
             until(lambda: "-s fd00:77::/64 ! -i" in regime.sandbox.rules(), True)
-            # The rules stand, and then the flow is forgotten.
+            # The daemon writes the rules first and deletes the entry of the flow after that.
             time.sleep(0.5)
-            before = came()
+            before = count_arrived()
             flow.socket.send(b"?")
             time.sleep(0.3)
             assert before > 0
-            assert came() == before
+            assert count_arrived() == before
 
 
 @pytest.mark.ours
-def test_i2_who_got_in_while_our_rules_were_out_is_put_out_when_they_are_back(
+def test_i2_connection_opened_while_rules_were_flushed_is_blocked_after_repair(
     regime: Regime,
 ) -> None:
     target = (X1, 81)
@@ -192,7 +190,7 @@ def test_i2_who_got_in_while_our_rules_were_out_is_put_out_when_they_are_back(
         assert [server(each.ask()) for each in others] == ["x1", "x1"]
 
 
-def test_i12_rules_in_docker_user_come_first(regime: Regime) -> None:
+def test_i12_docker_user_rules_are_evaluated_first(regime: Regime) -> None:
     host = regime.host
     rule = ("DOCKER-USER", "-i", "ext0", "-s", str(CLIENT), "-j", "DROP")
     by_port = (
@@ -216,7 +214,7 @@ def test_i12_rules_in_docker_user_come_first(regime: Regime) -> None:
     opened(regime.client, 8080)
 
 
-def test_i13_a_rule_appended_to_docker_user_is_evaluated(regime: Regime) -> None:
+def test_i13_rule_appended_to_docker_user_is_evaluated(regime: Regime) -> None:
     tool = f"ip6tables-{regime.variant}"
     regime.host.run(tool, "-A", "DOCKER-USER", "-s", str(CLIENT), "-j", "DROP")
     try:
@@ -226,7 +224,7 @@ def test_i13_a_rule_appended_to_docker_user_is_evaluated(regime: Regime) -> None
     opened(regime.client, 8080)
 
 
-def test_i14_an_open_connection_outlives_changes_of_others(regime: Regime) -> None:
+def test_i14_open_connection_survives_changes_of_other_containers(regime: Regime) -> None:
     with connect(regime.client, HOST, 8080) as conversation:
         assert server(conversation.ask()) == "x1"
         port = regime.port()
@@ -237,8 +235,8 @@ def test_i14_an_open_connection_outlives_changes_of_others(regime: Regime) -> No
         assert server(conversation.ask()) == "x1"
 
 
-def test_i15_a_bridge_that_is_not_dockers_keeps_forwarding(regime: Regime) -> None:
-    """A virtual machine's bridge beside ours: nothing of it passes through a verdict of ours."""
+def test_i15_bridge_without_docker_still_forwards(regime: Regime) -> None:
+    """A virtual machine's bridge: no rule of ipv6natd accepts or drops its packets."""
     host, address = regime.host, IPv6Address("fd00:ffff::2")
     host.ip("link add vmbr0 type bridge")
     host.ip("link set vmbr0 up")

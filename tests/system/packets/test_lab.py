@@ -1,6 +1,6 @@
-"""The lab itself: that it shows what is wrong where ipv6natd does not run, so that tests can fail.
+"""The lab itself, without ipv6natd: it shows missing and wrong rules, so that tests can fail.
 
-None of these starts the daemon; rules, where there are any, are written by hand.
+No test here starts the daemon; a test that needs rules has hand-written rules.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COMMIT
 
 @dataclass(frozen=True, kw_only=True)
 class Bare:
-    """A lab in which nobody does NAT for IPv6."""
+    """A lab without NAT for IPv6."""
 
     sandbox: Sandbox
     engine: Engine
@@ -72,7 +72,7 @@ def bare(request: pytest.FixtureRequest, tools: None) -> Iterator[Bare]:  # noqa
             yield Bare(sandbox=sandbox, engine=engine, x1=x1)
 
 
-def test_peers_reach_each_other_over_both_protocols(bare: Bare) -> None:
+def test_lab_peers_connect_over_tcp_and_udp(bare: Bare) -> None:
     with serve(bare.sandbox.client, "client", tcp=[7000], udp=[7000]) as server:
         assert seen(tcp(bare.sandbox.host, CLIENT, 7000)) == HOST
         assert seen(udp(bare.sandbox.rogue, CLIENT, 7000)) == ROGUE
@@ -83,7 +83,7 @@ def test_peers_reach_each_other_over_both_protocols(bare: Bare) -> None:
         assert [each.protocol for each in server.received] == ["tcp", "udp", "tcp", "tcp"]
 
 
-def test_a_server_answers_from_the_address_that_was_asked(bare: Bare) -> None:
+def test_lab_server_replies_from_the_requested_address(bare: Bare) -> None:
     with serve(bare.sandbox.host, "host", udp=[7000]):
         answer = udp(bare.sandbox.client, HOST_TOO, 7000)
         assert isinstance(answer, Answer)
@@ -93,21 +93,21 @@ def test_a_server_answers_from_the_address_that_was_asked(bare: Bare) -> None:
         assert linked.peer.is_link_local
 
 
-def test_without_nat_the_proxy_hides_the_client_or_nobody_answers(bare: Bare) -> None:
+def test_without_nat_the_proxy_hides_the_client_or_requests_time_out(bare: Bare) -> None:
     by_tcp = tcp(bare.sandbox.client, HOST, 8080)
     by_udp = udp(bare.sandbox.client, HOST, 5353)
     if bare.engine.userland_proxy:
         assert (seen(by_tcp), seen(by_udp)) == (GATEWAY, GATEWAY)
-        # Its answer to a datagram leaves from the host's first address, whichever was asked.
+        # The proxy replies to a datagram from the host's first address, whatever the destination.
         assert udp(bare.sandbox.client, HOST_TOO, 5353, timeout=0.2) is Failure.TIMEOUT
     else:
         assert (by_tcp, by_udp) == (Failure.TIMEOUT, Failure.TIMEOUT)
-        # The engine's own socket takes the connection all the same.
+        # The engine's own socket still accepts the connection.
         with connect(bare.sandbox.client, HOST, 8080):
             pass
 
 
-def test_without_rules_the_rogue_reaches_everything(bare: Bare) -> None:
+def test_without_rules_the_rogue_reaches_every_container_port(bare: Bare) -> None:
     assert bare.x1.address == X1
     assert seen(tcp(bare.sandbox.rogue, X1, 81)) == ROGUE
     assert seen(udp(bare.sandbox.rogue, X1, 53)) == ROGUE
@@ -116,7 +116,7 @@ def test_without_rules_the_rogue_reaches_everything(bare: Bare) -> None:
     assert tcp(bare.sandbox.client, X1, 80) is Failure.UNREACHABLE
 
 
-def test_a_forged_source_arrives_where_nothing_stops_it(bare: Bare) -> None:
+def test_without_rules_a_forged_source_reaches_the_container(bare: Bare) -> None:
     with watch(bare.x1.ns) as packets:
         udp(bare.sandbox.rogue, X1, 53, source=FORGED, forged=True, timeout=0.1)
         tcp(bare.sandbox.rogue, X1, 81, source=FORGED, forged=True, timeout=0.1)
@@ -124,14 +124,14 @@ def test_a_forged_source_arrives_where_nothing_stops_it(bare: Bare) -> None:
     assert arrived >= {("udp", 53), ("tcp", 81)}
 
 
-def test_without_rules_a_container_has_no_way_back_from_the_client(bare: Bare) -> None:
+def test_without_rules_a_container_gets_no_reply_from_the_client(bare: Bare) -> None:
     with serve(bare.sandbox.client, "client", tcp=[7000], udp=[7000]) as server:
         assert udp(bare.x1.ns, CLIENT, 7000, timeout=0.2) is not None
         assert [each.peer for each in server.received] == [X1]
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_rules_by_hand_show_the_client_and_shut_out_the_rogue(bare: Bare, variant: str) -> None:
+def test_hand_written_rules_show_the_client_and_block_the_rogue(bare: Bare, variant: str) -> None:
     host = bare.sandbox.host
     host.run("sh", "-c", f"ip6tables-{variant}-restore <<'END'\n{RULES}END")
     try:
@@ -146,7 +146,7 @@ def test_rules_by_hand_show_the_client_and_shut_out_the_rogue(bare: Bare, varian
     assert tcp(bare.sandbox.client, HOST, 8080) != CLIENT
 
 
-def test_rules_are_read_without_counters(bare: Bare) -> None:
+def test_sandbox_rules_have_no_counters(bare: Bare) -> None:
     host = bare.sandbox.host
     host.run("ip6tables-nft", "-A", "INPUT", "-d", "2001:db8::1", "-j", "DROP")
     text = bare.sandbox.rules("nft")
@@ -155,14 +155,14 @@ def test_rules_are_read_without_counters(bare: Bare) -> None:
     assert ":INPUT ACCEPT\n" in text
 
 
-def test_a_conversation_goes_on_in_one_connection(bare: Bare) -> None:
+def test_conversation_uses_one_connection(bare: Bare) -> None:
     with connect(bare.sandbox.host, X1, 80) as conversation:
         first, second = conversation.ask(), conversation.ask()
     assert first == second
     assert isinstance(first, Answer)
 
 
-def test_the_engine_can_be_stopped_killed_and_started(bare: Bare) -> None:
+def test_lab_engine_can_be_stopped_killed_and_started(bare: Bare) -> None:
     with Sandbox() as sandbox, Engine(sandbox, "--live-restore") as engine:
         engine.network("X", "fd00:a::/64")
         made = engine.run("kept", "X", publish=["80"])
@@ -176,7 +176,7 @@ def test_the_engine_can_be_stopped_killed_and_started(bare: Bare) -> None:
     assert bare.engine.docker("ps", "--quiet", "--no-trunc") == bare.x1.id
 
 
-def test_a_lab_ends_with_a_container_that_is_paused() -> None:
+def test_lab_with_a_paused_container_is_removed() -> None:
     with Sandbox() as sandbox, Engine(sandbox) as engine:
         engine.network("X", "fd00:a::/64")
         engine.run("paused", "X")
@@ -184,10 +184,10 @@ def test_a_lab_ends_with_a_container_that_is_paused() -> None:
 
 
 @pytest.mark.parametrize("ip6tables", [False, True], ids=["off", "on"])
-def test_the_engine_of_each_suite_runs_and_writes_nothing_into_its_tree(
+def test_engine_of_each_suite_runs_and_does_not_change_its_tree(
     suite: tree.Suite | None, ip6tables: bool
 ) -> None:
-    before = newest(suite)
+    before = last_change(suite)
     with Sandbox() as sandbox, Engine(sandbox, suite=suite, ip6tables=ip6tables) as engine:
         assert engine.version in engine.docker("version", "--format={{.Server.Version}}")
         network = engine.network("X", "fd00:a::/64")
@@ -198,11 +198,11 @@ def test_the_engine_of_each_suite_runs_and_writes_nothing_into_its_tree(
         assert (network.bridge in sandbox.rules()) == ip6tables
         engine.kill()
         engine.start()
-    assert newest(suite) == before
+    assert last_change(suite) == before
 
 
-def newest(suite: tree.Suite | None) -> float:
-    """When something was last made in a tree, by its folders' times."""
+def last_change(suite: tree.Suite | None) -> float:
+    """The time of the last change in a tree, from its folders."""
     if suite is None:
         return 0
     root = tree.path(suite)
@@ -210,7 +210,7 @@ def newest(suite: tree.Suite | None) -> float:
     return max(place.stat().st_ctime for place in (root, *places))
 
 
-def test_a_bus_comes_back_at_its_address(tmp_path: Path) -> None:
+def test_lab_bus_restarts_at_the_same_address(tmp_path: Path) -> None:
     with Bus(tmp_path) as bus:
         assert "org.freedesktop.DBus" in bus.busctl("list")
         bus.stop()
@@ -220,11 +220,14 @@ def test_a_bus_comes_back_at_its_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_lab_that_is_interrupted_leaves_nothing(tools: None, number: signal.Signals) -> None:  # noqa: ARG001
-    """Killed outright, it leaves names that the next lab removes, but no process."""
+def test_interrupted_lab_leaves_no_process_or_namespace(
+    tools: None,  # noqa: ARG001
+    number: signal.Signals,
+) -> None:
+    """After SIGKILL no process remains, and the next lab removes the namespaces and folders."""
     script = (
         "import signal; interrupted = signal.default_int_handler\n"
-        # Whoever runs the tests in the background of a shell has them ignore SIGINT.
+        # Tests in the background of a shell ignore SIGINT.
         "for each in (signal.SIGINT, signal.SIGTERM): signal.signal(each, interrupted)\n"
         "from tests.harness import *; import time\n"
         "with Sandbox() as s, Engine(s) as e, Bus(s.dir):\n"
@@ -240,11 +243,11 @@ def test_a_lab_that_is_interrupted_leaves_nothing(tools: None, number: signal.Si
         process.wait(20)
     with Sandbox():
         pass
-    assert until(lambda: alive(process.pid), [], timeout=5) == []
+    assert until(lambda: remains(process.pid), [], timeout=5) == []
 
 
-def alive(lab: int) -> list[str]:
-    """What carries a lab's number: its processes, namespaces, folders and mounts."""
+def remains(lab: int) -> list[str]:
+    """The remaining processes, namespaces and folders of a lab."""
     found = [str(path) for path in Path("/run/netns").glob(f"v6n{lab}-*")]
     found += [str(path) for path in Path(tempfile.gettempdir()).glob(f"v6n{lab}-*")]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/v6n{lab}-*")]

@@ -35,7 +35,7 @@ COMMIT
 -A DOCKER-ISOLATION-STAGE-1 -j RETURN
 COMMIT
 """
-"""As docker-ipv6nat leaves them when it is killed, for a container that has since moved."""
+"""Rules of a killed docker-ipv6nat, for a container that has another address now."""
 
 PERSONAL = """\
 *raw
@@ -50,7 +50,7 @@ COMMIT
 -A POSTROUTING -s fd00:99::/64 ! -o vmbr0 -j MASQUERADE
 COMMIT
 """
-NAMED = "stale IPv6 rules of the engine or of docker-ipv6nat"
+LEFTOVERS_WARNING = "stale IPv6 rules of the engine or of docker-ipv6nat"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Lab:
         self.sandbox.host.run(f"ip6tables-{self.sandbox.variant}-restore", "-n", str(file))
 
     def theirs(self) -> list[str]:
-        """All that is neither ours nor empty."""
+        """The lines that do not belong to ipv6natd."""
         lines = self.sandbox.rules().splitlines()
         return [each for each in lines if "IPV6NAT" not in each and "ipv6natd" not in each]
 
@@ -85,7 +85,7 @@ def lab(variant: Variant, *, ip6tables: bool) -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_c6_what_docker_ipv6nat_left_is_named_and_goes_only_when_asked(
+def test_c6_leftovers_of_docker_ipv6nat_are_reported_and_removed_on_request(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
@@ -96,9 +96,9 @@ def test_c6_what_docker_ipv6nat_left_is_named_and_goes_only_when_asked(
         stale = made.theirs()
         x1 = made.engine.run("x1", "X", publish=["8080:80"])
         made.daemon.start(wait="degraded")
-        assert NAMED in made.daemon.status
+        assert LEFTOVERS_WARNING in made.daemon.status
         with serve(x1.ns, "x1", tcp=[80]):
-            # The reason why they have to be named: they come first, and lead to nobody.
+            # The stale rules are first and lead to a missing address, so a warning is necessary.
             assert not isinstance(tcp(made.sandbox.client, HOST, 8080, timeout=0.3), Answer)
             rows = json.loads(made.cleanup("--dry-run", "--json=short"))
             assert len(rows) == 12
@@ -112,11 +112,11 @@ def test_c6_what_docker_ipv6nat_left_is_named_and_goes_only_when_asked(
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_c6_an_engine_has_no_leftovers_before_it_is_switched_off(
+def test_c6_engine_rules_are_leftovers_only_after_ip6tables_is_off(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
-    """20.10, killed and told not to write IPv6 rules any more, by which it leaves those it has."""
+    """20.10, killed and restarted with ip6tables off, so that its rules remain."""
     with lab(variant, ip6tables=True) as made:
         x1 = made.engine.run("x1", "X", "--restart=always", publish=["8080:80"])
         made.daemon.start()
@@ -128,7 +128,7 @@ def test_c6_an_engine_has_no_leftovers_before_it_is_switched_off(
         made.engine.kill()
         made.engine.ip6tables = False
         made.engine.start()
-        until(lambda: NAMED in made.daemon.status, True, timeout=15)
+        until(lambda: LEFTOVERS_WARNING in made.daemon.status, True, timeout=15)
         made.cleanup()
         assert not any("DOCKER" in each for each in made.theirs() if "DOCKER-USER" not in each)
         assert not any("brX" in each for each in made.theirs())

@@ -42,7 +42,7 @@ COMMIT
 -D OUTPUT -j ACCEPT
 COMMIT
 """
-"""Tables with no rule. nft shows a table only once somebody wrote to it, and never forgets it."""
+"""Tables without rules. nft shows a table only after the first write to it."""
 
 FOREIGN = """\
 *raw
@@ -64,7 +64,7 @@ COMMIT
 
 @pytest.fixture(scope="module")
 def lab(wanted: Wanted, tools: None) -> Iterator[Small]:  # noqa: ARG001
-    """Tests here start and stop its daemon; each begins with no rule of ours."""
+    """A lab whose daemon the tests start and stop; each test begins without rules of ipv6natd."""
     with small(wanted, "--live-restore") as made:
         yield made
 
@@ -86,7 +86,9 @@ def load(lab: Small, text: str) -> None:
 
 @pytest.mark.parametrize("foreign", [NOTHING, FOREIGN], ids=["nothing", "foreign"])
 @pytest.mark.parametrize("way", ["-cleanup", "-flush"])
-def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, foreign: str) -> None:
+def test_t3_cleanup_and_flush_restore_the_former_tables(
+    fresh: Small, way: str, foreign: str
+) -> None:
     load(fresh, foreign)
     before = fresh.sandbox.rules()
     fresh.daemon.start(*([way] if way == "-cleanup" else []))
@@ -99,7 +101,7 @@ def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, fo
         fresh.daemon.flush()
     after = fresh.sandbox.rules()
     if "DOCKER-USER -s" in foreign:
-        # A DOCKER-USER that somebody filled keeps the jump that makes it count.
+        # A DOCKER-USER with rules of the user keeps the jump to it.
         jump = "-A FORWARD -m comment --comment ipv6natd -j DOCKER-USER\n"
         assert after.count(jump) == 1
         after = after.replace(jump, "")
@@ -108,7 +110,7 @@ def test_t3_after_the_end_the_tables_are_as_they_were(fresh: Small, way: str, fo
     load(fresh, NOTHING)
 
 
-def test_t2_a_restart_under_traffic_loses_no_connection_and_cuts_none(fresh: Small) -> None:
+def test_t2_restart_under_traffic_loses_and_cuts_no_connection(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
     with (
@@ -123,7 +125,7 @@ def test_t2_a_restart_under_traffic_loses_no_connection_and_cuts_none(fresh: Sma
     assert knocks.count > 100
 
 
-def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(fresh: Small) -> None:
+def test_t4_start_after_a_kill_adds_no_duplicate_rules(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
     before = fresh.sandbox.rules()
@@ -134,7 +136,7 @@ def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(fresh: Small)
     assert fresh.sandbox.rules() == before
 
 
-def test_t4_what_an_earlier_start_left_and_nobody_wants_is_gone(fresh: Small) -> None:
+def test_t4_stale_chain_of_an_earlier_start_is_removed(fresh: Small) -> None:
     load(
         fresh,
         "*filter\n:IPV6NAT-OLD - [0:0]\n"
@@ -145,7 +147,7 @@ def test_t4_what_an_earlier_start_left_and_nobody_wants_is_gone(fresh: Small) ->
     assert "IPV6NAT-OLD" not in fresh.sandbox.rules()
 
 
-def test_t9_while_the_engine_is_away_the_rules_stay_and_it_is_found_again(fresh: Small) -> None:
+def test_t9_rules_stay_while_the_engine_is_down_and_it_is_followed_again(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
     before = fresh.sandbox.rules()
@@ -162,7 +164,7 @@ def test_t9_while_the_engine_is_away_the_rules_stay_and_it_is_found_again(fresh:
     opened(fresh.client, 8080)
 
 
-def test_t9_with_retry_off_a_lost_engine_ends_the_daemon_and_rules_stay(fresh: Small) -> None:
+def test_t9_without_retry_a_lost_engine_ends_the_daemon_and_rules_stay(fresh: Small) -> None:
     fresh.daemon.start("-retry=false")
     opened(fresh.client, 8080)
     fresh.engine.kill()
@@ -174,8 +176,8 @@ def test_t9_with_retry_off_a_lost_engine_ends_the_daemon_and_rules_stay(fresh: S
         fresh.engine.start()
 
 
-def test_after_a_boot_the_networks_are_closed_before_the_engine_answers(fresh: Small) -> None:
-    """Containers may run before their networks are known again: here the engine is not even up."""
+def test_networks_are_closed_after_a_boot_before_the_engine_answers(fresh: Small) -> None:
+    """Containers may run before the daemon reads their networks: here the engine is down."""
     address = fresh.x1.address
     assert address is not None
     fresh.daemon.start()
@@ -194,7 +196,7 @@ def test_after_a_boot_the_networks_are_closed_before_the_engine_answers(fresh: S
     opened(fresh.client, 8080)
 
 
-def test_t13_a_reload_reads_the_configuration_and_a_bad_file_changes_nothing(
+def test_t13_reload_applies_a_valid_configuration_and_rejects_an_invalid_one(
     fresh: Small,
 ) -> None:
     fresh.daemon.start()
@@ -214,7 +216,7 @@ def test_t13_a_reload_reads_the_configuration_and_a_bad_file_changes_nothing(
     opened(fresh.client, 8080)
 
 
-def test_t11_containers_that_come_and_go_at_once_leave_nothing(fresh: Small) -> None:
+def test_t11_short_lived_containers_leave_no_rules(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
     before = fresh.sandbox.rules()
@@ -229,7 +231,7 @@ def test_t11_containers_that_come_and_go_at_once_leave_nothing(fresh: Small) -> 
     assert "Traceback" not in fresh.daemon.log
 
 
-def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
+def test_rules_work_without_a_bus_and_the_name_is_owned_when_it_starts(
     fresh: Small,
 ) -> None:
     bus = Bus(fresh.sandbox.dir)
@@ -239,7 +241,7 @@ def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
         fresh.daemon.start()
         opened(fresh.client, 8080)
         assert "cannot reach the system bus" in fresh.daemon.log
-        for _ in range(2):  # and once more, after a bus that died
+        for _ in range(2):  # the second time after the end of a bus
             with bus:
                 state = until(
                     lambda: bus.busctl(*ask, "State", check=False), 's "synced"', timeout=10
@@ -250,7 +252,7 @@ def test_without_a_bus_the_rules_are_kept_and_the_name_is_taken_when_it_comes(
         fresh.daemon.bus = without
 
 
-def test_t1_started_before_the_engine_it_says_what_it_waits_for(
+def test_t1_daemon_started_before_the_engine_waits_for_it(
     tools: None,  # noqa: ARG001
     wanted: Wanted,
 ) -> None:
@@ -270,7 +272,7 @@ def test_t1_started_before_the_engine_it_says_what_it_waits_for(
             opened(sandbox.client, 8080)
 
 
-def test_t5_a_restarted_engine_takes_its_containers_rules_along(
+def test_t5_engine_restart_removes_rules_of_stopped_containers(
     tools: None,  # noqa: ARG001
     wanted: Wanted,
 ) -> None:
@@ -297,7 +299,7 @@ def test_t5_a_restarted_engine_takes_its_containers_rules_along(
         assert tcp(lab.client, HOST, 8080) is Failure.REFUSED
 
 
-def test_a_wrong_key_ends_with_78_and_touches_nothing(fresh: Small) -> None:
+def test_unknown_configuration_key_exits_78_and_writes_no_rules(fresh: Small) -> None:
     good = fresh.daemon.config.read_text()
     fresh.daemon.configure("clean_up = true")
     try:
@@ -311,7 +313,7 @@ def test_a_wrong_key_ends_with_78_and_touches_nothing(fresh: Small) -> None:
         fresh.daemon.config.write_text(good)
 
 
-def test_the_services_of_systemd_are_told_how_it_goes(fresh: Small) -> None:
+def test_sd_notify_sends_ready_status_and_stopping(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
     assert fresh.daemon.stop() == 0

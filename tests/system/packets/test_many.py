@@ -1,4 +1,4 @@
-"""More ports and networks than one chain holds: the packets find their rules all the same."""
+"""More ports and networks than one chain holds, in split chains."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tests.harness import Failure, Regime, tcp, until
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO
 from tests.system.packets.asking import opened, peer
 
-# The proxy would start two processes for each port, and change nothing about the chains.
+# The proxy would start two processes for each port, and does not change the chains.
 pytestmark = [pytest.mark.each_variant, pytest.mark.depends_on("variant")]
 PORTS = 101
 
 
 @contextmanager
 def many_ports(regime: Regime) -> Iterator[range]:
-    """One container behind every second of so many ports: no two of them are a run."""
+    """One container with every second port published, so that no two ports form a range."""
     numbers = range(30_000, 30_000 + 2 * PORTS, 2)
     with regime.container(publish=[f"{port}:80" for port in numbers]):
         yield numbers
 
 
-def test_many_ports_are_reached_at_both_ends_and_in_the_middle(regime: Regime) -> None:
+def test_first_middle_and_last_of_many_ports_are_reached(regime: Regime) -> None:
     with many_ports(regime) as ports:
         first, middle, last = ports[0], ports[PORTS // 2], ports[-1]
         for port in (first, middle, last):
@@ -39,7 +39,7 @@ def test_many_ports_are_reached_at_both_ends_and_in_the_middle(regime: Regime) -
     assert opened(regime.client, 8080).server == "x1"
 
 
-def test_many_networks_answer_their_clients(regime: Regime) -> None:
+def test_published_port_on_one_of_many_networks_is_reached(regime: Regime) -> None:
     port = regime.port()
     with ExitStack() as stack:
         networks = [stack.enter_context(regime.network()) for _ in range(15)]

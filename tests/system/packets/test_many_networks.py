@@ -14,7 +14,7 @@ from tests.system.packets.asking import SHORT, dnats, opened, server
 pytestmark = pytest.mark.depends_on("engine")
 
 
-def within(subnet: str) -> object:
+def answers_from(subnet: str) -> object:
     def reached(answer: object) -> bool:
         return (
             isinstance(answer, Answer)
@@ -25,9 +25,9 @@ def within(subnet: str) -> object:
     return reached
 
 
-def follows(regime: Regime, port: int, subnet: str) -> None:
-    # A first packet in the moment of the change may go to the old address, unanswered.
-    answer = until(lambda: tcp(regime.client, HOST, port, timeout=SHORT), within(subnet))
+def assert_port_leads_to(regime: Regime, port: int, subnet: str) -> None:
+    # A first packet during the change may go to the old address and get no answer.
+    answer = until(lambda: tcp(regime.client, HOST, port, timeout=SHORT), answers_from(subnet))
     assert isinstance(answer, Answer), answer
     assert answer.local in IPv6Network(subnet)
     assert len(dnats(regime.sandbox.rules(), port)) == 1
@@ -43,26 +43,26 @@ def strict(regime: Regime) -> Iterator[Regime]:
     regime.host.run(tool, "-t", "mangle", "-D", *rule)
 
 
-def test_m1_m3_m4_m7_the_port_follows_the_gateway_as_networks_come_and_go(strict: Regime) -> None:
-    """An answer from any other address leaves by another bridge than it is routed to."""
+def test_m1_m3_m4_m7_port_follows_the_gateway_on_connect_and_disconnect(strict: Regime) -> None:
+    """A reply from another address would leave by a bridge without a route for it."""
     regime, port = strict, strict.port()
     docker = regime.engine.docker
     docker("network", "create", "--ipv6", "--subnet=fd00:5:b::/64", "mm-b")
     docker("network", "create", "--ipv6", "--subnet=fd00:5:a::/64", "mm-a")
     try:
         with regime.container(network="mm-b", publish=[f"{port}:80"], name="moving") as made:
-            follows(regime, port, "fd00:5:b::/64")
+            assert_port_leads_to(regime, port, "fd00:5:b::/64")
             docker("network", "connect", "mm-a", "moving")
-            follows(regime, port, "fd00:5:a::/64")
-            # Nobody listens there; a refusal is an answer.
+            assert_port_leads_to(regime, port, "fd00:5:a::/64")
+            # No server listens there; a refusal is an answer.
             assert udp(made.ns, CLIENT, 9) is Failure.REFUSED
             assert udp(made.ns, CLIENT, 9, source=made.address, timeout=SHORT) is Failure.TIMEOUT
             for _ in range(3):
                 if not regime.native:
                     regime.daemon.ctl("resync")
-                follows(regime, port, "fd00:5:a::/64")
+                assert_port_leads_to(regime, port, "fd00:5:a::/64")
             docker("network", "disconnect", "mm-a", "moving")
-            follows(regime, port, "fd00:5:b::/64")
+            assert_port_leads_to(regime, port, "fd00:5:b::/64")
     finally:
         docker("network", "rm", "mm-a", "mm-b")
 
@@ -105,25 +105,25 @@ def test_replies_from_another_network_leave_by_the_default_route(regime: Regime)
         docker("network", "rm", "aa-new")
 
 
-def test_m5_an_internal_network_beside_a_normal_one_does_not_count(regime: Regime) -> None:
+def test_m5_internal_network_beside_a_normal_one_is_ignored(regime: Regime) -> None:
     port = regime.port()
     with regime.container(network="I", publish=[f"{port}:80"], name="both"):
         regime.engine.docker("network", "connect", "X", "both")
-        follows(regime, port, "fd00:a::/64")
+        assert_port_leads_to(regime, port, "fd00:a::/64")
 
 
-def test_m6_a_network_without_ipv6_does_not_count(regime: Regime) -> None:
+def test_m6_network_without_ipv6_is_ignored(regime: Regime) -> None:
     port = regime.port()
     regime.engine.docker("network", "create", "aa-v4")
     try:
         with regime.container(publish=[f"{port}:80"], name="mixed"):
             regime.engine.docker("network", "connect", "aa-v4", "mixed")
-            follows(regime, port, "fd00:a::/64")
+            assert_port_leads_to(regime, port, "fd00:a::/64")
     finally:
         regime.engine.docker("network", "rm", "aa-v4")
 
 
-def test_h16_a_container_in_anothers_namespace_has_no_rules_of_its_own(regime: Regime) -> None:
+def test_h16_container_in_the_namespace_of_another_has_no_own_rules(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"], name="owner") as owner:
         opened(regime.client, port)

@@ -1,4 +1,4 @@
-"""What the options of a network open, and no more: scenarios V1 to V6."""
+"""The ports that the options of a network open: scenarios V1 to V6."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def served(
 ) -> Iterator[tuple[Network, Container]]:
     """A network with these options and a container that listens on 80 and 81 and publishes 80.
 
-    Docker 26 and older store an option that they do not know, and it counts for us.
+    Docker 26 and older store unknown options, and ipv6natd applies them.
     """
     with (
         regime.network(*network_args, options=options) as network,
@@ -52,7 +52,7 @@ def direct(regime: Regime, made: Container, port: int) -> object:
     return peer(fetch(regime.rogue, made.address, port, timeout=SHORT))
 
 
-def test_v1_a_routed_network_opens_its_published_ports_and_pings_without_nat(
+def test_v1_routed_network_opens_published_ports_and_pings_without_nat(
     regime: Regime,
 ) -> None:
     port = regime.port()
@@ -71,7 +71,7 @@ def test_v1_a_routed_network_opens_its_published_ports_and_pings_without_nat(
         assert [rule for rule in rules if network.bridge in rule and "MASQUERADE" in rule] == []
 
 
-def test_v2_an_unprotected_network_translates_and_opens_everything(regime: Regime) -> None:
+def test_v2_unprotected_network_uses_nat_and_opens_all_ports(regime: Regime) -> None:
     port = regime.port()
     with served(regime, {MODE: "nat-unprotected"}, port) as (_, made):
         assert made.address is not None
@@ -82,7 +82,7 @@ def test_v2_an_unprotected_network_translates_and_opens_everything(regime: Regim
         assert peer(fetch(regime.y1.ns, made.address, 81)) != Failure.TIMEOUT
 
 
-def test_v3_an_isolated_network_lets_nothing_in_or_out(regime: Regime) -> None:
+def test_v3_isolated_network_accepts_and_sends_no_packets(regime: Regime) -> None:
     port = regime.port()
     with served(regime, {MODE: "isolated"}, port, "--internal") as (network, made):
         assert direct(regime, made, 80) is Failure.TIMEOUT
@@ -94,7 +94,7 @@ def test_v3_an_isolated_network_lets_nothing_in_or_out(regime: Regime) -> None:
             assert server(fetch(neighbour.ns, made.address, 80)) == made.name
 
 
-def test_v4_a_trusted_interface_opens_published_ports_by_their_own_address(
+def test_v4_trusted_interface_opens_published_ports_on_the_container_address(
     regime: Regime,
 ) -> None:
     port = regime.port()
@@ -107,7 +107,7 @@ def test_v4_a_trusted_interface_opens_published_ports_by_their_own_address(
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_v5_v6_direct_routing_and_marks_open_what_they_say(
+def test_v5_v6_direct_routing_opens_published_ports_and_fwmark_opens_all(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:

@@ -1,7 +1,7 @@
-"""What Docker does alone where the suite's own test needs ipv6natd, or flags of the engine.
+"""The results of Docker alone, for tests that otherwise need ipv6natd or flags of the engine.
 
-The other tests of scenarios run in a native regime as they are. A failure here is no fault: it is
-what docs/behaviour.md then says of Docker.
+The other tests of scenarios also run in a native regime. A failure here is no fault:
+docs/behaviour.md reports it as the result of Docker.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from tests.system.packets.test_flows import entries, far, flow, published
 pytestmark = [pytest.mark.native, pytest.mark.newest, pytest.mark.depends_on("engine")]
 
 FORWARDING = "net.ipv6.conf.{}.forwarding"
-PATIENCE = 6.0
-"""Seconds in which something would be repaired, if it were."""
+REPAIR_TIMEOUT = 6.0
+"""Seconds to wait for a repair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,11 @@ class Small:
         self.sandbox.host.run(f"ip6tables-{self.sandbox.variant}", *words)
 
     def answers(self) -> object:
-        """Whom x1 sees, as soon as that is the client; what happens instead when it is not."""
+        """The client address that x1 sees, or the last result if x1 does not see the client."""
         return until(
-            lambda: peer(tcp(self.client, HOST, 8080, timeout=SHORT)), CLIENT, timeout=PATIENCE
+            lambda: peer(tcp(self.client, HOST, 8080, timeout=SHORT)),
+            CLIENT,
+            timeout=REPAIR_TIMEOUT,
         )
 
 
@@ -77,7 +79,7 @@ def small(suite: Suite, *args: str, forwarding: bool = True) -> Iterator[Small]:
 
 
 def starts(regime: Regime, *publish: str) -> bool:
-    """Whether the engine starts a container with these bindings."""
+    """True if the engine starts a container with these bindings."""
     try:
         with regime.container(publish=publish):
             return True
@@ -88,7 +90,7 @@ def starts(regime: Regime, *publish: str) -> bool:
 # Bindings and options.
 
 
-def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(suite: Suite) -> None:
+def test_b8_engine_with_an_ipv4_loopback_default_binding_opens_no_port(suite: Suite) -> None:
     flags = (*DEFAULT_BRIDGE, "--ip=127.0.0.1")
     with Sandbox() as sandbox, Engine(sandbox, *flags, suite=suite, ip6tables=True) as engine:
         made = engine.run("b8", "bridge", publish=["8080:80", "[::]:8081:80"])
@@ -97,11 +99,11 @@ def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(suite: Suite) ->
             assert tcp(sandbox.client, HOST, 8080) is Failure.REFUSED
 
 
-def test_b12_a_binding_to_an_address_comes_to_life_with_it(regime: Regime) -> None:
+def test_b12_binding_to_a_missing_address_works_once_the_host_has_it(regime: Regime) -> None:
     assert starts(regime, f"[2001:db8:1::66]:{regime.port()}:80")
 
 
-def test_v5_direct_routing_opens_published_ports_alone(suite: Suite) -> None:
+def test_v5_direct_routing_opens_only_published_ports(suite: Suite) -> None:
     with small(suite, "--allow-direct-routing") as lab:
         assert lab.x1.address is not None
         opened(lab.client, 8080)
@@ -109,10 +111,10 @@ def test_v5_direct_routing_opens_published_ports_alone(suite: Suite) -> None:
         assert tcp(lab.sandbox.rogue, lab.x1.address, 81, timeout=SHORT) is Failure.TIMEOUT
 
 
-# Flows of others, from before the container.
+# Unrelated flows from before the container.
 
 
-def test_u4_a_binding_to_an_address_concerns_flows_to_that_address_alone(regime: Regime) -> None:
+def test_u4_address_binding_affects_only_flows_to_that_address(regime: Regime) -> None:
     port = regime.port()
     with flow(regime.client, port) as other:
         assert other.ask() is Failure.REFUSED
@@ -123,7 +125,7 @@ def test_u4_a_binding_to_an_address_concerns_flows_to_that_address_alone(regime:
         assert entries(regime, port) == mine
 
 
-def test_u5_flows_of_others_live_whatever_their_ports(regime: Regime) -> None:
+def test_u5_unrelated_flows_with_the_same_ports_are_kept(regime: Regime) -> None:
     outside, inside = regime.port(), regime.port()
     with (
         far(regime),
@@ -144,13 +146,13 @@ def test_u5_flows_of_others_live_whatever_their_ports(regime: Regime) -> None:
 # Starts and stops of the engine, whose rules are its own.
 
 
-def test_t3_when_it_is_stopped_its_rules_go(suite: Suite) -> None:
+def test_t3_stopped_engine_removes_its_rules(suite: Suite) -> None:
     with small(suite) as lab:
         lab.engine.stop()
         assert "DOCKER" not in lab.sandbox.rules()
 
 
-def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(suite: Suite) -> None:
+def test_t4_start_after_a_kill_adds_no_duplicate_rules(suite: Suite) -> None:
     with small(suite, "--live-restore") as lab:
         before = lab.sandbox.rules()
         lab.engine.kill()
@@ -159,7 +161,7 @@ def test_t4_after_a_kill_the_next_start_takes_over_without_doubles(suite: Suite)
         assert sorted(lab.sandbox.rules().splitlines()) == sorted(before.splitlines())
 
 
-def test_t5_a_restarted_engine_takes_its_containers_rules_along(suite: Suite) -> None:
+def test_t5_engine_restart_removes_rules_of_stopped_containers(suite: Suite) -> None:
     with small(suite) as lab:
         lab.engine.run("x2", "X", publish=["8082:80"])
         lab.engine.stop()
@@ -171,7 +173,7 @@ def test_t5_a_restarted_engine_takes_its_containers_rules_along(suite: Suite) ->
         assert len(dnats(lab.sandbox.rules(), 8080)) == 1
 
 
-def test_t6_with_live_restore_a_restart_cuts_nothing(suite: Suite) -> None:
+def test_t6_engine_restart_with_live_restore_keeps_connections(suite: Suite) -> None:
     with small(suite, "--live-restore") as lab, connect(lab.client, HOST, 8080) as conversation:
         assert server(conversation.ask()) == "x1"
         seen: list[object] = []
@@ -193,7 +195,7 @@ def test_t6_with_live_restore_a_restart_cuts_nothing(suite: Suite) -> None:
         assert set(seen) == {CLIENT}
 
 
-def test_t8_containers_made_again_and_again_leave_no_rule(suite: Suite) -> None:
+def test_t8_repeatedly_recreated_container_leaves_no_rule(suite: Suite) -> None:
     with small(suite) as lab:
         before = lab.sandbox.rules()
         for _ in range(10):
@@ -202,7 +204,7 @@ def test_t8_containers_made_again_and_again_leave_no_rule(suite: Suite) -> None:
         assert lab.sandbox.rules() == before
 
 
-def test_t9_while_the_engine_is_away_the_rules_stay(suite: Suite) -> None:
+def test_t9_rules_stay_while_the_engine_is_down(suite: Suite) -> None:
     with small(suite, "--live-restore") as lab:
         lab.engine.kill()
         try:
@@ -212,37 +214,37 @@ def test_t9_while_the_engine_is_away_the_rules_stay(suite: Suite) -> None:
         opened(lab.client, 8080)
 
 
-# Others who write to the tables.
+# Other programs that write to the tables.
 
 
-def test_f1_flushed_tables_are_back_without_any_event_of_the_engine(suite: Suite) -> None:
+def test_f1_flushed_tables_are_restored_without_an_engine_event(suite: Suite) -> None:
     with small(suite) as lab:
         for words in (("-F",), ("-t", "nat", "-F")):
             lab.ip6tables(*words)
         assert lab.answers() == CLIENT
 
 
-def test_f5_a_flushed_nft_ruleset_is_back(suite: Suite) -> None:
+def test_f5_flushed_nft_ruleset_is_restored(suite: Suite) -> None:
     with small(suite) as lab:
         for table in ("filter", "nat", "raw"):
             lab.sandbox.host.run("nft", "delete", "table", "ip6", table)
         assert lab.answers() == CLIENT
 
 
-def test_f6_a_rule_that_somebody_deleted_is_back(suite: Suite) -> None:
+def test_f6_deleted_rule_is_restored(suite: Suite) -> None:
     with small(suite) as lab:
         for rule in dnats(lab.sandbox.rules(), 8080):
             lab.ip6tables("-t", "nat", "-D", *rule.split()[1:])
         assert lab.answers() == CLIENT
 
 
-def test_f7_a_refusal_that_somebody_put_first_is_passed(suite: Suite) -> None:
+def test_f7_reject_rule_inserted_first_in_forward_has_no_effect(suite: Suite) -> None:
     with small(suite) as lab:
         lab.ip6tables("-I", "FORWARD", "-i", "ext0", "-j", "REJECT")
         assert lab.answers() == CLIENT
 
 
-def test_c8_a_closed_policy_changes_nothing(suite: Suite) -> None:
+def test_c8_forward_policy_drop_has_no_effect(suite: Suite) -> None:
     with small(suite) as lab, serve(lab.client, "client", tcp=[7]):
         lab.ip6tables("-P", "FORWARD", "DROP")
         opened(lab.client, 8080)
@@ -252,14 +254,14 @@ def test_c8_a_closed_policy_changes_nothing(suite: Suite) -> None:
 # The host.
 
 
-def test_k1_without_forwarding_ports_are_open_all_the_same(suite: Suite) -> None:
+def test_k1_engine_enables_forwarding_and_ports_are_open(suite: Suite) -> None:
     with small(suite, forwarding=False) as lab:
         assert lab.sandbox.host.sysctl(FORWARDING.format("all")) == "1"
         opened(lab.client, 8080)
 
 
-def test_i15_a_bridge_that_is_not_dockers_keeps_forwarding(suite: Suite) -> None:
-    """Where the engine turns forwarding on: the regime's host has it on before."""
+def test_i15_bridge_without_docker_still_forwards(suite: Suite) -> None:
+    """On a host where the engine enables forwarding: the regime's host has it enabled before."""
     with small(suite, forwarding=False) as lab:
         host, wire = lab.sandbox.host, lab.sandbox.wire
         host.ip("link add vmbr0 type bridge")

@@ -1,4 +1,4 @@
-"""What only the newest engine has: networks without IPv4, gateway priorities, IPv6 NAT by default.
+"""Features of the newest engine: networks without IPv4, gateway priorities, IPv6 NAT by default.
 
 These run with `make test-all`.
 """
@@ -38,7 +38,7 @@ def newest(suite: Suite, *, ip6tables: bool = False) -> Iterator[Lab]:
         yield Lab(sandbox=sandbox, engine=engine, daemon=daemon)
 
 
-def test_p12_a_network_without_ipv4_publishes_as_any_other(regime: Regime) -> None:
+def test_p12_network_without_ipv4_publishes_ports(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network("--ipv4=false") as network,
@@ -47,7 +47,7 @@ def test_p12_a_network_without_ipv4_publishes_as_any_other(regime: Regime) -> No
         assert opened(regime.client, port).local == made.address
 
 
-def test_m2_a_gateway_priority_decides(regime: Regime) -> None:
+def test_m2_gateway_priority_selects_the_network(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network() as first,
@@ -66,7 +66,7 @@ def test_m2_a_gateway_priority_decides(regime: Regime) -> None:
         assert len(dnats(regime.sandbox.rules(), port)) == 1
 
 
-def test_m8_a_routed_network_beside_the_gateway_is_open_in_its_own_way(regime: Regime) -> None:
+def test_m8_routed_network_beside_the_gateway_network_opens_its_ports(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network() as gateway,
@@ -82,7 +82,7 @@ def test_m8_a_routed_network_beside_the_gateway_is_open_in_its_own_way(regime: R
         assert not isinstance(tcp(regime.rogue, routed, 81, timeout=SHORT), Answer)
 
 
-def test_c1_c2_an_engine_that_does_it_by_default_is_left_alone(suite: Suite) -> None:
+def test_c1_c2_engine_with_ip6tables_by_default_is_unchanged(suite: Suite) -> None:
     with newest(suite, ip6tables=True) as lab:
         lab.engine.network("X", "fd00:a::/64")
         made = lab.engine.run("x1", "X", "--restart=always", publish=["8080:80"])

@@ -13,7 +13,7 @@ from tests.system.packets.asking import listed, opened
 pytestmark = pytest.mark.depends_on("engine")
 
 
-def test_v7_a_bridge_by_the_users_own_name(regime: Regime) -> None:
+def test_v7_bridge_with_a_user_defined_name_is_used(regime: Regime) -> None:
     port = regime.port()
     name = "com.docker.network.bridge.name"
     made = regime.engine.docker(
@@ -28,13 +28,13 @@ def test_v7_a_bridge_by_the_users_own_name(regime: Regime) -> None:
         regime.engine.docker("network", "rm", "v7")
 
 
-def test_v8_a_value_that_cannot_be_read_leaves_the_default_and_a_warning(regime: Regime) -> None:
+def test_v8_invalid_option_value_keeps_the_default_with_a_warning(regime: Regime) -> None:
     port = regime.port()
     bad = {
         "com.docker.network.bridge.gateway_mode_ipv6": "bogus'\n-j ACCEPT",
         "com.docker.network.host_ipv6": "no address",
     }
-    # An engine that reads an option itself refuses the network; one that does not lets it through.
+    # An engine that knows an option refuses the network; another engine accepts it.
     reads = dict(zip(bad, ((27, 0), (25, 0)), strict=True))
     options = {key: value for key, value in bad.items() if regime.engine.release < reads[key]}
     for key in bad.keys() - options.keys():
@@ -54,7 +54,7 @@ def test_v8_a_value_that_cannot_be_read_leaves_the_default_and_a_warning(regime:
         assert said == bool(options)
 
 
-def test_a_hostile_network_name_reaches_no_rule_and_breaks_no_answer(regime: Regime) -> None:
+def test_hostile_network_name_is_in_no_rule_and_breaks_no_reply(regime: Regime) -> None:
     port = regime.port()
     name = "evil; -j ACCEPT \N{SNOWMAN} 'quoted\" net"
     words = ("network", "create", "--ipv6", "--subnet=fd00:666::/64", name)
@@ -80,8 +80,8 @@ EVIL = (
 
 @pytest.mark.each_variant
 @pytest.mark.ours
-def test_whatever_networks_are_called_nothing_shown_moves_a_cursor(regime: Regime) -> None:
-    """Engines take each of these names. By its id a network is named here, as by the daemon."""
+def test_hostile_network_names_are_escaped_in_all_output(regime: Regime) -> None:
+    """Engines accept each of these names. The test uses the ids of the networks."""
     port = regime.port()
     ids: list[str] = []
     try:
@@ -108,7 +108,7 @@ def test_whatever_networks_are_called_nothing_shown_moves_a_cursor(regime: Regim
     assert len({row["Bridge"] for row in rows}) == len(rows)
 
 
-def test_the_bus_and_the_tool_show_the_same_mapping(regime: Regime) -> None:
+def test_bus_and_ipv6natctl_show_the_same_mapping(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"]) as made:
         opened(regime.client, port)

@@ -1,4 +1,4 @@
-"""What containers send out: scenarios O, and that forged or broken packets do not leave."""
+"""Outgoing packets of containers: scenarios O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.system.packets.asking import SHORT, dnats, opened, peer
 pytestmark = pytest.mark.depends_on()
 
 
-def test_o1_what_goes_out_carries_the_hosts_address(regime: Regime) -> None:
+def test_o1_outgoing_packets_have_the_host_address(regime: Regime) -> None:
     port = regime.port()
     with serve(regime.client, "client", tcp=[port], udp=[port]):
         for container in (regime.x1, regime.y1):
@@ -28,7 +28,7 @@ def test_o1_what_goes_out_carries_the_hosts_address(regime: Regime) -> None:
             assert peer(udp(container.ns, CLIENT, port)) == HOST
 
 
-def test_o2_without_masquerade_the_container_shows_its_own_address(regime: Regime) -> None:
+def test_o2_without_masquerade_the_client_sees_the_container_address(regime: Regime) -> None:
     port = regime.port()
     options = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
     with (
@@ -46,49 +46,49 @@ def test_o2_without_masquerade_the_container_shows_its_own_address(regime: Regim
         assert [each.peer for each in there.received] == [made.address]
 
 
-AFAR = IPv6Address("2001:db8:ff::1")
-"""An address of the client's that is on no link of the host's."""
+FAR_CLIENT = IPv6Address("2001:db8:ff::1")
+"""An address of the client that is on no link of the host."""
 RENUMBERED = IPv6Address("2001:db8:2::1")
 
 
-def test_o5_a_host_that_is_renumbered_masquerades_by_its_new_address(regime: Regime) -> None:
+def test_o5_renumbered_host_masquerades_with_its_new_address(regime: Regime) -> None:
     port = regime.port()
     host, client = regime.host, regime.client
-    client.ip(f"address add {AFAR}/128 dev lo nodad")
+    client.ip(f"address add {FAR_CLIENT}/128 dev lo nodad")
     client.ip("route add 2001:db8:2::/64 dev ext0")
-    host.ip(f"route add {AFAR}/128 via fe80::ff:fe00:2 dev ext0")
+    host.ip(f"route add {FAR_CLIENT}/128 via fe80::ff:fe00:2 dev ext0")
     try:
         with (
             serve(client, "client", tcp=[port], udp=[port]),
-            connect(regime.x1.ns, AFAR, port, kind=socket.SOCK_DGRAM) as old,
+            connect(regime.x1.ns, FAR_CLIENT, port, kind=socket.SOCK_DGRAM) as old,
         ):
             assert peer(old.ask()) == HOST
             host.ip(f"address add {RENUMBERED}/64 dev ext0 nodad")
             for address in (HOST, HOST_TOO):
                 host.ip(f"address del {address}/64 dev ext0")
-            assert peer(tcp(regime.x1.ns, AFAR, port)) == RENUMBERED
-            # The flow of before ends with its address, and goes on from the new one.
+            assert peer(tcp(regime.x1.ns, FAR_CLIENT, port)) == RENUMBERED
+            # The former flow ends with the old address, and continues from the new one.
             assert until(lambda: peer(old.ask(timeout=SHORT)), RENUMBERED) == RENUMBERED
-            assert peer(tcp(client, RENUMBERED, 8080, source=AFAR)) == AFAR
+            assert peer(tcp(client, RENUMBERED, 8080, source=FAR_CLIENT)) == FAR_CLIENT
     finally:
         for address in (HOST_TOO, HOST):
             host.ip(f"address replace {address}/64 dev ext0 nodad")
         host.ip(f"address del {RENUMBERED}/64 dev ext0")
-        host.ip(f"route del {AFAR}/128")
+        host.ip(f"route del {FAR_CLIENT}/128")
         client.ip("route del 2001:db8:2::/64 dev ext0")
-        client.ip(f"address del {AFAR}/128 dev lo")
+        client.ip(f"address del {FAR_CLIENT}/128 dev lo")
     assert opened(client, 8080).server == "x1"
 
 
 BEYOND = IPv6Address("2001:db8:f::2")
-MUCH = 200_000
+SENT_BYTES = 200_000
 
 
 @contextmanager
-def narrow(regime: Regime) -> Iterator[Namespace]:
-    """A peer behind the client, on a link that takes 1280 bytes from there and knows nothing of it.
+def narrow_link(regime: Regime) -> Iterator[Namespace]:
+    """A peer behind the client, on a link with an MTU of 1280 at the client and 1500 at the peer.
 
-    It is the wire's namespace, whose own links are a switch's.
+    The peer is the namespace of the wire, whose other links form a switch.
     """
     client, beyond = regime.client, regime.sandbox.wire
     client.ip(f"link add far0 mtu 1280 type veth peer name far1 netns {beyond.path.name}")
@@ -107,14 +107,14 @@ def narrow(regime: Regime) -> Iterator[Namespace]:
         client.ip("link del far0")
 
 
-def sent(source: socket.socket, target: socket.socket) -> int:
-    """How much of MUCH comes through a connection."""
+def transferred(source: socket.socket, target: socket.socket) -> int:
+    """The number of the SENT_BYTES that arrive through a connection."""
     for sock in (source, target):
         sock.settimeout(5)
-    writer = threading.Thread(target=source.sendall, args=(bytes(MUCH),))
+    writer = threading.Thread(target=source.sendall, args=(bytes(SENT_BYTES),))
     writer.start()
     came = 0
-    while came < MUCH and (data := target.recv(65536)):
+    while came < SENT_BYTES and (data := target.recv(65536)):
         came += len(data)
     writer.join()
     return came
@@ -124,12 +124,12 @@ def too_big(packets: list[Packet]) -> list[Packet]:
     return [each for each in packets if (each.protocol, each.port) == ("icmp6", 2)]
 
 
-def test_o8_a_smaller_path_beyond_the_client_is_made_known_to_the_container(
+def test_o8_container_receives_packet_too_big_for_a_smaller_path_mtu(
     regime: Regime,
 ) -> None:
     port = regime.port()
     with (
-        narrow(regime) as beyond,
+        narrow_link(regime) as beyond,
         regime.container(publish=[f"{port}:90"]) as made,
         beyond.within(lambda: listening(port, socket.SOCK_STREAM)) as there,
         made.ns.within(lambda: listening(90, socket.SOCK_STREAM)) as here,
@@ -141,7 +141,7 @@ def test_o8_a_smaller_path_beyond_the_client_is_made_known_to_the_container(
             connect(regime.x1.ns, BEYOND, port) as outward,
             there.accept()[0] as arrived,
         ):
-            assert sent(outward.socket, arrived) == MUCH
+            assert transferred(outward.socket, arrived) == SENT_BYTES
             assert too_big(packets())
         until(lambda: dnats(regime.sandbox.rules(), port), lambda found: bool(found))
         with (
@@ -150,14 +150,14 @@ def test_o8_a_smaller_path_beyond_the_client_is_made_known_to_the_container(
             here.accept()[0] as served,
         ):
             assert served.getpeername()[0] == str(BEYOND)
-            assert sent(served, inward.socket) == MUCH
+            assert transferred(served, inward.socket) == SENT_BYTES
             assert too_big(packets())
 
 
 ALL_NODES, MLD_ROUTERS = IPv6Address("ff02::1"), IPv6Address("ff02::16")
 
 
-def test_o10_what_stays_on_the_link_is_not_rewritten(regime: Regime) -> None:
+def test_o10_link_local_traffic_is_not_masqueraded(regime: Regime) -> None:
     x1, x2 = regime.x1, regime.x2
     came = len(x2.server.received)
     gateway, *_ = addresses(regime.host, "brX scope link")
@@ -174,7 +174,7 @@ def test_o10_what_stays_on_the_link_is_not_rewritten(regime: Regime) -> None:
         ] == []
 
 
-def test_o10_a_container_finds_duplicates_and_reports_its_groups(regime: Regime) -> None:
+def test_o10_duplicate_address_detection_and_mld_reports_work(regime: Regime) -> None:
     added = {"fd00:a::2", "fd00:a::abcd"}
     space = regime.x2.ns
     knobs = {
@@ -202,18 +202,18 @@ def test_o10_a_container_finds_duplicates_and_reports_its_groups(regime: Regime)
 
 
 def addresses(ns: Namespace, where: str) -> dict[str, bool]:
-    """IPv6 addresses by the words of `ip address show dev`, and which are duplicates."""
+    """IPv6 address -> True if it is a duplicate; `where` are words of `ip address show dev`."""
     links = json.loads(ns.ip(f"-j -6 address show dev {where}"))
     found = [each for link in links for each in link.get("addr_info", ()) if each]
     return {each["local"]: each.get("dadfailed", False) for each in found}
 
 
-def test_o7_pings_go_out_and_come_back(regime: Regime) -> None:
+def test_o7_outgoing_pings_are_answered(regime: Regime) -> None:
     assert ping(regime.x1.ns, CLIENT)
     assert ping(regime.y1.ns, CLIENT)
 
 
-def test_o3_a_network_with_a_source_address_uses_it(regime: Regime) -> None:
+def test_o3_network_with_a_source_address_uses_it(regime: Regime) -> None:
     port = regime.port()
     options = {"com.docker.network.host_ipv6": "2001:db8:1::10"}
     with (
@@ -227,12 +227,12 @@ def test_o3_a_network_with_a_source_address_uses_it(regime: Regime) -> None:
         assert peer(udp(made.ns, CLIENT, port)) == wanted
 
 
-def test_a_network_is_closed_and_masqueraded_before_its_first_container(regime: Regime) -> None:
+def test_network_is_closed_and_masqueraded_before_its_first_container(regime: Regime) -> None:
     with regime.network() as network:
         masqueraded = f"! -o {network.bridge} -m addrtype ! --src-type LOCAL -j MASQUERADE"
         rules = until(lambda: regime.sandbox.rules(), lambda text: masqueraded in text)
         assert masqueraded in rules
-        # The filter table is written first: by now it must be closed.
+        # The filter table is written first, so the network must be closed now.
         assert f"! -i {network.bridge} -o {network.bridge} -j DROP" in rules
     gone = until(lambda: network.bridge in regime.sandbox.rules(), False)
     assert not gone

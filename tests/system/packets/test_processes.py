@@ -1,4 +1,4 @@
-"""What the daemon starts: nothing outlives it, and nothing is run but by path and in a clean
+"""The child processes of the daemon: they end with it, and run by absolute path in a clean
 environment."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.harness import Bus, Daemon, Engine, Sandbox, need, until
 from tests.harness.daemon import BIN
 from tests.harness.sandbox import Variant
 
-NOBODY_THERE = "unix:///nonexistent/docker.sock"
+MISSING_ENDPOINT = "unix:///nonexistent/docker.sock"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def sandbox(tools: None) -> Iterator[Sandbox]:  # noqa: ARG001
 
 
 def children(pid: int) -> dict[int, str]:
-    """Process id -> command line of what a process started."""
+    """Process id -> command line of the child processes."""
     found = {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -37,9 +37,9 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
-def test_nothing_outlives_a_daemon_that_was_killed(sandbox: Sandbox) -> None:
+def test_killed_daemon_leaves_no_child_process(sandbox: Sandbox) -> None:
     need("nft", "setpriv")
-    with Daemon(sandbox, NOBODY_THERE, backend="nft", start=False) as daemon:
+    with Daemon(sandbox, MISSING_ENDPOINT, backend="nft", start=False) as daemon:
         daemon.start(wait="waiting-for-docker")
         assert daemon.process is not None
         pid = daemon.process.pid
@@ -56,17 +56,26 @@ CALL = re.compile(
     r'^\d+ +execve\("(?P<path>[^"]*)", \[(?P<argv>.*?)\], \[(?P<env>.*?)\](\) = | <unf)'
 )
 ALLOWED = {"PATH", "LC_ALL", "XTABLES_LOCKFILE", "DBUS_SYSTEM_BUS_ADDRESS"}
-"""What a tool may be told by its environment."""
+"""The permitted environment variables of a tool."""
 POISON = [
     *("LD_LIBRARY_PATH", "IFS", "ENV", "BASH_ENV", "PERL5LIB", "HOME", "TMPDIR", "NFT_DEBUG"),
     *("DOCKER_CONFIG", "HTTP_PROXY", "ALL_PROXY", "SECRET"),
 ]
-FINDING = {"ldconfig", "ldconfig.real", "gcc", "cc", "ld", "objdump", "collect2", "uname"}
+LIBRARY_SEARCH_TOOLS = {
+    "ldconfig",
+    "ldconfig.real",
+    "gcc",
+    "cc",
+    "ld",
+    "objdump",
+    "collect2",
+    "uname",
+}
 TOOLS = {"ip6tables", "ip6tables-restore", "ip6tables-save", "nft", "ip", "conntrack", "busctl"}
 
 
 class Traced(Daemon):
-    """A daemon in a poisoned environment, each of whose execs is written down."""
+    """A daemon in a hostile environment, with a trace of each exec."""
 
     @property
     def trace(self) -> Path:
@@ -90,8 +99,8 @@ class Traced(Daemon):
 
 
 def calls(trace: str) -> list[tuple[str, str, str]]:
-    """Path, arguments and environment of each exec, but for the daemon's own."""
-    # One that another came into the middle of has its end on a line of its own.
+    """Path, arguments and environment of each exec."""
+    # strace prints the end of an interrupted call on another line.
     lines = [line for line in trace.splitlines() if "execve" in line and "resumed>" not in line]
     found = [CALL.match(line) for line in lines]
     assert all(found), [line for line, hit in zip(lines, found, strict=True) if hit is None]
@@ -99,7 +108,7 @@ def calls(trace: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_each_tool_is_run_by_its_path_in_an_environment_of_ours(
+def test_tools_run_by_absolute_path_with_a_minimal_environment(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
@@ -125,16 +134,18 @@ def test_each_tool_is_run_by_its_path_in_an_environment_of_ours(
         assert any(each.startswith("ip6tables") for each in ran)
         for path, argv, env in seen:
             folder, _, name = path.rpartition("/")
-            assert folder in TOOL_DIRECTORIES or (name in FINDING and folder[0] == "/"), path
+            assert folder in TOOL_DIRECTORIES or (
+                name in LIBRARY_SEARCH_TOOLS and folder[0] == "/"
+            ), path
             assert name not in ("sh", "bash", "dash"), argv
             names = {each.partition("=")[0] for each in re.findall(r'"((?:[^"\\]|\\.)*)"', env)}
-            # The library that writes legacy tables looks for its own libraries by these.
-            assert names <= ALLOWED or name in FINDING, path
+            # The library for legacy tables searches its shared libraries with these tools.
+            assert names <= ALLOWED or name in LIBRARY_SEARCH_TOOLS, path
             assert "poison" not in env + argv
         assert not (daemon.poison / "taken").exists()
 
 
-def test_a_folder_without_extensions_is_an_error_that_names_it(
+def test_xtables_libdir_without_extensions_is_an_error(
     tools: None,  # noqa: ARG001
 ) -> None:
     with Sandbox("legacy") as sandbox:

@@ -32,36 +32,36 @@ from tests.system.packets.asking import SHORT, dnats, listed, opened, peer, serv
 pytestmark = pytest.mark.depends_on("proxy", "engine")
 
 
-def test_p1_u1_the_container_sees_the_client(regime: Regime) -> None:
+def test_p1_u1_container_sees_the_client(regime: Regime) -> None:
     answer = opened(regime.client, 8080)
     assert (answer.server, answer.port) == ("x1", 80)
     by_udp = udp(regime.client, HOST, 5353)
     assert (server(by_udp), peer(by_udp)) == ("x1", CLIENT)
 
 
-def test_p2_every_address_of_the_host_is_served(regime: Regime) -> None:
+def test_p2_port_is_published_on_every_host_address(regime: Regime) -> None:
     assert opened(regime.client, 8080, address=HOST_TOO).server == "x1"
     assert peer(udp(regime.client, HOST_TOO, 5353)) == CLIENT
 
 
-def test_p3_an_address_that_the_host_gets_later_is_served_at_once(regime: Regime) -> None:
+def test_p3_port_is_published_at_once_on_a_new_host_address(regime: Regime) -> None:
     late = IPv6Address("2001:db8:1::77")
     regime.host.ip(f"address add {late}/64 dev ext0 nodad")
     try:
-        # The kernel takes an address over a moment after it was told to.
+        # The kernel answers for a new address after a moment.
         until(lambda: ping(regime.client, late), True)
         assert peer(tcp(regime.client, late, 8080)) == CLIENT
     finally:
         regime.host.ip(f"address del {late}/64 dev ext0")
 
 
-def test_p4_each_port_of_a_container_and_no_other(regime: Regime) -> None:
+def test_p4_only_published_ports_of_a_container_are_open(regime: Regime) -> None:
     assert opened(regime.client, 8080).port == 80
     assert opened(regime.client, 8443).port == 443
     assert tcp(regime.client, HOST, 9999) is Failure.REFUSED
 
 
-def test_p5_two_containers_each_have_their_own_port(regime: Regime) -> None:
+def test_p5_two_containers_are_reached_by_their_own_ports(regime: Regime) -> None:
     first, second = regime.port(), regime.port()
     with (
         regime.container(publish=[f"{first}:80"]) as one,
@@ -71,7 +71,7 @@ def test_p5_two_containers_each_have_their_own_port(regime: Regime) -> None:
         assert opened(regime.client, second).server == two.name
 
 
-def test_p6_a_restarted_container_with_another_address_is_followed(regime: Regime) -> None:
+def test_p6_port_follows_a_restarted_container_to_its_new_address(regime: Regime) -> None:
     port = regime.port()
     most = 0
     done = threading.Event()
@@ -104,20 +104,20 @@ def test_p6_a_restarted_container_with_another_address_is_followed(regime: Regim
     assert most == 1
 
 
-def test_p7_a_fixed_address_is_what_the_port_leads_to(regime: Regime) -> None:
+def test_p7_port_leads_to_a_fixed_container_address(regime: Regime) -> None:
     port = regime.port()
     with regime.container(ip6="fd00:a::50", publish=[f"{port}:80"]):
         assert opened(regime.client, port).local == IPv6Address("fd00:a::50")
 
 
-def test_p8_a_first_connection_100_ms_after_docker_run_is_forwarded(regime: Regime) -> None:
+def test_p8_first_connection_100_ms_after_docker_run_is_forwarded(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"]):
         time.sleep(0.1)
         assert peer(tcp(regime.client, HOST, port)) == CLIENT
 
 
-def test_p9_a_stopped_container_has_no_rule_and_its_port_refuses(regime: Regime) -> None:
+def test_p9_stopped_container_has_no_rule_and_its_port_is_refused(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"], name="p9"):
         opened(regime.client, port)
@@ -126,7 +126,7 @@ def test_p9_a_stopped_container_has_no_rule_and_its_port_refuses(regime: Regime)
         assert tcp(regime.client, HOST, port) is Failure.REFUSED
 
 
-def test_p10_a_paused_container_keeps_its_rules(regime: Regime) -> None:
+def test_p10_paused_container_keeps_its_rules(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"{port}:80"], name="p10"):
         opened(regime.client, port)
@@ -138,12 +138,12 @@ def test_p10_a_paused_container_keeps_its_rules(regime: Regime) -> None:
         opened(regime.client, port)
 
 
-def test_p11_a_container_without_ipv6_is_skipped_with_the_reason(regime: Regime) -> None:
+def test_p11_container_without_ipv6_is_skipped_with_the_reason(regime: Regime) -> None:
     port = regime.port()
     off = "net.ipv6.conf.all.disable_ipv6=1"
     with regime.container("--sysctl", off, publish=[f"{port}:80"], name="p11") as made:
         bindings = made.facts["NetworkSettings"]["Ports"]["80/tcp"]
-        # Engine 28 without its proxy publishes this on IPv4 alone, and the user is told as well.
+        # Engine 28 without its proxy publishes this only on IPv4, and the user gets a message too.
         by_engine = any(":" in each["HostIp"] for each in bindings)
         assert by_engine == (regime.proxy or regime.engine.release < (28, 0))
         assert peer(tcp(regime.client, HOST, port)) != CLIENT
@@ -161,13 +161,13 @@ def test_p11_a_container_without_ipv6_is_skipped_with_the_reason(regime: Regime)
         assert dnats(regime.sandbox.rules(), port) == []
 
 
-def test_p13_the_default_bridge_is_a_network_like_any_other(regime: Regime) -> None:
+def test_p13_default_bridge_publishes_ports(regime: Regime) -> None:
     port = regime.port()
     with regime.container(network="bridge", publish=[f"{port}:80"]):
         assert opened(regime.client, port).local in IPv6Network("fd00:d::/64")
 
 
-def test_p14_networks_of_other_drivers_get_no_rule(regime: Regime) -> None:
+def test_p14_network_of_another_driver_has_no_rule(regime: Regime) -> None:
     port = regime.port()
     subnet = "--subnet=fd00:e::/64"
     made = regime.engine.docker(
@@ -185,7 +185,7 @@ def test_p14_networks_of_other_drivers_get_no_rule(regime: Regime) -> None:
         regime.engine.docker("network", "rm", "mv")
 
 
-def test_p15_a_network_with_public_addresses_is_left_alone_and_said_so(regime: Regime) -> None:
+def test_p15_network_with_public_addresses_is_skipped_with_the_reason(regime: Regime) -> None:
     port = regime.port()
     with regime.network(subnet="2001:db8:5::/64") as network:
         with regime.container(network=network, publish=[f"{port}:80"]):
@@ -201,7 +201,7 @@ def test_p15_a_network_with_public_addresses_is_left_alone_and_said_so(regime: R
         assert "nat_prefixes" in rows[0]["Reason"]
 
 
-def test_p16_a_port_that_the_host_uses_stays_the_hosts(regime: Regime) -> None:
+def test_p16_port_used_by_the_host_is_not_forwarded(regime: Regime) -> None:
     port = regime.port()
     with serve(regime.host, "host", tcp=[port]):
         with (
@@ -216,7 +216,7 @@ def test_p16_a_port_that_the_host_uses_stays_the_hosts(regime: Regime) -> None:
 @pytest.mark.parametrize(
     "binding", ["127.0.0.1:{}:80", "192.0.2.10:{}:80", "0.0.0.0:{}:80"], ids=["b1", "b2", "b3"]
 )
-def test_b1_b2_b3_a_binding_to_ipv4_opens_nothing_on_ipv6(regime: Regime, binding: str) -> None:
+def test_b1_b2_b3_ipv4_binding_opens_no_ipv6_port(regime: Regime, binding: str) -> None:
     port, probe = regime.port(), regime.port()
     with regime.container(publish=[binding.format(port), f"{probe}:80"]):
         opened(regime.client, probe)
@@ -224,21 +224,21 @@ def test_b1_b2_b3_a_binding_to_ipv4_opens_nothing_on_ipv6(regime: Regime, bindin
         assert dnats(regime.sandbox.rules(), port) == []
 
 
-def test_b4_a_binding_to_the_ipv6_wildcard_opens_every_address(regime: Regime) -> None:
+def test_b4_ipv6_wildcard_binding_opens_every_address(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"[::]:{port}:80"]):
         opened(regime.client, port)
         opened(regime.client, port, address=HOST_TOO)
 
 
-def test_b5_a_binding_to_an_address_opens_that_address_only(regime: Regime) -> None:
+def test_b5_address_binding_opens_only_that_address(regime: Regime) -> None:
     port = regime.port()
     with regime.container(publish=[f"[{HOST_TOO}]:{port}:80"]):
         opened(regime.client, port, address=HOST_TOO)
         assert tcp(regime.client, HOST, port) is Failure.REFUSED
 
 
-def test_b6_a_binding_to_loopback_opens_nothing_to_peers(regime: Regime) -> None:
+def test_b6_loopback_binding_opens_no_port_to_peers(regime: Regime) -> None:
     port, probe = regime.port(), regime.port()
     with regime.container(publish=[f"[::1]:{port}:80", f"{probe}:80"]) as made:
         opened(regime.client, probe)
@@ -247,7 +247,7 @@ def test_b6_a_binding_to_loopback_opens_nothing_to_peers(regime: Regime) -> None
         assert server(by_host) == (made.name if regime.proxy else Failure.REFUSED)
 
 
-def test_b7_a_network_that_binds_to_ipv4_loopback_opens_nothing(regime: Regime) -> None:
+def test_b7_network_with_an_ipv4_loopback_default_binding_opens_no_port(regime: Regime) -> None:
     port, probe = regime.port(), regime.port()
     options = {"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}
     with (
@@ -261,7 +261,7 @@ def test_b7_a_network_that_binds_to_ipv4_loopback_opens_nothing(regime: Regime) 
 
 @pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(
+def test_b8_engine_with_an_ipv4_loopback_default_binding_opens_no_port(
     tools: None,  # noqa: ARG001
     variant: Variant,
     proxy: bool,
@@ -279,18 +279,18 @@ def test_b8_an_engine_that_binds_to_ipv4_loopback_opens_nothing(
             assert dnats(sandbox.rules(), 8080) == []
 
 
-def test_r1_a_port_that_docker_chose_is_opened_by_its_ipv6_number(regime: Regime) -> None:
+def test_r1_ephemeral_port_is_opened_by_its_ipv6_number(regime: Regime) -> None:
     with regime.container(publish=["80"]) as made:
         opened(regime.client, made.port())
 
 
-def test_r2_all_exposed_ports_are_opened(regime: Regime) -> None:
+def test_r2_publish_all_opens_all_exposed_ports(regime: Regime) -> None:
     with regime.container("-P", "--expose=80", "--expose=81", tcp=(80, 81)) as made:
         assert opened(regime.client, made.port("80/tcp")).port == 80
         assert opened(regime.client, made.port("81/tcp")).port == 81
 
 
-def test_r3_one_port_out_of_a_range_is_the_one_that_is_opened(regime: Regime) -> None:
+def test_r3_port_chosen_from_a_range_is_the_only_open_one(regime: Regime) -> None:
     first = regime.port(11)
     with regime.container(publish=[f"{first}-{first + 10}:80"]) as made:
         opened(regime.client, made.port())
@@ -298,7 +298,7 @@ def test_r3_one_port_out_of_a_range_is_the_one_that_is_opened(regime: Regime) ->
         assert [p for p in range(first, first + 11) if dnats(rules, p)] == [made.port()]
 
 
-def test_r4_a_run_that_keeps_its_numbers_is_one_rule(regime: Regime) -> None:
+def test_r4_range_with_equal_ports_is_one_rule(regime: Regime) -> None:
     first, last = 30000, 30100
     run = f"{first}-{last}"
     with regime.container(publish=[f"{run}:{run}"], tcp=(first, first + 50, last)):
@@ -311,7 +311,7 @@ def test_r4_a_run_that_keeps_its_numbers_is_one_rule(regime: Regime) -> None:
             assert tcp(regime.client, HOST, outside) is Failure.REFUSED
 
 
-def test_r5_a_shifted_run_leads_each_port_to_its_own(regime: Regime) -> None:
+def test_r5_shifted_range_maps_each_port_to_its_own(regime: Regime) -> None:
     first = regime.port(10)
     inside = range(7000, 7010)
     with regime.container(publish=[f"{first}-{first + 9}:7000-7009/udp"], udp=inside):
@@ -324,7 +324,7 @@ def test_r5_a_shifted_run_leads_each_port_to_its_own(regime: Regime) -> None:
             assert (answer.port, answer.peer) == (port, CLIENT)
 
 
-def test_one_source_port_towards_two_addresses_reaches_the_right_port_of_a_shifted_run(
+def test_same_source_port_to_two_addresses_reaches_the_right_shifted_port(
     regime: Regime,
 ) -> None:
     first = regime.port(10)
@@ -340,8 +340,8 @@ def test_one_source_port_towards_two_addresses_reaches_the_right_port_of_a_shift
 
 
 @contextmanager
-def held(regime: Regime, ports: range) -> Iterator[None]:
-    """Ports that somebody else has on IPv6 alone."""
+def occupied_ports(regime: Regime, ports: range) -> Iterator[None]:
+    """Ports that another process uses, only on IPv6."""
     with ExitStack() as stack:
         for port in ports:
             sock = stack.enter_context(regime.host.socket(socket.AF_INET6, socket.SOCK_STREAM))
@@ -351,12 +351,12 @@ def held(regime: Regime, ports: range) -> Iterator[None]:
         yield
 
 
-def test_r6_r7_a_restarted_container_is_followed_to_its_new_ipv6_number(regime: Regime) -> None:
+def test_r6_r7_new_ipv6_port_of_a_restarted_container_is_opened(regime: Regime) -> None:
     with regime.container(publish=["80"]) as made:
         before = made.port()
         opened(regime.client, before)
-        # Engines before 27 choose for IPv4 and IPv6 apart, and come to different numbers now.
-        with held(regime, range(before + 1, before + 4)):
+        # Engines before 27 choose the ports for IPv4 and IPv6 separately, here different ones.
+        with occupied_ports(regime, range(before + 1, before + 4)):
             regime.engine.docker("restart", "--time=0", made.name)
         again = regime.engine.container(made.name, network="X")
         numbers = again.port(), again.port(family=4)
@@ -378,8 +378,8 @@ def test_r6_r7_a_restarted_container_is_followed_to_its_new_ipv6_number(regime: 
         assert dnats(regime.sandbox.rules(), numbers[1]) == []
 
 
-def test_a_container_that_comes_back_elsewhere_on_its_link_is_found_at_once(regime: Regime) -> None:
-    """Engines before 28 choose the MAC by the IPv4 address, and tell nobody."""
+def test_container_with_the_same_address_and_a_new_mac_is_reached_at_once(regime: Regime) -> None:
+    """Engines before 28 derive the MAC from the IPv4 address, and do not announce it."""
     with regime.network(subnet="fd00:f:0:9::/64") as network, regime.container(network=network):
         for mac in ("02:00:00:00:00:01", "02:00:00:00:00:02"):
             with regime.container(
@@ -390,20 +390,22 @@ def test_a_container_that_comes_back_elsewhere_on_its_link_is_found_at_once(regi
             ) as made:
                 if not regime.native:
                     wanted = [(8091, made.name)]
-                    assert until(lambda: leading(regime, 8091), wanted, timeout=10) == wanted
+                    assert (
+                        until(lambda: mapped_containers(regime, 8091), wanted, timeout=10) == wanted
+                    )
                 answer = tcp(regime.client, HOST, 8091)
                 assert (server(answer), peer(answer)) == (made.name, CLIENT)
                 assert mac in regime.host.ip(f"-6 neigh show {made.address}")
 
 
-def leading(regime: Regime, port: int) -> list[tuple[int, str]]:
-    """Who has a port of the host, as ipv6natd says."""
+def mapped_containers(regime: Regime, port: int) -> list[tuple[int, str]]:
+    """The containers with a mapping of the host port, from `ipv6natctl mappings`."""
     rows = listed(regime.daemon, "mappings")
     return [(port, row["ContainerName"]) for row in rows if row["HostPort"] == port]
 
 
-def test_r8_ten_thousand_udp_ports_are_one_rule(tools: None) -> None:  # noqa: ARG001
-    """Without the engine's IPv4 rules, of which it would make a process each."""
+def test_r8_range_of_10000_udp_ports_is_one_rule(tools: None) -> None:  # noqa: ARG001
+    """Without the engine's IPv4 rules, because the engine runs one process for each rule."""
     run = "10000-19999"
     with (
         Sandbox() as sandbox,
@@ -437,7 +439,7 @@ def test_tcp_and_udp_on_one_port_are_independent(regime: Regime) -> None:
         assert server(by_udp) == two.name
 
 
-def test_the_host_itself_stays_reachable(regime: Regime) -> None:
+def test_host_services_stay_reachable(regime: Regime) -> None:
     assert ping(regime.client, HOST)
     port = regime.port()
     with serve(regime.host, "host", tcp=[port], udp=[port]):

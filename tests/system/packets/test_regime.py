@@ -1,4 +1,4 @@
-"""The shared lab with the daemon in it: the least that every packet test leans on."""
+"""The shared lab with the daemon: the basis of all packet tests."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FACTS = (
     network(name="I", subnet="fd00:c::/64", bridge="brI", internal=True),
     container(name="x1", on=[X], ports=["8080:80", "8443:443", "5353:53/udp"]),
 )
-"""All of the furnished lab that decides about rules."""
+"""The parts of the lab that decide about the rules."""
 
 
-def test_the_residents_answer_and_x1_sees_the_client(regime: Regime) -> None:
+def test_containers_of_the_lab_answer_and_x1_sees_the_client(regime: Regime) -> None:
     for name in ("x1", "x2", "y1", "i1", "i2"):
         container = getattr(regime, name)
         answer = tcp(regime.host, container.address, 80)
@@ -35,7 +35,7 @@ def test_the_residents_answer_and_x1_sees_the_client(regime: Regime) -> None:
     assert (answer.server, answer.peer) == ("x1", CLIENT)
 
 
-def test_a_test_gets_a_container_and_a_network_of_its_own(regime: Regime) -> None:
+def test_regime_creates_a_network_and_a_container_and_removes_them(regime: Regime) -> None:
     port = regime.port()
     with (
         regime.network() as network,
@@ -49,13 +49,13 @@ def test_a_test_gets_a_container_and_a_network_of_its_own(regime: Regime) -> Non
     assert gone is Failure.REFUSED
 
 
-def test_the_daemon_is_seen_through_the_bus_and_its_notices(regime: Regime) -> None:
+def test_daemon_sends_ready_and_shows_its_status_and_mappings(regime: Regime) -> None:
     assert "READY=1" in regime.daemon.notices
     assert regime.daemon.status.startswith("synced")
     assert "8080" in regime.daemon.ctl("mappings")
 
 
-def test_t14_every_engine_is_spoken_to_in_its_own_words_and_gets_the_same_rules(
+def test_t14_each_engine_version_gets_the_same_rules(
     regime: Regime,
 ) -> None:
     words = ("org.ipv6natd1", "/org/ipv6natd1", "org.ipv6natd1.Manager", "EngineVersion")

@@ -1,4 +1,4 @@
-"""SCTP: scenario S1, with packets made by hand, since not every kernel has sockets for it."""
+"""SCTP: scenario S1, with hand-made packets, because some kernels have no SCTP sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAG, TAG_BACK = 0x1234, 0x5678
 
 
 def crc32c(data: bytes) -> bytes:
-    """The checksum of RFC 9260, in its own byte order."""
+    """The checksum of RFC 9260, in its byte order."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -33,7 +33,7 @@ def crc32c(data: bytes) -> bytes:
 
 
 def packet(source: int, port: int, tag: int, kind: int, own_tag: int) -> bytes:
-    """One with a single chunk, which offers a stream each way."""
+    """A packet with a single chunk, which offers one stream in each direction."""
     head = HEADER.pack(source, port, tag)
     chunk = struct.pack("!BBHIIHHI", kind, 0, 20, own_tag, 65536, 1, 1, 1)
     return head + crc32c(head + bytes(4) + chunk) + chunk
@@ -53,7 +53,7 @@ def sctp(ns: Namespace) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_s1_sctp_is_forwarded_both_ways_with_its_checksum_right(
+def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
     tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:

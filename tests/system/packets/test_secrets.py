@@ -1,6 +1,6 @@
-"""What nobody may learn from us: what containers are given.
+"""The environment, labels and options of containers, which ipv6natd must not disclose.
 
-Everybody on the host can read the bus, and more people read a journal than are root.
+All users of the host can read the bus, and a journal has more readers than root.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.harness import Bus, Daemon, Engine, Sandbox, until
 
 SECRET = "swordfish"
-GIVEN = (
+SECRET_OPTIONS = (
     f"--env=PASSWORD={SECRET}",
     f"--label=token={SECRET}",
     f"--hostname={SECRET}",
@@ -27,7 +27,7 @@ def files(folder: Path) -> Iterator[str]:
             yield path.read_text(errors="replace")
 
 
-def test_nothing_that_a_container_was_given_is_said_or_kept_at_any_level(
+def test_container_secrets_are_never_logged_shown_or_stored(
     tools: None,  # noqa: ARG001
 ) -> None:
     with Sandbox() as sandbox, Engine(sandbox) as engine, Bus(sandbox.dir) as bus:
@@ -38,7 +38,7 @@ def test_nothing_that_a_container_was_given_is_said_or_kept_at_any_level(
             path = daemon.dir / "runtime" / "a.prom"
             daemon.configure(f'backend = "{sandbox.variant}"', f'metrics_textfile = "{path}"')
             daemon.start()
-            engine.run("x1", "X", *GIVEN, publish=["8080:80", "127.0.0.1:9:9"])
+            engine.run("x1", "X", *SECRET_OPTIONS, publish=["8080:80", "127.0.0.1:9:9"])
             daemon.wait_for(lambda: "1 mapping" in daemon.status, "the mapping")
             until(path.exists, True, timeout=15)
             asked = [

@@ -1,4 +1,4 @@
-"""Told over the bus what to do: cleanup until a resync, reload, and who may not."""
+"""Calls over the bus: cleanup until a resync, reload, and permissions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tools: None) -> Iterator[Lab]:  # noqa: ARG001
-    """An engine without its proxy, so that a port that is not forwarded answers nobody."""
+    """An engine without its proxy, so that a port without a rule has no answer."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox("nft"))
         engine = stack.enter_context(Engine(sandbox, userland_proxy=False))
@@ -44,14 +44,14 @@ def lab(tools: None) -> Iterator[Lab]:  # noqa: ARG001
         )
         engine.network("X", "fd00:a::/64")
         for table in ("raw", "filter", "nat"):
-            for verb in ("-A", "-D"):  # nft shows no table to which nobody ever wrote
+            for verb in ("-A", "-D"):  # nft shows no table before the first write to it
                 sandbox.host.run("ip6tables-nft", "-t", table, verb, "OUTPUT", "-j", "ACCEPT")
         yield Lab(sandbox=sandbox, engine=engine, bus=bus, daemon=daemon)
 
 
 @pytest.fixture(autouse=True)
 def running(lab: Lab) -> Iterator[str]:
-    """The daemon, which leaves the tables as they were before; that is what the value is."""
+    """A started daemon, flushed at the end. The value is the rules before its start."""
     before = lab.sandbox.rules()
     lab.daemon.start()
     yield before
@@ -60,7 +60,7 @@ def running(lab: Lab) -> Iterator[str]:
     lab.daemon.flush()
 
 
-def test_a_cleanup_holds_until_a_resync(lab: Lab, running: str) -> None:
+def test_cleanup_keeps_the_tables_clean_until_resync(lab: Lab, running: str) -> None:
     before = running
     x1 = lab.engine.run("x1", "X", publish=["8080:80"])
     with serve(x1.ns, "x1", tcp=[80]):
@@ -70,7 +70,7 @@ def test_a_cleanup_holds_until_a_resync(lab: Lab, running: str) -> None:
         assert lab.shown("State") == 's "stopped"'
         assert lab.call("ListMappings") == "aa{sv} 0"
         assert lab.daemon.wait_state("stopped").endswith("ipv6natctl resync")
-        # What happens now is seen, and nothing is written for it: not even by a reload.
+        # Events are read, but no rule is written: not even by a reload.
         x2 = lab.engine.run("x2", "X", publish=["8081:80"])
         lab.daemon.reload()
         assert lab.sandbox.rules() == before
@@ -87,7 +87,7 @@ def test_a_cleanup_holds_until_a_resync(lab: Lab, running: str) -> None:
     assert lab.sandbox.rules() == before
 
 
-def test_a_reload_answers_when_it_is_in_force_and_says_what_is_wrong(lab: Lab) -> None:
+def test_reload_returns_once_in_force_and_reports_invalid_settings(lab: Lab) -> None:
     good = lab.daemon.config.read_text()
     lab.daemon.configure(*good.splitlines(), 'nat_prefixes = ["fd99::/16"]')
     lab.call("Reload")
@@ -101,7 +101,7 @@ def test_a_reload_answers_when_it_is_in_force_and_says_what_is_wrong(lab: Lab) -
     assert lab.shown("NetworkCount") == "u 1"
 
 
-def test_a_plain_user_looks_and_changes_nothing(lab: Lab) -> None:
+def test_plain_user_reads_and_cannot_change_anything(lab: Lab) -> None:
     lab.sandbox.dir.chmod(0o755)
     asking = ("setpriv", "--reuid=65534", "--clear-groups", "busctl")
     call = (f"--address={lab.bus.address}", "call", *WHERE, MANAGER)
@@ -113,13 +113,13 @@ def test_a_plain_user_looks_and_changes_nothing(lab: Lab) -> None:
     assert lab.sandbox.rules() == rules
 
 
-def test_each_rule_is_logged_once_the_level_says_so(lab: Lab) -> None:
+def test_rules_are_logged_at_level_debug(lab: Lab) -> None:
     seen = len(lab.daemon.log)
     where = ("/org/freedesktop/LogControl1", "org.freedesktop.LogControl1", "LogLevel")
     x3 = lab.engine.run("x3", "X", publish=["8083:80"])
     with serve(x3.ns, "x3", tcp=[80]):
         opened(lab.sandbox.client, 8083)
-        # The rules are there a moment before the line that tells of them.
+        # The rules are in force a moment before the log line.
         told = "published [::]:8083/tcp -> x3"
         assert until(lambda: told in lab.daemon.log[seen:], True, timeout=10)
         assert "rule added" not in lab.daemon.log[seen:]

@@ -1,7 +1,7 @@
-"""An engine that the administrator stopped stays stopped, though a mere connect would start it.
+"""An engine that the administrator stopped stays stopped, although a connect would start it.
 
-systemd's part is played by `systemd-socket-activate`, which listens and starts the real engine at
-the first connect, and by a stand-in on the private bus that tells the state of the two units.
+`systemd-socket-activate` replaces systemd: it listens and starts the real engine at the first
+connect. A fake on the private bus reports the state of the two units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.harness import Bus, Daemon, Engine, Sandbox, serve, until
 from tests.harness.sandbox import Variant
 from tests.system.packets.asking import opened
 
-# The library is imported in one place, which knows what its import needs.
+# The library is imported in one module, which prepares its import.
 BusVariant = vars(dbus_wire)["Variant"]
 SYSTEMD = "org.freedesktop.systemd1"
 LONGER_THAN_A_RETRY = 5.0
@@ -30,7 +30,7 @@ LONGER_THAN_A_RETRY = 5.0
 
 @dataclass
 class Units:
-    """docker.socket, always active, and docker.service, in the state that the test says."""
+    """docker.socket, always active, and docker.service, in the state that the test sets."""
 
     socket: str
     service: str = "active"
@@ -49,7 +49,7 @@ class Units:
 
 @contextmanager
 def systemd(address: str, units: Units) -> Iterator[None]:
-    """The stand-in, on a loop of its own until the context is left."""
+    """Run the fake in a thread with its own event loop, until the end of the context."""
     stop, ready = threading.Event(), threading.Event()
 
     async def play() -> None:
@@ -71,7 +71,7 @@ def systemd(address: str, units: Units) -> Iterator[None]:
 
 @pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(
+def test_stopped_engine_is_not_started_by_a_connect(
     tools: None,  # noqa: ARG001
     variant: Variant,
     proxy: bool,
@@ -98,7 +98,7 @@ def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(
             assert "docker.service is inactive, and ipv6natd does not start it" in daemon.status
             assert sandbox.rules() == rules
 
-            # Somebody else starts it: it is found again by itself.
+            # After another process starts the engine, the daemon follows it again.
             units.service = "active"
             engine.await_answer()
             daemon.wait_state("synced")
@@ -107,8 +107,8 @@ def test_a_stopped_engine_stays_stopped_until_somebody_starts_it(
                 opened(sandbox.client, 8080)
 
 
-def test_the_test_can_fail_a_connect_does_start_it(tools: None) -> None:  # noqa: ARG001
-    """Where nobody says that the socket is systemd's, looking is connecting."""
+def test_daemon_without_unit_states_connects_and_starts_the_engine(tools: None) -> None:  # noqa: ARG001
+    """A check of the engine is a connect if no unit owns its socket, so the test above can fail."""
     with Sandbox() as sandbox, Engine(sandbox) as engine:
         engine.stop()
         engine.start_on_demand()

@@ -30,7 +30,7 @@ from tests.system.packets.asking import SHORT, dnats, listed, opened, peer, serv
 
 GWBRIDGE = IPv6Network("fd00:3984:3989::/64")
 NO_ICC = {"com.docker.network.bridge.enable_icc": "false"}
-"""As Docker makes that network where nobody else has made it."""
+"""The options with which Docker creates docker_gwbridge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class Swarm:
 
     @property
     def daemon(self) -> Daemon:
-        """It ends the test where the engine does it alone."""
+        """The daemon. Ends the test in the regime without ipv6natd."""
         return self._daemon or alone()
 
     def service(self, name: str, publish: str) -> Container:
-        """Make a service with one task; the task's container."""
+        """Create a service with one task; return the task's container."""
         # The first process of a container ignores signals that it does not handle.
         quick = "--stop-signal=KILL"
         words = ("service", "create", "--detach", f"--name={name}", "--network=ov", quick)
@@ -59,7 +59,7 @@ class Swarm:
         return self.task(name)
 
     def task(self, service: str) -> Container:
-        """The service's running container, once there is one."""
+        """The service's running container; waits for it."""
         names = until(
             lambda: self.engine.docker(
                 "ps", f"--filter=name={service}.", "--format={{.Names}}"
@@ -71,7 +71,7 @@ class Swarm:
         return self.engine.container(names[0])
 
     def gateway(self, task: Container) -> IPv6Address:
-        """The task's address on docker_gwbridge, which only that network tells."""
+        """The task's address on docker_gwbridge; only `docker network inspect` has it."""
         (facts,) = json.loads(self.engine.docker("network", "inspect", "docker_gwbridge"))
         return IPv6Address(facts["Containers"][task.id]["IPv6Address"].partition("/")[0])
 
@@ -106,7 +106,7 @@ def web(swarm: Swarm) -> Container:
     return swarm.service("web", "mode=host,target=80,published=8080")
 
 
-def test_w4_w5_a_port_in_ingress_mode_is_left_to_docker_and_tasks_are_kept_apart(
+def test_w4_w5_ingress_port_has_no_rule_and_tasks_are_isolated(
     swarm: Swarm, web: Container
 ) -> None:
     other = swarm.service("other", "target=80,published=8090")
@@ -127,7 +127,9 @@ def test_w4_w5_a_port_in_ingress_mode_is_left_to_docker_and_tasks_are_kept_apart
         swarm.engine.docker("service", "rm", "other")
 
 
-def test_w1_w2_w3_w6_a_tasks_way_out_and_its_host_port(swarm: Swarm, web: Container) -> None:
+def test_w1_w2_w3_w6_task_with_a_host_port_is_reached_and_masqueraded(
+    swarm: Swarm, web: Container
+) -> None:
     client = swarm.sandbox.client
     with serve(web.ns, "first", tcp=[80]), serve(client, "client", udp=[7000]):
         assert opened(client, 8080).server == "first"

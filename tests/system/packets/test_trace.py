@@ -1,4 +1,4 @@
-"""The tracer and the kernel side by side: the same rules, the same packets, the same answers."""
+"""The tracer and the kernel have the same result for the same rules and packets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LINK_LOCAL_CLIENT = IPv6Address("fe80::ff:fe00:2")
 GATEWAY = IPv6Address("fd00:a::1")
 FORGED = IPv6Address("fd00:a::9")
 PUBLISHED = {("tcp", 8080), ("tcp", 8443), ("udp", 5353)}
-"""Where the proxy listens, if there is one."""
+"""The ports on which the userland proxy listens, if it is enabled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Who asks for what."""
+    """A request: its sender, destination, port and protocol."""
 
     caller: str
     to: IPv6Address
@@ -47,50 +47,50 @@ CALLERS = {
     "i2": ("brI", I2),
     "host": ("", HOST),
 }
-"""Where each caller's packets come in, and from which address."""
+"""Sender -> incoming interface and source address of its packets."""
 
 
-def asks(caller: str, to: IPv6Address, port: int, protocol: str = "tcp") -> Probe:
+def probe_of(caller: str, to: IPv6Address, port: int, protocol: str = "tcp") -> Probe:
     return Probe(caller=caller, to=to, port=port, protocol=protocol)
 
 
 PROBES = {
-    "p1": asks("client", HOST, 8080),
-    "p1-u1": asks("client", HOST, 5353, "udp"),
-    "p2": asks("client", HOST_TOO, 8080),
-    "p2-udp": asks("client", HOST_TOO, 5353, "udp"),
-    "p4-other-port": asks("client", HOST, 8443),
-    "p4-unknown-port": asks("client", HOST, 9999),
-    "p4-other-protocol": asks("client", HOST, 8443, "udp"),
-    "o1": asks("x1", CLIENT, 9000),
-    "o1-udp": asks("y1", CLIENT, 9000, "udp"),
-    "h1": asks("host", HOST, 8080),
-    "h1-udp": asks("host", HOST, 5353, "udp"),
-    "h2-h3": asks("host", LOOPBACK, 8080),
-    "h2-h3-udp": asks("host", LOOPBACK, 5353, "udp"),
-    "h4-h6": asks("x2", HOST, 8080),
-    "h12": asks("x2", HOST_TOO, 5353, "udp"),
-    "h7-h8": asks("x1", HOST, 8080),
-    "h7-h8-udp": asks("x1", HOST, 5353, "udp"),
-    "h9": asks("y1", HOST, 8080),
-    "h9-udp": asks("y1", HOST_TOO, 5353, "udp"),
-    "h10": asks("y1", IPv6Address("fd00:b::1"), 8080),
-    "h13": asks("x2", X1, 80),
-    "h13-udp": asks("x2", X1, 53, "udp"),
-    "h14": asks("client", HOST_LINK_LOCAL, 8080),
-    "h14-udp": asks("client", HOST_LINK_LOCAL, 5353, "udp"),
-    "i1": asks("rogue", X1, 81),
-    "i1-udp": asks("rogue", X1, 54, "udp"),
-    "i2": asks("rogue", X1, 80),
-    "i5": asks("y1", X1, 80),
-    "i5-unpublished": asks("y1", X1, 81),
-    "i5-udp": asks("x1", Y1, 53, "udp"),
-    "i7-in": asks("rogue", I1, 80),
-    "i7-other-network": asks("y1", I1, 80),
-    "i7-out": asks("i1", CLIENT, 9000),
-    "i7-to-other-network": asks("i1", X1, 53, "udp"),
-    "i8": asks("i2", I1, 80),
-    "i9": asks("host", I1, 80),
+    "p1": probe_of("client", HOST, 8080),
+    "p1-u1": probe_of("client", HOST, 5353, "udp"),
+    "p2": probe_of("client", HOST_TOO, 8080),
+    "p2-udp": probe_of("client", HOST_TOO, 5353, "udp"),
+    "p4-other-port": probe_of("client", HOST, 8443),
+    "p4-unknown-port": probe_of("client", HOST, 9999),
+    "p4-other-protocol": probe_of("client", HOST, 8443, "udp"),
+    "o1": probe_of("x1", CLIENT, 9000),
+    "o1-udp": probe_of("y1", CLIENT, 9000, "udp"),
+    "h1": probe_of("host", HOST, 8080),
+    "h1-udp": probe_of("host", HOST, 5353, "udp"),
+    "h2-h3": probe_of("host", LOOPBACK, 8080),
+    "h2-h3-udp": probe_of("host", LOOPBACK, 5353, "udp"),
+    "h4-h6": probe_of("x2", HOST, 8080),
+    "h12": probe_of("x2", HOST_TOO, 5353, "udp"),
+    "h7-h8": probe_of("x1", HOST, 8080),
+    "h7-h8-udp": probe_of("x1", HOST, 5353, "udp"),
+    "h9": probe_of("y1", HOST, 8080),
+    "h9-udp": probe_of("y1", HOST_TOO, 5353, "udp"),
+    "h10": probe_of("y1", IPv6Address("fd00:b::1"), 8080),
+    "h13": probe_of("x2", X1, 80),
+    "h13-udp": probe_of("x2", X1, 53, "udp"),
+    "h14": probe_of("client", HOST_LINK_LOCAL, 8080),
+    "h14-udp": probe_of("client", HOST_LINK_LOCAL, 5353, "udp"),
+    "i1": probe_of("rogue", X1, 81),
+    "i1-udp": probe_of("rogue", X1, 54, "udp"),
+    "i2": probe_of("rogue", X1, 80),
+    "i5": probe_of("y1", X1, 80),
+    "i5-unpublished": probe_of("y1", X1, 81),
+    "i5-udp": probe_of("x1", Y1, 53, "udp"),
+    "i7-in": probe_of("rogue", I1, 80),
+    "i7-other-network": probe_of("y1", I1, 80),
+    "i7-out": probe_of("i1", CLIENT, 9000),
+    "i7-to-other-network": probe_of("i1", X1, 53, "udp"),
+    "i8": probe_of("i2", I1, 80),
+    "i9": probe_of("host", I1, 80),
 }
 
 
@@ -99,7 +99,7 @@ def link(interface: str, subnet: str, *more: IPv6Address) -> Link:
     return Link(interface=interface, subnets=(net,), addresses=(net[1], *more))
 
 
-def the_host(regime: Regime, *more: Link) -> Host:
+def traced_host(regime: Regime, *more: Link) -> Host:
     return Host(
         links=(
             link("ext0", "2001:db8:1::/64", HOST_TOO, IPv6Address("fe80::ff:fe00:1")),
@@ -112,13 +112,13 @@ def the_host(regime: Regime, *more: Link) -> Host:
 
 
 def traced(regime: Regime, probe: Probe, source: IPv6Address | None = None) -> Verdict:
-    """What the rules that stand in the kernel say, in the kernel's own words."""
+    """The verdict of the tracer for the rules of the kernel."""
     in_interface, usual = CALLERS[probe.caller]
     to = IPv6Address(str(probe.to).partition("%")[0])
     if probe.to.scope_id:
         usual = LINK_LOCAL_CLIENT
     elif probe.caller == "host":
-        # The kernel speaks to its own addresses from the very address.
+        # The kernel uses the destination as the source for its own addresses.
         usual = to if to in (HOST, LOOPBACK) else IPv6Address("fd00:c::1")
     packet = Packet(
         source=source or usual,
@@ -127,7 +127,7 @@ def traced(regime: Regime, probe: Probe, source: IPv6Address | None = None) -> V
         protocol=probe.protocol,
         port=probe.port,
     )
-    return trace(regime.sandbox.rules(), packet, the_host(regime))
+    return trace(regime.sandbox.rules(), packet, traced_host(regime))
 
 
 def caller(regime: Regime, name: str) -> Namespace:
@@ -135,22 +135,24 @@ def caller(regime: Regime, name: str) -> Namespace:
     return space if isinstance(space, Namespace) else space.ns
 
 
-def sent(regime: Regime, probe: Probe, *, patience: float) -> Answer | Failure:
+def send_probe(regime: Regime, probe: Probe, *, patience: float) -> Answer | Failure:
     ask = tcp if probe.protocol == "tcp" else udp
     return ask(caller(regime, probe.caller), probe.to, probe.port, timeout=patience)
 
 
-def expected(regime: Regime, probe: Probe, verdict: Verdict, answer: Answer | Failure) -> bool:
-    """Whether the answer is what this verdict means to the one who asked."""
+def matches_answer(
+    regime: Regime, probe: Probe, verdict: Verdict, answer: Answer | Failure
+) -> bool:
+    """True if the answer matches the verdict, with the proxy taken into account."""
     served = regime.proxy and (probe.protocol, probe.port) in PUBLISHED
     if verdict.fate is Fate.HOST and served:
-        # The proxy is the one who calls the container then.
+        # The proxy connects to the container.
         return isinstance(answer, Answer) and answer.peer == GATEWAY
-    return means(verdict, answer)
+    return matches_verdict(verdict, answer)
 
 
-def means(verdict: Verdict, answer: Answer | Failure) -> bool:
-    """The same where no proxy listens."""
+def matches_verdict(verdict: Verdict, answer: Answer | Failure) -> bool:
+    """True if the answer matches the verdict for a port without proxy."""
     match verdict.fate:
         case Fate.DROPPED:
             return answer in (Failure.TIMEOUT, Failure.UNREACHABLE)
@@ -164,8 +166,8 @@ def means(verdict: Verdict, answer: Answer | Failure) -> bool:
 
 
 @contextmanager
-def way_out(regime: Regime) -> Iterator[None]:
-    """A default route for i1, beside the one that some engines make, and who to talk to there."""
+def outgoing_route(regime: Regime) -> Iterator[None]:
+    """A default route for i1 and a server on the client. Some engines add a route of their own."""
     route = "default via fd00:c::1 metric 9"
     regime.i1.ns.ip(f"-6 route add {route}")
     try:
@@ -176,15 +178,13 @@ def way_out(regime: Regime) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scenario", PROBES)
-def test_the_tracer_says_of_a_packet_what_the_kernel_does_with_it(
-    regime: Regime, scenario: str
-) -> None:
+def test_tracer_verdict_matches_the_kernel(regime: Regime, scenario: str) -> None:
     probe = PROBES[scenario]
     verdict = traced(regime, probe)
     patience = SHORT if verdict.fate is Fate.DROPPED else 1.0
-    with way_out(regime):
-        answer = sent(regime, probe, patience=patience)
-    assert expected(regime, probe, verdict, answer), (verdict, answer)
+    with outgoing_route(regime):
+        answer = send_probe(regime, probe, patience=patience)
+    assert matches_answer(regime, probe, verdict, answer), (verdict, answer)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_the_tracer_says_of_a_packet_what_the_kernel_does_with_it(
     [(X1, 80, "tcp"), (X1, 54, "udp"), (HOST, 8080, "tcp"), (HOST, 5353, "udp")],
     ids=["i11-address", "i11-address-udp", "i11-published-port", "i11-published-port-udp"],
 )
-def test_i11_tracer_and_kernel_agree_that_a_forged_neighbour_does_not_arrive(
+def test_i11_tracer_and_kernel_drop_a_forged_neighbour(
     regime: Regime, to: IPv6Address, port: int, protocol: str
 ) -> None:
-    verdict = traced(regime, asks("rogue", to, port, protocol), source=FORGED)
+    verdict = traced(regime, probe_of("rogue", to, port, protocol), source=FORGED)
     ask = tcp if protocol == "tcp" else udp
     with watch(regime.x1.ns) as packets:
         ask(regime.rogue, to, port, source=FORGED, forged=True, timeout=SHORT)
@@ -206,7 +206,7 @@ def test_i11_tracer_and_kernel_agree_that_a_forged_neighbour_does_not_arrive(
     assert verdict.fate is Fate.DROPPED
 
 
-def test_f8_tracer_and_kernel_agree_on_a_drop_that_another_tool_appended(regime: Regime) -> None:
+def test_f8_tracer_matches_the_kernel_with_an_appended_drop(regime: Regime) -> None:
     tool = f"ip6tables-{regime.variant}"
     opened(regime.client, 8080)
     regime.host.run(tool, "-A", "FORWARD", "-j", "DROP")
@@ -216,8 +216,8 @@ def test_f8_tracer_and_kernel_agree_on_a_drop_that_another_tool_appended(regime:
             verdict = traced(regime, probe)
             assert verdict != DELIVERED
             with serve(regime.client, "client", tcp=[9000]):
-                answer = sent(regime, probe, patience=1.0)
-            assert expected(regime, probe, verdict, answer), (scenario, verdict, answer)
+                answer = send_probe(regime, probe, patience=1.0)
+            assert matches_answer(regime, probe, verdict, answer), (scenario, verdict, answer)
     finally:
         regime.host.run(tool, "-D", "FORWARD", "-j", "DROP")
 
@@ -239,7 +239,7 @@ OPTIONS: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("scenario", OPTIONS)
-def test_tracer_and_kernel_agree_on_what_an_option_opens(regime: Regime, scenario: str) -> None:
+def test_tracer_matches_the_kernel_for_each_network_option(regime: Regime, scenario: str) -> None:
     port = regime.port()
     isolated = ("--internal",) * (scenario == "v3")
     with (
@@ -253,9 +253,9 @@ def test_tracer_and_kernel_agree_on_what_an_option_opens(regime: Regime, scenari
         subnet = IPv6Network((made.address, 64), strict=False)
         bridge = link(network.bridge, str(subnet))
         if isolated:
-            # Engine 28 gives the host no address there, and the first one to a container.
+            # Engine 28 gives the host no address there, and gives a container the first one.
             bridge = replace(bridge, addresses=())
-        host = the_host(regime, bridge)
+        host = traced_host(regime, bridge)
         asked = [
             (regime.rogue, ROGUE, "ext0", made.address, 80),
             (regime.rogue, ROGUE, "ext0", made.address, 81),
@@ -266,7 +266,7 @@ def test_tracer_and_kernel_agree_on_what_an_option_opens(regime: Regime, scenari
             (made.ns, made.address, network.bridge, X1, 80),
         ]
         if scenario not in ("v1", "v3"):
-            # Of those two the host's port is the engine's business: its proxy may listen there.
+            # In v1 and v3 the engine's proxy may listen on the host's port.
             asked.append((regime.client, CLIENT, "ext0", HOST, port))
         until(lambda: f"-i {network.bridge} " in regime.sandbox.rules(), True)
         for space, source, at, to, number in asked:
@@ -275,8 +275,8 @@ def test_tracer_and_kernel_agree_on_what_an_option_opens(regime: Regime, scenari
             def agree(space: Namespace = space, packet: Packet = packet) -> tuple[bool, object]:
                 verdict = trace(regime.sandbox.rules(), packet, host)
                 answer = tcp(space, packet.destination, packet.port, timeout=SHORT)
-                return means(verdict, answer), (packet, verdict, answer)
+                return matches_verdict(verdict, answer), (packet, verdict, answer)
 
-            # The rules of a container that was made just now may come between the two.
+            # The rules for the new container may change between the two results.
             agreed, said = until(agree, lambda each: each[0])
             assert agreed, said

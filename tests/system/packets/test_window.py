@@ -1,7 +1,7 @@
-"""The moment between a network's creation and its rules, in which nothing may come in either.
+"""The time between a network's creation and its rules, in which no packet may enter either.
 
-A rogue asks for the address that the network's first container will have, all the time and before
-there is a network. What passes until the rules stand finds nobody, and must not be kept for later.
+A rogue sends requests to the later address of the network's first container, from before the
+network exists. Packets before the rules find no neighbour, and the kernel must not queue them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tests.harness.tree import Suite
 ECHO_REQUEST, ECHO_REPLY = 128, 129
 PAUSE = 0.001
 NEIGHBOUR_TRIES = 2.5
-"""Seconds in which the kernel asks again for a neighbour, and has packets wait for him: three tries
-at a second each, of which the first comes before there is a container."""
+"""Seconds of the kernel's neighbour discovery, during which packets wait: three tries, one per
+second, the first before the container exists."""
 
 
 @dataclass(slots=True)
-class Asked:
-    """How often somebody asked, and got an answer."""
+class PingCount:
+    """The numbers of requests and replies."""
 
     requests: int = 0
     answers: int = 0
 
 
 @contextmanager
-def asking_for(ns: Namespace, address: IPv6Address) -> Iterator[Asked]:
-    """Send echo requests, which a container answers before any server of its own is up."""
-    asked, done, token = Asked(), threading.Event(), os.urandom(8)
+def pinging(ns: Namespace, address: IPv6Address) -> Iterator[PingCount]:
+    """Send echo requests, which a container answers before its servers start."""
+    asked, done, token = PingCount(), threading.Event(), os.urandom(8)
     request = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, 1, 1) + token
 
     def ask(sock: socket.socket) -> None:
@@ -66,7 +66,7 @@ def asking_for(ns: Namespace, address: IPv6Address) -> Iterator[Asked]:
                 thread.join()
 
 
-def test_of_a_new_network_not_even_the_first_packet_comes_in(suite: Suite | None) -> None:
+def test_no_packet_enters_a_new_network_before_its_rules(suite: Suite | None) -> None:
     subnets = {f"N{number}": IPv6Network(f"fd00:{number}::/64") for number in range(1, 4)}
     with (
         Sandbox() as sandbox,
@@ -75,7 +75,7 @@ def test_of_a_new_network_not_even_the_first_packet_comes_in(suite: Suite | None
         ExitStack() as stack,
     ):
         asked = {
-            name: stack.enter_context(asking_for(sandbox.rogue, subnet[2]))
+            name: stack.enter_context(pinging(sandbox.rogue, subnet[2]))
             for name, subnet in subnets.items()
         }
         for name, subnet in subnets.items():

@@ -1,4 +1,4 @@
-"""What packages say that ipv6natd needs is what is tested, and what tests stand on is pinned."""
+"""The declared dependencies are the tested ones, and the tests' dependencies are pinned."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LICENCES = {
     "Apache Software License": "Apache-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
 }
-"""What the index of PyPI calls them, and their names."""
+"""Name of a licence on PyPI -> SPDX identifier."""
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -65,7 +65,7 @@ def page() -> list[dict[str, str]]:
     return found
 
 
-def test_each_python_from_the_promised_one_on_is_tested() -> None:
+def test_every_python_from_requires_python_on_is_tested() -> None:
     tested = list(dict.fromkeys(each.python for each in COMBINATIONS))
     first = numbers(tested[0])
     assert tested == [f"3.{first[1] + step}" for step in range(len(tested))]
@@ -73,26 +73,26 @@ def test_each_python_from_the_promised_one_on_is_tested() -> None:
     assert PYPROJECT["tool"]["mypy"]["python_version"] == tested[0]
 
 
-def test_no_classifier_is_newer_than_the_oldest_tool_that_builds_the_package() -> None:
-    # Debian 12's hatchling refuses what it does not know, such as Python 3.13.
+def test_no_classifier_is_unknown_to_the_oldest_build_tool() -> None:
+    # Debian 12's hatchling rejects unknown classifiers, such as Python 3.13.
     assert not [each for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.", each)]
 
 
-def test_each_library_has_a_floor_and_a_ceiling() -> None:
+def test_each_library_has_a_lower_and_an_upper_bound() -> None:
     assert tuple(FLOORS) == LIBRARIES
 
 
-def test_the_newest_that_are_tested_are_below_the_ceilings_by_less_than_a_major_version() -> None:
+def test_newest_tested_versions_are_in_the_last_major_version_below_the_bound() -> None:
     newest = locked("newest")
     for name, (floor, ceiling) in FLOORS.items():
         parts = numbers(newest[name])
-        # Below 1.0 the second number is the one that breaks.
+        # Below 1.0 the second number changes with incompatible versions.
         next_one = (parts[0] + 1,) if parts[0] else (0, parts[1] + 1)
         assert numbers(floor) <= parts, name
         assert numbers(ceiling) == next_one, name
 
 
-def test_the_floors_are_what_debian_12_has() -> None:
+def test_lower_bounds_are_the_versions_of_debian_12() -> None:
     listing = tree.folder() / "bookworm" / "root.versions"
     if not tree.ready("bookworm"):
         lack(f"a tree of Debian bookworm; {tree.hint('bookworm')}")
@@ -101,7 +101,7 @@ def test_the_floors_are_what_debian_12_has() -> None:
         assert re.split(r"[-+]", there[DEBIAN[name]])[0] == floor
 
 
-def test_on_debian_12_everything_runs_with_the_floors() -> None:
+def test_tests_on_debian_12_run_with_the_lower_bounds() -> None:
     system = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
     )
@@ -113,7 +113,7 @@ def test_on_debian_12_everything_runs_with_the_floors() -> None:
     }
 
 
-def test_the_packages_depend_on_each_library() -> None:
+def test_packages_depend_on_each_library() -> None:
     recipe = (ROOT / "packaging" / "arch" / "PKGBUILD").read_text()
     depends = set(re.search(r"^depends=\((.*?)\)", recipe, re.M | re.S)[1].split())  # type: ignore[index]
     assert {f"'{each}'" for each in ARCH.values()} <= depends
@@ -121,14 +121,14 @@ def test_the_packages_depend_on_each_library() -> None:
     assert set(ARCH.values()) <= set(re.findall(r"^\tdepends = (\S+)$", srcinfo, re.M))
     control = (ROOT / "packaging" / "deb" / "debian" / "control").read_text()
     source, package = control.split("\n\n")
-    # dh_python3 makes them of pyproject.toml, without versions; Debian 12's are the oldest.
+    # dh_python3 derives them from pyproject.toml, without versions; Debian 12 has the oldest.
     assert " ${python3:Depends}," in package
     assert set(DEBIAN.values()) <= set(re.findall(r"^ (python3-\S+?),?(?: |$)", source, re.M))
     for name, floor in re.findall(r"(python3-\S+) \(>= (\S+)\)", control):
         assert floor == FLOORS[next(each for each in DEBIAN if DEBIAN[each] == name)][0]
 
 
-def test_the_page_has_a_row_for_each_combination_and_none_failed() -> None:
+def test_supply_page_has_a_row_without_failure_for_each_combination() -> None:
     assert [which(line) for line in lines(PAGE.read_text())] == [
         (each.python, each.libraries) for each in COMBINATIONS
     ]
@@ -140,7 +140,7 @@ def test_the_page_has_a_row_for_each_combination_and_none_failed() -> None:
             assert row["in CI"] == ("yes" if each.ci else "no")
 
 
-def test_the_page_is_about_the_newest_that_are_pinned() -> None:
+def test_supply_page_has_the_pinned_newest_versions() -> None:
     newest = {each: locked("newest")[each] for each in LIBRARIES}
     for row in page():
         if row["libraries"] == "newest" and row["passed"] != "not run":
@@ -148,17 +148,17 @@ def test_the_page_is_about_the_newest_that_are_pinned() -> None:
             assert stands == newest, "`make test-supply` writes docs/supply.md"
 
 
-def test_a_run_of_some_combinations_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
+def test_partial_run_keeps_the_rows_of_other_combinations(tmp_path: Path) -> None:
     one, other = COMBINATIONS[1], COMBINATIONS[3]
-    write([told(one, "3.11.2")], tmp_path)
-    write([told(other, "3.13.5", failed=("tests.x test_y",))], tmp_path)
+    write([ran_result(one, "3.11.2")], tmp_path)
+    write([ran_result(other, "3.13.5", failed=("tests.x test_y",))], tmp_path)
     rows = lines((tmp_path / "supply.md").read_text())
     assert [row[9:12] for row in rows if row[9] != "not run"] == [["7", "0", "0"], ["7", "1", "0"]]
     assert [which(row) for row in rows] == [(each.python, each.libraries) for each in COMBINATIONS]
     assert "| 0123456789ab |" in (tmp_path / "supply.md").read_text()
 
 
-def told(combination: Combination, python: str, failed: tuple[str, ...] = ()) -> Ran:
+def ran_result(combination: Combination, python: str, failed: tuple[str, ...] = ()) -> Ran:
     return Ran(
         id=combination.id,
         versions={"python": python} | dict.fromkeys(LIBRARIES, "1"),
@@ -171,7 +171,7 @@ def told(combination: Combination, python: str, failed: tuple[str, ...] = ()) ->
 
 
 @pytest.mark.parametrize("name", ["build", "test", "tools", "newest"])
-def test_everything_that_pip_gets_is_pinned_with_its_sums(name: str) -> None:
+def test_every_pip_requirement_is_pinned_with_hashes(name: str) -> None:
     text = (LOCK / f"{name}.txt").read_text()
     logical = text.replace("\\\n", " ").splitlines()
     wanted = [line for line in logical if line and not line.lstrip().startswith("#")]
@@ -182,7 +182,7 @@ def test_everything_that_pip_gets_is_pinned_with_its_sums(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["build", "test", "tools", "newest"])
-def test_what_is_named_in_the_project_is_pinned(name: str) -> None:
+def test_every_dependency_in_pyproject_is_pinned(name: str) -> None:
     groups = PYPROJECT["dependency-groups"]
     named = PROJECT["dependencies"] if name == "newest" else groups[name]
     pinned = locked(name)
@@ -190,20 +190,20 @@ def test_what_is_named_in_the_project_is_pinned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["build", "test"])
-def test_what_runs_these_tests_is_what_is_pinned(name: str) -> None:
+def test_installed_versions_match_the_pinned_versions(name: str) -> None:
     pinned = locked(name)
     assert {each: importlib.metadata.version(each) for each in pinned} == pinned
 
 
-def test_what_two_files_pin_is_the_same_version() -> None:
+def test_versions_pinned_in_two_files_are_equal() -> None:
     build, test = locked("build"), locked("test")
     assert {each: build[each] for each in build.keys() & test} == {
         each: test[each] for each in build.keys() & test
     }
 
 
-def test_the_licence_of_each_dependency_is_listed() -> None:
-    """By what each says of itself, as it is installed."""
+def test_licence_of_each_dependency_is_listed() -> None:
+    """From the metadata of each installed distribution."""
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("### Licences")[2]
     table = re.findall(r"^\| `([A-Za-z0-9. -]+)` \| (.+) \|$", text, re.M)
     listed = {name: licence for licence, names in table for name in names.split(", ")}
@@ -221,7 +221,7 @@ def test_the_licence_of_each_dependency_is_listed() -> None:
 
 def licence(distribution: importlib.metadata.Distribution) -> str:
     said = distribution.metadata
-    # Of a name that is not there some Pythons give None, and others warn.
+    # For a missing name some Pythons return None, and others warn.
     expression = next(
         (said[each] for each in ("License-Expression", "License") if each in said), ""
     )
@@ -232,10 +232,10 @@ def licence(distribution: importlib.metadata.Distribution) -> str:
     return LICENCES.get(expression) or LICENCES[name]
 
 
-def test_our_own_licence_is_the_same_everywhere() -> None:
+def test_own_licence_is_the_same_in_all_files() -> None:
     assert PROJECT["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n")
     packaging = ROOT / "packaging"
-    # Debian's name for the same.
+    # Debian's name for the MIT licence.
     assert "License: Expat\n" in (packaging / "deb" / "debian" / "copyright").read_text()
     assert "license=('MIT')" in (packaging / "arch" / "PKGBUILD").read_text()

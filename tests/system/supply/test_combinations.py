@@ -1,4 +1,4 @@
-"""Our own tests, run by each Python with each set of libraries: docs/supply.md, row by row."""
+"""The own tests with each Python and each set of libraries: the rows of docs/supply.md."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ NEVER_SKIPPED = (
     "tests.unit.sync.test_whole",
 )
 
-PLAIN = "tests.integration.bus.test_ctl test_check_tells_of_the_host_and_where_it_cannot_see"
-"""What a plain user asks."""
+PLAIN_USER_TEST = (
+    "tests.integration.bus.test_ctl test_check_by_a_plain_user_reports_findings_and_unknowns"
+)
+"""A test with commands of a plain user."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,8 +42,10 @@ def ran(
     return found
 
 
-def test_our_tests_pass_with_it(combination: Combination, ran: Ran, tmp_path: Path) -> None:
-    """And none of those that use a library was skipped, or stood on another than is meant."""
+def test_own_tests_pass_with_each_combination(
+    combination: Combination, ran: Ran, tmp_path: Path
+) -> None:
+    """No test that uses a library is skipped, and each library has the intended version."""
     python, *_ = ran.versions["python"].rpartition(".")
     if combination.home == "here" and python != combination.python:
         lack(f"Python {combination.python}, and this is {python}")
@@ -55,8 +59,8 @@ def test_our_tests_pass_with_it(combination: Combination, ran: Ran, tmp_path: Pa
             assert packaged.startswith(ran.versions[each])
     log = (tmp_path / "log").read_text(errors="replace")
     assert ran.failed == (), log[-6000:]
-    # A Python in root's home can do nothing as a plain user.
-    bound = {PLAIN} if combination.home == "pyenv" else set()
+    # A plain user cannot run a Python in root's home.
+    bound = {PLAIN_USER_TEST} if combination.home == "pyenv" else set()
     assert [each for each in ran.skipped if each.startswith(NEVER_SKIPPED)] == sorted(bound)
     for each in ("tests.integration.bus.", "tests.integration.net.test_firewall_contract"):
         assert each in (tmp_path / "junit.xml").read_text()

@@ -1,4 +1,4 @@
-"""The wheel and the source archive: the same to the bit, whoever makes them where and when."""
+"""The wheel and the source archive are reproducible bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCH = "1700000000"
 
 
 def built(place: Path, *, umask: int, times: int, zone: str) -> dict[str, str]:
-    """Sums of what a copy of this source makes, by their names."""
+    """File name -> hash of the files that a copy of this source builds."""
     before = os.umask(umask)
     try:
         for name in sources():
@@ -43,7 +43,7 @@ def built(place: Path, *, umask: int, times: int, zone: str) -> dict[str, str]:
     return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
 
 
-def test_two_builds_are_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_two_builds_are_bit_for_bit_equal(tmp_path: Path) -> None:
     need("git")
     one = built(tmp_path / "one", umask=0o022, times=1_000_000_000, zone="UTC")
     other = built(
@@ -56,7 +56,7 @@ def test_two_builds_are_the_same_to_the_bit(tmp_path: Path) -> None:
     }
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_contains_only_the_package(tmp_path: Path) -> None:
     need("git")
     built(tmp_path, umask=0o022, times=1_000_000_000, zone="UTC")
     (wheel,) = (tmp_path / "dist").glob("*.whl")
