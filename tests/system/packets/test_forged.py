@@ -452,7 +452,8 @@ def test_i3_kernel_without_raw_closes_ports_and_drops_forged_first_packets(
             for caller in (sandbox.rogue, y1.ns):
                 assert tcp(caller, X1, 80, timeout=SHORT) is Failure.TIMEOUT
                 assert udp(caller, X1, 54, timeout=SHORT) is Failure.TIMEOUT
-            assert [packet for packet in arrived_at_client(packets) if packet.protocol == "udp"] == []
+            forged = [packet for packet in arrived_at_client(packets) if packet.protocol == "udp"]
+            assert forged == []
 
 
 def saved_filter_table(daemon: Daemon) -> Path:
