@@ -133,7 +133,8 @@ def _block_chain_name(kind: str, block: PortBlock) -> str:
 def by_bridge(kind: str, rules: tuple[Rule, ...]) -> ChainTree:
     """The tree of rules that each match one bridge, as output or as input interface.
 
-    Rules of one bridge keep their order. All rules for output interfaces come first.
+    Rules of one bridge keep their order. All rules for output interfaces come first. Packets of
+    other interfaces pass one rule for each first part of a name that all bridges share.
     """
     if len(rules) <= MAX_FLAT_BRIDGE_RULES:
         return ChainTree(rules)
@@ -153,22 +154,29 @@ def by_bridge(kind: str, rules: tuple[Rule, ...]) -> ChainTree:
 
 
 def _by_name_prefix(
-    kind: str, rules: dict[str, list[Rule]], jump_rule: Callable[[str, Jump], Rule]
+    kind: str,
+    rules: dict[str, list[Rule]],
+    jump_rule: Callable[[str, Jump], Rule],
+    known: int = 0,
 ) -> ChainTree:
-    """Bridges with a common name prefix share a chain; `jump_rule` makes the jump to it."""
+    """Bridges with a common name prefix share a chain; `jump_rule` makes the jump to it.
+
+    `known` characters at the start of all names are those of the jump to these rules.
+    """
     if len(rules) <= MAX_BRIDGES_IN_CHAIN:
         return ChainTree(tuple(chain.from_iterable(rules.values())))
     common = _common_prefix_length(min(rules), max(rules))
+    length = common if common > known else common + 1
     groups: dict[str, dict[str, list[Rule]]] = {}
     for bridge, bridge_rules in rules.items():
-        groups.setdefault(bridge[: common + 1], {})[bridge] = bridge_rules
+        groups.setdefault(bridge[:length], {})[bridge] = bridge_rules
     top_rules: list[Rule] = []
     chains: list[Chain] = []
     for prefix, group in sorted(groups.items()):
         if len(group) == 1:
             top_rules += chain.from_iterable(group.values())
             continue
-        subtree = _by_name_prefix(kind, group, jump_rule)
+        subtree = _by_name_prefix(kind, group, jump_rule, len(prefix))
         name = f"{PREFIX}{kind}{prefix}"
         top_rules.append(jump_rule(f"{prefix}+", Jump(name)))
         chains += Chain(name=name, rules=subtree.rules), *subtree.chains

@@ -356,15 +356,34 @@ def _source_chain(desired: Desired) -> ChainTree:
                 Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
             )
         ),
-        by_bridge("S", tuple(_from_host_rule(network) for network in desired.networks)),
+        _behind_gate(
+            Rule(
+                source_local_or_anycast=True,
+                not_destination=_MULTICAST,
+                target=Jump(f"{SOURCES}-HOST"),
+            ),
+            by_bridge("S", tuple(_from_host_rule(network) for network in desired.networks)),
+        ),
         ChainTree(
             # Such packets do not leave their link.
             (Rule(source=LINK_LOCAL, target=Verdict.RETURN),)
         ),
-        by_bridge("D", tuple(rule for rules in to_host.values() for rule in rules)),
+        _behind_gate(
+            Rule(destination_local=True, target=Jump(f"{SOURCES}-TO-HOST")),
+            by_bridge("D", tuple(rule for rules in to_host.values() for rule in rules)),
+        ),
         ChainTree(tuple(_exceptions(desired)), tuple(_source_chains(desired, to_host))),
         by_source(prefixes),
     )
+
+
+def _behind_gate(gate: Rule, tree: ChainTree) -> ChainTree:
+    """A large tree of rules with one common condition is behind a jump with this condition: one
+    lookup of a route costs less than many comparisons of interfaces."""
+    if not tree.chains:
+        return tree
+    assert isinstance(gate.target, Jump)
+    return ChainTree((gate,), (Chain(name=gate.target.chain, rules=tree.rules), *tree.chains))
 
 
 def _from_host_rule(network: Network) -> Rule:

@@ -239,7 +239,7 @@ WORDS = {
     "BRIDGE": r"br-[a-z]+",
     "FIRST-BITS": r"[0-9a-f:]+/\d+",
     "SOURCES": r"IPV6NAT-[0-9a-f]+",
-    "BRIDGES": r"IPV6NAT-S?(?:IN|OUT)-br-[a-z]+",
+    "BRIDGES": r"IPV6NAT-(?:IN|OUT)-br-[a-z]*",
     "PATTERN": r"br-[a-z]*\+",
     "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
     "TRANSPORT": r"(?:tcp|udp)",

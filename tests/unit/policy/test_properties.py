@@ -54,7 +54,10 @@ _BRIDGES = r"IPV6NAT-[CDHLS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _OWN = r"(?:FROM|OWN|SENT)-[A-Za-z0-9_.@-]{1,15}"
 _PORTS_OF = rf"(?:AT-|REJ-|UP-)?{_PORTS}"
 _SOURCES = r"[0-9a-f]{1,20}"
-_FIXED = rf"SRC|{_SOURCES}|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ|{_OWN}|{_PORTS_OF}"
+_FIXED = (
+    r"SRC(?:-TO)?(?:-HOST)?|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ"
+    rf"|{_SOURCES}|{_OWN}|{_PORTS_OF}"
+)
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
 _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
