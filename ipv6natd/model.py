@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from itertools import compress, count, islice
 from operator import is_not
+from typing import NamedTuple
 
 ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
@@ -350,6 +351,19 @@ class DirectAccess:
     last: int
 
 
+class OtherSource(NamedTuple):
+    """An address of a container on several networks, on a network without its default route.
+
+    Replies from this address leave by the default route.
+    """
+
+    address: IPv6Address
+    bridge: str
+    """The bridge of the address's network."""
+    default_bridge: str
+    """The bridge of the default route."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """The decisions: managed networks, forwarded ports (ours and the engine's), skipped ports."""
@@ -362,9 +376,7 @@ class Desired:
     proxy_udp_ports: tuple[tuple[int, int], ...] = ()
     """(first, last) of UDP host ports of networks without NAT: no mapping forwards them, but
     engines before 27 let the userland proxy listen on them."""
-    other_sources: tuple[tuple[str, IPv6Address], ...] = ()
-    """(bridge, address) of containers on several networks: the bridge of the default route, and
-    an address on another network. Replies from this address leave by that bridge."""
+    other_sources: tuple[OtherSource, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None

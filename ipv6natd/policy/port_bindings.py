@@ -18,6 +18,7 @@ from ipv6natd.model import (
     ManagedBy,
     Mapping,
     Network,
+    OtherSource,
     Policy,
     PortBinding,
     Protocol,
@@ -74,8 +75,7 @@ class ContainerPorts:
     direct_access: tuple[DirectAccess, ...] = ()
     proxy_udp_ports: tuple[int, ...] = ()
     """See Desired; may contain duplicates."""
-    other_sources: tuple[tuple[str, IPv6Address], ...] = ()
-    """See Desired."""
+    other_sources: tuple[OtherSource, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
     """(network id, warning) for each port with different host ports for IPv4 and IPv6."""
@@ -149,12 +149,12 @@ def container_ports(
 
 def _other_sources(
     attached: Iterable[Attachment], gateway: Attachment | None
-) -> Iterator[tuple[str, IPv6Address]]:
+) -> Iterator[OtherSource]:
     if gateway is None or not is_plain_interface(gateway.network.bridge):
         return
     for endpoint, network in attached:
         if network is not gateway.network and endpoint.address is not None:
-            yield gateway.network.bridge, endpoint.address
+            yield OtherSource(endpoint.address, network.bridge, gateway.network.bridge)
 
 
 def _skipped(container: Container, gateway: Attachment | None, port: str, reason: str) -> Skipped:

@@ -333,20 +333,37 @@ def _source_chain(desired: Desired) -> ChainTree:
         return ChainTree(())
     # Packets to the host are checked here too, for the same reason. Link-local sources and networks
     # with a default route by a container have no such check.
+    sent = _sent_prefixes(desired)
     to_host = {
-        network.bridge: tuple(_own_source_rules_to_host(desired, network))
+        network.bridge: tuple(_own_source_rules_to_host(network.bridge, sent[network.bridge]))
         for network in _our_networks(desired)
     }
+    by_other_bridges = _sources_by_other_bridges(desired)
     prefixes = tuple(
         Rule(
             source=prefix,
             not_in_interface=network.bridge,
-            target=Jump(_from_chain_name(network))
-            if any(_sources_by_other_bridges(desired, network))
+            target=Jump(_from_chain_name(network.bridge))
+            if network.bridge in by_other_bridges
             else Verdict.DROP,
         )
         for network in desired.networks
         for prefix in _known_prefixes(network)
+    )
+    last = Rule(target=Verdict.DROP)
+    chains = (
+        *(
+            Chain(
+                name=_sent_chain_name(bridge),
+                rules=(*(Rule(source=s, target=Verdict.RETURN) for s in sent[bridge]), last),
+            )
+            for bridge, rules in to_host.items()
+            if any(isinstance(rule.target, Jump) for rule in rules)
+        ),
+        *(
+            Chain(name=_from_chain_name(bridge), rules=(*rules, last))
+            for bridge, rules in by_other_bridges.items()
+        ),
     )
     return concat(
         ChainTree(
@@ -372,7 +389,7 @@ def _source_chain(desired: Desired) -> ChainTree:
             Rule(destination_local=True, target=Jump(f"{SOURCES}-TO-HOST")),
             by_bridge("D", tuple(rule for rules in to_host.values() for rule in rules)),
         ),
-        ChainTree(tuple(_exceptions(desired)), tuple(_source_chains(desired, to_host))),
+        ChainTree(tuple(_exceptions(desired, by_other_bridges)), chains),
         by_source(prefixes),
     )
 
@@ -399,65 +416,54 @@ def _from_host_rule(network: Network) -> Rule:
     )
 
 
-def _own_source_rules_to_host(desired: Desired, network: Network) -> Iterator[Rule]:
+def _own_source_rules_to_host(bridge: str, sent: Sequence[IPv6Network]) -> Iterator[Rule]:
     """Drops packets of containers to the host with a source that is not theirs."""
-    match _sent_prefixes(desired, network):
+    match sent:
         case [prefix]:
             yield Rule(
                 not_source=prefix,
-                in_interface=network.bridge,
+                in_interface=bridge,
                 destination_local=True,
                 target=Verdict.DROP,
             )
         case prefixes if all(map(_is_known, prefixes)):
             yield Rule(
-                in_interface=network.bridge,
+                in_interface=bridge,
                 destination_local=True,
-                target=Jump(_sent_chain_name(network)),
+                target=Jump(_sent_chain_name(bridge)),
             )
 
 
-def _sent_prefixes(desired: Desired, network: Network) -> tuple[IPv6Network, ...]:
-    """All sources of packets that containers send by this bridge, replies included."""
-    others = (address for bridge, address in desired.other_sources if bridge == network.bridge)
-    return (*_prefixes(network), *map(IPv6Network, others))
+def _sent_prefixes(desired: Desired) -> dict[str, list[IPv6Network]]:
+    """Bridge -> all sources of packets that containers send by it, replies included, sorted."""
+    sent = {network.bridge: list(_prefixes(network)) for network in desired.networks}
+    for source in desired.other_sources:
+        if source.default_bridge in sent:
+            sent[source.default_bridge].append(IPv6Network(source.address))
+    return {bridge: sorted(prefixes) for bridge, prefixes in sent.items()}
 
 
-def _sources_by_other_bridges(
-    desired: Desired, network: Network
-) -> Iterator[tuple[IPv6Network, str]]:
-    """(address, bridge) of the network's containers whose replies leave by another bridge."""
-    for bridge, address in desired.other_sources:
-        if any(address in subnet for subnet in network.subnets):
-            yield IPv6Network(address), bridge
+def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
+    """Bridge -> the rules that let replies of its containers come in by another bridge."""
+    rules: dict[str, list[Rule]] = {}
+    bridges = {network.bridge for network in desired.networks}
+    for address, bridge, default_bridge in desired.other_sources:
+        if bridge in bridges:
+            source = IPv6Network(address)
+            rule = Rule(source=source, in_interface=default_bridge, target=Verdict.RETURN)
+            rules.setdefault(bridge, []).append(rule)
+    return rules
 
 
-def _sent_chain_name(network: Network) -> str:
-    return f"{PREFIX}SENT-{network.bridge}"
+def _sent_chain_name(bridge: str) -> str:
+    return f"{PREFIX}SENT-{bridge}"
 
 
-def _from_chain_name(network: Network) -> str:
-    return f"{PREFIX}FROM-{network.bridge}"
+def _from_chain_name(bridge: str) -> str:
+    return f"{PREFIX}FROM-{bridge}"
 
 
-def _source_chains(desired: Desired, to_host: dict[str, tuple[Rule, ...]]) -> Iterator[Chain]:
-    """The chains for networks with several sources, and for those with sources on other bridges."""
-    last = Rule(target=Verdict.DROP)
-    for network in _our_networks(desired):
-        if any(isinstance(rule.target, Jump) for rule in to_host[network.bridge]):
-            own = sorted(_sent_prefixes(desired, network))
-            valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in own)
-            yield Chain(name=_sent_chain_name(network), rules=(*valid, last))
-    for network in desired.networks:
-        valid = tuple(
-            Rule(source=source, in_interface=bridge, target=Verdict.RETURN)
-            for source, bridge in _sources_by_other_bridges(desired, network)
-        )
-        if valid:
-            yield Chain(name=_from_chain_name(network), rules=(*valid, last))
-
-
-def _exceptions(desired: Desired) -> Iterator[Rule]:
+def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> Iterator[Rule]:
     """The parts of networks that are elsewhere: their sources come in by another interface."""
     for prefix, group in _routes_elsewhere(desired):
         for route in group:
@@ -465,8 +471,7 @@ def _exceptions(desired: Desired) -> Iterator[Rule]:
         yield Rule(source=prefix, target=Verdict.DROP)
     for subnet, network in _nested_subnets(desired):
         yield Rule(source=subnet, in_interface=network.bridge, target=Verdict.RETURN)
-        for source, bridge in _sources_by_other_bridges(desired, network):
-            yield Rule(source=source, in_interface=bridge, target=Verdict.RETURN)
+        yield from by_other_bridges.get(network.bridge, ())
 
 
 def _is_known(prefix: IPv6Network) -> bool:
@@ -545,6 +550,7 @@ def _established_chain(desired: Desired) -> ChainTree:
     could send both directions of a flow of other hosts in broadcast frames.
     """
     open_networks = [network for network in _our_networks(desired) if not network.closed]
+    sent = _sent_prefixes(desired)
     inbound = (
         Rule(out_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
         for network in open_networks
@@ -552,15 +558,14 @@ def _established_chain(desired: Desired) -> ChainTree:
     outbound = (
         Rule(source=source, in_interface=network.bridge, target=Verdict.ACCEPT)
         for network in open_networks
-        for source in _accepted_sources(desired, network)
+        for source in _accepted_sources(sent[network.bridge])
     )
     return by_bridge("", (*inbound, *outbound))
 
 
-def _accepted_sources(desired: Desired, network: Network) -> Iterable[IPv6Network | None]:
+def _accepted_sources(sent: Sequence[IPv6Network]) -> Sequence[IPv6Network | None]:
     """The sources of established packets from containers; None for all."""
-    prefixes = _sent_prefixes(desired, network)
-    return sorted(prefixes) if all(map(_is_known, prefixes)) else (None,)
+    return sent if all(map(_is_known, sent)) else (None,)
 
 
 def _input_chain(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:

@@ -20,6 +20,7 @@ from ipv6natd.model import (
     GatewayMode,
     ManagedBy,
     Network,
+    OtherSource,
     Policy,
     Protocol,
     Route,
@@ -399,7 +400,7 @@ def test_src_lets_replies_of_a_container_on_two_networks_leave_by_its_default_ro
     # New packets still need a source of the network by which they leave.
     assert "! -s fd00:b::/64 -i br-b ! -o br-b -j DROP" in chain("FORWARD", case)
     wide = replace(Z, routed_prefixes=(IPv6Network("fd00::/8"),))
-    source = (Y.bridge, IPv6Address("fd00:a::2"))
+    source = OtherSource(IPv6Address("fd00:a::2"), X.bridge, Y.bridge)
     nested = texts(ruleset(Desired(networks=(X, Y, wide), other_sources=(source,))), "SRC")
     own = nested.index("-s fd00:a::2/128 -i br-b -j RETURN")
     assert own < nested.index(f"-s fd00::/8 ! -i {Z.bridge} -j DROP")
