@@ -331,40 +331,6 @@ def _source_chain(desired: Desired) -> ChainTree:
     """
     if not _our_networks(desired):
         return ChainTree(())
-    # Packets to the host are checked here too, for the same reason. Link-local sources and networks
-    # with a default route by a container have no such check.
-    sent = _sent_prefixes(desired)
-    to_host = {
-        network.bridge: tuple(_own_source_rules_to_host(network.bridge, sent[network.bridge]))
-        for network in _our_networks(desired)
-    }
-    by_other_bridges = _sources_by_other_bridges(desired)
-    prefixes = tuple(
-        Rule(
-            source=prefix,
-            not_in_interface=network.bridge,
-            target=Jump(_from_chain_name(network.bridge))
-            if network.bridge in by_other_bridges
-            else Verdict.DROP,
-        )
-        for network in desired.networks
-        for prefix in _known_prefixes(network)
-    )
-    last = Rule(target=Verdict.DROP)
-    chains = (
-        *(
-            Chain(
-                name=_sent_chain_name(bridge),
-                rules=(*(Rule(source=s, target=Verdict.RETURN) for s in sent[bridge]), last),
-            )
-            for bridge, rules in to_host.items()
-            if any(isinstance(rule.target, Jump) for rule in rules)
-        ),
-        *(
-            Chain(name=_from_chain_name(bridge), rules=(*rules, last))
-            for bridge, rules in by_other_bridges.items()
-        ),
-    )
     return concat(
         ChainTree(
             (
@@ -373,24 +339,77 @@ def _source_chain(desired: Desired) -> ChainTree:
                 Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
             )
         ),
-        _behind_gate(
-            Rule(
-                source_local_or_anycast=True,
-                not_destination=_MULTICAST,
-                target=Jump(f"{SOURCES}-HOST"),
-            ),
-            by_bridge("S", tuple(_from_host_rule(network) for network in desired.networks)),
-        ),
-        ChainTree(
-            # Such packets do not leave their link.
-            (Rule(source=LINK_LOCAL, target=Verdict.RETURN),)
-        ),
-        _behind_gate(
-            Rule(destination_local=True, target=Jump(f"{SOURCES}-TO-HOST")),
-            by_bridge("D", tuple(rule for rules in to_host.values() for rule in rules)),
-        ),
-        ChainTree(tuple(_exceptions(desired, by_other_bridges)), chains),
-        by_source(prefixes),
+        _host_source_checks(desired),
+        # Such packets do not leave their link.
+        ChainTree((Rule(source=LINK_LOCAL, target=Verdict.RETURN),)),
+        _to_host_checks(desired),
+        _network_source_checks(desired),
+    )
+
+
+def _host_source_checks(desired: Desired) -> ChainTree:
+    """Drops packets of containers with a source of the host.
+
+    The host's own multicast comes back by the interface on which the host sent it.
+    """
+    gate = Rule(
+        source_local_or_anycast=True, not_destination=_MULTICAST, target=Jump(f"{SOURCES}-HOST")
+    )
+    rules = (
+        replace(gate, in_interface=network.bridge, target=Verdict.DROP)
+        for network in desired.networks
+    )
+    return _behind_gate(gate, by_bridge("S", tuple(rules)))
+
+
+def _to_host_checks(desired: Desired) -> ChainTree:
+    """Drops packets of containers to the host with a source that is not theirs: a bridge confirms
+    their entries too.
+
+    Link-local sources have returned before; networks with a default route by a container have no
+    such check.
+    """
+    sent = _sent_prefixes(desired)
+    rules: list[Rule] = []
+    chains: list[Chain] = []
+    for network in _our_networks(desired):
+        bridge, sources = network.bridge, sent[network.bridge]
+        to_host = Rule(in_interface=bridge, destination_local=True, target=Verdict.DROP)
+        match sources:
+            case [source]:
+                rules.append(replace(to_host, not_source=source))
+            case _ if all(map(_is_known, sources)):
+                name = f"{PREFIX}SENT-{bridge}"
+                rules.append(replace(to_host, target=Jump(name)))
+                valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in sources)
+                chains.append(Chain(name=name, rules=(*valid, Rule(target=Verdict.DROP))))
+    gate = Rule(destination_local=True, target=Jump(f"{SOURCES}-TO-HOST"))
+    tree = _behind_gate(gate, by_bridge("D", tuple(rules)))
+    return concat(tree, ChainTree((), tuple(chains)))
+
+
+def _network_source_checks(desired: Desired) -> ChainTree:
+    """Drops packets with a source inside a network that come in by another interface."""
+    by_other_bridges = _sources_by_other_bridges(desired)
+    targets: dict[str, Target] = {
+        bridge: Jump(f"{PREFIX}FROM-{bridge}") for bridge in by_other_bridges
+    }
+    rules = (
+        Rule(
+            source=prefix,
+            not_in_interface=network.bridge,
+            target=targets.get(network.bridge, Verdict.DROP),
+        )
+        for network in desired.networks
+        for prefix in _known_prefixes(network)
+    )
+    chains = (
+        Chain(name=f"{PREFIX}FROM-{bridge}", rules=(*valid, Rule(target=Verdict.DROP)))
+        for bridge, valid in by_other_bridges.items()
+    )
+    return concat(
+        ChainTree(tuple(_exceptions(desired, by_other_bridges)), tuple(chains)),
+        by_source(tuple(rules)),
     )
 
 
@@ -401,37 +420,6 @@ def _behind_gate(gate: Rule, tree: ChainTree) -> ChainTree:
         return tree
     assert isinstance(gate.target, Jump)
     return ChainTree((gate,), (Chain(name=gate.target.chain, rules=tree.rules), *tree.chains))
-
-
-def _from_host_rule(network: Network) -> Rule:
-    """Drops packets of containers with a source of the host.
-
-    The host's own multicast comes back by the interface on which the host sent it.
-    """
-    return Rule(
-        source_local_or_anycast=True,
-        in_interface=network.bridge,
-        not_destination=_MULTICAST,
-        target=Verdict.DROP,
-    )
-
-
-def _own_source_rules_to_host(bridge: str, sent: Sequence[IPv6Network]) -> Iterator[Rule]:
-    """Drops packets of containers to the host with a source that is not theirs."""
-    match sent:
-        case [prefix]:
-            yield Rule(
-                not_source=prefix,
-                in_interface=bridge,
-                destination_local=True,
-                target=Verdict.DROP,
-            )
-        case prefixes if all(map(_is_known, prefixes)):
-            yield Rule(
-                in_interface=bridge,
-                destination_local=True,
-                target=Jump(_sent_chain_name(bridge)),
-            )
 
 
 def _sent_prefixes(desired: Desired) -> dict[str, list[IPv6Network]]:
@@ -453,14 +441,6 @@ def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
             rule = Rule(source=source, in_interface=default_bridge, target=Verdict.RETURN)
             rules.setdefault(bridge, []).append(rule)
     return rules
-
-
-def _sent_chain_name(bridge: str) -> str:
-    return f"{PREFIX}SENT-{bridge}"
-
-
-def _from_chain_name(bridge: str) -> str:
-    return f"{PREFIX}FROM-{bridge}"
 
 
 def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> Iterator[Rule]:
