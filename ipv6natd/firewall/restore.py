@@ -46,8 +46,9 @@ COMMIT
 INSTALL_HINT = "install the package iptables"
 _WARNING = re.compile(r"^# Warning: .*$\n?", re.MULTILINE)
 _LINE_NUMBER = re.compile(r"\bline:? (\d+)\b")
-_MISSING_TABLE = re.compile(rf"can't initialize ip6tables table `({'|'.join(Table)})'")
-_INCOMPATIBLE = re.compile(r"^# (Table `(raw|filter|nat)' is incompatible.*)$", re.MULTILINE)
+_TABLES = "|".join(Table)
+_MISSING_TABLE = re.compile(rf"can't initialize ip6tables table `({_TABLES})'")
+_INCOMPATIBLE = re.compile(rf"^# (Table `({_TABLES})' is incompatible.*)$", re.MULTILINE)
 
 
 def detect_backend() -> Backend:

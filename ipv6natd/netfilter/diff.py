@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     EMPTY,
+    GUARD_TABLES,
     PREFIX,
     BaseJump,
     Chain,
@@ -117,7 +118,7 @@ def diff(
             changes.reverse()
     changes += [
         _chain_changes(table, first.table(table), wanted.table(table))
-        for table in (Table.FILTER, Table.RAW)
+        for table in reversed(GUARD_TABLES)
     ]
     return [change for change in changes if change is not None]
 

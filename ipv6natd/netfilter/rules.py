@@ -35,6 +35,10 @@ class Table(StrEnum):
     NAT = "nat"
 
 
+GUARD_TABLES = (Table.RAW, Table.FILTER)
+"""The tables that only accept and drop. They protect without the engine, so they are saved."""
+
+
 class Verdict(StrEnum):
     """Targets that take no argument."""
 

@@ -190,7 +190,8 @@ def _common_prefix_length(one: str, other: str) -> int:
 
 
 def by_source(rules: tuple[Rule, ...]) -> ChainTree:
-    """The tree of rules that each match a source prefix and drop the packet.
+    """The tree of rules that each match a source prefix. Their order does not matter, because all
+    of them drop what comes in by a wrong interface.
 
     The packets of a host outside all prefixes pass one rule.
     """
@@ -217,7 +218,7 @@ def _common_bits(keyed: list[_KeyedRule]) -> int:
 
 def _by_first_bits(keyed: list[_KeyedRule], bits: int) -> ChainTree:
     """Sources with the same first `bits` share a chain."""
-    if bits > _MAX_CHAIN_NAME_BITS:
+    if len(keyed) <= MAX_SOURCES_IN_CHAIN or bits > _MAX_CHAIN_NAME_BITS:
         return ChainTree(tuple(rule for _, _, rule in keyed))
     top_rules = [rule for _, length, rule in keyed if length < bits]
     chains: list[Chain] = []
@@ -229,11 +230,7 @@ def _by_first_bits(keyed: list[_KeyedRule], bits: int) -> ChainTree:
             continue
         name = f"{PREFIX}{value:0{bits // 4}x}"
         prefix = IPv6Network((value << (IPV6LENGTH - bits), bits))
-        subtree = (
-            ChainTree(tuple(rule for _, _, rule in group))
-            if len(group) <= MAX_SOURCES_IN_CHAIN
-            else _by_first_bits(group, _common_bits(group) + 4)
-        )
+        subtree = _by_first_bits(group, _common_bits(group) + 4)
         top_rules.append(Rule(source=prefix, target=Jump(name)))
         chains += Chain(name=name, rules=subtree.rules), *subtree.chains
     return ChainTree(tuple(top_rules), tuple(chains))

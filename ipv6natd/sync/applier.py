@@ -29,10 +29,10 @@ from ipv6natd.netfilter.diff import (
     with_digests,
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
-from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
+from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Ruleset, Table
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
-from ipv6natd.sync.saved_rules import GUARD_TABLES, past_exposure
+from ipv6natd.sync.saved_rules import past_exposure
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)

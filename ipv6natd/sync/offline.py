@@ -14,11 +14,11 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import diff
-from ipv6natd.netfilter.rules import Backend
+from ipv6natd.netfilter.rules import GUARD_TABLES, Backend
 from ipv6natd.policy.ruleset import checks_sources, closed_guard
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
-from ipv6natd.sync.saved_rules import GUARD_TABLES, SavedRules, past_exposure
+from ipv6natd.sync.saved_rules import SavedRules, past_exposure
 
 log = logging.getLogger(__name__)
 

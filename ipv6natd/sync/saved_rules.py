@@ -15,7 +15,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import Observed, matches
 from ipv6natd.netfilter.parse import parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
-from ipv6natd.netfilter.rules import Ruleset, Table
+from ipv6natd.netfilter.rules import GUARD_TABLES, Ruleset, Table
 from ipv6natd.policy.ruleset import checks_sources
 from ipv6natd.system import files
 
@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 FOLDER = "/var/lib/ipv6natd"
 FILE_NAME = "filter.rules"
-GUARD_TABLES = (Table.RAW, Table.FILTER)
-"""The tables that are saved. They only drop and accept, and do so without the engine."""
 
 
 class SavedRules:

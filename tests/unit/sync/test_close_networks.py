@@ -8,10 +8,10 @@ import pytest
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import diff, matches
-from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
+from ipv6natd.netfilter.rules import GUARD_TABLES, Ruleset, Table, TableRules
 from ipv6natd.policy.ruleset import closed_guard
 from ipv6natd.sync import offline
-from ipv6natd.sync.saved_rules import GUARD_TABLES, SavedRules
+from ipv6natd.sync.saved_rules import SavedRules
 from tests.harness.fake_firewall import FakeFirewall
 from tests.unit.policy.test_ruleset import rules_of
 
