@@ -83,8 +83,10 @@ class Bus:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = ("dbus-daemon", f"--config-file={self._config}", "--nofork", "--print-address")
-        process = subprocess.Popen((*command, "--nopidfile"), stdout=subprocess.PIPE)
+        options = (f"--config-file={self._config}", "--nofork", "--print-address", "--nopidfile")
+        # Even a killed test run leaves no process.
+        command = ("setpriv", "--pdeathsig=KILL", "dbus-daemon", *options)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self._process = process
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"unix:")
