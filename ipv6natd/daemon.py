@@ -77,7 +77,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         gc.disable()  # until READY=1
         self._opened_firewall: asyncio.Future[Firewall] = loop.create_future()
-        # Before READY=1, because systemd may send SIGHUP directly after it.
+        # Before READY=1, because SIGTERM or SIGHUP may follow directly.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
@@ -230,8 +230,10 @@ class Daemon:
             else:
                 self._reconciler.config_error = ""
                 self._apply_settings(settings, tasks)
-            with contextlib.suppress(EngineUnavailable, FirewallError):
+            try:
                 await self._reconciler.refresh()
+            except (EngineUnavailable, FirewallError) as refresh_error:
+                log.warning("the settings take effect later: %s", refresh_error)
             self._notifier.ready(one_line(self._reconciler.status))
             for future in waiting:
                 if not future.done():

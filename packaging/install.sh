@@ -44,7 +44,7 @@ for example in examples/*; do
     put 644 "$example" "$prefix/share/doc/ipv6natd/examples/${example##*/}"
 done
 
-sed -i "s|/usr/bin/ipv6natd|$prefix/bin/ipv6natd|" \
+sed -i "s|/usr/bin/ipv6nat|$prefix/bin/ipv6nat|" \
     "$destdir$prefix/lib/systemd/system/ipv6natd.service"
 
 # With this file, earlier versions switched forwarding on at every boot, before any rule.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -20,11 +21,11 @@ def analyze(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_systemd_has_nothing_to_say_about_the_unit(tmp_path: Path) -> None:
-    # systemd-analyze needs an existing program, and ipv6natd is not installed here.
-    text = UNIT.read_text()
-    assert "ExecStart=/usr/bin/ipv6natd\n" in text
+    # systemd-analyze needs existing programs, and ipv6natd is not installed here.
+    text, replaced = re.subn(r"/usr/bin/ipv6nat(d$|ctl)", "/bin/true", UNIT.read_text(), flags=re.M)
+    assert replaced == 2
     there = tmp_path / UNIT.name
-    there.write_text(text.replace("ExecStart=/usr/bin/ipv6natd\n", "ExecStart=/bin/true\n"))
+    there.write_text(text)
     done = analyze("--man=no", "verify", str(there))
     # Messages about other units of this machine are ignored.
     assert UNIT.name not in done.stdout + done.stderr

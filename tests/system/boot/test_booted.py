@@ -7,8 +7,11 @@ import socket
 import struct
 from contextlib import suppress
 
+import pytest
+
 from tests import harness
 from tests.harness.namespace import Namespace
+from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT
 from tests.system.boot.host import FORWARDING, MANAGER, PORT, WEB, Host
 
@@ -132,6 +135,21 @@ def test_reload_returns_after_the_new_settings_are_in_force(host: Host) -> None:
     host.sh(f"rm -r {folder}; systemctl reload ipv6natd")
     assert host.state("NetworkCount") == "u 1"
     assert host.show("NRestarts") == "0"
+
+
+def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
+    process = host.show("MainPID")
+    host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
+    try:
+        with pytest.raises(LabError):
+            host.run("systemctl", "reload", "ipv6natd")
+        shown = host.run("systemctl", "status", "--no-pager", "--lines=20", "ipv6natd")
+        assert "unknown key 'bakcend'; did you mean 'backend'?" in shown
+        assert (host.show("MainPID"), host.show("ActiveState")) == (process, "active")
+        host.await_served()
+    finally:
+        host.sh("rm -r /etc/ipv6natd/conf.d; systemctl reload ipv6natd")
+    assert host.state() == 's "synced"'
 
 
 def test_restart_under_load_loses_no_connection(host: Host) -> None:
