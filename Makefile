@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # There may be more workers than cores: tests mostly wait for engines and packets.
 WORKERS ?= 3
-PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
 LOCK := tests/lock
 # The folders of tests that need only Python.
 QUICK := tests/unit tests/docs tests/harness

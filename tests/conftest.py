@@ -77,6 +77,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the labs that many tests share, because they take longest: without this order, the
+    last lab would run alone, on one of the cores (--no-loadscope-reorder)."""
+    items.sort(key=lambda item: sharing(item) in ("", _file(item)))
+
+
+def _file(item: pytest.Item) -> str:
+    return str(item.path.relative_to(item.config.rootpath))
+
+
 def sharing(item: pytest.Item) -> str:
     """The name of the lab that a test shares with other tests; "" without a shared lab."""
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
