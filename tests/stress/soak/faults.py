@@ -570,6 +570,10 @@ def without_ipv6(scene: Scene, _: random.Random) -> Iterator[None]:
 
 DOWN = "the containers are down until the engine is back"
 GONE = "until the rules are restored, the userland proxy answers and hides the client's address"
+WAITING = (
+    "after a repair the host refuses packets that wait for neighbour discovery, because they may "
+    "have arrived without the rules"
+)
 ACCEPTED = "the policy of FORWARD is ACCEPT, so no port is protected until the rules are restored"
 """Reasons for lost connections and for open ports."""
 
@@ -659,6 +663,8 @@ FAULTS = (
         name="our chains renamed",
         strike=chains_renamed,
         stage=without_renamed,
+        costs=costs("lost"),
+        why=WAITING,
         on_legacy=1,
         heals=70,
     ),
