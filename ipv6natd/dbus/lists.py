@@ -1,20 +1,17 @@
 """Long replies, made in threads and in slices, so that the event loop never waits for them.
 
 The lists are marshalled once for each generation of the status, and cached. Other replies are made
-on demand: one at a time for each user, and one at a time for all users except root.
+on demand, each in its caller's turn (Limits.turn).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import replace
-from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.dbus.values import marshal_rows, marshal_text
@@ -43,8 +40,6 @@ class Lists:
         """`status` returns the newest status."""
         self._status = status
         self._bodies: dict[str, tuple[int, asyncio.Task[bytes]]] = {}
-        self._non_root_lock = asyncio.Lock()
-        self._user_locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def rows(self, member: str) -> bytes:
         """The body of the reply to ListMappings, ListNetworks or ListSkipped."""
@@ -56,30 +51,14 @@ class Lists:
         # Shielded: other callers may wait for the same task.
         return await asyncio.shield(task)
 
-    async def find_mappings(self, uid: int, wanted: Map[str, Any]) -> bytes:
+    async def find_mappings(self, wanted: Map[str, Any]) -> bytes:
         """The body of the reply to FindMappings, not cached. Raises BusError for a bad filter."""
         status = self._status()
         try:
-            # Checks the filters at once: an error need not wait for the user's turn.
             matching((), wanted)
         except FilterError as error:
             raise BusError("org.ipv6natd1.Error.InvalidFilter", str(error)) from None
-        return await self.build_body(uid, partial(_filtered_body, status, wanted))
-
-    async def build_body(self, uid: int, build: Callable[[], bytes]) -> bytes:
-        """A body that is not cached; `build` runs in a thread."""
-        async with self.turn(uid):
-            return await asyncio.to_thread(build)
-
-    @contextlib.asynccontextmanager
-    async def turn(self, uid: int) -> AsyncIterator[None]:
-        """The user's turn to build a reply. A call first waits for the same user's other calls,
-        then for other users' calls; so at most one call of each other user comes before it."""
-        # A weak reference: the lock lives as long as a call holds it or waits for it.
-        own = self._user_locks.setdefault(uid, asyncio.Lock())
-        lock = self._non_root_lock if uid else contextlib.nullcontext()
-        async with own, lock:
-            yield
+        return await asyncio.to_thread(_filtered_body, status, wanted)
 
     def clear(self) -> None:
         """Drop the cached bodies of an old generation, which may have megabytes."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -104,16 +103,15 @@ class Members:
         await self._source.cleanup()
         return []
 
-    async def list_leftovers(self, call: Call) -> bytes:
+    async def list_leftovers(self, _call: Call) -> bytes:
         """ListLeftovers."""
-        async with self.lists.turn(call.uid):
-            rows = map(leftover_row, await self._source.leftovers())
-            return await asyncio.to_thread(rows_body, rows)
+        rows = map(leftover_row, await self._source.leftovers())
+        return await asyncio.to_thread(rows_body, rows)
 
-    async def remove_leftovers(self, call: Call) -> bytes:
+    async def remove_leftovers(self, _call: Call) -> bytes:
         """CleanupLeftovers."""
         rows = map(leftover_row, await self._source.remove_leftovers())
-        return await self.lists.build_body(call.uid, partial(rows_body, rows))
+        return await asyncio.to_thread(rows_body, rows)
 
     def list_rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
@@ -121,17 +119,16 @@ class Members:
 
     async def explain(self, call: Call) -> bytes:
         """Explain."""
-        async with self.lists.turn(call.uid):
-            rows = await self._source.explain(call.args[0])
-            return await asyncio.to_thread(rows_body, rows)
+        rows = await self._source.explain(call.args[0])
+        return await asyncio.to_thread(rows_body, rows)
 
     def find_mappings(self, call: Call) -> Awaitable[bytes]:
         """FindMappings."""
-        return self.lists.find_mappings(call.uid, call.args[0])
+        return self.lists.find_mappings(call.args[0])
 
-    def get_ruleset(self, call: Call) -> Awaitable[bytes]:
+    async def get_ruleset(self, _call: Call) -> bytes:
         """GetRuleset."""
-        return self.lists.build_body(call.uid, lambda: text_body(self._source.ruleset_text()))
+        return await asyncio.to_thread(lambda: text_body(self._source.ruleset_text()))
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""
@@ -183,19 +180,25 @@ class Method(NamedTuple):
     """The polkit action. None: every user may call it, and the handler must not wait."""
     validate: Callable[[Members, Call], None] = lambda _members, _call: None
     """Raises BusError for bad arguments, before the authorization."""
+    in_turn: bool = False
+    """True if each call makes a long reply: see Limits.turn."""
 
 
 METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
-    (MANAGER, "FindMappings"): Method("a{sv}", "aa{sv}", Members.find_mappings, Action.INSPECT),
+    (MANAGER, "FindMappings"): Method(
+        "a{sv}", "aa{sv}", Members.find_mappings, Action.INSPECT, in_turn=True
+    ),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
-    (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT),
-    (MANAGER, "GetRuleset"): Method("", "s", Members.get_ruleset, Action.INSPECT),
+    (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT, in_turn=True),
+    (MANAGER, "GetRuleset"): Method("", "s", Members.get_ruleset, Action.INSPECT, in_turn=True),
     (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
     (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),
     (MANAGER, "Cleanup"): Method("", "", Members.cleanup, Action.CLEANUP),
-    (MANAGER, "ListLeftovers"): Method("", "aa{sv}", Members.list_leftovers, Action.INSPECT),
+    (MANAGER, "ListLeftovers"): Method(
+        "", "aa{sv}", Members.list_leftovers, Action.INSPECT, in_turn=True
+    ),
     (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
     (PROPERTIES, "Get"): Method("ss", "v", Members.get),
     (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),

@@ -117,43 +117,42 @@ class BusService:
             log.exception("cannot send the signals of a sync")  # the sync itself is complete
 
     def _on_call(self, call: Call) -> None:
+        task = asyncio.create_task(self._answer(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: Call) -> None:
         try:
             if call.truncated:
                 text = f"the arguments of {call.member} are too long: {call.size} bytes in total"
                 raise BusError(ERROR + "LimitsExceeded", text)
             method = find_method(call)
             method.validate(self._members, call)
-            if method.action is None and self._limits.fits(call):
-                reply = method.handler(self._members, call)
-                assert isinstance(reply, list)  # without an action the handler does not wait
-                self._limits.add_sent(
-                    call, call.connection.reply(call, method.out_signature, reply)
-                )
+            if method.action is None and self._limits.fits():
+                await self._send_reply(call, method)
                 return
-            self._limits.begin_call(call)
+            with self._limits.sender_call(call):
+                uid = self._authority.cached_uid(call)
+                if uid is None:
+                    with self._limits.unidentified_call(call):
+                        uid = await self._authority.fetch_uid(call)
+                with self._limits.user_call(uid):
+                    await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
             self._refuse(call, error)
-            return
-        task = asyncio.create_task(self._answer(call, method))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer(self, call: Call, method: Method) -> None:
-        try:
-            uid = self._authority.cached_uid(call)
-            if uid is None:
-                with self._limits.unidentified_call(call):
-                    uid = await self._authority.fetch_uid(call)
-            with self._limits.user_call(uid):
-                await self._answer_user(replace(call, uid=uid), method)
-        except Exception as error:
-            self._refuse(call, error)
-        finally:
-            self._limits.end_call(call)
 
     async def _answer_user(self, call: Call, method: Method) -> None:
         if method.action is not None:
             await self._authority.check(call, method.action)
+        if not method.in_turn:
+            await self._send_reply(call, method)
+            return
+        async with self._limits.turn(call.uid):
+            await self._send_reply(call, method)
+            # No further long reply is made until the bus has read this one.
+            await call.connection.flush(bus.CALL_TIMEOUT)
+
+    async def _send_reply(self, call: Call, method: Method) -> None:
         reply = method.handler(self._members, call)
         result = reply if isinstance(reply, list) else await reply
         if isinstance(result, bytes):
@@ -162,14 +161,15 @@ class BusService:
         else:
             await self._limits.check_unread(call)
             size = call.connection.reply(call, method.out_signature, result)
-        self._limits.add_sent(call, size)
+        self._limits.add_sent(size)
 
     def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):
             log.error("%s failed", call.member, exc_info=error)
             text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
             error = BusError(FAILED, text)
-        self._limits.add_sent(call, call.connection.reply_error(call, error))
+        if self._limits.error_fits():
+            self._limits.add_sent(call.connection.reply_error(call, error))
 
 
 async def serve(

@@ -14,10 +14,13 @@ from tests.integration.bus.conftest import Bus, FakeSource, mapping, status
 
 
 @contextlib.asynccontextmanager
-async def serving_apart(bus: Bus) -> AsyncIterator[int]:
-    """The process id of the service, which owns its name."""
+async def serving_apart(bus: Bus, *, rows: int = 0) -> AsyncIterator[int]:
+    """The process id of the service, which owns its name.
+
+    With `rows` it has as many mappings of 60 kB, and rules as long as all of them.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, bus.address),
+        *(sys.executable, "-m", __name__, bus.address, str(rows)),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
@@ -37,8 +40,12 @@ def peak(pid: int) -> int:
     return size >> 10
 
 
-async def _serve(address: str) -> None:
-    service = BusService(FakeSource(status(mapping())))
+async def _serve(address: str, rows: int) -> None:
+    source = FakeSource(status(mapping()))
+    if rows:
+        source = FakeSource(status(*(mapping(row, name="x" * 60_000) for row in range(rows))))
+        source.text = "x" * 60_000 * rows
+    service = BusService(source)
     task = asyncio.create_task(serve(service, address))
     await service.owned.wait()
     print("serving", flush=True)
@@ -46,4 +53,4 @@ async def _serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))

@@ -38,10 +38,10 @@ def flood(path: str, member: str, count: int, *, uid: int) -> Counter[str]:
     return outcomes
 
 
-def send(sock: socket.socket, call: bytes, times: int) -> None:
+def send(sock: socket.socket, call: bytes, times: int, *, first: int = 2) -> None:
     """Send the call `times` times, each with a new serial, which the bus daemon requires."""
     sock.settimeout(120)
-    for serial in range(2, times + 2):
+    for serial in range(first, first + times):
         sock.sendall(call[:8] + struct.pack("<I", serial) + call[12:])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.limits import Limits
 from ipv6natd.dbus.lists import Lists
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import Row, Status
@@ -90,10 +91,11 @@ def test_user_waits_for_at_most_one_reply_of_another_user_and_root_for_none() ->
         return b""
 
     async def body() -> None:
-        lists = Lists(status)
+        limits = Limits()
 
         async def asked(uid: int, name: str, make: Callable[[], bytes] = bytes) -> None:
-            await lists.build_body(uid, make)
+            async with limits.turn(uid):
+                await asyncio.to_thread(make)
             ended.append(name)
 
         async with asyncio.TaskGroup() as tasks:
@@ -106,7 +108,7 @@ def test_user_waits_for_at_most_one_reply_of_another_user_and_root_for_none() ->
             assert ended == ["root"]
             go.set()
         assert ended.index("other") <= 2
-        assert not lists._user_locks
+        assert not limits._user_locks
 
     run(body())
 
