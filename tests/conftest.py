@@ -38,6 +38,8 @@ RAN, CHECK = "ran", "check"
 
 QUICK = ("tests/unit", "tests/docs", "tests/harness")
 """The folders whose tests need only Python. Each of these tests may run in any worker."""
+BOOT = "tests/system/boot"
+"""The folder of the tests on booted hosts; docs/booted.md has their results."""
 
 
 def _folder(name: str) -> str:
@@ -99,7 +101,7 @@ def sharing(item: pytest.Item) -> str:
         return f"supply-{params['combination'].id}"
     if "wanted" in params:
         return f"{file}-{params['wanted'].id}"
-    if "host" in params:
+    if "host" in params and file.is_relative_to(BOOT):
         return f"boot-{params['host']}"
     if "clone" in params:
         return f"{file}-{params['clone']}"
@@ -124,7 +126,8 @@ def pytest_runtest_makereport(
         bad: list[Outcome] = [each for each in outcomes if each != "passed"]
         outcome = (bad or outcomes)[-1]
         params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
-        if suite := params.get("host") or params.get("clone"):
+        suite = params.get("host") or params.get("clone")
+        if suite and item.nodeid.startswith(BOOT):
             check = Check(suite=suite, name=item.originalname, outcome=outcome)
             phase.user_properties.append((CHECK, asdict(check)))
         elif not item.nodeid.startswith("tests/system/supply/"):
