@@ -102,6 +102,9 @@ class _Line:
         self.answers.append(bytes(data))
         return len(data)
 
+    async def flush(self, _seconds: float) -> None:
+        """All messages are sent."""
+
 
 class _Everybody:
     def cached_uid(self, _call: Call) -> int:
