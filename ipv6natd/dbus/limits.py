@@ -16,7 +16,13 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -101,23 +107,34 @@ class Limits:
 
     def fits(self, size: int = 0) -> bool:
         """True if a reply of `size` bytes is certainly within the limit of unread bytes."""
-        return self._sent_bytes - self._read_bytes + size <= MAX_UNREAD_BYTES
+        return self._unread_bytes + size <= MAX_UNREAD_BYTES
 
-    def error_fits(self) -> bool:
-        """True if an error is certainly within its limit of unread bytes."""
-        return self._sent_bytes - self._read_bytes <= MAX_UNREAD_BYTES_FOR_ERRORS
+    async def error_fits(self, connection: Connection) -> bool:
+        """True if an error is within its limit of unread bytes."""
+        if self._unread_bytes > MAX_UNREAD_BYTES_FOR_ERRORS:
+            with suppress(BusError):
+                await self._update(connection)
+        return self._unread_bytes <= MAX_UNREAD_BYTES_FOR_ERRORS
 
     async def check_unread(self, call: Call, size: int = 0) -> None:
-        """Raise BusError if too many replies are unread, and the caller is not root. Asks the bus
-        daemon only if our own counter does not suffice."""
-        if call.uid == 0 or self.fits(size):
+        """Raise BusError if too many replies are unread, and the caller is not root."""
+        if self.fits(size):
             return
-        sent = self._sent_bytes
-        unread = await _unread_bytes(call.connection)
-        self._read_bytes = max(self._read_bytes, sent - unread)
-        if not self.fits(size):
-            text = f"callers have {unread >> 20} MiB of unread replies: try again"
+        await self._update(call.connection)
+        if call.uid != 0 and not self.fits(size):
+            text = f"callers have {self._unread_bytes >> 20} MiB of unread replies: try again"
             raise BusError(ERROR + "LimitsExceeded", text)
+
+    @property
+    def _unread_bytes(self) -> int:
+        """Bytes of replies that may be unread. Without `_update` it only grows."""
+        return self._sent_bytes - self._read_bytes
+
+    async def _update(self, connection: Connection) -> None:
+        """Ask the bus daemon how many bytes are unread. Raises BusError."""
+        sent = self._sent_bytes
+        unread = await _stored_bytes(connection)
+        self._read_bytes = max(self._read_bytes, sent - unread)
 
 
 @contextmanager
@@ -134,7 +151,7 @@ def _counted(counter: Counter[T], key: T, limit: int, calls: str) -> Iterator[No
             del counter[key]
 
 
-async def _unread_bytes(connection: Connection) -> int:
+async def _stored_bytes(connection: Connection) -> int:
     """Bytes of our earlier messages that the bus daemon still stores. Raises BusError."""
     question = (*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", connection.unique_name)
     try:

@@ -202,6 +202,25 @@ def test_unread_errors_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) ->
     run(body())
 
 
+def test_root_gets_errors_after_many_replies_that_it_has_read(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1 << 14)
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_ERRORS", 1 << 15)
+
+    async def body() -> None:
+        now = status(*(mapping(number) for number in range(10)))
+        async with serving(bus, FakeSource(now)), client(bus) as root:
+            for _ in range(30):
+                assert len(await ask(root, "ListMappings")) == 10
+            assert await outcome(root, "No", timeout=5) == ERROR + "UnknownMethod"
+            # Errors alone are counted too.
+            for _ in range(400):
+                assert await outcome(root, "No", timeout=5) == ERROR + "UnknownMethod"
+
+    run(body())
+
+
 def test_small_unread_replies_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1 << 20)
 
