@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -73,27 +73,15 @@ def lives(samples: Iterable[Sample]) -> list[list[Sample]]:
 
 
 def growth(samples: Iterable[Sample]) -> dict[str, int]:
-    """The maximum growth of each resource within one life.
-
-    Memory counts only if it grows in both halves of the life: Python keeps what the largest list of
-    conntrack entries needed, and that is once for each process.
-    """
+    """The maximum growth of each resource within one life: the minimum of the last samples, minus
+    the maximum of the first samples. So fluctuation is not growth."""
     grown = dict.fromkeys(BOUNDS, 0)
     for life in lives(samples):
-        middle = len(life) // 2
+        few = max(len(life) // 5, 3)
         for name in BOUNDS:
             values = [getattr(each, name) for each in life]
-            growth = increase(values)
-            if name == "rss_kib":
-                growth = 2 * min(increase(values[:middle]), increase(values[middle:]))
-            grown[name] = max(grown[name], growth)
+            grown[name] = max(grown[name], min(values[-few:]) - max(values[:few]))
     return grown
-
-
-def increase(values: Sequence[int]) -> int:
-    """The minimum of the last values, minus the maximum of the first. So fluctuation is none."""
-    few = max(len(values) // 5, 2)
-    return min(values[-few:]) - max(values[:few])
 
 
 def beyond(grown: dict[str, int]) -> list[str]:

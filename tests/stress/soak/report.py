@@ -84,8 +84,7 @@ probed only if the policy of FORWARD is DROP. Open flows may end if both tables,
 nf_tables, were flushed: without a rule that needs conntrack, the kernel tracks no connection.
 
 *Growth* is the difference between the resources of the daemon at the end of its life and after its
-warm-up; memory counts only if it grows in both halves of this time. After {part} of a run the
-daemon is not restarted any more. The limits are
+warm-up. After {part} of a run the daemon is not restarted any more. The limits are
 {bounds}.
 At the end all containers and networks are removed, and the rules must be the same as at the
 beginning.
