@@ -84,7 +84,8 @@ probed only if the policy of FORWARD is DROP. Open flows may end if both tables,
 nf_tables, were flushed: without a rule that needs conntrack, the kernel tracks no connection.
 
 *Growth* is the difference between the resources of the daemon at the end of its life and after its
-warm-up. After {part} of a run the daemon is not restarted any more. The limits are
+warm-up. Memory is judged where a daemon lived for {steps} steps or more. After {part} of a run the
+daemon is not restarted any more. The limits are
 {bounds}.
 At the end all containers and networks are removed, and the rules must be the same as at the
 beginning.
@@ -138,7 +139,8 @@ def page(result: Result) -> str:
 
 def of_soak() -> str:
     bounds = ", ".join(f"{name} {most:,}" for name, most in leaks.BOUNDS.items())
-    return SOAK.format(part=f"{ENDING:.0%}", bounds=bounds)
+    steps = leaks.WARM + leaks.LONG
+    return SOAK.format(part=f"{ENDING:.0%}", bounds=bounds, steps=steps)
 
 
 def conditions(result: Result) -> str:

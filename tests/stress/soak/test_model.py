@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from random import Random
@@ -168,12 +169,19 @@ def test_stopped_container_does_not_close_the_proxied_port_of_another() -> None:
         assert asks(world)[Ask("rogue", "tcp", HOST, 7000)] is CLOSED
 
 
-def samples(values: list[int]) -> list[leaks.Sample]:
-    kept = dict.fromkeys(("threads", "children", "files", "namespaces", "rss_kib"), 1)
-    return [leaks.Sample(pid=1, fds=fds, **kept) for fds in values]
+def samples(name: str, values: Iterable[int]) -> list[leaks.Sample]:
+    kept = dict.fromkeys((*leaks.BOUNDS, "pid"), 1)
+    return [leaks.Sample(**kept | {name: value}) for value in values]
 
 
 def test_only_a_lasting_increase_is_growth() -> None:
-    assert leaks.beyond(leaks.growth(samples([10, 16] * 20))) == []
-    assert leaks.beyond(leaks.growth(samples(list(range(10, 90, 2))))) != []
-    assert leaks.lives(samples([1] * 5)) == []
+    assert leaks.beyond(leaks.growth(samples("fds", [10, 16] * 20))) == []
+    assert leaks.beyond(leaks.growth(samples("fds", range(10, 90, 2)))) != []
+    assert leaks.lives(samples("fds", [1] * 5)) == []
+
+
+def test_memory_is_judged_in_a_long_life() -> None:
+    step = [30_000] * 20 + [36_000] * 20
+    assert leaks.MEMORY not in leaks.growth(samples(leaks.MEMORY, step))
+    assert leaks.beyond(leaks.growth(samples(leaks.MEMORY, step * 5))) == []
+    assert leaks.beyond(leaks.growth(samples(leaks.MEMORY, range(30_000, 42_000, 100)))) != []
