@@ -19,6 +19,8 @@ from tests.harness.process import LabError, end, environment, run, spawn, tail, 
 from tests.harness.sandbox import Sandbox, Variant
 
 BIN = ROOT / ".venv" / "bin"
+LINES_OF_A_FAILURE = 40
+"""Lines of the log that a failed test shows."""
 
 
 class Daemon:
@@ -81,6 +83,9 @@ class Daemon:
     ) -> None:
         with undisturbed():
             self._close()
+        if error is not None:
+            # pytest shows the output of a failed test.
+            print(f"the log of ipv6natd ends with:\n{tail(self._log, LINES_OF_A_FAILURE)}")
 
     def configure(self, *lines: str) -> None:
         """Write the configuration file; `reload` applies it."""

@@ -38,6 +38,8 @@ class Served:
     stack: ExitStack
     ends: frozenset[IPv6Address] = frozenset()
     """The container's addresses at the last flush of neighbour entries."""
+    routed: frozenset[IPv6Address] = frozenset()
+    """The container's addresses that have a local route."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Ground:
     """Containers with another process than at the last inspect."""
     left_behind: int = 0
     """Links of removed containers, with addresses, that the engine left."""
+    unrouted: int = 0
+    """Addresses of started containers without a local route in the container."""
     _served: dict[str, Served] = field(default_factory=dict)
 
     def spaces(self, world: World) -> dict[str, Namespace]:
@@ -154,6 +158,7 @@ class Ground:
         up = [name for name, box in world.boxes.items() if box.up]
         for name in up:
             self._serve(name, facts[name]["State"]["Pid"])
+            self._check_routes(world.boxes[name])
         came = [name for name in up if self._moved(world.boxes[name])]
         if came:
             self._look_anew(world, came)
@@ -220,6 +225,23 @@ class Ground:
         stack = ExitStack()
         server = stack.enter_context(serve(ns, name, tcp=LISTENS["tcp"], udp=LISTENS["udp"]))
         self._served[name] = Served(pid, ns, server, stack)
+
+    def _check_routes(self, box: Box) -> None:
+        """Add the local routes that are missing in a new container or for a new address.
+
+        Without this route the container sends from the address and drops what is sent to it.
+        """
+        served, ends = self._served[box.name], frozenset(filter(None, box.ends.values()))
+        new, served.routed = ends - served.routed, ends
+        if not new:
+            return
+        routes = served.ns.ip("-6 route show table local")
+        addresses = served.ns.ip("-6 -oneline address")
+        for address in new:
+            found = re.search(rf"^\d+: (\S+) +inet6 {address}/", addresses, re.MULTILINE)
+            if found and f"local {address} " not in routes:
+                self.unrouted += 1
+                served.ns.ip(f"-6 route add local {address} dev {found[1]} table local")
 
     def close(self) -> None:
         for served in self._served.values():

@@ -227,6 +227,7 @@ def soaked(soak: Soaked) -> str:
         "of these, failed while our rules were removed": f"{soak.excused:,}",
         "containers that the engine restarted by itself": len(soak.restarted),
         "links of removed containers that the engine left": soak.left_behind,
+        "addresses without a local route in their container": soak.unrouted,
         "probes of closed ports": f"{soak.probes:,}",
         "packets forged by the rogue, by the container": counts(soak.forged, SEGMENT.name, INSIDE),
         f"of these, to {', '.join(Aim)}": counts(soak.forged, *Aim),

@@ -38,8 +38,12 @@ SILENCE = 0.5
 HOST_KNOWS = {
     "flows": ("conntrack", "-L", "-f", "ipv6"),
     "neighbours": ("ip", "-6", "neigh", "show"),
+    "forwarding": ("bridge", "fdb", "show"),
+    "links": ("ip", "-details", "link", "show"),
 }
 """The commands whose output is saved after a wrong result, besides the rules."""
+BOX_KNOWS = ("address", "route show table all", "neigh")
+"""The same for each container: what `ip -6` shows."""
 ENDING = 0.4
 """The part of a run in which steps restart the daemon. The rest is one life."""
 NEIGHBOURS = 0.4
@@ -88,6 +92,8 @@ class Soaked:
     """Containers that the engine restarted without a step."""
     left_behind: int = 0
     """Links of removed containers that the engine left, and the lab removed."""
+    unrouted: int = 0
+    """Addresses of containers without a local route in the container, which the lab added."""
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -204,7 +210,10 @@ class Soak:
         for what, words in HOST_KNOWS.items():
             said = self.ground.sandbox.host.run(*words, check=False)
             (self.evidence / f"{name}.{what}").write_text(said)
-        self.say(f"rules, flows, neighbours, log and world are in {self.evidence}")
+        for box, ns in self.ground.spaces(self.world).items():
+            said = "\n".join(ns.ip(f"-6 {what}") for what in BOX_KNOWS)
+            (self.evidence / f"{name}.in-{box}").write_text(said)
+        self.say(f"the rules, flows, neighbours, links, log and world are in {self.evidence}")
 
     def over(self, baseline: list[str]) -> None:
         """Remove all containers and networks, and compare the rules with the beginning."""
@@ -283,7 +292,7 @@ def soak(
                 say(progress(result, crowd, step))
         run.over(baseline)
         result.kinds = dict(sorted(kinds.items()))
-        result.left_behind = there.left_behind
+        result.left_behind, result.unrouted = there.left_behind, there.unrouted
         result.connections, result.excused = crowd.attempted, crowd.excused
         result.probes, result.flows = crowd.probed, crowd.held
         result.forged, result.answers = dict(crowd.attackers.forged), crowd.attackers.answered
