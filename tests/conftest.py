@@ -79,9 +79,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the labs that many tests share, because they take longest: without this order, the
-    last lab would run alone, on one of the cores (--no-loadscope-reorder)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests to `make test-all`, and begin with the labs that many tests share.
+
+    These labs take longest: without this order, the last one would run alone, on one of the cores
+    (--no-loadscope-reorder).
+    """
+    if config.getoption("--engines") != "all":
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: sharing(item) in ("", _file(item)))
 
 

@@ -184,18 +184,24 @@ def until(
     ask: Callable[[], T],
     wanted: Callable[[T], bool] | T,
     *,
-    timeout: float = 3,
-    pause: float = 0.01,
+    timeout: float = 10,
+    pause: float | None = None,
 ) -> T:
-    """Call `ask` until its result is the wanted one, or a time-out; returns the last result."""
+    """Call `ask` until its result is the wanted one, or a time-out; returns the last result.
+
+    Without `pause` the pauses grow, because most questions start processes.
+    """
     deadline = time.monotonic() + timeout
+    next_pause = pause or 0.01
     while True:
         answer = ask()
         if (wanted(answer) if callable(wanted) else answer == wanted) or (
             time.monotonic() > deadline
         ):
             return answer
-        time.sleep(pause)
+        time.sleep(next_pause)
+        if pause is None:
+            next_pause = min(1.5 * next_pause, 0.1)
 
 
 def once(

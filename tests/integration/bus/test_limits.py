@@ -69,6 +69,7 @@ def test_sender_with_16_pending_calls_is_refused_and_others_are_not(bus: Bus) ->
     run(body())
 
 
+@pytest.mark.slow
 def test_20000_calls_of_a_plain_user_do_not_block_root(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

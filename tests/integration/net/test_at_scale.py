@@ -104,6 +104,7 @@ def test_200_simultaneous_starts_take_few_transactions(scale: Scale) -> None:
     assert 1 <= written <= SIMULTANEOUS_STARTS // 5
 
 
+@pytest.mark.slow
 def test_started_and_removed_containers_leak_no_memory(scale: Scale) -> None:
     """The facts and rules of a container take about 4 kB, so a leak would take 4 MB."""
 

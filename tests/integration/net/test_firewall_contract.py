@@ -596,6 +596,7 @@ def scattered(count: int) -> TableChange:
     return TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=rules),))
 
 
+@pytest.mark.slow
 def test_10000_legacy_rules_equal_those_of_the_restore_tool(legacy: Host) -> None:
     change = scattered(10_000)
     legacy.firewall.write(change)

@@ -13,7 +13,9 @@ SEED = 20261123
 STEPS = 14
 
 
-@pytest.mark.parametrize(("variant", "proxy"), [("nft", True), ("legacy", False)])
+@pytest.mark.parametrize(
+    ("variant", "proxy"), [("nft", True), pytest.param("legacy", False, marks=pytest.mark.slow)]
+)
 def test_reachability_is_as_expected_after_each_random_step(variant: Variant, proxy: bool) -> None:
     need("dockerd", "docker", "ip", "nsenter", "setpriv", "busybox", "dbus-daemon", "conntrack")
     # The time limit is only for a very slow machine.

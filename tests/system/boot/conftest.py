@@ -19,18 +19,14 @@ from tests.system.boot.host import Host
 
 TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "git")
 
-CI: list[tree.Suite] = ["bookworm", "trixie"]
-ALL: list[tree.Suite] = [*CI, "sid"]
-ONCE: dict[str, tree.Suite] = {
-    "test_control": "bookworm",
-    "test_legacy": "trixie",  # whose iptables python-iptables does not know
-    "test_neighbours": "bookworm",
-}
-"""Slow modules, and the suite in which CI runs them."""
+CI: list[tree.Suite] = ["trixie"]
+"""The host with the package in CI. Its iptables is one that python-iptables does not know."""
+ALL: list[tree.Suite] = ["bookworm", "trixie", "sid"]
 LATE = {"test_arch.py", "test_dedicated.py", "test_endpoints.py"}
 """Modules that CI does not run."""
 AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
-"""The suites in which CI runs README's lines; test_arch runs in no other suite."""
+"""The suites in which CI runs README's lines, so that CI boots both releases of Debian; test_arch
+runs in no other suite."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -42,9 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every = metafunc.config.getoption("--engines") == "all"
     module = metafunc.module.__name__.rpartition(".")[2]
     if "host" in metafunc.fixturenames:
-        once = ONCE.get(module)
-        suites = ALL if every else [once] if once else CI
-        metafunc.parametrize("host", suites, indirect=True, scope="package")
+        metafunc.parametrize("host", ALL if every else CI, indirect=True, scope="package")
     if "clone" in metafunc.fixturenames:
         suites = ALL if every and module != "test_arch" else AS_WRITTEN[module]
         metafunc.parametrize("clone", suites, indirect=True, scope="module")

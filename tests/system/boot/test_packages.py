@@ -89,10 +89,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("suite", ["bookworm", "sid"] if every else ["bookworm"])
 
 
+@pytest.mark.slow
 def test_installed_package_passes_its_autopkgtest(suite: tree.Suite, tmp_path: Path) -> None:
     built(suite, tmp_path, AUTOPKGTEST)
 
 
+@pytest.mark.slow
 def test_debian_package_is_lintian_clean_and_reproducible(
     suite: tree.Suite, tmp_path: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_debian_package_is_lintian_clean_and_reproducible(
     assert (tmp_path / "python").read_text() == "#! /usr/bin/python3 -I\n" * 2
 
 
+@pytest.mark.slow
 def test_debian_and_arch_packages_have_the_same_files(tmp_path: Path) -> None:
     built("trixie", tmp_path, DEBIAN + ARCH)
     debian = {line.split()[5][2:] for line in (tmp_path / "contents").read_text().splitlines()}
@@ -126,6 +129,7 @@ def check_modes(listing: str) -> None:
     assert programs == {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
 
 
+@pytest.mark.slow
 def test_arch_release_builds_only_from_its_tarball(tmp_path: Path) -> None:
     released(tmp_path, __version__)
     built("trixie", tmp_path, RELEASE)

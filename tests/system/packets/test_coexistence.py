@@ -70,7 +70,7 @@ def engine_rules(rules: str) -> list[str]:
     return [line for line in rules.splitlines() if not any(word in line for word in mine)]
 
 
-@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize("variant", ["nft", pytest.param("legacy", marks=pytest.mark.slow)])
 def test_c1_c4_c5_switching_ip6tables_of_the_engine_is_followed(
     tools: None,  # noqa: ARG001
     variant: Variant,

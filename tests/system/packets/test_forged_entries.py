@@ -226,6 +226,7 @@ def host_port_of(host: Namespace, container: Container) -> str:
     return str(next(each["ifname"] for each in links if each["ifindex"] == link["link_index"]))
 
 
+@pytest.mark.depends_on("variant", "proxy")
 @pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
 @pytest.mark.parametrize("receiver", ["neighbour", "port", "broadcast", "multicast"])
 def test_bridged_frames_between_neighbours_open_no_other_container(

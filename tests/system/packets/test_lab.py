@@ -183,6 +183,7 @@ def test_lab_with_a_paused_container_is_removed() -> None:
         engine.docker("pause", "paused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ip6tables", [False, True], ids=["off", "on"])
 def test_engine_of_each_suite_runs_and_does_not_change_its_tree(
     suite: tree.Suite | None, ip6tables: bool

@@ -69,8 +69,15 @@ def systemd(address: str, units: Units) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
-@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("variant", "proxy"),
+    [
+        pytest.param("nft", True, id="nft-proxy"),
+        pytest.param("legacy", False, id="legacy-noproxy"),
+        pytest.param("nft", False, id="nft-noproxy", marks=pytest.mark.slow),
+        pytest.param("legacy", True, id="legacy-proxy", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_engine_is_not_started_by_a_connect(
     tools: None,  # noqa: ARG001
     variant: Variant,
