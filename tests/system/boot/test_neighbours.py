@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests import harness
 from tests.system.boot.host import Host
+
+# The packet tests F2 to F4 do the same with these firewalls, without a boot.
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

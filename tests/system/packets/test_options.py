@@ -78,7 +78,7 @@ EVIL = (
 )
 
 
-@pytest.mark.each_variant
+@pytest.mark.depends_on
 @pytest.mark.ours
 def test_hostile_network_names_are_escaped_in_all_output(regime: Regime) -> None:
     """Engines accept each of these names. The test uses the ids of the networks."""

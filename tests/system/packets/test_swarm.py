@@ -79,7 +79,7 @@ class Swarm:
 NATIVE = Wanted("sid", "nft", True, native=True)
 WANTED = [
     pytest.param(Wanted(None, "nft", True), id="nft"),
-    pytest.param(Wanted(None, "legacy", True), id="legacy"),
+    pytest.param(Wanted(None, "legacy", True), id="legacy", marks=pytest.mark.slow),
     pytest.param(NATIVE, id=NATIVE.id, marks=pytest.mark.native),
 ]
 

@@ -238,6 +238,7 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.depends_on
 @pytest.mark.parametrize("scenario", OPTIONS)
 def test_tracer_matches_the_kernel_for_each_network_option(regime: Regime, scenario: str) -> None:
     port = regime.port()
