@@ -47,7 +47,7 @@ audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock has a kn
 	$(VENV)/tools/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)/$$name.txt || failed=1; \
 	done; exit $$failed
 
-soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs, 45 minutes (SEED=, MINUTES=); writes docs/reliability.md (as root)
+soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs, an hour (SEED=, MINUTES=); writes docs/reliability.md (as root)
 	$(BIN)/python -m tests.stress.soak $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES))
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
