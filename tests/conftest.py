@@ -38,6 +38,8 @@ RAN, CHECK = "ran", "check"
 
 QUICK = ("tests/unit", "tests/docs", "tests/harness")
 """The folders whose tests need only Python. Each of these tests may run in any worker."""
+TEST_ALL = ("slow", "newest", "native")
+"""The markers of tests that only `make test-all` runs."""
 BOOT = "tests/system/boot"
 """The folder of the tests on booted hosts; docs/booted.md has their results."""
 
@@ -80,15 +82,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests to `make test-all`, and begin with the labs that many tests share.
+    """Leave some tests to `make test-all`, and begin with the labs that many tests share.
 
     These labs take longest: without this order, the last one would run alone, on one of the cores
     (--no-loadscope-reorder).
     """
     if config.getoption("--engines") != "all":
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+        left_out = {item for item in items if any(map(item.get_closest_marker, TEST_ALL))}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: sharing(item) in ("", _file(item)))
 
 

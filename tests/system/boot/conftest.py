@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,16 +21,9 @@ TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "gi
 CI: list[tree.Suite] = ["trixie"]
 """The host with the package in CI. Its iptables is one that python-iptables does not know."""
 ALL: list[tree.Suite] = ["bookworm", "trixie", "sid"]
-LATE = {"test_arch.py", "test_dedicated.py", "test_endpoints.py"}
-"""Modules that CI does not run."""
 AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme": ["bookworm"]}
 """The suites in which CI runs README's lines, so that CI boots both releases of Debian; test_arch
 runs in no other suite."""
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    left_out = collection_path.name in LATE and config.getoption("--engines") != "all"
-    return True if left_out else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

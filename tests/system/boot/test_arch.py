@@ -12,6 +12,8 @@ from tests.harness import tree
 from tests.harness.sandbox import CLIENT
 from tests.system.boot.clone import HOME, LIBRARIES, ON_ARCH, README, USER, Clone, inline
 
+pytestmark = pytest.mark.slow
+
 PREPARE = f"""
 apt-get -q --no-install-recommends install {" ".join((*tree.ARCH, *tree.PACMAN))}
 apt-get -q --no-install-recommends install make binutils python3-hatchling {" ".join(LIBRARIES)}

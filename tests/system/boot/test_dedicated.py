@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.system.boot.host import FORWARDING, Host
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests import harness
 from tests.harness.tls import Authority
 from tests.system.boot.host import Host
+
+pytestmark = pytest.mark.slow
 
 DROP_INS = "/etc/systemd/system/ipv6natd.service.d"
 TLS = "/etc/ipv6natd/tls"

@@ -28,7 +28,7 @@ PLAIN_USER_TEST = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "combination" in metafunc.fixturenames:
         every = metafunc.config.getoption("--engines") == "all"
-        ci = [replace(each, tests=CI_USERS) for each in COMBINATIONS if each.ci]
+        ci = tuple(replace(row, tests=CI_USERS) for row in COMBINATIONS if row.ci)
         those = COMBINATIONS if every else ci
         metafunc.parametrize("combination", those, ids=[each.id for each in those])
 
