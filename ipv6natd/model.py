@@ -11,8 +11,6 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from itertools import compress, count, islice
-from operator import is_not
 from typing import NamedTuple
 
 ANY = IPv6Address("::")
@@ -269,20 +267,6 @@ class Mapping:
         return self.host_address == ANY
 
 
-def common_ends(old: Sequence[object], new: Sequence[object]) -> tuple[int, int]:
-    """The number of identical objects at the start and at the end of both sequences.
-
-    No object is counted twice.
-    """
-    shorter = min(len(old), len(new))
-    head = _common_length(old, new, shorter)
-    return head, _common_length(reversed(old), reversed(new), shorter - head)
-
-
-def _common_length(old: Iterable[object], new: Iterable[object], limit: int) -> int:
-    return next(compress(count(), islice(map(is_not, old, new), limit)), limit)
-
-
 def mapping_changes(
     old: Sequence[Mapping], new: Sequence[Mapping]
 ) -> tuple[list[Mapping], list[Mapping]]:
@@ -290,16 +274,18 @@ def mapping_changes(
 
     Only mappings that are not the same object in both are compared: a comparison is slow.
     """
-    head, tail = common_ends(old, new)
-    old, new = old[head : len(old) - tail], new[head : len(new) - tail]
-    unchanged = set(map(id, old)) & set(map(id, new))
-    removed = [mapping for mapping in old if id(mapping) not in unchanged]
-    added = [mapping for mapping in new if id(mapping) not in unchanged]
+    old_ids, new_ids = set(map(id, old)), set(map(id, new))
+    removed = _with_ids(old, old_ids - new_ids)
+    added = _with_ids(new, new_ids - old_ids)
     removed_set, added_set = set(removed), set(added)
     return (
         [mapping for mapping in removed if mapping not in added_set],
         [mapping for mapping in added if mapping not in removed_set],
     )
+
+
+def _with_ids(mappings: Sequence[Mapping], ids: set[int]) -> list[Mapping]:
+    return [mapping for mapping in mappings if id(mapping) in ids] if ids else []
 
 
 def port_ranges(ports: Iterable[int]) -> list[tuple[int, int]]:

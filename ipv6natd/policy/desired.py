@@ -31,15 +31,15 @@ from ipv6natd.policy.port_bindings import (
     ContainerPorts,
     HostPortRequest,
     PortRange,
-    PortRanges,
     coalesce,
     container_ports,
-    extends_range,
-    is_next_port,
-    loopback_slice,
+    forwarded_ranges,
+    host_port_ranges,
     port_mapping,
+    range_identity,
     rejected_ports,
     resolve_conflicts,
+    split_loopback,
 )
 
 MAX_WARNINGS_PER_NETWORK = 5
@@ -63,10 +63,12 @@ class DesiredCache:
     """Intermediate results of `desired`, for the next call with mostly the same facts."""
 
     container_ports: IdentityCache[Container, ContainerPorts] = field(default_factory=IdentityCache)
-    ranges: PortRanges = field(default_factory=lambda: PortRanges(extends_range))
-    mappings: IdentityCache[PortRange, Mapping] = field(default_factory=IdentityCache)
-    rejected_ranges: PortRanges = field(default_factory=lambda: PortRanges(is_next_port))
-    rejected: IdentityCache[PortRange, RejectedPorts] = field(default_factory=IdentityCache)
+    mappings: IdentityCache[PortRange, Mapping] = field(
+        default_factory=lambda: IdentityCache(range_identity)
+    )
+    rejected: IdentityCache[PortRange, RejectedPorts] = field(
+        default_factory=lambda: IdentityCache(range_identity)
+    )
 
 
 def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = None) -> Desired:
@@ -107,21 +109,18 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
         ]
         skipped += [_skipped(request, _SCTP_UNSUPPORTED) for request in compress(requests, sctp)]
         requests = [request for request, is_sctp in zip(requests, sctp, strict=True) if not is_sctp]
+    on_loopback, forwarded = split_loopback(requests)
     if not snapshot.userland_proxy:
-        on_loopback = requests[loopback_slice(requests)]
         skipped += [_skipped(request, _NO_LOOPBACK) for request in on_loopback]
-    forwarded = requests.copy()
-    del forwarded[loopback_slice(requests)]
     mappings = cache.mappings.map(
-        cache.ranges.group(forwarded),
+        forwarded_ranges(forwarded),
         lambda port_range: port_mapping(port_range, networks[port_range[0].network.id].managed_by),
         key=our_bridges,
     )
     rejected: list[RejectedPorts] = []
     if not snapshot.userland_proxy:
         our_requests = [request for request in requests if request.network.bridge in our_bridges]
-        ranges = cache.rejected_ranges.group(our_requests)
-        rejected = cache.rejected.map(ranges, rejected_ports)
+        rejected = cache.rejected.map(host_port_ranges(our_requests), rejected_ports)
     warnings = [warning for wanted in with_messages for warning in wanted.warnings]
     warnings += _missing_address_warnings(mappings, snapshot.host_addresses)
     return Desired(

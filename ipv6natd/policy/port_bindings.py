@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
-from itertools import accumulate, pairwise
-from operator import attrgetter, itemgetter
+from itertools import count, groupby
+from operator import attrgetter
 
 from ipv6natd.model import (
     ANY,
@@ -24,15 +23,14 @@ from ipv6natd.model import (
     Protocol,
     RejectedPorts,
     Skipped,
-    common_ends,
     is_plain_interface,
 )
 from ipv6natd.policy.networks import Attachment, attachments, gateway_attachment
 
 ANY_IPV4 = IPv4Address(0)
-_PROTOCOLS = sorted(Protocol)
-_PROTOCOL_SHIFT, _ADDRESS_SHIFT = 16, 24
-"""The lowest bit of each in a sort key; the port is in bits 0 to 15."""
+HostPort = tuple[bool, int, Protocol, int]
+"""Whether the address is the wildcard, the address as a number, the protocol, and the port.
+Addresses sort before the wildcard: the first matching rule wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +44,9 @@ class HostPortRequest:
     host_address: IPv6Address
     host_port: int
     container_port: int
-    sort_key: int
-    """Identifies and orders (address, protocol, port): a number, because numbers sort fast."""
+    key: HostPort
     proxy_binds_address: bool = field(compare=False)
     """True if the binding itself names `host_address`, so the userland proxy listens only there."""
-
-
-def _sort_key(protocol: Protocol, address: IPv6Address, port: int) -> int:
-    # Addresses sort before the wildcard: the first matching rule wins.
-    number = 1 << 128 if address == ANY else int(address)
-    return number << _ADDRESS_SHIFT | _PROTOCOLS.index(protocol) << _PROTOCOL_SHIFT | port
-
-
-def loopback_slice(requests: list[HostPortRequest]) -> slice:
-    """The part of sorted requests that is for [::1], which no rule can forward."""
-    first, end = (int(LOOPBACK) + i << _ADDRESS_SHIFT for i in (0, 1))
-    sort_key = attrgetter("sort_key")
-    return slice(
-        bisect_left(requests, first, key=sort_key), bisect_left(requests, end, key=sort_key)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +112,12 @@ def container_ports(
                     host_address=host_address,
                     host_port=binding.host_port,
                     container_port=binding.container_port,
-                    sort_key=_sort_key(binding.protocol, host_address, binding.host_port),
+                    key=(
+                        host_address == ANY,
+                        int(host_address),
+                        binding.protocol,
+                        binding.host_port,
+                    ),
                     proxy_binds_address=proxy_binds_address,
                 )
             )
@@ -288,13 +275,13 @@ def resolve_conflicts(
 
     The container with the lowest id is the owner.
     """
-    owners: dict[int, HostPortRequest] = {}
+    owners: dict[HostPort, HostPortRequest] = {}
     conflicting: list[HostPortRequest] = []
     for request in requests:
-        owner = owners.setdefault(request.sort_key, request)
+        owner = owners.setdefault(request.key, request)
         # With ipv4_any_means_ipv6, bindings to `::` and to 0.0.0.0 are the same request.
         if owner is not request and owner != request:
-            owners[request.sort_key], loser = sorted((owner, request), key=_priority)
+            owners[request.key], loser = sorted((owner, request), key=_priority)
             conflicting.append(loser)
     skipped = [
         Skipped(
@@ -303,13 +290,24 @@ def resolve_conflicts(
             port=f"{request.container_port}/{request.protocol}",
             reason=(
                 f"[{request.host_address}]:{request.host_port} already belongs to container "
-                f"'{owners[request.sort_key].container.name}'; "
+                f"'{owners[request.key].container.name}'; "
                 "publish one of the two on another port"
             ),
         )
         for request in sorted(conflicting, key=_priority)
     ]
-    return [owners[key] for key in sorted(owners)], skipped
+    return sorted(owners.values(), key=attrgetter("key")), skipped
+
+
+def split_loopback(
+    requests: list[HostPortRequest],
+) -> tuple[list[HostPortRequest], list[HostPortRequest]]:
+    """The requests for [::1], which no rule can forward, and all others."""
+    loopback = int(LOOPBACK)
+    return (
+        [request for request in requests if request.key[1] == loopback],
+        [request for request in requests if request.key[1] != loopback],
+    )
 
 
 def _priority(request: HostPortRequest) -> tuple[str, int]:
@@ -320,60 +318,51 @@ PortRange = tuple[HostPortRequest, int]
 """The first request for a range of consecutive host ports, and the number of ports."""
 
 
-def is_next_port(before: HostPortRequest, request: HostPortRequest) -> bool:
-    """True if `request` is for the host port after `before`, of any container."""
-    return request.sort_key == before.sort_key + 1
-
-
-def extends_range(before: HostPortRequest, request: HostPortRequest) -> bool:
-    """True if one rule can serve both: the next host port and container port, same container."""
-    return (
-        is_next_port(before, request)
-        and request.container is before.container
-        and request.container_port == before.container_port + 1
-        and request.proxy_binds_address == before.proxy_binds_address
-    )
-
-
-def _range_key(port_range: PortRange) -> object:
-    """Identifies a range while its requests exist."""
+def range_identity(port_range: PortRange) -> tuple[int, int]:
+    """The same for equal ranges, while their requests exist."""
     return id(port_range[0]), port_range[1]
 
 
-class PortRanges:
-    """Sorted requests -> ranges. A range without a changed request stays the same object.
+def forwarded_ranges(requests: Iterable[HostPortRequest]) -> Iterator[PortRange]:
+    """Sorted requests -> ranges that one rule can serve: consecutive ports of one container, and
+    on the host."""
 
-    `extends` is true if a request belongs to the range of the request before it.
-    """
+    def shared(index: int, request: HostPortRequest) -> object:
+        wildcard, address, protocol, port = request.key
+        return (
+            port - index,
+            address,
+            protocol,
+            wildcard,
+            request.container_port - index,
+            id(request.container),
+            request.proxy_binds_address,
+        )
 
-    def __init__(self, extends: Callable[[HostPortRequest, HostPortRequest], bool]) -> None:
-        self._extends = extends
-        self._claims: list[HostPortRequest] = []
-        self._ranges: list[PortRange] = []
+    return _ranges(requests, shared)
 
-    def group(self, requests: list[HostPortRequest]) -> list[PortRange]:
-        """The ranges of these requests. Callers must not modify the list."""
-        head, tail = common_ends(self._claims, requests)
-        starts = list(accumulate(map(itemgetter(1), self._ranges), initial=0))
-        # Between two unchanged adjacent requests, a range starts or not, as before.
-        first = max(bisect_left(starts, head) - 1, 0)
-        last = min(bisect_right(starts, len(self._claims) - tail), len(self._ranges))
-        end = len(requests) - (len(self._claims) - starts[last])
-        known = {_range_key(known_range): known_range for known_range in self._ranges[first:last]}
-        changed = self._group(requests[starts[first] : end])
-        between = [known.get(_range_key(new_range), new_range) for new_range in changed]
-        self._ranges = [*self._ranges[:first], *between, *self._ranges[last:]]
-        self._claims = requests
-        return self._ranges
 
-    def _group(self, requests: list[HostPortRequest]) -> Iterator[PortRange]:
-        starts = [
-            index
-            for index, request in enumerate(requests)
-            if not index or not self._extends(requests[index - 1], request)
-        ]
-        for start, end in pairwise([*starts, len(requests)]):
-            yield requests[start], end - start
+def host_port_ranges(requests: Iterable[HostPortRequest]) -> Iterator[PortRange]:
+    """Sorted requests -> ranges of consecutive host ports, of any containers."""
+
+    def shared(index: int, request: HostPortRequest) -> object:
+        wildcard, address, protocol, port = request.key
+        return port - index, address, protocol, wildcard
+
+    return _ranges(requests, shared)
+
+
+def _ranges(
+    requests: Iterable[HostPortRequest], shared: Callable[[int, HostPortRequest], object]
+) -> Iterator[PortRange]:
+    """`shared(index, request)` is equal for requests of one range: ports grow with the index."""
+    ordered = list(requests)
+    keys = map(shared, count(), ordered)
+    at = 0
+    for _, group in groupby(keys):
+        size = len(list(group))
+        yield ordered[at], size
+        at += size
 
 
 def port_mapping(port_range: PortRange, managed_by: ManagedBy) -> Mapping:
