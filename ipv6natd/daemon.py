@@ -18,7 +18,7 @@ from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
-from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.leftovers import read_leftovers, remove_leftovers
 from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import read_connection_counts
@@ -33,7 +33,6 @@ from ipv6natd.report.explain import explanation_row
 from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.forwarding import Forwarding
-from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
 from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.sync.snapshot import HostFactsReader
@@ -76,18 +75,18 @@ class Daemon:
         """Run until a signal, or without `retry` until the engine is lost; return the exit code."""
         loop = asyncio.get_running_loop()
         gc.disable()  # until READY=1
-        self._opened_firewall: asyncio.Future[Firewall] = loop.create_future()
         # Before READY=1, because SIGTERM or SIGHUP may follow directly.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         # Before READY=1: the engine waits for it, and switches forwarding on when it starts.
         await in_thread(self._forwarding.keep_ra_routes)
-        firewall = await self._open_firewall()
         self._firewalld = Firewalld(self._recheck_host)
         self._watch = self._new_watch()
+        backend = self._settings.backend
         self._reconciler = Reconciler(
-            firewall=firewall,
+            open_firewall=partial(open_firewall, backend),
+            expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
             facts=self._watch,
             policy=self._settings.policy,
             add_host_facts=self._host_facts.add_host_facts,
@@ -97,36 +96,25 @@ class Daemon:
             save_rules=self._saved_rules.write,
             exposure=self._exposure,
             update_forwarding=self._forwarding.update,
-            beat=self._notifier.watchdog,
-            beat_interval=watchdog_interval(),
         )
+        await self._reconciler.open_firewall()
         self._textfile = Textfile(self._settings.metrics_textfile, self.status)
         self._service = BusService(self, self._firewalld)
         code = await self._until_stopped()
         await self._shut_down()
         return code
 
-    async def _open_firewall(self) -> Firewall:
-        """The host's firewall, or a LateFirewall while it cannot be opened."""
-        loop = asyncio.get_running_loop()
-        backend = self._settings.backend
-        try:
-            firewall = await in_thread(partial(open_firewall, backend))
-        except FirewallError as error:
-            log.error("%s", error)
-
-            def on_opened(firewall: Firewall) -> None:
-                loop.call_soon_threadsafe(self._opened_firewall.set_result, firewall)
-
-            expected = Backend.NFT if backend == "auto" else Backend(backend)
-            return LateFirewall(partial(open_firewall, backend), on_opened, expected=expected)
-        self._opened_firewall.set_result(firewall)
-        return firewall
-
     async def _watch_drift(self) -> None:
-        firewall = await self._opened_firewall
+        firewall = await self._reconciler.opened_firewall()
         self._reconciler.verify_interval = read_interval(firewall)
         await watch(firewall, self._reconciler.verify)
+
+    async def _notify_watchdog(self) -> None:
+        """Notify systemd while this loop runs and no pass hangs. Runs until it is cancelled."""
+        while interval := watchdog_interval():
+            if not self._reconciler.hangs:
+                self._notifier.watchdog()
+            await asyncio.sleep(interval)
 
     async def _check_host(self, networks: tuple[Network, ...], engine_writes: bool) -> HostReport:
         zones = await self._firewalld.zones()
@@ -156,6 +144,7 @@ class Daemon:
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
                     tasks.create_task(self._watch_drift()),
+                    tasks.create_task(self._notify_watchdog()),
                     tasks.create_task(self._reconciler.watch_host()),
                     tasks.create_task(self._reload_on_request(tasks)),
                     tasks.create_task(self._textfile.run()),

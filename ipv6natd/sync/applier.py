@@ -29,7 +29,7 @@ from ipv6natd.netfilter.diff import (
     with_digests,
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
-from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Ruleset, Table
+from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
 from ipv6natd.sync.saved_rules import past_exposure
@@ -89,16 +89,21 @@ class Applier:
 
     def __init__(
         self,
-        firewall: Firewall,
+        open_firewall: Callable[[], Firewall],
         *,
+        expected_backend: Backend,
         add_host_facts: Callable[[Snapshot, bool], Snapshot],
         flush_stale_flows: FlushStaleFlows,
         save_rules: Callable[[Ruleset], None],
         exposure: Exposure,
         update_forwarding: Callable[[bool], bool],
     ) -> None:
-        """Reconciler describes the functions and `exposure`."""
-        self.firewall = firewall
+        """Reconciler describes the functions and `exposure`. `expected_backend` is the one to
+        report until the firewall is open."""
+        self._open_firewall = open_firewall
+        self._expected_backend = expected_backend
+        self.firewall: Firewall | None = None
+        """None until it is open: ip6tables may be missing. Each pass tries to open it."""
         self.applied: AppliedState | None = None
         self._last_ruleset = EMPTY
         self.position = PositionGuard()
@@ -118,6 +123,17 @@ class Applier:
         self._raw_table = True
         """False if the kernel turned out to have no raw table; until the service starts again."""
         self._busy = threading.Lock()
+
+    @property
+    def backend(self) -> Backend:
+        """The variant of the firewall, or the expected one."""
+        return self.firewall.backend if self.firewall else self._expected_backend
+
+    def opened(self) -> Firewall:
+        """The firewall, which is opened if it is not open. Raises FirewallError."""
+        if self.firewall is None:
+            self.firewall = self._open_firewall()
+        return self.firewall
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -143,7 +159,7 @@ class Applier:
         with self._exclusive():
             self._update_forwarding(False)
             self.applied = self._flushed_for = None
-            remove_all(self.firewall)
+            remove_all(self.opened())
             _log_rules(*changed_rules(self._last_ruleset, EMPTY))
             self._last_ruleset = EMPTY
             self._save_rules(EMPTY)
@@ -168,7 +184,7 @@ class Applier:
         rules = ruleset(wanted, self._ruleset_cache, raw_table=self._raw_table)
         applied = self.applied
         if applied is not None and verify:
-            now = self.firewall.read()
+            now = self.opened().read()
             drift = self._drifted_tables(applied, now)
             if drift:
                 # Stored until a write succeeds, because this edit can make the first write fail.
@@ -232,7 +248,7 @@ class Applier:
         else:
             observed = dict(applied.observed)
             for change in diff(applied=before, interim=interim, wanted=rules, observed=None):
-                self.firewall.write(change)
+                self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
         if applied is None or before.guard != rules.guard:
             self._save_rules(rules)
@@ -252,9 +268,10 @@ class Applier:
     ) -> Observed:
         """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
         before = applied.ruleset if applied else None
+        firewall = self.opened()
         for attempt in range(MAX_WRITE_ATTEMPTS):
             keep_order = not self.position.conceded
-            found = self.firewall.read()
+            found = firewall.read()
             if applied is None:
                 self._exposure = max(self._exposure, past_exposure(rules, found))
             for change in diff(
@@ -264,8 +281,8 @@ class Applier:
                 observed=found,
                 keep_order=keep_order,
             ):
-                self.firewall.write(change)
-            observed = self.firewall.read()
+                firewall.write(change)
+            observed = firewall.read()
             if self._all_match(rules, observed, keep_order=keep_order):
                 return observed
             if self._all_match(rules, observed, keep_order=False) and self._record_position_loss():
@@ -291,11 +308,12 @@ class Applier:
         applied = self.applied
         if applied is None:
             return True
+        firewall = self.opened()
         names = {table: unverified_chains(seen) for table, seen in applied.observed.items()}
         if sum(map(len, names.values())) > MAX_SINGLE_READS:
-            digests = {table: seen.chains for table, seen in self.firewall.read().items()}
+            digests = {table: seen.chains for table, seen in firewall.read().items()}
         else:
-            digests = {t: self.firewall.digests(t, chains) for t, chains in names.items() if chains}
+            digests = {t: firewall.digests(t, chains) for t, chains in names.items() if chains}
         self.applied = _with_digests(applied, digests)
         return not self.has_unverified_chains
 

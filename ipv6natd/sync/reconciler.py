@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -20,12 +19,11 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import HostReport, missing_module_hint
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
-from ipv6natd.netfilter.rules import Ruleset
+from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.changes import log_changes, log_findings
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
 from ipv6natd.sync.applier import Applier, FlushStaleFlows, PassResult, position_reason
-from ipv6natd.sync.steps import Stepping
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
 
@@ -34,6 +32,8 @@ T = TypeVar("T")
 
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
 REMOVED_REASON = "all rules were removed on request; to write them again: ipv6natctl resync"
+MAX_PASS_TIME = 180.0
+"""Seconds. Six calls of tools that each wait as long as they may; a usual pass takes 0.05 s."""
 HOST_CHECK_INTERVAL = 60.0
 """Seconds between two checks of the host: a corrected fault is shown within a minute."""
 
@@ -68,7 +68,7 @@ class Reconciler:
     def __init__(
         self,
         *,
-        firewall: Firewall,
+        open_firewall: Callable[[], Firewall],
         facts: EngineFacts,
         policy: Policy,
         add_host_facts: Callable[[Snapshot, bool], Snapshot],
@@ -78,12 +78,13 @@ class Reconciler:
         save_rules: Callable[[Ruleset], None] = lambda _: None,
         exposure: Exposure = Exposure.NONE,
         update_forwarding: Callable[[bool], bool] = lambda _: False,
-        beat: Callable[[], None] = lambda: None,
-        beat_interval: float | None = None,
+        expected_backend: Backend = Backend.NFT,
         verify_interval: float | None = None,
     ) -> None:
         """The worker thread calls these functions:
 
+        - `open_firewall()` opens the firewall, or raises FirewallError: then each pass tries again,
+          and `expected_backend` is reported.
         - `add_host_facts(snapshot, refresh)` adds the facts of the host to those of the engine;
           with `refresh` it reads all of them again, because others may have written rules.
         - `flush_stale_flows(old, new, exposure)` deletes the conntrack entries that contradict the
@@ -95,17 +96,17 @@ class Reconciler:
           before the rules are removed, and may raise FirewallError.
 
         `check_host` returns the findings about the host; see `watch_host`. `exposure` is what may
-        have been unprotected before the start. `beat` is called after each turn of the loop, at
-        least every `beat_interval` seconds. Every `verify_interval` seconds the tables are read
+        have been unprotected before the start. Every `verify_interval` seconds the tables are read
         and compared.
         """
         self.facts = facts
         self.policy = policy
         self.config_error = ""
-        self.status = Status(version=__version__, backend=firewall.backend.value)
+        self.status = Status(version=__version__, backend=expected_backend.value)
         self._woken = asyncio.Event()
         self._applier = Applier(
-            Stepping(firewall, self._beat_from_thread),
+            open_firewall,
+            expected_backend=expected_backend,
             add_host_facts=add_host_facts,
             flush_stale_flows=flush_stale_flows,
             save_rules=save_rules,
@@ -120,9 +121,9 @@ class Reconciler:
         self.engine_writes = True
         """True if the engine may write IPv6 rules itself; assumed until the first pass."""
         self._last_failure = ""
-        self._beat = beat
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._beat_interval = beat_interval
+        self._firewall_opened = asyncio.Event()
+        self._call_began: float | None = None
+        """When the current call in a worker thread began; None between calls."""
         self.verify_interval = verify_interval
         self._first_pass = asyncio.Event()
         self._verify = False
@@ -146,6 +147,37 @@ class Reconciler:
         """Run a pass that checks all flows: those to a new address may have started without NAT."""
         self._applier.recheck_all_flows = True
         self._woken.set()
+
+    async def open_firewall(self) -> None:
+        """Open the firewall before the first pass. An error is logged."""
+        try:
+            await self._in_thread(self._applier.opened)
+        except FirewallError as error:
+            log.error("%s", error)
+        self.status = replace(self.status, backend=self._applier.backend.value)
+
+    async def opened_firewall(self) -> Firewall:
+        """Wait until the firewall is open."""
+        await self._firewall_opened.wait()
+        assert self._applier.firewall is not None
+        return self._applier.firewall
+
+    @property
+    def hangs(self) -> bool:
+        """True if a pass takes so long that only a new process can help."""
+        began = self._call_began
+        return began is not None and time.monotonic() - began > MAX_PASS_TIME
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Run a call of the applier, one at a time."""
+        async with self._writing:
+            self._call_began = time.monotonic()
+            try:
+                return await in_thread(function)
+            finally:
+                self._call_began = None
+                if self._applier.firewall is not None:
+                    self._firewall_opened.set()
 
     async def wait_first_pass(self) -> None:
         """Wait until the first pass has ended, or the reason why it cannot start is known."""
@@ -201,7 +233,6 @@ class Reconciler:
     async def run(self) -> None:
         """Run passes until cancelled."""
         last_verify = time.monotonic()
-        self._loop = asyncio.get_running_loop()
         while True:
             await self._wait_for_work()
             if self.verify_interval and time.monotonic() - last_verify >= self.verify_interval:
@@ -212,7 +243,6 @@ class Reconciler:
                 # Cleared before any read, so that a change during the pass causes another pass.
                 self._woken.clear()
                 await self._run_pass()
-            self._beat()
 
     async def watch_host(self) -> None:
         """Check the host now, after changes of the networks and every minute, until cancelled.
@@ -246,15 +276,8 @@ class Reconciler:
             log_findings(old, new)
             self.trigger()
 
-    def _beat_from_thread(self) -> None:
-        """Beat from the thread of a pass, before each bounded call of a tool: all calls of a pass
-        together may take longer than WatchdogSec. The loop sends the beat, so it must be alive."""
-        with suppress(RuntimeError):  # the loop is closed
-            if self._loop is not None and self._beat_interval is not None:
-                self._loop.call_soon_threadsafe(self._beat)
-
     async def _wait_for_work(self) -> None:
-        timeouts = [t for t in (self._beat_interval, self.verify_interval) if t]
+        timeouts = [self.verify_interval] if self.verify_interval else []
         if self._retry_at is not None:
             timeouts.append(max(self._retry_at - time.monotonic(), 0))
         try:
@@ -279,9 +302,8 @@ class Reconciler:
         waiters, self._waiters = self._waiters, []
         began = time.monotonic()
         try:
-            async with self._writing:
-                sync = partial(self._applier.sync, self._snapshot(), self.policy, verify=verify)
-                result = await in_thread(sync)
+            sync = partial(self._applier.sync, self._snapshot(), self.policy, verify=verify)
+            result = await self._in_thread(sync)
         except FirewallError as error:
             self._record_failure(error, waiters)
         else:
@@ -292,8 +314,7 @@ class Reconciler:
 
     async def _read_back(self) -> None:
         try:
-            async with self._writing:
-                as_written = await in_thread(self._applier.read_back)
+            as_written = await self._in_thread(self._applier.read_back)
         except FirewallError as error:
             log.debug("cannot read back the written chains: %s", error)
             as_written = False
@@ -435,7 +456,7 @@ class Reconciler:
             status,
             state=state,
             state_reason=_reason_summary([reason for reason in reasons if reason]),
-            backend=self._applier.firewall.backend.value,
+            backend=self._applier.backend.value,
             docker_connected=self.facts.connected,
             engine_version=engine.version if engine else "",
         )
@@ -447,8 +468,7 @@ class Reconciler:
 
     async def remove(self) -> None:
         """Remove all our rules. Raises FirewallError."""
-        async with self._writing:
-            await in_thread(self._applier.remove)
+        await self._in_thread(self._applier.remove)
 
 
 def _start_times(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:

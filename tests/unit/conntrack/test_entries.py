@@ -285,7 +285,7 @@ class Loop:
         self.done = True
         """The result of the next flushes."""
         self.loop = Reconciler(
-            firewall=self.firewall,
+            open_firewall=lambda: self.firewall,
             facts=self.facts,
             policy=Policy(),
             add_host_facts=lambda snapshot, _: snapshot,

@@ -24,7 +24,6 @@ from ipv6natd.sync.applier import (
     PositionGuard,
     position_reason,
 )
-from ipv6natd.sync.late import LateFirewall
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.fake_firewall import FakeFirewall
 from tests.harness.waiting import background, until
@@ -40,7 +39,9 @@ class Host:
     """A reconciler whose host check returns `found`."""
 
     found: HostReport = field(default_factory=HostReport)
-    firewall: FakeFirewall | LateFirewall = field(default_factory=FakeFirewall)
+    fake: FakeFirewall = field(default_factory=FakeFirewall)
+    open_firewall: Callable[[], FakeFirewall] | None = None
+    """Instead of one that opens `fake`."""
     facts: FakeFacts = field(default_factory=FakeFacts)
     checks: list[tuple[Network, ...]] = field(default_factory=list)
     published: list[Status] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Host:
     def start(self) -> Reconciler:
         self.facts.have(X, web("8080:80"))
         self.loop = Reconciler(
-            firewall=self.firewall,
+            open_firewall=self.open_firewall or (lambda: self.fake),
             facts=self.facts,
             policy=Policy(),
             add_host_facts=lambda snapshot, _: snapshot,
@@ -74,11 +75,6 @@ class Host:
         self.fake.load(f"*filter\n-I FORWARD 1{THEIRS.removeprefix('-A FORWARD')}\nCOMMIT\n")
         self.loop.verify()
         await until(lambda: len(self.published) > before)
-
-    @property
-    def fake(self) -> FakeFirewall:
-        assert isinstance(self.firewall, FakeFirewall)
-        return self.firewall
 
     @property
     def first(self) -> str:
@@ -249,14 +245,13 @@ def test_missing_kernel_feature_is_explained_once(
         assert host.loop.status.state_reason.endswith("modprobe ip6table_nat")
 
     with caplog.at_level("ERROR", "ipv6natd"):
-        run(Host(firewall=Without()), scenario)
+        run(Host(fake=Without()), scenario)
     assert len(caplog.records) == 1
 
 
 def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     """K4."""
     available: list[FakeFirewall] = []
-    opened: list[object] = []
 
     def open_() -> FakeFirewall:
         if not available:
@@ -265,12 +260,13 @@ def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
 
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, "there is no ip6tables: install the package iptables")
-        assert (host.loop.status.backend, opened) == ("nft", [])
+        assert host.loop.status.backend == "nft"
         available.append(FakeFirewall(Backend.LEGACY))
         status = await host.is_(State.SYNCED, "")
-        assert (status.backend, len(status.mappings), opened) == ("legacy", 1, available)
+        assert (status.backend, len(status.mappings)) == ("legacy", 1)
+        assert [await host.loop.opened_firewall()] == available
 
-    run(Host(firewall=LateFirewall(open_, opened.append)), scenario)
+    run(Host(open_firewall=open_), scenario)
 
 
 # The first position in FORWARD.

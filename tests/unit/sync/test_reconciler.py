@@ -93,21 +93,17 @@ class Bench:
     published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
     saved: list[Ruleset] = field(default_factory=list)
     forward: Callable[[bool], bool] = lambda _: False
-    beats: int = 0
-    beat_interval: float | None = None
     verify_interval: float | None = None
 
     def start(self) -> Reconciler:
         self.loop = Reconciler(
-            firewall=self.firewall,
+            open_firewall=lambda: self.firewall,
             facts=self.facts,
             policy=Policy(),
             add_host_facts=self.complete,
             publish=lambda *shown: self.published.append(shown),
             save_rules=self.saved.append,
             update_forwarding=self.forward,
-            beat=self._beat,
-            beat_interval=self.beat_interval,
             verify_interval=self.verify_interval,
         )
         return self.loop
@@ -115,9 +111,6 @@ class Bench:
     def complete(self, snapshot: Snapshot, _refresh: bool) -> Snapshot:
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
         return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
-
-    def _beat(self) -> None:
-        self.beats += 1
 
     @property
     def status(self) -> Status:
@@ -530,21 +523,9 @@ def test_drift_is_detected_after_the_verify_interval(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_watchdog_beats_before_each_call_of_the_firewall(bench: Bench) -> None:
-    """A call takes up to 30 s while other programs hold the lock; WatchdogSec is 1 min."""
-    bench.beat_interval = 60
-    bench.facts.have(X, web("8080:80/tcp"))
-
-    async def body() -> None:
-        async with running(bench):
-            await bench.passed()
-            assert bench.beats >= 5  # a read, three tables written, a read
-
-    asyncio.run(body())
-
-
-def test_watchdog_stops_while_a_call_of_the_firewall_hangs(bench: Bench) -> None:
-    """systemd then restarts the service."""
+def test_pass_that_takes_too_long_hangs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog of systemd then restarts the service."""
+    monkeypatch.setattr(reconciler, "MAX_PASS_TIME", 0.05)
     release, entered = threading.Event(), threading.Event()
     write = bench.firewall.write
 
@@ -553,20 +534,18 @@ def test_watchdog_stops_while_a_call_of_the_firewall_hangs(bench: Bench) -> None
         release.wait(20)
         write(change)
 
-    bench.beat_interval = 0.01
     bench.facts.have(X, web("8080:80/tcp"))
 
     async def body() -> None:
         async with running(bench):
             bench.firewall.write = hang  # type: ignore[method-assign]
+            assert not bench.loop.hangs
             bench.loop.trigger()
             await until(entered.is_set)
-            await asyncio.sleep(0.05)
-            before = bench.beats
-            await asyncio.sleep(0.2)
-            assert bench.beats == before
+            await until(lambda: bench.loop.hangs)
             release.set()
-            await until(lambda: bench.beats > before + 5)
+            await until(lambda: not bench.loop.hangs)
+            await until(lambda: bench.status.state is State.SYNCED)
 
     asyncio.run(body())
 
@@ -595,16 +574,6 @@ def test_removal_waits_for_the_current_pass(bench: Bench) -> None:
 
     asyncio.run(body())
     assert "IPV6NAT" not in bench.firewall.dump()
-
-
-def test_watchdog_beats_while_idle(bench: Bench) -> None:
-    bench.beat_interval = 0.01
-
-    async def scenario(bench: Bench) -> None:
-        await until(lambda: bench.beats >= 3)
-        assert bench.published == []
-
-    run(bench, scenario)
 
 
 # Resync.

@@ -69,7 +69,7 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
             EngineAddress(endpoint=engine.endpoint), lambda: loop.trigger(), resync_interval=3600
         )
         loop = Reconciler(
-            firewall=firewall,
+            open_firewall=lambda: firewall,
             facts=watch,
             policy=Policy(),
             add_host_facts=lambda snapshot, _: snapshot,
