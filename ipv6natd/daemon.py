@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 from ipv6natd.config import ConfigError, Settings
-from ipv6natd.conntrack.entries import Conntrack
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
@@ -24,18 +23,15 @@ from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
-from ipv6natd.host.facts import addresses, check_host, docker_ipv6nat
-from ipv6natd.host.findings import HostReport
-from ipv6natd.model import Network
+from ipv6natd.host.facts import docker_ipv6nat
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.explain import explanation_row
 from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.local_host import LocalHost
 from ipv6natd.sync.reconciler import Reconciler
-from ipv6natd.sync.saved_rules import SavedRules
-from ipv6natd.sync.snapshot import HostFactsReader
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
@@ -63,13 +59,11 @@ class Daemon:
         self._load = load
         self._exposure = exposure
         self._notifier = Notifier()
-        self._saved_rules = SavedRules()
         self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._explain_lock = asyncio.Lock()  # explain reads whole tables: one call at a time
         self._reload_futures: list[asyncio.Future[None]] = []
-        self._host_facts = HostFactsReader()
 
     async def run(self) -> int:
         """Run until a signal, or without `retry` until the engine is lost; return the exit code."""
@@ -82,20 +76,17 @@ class Daemon:
         # Before READY=1: the engine waits for it, and switches forwarding on when it starts.
         await in_thread(self._forwarding.keep_ra_routes)
         self._firewalld = Firewalld(self._recheck_host)
+        self._host = LocalHost(self._forwarding, self._firewalld.zones)
         self._watch = self._new_watch()
         backend = self._settings.backend
         self._reconciler = Reconciler(
+            engine=self._watch,
             open_firewall=partial(open_firewall, backend),
-            expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
-            facts=self._watch,
+            host=self._host,
+            observer=self,
             policy=self._settings.policy,
-            add_host_facts=self._host_facts.add_host_facts,
-            publish=self._publish,
-            flush_stale_flows=Conntrack(addresses).flush_stale_flows,
-            check_host=self._check_host,
-            save_rules=self._saved_rules.write,
             exposure=self._exposure,
-            update_forwarding=self._forwarding.update,
+            expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
         )
         await self._reconciler.open_firewall()
         self._textfile = Textfile(self._settings.metrics_textfile, self.status)
@@ -116,17 +107,8 @@ class Daemon:
                 self._notifier.watchdog()
             await asyncio.sleep(interval)
 
-    async def _check_host(self, networks: tuple[Network, ...], engine_writes: bool) -> HostReport:
-        zones = await self._firewalld.zones()
-        if self._reconciler.status.state is not State.STOPPED:
-            await in_thread(self._forwarding.keep_ra_routes)
-        backend = Backend(self._reconciler.status.backend)
-        bridges = frozenset(network.bridge for network in self._watch.networks.values())
-        check = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
-        return await in_thread(check)
-
     def _reread_routes(self) -> None:
-        self._host_facts.routes_changed()
+        self._host.routes_changed()
         self._reconciler.trigger()
 
     def _recheck_host(self) -> None:
@@ -241,11 +223,12 @@ class Daemon:
         if any(getattr(old, name) != getattr(settings, name) for name in watcher_keys):
             self._watch_task.cancel()
             self._watch = self._new_watch()
-            self._reconciler.facts = self._watch
+            self._reconciler.engine = self._watch
             self._watch_task = tasks.create_task(self._watch.run(retry=settings.retry))
         log.info("settings reloaded")
 
-    def _publish(self, old: Status, new: Status, drift: Row | None) -> None:
+    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
+        """Show a new status on the bus, to systemd and in the metrics file."""
         self._service.publish(old, new, drift)
         self._textfile.changed()
         if one_line(old) != one_line(new):

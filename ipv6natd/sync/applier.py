@@ -32,6 +32,7 @@ from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
+from ipv6natd.sync.host import Host
 from ipv6natd.sync.saved_rules import past_exposure
 from ipv6natd.system.messages import MessageId, log_fields
 
@@ -52,9 +53,6 @@ Two programs that both require this position would otherwise write for ever.
 """
 POSITION_LOSS_PERIOD = 60.0
 """Seconds."""
-
-FlushStaleFlows = Callable[[Desired | None, Desired, Exposure], bool]
-"""(old, new, exposure) -> True if all stale flows were deleted; see Reconciler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +88,13 @@ class Applier:
     def __init__(
         self,
         open_firewall: Callable[[], Firewall],
+        host: Host,
         *,
         expected_backend: Backend,
-        add_host_facts: Callable[[Snapshot, bool], Snapshot],
-        flush_stale_flows: FlushStaleFlows,
-        save_rules: Callable[[Ruleset], None],
         exposure: Exposure,
-        update_forwarding: Callable[[bool], bool],
     ) -> None:
-        """Reconciler describes the functions and `exposure`. `expected_backend` is the one to
-        report until the firewall is open."""
+        """`expected_backend` is the one to report until the firewall is open. `exposure` is what
+        may have been unprotected before the start."""
         self._open_firewall = open_firewall
         self._expected_backend = expected_backend
         self.firewall: Firewall | None = None
@@ -107,10 +102,7 @@ class Applier:
         self.applied: AppliedState | None = None
         self._last_ruleset = EMPTY
         self.position = PositionGuard()
-        self._add_host_facts = add_host_facts
-        self._flush_stale_flows = flush_stale_flows
-        self._save_rules = save_rules
-        self._update_forwarding = update_forwarding
+        self._host = host
         self._desired_cache = DesiredCache()
         self._ruleset_cache = RulesetCache()
         self._flushed_for: Desired | None = None
@@ -157,12 +149,12 @@ class Applier:
     def remove(self) -> None:
         """Remove all our rules."""
         with self._exclusive():
-            self._update_forwarding(False)
+            self._host.update_forwarding(False)
             self.applied = self._flushed_for = None
             remove_all(self.opened())
             _log_rules(*changed_rules(self._last_ruleset, EMPTY))
             self._last_ruleset = EMPTY
-            self._save_rules(EMPTY)
+            self._host.save_rules(EMPTY)
 
     def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         """Run one pass. `verify` compares the tables of the kernel with those of the last pass."""
@@ -176,11 +168,11 @@ class Applier:
                 self._raw_table = False
                 result = self._sync(snapshot, policy, verify=verify)
             if any(_needs_forwarding(network) for network in result.desired.networks):
-                result = replace(result, forwarding_enabled=self._update_forwarding(True))
+                result = replace(result, forwarding_enabled=self._host.update_forwarding(True))
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        wanted = desired(self._add_host_facts(snapshot, verify), policy, self._desired_cache)
+        wanted = desired(self._host.add_facts(snapshot, verify), policy, self._desired_cache)
         rules = ruleset(wanted, self._ruleset_cache, raw_table=self._raw_table)
         applied = self.applied
         if applied is not None and verify:
@@ -251,7 +243,7 @@ class Applier:
                 self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
         if applied is None or before.guard != rules.guard:
-            self._save_rules(rules)
+            self._host.save_rules(rules)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
         self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
@@ -329,7 +321,7 @@ class Applier:
             calls.append((None, Exposure.NONE))
         # If one call fails, the next would fail too. The next pass tries again.
         if all(
-            self._flush_stale_flows(old, wanted, old_exposure)
+            self._host.flush_stale_flows(old, wanted, old_exposure)
             for old, old_exposure in calls
             if old_exposure or affects_flows(old, wanted)
         ):

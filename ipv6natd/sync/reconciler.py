@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,11 +19,12 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import HostReport, missing_module_hint
 from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot, mapping_changes
-from ipv6natd.netfilter.rules import Backend, Ruleset
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.changes import log_changes, log_findings
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Row, State, Status, SyncResult, mapping_id
-from ipv6natd.sync.applier import Applier, FlushStaleFlows, PassResult, position_reason
+from ipv6natd.sync.applier import Applier, PassResult, position_reason
+from ipv6natd.sync.host import Host
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
 
@@ -54,12 +55,11 @@ class EngineFacts(Protocol):
         """Read all networks and containers again."""
 
 
-Publish = Callable[[Status, Status, Row | None], None]
-CheckHost = Callable[[tuple[Network, ...], bool], Awaitable[HostReport]]
+class Observer(Protocol):
+    """Who is told of each change of the status."""
 
-
-async def _no_findings(_networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
-    return HostReport()
+    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
+        """`drift` has the details of a repair of rules that another program had changed."""
 
 
 class Reconciler:
@@ -68,53 +68,28 @@ class Reconciler:
     def __init__(
         self,
         *,
+        engine: EngineFacts,
         open_firewall: Callable[[], Firewall],
-        facts: EngineFacts,
+        host: Host,
+        observer: Observer,
         policy: Policy,
-        add_host_facts: Callable[[Snapshot, bool], Snapshot],
-        publish: Publish,
-        flush_stale_flows: FlushStaleFlows = lambda *_: True,
-        check_host: CheckHost = _no_findings,
-        save_rules: Callable[[Ruleset], None] = lambda _: None,
         exposure: Exposure = Exposure.NONE,
-        update_forwarding: Callable[[bool], bool] = lambda _: False,
         expected_backend: Backend = Backend.NFT,
         verify_interval: float | None = None,
     ) -> None:
-        """The worker thread calls these functions:
-
-        - `open_firewall()` opens the firewall, or raises FirewallError: then each pass tries again,
-          and `expected_backend` is reported.
-        - `add_host_facts(snapshot, refresh)` adds the facts of the host to those of the engine;
-          with `refresh` it reads all of them again, because others may have written rules.
-        - `flush_stale_flows(old, new, exposure)` deletes the conntrack entries that contradict the
-          rules in force. `old` is the last state that it was called for, None if unknown;
-          `exposure` is what was unprotected meanwhile. False means: call it again after a pause.
-        - `save_rules(rules)` saves the raw and filter tables that came into force.
-        - `update_forwarding(True)` is called after each pass with a network of ours that needs
-          forwarding; it returns whether it changed anything. `update_forwarding(False)` is called
-          before the rules are removed, and may raise FirewallError.
-
-        `check_host` returns the findings about the host; see `watch_host`. `exposure` is what may
-        have been unprotected before the start. Every `verify_interval` seconds the tables are read
-        and compared.
-        """
-        self.facts = facts
+        """`open_firewall` runs in a worker thread and may raise FirewallError: then each pass tries
+        again, and `expected_backend` is reported. `exposure` is what may have been unprotected
+        before the start. Every `verify_interval` seconds the tables are read and compared."""
+        self.engine = engine
         self.policy = policy
         self.config_error = ""
         self.status = Status(version=__version__, backend=expected_backend.value)
         self._woken = asyncio.Event()
         self._applier = Applier(
-            open_firewall,
-            expected_backend=expected_backend,
-            add_host_facts=add_host_facts,
-            flush_stale_flows=flush_stale_flows,
-            save_rules=save_rules,
-            exposure=exposure,
-            update_forwarding=update_forwarding,
+            open_firewall, host, expected_backend=expected_backend, exposure=exposure
         )
-        self._publish = publish
-        self._check_host = check_host
+        self._host = host
+        self._observer = observer
         self._host_check_requested = asyncio.Event()
         self._host_report = HostReport()
         self._networks: tuple[Network, ...] = ()
@@ -200,7 +175,7 @@ class Reconciler:
             await self._next_pass()
 
     async def _reread(self) -> None:
-        await self.facts.relist()
+        await self.engine.relist()
         self._applier.position.reset()
         await self.update_host_report()
 
@@ -266,7 +241,13 @@ class Reconciler:
         """Check the host; a change of the report triggers a pass, which publishes it."""
         old = self._host_report
         try:
-            new = await self._check_host(self._networks, self.engine_writes)
+            new = await self._host.check(
+                self._networks,
+                bridges=frozenset(network.bridge for network in self.engine.networks.values()),
+                backend=self._applier.backend,
+                engine_writes=self.engine_writes,
+                rules_removed=self._stopped,
+            )
         except Exception:
             # The rules must stay in sync whatever the tools of the host print.
             log.exception("the host check failed")
@@ -291,11 +272,11 @@ class Reconciler:
 
     async def _run_pass(self) -> None:
         await self._remove_on_request()
-        if self._stopped or not self.facts.listed:
+        if self._stopped or not self.engine.listed:
             # Waiters keep waiting for a pass with the facts of the engine.
             self._retry_at = None
             self._set_status(self._current_status())
-            if self.facts.tried:
+            if self.engine.tried:
                 self._first_pass.set()
             return
         verify, self._verify = self._verify, False
@@ -343,11 +324,11 @@ class Reconciler:
                 removal.set_result(None)
 
     def _snapshot(self) -> Snapshot:
-        networks = tuple(self.facts.networks.values())
+        networks = tuple(self.engine.networks.values())
         return Snapshot(
-            engine=self.facts.engine,
+            engine=self.engine.engine,
             networks=networks,
-            containers=tuple(self.facts.containers.values()),
+            containers=tuple(self.engine.containers.values()),
         )
 
     def _record_failure(
@@ -437,16 +418,16 @@ class Reconciler:
 
     def _current_status(self) -> Status:
         """The status with its state, reason and connection as they are now."""
-        engine = self.facts.engine
+        engine = self.engine.engine
         problems = [finding.text for finding in self._host_report.findings]
         if self._applier.position.conceded:
             problems.append(position_reason(self._host_report.first_in_forward))
         state, reasons = State.SYNCED, [self.config_error, *problems]
         if problems:
             state = State.DEGRADED
-        if not self.facts.connected:
+        if not self.engine.connected:
             state = State.WAITING_FOR_DOCKER
-            reasons.insert(1, self.facts.waiting_for)
+            reasons.insert(1, self.engine.waiting_for)
         status = self.status
         if self._stopped:
             state = State.STOPPED
@@ -457,14 +438,14 @@ class Reconciler:
             state=state,
             state_reason=_reason_summary([reason for reason in reasons if reason]),
             backend=self._applier.backend.value,
-            docker_connected=self.facts.connected,
+            docker_connected=self.engine.connected,
             engine_version=engine.version if engine else "",
         )
 
     def _set_status(self, new: Status, drift: Row | None = None) -> None:
         old, self.status = self.status, new
         log_changes(old, new)
-        self._publish(old, new, drift)
+        self._observer.changed(old, new, drift)
 
     async def remove(self) -> None:
         """Remove all our rules. Raises FirewallError."""

@@ -18,6 +18,7 @@ from ipv6natd.sync import reconciler
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, endpoint, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.fake_host import FakeHost
 from tests.harness.waiting import background, until
 from tests.unit.sync.test_reconciler import FakeFacts
 
@@ -286,14 +287,14 @@ class Loop:
         """The result of the next flushes."""
         self.loop = Reconciler(
             open_firewall=lambda: self.firewall,
-            facts=self.facts,
+            engine=self.facts,
+            host=FakeHost(flush=self._flush),
+            observer=self,
             policy=Policy(),
-            add_host_facts=lambda snapshot, _: snapshot,
-            publish=lambda *_: self._passed(),
-            flush_stale_flows=self._flush,
         )
 
-    def _passed(self) -> None:
+    def changed(self, *_: object) -> None:
+        """See Observer."""
         self.passes += 1
 
     def _flush(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:

@@ -26,6 +26,7 @@ from ipv6natd.sync.applier import (
 )
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.fake_host import FakeHost, FakeObserver
 from tests.harness.waiting import background, until
 from tests.unit.sync.test_reconciler import FakeFacts, X, web
 
@@ -35,32 +36,24 @@ THEIRS = "-A FORWARD -i vmbr0 -j ACCEPT"
 
 
 @dataclass
-class Host:
+class Host(FakeHost, FakeObserver):
     """A reconciler whose host check returns `found`."""
 
-    found: HostReport = field(default_factory=HostReport)
     fake: FakeFirewall = field(default_factory=FakeFirewall)
     open_firewall: Callable[[], FakeFirewall] | None = None
     """Instead of one that opens `fake`."""
     facts: FakeFacts = field(default_factory=FakeFacts)
-    checks: list[tuple[Network, ...]] = field(default_factory=list)
-    published: list[Status] = field(default_factory=list)
 
     def start(self) -> Reconciler:
         self.facts.have(X, web("8080:80"))
         self.loop = Reconciler(
             open_firewall=self.open_firewall or (lambda: self.fake),
-            facts=self.facts,
+            engine=self.facts,
+            host=self,
+            observer=self,
             policy=Policy(),
-            add_host_facts=lambda snapshot, _: snapshot,
-            publish=lambda _old, new, _drift: self.published.append(new),
-            check_host=self.check_host,
         )
         return self.loop
-
-    async def check_host(self, networks: tuple[Network, ...], _engine_writes: bool) -> HostReport:
-        self.checks.append(networks)
-        return self.found
 
     async def is_(self, state: State, reason: str) -> Status:
         def shown() -> bool:
@@ -180,7 +173,7 @@ def test_host_is_checked_after_forwarding_was_switched_on(
             host.found = HostReport()
             return True
 
-        monkeypatch.setattr(host.loop._applier, "_update_forwarding", switched)
+        host.forward = switched
         host.loop.trigger()
         await host.is_(State.SYNCED, "")
 

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.model import Container, Engine, Mapping, Network, Policy, Snapshot
+from ipv6natd.model import Container, Engine, Mapping, Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
 from ipv6natd.policy.desired import desired
 from ipv6natd.report.changes import mapping_text
-from ipv6natd.report.status import Row, State, Status, mapping_id
+from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync import applier, reconciler
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.fake_host import FakeHost, FakeObserver
 from tests.harness.waiting import background, until
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
@@ -83,34 +84,23 @@ class BusyFirewall(FakeFirewall):
 
 
 @dataclass
-class Bench:
-    """A reconciler with fakes for all that it uses."""
+class Bench(FakeHost, FakeObserver):
+    """A reconciler with fakes for all that it uses; this is its host and its observer."""
 
     firewall: BusyFirewall = field(default_factory=BusyFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
-    userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
-    """Called in the worker thread, as all reads of the host."""
-    published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
-    saved: list[Ruleset] = field(default_factory=list)
-    forward: Callable[[bool], bool] = lambda _: False
     verify_interval: float | None = None
 
     def start(self) -> Reconciler:
         self.loop = Reconciler(
+            engine=self.facts,
             open_firewall=lambda: self.firewall,
-            facts=self.facts,
+            host=self,
+            observer=self,
             policy=Policy(),
-            add_host_facts=self.complete,
-            publish=lambda *shown: self.published.append(shown),
-            save_rules=self.saved.append,
-            update_forwarding=self.forward,
             verify_interval=self.verify_interval,
         )
         return self.loop
-
-    def complete(self, snapshot: Snapshot, _refresh: bool) -> Snapshot:
-        bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
-        return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
 
     @property
     def status(self) -> Status:

@@ -17,6 +17,7 @@ from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import identity
 from tests.harness.fake_engine import FakeEngine, event, raw_container, raw_network
 from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.fake_host import FakeHost, FakeObserver
 from tests.harness.waiting import background, until
 
 pytestmark = [
@@ -70,10 +71,10 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
         )
         loop = Reconciler(
             open_firewall=lambda: firewall,
-            facts=watch,
+            engine=watch,
+            host=FakeHost(),
+            observer=FakeObserver(),
             policy=Policy(),
-            add_host_facts=lambda snapshot, _: snapshot,
-            publish=lambda *_: None,
         )
         async with background(watch.run(retry=True)), background(loop.run()):
             await until(lambda: len(loop.status.mappings) == PORTS * containers)

@@ -1,14 +1,64 @@
-"""Adds the facts of the host to the facts of the engine: Snapshot -> Snapshot."""
+"""This host, for the reconciler: its facts and faults, flows, saved rules and forwarding."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from collections.abc import Mapping as Map
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv6Address
 
+from ipv6natd.conntrack.entries import Conntrack
 from ipv6natd.firewall.leftovers import read_engine_rules
-from ipv6natd.host.facts import addresses, advertised_routes, routes, tracks_sctp, userland_proxy
+from ipv6natd.host.facts import (
+    addresses,
+    advertised_routes,
+    check_host,
+    routes,
+    tracks_sctp,
+    userland_proxy,
+)
+from ipv6natd.host.findings import HostReport
 from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
 from ipv6natd.netfilter.prefixes import PrefixIndex
+from ipv6natd.netfilter.rules import Backend
+from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.saved_rules import SavedRules
+from ipv6natd.system.threads import in_thread
+
+
+class LocalHost:
+    """This host. `zones` returns the zones of firewalld by interface, None if it does not run."""
+
+    def __init__(
+        self, forwarding: Forwarding, zones: Callable[[], Awaitable[Map[str, str] | None]]
+    ) -> None:
+        self._facts = HostFactsReader()
+        self._conntrack = Conntrack(addresses)
+        self._saved_rules = SavedRules()
+        self._forwarding = forwarding
+        self._zones = zones
+        self.add_facts = self._facts.add_host_facts
+        self.routes_changed = self._facts.routes_changed
+        self.flush_stale_flows = self._conntrack.flush_stale_flows
+        self.save_rules = self._saved_rules.write
+        self.update_forwarding = forwarding.update
+
+    async def check(
+        self,
+        networks: tuple[Network, ...],
+        *,
+        bridges: frozenset[str],
+        backend: Backend,
+        engine_writes: bool,
+        rules_removed: bool,
+    ) -> HostReport:
+        """See Host."""
+        zones = await self._zones()
+        if not rules_removed:
+            await in_thread(self._forwarding.keep_ra_routes)
+        check = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
+        return await in_thread(check)
 
 
 class HostFactsReader:

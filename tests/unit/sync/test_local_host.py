@@ -9,8 +9,8 @@ import pytest
 
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
 from ipv6natd.policy.networks import managed_networks
-from ipv6natd.sync import snapshot
-from ipv6natd.sync.snapshot import HostFactsReader
+from ipv6natd.sync import local_host
+from ipv6natd.sync.local_host import HostFactsReader
 from tests.harness.build import network
 
 ENGINE = Engine(version="28.5.2", api_version="1.51")
@@ -26,7 +26,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[EngineRules]:
         found.append(EngineRules())
         return found[-1]
 
-    monkeypatch.setattr(snapshot, "read_engine_rules", read)
+    monkeypatch.setattr(local_host, "read_engine_rules", read)
     return found
 
 
@@ -52,7 +52,7 @@ def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.Mo
     """The engine writes a rule for each port of a container."""
     bridges = iter([{"br-x"}, {"br-x", "br-y"}])
     monkeypatch.setattr(
-        snapshot, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
+        local_host, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
     )
     reader, facts = HostFactsReader(), Snapshot(engine=ENGINE, networks=(X,))
     assert reader.add_host_facts(facts, False).engine_rules.bridges == {"br-x"}
@@ -87,8 +87,8 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
         read.append(None)
         return ROUTES
 
-    monkeypatch.setattr(snapshot, "routes", routes)
-    monkeypatch.setattr(snapshot, "advertised_routes", lambda: {ROUTES[4]})
+    monkeypatch.setattr(local_host, "routes", routes)
+    monkeypatch.setattr(local_host, "advertised_routes", lambda: {ROUTES[4]})
     reader = HostFactsReader()
     facts = Snapshot(networks=(X, WIDE))
     expected = (ROUTES[3], ROUTES[6])

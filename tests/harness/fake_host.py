@@ -1,0 +1,69 @@
+"""A host in memory, and an observer that keeps what it is shown, for tests of the reconciler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.host.findings import HostReport
+from ipv6natd.model import Desired, Network, Snapshot
+from ipv6natd.netfilter.rules import Backend, Ruleset
+from ipv6natd.report.status import Row, Status
+
+
+@dataclass
+class FakeHost:
+    """See sync.host.Host. Functions may be replaced by the test."""
+
+    userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
+    """Called in the worker thread, as all reads of the host."""
+    flush: Callable[[Desired | None, Desired, Exposure], bool] = lambda *_: True
+    forward: Callable[[bool], bool] = lambda _: False
+    found: HostReport = field(default_factory=HostReport)
+    """The result of the next checks."""
+    checks: list[tuple[Network, ...]] = field(default_factory=list)
+    saved: list[Ruleset] = field(default_factory=list)
+
+    def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
+        """Only the userland proxy."""
+        del refresh
+        bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
+        return replace(snapshot, userland_proxy=self.userland_proxy(bridges))
+
+    def flush_stale_flows(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
+        """See Host."""
+        return self.flush(old, new, exposure)
+
+    def save_rules(self, rules: Ruleset) -> None:
+        """See Host."""
+        self.saved.append(rules)
+
+    def update_forwarding(self, wanted: bool) -> bool:
+        """See Host."""
+        return self.forward(wanted)
+
+    async def check(
+        self,
+        networks: tuple[Network, ...],
+        *,
+        bridges: frozenset[str],
+        backend: Backend,
+        engine_writes: bool,
+        rules_removed: bool,
+    ) -> HostReport:
+        """See Host."""
+        del bridges, backend, engine_writes, rules_removed
+        self.checks.append(networks)
+        return self.found
+
+
+@dataclass
+class FakeObserver:
+    """See sync.reconciler.Observer."""
+
+    published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
+
+    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
+        """See Observer."""
+        self.published.append((old, new, drift))
