@@ -29,6 +29,7 @@ from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.explain import explanation_row
 from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
+from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
 from ipv6natd.sync.reconciler import Reconciler
@@ -81,12 +82,15 @@ class Daemon:
         backend = self._settings.backend
         self._reconciler = Reconciler(
             engine=self._watch,
-            open_firewall=partial(open_firewall, backend),
+            applier=Applier(
+                partial(open_firewall, backend),
+                self._host,
+                expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
+                exposure=self._exposure,
+            ),
             host=self._host,
             observer=self,
             policy=self._settings.policy,
-            exposure=self._exposure,
-            expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
         )
         await self._reconciler.open_firewall()
         self._textfile = Textfile(self._settings.metrics_textfile, self.status)
@@ -97,8 +101,10 @@ class Daemon:
 
     async def _watch_drift(self) -> None:
         firewall = await self._reconciler.opened_firewall()
-        self._reconciler.verify_interval = read_interval(firewall)
-        await watch(firewall, self._reconciler.verify)
+        await asyncio.gather(
+            watch(firewall, self._reconciler.verify),
+            self._reconciler.verify_regularly(read_interval(firewall)),
+        )
 
     async def _notify_watchdog(self) -> None:
         """Notify systemd while this loop runs and no pass hangs. Runs until it is cancelled."""
@@ -113,7 +119,7 @@ class Daemon:
 
     def _recheck_host(self) -> None:
         self._reconciler.verify()
-        self._reconciler.request_host_check()
+        self._reconciler.monitor.request()
 
     async def _until_stopped(self) -> int:
         code = STOPPED
@@ -127,7 +133,7 @@ class Daemon:
                     tasks.create_task(serve(self._service)),
                     tasks.create_task(self._watch_drift()),
                     tasks.create_task(self._notify_watchdog()),
-                    tasks.create_task(self._reconciler.watch_host()),
+                    tasks.create_task(self._reconciler.monitor.run()),
                     tasks.create_task(self._reload_on_request(tasks)),
                     tasks.create_task(self._textfile.run()),
                     tasks.create_task(self._ready()),
@@ -196,10 +202,10 @@ class Daemon:
                 # The old settings stay in force, and StateReason says why.
                 extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(config_error))
                 log.error("%s; the old settings stay in force", config_error, extra=extra)
-                self._reconciler.config_error = f"reload refused: {config_error}"
+                self._reconciler.publisher.config_error = f"reload refused: {config_error}"
                 error = BusError("org.ipv6natd1.Error.BadConfiguration", str(config_error))
             else:
-                self._reconciler.config_error = ""
+                self._reconciler.publisher.config_error = ""
                 self._apply_settings(settings, tasks)
             try:
                 await self._reconciler.refresh()
@@ -223,7 +229,7 @@ class Daemon:
         if any(getattr(old, name) != getattr(settings, name) for name in watcher_keys):
             self._watch_task.cancel()
             self._watch = self._new_watch()
-            self._reconciler.engine = self._watch
+            self._reconciler.use_engine(self._watch)
             self._watch_task = tasks.create_task(self._watch.run(retry=settings.retry))
         log.info("settings reloaded")
 
@@ -257,7 +263,7 @@ class Daemon:
     async def leftovers(self) -> tuple[Leftover, ...]:
         """Stale rules of an engine or docker-ipv6nat; () while one of them may still use them."""
         stop_command = await in_thread(docker_ipv6nat)
-        if self._reconciler.engine_writes or stop_command:
+        if self._reconciler.monitor.desired.engine_writes or stop_command:
             return ()
         return await self._find_leftovers()
 
@@ -269,7 +275,7 @@ class Daemon:
                 "unreachable"
             )
             raise BusError("org.ipv6natd1.Error.DockerUnavailable", text)
-        if self._reconciler.engine_writes:
+        if self._reconciler.monitor.desired.engine_writes:
             text = (
                 "the Docker engine writes IPv6 rules itself, so its rules are in use; to let "
                 'ipv6natd write them: put "ip6tables": false into /etc/docker/daemon.json, then: '
@@ -287,7 +293,7 @@ class Daemon:
         finally:
             # They may have been before our jumps in FORWARD, and a finding of the host named them.
             self._reconciler.verify()
-            self._reconciler.request_host_check()
+            self._reconciler.monitor.request()
         return found
 
     async def _find_leftovers(self) -> tuple[Leftover, ...]:

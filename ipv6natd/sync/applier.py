@@ -1,7 +1,32 @@
 """One pass: computes the rules, compares them with those in force, and writes the difference.
 
 Runs in a worker thread, one call at a time; `reconciler` calls it. Each call may raise
-FirewallError. The rules in force are then unknown, and the next pass writes whole tables.
+FirewallError. Two frozen values are all that one pass knows of the last:
+
+AppliedState or Unknown, the tables:
+
+| state   | event                                   | written               | next state   |
+|---------|-----------------------------------------|-----------------------|--------------|
+| Unknown | a pass                                  | whole tables          | AppliedState |
+| Applied | a pass that wants the same rules        | nothing               | AppliedState |
+| Applied | a pass that wants other rules           | their chains [1]      | AppliedState |
+| Applied | a pass finds an edit of another program | whole tables          | AppliedState |
+| any     | a write fails                           | perhaps some tables   | Unknown      |
+| any     | removal                                 | the empty ruleset     | Unknown      |
+
+[1] Whole tables if a jump from a built-in chain differs.
+
+ConntrackState, the flows:
+
+| event                                   | `flushed_for` | `recheck_all` | `exposure`           |
+|-----------------------------------------|---------------|---------------|----------------------|
+| start                                   | None          | False         | as given             |
+| the host has another address            | same          | True          | same                 |
+| an edit of another program              | same          | True if nat   | OPEN if raw, filter  |
+| whole tables are written from Unknown   | same          | same          | as the tables tell   |
+| a pass flushes the stale flows          | its decisions | False         | NONE                 |
+| a flush fails                           | same          | True          | same                 |
+| removal                                 | None          | same          | same                 |
 """
 
 from __future__ import annotations
@@ -62,6 +87,38 @@ class AppliedState:
     desired: Desired
     ruleset: Ruleset
     observed: Observed
+    drift: tuple[Table, ...] = ()
+    """The tables that another program changed, until they are written again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """The tables may contain anything of ours."""
+
+    ruleset: Ruleset = EMPTY
+    """The rules that were written last."""
+    drift: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConntrackState:
+    """Which conntrack entries the next pass checks."""
+
+    flushed_for: Desired | None = None
+    """The decisions at the last flush; None if unknown."""
+    recheck_all: bool = False
+    """True if all entries must be checked although no mapping changed."""
+    exposure: Exposure = Exposure.NONE
+    """What the tables let pass since the last flush."""
+
+    def after_drift(self, drift: tuple[Table, ...]) -> ConntrackState:
+        """Flows without NAT, or past the guard, may have started while the rules were changed."""
+        guard_open = any(table in drift for table in GUARD_TABLES)
+        return replace(
+            self,
+            recheck_all=self.recheck_all or Table.NAT in drift,
+            exposure=max(self.exposure, Exposure.OPEN if guard_open else Exposure.NONE),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +136,15 @@ class PassResult:
 
 
 class Applier:
-    """Writes the tables of one variant.
-
-    `applied` is None at the start, after `remove` and after a failed write. A pass then writes
-    whole tables.
-    """
+    """Writes the tables of one variant."""
 
     def __init__(
         self,
         open_firewall: Callable[[], Firewall],
         host: Host,
         *,
-        expected_backend: Backend,
-        exposure: Exposure,
+        expected_backend: Backend = Backend.NFT,
+        exposure: Exposure = Exposure.NONE,
     ) -> None:
         """`expected_backend` is the one to report until the firewall is open. `exposure` is what
         may have been unprotected before the start."""
@@ -99,19 +152,12 @@ class Applier:
         self._expected_backend = expected_backend
         self.firewall: Firewall | None = None
         """None until it is open: ip6tables may be missing. Each pass tries to open it."""
-        self.applied: AppliedState | None = None
-        self._last_ruleset = EMPTY
-        self.position = PositionGuard()
         self._host = host
+        self.applied: AppliedState | Unknown = Unknown()
+        self._flows = ConntrackState(exposure=exposure)
+        self.position = PositionGuard()
         self._desired_cache = DesiredCache()
         self._ruleset_cache = RulesetCache()
-        self._flushed_for: Desired | None = None
-        self.recheck_all_flows = False
-        """True if conntrack must be checked again although no mapping changed: a host address
-        appeared, or the last flush failed. May be set from any thread."""
-        self._exposure = exposure
-        """What the tables let pass since the last successful flush of stale flows."""
-        self._drift: tuple[Table, ...] = ()
         self._raw_table = True
         """False if the kernel turned out to have no raw table; until the service starts again."""
         self._busy = threading.Lock()
@@ -144,21 +190,27 @@ class Applier:
 
         May be called from any thread, also during a pass.
         """
-        return format_ruleset(self._last_ruleset)
+        return format_ruleset(self.applied.ruleset)
 
     def remove(self) -> None:
         """Remove all our rules."""
         with self._exclusive():
             self._host.update_forwarding(False)
-            self.applied = self._flushed_for = None
+            self.applied = Unknown(ruleset=self.applied.ruleset)
+            self._flows = replace(self._flows, flushed_for=None)
             remove_all(self.opened())
-            _log_rules(*changed_rules(self._last_ruleset, EMPTY))
-            self._last_ruleset = EMPTY
+            _log_rules(*changed_rules(self.applied.ruleset, EMPTY))
+            self.applied = Unknown()
             self._host.save_rules(EMPTY)
 
-    def sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        """Run one pass. `verify` compares the tables of the kernel with those of the last pass."""
+    def sync(
+        self, snapshot: Snapshot, policy: Policy, *, verify: bool, recheck_flows: bool = False
+    ) -> PassResult:
+        """Run one pass. `verify` compares the tables of the kernel with those of the last pass.
+        `recheck_flows` checks all flows: the host has another address."""
         with self._exclusive():
+            if recheck_flows:
+                self._flows = replace(self._flows, recheck_all=True)
             try:
                 result = self._sync(snapshot, policy, verify=verify)
             except MissingTable as error:
@@ -174,28 +226,33 @@ class Applier:
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         wanted = desired(self._host.add_facts(snapshot, verify), policy, self._desired_cache)
         rules = ruleset(wanted, self._ruleset_cache, raw_table=self._raw_table)
-        applied = self.applied
-        if applied is not None and verify:
-            now = self.opened().read()
-            drift = self._drifted_tables(applied, now)
-            if drift:
-                # Stored until a write succeeds, because this edit can make the first write fail.
-                self._drift = drift
-                log.warning(
-                    "another program changed our rules in %s; restoring them",
-                    _table_list(drift),
-                    extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
-                )
-            else:
-                self.applied = applied = _with_digests(applied, {t: now[t].chains for t in Table})
-        if applied is not None and applied.ruleset == rules and not self._drift:
-            self.applied = replace(applied, desired=wanted)
-            flows_flushed = not self.recheck_all_flows or self._flush_flows(wanted)
-            return PassResult(desired=wanted, flows_flushed=flows_flushed)
-        result = self._write(applied, wanted, rules)
-        flows_flushed = self._flush_flows(wanted)
-        self._drift = ()
-        return replace(result, flows_flushed=flows_flushed)
+        if isinstance(self.applied, AppliedState) and verify:
+            self.applied = self._verified(self.applied)
+        match self.applied:
+            case AppliedState(ruleset=before, drift=()) as applied if before == rules:
+                self.applied = replace(applied, desired=wanted)
+                result = PassResult(desired=wanted)
+                if not self._flows.recheck_all:
+                    return result
+            case applied:
+                # Until the write succeeds. The edit of another program can make it fail.
+                self.applied = Unknown(ruleset=applied.ruleset, drift=applied.drift)
+                self.applied, result = self._write(applied, wanted, rules)
+        return replace(result, flows_flushed=self._flush_flows(wanted))
+
+    def _verified(self, applied: AppliedState) -> AppliedState:
+        """Compare the tables with the kernel's."""
+        now = self.opened().read()
+        drift = self._drifted_tables(applied, now)
+        if not drift:
+            return _with_digests(applied, {t: now[t].chains for t in Table})
+        log.warning(
+            "another program changed our rules in %s; restoring them",
+            _table_list(drift),
+            extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
+        )
+        self._flows = self._flows.after_drift(drift)
+        return replace(applied, drift=drift)
 
     def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:
         """The tables that another program changed and that must be written again."""
@@ -225,47 +282,40 @@ class Applier:
             )
         return self.position.conceded
 
-    def _write(self, applied: AppliedState | None, wanted: Desired, rules: Ruleset) -> PassResult:
-        interim = rules
-        if (
-            applied is not None
-            and (both := with_old_networks(applied.desired, wanted)) is not wanted
-        ):
+    def _write(
+        self, applied: AppliedState | Unknown, wanted: Desired, rules: Ruleset
+    ) -> tuple[AppliedState, PassResult]:
+        known = applied if isinstance(applied, AppliedState) else None
+        before, interim = known.ruleset if known else EMPTY, rules
+        if known and (both := with_old_networks(known.desired, wanted)) is not wanted:
             interim = guard_rules(both, self._ruleset_cache, raw_table=self._raw_table)
-        before = applied.ruleset if applied else EMPTY
-        # If a write fails, the tables are unknown.
-        self.applied = None
-        if applied is None or self._drift or jumps_differ(before, rules):
-            observed = self._write_whole(applied, interim, rules)
+        if known is None or known.drift or jumps_differ(before, rules):
+            observed = self._write_whole(known, interim, rules)
         else:
-            observed = dict(applied.observed)
+            observed = dict(known.observed)
             for change in diff(applied=before, interim=interim, wanted=rules, observed=None):
                 self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
-        if applied is None or before.guard != rules.guard:
+        if known is None or before.guard != rules.guard:
             self._host.save_rules(rules)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
-        self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
-        self._last_ruleset = rules
-        return PassResult(
-            desired=wanted,
-            drift=self._drift,
-            added=len(added),
-            removed=len(removed),
+        return AppliedState(desired=wanted, ruleset=rules, observed=observed), PassResult(
+            desired=wanted, drift=applied.drift, added=len(added), removed=len(removed)
         )
 
     def _write_whole(
-        self, applied: AppliedState | None, interim: Ruleset, rules: Ruleset
+        self, known: AppliedState | None, interim: Ruleset, rules: Ruleset
     ) -> Observed:
         """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
-        before = applied.ruleset if applied else None
+        before = known.ruleset if known else None
         firewall = self.opened()
         for attempt in range(MAX_WRITE_ATTEMPTS):
             keep_order = not self.position.conceded
             found = firewall.read()
-            if applied is None:
-                self._exposure = max(self._exposure, past_exposure(rules, found))
+            if known is None:
+                exposure = max(self._flows.exposure, past_exposure(rules, found))
+                self._flows = replace(self._flows, exposure=exposure)
             for change in diff(
                 applied=before,
                 interim=interim,
@@ -288,7 +338,7 @@ class Applier:
     @property
     def has_unverified_chains(self) -> bool:
         """True if chains were written that have not been read back."""
-        return self.applied is not None and any(
+        return isinstance(self.applied, AppliedState) and any(
             map(unverified_chains, self.applied.observed.values())
         )
 
@@ -298,7 +348,7 @@ class Applier:
         Not part of `sync`, because no event must wait for it.
         """
         applied = self.applied
-        if applied is None:
+        if isinstance(applied, Unknown):
             return True
         firewall = self.opened()
         names = {table: unverified_chains(seen) for table, seen in applied.observed.items()}
@@ -311,24 +361,20 @@ class Applier:
 
     def _flush_flows(self, wanted: Desired) -> bool:
         """Delete the conntrack entries that contradict the rules in force; False if it failed."""
-        # Flows that started while another program had removed our rules started without NAT.
-        recheck_all_flows = self.recheck_all_flows or Table.NAT in self._drift
-        drifted = any(table in self._drift for table in GUARD_TABLES)
-        exposure = max(self._exposure, Exposure.OPEN if drifted else Exposure.NONE)
-        self.recheck_all_flows, self._exposure = False, Exposure.NONE
-        calls = [(self._flushed_for, exposure)]
-        if recheck_all_flows and self._flushed_for is not None:
+        flows = self._flows
+        calls = [(flows.flushed_for, flows.exposure)]
+        if flows.recheck_all and flows.flushed_for is not None:
             calls.append((None, Exposure.NONE))
         # If one call fails, the next would fail too. The next pass tries again.
-        if all(
-            self._host.flush_stale_flows(old, wanted, old_exposure)
-            for old, old_exposure in calls
-            if old_exposure or affects_flows(old, wanted)
-        ):
-            self._flushed_for = wanted
-            return True
-        self.recheck_all_flows, self._exposure = True, exposure
-        return False
+        flushed = all(
+            self._host.flush_stale_flows(old, wanted, exposure)
+            for old, exposure in calls
+            if exposure or affects_flows(old, wanted)
+        )
+        self._flows = (
+            ConntrackState(flushed_for=wanted) if flushed else replace(flows, recheck_all=True)
+        )
+        return flushed
 
 
 def _needs_forwarding(network: Network) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -63,3 +64,25 @@ async def in_thread(call: Callable[[], T]) -> T:
 
     await start_thread(getattr(call, "__name__", "call"), work)
     return await future
+
+
+class Worker:
+    """Runs calls in threads, one at a time."""
+
+    def __init__(self) -> None:
+        self._one_at_a_time = asyncio.Lock()
+        self._began: float | None = None
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds since the current call began; 0 between two calls."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run `call` after the earlier calls; see `in_thread`."""
+        async with self._one_at_a_time:
+            self._began = time.monotonic()
+            try:
+                return await in_thread(call)
+            finally:
+                self._began = None

@@ -15,6 +15,7 @@ from ipv6natd.conntrack.stale import Exposure, Tuple
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.policy.desired import desired
 from ipv6natd.sync import reconciler
+from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, endpoint, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
@@ -285,10 +286,11 @@ class Loop:
         self.passes = 0
         self.done = True
         """The result of the next flushes."""
+        host = FakeHost(flush=self._flush)
         self.loop = Reconciler(
-            open_firewall=lambda: self.firewall,
             engine=self.facts,
-            host=FakeHost(flush=self._flush),
+            applier=Applier(lambda: self.firewall, host),
+            host=host,
             observer=self,
             policy=Policy(),
         )

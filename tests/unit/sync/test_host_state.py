@@ -17,10 +17,11 @@ from ipv6natd.model import Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.status import State, Status
-from ipv6natd.sync import reconciler
+from ipv6natd.sync import host_monitor, reconciler
 from ipv6natd.sync.applier import (
     MAX_POSITION_LOSSES,
     POSITION_LOSS_PERIOD,
+    Applier,
     PositionGuard,
     position_reason,
 )
@@ -47,8 +48,8 @@ class Host(FakeHost, FakeObserver):
     def start(self) -> Reconciler:
         self.facts.have(X, web("8080:80"))
         self.loop = Reconciler(
-            open_firewall=self.open_firewall or (lambda: self.fake),
             engine=self.facts,
+            applier=Applier(self.open_firewall or (lambda: self.fake), self),
             host=self,
             observer=self,
             policy=Policy(),
@@ -78,7 +79,7 @@ class Host(FakeHost, FakeObserver):
 def run(host: Host, scenario: Callable[[Host], Awaitable[None]]) -> None:
     async def whole() -> None:
         loop = host.start()
-        async with background(loop.run()), background(loop.watch_host()):
+        async with background(loop.run()), background(loop.monitor.run()):
             loop.trigger()
             await scenario(host)
 
@@ -88,7 +89,7 @@ def run(host: Host, scenario: Callable[[Host], Awaitable[None]]) -> None:
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.02)
-    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(host_monitor, "CHECK_INTERVAL", 0.05)
 
 
 def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
@@ -146,7 +147,7 @@ def test_state_reason_names_a_lost_engine_before_findings() -> None:
 def test_host_is_checked_when_networks_change_and_on_resync(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 1000)
+    monkeypatch.setattr(host_monitor, "CHECK_INTERVAL", 1000)
 
     async def scenario(host: Host) -> None:
         await until(lambda: (X,) in host.checks)
@@ -164,7 +165,7 @@ def test_host_is_checked_when_networks_change_and_on_resync(
 def test_host_is_checked_after_forwarding_was_switched_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reconciler, "HOST_CHECK_INTERVAL", 1000)
+    monkeypatch.setattr(host_monitor, "CHECK_INTERVAL", 1000)
 
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, OFF.text)

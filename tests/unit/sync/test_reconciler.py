@@ -18,6 +18,7 @@ from ipv6natd.policy.desired import desired
 from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync import applier, reconciler
+from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
@@ -89,16 +90,14 @@ class Bench(FakeHost, FakeObserver):
 
     firewall: BusyFirewall = field(default_factory=BusyFirewall)
     facts: FakeFacts = field(default_factory=FakeFacts)
-    verify_interval: float | None = None
 
     def start(self) -> Reconciler:
         self.loop = Reconciler(
             engine=self.facts,
-            open_firewall=lambda: self.firewall,
+            applier=Applier(lambda: self.firewall, self),
             host=self,
             observer=self,
             policy=Policy(),
-            verify_interval=self.verify_interval,
         )
         return self.loop
 
@@ -354,11 +353,11 @@ def test_retry_pause_grows_and_is_reset_by_success(
         bench.userland_proxy = broken
         for _ in range(4):
             await bench.passed()
-            pauses.append(bench.loop._retry_pause)
+            pauses.append(bench.loop._retry._pause)
         assert pauses == [0.04, 0.08, 0.1, 0.1]
         bench.userland_proxy = lambda _: True
         await until(lambda: bench.status.state is State.SYNCED)
-        assert bench.loop._retry_pause == 0.02
+        assert bench.loop._retry._pause == 0.02
 
     monkeypatch.setattr(reconciler, "MAX_RETRY_PAUSE", 0.1)
     run(bench, scenario)
@@ -502,12 +501,11 @@ def test_repeated_edits_end_the_pass_with_an_error_and_a_retry(bench: Bench) -> 
 
 
 def test_drift_is_detected_after_the_verify_interval(bench: Bench) -> None:
-    bench.verify_interval = 0.02
-
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         bench.firewall.flush()
-        await until(lambda: bench.status.drift_repairs == 1)
+        async with background(bench.loop.verify_regularly(0.02)):
+            await until(lambda: bench.status.drift_repairs == 1)
         assert "IPV6NAT-DNAT" in bench.firewall.dump()
 
     run(bench, scenario)
@@ -698,9 +696,9 @@ def test_t13_config_error_is_the_state_reason_until_it_is_fixed(bench: Bench) ->
     """T13."""
 
     async def scenario(bench: Bench) -> None:
-        bench.loop.config_error = "reload refused: unknown key"
+        bench.loop.publisher.config_error = "reload refused: unknown key"
         assert (await bench.passed()).state_reason == "reload refused: unknown key"
-        bench.loop.config_error = ""
+        bench.loop.publisher.config_error = ""
         assert (await bench.passed()).state_reason == ""
 
     run(bench, scenario)

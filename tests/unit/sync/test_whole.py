@@ -13,6 +13,7 @@ from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import EngineAddress
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.model import Policy
+from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import identity
 from tests.harness.fake_engine import FakeEngine, event, raw_container, raw_network
@@ -70,8 +71,8 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
             EngineAddress(endpoint=engine.endpoint), lambda: loop.trigger(), resync_interval=3600
         )
         loop = Reconciler(
-            open_firewall=lambda: firewall,
             engine=watch,
+            applier=Applier(lambda: firewall, FakeHost()),
             host=FakeHost(),
             observer=FakeObserver(),
             policy=Policy(),
