@@ -58,13 +58,29 @@ class Daemon:
     ) -> None:
         self._settings = settings
         self._load = load
-        self._exposure = exposure
         self._notifier = Notifier()
-        self._forwarding = Forwarding(wanted=settings.ip_forward)
         self._stop = asyncio.Event()
-        self._reload = asyncio.Event()
+        self._reloads: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
         self._explain_lock = asyncio.Lock()  # explain reads whole tables: one call at a time
-        self._reload_futures: list[asyncio.Future[None]] = []
+        firewalld = Firewalld(self._recheck_host)
+        self._host = LocalHost(Forwarding(wanted=settings.ip_forward), firewalld.zones)
+        self._watch = self._new_watch()
+        backend = settings.backend
+        applier = Applier(
+            partial(open_firewall, backend),
+            self._host,
+            expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
+            exposure=exposure,
+        )
+        self._reconciler = Reconciler(
+            engine=self._watch,
+            applier=applier,
+            host=self._host,
+            observer=self,
+            policy=settings.policy,
+        )
+        self._textfile = Textfile(settings.metrics_textfile, self.status)
+        self._service = BusService(self, firewalld)
 
     async def run(self) -> int:
         """Run until a signal, or without `retry` until the engine is lost; return the exit code."""
@@ -73,28 +89,10 @@ class Daemon:
         # Before READY=1, because SIGTERM or SIGHUP may follow directly.
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGHUP, self._request_reload)
         # Before READY=1: the engine waits for it, and switches forwarding on when it starts.
-        await in_thread(self._forwarding.keep_ra_routes)
-        self._firewalld = Firewalld(self._recheck_host)
-        self._host = LocalHost(self._forwarding, self._firewalld.zones)
-        self._watch = self._new_watch()
-        backend = self._settings.backend
-        self._reconciler = Reconciler(
-            engine=self._watch,
-            applier=Applier(
-                partial(open_firewall, backend),
-                self._host,
-                expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
-                exposure=self._exposure,
-            ),
-            host=self._host,
-            observer=self,
-            policy=self._settings.policy,
-        )
+        await in_thread(self._host.forwarding.keep_ra_routes)
         await self._reconciler.open_firewall()
-        self._textfile = Textfile(self._settings.metrics_textfile, self.status)
-        self._service = BusService(self, self._firewalld)
         code = await self._until_stopped()
         await self._shut_down()
         return code
@@ -189,38 +187,50 @@ class Daemon:
             resync_interval=settings.resync_interval,
         )
 
+    def _request_reload(self) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reloads.put_nowait(done)
+        return done
+
     async def _reload_on_request(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            await self._reload.wait()
-            self._reload.clear()
-            waiting, self._reload_futures = self._reload_futures, []
+            waiting = [await self._reloads.get()]
+            while not self._reloads.empty():
+                waiting.append(self._reloads.get_nowait())
             self._notifier.reloading()
-            error: BusError | None = None
-            try:
-                settings = self._load()
-            except ConfigError as config_error:
-                # The old settings stay in force, and StateReason says why.
-                extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(config_error))
-                log.error("%s; the old settings stay in force", config_error, extra=extra)
-                self._reconciler.publisher.config_error = f"reload refused: {config_error}"
-                error = BusError("org.ipv6natd1.Error.BadConfiguration", str(config_error))
-            else:
-                self._reconciler.publisher.config_error = ""
-                self._apply_settings(settings, tasks)
+            refused = self._read_settings(tasks)
             try:
                 await self._reconciler.refresh()
-            except (EngineUnavailable, FirewallError) as refresh_error:
-                log.warning("the settings take effect later: %s", refresh_error)
+            except (EngineUnavailable, FirewallError) as error:
+                log.warning("the settings take effect later: %s", error)
             self._notifier.ready(one_line(self._reconciler.status))
             for future in waiting:
-                if not future.done():
-                    future.set_result(None) if error is None else future.set_exception(error)
+                if refused and not future.done():
+                    # A future that nobody awaits would log its exception again.
+                    future.set_exception(refused)
+                    future.exception()
+                elif not future.done():
+                    future.set_result(None)
+
+    def _read_settings(self, tasks: asyncio.TaskGroup) -> BusError | None:
+        """Read the settings again; the error if they are refused."""
+        try:
+            settings = self._load()
+        except ConfigError as error:
+            # The old settings stay in force, and StateReason says why.
+            extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(error))
+            log.error("%s; the old settings stay in force", error, extra=extra)
+            self._reconciler.publisher.config_error = f"reload refused: {error}"
+            return BusError("org.ipv6natd1.Error.BadConfiguration", str(error))
+        self._reconciler.publisher.config_error = ""
+        self._apply_settings(settings, tasks)
+        return None
 
     def _apply_settings(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
-        self._forwarding.set_wanted(settings.ip_forward)
+        self._host.forwarding.set_wanted(settings.ip_forward)
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:
@@ -315,10 +325,7 @@ class Daemon:
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reload_futures.append(done)
-        self._reload.set()
-        await done
+        await self._request_reload()
 
     async def cleanup(self) -> None:
         """Remove all rules until a resync. Raises BusError."""

@@ -36,7 +36,7 @@ class LocalHost:
         self._facts = HostFactsReader()
         self._conntrack = Conntrack(addresses)
         self._saved_rules = SavedRules()
-        self._forwarding = forwarding
+        self.forwarding = forwarding
         self._zones = zones
         self.add_facts = self._facts.add_host_facts
         self.routes_changed = self._facts.routes_changed
@@ -56,7 +56,7 @@ class LocalHost:
         """See Host."""
         zones = await self._zones()
         if not rules_removed:
-            await in_thread(self._forwarding.keep_ra_routes)
+            await in_thread(self.forwarding.keep_ra_routes)
         check = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
         return await in_thread(check)
 
