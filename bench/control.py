@@ -19,7 +19,7 @@ from bench.packets import mapped, wanted
 from ipv6natd.firewall import xtables
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Protocol
-from ipv6natd.netfilter.diff import ObservedTable, diff
+from ipv6natd.netfilter.diff import ObservedTable, rewrite_tables
 from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 from tests.harness import Daemon, Namespace, Sandbox
@@ -209,12 +209,7 @@ def writing(variant: Variant, mappings: int) -> tuple[float, float]:
     with Sandbox(variant) as sandbox:
         change = next(
             step
-            for step in diff(
-                applied=None,
-                interim=rules,
-                wanted=rules,
-                observed={table: ObservedTable() for table in Table},
-            )
+            for step in rewrite_tables({table: ObservedTable() for table in Table}, rules)
             if step.table is Table.NAT
         )
         path = sandbox.dir / "all"

@@ -1,4 +1,4 @@
-"""(applied, wanted, observed) -> the transactions to write; and the detection of foreign edits.
+"""(old or observed, wanted) -> the transactions to write; and the detection of foreign edits.
 
 The kernel's state enters the project here and nowhere else. Our rules are compared with our rules
 (what to write), the kernel's text with the kernel's text (has another program written). Our text is
@@ -8,12 +8,13 @@ never compared with the kernel's: the kernel formats rules in its own way.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ipv6natd.netfilter.rules import (
     DOCKER_USER,
-    EMPTY,
     GUARD_TABLES,
     PREFIX,
     BaseJump,
@@ -81,53 +82,58 @@ class TableChange:
     """Chains to delete. Ours are flushed first; a DOCKER-USER with rules fails the transaction."""
 
 
-def diff(
-    *,
-    applied: Ruleset | None,
-    interim: Ruleset,
+def diff_chains(
+    old: Ruleset, wanted: Ruleset, *, interim: Ruleset | None = None
+) -> list[TableChange]:
+    """The transactions, in order, that write the chains that differ between `old` and `wanted`.
+
+    `old` must be the kernel's state, and its jumps must be those of `wanted`. For `interim` see
+    rewrite_tables.
+    """
+    first = _first_ruleset(interim, wanted)
+    changes = (_chain_changes(table, old.table(table), first.table(table)) for table in Table)
+    return [*filter(None, changes), *_guard_changes(first, wanted)]
+
+
+def rewrite_tables(
+    observed: Observed,
     wanted: Ruleset,
-    observed: Observed | None,
+    *,
+    interim: Ruleset | None = None,
     keep_order: bool = True,
 ) -> list[TableChange]:
-    """The transactions, in order, that change the kernel's rules from `applied` to `wanted`.
+    """The transactions, in order, that make the observed tables equal to `wanted`, whatever they
+    contain of ours: on the first pass, after a foreign edit, and if jumps change.
 
-    `interim` has the raw and filter tables while the nat table may hold the old or the new rules.
     `Table` has the order of the writes; it is reversed if raw and nat have no rules any more.
-
-    With `observed`, each table in it is rewritten completely and `applied` is not used: on the
-    first pass, after a foreign edit, and if jumps change. Without `observed` only changed chains
-    are written, and `applied` must be the kernel's state. With `keep_order` false, jumps that exist
-    in FORWARD stay at their positions.
+    `interim` has the raw and filter tables while the nat table may hold the old or the new rules;
+    None if the old rules are unknown. With `keep_order` false, jumps that exist in FORWARD stay at
+    their positions.
     """
-    first = replace(interim, nat=wanted.nat)
-    if observed is None:
-        old = applied or EMPTY
-        changes: list[TableChange | None] = [
-            _chain_changes(table, old.table(table), first.table(table)) for table in Table
-        ]
-    else:
-        removal = not wanted.raw.chains and not wanted.nat.chains
-        if applied is None or removal:
-            first = wanted  # without an interim state; on the first pass the old rules are unknown
-        changes = [
-            _rewrite(table, first.table(table), observed[table], keep_order=keep_order)
-            for table in Table
-            if table in observed
-        ]
-        if removal:
-            changes.reverse()
-    changes += [
-        _chain_changes(table, first.table(table), wanted.table(table))
-        for table in reversed(GUARD_TABLES)
+    removal = not wanted.raw.chains and not wanted.nat.chains
+    first = wanted if removal else _first_ruleset(interim, wanted)
+    changes = [
+        _rewrite(table, first.table(table), observed[table], keep_order=keep_order)
+        for table in (reversed(Table) if removal else Table)
+        if table in observed
     ]
-    return [change for change in changes if change is not None]
+    return [*filter(None, changes), *_guard_changes(first, wanted)]
 
 
-def jumps_differ(applied: Ruleset | None, wanted: Ruleset) -> bool:
-    """True if jumps change, so that diff() needs `observed`."""
-    return applied is None or any(
-        applied.table(table).jumps != wanted.table(table).jumps for table in Table
-    )
+def _first_ruleset(interim: Ruleset | None, wanted: Ruleset) -> Ruleset:
+    return replace(interim, nat=wanted.nat) if interim else wanted
+
+
+def _guard_changes(first: Ruleset, wanted: Ruleset) -> Iterator[TableChange]:
+    """The last transactions: they remove what the guard tables have only for the old nat rules."""
+    for table in reversed(GUARD_TABLES):
+        if change := _chain_changes(table, first.table(table), wanted.table(table)):
+            yield change
+
+
+def jumps_differ(old: Ruleset, wanted: Ruleset) -> bool:
+    """True if jumps change, so that diff_chains() is not enough."""
+    return any(old.table(table).jumps != wanted.table(table).jumps for table in Table)
 
 
 def _chain_changes(table: Table, old: TableRules, new: TableRules) -> TableChange | None:
@@ -147,47 +153,68 @@ def _rewrite(
 
     All jumps to our chains are removed and inserted again, so that their author and text do not
     matter. A jump with our comment to a renamed chain is removed too: that chain may still accept
-    what `wanted` does not. A foreign DOCKER-USER jump is only moved to the head, and replaces ours.
+    what `wanted` does not.
     """
-    jumps = list(wanted.jumps)
-    other_jumps = [jump for jump in observed.jumps if jump.target != DOCKER_USER]
-    remove = [jump for jump in other_jumps if jump.ours or jump.target.startswith(PREFIX)]
-    our_user_jumps = [jump for jump in observed.jumps if jump.target == DOCKER_USER and jump.ours]
-    foreign_user_jumps = [
-        jump for jump in observed.jumps if jump.target == DOCKER_USER and not jump.ours
-    ]
-    user_jump = next(
-        (jump for jump in foreign_user_jumps if jump.base == "FORWARD" and jump.unconditional), None
+    docker_user = docker_user_steps(
+        observed, wanted=any(jump.target == DOCKER_USER for jump in wanted.jumps)
     )
-    wants_docker_user = any(jump.target == DOCKER_USER for jump in jumps)
-    wanted_chains = {chain.name for chain in wanted.chains}
-    delete = [name for name in observed.chains if name not in wanted_chains]
-    if wants_docker_user or user_jump is not None or not observed.docker_user:
-        remove += our_user_jumps
-    if (
-        not wants_docker_user
-        and our_user_jumps
-        and not foreign_user_jumps
-        and observed.docker_user == 0
-    ):
-        delete.append(DOCKER_USER)
-    if wants_docker_user and user_jump is not None:
-        remove.append(user_jump)
-        jumps = [_without_comment(jump) if jump.target == DOCKER_USER else jump for jump in jumps]
-    create = (DOCKER_USER,) if wants_docker_user and observed.docker_user is None else ()
+    remove = [
+        jump
+        for jump in observed.jumps
+        if jump.target != DOCKER_USER and (jump.ours or jump.target.startswith(PREFIX))
+    ]
+    remove += docker_user.remove
+    insert = list(wanted.jumps)
+    if docker_user.foreign:
+        insert = [_without_comment(j) if j.target == DOCKER_USER else j for j in insert]
     if not keep_order:
-        unmoved = _single_forward_targets(observed) & {jump.target for jump in jumps}
+        unmoved = _single_forward_targets(observed) & {jump.target for jump in insert}
         remove = [jump for jump in remove if jump.base != "FORWARD" or jump.target not in unmoved]
-        jumps = [jump for jump in jumps if jump.base != "FORWARD" or jump.target not in unmoved]
+        insert = [jump for jump in insert if jump.base != "FORWARD" or jump.target not in unmoved]
+    wanted_chains = {chain.name for chain in wanted.chains}
     change = TableChange(
         table=table,
         remove=tuple(remove),
-        create=create,
+        create=docker_user.create,
         chains=wanted.chains,
-        insert=tuple(jumps),
-        delete=tuple(delete),
+        insert=tuple(insert),
+        delete=(*(n for n in observed.chains if n not in wanted_chains), *docker_user.delete),
     )
     return None if change == TableChange(table=table) else change
+
+
+class DockerUserSteps(NamedTuple):
+    """What happens to DOCKER-USER and the jumps to it when a table is rewritten."""
+
+    remove: tuple[ObservedJump, ...] = ()
+    create: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+    foreign: bool = False
+    """True if the inserted jump is the moved one of another program, without our comment."""
+
+
+def docker_user_steps(observed: ObservedTable, *, wanted: bool) -> DockerUserSteps:
+    """The steps for DOCKER-USER; `wanted` is true if a jump to it is wanted.
+
+    A foreign jump that every packet takes is moved to the head, and replaces ours: with two jumps
+    the rules would apply twice. On clean-up our jump stays while it is the only one and the chain
+    has rules, which are the administrator's; an empty chain without another jump is ours.
+    """
+    jumps = [jump for jump in observed.jumps if jump.target == DOCKER_USER]
+    ours = tuple(jump for jump in jumps if jump.ours)
+    foreign = [jump for jump in jumps if not jump.ours]
+    in_forward = [jump for jump in foreign if jump.base == "FORWARD" and jump.unconditional]
+    if wanted:
+        return DockerUserSteps(
+            remove=(*ours, *in_forward[:1]),
+            create=() if observed.docker_user is not None else (DOCKER_USER,),
+            foreign=bool(in_forward),
+        )
+    made_by_us = ours and not foreign and observed.docker_user == 0
+    return DockerUserSteps(
+        remove=ours if in_forward or not observed.docker_user else (),
+        delete=(DOCKER_USER,) if made_by_us else (),
+    )
 
 
 def _single_forward_targets(observed: ObservedTable) -> set[str]:

@@ -45,11 +45,12 @@ from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
-    diff,
+    diff_chains,
     has_drifted,
     jumps_differ,
     matches,
     predict,
+    rewrite_tables,
     unverified_chains,
     with_digests,
 )
@@ -293,7 +294,7 @@ class Applier:
             observed = self._write_whole(known, interim, rules)
         else:
             observed = dict(known.observed)
-            for change in diff(applied=before, interim=interim, wanted=rules, observed=None):
+            for change in diff_chains(before, rules, interim=interim):
                 self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
         if known is None or before.guard != rules.guard:
@@ -308,7 +309,6 @@ class Applier:
         self, known: AppliedState | None, interim: Ruleset, rules: Ruleset
     ) -> Observed:
         """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
-        before = known.ruleset if known else None
         firewall = self.opened()
         for attempt in range(MAX_WRITE_ATTEMPTS):
             keep_order = not self.position.conceded
@@ -316,13 +316,7 @@ class Applier:
             if known is None:
                 exposure = max(self._flows.exposure, past_exposure(rules, found))
                 self._flows = replace(self._flows, exposure=exposure)
-            for change in diff(
-                applied=before,
-                interim=interim,
-                wanted=rules,
-                observed=found,
-                keep_order=keep_order,
-            ):
+            for change in rewrite_tables(found, rules, interim=interim, keep_order=keep_order):
                 firewall.write(change)
             observed = firewall.read()
             if self._all_match(rules, observed, keep_order=keep_order):
@@ -332,7 +326,7 @@ class Applier:
             log.debug(
                 "another program changed the tables during the write (attempt %d)", attempt + 1
             )
-            before, interim = None, rules
+            interim = rules
         raise FirewallError("another program keeps changing our rules while they are written")
 
     @property
@@ -400,7 +394,7 @@ def remove_all(firewall: Firewall) -> int:
     observed = firewall.read()
     counts = {table: len(seen.chains) + len(seen.jumps) for table, seen in observed.items()}
     touched = {table: seen for table, seen in observed.items() if counts[table]}
-    for change in diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=touched):
+    for change in rewrite_tables(touched, EMPTY):
         firewall.write(change)
     return sum(counts.values())
 

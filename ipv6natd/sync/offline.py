@@ -13,7 +13,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
-from ipv6natd.netfilter.diff import diff
+from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.netfilter.rules import GUARD_TABLES, Backend
 from ipv6natd.policy.ruleset import checks_sources, closed_guard
 from ipv6natd.sync.applier import remove_all
@@ -46,7 +46,7 @@ def close_networks(setting: str) -> Exposure:
                 )
                 return Exposure.UNGUARDED
             saved, exposure = closed_guard(saved), Exposure.UNGUARDED
-        for change in diff(applied=None, interim=saved, wanted=saved, observed=observed):
+        for change in rewrite_tables(observed, saved):
             firewall.write(change)
         log.info("closed the saved networks until the engine lists its networks")
     except FirewallError as error:

@@ -16,7 +16,7 @@ import pytest
 
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Desired, GatewayMode, Network, Policy
-from ipv6natd.netfilter.diff import diff, matches
+from ipv6natd.netfilter.diff import matches, rewrite_tables
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -115,7 +115,7 @@ def loaded(
     firewall = (
         RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(max_rules=100_000)
     )
-    changes = diff(applied=None, interim=rules, wanted=rules, observed=firewall.read())
+    changes = rewrite_tables(firewall.read(), rules)
     for change in changes:
         firewall.write(change)
     assert all(matches(rules.table(table), firewall.read()[table]) for table in Table)

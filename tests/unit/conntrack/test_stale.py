@@ -22,7 +22,7 @@ from ipv6natd.conntrack.stale import (
     stale_entries,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
-from ipv6natd.netfilter.diff import diff
+from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.saved_rules import past_exposure
@@ -570,7 +570,7 @@ def test_exposure_follows_from_the_chains_of_raw_and_filter() -> None:
     guard = ruleset(desired(snapshot(X), Policy())).guard
     firewall = FakeFirewall()
     assert past_exposure(guard, firewall.read()) is Exposure.OPEN
-    for change in diff(applied=None, interim=guard, wanted=guard, observed=firewall.read()):
+    for change in rewrite_tables(firewall.read(), guard):
         firewall.write(change)
     assert past_exposure(guard, firewall.read()) is Exposure.NONE
     firewall.load("*filter\n-D FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD\nCOMMIT\n")

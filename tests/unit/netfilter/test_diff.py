@@ -1,4 +1,4 @@
-"""The changes that diff() plans, and the detection of foreign edits."""
+"""The changes that diff_chains() and rewrite_tables() plan, and the detection of foreign edits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import pytest
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.netfilter.diff import (
+    DockerUserSteps,
+    ObservedJump,
     ObservedTable,
     TableChange,
-    diff,
+    diff_chains,
+    docker_user_steps,
     has_drifted,
     jumps_differ,
     matches,
+    rewrite_tables,
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
@@ -68,10 +72,13 @@ def steps(
 ) -> list[TableChange]:
     """The changes that the reconciler would write between `before` and `want`."""
     rules = ruleset(want)
-    old = ruleset(before) if before else None
-    interim = ruleset(with_old_networks(before, want)) if before else rules
-    read = firewall.read() if jumps_differ(old, rules) else None
-    return diff(applied=old, interim=interim, wanted=rules, observed=read)
+    if before is None:
+        return rewrite_tables(firewall.read(), rules)
+    old = ruleset(before)
+    interim = ruleset(with_old_networks(before, want))
+    if jumps_differ(old, rules):
+        return rewrite_tables(firewall.read(), rules, interim=interim)
+    return diff_chains(old, rules, interim=interim)
 
 
 def write(firewall: FakeFirewall, want: Desired, before: Desired | None = None) -> None:
@@ -277,11 +284,59 @@ def test_docker_user_created_between_read_and_write_fails_the_write(
 
 def test_docker_user_filled_between_read_and_removal_stays(firewall: FakeFirewall) -> None:
     write(firewall, wanted())
-    planned = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=firewall.read())
+    planned = rewrite_tables(firewall.read(), EMPTY)
     firewall.load(USER_RULE)
     with pytest.raises(FirewallError, match="not empty"):
         firewall.write(planned[-1])
     assert rules(firewall, "DOCKER-USER") == ["-s 2001:db8::bad -j DROP"]
+
+
+def jump_to_docker_user(*, ours: bool, base: str = "FORWARD", plain: bool = True) -> ObservedJump:
+    return ObservedJump(
+        base=base, position=0, target="DOCKER-USER", ours=ours, unconditional=plain, text=f"{ours}"
+    )
+
+
+OUR_JUMP, THEIR_JUMP = jump_to_docker_user(ours=True), jump_to_docker_user(ours=False)
+MATCH_JUMP = jump_to_docker_user(ours=False, plain=False)
+INPUT_JUMP = jump_to_docker_user(ours=False, base="INPUT")
+CREATE = {"create": ("DOCKER-USER",)}
+DELETE = {"delete": ("DOCKER-USER",)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rules", "jumps", "expected"),
+    [
+        (True, None, [], CREATE),
+        (True, 0, [], {}),
+        (True, 1, [], {}),
+        (True, 0, [OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (True, 1, [OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (True, 0, [THEIR_JUMP], {"remove": (THEIR_JUMP,), "foreign": True}),
+        (True, 1, [THEIR_JUMP, OUR_JUMP], {"remove": (OUR_JUMP, THEIR_JUMP), "foreign": True}),
+        (True, 1, [THEIR_JUMP, THEIR_JUMP], {"remove": (THEIR_JUMP,), "foreign": True}),
+        (True, 0, [MATCH_JUMP, OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (True, 0, [INPUT_JUMP], {}),
+        (False, None, [], {}),
+        (False, 0, [], {}),
+        (False, 1, [], {}),
+        (False, 0, [OUR_JUMP], {"remove": (OUR_JUMP,), **DELETE}),
+        (False, 1, [OUR_JUMP], {}),
+        (False, 0, [THEIR_JUMP], {}),
+        (False, 1, [THEIR_JUMP], {}),
+        (False, 0, [THEIR_JUMP, OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (False, 1, [THEIR_JUMP, OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (False, 0, [MATCH_JUMP, OUR_JUMP], {"remove": (OUR_JUMP,)}),
+        (False, 1, [MATCH_JUMP, OUR_JUMP], {}),
+    ],
+)
+def test_docker_user_steps(
+    wanted: bool, rules: int | None, jumps: list[ObservedJump], expected: dict[str, object]
+) -> None:
+    """F12, I12, I13: by what is wanted, the number of rules in the chain, and the jumps to it."""
+    observed = ObservedTable(docker_user=rules, jumps=tuple(jumps))
+    expected_steps = DockerUserSteps(**expected)  # type: ignore[arg-type]
+    assert docker_user_steps(observed, wanted=wanted) == expected_steps
 
 
 # The order of the steps.
@@ -361,14 +416,14 @@ def test_interim_tables_guard_old_and_new_networks() -> None:
 
 def test_removal_writes_nat_first_and_raw_last(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X, web()))
-    changes = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=firewall.read())
+    changes = rewrite_tables(firewall.read(), EMPTY)
     assert order(changes) == ["nat", "filter", "raw"]
 
 
 def test_only_observed_tables_are_written(firewall: FakeFirewall) -> None:
     write(firewall, wanted(X))
     observed = {Table.FILTER: firewall.read()[Table.FILTER]}
-    changes = diff(applied=None, interim=EMPTY, wanted=EMPTY, observed=observed)
+    changes = rewrite_tables(observed, EMPTY)
     assert order(changes) == ["filter"]
 
 
@@ -438,7 +493,6 @@ def test_empty_table_matches_only_an_empty_ruleset() -> None:
 
 
 def test_jumps_differ_if_a_jump_is_added_or_removed() -> None:
-    assert jumps_differ(None, EMPTY)
     assert not jumps_differ(EMPTY, EMPTY)
     assert jumps_differ(ruleset(wanted(X)), ruleset(wanted(X, web())))
     assert not jumps_differ(ruleset(wanted(X, web())), ruleset(wanted(X, web(), web(7070))))

@@ -27,7 +27,7 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.diff import TableChange, diff, jumps_differ, matches
+from ipv6natd.netfilter.diff import TableChange, diff_chains, jumps_differ, matches, rewrite_tables
 from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict
 from ipv6natd.policy.desired import desired, with_old_networks
@@ -380,10 +380,12 @@ firewalls = st.sampled_from([(FOREIGN,), (FOREIGN, USER)])
 
 def changes(firewall: FakeFirewall, want: Desired, before: Desired | None) -> list[TableChange]:
     rules = ruleset(want)
-    old = None if before is None else ruleset(before)
-    interim = rules if before is None else ruleset(with_old_networks(before, want))
-    read = firewall.read() if jumps_differ(old, rules) else None
-    return diff(applied=old, interim=interim, wanted=rules, observed=read)
+    if before is None:
+        return rewrite_tables(firewall.read(), rules)
+    old, interim = ruleset(before), ruleset(with_old_networks(before, want))
+    if jumps_differ(old, rules):
+        return rewrite_tables(firewall.read(), rules, interim=interim)
+    return diff_chains(old, rules, interim=interim)
 
 
 def write(firewall: FakeFirewall, want: Desired, before: Desired | None) -> None:
@@ -472,7 +474,7 @@ def test_between_writes_the_filter_closes_every_target_of_dnat(old: Desired, new
 def test_a_formatted_change_is_one_transaction_in_the_grammar(want: Desired) -> None:
     """A change is one table, from its name to its COMMIT, and all its rules are in the grammar."""
     rules = ruleset(want)
-    for change in diff(applied=EMPTY, interim=rules, wanted=rules, observed=None):
+    for change in diff_chains(EMPTY, rules):
         lines = format_change(change).splitlines()
         assert (lines[0], lines[-1]) == (f"*{change.table}", "COMMIT")
         assert lines.count("COMMIT") == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.netfilter.diff import diff, matches
+from ipv6natd.netfilter.diff import matches, rewrite_tables
 from ipv6natd.netfilter.rules import GUARD_TABLES, Ruleset, Table, TableRules
 from ipv6natd.policy.ruleset import closed_guard
 from ipv6natd.sync import offline
@@ -73,7 +73,7 @@ def test_rules_in_force_of_the_first_version_are_not_replaced(
 ) -> None:
     """A restart during an upgrade loses no connection; the first pass comes within a second."""
     before = without_sources(NOW)
-    for change in diff(applied=None, interim=before, wanted=before, observed=firewall.read()):
+    for change in rewrite_tables(firewall.read(), before):
         firewall.write(change)
     save(before)
     writes = firewall.writes
