@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Mapping as Map
 from contextlib import suppress
-from functools import partial
 
 from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.parse import parse_save
-from ipv6natd.netfilter.render import format_change_in_chunks
+from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import TOOL_DIRECTORIES, run, which
 
@@ -65,7 +64,7 @@ def probe_kernel(backend: Backend) -> None:
     """Raises FirewallError if the kernel rejects a match or target of ours. Writes nothing."""
     _run(
         [_variant_tool(backend, "restore"), "--noflush", "--wait", "--test"],
-        stdin=lambda: [PROBE_RULES],
+        stdin=PROBE_RULES,
     )
 
 
@@ -118,13 +117,10 @@ class RestoreFirewall:
 
     def write(self, change: TableChange) -> None:
         """See Firewall."""
-        self._run_restore(partial(format_change_in_chunks, change))
+        self.restore(format_change(change))
 
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table. Raises FirewallError."""
-        self._run_restore(lambda: [text])
-
-    def _run_restore(self, text: Callable[[], Iterable[str]]) -> None:
         argv = [self._restore, "--noflush", "--wait"]
         _run(argv, stdin=text, timeout=self._timeout, on_start=self._write_processes.append)
 
@@ -167,14 +163,14 @@ def _lock_environment() -> dict[str, str]:
 def _run(
     argv: list[str],
     *,
-    stdin: Callable[[], Iterable[str]] = lambda: (),
+    stdin: str = "",
     timeout: float = TOOL_TIMEOUT,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> str:
     command = " ".join(argv)
     try:
         result = run(
-            argv, stdin=stdin(), timeout=timeout, environment=_lock_environment(), on_start=on_start
+            argv, stdin=stdin, timeout=timeout, environment=_lock_environment(), on_start=on_start
         )
     except subprocess.TimeoutExpired:
         raise FirewallError(
@@ -184,7 +180,7 @@ def _run(
     except OSError as error:
         raise FirewallError(f"{command} cannot be run: {error.strerror}") from error
     if result.returncode != 0:
-        text = _refusal_text(command, result.returncode, result.stderr, "".join(stdin()))
+        text = _refusal_text(command, result.returncode, result.stderr, stdin)
         if missing := _MISSING_TABLE.search(result.stderr):
             raise MissingTable(_printable(text), Table(missing[1]))
         raise FirewallError(_printable(text))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
-from itertools import islice
 from socket import AF_INET6, inet_ntop
 
 from ipv6natd.netfilter.diff import TableChange
@@ -26,20 +25,10 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 
-_CHUNK_LINES = 500
-"""Lines in a chunk: about the capacity of a pipe."""
-
 
 def format_change(change: TableChange) -> str:
     """The change as `ip6tables-restore --noflush` reads it."""
-    return "".join(format_change_in_chunks(change))
-
-
-def format_change_in_chunks(change: TableChange) -> Iterator[str]:
-    """The text of format_change in chunks: the tool reads one while the next is made."""
-    lines = _change_lines(change)
-    while chunk := list(islice(lines, _CHUNK_LINES)):
-        yield "\n".join(chunk) + "\n"
+    return "".join(f"{line}\n" for line in _change_lines(change))
 
 
 def _change_lines(change: TableChange) -> Iterator[str]:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -55,17 +54,15 @@ def run(
     argv: list[str],
     *,
     timeout: float,
-    stdin: str | Iterable[str] = "",
+    stdin: str = "",
     environment: Mapping[str, str] | None = None,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end and return its output and exit code.
 
     Raises OSError if it cannot be started. After `timeout` seconds kills it and raises
-    subprocess.TimeoutExpired. `on_start` gets the process id. The pieces of `stdin` are generated
-    while the tool reads.
+    subprocess.TimeoutExpired. `on_start` gets the process id.
     """
-    deadline = time.monotonic() + timeout
     process = subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,
@@ -79,8 +76,7 @@ def run(
     )
     try:
         on_start(process.pid)
-        _write_stdin(process, [stdin] if isinstance(stdin, str) else stdin, deadline)
-        out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0))
+        out, err = process.communicate(stdin, timeout)
     except BaseException:
         process.kill()
         # A process in uninterruptible sleep does not end even now. The caller must not wait for it.
@@ -93,25 +89,6 @@ def run(
                 assert pipe is not None
                 pipe.close()
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
-
-
-def _write_stdin(process: subprocess.Popen[str], pieces: Iterable[str], deadline: float) -> None:
-    """Write to a tool until `deadline`; it may not read, for example while it waits for a lock."""
-    assert process.stdin is not None
-    pipe = process.stdin.fileno()
-    os.set_blocking(pipe, False)
-    writable = select.poll()
-    writable.register(pipe, select.POLLOUT)
-    for piece in pieces:
-        data = piece.encode("utf-8", "surrogateescape")
-        while data:
-            wait = deadline - time.monotonic()
-            if wait <= 0 or not writable.poll(wait * 1000):
-                raise subprocess.TimeoutExpired(process.args, wait)
-            try:
-                data = data[os.write(pipe, data) :]
-            except BrokenPipeError:
-                return  # the tool stopped reading; its exit code and errors say why
 
 
 async def spawn_monitor(*argv: str) -> asyncio.subprocess.Process:
