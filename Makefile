@@ -40,7 +40,7 @@ test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV
 
 lock: $(VENV)/tools/.stamp ## Raise the pinned versions in tests/lock to the newest
 	@for name in build test tools; do $(UV) --group=$$name --output-file=$(LOCK)/$$name.txt; done
-	@$(UV) pyproject.toml --output-file=$(LOCK)/newest.txt
+	@$(UV) --extra=legacy pyproject.toml --output-file=$(LOCK)/newest.txt
 
 audit: $(VENV)/tools/.stamp ## Ask PyPI whether a version in tests/lock has a known vulnerability
 	@failed=0; for name in build test tools newest; do echo "$$name:"; \

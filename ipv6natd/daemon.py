@@ -19,7 +19,6 @@ from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.leftovers import read_leftovers, remove_leftovers
-from ipv6natd.firewall.monitor import read_interval, watch
 from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
@@ -100,8 +99,8 @@ class Daemon:
     async def _watch_drift(self) -> None:
         firewall = await self._reconciler.opened_firewall()
         await asyncio.gather(
-            watch(firewall, self._reconciler.verify),
-            self._reconciler.verify_regularly(read_interval(firewall)),
+            firewall.watch(self._reconciler.verify),
+            self._reconciler.verify_regularly(firewall.read_interval),
         )
 
     async def _notify_watchdog(self) -> None:

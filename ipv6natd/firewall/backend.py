@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ipv6natd.netfilter.diff import Observed, TableChange
@@ -22,11 +22,16 @@ class MissingTable(FirewallError):
 
 
 class Firewall(Protocol):
-    """Reads and writes the tables of one variant. All calls block and may wait for the lock."""
+    """Reads and writes the tables of one variant. All calls but `watch` block and may wait for the
+    lock."""
 
     @property
     def backend(self) -> Backend:
         """The variant of ip6tables."""
+
+    @property
+    def read_interval(self) -> float:
+        """Seconds between two full reads, which find what `watch` misses."""
 
     def read(self) -> Observed:
         """The observed state of the tables.
@@ -43,3 +48,6 @@ class Firewall(Protocol):
 
     def write(self, change: TableChange) -> None:
         """Apply a change in one transaction, completely or (FirewallError) not at all."""
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` if another program may have written. Runs until it is cancelled."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from ipv6natd.firewall.backend import Firewall, FirewallError
+import logging
+
+from ipv6natd.firewall.backend import Firewall
+from ipv6natd.firewall.legacy import LegacyFirewall
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.netfilter.rules import Backend
+
+log = logging.getLogger(__name__)
 
 
 def open_firewall(setting: str) -> Firewall:
@@ -15,9 +20,12 @@ def open_firewall(setting: str) -> Firewall:
     # Not at the top: the import of python-iptables loads kernel modules and libraries of the legacy
     # variant, which must not happen on a host with the nft variant.
     try:
-        from ipv6natd.firewall.legacy import LegacyFirewall
+        from ipv6natd.firewall.libiptc import LibiptcWriter
     except (ImportError, OSError) as error:
-        text = f"python-iptables cannot be loaded: {error}; install the package python3-iptables"
-        raise FirewallError(text) from None
-
-    return LegacyFirewall()
+        firewall = LegacyFirewall(None)
+        log.info(
+            "python-iptables cannot be loaded (%s): ip6tables-legacy-restore writes all changes",
+            error,
+        )
+        return firewall
+    return LegacyFirewall(LibiptcWriter().write)

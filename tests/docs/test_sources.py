@@ -12,8 +12,8 @@ def test_python_iptables_is_loaded_lazily() -> None:
     offenders = [
         name
         for name, path in modules().items()
-        if name != "firewall.legacy"
+        if name != "firewall.libiptc"
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Import | ast.ImportFrom) and "legacy" in ast.unparse(node)
+        if isinstance(node, ast.Import | ast.ImportFrom) and "iptc" in ast.unparse(node)
     ]
     assert offenders == []

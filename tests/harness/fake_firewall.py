@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from ipv6natd.firewall.backend import FirewallError, MissingTable
@@ -48,6 +48,14 @@ class FakeFirewall:
     def backend(self) -> Backend:
         """The simulated variant."""
         return self._backend
+
+    @property
+    def read_interval(self) -> float:
+        """See Firewall."""
+        return 60
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """A test calls `changed` itself."""
 
     def read(self) -> Observed:
         """See Firewall."""

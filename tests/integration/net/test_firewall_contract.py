@@ -1,7 +1,7 @@
 """The contract of every firewall: the same cases on the fake, on nft and on legacy.
 
-The legacy backend builds rules in this process. Its rules must equal, byte for byte, those that
-the restore tool builds.
+With python-iptables, the legacy backend builds rules in this process. Its rules must equal, byte
+for byte, those that the restore tool builds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -21,13 +22,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.firewall.legacy import LegacyFirewall
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
+from ipv6natd.firewall.xtables import table_sizes
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedTable, TableChange
 from ipv6natd.netfilter.rules import (
@@ -48,9 +50,6 @@ from ipv6natd.netfilter.rules import (
 from tests.harness.fake_firewall import FakeFirewall
 from tests.harness.needs import lack, need
 from tests.integration.net.conftest import fresh_namespace
-
-if TYPE_CHECKING:
-    from ipv6natd.firewall.legacy import LegacyFirewall
 
 TO_FORWARD = BaseJump(
     base="FORWARD", rule=Rule(target=Jump("IPV6NAT-FORWARD"), comment=COMMENT), first=True
@@ -136,10 +135,10 @@ def legacy_firewall(*, timeout: float = 30, max_rules: int = 200) -> LegacyFirew
         # python-iptables 1.0.1 imports distutils.
         warnings.simplefilter("ignore")
         try:
-            from ipv6natd.firewall.legacy import LegacyFirewall
+            from ipv6natd.firewall.libiptc import LibiptcWriter
         except ImportError as error:
             lack(f"python-iptables ({error})")
-    return LegacyFirewall(timeout=timeout, max_rules=max_rules)
+    return LegacyFirewall(LibiptcWriter().write, timeout=timeout, max_rules=max_rules)
 
 
 @functools.cache
@@ -155,16 +154,20 @@ def need_backend(backend: Backend) -> None:
         lack(f"a kernel with the {backend} variant")
 
 
-@pytest.fixture(params=["fake", "nft", "legacy"])
-def host(request: pytest.FixtureRequest) -> Host:
+@pytest.fixture(params=["fake", "nft", "legacy", "legacy without python-iptables"])
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Host:
     if request.param == "fake":
         fake = FakeFirewall()
         return Host(firewall=fake, load=fake.load, save=fake.dump)
-    backend = Backend(request.param)
+    backend = Backend(request.param.partition(" ")[0])
     need_backend(backend)
     request.getfixturevalue("namespace")
     request.getfixturevalue("xtables_lock")
-    return real_host(RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall())
+    if request.param == "legacy":
+        return real_host(legacy_firewall())
+    monkeypatch.setitem(sys.modules, "iptc", None)
+    monkeypatch.delitem(sys.modules, "ipv6natd.firewall.libiptc", raising=False)
+    return real_host(open_firewall(backend))
 
 
 @pytest.fixture
@@ -606,25 +609,24 @@ def test_10000_legacy_rules_equal_those_of_the_restore_tool(legacy: Host) -> Non
     assert legacy.observed(Table.NAT) == observed
 
 
-def test_large_legacy_write_removes_jumps_by_position(legacy: Host) -> None:
+def test_large_legacy_write_removes_jumps(legacy: Host) -> None:
     legacy.firewall.write(every_rule(Table.NAT))
     ours = legacy.observed(Table.NAT).jumps
     assert len(ours) == 2
     legacy.firewall.write(replace(scattered(300), remove=ours[1:]))
     (left,) = legacy.observed(Table.NAT).jumps
     assert left == ours[0]
-    with pytest.raises(FirewallError, match="no rule"):
+    with pytest.raises(FirewallError, match=r"-D PREROUTING .* IPV6NAT-B"):
         legacy.firewall.write(replace(scattered(300), remove=ours[1:]))
 
 
 def test_table_sizes_match_the_kernel(legacy: Host) -> None:
-    firewall = legacy_firewall()
-    assert firewall.table_sizes() == dict.fromkeys(Table, (0, 0))
+    assert table_sizes() == dict.fromkeys(Table, (0, 0))
     assert legacy.dump() == ""
-    firewall.write(scattered(10))
-    before = firewall.table_sizes()[Table.NAT]
-    firewall.write(scattered(11))
-    after = firewall.table_sizes()[Table.NAT]
+    legacy.firewall.write(scattered(10))
+    before = table_sizes()[Table.NAT]
+    legacy.firewall.write(scattered(11))
+    after = table_sizes()[Table.NAT]
     assert after[0] == before[0] + 1
     assert after[1] > before[1]
 

@@ -33,7 +33,7 @@ pkgrel=1
 arch=('any')
 provides=(
     'dbus' 'iproute2' 'iptables' 'python' 'systemd' 'python-build' 'python-hatchling'
-    'python-installer' 'python-dbus-next' 'python-docker' 'python-iptables' 'python-requests'
+    'python-installer' 'python-dbus-next' 'python-docker' 'python-requests'
     'python-sdnotify'
 )
 """

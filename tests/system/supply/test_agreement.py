@@ -34,7 +34,7 @@ FLOORS = {
     name: (floor, ceiling)
     for name, floor, ceiling in (
         re.fullmatch(r"([a-z-]+)>=([\d.]+),<([\d.]+)", each).groups()  # type: ignore[union-attr]
-        for each in PROJECT["dependencies"]
+        for each in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["legacy"])
     )
 }
 DEBIAN = {
@@ -45,6 +45,7 @@ DEBIAN = {
     "python-iptables": "python3-iptables",
 }
 ARCH = {each: "python-" + each.removeprefix("python-") for each in LIBRARIES}
+OPTIONAL = {"python-iptables"}
 LICENCES = {
     "BSD 2-Clause License": "BSD-2-Clause",
     "MIT License": "MIT",
@@ -116,14 +117,21 @@ def test_tests_on_debian_12_run_with_the_lower_bounds() -> None:
 def test_packages_depend_on_each_library() -> None:
     recipe = (ROOT / "packaging" / "arch" / "PKGBUILD").read_text()
     depends = set(re.search(r"^depends=\((.*?)\)", recipe, re.M | re.S)[1].split())  # type: ignore[index]
-    assert {f"'{each}'" for each in ARCH.values()} <= depends
+    required = {package for each, package in ARCH.items() if each not in OPTIONAL}
+    assert {f"'{each}'" for each in required} <= depends
+    assert not {f"'{each}'" for each in OPTIONAL} & depends
+    assert all(f"\n    '{each}: " in recipe for each in OPTIONAL)
     srcinfo = (ROOT / "packaging" / "arch" / ".SRCINFO").read_text()
-    assert set(ARCH.values()) <= set(re.findall(r"^\tdepends = (\S+)$", srcinfo, re.M))
+    assert required <= set(re.findall(r"^\tdepends = (\S+)$", srcinfo, re.M))
+    assert set(re.findall(r"^\toptdepends = (\S+):", srcinfo, re.M)) >= OPTIONAL
     control = (ROOT / "packaging" / "deb" / "debian" / "control").read_text()
     source, package = control.split("\n\n")
     # dh_python3 derives them from pyproject.toml, without versions; Debian 12 has the oldest.
     assert " ${python3:Depends}," in package
-    assert set(DEBIAN.values()) <= set(re.findall(r"^ (python3-\S+?),?(?: |$)", source, re.M))
+    needed = set(re.findall(r"^ (python3-\S+?),?(?: |$)", source, re.M))
+    assert {DEBIAN[each] for each in DEBIAN if each not in OPTIONAL} <= needed
+    recommends = package.partition("Recommends:")[2].partition("Description:")[0].split(",")
+    assert {DEBIAN[each] for each in OPTIONAL} <= {each.strip() for each in recommends}
     for name, floor in re.findall(r"(python3-\S+) \(>= (\S+)\)", control):
         assert floor == FLOORS[next(each for each in DEBIAN if DEBIAN[each] == name)][0]
 
@@ -184,7 +192,8 @@ def test_every_pip_requirement_is_pinned_with_hashes(name: str) -> None:
 @pytest.mark.parametrize("name", ["build", "test", "tools", "newest"])
 def test_every_dependency_in_pyproject_is_pinned(name: str) -> None:
     groups = PYPROJECT["dependency-groups"]
-    named = PROJECT["dependencies"] if name == "newest" else groups[name]
+    newest = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["legacy"]]
+    named = newest if name == "newest" else groups[name]
     pinned = locked(name)
     assert {re.match(r"[a-z-]+", each)[0] for each in named} <= set(pinned)  # type: ignore[index]
 

@@ -1,13 +1,10 @@
-"""The output of `nft monitor`, and the interval of full reads."""
+"""The output of `nft monitor`."""
 
 from __future__ import annotations
 
 import pytest
 
-from ipv6natd.firewall import monitor
-from ipv6natd.firewall.monitor import MonitorOutput, read_interval
-from ipv6natd.netfilter.rules import Backend
-from tests.harness.fake_firewall import FakeFirewall
+from ipv6natd.firewall.monitor import MonitorOutput
 
 OURS = 4242
 RULE = "add rule ip6 nat IPV6NAT-DNAT handle 7 tcp dport 80 counter packets 0 bytes 0 accept\n"
@@ -50,12 +47,3 @@ def test_a_foreign_generation_counts_if_it_changes_ipv6(size: int) -> None:
 
 def test_a_generation_without_a_process_is_foreign() -> None:
     assert foreign_writes(RULE + "# new generation 9\n")[-1]
-
-
-def test_the_read_interval_depends_on_what_reports_edits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit that keeps the size of a legacy table is found within a minute."""
-    monkeypatch.setattr(monitor, "_NFT", "/usr/sbin/nft")
-    assert read_interval(FakeFirewall(Backend.LEGACY)) == 60
-    assert read_interval(FakeFirewall(Backend.NFT)) > 60
-    monkeypatch.setattr(monitor, "_NFT", None)
-    assert read_interval(FakeFirewall(Backend.NFT)) < 2
