@@ -6,8 +6,8 @@ Pure values. The names in Docker's JSON stay in `engine.parse`, rules in `policy
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Map
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -142,6 +142,11 @@ class Network:
     gateway_endpoints: tuple[tuple[str, IPv6Address], ...] = ()
     """(container id, address) of swarm tasks on docker_gwbridge. Only the inspect of that network
     lists them."""
+
+    @property
+    def managed(self) -> bool:
+        """True if ipv6natd manages this network: a decided one, see policy.networks."""
+        return self.driver == "bridge" and self.enable_ipv6 and not self.problem
 
     @property
     def closed(self) -> bool:
@@ -288,15 +293,36 @@ def _with_ids(mappings: Sequence[Mapping], ids: set[int]) -> list[Mapping]:
     return [mapping for mapping in mappings if id(mapping) in ids] if ids else []
 
 
-def port_ranges(ports: Iterable[int]) -> list[tuple[int, int]]:
-    """(first, last) of each range of consecutive ports, sorted; `ports` may contain duplicates."""
-    ranges: list[tuple[int, int]] = []
-    for port in sorted(set(ports)):
-        if ranges and port == ranges[-1][1] + 1:
-            ranges[-1] = ranges[-1][0], port
-        else:
-            ranges.append((port, port))
-    return ranges
+class Outcome(StrEnum):
+    """What happens to a port binding."""
+
+    FORWARDED = "forwarded"
+    """By a mapping, whose rules are ours."""
+    NATIVE = "native"
+    """By a mapping, whose rules are the engine's."""
+    DIRECT = "direct"
+    IPV4_ONLY = "ipv4-only"
+    SKIPPED = "skipped"
+    """It has a row of its own in Desired.skipped."""
+    UNMANAGED = "unmanaged"
+    """Its network has a row in Desired.skipped."""
+    PENDING = "pending"
+    PROXY = "proxy"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PortDecision:
+    """The outcome of one port binding of a container, and the reason unless it is forwarded."""
+
+    container: Container
+    network: Network | None
+    """The network of the container's gateway."""
+    binding: PortBinding
+    host_address: IPv6Address | None
+    """The host's IPv6 address that the binding is for; None if it is for IPv4 only."""
+    outcome: Outcome
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +350,7 @@ class RejectedPorts:
     last: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class DirectAccess:
     """Ports of a container's own address that are reachable without DNAT."""
 
@@ -364,6 +390,9 @@ class Desired:
     engines before 27 let the userland proxy listen on them."""
     other_sources: tuple[OtherSource, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    decisions: Map[str, tuple[PortDecision, ...]] = field(default_factory=dict, compare=False)
+    """Container id -> the decisions about its bindings, without the bindings for IPv4 that the
+    engine also lists for IPv6. A decision is equal only to itself."""
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None
     engine_writes: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
-from ipv6natd.report.ports import Outcome
+from ipv6natd.model import Outcome
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable, table
 
 Row = Mapping[str, Any]

@@ -5,29 +5,30 @@ Every decision about reachability is made here and in `ruleset`, and nowhere els
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
-from itertools import compress
-from operator import itemgetter
+from typing import NamedTuple
 
 from ipv6natd.model import (
+    LOOPBACK,
     Container,
     Desired,
-    EngineRules,
     ManagedBy,
     Mapping,
     Network,
+    Outcome,
     Policy,
+    PortDecision,
     Protocol,
     RejectedPorts,
-    Skipped,
     Snapshot,
-    port_ranges,
 )
 from ipv6natd.policy.cache import IdentityCache
-from ipv6natd.policy.networks import managed_networks, network_order
+from ipv6natd.policy.networks import decided_networks, network_order, skipped_networks
 from ipv6natd.policy.port_bindings import (
+    ANSWERS_ON_LOOPBACK,
+    Changes,
     ContainerPorts,
     HostPortRequest,
     PortRange,
@@ -36,10 +37,12 @@ from ipv6natd.policy.port_bindings import (
     forwarded_ranges,
     host_port_ranges,
     port_mapping,
+    port_ranges,
     range_identity,
+    refused,
     rejected_ports,
     resolve_conflicts,
-    split_loopback,
+    skipped_ports,
 )
 
 MAX_WARNINGS_PER_NETWORK = 5
@@ -71,6 +74,15 @@ class DesiredCache:
     )
 
 
+class HostPorts(NamedTuple):
+    """The host ports with one owner each, by what is done with them."""
+
+    forwarded: list[HostPortRequest]
+    rejected: list[HostPortRequest]
+    """Clients that cannot be forwarded are rejected. Empty if the userland proxy serves them."""
+    changes: Changes
+
+
 def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = None) -> Desired:
     """The decisions for these facts.
 
@@ -78,79 +90,84 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
     byte.
     """
     cache = cache or DesiredCache()
-    networks, skipped = managed_networks(snapshot, policy)
-    all_networks = sorted(snapshot.networks, key=network_order)
+    networks = decided_networks(snapshot, policy)
     ports = cache.container_ports.map(
         snapshot.containers,
-        lambda container: container_ports(container, all_networks, networks, policy),
-        key=(all_networks, networks, policy),
+        lambda container: container_ports(container, networks, policy),
+        key=(networks, policy),
     )
-    requests, conflicting = resolve_conflicts(
-        [request for wanted in ports for request in wanted.requests]
-    )
-    engine_writes = _engine_writes(requests, snapshot)
-    if engine_writes:
-        networks = _with_managed_by(networks, snapshot.engine_rules)
-    our_bridges = {
-        network.bridge for network in networks.values() if network.managed_by is ManagedBy.IPV6NATD
-    }
-    direct_access = [
-        access
-        for wanted in ports
-        for access in wanted.direct_access
-        if access.bridge in our_bridges
-    ]
-    with_messages = _with_messages(snapshot.containers, ports)
-    skipped += [skip for wanted in with_messages for skip in wanted.skipped] + conflicting
-    if not snapshot.tracks_sctp:
-        sctp = [
-            request.protocol is Protocol.SCTP and request.network.bridge in our_bridges
-            for request in requests
-        ]
-        skipped += [_skipped(request, _SCTP_UNSUPPORTED) for request in compress(requests, sctp)]
-        requests = [request for request, is_sctp in zip(requests, sctp, strict=True) if not is_sctp]
-    on_loopback, forwarded = split_loopback(requests)
-    if not snapshot.userland_proxy:
-        skipped += [_skipped(request, _NO_LOOPBACK) for request in on_loopback]
+    owned, conflicts = resolve_conflicts(request for each in ports for request in each.requests)
+    engine_writes = _engine_writes(owned, snapshot)
+    engine_bridges = snapshot.engine_rules.bridges if engine_writes else frozenset()
+    host_ports = _host_ports(owned, engine_bridges, snapshot)
     mappings = cache.mappings.map(
-        forwarded_ranges(forwarded),
-        lambda port_range: port_mapping(port_range, networks[port_range[0].network.id].managed_by),
-        key=our_bridges,
+        forwarded_ranges(host_ports.forwarded),
+        lambda port_range: port_mapping(port_range, engine_bridges),
+        key=engine_bridges,
     )
-    rejected: list[RejectedPorts] = []
-    if not snapshot.userland_proxy:
-        our_requests = [request for request in requests if request.network.bridge in our_bridges]
-        rejected = cache.rejected.map(host_port_ranges(our_requests), rejected_ports)
-    warnings = [warning for wanted in with_messages for warning in wanted.warnings]
+    rejected = cache.rejected.map(host_port_ranges(host_ports.rejected), rejected_ports)
+    changes = conflicts | host_ports.changes
+    noted = _with_messages(ports)
+    skipped = skipped_networks(networks, snapshot)
+    skipped += (skipped for each in noted for skipped in each.skipped)
+    skipped += skipped_ports(changes.values())
+    warnings = [warning for each in noted for warning in each.warnings]
     warnings += _missing_address_warnings(mappings, snapshot.host_addresses)
     return Desired(
-        networks=tuple(_with_warnings(networks, warnings)),
+        networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
         mappings=tuple(mappings),
         rejected=tuple(rejected),
-        direct_access=tuple(coalesce(direct_access)),
-        proxy_udp_ports=tuple(
-            port_ranges(port for wanted in ports for port in wanted.proxy_udp_ports)
-        ),
-        other_sources=tuple(
-            sorted({source for wanted in ports for source in wanted.other_sources})
-        ),
+        direct_access=tuple(coalesce(access for each in ports for access in each.direct_access)),
+        proxy_udp_ports=tuple(port_ranges(port for each in ports for port in each.proxy_udp_ports)),
+        other_sources=tuple(sorted({source for each in ports for source in each.other_sources})),
         skipped=tuple(dict.fromkeys(skipped)),
+        decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
         engine_writes=engine_writes,
     )
 
 
-def _with_messages(
-    containers: Iterable[Container], ports: list[ContainerPorts]
-) -> list[ContainerPorts]:
-    """The containers' ports with skipped ports or warnings, sorted by container name."""
-    found = [
-        (container.name, container.id, wanted)
-        for container, wanted in zip(containers, ports, strict=True)
-        if wanted.skipped or wanted.warnings
-    ]
-    return [wanted for _, _, wanted in sorted(found, key=itemgetter(0, 1))]
+def _host_ports(
+    owned: list[HostPortRequest], engine_bridges: frozenset[str], snapshot: Snapshot
+) -> HostPorts:
+    changes: Changes = {}
+    if not snapshot.tracks_sctp:
+        sctp = [request for request in owned if request.decision.binding.protocol is Protocol.SCTP]
+        changes = refused(_ours(sctp, engine_bridges), _SCTP_UNSUPPORTED)
+        owned = [request for request in owned if request.decision not in changes]
+    loopback = int(LOOPBACK)
+    on_loopback = [request for request in owned if request.key[1] == loopback]
+    forwarded = [request for request in owned if request.key[1] != loopback]
+    if snapshot.userland_proxy:
+        changes |= refused(on_loopback, ANSWERS_ON_LOOPBACK, Outcome.PROXY)
+        return HostPorts(forwarded, [], changes)
+    changes |= refused(on_loopback, _NO_LOOPBACK)
+    return HostPorts(forwarded, _ours(owned, engine_bridges), changes)
+
+
+def _ours(requests: list[HostPortRequest], engine_bridges: frozenset[str]) -> list[HostPortRequest]:
+    return [request for request in requests if request.network.bridge not in engine_bridges]
+
+
+def _with_messages(ports: list[ContainerPorts]) -> list[ContainerPorts]:
+    """The ports of containers with skipped ports or warnings, sorted by container name."""
+    return sorted(
+        (each for each in ports if each.skipped or each.warnings),
+        key=lambda each: (each.container.name, each.container.id),
+    )
+
+
+def _final_decisions(
+    ports: list[ContainerPorts], changes: Changes
+) -> dict[str, tuple[PortDecision, ...]]:
+    """Container id -> its decisions, with the changed ones replaced."""
+    decisions = {each.container.id: each.decisions for each in ports}
+    for container_id in {decision.container.id for decision in changes}:
+        decisions[container_id] = tuple(
+            changes.get(decision, decision) for decision in decisions[container_id]
+        )
+    return decisions
 
 
 def with_old_networks(old: Desired, new: Desired) -> Desired:
@@ -174,25 +191,10 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
     if engine is None or not engine.may_write_ipv6_rules:
         return False
     return engine.ip6tables is not None or all(
-        (request.protocol, request.host_port) in rules.ports
+        (request.decision.binding.protocol, request.decision.binding.host_port) in rules.ports
         for request in requests
         if request.network.bridge in rules.bridges
     )
-
-
-def _with_managed_by(networks: dict[str, Network], rules: EngineRules) -> dict[str, Network]:
-    """The networks, each with the program that writes its rules.
-
-    The engine may have failed to write the rules of one network, for example because the kernel
-    lacked a table when the network was created.
-    """
-    warnings = (_NO_ENGINE_RULES,) if rules.bridges else ()
-    return {
-        key: replace(network, managed_by=ManagedBy.ENGINE)
-        if network.bridge in rules.bridges
-        else replace(network, warnings=(*network.warnings, *warnings))
-        for key, network in networks.items()
-    }
 
 
 def _missing_address_warnings(
@@ -214,22 +216,23 @@ def _missing_address_warnings(
             )
 
 
-def _with_warnings(
-    networks: dict[str, Network], warnings: list[tuple[str, str]]
+def _managed_networks(
+    decided: list[Network], engine_bridges: frozenset[str], warnings: list[tuple[str, str]]
 ) -> Iterator[Network]:
-    """The networks with the warnings about their ports added."""
+    """The managed networks, each with the program that writes its rules and with its warnings.
+
+    The engine may have failed to write the rules of one network, for example because the kernel
+    lacked a table when the network was created.
+    """
     by_network: dict[str, list[str]] = {}
     for network_id, warning in warnings:
         by_network.setdefault(network_id, []).append(warning)
-    for network in networks.values():
+    for network in decided:
+        if not network.managed:
+            continue
         more = by_network.get(network.id, [])[:MAX_WARNINGS_PER_NETWORK]
+        if network.bridge in engine_bridges:
+            network = replace(network, managed_by=ManagedBy.ENGINE)
+        elif engine_bridges:
+            more = [_NO_ENGINE_RULES, *more]
         yield replace(network, warnings=(*network.warnings, *more)) if more else network
-
-
-def _skipped(request: HostPortRequest, reason: str) -> Skipped:
-    return Skipped(
-        container_name=request.container.name,
-        network=request.network.name,
-        port=f"{request.container_port}/{request.protocol}",
-        reason=reason,
-    )

@@ -33,29 +33,38 @@ class Attachment(NamedTuple):
     network: Network
 
 
-def managed_networks(
-    snapshot: Snapshot, policy: Policy
-) -> tuple[dict[str, Network], list[Skipped]]:
-    """The managed networks by id, sorted by name, and the IPv6 networks that are not managed."""
-    managed: dict[str, Network] = {}
-    skipped: list[Skipped] = []
+def decided_networks(snapshot: Snapshot, policy: Policy) -> list[Network]:
+    """All networks, sorted by name. `problem` is set for each that has IPv6 and is not managed."""
+    networks = sorted(snapshot.networks, key=network_order)
+    if _is_rootless(snapshot):
+        return [replace(network, problem=_ROOTLESS) for network in networks]
     bridges: dict[str, str] = {}
-    if snapshot.engine is not None and snapshot.engine.rootless:
-        return {}, [Skipped(container_name="", network="", port="", reason=_ROOTLESS)]
-    for network in sorted(snapshot.networks, key=network_order):
-        if network.driver != "bridge" or not network.enable_ipv6:
-            reason = network.problem if network.driver != "bridge" else ""
-        else:
-            reason = _unmanaged_reason(network, policy)
-            if not reason and network.bridge in bridges:
-                other = bridges[network.bridge]
-                reason = f"its bridge {network.bridge} belongs to network '{other}'"
-            if not reason:
+    decided: list[Network] = []
+    for network in networks:
+        if network.driver == "bridge":
+            problem = _problem(network, policy, bridges) if network.enable_ipv6 else ""
+            if problem != network.problem:
+                network = replace(network, problem=problem)
+            if network.managed:
                 bridges[network.bridge] = network.name
-                managed[network.id] = _with_usable_source(network, snapshot.host_addresses)
-        if reason:
-            skipped.append(Skipped(container_name="", network=network.name, port="", reason=reason))
-    return _with_routes(managed, snapshot.routes), skipped
+                network = _with_usable_source(network, snapshot.host_addresses)
+        decided.append(network)
+    return _with_routes(decided, snapshot.routes)
+
+
+def skipped_networks(decided: Iterable[Network], snapshot: Snapshot) -> list[Skipped]:
+    """The networks with IPv6 that are not managed; one row for all of a rootless engine."""
+    if _is_rootless(snapshot):
+        return [Skipped(container_name="", network="", port="", reason=_ROOTLESS)]
+    return [
+        Skipped(container_name="", network=network.name, port="", reason=network.problem)
+        for network in decided
+        if network.problem
+    ]
+
+
+def _is_rootless(snapshot: Snapshot) -> bool:
+    return snapshot.engine is not None and snapshot.engine.rootless
 
 
 def network_order(network: Network) -> tuple[str, str]:
@@ -107,14 +116,16 @@ def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:
     return Endpoint(network_id=network.id, address=address, has_gateway4=True, has_gateway6=True)
 
 
-def _unmanaged_reason(network: Network, policy: Policy) -> str:
+def _problem(network: Network, policy: Policy, bridges: dict[str, str]) -> str:
+    """Why a network with IPv6 is not managed; `bridges` are those of the networks before it."""
     if network.problem:
         return network.problem
     if not network.subnets:
         return "it has IPv6 enabled but no valid IPv6 subnet; recreate it with --subnet"
     foreign = [subnet for subnet in network.subnets if not _in_nat_prefixes(subnet, policy)]
     if not foreign:
-        return ""
+        other = bridges.get(network.bridge)
+        return f"its bridge {network.bridge} belongs to network '{other}'" if other else ""
     reason = (
         f"its subnet {foreign[0]} is not in nat_prefixes "
         f"({', '.join(map(str, policy.nat_prefixes))}); use a ULA subnet or widen nat_prefixes"
@@ -131,31 +142,33 @@ def _in_nat_prefixes(subnet: IPv6Network, policy: Policy) -> bool:
     return any(subnet.subnet_of(prefix) for prefix in policy.nat_prefixes)
 
 
-def _with_routes(networks: dict[str, Network], routes: Iterable[Route]) -> dict[str, Network]:
-    """The networks, with the routes from which valid source addresses follow."""
+def _with_routes(networks: list[Network], routes: Iterable[Route]) -> list[Network]:
+    """The networks; managed ones with the routes from which valid source addresses follow."""
     routes = sorted(routes)
-    routed = {key: tuple(_routed_prefixes(network, routes)) for key, network in networks.items()}
-    prefixes = {key: (*network.subnets, *routed[key]) for key, network in networks.items()}
+    managed = [network for network in networks if network.managed]
+    prefixes = {
+        network.id: (*network.subnets, *_routed_prefixes(network, routes)) for network in managed
+    }
     known = PrefixIndex(prefix for group in prefixes.values() for prefix in group)
     parts: dict[IPv6Network, list[Route]] = {}
     for route in routes:
         for whole in known.supernets(route.prefix):
             parts.setdefault(whole, []).append(route)
-    if not parts and not any(routed.values()):
-        return networks
-    return {
-        key: replace(
+    return [
+        replace(
             network,
-            routed_prefixes=routed[key],
+            routed_prefixes=prefixes[network.id][len(network.subnets) :],
             routes_elsewhere=tuple(
                 route
-                for prefix in prefixes[key]
+                for prefix in prefixes[network.id]
                 for route in parts.get(prefix, ())
                 if route.interface != network.bridge
             ),
         )
-        for key, network in networks.items()
-    }
+        if routes and network.id in prefixes
+        else network
+        for network in networks
+    ]
 
 
 def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:

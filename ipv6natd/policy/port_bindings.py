@@ -1,12 +1,13 @@
-"""Port bindings of containers -> requests for host ports, with one owner each, as ranges."""
+"""Port bindings of containers -> decisions, and requests for host ports with one owner each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
-from itertools import count, groupby
-from operator import attrgetter
+from itertools import count, groupby, product
+from operator import attrgetter, itemgetter
+from typing import TypeVar
 
 from ipv6natd.model import (
     ANY,
@@ -18,8 +19,10 @@ from ipv6natd.model import (
     Mapping,
     Network,
     OtherSource,
+    Outcome,
     Policy,
     PortBinding,
+    PortDecision,
     Protocol,
     RejectedPorts,
     Skipped,
@@ -27,111 +30,251 @@ from ipv6natd.model import (
 )
 from ipv6natd.policy.networks import Attachment, attachments, gateway_attachment
 
+T = TypeVar("T")
 ANY_IPV4 = IPv4Address(0)
+ANSWERS_ON_LOOPBACK = "Docker's userland proxy answers on [::1]"
+NOT_IN_FORCE = "its rules are not in force yet; see `ipv6natctl status`"
 HostPort = tuple[bool, int, Protocol, int]
 """Whether the address is the wildcard, the address as a number, the protocol, and the port.
 Addresses sort before the wildcard: the first matching rule wins."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HostPortRequest:
-    """A container's request for one host port."""
+    """A request for the host port of a binding; `decision` holds unless the request is refused."""
 
-    container: Container
+    decision: PortDecision
     network: Network
     address: IPv6Address
-    protocol: Protocol
     host_address: IPv6Address
-    host_port: int
-    container_port: int
     key: HostPort
-    proxy_binds_address: bool = field(compare=False)
+    proxy_binds_address: bool
     """True if the binding itself names `host_address`, so the userland proxy listens only there."""
+    target: tuple[str, int, bool]
+    """Equal for requests that one rule can serve if their ports are consecutive."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPorts:
-    """The ports of one container: requested, directly reachable, and skipped."""
+    """The decisions about the ports of one container, and what follows from them."""
 
-    requests: tuple[HostPortRequest, ...] = ()
-    direct_access: tuple[DirectAccess, ...] = ()
-    proxy_udp_ports: tuple[int, ...] = ()
+    container: Container
+    decisions: tuple[PortDecision, ...]
+    requests: tuple[HostPortRequest, ...]
+    """One for each decision to forward."""
+    direct_access: tuple[DirectAccess, ...]
+    proxy_udp_ports: tuple[int, ...]
     """See Desired; may contain duplicates."""
-    other_sources: tuple[OtherSource, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    warnings: tuple[tuple[str, str], ...] = ()
+    other_sources: tuple[OtherSource, ...]
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[tuple[str, str], ...]
     """(network id, warning) for each port with different host ports for IPv4 and IPv6."""
 
 
 def container_ports(
-    container: Container,
-    networks: Iterable[Network],
-    managed: dict[str, Network],
-    policy: Policy,
+    container: Container, networks: Iterable[Network], policy: Policy
 ) -> ContainerPorts:
-    """The ports of a container; `networks` are all networks, managed or not."""
+    """The ports of a container; `networks` are all networks, as decided."""
     attached = attachments(container, networks)
     gateway = gateway_attachment(attached)
-    network = managed.get(gateway.network.id) if gateway else None
-    skipped = [_skipped(container, gateway, port, reason) for port, reason in container.problems]
-    requests: list[HostPortRequest] = []
-    direct_access: list[DirectAccess] = []
-    proxy_udp_ports: list[int] = []
-    ports_with_any = {
-        (binding.container_port, binding.protocol)
-        for binding in container.bindings
-        if binding.host_address == ANY
-    }
-    for binding in container.bindings:
-        key = binding.container_port, binding.protocol
-        if key in ports_with_any and _is_fallback(binding, policy):
-            continue
-        host_address = ipv6_host_address(binding, gateway.network if gateway else None, policy)
-        if host_address is None:
-            continue
-        direct_access += _direct_access(binding, attached, gateway, managed, policy)
-        port = f"{binding.container_port}/{binding.protocol}"
-        proxy_binds_address = host_address == binding.host_address != ANY
-        if not binding.host_port:
-            continue
-        if network is not None and not network.uses_nat:
-            # A socket that is bound to a unicast address receives no multicast.
-            if binding.protocol is Protocol.UDP and not proxy_binds_address:
-                proxy_udp_ports.append(binding.host_port)
-            continue
-        reason = _unreachable_reason(attached, gateway, managed, host_address)
-        if reason:
-            skipped.append(_skipped(container, gateway, port, reason))
-        elif gateway and network and gateway.endpoint.address:
-            requests.append(
-                HostPortRequest(
-                    container=container,
-                    network=network,
-                    address=gateway.endpoint.address,
-                    protocol=binding.protocol,
-                    host_address=host_address,
-                    host_port=binding.host_port,
-                    container_port=binding.container_port,
-                    key=(
-                        host_address == ANY,
-                        int(host_address),
-                        binding.protocol,
-                        binding.host_port,
-                    ),
-                    proxy_binds_address=proxy_binds_address,
-                )
-            )
-    warnings: list[tuple[str, str]] = []
-    if network and requests:
-        warnings = [(network.id, warning) for warning in _port_number_warnings(container)]
+    network = gateway.network if gateway else None
+    decisions = [
+        PortDecision(
+            container=container,
+            network=network,
+            binding=binding,
+            host_address=host_address,
+            outcome=outcome,
+            reason=reason,
+        )
+        for binding, host_address in _host_addresses(container.bindings, network, policy)
+        for outcome, reason in [_outcome(binding, host_address, attached, gateway)]
+    ]
+    requests = [
+        _request(decision, gateway)
+        for decision in decisions
+        if decision.outcome is Outcome.FORWARDED
+    ]
+    bindings = [decision.binding for decision in decisions if decision.host_address is not None]
+    warnings = _port_number_warnings(container) if requests else ()
     return ContainerPorts(
+        container=container,
+        decisions=tuple(decisions),
         requests=tuple(requests),
-        direct_access=tuple(direct_access),
-        proxy_udp_ports=tuple(proxy_udp_ports),
+        direct_access=tuple(_direct_access(bindings, attached, gateway, policy)),
+        proxy_udp_ports=tuple(_proxy_udp_ports(decisions)),
         other_sources=tuple(_other_sources(attached, gateway)),
-        skipped=tuple(skipped),
-        warnings=tuple(warnings),
+        skipped=(*unreadable_ports(container, network), *skipped_ports(decisions)),
+        warnings=tuple((network.id, warning) for warning in warnings) if network else (),
     )
+
+
+def _host_addresses(
+    bindings: Iterable[PortBinding], network: Network | None, policy: Policy
+) -> Iterator[tuple[PortBinding, IPv6Address | None]]:
+    """The bindings with the host's IPv6 address that each is for; None if it is for IPv4 only.
+
+    A binding for IPv4 that the engine also lists for IPv6 is left out.
+    """
+    for_any: set[tuple[Protocol, int]] = set()
+    for_ipv6: set[tuple[Protocol, int, int, IPv6Address | None]] = set()
+    for binding in bindings:
+        if not isinstance(binding.host_address, IPv4Address):
+            port = binding.protocol, binding.container_port
+            if binding.host_address == ANY:
+                for_any.add(port)
+            host_address = _host_address(binding, network, policy, has_any=False)
+            for_ipv6 |= {(*port, binding.host_port, host_address), (*port, binding.host_port, None)}
+    for binding in bindings:
+        port = binding.protocol, binding.container_port
+        host_address = _host_address(binding, network, policy, has_any=port in for_any)
+        if not (
+            isinstance(binding.host_address, IPv4Address)
+            and (*port, binding.host_port, host_address) in for_ipv6
+        ):
+            yield binding, host_address
+
+
+def _host_address(
+    binding: PortBinding, network: Network | None, policy: Policy, *, has_any: bool
+) -> IPv6Address | None:
+    """The host's IPv6 address that a binding is for; None if it is for IPv4 only.
+
+    Docker lists `::` if the user named no address: the network's default for IPv6 bindings then
+    replaces it. A default for IPv4 bindings hides the IPv6 binding in Docker's list; the default
+    for IPv6 applies nevertheless. Engine 28 without the userland proxy omits the IPv6 binding of a
+    container without an IPv6 gateway; the request is then taken from HostConfig.
+
+    `has_any`: the engine also lists a binding of the port to `::`. Before Docker 27 the two
+    families may get different host ports.
+    """
+    address = binding.host_address
+    default = network.host_binding_ipv6 if network else None
+    if address is None or address == ANY:
+        return default or ANY
+    if isinstance(address, IPv6Address):
+        return address
+    if address in policy.address_map:
+        return policy.address_map[address]
+    if policy.ipv4_any_means_ipv6:
+        if address == ANY_IPV4:
+            return default or ANY
+    elif has_any:
+        return None
+    chosen = not binding.explicit_address
+    is_ipv6_too = default or (network is None and address == ANY_IPV4)
+    return (default or ANY) if chosen and is_ipv6_too else None
+
+
+def _outcome(
+    binding: PortBinding,
+    host_address: IPv6Address | None,
+    attached: list[Attachment],
+    gateway: Attachment | None,
+) -> tuple[Outcome, str]:
+    """The outcome and the reason, before host ports are assigned."""
+    if host_address is None:
+        return Outcome.IPV4_ONLY, _ipv4_only_reason(binding)
+    network = gateway.network if gateway else None
+    if network is not None and network.managed and not network.uses_nat:
+        if gateway and gateway.endpoint.address and not network.closed:
+            return Outcome.DIRECT, "its network has no NAT: clients use the container's own address"
+    elif binding.host_port:
+        if reason := _unreachable_reason(attached, gateway, host_address):
+            return Outcome.SKIPPED, reason
+        if network is not None and network.managed:
+            return Outcome.FORWARDED, ""
+    if host_address == LOOPBACK:
+        return Outcome.PROXY, ANSWERS_ON_LOOPBACK
+    return _network_outcome(network)
+
+
+def _ipv4_only_reason(binding: PortBinding) -> str:
+    reason = f"it is bound to {binding.host_address}, an IPv4 address; publish it on [::]"
+    if binding.host_address == ANY_IPV4:
+        return f"{reason}, or set ipv4_any_means_ipv6 = true"
+    return f"{reason}, or on an IPv6 address of this host"
+
+
+def _unreachable_reason(
+    attached: list[Attachment], gateway: Attachment | None, host_address: IPv6Address
+) -> str:
+    """Why a binding cannot be forwarded over IPv6; empty if it can, or if IPv6 is not requested.
+
+    For a container that is on IPv4 networks only, Docker lists `::` because the userland proxy can
+    connect an IPv6 client to an IPv4 address. That is no request for IPv6.
+    """
+    if gateway is None or gateway.endpoint.address is None:
+        managed = [network for _, network in attached if network.managed]
+        if all(network.closed for network in managed):
+            return ""
+        return (
+            f"the container has no IPv6 address on network '{managed[0].name}'; "
+            "check if a sysctl disables IPv6 in the container"
+        )
+    if gateway.network.managed and host_address in LINK_LOCAL:
+        return (
+            f"{host_address} is link-local, and link-local clients cannot be forwarded; "
+            "bind to `::`"
+        )
+    return ""
+
+
+def _network_outcome(network: Network | None) -> tuple[Outcome, str]:
+    """The outcome of a binding that decides nothing itself."""
+    if network is None:
+        return Outcome.PROXY, (
+            "the container has no network with an IPv6 gateway, so Docker's userland proxy "
+            "forwards the port and hides the client's address; connect it to a network with a "
+            "ULA subnet"
+        )
+    if network.problem:
+        return Outcome.UNMANAGED, f"network '{network.name}' is not handled: {network.problem}"
+    if network.closed:
+        return Outcome.CLOSED, f"network '{network.name}' accepts no connections from outside"
+    if not network.enable_ipv6:
+        return Outcome.PROXY, f"network '{network.name}' has no IPv6: create it with --ipv6"
+    return Outcome.PENDING, NOT_IN_FORCE
+
+
+def _request(decision: PortDecision, gateway: Attachment | None) -> HostPortRequest:
+    assert gateway is not None
+    address, host_address = gateway.endpoint.address, decision.host_address
+    assert address is not None
+    assert host_address is not None
+    binding, proxy_binds_address = decision.binding, _proxy_binds_address(decision)
+    return HostPortRequest(
+        decision=decision,
+        network=gateway.network,
+        address=address,
+        host_address=host_address,
+        key=(host_address == ANY, int(host_address), binding.protocol, binding.host_port),
+        proxy_binds_address=proxy_binds_address,
+        target=(
+            decision.container.id,
+            binding.container_port - binding.host_port,
+            proxy_binds_address,
+        ),
+    )
+
+
+def _proxy_binds_address(decision: PortDecision) -> bool:
+    return decision.host_address == decision.binding.host_address != ANY
+
+
+def _proxy_udp_ports(decisions: Iterable[PortDecision]) -> Iterator[int]:
+    for decision in decisions:
+        network, binding = decision.network, decision.binding
+        if network is None or not network.managed or network.uses_nat:
+            return
+        # A socket that is bound to a unicast address receives no multicast.
+        if (
+            decision.host_address is not None
+            and binding.host_port
+            and binding.protocol is Protocol.UDP
+            and not _proxy_binds_address(decision)
+        ):
+            yield binding.host_port
 
 
 def _other_sources(
@@ -144,74 +287,27 @@ def _other_sources(
             yield OtherSource(endpoint.address, network.bridge, gateway.network.bridge)
 
 
-def _skipped(container: Container, gateway: Attachment | None, port: str, reason: str) -> Skipped:
-    name = gateway.network.name if gateway else ""
-    return Skipped(container_name=container.name, network=name, port=port, reason=reason)
-
-
-def ipv6_host_address(
-    binding: PortBinding, network: Network | None, policy: Policy
-) -> IPv6Address | None:
-    """The host's IPv6 address that a binding is for; None if it is for IPv4 only.
-
-    Docker lists `::` if the user named no address: the network's default for IPv6 bindings then
-    replaces it. A default for IPv4 bindings hides the IPv6 binding in Docker's list; the default
-    for IPv6 applies nevertheless. Engine 28 without the userland proxy omits the IPv6 binding of a
-    container without an IPv6 gateway; the request is then taken from HostConfig.
-    """
-    address = binding.host_address
-    default = network.host_binding_ipv6 if network else None
-    if isinstance(address, IPv4Address):
-        if address in policy.address_map:
-            return policy.address_map[address]
-        if not binding.explicit_address and (default or (network is None and address == ANY_IPV4)):
-            return default or ANY
-        any_counts = policy.ipv4_any_means_ipv6 and address == ANY_IPV4
-        return (default or ANY) if any_counts else None
-    if address is None or address == ANY:
-        return default or ANY
-    return address
-
-
-def _is_fallback(binding: PortBinding, policy: Policy) -> bool:
-    """True if this IPv4 binding is used for IPv6 only when the engine lists no `::` binding.
-
-    Before Docker 27 the two families may get different host ports.
-    """
-    address = binding.host_address
-    return (
-        isinstance(address, IPv4Address)
-        and not binding.explicit_address
-        and address not in policy.address_map
-        and not policy.ipv4_any_means_ipv6
-    )
-
-
-def _unreachable_reason(
-    attached: list[Attachment],
-    gateway: Attachment | None,
-    managed: dict[str, Network],
-    host_address: IPv6Address,
-) -> str:
-    """Why a binding cannot be forwarded over IPv6; empty if it can, or if IPv6 is not requested.
-
-    For a container that is on IPv4 networks only, Docker lists `::` because the userland proxy can
-    connect an IPv6 client to an IPv4 address. That is no request for IPv6.
-    """
-    if gateway is None or gateway.endpoint.address is None:
-        ours = [managed[network.id] for _, network in attached if network.id in managed]
-        if all(network.closed for network in ours):
-            return ""
-        return (
-            f"the container has no IPv6 address on network '{ours[0].name}'; "
-            "check if a sysctl disables IPv6 in the container"
+def unreadable_ports(container: Container, network: Network | None) -> Iterator[Skipped]:
+    """A row for each binding that could not be parsed; `network` is the gateway's."""
+    for port, reason in container.problems:
+        yield Skipped(
+            container_name=container.name,
+            network=network.name if network else "",
+            port=port,
+            reason=reason,
         )
-    if gateway.network.id in managed and host_address in LINK_LOCAL:
-        return (
-            f"{host_address} is link-local, and link-local clients cannot be forwarded; "
-            "bind to `::`"
-        )
-    return ""
+
+
+def skipped_ports(decisions: Iterable[PortDecision]) -> Iterator[Skipped]:
+    """A row for each binding that is skipped."""
+    for decision in decisions:
+        if decision.outcome is Outcome.SKIPPED:
+            yield Skipped(
+                container_name=decision.container.name,
+                network=decision.network.name if decision.network else "",
+                port=f"{decision.binding.container_port}/{decision.binding.protocol}",
+                reason=decision.reason,
+            )
 
 
 def _port_number_warnings(container: Container) -> Iterator[str]:
@@ -237,10 +333,9 @@ def _joined(ports: set[int]) -> str:
 
 
 def _direct_access(
-    binding: PortBinding,
-    attached: list[Attachment],
+    bindings: list[PortBinding],
+    attached: Iterable[Attachment],
     gateway: Attachment | None,
-    managed: dict[str, Network],
     policy: Policy,
 ) -> Iterator[DirectAccess]:
     """Direct access as Docker permits it.
@@ -248,16 +343,15 @@ def _direct_access(
     On a routed network, to each endpoint. With NAT, only to the gateway endpoint: from trusted
     interfaces, or from every interface with allow_direct_routing.
     """
-    for endpoint, attached_network in attached:
-        network = managed.get(attached_network.id)
-        if network is None or network.closed or endpoint.address is None:
+    for endpoint, network in attached:
+        if not network.managed or network.closed or endpoint.address is None:
             continue
         interfaces: tuple[str, ...] = ("",)
         if network.uses_nat:
-            if gateway is None or network.id != gateway.network.id:
+            if gateway is None or network is not gateway.network:
                 continue
             interfaces = ("",) if policy.allow_direct_routing else network.trusted_interfaces
-        for interface in interfaces:
+        for interface, binding in product(interfaces, bindings):
             yield DirectAccess(
                 bridge=network.bridge,
                 in_interface=interface,
@@ -268,50 +362,56 @@ def _direct_access(
             )
 
 
-def resolve_conflicts(
-    requests: list[HostPortRequest],
-) -> tuple[list[HostPortRequest], list[Skipped]]:
-    """The requests with one owner for each host port, sorted, and the conflicting ones.
+Changes = dict[PortDecision, PortDecision]
+"""A decision to forward -> the decision that replaces it."""
+
+
+def refused(
+    requests: Iterable[HostPortRequest], reason: str, outcome: Outcome = Outcome.SKIPPED
+) -> Changes:
+    """The new decisions for these requests."""
+    return {
+        request.decision: replace(request.decision, outcome=outcome, reason=reason)
+        for request in requests
+    }
+
+
+def resolve_conflicts(requests: Iterable[HostPortRequest]) -> tuple[list[HostPortRequest], Changes]:
+    """The requests with one owner for each host port, sorted, and the new decisions for the others.
 
     The container with the lowest id is the owner.
     """
     owners: dict[HostPort, HostPortRequest] = {}
-    conflicting: list[HostPortRequest] = []
+    losers: list[HostPortRequest] = []
     for request in requests:
         owner = owners.setdefault(request.key, request)
-        # With ipv4_any_means_ipv6, bindings to `::` and to 0.0.0.0 are the same request.
-        if owner is not request and owner != request:
+        # Two bindings may be one request: with ipv4_any_means_ipv6, those to `::` and to 0.0.0.0.
+        if owner is not request and _priority(owner) != _priority(request):
             owners[request.key], loser = sorted((owner, request), key=_priority)
-            conflicting.append(loser)
-    skipped = [
-        Skipped(
-            container_name=request.container.name,
-            network=request.network.name,
-            port=f"{request.container_port}/{request.protocol}",
-            reason=(
-                f"[{request.host_address}]:{request.host_port} already belongs to container "
-                f"'{owners[request.key].container.name}'; "
-                "publish one of the two on another port"
-            ),
+            losers.append(loser)
+    conflicts: Changes = {}
+    for loser in sorted(losers, key=_priority):
+        conflicts |= refused(
+            [loser],
+            f"[{loser.host_address}]:{loser.decision.binding.host_port} already belongs to "
+            f"container '{owners[loser.key].decision.container.name}'; "
+            "publish one of the two on another port",
         )
-        for request in sorted(conflicting, key=_priority)
-    ]
-    return sorted(owners.values(), key=attrgetter("key")), skipped
-
-
-def split_loopback(
-    requests: list[HostPortRequest],
-) -> tuple[list[HostPortRequest], list[HostPortRequest]]:
-    """The requests for [::1], which no rule can forward, and all others."""
-    loopback = int(LOOPBACK)
-    return (
-        [request for request in requests if request.key[1] == loopback],
-        [request for request in requests if request.key[1] != loopback],
-    )
+    return sorted(owners.values(), key=attrgetter("key")), conflicts
 
 
 def _priority(request: HostPortRequest) -> tuple[str, int]:
-    return request.container.id, request.container_port
+    return request.decision.container.id, request.decision.binding.container_port
+
+
+def ranges(items: Sequence[T], key: Callable[[int, T], object]) -> Iterator[tuple[T, int]]:
+    """Sorted items -> the first item of each range, and the number of items.
+
+    `key(index, item)` is equal for neighbours of one range: a port minus the index is constant.
+    """
+    for _, group in groupby(zip(map(key, count(), items), items, strict=False), itemgetter(0)):
+        members = list(group)
+        yield members[0][1], len(members)
 
 
 PortRange = tuple[HostPortRequest, int]
@@ -323,93 +423,78 @@ def range_identity(port_range: PortRange) -> tuple[int, int]:
     return id(port_range[0]), port_range[1]
 
 
-def forwarded_ranges(requests: Iterable[HostPortRequest]) -> Iterator[PortRange]:
+def forwarded_ranges(requests: list[HostPortRequest]) -> Iterator[PortRange]:
     """Sorted requests -> ranges that one rule can serve: consecutive ports of one container, and
     on the host."""
 
-    def shared(index: int, request: HostPortRequest) -> object:
+    def key(index: int, request: HostPortRequest) -> object:
         wildcard, address, protocol, port = request.key
-        return (
-            port - index,
-            address,
-            protocol,
-            wildcard,
-            request.container_port - index,
-            id(request.container),
-            request.proxy_binds_address,
-        )
+        return port - index, address, protocol, wildcard, request.target
 
-    return _ranges(requests, shared)
+    return ranges(requests, key)
 
 
-def host_port_ranges(requests: Iterable[HostPortRequest]) -> Iterator[PortRange]:
+def host_port_ranges(requests: list[HostPortRequest]) -> Iterator[PortRange]:
     """Sorted requests -> ranges of consecutive host ports, of any containers."""
 
-    def shared(index: int, request: HostPortRequest) -> object:
+    def key(index: int, request: HostPortRequest) -> object:
         wildcard, address, protocol, port = request.key
         return port - index, address, protocol, wildcard
 
-    return _ranges(requests, shared)
+    return ranges(requests, key)
 
 
-def _ranges(
-    requests: Iterable[HostPortRequest], shared: Callable[[int, HostPortRequest], object]
-) -> Iterator[PortRange]:
-    """`shared(index, request)` is equal for requests of one range: ports grow with the index."""
-    ordered = list(requests)
-    keys = map(shared, count(), ordered)
-    at = 0
-    for _, group in groupby(keys):
-        size = len(list(group))
-        yield ordered[at], size
-        at += size
-
-
-def port_mapping(port_range: PortRange, managed_by: ManagedBy) -> Mapping:
+def port_mapping(port_range: PortRange, engine_bridges: frozenset[str]) -> Mapping:
     """The mapping for a range."""
     request, count = port_range
+    container, binding = request.decision.container, request.decision.binding
+    bridge = request.network.bridge
     return Mapping(
-        container_id=request.container.id,
-        container_name=request.container.name,
+        container_id=container.id,
+        container_name=container.name,
         network_id=request.network.id,
         network_name=request.network.name,
-        bridge=request.network.bridge,
-        protocol=request.protocol,
+        bridge=bridge,
+        protocol=binding.protocol,
         host_address=request.host_address,
-        host_port=request.host_port,
+        host_port=binding.host_port,
         container_address=request.address,
-        container_port=request.container_port,
+        container_port=binding.container_port,
         proxy_binds_address=request.proxy_binds_address,
         count=count,
-        managed_by=managed_by,
+        managed_by=ManagedBy.ENGINE if bridge in engine_bridges else ManagedBy.IPV6NATD,
     )
 
 
 def rejected_ports(port_range: PortRange) -> RejectedPorts:
     """The rejected ports for a range."""
     request, count = port_range
+    binding = request.decision.binding
     return RejectedPorts(
-        protocol=request.protocol,
+        protocol=binding.protocol,
         host_address=request.host_address,
-        first=request.host_port,
-        last=request.host_port + count - 1,
+        first=binding.host_port,
+        last=binding.host_port + count - 1,
     )
 
 
 def coalesce(direct_access: Iterable[DirectAccess]) -> Iterator[DirectAccess]:
     """Each port once, consecutive ports as one range."""
-    current: DirectAccess | None = None
-    for access in sorted(set(direct_access), key=_access_order):
-        if current is not None:
-            next_port = current.last + 1
-            if access == replace(current, first=next_port, last=next_port):
-                current = replace(current, last=access.last)
-                continue
-            yield current
-        current = access
-    if current is not None:
-        yield current
+
+    def key(index: int, access: DirectAccess) -> object:
+        return (
+            access.first - index,
+            access.bridge,
+            access.in_interface,
+            access.address,
+            access.protocol,
+        )
+
+    for access, size in ranges(sorted(set(direct_access)), key):
+        yield replace(access, last=access.first + size - 1)
 
 
-def _access_order(access: DirectAccess) -> tuple[str, str, IPv6Address, Protocol, int]:
-    return access.bridge, access.in_interface, access.address, access.protocol, access.first
+def port_ranges(ports: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(first, last) of each range of consecutive ports, sorted; `ports` may contain duplicates."""
+    for first, size in ranges(sorted(set(ports)), lambda index, port: port - index):
+        yield first, first + size - 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from ipv6natd.model import Container, Desired, Network, Policy, Skipped, Snapshot
+from ipv6natd.model import Container, Desired, Network, Skipped, Snapshot
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.networks import (
@@ -21,7 +21,8 @@ from ipv6natd.policy.networks import (
     gateway_order,
     network_order,
 )
-from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_outcomes, port_row
+from ipv6natd.policy.port_bindings import unreadable_ports
+from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_reports, port_row
 from ipv6natd.report.status import Row, skipped_row
 
 MIN_ID_LENGTH = 4
@@ -53,7 +54,7 @@ class Explanation:
 
 
 def explanations(
-    query: str, snapshot: Snapshot, policy: Policy, desired: Desired, rules: Ruleset
+    query: str, snapshot: Snapshot, desired: Desired, rules: Ruleset
 ) -> list[Explanation]:
     """Explanations of the containers that `query` selects.
 
@@ -62,10 +63,7 @@ def explanations(
     """
     containers = _matching_containers(query, snapshot.containers)
     rules_by_port = dnat_rules(rules) if containers else {}
-    return [
-        _explanation(container, snapshot, policy, desired, rules_by_port)
-        for container in containers
-    ]
+    return [_explanation(container, snapshot, desired, rules_by_port) for container in containers]
 
 
 def _matching_containers(query: str, containers: Iterable[Container]) -> list[Container]:
@@ -91,19 +89,16 @@ def _matching_containers(query: str, containers: Iterable[Container]) -> list[Co
 
 
 def _explanation(
-    container: Container, snapshot: Snapshot, policy: Policy, desired: Desired, rules: DnatRules
+    container: Container, snapshot: Snapshot, desired: Desired, rules: DnatRules
 ) -> Explanation:
     all_attachments = attachments(container, sorted(snapshot.networks, key=network_order))
     used = gateway_attachment(all_attachments)
     has_mappings = any(mapping.container_id == container.id for mapping in desired.mappings)
-    skipped = [entry for entry in desired.skipped if entry.container_name == container.name]
-    ports = list(port_outcomes(container, used, policy, desired, rules))
-    port_reasons = {port.reason for port in ports}
     return Explanation(
         container=container,
         networks=tuple(_network_reports(all_attachments, used)),
-        ports=tuple(ports),
-        skipped=tuple(entry for entry in skipped if entry.reason not in port_reasons),
+        ports=tuple(dict.fromkeys(port_reports(container, desired, rules))),
+        skipped=tuple(unreadable_ports(container, used.network if used else None)),
         loopback=_loopback_text(desired) if has_mappings else "",
     )
 

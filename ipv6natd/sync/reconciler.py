@@ -214,7 +214,7 @@ class Reconciler:
         applied = self._applier.applied
         if isinstance(applied, Unknown):
             return []
-        facts = (self._snapshot(), self.policy, applied.desired, applied.ruleset)
+        facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
 
     def ruleset_text(self) -> str:

@@ -23,7 +23,7 @@ from ipv6natd.ctl.monitor import _EventReader, _line
 from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
 from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
-from ipv6natd.model import Desired, Policy, Snapshot
+from ipv6natd.model import Desired, Snapshot
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report import changes as journal
@@ -250,7 +250,7 @@ class Answering:
             return over_the_bus("s", marshal_text(format_ruleset(ruleset(self._want))))[0]
         if member == "Explain":
             rules = ruleset(self._want)
-            known = explain.explanations(args[0], self._facts, Policy(), self._want, rules)
+            known = explain.explanations(args[0], self._facts, self._want, rules)
             rows = [explain.explanation_row(explanation, {}) for explanation in known]
         elif member in self._lists:
             rows = self._lists[member](self._now)

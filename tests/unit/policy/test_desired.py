@@ -17,6 +17,7 @@ from ipv6natd.model import (
     Engine,
     GatewayMode,
     Network,
+    Outcome,
     Policy,
     PortBinding,
     Protocol,
@@ -151,6 +152,11 @@ CASES = {
     ),
     "B3: ipv4_any_means_ipv6 and a binding to both is one claim": Case(
         facts=snapshot(X, web("8080:80")), mappings=(TO_WEB,), policy=ANY_MEANS_IPV6
+    ),
+    "B3: ipv4_any_means_ipv6 beside a binding of the port to one IPv6 address": Case(
+        facts=snapshot(X, web("0.0.0.0:8080:80", "[2001:db8:1::10]:8080:80")),
+        mappings=("tcp [2001:db8:1::10]:8080 -> web [fd00:a::2]:80", TO_WEB),
+        policy=ANY_MEANS_IPV6,
     ),
     "B4: bound to [::]": Case(facts=snapshot(X, web("[::]:8080:80")), mappings=(TO_WEB,)),
     "B5: bound to one IPv6 address": Case(
@@ -518,6 +524,38 @@ def test_two_networks_with_one_bridge_the_first_by_name_is_managed() -> None:
     (skipped,) = want.skipped
     assert (skipped.network, skipped.container_name) == ("y", "")
     assert skipped.reason == "its bridge brX belongs to network 'x'"
+
+
+# Decisions.
+
+
+def decided(*facts: Network | Container, policy: Policy = DEFAULT) -> list[tuple[int, Outcome]]:
+    """The host port and the outcome of each binding of web."""
+    decisions = desired(snapshot(*facts), policy).decisions[identity("web")]
+    return [(decision.binding.host_port, decision.outcome) for decision in decisions]
+
+
+def test_decisions_have_one_outcome_for_each_binding() -> None:
+    ports = ("8080:80", "127.0.0.1:81:80", "[fe80::1]:82:80", "[::1]:83:80")
+    assert decided(X, web(*ports)) == [
+        (8080, Outcome.FORWARDED),
+        (81, Outcome.IPV4_ONLY),
+        (82, Outcome.SKIPPED),
+        (83, Outcome.PROXY),
+    ]
+
+
+def test_decisions_for_a_port_that_another_container_owns_say_skipped() -> None:
+    owner = container(name="owner", on=[X], ports=["8080:80"], id="0")
+    want = desired(snapshot(X, owner, web("8080:80", "8081:81")), Policy())
+    lost, forwarded = want.decisions[identity("web")]
+    assert (lost.outcome, forwarded.outcome) == (Outcome.SKIPPED, Outcome.FORWARDED)
+    assert [skip.reason for skip in want.skipped] == [lost.reason]
+
+
+def test_decisions_for_an_unmanaged_network_give_no_row_for_a_port() -> None:
+    assert decided(GUA, web("8080:80", on=GUA)) == [(8080, Outcome.UNMANAGED)]
+    assert len(desired(snapshot(GUA, web("8080:80", on=GUA)), Policy()).skipped) == 1
 
 
 # Ranges.

@@ -14,6 +14,7 @@ from ipv6natd.model import (
     EngineRules,
     GatewayMode,
     Network,
+    Outcome,
     Policy,
     Protocol,
     Snapshot,
@@ -22,7 +23,6 @@ from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report.explain import Explanation, explanation_row, explanations
-from ipv6natd.report.ports import Outcome
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
 
 DEFAULT = Policy()
@@ -34,7 +34,7 @@ def explained(
 ) -> list[Explanation]:
     facts_: Snapshot = replace(snapshot(*facts), **changes)
     want = desired(facts_, policy)
-    return explanations(query, facts_, policy, want, ruleset(want))
+    return explanations(query, facts_, want, ruleset(want))
 
 
 def outcomes(*facts: Network | Container, **how: Any) -> list[tuple[str, Outcome]]:
@@ -152,6 +152,28 @@ def test_conflicting_port_names_the_other_container() -> None:
     found = [port for explanation in explained("8080", A, one, two) for port in explanation.ports]
     assert sorted(port.outcome for port in found) == [Outcome.FORWARDED, Outcome.SKIPPED]
     assert any("already belongs to container" in port.reason for port in found)
+
+
+def test_every_skipped_binding_of_a_port_has_its_own_reason() -> None:
+    web = container(on=[A], ports=["[fe80::1]:8080:80", "[fe80::2]:8081:80"])
+    (explanation,) = explained("web", A, web)
+    assert [port.reason.split()[0] for port in explanation.ports] == ["fe80::1", "fe80::2"]
+    assert explanation.skipped == ()
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(allow_direct_routing=True)])
+def test_loopback_binding_is_left_to_the_proxy_also_with_direct_access(policy: Policy) -> None:
+    web = container(on=[A], ports=["[::1]:8080:80"])
+    assert outcomes(A, web, policy=policy) == [("[::1]:8080 -> 80/tcp", Outcome.PROXY)]
+
+
+def test_port_of_a_container_that_no_pass_has_seen_is_not_in_force() -> None:
+    before = desired(snapshot(A), DEFAULT)
+    facts = snapshot(A, container(on=[A], ports=[binding()]))
+    (explanation,) = explanations("web", facts, before, ruleset(before))
+    assert [(port.outcome, port.reason) for port in explanation.ports] == [
+        (Outcome.SKIPPED, "its rules are not in force yet; see `ipv6natctl status`")
+    ]
 
 
 def test_port_forwarded_by_the_engine_is_native() -> None:

@@ -8,7 +8,7 @@ from ipaddress import IPv6Network
 import pytest
 
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
-from ipv6natd.policy.networks import managed_networks
+from ipv6natd.policy.networks import decided_networks
 from ipv6natd.sync import local_host
 from ipv6natd.sync.local_host import HostFactsReader
 from tests.harness.build import network
@@ -107,8 +107,8 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
 
 
 def test_network_has_its_routed_prefixes_and_routes_elsewhere() -> None:
-    networks, _ = managed_networks(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
-    found = {network.name: network for network in networks.values()}
+    networks = decided_networks(Snapshot(networks=(X, WIDE), routes=tuple(ROUTES)), Policy())
+    found = {network.name: network for network in networks}
     assert found["wide"].routes_elsewhere == (ROUTES[3], ROUTES[4])
     assert found["wide"].routed_prefixes == ()
     assert found["x"].routes_elsewhere == ()
