@@ -23,6 +23,7 @@ from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import docker_ipv6nat
+from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.explain import explanation_row
@@ -278,7 +279,7 @@ class Daemon:
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
         """Remove the stale rules and return them. Raises BusError."""
-        if not (self._watch.connected and self._watch.listed):
+        if self._watch.state is not EngineState.CONNECTED:
             text = (
                 "cannot tell stale Docker rules from live ones while the Docker engine is "
                 "unreachable"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping as Map
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -65,6 +65,24 @@ class ManagedBy(StrEnum):
 
     IPV6NATD = "ipv6natd"
     ENGINE = "engine"
+
+
+class EngineState(Enum):
+    """What is known of the engine."""
+
+    STARTING = auto()
+    """Not known yet whether it answers."""
+    UNREACHABLE = auto()
+    """It never listed its objects, and the reason is known."""
+    CONNECTED = auto()
+    """Its objects are listed and followed."""
+    LOST = auto()
+    """The objects are the last known ones."""
+
+    @property
+    def has_facts(self) -> bool:
+        """True if the engine has listed its objects."""
+        return self in (EngineState.CONNECTED, EngineState.LOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import closing, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ipv6natd.engine import parse
 from ipv6natd.engine.client import (
@@ -28,13 +28,13 @@ from ipv6natd.engine.client import (
 )
 from ipv6natd.engine.dockerd import stopped_unit
 from ipv6natd.engine.endpoint import security_warnings
-from ipv6natd.model import GWBRIDGE, Container, Engine, Network
+from ipv6natd.engine.facts import Facts, Subject
+from ipv6natd.model import Container, Engine, EngineState, Network
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread, start_thread
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Network, Container)
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 MAX_PARALLEL_INSPECTS = 16
@@ -44,34 +44,70 @@ INSPECT_RETRY_DELAY = 1.0
 """Seconds before a failed inspect is repeated."""
 
 
+class InspectQueue:
+    """The objects to inspect again, and those whose inspect runs.
+
+    Never two inspects of one object at a time: the older response could arrive last.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Subject, bool] = {}
+        """True if the last event of the object was an end."""
+        self._running: set[Subject] = set()
+        self._changed = asyncio.Event()
+
+    def add(self, subject: Subject, *, ended: bool = False) -> None:
+        """Request an inspect; a request of the same object that still waits is replaced."""
+        self._waiting[subject] = ended
+        self._changed.set()
+
+    async def next(self) -> tuple[Subject, bool]:
+        """Wait for an object whose inspect may start, and whether its last event was an end."""
+        while True:
+            ready = (subject for subject in self._waiting if subject not in self._running)
+            if len(self._running) < MAX_PARALLEL_INSPECTS and (subject := next(ready, None)):
+                self._running.add(subject)
+                return subject, self._waiting.pop(subject)
+            self._changed.clear()
+            await self._changed.wait()
+
+    def done(self, subject: Subject) -> None:
+        """End an inspect."""
+        self._running.discard(subject)
+        self._changed.set()
+
+
 class EngineWatcher:
     """Follows one engine while run() runs.
 
     `networks` and `containers` have the last known facts by id, also while the engine is
-    unavailable. They must not be used before `listed`.
+    unavailable. They must not be used in a state without facts.
     """
 
     def __init__(
         self, address: EngineAddress, wake: Callable[[], None], *, resync_interval: float
     ) -> None:
-        self.tried = False
-        self.connected = False
-        self.listed = False
+        self.state = EngineState.STARTING
         self.waiting_for = "not connected yet"
         self.engine: Engine | None = None
-        self.networks: dict[str, Network] = {}
-        self.containers: dict[str, Container] = {}
+        self._facts = Facts()
         self._address = address
         self._logged_warnings: set[str] = set()
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: Client | None = None
-        # (kind, id) of each object to read again -> True if its last event was an end.
-        self._to_inspect: dict[tuple[str, str], bool] = {}
-        self._in_flight: set[tuple[str, str]] = set()
-        self._inspected_since_list: set[str] = set()
-        self._inspects_wanted = asyncio.Event()
+        self._inspects = InspectQueue()
         self._list_lock = asyncio.Lock()
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The networks by id."""
+        return self._facts.networks
+
+    @property
+    def containers(self) -> dict[str, Container]:
+        """The running containers by id."""
+        return self._facts.containers
 
     async def run(self, *, retry: bool) -> None:
         """Follow the engine forever; without `retry`, raise EngineUnavailable at a failure."""
@@ -80,7 +116,7 @@ class EngineWatcher:
             try:
                 await self._session()
             except EngineUnavailable as error:
-                delay = MIN_RETRY_DELAY if self.connected else delay
+                delay = MIN_RETRY_DELAY if self.state is EngineState.CONNECTED else delay
                 self._set_unavailable(str(error))
                 if not retry:
                     raise
@@ -105,13 +141,15 @@ class EngineWatcher:
             raise EngineUnavailable(reason)
 
     def _set_unavailable(self, reason: str) -> None:
-        if self.connected:
+        was_connected = self.state is EngineState.CONNECTED
+        changed = was_connected or reason != self.waiting_for
+        if was_connected:
             extra = log_fields(MessageId.ENGINE_LOST, reason=reason)
             log.warning("lost the Docker engine: %s; the rules stay", reason, extra=extra)
-        elif reason != self.waiting_for:
+        elif changed:
             log.info("waiting for the Docker engine: %s", reason)
-        changed = self.connected or reason != self.waiting_for
-        self.tried, self.connected, self.waiting_for = True, False, reason
+        self.state = EngineState.LOST if self.state.has_facts else EngineState.UNREACHABLE
+        self.waiting_for = reason
         if changed:
             self._wake()
 
@@ -124,14 +162,13 @@ class EngineWatcher:
         self._log_security_warnings(
             security_warnings(self._address.endpoint, verified=client.verified)
         )
-        self._to_inspect.clear()
-        self._in_flight.clear()
+        self._inspects = InspectQueue()
         events = None
         try:
             events, ended = await self._subscribe(client)
             await self._list(client)
             self._client = client
-            self.tried, self.connected, self.listed, self.waiting_for = True, True, True, ""
+            self.state, self.waiting_for = EngineState.CONNECTED, ""
             self._wake()
             await self._follow(client, ended)
         finally:
@@ -185,8 +222,7 @@ class EngineWatcher:
         container_id, network_id = parse.event_subjects(event)
         for kind, subject in (("container", container_id), ("network", network_id)):
             if subject:
-                self._to_inspect[kind, subject] = parse.is_end(event)
-                self._inspects_wanted.set()
+                self._inspects.add(Subject(kind, subject), ended=parse.is_end(event))
 
     async def _follow(self, client: Client, ended: asyncio.Future[str]) -> None:
         """List and inspect until the stream ends or a call fails.
@@ -217,103 +253,37 @@ class EngineWatcher:
             await self._list(client)
 
     async def _start_inspects(self, client: Client, start: Callable[[Work], None]) -> None:
-        """Start an inspect for each object of `_to_inspect`.
-
-        Never two of one object at a time: the older response could arrive last.
-        """
         while True:
-            await self._inspects_wanted.wait()
-            self._inspects_wanted.clear()
-            for subject in list(self._to_inspect):
-                if len(self._in_flight) >= MAX_PARALLEL_INSPECTS:
-                    break
-                if subject not in self._in_flight:
-                    ended = self._to_inspect.pop(subject)
-                    self._in_flight.add(subject)
-                    start(partial(self._inspect, client, subject, ended))
+            subject, ended = await self._inspects.next()
+            start(partial(self._inspect, client, subject, ended))
 
-    async def _inspect(self, client: Client, subject: tuple[str, str], ended: bool) -> None:
+    async def _inspect(self, client: Client, subject: Subject, ended: bool) -> None:
+        assert self.engine is not None
         try:
             if ended:
                 await self._raise_if_stopped()
-            self._store(subject, await in_thread(partial(inspect, client, *subject)))
+            raw = await in_thread(partial(inspect, client, *subject))
+            self._stored(*self._facts.store(subject, raw, self.engine))
         except InspectFailed as error:
             log.warning("cannot inspect %s %.12s: %s; retrying", *subject, error)
             await asyncio.sleep(INSPECT_RETRY_DELAY)
-            self._to_inspect[subject] = ended
+            self._inspects.add(subject, ended=ended)
         finally:
-            self._in_flight.discard(subject)
-            self._inspects_wanted.set()
-
-    def _store(self, subject: tuple[str, str], raw: object) -> None:
-        """Store the response of an inspect; `raw` is None for a removed object."""
-        kind, identity = subject
-        if kind == "network":
-            network = parse.network(raw)
-            # By the id of the response: docker_gwbridge is inspected by name.
-            identity = network.id if network else identity
-            self._inspected_since_list.add(identity)
-            changed = _put(self.networks, identity, network)
-        else:
-            assert self.engine is not None
-            self._inspected_since_list.add(identity)
-            container = parse.container(raw, self.engine)
-            changed = _put(self.containers, identity, container)
-            if container is not None:
-                self._request_unknown_networks(container)
-        if changed:
-            self._wake()
-
-    def _request_unknown_networks(self, container: Container) -> None:
-        """Request an inspect of each unknown network of a container."""
-        for endpoint in container.endpoints:
-            if endpoint.network_id not in self.networks:
-                self._to_inspect["network", endpoint.network_id] = False
-        if parse.on_gwbridge(container, self.networks):
-            self._to_inspect["network", GWBRIDGE] = False
+            self._inspects.done(subject)
 
     async def _list(self, client: Client) -> None:
         """Read all objects with two calls. An inspect during the calls is newer and is kept."""
-        # One at a time, because all lists share `_inspected_since_list`.
-        async with self._list_lock:
-            await self._list_once(client)
-
-    async def _list_once(self, client: Client) -> None:
-        self._inspected_since_list.clear()
         assert self.engine is not None
-        networks, containers = await in_thread(partial(list_all, client, self.engine))
-        old = self.networks, self.containers
-        self.networks = self._merge(
-            self.networks,
-            (parse.listed_network(network, self.networks) for network in networks),
-        )
-        for container in containers:
-            self._request_inspect(container, self.engine)
-        self.containers = self._merge(self.containers, containers)
-        if old != (self.networks, self.containers):
+        async with self._list_lock:
+            self._facts.begin_list()
+            lists = await in_thread(partial(list_all, client, self.engine))
+            self._stored(*self._facts.store_lists(*lists, self.engine))
+
+    def _stored(self, changed: bool, missing: Iterable[Subject]) -> None:
+        for subject in missing:
+            self._inspects.add(subject)
+        if changed:
             self._wake()
-
-    def _request_inspect(self, listed: Container, engine: Engine) -> None:
-        """Request the inspects that a listed container needs, except for facts already known."""
-        if parse.on_gwbridge(listed, self.networks):
-            self._to_inspect["network", GWBRIDGE] = False
-        if parse.needs_inspect(listed, engine, self.networks):
-            if parse.matches_inspect(listed, self.containers.get(listed.id)):
-                self._inspected_since_list.add(listed.id)
-            else:
-                self._to_inspect["container", listed.id] = False
-        if self._to_inspect:
-            self._inspects_wanted.set()
-
-    def _merge(self, known: dict[str, T], listed: Iterable[T | None]) -> dict[str, T]:
-        # An unchanged object keeps its identity: later steps compare identities first.
-        fresh = {
-            item.id: known[item.id] if known.get(item.id) == item else item
-            for item in listed
-            if item and item.id not in self._inspected_since_list
-        }
-        newer = {key: item for key, item in known.items() if key in self._inspected_since_list}
-        return fresh | newer
 
 
 async def _run_until_unavailable(work: Work, ended: asyncio.Future[str]) -> None:
@@ -325,17 +295,6 @@ async def _run_until_unavailable(work: Work, ended: asyncio.Future[str]) -> None
     except Exception as error:
         if not ended.done():
             ended.set_exception(error)
-
-
-def _put(known: dict[str, T], identity: str, value: T | None) -> bool:
-    """Store or remove an object; return True if that changed anything."""
-    if known.get(identity) == value:
-        return False
-    if value is None:
-        del known[identity]
-    else:
-        known[identity] = value
-    return True
 
 
 def _resolve(future: asyncio.Future[Any], value: object) -> None:

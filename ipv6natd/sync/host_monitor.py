@@ -22,7 +22,9 @@ CHECK_INTERVAL = 60.0
 class EngineNetworks(Protocol):
     """What a check needs from the engine."""
 
-    networks: dict[str, Network]
+    @property
+    def networks(self) -> dict[str, Network]:
+        """By id."""
 
 
 class HostMonitor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from ipv6natd import __version__
-from ipv6natd.model import Engine, Mapping, Network, mapping_changes
+from ipv6natd.model import Engine, EngineState, Mapping, Network, mapping_changes
 from ipv6natd.report.changes import log_changes
 from ipv6natd.report.status import Row, State, Status, mapping_id
 from ipv6natd.sync.applier import Applier, PassResult, position_reason
@@ -23,7 +23,7 @@ REMOVED_REASON = "all rules were removed on request; to write them again: ipv6na
 class EngineStatus(Protocol):
     """What the status shows of the engine."""
 
-    connected: bool
+    state: EngineState
     waiting_for: str
     engine: Engine | None
 
@@ -88,7 +88,7 @@ class Publisher:
         state, reasons = State.SYNCED, [self.config_error, *problems]
         if problems:
             state = State.DEGRADED
-        if not self.engine.connected:
+        if self.engine.state is not EngineState.CONNECTED:
             state = State.WAITING_FOR_DOCKER
             reasons.insert(1, self.engine.waiting_for)
         if self._monitor.rules_removed:
@@ -100,7 +100,7 @@ class Publisher:
             state=state,
             state_reason=_reason_summary([reason for reason in reasons if reason]),
             backend=self._applier.backend.value,
-            docker_connected=self.engine.connected,
+            docker_connected=self.engine.state is EngineState.CONNECTED,
             engine_version=engine.version if engine else "",
         )
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.host.findings import missing_module_hint
-from ipv6natd.model import Container, Engine, Network, Policy, Snapshot
+from ipv6natd.model import Container, Engine, EngineState, Network, Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import Applier, PassResult, Unknown
@@ -37,14 +37,17 @@ MAX_PASS_TIME = 180.0
 class EngineFacts(Protocol):
     """What the loop needs from the engine."""
 
-    tried: bool
-    """True once the engine answered, or the reason why it does not is known."""
-    connected: bool
+    state: EngineState
     waiting_for: str
     engine: Engine | None
-    listed: bool
-    networks: dict[str, Network]
-    containers: dict[str, Container]
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """By id."""
+
+    @property
+    def containers(self) -> dict[str, Container]:
+        """The running ones, by id."""
 
     async def relist(self) -> None:
         """Read all networks and containers again."""
@@ -235,11 +238,11 @@ class Reconciler:
 
     async def _run_pass(self) -> None:
         await self._remove_on_request()
-        if self.monitor.rules_removed or not self._engine.listed:
+        if self.monitor.rules_removed or not self._engine.state.has_facts:
             # Waiters keep waiting for a pass with the facts of the engine.
             self._retry.cancel()
             self.publisher.refresh()
-            if self._engine.tried:
+            if self._engine.state is not EngineState.STARTING:
                 self._first_pass.set()
             return
         requests, self._requests = self._requests, Requests()

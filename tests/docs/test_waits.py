@@ -18,6 +18,7 @@ from ipv6natd.engine.client import CALL_TIMEOUT, EngineAddress, EngineUnavailabl
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall import monitor as drift
 from ipv6natd.firewall import restore
+from ipv6natd.model import EngineState
 from ipv6natd.report import textfile
 from ipv6natd.sync import applier, reconciler
 from ipv6natd.system import process as tools
@@ -128,7 +129,7 @@ def test_the_engine_is_tried_with_growing_pauses_and_the_first_again_after_it_wa
 
     async def session(watch: EngineWatcher) -> None:
         if len(pauses) == 8:
-            watch.connected = True
+            watch.state = EngineState.CONNECTED
         raise EngineUnavailable("gone")
 
     monkeypatch.setattr(asyncio, "sleep", sleep)

@@ -19,7 +19,7 @@ from ipv6natd.engine import client as engine_client
 from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
-from ipv6natd.model import Container
+from ipv6natd.model import Container, EngineState
 from tests.harness.build import identity
 from tests.harness.fake_engine import (
     CUT,
@@ -101,7 +101,7 @@ class Watched:
         return container.endpoints[0].address if container else None
 
     async def connected(self) -> None:
-        await until(lambda: self.watch.connected)
+        await until(lambda: self.watch.state is EngineState.CONNECTED)
 
     async def emit(self, kind: str, action: str, name: str, **attributes: str) -> None:
         self.engine.emit(event(kind, action, name, **attributes))
@@ -149,7 +149,7 @@ def test_start_reads_all_objects_with_one_list_call_each(engine: FakeEngine) -> 
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
-        assert watched.watch.listed
+        assert watched.watch.state.has_facts
         assert watched.watch.waiting_for == ""
         assert len(watched.watch.containers) == 50
         assert set(watched.watch.networks) == {identity("x")}
@@ -182,7 +182,7 @@ def test_t1_watcher_is_not_listed_before_the_first_list(engine: FakeEngine) -> N
 
     async def scenario(watched: Watched) -> None:
         await until(lambda: engine.asked_for("/networks"))
-        assert (watched.watch.listed, watched.watch.connected) == (False, False)
+        assert watched.watch.state is EngineState.STARTING
         gate.set()
         await watched.connected()
 
@@ -442,7 +442,7 @@ def test_failed_inspect_is_repeated(engine: FakeEngine, bad: Answer) -> None:
         await until(lambda: engine.asked_for(INSPECT_WEB) >= 2)
         # The known facts stay until an inspect succeeds.
         assert watched.address("web") == IPv6Address("fd00:a::2")
-        assert watched.watch.connected
+        assert watched.watch.state is EngineState.CONNECTED
         del engine.say[INSPECT_WEB]
         await until(lambda: watched.address("web") == IPv6Address("fd00:a::9"))
 
@@ -456,7 +456,7 @@ def test_inspect_with_other_json_removes_the_container(engine: FakeEngine, answe
         engine.say[INSPECT_WEB] = (200, answer)
         await watched.emit("container", "start", "web")
         await until(lambda: watched.container("web") is None)
-        assert watched.watch.connected
+        assert watched.watch.state is EngineState.CONNECTED
 
     run(engine, scenario)
 
@@ -535,7 +535,7 @@ def test_t1_watcher_without_an_engine_gives_the_reason(tmp_path: Path) -> None:
         await until(lambda: watched.wakes)
         assert watched.watch.waiting_for.startswith(f"cannot reach {engine.endpoint}: ")
         assert "\n" not in watched.watch.waiting_for
-        assert (watched.watch.connected, watched.watch.listed) == (False, False)
+        assert watched.watch.state is EngineState.UNREACHABLE
         # Once: further attempts have the same reason.
         await asyncio.sleep(0.05)
         assert watched.wakes == 1
@@ -553,10 +553,10 @@ def test_t9_t5_facts_stay_while_the_engine_is_away(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.stop()
-        await until(lambda: not watched.watch.connected)
+        await until(lambda: watched.watch.state is EngineState.LOST)
         assert watched.watch.waiting_for
         assert watched.address("web") == IPv6Address("fd00:a::2")
-        assert watched.watch.listed
+        assert watched.watch.state.has_facts
         engine.have(X, raw_container("web", address="fd00:a::9"))
         engine.start()
         await until(lambda: watched.address("web") == IPv6Address("fd00:a::9"))
@@ -653,7 +653,7 @@ def test_watcher_retries_after_an_invalid_response(
     engine.say[path] = sick
 
     async def scenario(watched: Watched) -> None:
-        await until(lambda: watched.watch.connected and engine.listeners)
+        await until(lambda: watched.watch.state is EngineState.CONNECTED and engine.listeners)
         assert watched.container("web")
 
     run(engine, scenario)
@@ -717,7 +717,7 @@ def test_hanging_inspect_is_repeated(engine: FakeEngine, monkeypatch: pytest.Mon
         await until(lambda: engine.asked_for(INSPECT_WEB) >= 1)
         del engine.say[INSPECT_WEB]
         await until(lambda: watched.address("web") == IPv6Address("fd00:a::9"))
-        assert watched.watch.connected
+        assert watched.watch.state is EngineState.CONNECTED
         gate.set()
 
     run(engine, scenario)

@@ -13,7 +13,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.facts import tracks_sctp
 from ipv6natd.host.findings import Finding, HostReport
-from ipv6natd.model import Network, Policy
+from ipv6natd.model import EngineState, Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.status import State, Status
@@ -136,7 +136,7 @@ def test_finding_about_one_network_is_a_warning_of_this_network() -> None:
 
 def test_state_reason_names_a_lost_engine_before_findings() -> None:
     async def scenario(host: Host) -> None:
-        host.facts.connected, host.facts.waiting_for = False, "no engine"
+        host.facts.state, host.facts.waiting_for = EngineState.LOST, "no engine"
         host.loop.trigger()
         text = "no engine (and 1 more: journalctl -u ipv6natd)"
         await host.is_(State.WAITING_FOR_DOCKER, text)

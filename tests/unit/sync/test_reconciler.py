@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.model import Container, Engine, Mapping, Network, Policy
+from ipv6natd.model import Container, Engine, EngineState, Mapping, Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
 from ipv6natd.policy.desired import desired
@@ -48,13 +48,11 @@ def web(*ports: str, name: str = "web", on: Network = X) -> Container:
 class FakeFacts:
     """The facts of the engine, set by the test."""
 
-    tried: bool = True
-    connected: bool = True
+    state: EngineState = EngineState.CONNECTED
     waiting_for: str = ""
     engine: Engine | None = field(
         default_factory=lambda: Engine(version="20.10.24", api_version="1.41")
     )
-    listed: bool = True
     networks: dict[str, Network] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     relists: int = 0
@@ -147,13 +145,13 @@ def test_nothing_is_written_before_the_first_list(bench: Bench) -> None:
 
     async def scenario(bench: Bench) -> None:
         start = bench.firewall.dump()
-        bench.facts.listed, bench.facts.connected = False, False
+        bench.facts.state = EngineState.UNREACHABLE
         bench.facts.waiting_for = "cannot reach unix:///run/docker.sock"
         status = await bench.passed()
         assert (status.state, status.docker_connected) == (State.WAITING_FOR_DOCKER, False)
         assert status.state_reason == "cannot reach unix:///run/docker.sock"
         assert (bench.firewall.dump(), bench.firewall.reads) == (start, 0)
-        bench.facts.listed, bench.facts.connected = True, True
+        bench.facts.state = EngineState.CONNECTED
         assert mappings(await bench.passed()) == [WEB]
 
     run(bench, scenario)
@@ -163,13 +161,13 @@ def test_wait_first_pass_ends_when_the_reason_for_waiting_is_known(bench: Bench)
     """T1: READY does not wait for Docker."""
 
     async def scenario(bench: Bench) -> None:
-        bench.facts.listed = bench.facts.tried = False
+        bench.facts.state = EngineState.STARTING
         settled = asyncio.create_task(bench.loop.wait_first_pass())
         # Another program writes rules before the engine answers.
         await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
         assert not settled.done()
-        bench.facts.tried = True
+        bench.facts.state = EngineState.UNREACHABLE
         bench.loop.trigger()
         await asyncio.wait_for(settled, 5)
 
@@ -677,7 +675,7 @@ def test_t9_rules_stay_while_the_engine_is_lost(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         dump = bench.firewall.dump()
-        bench.facts.connected, bench.facts.waiting_for = False, "its event stream ended"
+        bench.facts.state, bench.facts.waiting_for = EngineState.LOST, "its event stream ended"
         status = await bench.passed()
         assert (status.state, status.state_reason) == (
             State.WAITING_FOR_DOCKER,
@@ -823,7 +821,7 @@ def test_a_cleanup_logs_each_rule_that_it_removes(
 
 def test_a_cleanup_needs_no_engine(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
-        bench.facts.listed = bench.facts.connected = False
+        bench.facts.state = EngineState.UNREACHABLE
         bench.facts.relist_error = LookupError("no engine")
         await bench.passed()
         await bench.loop.cleanup()
@@ -876,10 +874,10 @@ def test_forwarding_is_on_only_while_the_filter_table_is_in_force(bench: Bench) 
     bench.forward = forward
 
     async def scenario(bench: Bench) -> None:
-        bench.facts.listed = False
+        bench.facts.state = EngineState.UNREACHABLE
         await bench.passed()
         assert calls == []
-        bench.facts.listed = True
+        bench.facts.state = EngineState.CONNECTED
         await bench.passed()
         assert calls == [(True, True)]
         await bench.loop.cleanup()
