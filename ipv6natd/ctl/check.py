@@ -15,7 +15,7 @@ from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect_backend, probe_kernel
 from ipv6natd.host.facts import read_host
-from ipv6natd.host.findings import evaluate, missing_module_hint
+from ipv6natd.host.findings import Finding, evaluate, kernel_fault
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
@@ -43,7 +43,8 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     native = None
     if rows is not None:
         native = sum(network.managed_by is ManagedBy.ENGINE for network in networks)
-    host, kernel = await asyncio.to_thread(_ip6tables_variant)
+    host = await asyncio.to_thread(_host_backend)
+    kernel_checked, fault = await asyncio.to_thread(_probe, host)
     backend = properties.get("Backend") or host or Backend.NFT.value
     facts = await asyncio.to_thread(read_host, networks, Backend(backend), zones)
     inputs = CheckInputs(
@@ -57,7 +58,8 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         native_networks=native,
         backend=properties.get("Backend", ""),
         host_backend=host,
-        kernel_problem=kernel,
+        kernel_checked=kernel_checked,
+        kernel_fault=fault,
         missing=tuple(name for name in TOOLS if process.which(name) is None),
         has_apt=process.which("apt-get") is not None,
         ufw=_ufw(),
@@ -125,22 +127,25 @@ def _bridges() -> Iterable[Network]:
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 
-def _ip6tables_variant() -> tuple[str, str | None]:
-    """The variant of the host's ip6tables, and what the kernel lacks for it: empty for nothing,
-    None if that was not checked."""
+def _host_backend() -> str:
+    """The variant of the host's ip6tables; empty if there is none."""
     try:
-        variant = detect_backend()
+        return detect_backend()
     except FirewallError:
-        return "", None
+        return ""
+
+
+def _probe(variant: str) -> tuple[bool, Finding | None]:
+    """Whether the kernel was checked, and what it lacks."""
     # With legacy, a probe would create the legacy tables in the kernel.
-    if os.geteuid() != 0 or variant is Backend.LEGACY:
-        return variant.value, None
+    if os.geteuid() != 0 or variant != Backend.NFT:
+        return False, None
     try:
-        probe_kernel(variant)
+        probe_kernel(Backend.NFT)
     except FirewallError as error:
         reason = str(error).splitlines()[0]
-        return variant.value, missing_module_hint(reason) or f"{reason}: journalctl -k"
-    return variant.value, ""
+        return True, kernel_fault(reason) or Finding(problem=reason, command="journalctl -k")
+    return True, None
 
 
 def _ufw() -> bool:

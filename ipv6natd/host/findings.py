@@ -1,6 +1,6 @@
 """Finds faults of the host, each with a command that repairs it: HostFacts -> HostReport.
 
-Pure: `facts` reads the host, and the loop shows the findings. Every text ends with a command.
+Pure: `facts` reads the host, and the loop shows the findings.
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ class Topic(StrEnum):
 class Finding:
     """A fault of the host; with `bridge`, of one network."""
 
-    text: str
+    problem: str
+    """What is wrong, and how the command is meant."""
+    command: str
     bridge: str = ""
     topic: Topic = Topic.IPV6
 
     @property
-    def command(self) -> str:
-        """The command at the end of the text."""
-        return self.text.rpartition(": ")[2]
+    def text(self) -> str:
+        """The problem and the command in one line."""
+        return f"{self.problem}: {self.command}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,17 +152,15 @@ def evaluate(
 def findings(facts: HostFacts, networks: tuple[Network, ...]) -> tuple[Finding, ...]:
     """The faults that affect managed networks, in the order of their importance."""
     if not facts.ipv6:
-        text = (
+        problem = (
             "this kernel runs without IPv6; remove ipv6.disable=1 from its command line "
-            "(GRUB_CMDLINE_LINUX in /etc/default/grub), then: update-grub && reboot"
+            "(GRUB_CMDLINE_LINUX in /etc/default/grub), then"
         )
-        return (Finding(text=text),)
+        return (Finding(problem=problem, command="update-grub && reboot"),)
     if facts.disabled:
-        text = (
-            "IPv6 is switched off on this host; set net.ipv6.conf.all.disable_ipv6=0 in "
-            "/etc/sysctl.d, and now: sysctl -w net.ipv6.conf.all.disable_ipv6=0"
-        )
-        return (Finding(text=text),)
+        setting = "net.ipv6.conf.all.disable_ipv6=0"
+        problem = f"IPv6 is switched off on this host; set {setting} in /etc/sysctl.d, and now"
+        return (Finding(problem=problem, command=f"sysctl -w {setting}"),)
     return (
         *_forwarding_off(facts, networks),
         *_missing_raw_table(facts, networks),
@@ -194,36 +194,42 @@ def first_in_forward(rules: Iterable[str]) -> str:
     return "" if expected else first
 
 
-def missing_module_hint(message: str) -> str:
-    """Advice for an error of ip6tables because of a missing kernel feature; "" for other errors."""
-    for pattern, advice in _KERNEL_ERRORS:
+def kernel_fault(message: str) -> Finding | None:
+    """The missing kernel feature that causes an error of ip6tables; None for other errors."""
+    for pattern, problem, command in _KERNEL_ERRORS:
         if match := re.search(pattern, message):
-            return advice.format(*match.groups())
-    return ""
+            names = match.groups()
+            return Finding(problem=problem.format(*names), command=command.format(*names))
+    return None
 
 
 _LOAD_MODULE = "echo {0} > /etc/modules-load.d/{0}.conf && modprobe {0}"
 _KERNEL_ERRORS = (
     (
         r"Address family not supported",
-        "this kernel runs without IPv6; remove ipv6.disable=1 from its command line, then: reboot",
+        "this kernel runs without IPv6; remove ipv6.disable=1 from its command line, then",
+        "reboot",
     ),
     (
         r"can't initialize ip6tables table `?(\w+)'",
-        "the kernel lacks the table {0}: " + _LOAD_MODULE.format("ip6table_{0}"),
+        "the kernel lacks the table {0}",
+        _LOAD_MODULE.format("ip6table_{0}"),
     ),
     (
         r"Extension (\w+) revision \d+ not supported",
-        "the kernel lacks the extension {0}: " + _LOAD_MODULE.format("ip6t_{0}"),
+        "the kernel lacks the extension {0}",
+        _LOAD_MODULE.format("ip6t_{0}"),
     ),
     (
         r"No chain/target/match by that name",
-        "the kernel lacks a target or match: modprobe -a ip6table_raw ip6table_filter "
-        "ip6table_nat nf_conntrack xt_conntrack xt_addrtype xt_comment xt_MASQUERADE ip6t_REJECT",
+        "the kernel lacks a target or match",
+        "modprobe -a ip6table_raw ip6table_filter ip6table_nat nf_conntrack xt_conntrack "
+        "xt_addrtype xt_comment xt_MASQUERADE ip6t_REJECT",
     ),
     (
         r"(?:Failed to initialize nft|Protocol not supported)",
-        "the kernel lacks nf_tables: modprobe nf_tables",
+        "the kernel lacks nf_tables",
+        "modprobe nf_tables",
     ),
 )
 
@@ -232,9 +238,10 @@ def _missing_raw_table(facts: HostFacts, networks: tuple[Network, ...]) -> Itera
     if networks and not facts.raw_table:
         yield Finding(
             topic=Topic.VARIANT,
-            text="the kernel lacks the table raw, so sources are checked after conntrack, and a "
+            problem="the kernel lacks the table raw, so sources are checked after conntrack, and a "
             "container can forge replies between other containers; use the nft variant of "
-            "ip6tables, or: modprobe ip6table_raw && systemctl restart ipv6natd",
+            "ip6tables, or",
+            command="modprobe ip6table_raw && systemctl restart ipv6natd",
         )
 
 
@@ -242,9 +249,9 @@ def _forwarding_off(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator
     if not facts.forwarding and any(not network.internal for network in networks):
         yield Finding(
             topic=Topic.FORWARDING,
-            text="IPv6 forwarding is off, so no packet reaches a container; put "
-            "net.ipv6.conf.all.forwarding=1 into /etc/sysctl.d/60-ipv6natd.conf, and now: "
-            "sysctl -w net.ipv6.conf.all.forwarding=1",
+            problem="IPv6 forwarding is off, so no packet reaches a container; put "
+            "net.ipv6.conf.all.forwarding=1 into /etc/sysctl.d/60-ipv6natd.conf, and now",
+            command="sysctl -w net.ipv6.conf.all.forwarding=1",
         )
 
 
@@ -252,24 +259,27 @@ def _expiring_ra_routes(facts: HostFacts) -> Iterator[Finding]:
     for route in facts.ra_default_routes:
         # With forwarding on, the kernel accepts advertisements only if accept_ra is 2.
         if route.forwarding and route.accept_ra == 1:
+            advice, command = _accept_ra_advice(route.interface)
             yield Finding(
                 topic=Topic.ACCEPT_RA,
-                text=f"the default route of {route.interface} comes from router advertisements; "
+                problem=f"the default route of {route.interface} comes from router advertisements; "
                 "while forwarding is on, the kernel ignores them, and the route will expire; "
-                f"{_accept_ra_advice(route.interface)}",
+                f"{advice}",
+                command=command,
             )
 
 
-def _accept_ra_advice(interface: str) -> str:
-    """How to make an interface accept router advertisements although forwarding is on."""
+def _accept_ra_advice(interface: str) -> tuple[str, str]:
+    """How to make an interface accept router advertisements although forwarding is on: what to do
+    at every boot, and the command for now."""
     if is_plain_interface(interface):
         key = f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra=2"
         # Not 60-ipv6natd.conf: that file without forwarding=1 switches forwarding off.
         file = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
-        return f"put {key} into {file}, and now: sysctl -w {key}"
+        return f"put {key} into {file}, and now", f"sysctl -w {key}"
     # In sysctl.d, the name could be a pattern, and in a shell a command.
     path = shlex.quote(f"/proc/sys/net/ipv6/conf/{interface}/accept_ra")
-    return f"rename it, or at every boot: echo 2 > {path}"
+    return "rename it, or at every boot", f"echo 2 > {path}"
 
 
 def _blocking_chains(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
@@ -289,12 +299,12 @@ def _blocking_chains(facts: HostFacts, networks: tuple[Network, ...]) -> Iterato
         if rules:
             # `insert` puts a rule first. So the rule that matches most packets comes last.
             place = shlex.join((chain.family, chain.table, chain.name))
-            commands = " && ".join(f"nft insert rule {place} {rule}" for rule in rules)
             yield Finding(
                 topic=Topic.FIREWALL,
-                text=f"nft chain {chain.name} of table {chain.family} {chain.table} drops packets "
-                "of containers that ipv6natd accepts; accept them in the file that loads this "
-                f"table (for example /etc/nftables.conf), and now: {commands}",
+                problem=f"nft chain {chain.name} of table {chain.family} {chain.table} drops "
+                "packets of containers that ipv6natd accepts; accept them in the file that loads "
+                "this table (for example /etc/nftables.conf), and now",
+                command=" && ".join(f"nft insert rule {place} {rule}" for rule in rules),
             )
 
 
@@ -317,8 +327,9 @@ def _bridges_without_zone(facts: HostFacts, networks: tuple[Network, ...]) -> It
             yield Finding(
                 topic=Topic.FIREWALLD,
                 bridge=network.bridge,
-                text=f"firewalld has bridge {network.bridge} in no zone and rejects packets of "
-                f"its containers; run: firewall-cmd --permanent {zone} && firewall-cmd {zone}",
+                problem=f"firewalld has bridge {network.bridge} in no zone and rejects packets of "
+                "its containers; run",
+                command=f"firewall-cmd --permanent {zone} && firewall-cmd {zone}",
             )
 
 
@@ -335,8 +346,9 @@ def _icc_not_enforced(facts: HostFacts, networks: tuple[Network, ...]) -> Iterat
         yield Finding(
             topic=Topic.BR_NETFILTER,
             bridge=network.bridge,
-            text=f"containers on {network.bridge} reach each other in spite of enable_icc=false: "
-            f"ip6tables does not filter packets between ports of this bridge; run: {command}",
+            problem=f"containers on {network.bridge} reach each other in spite of "
+            "enable_icc=false: ip6tables does not filter packets between ports of this bridge; run",
+            command=command,
         )
 
 
@@ -344,17 +356,18 @@ def _competing_daemons(facts: HostFacts) -> Iterator[Finding]:
     if facts.docker_ipv6nat:
         yield Finding(
             topic=Topic.DOCKER_IPV6NAT,
-            text="docker-ipv6nat runs and writes rules for the same containers; remove it, or stop "
-            f"it now: {facts.docker_ipv6nat}",
+            problem="docker-ipv6nat runs and writes rules for the same containers; remove it, or "
+            "stop it now",
+            command=facts.docker_ipv6nat,
         )
     elif facts.docker_ipv6_rules:
         yield Finding(
             topic=Topic.DOCKER_IPV6NAT,
-            text="stale IPv6 rules of the engine or of docker-ipv6nat are in "
+            problem="stale IPv6 rules of the engine or of docker-ipv6nat are in "
             f"{' and '.join(sorted(facts.docker_ipv6_rules))} and can match packets before the "
             "rules of ipv6natd; stop docker-ipv6nat if it still runs; to list them: "
-            "ipv6natctl cleanup --leftovers --dry-run; to remove them: "
-            "ipv6natctl cleanup --leftovers",
+            "ipv6natctl cleanup --leftovers --dry-run; to remove them",
+            command="ipv6natctl cleanup --leftovers",
         )
 
 
@@ -363,17 +376,17 @@ def _variant_mismatch(facts: HostFacts) -> Iterator[Finding]:
     if facts.stale_rules:
         yield Finding(
             topic=Topic.VARIANT,
-            text=f"stale rules of ipv6natd are in the {other} variant of ip6tables, from an "
-            "earlier start; to remove them (the running service writes its own rules again): "
-            "ipv6natd -flush",
+            problem=f"stale rules of ipv6natd are in the {other} variant of ip6tables, from an "
+            "earlier start; to remove them (the running service writes its own rules again)",
+            command="ipv6natd -flush",
         )
     if facts.docker_ipv4_variants and facts.backend not in facts.docker_ipv4_variants:
         yield Finding(
             topic=Topic.VARIANT,
-            text=f"Docker writes its IPv4 rules with iptables-{other} and ipv6natd uses "
+            problem=f"Docker writes its IPv4 rules with iptables-{other} and ipv6natd uses "
             f"ip6tables-{facts.backend}, so no tool shows the rules of both; put "
-            f'backend = "{other}" into /etc/ipv6natd/ipv6natd.toml, then: '
-            "ipv6natd -flush && systemctl restart ipv6natd",
+            f'backend = "{other}" into /etc/ipv6natd/ipv6natd.toml, then',
+            command="ipv6natd -flush && systemctl restart ipv6natd",
         )
 
 
@@ -406,9 +419,10 @@ def _open_router(interfaces: tuple[str, ...]) -> Finding:
     path = f"between {', '.join(most)} and {last}" if most else f"in and out by {last}"
     return Finding(
         topic=Topic.FIREWALL,
-        text=f"this host routes IPv6 for everyone {path}: forwarding is on, and FORWARD does not "
-        "drop packets that are not for containers; accept there what else this host must route; "
-        "then, in the configuration of your firewall, and now: ip6tables -P FORWARD DROP",
+        problem=f"this host routes IPv6 for everyone {path}: forwarding is on, and FORWARD does "
+        "not drop packets that are not for containers; accept there what else this host must "
+        "route; then, in the configuration of your firewall, and now",
+        command="ip6tables -P FORWARD DROP",
     )
 
 

@@ -62,8 +62,9 @@ class CheckInputs:
     """The variant of ip6tables that the daemon uses."""
     host_backend: str = ""
     """The variant of the host's ip6tables; empty if there is none."""
-    kernel_problem: str | None = None
-    """What the kernel lacks, with the command that helps; empty if nothing, None if not checked."""
+    kernel_checked: bool = False
+    kernel_fault: Finding | None = None
+    """What the kernel lacks; None if nothing, and if it was not checked."""
     missing: tuple[str, ...] = ()
     """Those of TOOLS that are not installed."""
     ufw: bool = False
@@ -159,6 +160,10 @@ def _tools(inputs: CheckInputs) -> Iterator[Check]:
     )
 
 
+def _fault(about: str, finding: Finding) -> Check:
+    return Check(about=about, verdict=CheckVerdict.BAD, text=finding.problem, fix=finding.command)
+
+
 def _host_checks(
     facts: HostFacts, findings: Iterable[Finding], inputs: CheckInputs
 ) -> Iterator[Check]:
@@ -168,10 +173,7 @@ def _host_checks(
     for passed in _passed_checks(facts, inputs):
         faults = by_about.pop(passed.about, [])
         for finding in faults:
-            text = finding.text.removesuffix(f": {finding.command}")
-            yield Check(
-                about=passed.about, verdict=CheckVerdict.BAD, text=text, fix=finding.command
-            )
+            yield _fault(passed.about, finding)
         if faults:
             continue
         if passed.needs_root and not inputs.root:
@@ -212,13 +214,12 @@ def _kernel(inputs: CheckInputs) -> Check:
     if inputs.state == State.SYNCED:
         text = "it supports all rules: they are in force"
         return Check(about="kernel", verdict=CheckVerdict.OK, text=text)
-    if inputs.kernel_problem is None:
+    if inputs.kernel_fault is not None:
+        return _fault("kernel", inputs.kernel_fault)
+    if not inputs.kernel_checked:
         text = "unknown until the rules are written"
         fix = "" if inputs.root else "sudo ipv6natctl check"
         return Check(about="kernel", verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
-    if inputs.kernel_problem:
-        text, _, fix = inputs.kernel_problem.rpartition(": ")
-        return Check(about="kernel", verdict=CheckVerdict.BAD, text=text, fix=fix)
     return Check(about="kernel", verdict=CheckVerdict.OK, text="it supports every kind of rule")
 
 

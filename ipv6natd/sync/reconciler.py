@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.host.findings import missing_module_hint
+from ipv6natd.host.findings import kernel_fault
 from ipv6natd.model import Container, Engine, EngineState, Network, Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
@@ -312,13 +312,14 @@ class Reconciler:
         )
 
     def _record_failure(self, error: FirewallError) -> None:
-        advice = missing_module_hint(str(error))
-        reason = "; ".join(filter(None, (str(error).splitlines()[0], advice)))
+        fault = kernel_fault(str(error))
+        advice = [fault.text] if fault else []
+        reason = "; ".join((str(error).splitlines()[0], *advice))
         # Logged once, not for each retry.
         log.log(
             logging.DEBUG if reason == self._retry.reason else logging.ERROR,
             "cannot update the rules: %s",
-            FirewallError(f"{error}\n{advice}") if advice else error,
+            FirewallError("\n".join((str(error), *advice))),
             extra=log_fields(MessageId.WRITE_FAILED, reason=reason),
         )
         self._retry.reason = reason

@@ -21,7 +21,7 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.values import bus_text
 from ipv6natd.engine import parse as docker_facts
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.findings import HostFacts, RaDefaultRoute, evaluate
+from ipv6natd.host.findings import Finding, HostFacts, RaDefaultRoute, evaluate
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
 from ipv6natd.report.checks import Check, CheckInputs, checks
@@ -198,7 +198,7 @@ def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
         engine_version=text,
         backend=text,
         host_backend=text,
-        kernel_problem=f"{text}: {text}",
+        kernel_fault=Finding(problem=text, command=text),
     )
     results = checks(facts, evaluate(facts, nets), inputs)
     for options in (Options(), Options(json="short")):

@@ -13,7 +13,7 @@ from ipv6natd.host.findings import (
     RaDefaultRoute,
     evaluate,
     first_in_forward,
-    missing_module_hint,
+    kernel_fault,
     unfiltered_bridges,
 )
 from ipv6natd.host.nft import (
@@ -413,10 +413,11 @@ def test_first_in_forward_is_the_first_foreign_rule(rules: tuple[str, ...], firs
         ("Device or resource busy", ""),
     ],
 )
-def test_missing_module_hint_gives_the_command(error: str, advice: str) -> None:
-    assert advice in missing_module_hint(f"ip6tables-restore refused: {error}")
-    assert bool(advice) == bool(missing_module_hint(error))
+def test_kernel_fault_gives_the_command(error: str, advice: str) -> None:
+    fault = kernel_fault(f"ip6tables-restore refused: {error}")
+    assert advice in (fault.text if fault else "")
+    assert (fault is not None) == (kernel_fault(error) is not None) == bool(advice)
 
 
 def test_finding_is_a_value() -> None:
-    assert Finding(text="a") == Finding(text="a", bridge="")
+    assert Finding(problem="a", command="b") == Finding(problem="a", command="b", bridge="")

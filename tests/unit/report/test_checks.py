@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
+from ipv6natd.host.findings import Finding, HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.model import Network
 from ipv6natd.report.checks import Check, CheckInputs, CheckVerdict, checks
 from tests.harness.build import network
@@ -19,7 +19,7 @@ RUNNING = CheckInputs(
     engine_version="20.10",
     backend="nft",
     host_backend="nft",
-    kernel_problem="",
+    kernel_checked=True,
     polkit=True,
     docker_networks=1,
 )
@@ -117,7 +117,7 @@ def test_rule_checks_without_root_are_unknown() -> None:
         (CheckInputs(), "docker", CheckVerdict.UNKNOWN, ""),
         (CheckInputs(), "kernel", CheckVerdict.UNKNOWN, ""),
         (
-            CheckInputs(kernel_problem="it lacks x: modprobe x"),
+            CheckInputs(kernel_fault=Finding(problem="it lacks x", command="modprobe x")),
             "kernel",
             CheckVerdict.BAD,
             "modprobe x",

@@ -31,8 +31,9 @@ from tests.harness.fake_host import FakeHost, FakeObserver
 from tests.harness.waiting import background, until
 from tests.unit.sync.test_reconciler import FakeFacts, X, web
 
-OFF = Finding(text="forwarding is off: sysctl -w a=1")
-ZONE = Finding(text="br-a is in no zone: firewall-cmd", bridge="br-a")
+OFF = Finding(problem="forwarding is off", command="sysctl -w a=1")
+MORE = Finding(problem="more", command="true")
+ZONE = Finding(problem="br-a is in no zone", command="firewall-cmd", bridge="br-a")
 THEIRS = "-A FORWARD -i vmbr0 -j ACCEPT"
 
 
@@ -118,7 +119,7 @@ def test_state_reason_is_the_first_finding_and_counts_the_others() -> None:
         text = f"{OFF.text} (and 2 more: journalctl -u ipv6natd)"
         await host.is_(State.DEGRADED, text)
 
-    run(Host(found=HostReport(findings=(OFF, ZONE, Finding(text="more")))), scenario)
+    run(Host(found=HostReport(findings=(OFF, ZONE, MORE))), scenario)
 
 
 def test_finding_about_one_network_is_a_warning_of_this_network() -> None:
