@@ -368,8 +368,7 @@ class RejectedPorts:
     last: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class DirectAccess:
+class DirectAccess(NamedTuple):
     """Ports of a container's own address that are reachable without DNAT."""
 
     bridge: str

@@ -6,12 +6,13 @@ determine its chain: adding or removing one rule moves no other rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPV6LENGTH, IPv6Network
 from itertools import chain, groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.rules import PREFIX, Chain, Jump, Rule
@@ -40,17 +41,23 @@ class ChainTree:
     chains: tuple[Chain, ...] = ()
 
 
-def concat(*trees: ChainTree) -> ChainTree:
-    """The trees in this order."""
+def concat(*parts: Rule | ChainTree) -> ChainTree:
+    """The rules and trees in this order."""
+    trees = [part if isinstance(part, ChainTree) else ChainTree((part,)) for part in parts]
     return ChainTree(
         tuple(rule for tree in trees for rule in tree.rules),
         tuple(chain for tree in trees for chain in tree.chains),
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PortBlock:
-    """Ports that share a chain. Equal blocks are the same object: see `_block`."""
+def sub_chain(name: str, *parts: Rule | ChainTree) -> ChainTree:
+    """A chain of these parts, without the rule that jumps to it."""
+    tree = concat(*parts)
+    return ChainTree((), (Chain(name=name, rules=tree.rules), *tree.chains))
+
+
+class PortBlock(NamedTuple):
+    """Ports that share a chain."""
 
     protocol: Protocol
     first: int
@@ -61,13 +68,15 @@ class PortBlock:
         """The next larger block, which contains this one."""
         return _block(self.protocol, self.first, _BLOCK_SIZES[_BLOCK_SIZES.index(self.size) + 1])
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        """The first and the last port."""
+        return self.first, self.first + self.size - 1
 
-@cache
+
 def _block(protocol: Protocol, port: int, size: int) -> PortBlock:
-    return _new_block(protocol, port - port % size, size)
+    return PortBlock(protocol, port - port % size, size)
 
-
-_new_block = cache(PortBlock)
 
 BlockRules = tuple[tuple[PortBlock, Rule], ...]
 """Rules, each with the smallest block that contains all its ports."""
@@ -103,39 +112,37 @@ def by_port(kind: str, groups: Iterable[BlockRules]) -> ChainTree:
             block = block.parent
             blocks[block] = []
     top_rules: list[Rule] = []
-    ordered = sorted(blocks, key=lambda block: (block.protocol, block.first, block.size))
+    ordered = sorted(blocks)
     for block in ordered:
         (blocks[block.parent] if block.size < ALL_PORTS else top_rules).append(
             _jump_to_block(kind, block)
         )
-    return ChainTree(
-        tuple(top_rules),
-        tuple(
-            Chain(name=_block_chain_name(kind, block), rules=tuple(blocks[block]))
-            for block in ordered
-        ),
+    chains = (
+        Chain(name=_block_chain_name(kind, block), rules=tuple(blocks[block])) for block in ordered
     )
+    return ChainTree(tuple(top_rules), tuple(chains))
 
 
 @cache
 def _jump_to_block(kind: str, block: PortBlock) -> Rule:
-    ports = None if block.size == ALL_PORTS else (block.first, block.first + block.size - 1)
+    ports = None if block.size == ALL_PORTS else block.ports
     return Rule(protocol=block.protocol, ports=ports, target=Jump(_block_chain_name(kind, block)))
 
 
 @cache
 def _block_chain_name(kind: str, block: PortBlock) -> str:
     """The name of the block's chain, which contains the ports: a reader can find the chain."""
-    ports = "" if block.size == ALL_PORTS else f"-{block.first}-{block.first + block.size - 1}"
+    ports = "" if block.size == ALL_PORTS else "-{}-{}".format(*block.ports)
     return f"{PREFIX}{kind}{block.protocol.upper()}{ports}"
 
 
-def by_bridge(kind: str, rules: tuple[Rule, ...]) -> ChainTree:
+def by_bridge(kind: str, rules: Iterable[Rule]) -> ChainTree:
     """The tree of rules that each match one bridge, as output or as input interface.
 
     Rules of one bridge keep their order. All rules for output interfaces come first. Packets of
     other interfaces pass one rule for each first part of a name that all bridges share.
     """
+    rules = tuple(rules)
     if len(rules) <= MAX_FLAT_BRIDGE_RULES:
         return ChainTree(rules)
     incoming: dict[str, list[Rule]] = {}
@@ -144,43 +151,37 @@ def by_bridge(kind: str, rules: tuple[Rule, ...]) -> ChainTree:
         by_name = incoming if rule.in_interface else outgoing
         by_name.setdefault(rule.in_interface or rule.out_interface, []).append(rule)
     return concat(
-        _by_name_prefix(
-            f"{kind}OUT-", outgoing, lambda names, jump: Rule(out_interface=names, target=jump)
-        ),
-        _by_name_prefix(
-            f"{kind}IN-", incoming, lambda names, jump: Rule(in_interface=names, target=jump)
-        ),
+        _by_name_prefix(f"{PREFIX}{kind}OUT-", outgoing, incoming=False),
+        _by_name_prefix(f"{PREFIX}{kind}IN-", incoming, incoming=True),
     )
 
 
 def _by_name_prefix(
-    kind: str,
-    rules: dict[str, list[Rule]],
-    jump_rule: Callable[[str, Jump], Rule],
-    known: int = 0,
+    kind: str, rules: dict[str, list[Rule]], *, incoming: bool, known: int = 0
 ) -> ChainTree:
-    """Bridges with a common name prefix share a chain; `jump_rule` makes the jump to it.
+    """Bridges with a common name prefix share a chain.
 
     `known` characters at the start of all names are those of the jump to these rules.
     """
     if len(rules) <= MAX_BRIDGES_IN_CHAIN:
-        return ChainTree(tuple(chain.from_iterable(rules.values())))
+        return concat(*chain.from_iterable(rules.values()))
     common = _common_prefix_length(min(rules), max(rules))
     length = common if common > known else common + 1
     groups: dict[str, dict[str, list[Rule]]] = {}
     for bridge, bridge_rules in rules.items():
         groups.setdefault(bridge[:length], {})[bridge] = bridge_rules
-    top_rules: list[Rule] = []
-    chains: list[Chain] = []
+    parts: list[Rule | ChainTree] = []
     for prefix, group in sorted(groups.items()):
         if len(group) == 1:
-            top_rules += chain.from_iterable(group.values())
-            continue
-        subtree = _by_name_prefix(kind, group, jump_rule, len(prefix))
-        name = f"{PREFIX}{kind}{prefix}"
-        top_rules.append(jump_rule(f"{prefix}+", Jump(name)))
-        chains += Chain(name=name, rules=subtree.rules), *subtree.chains
-    return ChainTree(tuple(top_rules), tuple(chains))
+            parts += chain.from_iterable(group.values())
+        else:
+            names, name = f"{prefix}+", f"{kind}{prefix}"
+            tree = _by_name_prefix(kind, group, incoming=incoming, known=len(prefix))
+            jump = Rule(out_interface=names, target=Jump(name))
+            if incoming:
+                jump = Rule(in_interface=names, target=Jump(name))
+            parts += jump, sub_chain(name, tree)
+    return concat(*parts)
 
 
 def _common_prefix_length(one: str, other: str) -> int:
@@ -189,48 +190,44 @@ def _common_prefix_length(one: str, other: str) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def by_source(rules: tuple[Rule, ...]) -> ChainTree:
+def by_source(rules: Iterable[Rule]) -> ChainTree:
     """The tree of rules that each match a source prefix. Their order does not matter, because all
     of them drop what comes in by a wrong interface.
 
     The packets of a host outside all prefixes pass one rule.
     """
+    rules = tuple(rules)
     if len(rules) <= MAX_SOURCES_IN_CHAIN:
         return ChainTree(rules)
-    keyed = sorted((_source_bits(rule) for rule in rules), key=itemgetter(0, 1))
-    return _by_first_bits(keyed, max(_common_bits(keyed), 4))
+    ordered = sorted(rules, key=_source)
+    return _by_first_bits(ordered, max(_common_bits(ordered), 4))
 
 
-_KeyedRule = tuple[int, int, Rule]
-"""The address of a rule's source prefix as a number, its length in bits, and the rule."""
-
-
-def _source_bits(rule: Rule) -> _KeyedRule:
+def _source(rule: Rule) -> IPv6Network:
     assert rule.source is not None
-    return int(rule.source.network_address), rule.source.prefixlen, rule
+    return rule.source
 
 
-def _common_bits(keyed: list[_KeyedRule]) -> int:
-    """The number of equal bits at the start of all addresses, down to a hexadecimal digit."""
-    differing = (keyed[0][0] ^ keyed[-1][0]).bit_length()
-    return (IPV6LENGTH - differing) // 4 * 4
+def _common_bits(ordered: list[Rule]) -> int:
+    """The number of equal bits at the start of all sources, down to a hexadecimal digit."""
+    first, last = (int(_source(rule).network_address) for rule in (ordered[0], ordered[-1]))
+    return (IPV6LENGTH - (first ^ last).bit_length()) // 4 * 4
 
 
-def _by_first_bits(keyed: list[_KeyedRule], bits: int) -> ChainTree:
+def _by_first_bits(ordered: list[Rule], bits: int) -> ChainTree:
     """Sources with the same first `bits` share a chain."""
-    if len(keyed) <= MAX_SOURCES_IN_CHAIN or bits > _MAX_CHAIN_NAME_BITS:
-        return ChainTree(tuple(rule for _, _, rule in keyed))
-    top_rules = [rule for _, length, rule in keyed if length < bits]
-    chains: list[Chain] = []
-    narrow = (item for item in keyed if item[1] >= bits)
-    for value, items in groupby(narrow, lambda item: item[0] >> (IPV6LENGTH - bits)):
-        group = list(items)
+    if len(ordered) <= MAX_SOURCES_IN_CHAIN or bits > _MAX_CHAIN_NAME_BITS:
+        return concat(*ordered)
+    wide = [rule for rule in ordered if _source(rule).prefixlen < bits]
+    narrow = [rule for rule in ordered if _source(rule).prefixlen >= bits]
+    parts: list[Rule | ChainTree] = []
+    for prefix, rules in groupby(narrow, lambda rule: _source(rule).supernet(new_prefix=bits)):
+        group = list(rules)
         if len(group) == 1:
-            top_rules.append(group[0][2])
-            continue
-        name = f"{PREFIX}{value:0{bits // 4}x}"
-        prefix = IPv6Network((value << (IPV6LENGTH - bits), bits))
-        subtree = _by_first_bits(group, _common_bits(group) + 4)
-        top_rules.append(Rule(source=prefix, target=Jump(name)))
-        chains += Chain(name=name, rules=subtree.rules), *subtree.chains
-    return ChainTree(tuple(top_rules), tuple(chains))
+            parts += group
+        else:
+            digits = prefix.network_address.exploded.replace(":", "")[: bits // 4]
+            name = f"{PREFIX}{digits}"
+            parts.append(Rule(source=prefix, target=Jump(name)))
+            parts.append(sub_chain(name, _by_first_bits(group, _common_bits(group) + 4)))
+    return concat(*wide, *parts)

@@ -5,9 +5,10 @@ Every decision about reachability is made here and in `ruleset`, and nowhere els
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
+from operator import attrgetter
 from typing import NamedTuple
 
 from ipv6natd.model import (
@@ -22,6 +23,7 @@ from ipv6natd.model import (
     PortDecision,
     Protocol,
     RejectedPorts,
+    Skipped,
     Snapshot,
 )
 from ipv6natd.policy.cache import IdentityCache
@@ -34,13 +36,12 @@ from ipv6natd.policy.port_bindings import (
     PortRange,
     coalesce,
     container_ports,
-    forwarded_ranges,
     host_port_ranges,
     port_mapping,
     port_ranges,
     range_identity,
     refused,
-    rejected_ports,
+    rejection,
     resolve_conflicts,
     skipped_ports,
 )
@@ -101,18 +102,14 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
     engine_bridges = snapshot.engine_rules.bridges if engine_writes else frozenset()
     host_ports = _host_ports(owned, engine_bridges, snapshot)
     mappings = cache.mappings.map(
-        forwarded_ranges(host_ports.forwarded),
+        host_port_ranges(host_ports.forwarded, attrgetter("target")),
         lambda port_range: port_mapping(port_range, engine_bridges),
         key=engine_bridges,
     )
-    rejected = cache.rejected.map(host_port_ranges(host_ports.rejected), rejected_ports)
+    rejected = cache.rejected.map(host_port_ranges(host_ports.rejected, lambda _: None), rejection)
     changes = conflicts | host_ports.changes
     noted = _with_messages(ports)
-    skipped = skipped_networks(networks, snapshot)
-    skipped += (skipped for each in noted for skipped in each.skipped)
-    skipped += skipped_ports(changes.values())
-    warnings = [warning for each in noted for warning in each.warnings]
-    warnings += _missing_address_warnings(mappings, snapshot.host_addresses)
+    warnings = _warnings(noted, mappings, snapshot.host_addresses)
     return Desired(
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
         mappings=tuple(mappings),
@@ -120,7 +117,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
         direct_access=tuple(coalesce(access for each in ports for access in each.direct_access)),
         proxy_udp_ports=tuple(port_ranges(port for each in ports for port in each.proxy_udp_ports)),
         other_sources=tuple(sorted({source for each in ports for source in each.other_sources})),
-        skipped=tuple(dict.fromkeys(skipped)),
+        skipped=tuple(dict.fromkeys(_skipped(snapshot, networks, noted, changes))),
         decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
@@ -197,13 +194,27 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
     )
 
 
-def _missing_address_warnings(
-    mappings: list[Mapping], host_addresses: frozenset[IPv6Address] | None
-) -> Iterator[tuple[str, str]]:
-    """(network id, warning) for each binding to an address that the host does not have.
+def _skipped(
+    snapshot: Snapshot, networks: list[Network], noted: list[ContainerPorts], changes: Changes
+) -> Iterator[Skipped]:
+    yield from skipped_networks(networks, snapshot)
+    for each in noted:
+        yield from each.skipped
+    yield from skipped_ports(changes.values())
 
-    The rules are written nevertheless: they have an effect once the host has the address.
+
+def _warnings(
+    noted: list[ContainerPorts],
+    mappings: list[Mapping],
+    host_addresses: frozenset[IPv6Address] | None,
+) -> Iterator[tuple[str, str]]:
+    """(network id, warning) for ports.
+
+    The rules for an address that the host does not have are written nevertheless: they have an
+    effect once the host has the address.
     """
+    for each in noted:
+        yield from each.warnings
     if host_addresses is None:
         return
     for mapping in mappings:
@@ -217,7 +228,7 @@ def _missing_address_warnings(
 
 
 def _managed_networks(
-    decided: list[Network], engine_bridges: frozenset[str], warnings: list[tuple[str, str]]
+    decided: list[Network], engine_bridges: frozenset[str], warnings: Iterable[tuple[str, str]]
 ) -> Iterator[Network]:
     """The managed networks, each with the program that writes its rules and with its warnings.
 

@@ -420,26 +420,18 @@ PortRange = tuple[HostPortRequest, int]
 
 def range_identity(port_range: PortRange) -> tuple[int, int]:
     """The same for equal ranges, while their requests exist."""
-    return id(port_range[0]), port_range[1]
+    request, count = port_range
+    return id(request), count
 
 
-def forwarded_ranges(requests: list[HostPortRequest]) -> Iterator[PortRange]:
-    """Sorted requests -> ranges that one rule can serve: consecutive ports of one container, and
-    on the host."""
-
-    def key(index: int, request: HostPortRequest) -> object:
-        wildcard, address, protocol, port = request.key
-        return port - index, address, protocol, wildcard, request.target
-
-    return ranges(requests, key)
-
-
-def host_port_ranges(requests: list[HostPortRequest]) -> Iterator[PortRange]:
-    """Sorted requests -> ranges of consecutive host ports, of any containers."""
+def host_port_ranges(
+    requests: list[HostPortRequest], target: Callable[[HostPortRequest], object]
+) -> Iterator[PortRange]:
+    """Sorted requests with equal `target` -> ranges of consecutive host ports."""
 
     def key(index: int, request: HostPortRequest) -> object:
         wildcard, address, protocol, port = request.key
-        return port - index, address, protocol, wildcard
+        return port - index, address, protocol, wildcard, target(request)
 
     return ranges(requests, key)
 
@@ -466,7 +458,7 @@ def port_mapping(port_range: PortRange, engine_bridges: frozenset[str]) -> Mappi
     )
 
 
-def rejected_ports(port_range: PortRange) -> RejectedPorts:
+def rejection(port_range: PortRange) -> RejectedPorts:
     """The rejected ports for a range."""
     request, count = port_range
     binding = request.decision.binding
@@ -480,18 +472,9 @@ def rejected_ports(port_range: PortRange) -> RejectedPorts:
 
 def coalesce(direct_access: Iterable[DirectAccess]) -> Iterator[DirectAccess]:
     """Each port once, consecutive ports as one range."""
-
-    def key(index: int, access: DirectAccess) -> object:
-        return (
-            access.first - index,
-            access.bridge,
-            access.in_interface,
-            access.address,
-            access.protocol,
-        )
-
-    for access, size in ranges(sorted(set(direct_access)), key):
-        yield replace(access, last=access.first + size - 1)
+    ordered = sorted(set(direct_access))
+    for access, size in ranges(ordered, lambda index, access: (access.first - index, access[:4])):
+        yield access._replace(last=access.first + size - 1)
 
 
 def port_ranges(ports: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,7 @@ The rules in the kernel have no influence here; `netfilter.diff` compares with t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 from itertools import groupby
@@ -22,7 +22,6 @@ from ipv6natd.model import (
     Network,
     Protocol,
     RejectedPorts,
-    Route,
 )
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import (
@@ -30,7 +29,6 @@ from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
     BaseJump,
-    Chain,
     Dnat,
     Jump,
     Reject,
@@ -39,7 +37,6 @@ from ipv6natd.netfilter.rules import (
     Ruleset,
     Snat,
     TableRules,
-    Target,
     Verdict,
 )
 from ipv6natd.policy.cache import IdentityCache
@@ -51,6 +48,7 @@ from ipv6natd.policy.chains import (
     by_port,
     by_source,
     concat,
+    sub_chain,
 )
 
 FORWARD = f"{PREFIX}FORWARD"
@@ -89,6 +87,34 @@ _DROP_INVALID_SYN = Rule(
 """The same attack with a forged ACK: the client's own SYN is then INVALID to conntrack."""
 
 
+_RAW_JUMPS = (
+    # First, so that no ACCEPT of another program skips the checks.
+    BaseJump(base="PREROUTING", first=True, rule=Rule(target=Jump(SOURCES), comment=COMMENT)),
+)
+_FILTER_JUMPS = (
+    BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(DOCKER_USER), comment=COMMENT)),
+    BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(FORWARD), comment=COMMENT)),
+    BaseJump(base="INPUT", first=True, rule=Rule(target=Jump(INPUT), comment=COMMENT)),
+)
+_NAT_JUMPS = (
+    BaseJump(
+        base="PREROUTING", rule=Rule(target=Jump(PRE), destination_local=True, comment=COMMENT)
+    ),
+    BaseJump(
+        base="OUTPUT",
+        # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in by
+        # another interface than lo, so with DNAT the connection would hang.
+        rule=Rule(
+            target=Jump(DNAT),
+            not_destination=_LOOPBACK_NET,
+            destination_local=True,
+            comment=COMMENT,
+        ),
+    ),
+    BaseJump(base="POSTROUTING", rule=Rule(target=Jump(POST), comment=COMMENT)),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class RulesetCache:
     """Rules for mappings and rejected ports, for the next call with mostly the same decisions."""
@@ -114,15 +140,16 @@ def ruleset(
 def guard_rules(desired: Desired, cache: RulesetCache, *, raw_table: bool = True) -> Ruleset:
     """The ruleset without the nat table."""
     sources = {SOURCES: _source_chain(desired)}
-    check = () if raw_table else (Rule(target=Jump(SOURCES)),)
+    checked = raw_table or not _our_networks(desired)
+    check = () if checked else (Rule(target=Jump(SOURCES)),)
     chains = {
         FORWARD: _forward_chain(desired, check),
         CT: _established_chain(desired),
         INPUT: _input_chain(desired, cache, check),
     }
     if not raw_table:
-        return Ruleset(filter=_table(chains | sources, _filter_jumps()))
-    return Ruleset(raw=_table(sources, _raw_jumps()), filter=_table(chains, _filter_jumps()))
+        return Ruleset(filter=_table(chains | sources, _FILTER_JUMPS))
+    return Ruleset(raw=_table(sources, _RAW_JUMPS), filter=_table(chains, _FILTER_JUMPS))
 
 
 def checks_sources(raw_chains: Container[str], filter_chains: Container[str]) -> bool:
@@ -146,21 +173,20 @@ def closed_guard(rules: Ruleset) -> Ruleset:
         for rule in chain.rules
         if rule.in_interface and rule.in_interface == rule.out_interface
     ]
-    isolation = [
+    isolation = (
         isolating for rule in within_bridge for isolating in _isolation_rules(rule.in_interface)
-    ]
-    closed = _table({FORWARD: ChainTree((*isolation, *within_bridge))}, _filter_jumps())
-    return Ruleset(filter=closed)
+    )
+    return Ruleset(filter=_table({FORWARD: concat(*isolation, *within_bridge)}, _FILTER_JUMPS))
 
 
 def _nat_rules(desired: Desired, cache: RulesetCache) -> TableRules:
     dnat = _dnat_chain(desired, cache)
     chains = {
-        PRE: ChainTree(tuple(_prerouting_rules(desired)) if dnat.rules else ()),
+        PRE: concat(*_prerouting_rules(desired)) if dnat.rules else concat(),
         DNAT: dnat,
-        POST: ChainTree(tuple(_postrouting_rules(desired))),
+        POST: concat(*_postrouting_rules(desired)),
     }
-    return _table(chains, _nat_jumps())
+    return _table(chains, _NAT_JUMPS)
 
 
 def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRules:
@@ -171,48 +197,13 @@ def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRu
     """
     filled = [
         chain
-        for name, split in chains.items()
-        for chain in (Chain(name=name, rules=split.rules), *split.chains)
+        for name, tree in chains.items()
+        for chain in sub_chain(name, tree).chains
         if chain.rules or name in (FORWARD, INPUT)
     ]
     names = {DOCKER_USER, *(chain.name for chain in filled)}
     reached = tuple(jump for jump in jumps if jump.target in names)
     return TableRules(chains=tuple(filled), jumps=reached)
-
-
-def _raw_jumps() -> tuple[BaseJump, ...]:
-    # First, so that no ACCEPT of another program skips the checks.
-    rule = Rule(target=Jump(SOURCES), comment=COMMENT)
-    return (BaseJump(base="PREROUTING", first=True, rule=rule),)
-
-
-def _filter_jumps() -> tuple[BaseJump, ...]:
-    return (
-        BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(DOCKER_USER), comment=COMMENT)),
-        BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(FORWARD), comment=COMMENT)),
-        BaseJump(base="INPUT", first=True, rule=Rule(target=Jump(INPUT), comment=COMMENT)),
-    )
-
-
-def _nat_jumps() -> tuple[BaseJump, ...]:
-    return (
-        BaseJump(
-            base="PREROUTING",
-            rule=Rule(target=Jump(PRE), destination_local=True, comment=COMMENT),
-        ),
-        BaseJump(
-            base="OUTPUT",
-            rule=Rule(
-                # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in
-                # by another interface than lo, so with DNAT the connection would hang.
-                target=Jump(DNAT),
-                not_destination=_LOOPBACK_NET,
-                destination_local=True,
-                comment=COMMENT,
-            ),
-        ),
-        BaseJump(base="POSTROUTING", rule=Rule(target=Jump(POST), comment=COMMENT)),
-    )
 
 
 def _our_networks(desired: Desired) -> list[Network]:
@@ -224,14 +215,12 @@ def _our_mappings(desired: Desired) -> list[Mapping]:
 
 
 def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
-    mark = desired.accept_fwmark
-    marked = () if mark is None else (Rule(mark=mark, target=Verdict.ACCEPT),)
     ours = _our_networks(desired)
+    mark = desired.accept_fwmark
+    has_open = any(not network.closed for network in ours)
     isolation = (
         rule for network in ours if network.closed for rule in _isolation_rules(network.bridge)
     )
-    has_open = any(not network.closed for network in ours)
-    established = (Rule(states=("ESTABLISHED",), target=Jump(CT)),) if has_open else ()
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
     # closed network too: its entry would open a stateful INPUT of the host to the container.
@@ -240,14 +229,13 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         for network in ours
     )
     return concat(
-        ChainTree(marked),
-        by_bridge("C", tuple(isolation)),
-        ChainTree(established),
-        by_bridge("L", tuple(from_host)),
-        ChainTree(
-            (*(check if ours else ()), *_open_forward_rules(desired)),
-            tuple(_own_source_chains(desired)),
-        ),
+        *((Rule(mark=mark, target=Verdict.ACCEPT),) if mark else ()),
+        by_bridge("C", isolation),
+        *((Rule(states=("ESTABLISHED",), target=Jump(CT)),) if has_open else ()),
+        by_bridge("L", from_host),
+        *check,
+        *_open_forward_rules(desired),
+        *(ChainTree((), _own_source_check(network).chains) for network in ours),
     )
 
 
@@ -255,7 +243,9 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
     ours = _our_networks(desired)
     open_networks = [network for network in ours if not network.closed]
     for network in open_networks:
-        yield from _own_source_rules(network)
+        # Only of packets that leave the bridge: within it, containers also use link-local sources.
+        for rule in _own_source_check(network).rules:
+            yield replace(rule, not_out_interface=network.bridge)
     if open_networks:
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
         yield Rule(states=("RELATED",), target=Jump(CT))
@@ -330,18 +320,14 @@ def _source_chain(desired: Desired) -> ChainTree:
     The engine's networks are included, because packets from our networks can reach them.
     """
     if not _our_networks(desired):
-        return ChainTree(())
+        return concat()
     return concat(
-        ChainTree(
-            (
-                Rule(in_interface="lo", target=Verdict.RETURN),
-                # A program takes this source for an IPv4 peer, as its gateway or 127.0.0.1.
-                Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
-            )
-        ),
+        Rule(in_interface="lo", target=Verdict.RETURN),
+        # A program takes this source for an IPv4 peer, as its gateway or 127.0.0.1.
+        Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
         _host_source_checks(desired),
         # Such packets do not leave their link.
-        ChainTree((Rule(source=LINK_LOCAL, target=Verdict.RETURN),)),
+        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
         _to_host_checks(desired),
         _network_source_checks(desired),
     )
@@ -352,14 +338,9 @@ def _host_source_checks(desired: Desired) -> ChainTree:
 
     The host's own multicast comes back by the interface on which the host sent it.
     """
-    gate = Rule(
-        source_local_or_anycast=True, not_destination=_MULTICAST, target=Jump(f"{SOURCES}-HOST")
-    )
-    rules = (
-        replace(gate, in_interface=network.bridge, target=Verdict.DROP)
-        for network in desired.networks
-    )
-    return _behind_gate(gate, by_bridge("S", tuple(rules)))
+    drop = Rule(source_local_or_anycast=True, not_destination=_MULTICAST, target=Verdict.DROP)
+    rules = (replace(drop, in_interface=network.bridge) for network in desired.networks)
+    return _behind_gate(drop, f"{SOURCES}-HOST", by_bridge("S", rules))
 
 
 def _to_host_checks(desired: Desired) -> ChainTree:
@@ -369,57 +350,68 @@ def _to_host_checks(desired: Desired) -> ChainTree:
     Link-local sources have returned before; networks with a default route by a container have no
     such check.
     """
+    drop = Rule(destination_local=True, target=Verdict.DROP)
     sent = _sent_prefixes(desired)
-    rules: list[Rule] = []
-    chains: list[Chain] = []
-    for network in _our_networks(desired):
-        bridge, sources = network.bridge, sent[network.bridge]
-        to_host = Rule(in_interface=bridge, destination_local=True, target=Verdict.DROP)
-        match sources:
-            case [source]:
-                rules.append(replace(to_host, not_source=source))
-            case _ if all(map(_is_known, sources)):
-                name = f"{PREFIX}SENT-{bridge}"
-                rules.append(replace(to_host, target=Jump(name)))
-                valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in sources)
-                chains.append(Chain(name=name, rules=(*valid, Rule(target=Verdict.DROP))))
-    gate = Rule(destination_local=True, target=Jump(f"{SOURCES}-TO-HOST"))
-    tree = _behind_gate(gate, by_bridge("D", tuple(rules)))
-    return concat(tree, ChainTree((), tuple(chains)))
+    checks = [
+        _drop_other_sources(
+            replace(drop, in_interface=network.bridge),
+            sent[network.bridge],
+            f"{PREFIX}SENT-{network.bridge}",
+        )
+        for network in _our_networks(desired)
+    ]
+    rules = (rule for check in checks for rule in check.rules)
+    return concat(
+        _behind_gate(drop, f"{SOURCES}-TO-HOST", by_bridge("D", rules)),
+        *(ChainTree((), check.chains) for check in checks),
+    )
+
+
+def _drop_other_sources(drop: Rule, sources: Sequence[IPv6Network], chain: str) -> ChainTree:
+    """Drops the packets of `drop` with other sources than these. Several need a chain.
+
+    Nothing is dropped if one of several sources is a part of a default route.
+    """
+    if len(sources) == 1:
+        return concat(replace(drop, not_source=sources[0]))
+    if not all(map(_is_known, sources)):
+        return concat()
+    valid = (Rule(source=source, target=Verdict.RETURN) for source in sorted(sources))
+    return concat(
+        replace(drop, target=Jump(chain)), sub_chain(chain, *valid, Rule(target=Verdict.DROP))
+    )
 
 
 def _network_source_checks(desired: Desired) -> ChainTree:
     """Drops packets with a source inside a network that come in by another interface."""
     by_other_bridges = _sources_by_other_bridges(desired)
-    targets: dict[str, Target] = {
-        bridge: Jump(f"{PREFIX}FROM-{bridge}") for bridge in by_other_bridges
-    }
+    chains = {bridge: f"{PREFIX}FROM-{bridge}" for bridge in by_other_bridges}
     rules = (
         Rule(
             source=prefix,
             not_in_interface=network.bridge,
-            target=targets.get(network.bridge, Verdict.DROP),
+            target=Jump(chains[network.bridge]) if network.bridge in chains else Verdict.DROP,
         )
         for network in desired.networks
-        for prefix in _known_prefixes(network)
-    )
-    chains = (
-        Chain(name=f"{PREFIX}FROM-{bridge}", rules=(*valid, Rule(target=Verdict.DROP)))
-        for bridge, valid in by_other_bridges.items()
+        for prefix in _prefixes(network)
+        if _is_known(prefix)
     )
     return concat(
-        ChainTree(tuple(_exceptions(desired, by_other_bridges)), tuple(chains)),
-        by_source(tuple(rules)),
+        *_exceptions(desired, by_other_bridges),
+        *(
+            sub_chain(chains[bridge], *valid, Rule(target=Verdict.DROP))
+            for bridge, valid in by_other_bridges.items()
+        ),
+        by_source(rules),
     )
 
 
-def _behind_gate(gate: Rule, tree: ChainTree) -> ChainTree:
+def _behind_gate(condition: Rule, name: str, tree: ChainTree) -> ChainTree:
     """A large tree of rules with one common condition is behind a jump with this condition: one
     lookup of a route costs less than many comparisons of interfaces."""
     if not tree.chains:
         return tree
-    assert isinstance(gate.target, Jump)
-    return ChainTree((gate,), (Chain(name=gate.target.chain, rules=tree.rules), *tree.chains))
+    return concat(replace(condition, target=Jump(name)), sub_chain(name, tree))
 
 
 def _sent_prefixes(desired: Desired) -> dict[str, list[IPv6Network]]:
@@ -445,7 +437,9 @@ def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
 
 def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> Iterator[Rule]:
     """The parts of networks that are elsewhere: their sources come in by another interface."""
-    for prefix, group in _routes_elsewhere(desired):
+    routes = {route for network in desired.networks for route in network.routes_elsewhere}
+    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
+    for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
         for route in group:
             yield Rule(source=prefix, in_interface=route.interface, target=Verdict.RETURN)
         yield Rule(source=prefix, target=Verdict.DROP)
@@ -464,10 +458,6 @@ def _prefixes(network: Network) -> tuple[IPv6Network, ...]:
     return (*network.subnets, *network.routed_prefixes)
 
 
-def _known_prefixes(network: Network) -> list[IPv6Network]:
-    return [prefix for prefix in _prefixes(network) if _is_known(prefix)]
-
-
 def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, Network]]:
     """(subnet, its network) for each subnet inside a prefix that is routed to another network, as
     fd00:a::/64 beside a container that is the router for fd00::/8."""
@@ -480,45 +470,13 @@ def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, Network]]:
                 yield subnet, network
 
 
-def _routes_elsewhere(desired: Desired) -> Iterable[tuple[IPv6Network, Iterator[Route]]]:
-    """The routes to parts of networks by other interfaces, longest prefix first."""
-    routes = {route for network in desired.networks for route in network.routes_elsewhere}
-    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
-    return groupby(narrow_first, key=lambda route: route.prefix)
-
-
-def _own_source_rules(network: Network) -> Iterator[Rule]:
+def _own_source_check(network: Network) -> ChainTree:
     """A container sends only with sources of its network or of prefixes that are routed to it.
 
-    It cannot forge the address of a neighbour of the host. Only packets that leave the bridge are
-    checked, because containers on one bridge also use link-local addresses.
+    It cannot forge the address of a neighbour of the host.
     """
-    for rule in _own_source_rules_of_input(network):
-        yield replace(rule, not_out_interface=network.bridge)
-
-
-def _own_source_rules_of_input(network: Network) -> Iterator[Rule]:
-    """The same for packets to the host, also to a multicast group. Link-local sources have returned
-    before."""
-    match _prefixes(network):
-        case [subnet]:
-            yield Rule(not_source=subnet, in_interface=network.bridge, target=Verdict.DROP)
-        case prefixes if all(map(_is_known, prefixes)):
-            yield Rule(in_interface=network.bridge, target=Jump(_own_chain_name(network)))
-
-
-def _own_chain_name(network: Network) -> str:
-    return f"{PREFIX}OWN-{network.bridge}"
-
-
-def _own_source_chains(desired: Desired) -> Iterator[Chain]:
-    """The chains for networks with more than one prefix."""
-    for network in _our_networks(desired):
-        rules = list(_own_source_rules(network))
-        if rules and isinstance(rules[0].target, Jump):
-            sources = sorted(_prefixes(network))
-            valid = tuple(Rule(source=source, target=Verdict.RETURN) for source in sources)
-            yield Chain(name=_own_chain_name(network), rules=(*valid, Rule(target=Verdict.DROP)))
+    drop = Rule(in_interface=network.bridge, target=Verdict.DROP)
+    return _drop_other_sources(drop, _prefixes(network), f"{PREFIX}OWN-{network.bridge}")
 
 
 def _established_chain(desired: Desired) -> ChainTree:
@@ -552,7 +510,7 @@ def _input_chain(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...])
     if not desired.userland_proxy:
         return concat(_reject_chain(desired, cache), _host_guard(desired, check))
     syn = (_DROP_REPLY_SYN, _DROP_INVALID_SYN) if _our_networks(desired) else ()
-    return concat(_proxy_guard(desired, cache, check), ChainTree(syn), _host_guard(desired, check))
+    return concat(_proxy_guard(desired, cache, check), *syn, _host_guard(desired, check))
 
 
 def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
@@ -562,28 +520,25 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     address that the host has given up, or an ICMPv6 error about the flow.
     """
     if not _our_networks(desired):
-        return ChainTree(())
-    rules = (
-        Rule(in_interface="lo", target=Verdict.RETURN),
-        # Packets of the host to itself come in by lo. Its own multicast comes back by another
-        # interface, but with a destination that is not LOCAL.
-        Rule(source_local=True, destination_local=True, target=Verdict.DROP),
-        *check,
-        *_authentication_rules(desired),
-        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+        return concat()
+    own_sources = (
+        rule for network in _our_networks(desired) for rule in _own_source_check(network).rules
     )
-    own_sources = by_bridge(
-        "H",
-        tuple(
-            rule
-            for network in _our_networks(desired)
-            for rule in _own_source_rules_of_input(network)
+    return concat(
+        # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
+        Rule(states=("NEW", "INVALID"), target=Jump(HOST)),
+        sub_chain(
+            HOST,
+            Rule(in_interface="lo", target=Verdict.RETURN),
+            # Packets of the host to itself come in by lo. Its own multicast comes back by another
+            # interface, but with a destination that is not LOCAL.
+            Rule(source_local=True, destination_local=True, target=Verdict.DROP),
+            *check,
+            *_authentication_rules(desired),
+            Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+            # Also of packets to a multicast group.
+            by_bridge("H", own_sources),
         ),
-    )
-    # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
-    return ChainTree(
-        (Rule(states=("NEW", "INVALID"), target=Jump(HOST)),),
-        (Chain(name=HOST, rules=(*rules, *own_sources.rules)), *own_sources.chains),
     )
 
 
@@ -597,10 +552,9 @@ def _authentication_rules(desired: Desired) -> Iterator[Rule]:
     The rule covers all ports from the highest power of two that is not above the lowest published
     port. So a new container rarely changes this chain; only attackers send such packets.
     """
+    mappings = _our_mappings(desired)
     for protocol in Protocol:
-        ports = [
-            mapping.host_port for mapping in _our_mappings(desired) if mapping.protocol is protocol
-        ]
+        ports = [mapping.host_port for mapping in mappings if mapping.protocol is protocol]
         if ports:
             flow = (protocol, 1 << min(ports).bit_length() - 1, _LAST_PORT)
             yield Rule(authentication=True, flow=flow, target=Verdict.DROP)
@@ -613,11 +567,11 @@ def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     tree = by_port("REJ-", rules)
     if not tree.chains:
         return tree
-    # All other packets to the host, even of open connections, skip the rules for ports.
-    jump = Jump(REJECTED)
-    return ChainTree(
-        (Rule(destination=_LOOPBACK_NET, target=jump), Rule(source=LINK_LOCAL, target=jump)),
-        (Chain(name=REJECTED, rules=tree.rules), *tree.chains),
+    return concat(
+        # All other packets to the host, even of open connections, skip the rules for ports.
+        Rule(destination=_LOOPBACK_NET, target=Jump(REJECTED)),
+        Rule(source=LINK_LOCAL, target=Jump(REJECTED)),
+        sub_chain(REJECTED, tree),
     )
 
 
@@ -628,25 +582,27 @@ def _proxy_guard(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...])
     connection.
     """
     mappings = [mapping for mapping in _our_mappings(desired) if mapping.protocol is Protocol.UDP]
-    if not mappings and not desired.proxy_udp_ports:
-        return ChainTree(())
     mapped = cache.proxy_jumps.map(mappings, lambda mapping: assign_blocks((_proxy_jump(mapping),)))
     unmapped = assign_blocks(
         Rule(protocol=Protocol.UDP, ports=ports, target=Jump(PROXY))
         for ports in desired.proxy_udp_ports
     )
-    jumps = by_port("UP-", [*mapped, unmapped])
-    guard = (
-        Rule(in_interface="lo", target=Verdict.RETURN),
-        # For conntrack a datagram of UDP length 0 is invalid, so it gets no DNAT; a socket gets it.
-        Rule(states=("INVALID",), target=Verdict.DROP),
-        # A forged packet with an address of the host created the entry; see _DROP_REPLY_SYN.
-        Rule(reply=True, target=Verdict.DROP),
-        # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
-        Rule(destination_not_local=True, target=Verdict.DROP),
-        *(check if _our_networks(desired) else ()),
+    if not mapped and not unmapped:
+        return concat()
+    return concat(
+        by_port("UP-", [*mapped, unmapped]),
+        sub_chain(
+            PROXY,
+            Rule(in_interface="lo", target=Verdict.RETURN),
+            # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
+            Rule(states=("INVALID",), target=Verdict.DROP),
+            # A forged packet with an address of the host created the entry; see _DROP_REPLY_SYN.
+            Rule(reply=True, target=Verdict.DROP),
+            # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
+            Rule(destination_not_local=True, target=Verdict.DROP),
+            *check,
+        ),
     )
-    return concat(jumps, ChainTree((), (Chain(name=PROXY, rules=guard),)))
 
 
 def _proxy_jump(mapping: Mapping) -> Rule:
@@ -660,36 +616,27 @@ def _proxy_jump(mapping: Mapping) -> Rule:
 
 
 def _reject_rules(rejected: RejectedPorts) -> Iterator[Rule]:
-    if rejected.host_address in (ANY, LOOPBACK):
-        yield _reject_rule(rejected, destination=_LOOPBACK_NET)
-    if rejected.host_address == ANY:
-        yield _reject_rule(rejected, source=LINK_LOCAL)
-    elif rejected.host_address != LOOPBACK:
-        yield _reject_rule(
-            rejected, source=LINK_LOCAL, destination=IPv6Network(rejected.host_address)
+    host = rejected.host_address
+    clients: list[tuple[IPv6Network | None, IPv6Network | None]] = []
+    if host in (ANY, LOOPBACK):
+        clients.append((None, _LOOPBACK_NET))
+    if host != LOOPBACK:
+        clients.append((LINK_LOCAL, None if host == ANY else IPv6Network(host)))
+    is_tcp = rejected.protocol is Protocol.TCP
+    for source, destination in clients:
+        yield Rule(
+            source=source,
+            destination=destination,
+            protocol=rejected.protocol,
+            ports=(rejected.first, rejected.last),
+            target=Reject(RejectWith.TCP_RESET if is_tcp else RejectWith.PORT_UNREACHABLE),
         )
-
-
-def _reject_rule(
-    rejected: RejectedPorts,
-    *,
-    source: IPv6Network | None = None,
-    destination: IPv6Network | None = None,
-) -> Rule:
-    reset = rejected.protocol is Protocol.TCP
-    return Rule(
-        source=source,
-        destination=destination,
-        protocol=rejected.protocol,
-        ports=(rejected.first, rejected.last),
-        target=Reject(RejectWith.TCP_RESET if reset else RejectWith.PORT_UNREACHABLE),
-    )
 
 
 def _dnat_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     mappings = _our_mappings(desired)
     if not mappings:
-        return ChainTree(())
+        return concat()
     proxy = desired.userland_proxy
     rules = cache.dnat_rules.map(
         mappings, lambda mapping: assign_blocks(_dnat_rules(mapping, proxy)), key=proxy
@@ -701,9 +648,9 @@ def _dnat_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     ]
     return concat(
         # The kernel does not forward link-local sources: with DNAT such packets would be lost.
-        ChainTree((Rule(source=LINK_LOCAL, target=Verdict.RETURN),)),
+        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
         by_port("AT-", rules[:wildcards]),
-        ChainTree(tuple(_proxy_return_rules(on_address, mappings[wildcards:])) if proxy else ()),
+        *(_proxy_return_rules(on_address, mappings[wildcards:]) if proxy else ()),
         by_port("", rules[wildcards:]),
     )
 
@@ -751,15 +698,6 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
     connects from one source port to two addresses of the host. The packet would reach the wrong
     port.
     """
-    if mapping.host_port == mapping.container_port:
-        single = mapping.count == 1
-        port = mapping.container_port if single else None
-        ranges = [(mapping.host_port, mapping.host_port_end, port)]
-    else:
-        ranges = [
-            (mapping.host_port + i, mapping.host_port + i, mapping.container_port + i)
-            for i in range(mapping.count)
-        ]
     host = None if mapping.wildcard else IPv6Network(mapping.host_address)
     if userland_proxy and mapping.protocol is Protocol.UDP and not mapping.proxy_binds_address:
         # A proxy on all addresses replies from the bridge's address, whatever address the container
@@ -772,13 +710,16 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
             ports=(mapping.host_port, mapping.host_port_end),
             target=Verdict.REDIRECT,
         )
-    for first, last, port in ranges:
+    size = mapping.count if mapping.host_port == mapping.container_port else 1
+    for offset in range(0, mapping.count, size):
+        first = mapping.host_port + offset
+        port = mapping.container_port + offset if size == 1 else None
         yield Rule(
             destination=host,
             # With the proxy on, containers on the same bridge reach the proxy.
             not_in_interface=mapping.bridge if userland_proxy else "",
             protocol=mapping.protocol,
-            ports=(first, last),
+            ports=(first, first + size - 1),
             target=Dnat(mapping.container_address, port),
         )
 
@@ -786,38 +727,26 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
 def _postrouting_rules(desired: Desired) -> Iterator[Rule]:
     bridges = {network.bridge for network in desired.networks}
     for network in _our_networks(desired):
-        if network.uses_nat:
-            lans = [
-                route.prefix
-                for route in network.routes_elsewhere
-                if route.interface not in bridges
-                # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
-                and any(route.prefix.subnet_of(subnet) for subnet in network.subnets)
-            ]
-            yield from _source_nat_rules(network, lans, desired.userland_proxy)
-
-
-def _source_nat_rules(
-    network: Network, lans: Sequence[IPv6Network], userland_proxy: bool
-) -> Iterator[Rule]:
-    address = network.source_address
-    target = Verdict.MASQUERADE if address is None else Snat(address)
-    for lan in lans:
-        # The LAN is inside the container's subnet, so replies to it would stay on the bridge.
-        yield _hairpin_rule(network, lan, target)
-        yield Rule(source=lan, target=Verdict.RETURN)
-    for subnet in network.subnets:
-        if network.masquerade:
-            yield Rule(
-                source=subnet,
-                not_out_interface=network.bridge,
-                source_not_local=True,
-                target=target,
-            )
-        if not userland_proxy:
-            # Else a container on the same bridge would reply directly, and DNAT is not undone.
-            yield _hairpin_rule(network, subnet, target)
-
-
-def _hairpin_rule(network: Network, source: IPv6Network, target: Target) -> Rule:
-    return Rule(source=source, out_interface=network.bridge, states=("DNAT",), target=target)
+        if not network.uses_nat:
+            continue
+        address = network.source_address
+        target = Verdict.MASQUERADE if address is None else Snat(address)
+        hairpin = Rule(out_interface=network.bridge, states=("DNAT",), target=target)
+        for route in network.routes_elsewhere:
+            # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
+            if route.interface not in bridges and any(map(route.prefix.subnet_of, network.subnets)):
+                # The LAN is inside the container's subnet, so replies to it would stay on the
+                # bridge.
+                yield replace(hairpin, source=route.prefix)
+                yield Rule(source=route.prefix, target=Verdict.RETURN)
+        for subnet in network.subnets:
+            if network.masquerade:
+                yield Rule(
+                    source=subnet,
+                    not_out_interface=network.bridge,
+                    source_not_local=True,
+                    target=target,
+                )
+            if not desired.userland_proxy:
+                # Else a container on the same bridge would reply directly, and DNAT is not undone.
+                yield replace(hairpin, source=subnet)
