@@ -17,6 +17,12 @@ ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
 LINK_LOCAL = IPv6Network("fe80::/10")
 GWBRIDGE = "docker_gwbridge"
+MIN_ID_LENGTH = 4
+"""Minimum number of characters of an id that select a container."""
+BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "false", "FALSE", "False"), False
+)
+"""The words of Go's strconv.ParseBool, which Docker and docker-ipv6nat use."""
 
 _MAX_NAME_BYTES = 15
 _NAME = re.compile(r"(?!\.\.?$)[^\s/:\0]+")

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
+from ipv6natd.model import MIN_ID_LENGTH
 from ipv6natd.report.status import State, counted
 from ipv6natd.system.terminal import Colour, pairs, printable, table
 
@@ -24,8 +25,6 @@ COLOURS = {
 }
 MAX_WARNINGS = 5
 """Warnings in the output of `status`, which must fit on one screen."""
-MIN_ID_LENGTH = 4
-"""Characters of a filter value that may match the beginning of a container's id."""
 
 
 async def status(daemon: DaemonClient, options: Options) -> Result:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ipv6natd.model import BOOLEANS
 from ipv6natd.system.process import run
 
 _BUSCTL = "/usr/bin/busctl"
@@ -28,7 +29,6 @@ _RUNNING = frozenset({"active", "activating", "reloading"})
 
 PID_FILE = Path("/run/docker.pid")
 CONFIG_FILE = Path("/etc/docker/daemon.json")
-_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _IP6TABLES_FLAG = re.compile(r"--ip6tables(?:=(.*))?")
 _CONFIG_FLAG = re.compile(r"--config-file=(.+)")
 
@@ -87,7 +87,7 @@ def ip6tables_option(endpoint: str) -> bool | None:
     config, root = CONFIG_FILE, Path(f"/proc/{pid}/root")
     for argument in _command_line(pid):
         if flag := _IP6TABLES_FLAG.fullmatch(argument):
-            return flag[1] not in _FALSE
+            return BOOLEANS.get(flag[1]) is not False
         if file := _CONFIG_FLAG.fullmatch(argument):
             config = Path(file[1])
     try:

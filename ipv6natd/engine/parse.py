@@ -18,6 +18,7 @@ from typing import Any
 
 from ipv6natd.model import (
     ANY,
+    BOOLEANS,
     GWBRIDGE,
     Container,
     Endpoint,
@@ -30,8 +31,6 @@ from ipv6natd.model import (
 )
 
 _BRIDGE = "com.docker.network.bridge."
-_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
-_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _IPV6_LISTED_SINCE = (20, 10, 6)
 """The first release that lists the IPv6 side of a wildcard binding."""
@@ -65,25 +64,11 @@ def network(raw: object) -> Network | None:
     warnings: list[str] = []
     name = _text(facts.get("Name")) or network_id[:12]
     bridge = _str(options.get(f"{_BRIDGE}name")) or f"br-{network_id[:12]}"
-    problem = ""
-    if not is_plain_interface(bridge):
-        problem = (
-            f"its bridge name {quoted(bridge)} cannot be used in a rule; create the network with "
-            "a bridge name of at most 15 letters, digits, '.', '_' or '-'"
-        )
-        bridge = ""
-    if facts.get("Ingress") is True:
-        problem = (
-            "ports that swarm publishes in ingress mode are left to Docker; "
-            "publish them with mode=host to have them forwarded"
-        )
-    host_ipv6 = _option_address(options, "com.docker.network.host_ipv6", warnings)
-    binding_ipv6 = _option_address(options, f"{_BRIDGE}host_binding_ipv6", warnings)
     return Network(
         id=network_id,
         name=name,
         driver=_text(facts.get("Driver")),
-        bridge=bridge,
+        bridge=bridge if is_plain_interface(bridge) else "",
         enable_ipv6=facts.get("EnableIPv6") is True,
         subnets=tuple(_subnets(facts, warnings)),
         internal=facts.get("Internal") is True,
@@ -91,13 +76,28 @@ def network(raw: object) -> Network | None:
         masquerade=_option_flag(options, f"{_BRIDGE}enable_ip_masquerade", warnings),
         gateway_mode=_gateway_mode(options, warnings),
         host_binding_ipv4=_option_address(options, f"{_BRIDGE}host_binding_ipv4", warnings),
-        host_binding_ipv6=_only_ipv6(binding_ipv6, f"{_BRIDGE}host_binding_ipv6", warnings),
-        source_address=_only_ipv6(host_ipv6, "com.docker.network.host_ipv6", warnings),
+        host_binding_ipv6=_option_ipv6(options, f"{_BRIDGE}host_binding_ipv6", warnings),
+        source_address=_option_ipv6(options, "com.docker.network.host_ipv6", warnings),
         trusted_interfaces=tuple(_trusted_interfaces(options, warnings)),
         warnings=tuple(warnings),
-        problem=problem,
+        problem=_network_problem(facts, bridge),
         gateway_endpoints=tuple(_gateway_endpoints(facts, name)),
     )
+
+
+def _network_problem(facts: dict[str, Any], bridge: str) -> str:
+    """Why no rule can be written for a network; "" if that is possible."""
+    if facts.get("Ingress") is True:
+        return (
+            "ports that swarm publishes in ingress mode are left to Docker; "
+            "publish them with mode=host to have them forwarded"
+        )
+    if not is_plain_interface(bridge):
+        return (
+            f"its bridge name {quoted(bridge)} cannot be used in a rule; create the network with "
+            "a bridge name of at most 15 letters, digits, '.', '_' or '-'"
+        )
+    return ""
 
 
 def listed_network(raw: object, known: Map[str, Network]) -> Network | None:
@@ -274,10 +274,9 @@ def _option_flag(
     value = options.get(key)
     if value is None:
         return default
-    if _str(value) in _TRUE:
-        return True
-    if _str(value) in _FALSE:
-        return False
+    flag = BOOLEANS.get(_str(value))
+    if flag is not None:
+        return flag
     in_force = str(default).lower()
     warnings.append(f"{key}={quoted(value)} is neither true nor false; {in_force} is in force")
     return default
@@ -308,9 +307,8 @@ def _option_address(
     return address
 
 
-def _only_ipv6(
-    address: IPv4Address | IPv6Address | None, key: str, warnings: list[str]
-) -> IPv6Address | None:
+def _option_ipv6(options: dict[str, Any], key: str, warnings: list[str]) -> IPv6Address | None:
+    address = _option_address(options, key, warnings)
     if isinstance(address, IPv4Address):
         warnings.append(f"{key}={address} is not an IPv6 address and is ignored")
         return None

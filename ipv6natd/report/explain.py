@@ -11,7 +11,7 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from ipv6natd.model import Container, Desired, Network, Skipped, Snapshot
+from ipv6natd.model import MIN_ID_LENGTH, Container, Desired, Network, Skipped, Snapshot
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.networks import (
@@ -25,8 +25,6 @@ from ipv6natd.policy.port_bindings import unreadable_ports
 from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_reports, port_row
 from ipv6natd.report.status import Row, skipped_row
 
-MIN_ID_LENGTH = 4
-"""Minimum length of the start of a container id."""
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 
 
