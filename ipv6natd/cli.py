@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
-from ipv6natd.config import KEYS, ConfigError, Settings, load
+from ipv6natd.config import KEYS, ConfigError, Key, Settings, load
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import FirewallError
+from ipv6natd.model import BOOLEANS
 from ipv6natd.sync.offline import close_networks
 from ipv6natd.system import logs
 from ipv6natd.system.process import BASE_ENVIRONMENT
@@ -171,31 +172,22 @@ def _parser() -> argparse.ArgumentParser:
         default=False,
         help="remove all rules of ipv6natd, without engine and bus, and exit",
     )
-    defaults = Settings()
     for key in KEYS:
-        default = getattr(defaults, key.name)
-        is_boolean = isinstance(default, bool)
-        default_text = (
-            {True: "on", False: "off"}[default] if is_boolean else _default_text(default or "")
-        )
-        about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {default_text or 'none'})"
-        names = _dashes(key.name.replace("_", "-"))
-        if is_boolean:
-            group.add_argument(
-                *names,
-                dest=key.name,
-                nargs="?",
-                const=True,
-                type=_boolean,
-                metavar="BOOL",
-                help=about,
-            )
-        else:
-            parse = {tuple: _list, int: _integer, dict: _table}.get(type(default), str)
-            group.add_argument(
-                *names, dest=key.name, type=parse, metavar=key.name.upper(), help=about
-            )
+        _add_setting(group, key, getattr(Settings(), key.name))
     return parser
+
+
+def _add_setting(group: argparse._ArgumentGroup, key: Key, default: object) -> None:
+    match default:
+        case bool():
+            text, metavar = "on" if default else "off", "BOOL"
+            options: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True}
+        case _:
+            text, metavar = _default_text(default or ""), key.name.upper()
+            options = {"type": {tuple: _list, int: _integer, dict: _table}.get(type(default), str)}
+    about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {text or 'none'})"
+    names = _dashes(key.name.replace("_", "-"))
+    group.add_argument(*names, dest=key.name, metavar=metavar, help=about, **options)
 
 
 def _dashes(name: str) -> tuple[str, str]:
@@ -208,11 +200,9 @@ def _default_text(default: object) -> str:
 
 def _boolean(text: str) -> bool:
     """A boolean as in Go's flag package, which docker-ipv6nat uses."""
-    if text in ("1", "t", "T", "true", "TRUE", "True"):
-        return True
-    if text in ("0", "f", "F", "false", "FALSE", "False"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    if text not in BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return BOOLEANS[text]
 
 
 def _list(text: str) -> list[str]:

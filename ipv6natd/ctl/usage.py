@@ -115,13 +115,14 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=parse, metavar=value, help=about)
     for name, about in FLAGS.items():
         parser.add_argument(
-            f"--{name}",
-            dest="flags",
-            action="append_const",
-            const=name,
-            default=[],
-            help=about,
+            f"--{name}", dest="flags", action="append_const", const=name, default=[], help=about
         )
+    _add_output_options(parser)
+    parser.add_argument("--version", action="version", version=f"ipv6natctl {__version__}")
+    return parser
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         choices=JSON_MODES,
@@ -139,8 +140,6 @@ def _parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-legend", action="store_true", help="leave out the header and the count of rows"
     )
-    parser.add_argument("--version", action="version", version=f"ipv6natctl {__version__}")
-    return parser
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import re
 import shlex
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import IPv6Address, IPv6Network
 from itertools import takewhile
+from typing import Any
 
 from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
@@ -23,7 +24,6 @@ from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
     PREFIX,
-    SYN,
     BaseJump,
     Chain,
     Dnat,
@@ -47,15 +47,16 @@ _JUMP_BASES = {Table.RAW: ("PREROUTING",), Table.FILTER: ("FORWARD", "INPUT")}
 
 def parse_rule(text: str) -> Rule:
     """The inverse of format_rule. Raises ValueError."""
+    found = _RULE.fullmatch(text)
     # The ipaddress module accepts all text behind "%" as a scope.
-    if "%" in text or not text.isascii():
+    if found is None or "%" in text or not text.isascii():
         raise ValueError(f"not a rule of ours: {text[:80]!a}")
-    fields: dict[str, object] = {}
-    tokens = iter(text.split())
-    for token in tokens:
-        inverted = token == "!"
-        _parse_option(next(tokens, "") if inverted else token, inverted, tokens, fields)
-    rule = Rule(**fields)  # type: ignore[arg-type]
+    values = {
+        field: parse(value)
+        for (field, (_, parse)), value in zip(_OPTIONS.items(), found.groups(), strict=True)
+        if value
+    }
+    rule = Rule(**values)
     if format_rule(rule) != text:
         raise ValueError(f"not a rule of ours: {text[:80]}")
     return rule
@@ -111,58 +112,6 @@ def _parse_jump(text: str) -> Rule:
     return rule
 
 
-def _parse_option(
-    option: str, inverted: bool, tokens: Iterator[str], fields: dict[str, object]
-) -> None:
-    value = next(tokens, "")
-    match option, inverted:
-        case "-s", _:
-            fields["not_source" if inverted else "source"] = IPv6Network(value)
-        case "-d", _:
-            fields["not_destination" if inverted else "destination"] = IPv6Network(value)
-        case "-i", _:
-            fields["not_in_interface" if inverted else "in_interface"] = _parse_interface(value)
-        case "-o", _:
-            fields["not_out_interface" if inverted else "out_interface"] = _parse_interface(value)
-        case "-p", False if value == "ipv6-icmp":
-            fields["icmp"] = True
-        case "-p", False if value == "ah":
-            fields["authentication"] = True
-        case "-p", False:
-            fields["protocol"] = Protocol(value)
-        case "-m", False:
-            pass  # the option that follows decides
-        case "--dport", False:
-            fields["ports"] = _parse_ports(value)
-        case "--ctproto", False:
-            fields["flow"] = Protocol(value), 0, 0
-        case "--ctorigdstport", False:
-            match fields.get("flow"):
-                case (Protocol() as protocol, _, _):
-                    fields["flow"] = protocol, *_parse_ports(value)
-        case "--mark", False:
-            mark, _, mask = value.partition("/")
-            fields["mark"] = _parse_mark(mark), _parse_mark(mask)
-        case "--src-type", False if value == "LOCAL,ANYCAST":
-            fields["source_local_or_anycast"] = True
-        case "--src-type", _ if value == "LOCAL":
-            fields["source_not_local" if inverted else "source_local"] = True
-        case "--dst-type", _ if value == "LOCAL":
-            fields["destination_not_local" if inverted else "destination_local"] = True
-        case "--ctstate", False:
-            fields["states"] = _parse_states(value)
-        case "--tcp-flags", False if (value, next(tokens, "")) == SYN:
-            fields["syn"] = True
-        case "--ctdir", False if value == "REPLY":
-            fields["reply"] = True
-        case "--comment", False if value == COMMENT:
-            fields["comment"] = value
-        case "-j", False:
-            fields["target"] = _parse_target(value, tokens)
-        case _:
-            raise ValueError(f"not an option of ours: {option[:40]}")
-
-
 def _parse_interface(value: str) -> str:
     if not is_plain_interface(value.removesuffix("+")):
         raise ValueError(f"not an interface of ours: {value[:40]!a}")
@@ -188,31 +137,65 @@ def _parse_port(text: str) -> int:
     return port
 
 
-def _parse_mark(text: str) -> int:
-    mark = int(text, 16)
-    if not 0 <= mark <= 0xFFFFFFFF:
+def _parse_flow(text: str) -> tuple[Protocol, int, int]:
+    protocol, *_, ports = text.split()
+    return Protocol(protocol), *_parse_ports(ports)
+
+
+def _parse_mark(text: str) -> tuple[int, int]:
+    mark, mask = (int(number, 16) for number in text.split("/"))
+    if not (0 <= mark <= 0xFFFFFFFF and 0 <= mask <= 0xFFFFFFFF):
         raise ValueError(f"not a mark: {text[:40]!a}")
-    return mark
+    return mark, mask
 
 
-def _parse_target(name: str, tokens: Iterator[str]) -> Target:
-    if name in tuple(Verdict):
-        return Verdict(name)
-    if _TARGET_CHAIN.fullmatch(name):
-        return Jump(name)
-    next(tokens, "")
-    value = next(tokens, "")
-    match name:
-        case "DNAT" if value.startswith("["):
+def _parse_target(text: str) -> Target:
+    match text.split():
+        case [name] if name in tuple(Verdict):
+            return Verdict(name)
+        case [name] if _TARGET_CHAIN.fullmatch(name):
+            return Jump(name)
+        case ["DNAT", _, value] if value.startswith("["):
             address, _, port = value[1:].partition("]:")
             return Dnat(IPv6Address(address), _parse_port(port))
-        case "DNAT":
+        case ["DNAT", _, value]:
             return Dnat(IPv6Address(value))
-        case "SNAT":
+        case ["SNAT", _, value]:
             return Snat(IPv6Address(value))
-        case "REJECT":
+        case ["REJECT", _, value]:
             return Reject(RejectWith(value))
-    raise ValueError(f"not a target of ours: {name[:40]}")
+    raise ValueError(f"not a target of ours: {text[:40]}")
+
+
+_PROTOCOL = "|".join(Protocol)
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "source": (r"-s (\S+)", IPv6Network),
+    "not_source": (r"! -s (\S+)", IPv6Network),
+    "destination": (r"-d (\S+)", IPv6Network),
+    "not_destination": (r"! -d (\S+)", IPv6Network),
+    "in_interface": (r"-i (\S+)", _parse_interface),
+    "not_in_interface": (r"! -i (\S+)", _parse_interface),
+    "out_interface": (r"-o (\S+)", _parse_interface),
+    "not_out_interface": (r"! -o (\S+)", _parse_interface),
+    "protocol": (f"-p ({_PROTOCOL})", Protocol),
+    "ports": (rf"-m (?:{_PROTOCOL}) --dport (\S+)", _parse_ports),
+    "syn": ("(-m tcp --tcp-flags FIN,SYN,RST,ACK SYN)", bool),
+    "icmp": ("(-p ipv6-icmp)", bool),
+    "authentication": ("(-p ah)", bool),
+    "mark": (r"-m mark --mark (\S+)", _parse_mark),
+    "source_local": ("(-m addrtype --src-type LOCAL)", bool),
+    "source_local_or_anycast": ("(-m addrtype --src-type LOCAL,ANYCAST)", bool),
+    "source_not_local": ("(-m addrtype ! --src-type LOCAL)", bool),
+    "destination_local": ("(-m addrtype --dst-type LOCAL)", bool),
+    "destination_not_local": ("(-m addrtype ! --dst-type LOCAL)", bool),
+    "flow": (r"-m conntrack --ctproto (\S+ -m conntrack --ctorigdstport \S+)", _parse_flow),
+    "states": (r"-m conntrack --ctstate (\S+)", _parse_states),
+    "reply": ("(-m conntrack --ctdir REPLY)", bool),
+    "comment": (f"-m comment --comment ({COMMENT})", str),
+    "target": ("-j (.+)", _parse_target),
+}
+"""Field of Rule -> its option, with the value as a group, and the parser; in textual order."""
+_RULE = re.compile("".join(f"(?:{option}(?: |$))?" for option, _ in _OPTIONS.values()))
 
 
 @dataclass(slots=True)

@@ -11,8 +11,6 @@ from ipv6natd.model import Protocol
 PREFIX = "IPV6NAT-"
 COMMENT = "ipv6natd"
 DOCKER_USER = "DOCKER-USER"
-SYN = ("FIN,SYN,RST,ACK", "SYN")
-"""Mask and flags of `--tcp-flags` for the first segment of a TCP connection."""
 
 
 class Backend(StrEnum):
@@ -92,6 +90,8 @@ Target = Verdict | Jump | Dnat | Snat | Reject
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A target and the matches for it. A field that is None, empty or false is no match.
+
+    One field for each option of ip6tables that is used, so it has many.
 
     A `not_` field is the inverted match; a rule sets at most one of the two. An interface name may
     end with "+", which matches any suffix.
