@@ -14,6 +14,8 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
+from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, messages
+
 log = logging.getLogger(__name__)
 
 # rtnetlink(7); the names are from linux/rtnetlink.h and linux/if_addr.h.
@@ -28,11 +30,8 @@ _RTA_DST = 1
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_LINK = 253
-_HEADER = struct.Struct("=IHHII")
 _IFADDRMSG = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
-_RECEIVE_SIZE = 1 << 16
 
 
 async def watch(on_address_change: Callable[[], None], on_route_change: Callable[[], None]) -> None:
@@ -48,7 +47,7 @@ async def watch(on_address_change: Callable[[], None], on_route_change: Callable
             netlink.bind((0, _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
             while True:
                 try:
-                    data = await loop.sock_recv(netlink, _RECEIVE_SIZE)
+                    data = await loop.sock_recv(netlink, RECEIVE_SIZE)
                     addresses, routes = known.update(data), has_route_change(data)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
@@ -64,10 +63,10 @@ async def watch(on_address_change: Callable[[], None], on_route_change: Callable
 
 def has_route_change(data: bytes) -> bool:
     """True if one of the messages adds or removes a static route that is not link-local."""
-    for kind, body in _messages(data):
+    for kind, _flags, body in messages(data):
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) >= _RTMSG.size:
             _family, _, _, _, _, protocol, _scope, type_, _flags = _RTMSG.unpack_from(body)
-            prefix = dict(_attributes(body[_RTMSG.size :])).get(_RTA_DST, b"")
+            prefix = dict(attributes(body[_RTMSG.size :])).get(_RTA_DST, b"")
             link_local = b"\xfe\x80" <= prefix[:2] < b"\xfe\xc0"
             if type_ == _RTN_UNICAST and protocol in _STATIC_PROTOCOLS and not link_local:
                 return True
@@ -97,34 +96,14 @@ class KnownAddresses:
         return removed or len(self._present) != count
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(kind, body) of each message."""
-    while len(data) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(data)
-        yield kind, data[_HEADER.size : length]
-        data = data[_padded(max(length, _HEADER.size)) :]
-
-
 def _addresses(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(kind, link, address) of each address beyond link scope that is not tentative."""
-    for kind, body in _messages(data):
+    for kind, _flags, body in messages(data):
         if kind not in (_RTM_NEWADDR, _RTM_DELADDR) or len(body) < _IFADDRMSG.size:
             continue
         _family, _prefix, flags, scope, link = _IFADDRMSG.unpack_from(body)
         if scope >= _SCOPE_LINK or (kind == _RTM_NEWADDR and flags & _IFA_F_TENTATIVE):
             continue
-        for attribute, value in _attributes(body[_IFADDRMSG.size :]):
+        for attribute, value in attributes(body[_IFADDRMSG.size :]):
             if attribute == _IFA_ADDRESS:
                 yield kind, link, value
-
-
-def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(body) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(body)
-        length = max(length, _ATTRIBUTE.size)
-        yield kind, body[_ATTRIBUTE.size : length]
-        body = body[_padded(length) :]
-
-
-def _padded(length: int) -> int:
-    return (length + 3) & ~3
