@@ -1,166 +1,122 @@
-"""Deletes conntrack entries that a change of mappings made stale, and outdated neighbour entries.
+"""Conntrack entries of IPv6: lists and deletes them by netlink. `stale` decides which are stale.
 
-`stale` decides which entries are stale. The `conntrack` tool lists them, `ctnetlink` deletes them.
-No error here stops a pass of the reconciler: without the tool packets are still forwarded.
+pyroute2 would need 12 MB of memory. The `conntrack` tool would read the table for each deletion.
 """
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address
+from typing import NamedTuple
 
-from ipv6natd.conntrack.ctnetlink import delete_entries
-from ipv6natd.conntrack.stale import (
-    Exposure,
-    Query,
-    Tuple,
-    added_endpoints,
-    newly_protected,
-    parse_entries,
-    queries,
-    stale_entries,
-)
-from ipv6natd.model import Desired
-from ipv6natd.system.process import TOOL_DIRECTORIES, output_of, run, which
+from ipv6natd.system import netlink
 
-log = logging.getLogger(__name__)
+TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 
-IP_TIMEOUT = 10.0
-"""Seconds for one call of `ip`."""
-FLUSH_TIMEOUT = 10.0
-"""Seconds for all calls about conntrack entries after one change."""
-MAX_SCANS, SCAN_PAUSE = 4, 0.025
-"""Number of scans, and seconds between them. stale_entries explains the later scans."""
-INSTALL_HINT = "install the package conntrack (on Arch: conntrack-tools)"
-_MISSING = (
-    f"there is no conntrack in {':'.join(TOOL_DIRECTORIES)}: open UDP flows keep their old "
-    f"destination when a mapping changes; {INSTALL_HINT}"
-)
-_FAMILY = ("-f", "ipv6", "-w", "0")
-_MAX_SEPARATE_LISTS = 4
-"""Maximum number of queries with a list of their own: each list reads the whole table."""
+# Names as in linux/netlink.h and linux/netfilter/nfnetlink_conntrack.h.
+_NETLINK_NETFILTER = 12
+_CT_GET, _CT_DELETE = 1 << 8 | 1, 1 << 8 | 2
+_CTA_TUPLE_ORIG, _CTA_ZONE = 1, 18
+_CTA_TUPLE_IP, _CTA_IP_V6_SRC = 1, 3
+_FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)
+# The kernel writes the attributes of a message always in the same order, so an entry needs no
+# search (net/netfilter/nf_conntrack_netlink.c, ctnetlink_fill_info).
+_TUPLE = struct.Struct("=H2x8s16s4x16sH2x4xB")
+"""Length, header of the addresses, source, destination, length of the protocol, its number."""
+_ADDRESSES = struct.pack("=HHHH", 44, netlink.NESTED | _CTA_TUPLE_IP, 20, _CTA_IP_V6_SRC)
+_PROTOCOL_OFFSET = 48
+_PORTS, _PORTS_OFFSET = struct.Struct("!H6xH"), 64
+_LENGTH_WITH_PORTS = 28
+_ATTRIBUTE = struct.Struct("=HH")
 
 
-class _FlushError(Exception):
-    """Entries were not listed or deleted. The text has the tool's or the kernel's message."""
+class Tuple(NamedTuple):
+    """One direction of an entry, in conntrack's word for it."""
+
+    packed: bytes
+    """The tuple in the kernel's format. Two tuples are equal if this is equal."""
+    protocol: int
+    """The protocol number."""
+    source: IPv6Address
+    destination: IPv6Address
+    source_port: int = 0
+    """With GRE, a key. 0 if the protocol has no ports."""
+    destination_port: int = 0
 
 
-class Conntrack:
-    """The host's conntrack table. `host_addresses` is called at each scan."""
+class Entry(NamedTuple):
+    """The tuple of the original direction and the tuple of the reply direction.
 
-    def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
-        self._host_addresses = host_addresses
-        self._last_warning = ""
+    Without NAT the reply tuple is the original tuple with source and destination swapped.
+    """
 
-    def flush_stale_flows(
-        self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
-    ) -> bool:
-        """Delete the entries that are stale after the rules changed from `old` to `new`. False on
-        an error.
+    original: Tuple
+    reply: Tuple
 
-        `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
-        """
-        _flush_neighbours(old, new, exposure)
-        scope = queries(old, new, exposure=exposure)
-        if not scope:
-            return True
-        tool = which("conntrack", TOOL_DIRECTORIES)
-        if tool is None:
-            self._warn_once(_MISSING)
-            return True  # a retry would not help
-        deleted_replies: set[Tuple] = set()
-        deadline = time.monotonic() + FLUSH_TIMEOUT
-        try:
-            for scan in range(MAX_SCANS):
-                if scan:
-                    time.sleep(SCAN_PAUSE)
-                flows = parse_entries(_list_entries(tool, scope, deadline))
-                known_replies = deleted_replies or None  # None: the first scan
-                stale = stale_entries(
-                    flows,
-                    old,
-                    new,
-                    self._host_addresses(),
-                    exposure=exposure,
-                    deleted_replies=known_replies,
-                )
-                replies = {flow.original: flow.reply for flow in stale}
-                if not replies:
-                    break
-                _delete(list(replies), deadline)
-                deleted_replies.update(replies.values())
-        except _FlushError as error:
-            self._warn_once(
-                f"open flows may keep their old destination after the change of rules: {error}"
-            )
-            return False
-        self._last_warning = ""
-        return True
-
-    def _warn_once(self, text: str) -> None:
-        """A warning at the first of equal consecutive failures, debug messages for the others."""
-        log.log(logging.DEBUG if text == self._last_warning else logging.WARNING, "%s", text)
-        self._last_warning = text
+    @property
+    def translated(self) -> bool:
+        """True if DNAT rewrote the destination."""
+        original, reply = self
+        return (original.destination, original.destination_port) != (
+            reply.source,
+            reply.source_port,
+        )
 
 
-def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
-    # The kernel drops packets that wait for a deleted neighbour. With -force the batch continues if
-    # an address has no neighbour entry, as most have none.
-    protected = newly_protected(old, new, exposure=exposure)
-    lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
-    lines += [
-        f"neigh del {address} dev {bridge}\n" for bridge, address in added_endpoints(old, new)
-    ]
-    if lines:
-        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=IP_TIMEOUT)
+def list_entries(*, deadline: float) -> Iterator[Entry]:
+    """The entries of all protocols without a zone, some of them twice. Raises OSError.
+
+    Entries with a zone belong to the program that configured the zone. Our rules use none.
+    """
+    for body in netlink.dump(_NETLINK_NETFILTER, _CT_GET, _FAMILY, deadline=deadline):
+        if entry := parse_entry(body):
+            yield entry
 
 
-def _list_entries(tool: str, scope: Sequence[Query], deadline: float) -> str:
-    """The entries that match one of the queries, or all entries if there are many queries."""
-    if len(scope) > _MAX_SEPARATE_LISTS:
-        scope = [Query()]
-    return "".join(
-        _run(tool, "-L", *_FAMILY, *_list_options(query), deadline=deadline) for query in scope
+def delete_entries(originals: Iterable[bytes], *, deadline: float) -> int:
+    """Delete entries by their packed original tuples. Returns the number of those that existed.
+
+    Raises OSError. The entries before the error are deleted then.
+    """
+    bodies = (
+        _FAMILY + netlink.attribute(netlink.NESTED | _CTA_TUPLE_ORIG, packed)
+        for packed in originals
     )
+    return netlink.delete(_NETLINK_NETFILTER, _CT_DELETE, bodies, deadline=deadline)
 
 
-def _list_options(query: Query) -> Iterator[str]:
-    for option, value in (
-        ("-p", query.protocol),
-        ("--orig-src", query.source),
-        ("--orig-dst", query.destination),
-        ("--reply-src", query.reply_source),
-    ):
-        if value is not None:
-            yield from (option, str(value))
-
-
-def _run(tool: str, *arguments: str, deadline: float) -> str:
-    argv = [tool, *arguments]
+def parse_entry(body: bytes) -> Entry | None:
+    """The entry in the body of a message; None if it has a zone or another format."""
     try:
-        result = run(argv, timeout=max(deadline - time.monotonic(), 0))
-    except subprocess.TimeoutExpired:
-        raise _FlushError(f"{' '.join(argv)} did not end within {FLUSH_TIMEOUT:g} s") from None
-    except OSError as error:
-        raise _FlushError(f"{tool} cannot be run: {error.strerror}") from error
-    if result.returncode != 0:
-        reason = result.stderr.strip() or f"exit status {result.returncode}, no message"
-        raise _FlushError(f"{' '.join(argv)}: {reason.splitlines()[0]}")
-    return result.stdout
+        original = _parse_tuple(body, len(_FAMILY))
+        if original is None:
+            return None
+        reply_offset = len(_FAMILY) + _ATTRIBUTE.size + len(original.packed)
+        reply = _parse_tuple(body, reply_offset)
+        if reply is None:
+            return None
+        _, kind = _ATTRIBUTE.unpack_from(body, reply_offset + _ATTRIBUTE.size + len(reply.packed))
+    except struct.error:
+        return None
+    return None if kind == _CTA_ZONE else Entry(original, reply)
 
 
-def _delete(entries: Sequence[Tuple], deadline: float) -> None:
-    try:
-        deleted = delete_entries(entries, timeout=max(deadline - time.monotonic(), 0.001))
-    except TimeoutError:
-        raise _FlushError(
-            f"the kernel did not delete the conntrack entries within {FLUSH_TIMEOUT:g} s"
-        ) from None
-    except OSError as error:
-        raise _FlushError(
-            f"the kernel did not delete the conntrack entries: {error.strerror}"
-        ) from error
-    log.debug("%d of %d conntrack entries deleted", deleted, len(entries))
+def _parse_tuple(body: bytes, start: int) -> Tuple | None:
+    length, addresses, source, destination, protocol_length, number = _TUPLE.unpack_from(
+        body, start
+    )
+    # The zone of one direction would follow the protocol.
+    if addresses != _ADDRESSES or length != _PROTOCOL_OFFSET + protocol_length:
+        return None
+    ports = (0, 0)
+    if protocol_length == _LENGTH_WITH_PORTS:
+        ports = _PORTS.unpack_from(body, start + _PORTS_OFFSET)
+    packed = body[start + _ATTRIBUTE.size : start + length]
+    return Tuple(packed, number, _address(source), _address(destination), *ports)
+
+
+# Most entries have the same few addresses, and the constructor is slow.
+_address = lru_cache(maxsize=4096)(IPv6Address)

@@ -1,21 +1,20 @@
-"""Conntrack entries, and which of them are stale after a change of mappings.
+"""Which conntrack entries are stale after a change of mappings, for one of three reasons.
 
 Only the first packet of a flow passes the nat table. A TCP client opens a new connection, which
 meets the new rules; only entries of removed containers matter. A UDP or SCTP client that keeps its
 source port keeps its entry, and with it the old destination: a removed container, the userland
-proxy or no service. This module decides; `entries` deletes.
+proxy or no service. This module decides; `flush` lists and deletes.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
-from ipaddress import AddressValueError, IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from ipv6natd.conntrack.entries import SCTP, TCP, UDP, Entry, Tuple
 from ipv6natd.model import (
     ANY,
     LINK_LOCAL,
@@ -26,24 +25,11 @@ from ipv6natd.model import (
     Protocol,
     mapping_changes,
 )
+from ipv6natd.model import Mapping as PortMapping
 from ipv6natd.netfilter.prefixes import PrefixIndex
 
-FLUSHED_PROTOCOLS = (Protocol.UDP, Protocol.SCTP)
-ICMPV6 = 58
-"""The protocol number (IANA)."""
-
-# Entries with a conntrack zone belong to the program that configured the zone. Our rules use none.
-_DIRECTION = (
-    r"src=([0-9a-f:.]+) dst=([0-9a-f:.]+)"
-    r"(?: (?:sport=(\d{1,5}) dport=(\d{1,5})|srckey=0x([0-9a-f]{1,4}) dstkey=0x([0-9a-f]{1,4})"
-    r"|type=(\d{1,3}) code=(\d{1,3}) id=(\d{1,5})))?(?= )"
-)
-_ENTRY = re.compile(
-    r"^(?:ipv6 +10 +)?\w+ +(\d{1,3}) (?!.*\bzone(?:-orig|-reply)?=)[^=\n]*\b"
-    rf"{_DIRECTION}.*? {_DIRECTION}",
-    re.MULTILINE,
-)
-_PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
+_PROTOCOLS = {UDP: Protocol.UDP, SCTP: Protocol.SCTP}
+"""Number -> protocol, for the protocols whose entries follow a changed mapping."""
 
 
 class Exposure(IntEnum):
@@ -58,160 +44,51 @@ class Exposure(IntEnum):
     replies."""
 
 
-class Tuple(NamedTuple):
-    """One direction of an entry, in conntrack's word for it."""
-
-    number: int
-    """The protocol number."""
-    source: IPv6Address
-    destination: IPv6Address
-    detail: tuple[int, ...] = ()
-    """Source and destination port, or GRE's keys; type, code and id of ICMPv6; or empty."""
+def affects_flows(old: Desired | None, new: Desired) -> bool:
+    """True if the change can make a conntrack entry or a neighbour entry stale."""
+    return affects_entries(old, new) or bool(added_endpoints(old, new))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flow:
-    """A conntrack entry: the tuple of the original direction and the tuple of the reply direction.
-
-    Without NAT the reply tuple is the original tuple with source and destination swapped.
-    """
-
-    original: Tuple
-    reply: Tuple
-
-    @property
-    def protocol(self) -> Protocol | None:
-        """None for a protocol whose ports cannot be published."""
-        return _PROTOCOLS.get(self.original.number)
-
-    @property
-    def source(self) -> IPv6Address:
-        """The source of the original direction."""
-        return self.original.source
-
-    @property
-    def destination(self) -> IPv6Address:
-        """The destination of the original direction."""
-        return self.original.destination
-
-    @property
-    def destination_port(self) -> int:
-        """The destination port of the original direction. Only if `protocol` is set."""
-        return self.original.detail[1]
-
-    @property
-    def translated(self) -> bool:
-        """True if DNAT rewrote the destination."""
-        original, reply = self.original, self.reply
-        return (original.destination, original.detail[1:]) != (reply.source, reply.detail[:1])
-
-    @property
-    def reversed(self) -> Flow:
-        """The same flow with the other side as originator. Only for a flow without NAT."""
-        return Flow(original=self.reply, reply=self.original)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """Selects the entries that match all fields that are set."""
-
-    protocol: Protocol | None = None
-    source: IPv6Network | None = None
-    destination: IPv6Network | None = None
-    reply_source: IPv6Address | None = None
-
-
-class _Target(NamedTuple):
-    """The container behind a host port."""
-
-    address: IPv6Address
-    port: int
-    network_id: str
-    managed_by: ManagedBy
-
-
-def parse_entries(text: str) -> Iterator[Flow]:
-    """The IPv6 entries in the output of `conntrack -L`, plain or extended, of all protocols.
-
-    Lines that do not parse are skipped: such an entry stays as it is.
-    """
-    for match in _ENTRY.finditer(text):
-        fields = match.groups()
-        number = int(fields[0])
-        try:
-            original, reply = (
-                _parse_tuple(number, *fields[1:10]),
-                _parse_tuple(number, *fields[10:]),
-            )
-        except AddressValueError:
-            continue
-        if len(original.detail) == len(reply.detail) == 2 or number not in _PROTOCOLS:
-            yield Flow(original=original, reply=reply)
-
-
-def _parse_tuple(number: int, source: str, destination: str, *fields: str | None) -> Tuple:
-    sport, dport, srckey, dstkey, icmp_type, code, echo = fields
-    detail: tuple[int, ...] = ()
-    fits = number <= 0xFF
-    if sport and dport:
-        detail = (int(sport), int(dport))
-        fits &= max(detail) <= 0xFFFF
-    elif srckey and dstkey:
-        detail = (int(srckey, 16), int(dstkey, 16))
-    elif icmp_type and code and echo:
-        detail = (int(icmp_type), int(code), int(echo))
-        fits &= max(detail[:2]) <= 0xFF and detail[2] <= 0xFFFF
-    if not fits:
-        raise AddressValueError
-    return Tuple(number, _parse_address(source), _parse_address(destination), detail)
-
-
-# Most entries have the same few addresses, and parsing an address is slow.
-_parse_address = lru_cache(maxsize=4096)(IPv6Address)
-
-
-def queries(
+def affects_entries(
     old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
-) -> list[Query]:
-    """The queries for entries that may be stale; none if no entry can be stale."""
-    closed = newly_protected(old, new, exposure=exposure)
-    senders = new.networks if exposure and _own_networks(new) else closed
-    return [
-        *(Query(destination=subnet) for network in closed for subnet in network.subnets),
-        *(Query(source=subnet) for network in senders for subnet in network.subnets),
-        *(Query(reply_source=address) for address in sorted(removed_addresses(old, new))),
-        *(Query(protocol=protocol) for protocol in affected_protocols(old, new)),
-    ]
+) -> bool:
+    """True if the change can make a conntrack entry stale."""
+    return bool(
+        newly_protected(old, new, exposure=exposure)
+        or removed_addresses(old, new)
+        or affected_protocols(old, new)
+    )
+
+
+# Which entries can be stale.
+
+
+def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
+    """Container addresses that had a published port and have none now; empty if `old` is None."""
+    if old is None:
+        return frozenset()
+    removed, _ = mapping_changes(old.mappings, new.mappings)
+    # The engine flushes the flows of its own mappings.
+    addresses = {
+        mapping.container_address for mapping in removed if mapping.managed_by is ManagedBy.IPV6NATD
+    }
+    if addresses:
+        addresses -= {mapping.container_address for mapping in new.mappings}
+    return frozenset(addresses)
 
 
 def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
-    """The protocols with entries that may be stale because of changed mappings."""
-    changed = _changed_protocols(old, new)
-    # A UDP flow may have outlived an unknown mapping. SCTP needs a mapping in `new`: its conntrack
-    # module may be missing.
-    unknown = {Protocol.UDP} if old is None and any(_own_networks(new)) else set()
-    return [
-        protocol
-        for protocol in FLUSHED_PROTOCOLS
-        if protocol in unknown
-        or (protocol in changed and _forwarding(old, protocol) != _forwarding(new, protocol))
-    ]
-
-
-def _changed_protocols(old: Desired | None, new: Desired) -> set[Protocol]:
-    """The protocols of changed mappings. Cheap, and often without UDP and SCTP."""
-    if old is None or old.userland_proxy != new.userland_proxy:
-        return set(FLUSHED_PROTOCOLS)
-    return {
-        mapping.protocol
-        for mappings in mapping_changes(old.mappings, new.mappings)
-        for mapping in mappings
-    }
-
-
-def affects_flows(old: Desired | None, new: Desired) -> bool:
-    """True if the change can make a conntrack entry or a neighbour entry stale."""
-    return bool(queries(old, new) or added_endpoints(old, new))
+    """The protocols with entries that may be stale because of changed ports."""
+    if old is None:
+        affected = {mapping.protocol for mapping in new.mappings}
+        if _own_networks(new):  # a UDP flow may have outlived an unknown mapping
+            affected.add(Protocol.UDP)
+    elif old.userland_proxy != new.userland_proxy:
+        affected = {mapping.protocol for mapping in (*old.mappings, *new.mappings)}
+    else:
+        removed, added = map(_targets, mapping_changes(old.mappings, new.mappings))
+        affected = {protocol for (protocol, _, _), _ in removed.items() ^ added.items()}
+    return [protocol for protocol in _PROTOCOLS.values() if protocol in affected]
 
 
 def newly_protected(
@@ -228,83 +105,6 @@ def newly_protected(
     if old is None:
         return ()
     known = {network.bridge for network in _own_networks(old)}
-    return tuple(network for network in _own_networks(new) if network.bridge not in known)
-
-
-def stale_entries(
-    flows: Iterable[Flow],
-    old: Desired | None,
-    new: Desired,
-    host_addresses: frozenset[IPv6Address],
-    *,
-    exposure: Exposure = Exposure.NONE,
-    deleted_replies: Container[Tuple] | None = None,
-) -> Iterator[Flow]:
-    """The entries to delete after the rules for `new` replaced the rules for `old`.
-
-    `old` is None if the previous mappings are unknown. A flow that the rules allow continues: its
-    next packet creates a new entry.
-
-    `deleted_replies` are the reply tuples of entries that were deleted before; None at the first
-    scan. A reply that is in flight during the deletion creates a reversed entry, with the host or
-    the container as originator. Conntrack then treats the client's further packets as replies,
-    which skip the nat table. So later scans look for reversed entries, and for entries of changed
-    mappings.
-    """
-    change = _Change(old=old, new=new, host_addresses=host_addresses - {LOOPBACK})
-    protected = _prefix_index(newly_protected(old, new, exposure=exposure))
-    added = _prefix_index(added_networks(old, new))
-    inside = _prefix_index(new.networks if exposure and _own_networks(new) else ())
-
-    def is_suspect(flow: Flow) -> bool:
-        if deleted_replies is not None:
-            return flow.original in deleted_replies
-        return (
-            added.find(flow.source) is not None
-            or (
-                _is_from_outside(protected, flow)
-                if flow.source not in host_addresses
-                else flow.protocol is Protocol.UDP and inside.find(flow.reply.source) is not None
-            )
-            or _may_be_forged(inside, flow, exposure)
-        )
-
-    return (flow for flow in flows if is_suspect(flow) or change.is_stale(flow))
-
-
-def _prefix_index(networks: Iterable[Network]) -> PrefixIndex:
-    return PrefixIndex(subnet for network in networks for subnet in network.subnets)
-
-
-def _may_be_forged(inside: PrefixIndex, flow: Flow, exposure: Exposure) -> bool:
-    """True if the source is in a network and the destination is not: the source may be forged.
-
-    A container's own flow looks the same, and its next packet creates a new entry. A TCP connection
-    in which the other side sends first would end, so TCP entries stay unless sources were never
-    checked.
-    """
-    subnet = inside.find(flow.source)
-    return (
-        subnet is not None
-        and flow.destination not in subnet
-        and (exposure is Exposure.UNGUARDED or flow.protocol is not Protocol.TCP)
-    )
-
-
-def _is_from_outside(closed: PrefixIndex, flow: Flow) -> bool:
-    """True if a source outside of the network opened the flow to an address in the network."""
-    subnet = closed.find(flow.destination)
-    return subnet is not None and closed.find(flow.source) != subnet
-
-
-def added_networks(old: Desired | None, new: Desired) -> tuple[Network, ...]:
-    """Our networks that did not exist before; none if `old` is None.
-
-    A flow that already exists with a source in such a network was opened by another host.
-    """
-    if old is None:
-        return ()
-    known = {network.bridge for network in old.networks}
     return tuple(network for network in _own_networks(new) if network.bridge not in known)
 
 
@@ -333,171 +133,107 @@ def _own_networks(desired: Desired) -> list[Network]:
     return [network for network in desired.networks if network.managed_by is ManagedBy.IPV6NATD]
 
 
-def _forwarding(desired: Desired | None, protocol: Protocol) -> object:
-    """The facts that decide where flows of a protocol go; None without mappings."""
-    if desired is None:
-        return None
-    mappings = [
-        # Without the container's name: a flow depends on addresses and ports only.
-        (
-            (mapping.host_address, mapping.host_port, mapping.count),
-            (mapping.container_address, mapping.container_port, mapping.network_id),
-            mapping.managed_by,
-        )
-        for mapping in desired.mappings
-        if mapping.protocol is protocol
-    ]
-    return (mappings, desired.userland_proxy) if mappings else None
+# Which entries are stale.
 
 
-def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
-    """Container addresses that had a published port and have none now; empty if `old` is None.
+class _Target(NamedTuple):
+    """The container behind a host port."""
 
-    All entries with replies from them are stale, also TCP: a client that reuses its port must reach
-    the new container and not an address without one. Docker does the same for IPv4.
-    """
-    if old is None:
-        return frozenset()
-    removed, _ = mapping_changes(old.mappings, new.mappings)
-    # The engine flushes the flows of its own mappings.
-    addresses = {
-        mapping.container_address for mapping in removed if mapping.managed_by is ManagedBy.IPV6NATD
-    }
-    if addresses:
-        addresses -= {mapping.container_address for mapping in new.mappings}
-    return frozenset(addresses)
+    address: IPv6Address
+    port: int
+    network_id: str
+    managed_by: ManagedBy
 
 
-@dataclass(frozen=True, kw_only=True)
+_Targets = Mapping[tuple[Protocol, IPv6Address, int], _Target]
+"""Protocol, host address and host port -> target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
-    """The change from `old` to `new`, with look-up tables for many flows."""
+    """The change from one set of decisions to the next, as look-up tables for many entries."""
 
-    old: Desired | None
-    new: Desired
+    removed: frozenset[IPv6Address]
+    """The addresses of removed containers."""
+    before: _Targets | None
+    """The ports before; None if unknown. Then all mappings count as new, and a flow to one of our
+    containers without a mapping as one whose mapping was removed."""
+    after: _Targets
+    proxy: bool
+    proxy_changed: bool
     host_addresses: frozenset[IPv6Address]
+    """Without loopback, for which no port is published."""
+    subnets: PrefixIndex
+    networks: Mapping[IPv6Network, Network]
+    """By subnet, also the engine's."""
+    protected: frozenset[str]
+    """The ids of networks that are newly protected."""
+    added: frozenset[str]
+    """The ids of those that did not exist before."""
+    exposure: Exposure
 
-    def is_stale(self, flow: Flow) -> bool:
-        """True if the flow is for a changed port and goes to another target than the mapping now
-        says, or if its replies come from a removed address.
+    def network_of(self, address: IPv6Address) -> Network | None:
+        """The network with a subnet that contains the address."""
+        subnet = self.subnets.find(address)
+        return None if subnet is None else self.networks[subnet]
 
-        A reversed reply counts as the client's flow: see `stale_entries`. If `old` is None, all
-        mappings count as new, and a flow to one of our containers without a mapping as one whose
-        mapping was removed.
-        """
-        if flow.reply.source in self._removed_addresses:
-            return True
-        if flow.protocol not in FLUSHED_PROTOCOLS:
-            return False
-        return (
-            self._is_misdirected(flow)
-            or self._mapping_removed_while_down(flow)
-            or (self._is_reversed_reply(flow) and self._is_misdirected(flow.reversed))
-        )
 
-    def _is_reversed_reply(self, flow: Flow) -> bool:
-        """True if a reply from a changed port created the entry."""
-        return (
-            flow.reply.detail[1] in self._host_ports
-            and flow.reply.destination in self.host_addresses
-            and not flow.translated
-        )
+def stale_entries(
+    entries: Iterable[Entry],
+    old: Desired | None,
+    new: Desired,
+    host_addresses: frozenset[IPv6Address],
+    *,
+    exposure: Exposure = Exposure.NONE,
+    deleted_replies: Container[bytes] | None = None,
+) -> Iterator[Entry]:
+    """The entries to delete after the rules for `new` replaced the rules for `old`.
 
-    def _is_misdirected(self, flow: Flow) -> bool:
-        """True if the flow is for a changed port and does not go to the port's current target."""
+    `old` is None if the previous mappings are unknown. A flow that the rules allow continues: its
+    next packet creates a new entry.
+
+    `deleted_replies` are the packed reply tuples of entries that were deleted before; None at the
+    first scan. A reply that is in flight during the deletion creates a reversed entry, with the
+    host or the container as originator. Conntrack then treats the client's further packets as
+    replies, which skip the nat table. So later scans look for reversed entries, and for entries of
+    changed mappings.
+    """
+    change = _change(old, new, host_addresses, exposure)
+    for entry in entries:
         if (
-            flow.destination_port not in self._host_ports
-            or flow.destination not in self.host_addresses
+            _is_of_removed_container(entry, change)
+            or _is_for_changed_port(entry, change)
+            or (
+                _is_of_newly_protected_network(entry, change)
+                if deleted_replies is None
+                else entry.original.packed in deleted_replies
+            )
         ):
-            return False
-        old_target, new_target = (
-            _target_of(self._old_targets, flow),
-            _target_of(self._new_targets, flow),
-        )
-        if old_target == new_target and (new_target is None or self._same_proxy):
-            return False
-        owner = new_target or old_target
-        if owner is None or owner.managed_by is ManagedBy.ENGINE:
-            return False
-        if new_target is None or self._is_never_forwarded(flow):
-            return flow.translated
-        neighbours = self._subnets_by_network.get(new_target.network_id, ())
-        if self.new.userland_proxy and self._is_from(flow, neighbours):
-            return not self._ends_at_proxy(flow, neighbours)
-        return (flow.reply.source, flow.reply.detail[0]) != (new_target.address, new_target.port)
-
-    def _mapping_removed_while_down(self, flow: Flow) -> bool:
-        """True if the mapping was removed while ipv6natd was down; another container may have the
-        address."""
-        return (
-            self.old is None
-            and flow.translated
-            and flow.destination in self.host_addresses
-            and flow.reply.source not in self.host_addresses
-            and any(flow.reply.source in subnet for subnet in self._own_subnets)
-            and _target_of(self._new_targets, flow) is None
-        )
-
-    def _is_never_forwarded(self, flow: Flow) -> bool:
-        """True if no rule forwards the flow to a container. Must agree with policy.ruleset."""
-        return flow.source in LINK_LOCAL or self._is_from(flow, self._closed_subnets)
-
-    def _ends_at_proxy(self, flow: Flow, neighbours: tuple[IPv6Network, ...]) -> bool:
-        """True if a neighbour's flow ends at the userland proxy, as our rules require.
-
-        The proxy answers a datagram from the bridge's own address, whatever its destination was. So
-        for UDP only that address is useful to a neighbour.
-        """
-        from_bridge = any(flow.reply.source in subnet for subnet in neighbours)
-        return (
-            flow.reply.source in self.host_addresses
-            and flow.reply.detail[0] == flow.destination_port
-            and (from_bridge or flow.protocol is not Protocol.UDP)
-        )
-
-    def _is_from(self, flow: Flow, subnets: tuple[IPv6Network, ...]) -> bool:
-        # The bridge's own address is in the subnet, but packets of the host arrive on no bridge.
-        return flow.source not in self.host_addresses and any(
-            flow.source in subnet for subnet in subnets
-        )
-
-    @cached_property
-    def _removed_addresses(self) -> frozenset[IPv6Address]:
-        return removed_addresses(self.old, self.new)
-
-    @cached_property
-    def _old_targets(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
-        return _targets(self.old)
-
-    @cached_property
-    def _new_targets(self) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
-        return _targets(self.new)
-
-    @cached_property
-    def _host_ports(self) -> frozenset[int]:
-        return frozenset(
-            port for table in (self._old_targets, self._new_targets) for _, _, port in table
-        )
-
-    @cached_property
-    def _same_proxy(self) -> bool:
-        return self.old is None or self.old.userland_proxy == self.new.userland_proxy
-
-    @cached_property
-    def _subnets_by_network(self) -> dict[str, tuple[IPv6Network, ...]]:
-        return {network.id: network.subnets for network in self.new.networks}
-
-    @cached_property
-    def _own_subnets(self) -> tuple[IPv6Network, ...]:
-        return tuple(subnet for network in _own_networks(self.new) for subnet in network.subnets)
-
-    @cached_property
-    def _closed_subnets(self) -> tuple[IPv6Network, ...]:
-        return tuple(
-            subnet for network in self.new.networks if network.closed for subnet in network.subnets
-        )
+            yield entry
 
 
-def _targets(desired: Desired | None) -> dict[tuple[Protocol, IPv6Address, int], _Target]:
+def _change(
+    old: Desired | None, new: Desired, host_addresses: frozenset[IPv6Address], exposure: Exposure
+) -> _Change:
+    networks = {subnet: network for network in new.networks for subnet in network.subnets}
+    protected = newly_protected(old, new, exposure=exposure)
+    known = {network.bridge for network in (old or new).networks}
+    return _Change(
+        removed=removed_addresses(old, new),
+        before=None if old is None else _targets(old.mappings),
+        after=_targets(new.mappings),
+        proxy=new.userland_proxy,
+        proxy_changed=old is not None and old.userland_proxy != new.userland_proxy,
+        host_addresses=host_addresses - {LOOPBACK},
+        subnets=PrefixIndex(networks),
+        networks=networks,
+        protected=frozenset(network.id for network in protected),
+        added=frozenset(network.id for network in protected if network.bridge not in known),
+        exposure=exposure,
+    )
+
+
+def _targets(mappings: Iterable[PortMapping]) -> _Targets:
     return {
         (mapping.protocol, mapping.host_address, mapping.host_port + i): _Target(
             mapping.container_address,
@@ -505,16 +241,122 @@ def _targets(desired: Desired | None) -> dict[tuple[Protocol, IPv6Address, int],
             mapping.network_id,
             mapping.managed_by,
         )
-        for mapping in (desired.mappings if desired else ())
-        if mapping.protocol in FLUSHED_PROTOCOLS
+        for mapping in mappings
+        if mapping.protocol in _PROTOCOLS.values()
         for i in range(mapping.count)
     }
 
 
-def _target_of(
-    targets: dict[tuple[Protocol, IPv6Address, int], _Target], flow: Flow
-) -> _Target | None:
+def _target(targets: _Targets | None, asked: Tuple) -> _Target | None:
+    """The target of the port to which the packets of a direction go."""
+    if targets is None:
+        return None
+    protocol, port = _PROTOCOLS[asked.protocol], asked.destination_port
     # A binding to an address precedes a wildcard.
-    protocol, port = flow.protocol, flow.destination_port
-    assert protocol is not None
-    return targets.get((protocol, flow.destination, port)) or targets.get((protocol, ANY, port))
+    return targets.get((protocol, asked.destination, port)) or targets.get((protocol, ANY, port))
+
+
+def _is_of_removed_container(entry: Entry, change: _Change) -> bool:
+    """Reply direction: the packets come from the address of a removed container.
+
+    Also with TCP: a client that reuses its port must reach the new container and not an address
+    without one. Docker does the same for IPv4.
+    """
+    return bool(change.removed) and entry.reply.source in change.removed
+
+
+def _is_for_changed_port(entry: Entry, change: _Change) -> bool:
+    """Original direction: a client sends to a port of the host. Reply direction: the answers come
+    from another source than the target that the mapping now has.
+
+    If a reply created the entry, the directions are reversed: see `stale_entries`.
+    """
+    if entry.original.protocol not in _PROTOCOLS:
+        return False
+    return (
+        _is_misdirected(entry, change)
+        or _is_of_unknown_mapping(entry, change)
+        or (not entry.translated and _is_misdirected(Entry(entry.reply, entry.original), change))
+    )
+
+
+def _is_misdirected(entry: Entry, change: _Change) -> bool:
+    """True if a port has changed and the client's packets do not go to its current target."""
+    original, reply = entry
+    if original.destination not in change.host_addresses:
+        return False
+    before, after = _target(change.before, original), _target(change.after, original)
+    if before == after and not (after and change.proxy_changed):
+        return False
+    owner = after or before
+    if owner is None or owner.managed_by is ManagedBy.ENGINE:
+        return False
+    # The bridge's own address is in the subnet, but packets of the host arrive on no bridge.
+    network = (
+        None if original.source in change.host_addresses else change.network_of(original.source)
+    )
+    # No rule forwards these packets to a container. Must agree with policy.ruleset.
+    never_forwarded = original.source in LINK_LOCAL or (network is not None and network.closed)
+    if after is None or never_forwarded:
+        return entry.translated
+    if change.proxy and network is not None and network.id == after.network_id:
+        return not _ends_at_proxy(entry, change, network)
+    return (reply.source, reply.source_port) != (after.address, after.port)
+
+
+def _ends_at_proxy(entry: Entry, change: _Change, network: Network) -> bool:
+    """True if the packets of a neighbour go to the userland proxy, as our rules require.
+
+    The proxy answers a datagram from the bridge's own address, whatever its destination was. So for
+    UDP only that address is useful to a neighbour.
+    """
+    original, reply = entry
+    return (
+        reply.source in change.host_addresses
+        and reply.source_port == original.destination_port
+        and (original.protocol != UDP or change.network_of(reply.source) is network)
+    )
+
+
+def _is_of_unknown_mapping(entry: Entry, change: _Change) -> bool:
+    """True if the mapping was removed while ipv6natd was down; another container may have the
+    address."""
+    original, reply = entry
+    if change.before is not None or not entry.translated:
+        return False
+    network = change.network_of(reply.source)
+    return (
+        network is not None
+        and network.managed_by is ManagedBy.IPV6NATD
+        and reply.source not in change.host_addresses
+        and original.destination in change.host_addresses
+        and _target(change.after, original) is None
+    )
+
+
+def _is_of_newly_protected_network(entry: Entry, change: _Change) -> bool:
+    """Original direction: another host sends to an address in the network, or has forged a source.
+
+    A source in a network is forged if the network did not exist before, and may be forged after
+    exposure. So may be a source of this host; the reply direction then comes from a container.
+    """
+    if not change.protected:
+        return False
+    original, reply = entry
+    sender = change.network_of(original.source)
+    receiver = change.network_of(original.destination)
+    # A container's own flow looks like a forged one, and its next packet creates a new entry. A TCP
+    # connection in which the other side sends first would end, so it stays unless sources were
+    # never checked.
+    suspect = change.exposure and (
+        change.exposure is Exposure.UNGUARDED or original.protocol != TCP
+    )
+    if sender is not None and (sender.id in change.added or (suspect and receiver is not sender)):
+        return True
+    if original.source in change.host_addresses or original.source == LOOPBACK:
+        return (
+            change.exposure is not Exposure.NONE
+            and original.protocol == UDP
+            and change.network_of(reply.source) is not None
+        )
+    return receiver is not None and receiver.id in change.protected and receiver is not sender

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Address
 
-from ipv6natd.conntrack.entries import Conntrack
+from ipv6natd.conntrack.flush import Conntrack
 from ipv6natd.firewall.leftovers import read_engine_rules
 from ipv6natd.host.facts import (
     addresses,

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.conntrack import flush as conntrack
 from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import polkit
 from ipv6natd.dbus import service as dbus_api

@@ -1,17 +1,20 @@
-"""Conntrack entries of a real kernel are deleted, one by one and by the thousand."""
+"""Conntrack entries of a real kernel are listed and deleted, one by one and by the thousand."""
 
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterable
-from ipaddress import IPv6Address
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ipv6natd.conntrack import ctnetlink
-from ipv6natd.conntrack.ctnetlink import delete_entries
-from ipv6natd.conntrack.stale import Tuple, parse_entries
+from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
+from ipv6natd.system import netlink
+from tests.harness.conntrack import entries, message_body
 
+ZONES = ("zone", "orig-zone", "reply-zone")
 MANY = 5000
 """More entries than one reply of the kernel contains."""
 
@@ -23,10 +26,23 @@ def insert(*entries: str) -> None:
     subprocess.run(["conntrack", "-R", "-"], input=words, text=True, check=True)
 
 
-def listed() -> list[Tuple]:
+def in_time() -> float:
+    return time.monotonic() + 5
+
+
+def listed() -> list[Entry]:
+    return list(list_entries(deadline=in_time()))
+
+
+def shown_by_the_tool() -> str:
     words = ["conntrack", "-L", "-f", "ipv6"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return [each.original for each in parse_entries(done.stdout)]
+    told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+    # The tool prints ports of DCCP also if the kernel knows none: it tracks DCCP no more.
+    return told.replace("sport=0 dport=0 ", "")
+
+
+def originals(listed: Iterable[Entry]) -> list[bytes]:
+    return [each.original.packed for each in listed]
 
 
 ENTRIES = {
@@ -59,26 +75,90 @@ def insert_supported(entries: Iterable[str]) -> list[str]:
 def test_delete_entries_removes_only_the_given_entry_of_each_protocol() -> None:
     there = insert_supported(ENTRIES)
     assert set(there) >= {"udp", "its neighbour", "translated", "tcp", "echo", "another"}
-    every = listed()
+    every = originals(listed())
     assert len(every) == len(there)
     while every:
         gone = every.pop(len(every) // 2)
-        assert delete_entries([gone], timeout=5) == 1
-        assert sorted(listed()) == sorted(every), gone
+        assert delete_entries([gone], deadline=in_time()) == 1
+        assert sorted(originals(listed())) == sorted(every), gone
+
+
+def test_entries_are_those_that_the_tool_lists() -> None:
+    there = insert_supported(ENTRIES)
+    told = shown_by_the_tool()
+    assert sorted(listed()) == sorted(entries(told))
+    assert len(listed()) == len(there)
+
+
+@pytest.mark.parametrize("zone", ["--zone 3", "--orig-zone 3", "--reply-zone 3"])
+def test_entries_with_a_zone_are_not_listed(zone: str) -> None:
+    insert(f"{ENTRIES['udp']} {zone}", ENTRIES["its neighbour"])
+    told = shown_by_the_tool()
+    assert len(told.splitlines()) == 2
+    assert listed() == entries(told)
+    assert [each.original.source_port for each in listed()] == [2]
+
+
+def test_messages_of_the_kernel_are_those_that_the_unit_tests_use() -> None:
+    """All of it up to CTA_STATUS, also of entries with a zone."""
+    for entry in (*ENTRIES.values(), *(f"{ENTRIES['udp']} --{zone} 3" for zone in ZONES)):
+        try:
+            insert(entry)
+        except subprocess.CalledProcessError:
+            continue  # not supported here
+        (body,) = netlink.dump(
+            conntrack._NETLINK_NETFILTER, conntrack._CT_GET, conntrack._FAMILY, deadline=in_time()
+        )
+        expected = message_body(shown_by_the_tool())[:-4]
+        assert body[: len(expected)] == expected, entry
+        subprocess.run(["conntrack", "-F"], check=True)
 
 
 def test_delete_entries_removes_thousands_and_ignores_missing_entries() -> None:
     insert(*(f"-p udp --sport {port} --dport 53" for port in range(1, MANY + 1)))
-    every = listed()
-    assert len(every) == MANY
-    assert delete_entries(every[::2], timeout=5) == MANY // 2
-    assert delete_entries(every, timeout=5) == MANY // 2
+    every = originals(listed())
+    assert len(every) == len(set(every)) == MANY
+    assert delete_entries(every[::2], deadline=in_time()) == MANY // 2
+    assert delete_entries(every, deadline=in_time()) == MANY // 2
     assert listed() == []
-    assert delete_entries([], timeout=5) == 0
+    assert delete_entries([], deadline=in_time()) == 0
+
+
+def test_unchanged_entries_are_listed_while_others_come_and_go() -> None:
+    insert(*(f"-p udp --sport {port} --dport 53" for port in range(1, MANY + 1)))
+    every = set(originals(listed()))
+
+    def change() -> None:
+        for _ in range(10):
+            insert(*(f"-p tcp --sport {port} --dport 53 --state LISTEN" for port in range(1, 500)))
+            added = [each for each in originals(listed()) if each not in every]
+            assert delete_entries(added, deadline=in_time()) == 499
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        while not changing.done():
+            assert every <= set(originals(listed()))
+        changing.result()
 
 
 def test_delete_entries_raises_the_error_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctnetlink, "_CT_DELETE", 99 << 8)  # a table that the kernel does not have
-    address = IPv6Address("fd00::1")
+    insert(ENTRIES["udp"])
+    every = originals(listed())
+    monkeypatch.setattr(conntrack, "_CT_DELETE", 99 << 8)  # a table that the kernel does not have
     with pytest.raises(OSError, match="Invalid argument"):
-        delete_entries([Tuple(17, address, address, (1, 2))], timeout=5)
+        delete_entries(every, deadline=in_time())
+
+
+def test_list_raises_the_error_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "_CT_GET", 99 << 8)
+    with pytest.raises(OSError, match="Invalid argument"):
+        listed()
+
+
+def test_list_and_deletion_end_at_their_deadline() -> None:
+    insert(ENTRIES["udp"])
+    every = originals(listed())
+    with pytest.raises(TimeoutError):
+        list(list_entries(deadline=time.monotonic()))
+    with pytest.raises(TimeoutError):
+        delete_entries(every, deadline=time.monotonic())

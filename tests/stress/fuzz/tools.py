@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import Any
 from unittest import mock
 
-from ipv6natd.conntrack import ctnetlink
-from ipv6natd.conntrack import stale as flows
+from ipv6natd.conntrack.entries import parse_entry
+from ipv6natd.conntrack.stale import Exposure, stale_entries
 from ipv6natd.firewall.monitor import MonitorOutput
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
@@ -22,8 +21,10 @@ from ipv6natd.netfilter.docker_rules import removal_text
 from ipv6natd.netfilter.parse import parse_save, parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import PREFIX
+from ipv6natd.system import netlink
 from ipv6natd.system import process as tools
 from tests.harness.build import network
+from tests.harness.conntrack import message_body
 from tests.stress.fuzz.target import Target, read_json
 from tests.unit.policy.test_properties import FOREIGN, GRAMMAR, USER
 
@@ -36,9 +37,8 @@ NETWORKS = (network(), network(name="y", subnet="fd00:b::/64", internal=True))
 
 
 def save_text(data: bytes) -> None:
-    """With any output of ip6tables-save, nft or conntrack no parser raises, each parsed jump is a
-    line of the input, the removal names only chains and rules of Docker, and each entry to delete
-    is one complete netlink message."""
+    """With any output of ip6tables-save or nft no parser raises, each parsed jump is a line of the
+    input, and the removal names only chains and rules of Docker."""
     text = data.decode("utf-8", "surrogateescape")
     for table in parse_save(text).values():
         assert all(name.startswith(PREFIX) for name in table.chains)
@@ -53,14 +53,19 @@ def save_text(data: bytes) -> None:
     ):
         assert all(" " not in bridge for bridge in rules.bridges)
     counters.connection_counts(text)
+
+
+def conntrack(data: bytes) -> None:
+    """With any message about a conntrack entry nothing raises, and an entry to delete is named with
+    bytes of the message."""
+    for _, _, body in netlink.messages(data):
+        list(netlink.attributes(body))
     here = Desired(networks=NETWORKS)
-    known = list(flows.parse_entries(text))
-    for each in flows.stale_entries(
-        known, here, here, frozenset(), exposure=flows.Exposure.UNGUARDED
+    entry = parse_entry(data)
+    for stale in stale_entries(
+        [entry] if entry else [], here, here, frozenset(), exposure=Exposure.UNGUARDED
     ):
-        assert each in known
-        message = ctnetlink.delete_message(each.original, 0)
-        assert len(message) == int.from_bytes(message[:4], sys.byteorder)
+        assert stale.original.packed in data
 
 
 def a_comment(data: bytes) -> None:
@@ -253,18 +258,20 @@ WORDS = tuple(
         " ! -o br-0123456789ab -j MASQUERADE",
         "-m conntrack --ctstate RELATED,ESTABLISHED",
         "[1:1] -A IPV6NAT-DNAT ",
-        " src=2001:db8::9 dst=fd00:a::2 ",
-        "sport=40000 dport=53 ",
-        "type=128 code=0 id=3 ",
-        "srckey=0x0 dstkey=0xff ",
     )
 )
 TARGETS = (
     Target(
         name="save-text",
         check=save_text,
-        seeds=tuple(each.encode() for each in (STANDING, DOCKERS, FLOWS)),
+        seeds=tuple(each.encode() for each in (STANDING, DOCKERS)),
         words=WORDS,
+    ),
+    Target(
+        name="conntrack",
+        check=conntrack,
+        seeds=tuple(map(message_body, FLOWS.splitlines())),
+        words=(b"\x14\x00\x03\x00", b"\x14\x00\x04\x00", b"\x1c\x00\x02\x80", b"\x06\x00\x12\x00"),
     ),
     Target(
         name="a-comment",

@@ -1,443 +1,85 @@
-"""Conntrack.flush_stale_flows: the calls of tools, failures, and when the reconciler calls it."""
+"""Conntrack entries in messages. tests/integration/net compares them with those of a kernel."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
-from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ipv6natd.conntrack import entries as conntrack
-from ipv6natd.conntrack.entries import Conntrack
-from ipv6natd.conntrack.stale import Exposure, Tuple
-from ipv6natd.model import Container, Desired, Network, Policy
-from ipv6natd.policy.desired import desired
-from ipv6natd.sync import reconciler
-from ipv6natd.sync.applier import Applier
-from ipv6natd.sync.reconciler import Reconciler
-from tests.harness.build import container, endpoint, network, snapshot
-from tests.harness.fake_firewall import FakeFirewall
-from tests.harness.fake_host import FakeHost
-from tests.harness.waiting import background, until
-from tests.unit.sync.test_reconciler import FakeFacts
+from ipv6natd.conntrack.entries import parse_entry
+from tests.harness.conntrack import entries, message_body
 
-X = network(name="x", subnet="fd00:a::/64")
-NOTHING = desired(snapshot(X, userland_proxy=False), Policy())
-UDP, SCTP, MOVED = (
-    desired(
-        snapshot(
-            X,
-            container(on=[endpoint(on=X, address=address)], ports=[port]),
-            userland_proxy=False,
-        ),
-        Policy(),
-    )
-    for port, address in (
-        ("5353:53/udp", "fd00:a::2"),
-        ("5353:53/sctp", "fd00:a::2"),
-        ("5353:53/udp", "fd00:a::3"),
-    )
+CLIENT, HOST, CONTAINER = map(IPv6Address, ("2001:db8::2", "2001:db8::1", "fd00:a::2"))
+PORTS = (
+    "17 29 src=2001:db8::2 dst=2001:db8::1 sport=40000 dport=5353 "
+    "src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 mark=0 use=1"
 )
-TO_HOST, TO_CONTAINER = (
-    f"udp      17 29 src=2001:db8::2 dst=2001:db8::1 sport=40000 dport=5353 src={address} "
-    f"dst=2001:db8::2 sport={port} dport=40000 mark=0 use=1"
-    for address, port in (("2001:db8::1", 5353), ("fd00:a::2", 53))
-)
-LIST = "-L -f ipv6 -w 0 -p udp"
-BATCH = ("ip", "-6", "-force", "-batch", "-")
-WHOLE = "-L -f ipv6 -w 0"
-QUESTION = Tuple(17, IPv6Address("2001:db8::2"), IPv6Address("2001:db8::1"), (40000, 5353))
-OnDelete = Callable[[Iterable[Tuple]], int]
+UDP = f"udp {PORTS}"
 
 
-class Host:
-    """A conntrack that lists `entries`, and a kernel that deletes all of them on the first request,
-    or does what `on_delete` does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "conntrack"
-        self.deleted: list[list[Tuple]] = []
-        self.ip_calls: list[tuple[tuple[str, ...], str]] = []
-        """The arguments of `ip` and its standard input."""
-        self.on_delete: OnDelete = self._delete_all
-        self.script("cat entries")
-        self.set_entries("")
-
-    def set_entries(self, *entries: str) -> None:
-        (self.folder / "entries").write_text("".join(f"{entry}\n" for entry in entries))
-
-    def script(self, words: str) -> None:
-        self.path.write_text(f'#!/bin/sh\ncd "{self.folder}"; echo "$*" >>calls\n{words}\n')
-        self.path.chmod(0o755)
-
-    def _delete_all(self, entries: Iterable[Tuple]) -> int:
-        self.set_entries("")
-        return len(list(entries))
-
-    def delete(self, entries: Iterable[Tuple], *, timeout: float) -> int:
-        assert 0 < timeout <= conntrack.FLUSH_TIMEOUT
-        self.deleted.append(list(entries))
-        return self.on_delete(entries)
-
-    def run_ip(self, *words: str, stdin: str = "", **_: object) -> str:
-        self.ip_calls.append((words, stdin))
-        return ""
-
-    @property
-    def list_calls(self) -> list[str]:
-        """The calls of conntrack since the last look."""
-        calls = self.folder / "calls"
-        lines = calls.read_text().splitlines() if calls.exists() else []
-        calls.unlink(missing_ok=True)
-        return lines
+@pytest.mark.parametrize("protocol", [6, 17, 33, 132, 136])
+def test_parse_reads_addresses_and_ports_of_both_directions(protocol: int) -> None:
+    entry = parse_entry(message_body(f"it {PORTS.replace('17', str(protocol), 1)}"))
+    assert entry is not None
+    assert entry.original[1:] == (protocol, CLIENT, HOST, 40000, 5353)
+    assert entry.reply[1:] == (protocol, CONTAINER, CLIENT, 53, 40000)
+    assert entry.translated
 
 
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    made = Host(tmp_path)
-    monkeypatch.setattr(conntrack, "TOOL_DIRECTORIES", (str(tmp_path),))
-    monkeypatch.setattr(conntrack, "delete_entries", made.delete)
-    monkeypatch.setattr(conntrack, "output_of", made.run_ip)
-    return made
-
-
-@pytest.fixture
-def flows() -> Conntrack:
-    return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
-
-
-def test_flush_leaves_an_entry_that_is_not_stale(host: Host, flows: Conntrack) -> None:
-    host.set_entries(TO_CONTAINER)
-    assert flows.flush_stale_flows(None, UDP)
-    assert (host.list_calls, host.deleted, host.ip_calls) == ([LIST], [], [])
-
-
-def test_flush_deletes_a_stale_entry_and_scans_again(host: Host, flows: Conntrack) -> None:
-    host.set_entries(TO_HOST)
-    assert flows.flush_stale_flows(None, UDP)
-    assert (host.list_calls, host.deleted) == ([LIST, LIST], [[QUESTION]])
-
-
-def test_flush_deletes_the_reversed_entry_of_a_reply_in_flight(
-    host: Host, flows: Conntrack
-) -> None:
-    """The port is not published any more and does not change any more."""
-    answer = (
-        "udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 src=2001:db8::2 "
-        "dst=2001:db8::1 sport=40000 dport=53 mark=0 use=1"
+def test_parse_reads_protocols_without_ports() -> None:
+    echo, other, gre = entries(
+        """
+icmpv6   58 29 src=2001:db8::2 dst=fd00:a::2 type=128 code=0 id=3 src=fd00:a::2 dst=2001:db8::2 type=129 code=0 id=3 mark=0 use=1
+unknown  4 599 src=2001:db8::2 dst=fd00:a::2 src=fd00:a::2 dst=2001:db8::2 mark=0 use=1
+gre      47 29 src=2001:db8::2 dst=fd00:a::2 srckey=0x1 dstkey=0xff src=fd00:a::2 dst=2001:db8::2 srckey=0xff dstkey=0x1 mark=0 use=1
+"""  # noqa: E501
     )
-
-    def forget(entries: Iterable[Tuple]) -> int:
-        host.set_entries(*([answer] if QUESTION in entries else []))
-        return 1
-
-    host.set_entries(TO_CONTAINER)
-    host.on_delete = forget
-    assert flows.flush_stale_flows(UDP, NOTHING)
-    reply = Tuple(17, IPv6Address("fd00:a::2"), IPv6Address("2001:db8::2"), (53, 40000))
-    assert host.deleted == [[QUESTION], [reply]]
+    assert echo.original[1:] == (58, CLIENT, CONTAINER, 0, 0)
+    assert other.original[1:] == (4, CLIENT, CONTAINER, 0, 0)
+    assert gre.original[1:] == (47, CLIENT, CONTAINER, 1, 0xFF)
+    assert not any(entry.translated for entry in (echo, other, gre))
 
 
-def test_flush_lists_the_entries_and_deletes_the_neighbours_of_a_new_network(
-    host: Host, flows: Conntrack
-) -> None:
-    flows.flush_stale_flows(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
-    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
-    assert host.list_calls == [f"{WHOLE} --orig-{end} {X.subnets[0]}" for end in ("dst", "src")]
-
-
-def test_flush_deletes_flows_that_were_opened_without_rules(host: Host, flows: Conntrack) -> None:
-    entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
-    host.set_entries(
-        *(
-            entry.format(source, destination) + "dport=40000 [ASSURED] mark=0 use=1"
-            for source, destination in (
-                ("2001:db8::2", "fd00:a::2"),
-                ("2001:db8::1", "fd00:a::2"),  # the host itself
-                ("fd00:a::3", "fd00:a::2"),  # a neighbour
-                ("fd00:b::3", "fd00:a::2"),
-                ("2001:db8::2", "2001:db8::1"),
-                ("fd00:a::2", "2001:db8::2"),
-            )
-        )
+def test_packed_tuples_are_equal_if_all_fields_are() -> None:
+    reversed_reply = (
+        "udp 17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 "
+        "src=2001:db8::2 dst=fd00:a::2 sport=40000 dport=53 mark=0 use=1"
     )
-    assert flows.flush_stale_flows(UDP, UDP, Exposure.OPEN)
-    (deleted,) = host.deleted
-    assert [str(entry.source) for entry in deleted] == ["2001:db8::2", "fd00:b::3"]
-
-
-def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrack) -> None:
-    nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
-    assert flows.flush_stale_flows(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
-    assert host.list_calls == [WHOLE]
-    ((_, lines),) = host.ip_calls
-    assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
-
-
-def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
-    flows.flush_stale_flows(UDP, MOVED)
-    assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
-
-
-def test_flush_lists_only_entries_that_can_be_stale(host: Host, flows: Conntrack) -> None:
-    flows.flush_stale_flows(NOTHING, SCTP)
-    assert host.list_calls == [f"{WHOLE} -p sctp"]
-    flows.flush_stale_flows(UDP, SCTP)
-    assert host.list_calls == [f"{WHOLE} -p {protocol}" for protocol in ("udp", "sctp")]
-    flows.flush_stale_flows(UDP, MOVED)
-    assert host.list_calls == [f"{WHOLE} --reply-src fd00:a::2", LIST]
-    flows.flush_stale_flows(UDP, UDP)
-    assert host.list_calls == []
-
-
-def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
-    host.set_entries(TO_HOST)
-    host.on_delete = lambda entries: len(list(entries))
-    assert flows.flush_stale_flows(None, UDP)
-    assert host.list_calls == [LIST] * conntrack.MAX_SCANS
-    assert len(host.deleted) == conntrack.MAX_SCANS
+    entry, again = entries(f"{UDP}\n{reversed_reply}")
+    assert entry.reply == again.original
+    for field in ("src=fd00:a::2", "dst=2001:db8::2", "sport=53", "dport=40000"):
+        name = field.partition("=")[0]
+        other = "fd00::9" if "::" in field else "9"
+        (changed,) = entries(reversed_reply.replace(field, f"{name}={other}", 1))
+        assert changed.original.packed != entry.reply.packed
+    echo = "icmpv6 58 29 src=::2 dst=::1 type=128 code=0 id={} src=::1 dst=::2 type=129 code=0 id=1"
+    one, two = entries(f"{echo.format(1)}\n{echo.format(2)}")
+    assert one.original.packed != two.original.packed
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    "line",
     [
-        ("echo 'conntrack v1.4.7: Operation failed: no permission' >&2; exit 1", "no permission"),
-        ("exit 3", "exit status 3, no message"),
-        ("kill -9 $$", "exit status -9"),
-        ("exec sleep 5", "did not end within 0.3 s"),
+        f"{UDP} zone=3",
+        UDP.replace("dport=5353", "dport=5353 zone-orig=3"),
+        UDP.replace("dport=40000 mark", "dport=40000 zone-reply=3 mark"),
     ],
 )
-def test_failed_list_is_one_warning_with_the_message_of_the_tool(
-    host: Host,
-    flows: Conntrack,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    script: str,
-    words: str,
-) -> None:
-    monkeypatch.setattr(conntrack, "FLUSH_TIMEOUT", 0.3)
-    host.script(script)
-    assert not flows.flush_stale_flows(None, UDP)
-    assert not flows.flush_stale_flows(None, UDP)  # the same failure is one warning
-    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert words in record.getMessage()
-    host.script("")
-    assert flows.flush_stale_flows(None, UDP)
-    host.script(script)
-    assert not flows.flush_stale_flows(None, UDP)
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+def test_parse_skips_entries_with_a_zone(line: str) -> None:
+    assert parse_entry(message_body(line)) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (PermissionError(1, "Operation not permitted"), "Operation not permitted"),
-        (OSError(97, "Address family not supported by protocol"), "not supported"),
-        (TimeoutError(), "did not delete the conntrack entries within 10 s"),
-    ],
-)
-def test_failed_deletion_is_a_warning(
-    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture, error: OSError, words: str
-) -> None:
-    def forget(_: Iterable[Tuple]) -> int:
-        raise error
-
-    host.set_entries(TO_HOST)
-    host.on_delete = forget
-    assert not flows.flush_stale_flows(None, UDP)
-    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert words in record.getMessage()
+def test_parse_skips_cut_messages_and_other_formats() -> None:
+    body = message_body(UDP)
+    second = body.index(b",", 10)
+    for cut in range(len(body) - 8):
+        assert parse_entry(body[:cut]) is None
+    swapped = body[:4] + body[second : second + 40] + body[8:]
+    assert parse_entry(swapped) is None
 
 
-def test_tool_that_cannot_run_is_a_warning(
-    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
-) -> None:
-    host.path.write_text("#!/nonexistent\n")
-    assert not flows.flush_stale_flows(None, UDP)
-    assert "cannot be run: No such file or directory" in caplog.text
-
-
-def test_missing_tool_is_one_warning_with_the_package(
-    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
-) -> None:
-    host.path.unlink()
-    assert flows.flush_stale_flows(None, UDP)
-    assert flows.flush_stale_flows(UDP, MOVED)
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "install the package conntrack (on Arch: conntrack-tools)" in record.getMessage()
-
-
-# When the reconciler calls it.
-
-
-class Loop:
-    """A reconciler with a firewall in memory. `flushes` has the ports before and after, for each
-    call of `flush_stale_flows`."""
-
-    def __init__(self) -> None:
-        self.flushes: list[tuple[list[int] | None, list[int]]] = []
-        self.exposures: list[Exposure] = []
-        self.firewall = FakeFirewall()
-        self.facts = FakeFacts()
-        self.passes = 0
-        self.done = True
-        """The result of the next flushes."""
-        host = FakeHost(flush=self._flush)
-        self.loop = Reconciler(
-            engine=self.facts,
-            applier=Applier(lambda: self.firewall, host),
-            host=host,
-            observer=self,
-            policy=Policy(),
-        )
-
-    def changed(self, *_: object) -> None:
-        """See Observer."""
-        self.passes += 1
-
-    def _flush(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
-        # The rules are in force before flows are flushed.
-        assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
-        self.flushes.append((None if old is None else ports(old), ports(new)))
-        self.exposures.append(exposure)
-        return self.done
-
-    async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
-        self.facts.have(*facts)
-        before = self.passes
-        how()
-        await until(lambda: self.passes > before)
-
-
-def ports(wish: Desired) -> list[int]:
-    return [mapping.host_port for mapping in wish.mappings]
-
-
-def test_reconciler_flushes_flows_after_the_rules_are_written() -> None:
-    async def scenario() -> None:
-        bench = Loop()
-        trigger, verify = bench.loop.trigger, bench.loop.verify
-        udp = container(on=[X], ports=["5353:53/udp"])
-        other = container(name="other", on=[X], ports=["80:80"])
-        async with background(bench.loop.run()):
-            await bench.passed(X, how=trigger)
-            # A flow from before the first pass may have outlived its mapping.
-            assert bench.flushes == [(None, [])]
-            bench.flushes.clear()
-            await bench.passed(X, other, how=trigger)
-            assert bench.flushes == [([], [80])]
-            bench.flushes.clear()
-            await bench.passed(X, other, how=trigger)
-            assert bench.flushes == []
-            await bench.passed(X, udp, how=trigger)
-            await bench.passed(X, udp, how=trigger)
-            await bench.passed(X, udp, how=verify)
-            assert bench.flushes == [([80], [5353])]
-            # Flows that began while our rules were missing began without them.
-            bench.firewall.flush()
-            await bench.passed(X, udp, how=verify)
-            assert bench.flushes[1:] == [([5353], [5353]), (None, [5353])]
-            del bench.flushes[1]
-            # The pass after a failed one flushes the flows of both.
-            bench.firewall.fail_next = "no room"
-            await bench.passed(X, how=trigger)
-            assert bench.flushes[2:] == []
-            await bench.passed(X, how=verify)
-            assert bench.flushes[2:] == [([5353], [])]
-            # After the removal of all rules the flows since then are unknown.
-            await bench.loop.remove()
-            await bench.passed(X, udp, how=trigger)
-            assert bench.flushes[3:] == [(None, [5353])]
-
-    asyncio.run(scenario())
-
-
-def test_first_pass_flushes_flows_of_unknown_mappings() -> None:
-    async def scenario() -> None:
-        bench = Loop()
-        udp = container(on=[X], ports=["5353:53/udp"])
-        async with background(bench.loop.run()):
-            await bench.passed(X, udp, how=bench.loop.trigger)
-        assert bench.flushes == [(None, [5353])]
-
-    asyncio.run(scenario())
-
-
-def test_failed_flush_is_repeated_by_the_next_pass_and_a_new_address_flushes_all() -> None:
-    async def scenario() -> None:
-        bench = Loop()
-        udp = container(on=[X], ports=["5353:53/udp"])
-        async with background(bench.loop.run()):
-            await bench.passed(X, how=bench.loop.trigger)
-            bench.flushes.clear()
-            bench.done = False
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.flushes == [([], [5353])]
-            bench.flushes.clear()
-            bench.done = True
-            # No other change: one flush from the last mappings, one from unknown mappings.
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.flushes == [([], [5353]), (None, [5353])]
-            bench.flushes.clear()
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.flushes == []
-            await bench.passed(X, udp, how=bench.loop.addresses_changed)
-            assert bench.flushes == [(None, [5353])]
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            assert len(bench.flushes) == 1
-            bench.flushes.clear()
-            # The second flush would fail too, so the next pass repeats it.
-            bench.done = False
-            bench.firewall.flush()
-            await bench.passed(X, udp, how=bench.loop.verify)
-            assert bench.flushes == [([5353], [5353])]
-
-    asyncio.run(scenario())
-
-
-def test_flush_gets_exposure_open_if_rules_were_missing() -> None:
-    async def scenario() -> None:
-        bench = Loop()
-        udp = container(on=[X], ports=["5353:53/udp"])
-        async with background(bench.loop.run()):
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            assert bench.exposures == [Exposure.OPEN]  # the first pass
-            await bench.passed(X, how=bench.loop.trigger)
-            assert bench.exposures == [Exposure.OPEN, Exposure.NONE]
-            bench.firewall.flush()
-            await bench.passed(X, how=bench.loop.verify)
-            assert bench.exposures[2:] == [Exposure.OPEN, Exposure.NONE]
-        again = Loop()
-        again.firewall = again.loop._applier.firewall = bench.firewall
-        async with background(again.loop.run()):
-            await again.passed(X, how=again.loop.trigger)
-            assert again.exposures == [Exposure.NONE]
-
-    asyncio.run(scenario())
-
-
-def test_failed_flush_is_repeated_without_an_event(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def scenario() -> None:
-        bench = Loop()
-        udp = container(on=[X], ports=["5353:53/udp"])
-        monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.01)
-        async with background(bench.loop.run()):
-            await bench.passed(X, how=bench.loop.trigger)
-            bench.flushes.clear()
-            bench.done = False
-            await bench.passed(X, udp, how=bench.loop.trigger)
-            await until(lambda: len(bench.flushes) > 2)
-            bench.done = True
-            bench.flushes.clear()
-            await until(lambda: (None, [5353]) in bench.flushes)
-            flushes = list(bench.flushes)
-            await asyncio.sleep(0.2)
-            assert bench.flushes == flushes
-
-    asyncio.run(scenario())
+@given(st.binary(max_size=200) | st.integers(0, 200).map(lambda n: message_body(UDP)[:n]))
+def test_parse_with_any_bytes_does_not_raise(data: bytes) -> None:
+    parse_entry(data)

@@ -1,0 +1,114 @@
+"""Deletes conntrack entries that a change of mappings made stale, and outdated neighbour entries.
+
+`stale` decides which entries are stale. No error here stops a pass of the reconciler: packets are
+forwarded also with stale entries.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+from ipv6natd.conntrack.entries import delete_entries, list_entries
+from ipv6natd.conntrack.stale import (
+    Exposure,
+    added_endpoints,
+    affects_entries,
+    newly_protected,
+    stale_entries,
+)
+from ipv6natd.model import Desired
+from ipv6natd.system.process import output_of
+
+log = logging.getLogger(__name__)
+
+IP_TIMEOUT = 10.0
+"""Seconds for one call of `ip`."""
+FLUSH_TIMEOUT = 10.0
+"""Seconds for all requests about conntrack entries after one change."""
+MAX_SCANS, SCAN_PAUSE = 4, 0.025
+"""Number of scans, and seconds between them. stale_entries explains the later scans."""
+
+
+class _FlushError(Exception):
+    """Entries were not listed or deleted. The text has the kernel's message."""
+
+
+class Conntrack:
+    """The host's conntrack table. `host_addresses` is called at each scan."""
+
+    def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
+        self._host_addresses = host_addresses
+        self._last_warning = ""
+
+    def flush_stale_flows(
+        self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
+    ) -> bool:
+        """Delete the entries that are stale after the rules changed from `old` to `new`. False on
+        an error.
+
+        `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
+        """
+        _flush_neighbours(old, new, exposure)
+        if not affects_entries(old, new, exposure=exposure):
+            return True
+        try:
+            self._delete_stale_entries(old, new, exposure)
+        except _FlushError as error:
+            text = f"open flows may keep their old destination after the change of rules: {error}"
+            # A warning at the first of equal consecutive failures.
+            log.log(logging.DEBUG if text == self._last_warning else logging.WARNING, "%s", text)
+            self._last_warning = text
+            return False
+        self._last_warning = ""
+        return True
+
+    def _delete_stale_entries(self, old: Desired | None, new: Desired, exposure: Exposure) -> None:
+        deadline = time.monotonic() + FLUSH_TIMEOUT
+        deleted_replies: set[bytes] | None = None
+        for scan in range(MAX_SCANS):
+            if scan:
+                time.sleep(SCAN_PAUSE)
+            with _explained("list"):
+                stale = stale_entries(
+                    list_entries(deadline=deadline),
+                    old,
+                    new,
+                    self._host_addresses(),
+                    exposure=exposure,
+                    deleted_replies=deleted_replies,
+                )
+                replies = {entry.original.packed: entry.reply.packed for entry in stale}
+            if not replies:
+                return
+            with _explained("delete"):
+                deleted = delete_entries(replies, deadline=deadline)
+            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
+            deleted_replies = (deleted_replies or set()).union(replies.values())
+
+
+@contextmanager
+def _explained(verb: str) -> Iterator[None]:
+    """Raise a _FlushError instead of an OSError."""
+    text = f"the kernel did not {verb} the conntrack entries"
+    try:
+        yield
+    except TimeoutError:
+        raise _FlushError(f"{text} within {FLUSH_TIMEOUT:g} s") from None
+    except OSError as error:
+        raise _FlushError(f"{text}: {error.strerror}") from error
+
+
+def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
+    # The kernel drops packets that wait for a deleted neighbour. With -force the batch continues if
+    # an address has no neighbour entry, as most have none.
+    protected = newly_protected(old, new, exposure=exposure)
+    lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
+    lines += [
+        f"neigh del {address} dev {bridge}\n" for bridge, address in added_endpoints(old, new)
+    ]
+    if lines:
+        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=IP_TIMEOUT)

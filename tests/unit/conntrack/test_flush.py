@@ -1,0 +1,421 @@
+"""Conntrack.flush_stale_flows: lists, deletions, failures, and when the reconciler calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv6Address
+
+import pytest
+
+from ipv6natd.conntrack import flush as conntrack
+from ipv6natd.conntrack.entries import Entry
+from ipv6natd.conntrack.flush import Conntrack
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.model import Container, Desired, Network, Policy
+from ipv6natd.policy.desired import desired
+from ipv6natd.sync import reconciler
+from ipv6natd.sync.applier import Applier
+from ipv6natd.sync.reconciler import Reconciler
+from tests.harness.build import container, endpoint, network, snapshot
+from tests.harness.conntrack import entries
+from tests.harness.fake_firewall import FakeFirewall
+from tests.harness.fake_host import FakeHost
+from tests.harness.waiting import background, until
+from tests.unit.sync.test_reconciler import FakeFacts
+
+X = network(name="x", subnet="fd00:a::/64")
+NOTHING = desired(snapshot(X, userland_proxy=False), Policy())
+EMPTY = desired(snapshot(), Policy())
+UDP, SCTP, TCP, MOVED = (
+    desired(
+        snapshot(
+            X,
+            container(on=[endpoint(on=X, address=address)], ports=[port]),
+            userland_proxy=False,
+        ),
+        Policy(),
+    )
+    for port, address in (
+        ("5353:53/udp", "fd00:a::2"),
+        ("5353:53/sctp", "fd00:a::2"),
+        ("5353:53/tcp", "fd00:a::2"),
+        ("5353:53/udp", "fd00:a::3"),
+    )
+)
+TO_HOST, TO_CONTAINER = (
+    f"udp      17 29 src=2001:db8::2 dst=2001:db8::1 sport=40000 dport=5353 src={address} "
+    f"dst=2001:db8::2 sport={port} dport=40000 mark=0 use=1"
+    for address, port in (("2001:db8::1", 5353), ("fd00:a::2", 53))
+)
+BATCH = ("ip", "-6", "-force", "-batch", "-")
+QUESTION = entries(TO_HOST)[0].original.packed
+OnDelete = Callable[[Iterable[bytes]], int]
+
+
+class Host:
+    """A kernel that lists `entries`, or raises `list_error`, and deletes all entries on the first
+    request, or does what `on_delete` does."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.list_error: OSError | None = None
+        self.lists = 0
+        self.deleted: list[list[bytes]] = []
+        self.ip_calls: list[tuple[tuple[str, ...], str]] = []
+        """The arguments of `ip` and its standard input."""
+        self.on_delete: OnDelete = self._delete_all
+
+    def set_entries(self, *lines: str) -> None:
+        self.entries = entries("\n".join(lines))
+
+    def list(self, *, deadline: float) -> Iterator[Entry]:
+        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        self.lists += 1
+        if self.list_error:
+            raise self.list_error
+        yield from self.entries
+
+    def _delete_all(self, originals: Iterable[bytes]) -> int:
+        self.entries = []
+        return len(list(originals))
+
+    def delete(self, originals: Iterable[bytes], *, deadline: float) -> int:
+        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        self.deleted.append([*originals])
+        return self.on_delete(originals)
+
+    def run_ip(self, *words: str, stdin: str = "", **_: object) -> str:
+        self.ip_calls.append((words, stdin))
+        return ""
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host()
+    monkeypatch.setattr(conntrack, "list_entries", made.list)
+    monkeypatch.setattr(conntrack, "delete_entries", made.delete)
+    monkeypatch.setattr(conntrack, "output_of", made.run_ip)
+    return made
+
+
+@pytest.fixture
+def flows() -> Conntrack:
+    return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
+
+
+def test_flush_leaves_an_entry_that_is_not_stale(host: Host, flows: Conntrack) -> None:
+    host.set_entries(TO_CONTAINER)
+    assert flows.flush_stale_flows(None, UDP)
+    assert (host.lists, host.deleted, host.ip_calls) == (1, [], [])
+
+
+def test_flush_deletes_a_stale_entry_and_scans_again(host: Host, flows: Conntrack) -> None:
+    host.set_entries(TO_HOST)
+    assert flows.flush_stale_flows(None, UDP)
+    assert (host.lists, host.deleted) == (2, [[QUESTION]])
+
+
+def test_flush_deletes_the_reversed_entry_of_a_reply_in_flight(
+    host: Host, flows: Conntrack
+) -> None:
+    """The port is not published any more and does not change any more."""
+    answer = (
+        "udp      17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 src=2001:db8::2 "
+        "dst=2001:db8::1 sport=40000 dport=53 mark=0 use=1"
+    )
+
+    def forget(originals: Iterable[bytes]) -> int:
+        host.entries = entries(answer) if QUESTION in originals else []
+        return 1
+
+    host.set_entries(TO_CONTAINER)
+    host.on_delete = forget
+    assert flows.flush_stale_flows(UDP, NOTHING)
+    assert host.deleted == [[QUESTION], [entries(answer)[0].original.packed]]
+
+
+def test_flush_deletes_the_entries_and_the_neighbours_of_a_new_network(
+    host: Host, flows: Conntrack
+) -> None:
+    to_network, to_host = "src=2001:db8::2 dst=fd00:a::2", "src=2001:db8::2 dst=2001:db8::1"
+    host.set_entries(f"ip 4 29 {to_network} {to_network}", f"ip 4 29 {to_host} {to_host}")
+    flows.flush_stale_flows(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
+    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
+    assert host.deleted == [[entries(f"ip 4 29 {to_network} {to_network}")[0].original.packed]]
+
+
+def test_flush_deletes_flows_that_were_opened_without_rules(host: Host, flows: Conntrack) -> None:
+    entry = "tcp 6 9 ESTABLISHED src={0} dst={1} sport=40000 dport=80 src={1} dst={0} sport=80 "
+    host.set_entries(
+        *(
+            entry.format(source, destination) + "dport=40000 [ASSURED] mark=0 use=1"
+            for source, destination in (
+                ("2001:db8::2", "fd00:a::2"),
+                ("2001:db8::1", "fd00:a::2"),  # the host itself
+                ("fd00:a::3", "fd00:a::2"),  # a neighbour
+                ("fd00:b::3", "fd00:a::2"),
+                ("2001:db8::2", "2001:db8::1"),
+                ("fd00:a::2", "2001:db8::2"),
+            )
+        )
+    )
+    opened = host.entries
+    assert flows.flush_stale_flows(UDP, UDP, Exposure.OPEN)
+    assert host.deleted == [[opened[0].original.packed, opened[3].original.packed]]
+
+
+def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrack) -> None:
+    nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
+    assert flows.flush_stale_flows(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
+    assert host.lists == 1
+    ((_, lines),) = host.ip_calls
+    assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
+
+
+def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
+    flows.flush_stale_flows(UDP, MOVED)
+    assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
+
+
+def test_flush_lists_entries_only_if_one_can_be_stale(host: Host, flows: Conntrack) -> None:
+    for count, (old, new) in enumerate(((NOTHING, SCTP), (UDP, SCTP), (UDP, MOVED)), 1):
+        flows.flush_stale_flows(old, new)
+        assert host.lists == count
+    host.lists = 0
+    flows.flush_stale_flows(UDP, UDP)
+    flows.flush_stale_flows(NOTHING, TCP)
+    flows.flush_stale_flows(None, EMPTY, Exposure.OPEN)
+    assert host.lists == 0
+
+
+def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
+    host.set_entries(TO_HOST)
+    host.on_delete = lambda originals: len(list(originals))
+    assert flows.flush_stale_flows(None, UDP)
+    assert host.lists == conntrack.MAX_SCANS
+    assert len(host.deleted) == conntrack.MAX_SCANS
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(1, "Operation not permitted"),
+            "list the conntrack entries: Operation not",
+        ),
+        (InterruptedError(4, "the table changed"), "list the conntrack entries: the table changed"),
+        (TimeoutError("timed out"), "did not list the conntrack entries within 10 s"),
+    ],
+)
+def test_failed_list_is_one_warning_with_the_message_of_the_kernel(
+    host: Host,
+    flows: Conntrack,
+    caplog: pytest.LogCaptureFixture,
+    error: OSError,
+    words: str,
+) -> None:
+    host.list_error = error
+    assert not flows.flush_stale_flows(None, UDP)
+    assert not flows.flush_stale_flows(None, UDP)  # the same failure is one warning
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert words in record.getMessage()
+    host.list_error = None
+    assert flows.flush_stale_flows(None, UDP)
+    host.list_error = error
+    assert not flows.flush_stale_flows(None, UDP)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(1, "Operation not permitted"), "Operation not permitted"),
+        (OSError(97, "Address family not supported by protocol"), "not supported"),
+        (TimeoutError(), "did not delete the conntrack entries within 10 s"),
+    ],
+)
+def test_failed_deletion_is_a_warning(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture, error: OSError, words: str
+) -> None:
+    def forget(_: Iterable[bytes]) -> int:
+        raise error
+
+    host.set_entries(TO_HOST)
+    host.on_delete = forget
+    assert not flows.flush_stale_flows(None, UDP)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert words in record.getMessage()
+
+
+# When the reconciler calls it.
+
+
+class Loop:
+    """A reconciler with a firewall in memory. `flushes` has the ports before and after, for each
+    call of `flush_stale_flows`."""
+
+    def __init__(self) -> None:
+        self.flushes: list[tuple[list[int] | None, list[int]]] = []
+        self.exposures: list[Exposure] = []
+        self.firewall = FakeFirewall()
+        self.facts = FakeFacts()
+        self.passes = 0
+        self.done = True
+        """The result of the next flushes."""
+        host = FakeHost(flush=self._flush)
+        self.loop = Reconciler(
+            engine=self.facts,
+            applier=Applier(lambda: self.firewall, host),
+            host=host,
+            observer=self,
+            policy=Policy(),
+        )
+
+    def changed(self, *_: object) -> None:
+        """See Observer."""
+        self.passes += 1
+
+    def _flush(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
+        # The rules are in force before flows are flushed.
+        assert all(f"--dport {port} " in self.firewall.dump() for port in ports(new))
+        self.flushes.append((None if old is None else ports(old), ports(new)))
+        self.exposures.append(exposure)
+        return self.done
+
+    async def passed(self, *facts: Network | Container, how: Callable[[], None]) -> None:
+        self.facts.have(*facts)
+        before = self.passes
+        how()
+        await until(lambda: self.passes > before)
+
+
+def ports(wish: Desired) -> list[int]:
+    return [mapping.host_port for mapping in wish.mappings]
+
+
+def test_reconciler_flushes_flows_after_the_rules_are_written() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        trigger, verify = bench.loop.trigger, bench.loop.verify
+        udp = container(on=[X], ports=["5353:53/udp"])
+        other = container(name="other", on=[X], ports=["80:80"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=trigger)
+            # A flow from before the first pass may have outlived its mapping.
+            assert bench.flushes == [(None, [])]
+            bench.flushes.clear()
+            await bench.passed(X, other, how=trigger)
+            assert bench.flushes == [([], [80])]
+            bench.flushes.clear()
+            await bench.passed(X, other, how=trigger)
+            assert bench.flushes == []
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=trigger)
+            await bench.passed(X, udp, how=verify)
+            assert bench.flushes == [([80], [5353])]
+            # Flows that began while our rules were missing began without them.
+            bench.firewall.flush()
+            await bench.passed(X, udp, how=verify)
+            assert bench.flushes[1:] == [([5353], [5353]), (None, [5353])]
+            del bench.flushes[1]
+            # The pass after a failed one flushes the flows of both.
+            bench.firewall.fail_next = "no room"
+            await bench.passed(X, how=trigger)
+            assert bench.flushes[2:] == []
+            await bench.passed(X, how=verify)
+            assert bench.flushes[2:] == [([5353], [])]
+            # After the removal of all rules the flows since then are unknown.
+            await bench.loop.remove()
+            await bench.passed(X, udp, how=trigger)
+            assert bench.flushes[3:] == [(None, [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_first_pass_flushes_flows_of_unknown_mappings() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+        assert bench.flushes == [(None, [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_failed_flush_is_repeated_by_the_next_pass_and_a_new_address_flushes_all() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=bench.loop.trigger)
+            bench.flushes.clear()
+            bench.done = False
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.flushes == [([], [5353])]
+            bench.flushes.clear()
+            bench.done = True
+            # No other change: one flush from the last mappings, one from unknown mappings.
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.flushes == [([], [5353]), (None, [5353])]
+            bench.flushes.clear()
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.flushes == []
+            await bench.passed(X, udp, how=bench.loop.addresses_changed)
+            assert bench.flushes == [(None, [5353])]
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert len(bench.flushes) == 1
+            bench.flushes.clear()
+            # The second flush would fail too, so the next pass repeats it.
+            bench.done = False
+            bench.firewall.flush()
+            await bench.passed(X, udp, how=bench.loop.verify)
+            assert bench.flushes == [([5353], [5353])]
+
+    asyncio.run(scenario())
+
+
+def test_flush_gets_exposure_open_if_rules_were_missing() -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        async with background(bench.loop.run()):
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert bench.exposures == [Exposure.OPEN]  # the first pass
+            await bench.passed(X, how=bench.loop.trigger)
+            assert bench.exposures == [Exposure.OPEN, Exposure.NONE]
+            bench.firewall.flush()
+            await bench.passed(X, how=bench.loop.verify)
+            assert bench.exposures[2:] == [Exposure.OPEN, Exposure.NONE]
+        again = Loop()
+        again.firewall = again.loop._applier.firewall = bench.firewall
+        async with background(again.loop.run()):
+            await again.passed(X, how=again.loop.trigger)
+            assert again.exposures == [Exposure.NONE]
+
+    asyncio.run(scenario())
+
+
+def test_failed_flush_is_repeated_without_an_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        bench = Loop()
+        udp = container(on=[X], ports=["5353:53/udp"])
+        monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.01)
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=bench.loop.trigger)
+            bench.flushes.clear()
+            bench.done = False
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            await until(lambda: len(bench.flushes) > 2)
+            bench.done = True
+            bench.flushes.clear()
+            await until(lambda: (None, [5353]) in bench.flushes)
+            flushes = list(bench.flushes)
+            await asyncio.sleep(0.2)
+            assert bench.flushes == flushes
+
+    asyncio.run(scenario())
