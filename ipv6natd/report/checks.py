@@ -17,11 +17,9 @@ TOOLS = {
     "ip6tables-restore": "iptables",
     "ip6tables-save": "iptables",
     "nft": "nftables",
-    "conntrack": "conntrack",
     "ip": "iproute2",
 }
 """Program -> its Debian package."""
-ARCH_PACKAGES = {"conntrack": "conntrack-tools"}
 
 
 class CheckVerdict(StrEnum):
@@ -33,10 +31,7 @@ class CheckVerdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-OK, NOTE, BAD, UNKNOWN = CheckVerdict
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """One line; `fix` is a command, empty if nothing has to be done."""
 
@@ -48,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckInputs:
-    """What is checked besides the facts of the host; one field for each fact."""
+    """What is checked besides the facts of the host."""
 
     root: bool = True
     """True if rules could be read."""
@@ -93,30 +88,40 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
     return (
         _daemon(inputs),
         *_engine(inputs),
-        _tools(inputs),
+        *_tools(inputs),
         *_host_checks(facts, report.findings, inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
-        *(Check("firewall", NOTE, note) for note in report.notes),
+        *(Check(about="firewall", verdict=CheckVerdict.NOTE, text=note) for note in report.notes),
     )
 
 
 def _daemon(inputs: CheckInputs) -> Check:
     if inputs.bus:
-        return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
+        fix = "systemctl start dbus.socket"
+        return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text=inputs.bus, fix=fix)
     if not inputs.state:
-        return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
+        fix = "systemctl enable --now ipv6natd"
+        return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text="it is not running", fix=fix)
     if inputs.state == State.SYNCED:
-        return Check("ipv6natd", OK, "it is running, and the rules are in sync")
+        return Check(
+            about="ipv6natd",
+            verdict=CheckVerdict.OK,
+            text="it is running, and the rules are in sync",
+        )
     text = f"{inputs.state}: {inputs.state_reason}" if inputs.state_reason else inputs.state
-    return Check("ipv6natd", BAD, text, "ipv6natctl status")
+    return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text=text, fix="ipv6natctl status")
 
 
 def _engine(inputs: CheckInputs) -> Iterator[Check]:
     if not inputs.state:
-        yield Check("docker", UNKNOWN, "engine unknown: ipv6natd is not running")
+        text = "engine unknown: ipv6natd is not running"
+        yield Check(about="docker", verdict=CheckVerdict.UNKNOWN, text=text)
     elif not inputs.docker_connected:
-        yield Check("docker", BAD, "the engine does not answer", "systemctl start docker")
+        text = "the engine does not answer"
+        yield Check(
+            about="docker", verdict=CheckVerdict.BAD, text=text, fix="systemctl start docker"
+        )
     else:
         text = f"engine {inputs.engine_version}"
         if inputs.native_networks:
@@ -125,40 +130,59 @@ def _engine(inputs: CheckInputs) -> Iterator[Check]:
             )
         elif inputs.native_networks == 0:
             text += "; it writes no IPv6 rules itself"
-        yield Check("docker", OK, text)
+        yield Check(about="docker", verdict=CheckVerdict.OK, text=text)
         if not inputs.docker_networks:
             text = "no network has a ULA subnet; this creates a prefix and shows how to use it"
-            yield Check("networks", NOTE, text, "ipv6natctl ula")
+            yield Check(
+                about="networks", verdict=CheckVerdict.NOTE, text=text, fix="ipv6natctl ula"
+            )
 
 
-def _tools(inputs: CheckInputs) -> Check:
+def _tools(inputs: CheckInputs) -> Iterator[Check]:
     if not inputs.missing:
-        return Check("tools", OK, f"{', '.join(TOOLS)} are installed")
+        yield Check(
+            about="tools", verdict=CheckVerdict.OK, text=f"{', '.join(TOOLS)} are installed"
+        )
+        return
     packages = dict.fromkeys(TOOLS[tool] for tool in inputs.missing)
     fix = f"apt install {' '.join(packages)}"
     if not inputs.has_apt:
-        fix = f"pacman -S {' '.join(ARCH_PACKAGES.get(package, package) for package in packages)}"
+        fix = f"pacman -S {' '.join(packages)}"
+    iptables_missing = any(TOOLS[tool] == "iptables" for tool in inputs.missing)
     text = f"missing: {', '.join(inputs.missing)}; /usr/local is not searched"
-    return Check("tools", BAD if "iptables" in packages else NOTE, text, fix)
+    yield Check(
+        about="tools",
+        verdict=CheckVerdict.BAD if iptables_missing else CheckVerdict.NOTE,
+        text=text,
+        fix=fix,
+    )
+
+
+def _fault(about: str, finding: Finding) -> Check:
+    return Check(about=about, verdict=CheckVerdict.BAD, text=finding.problem, fix=finding.command)
 
 
 def _host_checks(
     facts: HostFacts, findings: Iterable[Finding], inputs: CheckInputs
 ) -> Iterator[Check]:
-    by_topic: dict[Topic, list[Finding]] = {}
+    by_about: dict[Topic, list[Finding]] = {}
     for finding in findings:
-        by_topic.setdefault(finding.topic, []).append(finding)
+        by_about.setdefault(finding.topic, []).append(finding)
     for passed in _passed_checks(facts, inputs):
-        topic = passed.about
-        if faults := by_topic.get(topic):
-            yield from (Check(topic, BAD, fault.problem, fault.command) for fault in faults)
-        elif passed.needs_root and not inputs.root:
+        faults = by_about.pop(passed.about, [])
+        for finding in faults:
+            yield _fault(passed.about, finding)
+        if faults:
+            continue
+        if passed.needs_root and not inputs.root:
             text = "only root can read the rules of this host"
-            yield Check(topic, UNKNOWN, text, "sudo ipv6natctl check")
-        elif topic is Topic.FIREWALL and "nft" in inputs.missing:
-            yield Check(topic, UNKNOWN, "the chains of other programs cannot be read without nft")
-        elif (facts.ipv6 and not facts.disabled) or topic is Topic.IPV6:
-            yield Check(topic, OK, passed.text)
+            fix = "sudo ipv6natctl check"
+            yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
+        elif passed.about is Topic.FIREWALL and "nft" in inputs.missing:
+            text = "the chains of other programs cannot be read without nft"
+            yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text)
+        elif (facts.ipv6 and not facts.disabled) or passed.about is Topic.IPV6:
+            yield Check(about=passed.about, verdict=CheckVerdict.OK, text=passed.text)
 
 
 def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> Iterator[_Passed]:
@@ -186,13 +210,15 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> Iterator[_Passed]:
 
 def _kernel(inputs: CheckInputs) -> Check:
     if inputs.state == State.SYNCED:
-        return Check("kernel", OK, "it supports all rules: they are in force")
+        text = "it supports all rules: they are in force"
+        return Check(about="kernel", verdict=CheckVerdict.OK, text=text)
     if inputs.kernel_fault is not None:
-        return Check("kernel", BAD, inputs.kernel_fault.problem, inputs.kernel_fault.command)
+        return _fault("kernel", inputs.kernel_fault)
     if not inputs.kernel_checked:
+        text = "unknown until the rules are written"
         fix = "" if inputs.root else "sudo ipv6natctl check"
-        return Check("kernel", UNKNOWN, "unknown until the rules are written", fix)
-    return Check("kernel", OK, "it supports every kind of rule")
+        return Check(about="kernel", verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
+    return Check(about="kernel", verdict=CheckVerdict.OK, text="it supports every kind of rule")
 
 
 def _ufw_and_polkit(inputs: CheckInputs) -> Iterator[Check]:
@@ -201,8 +227,9 @@ def _ufw_and_polkit(inputs: CheckInputs) -> Iterator[Check]:
             "it is on; published ports bypass it, as they do for IPv4; "
             "put rules that block clients into DOCKER-USER"
         )
-        yield Check("ufw", NOTE, text)
+        yield Check(about="ufw", verdict=CheckVerdict.NOTE, text=text)
     if inputs.polkit:
-        yield Check("polkit", OK, "it decides who may make changes")
+        yield Check(about="polkit", verdict=CheckVerdict.OK, text="it decides who may make changes")
     elif inputs.polkit is not None:
-        yield Check("polkit", NOTE, "it does not answer, so only root may make changes")
+        text = "it does not answer, so only root may make changes"
+        yield Check(about="polkit", verdict=CheckVerdict.NOTE, text=text)

@@ -18,7 +18,7 @@ USER = "plain"
 HOME = f"/home/{USER}"
 LIBRARIES = (
     *("python3-docker", "python3-dbus-next", "python3-sdnotify", "python3-iptables"),
-    *("iproute2", "iptables", "nftables", "conntrack", "polkitd"),
+    *("iproute2", "iptables", "nftables", "polkitd"),
 )
 """The packages that README requires on other distributions, with Debian's names."""
 AGREE = 'yes 2>/dev/null | "$@"'

@@ -61,7 +61,7 @@ def test_service_on_nf_tables_works_without_cap_net_raw(host: Host) -> None:
         )
         host.run("ip6tables", "-t", "nat", "-F")
         host.await_served()
-        host.run("conntrack", "-F")
+        host.sandbox.host.run("conntrack", "-F")
         assert host.run("ipv6natctl", "explain", "8080")
     finally:
         host.without("/etc/systemd/system/ipv6natd.service.d")

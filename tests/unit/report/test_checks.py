@@ -132,16 +132,16 @@ def test_rule_checks_without_root_are_unknown() -> None:
         (replace(RUNNING, docker_networks=0), "networks", CheckVerdict.NOTE, "ipv6natctl ula"),
         (replace(RUNNING, native_networks=1), "docker", CheckVerdict.OK, ""),
         (
-            replace(RUNNING, missing=("conntrack", "nft")),
+            replace(RUNNING, missing=("ip", "nft")),
             "tools",
             CheckVerdict.NOTE,
-            "apt install conntrack nftables",
+            "apt install iproute2 nftables",
         ),
         (
-            replace(RUNNING, missing=("conntrack",), has_apt=False),
+            replace(RUNNING, missing=("nft",), has_apt=False),
             "tools",
             CheckVerdict.NOTE,
-            "pacman -S conntrack-tools",
+            "pacman -S nftables",
         ),
         (
             replace(RUNNING, missing=("ip6tables", "ip6tables-save")),
