@@ -56,6 +56,9 @@ class Protocol(StrEnum):
     UDP = "udp"
     SCTP = "sctp"
 
+    # Large dictionaries have a protocol in their keys, and the hash of Enum is slow Python code.
+    __hash__ = str.__hash__
+
 
 class GatewayMode(StrEnum):
     """Values of com.docker.network.bridge.gateway_mode_ipv6."""

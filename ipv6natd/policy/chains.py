@@ -64,18 +64,16 @@ class PortBlock(NamedTuple):
     size: int
 
     @property
-    def parent(self) -> PortBlock:
-        """The next larger block, which contains this one."""
-        return _block(self.protocol, self.first, _BLOCK_SIZES[_BLOCK_SIZES.index(self.size) + 1])
-
-    @property
     def ports(self) -> tuple[int, int]:
         """The first and the last port."""
         return self.first, self.first + self.size - 1
 
 
-def _block(protocol: Protocol, port: int, size: int) -> PortBlock:
-    return PortBlock(protocol, port - port % size, size)
+@cache
+def _parent(block: PortBlock) -> PortBlock:
+    """The next larger block, which contains this one."""
+    size = _BLOCK_SIZES[_BLOCK_SIZES.index(block.size) + 1]
+    return PortBlock(block.protocol, block.first - block.first % size, size)
 
 
 BlockRules = tuple[tuple[PortBlock, Rule], ...]
@@ -92,7 +90,7 @@ def _smallest_block(rule: Rule) -> PortBlock:
     assert rule.ports is not None
     first, last = rule.ports
     size = next(size for size in _BLOCK_SIZES if first // size == last // size)
-    return _block(rule.protocol, first, size)
+    return PortBlock(rule.protocol, first - first % size, size)
 
 
 def by_port(kind: str, groups: Iterable[BlockRules]) -> ChainTree:
@@ -108,15 +106,14 @@ def by_port(kind: str, groups: Iterable[BlockRules]) -> ChainTree:
     for block, rules in groupby(assigned, itemgetter(0)):
         blocks.setdefault(block, []).extend(rule for _, rule in rules)
     for block in list(blocks):
-        while block.size < ALL_PORTS and block.parent not in blocks:
-            block = block.parent
+        while block.size < ALL_PORTS and _parent(block) not in blocks:
+            block = _parent(block)
             blocks[block] = []
     top_rules: list[Rule] = []
     ordered = sorted(blocks)
     for block in ordered:
-        (blocks[block.parent] if block.size < ALL_PORTS else top_rules).append(
-            _jump_to_block(kind, block)
-        )
+        parent_rules = blocks[_parent(block)] if block.size < ALL_PORTS else top_rules
+        parent_rules.append(_jump_to_block(kind, block))
     chains = (
         Chain(name=_block_chain_name(kind, block), rules=tuple(blocks[block])) for block in ordered
     )

@@ -37,9 +37,9 @@ from ipv6natd.policy.port_bindings import (
     coalesce,
     container_ports,
     host_port_ranges,
-    port_mapping,
     port_ranges,
     range_identity,
+    range_mapping,
     refused,
     rejection,
     resolve_conflicts,
@@ -103,7 +103,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
     host_ports = _host_ports(owned, engine_bridges, snapshot)
     mappings = cache.mappings.map(
         host_port_ranges(host_ports.forwarded, attrgetter("target")),
-        lambda port_range: port_mapping(port_range, engine_bridges),
+        lambda port_range: range_mapping(port_range, engine_bridges),
         key=engine_bridges,
     )
     rejected = cache.rejected.map(host_port_ranges(host_ports.rejected, lambda _: None), rejection)
@@ -130,7 +130,7 @@ def _host_ports(
 ) -> HostPorts:
     changes: Changes = {}
     if not snapshot.tracks_sctp:
-        sctp = [request for request in owned if request.decision.binding.protocol is Protocol.SCTP]
+        sctp = [request for request in owned if request.mapping.protocol is Protocol.SCTP]
         changes = refused(_ours(sctp, engine_bridges), _SCTP_UNSUPPORTED)
         owned = [request for request in owned if request.decision not in changes]
     loopback = int(LOOPBACK)
@@ -144,7 +144,7 @@ def _host_ports(
 
 
 def _ours(requests: list[HostPortRequest], engine_bridges: frozenset[str]) -> list[HostPortRequest]:
-    return [request for request in requests if request.network.bridge not in engine_bridges]
+    return [request for request in requests if request.mapping.bridge not in engine_bridges]
 
 
 def _with_messages(ports: list[ContainerPorts]) -> list[ContainerPorts]:
@@ -188,9 +188,9 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
     if engine is None or not engine.may_write_ipv6_rules:
         return False
     return engine.ip6tables is not None or all(
-        (request.decision.binding.protocol, request.decision.binding.host_port) in rules.ports
+        (request.mapping.protocol, request.mapping.host_port) in rules.ports
         for request in requests
-        if request.network.bridge in rules.bridges
+        if request.mapping.bridge in rules.bridges
     )
 
 

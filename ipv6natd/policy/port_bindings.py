@@ -44,12 +44,9 @@ class HostPortRequest:
     """A request for the host port of a binding; `decision` holds unless the request is refused."""
 
     decision: PortDecision
-    network: Network
-    address: IPv6Address
-    host_address: IPv6Address
+    mapping: Mapping
+    """The mapping if the request gets the port and is no part of a range."""
     key: HostPort
-    proxy_binds_address: bool
-    """True if the binding itself names `host_address`, so the userland proxy listens only there."""
     target: tuple[str, int, bool]
     """Equal for requests that one rule can serve if their ports are consecutive."""
 
@@ -239,22 +236,28 @@ def _network_outcome(network: Network | None) -> tuple[Outcome, str]:
 
 def _request(decision: PortDecision, gateway: Attachment | None) -> HostPortRequest:
     assert gateway is not None
-    address, host_address = gateway.endpoint.address, decision.host_address
-    assert address is not None
-    assert host_address is not None
-    binding, proxy_binds_address = decision.binding, _proxy_binds_address(decision)
+    assert gateway.endpoint.address is not None
+    assert decision.host_address is not None
+    container, binding, network = decision.container, decision.binding, gateway.network
+    address, proxy_binds_address = decision.host_address, _proxy_binds_address(decision)
+    mapping = Mapping(
+        container_id=container.id,
+        container_name=container.name,
+        network_id=network.id,
+        network_name=network.name,
+        bridge=network.bridge,
+        protocol=binding.protocol,
+        host_address=address,
+        host_port=binding.host_port,
+        container_address=gateway.endpoint.address,
+        container_port=binding.container_port,
+        proxy_binds_address=proxy_binds_address,
+    )
     return HostPortRequest(
         decision=decision,
-        network=gateway.network,
-        address=address,
-        host_address=host_address,
-        key=(host_address == ANY, int(host_address), binding.protocol, binding.host_port),
-        proxy_binds_address=proxy_binds_address,
-        target=(
-            decision.container.id,
-            binding.container_port - binding.host_port,
-            proxy_binds_address,
-        ),
+        mapping=mapping,
+        key=(address == ANY, int(address), binding.protocol, binding.host_port),
+        target=(container.id, binding.container_port - binding.host_port, proxy_binds_address),
     )
 
 
@@ -290,24 +293,20 @@ def _other_sources(
 def unreadable_ports(container: Container, network: Network | None) -> Iterator[Skipped]:
     """A row for each binding that could not be parsed; `network` is the gateway's."""
     for port, reason in container.problems:
-        yield Skipped(
-            container_name=container.name,
-            network=network.name if network else "",
-            port=port,
-            reason=reason,
-        )
+        yield _skipped(container, network, port, reason)
 
 
 def skipped_ports(decisions: Iterable[PortDecision]) -> Iterator[Skipped]:
     """A row for each binding that is skipped."""
     for decision in decisions:
         if decision.outcome is Outcome.SKIPPED:
-            yield Skipped(
-                container_name=decision.container.name,
-                network=decision.network.name if decision.network else "",
-                port=f"{decision.binding.container_port}/{decision.binding.protocol}",
-                reason=decision.reason,
-            )
+            port = f"{decision.binding.container_port}/{decision.binding.protocol}"
+            yield _skipped(decision.container, decision.network, port, decision.reason)
+
+
+def _skipped(container: Container, network: Network | None, port: str, reason: str) -> Skipped:
+    name = network.name if network else ""
+    return Skipped(container_name=container.name, network=name, port=port, reason=reason)
 
 
 def _port_number_warnings(container: Container) -> Iterator[str]:
@@ -393,15 +392,15 @@ def resolve_conflicts(requests: Iterable[HostPortRequest]) -> tuple[list[HostPor
     for loser in sorted(losers, key=_priority):
         conflicts |= refused(
             [loser],
-            f"[{loser.host_address}]:{loser.decision.binding.host_port} already belongs to "
-            f"container '{owners[loser.key].decision.container.name}'; "
+            f"[{loser.mapping.host_address}]:{loser.mapping.host_port} already belongs to "
+            f"container '{owners[loser.key].mapping.container_name}'; "
             "publish one of the two on another port",
         )
     return sorted(owners.values(), key=attrgetter("key")), conflicts
 
 
 def _priority(request: HostPortRequest) -> tuple[str, int]:
-    return request.decision.container.id, request.decision.binding.container_port
+    return request.mapping.container_id, request.mapping.container_port
 
 
 def ranges(items: Sequence[T], key: Callable[[int, T], object]) -> Iterator[tuple[T, int]]:
@@ -436,37 +435,24 @@ def host_port_ranges(
     return ranges(requests, key)
 
 
-def port_mapping(port_range: PortRange, engine_bridges: frozenset[str]) -> Mapping:
+def range_mapping(port_range: PortRange, engine_bridges: frozenset[str]) -> Mapping:
     """The mapping for a range."""
     request, count = port_range
-    container, binding = request.decision.container, request.decision.binding
-    bridge = request.network.bridge
-    return Mapping(
-        container_id=container.id,
-        container_name=container.name,
-        network_id=request.network.id,
-        network_name=request.network.name,
-        bridge=bridge,
-        protocol=binding.protocol,
-        host_address=request.host_address,
-        host_port=binding.host_port,
-        container_address=request.address,
-        container_port=binding.container_port,
-        proxy_binds_address=request.proxy_binds_address,
-        count=count,
-        managed_by=ManagedBy.ENGINE if bridge in engine_bridges else ManagedBy.IPV6NATD,
-    )
+    mapping = request.mapping
+    if mapping.bridge in engine_bridges:
+        mapping = replace(mapping, managed_by=ManagedBy.ENGINE)
+    return mapping if count == 1 else replace(mapping, count=count)
 
 
 def rejection(port_range: PortRange) -> RejectedPorts:
     """The rejected ports for a range."""
     request, count = port_range
-    binding = request.decision.binding
+    mapping = request.mapping
     return RejectedPorts(
-        protocol=binding.protocol,
-        host_address=request.host_address,
-        first=binding.host_port,
-        last=binding.host_port + count - 1,
+        protocol=mapping.protocol,
+        host_address=mapping.host_address,
+        first=mapping.host_port,
+        last=mapping.host_port + count - 1,
     )
 
 

@@ -5,7 +5,7 @@ Pure. It decides nothing: it words the decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -16,7 +16,7 @@ from ipv6natd.model import (
     ManagedBy,
     Mapping,
     Outcome,
-    PortDecision,
+    PortBinding,
     Protocol,
 )
 from ipv6natd.netfilter.counters import DnatKey, dnat_key
@@ -46,37 +46,22 @@ def port_reports(container: Container, desired: Desired, rules: DnatRules) -> It
         for mapping in desired.mappings
         if mapping.container_id == container.id
     }
-    for decision in sorted(_decisions(container, desired), key=_binding_order):
+    decisions = desired.decisions.get(container.id)
+    if decisions is None:
+        # The container is newer than the rules.
+        for binding in sorted(container.bindings, key=_binding_order):
+            yield _unmapped_port(binding, Outcome.SKIPPED, NOT_IN_FORCE)
+    for decision in sorted(decisions or (), key=lambda decision: _binding_order(decision.binding)):
         binding = decision.binding
         if decision.outcome is not Outcome.FORWARDED:
-            yield _unmapped_port(decision)
+            yield _unmapped_port(binding, decision.outcome, decision.reason)
         elif mapping := mappings.get((binding.protocol, decision.host_address, binding.host_port)):
             yield _mapped_port(mapping, rules)
 
 
-def _decisions(container: Container, desired: Desired) -> Iterable[PortDecision]:
-    """The decisions about a container, which may be newer than the last pass."""
-    return desired.decisions.get(container.id) or [
-        PortDecision(
-            container=container,
-            network=None,
-            binding=binding,
-            host_address=None,
-            outcome=Outcome.PENDING,
-            reason=NOT_IN_FORCE,
-        )
-        for binding in container.bindings
-    ]
-
-
-def _binding_order(decision: PortDecision) -> tuple[Protocol, int, int, str]:
-    binding = decision.binding
-    return (
-        binding.protocol,
-        binding.container_port,
-        binding.host_port,
-        str(binding.host_address),
-    )
+def _binding_order(binding: PortBinding) -> tuple[Protocol, int, int, str]:
+    host_address = str(binding.host_address)
+    return binding.protocol, binding.container_port, binding.host_port, host_address
 
 
 def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
@@ -111,20 +96,16 @@ def dnat_rules(rules: Ruleset) -> DnatRules:
     }
 
 
-def _unmapped_port(decision: PortDecision) -> PortReport:
-    binding = decision.binding
+def _unmapped_port(binding: PortBinding, outcome: Outcome, reason: str) -> PortReport:
     text = f"{binding.container_port}/{binding.protocol}"
     if binding.host_port:
         address = "" if binding.host_address is None else f"[{binding.host_address}]:"
         if isinstance(binding.host_address, IPv4Address):
             address = f"{binding.host_address}:"
         text = f"{address}{binding.host_port} -> {text}"
-    is_skipped = decision.outcome in (Outcome.UNMANAGED, Outcome.PENDING)
-    return PortReport(
-        binding=text,
-        outcome=Outcome.SKIPPED if is_skipped else decision.outcome,
-        reason=decision.reason,
-    )
+    if outcome in (Outcome.UNMANAGED, Outcome.PENDING):
+        outcome = Outcome.SKIPPED
+    return PortReport(binding=text, outcome=outcome, reason=reason)
 
 
 def port_row(port: PortReport, connections: Map[DnatKey, int]) -> Row:
