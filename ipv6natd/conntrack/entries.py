@@ -27,9 +27,11 @@ _FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)
 _TUPLE = struct.Struct("=H2x8s16s4x16sH2x4xB")
 """Length, header of the addresses, source, destination, length of the protocol, its number."""
 _ADDRESSES = struct.pack("=HHHH", 44, netlink.NESTED | _CTA_TUPLE_IP, 20, _CTA_IP_V6_SRC)
-_PROTOCOL_OFFSET = 48
-_PORTS, _PORTS_OFFSET = struct.Struct("!H6xH"), 64
+_PORTS = struct.Struct("!H6xH")
+_PROTOCOL_START, _PORTS_START = 48, 64
+"""Bytes from the start of the tuple."""
 _LENGTH_WITH_PORTS = 28
+"""Bytes of the protocol's attributes if they are its number and two ports."""
 _ATTRIBUTE = struct.Struct("=HH")
 
 
@@ -59,11 +61,8 @@ class Entry(NamedTuple):
     @property
     def translated(self) -> bool:
         """True if DNAT rewrote the destination."""
-        original, reply = self
-        return (original.destination, original.destination_port) != (
-            reply.source,
-            reply.source_port,
-        )
+        _, _, _, destination, _, port = self.original
+        return (destination, port) != (self.reply.source, self.reply.source_port)
 
 
 def list_entries(*, deadline: float) -> Iterator[Entry]:
@@ -92,28 +91,26 @@ def parse_entry(body: bytes) -> Entry | None:
     """The entry in the body of a message; None if it has a zone or another format."""
     try:
         original = _parse_tuple(body, len(_FAMILY))
-        if original is None:
-            return None
-        reply_offset = len(_FAMILY) + _ATTRIBUTE.size + len(original.packed)
-        reply = _parse_tuple(body, reply_offset)
-        if reply is None:
-            return None
-        _, kind = _ATTRIBUTE.unpack_from(body, reply_offset + _ATTRIBUTE.size + len(reply.packed))
-    except struct.error:
+        reply_start = len(_FAMILY) + _ATTRIBUTE.size + len(original.packed)
+        reply = _parse_tuple(body, reply_start)
+        end = reply_start + _ATTRIBUTE.size + len(reply.packed)
+        _, next_attribute = _ATTRIBUTE.unpack_from(body, end)
+    except (struct.error, ValueError):
         return None
-    return None if kind == _CTA_ZONE else Entry(original, reply)
+    return None if next_attribute == _CTA_ZONE else Entry(original, reply)
 
 
-def _parse_tuple(body: bytes, start: int) -> Tuple | None:
+def _parse_tuple(body: bytes, start: int) -> Tuple:
+    """Raises ValueError for a tuple with a zone or in another format."""
     length, addresses, source, destination, protocol_length, number = _TUPLE.unpack_from(
         body, start
     )
     # The zone of one direction would follow the protocol.
-    if addresses != _ADDRESSES or length != _PROTOCOL_OFFSET + protocol_length:
-        return None
+    if addresses != _ADDRESSES or length != _PROTOCOL_START + protocol_length:
+        raise ValueError
     ports = (0, 0)
     if protocol_length == _LENGTH_WITH_PORTS:
-        ports = _PORTS.unpack_from(body, start + _PORTS_OFFSET)
+        ports = _PORTS.unpack_from(body, start + _PORTS_START)
     packed = body[start + _ATTRIBUTE.size : start + length]
     return Tuple(packed, number, _address(source), _address(destination), *ports)
 

@@ -58,7 +58,7 @@ def _dump_once(family: int, request: bytes, deadline: float) -> Generator[bytes,
             for kind, flags, body in messages(data):
                 complete &= not flags & _NLM_F_DUMP_INTR
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    _check(_result(body))
+                    _result(body)
                     return complete
                 yield body
 
@@ -74,9 +74,8 @@ def delete(family: int, kind: int, bodies: Iterable[bytes], *, deadline: float) 
             netlink.send(b"".join(_message(kind, _NLM_F_ACK, body) for body in batch))
             results: list[int] = []
             while len(results) < len(batch):
-                results += (_result(body) for _, _, body in messages(_receive(netlink, deadline)))
-            for result in results:
-                _check(result, *_ABSENT)
+                acknowledgements = messages(_receive(netlink, deadline))
+                results += (_result(body, *_ABSENT) for _, _, body in acknowledgements)
             deleted += results.count(0)
     return deleted
 
@@ -89,14 +88,12 @@ def _receive(netlink: socket.socket, deadline: float) -> bytes:
     return netlink.recv(RECEIVE_SIZE)
 
 
-def _result(body: bytes) -> int:
-    """The error number in a message that ends a list or acknowledges a request; 0 for success."""
-    return -int(_RESULT.unpack_from(body)[0])
-
-
-def _check(result: int, *ignored: int) -> None:
-    if result and result not in ignored:
+def _result(body: bytes, *expected: int) -> int:
+    """0 or an expected error number, from a message that ends a list or acknowledges a request."""
+    result = -int(_RESULT.unpack_from(body)[0])
+    if result and result not in expected:
         raise OSError(result, os.strerror(result))
+    return result
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
