@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Key, Settings, load
-from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import BOOLEANS
 from ipv6natd.sync.offline import close_networks
@@ -224,14 +223,7 @@ def _serve(settings: Settings, reload: partial[Settings]) -> int:
     # Imported here: -flush and -version need neither the Docker library nor the D-Bus library.
     from ipv6natd.daemon import Daemon
 
-    return asyncio.run(_run_daemon(Daemon, settings, reload, exposure))
-
-
-async def _run_daemon(
-    daemon: Any, settings: Settings, reload: partial[Settings], exposure: Exposure
-) -> int:
-    status: int = await daemon(settings, reload, exposure).run()
-    return status
+    return asyncio.run(Daemon(settings, reload, exposure).run())
 
 
 def _flush(settings: Settings) -> int:

@@ -29,7 +29,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings, validated."""
+    """All settings, validated: one field for each key of the configuration file."""
 
     endpoint: str = DEFAULT_ENDPOINT
     cert_path: str = ""
@@ -139,7 +139,10 @@ def _textfile(value: Any) -> str:
     return path
 
 
-_TRUE_OR_FALSE = "true or false"
+def _flag(name: str, about: str, environment: str = "") -> Key:
+    return Key(name, _bool, "true or false", about, environment)
+
+
 KEYS = (
     Key(
         "endpoint",
@@ -155,36 +158,27 @@ KEYS = (
         "Directory with key.pem, cert.pem and ca.pem, for a tcp:// endpoint with TLS.",
         "DOCKER_CERT_PATH",
     ),
-    Key(
+    _flag(
         "tls_verify",
-        _bool,
-        _TRUE_OR_FALSE,
         "Use TLS for a tcp:// endpoint and verify the engine's certificate against ca.pem.",
         "DOCKER_TLS_VERIFY",
     ),
-    Key(
+    _flag(
         "retry",
-        _bool,
-        _TRUE_OR_FALSE,
         "Reconnect when the connection to the engine fails; with false, exit with status 1.",
     ),
-    Key(
-        "cleanup",
-        _bool,
-        _TRUE_OR_FALSE,
-        "Remove all rules when the daemon stops; with false, published ports stay open.",
+    _flag(
+        "cleanup", "Remove all rules when the daemon stops; with false, published ports stay open."
     ),
-    Key("debug", _bool, _TRUE_OR_FALSE, "Log every rule that is added or removed."),
+    _flag("debug", "Log every rule that is added or removed."),
     Key(
         "backend",
         _backend,
         " or ".join(BACKENDS),
         "Variant of ip6tables to use; auto selects the variant of the host's ip6tables.",
     ),
-    Key(
+    _flag(
         "ip_forward",
-        _bool,
-        _TRUE_OR_FALSE,
         "Switch IPv6 forwarding on when the rules are in force; clean-up restores the old values.",
     ),
     Key(
@@ -193,11 +187,8 @@ KEYS = (
         'a list of IPv6 prefixes such as ["fc00::/7"]',
         "A network is managed if all its IPv6 subnets are in these prefixes.",
     ),
-    Key(
-        "ipv4_any_means_ipv6",
-        _bool,
-        _TRUE_OR_FALSE,
-        "As docker-ipv6nat did, publish bindings to 0.0.0.0 also on IPv6.",
+    _flag(
+        "ipv4_any_means_ipv6", "As docker-ipv6nat did, publish bindings to 0.0.0.0 also on IPv6."
     ),
     Key(
         "address_map",
@@ -205,10 +196,8 @@ KEYS = (
         'a table such as { "192.0.2.10" = "2001:db8::10" }',
         "Publish bindings to the IPv4 address also on the IPv6 address.",
     ),
-    Key(
+    _flag(
         "allow_direct_routing",
-        _bool,
-        _TRUE_OR_FALSE,
         "Accept connections from outside to published ports of a container's own address.",
     ),
     Key(

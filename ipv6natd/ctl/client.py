@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipv6natd.dbus import connection as bus
-from ipv6natd.dbus.connection import ERROR, BusError
+from ipv6natd.dbus.connection import BUS, ERROR, BusError
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PROPERTIES
 from ipv6natd.system.terminal import PIPE, Screen
-
-NAME = "org.ipv6natd1"
-PATH = "/org/ipv6natd1"
-MANAGER = "org.ipv6natd1.Manager"
-PROPERTIES = "org.freedesktop.DBus.Properties"
-BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-"""Name, path and interface of the bus daemon itself."""
 
 EXIT_FAILED, EXIT_NOT_RUNNING, EXIT_NO_PERMISSION = 1, 3, 4
 

@@ -9,19 +9,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from ipv6natd.ctl.client import (
-    BUS,
-    MANAGER,
-    NAME,
-    PATH,
-    PROPERTIES,
-    DaemonClient,
-    Options,
-    Result,
-    is_not_running,
-)
+from ipv6natd.ctl.client import DaemonClient, Options, Result, is_not_running
 from ipv6natd.ctl.show import COLOURS, host_socket, socket
-from ipv6natd.dbus.connection import BusError, Signal
+from ipv6natd.dbus.connection import BUS, BusError, Signal
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PROPERTIES
 from ipv6natd.report.status import counted
 from ipv6natd.system.terminal import Colour, Screen, printable
 

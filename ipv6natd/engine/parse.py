@@ -404,13 +404,7 @@ def _inspected_binding(
     if binding is None:
         return None
     addresses = {_parse_address(_str(_dict(request).get("HostIp"))) for request in requested}
-    return PortBinding(
-        protocol=binding.protocol,
-        container_port=binding.container_port,
-        host_address=binding.host_address,
-        host_port=binding.host_port,
-        explicit_address=binding.host_address in addresses,
-    )
+    return replace(binding, explicit_address=binding.host_address in addresses)
 
 
 def _hidden_ipv6_bindings(bound: list[PortBinding]) -> Iterator[PortBinding]:
@@ -419,13 +413,7 @@ def _hidden_ipv6_bindings(bound: list[PortBinding]) -> Iterator[PortBinding]:
         return
     for binding in bound:
         if binding.host_address == IPv4Address(0) and not binding.explicit_address:
-            yield PortBinding(
-                protocol=binding.protocol,
-                container_port=binding.container_port,
-                host_address=None,
-                host_port=binding.host_port,
-                explicit_address=False,
-            )
+            yield replace(binding, host_address=None)
 
 
 def _binding(

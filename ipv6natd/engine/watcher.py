@@ -35,7 +35,6 @@ from ipv6natd.system.threads import in_thread, start_thread
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[], Coroutine[Any, Any, None]]
 
 MAX_PARALLEL_INSPECTS = 16
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
@@ -64,10 +63,10 @@ class InspectQueue:
     async def next(self) -> tuple[Subject, bool]:
         """Wait for an object whose inspect may start, and whether its last event was an end."""
         while True:
-            ready = (subject for subject in self._waiting if subject not in self._running)
-            if len(self._running) < MAX_PARALLEL_INSPECTS and (subject := next(ready, None)):
-                self._running.add(subject)
-                return subject, self._waiting.pop(subject)
+            for subject in self._waiting:
+                if subject not in self._running:
+                    self._running.add(subject)
+                    return subject, self._waiting.pop(subject)
             self._changed.clear()
             await self._changed.wait()
 
@@ -230,15 +229,11 @@ class EngineWatcher:
         Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a task fails
         at the same moment. Then this would run forever.
         """
-        tasks: set[asyncio.Task[None]] = set()
-
-        def start(work: Work) -> None:
-            task = asyncio.create_task(_run_until_unavailable(work, ended))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        start(partial(self._list_periodically, client))
-        start(partial(self._start_inspects, client, start))
+        works = [self._list_periodically, *[self._inspect_queued] * MAX_PARALLEL_INSPECTS]
+        tasks = [
+            asyncio.create_task(_run_until_unavailable(partial(work, client), ended))
+            for work in works
+        ]
         try:
             raise EngineUnavailable(await ended)
         finally:
@@ -252,10 +247,9 @@ class EngineWatcher:
             await self._raise_if_stopped()
             await self._list(client)
 
-    async def _start_inspects(self, client: Client, start: Callable[[Work], None]) -> None:
+    async def _inspect_queued(self, client: Client) -> None:
         while True:
-            subject, ended = await self._inspects.next()
-            start(partial(self._inspect, client, subject, ended))
+            await self._inspect(client, *await self._inspects.next())
 
     async def _inspect(self, client: Client, subject: Subject, ended: bool) -> None:
         assert self.engine is not None
@@ -286,7 +280,9 @@ class EngineWatcher:
             self._wake()
 
 
-async def _run_until_unavailable(work: Work, ended: asyncio.Future[str]) -> None:
+async def _run_until_unavailable(
+    work: Callable[[], Coroutine[Any, Any, None]], ended: asyncio.Future[str]
+) -> None:
     """Run a task of a session; its failure ends the session."""
     try:
         await work()

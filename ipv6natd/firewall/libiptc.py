@@ -35,7 +35,6 @@ from ipv6natd.netfilter.rules import DOCKER_USER, Rule, Table
 
 _CHAIN_NAME_MAX = 28
 """Maximum length of a chain name. libiptc truncates longer names silently."""
-_INTERFACE_MAX = 15
 _OPTION_SIZE = ctypes.sizeof(xt_option_entry)
 """Bytes of an option in iptc. In newer libraries the last two fields have four more bytes each."""
 
@@ -188,11 +187,7 @@ def _name_and_mask(name: str) -> tuple[bytes, bytes]:
     """The name and its mask. The mask includes the NUL, except for a name with "+", which is a
     prefix."""
     encoded = name.encode()
-    if len(encoded) > _INTERFACE_MAX:
-        raise ValueError(f"interface name {name} is longer than {_INTERFACE_MAX} bytes")
-    if name.endswith("+"):
-        return encoded, b"\xff" * (len(encoded) - 1)
-    return encoded, b"\xff" * (len(encoded) + 1)
+    return encoded, b"\xff" * (len(encoded) + (-1 if name.endswith("+") else 1))
 
 
 def _option_size(extensions: Any) -> int:

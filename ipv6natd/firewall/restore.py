@@ -85,18 +85,13 @@ class RestoreFirewall:
 
     def __init__(self, backend: Backend, *, timeout: float = TOOL_TIMEOUT) -> None:
         """Raises FirewallError if the host does not have the tools of this variant."""
-        self._backend = backend
+        self.backend = backend
         self._timeout = timeout
         self._restore = _variant_tool(backend, "restore")
         self._save = _variant_tool(backend, "save")
         self._tool = _variant_tool(backend)
         self._nft = which("nft") if backend is Backend.NFT else None
         self._write_processes: deque[int] = deque(maxlen=64)
-
-    @property
-    def backend(self) -> Backend:
-        """The variant of ip6tables."""
-        return self._backend
 
     @property
     def read_interval(self) -> float:

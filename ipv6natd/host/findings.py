@@ -39,7 +39,7 @@ class RaDefaultRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """The facts about the host; the defaults are a host without faults."""
+    """One field for each fact about the host; the defaults are a host without faults."""
 
     ipv6: bool = True
     """True if the kernel supports IPv6."""

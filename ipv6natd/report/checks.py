@@ -31,7 +31,10 @@ class CheckVerdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+OK, NOTE, BAD, UNKNOWN = CheckVerdict
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One line; `fix` is a command, empty if nothing has to be done."""
 
@@ -43,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckInputs:
-    """What is checked besides the facts of the host."""
+    """What is checked besides the facts of the host; one field for each fact."""
 
     root: bool = True
     """True if rules could be read."""
@@ -73,14 +76,8 @@ class CheckInputs:
     has_apt: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Passed:
-    """The text of a topic without findings."""
-
-    about: Topic
-    text: str
-    needs_root: bool = False
-    """True if only root can check it."""
+_NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
+"""The topics that only root can check."""
 
 
 def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[Check, ...]:
@@ -88,40 +85,30 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
     return (
         _daemon(inputs),
         *_engine(inputs),
-        *_tools(inputs),
+        _tools(inputs),
         *_host_checks(facts, report.findings, inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
-        *(Check(about="firewall", verdict=CheckVerdict.NOTE, text=note) for note in report.notes),
+        *(Check("firewall", NOTE, note) for note in report.notes),
     )
 
 
 def _daemon(inputs: CheckInputs) -> Check:
     if inputs.bus:
-        fix = "systemctl start dbus.socket"
-        return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text=inputs.bus, fix=fix)
+        return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
     if not inputs.state:
-        fix = "systemctl enable --now ipv6natd"
-        return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text="it is not running", fix=fix)
+        return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
     if inputs.state == State.SYNCED:
-        return Check(
-            about="ipv6natd",
-            verdict=CheckVerdict.OK,
-            text="it is running, and the rules are in sync",
-        )
+        return Check("ipv6natd", OK, "it is running, and the rules are in sync")
     text = f"{inputs.state}: {inputs.state_reason}" if inputs.state_reason else inputs.state
-    return Check(about="ipv6natd", verdict=CheckVerdict.BAD, text=text, fix="ipv6natctl status")
+    return Check("ipv6natd", BAD, text, "ipv6natctl status")
 
 
 def _engine(inputs: CheckInputs) -> Iterator[Check]:
     if not inputs.state:
-        text = "engine unknown: ipv6natd is not running"
-        yield Check(about="docker", verdict=CheckVerdict.UNKNOWN, text=text)
+        yield Check("docker", UNKNOWN, "engine unknown: ipv6natd is not running")
     elif not inputs.docker_connected:
-        text = "the engine does not answer"
-        yield Check(
-            about="docker", verdict=CheckVerdict.BAD, text=text, fix="systemctl start docker"
-        )
+        yield Check("docker", BAD, "the engine does not answer", "systemctl start docker")
     else:
         text = f"engine {inputs.engine_version}"
         if inputs.native_networks:
@@ -130,95 +117,70 @@ def _engine(inputs: CheckInputs) -> Iterator[Check]:
             )
         elif inputs.native_networks == 0:
             text += "; it writes no IPv6 rules itself"
-        yield Check(about="docker", verdict=CheckVerdict.OK, text=text)
+        yield Check("docker", OK, text)
         if not inputs.docker_networks:
             text = "no network has a ULA subnet; this creates a prefix and shows how to use it"
-            yield Check(
-                about="networks", verdict=CheckVerdict.NOTE, text=text, fix="ipv6natctl ula"
-            )
+            yield Check("networks", NOTE, text, "ipv6natctl ula")
 
 
-def _tools(inputs: CheckInputs) -> Iterator[Check]:
+def _tools(inputs: CheckInputs) -> Check:
     if not inputs.missing:
-        yield Check(
-            about="tools", verdict=CheckVerdict.OK, text=f"{', '.join(TOOLS)} are installed"
-        )
-        return
+        return Check("tools", OK, f"{', '.join(TOOLS)} are installed")
     packages = dict.fromkeys(TOOLS[tool] for tool in inputs.missing)
     fix = f"apt install {' '.join(packages)}"
     if not inputs.has_apt:
         fix = f"pacman -S {' '.join(packages)}"
-    iptables_missing = any(TOOLS[tool] == "iptables" for tool in inputs.missing)
     text = f"missing: {', '.join(inputs.missing)}; /usr/local is not searched"
-    yield Check(
-        about="tools",
-        verdict=CheckVerdict.BAD if iptables_missing else CheckVerdict.NOTE,
-        text=text,
-        fix=fix,
-    )
-
-
-def _fault(about: str, finding: Finding) -> Check:
-    return Check(about=about, verdict=CheckVerdict.BAD, text=finding.problem, fix=finding.command)
+    return Check("tools", BAD if "iptables" in packages else NOTE, text, fix)
 
 
 def _host_checks(
     facts: HostFacts, findings: Iterable[Finding], inputs: CheckInputs
 ) -> Iterator[Check]:
-    by_about: dict[Topic, list[Finding]] = {}
+    by_topic: dict[Topic, list[Finding]] = {}
     for finding in findings:
-        by_about.setdefault(finding.topic, []).append(finding)
-    for passed in _passed_checks(facts, inputs):
-        faults = by_about.pop(passed.about, [])
-        for finding in faults:
-            yield _fault(passed.about, finding)
-        if faults:
-            continue
-        if passed.needs_root and not inputs.root:
+        by_topic.setdefault(finding.topic, []).append(finding)
+    for topic, passed in _passed_checks(facts, inputs).items():
+        if faults := by_topic.get(topic):
+            yield from (Check(topic, BAD, fault.problem, fault.command) for fault in faults)
+        elif topic in _NEEDS_ROOT and not inputs.root:
             text = "only root can read the rules of this host"
-            fix = "sudo ipv6natctl check"
-            yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
-        elif passed.about is Topic.FIREWALL and "nft" in inputs.missing:
-            text = "the chains of other programs cannot be read without nft"
-            yield Check(about=passed.about, verdict=CheckVerdict.UNKNOWN, text=text)
-        elif (facts.ipv6 and not facts.disabled) or passed.about is Topic.IPV6:
-            yield Check(about=passed.about, verdict=CheckVerdict.OK, text=passed.text)
+            yield Check(topic, UNKNOWN, text, "sudo ipv6natctl check")
+        elif topic is Topic.FIREWALL and "nft" in inputs.missing:
+            yield Check(topic, UNKNOWN, "the chains of other programs cannot be read without nft")
+        elif (facts.ipv6 and not facts.disabled) or topic is Topic.IPV6:
+            yield Check(topic, OK, passed)
 
 
-def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> Iterator[_Passed]:
-    yield _Passed(Topic.IPV6, "the kernel supports it, and it is on")
-    yield _Passed(Topic.FORWARDING, "it is on" if facts.forwarding else "it is off, and not needed")
-    interfaces = [route.interface for route in facts.ra_default_routes]
-    text = f"accepted on {', '.join(interfaces)} although forwarding is on"
-    yield _Passed(
-        Topic.ACCEPT_RA, text if interfaces else "no default route needs router advertisements"
-    )
-    yield _Passed(
-        Topic.VARIANT, f"only the {inputs.backend or inputs.host_backend} variant is in use", True
-    )
-    yield _Passed(
-        Topic.FIREWALL, "no foreign chain drops packets that are forwarded to containers", True
-    )
-    text = "every bridge is in a zone" if inputs.firewalld else "it is not running"
-    yield _Passed(Topic.FIREWALLD, text)
-    text = "not loaded, and no network needs it"
-    if facts.bridges_filtered is not None:
-        text = "loaded, and on for every bridge that needs it"
-    yield _Passed(Topic.BR_NETFILTER, text)
-    yield _Passed(Topic.DOCKER_IPV6NAT, "it is not running, and no rules of it are left", True)
+def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
+    """The texts of the topics without findings."""
+    interfaces = ", ".join(route.interface for route in facts.ra_default_routes)
+    backend = inputs.backend or inputs.host_backend
+    return {
+        Topic.IPV6: "the kernel supports it, and it is on",
+        Topic.FORWARDING: "it is on" if facts.forwarding else "it is off, and not needed",
+        Topic.ACCEPT_RA: f"accepted on {interfaces} although forwarding is on"
+        if interfaces
+        else "no default route needs router advertisements",
+        Topic.VARIANT: f"only the {backend} variant is in use",
+        Topic.FIREWALL: "no foreign chain drops packets that are forwarded to containers",
+        Topic.FIREWALLD: "every bridge is in a zone" if inputs.firewalld else "it is not running",
+        Topic.BR_NETFILTER: "not loaded, and no network needs it"
+        if facts.bridges_filtered is None
+        else "loaded, and on for every bridge that needs it",
+        Topic.DOCKER_IPV6NAT: "it is not running, and no rules of it are left",
+    }
 
 
 def _kernel(inputs: CheckInputs) -> Check:
     if inputs.state == State.SYNCED:
-        text = "it supports all rules: they are in force"
-        return Check(about="kernel", verdict=CheckVerdict.OK, text=text)
+        return Check("kernel", OK, "it supports all rules: they are in force")
     if inputs.kernel_fault is not None:
-        return _fault("kernel", inputs.kernel_fault)
+        return Check("kernel", BAD, inputs.kernel_fault.problem, inputs.kernel_fault.command)
     if not inputs.kernel_checked:
-        text = "unknown until the rules are written"
         fix = "" if inputs.root else "sudo ipv6natctl check"
-        return Check(about="kernel", verdict=CheckVerdict.UNKNOWN, text=text, fix=fix)
-    return Check(about="kernel", verdict=CheckVerdict.OK, text="it supports every kind of rule")
+        return Check("kernel", UNKNOWN, "unknown until the rules are written", fix)
+    return Check("kernel", OK, "it supports every kind of rule")
 
 
 def _ufw_and_polkit(inputs: CheckInputs) -> Iterator[Check]:
@@ -227,9 +189,8 @@ def _ufw_and_polkit(inputs: CheckInputs) -> Iterator[Check]:
             "it is on; published ports bypass it, as they do for IPv4; "
             "put rules that block clients into DOCKER-USER"
         )
-        yield Check(about="ufw", verdict=CheckVerdict.NOTE, text=text)
+        yield Check("ufw", NOTE, text)
     if inputs.polkit:
-        yield Check(about="polkit", verdict=CheckVerdict.OK, text="it decides who may make changes")
+        yield Check("polkit", OK, "it decides who may make changes")
     elif inputs.polkit is not None:
-        text = "it does not answer, so only root may make changes"
-        yield Check(about="polkit", verdict=CheckVerdict.NOTE, text=text)
+        yield Check("polkit", NOTE, "it does not answer, so only root may make changes")
