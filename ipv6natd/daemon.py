@@ -26,8 +26,8 @@ from ipv6natd.host.facts import docker_ipv6nat
 from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.report.explain import explanation_row
-from ipv6natd.report.status import Row, State, Status, SyncResult, counted, one_line
+from ipv6natd.report.explain import Explanation, with_connections
+from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
@@ -243,7 +243,7 @@ class Daemon:
             self._watch_task = tasks.create_task(self._watch.run(retry=settings.retry))
         log.info("settings reloaded")
 
-    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
+    def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
         """Show a new status on the bus, to systemd and in the metrics file."""
         self._service.publish(old, new, drift)
         self._textfile.changed()
@@ -309,8 +309,8 @@ class Daemon:
     async def _find_leftovers(self) -> tuple[Leftover, ...]:
         return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
 
-    async def explain(self, query: str) -> list[Row]:
-        """The rows of Explain, with the counters of the kernel if they can be read."""
+    async def explain(self, query: str) -> list[Explanation]:
+        """The explanations, with the counters of the kernel if they can be read."""
         async with self._explain_lock:
             found = await self._reconciler.explain(query)
             if not found:
@@ -321,7 +321,7 @@ class Daemon:
             except FirewallError as error:
                 log.debug("no counters: %s", error)
                 counters = {}
-        return [explanation_row(explanation, counters) for explanation in found]
+        return [with_connections(explanation, counters) for explanation in found]
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""

@@ -169,36 +169,24 @@ class Connection:
         return reply
 
     def reply(self, call: Call, signature: str, values: list[Any]) -> int:
-        """Reply to the call with values of the given signature; return the size of the reply in
-        bytes."""
-        return self._send_reply(call, signature=signature, body=values)
+        """Reply to the call with values of the given signature; return the bytes of the reply."""
+        return self._send_reply(call, Message, signature=signature, body=values)
 
     def reply_marshalled(self, call: Call, signature: str, data: bytes) -> int:
-        """Reply with a body from `marshal_rows` or `marshal_text`; return the size in bytes."""
-        message = MarshalledReply(
-            message_type=MessageType.METHOD_RETURN,
-            reply_serial=call.serial,
-            destination=call.sender,
-            signature=signature,
-        )
-        message.data = data
-        return self._bus.send(message) if call.wants_reply else 0
+        """Reply with a body from dbus.values; return the bytes of the reply."""
+        return self._send_reply(call, MarshalledReply, signature=signature, body=data)
 
     def reply_error(self, call: Call, error: BusError) -> int:
-        """Reply to the call with an error; return the size of the reply in bytes."""
-        return self._send_reply(
-            call,
-            message_type=MessageType.ERROR,
-            error_name=error.name,
-            signature="s",
-            body=[bus_text(error.text[:MAX_ERROR_LENGTH])],
-        )
+        """Reply to the call with an error; return the bytes of the reply."""
+        body = [bus_text(error.text[:MAX_ERROR_LENGTH])]
+        parts = {"message_type": MessageType.ERROR, "error_name": error.name}
+        return self._send_reply(call, Message, signature="s", body=body, **parts)
 
-    def _send_reply(self, call: Call, **parts: Any) -> int:
-        parts.setdefault("message_type", MessageType.METHOD_RETURN)
+    def _send_reply(self, call: Call, make: Callable[..., Message], **parts: Any) -> int:
         if not call.wants_reply:
             return 0
-        return self._bus.send(Message(reply_serial=call.serial, destination=call.sender, **parts))
+        parts = {"message_type": MessageType.METHOD_RETURN, **parts}
+        return self._bus.send(make(reply_serial=call.serial, destination=call.sender, **parts))
 
     def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
         """Broadcast a signal; does nothing if the connection has ended."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ipv6natd.dbus.connection import ERROR, BusError
-from ipv6natd.report.status import Row
 from ipv6natd.system import logs
 
 WRITABLE = ("LogLevel", "LogTarget")
 
 
-def properties() -> Row:
+def properties() -> dict[str, str]:
     """The three properties."""
     return {
-        "LogLevel": ("s", logs.level()),
-        "LogTarget": ("s", logs.target()),
-        "SyslogIdentifier": ("s", logs.IDENTIFIER),
+        "LogLevel": logs.level(),
+        "LogTarget": logs.target(),
+        "SyslogIdentifier": logs.IDENTIFIER,
     }
 
 

@@ -9,7 +9,6 @@ Source, and its paragraph in org.ipv6natd1(5).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +30,8 @@ from ipv6natd.dbus.objects import (
 from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.values import variants
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import Row, Status, SyncResult, leftover_row, properties
+from ipv6natd.report.explain import Explanation
+from ipv6natd.report.status import Status, SyncResult, properties
 
 Reply = list[Any] | Awaitable[bytes | list[Any]]
 """The values, or an awaitable for them; bytes are a marshalled body."""
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Remove the leftovers and return them."""
         ...
 
-    async def explain(self, query: str) -> list[Row]:
+    async def explain(self, query: str) -> list[Explanation]:
         """Why the containers that `query` names are reachable or not."""
         ...
 
@@ -80,18 +80,11 @@ class Members:
     def __init__(self, source: Source) -> None:
         """Answer from `source`."""
         self._source = source
-        self.lists = Lists(source.status)
+        self._lists = Lists(source.status)
 
     async def resync(self, _call: Call) -> list[Any]:
         """Resync."""
-        result = await self._source.resync()
-        row: Row = {
-            "Generation": ("t", result.generation),
-            "RulesAdded": ("u", result.rules_added),
-            "RulesRemoved": ("u", result.rules_removed),
-            "DurationMs": ("u", result.duration_ms),
-        }
-        return [variants(row)]
+        return [variants(await self._source.resync())]
 
     async def reload(self, _call: Call) -> list[Any]:
         """Reload."""
@@ -105,30 +98,23 @@ class Members:
 
     async def list_leftovers(self, _call: Call) -> bytes:
         """ListLeftovers."""
-        rows = map(leftover_row, await self._source.leftovers())
-        return await asyncio.to_thread(rows_body, rows)
+        return await rows_body(await self._source.leftovers())
 
     async def remove_leftovers(self, _call: Call) -> bytes:
         """CleanupLeftovers."""
-        rows = map(leftover_row, await self._source.remove_leftovers())
-        return await asyncio.to_thread(rows_body, rows)
-
-    def list_rows(self, call: Call) -> Awaitable[bytes]:
-        """ListMappings, ListNetworks, ListSkipped."""
-        return self.lists.rows(call.member)
+        return await rows_body(await self._source.remove_leftovers())
 
     async def explain(self, call: Call) -> bytes:
         """Explain."""
-        rows = await self._source.explain(call.args[0])
-        return await asyncio.to_thread(rows_body, rows)
-
-    def find_mappings(self, call: Call) -> Awaitable[bytes]:
-        """FindMappings."""
-        return self.lists.find_mappings(call.args[0])
+        return await rows_body(await self._source.explain(call.args[0]))
 
     async def get_ruleset(self, _call: Call) -> bytes:
         """GetRuleset."""
-        return await asyncio.to_thread(lambda: text_body(self._source.ruleset_text()))
+        return await text_body(self._source.ruleset_text)
+
+    def list_rows(self, call: Call) -> Awaitable[bytes]:
+        """ListMappings, ListNetworks, ListSkipped."""
+        return self._lists.rows(call.member)
 
     def get(self, call: Call) -> list[Any]:
         """Properties.Get."""
@@ -159,15 +145,15 @@ class Members:
         if interface not in (own, *others):
             text = f"{call.path} has no interface {interface!r}"
             raise BusError(ERROR + "UnknownInterface", text)
-        row: Row = {}
+        values: dict[str, Any] = {}
         if interface == MANAGER:
-            row = properties(self._source.status())
+            values = properties(self._source.status())
         elif interface == LOG_CONTROL:
-            row = log_control.properties()
-        if call.member != "GetAll" and call.args[1] not in row:
+            values = log_control.properties()
+        if call.member != "GetAll" and call.args[1] not in values:
             text = f"{interface} has no property {call.args[1]!r}"
             raise BusError(ERROR + "UnknownProperty", text)
-        return variants(row)
+        return variants(values)
 
 
 class Method(NamedTuple):
@@ -186,9 +172,6 @@ class Method(NamedTuple):
 
 METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
-    (MANAGER, "FindMappings"): Method(
-        "a{sv}", "aa{sv}", Members.find_mappings, Action.INSPECT, in_turn=True
-    ),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT, in_turn=True),

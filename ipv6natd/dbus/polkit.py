@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal
-from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Variant
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,6 @@ class Action(StrEnum):
 
 ROOT_COMMANDS = {
     "ListMappings": "ipv6natctl mappings",
-    "FindMappings": "ipv6natctl mappings",
     "ListNetworks": "ipv6natctl networks",
     "ListSkipped": "ipv6natctl skipped",
     "ListLeftovers": "ipv6natctl cleanup --leftovers --dry-run",
@@ -190,7 +189,7 @@ async def _query_uid(call: Call) -> int:
 
 async def _check_authorization(call: Call, action: Action, *, dialog: bool) -> tuple[bool, bool]:
     """Whether the caller is authorized, and whether a password would authorize the caller."""
-    subject = ["system-bus-name", variants({"name": ("s", call.sender)})]
+    subject = ["system-bus-name", {"name": Variant("s", call.sender)}]
     reply = await call.connection.call(
         *AUTHORITY,
         "CheckAuthorization",

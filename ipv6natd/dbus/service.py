@@ -19,7 +19,7 @@ from ipv6natd.dbus.members import Members, Method, Source, find_method
 from ipv6natd.dbus.objects import NAME
 from ipv6natd.dbus.polkit import Authority
 from ipv6natd.dbus.signals import emit
-from ipv6natd.report.status import Row, Status
+from ipv6natd.report.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,8 @@ class BusService:
         for subscriber in self._subscribers:
             subscriber.on_signal(signal)
 
-    def publish(self, old: Status, new: Status, drift: Row | None = None) -> None:
+    def publish(self, old: Status, new: Status, drift: tuple[str, ...] = ()) -> None:
         """Send the signals for the changes of a sync; does nothing without a connection."""
-        if old.generation != new.generation:
-            self._members.lists.clear()
         connection = self._connection
         if connection is None or connection.unsent > MAX_UNSENT:
             return

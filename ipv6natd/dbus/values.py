@@ -1,14 +1,31 @@
-"""Conversion of values: status rows to D-Bus variants, and variants back to plain values."""
+"""Conversion of values: rows to D-Bus variants, and variants back to plain values."""
 
 from __future__ import annotations
 
 import re
 import struct
+import time
 from collections.abc import Iterable
+from collections.abc import Mapping as Map
 from typing import Any
 
 from ipv6natd.dbus.wire import Marshaller, Variant
-from ipv6natd.report.status import Row
+from ipv6natd.report.status import Row, bus_fields
+
+SIGNATURES = {
+    name: signature
+    for signature, names in (
+        ("b", ("DockerConnected", "Icc", "Internal", "Masquerade", "Used")),
+        ("q", ("HostPort", "HostPortEnd", "ContainerPort", "ContainerPortEnd")),
+        ("u", ("MappingCount", "NetworkCount", "SkippedCount", "DurationMs")),
+        ("u", ("MappingsAdded", "MappingsRemoved", "RulesAdded", "RulesRemoved")),
+        ("t", ("Connections", "DriftRepairs", "Generation", "LastSync", "Since")),
+        ("as", ("Subnets", "Tables", "Warnings")),
+        ("aa{sv}", ("Networks", "Ports", "Skipped")),
+    )
+    for name in names
+}
+"""Field or property on the bus -> its signature. The others are strings."""
 
 _UNSENDABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -21,17 +38,23 @@ def bus_text(text: str) -> str:
     return _UNSENDABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def variants(row: Row) -> dict[str, Any]:
-    """The row as `a{sv}`."""
-    return {name: Variant(signature, _sendable(value)) for name, (signature, value) in row.items()}
+def variants(row: Row | Map[str, Any]) -> dict[str, Any]:
+    """The row, or other values by their names on the bus, as `a{sv}`."""
+    values = row if isinstance(row, Map) else bus_fields(row)
+    return {
+        name: Variant(SIGNATURES.get(name, "s"), _sendable(value)) for name, value in values.items()
+    }
 
 
-def _sendable(value: str | int | list[str] | list[Row]) -> Any:
-    if isinstance(value, str):
-        return bus_text(value)
-    if isinstance(value, list):
-        return [variants(item) if isinstance(item, dict) else bus_text(item) for item in value]
-    return value
+def _sendable(value: Any) -> Any:
+    match value:
+        case str():
+            return bus_text(value)
+        case int():
+            return value
+        case tuple():
+            return [_sendable(item) for item in value]
+    return variants(value)
 
 
 def without_variants(value: Any) -> Any:
@@ -52,10 +75,12 @@ def marshal_text(text: str) -> bytes:
 def marshal_rows(rows: Iterable[Row]) -> bytes:
     """The body of an `aa{sv}` reply, built row by row: 10,000 rows of variants need much memory.
 
-    A row begins with its length, aligned to 4 bytes; its content is aligned to 8 bytes.
+    A row begins with its length, aligned to 4 bytes; its content is aligned to 8 bytes. To be
+    called in a thread.
     """
     body = bytearray(4)
     for row in rows:
+        time.sleep(0)  # The event loop may run: this releases the interpreter lock.
         block = Marshaller("a{sv}", [variants(row)]).marshall()
         body += bytes(-len(body) % 4) + block[:4]
         body += bytes(-len(body) % 8) + block[8:]

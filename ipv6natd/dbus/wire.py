@@ -213,15 +213,13 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
 
 
 class MarshalledReply(Message):  # type: ignore[misc]
-    """A reply whose body is marshalled already and is sent without a copy."""
-
-    data = b""
+    """A reply whose body is marshalled already, as bytes, and is sent without a copy."""
 
     def _marshall(self, negotiate_unix_fd: bool = False) -> bytes:  # noqa: ARG002
         fields = [[5, Variant("u", self.reply_serial)], [6, Variant("s", self.destination)]]
         fields.append([8, Variant("g", self.signature)])
         kind = MessageType.METHOD_RETURN.value
-        header_values = [ord("l"), kind, 0, 1, len(self.data), self.serial, fields]
+        header_values = [ord("l"), kind, 0, 1, len(self.body), self.serial, fields]
         header = Marshaller("yyyyuua(yv)", header_values)
         header.marshall()
         header.align(8)
@@ -300,7 +298,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         msg.serial = msg.serial or self.next_serial()
         parts = [msg._marshall()]
         if isinstance(msg, MarshalledReply):
-            parts.append(msg.data)
+            parts.append(msg.body)
         for part in parts:
             self._writer.messages.put_nowait((part, None, None))
         self._writer.schedule_write()

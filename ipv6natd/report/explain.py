@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
-from ipaddress import IPv6Address
+from dataclasses import dataclass, replace
 
-from ipv6natd.model import MIN_ID_LENGTH, Container, Desired, Network, Skipped, Snapshot
-from ipv6natd.netfilter.counters import DnatKey
+from ipv6natd.model import MIN_ID_LENGTH, Container, Desired, Skipped, Snapshot
+from ipv6natd.netfilter.counters import DnatKey, dnat_key
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.networks import (
     Attachment,
@@ -22,8 +21,7 @@ from ipv6natd.policy.networks import (
     network_order,
 )
 from ipv6natd.policy.port_bindings import unreadable_ports
-from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_reports, port_row
-from ipv6natd.report.status import Row, skipped_row
+from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_reports
 
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 
@@ -32,8 +30,9 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 class NetworkReport:
     """One network of the container."""
 
-    network: Network
-    address: IPv6Address | None
+    name: str
+    bridge: str
+    address: str
     used: bool
     reason: str
     """Why clients reach the container through this network, or why not."""
@@ -41,9 +40,10 @@ class NetworkReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All about one container."""
+    """All about one container: a row of Explain."""
 
-    container: Container
+    container_id: str
+    container_name: str
     networks: tuple[NetworkReport, ...]
     ports: tuple[PortReport, ...]
     skipped: tuple[Skipped, ...]
@@ -93,7 +93,8 @@ def _explanation(
     used = gateway_attachment(all_attachments)
     has_mappings = any(mapping.container_id == container.id for mapping in desired.mappings)
     return Explanation(
-        container=container,
+        container_id=container.id,
+        container_name=container.name,
         networks=tuple(_network_reports(all_attachments, used)),
         ports=tuple(dict.fromkeys(port_reports(container, desired, rules))),
         skipped=tuple(unreadable_ports(container, used.network if used else None)),
@@ -131,8 +132,9 @@ def _network_reports(
     for attachment in all_attachments:
         endpoint, network = attachment
         yield NetworkReport(
-            network=network,
-            address=endpoint.address,
+            name=network.name,
+            bridge=network.bridge,
+            address="" if endpoint.address is None else str(endpoint.address),
             used=attachment is used,
             reason=_network_reason(attachment, used, candidates),
         )
@@ -156,24 +158,10 @@ def _network_reason(
     return _ORDER_REASONS[deciding].format(used.network.name)
 
 
-def explanation_row(explanation: Explanation, connections: Map[DnatKey, int]) -> Row:
-    """One row of Explain."""
-    container = explanation.container
-    return {
-        "ContainerId": ("s", container.id),
-        "ContainerName": ("s", container.name),
-        "Networks": ("aa{sv}", [_network_row(report) for report in explanation.networks]),
-        "Ports": ("aa{sv}", [port_row(port, connections) for port in explanation.ports]),
-        "Skipped": ("aa{sv}", [skipped_row(entry) for entry in explanation.skipped]),
-        "Loopback": ("s", explanation.loopback),
-    }
-
-
-def _network_row(report: NetworkReport) -> Row:
-    return {
-        "Name": ("s", report.network.name),
-        "Bridge": ("s", report.network.bridge),
-        "Address": ("s", "" if report.address is None else str(report.address)),
-        "Used": ("b", report.used),
-        "Reason": ("s", report.reason),
-    }
+def with_connections(explanation: Explanation, counts: Map[DnatKey, int]) -> Explanation:
+    """The explanation with the number of connections of each port that has one in `counts`."""
+    ports = (
+        replace(port, connections=counts.get(key) if (key := dnat_key(port.rule)) else None)
+        for port in explanation.ports
+    )
+    return replace(explanation, ports=tuple(ports))

@@ -19,11 +19,9 @@ from ipv6natd.model import (
     PortBinding,
     Protocol,
 )
-from ipv6natd.netfilter.counters import DnatKey, dnat_key
 from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import Dnat, Ruleset
 from ipv6natd.policy.port_bindings import NOT_IN_FORCE
-from ipv6natd.report.status import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +33,8 @@ class PortReport:
     reason: str = ""
     rule: str = ""
     """The arguments of ip6tables; empty if no rule of ours forwards it."""
-    key: DnatKey | None = None
-    """The key of this rule among the counters of the kernel."""
+    connections: int | None = None
+    """Connections by this rule, None if they are not known."""
 
 
 def port_reports(container: Container, desired: Desired, rules: DnatRules) -> Iterator[PortReport]:
@@ -80,7 +78,7 @@ def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
         )
     destination = None if mapping.wildcard else IPv6Network(mapping.host_address)
     rule = rules.get((mapping.protocol, destination, mapping.host_port), "")
-    return PortReport(binding=binding, outcome=Outcome.FORWARDED, rule=rule, key=dnat_key(rule))
+    return PortReport(binding=binding, outcome=Outcome.FORWARDED, rule=rule)
 
 
 DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
@@ -106,16 +104,3 @@ def _unmapped_port(binding: PortBinding, outcome: Outcome, reason: str) -> PortR
     if outcome in (Outcome.UNMANAGED, Outcome.PENDING):
         outcome = Outcome.SKIPPED
     return PortReport(binding=text, outcome=outcome, reason=reason)
-
-
-def port_row(port: PortReport, connections: Map[DnatKey, int]) -> Row:
-    """One port in a row of Explain."""
-    row: Row = {
-        "Binding": ("s", port.binding),
-        "Outcome": ("s", port.outcome.value),
-        "Reason": ("s", port.reason),
-        "Rule": ("s", port.rule),
-    }
-    if port.key is not None and port.key in connections:
-        row["Connections"] = ("t", connections[port.key])
-    return row

@@ -1,21 +1,18 @@
-"""The status that the bus, the control tool and systemd's STATUS= show.
+"""The status that the bus, the control tool and systemd's STATUS= show, and its rows on the bus.
 
-A row maps the name of a field to its D-Bus signature and value. So the bus can put it into a
-variant, and the control tool does not depend on the model.
+`dbus.values` has the D-Bus signature of each field.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping as Map
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar, Protocol
 
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
-from ipv6natd.netfilter.docker_rules import Leftover
-
-Field = tuple[str, "str | int | bool | list[str] | list[Row]"]
-Row = dict[str, Field]
 
 
 class State(StrEnum):
@@ -60,27 +57,81 @@ class Status:
     """Mapping id -> microseconds since the epoch when it came into force."""
 
 
-def properties(status: Status) -> Row:
-    """The properties of org.ipv6natd1.Manager."""
+def properties(status: Status) -> dict[str, Any]:
+    """The properties of org.ipv6natd1.Manager, by their names on the bus."""
     return {
-        "Version": ("s", status.version),
-        "State": ("s", status.state.value),
-        "StateReason": ("s", status.state_reason),
-        "Backend": ("s", status.backend),
-        "EngineVersion": ("s", status.engine_version),
-        "DockerConnected": ("b", status.docker_connected),
-        "MappingCount": ("u", len(status.mappings)),
-        "NetworkCount": ("u", len(status.networks)),
-        "SkippedCount": ("u", len(status.skipped)),
-        "Generation": ("t", status.generation),
-        "LastSync": ("t", status.last_sync),
-        "DriftRepairs": ("t", status.drift_repairs),
+        "Version": status.version,
+        "State": status.state,
+        "StateReason": status.state_reason,
+        "Backend": status.backend,
+        "EngineVersion": status.engine_version,
+        "DockerConnected": status.docker_connected,
+        "MappingCount": len(status.mappings),
+        "NetworkCount": len(status.networks),
+        "SkippedCount": len(status.skipped),
+        "Generation": status.generation,
+        "LastSync": status.last_sync,
+        "DriftRepairs": status.drift_repairs,
     }
 
 
-def plain(row: Row) -> dict[str, Any]:
-    """The values without their signatures."""
-    return {name: value for name, (_, value) in row.items()}
+class Row(Protocol):
+    """A dataclass whose fields are those of a row on the bus."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def bus_fields(row: Row) -> dict[str, Any]:
+    """The fields of a row by their names on the bus: `ContainerName` for `container_name`.
+
+    A field that is None is left out.
+    """
+    fields_ = ((name, getattr(row, attribute)) for attribute, name in _bus_names(type(row)))
+    return {name: value for name, value in fields_ if value is not None}
+
+
+@cache
+def _bus_names(row_type: type[Row]) -> list[tuple[str, str]]:
+    return [(item.name, item.name.title().replace("_", "")) for item in fields(row_type)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingRow:
+    """One row of ListMappings."""
+
+    id: str
+    container_id: str
+    container_name: str
+    network: str
+    network_id: str
+    bridge: str
+    protocol: str
+    host_address: str
+    host_port: int
+    host_port_end: int
+    container_address: str
+    container_port: int
+    container_port_end: int
+    state: str
+    """"native" if rules of the engine forward it, "active" if ours do."""
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRow:
+    """One row of ListNetworks."""
+
+    id: str
+    name: str
+    bridge: str
+    subnets: tuple[str, ...]
+    mode: str
+    internal: bool
+    icc: bool
+    masquerade: bool
+    source_address: str
+    managed_by: str
+    warnings: tuple[str, ...]
 
 
 def mapping_id(mapping: Mapping) -> str:
@@ -89,89 +140,51 @@ def mapping_id(mapping: Mapping) -> str:
     return f"{mapping.container_id}/{mapping.protocol}/{host}"
 
 
-def mapping_state(mapping: Mapping) -> str:
-    """ "native" if rules of the engine forward it, "active" if ours do."""
-    return "native" if mapping.managed_by is ManagedBy.ENGINE else "active"
+def mapping_row(mapping: Mapping, since: Map[str, int]) -> MappingRow:
+    """The row of a mapping; see Status for `since`."""
+    id_ = mapping_id(mapping)
+    return MappingRow(
+        id=id_,
+        container_id=mapping.container_id,
+        container_name=mapping.container_name,
+        network=mapping.network_name,
+        network_id=mapping.network_id,
+        bridge=mapping.bridge,
+        protocol=mapping.protocol,
+        host_address=str(mapping.host_address),
+        host_port=mapping.host_port,
+        host_port_end=mapping.host_port_end,
+        container_address=str(mapping.container_address),
+        container_port=mapping.container_port,
+        container_port_end=mapping.container_port_end,
+        state="native" if mapping.managed_by is ManagedBy.ENGINE else "active",
+        since=since.get(id_, 0),
+    )
 
 
-def mapping_row(mapping: Mapping, since: int) -> Row:
-    """One row of ListMappings."""
-    return {
-        "Id": ("s", mapping_id(mapping)),
-        "ContainerId": ("s", mapping.container_id),
-        "ContainerName": ("s", mapping.container_name),
-        "Network": ("s", mapping.network_name),
-        "NetworkId": ("s", mapping.network_id),
-        "Bridge": ("s", mapping.bridge),
-        "Protocol": ("s", mapping.protocol.value),
-        "HostAddress": ("s", str(mapping.host_address)),
-        "HostPort": ("q", mapping.host_port),
-        "HostPortEnd": ("q", mapping.host_port_end),
-        "ContainerAddress": ("s", str(mapping.container_address)),
-        "ContainerPort": ("q", mapping.container_port),
-        "ContainerPortEnd": ("q", mapping.container_port_end),
-        "State": ("s", mapping_state(mapping)),
-        "Since": ("t", since),
-    }
+def mapping_rows(status: Status) -> Iterator[MappingRow]:
+    """The rows of ListMappings, one at a time: 10,000 need much memory."""
+    return (mapping_row(mapping, status.since) for mapping in status.mappings)
 
 
-def network_row(network: Network) -> Row:
-    """One row of ListNetworks."""
+def network_row(network: Network) -> NetworkRow:
+    """The row of a network."""
     mode = "internal" if network.internal else network.gateway_mode.value
     if network.gateway_mode is GatewayMode.ISOLATED:
         mode = GatewayMode.ISOLATED.value
-    source = "" if network.source_address is None else str(network.source_address)
-    return {
-        "Id": ("s", network.id),
-        "Name": ("s", network.name),
-        "Bridge": ("s", network.bridge),
-        "Subnets": ("as", [str(subnet) for subnet in network.subnets]),
-        "Mode": ("s", mode),
-        "Internal": ("b", network.internal),
-        "Icc": ("b", network.icc),
-        "Masquerade": ("b", network.masquerade),
-        "SourceAddress": ("s", source),
-        "ManagedBy": ("s", network.managed_by.value),
-        "Warnings": ("as", list(network.warnings)),
-    }
-
-
-def skipped_row(skipped: Skipped) -> Row:
-    """One row of ListSkipped."""
-    return {
-        "ContainerName": ("s", skipped.container_name),
-        "Network": ("s", skipped.network),
-        "Port": ("s", skipped.port),
-        "Reason": ("s", skipped.reason),
-    }
-
-
-def leftover_row(leftover: Leftover) -> Row:
-    """A row of ListLeftovers."""
-    return {
-        "Variant": ("s", leftover.variant),
-        "Table": ("s", leftover.table),
-        "Chain": ("s", leftover.chain),
-        "Rule": ("s", leftover.rule),
-    }
-
-
-def mapping_rows(status: Status) -> list[Row]:
-    """ListMappings."""
-    return [
-        mapping_row(mapping, status.since.get(mapping_id(mapping), 0))
-        for mapping in status.mappings
-    ]
-
-
-def network_rows(status: Status) -> list[Row]:
-    """ListNetworks."""
-    return [network_row(network) for network in status.networks]
-
-
-def skipped_rows(status: Status) -> list[Row]:
-    """ListSkipped."""
-    return [skipped_row(entry) for entry in status.skipped]
+    return NetworkRow(
+        id=network.id,
+        name=network.name,
+        bridge=network.bridge,
+        subnets=tuple(map(str, network.subnets)),
+        mode=mode,
+        internal=network.internal,
+        icc=network.icc,
+        masquerade=network.masquerade,
+        source_address="" if network.source_address is None else str(network.source_address),
+        managed_by=network.managed_by,
+        warnings=network.warnings,
+    )
 
 
 def counted(number: int, noun: str) -> str:

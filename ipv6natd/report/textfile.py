@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ipv6natd.report.metrics import UP, Sample, metrics, text
-from ipv6natd.report.status import Status, mapping_row, network_row, plain, properties
+from ipv6natd.report.status import Status, bus_fields, mapping_rows, network_row, properties
 from ipv6natd.system import files
 from ipv6natd.system.threads import in_thread
 
@@ -89,6 +89,6 @@ class Textfile:
 
 
 def _text(status: Status) -> str:
-    mappings = (plain(mapping_row(mapping, 0)) for mapping in status.mappings)
-    networks = (plain(network_row(network)) for network in status.networks)
-    return metrics(plain(properties(status)), mappings, networks)
+    mappings = map(bus_fields, mapping_rows(status))
+    networks = (bus_fields(network_row(network)) for network in status.networks)
+    return metrics(properties(status), mappings, networks)

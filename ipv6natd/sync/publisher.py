@@ -13,7 +13,7 @@ from typing import Protocol
 from ipv6natd import __version__
 from ipv6natd.model import Engine, EngineState, Mapping, Network, mapping_changes
 from ipv6natd.report.changes import log_changes
-from ipv6natd.report.status import Row, State, Status, mapping_id
+from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync.applier import Applier, PassResult, position_reason
 from ipv6natd.sync.host_monitor import HostMonitor
 
@@ -31,8 +31,8 @@ class EngineStatus(Protocol):
 class Observer(Protocol):
     """Who is told of each change of the status."""
 
-    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
-        """`drift` has the details of a repair of rules that another program had changed."""
+    def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
+        """`drift` names the tables whose rules another program had changed; they are repaired."""
 
 
 class Publisher:
@@ -64,9 +64,6 @@ class Publisher:
         now = time.time_ns() // 1000
         listed = (wanted.mappings, networks, wanted.skipped)
         changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
-        drift: Row | None = None
-        if result.drift:
-            drift = {"Tables": ("as", [table.value for table in result.drift])}
         new = replace(
             self._current(),
             generation=old.generation + changed,
@@ -77,7 +74,7 @@ class Publisher:
             skipped=wanted.skipped,
             since=_start_times(old, wanted.mappings, now) if changed else old.since,
         )
-        self._publish(new, drift)
+        self._publish(new, result.drift)
 
     def _current(self) -> Status:
         """The status with its state, reason and connection as they are now."""
@@ -120,7 +117,7 @@ class Publisher:
             for network in networks
         )
 
-    def _publish(self, new: Status, drift: Row | None = None) -> None:
+    def _publish(self, new: Status, drift: tuple[str, ...] = ()) -> None:
         old, self.status = self.status, new
         log_changes(old, new)
         self._observer.changed(old, new, drift)

@@ -9,7 +9,7 @@ from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Desired, Network, Snapshot
 from ipv6natd.netfilter.rules import Backend, Ruleset
-from ipv6natd.report.status import Row, Status
+from ipv6natd.report.status import Status
 
 
 @dataclass
@@ -62,8 +62,8 @@ class FakeHost:
 class FakeObserver:
     """See sync.reconciler.Observer."""
 
-    published: list[tuple[Status, Status, Row | None]] = field(default_factory=list)
+    published: list[tuple[Status, Status, tuple[str, ...]]] = field(default_factory=list)
 
-    def changed(self, old: Status, new: Status, drift: Row | None) -> None:
+    def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
         """See Observer."""
         self.published.append((old, new, drift))

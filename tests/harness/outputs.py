@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.monitor import _EventReader, _line
 from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
-from ipv6natd.dbus.wire import MarshalledReply, MessageType, _Reader
+from ipv6natd.dbus.wire import MarshalledReply, Marshaller, MessageType, _Reader
 from ipv6natd.model import Desired, Snapshot
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.ruleset import ruleset
@@ -33,10 +33,9 @@ from ipv6natd.report.status import (
     State,
     Status,
     mapping_rows,
-    network_rows,
+    network_row,
     one_line,
     properties,
-    skipped_rows,
 )
 from ipv6natd.system import logs
 from ipv6natd.system import sd_notify as notify
@@ -204,8 +203,8 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
         reply_serial=1,
         destination=":1.1",
         signature=signature,
+        body=data,
     )
-    message.data = data
     message.serial = 1
     reader = _Reader(io.BytesIO(message._marshall() + data), 1 << 30, 1 << 30)
     read = reader.unmarshall()
@@ -235,15 +234,16 @@ class Answering:
 
     def __init__(self, now: Status, facts: Snapshot, want: Desired) -> None:
         self._now, self._facts, self._want = now, facts, want
-        self._lists: dict[str, Callable[[Status], list[Row]]] = {
-            "ListMappings": mapping_rows,
-            "ListNetworks": network_rows,
-            "ListSkipped": skipped_rows,
+        self._lists: dict[str, Iterable[Row]] = {
+            "ListMappings": tuple(mapping_rows(now)),
+            "ListNetworks": tuple(map(network_row, now.networks)),
+            "ListSkipped": now.skipped,
         }
 
     async def properties(self) -> dict[str, Any]:
-        (rows,) = over_the_bus("aa{sv}", marshal_rows([properties(self._now)]))
-        return dict(rows[0])
+        data = Marshaller("a{sv}", [variants(properties(self._now))]).marshall()
+        (values,) = over_the_bus("a{sv}", bytes(data))
+        return dict(values)
 
     async def call(self, member: str, _signature: str = "", *args: Any) -> Any:
         if member == "GetRuleset":
@@ -251,9 +251,9 @@ class Answering:
         if member == "Explain":
             rules = ruleset(self._want)
             known = explain.explanations(args[0], self._facts, self._want, rules)
-            rows = [explain.explanation_row(explanation, {}) for explanation in known]
+            rows: Iterable[Row] = [explain.with_connections(each, {}) for each in known]
         elif member in self._lists:
-            rows = self._lists[member](self._now)
+            rows = self._lists[member]
         else:
             raise BusError("org.freedesktop.DBus.Error.UnknownMethod", member)
         (found,) = over_the_bus("aa{sv}", marshal_rows(rows))
@@ -328,11 +328,9 @@ def assert_events(daemon: Answering) -> None:
 def assert_metrics(now: Status) -> None:
     """Check that Prometheus can parse the metrics, and that labels are unchanged."""
     shown = without_variants(variants(properties(now)))
-    lists = (
-        [without_variants(variants(row)) for row in rows(now)]
-        for rows in (mapping_rows, network_rows)
-    )
-    text = metrics.metrics(shown, *lists)
+    lists: tuple[Iterable[Row], ...] = (mapping_rows(now), map(network_row, now.networks))
+    shown_lists = ([without_variants(variants(row)) for row in rows] for rows in lists)
+    text = metrics.metrics(shown, *shown_lists)
     samples: dict[str, list[dict[str, str]]] = {}
     kinds: set[str] = set()
     assert text.endswith("\n")

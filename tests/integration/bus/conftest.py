@@ -23,7 +23,8 @@ from ipv6natd.dbus.objects import MANAGER, NAME, PATH
 from ipv6natd.dbus.service import BusService, serve
 from ipv6natd.model import Mapping, Network, Protocol, Skipped
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import Row, State, Status, SyncResult
+from ipv6natd.report.explain import Explanation
+from ipv6natd.report.status import State, Status, SyncResult
 from tests import ROOT
 from tests.harness.needs import need
 
@@ -131,7 +132,7 @@ class FakeSource:
         self.left: tuple[Leftover, ...] = ()
         self.text = "*filter\nCOMMIT\n"
         self.done: list[str] = []
-        self.explained: list[Row] = []
+        self.explained: list[Explanation] = []
 
     def status(self) -> Status:
         return self.now
@@ -154,8 +155,8 @@ class FakeSource:
         self.left, left = (), self.left
         return left
 
-    async def explain(self, query: str) -> list[Row]:
-        return [row for row in self.explained if query in row["ContainerName"]]
+    async def explain(self, query: str) -> list[Explanation]:
+        return [row for row in self.explained if query in row.container_name]
 
     async def _do(self, what: str) -> None:
         if self.error is not None:

@@ -24,9 +24,11 @@ from ipv6natd.dbus.connection import BUS, ERROR, BusError
 from ipv6natd.dbus.objects import MANAGER, PATH
 from ipv6natd.dbus.values import variants
 from ipv6natd.dbus.wire import Message
-from ipv6natd.model import Skipped
+from ipv6natd.model import Outcome, Skipped
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import Row, State, Status, mapping_row
+from ipv6natd.report.explain import Explanation, NetworkReport
+from ipv6natd.report.ports import PortReport
+from ipv6natd.report.status import State, Status, mapping_row
 from tests.harness.needs import need
 from tests.integration.bus.conftest import (
     CTL,
@@ -282,36 +284,29 @@ def test_long_reason_wraps_on_a_terminal_and_not_in_a_pipe(bus: Bus) -> None:
     assert ctl(bus, source, "skipped", "--no-legend")[1] == f"db front 5432/tcp {reason}\n"
 
 
-def explained(name: str = "web") -> Row:
-    used: Row = {
-        "Name": ("s", "front"),
-        "Bridge": ("s", "br-a"),
-        "Address": ("s", "fd00:a::2"),
-        "Used": ("b", True),
-        "Reason": ("s", "it is the only one"),
-    }
-    other: Row = {**used, "Name": ("s", "back"), "Used": ("b", False), "Reason": ("s", "internal")}
-    forwarded: Row = {
-        "Binding": ("s", "[::]:8080 -> 80/tcp"),
-        "Outcome": ("s", "forwarded"),
-        "Reason": ("s", ""),
-        "Rule": ("s", "-A IPV6NAT-DNAT -j DNAT"),
-        "Connections": ("t", 7),
-    }
-    not_forwarded: Row = {
-        "Binding": ("s", "127.0.0.1:81 -> 81/tcp"),
-        "Outcome": ("s", "ipv4-only"),
-        "Reason": ("s", "it is bound to 127.0.0.1"),
-        "Rule": ("s", ""),
-    }
-    return {
-        "ContainerId": ("s", "6f1c" * 16),
-        "ContainerName": ("s", name),
-        "Networks": ("aa{sv}", [used, other]),
-        "Ports": ("aa{sv}", [forwarded, not_forwarded]),
-        "Skipped": ("aa{sv}", []),
-        "Loopback": ("s", "nobody answers"),
-    }
+def explained(name: str = "web") -> Explanation:
+    used = NetworkReport(
+        name="front", bridge="br-a", address="fd00:a::2", used=True, reason="it is the only one"
+    )
+    forwarded = PortReport(
+        binding="[::]:8080 -> 80/tcp",
+        outcome=Outcome.FORWARDED,
+        rule="-A IPV6NAT-DNAT -j DNAT",
+        connections=7,
+    )
+    not_forwarded = PortReport(
+        binding="127.0.0.1:81 -> 81/tcp",
+        outcome=Outcome.IPV4_ONLY,
+        reason="it is bound to 127.0.0.1",
+    )
+    return Explanation(
+        container_id="6f1c" * 16,
+        container_name=name,
+        networks=(used, replace(used, name="back", used=False, reason="internal")),
+        ports=(forwarded, not_forwarded),
+        skipped=(),
+        loopback="nobody answers",
+    )
 
 
 def test_explain_prints_network_ports_rule_counter_and_loopback(bus: Bus) -> None:
@@ -426,19 +421,19 @@ async def monitor(bus: Bus, *words: str) -> AsyncIterator[Callable[[], Awaitable
 def test_monitor_prints_mapping_state_and_daemon_changes(bus: Bus) -> None:
     empty, full = status(), status(mapping(), generation=2)
     degraded = replace(full, state=State.DEGRADED, state_reason="why")
-    changes: list[tuple[Status, Status, Row | None, str]] = [
-        (empty, full, None, "added    tcp [::]:8000 -> web [fd00:a::2]:80 (front)"),
+    changes: list[tuple[Status, Status, tuple[str, ...], str]] = [
+        (empty, full, (), "added    tcp [::]:8000 -> web [fd00:a::2]:80 (front)"),
         (
             full,
             replace(empty, generation=3),
-            None,
+            (),
             "removed  tcp [::]:8000 -> web [fd00:a::2]:80 (front)",
         ),
-        (full, degraded, None, "changed  degraded; why"),
+        (full, degraded, (), "changed  degraded; why"),
         (
             degraded,
             degraded,
-            {"Tables": ("as", ["nat"])},
+            ("nat",),
             "repaired nat: another program had changed our rules",
         ),
     ]
@@ -482,7 +477,7 @@ def test_monitor_ignores_signals_of_other_senders(bus: Bus) -> None:
         ):
             assert " now " in await line()
             # Addressed to each connection: the policy denies only a broadcast.
-            row = variants(mapping_row(mapping(name="forged"), 0))
+            row = variants(mapping_row(mapping(name="forged"), {}))
             (names,) = await other.call(*BUS, "ListNames")
             for name in names:
                 forged = Message.new_signal(PATH, MANAGER, "MappingAdded", "a{sv}", [row])

@@ -12,13 +12,13 @@ from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import limits as dbus_limits
 from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus import polkit
-from ipv6natd.dbus.lists import _FILTERS
 from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, MANAGER, PATH, introspection
 from ipv6natd.dbus.polkit import Action
+from ipv6natd.dbus.values import SIGNATURES
 from ipv6natd.dbus.wire import _NoReplyLimit
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import leftover_row, mapping_row, network_row, skipped_row
+from ipv6natd.report.status import Row, bus_fields, mapping_row, network_row
 from tests import ROOT
 from tests.harness.needs import need
 from tests.integration.bus.conftest import Bus, FakeSource, command, mapping, run, serving, status
@@ -39,7 +39,7 @@ def members(path: str, interface: str, kind: str) -> list[ElementTree.Element]:
 
 
 def signature_of(member: ElementTree.Element) -> str:
-    """ "FindMappings(a{sv} filter) -> aa{sv} mappings"."""
+    """ "Explain(s asked) -> aa{sv} explanations"."""
     args = member.findall("arg")
     into, out = (
         ", ".join(
@@ -113,15 +113,16 @@ def test_documented_fields_match_the_xml_comments() -> None:
 def test_fields_in_xml_comments_match_the_rows() -> None:
     now = status(mapping())
     leftover = Leftover(variant="nft", table="nat", chain="DOCKER", rule="-j X")
-    rows = {
-        "ListMappings": mapping_row(now.mappings[0], 0),
+    rows: dict[str, Row] = {
+        "ListMappings": mapping_row(now.mappings[0], {}),
         "ListNetworks": network_row(now.networks[0]),
-        "ListSkipped": skipped_row(now.skipped[0]),
-        "ListLeftovers": leftover_row(leftover),
+        "ListSkipped": now.skipped[0],
+        "ListLeftovers": leftover,
     }
     for member, row in rows.items():
-        assert comment_fields()[member] == {(name, type_) for name, (type_, _) in row.items()}
-    assert {name for name, _ in comment_fields()["FindMappings"]} == set(_FILTERS)
+        assert comment_fields()[member] == {
+            (name, SIGNATURES.get(name, "s")) for name in bus_fields(row)
+        }
 
 
 def test_documented_action_of_each_method_matches_the_sources() -> None:

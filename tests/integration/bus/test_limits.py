@@ -295,7 +295,7 @@ def test_counters_of_disconnected_senders_are_deleted(
         now = status(mapping(name="x" * 100_000))
         async with serving(bus, FakeSource(now)) as service, client(bus, uid=NOBODY) as owes:
             resume_reading = stop_reading(owes)
-            asked = asyncio.create_task(ask(owes, "FindMappings", "a{sv}", {}, timeout=60))
+            asked = asyncio.create_task(ask(owes, "ListMappings", timeout=60))
             await asyncio.to_thread(pass_by, 1000)
             limits = service._limits
             assert len(service._authority._uids) <= 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -12,8 +12,11 @@ from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.limits import Limits
 from ipv6natd.dbus.lists import Lists
+from ipv6natd.dbus.values import marshal_rows
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import Row, Status
+from ipv6natd.report.explain import Explanation
+from ipv6natd.report.status import Row
+from ipv6natd.system.threads import in_thread
 from tests.integration.bus.conftest import (
     Bus,
     FakeSource,
@@ -45,24 +48,25 @@ def test_10000_rows_do_not_block_the_event_loop(bus: Bus) -> None:
 
 
 def test_rows_are_marshalled_once_per_generation(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    real = dbus_lists._list_body
+    made: list[int] = []
+    real = marshal_rows
 
-    def counted(member: str, now: Status) -> bytes:
-        made.append(member)
-        return real(member, now)
+    def counted(rows: Iterable[Row]) -> bytes:
+        listed = list(rows)
+        made.append(len(listed))
+        return real(listed)
 
-    monkeypatch.setattr(dbus_lists, "_list_body", counted)
+    monkeypatch.setattr(dbus_lists, "marshal_rows", counted)
 
     async def body() -> None:
         source = FakeSource(status(mapping()))
         async with serving(bus, source) as service, client(bus) as root:
             await asyncio.gather(*(ask(root, "ListMappings") for _ in range(10)))
-            assert made == ["ListMappings"]
+            assert made == [1]
             old, source.now = source.now, status(mapping(), mapping(1), generation=2)
             service.publish(old, source.now)
             assert len(await ask(root, "ListMappings")) == 2
-            assert made == ["ListMappings"] * 2
+            assert made == [1, 2]
 
     run(body())
 
@@ -95,7 +99,7 @@ def test_user_waits_for_at_most_one_reply_of_another_user_and_root_for_none() ->
 
         async def asked(uid: int, name: str, make: Callable[[], bytes] = bytes) -> None:
             async with limits.turn(uid):
-                await asyncio.to_thread(make)
+                await in_thread(make)
             ended.append(name)
 
         async with asyncio.TaskGroup() as tasks:
@@ -117,7 +121,7 @@ def test_explain_and_list_leftovers_run_one_at_a_time_per_user(bus: Bus) -> None
     looking, most = 0, 0
 
     class Slow(FakeSource):
-        async def explain(self, asked: str) -> list[Row]:
+        async def explain(self, asked: str) -> list[Explanation]:
             nonlocal looking, most
             looking += 1
             most = max(most, looking)

@@ -10,7 +10,7 @@ import pytest
 
 from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, NAME, PROPERTIES
-from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Variant
 from ipv6natd.system import logs
 from tests.harness.needs import need
 from tests.integration.bus.conftest import (
@@ -74,7 +74,7 @@ def test_invalid_log_property_returns_an_error_and_changes_nothing(
     async def body() -> None:
         async with serving(bus, FakeSource(status())), client(bus) as root:
             before = (logs.level(), logs.target())
-            packed = variants({"value": ("s", value)})["value"]
+            packed = Variant("s", value)
             with pytest.raises(BusError, match=text) as caught:
                 await ask(
                     *(root, "Set", "ssv", LOG_CONTROL, name, packed),
@@ -94,7 +94,7 @@ def test_plain_user_reads_the_log_level_and_cannot_set_it(bus: Bus) -> None:
                 NAME, LOG_CONTROL_PATH, PROPERTIES, "Get", "ss", LOG_CONTROL, "LogLevel"
             )
             assert got == [logs.level()]
-            packed = variants({"value": ("s", "debug")})["value"]
+            packed = Variant("s", "debug")
             words = (
                 NAME,
                 LOG_CONTROL_PATH,

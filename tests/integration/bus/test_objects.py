@@ -20,9 +20,8 @@ from ipv6natd.dbus.objects import (
     PROPERTIES,
     introspection,
 )
-from ipv6natd.report.status import (
-    properties,
-)
+from ipv6natd.dbus.values import SIGNATURES
+from ipv6natd.report.status import properties
 from tests import ROOT
 from tests.harness.needs import need
 from tests.integration.bus.conftest import (
@@ -73,7 +72,7 @@ def test_xml_of_each_object_matches_the_implementation(path: str) -> None:
         LOG_CONTROL_PATH: (LOG_CONTROL, log_control.properties()),
     }
     interface, row = rows.get(path, ("", {}))
-    typed = {(interface, name): (type_, "") for name, (type_, _) in row.items()}
+    typed = {(interface, name): (SIGNATURES.get(name, "s"), "") for name in row}
     assert members(path, "property") == typed
 
 

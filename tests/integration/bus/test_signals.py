@@ -11,7 +11,6 @@ from ipv6natd.dbus.objects import (
 )
 from ipv6natd.dbus.service import BusService
 from ipv6natd.report.status import (
-    Row,
     State,
 )
 from tests.integration.bus.conftest import (
@@ -39,9 +38,8 @@ def test_sync_emits_each_change_once(bus: Bus) -> None:
             state=State.DEGRADED,
             state_reason="x",
         )
-        drift: Row = {"Rules": ("u", 4)}
         async with serving(bus, FakeSource(new)) as service, client(bus, signals.append) as root:
-            service.publish(old, new, drift)
+            service.publish(old, new, ("nat", "filter"))
             service.publish(new, new)
             await ask(root, "Ping", interface=PEER)
         assert [signal.member for signal in signals] == [
@@ -58,7 +56,7 @@ def test_sync_emits_each_change_once(bus: Bus) -> None:
         assert signals[0].args == [MANAGER, changed, []]
         ports = [signal.args[0]["HostPort"] for signal in signals[1:5]]
         assert ports == [8001, 8002, 8001, 8003]
-        assert signals[5].args == [{"Rules": 4}]
+        assert signals[5].args == [{"Tables": ["nat", "filter"]}]
         assert signals[6].args == [
             2,
             {"MappingsAdded": 2, "MappingsRemoved": 2, "State": "degraded"},

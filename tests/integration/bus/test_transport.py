@@ -23,7 +23,9 @@ from ipv6natd.dbus import connection as transport
 from ipv6natd.dbus import wire as dbus_wire
 from ipv6natd.dbus.connection import BusError, Call, connect
 from ipv6natd.dbus.values import bus_text, marshal_rows, variants, without_variants
-from ipv6natd.report.status import Row, mapping_row
+from ipv6natd.report.explain import Explanation
+from ipv6natd.report.ports import PortReport
+from ipv6natd.report.status import MappingRow, NetworkRow, Row, bus_fields, mapping_row
 from tests.integration.bus.conftest import Bus, client, mapping, run
 
 LIBRARY = vars(dbus_wire)
@@ -309,14 +311,21 @@ def test_bus_text_keeps_valid_text_unchanged(text: str) -> None:
     assert bus_text(text) == text
 
 
-ROWS = st.lists(
-    st.dictionaries(
-        st.sampled_from(["A", "Bc", "Def", "Ghijklmn"]),
-        st.text().map(lambda text: ("s", text))
-        | st.integers(0, 65535).map(lambda number: ("q", number))
-        | st.integers(0, 2**64 - 1).map(lambda number: ("t", number))
-        | st.booleans().map(lambda truth: ("b", truth))
-        | st.lists(st.text()).map(lambda texts: ("as", texts)),
+PORTS = st.integers(0, 65535)
+COUNTS = st.integers(0, 2**64 - 1)
+ROWS: st.SearchStrategy[list[Row]] = st.lists(
+    st.builds(
+        MappingRow,
+        host_port=PORTS,
+        host_port_end=PORTS,
+        container_port=PORTS,
+        container_port_end=PORTS,
+        since=COUNTS,
+    )
+    | st.builds(NetworkRow)
+    | st.builds(
+        Explanation,
+        ports=st.lists(st.builds(PortReport, connections=st.none() | COUNTS)).map(tuple),
     )
 )
 
@@ -328,8 +337,8 @@ def test_marshal_rows_matches_the_library(rows: list[Row]) -> None:
 
 
 def test_without_variants_removes_every_variant() -> None:
-    row = mapping_row(mapping(), 5)
-    assert without_variants([variants(row)]) == [{name: value for name, (_, value) in row.items()}]
+    row = mapping_row(mapping(), {})
+    assert without_variants([variants(row)]) == [bus_fields(row)]
 
 
 def test_message_inside_an_invalid_message_is_not_read() -> None:

@@ -22,7 +22,7 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.report.explain import Explanation, explanation_row, explanations
+from ipv6natd.report.explain import Explanation, explanations, with_connections
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
 
 DEFAULT = Policy()
@@ -43,7 +43,7 @@ def outcomes(*facts: Network | Container, **how: Any) -> list[tuple[str, Outcome
 
 
 def reasons(explanation: Explanation) -> dict[str, str]:
-    return {report.network.name: report.reason for report in explanation.networks}
+    return {report.name: report.reason for report in explanation.networks}
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def reasons(explanation: Explanation) -> dict[str, str]:
 def test_query_selects_containers_by_name_id_or_port(query: str, names: list[str]) -> None:
     web = container(name="web", on=[A], ports=["8080:80", "53:53/udp"])
     db = container(name="db", on=[A], ports=["127.0.0.1:53:53"])
-    assert [explanation.container.name for explanation in explained(query, A, web, db)] == names
+    assert [explanation.container_name for explanation in explained(query, A, web, db)] == names
 
 
 def test_query_prefers_a_name_that_looks_like_a_port() -> None:
     odd, web = container(name="8080", on=[A]), container(name="web", on=[A], ports=["8080:80"])
-    assert [explanation.container.name for explanation in explained("8080", A, odd, web)] == [
+    assert [explanation.container_name for explanation in explained("8080", A, odd, web)] == [
         "8080"
     ]
 
@@ -95,7 +95,9 @@ def test_forwarded_port_has_its_rule_and_counter() -> None:
         "[0:0] -A IPV6NAT-DNAT -d 2001:db8::1/128 -p tcp -m tcp --dport 8080 -j DNAT "
         "--to-destination [fd00:a::2]:80\nCOMMIT\n"
     )
-    (values,) = without_variants([variants(explanation_row(explanation, connection_counts(save)))])
+    counted = with_connections(explanation, connection_counts(save))
+    assert [port.connections for port in counted.ports] == [7, None]
+    values = without_variants(variants(counted))
     assert [port.get("Connections") for port in values["Ports"]] == [7, None]
 
 
@@ -188,7 +190,7 @@ def test_every_network_has_a_reason_why_it_is_used_or_not() -> None:
     inside = network(name="c", subnet="fd00:c::/64", internal=True)
     places = [endpoint(on=A), endpoint(on=B, priority=9), endpoint(on=inside, gateways="")]
     (explanation,) = explained("web", A, B, inside, container(on=places))
-    assert [report.network.name for report in explanation.networks if report.used] == ["b"]
+    assert [report.name for report in explanation.networks if report.used] == ["b"]
     assert reasons(explanation) == {
         "a": "its gateway priority is lower than that of 'b'",
         "b": "it is the first of the container's networks with an IPv6 gateway",

@@ -6,7 +6,7 @@ import re
 
 from ipv6natd.report import metrics
 from ipv6natd.report.metrics import Sample
-from ipv6natd.report.status import Status, mapping_rows, network_rows, plain, properties
+from ipv6natd.report.status import Status, bus_fields, mapping_rows, network_row, properties
 from tests.integration.bus.conftest import mapping, status
 
 HELP = re.compile(r"# HELP (?P<name>ipv6natd_[a-z_]+) [^\n]*\.")
@@ -16,8 +16,8 @@ SAMPLE = re.compile(rf"(?P<name>ipv6natd_[a-z_]+)(\{{{LABEL}(,{LABEL})*\}})? [0-
 
 
 def text(now: Status) -> str:
-    rows = ([plain(row) for row in rows(now)] for rows in (mapping_rows, network_rows))
-    return metrics.metrics(plain(properties(now)), *rows)
+    networks = (bus_fields(network_row(network)) for network in now.networks)
+    return metrics.metrics(properties(now), map(bus_fields, mapping_rows(now)), networks)
 
 
 def test_text_is_prometheus_format_with_the_lines_of_a_metric_together() -> None:

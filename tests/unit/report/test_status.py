@@ -7,6 +7,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
+from ipv6natd.dbus.values import variants
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Protocol, Skipped
 from ipv6natd.report.status import (
     Row,
@@ -16,10 +17,8 @@ from ipv6natd.report.status import (
     mapping_row,
     mapping_rows,
     network_row,
-    network_rows,
     one_line,
     properties,
-    skipped_rows,
 )
 
 WEB = Mapping(
@@ -46,12 +45,13 @@ FRONT = Network(
 DB = Skipped(container_name="db", network="front", port="80/tcp", reason="taken")
 
 
-def values(row: Row) -> dict[str, object]:
-    return {name: value for name, (_, value) in row.items()}
+def typed(row: Row) -> dict[str, tuple[str, object]]:
+    """The fields on the bus, with their signatures."""
+    return {name: (variant.signature, variant.value) for name, variant in variants(row).items()}
 
 
 def test_a_mapping_row_has_every_field_with_its_type() -> None:
-    assert mapping_row(WEB, 5) == {
+    assert typed(mapping_row(WEB, {mapping_id(WEB): 5})) == {
         "Id": ("s", "6f1c0d/udp/[2001:db8::1]:8000"),
         "ContainerId": ("s", "6f1c0d"),
         "ContainerName": ("s", "web"),
@@ -71,13 +71,13 @@ def test_a_mapping_row_has_every_field_with_its_type() -> None:
 
 
 def test_mapping_row_forwarded_by_the_engine_is_native() -> None:
-    assert mapping_row(replace(WEB, managed_by=ManagedBy.ENGINE), 0)["State"] == ("s", "native")
+    assert mapping_row(replace(WEB, managed_by=ManagedBy.ENGINE), {}).state == "native"
 
 
 def test_since_is_looked_up_by_id() -> None:
     status = Status(version="1", mappings=(WEB,), since={mapping_id(WEB): 9})
-    assert mapping_rows(status)[0]["Since"] == ("t", 9)
-    assert mapping_rows(replace(status, since={}))[0]["Since"] == ("t", 0)
+    assert [row.since for row in mapping_rows(status)] == [9]
+    assert [row.since for row in mapping_rows(replace(status, since={}))] == [0]
 
 
 @pytest.mark.parametrize(
@@ -90,43 +90,39 @@ def test_since_is_looked_up_by_id() -> None:
     ],
 )
 def test_network_row_has_the_mode(network: Network, mode: str) -> None:
-    assert network_row(network)["Mode"] == ("s", mode)
+    assert network_row(network).mode == mode
 
 
 def test_a_network_row_has_every_field() -> None:
     source = IPv6Address("2001:db8::9")
-    (row,) = network_rows(
-        Status(version="1", networks=(replace(FRONT, source_address=source, icc=False),))
-    )
-    assert values(row) == {
-        "Id": "e0",
-        "Name": "front",
-        "Bridge": "br-e0",
-        "Subnets": ["fd00:a::/64"],
-        "Mode": "nat",
-        "Internal": False,
-        "Icc": False,
-        "Masquerade": True,
-        "SourceAddress": "2001:db8::9",
-        "ManagedBy": "ipv6natd",
-        "Warnings": ["w"],
+    assert typed(network_row(replace(FRONT, source_address=source, icc=False))) == {
+        "Id": ("s", "e0"),
+        "Name": ("s", "front"),
+        "Bridge": ("s", "br-e0"),
+        "Subnets": ("as", ["fd00:a::/64"]),
+        "Mode": ("s", "nat"),
+        "Internal": ("b", False),
+        "Icc": ("b", False),
+        "Masquerade": ("b", True),
+        "SourceAddress": ("s", "2001:db8::9"),
+        "ManagedBy": ("s", "ipv6natd"),
+        "Warnings": ("as", ["w"]),
     }
-    assert network_row(FRONT)["SourceAddress"] == ("s", "")
+    assert network_row(FRONT).source_address == ""
 
 
 def test_a_skipped_row_has_every_field() -> None:
-    (row,) = skipped_rows(Status(version="1", skipped=(DB,)))
-    assert values(row) == {
-        "ContainerName": "db",
-        "Network": "front",
-        "Port": "80/tcp",
-        "Reason": "taken",
+    assert typed(DB) == {
+        "ContainerName": ("s", "db"),
+        "Network": ("s", "front"),
+        "Port": ("s", "80/tcp"),
+        "Reason": ("s", "taken"),
     }
 
 
 def test_properties_count_the_lists() -> None:
     status = Status(version="1", mappings=(WEB, WEB), networks=(FRONT,), skipped=(DB,) * 3)
-    counts = values(properties(status))
+    counts = properties(status)
     assert [counts[f"{what}Count"] for what in ("Mapping", "Network", "Skipped")] == [2, 1, 3]
 
 

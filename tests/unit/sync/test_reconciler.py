@@ -399,9 +399,7 @@ def test_drift_is_repaired_counted_and_published(bench: Bench, how: str) -> None
             "DOCKER-USER",
             "IPV6NAT-FORWARD",
         ]
-        drift = bench.published[-1][2]
-        assert drift is not None
-        assert "filter" in str(drift["Tables"])
+        assert "filter" in bench.published[-1][2]
         # After the repair the lists are the same as before.
         assert status.generation == 1
         assert (await bench.passed(bench.loop.verify)).drift_repairs == 1
@@ -416,7 +414,7 @@ def test_verify_without_drift_writes_nothing(bench: Bench) -> None:
         bench.firewall.load("*filter\n-A FORWARD -j DROP\nCOMMIT\n")
         status = await bench.passed(bench.loop.verify)
         assert (bench.firewall.writes, status.drift_repairs) == (writes, 0)
-        assert bench.published[-1][2] is None
+        assert bench.published[-1][2] == ()
 
     run(bench, scenario)
 
