@@ -97,13 +97,6 @@ class Daemon:
         await self._shut_down()
         return code
 
-    async def _watch_drift(self) -> None:
-        firewall = await self._reconciler.opened_firewall()
-        await asyncio.gather(
-            firewall.watch(self._reconciler.verify),
-            self._reconciler.verify_regularly(firewall.read_interval),
-        )
-
     async def _notify_watchdog(self) -> None:
         """Notify systemd while this loop runs and no pass hangs. Runs until it is cancelled."""
         while interval := watchdog_interval():
@@ -129,7 +122,7 @@ class Daemon:
                     ),
                     tasks.create_task(self._reconciler.run()),
                     tasks.create_task(serve(self._service)),
-                    tasks.create_task(self._watch_drift()),
+                    tasks.create_task(self._reconciler.watch_firewall()),
                     tasks.create_task(self._notify_watchdog()),
                     tasks.create_task(self._reconciler.monitor.run()),
                     tasks.create_task(self._reload_on_request(tasks)),
@@ -149,7 +142,7 @@ class Daemon:
     async def _ready(self) -> None:
         with contextlib.suppress(TimeoutError):
             # An engine that does not respond must not delay the start of other units.
-            await asyncio.wait_for(self._reconciler.wait_first_pass(), READY_TIMEOUT)
+            await asyncio.wait_for(self._reconciler.first_pass.wait(), READY_TIMEOUT)
         self._notifier.ready(one_line(self._reconciler.status))
         gc.freeze()
         gc.enable()
@@ -302,8 +295,7 @@ class Daemon:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
         finally:
             # They may have been before our jumps in FORWARD, and a finding of the host named them.
-            self._reconciler.verify()
-            self._reconciler.monitor.request()
+            self._recheck_host()
         return found
 
     async def _find_leftovers(self) -> tuple[Leftover, ...]:
@@ -336,4 +328,4 @@ class Daemon:
 
     def ruleset_text(self) -> str:
         """The rules in force, as ip6tables-restore reads them."""
-        return self._reconciler.ruleset_text()
+        return self._reconciler.applier.ruleset_text()

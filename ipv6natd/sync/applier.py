@@ -58,7 +58,7 @@ from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
 from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
 from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
-from ipv6natd.sync.host import Host
+from ipv6natd.sync.interfaces import Host
 from ipv6natd.sync.saved_rules import past_exposure
 from ipv6natd.system.messages import MessageId, log_fields
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import suppress
 
 from ipv6natd.host.findings import HostReport
-from ipv6natd.model import Desired, Network
+from ipv6natd.model import Desired
 from ipv6natd.report.changes import log_findings
 from ipv6natd.sync.applier import Applier
-from ipv6natd.sync.host import Host
+from ipv6natd.sync.interfaces import EngineFacts, Host
 
 log = logging.getLogger(__name__)
 
@@ -19,19 +19,11 @@ CHECK_INTERVAL = 60.0
 """Seconds between two checks: a corrected fault is shown within a minute."""
 
 
-class EngineNetworks(Protocol):
-    """What a check needs from the engine."""
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """By id."""
-
-
 class HostMonitor:
     """Holds the newest report about the host."""
 
     def __init__(
-        self, host: Host, engine: EngineNetworks, applier: Applier, changed: Callable[[], None]
+        self, host: Host, engine: EngineFacts, applier: Applier, changed: Callable[[], None]
     ) -> None:
         """`changed` is called after each change of the report."""
         self.engine = engine
@@ -65,21 +57,18 @@ class HostMonitor:
         while True:
             self._requested.clear()
             await self.check()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_INTERVAL):
                     await self._requested.wait()
-            except TimeoutError:
-                continue
 
     async def check(self) -> None:
         """Check now."""
         old = self.report
         try:
             new = await self._host.check(
-                self.desired.networks,
+                self.desired,
                 bridges=frozenset(network.bridge for network in self.engine.networks.values()),
                 backend=self._applier.backend,
-                engine_writes=self.desired.engine_writes,
                 rules_removed=self.rules_removed,
             )
         except Exception:

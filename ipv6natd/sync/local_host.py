@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from collections.abc import Mapping as Map
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.flush import Conntrack
@@ -19,7 +18,7 @@ from ipv6natd.host.facts import (
     userland_proxy,
 )
 from ipv6natd.host.findings import HostReport
-from ipv6natd.model import ANY, LOOPBACK, Engine, EngineRules, Network, Route, Snapshot
+from ipv6natd.model import ANY, LOOPBACK, Desired, Engine, EngineRules, Network, Route, Snapshot
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.sync.forwarding import Forwarding
@@ -33,47 +32,33 @@ class LocalHost:
     def __init__(
         self, forwarding: Forwarding, zones: Callable[[], Awaitable[Map[str, str] | None]]
     ) -> None:
-        self._facts = HostFactsReader()
-        self._conntrack = Conntrack(addresses)
-        self._saved_rules = SavedRules()
         self.forwarding = forwarding
         self._zones = zones
-        self.add_facts = self._facts.add_host_facts
-        self.routes_changed = self._facts.routes_changed
-        self.flush_stale_flows = self._conntrack.flush_stale_flows
-        self.save_rules = self._saved_rules.write
+        self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
+        self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
+        self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
+        self.save_rules = SavedRules().write
         self.update_forwarding = forwarding.update
 
     async def check(
-        self,
-        networks: tuple[Network, ...],
-        *,
-        bridges: frozenset[str],
-        backend: Backend,
-        engine_writes: bool,
-        rules_removed: bool,
+        self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
     ) -> HostReport:
         """See Host."""
         zones = await self._zones()
         if not rules_removed:
             await in_thread(self.forwarding.keep_ra_routes)
-        check = partial(check_host, networks, backend, zones, bridges, engine_writes=engine_writes)
-        return await in_thread(check)
-
-
-class HostFactsReader:
-    """Reads only the facts of the host that decisions need: every event waits for it."""
-
-    def __init__(self) -> None:
-        self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
-        self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
+        return await in_thread(
+            lambda: check_host(
+                desired.networks, backend, zones, bridges, engine_writes=desired.engine_writes
+            )
+        )
 
     def routes_changed(self) -> None:
         """Read the routes again for the next snapshot. May be called from any thread."""
         self._known_routes = None
 
-    def add_host_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
-        """`snapshot` with the facts of the host; `refresh` reads rules and routes again. Blocks."""
+    def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
+        """See Host. Reads only the facts that decisions need: every event waits for it."""
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
         return replace(
             snapshot,

@@ -8,38 +8,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Protocol
 
 from ipv6natd import __version__
-from ipv6natd.model import Engine, EngineState, Mapping, Network, mapping_changes
+from ipv6natd.model import EngineState, Mapping, Network, mapping_changes
 from ipv6natd.report.changes import log_changes
 from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync.applier import Applier, PassResult, position_reason
 from ipv6natd.sync.host_monitor import HostMonitor
+from ipv6natd.sync.interfaces import EngineFacts, Observer
 
 REMOVED_REASON = "all rules were removed on request; to write them again: ipv6natctl resync"
-
-
-class EngineStatus(Protocol):
-    """What the status shows of the engine."""
-
-    state: EngineState
-    waiting_for: str
-    engine: Engine | None
-
-
-class Observer(Protocol):
-    """Who is told of each change of the status."""
-
-    def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
-        """`drift` names the tables whose rules another program had changed; they are repaired."""
 
 
 class Publisher:
     """Holds the status, and publishes each new one."""
 
     def __init__(
-        self, engine: EngineStatus, applier: Applier, monitor: HostMonitor, observer: Observer
+        self, engine: EngineFacts, applier: Applier, monitor: HostMonitor, observer: Observer
     ) -> None:
         self.engine = engine
         self.config_error = ""

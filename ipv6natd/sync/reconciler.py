@@ -10,21 +10,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from ipv6natd.firewall.backend import Firewall, FirewallError
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import kernel_fault
-from ipv6natd.model import Container, Engine, EngineState, Network, Policy, Snapshot
+from ipv6natd.model import EngineState, Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import Applier, PassResult, Unknown
-from ipv6natd.sync.host import Host
 from ipv6natd.sync.host_monitor import HostMonitor
-from ipv6natd.sync.publisher import Observer, Publisher
+from ipv6natd.sync.interfaces import EngineFacts, Host, Observer
+from ipv6natd.sync.publisher import Publisher
 from ipv6natd.system.messages import MessageId, log_fields
-from ipv6natd.system.threads import Worker, in_thread
+from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,25 +33,6 @@ T = TypeVar("T")
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
 MAX_PASS_TIME = 180.0
 """Seconds. Six calls of tools that each wait as long as they may; a usual pass takes 0.05 s."""
-
-
-class EngineFacts(Protocol):
-    """What the loop needs from the engine."""
-
-    state: EngineState
-    waiting_for: str
-    engine: Engine | None
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """By id."""
-
-    @property
-    def containers(self) -> dict[str, Container]:
-        """The running ones, by id."""
-
-    async def relist(self) -> None:
-        """Read all networks and containers again."""
 
 
 @dataclass(slots=True)
@@ -69,28 +51,20 @@ class Retry:
     """When a failed pass runs again: after a pause that grows with each failure."""
 
     def __init__(self) -> None:
-        self._due: float | None = None
-        self._pause = MIN_RETRY_PAUSE
+        self.due: float | None = None
+        """The time of the loop; None if no pass has failed."""
         self.reason = ""
         """The last error; "" after a success."""
+        self._pause = MIN_RETRY_PAUSE
 
     def schedule(self) -> None:
         """Run again after the pause."""
-        self._due = time.monotonic() + self._pause
+        self.due = asyncio.get_running_loop().time() + self._pause
         self._pause = min(self._pause * 2, MAX_RETRY_PAUSE)
 
     def reset(self) -> None:
         """Nothing has failed."""
-        self._due, self._pause = None, MIN_RETRY_PAUSE
-
-    def cancel(self) -> None:
-        """Do not run again; the pause stays as it is."""
-        self._due = None
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds until it is due; None if nothing has failed."""
-        return None if self._due is None else max(self._due - time.monotonic(), 0)
+        self.due, self._pause = None, MIN_RETRY_PAUSE
 
 
 class Reconciler:
@@ -106,7 +80,7 @@ class Reconciler:
         policy: Policy,
     ) -> None:
         self._engine = engine
-        self._applier = applier
+        self.applier = applier
         self.policy = policy
         self.monitor = HostMonitor(host, engine, applier, self.trigger)
         self.publisher = Publisher(engine, applier, self.monitor, observer)
@@ -114,8 +88,9 @@ class Reconciler:
         self._requests = Requests()
         self._removals: list[asyncio.Future[None]] = []
         self._retry = Retry()
-        self._worker = Worker()
-        self._first_pass = asyncio.Event()
+        self._call_began: float | None = None
+        self.first_pass = asyncio.Event()
+        """Set when the first pass has ended, or the reason why it cannot start is known."""
         self._firewall_opened = asyncio.Event()
 
     @property
@@ -136,12 +111,6 @@ class Reconciler:
         self._requests.verify = True
         self.trigger()
 
-    async def verify_regularly(self, interval: float) -> None:
-        """Verify every `interval` seconds until cancelled: some edits are not reported."""
-        while True:
-            await asyncio.sleep(interval)
-            self.verify()
-
     def addresses_changed(self) -> None:
         """Run a pass that checks all flows."""
         self._requests.recheck_flows = True
@@ -150,32 +119,42 @@ class Reconciler:
     async def open_firewall(self) -> None:
         """Open the firewall before the first pass. An error is logged."""
         try:
-            await self._in_thread(self._applier.opened)
+            await self._in_thread(self.applier.opened)
         except FirewallError as error:
             log.error("%s", error)
 
-    async def opened_firewall(self) -> Firewall:
-        """Wait until the firewall is open."""
+    async def watch_firewall(self) -> None:
+        """Verify when another program writes, and regularly, because some edits are not reported.
+
+        Runs from the time when the firewall is open until it is cancelled.
+        """
         await self._firewall_opened.wait()
-        assert self._applier.firewall is not None
-        return self._applier.firewall
+        firewall = self.applier.opened()
+        await asyncio.gather(
+            firewall.watch(self.verify), self.verify_regularly(firewall.read_interval)
+        )
+
+    async def verify_regularly(self, interval: float) -> None:
+        """Verify every `interval` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(interval)
+            self.verify()
 
     @property
     def hangs(self) -> bool:
         """True if a pass takes so long that only a new process can help."""
-        return self._worker.busy_for > MAX_PASS_TIME
+        began = self._call_began
+        return began is not None and time.monotonic() - began > MAX_PASS_TIME
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        """Run a call of the applier, one at a time."""
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Run a call of the applier. Only one runs at a time."""
+        self._call_began = time.monotonic()
         try:
-            return await self._worker.run(function)
+            return await in_thread(call)
         finally:
-            if self._applier.firewall is not None:
+            self._call_began = None
+            if self.applier.firewall is not None:
                 self._firewall_opened.set()
-
-    async def wait_first_pass(self) -> None:
-        """Wait until the first pass has ended, or the reason why it cannot start is known."""
-        await self._first_pass.wait()
 
     async def resync(self) -> SyncResult:
         """Read the engine and the tables again, and write the differences.
@@ -195,43 +174,39 @@ class Reconciler:
 
     async def _reread(self) -> None:
         await self._engine.relist()
-        self._applier.position.reset()
+        self.applier.position.reset()
         await self.monitor.check()
 
     async def _next_pass(self) -> SyncResult:
-        waiter: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
-        self._requests.resyncs.append(waiter)
-        self.verify()
-        return await waiter
+        self._requests.verify = True
+        return await self._request(self._requests.resyncs)
 
     async def cleanup(self) -> None:
         """Remove all our rules, and write none until `resync`. Raises FirewallError."""
-        removal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._removals.append(removal)
         self.monitor.rules_removed = True
+        await self._request(self._removals)
+
+    async def _request(self, waiters: list[asyncio.Future[T]]) -> T:
+        """Trigger a pass, and wait for its answer to `waiters`."""
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
         self.trigger()
-        await removal
+        return await waiter
 
     async def explain(self, query: str) -> list[Explanation]:
         """Explanations of the containers that `query` selects."""
-        applied = self._applier.applied
+        applied = self.applier.applied
         if isinstance(applied, Unknown):
             return []
         facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
 
-    def ruleset_text(self) -> str:
-        """The rules in force, as ip6tables-restore reads them."""
-        return self._applier.ruleset_text()
-
     async def run(self) -> None:
         """Run passes until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(self._retry.seconds):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._retry.due):
                     await self._woken.wait()
-            except TimeoutError:
-                pass  # the retry is due
             # Cleared before any read, so that a change during the pass causes another pass.
             self._woken.clear()
             await self._run_pass()
@@ -240,17 +215,17 @@ class Reconciler:
         await self._remove_on_request()
         if self.monitor.rules_removed or not self._engine.state.has_facts:
             # Waiters keep waiting for a pass with the facts of the engine.
-            self._retry.cancel()
+            self._retry.due = None
             self.publisher.refresh()
             if self._engine.state is not EngineState.STARTING:
-                self._first_pass.set()
+                self.first_pass.set()
             return
         requests, self._requests = self._requests, Requests()
         began = time.monotonic()
         try:
             result = await self._in_thread(
                 partial(
-                    self._applier.sync,
+                    self.applier.sync,
                     self._snapshot(),
                     self.policy,
                     verify=requests.verify,
@@ -269,13 +244,13 @@ class Reconciler:
                 duration_ms=round((time.monotonic() - began) * 1000),
             )
             _settle(requests.resyncs, sync_result)
-        self._first_pass.set()
-        if self._applier.has_unverified_chains and not self._woken.is_set():
+        self.first_pass.set()
+        if self.applier.has_unverified_chains and not self._woken.is_set():
             await self._read_back()
 
     async def _read_back(self) -> None:
         try:
-            as_written = await self._in_thread(self._applier.read_back)
+            as_written = await self._in_thread(self.applier.read_back)
         except FirewallError as error:
             log.debug("cannot read back the written chains: %s", error)
             as_written = False
@@ -302,7 +277,7 @@ class Reconciler:
 
     async def remove(self) -> None:
         """Remove all our rules. Raises FirewallError."""
-        await self._in_thread(self._applier.remove)
+        await self._in_thread(self.applier.remove)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
@@ -335,7 +310,7 @@ class Reconciler:
         self._retry.reason = ""
         self.monitor.decided(result.desired)
         position_unknown = (
-            self._applier.position.conceded and not self.monitor.report.first_in_forward
+            self.applier.position.conceded and not self.monitor.report.first_in_forward
         )
         if result.forwarding_enabled or position_unknown:
             self.monitor.request()

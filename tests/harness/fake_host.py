@@ -14,7 +14,7 @@ from ipv6natd.report.status import Status
 
 @dataclass
 class FakeHost:
-    """See sync.host.Host. Functions may be replaced by the test."""
+    """See sync.interfaces.Host. Functions may be replaced by the test."""
 
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
     """Called in the worker thread, as all reads of the host."""
@@ -44,23 +44,17 @@ class FakeHost:
         return self.forward(wanted)
 
     async def check(
-        self,
-        networks: tuple[Network, ...],
-        *,
-        bridges: frozenset[str],
-        backend: Backend,
-        engine_writes: bool,
-        rules_removed: bool,
+        self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
     ) -> HostReport:
         """See Host."""
-        del bridges, backend, engine_writes, rules_removed
-        self.checks.append(networks)
+        del bridges, backend, rules_removed
+        self.checks.append(desired.networks)
         return self.found
 
 
 @dataclass
 class FakeObserver:
-    """See sync.reconciler.Observer."""
+    """See sync.interfaces.Observer."""
 
     published: list[tuple[Status, Status, tuple[str, ...]]] = field(default_factory=list)
 

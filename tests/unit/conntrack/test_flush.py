@@ -390,7 +390,7 @@ def test_flush_gets_exposure_open_if_rules_were_missing() -> None:
             await bench.passed(X, how=bench.loop.verify)
             assert bench.exposures[2:] == [Exposure.OPEN, Exposure.NONE]
         again = Loop()
-        again.firewall = again.loop._applier.firewall = bench.firewall
+        again.firewall = again.loop.applier.firewall = bench.firewall
         async with background(again.loop.run()):
             await again.passed(X, how=again.loop.trigger)
             assert again.exposures == [Exposure.NONE]

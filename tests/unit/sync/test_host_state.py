@@ -247,6 +247,12 @@ def test_missing_kernel_feature_is_explained_once(
 def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     """K4."""
     available: list[FakeFirewall] = []
+    watched: list[FakeFirewall] = []
+
+    class Watched(FakeFirewall):
+        async def watch(self, changed: Callable[[], None]) -> None:
+            del changed
+            watched.append(self)
 
     def open_() -> FakeFirewall:
         if not available:
@@ -256,10 +262,11 @@ def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, "there is no ip6tables: install the package iptables")
         assert host.loop.status.backend == "nft"
-        available.append(FakeFirewall(Backend.LEGACY))
-        status = await host.is_(State.SYNCED, "")
-        assert (status.backend, len(status.mappings)) == ("legacy", 1)
-        assert [await host.loop.opened_firewall()] == available
+        async with background(host.loop.watch_firewall()):
+            available.append(Watched(Backend.LEGACY))
+            status = await host.is_(State.SYNCED, "")
+            assert (status.backend, len(status.mappings)) == ("legacy", 1)
+            await until(lambda: watched == available)
 
     run(Host(open_firewall=open_), scenario)
 

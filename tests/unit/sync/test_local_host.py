@@ -10,11 +10,19 @@ import pytest
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
 from ipv6natd.policy.networks import decided_networks
 from ipv6natd.sync import local_host
-from ipv6natd.sync.local_host import HostFactsReader
+from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.local_host import LocalHost
 from tests.harness.build import network
 
 ENGINE = Engine(version="28.5.2", api_version="1.51")
 X, Y = network(name="x"), network(name="y")
+
+
+def local_reader() -> LocalHost:
+    async def no_zones() -> None:
+        return None
+
+    return LocalHost(Forwarding(), no_zones)
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[EngineRules]:
 def test_engine_rules_are_read_only_if_there_can_be_new_ones(
     reads: list[EngineRules],
 ) -> None:
-    reader = HostFactsReader()
+    reader = local_reader()
     facts = Snapshot(engine=ENGINE, networks=(X,))
     for count, now, refresh in [
         (1, facts, False),
@@ -44,7 +52,7 @@ def test_engine_rules_are_read_only_if_there_can_be_new_ones(
         (4, replace(facts, networks=(X, Y), engine=replace(ENGINE, ip6tables=True)), False),
         (4, replace(facts, engine=replace(ENGINE, ip6tables=False)), False),
     ]:
-        assert reader.add_host_facts(now, refresh).engine_rules == EngineRules()
+        assert reader.add_facts(now, refresh).engine_rules == EngineRules()
         assert len(reads) == count
 
 
@@ -54,9 +62,9 @@ def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         local_host, "read_engine_rules", lambda: EngineRules(bridges=frozenset(next(bridges)))
     )
-    reader, facts = HostFactsReader(), Snapshot(engine=ENGINE, networks=(X,))
-    assert reader.add_host_facts(facts, False).engine_rules.bridges == {"br-x"}
-    assert reader.add_host_facts(facts, False).engine_rules.bridges == {"br-x", "br-y"}
+    reader, facts = local_reader(), Snapshot(engine=ENGINE, networks=(X,))
+    assert reader.add_facts(facts, False).engine_rules.bridges == {"br-x"}
+    assert reader.add_facts(facts, False).engine_rules.bridges == {"br-x", "br-y"}
 
 
 WIDE = network(name="wide", subnet="fd00:9::/48")
@@ -89,7 +97,7 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
 
     monkeypatch.setattr(local_host, "routes", routes)
     monkeypatch.setattr(local_host, "advertised_routes", lambda: {ROUTES[4]})
-    reader = HostFactsReader()
+    reader = local_reader()
     facts = Snapshot(networks=(X, WIDE))
     expected = (ROUTES[3], ROUTES[6])
     for count, now, refresh in [
@@ -98,10 +106,10 @@ def test_routes_that_concern_a_network_are_read_once_until_they_change(
         (2, facts, True),
         (3, replace(facts, networks=(WIDE, X)), False),
     ]:
-        assert reader.add_host_facts(now, refresh).routes == expected
+        assert reader.add_facts(now, refresh).routes == expected
         assert len(read) == count
     reader.routes_changed()
-    assert reader.add_host_facts(replace(facts, networks=(WIDE, X)), False).routes == expected
+    assert reader.add_facts(replace(facts, networks=(WIDE, X)), False).routes == expected
     assert len(read) == 4
     assert reads == []
 

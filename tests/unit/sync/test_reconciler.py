@@ -157,12 +157,12 @@ def test_nothing_is_written_before_the_first_list(bench: Bench) -> None:
     run(bench, scenario)
 
 
-def test_wait_first_pass_ends_when_the_reason_for_waiting_is_known(bench: Bench) -> None:
+def test_first_pass_is_set_when_the_reason_for_waiting_is_known(bench: Bench) -> None:
     """T1: READY does not wait for Docker."""
 
     async def scenario(bench: Bench) -> None:
         bench.facts.state = EngineState.STARTING
-        settled = asyncio.create_task(bench.loop.wait_first_pass())
+        settled = asyncio.create_task(bench.loop.first_pass.wait())
         # Another program writes rules before the engine answers.
         await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
@@ -192,7 +192,7 @@ def test_first_pass_writes_rules_and_publishes_status(bench: Bench) -> None:
 
 def test_before_the_first_pass_no_rule_is_in_force(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
-        assert bench.loop.ruleset_text() == ""
+        assert bench.loop.applier.ruleset_text() == ""
         assert bench.status.state is State.STARTING
 
     run(bench, scenario)
@@ -752,7 +752,7 @@ def test_t3_remove_restores_the_tables(bench: Bench) -> None:
         assert bench.firewall.dump() != start
         await bench.loop.remove()
         assert bench.firewall.dump() == start
-        assert bench.loop.ruleset_text() == ""
+        assert bench.loop.applier.ruleset_text() == ""
 
     run(bench, scenario)
 
@@ -761,7 +761,7 @@ def test_ruleset_text_has_the_rules_in_force(bench: Bench) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.passed()
         rule = "-A IPV6NAT-DNAT ! -i br-a -p tcp -m tcp --dport 8080 -j DNAT"
-        assert rule in bench.loop.ruleset_text()
+        assert rule in bench.loop.applier.ruleset_text()
 
     run(bench, scenario)
 

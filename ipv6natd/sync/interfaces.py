@@ -1,4 +1,4 @@
-"""The interface of the host, as passes and the loop use it; `local_host` implements it."""
+"""The interfaces of what the loop uses: the engine, the host, and an observer of the status."""
 
 from __future__ import annotations
 
@@ -6,12 +6,39 @@ from typing import Protocol
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.host.findings import HostReport
-from ipv6natd.model import Desired, Network, Snapshot
+from ipv6natd.model import Container, Desired, Engine, EngineState, Network, Snapshot
 from ipv6natd.netfilter.rules import Backend, Ruleset
+from ipv6natd.report.status import Status
+
+
+class EngineFacts(Protocol):
+    """What the engine reports; `engine.watcher` implements it."""
+
+    state: EngineState
+    waiting_for: str
+    engine: Engine | None
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """By id."""
+
+    @property
+    def containers(self) -> dict[str, Container]:
+        """The running ones, by id."""
+
+    async def relist(self) -> None:
+        """Read all networks and containers again."""
+
+
+class Observer(Protocol):
+    """Who is told of each change of the status."""
+
+    def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
+        """`drift` names the tables whose rules another program had changed; they are repaired."""
 
 
 class Host(Protocol):
-    """What the reconciler needs from the host. All methods but `check` run in a worker thread."""
+    """What `local_host` implements. All methods but `check` run in a worker thread."""
 
     def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
         """`snapshot` with the facts of the host. With `refresh` all of them are read again, because
@@ -32,16 +59,9 @@ class Host(Protocol):
         it changed anything. With False, before the rules are removed; may raise FirewallError."""
 
     async def check(
-        self,
-        networks: tuple[Network, ...],
-        *,
-        bridges: frozenset[str],
-        backend: Backend,
-        engine_writes: bool,
-        rules_removed: bool,
+        self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
     ) -> HostReport:
-        """The faults of the host that affect these networks.
+        """The faults of the host that affect the decided networks.
 
-        `bridges` are those of all networks of the engine. `engine_writes`: the engine may write
-        IPv6 rules itself.
+        `bridges` are those of all networks of the engine.
         """
