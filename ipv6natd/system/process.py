@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import select
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -114,14 +115,9 @@ def _pdeathsig_prefix() -> list[str]:
     Empty in the sandbox of the service, which forbids setpriv; there systemd ends all processes of
     the service.
     """
-    setpriv, true = which("setpriv"), which("true")
-    if setpriv is None or true is None:
-        return []
-    prefix = [setpriv, "--pdeathsig", "TERM"]
-    try:
-        return prefix if run([*prefix, true], timeout=PROBE_TIMEOUT).returncode == 0 else []
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+    path, *words = which("setpriv"), "--pdeathsig", "TERM"
+    works = output_of("setpriv", *words, "echo", "yes", timeout=PROBE_TIMEOUT)
+    return [path, *words] if path and works else []
 
 
 @contextlib.contextmanager
@@ -130,14 +126,13 @@ def polkit_agent(argv: list[str], environment: Mapping[str, str]) -> Iterator[No
 
     The agent takes `--notify-fd`, and closes that descriptor when it is registered or has failed.
     """
-    ready, notify = os.pipe()
-    command = [argv[0], "--notify-fd", str(notify), *argv[1:]]
-    try:
+    ready, notify = socket.socketpair()
+    with ready, notify:
+        command = [argv[0], "--notify-fd", str(notify.fileno()), *argv[1:]]
         with subprocess.Popen(
-            command, pass_fds=(notify,), env=BASE_ENVIRONMENT | dict(environment)
+            command, pass_fds=[notify.fileno()], env=BASE_ENVIRONMENT | dict(environment)
         ) as process:
-            os.close(notify)
-            notify = -1
+            notify.close()
             select.select([ready], [], [], AGENT_TIMEOUT)
             try:
                 yield
@@ -146,7 +141,3 @@ def polkit_agent(argv: list[str], environment: Mapping[str, str]) -> Iterator[No
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(KILL_TIMEOUT)
                 process.kill()
-    finally:
-        os.close(ready)
-        if notify >= 0:
-            os.close(notify)
