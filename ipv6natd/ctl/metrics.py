@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ipv6natd.ctl.client import DaemonClient, Options, Result, explain_error, is_not_running
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.report import metrics as prometheus
-from ipv6natd.report.metrics import Sample
 
 
 async def metrics(daemon: DaemonClient, _options: Options) -> Result:
@@ -21,18 +18,13 @@ async def metrics(daemon: DaemonClient, _options: Options) -> Result:
         if not is_not_running(error):
             raise
         code, note = explain_error(error, "ipv6natctl metrics")
-        samples = [Sample(prometheus.UP, (), 0)]
+        samples = prometheus.STOPPED
     return Result(
-        value=[_sample_json(sample) for sample in samples],
+        value=[
+            {"Name": sample.name, "Labels": sample.labels, "Value": sample.value}
+            for sample in samples
+        ],
         text=prometheus.text(samples),
         code=code,
         note=note,
     )
-
-
-def _sample_json(sample: Sample) -> dict[str, Any]:
-    return {
-        "Name": sample.metric.name,
-        "Labels": dict(sample.labels),
-        "Value": sample.value,
-    }

@@ -7,8 +7,9 @@ has a label for a container or a port: the number of time series would have no b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ipv6natd.model import ManagedBy, Protocol
@@ -16,88 +17,62 @@ from ipv6natd.report.status import State
 
 Values = Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric: its name, its type and its help."""
-
-    name: str
-    kind: str
-    help_text: str
+METRICS = {
+    "ipv6natd_up": "1 while ipv6natd runs.",
+    "ipv6natd_info": "1, with versions and the variant of ip6tables as labels.",
+    "ipv6natd_state": "1 for the current state of ipv6natd, 0 for the others.",
+    "ipv6natd_docker_connected": "1 while ipv6natd receives the events of the Docker engine.",
+    "ipv6natd_mappings": "Mappings, each a range of forwarded ports, by protocol and by the writer "
+    "of their rules.",
+    "ipv6natd_ports": "Forwarded host ports, by protocol.",
+    "ipv6natd_networks": "Handled networks, by the writer of their rules.",
+    "ipv6natd_network_warnings": "Number of warnings of all networks.",
+    "ipv6natd_skipped": "Ports and networks that could not be handled.",
+    "ipv6natd_changes_total": "How often the lists of mappings and networks changed.",
+    "ipv6natd_drift_repairs_total": "How often rules that another program had changed were "
+    "restored.",
+    "ipv6natd_last_sync_timestamp_seconds": "Time of the last comparison of rules and engine, in "
+    "seconds since the epoch; 0 for never.",
+}
+"""Name -> help. The names of counters end in "_total"; the other metrics are gauges."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One value of a metric."""
 
-    metric: Metric
-    labels: tuple[tuple[str, str], ...]
+    name: str
+    labels: Mapping[str, str]
     value: float
 
 
-UP = Metric("ipv6natd_up", "gauge", "1 while ipv6natd runs.")
-INFO = Metric("ipv6natd_info", "gauge", "1, with versions and the variant of ip6tables as labels.")
-STATE = Metric("ipv6natd_state", "gauge", "1 for the current state of ipv6natd, 0 for the others.")
-CONNECTED = Metric(
-    "ipv6natd_docker_connected",
-    "gauge",
-    "1 while ipv6natd receives the events of the Docker engine.",
-)
-MAPPINGS = Metric(
-    "ipv6natd_mappings",
-    "gauge",
-    "Mappings, each a range of forwarded ports, by protocol and by the writer of their rules.",
-)
-PORTS = Metric("ipv6natd_ports", "gauge", "Forwarded host ports, by protocol.")
-NETWORKS = Metric("ipv6natd_networks", "gauge", "Handled networks, by the writer of their rules.")
-WARNINGS = Metric("ipv6natd_network_warnings", "gauge", "Number of warnings of all networks.")
-SKIPPED = Metric("ipv6natd_skipped", "gauge", "Ports and networks that could not be handled.")
-CHANGES = Metric(
-    "ipv6natd_changes_total", "counter", "How often the lists of mappings and networks changed."
-)
-REPAIRS = Metric(
-    "ipv6natd_drift_repairs_total",
-    "counter",
-    "How often rules that another program had changed were restored.",
-)
-LAST_SYNC = Metric(
-    "ipv6natd_last_sync_timestamp_seconds",
-    "gauge",
-    "Time of the last comparison of rules and engine, in seconds since the epoch; 0 for never.",
-)
-
-
-def metrics(properties: Values, mappings: Iterable[Values], networks: Iterable[Values]) -> str:
-    """All metrics as text."""
-    return text(samples(properties, mappings, networks))
+STOPPED = [Sample("ipv6natd_up", {}, 0)]
+"""The samples while ipv6natd does not run."""
 
 
 def samples(
     properties: Values, mappings: Iterable[Values], networks: Iterable[Values]
 ) -> list[Sample]:
     """All samples, with those of one metric together."""
+    info = {
+        "version": properties["Version"],
+        "backend": properties["Backend"],
+        "engine_version": properties["EngineVersion"],
+    }
     return [
-        Sample(UP, (), 1),
-        Sample(
-            INFO,
-            (
-                ("version", properties["Version"]),
-                ("backend", properties["Backend"]),
-                ("engine_version", properties["EngineVersion"]),
-            ),
-            1,
-        ),
+        Sample("ipv6natd_up", {}, 1),
+        Sample("ipv6natd_info", info, 1),
         *(
-            Sample(STATE, (("state", state.value),), int(properties["State"] == state.value))
+            Sample("ipv6natd_state", {"state": state.value}, int(properties["State"] == state))
             for state in State
         ),
-        Sample(CONNECTED, (), int(properties["DockerConnected"])),
+        Sample("ipv6natd_docker_connected", {}, int(properties["DockerConnected"])),
         *_mapping_samples(mappings),
         *_network_samples(networks),
-        Sample(SKIPPED, (), properties["SkippedCount"]),
-        Sample(CHANGES, (), properties["Generation"]),
-        Sample(REPAIRS, (), properties["DriftRepairs"]),
-        Sample(LAST_SYNC, (), properties["LastSync"] / 1_000_000),
+        Sample("ipv6natd_skipped", {}, properties["SkippedCount"]),
+        Sample("ipv6natd_changes_total", {}, properties["Generation"]),
+        Sample("ipv6natd_drift_repairs_total", {}, properties["DriftRepairs"]),
+        Sample("ipv6natd_last_sync_timestamp_seconds", {}, properties["LastSync"] / 1_000_000),
     ]
 
 
@@ -106,38 +81,38 @@ def _mapping_samples(mappings: Iterable[Values]) -> Iterator[Sample]:
     ports: Counter[str] = Counter()
     for mapping in mappings:
         manager = ManagedBy.ENGINE if mapping["State"] == "native" else ManagedBy.IPV6NATD
-        ranges[mapping["Protocol"], manager.value] += 1
+        ranges[mapping["Protocol"], manager] += 1
         ports[mapping["Protocol"]] += mapping["HostPortEnd"] - mapping["HostPort"] + 1
     for protocol in Protocol:
         for manager in ManagedBy:
-            labels = (("protocol", protocol.value), ("managed_by", manager.value))
-            yield Sample(MAPPINGS, labels, ranges[protocol.value, manager.value])
+            labels = {"protocol": protocol.value, "managed_by": manager.value}
+            yield Sample("ipv6natd_mappings", labels, ranges[protocol, manager])
     for protocol in Protocol:
-        yield Sample(PORTS, (("protocol", protocol.value),), ports[protocol.value])
+        yield Sample("ipv6natd_ports", {"protocol": protocol.value}, ports[protocol])
 
 
 def _network_samples(networks: Iterable[Values]) -> Iterator[Sample]:
     rows = list(networks)
     count = Counter(row["ManagedBy"] for row in rows)
     for manager in ManagedBy:
-        yield Sample(NETWORKS, (("managed_by", manager.value),), count[manager.value])
-    yield Sample(WARNINGS, (), sum(len(row["Warnings"]) for row in rows))
+        yield Sample("ipv6natd_networks", {"managed_by": manager.value}, count[manager])
+    yield Sample("ipv6natd_network_warnings", {}, sum(len(row["Warnings"]) for row in rows))
 
 
-def text(all_samples: Sequence[Sample]) -> str:
+def text(all_samples: Iterable[Sample]) -> str:
     """The samples in the Prometheus text format, with help and type once a metric."""
     lines: list[str] = []
-    for metric in dict.fromkeys(sample.metric for sample in all_samples):
-        lines.append(f"# HELP {metric.name} {metric.help_text}")
-        lines.append(f"# TYPE {metric.name} {metric.kind}")
-        lines += [_line(sample) for sample in all_samples if sample.metric is metric]
+    for name, group in groupby(all_samples, lambda sample: sample.name):
+        lines.append(f"# HELP {name} {METRICS[name]}")
+        lines.append(f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}")
+        lines += map(_line, group)
     return "".join(f"{line}\n" for line in lines)
 
 
 def _line(sample: Sample) -> str:
-    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels)
+    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
     value = f"{sample.value:.6f}".rstrip("0").rstrip(".")
-    return f"{sample.metric.name}{'{' + labels + '}' if labels else ''} {value}"
+    return f"{sample.name}{'{' + labels + '}' if labels else ''} {value}"
 
 
 def _escaped(value: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ipv6natd.report.metrics import UP, Sample, metrics, text
+from ipv6natd.report.metrics import STOPPED, samples, text
 from ipv6natd.report.status import Status, bus_fields, mapping_rows, network_row, properties
 from ipv6natd.system import files
 from ipv6natd.system.threads import in_thread
@@ -36,7 +36,7 @@ class Textfile:
         self.path = path
         self._status = status
         self._changed = asyncio.Event()
-        self._last_error = ""
+        self._last_failure = ""
         self._lock = threading.Lock()  # a thread may still write during write_stopped
 
     def changed(self) -> None:
@@ -48,7 +48,7 @@ class Textfile:
         while True:
             self._changed.clear()
             if self.path:
-                await in_thread(partial(self._write, _text, self._status()))
+                await in_thread(partial(self._write, partial(_metrics, self._status())))
             await asyncio.sleep(MIN_WRITE_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(REWRITE_INTERVAL - MIN_WRITE_INTERVAL):
@@ -56,39 +56,32 @@ class Textfile:
 
     def write_stopped(self) -> None:
         """Write only `ipv6natd_up 0`, and end."""
-        self._write(lambda _: text([Sample(UP, (), 0)]), self._status())
+        self._write(lambda: text(STOPPED))
         self.path = ""
 
-    def _write(self, render: Callable[[Status], str], status: Status) -> None:
-        if not self._lock.acquire(timeout=LOCK_TIMEOUT):
-            self._log_failure(Path(self.path), "an earlier write has not finished")
-            return
-        try:
-            self._replace_file(render, status)
-        finally:
-            self._lock.release()
-
-    def _replace_file(self, render: Callable[[Status], str], status: Status) -> None:
-        if self.path:
-            path = Path(self.path)
+    def _write(self, render: Callable[[], str]) -> None:
+        failure = ""
+        if self._lock.acquire(timeout=LOCK_TIMEOUT):
             try:
-                # The temporary file ends in .new, because the collector reads every *.prom in the
-                # folder. Mode 644, because the collector is another user.
-                files.replace(path, render(status), mode=0o644)
-                self._last_error = ""
+                if self.path:
+                    # The temporary file ends in .new, because the collector reads every *.prom in
+                    # the folder. Mode 644, because the collector is another user.
+                    files.replace(Path(self.path), render(), mode=0o644)
             except OSError as error:
-                self._log_failure(path, error.strerror or str(error))
+                failure = error.strerror or str(error)
+            finally:
+                self._lock.release()
+        else:
+            failure = "an earlier write has not finished"
+        if failure:
+            # Logged once, not for each write.
+            level = logging.DEBUG if self._last_failure == failure else logging.WARNING
+            reason = f"{self.path} cannot be written: {failure}; see ipv6natd.toml(5)"
+            log.log(level, "metrics_textfile: %s", reason)
+        self._last_failure = failure
 
-    def _log_failure(self, path: Path, reason: str) -> None:
-        # Logged once, not for each write.
-        level = logging.DEBUG if self._last_error == reason else logging.WARNING
-        log.log(
-            level, "metrics_textfile: %s cannot be written: %s; see ipv6natd.toml(5)", path, reason
-        )
-        self._last_error = reason
 
-
-def _text(status: Status) -> str:
+def _metrics(status: Status) -> str:
     mappings = map(bus_fields, mapping_rows(status))
     networks = (bus_fields(network_row(network)) for network in status.networks)
-    return metrics(properties(status), mappings, networks)
+    return text(samples(properties(status), mappings, networks))

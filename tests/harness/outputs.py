@@ -330,7 +330,7 @@ def assert_metrics(now: Status) -> None:
     shown = without_variants(variants(properties(now)))
     lists: tuple[Iterable[Row], ...] = (mapping_rows(now), map(network_row, now.networks))
     shown_lists = ([without_variants(variants(row)) for row in rows] for rows in lists)
-    text = metrics.metrics(shown, *shown_lists)
+    text = metrics.text(metrics.samples(shown, *shown_lists))
     samples: dict[str, list[dict[str, str]]] = {}
     kinds: set[str] = set()
     assert text.endswith("\n")

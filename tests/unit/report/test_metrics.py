@@ -17,7 +17,8 @@ SAMPLE = re.compile(rf"(?P<name>ipv6natd_[a-z_]+)(\{{{LABEL}(,{LABEL})*\}})? [0-
 
 def text(now: Status) -> str:
     networks = (bus_fields(network_row(network)) for network in now.networks)
-    return metrics.metrics(properties(now), map(bus_fields, mapping_rows(now)), networks)
+    rows = map(bus_fields, mapping_rows(now))
+    return metrics.text(metrics.samples(properties(now), rows, networks))
 
 
 def test_text_is_prometheus_format_with_the_lines_of_a_metric_together() -> None:
@@ -50,5 +51,5 @@ def test_exactly_one_state_sample_is_1() -> None:
 
 
 def test_label_values_are_escaped() -> None:
-    bad = Sample(metrics.INFO, (("version", 'a"b\\c\nd'),), 1)
+    bad = Sample("ipv6natd_info", {"version": 'a"b\\c\nd'}, 1)
     assert metrics.text([bad]).splitlines()[-1] == r'ipv6natd_info{version="a\"b\\c\nd"} 1'
