@@ -50,20 +50,14 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     inputs = CheckInputs(
         root=os.geteuid() == 0,
         bus=bus_error,
-        state=properties.get("State", ""),
-        state_reason=properties.get("StateReason", ""),
-        docker_connected=properties.get("DockerConnected", False),
-        engine_version=properties.get("EngineVersion", ""),
-        docker_networks=properties.get("NetworkCount", 0),
+        daemon=properties,
         native_networks=native,
-        backend=properties.get("Backend", ""),
         host_backend=host,
         kernel_checked=kernel_checked,
         kernel_fault=fault,
         missing=tuple(name for name in TOOLS if process.which(name) is None),
         has_apt=process.which("apt-get") is not None,
         ufw=_ufw(),
-        firewalld=zones is not None,
         polkit=None if bus_error else await _polkit(daemon),
     )
     # Only the daemon knows whether the engine manages networks; without it, assume so.

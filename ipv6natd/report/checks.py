@@ -6,8 +6,10 @@ Pure. The faults come from `host.findings`; this module adds what is correct and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ipv6natd.host.findings import Finding, HostFacts, HostReport, Topic
 from ipv6natd.report.status import State, counted
@@ -52,15 +54,10 @@ class CheckInputs:
     """True if rules could be read."""
     bus: str = ""
     """Why the bus cannot be reached; empty if it can be."""
-    state: str = ""
-    """The state of the daemon; empty if it does not run."""
-    state_reason: str = ""
-    docker_connected: bool = False
-    engine_version: str = ""
+    daemon: Map[str, Any] = field(default_factory=dict)
+    """The properties of the daemon by their names on the bus; empty if it does not run."""
     native_networks: int | None = 0
     """Number of networks that the engine manages itself; None if unknown."""
-    backend: str = ""
-    """The variant of ip6tables that the daemon uses."""
     host_backend: str = ""
     """The variant of the host's ip6tables; empty if there is none."""
     kernel_checked: bool = False
@@ -69,11 +66,14 @@ class CheckInputs:
     missing: tuple[str, ...] = ()
     """Those of TOOLS that are not installed."""
     ufw: bool = False
-    firewalld: bool = False
     polkit: bool | None = None
     """True if polkit answers; None if the bus cannot be reached."""
-    docker_networks: int = 0
     has_apt: bool = True
+
+    @property
+    def synced(self) -> bool:
+        """True if the daemon runs and its rules are in force."""
+        return self.daemon.get("State") == State.SYNCED
 
 
 _NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
@@ -96,29 +96,28 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
 def _daemon(inputs: CheckInputs) -> Check:
     if inputs.bus:
         return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
-    if not inputs.state:
+    if not inputs.daemon:
         return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
-    if inputs.state == State.SYNCED:
+    if inputs.synced:
         return Check("ipv6natd", OK, "it is running, and the rules are in sync")
-    text = f"{inputs.state}: {inputs.state_reason}" if inputs.state_reason else inputs.state
-    return Check("ipv6natd", BAD, text, "ipv6natctl status")
+    state, reason = inputs.daemon["State"], inputs.daemon["StateReason"]
+    return Check("ipv6natd", BAD, f"{state}: {reason}" if reason else state, "ipv6natctl status")
 
 
 def _engine(inputs: CheckInputs) -> Iterator[Check]:
-    if not inputs.state:
+    if not inputs.daemon:
         yield Check("docker", UNKNOWN, "engine unknown: ipv6natd is not running")
-    elif not inputs.docker_connected:
+    elif not inputs.daemon["DockerConnected"]:
         yield Check("docker", BAD, "the engine does not answer", "systemctl start docker")
     else:
-        text = f"engine {inputs.engine_version}"
+        text = f"engine {inputs.daemon['EngineVersion']}"
         if inputs.native_networks:
-            text += (
-                f"; it writes the IPv6 rules of {counted(inputs.native_networks, 'network')} itself"
-            )
+            networks = counted(inputs.native_networks, "network")
+            text += f"; it writes the IPv6 rules of {networks} itself"
         elif inputs.native_networks == 0:
             text += "; it writes no IPv6 rules itself"
         yield Check("docker", OK, text)
-        if not inputs.docker_networks:
+        if not inputs.daemon["NetworkCount"]:
             text = "no network has a ULA subnet; this creates a prefix and shows how to use it"
             yield Check("networks", NOTE, text, "ipv6natctl ula")
 
@@ -127,9 +126,7 @@ def _tools(inputs: CheckInputs) -> Check:
     if not inputs.missing:
         return Check("tools", OK, f"{', '.join(TOOLS)} are installed")
     packages = dict.fromkeys(TOOLS[tool] for tool in inputs.missing)
-    fix = f"apt install {' '.join(packages)}"
-    if not inputs.has_apt:
-        fix = f"pacman -S {' '.join(packages)}"
+    fix = f"{'apt install' if inputs.has_apt else 'pacman -S'} {' '.join(packages)}"
     text = f"missing: {', '.join(inputs.missing)}; /usr/local is not searched"
     return Check("tools", BAD if "iptables" in packages else NOTE, text, fix)
 
@@ -155,7 +152,7 @@ def _host_checks(
 def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
     """The texts of the topics without findings."""
     interfaces = ", ".join(route.interface for route in facts.ra_default_routes)
-    backend = inputs.backend or inputs.host_backend
+    backend = inputs.daemon.get("Backend") or inputs.host_backend
     return {
         Topic.IPV6: "the kernel supports it, and it is on",
         Topic.FORWARDING: "it is on" if facts.forwarding else "it is off, and not needed",
@@ -164,7 +161,9 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
         else "no default route needs router advertisements",
         Topic.VARIANT: f"only the {backend} variant is in use",
         Topic.FIREWALL: "no foreign chain drops packets that are forwarded to containers",
-        Topic.FIREWALLD: "every bridge is in a zone" if inputs.firewalld else "it is not running",
+        Topic.FIREWALLD: "it is not running"
+        if facts.zones is None
+        else "every bridge is in a zone",
         Topic.BR_NETFILTER: "not loaded, and no network needs it"
         if facts.bridges_filtered is None
         else "loaded, and on for every bridge that needs it",
@@ -173,7 +172,7 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
 
 
 def _kernel(inputs: CheckInputs) -> Check:
-    if inputs.state == State.SYNCED:
+    if inputs.synced:
         return Check("kernel", OK, "it supports all rules: they are in force")
     if inputs.kernel_fault is not None:
         return Check("kernel", BAD, inputs.kernel_fault.problem, inputs.kernel_fault.command)

@@ -192,11 +192,14 @@ def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
     nets = (network(), network(name="y", subnet="fd00:b::/64", icc=False))
     inputs = CheckInputs(
         bus="",
-        state="degraded",
-        state_reason=text,
-        docker_connected=True,
-        engine_version=text,
-        backend=text,
+        daemon={
+            "State": "degraded",
+            "StateReason": text,
+            "DockerConnected": True,
+            "EngineVersion": text,
+            "Backend": text,
+            "NetworkCount": 0,
+        },
         host_backend=text,
         kernel_fault=Finding(problem=text, command=text),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,15 @@ from tests.harness.build import network
 
 X = network(name="x", bridge="br-x")
 NO_FAULT = HostFacts()
-RUNNING = CheckInputs(
-    state="synced",
-    docker_connected=True,
-    engine_version="20.10",
-    backend="nft",
-    host_backend="nft",
-    kernel_checked=True,
-    polkit=True,
-    docker_networks=1,
-)
+PROPERTIES = {
+    "State": "synced",
+    "StateReason": "",
+    "DockerConnected": True,
+    "EngineVersion": "20.10",
+    "Backend": "nft",
+    "NetworkCount": 1,
+}
+RUNNING = CheckInputs(daemon=PROPERTIES, host_backend="nft", kernel_checked=True, polkit=True)
 ABOUT = [
     *("ipv6natd", "docker", "tools", "ipv6", "forwarding", "accept_ra", "ip6tables", "firewall"),
     *("firewalld", "br_netfilter", "docker-ipv6nat", "kernel", "polkit"),
@@ -33,6 +33,10 @@ def check_lines(
     facts: HostFacts = NO_FAULT, inputs: CheckInputs = RUNNING, *networks: Network
 ) -> list[Check]:
     return list(checks(facts, evaluate(facts, networks or (X,)), inputs))
+
+
+def running(**changed: Any) -> CheckInputs:
+    return replace(RUNNING, daemon=PROPERTIES | changed)
 
 
 def line_about(about: str, *lines: Check) -> Check:
@@ -122,14 +126,14 @@ def test_rule_checks_without_root_are_unknown() -> None:
             CheckVerdict.BAD,
             "modprobe x",
         ),
-        (replace(RUNNING, state="degraded"), "ipv6natd", CheckVerdict.BAD, "ipv6natctl status"),
+        (running(State="degraded"), "ipv6natd", CheckVerdict.BAD, "ipv6natctl status"),
         (
-            replace(RUNNING, docker_connected=False),
+            running(DockerConnected=False),
             "docker",
             CheckVerdict.BAD,
             "systemctl start docker",
         ),
-        (replace(RUNNING, docker_networks=0), "networks", CheckVerdict.NOTE, "ipv6natctl ula"),
+        (running(NetworkCount=0), "networks", CheckVerdict.NOTE, "ipv6natctl ula"),
         (replace(RUNNING, native_networks=1), "docker", CheckVerdict.OK, ""),
         (
             replace(RUNNING, missing=("ip", "nft")),
