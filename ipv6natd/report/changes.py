@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Mapping, Skipped, mapping_changes
-from ipv6natd.report.status import Status, one_line
+from ipv6natd.report.status import Status, one_line, port_range
 from ipv6natd.system.messages import Extra, MessageId, log_fields
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,15 @@ def log_findings(old: HostReport, new: HostReport) -> None:
 def log_changes(old: Status, new: Status) -> None:
     """Log the changes of mappings, skipped ports, warnings and state; the rest at DEBUG only."""
     removed, added = mapping_changes(old.mappings, new.mappings)
-    _log_entries(logging.INFO, "withdrew", removed, _withdrawn_text, "mappings")
-    _log_entries(logging.INFO, "published", added, _published_text, "mappings")
+    for verb, mappings, message_id in (
+        ("withdrew", removed, MessageId.WITHDRAWN),
+        ("published", added, MessageId.PUBLISHED),
+    ):
+        _log_entries(logging.INFO, verb, mappings, partial(_mapping_line, message_id), "mappings")
     if old.skipped != new.skipped:
         known_skipped = set(old.skipped)
         skipped = [entry for entry in new.skipped if entry not in known_skipped]
-        _log_entries(logging.WARNING, "skipped", skipped, _skipped_text, "skipped")
+        _log_entries(logging.WARNING, "skipped", skipped, _skipped_line, "skipped")
     known = {(network.id, network.warnings) for network in old.networks}
     for network in new.networks:
         if (network.id, network.warnings) not in known:
@@ -61,26 +65,17 @@ def _log_entries(
     describe: Callable[[T], tuple[str, Extra]],
     command: str,
 ) -> None:
-    logged = entries if log.isEnabledFor(logging.DEBUG) else entries[:MAX_LINES_PER_KIND]
-    for index, (text, extra) in enumerate(map(describe, logged)):
-        log.log(
-            level if index < MAX_LINES_PER_KIND else logging.DEBUG, "%s %s", verb, text, extra=extra
-        )
-    if len(entries) > MAX_LINES_PER_KIND:
-        log.log(
-            level, "%s %d more: ipv6natctl %s", verb, len(entries) - MAX_LINES_PER_KIND, command
-        )
+    for index, entry in enumerate(entries):
+        line_level = level if index < MAX_LINES_PER_KIND else logging.DEBUG
+        if log.isEnabledFor(line_level):
+            text, extra = describe(entry)
+            log.log(line_level, "%s %s", verb, text, extra=extra)
+    more = len(entries) - MAX_LINES_PER_KIND
+    if more > 0:
+        log.log(level, "%s %d more: ipv6natctl %s", verb, more, command)
 
 
-def _published_text(mapping: Mapping) -> tuple[str, Extra]:
-    return mapping_text(mapping), _mapping_fields(MessageId.PUBLISHED, mapping)
-
-
-def _withdrawn_text(mapping: Mapping) -> tuple[str, Extra]:
-    return mapping_text(mapping), _mapping_fields(MessageId.WITHDRAWN, mapping)
-
-
-def _skipped_text(skipped: Skipped) -> tuple[str, Extra]:
+def _skipped_line(skipped: Skipped) -> tuple[str, Extra]:
     port, _, protocol = skipped.port.partition("/")
     extra = log_fields(
         MessageId.SKIPPED,
@@ -93,13 +88,13 @@ def _skipped_text(skipped: Skipped) -> tuple[str, Extra]:
     return f"{_subject(skipped)}: {skipped.reason}", extra
 
 
-def _mapping_fields(message_id: MessageId, mapping: Mapping) -> Extra:
-    return log_fields(
+def _mapping_line(message_id: MessageId, mapping: Mapping) -> tuple[str, Extra]:
+    return mapping_text(mapping), log_fields(
         message_id,
         container=mapping.container_name,
         container_id=mapping.container_id,
         network=mapping.network_name,
-        port=_port_range(mapping.host_port, mapping.host_port_end),
+        port=port_range(mapping.host_port, mapping.host_port_end),
         protocol=mapping.protocol,
         host_address=str(mapping.host_address),
         container_address=str(mapping.container_address),
@@ -114,13 +109,9 @@ def _subject(skipped: Skipped) -> str:
 
 def mapping_text(mapping: Mapping) -> str:
     """ "[::]:443/tcp -> web [fd00::2]:443"."""
-    host = _port_range(mapping.host_port, mapping.host_port_end)
-    inside = _port_range(mapping.container_port, mapping.container_port_end)
+    host = port_range(mapping.host_port, mapping.host_port_end)
+    inside = port_range(mapping.container_port, mapping.container_port_end)
     return (
         f"[{mapping.host_address}]:{host}/{mapping.protocol} -> "
         f"{mapping.container_name} [{mapping.container_address}]:{inside}"
     )
-
-
-def _port_range(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first}-{last}"

@@ -10,18 +10,11 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from ipv6natd.model import (
-    Container,
-    Desired,
-    ManagedBy,
-    Mapping,
-    Outcome,
-    PortBinding,
-    Protocol,
-)
+from ipv6natd.model import Container, Desired, ManagedBy, Mapping, Outcome, PortBinding, Protocol
 from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import Dnat, Ruleset
 from ipv6natd.policy.port_bindings import NOT_IN_FORCE
+from ipv6natd.report.status import port_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +56,9 @@ def _binding_order(binding: PortBinding) -> tuple[Protocol, int, int, str]:
 
 
 def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
-    host_end, container_end = f"-{mapping.host_port_end}", f"-{mapping.container_port_end}"
-    if mapping.count == 1:
-        host_end = container_end = ""
-    binding = (
-        f"[{mapping.host_address}]:{mapping.host_port}{host_end} -> "
-        f"{mapping.container_port}{container_end}/{mapping.protocol}"
-    )
+    host = port_range(mapping.host_port, mapping.host_port_end)
+    inside = port_range(mapping.container_port, mapping.container_port_end)
+    binding = f"[{mapping.host_address}]:{host} -> {inside}/{mapping.protocol}"
     if mapping.managed_by is ManagedBy.ENGINE:
         return PortReport(
             binding=binding,

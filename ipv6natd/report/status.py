@@ -192,6 +192,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def port_range(first: int, last: int) -> str:
+    """ "443", "8000-8010"."""
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
 def one_line(status: Status) -> str:
     """The status in one line, for STATUS= and the journal."""
     counts = f"{counted(len(status.mappings), 'mapping')}, "
