@@ -7,6 +7,7 @@ key and the legal values, before anything is changed.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings, validated: one field for each key of the configuration file."""
+    """All settings, validated. It has many fields: one for each key of the configuration file."""
 
     endpoint: str = DEFAULT_ENDPOINT
     cert_path: str = ""
@@ -332,27 +333,9 @@ def example() -> str:
         "# Configuration of ipv6natd. Each key shows its default.",
         "# Files in /etc/ipv6natd/conf.d/*.toml are read after this file and override it.",
     ]
-    defaults = {field.name: getattr(Settings(), field.name) for field in fields(Settings)}
     for key in KEYS:
-        lines += [
-            "",
-            f"# {key.about}",
-            f"# Legal: {key.legal}.",
-            f"#{key.name} = {_toml(defaults[key.name])}",
-        ]
+        default = getattr(Settings(), key.name)
+        # A list, a table and a string in JSON are also such values in TOML.
+        value = json.dumps("" if default is None else default, default=str)
+        lines += ["", f"# {key.about}", f"# Legal: {key.legal}.", f"#{key.name} = {value}"]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case tuple():
-            return "[" + ", ".join(f'"{item}"' for item in value) + "]"
-        case dict():
-            return "{}"
-        case None:
-            return '""'
-    return f'"{value}"'
