@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.facts import ra_default_routes
@@ -29,12 +28,11 @@ from ipv6natd.host.sysctls import (
     parse_interfaces,
     reverted,
 )
-from ipv6natd.sync.saved_rules import SavedRules
+from ipv6natd.sync.saved_rules import SavedRules, read_saved
 from ipv6natd.system import files
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 FOLDER = "/run/ipv6natd"
 CHANGES_FILE, RA_INTERFACES_FILE = "sysctls", "advertised"
@@ -77,7 +75,7 @@ class Forwarding:
         with self._lock:
             if not self._may_write():
                 return
-            known = _read_saved(self._ra_interfaces_file, parse_interfaces) or frozenset()
+            known = read_saved(self._ra_interfaces_file, parse_interfaces) or frozenset()
             names = set(known)
             if self._value(FORWARDING) == "0":
                 names.update(route.interface for route in ra_default_routes())
@@ -115,7 +113,7 @@ class Forwarding:
     def restore(self) -> None:
         """Restore the old values where ours are still set. Raises FirewallError."""
         with self._lock:
-            changes = _read_saved(self._changes_file, parse_changes) or ()
+            changes = read_saved(self._changes_file, parse_changes) or ()
             try:
                 self._restore_values(changes)
                 self._changes_file.unlink(missing_ok=True)
@@ -155,7 +153,7 @@ class Forwarding:
 
     def _apply(self, changes: Iterable[SysctlChange]) -> bool:
         """Save the old values, then set the new ones; returns whether all of it succeeded."""
-        saved = _read_saved(self._changes_file, parse_changes) or ()
+        saved = read_saved(self._changes_file, parse_changes) or ()
         done: list[SysctlChange] = []
         try:
             self._save(self._changes_file, format_changes(merged(saved, changes)))
@@ -196,17 +194,6 @@ def _change_text(change: SysctlChange) -> str:
             "accepts only with accept_ra=2"
         )
     return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_DISABLE_HINT}"
-
-
-def _read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:
-    """The parsed file, None if it is missing or not written by us."""
-    try:
-        return parsed(files.read(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be used: %s", path, error)
-        return None
 
 
 def _read_text(path: Path) -> str | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import Observed, matches
@@ -20,6 +21,7 @@ from ipv6natd.policy.ruleset import checks_sources
 from ipv6natd.system import files
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FOLDER = "/var/lib/ipv6natd"
 FILE_NAME = "filter.rules"
@@ -35,14 +37,8 @@ class SavedRules:
 
     def read(self) -> Ruleset | None:
         """The saved tables, None if they are missing, empty or not written by us."""
-        try:
-            rules = parse_saved_rules(files.read(self.path))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s cannot be used: %s", self.path, error)
-            return None
-        return rules if rules.filter.chains else None
+        rules = read_saved(self.path, parse_saved_rules)
+        return rules if rules and rules.filter.chains else None
 
     def write(self, rules: Ruleset) -> None:
         """Replace the file atomically; without chains, remove it."""
@@ -61,6 +57,17 @@ class SavedRules:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot remove %s: %s", self.path, error.strerror)
+
+
+def read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:
+    """The parsed file, None if it is missing or not written by us."""
+    try:
+        return parsed(files.read(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s cannot be used: %s", path, error)
+        return None
 
 
 def past_exposure(wanted: Ruleset, observed: Observed) -> Exposure:
