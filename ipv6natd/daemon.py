@@ -32,7 +32,7 @@ from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
-from ipv6natd.sync.reconciler import Reconciler
+from ipv6natd.sync.reconciler import Reconciler, settle
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
@@ -60,7 +60,7 @@ class Daemon:
         self._load = load
         self._notifier = Notifier()
         self._stop = asyncio.Event()
-        self._reloads: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+        self._reloads: asyncio.Queue[asyncio.Future[BusError | None]] = asyncio.Queue()
         self._explain_lock = asyncio.Lock()  # explain reads whole tables: one call at a time
         firewalld = Firewalld(self._recheck_host)
         self._host = LocalHost(Forwarding(wanted=settings.ip_forward), firewalld.zones)
@@ -180,8 +180,8 @@ class Daemon:
             resync_interval=settings.resync_interval,
         )
 
-    def _request_reload(self) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def _request_reload(self) -> asyncio.Future[BusError | None]:
+        done: asyncio.Future[BusError | None] = asyncio.get_running_loop().create_future()
         self._reloads.put_nowait(done)
         return done
 
@@ -197,13 +197,7 @@ class Daemon:
             except (EngineUnavailable, FirewallError) as error:
                 log.warning("the settings take effect later: %s", error)
             self._notifier.ready(one_line(self._reconciler.status))
-            for future in waiting:
-                if refused and not future.done():
-                    # A future that nobody awaits would log its exception again.
-                    future.set_exception(refused)
-                    future.exception()
-                elif not future.done():
-                    future.set_result(None)
+            settle(waiting, refused)
 
     def _read_settings(self, tasks: asyncio.TaskGroup) -> BusError | None:
         """Read the settings again; the error if they are refused."""
@@ -317,7 +311,8 @@ class Daemon:
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""
-        await self._request_reload()
+        if refused := await self._request_reload():
+            raise refused
 
     async def cleanup(self) -> None:
         """Remove all rules until a resync. Raises BusError."""

@@ -43,7 +43,7 @@ class Requests:
     """Read the tables: another program may have changed them."""
     recheck_flows: bool = False
     """Check all flows: those to a new address may have begun without NAT."""
-    resyncs: list[asyncio.Future[SyncResult]] = field(default_factory=list)
+    resyncs: list[asyncio.Future[SyncResult | FirewallError]] = field(default_factory=list)
     """Who waits for its result."""
 
 
@@ -86,7 +86,7 @@ class Reconciler:
         self.publisher = Publisher(engine, applier, self.monitor, observer)
         self._woken = asyncio.Event()
         self._requests = Requests()
-        self._removals: list[asyncio.Future[None]] = []
+        self._removals: list[asyncio.Future[FirewallError | None]] = []
         self._retry = Retry()
         self._call_began: float | None = None
         self.first_pass = asyncio.Event()
@@ -186,12 +186,14 @@ class Reconciler:
         self.monitor.rules_removed = True
         await self._request(self._removals)
 
-    async def _request(self, waiters: list[asyncio.Future[T]]) -> T:
+    async def _request(self, waiters: list[asyncio.Future[T | FirewallError]]) -> T:
         """Trigger a pass, and wait for its answer to `waiters`."""
-        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[T | FirewallError] = asyncio.get_running_loop().create_future()
         waiters.append(waiter)
         self.trigger()
-        return await waiter
+        if isinstance(result := await waiter, FirewallError):
+            raise result
+        return result
 
     async def explain(self, query: str) -> list[Explanation]:
         """Explanations of the containers that `query` selects."""
@@ -234,7 +236,7 @@ class Reconciler:
             )
         except FirewallError as error:
             self._record_failure(error)
-            _settle(requests.resyncs, error)
+            settle(requests.resyncs, error)
         else:
             self._record_success(result)
             sync_result = SyncResult(
@@ -243,7 +245,7 @@ class Reconciler:
                 rules_removed=result.removed,
                 duration_ms=round((time.monotonic() - began) * 1000),
             )
-            _settle(requests.resyncs, sync_result)
+            settle(requests.resyncs, sync_result)
         self.first_pass.set()
         if self.applier.has_unverified_chains and not self._woken.is_set():
             await self._read_back()
@@ -266,14 +268,14 @@ class Reconciler:
         except FirewallError as error:
             # Some rules may be removed: the next pass writes all of them again.
             self.monitor.rules_removed = False
-            _settle(removals, error)
+            settle(removals, error)
             return
         if self.monitor.rules_removed:
             self.monitor.removed()
             self.publisher.refresh()
             resyncs, self._requests.resyncs = self._requests.resyncs, []
-            _settle(resyncs, FirewallError("all rules were removed during the resync"))
-        _settle(removals, None)
+            settle(resyncs, FirewallError("all rules were removed during the resync"))
+        settle(removals, None)
 
     async def remove(self) -> None:
         """Remove all our rules. Raises FirewallError."""
@@ -317,11 +319,8 @@ class Reconciler:
         self.publisher.succeeded(result)
 
 
-def _settle(waiters: Iterable[asyncio.Future[T]], result: T | FirewallError) -> None:
+def settle(waiters: Iterable[asyncio.Future[T]], result: T) -> None:
+    """Give the result to all that still wait. It may be an error, which the waiter raises."""
     for waiter in waiters:
-        if waiter.done():
-            continue
-        if isinstance(result, FirewallError):
-            waiter.set_exception(result)
-        else:
+        if not waiter.done():
             waiter.set_result(result)
