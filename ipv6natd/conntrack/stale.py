@@ -44,11 +44,6 @@ class Exposure(IntEnum):
     replies."""
 
 
-def affects_flows(old: Desired | None, new: Desired) -> bool:
-    """True if the change can make a conntrack entry or a neighbour entry stale."""
-    return affects_entries(old, new) or bool(added_endpoints(old, new))
-
-
 def affects_entries(
     old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
 ) -> bool:

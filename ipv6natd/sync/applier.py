@@ -40,7 +40,7 @@ from collections.abc import Mapping as Map
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ipv6natd.conntrack.stale import Exposure, affects_flows
+from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
 from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
@@ -150,7 +150,7 @@ class Applier:
         """`expected_backend` is the one to report until the firewall is open. `exposure` is what
         may have been unprotected before the start."""
         self._open_firewall = open_firewall
-        self._expected_backend = expected_backend
+        self.backend = expected_backend
         self.firewall: Firewall | None = None
         """None until it is open: ip6tables may be missing. Each pass tries to open it."""
         self._host = host
@@ -163,15 +163,11 @@ class Applier:
         """False if the kernel turned out to have no raw table; until the service starts again."""
         self._busy = threading.Lock()
 
-    @property
-    def backend(self) -> Backend:
-        """The variant of the firewall, or the expected one."""
-        return self.firewall.backend if self.firewall else self._expected_backend
-
     def opened(self) -> Firewall:
         """The firewall, which is opened if it is not open. Raises FirewallError."""
         if self.firewall is None:
             self.firewall = self._open_firewall()
+            self.backend = self.firewall.backend
         return self.firewall
 
     @contextmanager
@@ -249,7 +245,7 @@ class Applier:
             return _with_digests(applied, {t: now[t].chains for t in Table})
         log.warning(
             "another program changed our rules in %s; restoring them",
-            _table_list(drift),
+            " and ".join(f"the {table} table" for table in drift),
             extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
         )
         self._flows = self._flows.after_drift(drift)
@@ -257,31 +253,18 @@ class Applier:
 
     def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:
         """The tables that another program changed and that must be written again."""
-        if self.position.conceded and self._all_match(applied.ruleset, now, keep_order=True):
+        if self.position.conceded and _all_match(applied.ruleset, now, keep_order=True):
             self.position.reset()
             log.info("our rules come first in FORWARD again")
+
+        def drifted(*, keep_order: bool) -> tuple[Table, ...]:
+            before = applied.observed
+            return tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep_order))
+
         keep_order = not self.position.conceded
-        before = applied.observed
-        drift = tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep_order))
-        if (
-            drift
-            and keep_order
-            and not any(has_drifted(before[t], now[t], keep_order=False) for t in drift)
-        ):
-            return () if self._record_position_loss() else drift
-        return drift
-
-    def _all_match(self, rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
-        return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
-
-    def _record_position_loss(self) -> bool:
-        """Record that another program is first in FORWARD; returns whether that is conceded now."""
-        self.position.record_loss(time.monotonic())
-        if self.position.conceded:
-            log.warning(
-                "another program keeps taking the first position in FORWARD; it is left there"
-            )
-        return self.position.conceded
+        drift = drifted(keep_order=keep_order)
+        position_lost = drift and keep_order and not drifted(keep_order=False)
+        return () if position_lost and self.position.record_loss(time.monotonic()) else drift
 
     def _write(
         self, applied: AppliedState | Unknown, wanted: Desired, rules: Ruleset
@@ -319,9 +302,10 @@ class Applier:
             for change in rewrite_tables(found, rules, interim=interim, keep_order=keep_order):
                 firewall.write(change)
             observed = firewall.read()
-            if self._all_match(rules, observed, keep_order=keep_order):
+            if _all_match(rules, observed, keep_order=keep_order):
                 return observed
-            if self._all_match(rules, observed, keep_order=False) and self._record_position_loss():
+            position_lost = _all_match(rules, observed, keep_order=False)
+            if position_lost and self.position.record_loss(time.monotonic()):
                 return observed
             log.debug(
                 "another program changed the tables during the write (attempt %d)", attempt + 1
@@ -361,14 +345,16 @@ class Applier:
             calls.append((None, Exposure.NONE))
         # If one call fails, the next would fail too. The next pass tries again.
         flushed = all(
-            self._host.flush_stale_flows(old, wanted, exposure)
-            for old, exposure in calls
-            if exposure or affects_flows(old, wanted)
+            self._host.flush_stale_flows(old, wanted, exposure) for old, exposure in calls
         )
         self._flows = (
             ConntrackState(flushed_for=wanted) if flushed else replace(flows, recheck_all=True)
         )
         return flushed
+
+
+def _all_match(rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
+    return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
 
 
 def _needs_forwarding(network: Network) -> bool:
@@ -399,27 +385,24 @@ def remove_all(firewall: Firewall) -> int:
     return sum(counts.values())
 
 
-def _table_list(tables: Iterable[Table]) -> str:
-    return " and ".join(f"the {table} table" for table in tables)
-
-
 class PositionGuard:
     """Counts how often another program took the first position in FORWARD from our jumps."""
 
     def __init__(self) -> None:
-        """Start without losses."""
         self._losses: deque[float] = deque(maxlen=MAX_POSITION_LOSSES)
         self.conceded = False
         """True if our jumps stay behind the rules of the other program."""
 
-    def record_loss(self, now: float) -> None:
-        """Record a loss, at `now` seconds."""
+    def record_loss(self, now: float) -> bool:
+        """Record a loss, at `now` seconds; returns whether the position is conceded now."""
         self._losses.append(now)
-        if (
-            len(self._losses) == MAX_POSITION_LOSSES
-            and now - self._losses[0] <= POSITION_LOSS_PERIOD
-        ):
+        full = len(self._losses) == MAX_POSITION_LOSSES
+        if full and now - self._losses[0] <= POSITION_LOSS_PERIOD:
             self.conceded = True
+            log.warning(
+                "another program keeps taking the first position in FORWARD; it is left there"
+            )
+        return self.conceded
 
     def reset(self) -> None:
         """Forget all losses: our jumps are first again, or an administrator requested a resync."""

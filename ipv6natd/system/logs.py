@@ -71,7 +71,6 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes lines to the standard error; if that is the journal, with the priority as <N>."""
 
     def __init__(self) -> None:
-        """Write to the current standard error."""
         super().__init__(sys.stderr)
         self._prefix = _stderr_is_the_journal()
         form = "%(message)s" if self._prefix else "%(asctime)s %(levelname)-7s %(message)s"

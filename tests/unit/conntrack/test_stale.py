@@ -13,7 +13,6 @@ from ipv6natd.conntrack.stale import (
     added_endpoints,
     affected_protocols,
     affects_entries,
-    affects_flows,
     newly_protected,
     removed_addresses,
     stale_entries,
@@ -97,14 +96,13 @@ def test_affected_protocols_are_those_of_changed_mappings(
     old: Desired | None, new: Desired, changed: list[str]
 ) -> None:
     assert affected_protocols(old, new) == changed
-    assert bool(added_endpoints(old, new)) or affects_flows(old, new) == bool(changed)
+    assert affects_entries(old, new) == bool(changed)
 
 
 def test_added_endpoints_are_known_only_if_the_old_mappings_are() -> None:
     both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
     assert affected_protocols(UDP, both) == []
     assert added_endpoints(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
-    assert affects_flows(UDP, both)
     # Two ports of one container are one endpoint; in the other cases no endpoint was added.
     assert len(added_endpoints(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
     for old, new in ((None, both), (both, UDP), (UDP, UDP), (UDP, want(web("5354:53/udp")))):
@@ -120,7 +118,7 @@ def test_newly_protected_has_a_network_once_and_none_if_old_is_unknown() -> None
     one = desired(snapshot(X), Policy())
     assert [network.name for network in newly_protected(one, both)] == [Y.name]
     assert [network.name for network in newly_protected(engines, one)] == [X.name]
-    assert affects_flows(one, both)
+    assert affects_entries(one, both)
     for old, new in ((both, both), (None, both), (both, one), (both, engines)):
         assert newly_protected(old, new) == ()
 

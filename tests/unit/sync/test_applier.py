@@ -170,8 +170,11 @@ def fail_and_sync(bench: Bench) -> PassResult:
 
 FLOWS: dict[str, tuple[Callable[[Bench], PassResult], list[tuple[bool, Exposure]]]] = {
     "the same rules": (Bench.sync, []),
-    "another address": (lambda b: b.sync(recheck_flows=True), [(False, Exposure.NONE)]),
-    "an edit of nat": (edit(NAT_EDIT), [(False, Exposure.NONE)]),
+    "another address": (
+        lambda b: b.sync(recheck_flows=True),
+        [(True, Exposure.NONE), (False, Exposure.NONE)],
+    ),
+    "an edit of nat": (edit(NAT_EDIT), [(True, Exposure.NONE), (False, Exposure.NONE)]),
     "an edit of the guard": (edit(GUARD_EDIT), [(True, Exposure.OPEN)]),
     "a removal": (remove_and_sync, [(False, Exposure.OPEN)]),
     "a failed write": (fail_and_sync, [(True, Exposure.NONE)]),
