@@ -172,11 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         help="remove all rules of ipv6natd, without engine and bus, and exit",
     )
     for key in KEYS:
-        _add_setting(group, key, getattr(Settings(), key.name))
+        _add_setting(group, key)
     return parser
 
 
-def _add_setting(group: argparse._ArgumentGroup, key: Key, default: object) -> None:
+def _add_setting(group: argparse._ArgumentGroup, key: Key) -> None:
+    default = key.default
     match default:
         case bool():
             text, metavar = "on" if default else "off", "BOOL"

@@ -29,43 +29,18 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All settings, validated. It has many fields: one for each key of the configuration file."""
-
-    endpoint: str = DEFAULT_ENDPOINT
-    cert_path: str = ""
-    tls_verify: bool = False
-    retry: bool = True
-    cleanup: bool = False
-    debug: bool = False
-    backend: str = "auto"
-    ip_forward: bool = True
-    nat_prefixes: tuple[IPv6Network, ...] = (IPv6Network("fc00::/7"),)
-    ipv4_any_means_ipv6: bool = False
-    address_map: Mapping[IPv4Address, IPv6Address] = field(default_factory=dict)
-    allow_direct_routing: bool = False
-    accept_fwmark: tuple[int, int] | None = None
-    resync_interval: int = 300
-    metrics_textfile: str = ""
-
-    @property
-    def policy(self) -> Policy:
-        """The settings that decide about rules."""
-        return Policy(**{field.name: getattr(self, field.name) for field in fields(Policy)})
-
-
-@dataclass(frozen=True, slots=True)
 class Key:
-    """One row of the table of keys: the parser, the legal values and the purpose.
+    """One row of the table of keys: the default, the parser, the legal values and the purpose.
 
     `parse` raises ValueError for an illegal value.
     """
 
     name: str
+    default: object
     parse: Callable[[Any], object]
     legal: str
     about: str
-    environment: str = ""
+    environment: str
 
 
 def _bool(value: Any) -> bool:
@@ -140,86 +115,102 @@ def _textfile(value: Any) -> str:
     return path
 
 
-def _flag(name: str, about: str, environment: str = "") -> Key:
-    return Key(name, _bool, "true or false", about, environment)
+def _key(
+    default: object, parse: Callable[[Any], object], legal: str, about: str, environment: str = ""
+) -> Any:
+    """A field of Settings, and the rest of its row in the table of keys."""
+    row = {"default": default, "parse": parse, "legal": legal, "about": about}
+    return field(default_factory=lambda: default, metadata=row | {"environment": environment})
 
 
-KEYS = (
-    Key(
-        "endpoint",
+def _flag(default: bool, about: str, environment: str = "") -> Any:
+    return _key(default, _bool, "true or false", about, environment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, validated. It has many fields: one for each key of the configuration file."""
+
+    endpoint: str = _key(
+        DEFAULT_ENDPOINT,
         _endpoint,
         "unix:///path or tcp://host:port, without a user",
         "Address of the Docker engine.",
         "DOCKER_HOST",
-    ),
-    Key(
-        "cert_path",
+    )
+    cert_path: str = _key(
+        "",
         _absolute_path,
         "the absolute path of a directory",
         "Directory with key.pem, cert.pem and ca.pem, for a tcp:// endpoint with TLS.",
         "DOCKER_CERT_PATH",
-    ),
-    _flag(
-        "tls_verify",
+    )
+    tls_verify: bool = _flag(
+        False,
         "Use TLS for a tcp:// endpoint and verify the engine's certificate against ca.pem.",
         "DOCKER_TLS_VERIFY",
-    ),
-    _flag(
-        "retry",
-        "Reconnect when the connection to the engine fails; with false, exit with status 1.",
-    ),
-    _flag(
-        "cleanup", "Remove all rules when the daemon stops; with false, published ports stay open."
-    ),
-    _flag("debug", "Log every rule that is added or removed."),
-    Key(
-        "backend",
+    )
+    retry: bool = _flag(
+        True, "Reconnect when the connection to the engine fails; with false, exit with status 1."
+    )
+    cleanup: bool = _flag(
+        False, "Remove all rules when the daemon stops; with false, published ports stay open."
+    )
+    debug: bool = _flag(False, "Log every rule that is added or removed.")
+    backend: str = _key(
+        "auto",
         _backend,
         " or ".join(BACKENDS),
         "Variant of ip6tables to use; auto selects the variant of the host's ip6tables.",
-    ),
-    _flag(
-        "ip_forward",
+    )
+    ip_forward: bool = _flag(
+        True,
         "Switch IPv6 forwarding on when the rules are in force; clean-up restores the old values.",
-    ),
-    Key(
-        "nat_prefixes",
+    )
+    nat_prefixes: tuple[IPv6Network, ...] = _key(
+        (IPv6Network("fc00::/7"),),
         _prefixes,
         'a list of IPv6 prefixes such as ["fc00::/7"]',
         "A network is managed if all its IPv6 subnets are in these prefixes.",
-    ),
-    _flag(
-        "ipv4_any_means_ipv6", "As docker-ipv6nat did, publish bindings to 0.0.0.0 also on IPv6."
-    ),
-    Key(
-        "address_map",
+    )
+    ipv4_any_means_ipv6: bool = _flag(
+        False, "As docker-ipv6nat did, publish bindings to 0.0.0.0 also on IPv6."
+    )
+    address_map: Mapping[IPv4Address, IPv6Address] = _key(
+        {},
         _address_map,
         'a table such as { "192.0.2.10" = "2001:db8::10" }',
         "Publish bindings to the IPv4 address also on the IPv6 address.",
-    ),
-    _flag(
-        "allow_direct_routing",
-        "Accept connections from outside to published ports of a container's own address.",
-    ),
-    Key(
-        "accept_fwmark",
+    )
+    allow_direct_routing: bool = _flag(
+        False, "Accept connections from outside to published ports of a container's own address."
+    )
+    accept_fwmark: tuple[int, int] | None = _key(
+        None,
         _fwmark,
         'a mark such as "0x1", or mark and mask such as "0x1/0x3"',
         "Accept all forwarded packets that carry this firewall mark.",
-    ),
-    Key(
-        "resync_interval",
+    )
+    resync_interval: int = _key(
+        300,
         _resync_interval,
         "a number of seconds from 10 to 86400",
         "Seconds between two complete reads of the engine while no event arrives.",
-    ),
-    Key(
-        "metrics_textfile",
+    )
+    metrics_textfile: str = _key(
+        "",
         _textfile,
         "the absolute path of a file that ends in .prom, or empty for none",
         "Write metrics to this file, for the textfile collector of node_exporter.",
-    ),
-)
+    )
+
+    @property
+    def policy(self) -> Policy:
+        """The settings that decide about rules."""
+        return Policy(**{field.name: getattr(self, field.name) for field in fields(Policy)})
+
+
+KEYS = tuple(Key(name=key.name, **key.metadata) for key in fields(Settings))
 _BY_NAME = {key.name: key for key in KEYS}
 
 
@@ -334,8 +325,7 @@ def example() -> str:
         "# Files in /etc/ipv6natd/conf.d/*.toml are read after this file and override it.",
     ]
     for key in KEYS:
-        default = getattr(Settings(), key.name)
         # A list, a table and a string in JSON are also such values in TOML.
-        value = json.dumps("" if default is None else default, default=str)
+        value = json.dumps("" if key.default is None else key.default, default=str)
         lines += ["", f"# {key.about}", f"# Legal: {key.legal}.", f"#{key.name} = {value}"]
     return "\n".join(lines) + "\n"
