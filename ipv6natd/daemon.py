@@ -116,19 +116,18 @@ class Daemon:
         code = STOPPED
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(
-                        watch_addresses(self._reconciler.addresses_changed, self._reread_routes)
-                    ),
-                    tasks.create_task(self._reconciler.run()),
-                    tasks.create_task(serve(self._service)),
-                    tasks.create_task(self._reconciler.watch_firewall()),
-                    tasks.create_task(self._notify_watchdog()),
-                    tasks.create_task(self._reconciler.monitor.run()),
-                    tasks.create_task(self._reload_on_request(tasks)),
-                    tasks.create_task(self._textfile.run()),
-                    tasks.create_task(self._ready()),
-                ]
+                parts = (
+                    watch_addresses(self._reconciler.addresses_changed, self._reread_routes),
+                    self._reconciler.run(),
+                    serve(self._service),
+                    self._reconciler.watch_firewall(),
+                    self._notify_watchdog(),
+                    self._reconciler.monitor.run(),
+                    self._reload_on_request(tasks),
+                    self._textfile.run(),
+                    self._ready(),
+                )
+                running = [tasks.create_task(part) for part in parts]
                 self._watch_task = tasks.create_task(self._watch.run(retry=self._settings.retry))
                 await self._stop.wait()
                 self._notifier.stopping()

@@ -53,7 +53,7 @@ class Conntrack:
         `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
         _flush_neighbours(old, new, exposure)
-        if not affects_entries(old, new, exposure=exposure):
+        if not affects_entries(old, new, exposure):
             return True
         try:
             self._delete_stale_entries(old, new, exposure)
@@ -105,7 +105,7 @@ def _explained(verb: str) -> Iterator[None]:
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
     # The kernel drops packets that wait for a deleted neighbour. With -force the batch continues if
     # an address has no neighbour entry, as most have none.
-    protected = newly_protected(old, new, exposure=exposure)
+    protected = newly_protected(old, new, exposure)
     lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
     lines += [
         f"neigh del {address} dev {bridge}\n" for bridge, address in added_endpoints(old, new)

@@ -44,12 +44,10 @@ class Exposure(IntEnum):
     replies."""
 
 
-def affects_entries(
-    old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
-) -> bool:
+def affects_entries(old: Desired | None, new: Desired, exposure: Exposure) -> bool:
     """True if the change can make a conntrack entry stale."""
     return bool(
-        newly_protected(old, new, exposure=exposure)
+        newly_protected(old, new, exposure)
         or removed_addresses(old, new)
         or affected_protocols(old, new)
     )
@@ -86,9 +84,7 @@ def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
     return [protocol for protocol in _PROTOCOLS.values() if protocol in affected]
 
 
-def newly_protected(
-    old: Desired | None, new: Desired, *, exposure: Exposure = Exposure.NONE
-) -> tuple[Network, ...]:
+def newly_protected(old: Desired | None, new: Desired, exposure: Exposure) -> tuple[Network, ...]:
     """Our networks that had no rules of ours before: all with `exposure`, none if `old` is None.
 
     A packet for an address of such a network that arrived before the rules was forwarded to the
@@ -211,7 +207,7 @@ def _change(
     old: Desired | None, new: Desired, host_addresses: frozenset[IPv6Address], exposure: Exposure
 ) -> _Change:
     networks = {subnet: network for network in new.networks for subnet in network.subnets}
-    protected = newly_protected(old, new, exposure=exposure)
+    protected = newly_protected(old, new, exposure)
     known = {network.bridge for network in (old or new).networks}
     return _Change(
         removed=removed_addresses(old, new),

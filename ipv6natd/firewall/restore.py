@@ -56,7 +56,7 @@ _INCOMPATIBLE = re.compile(rf"^# (Table `({_TABLES})' is incompatible.*)$", re.M
 
 def detect_backend() -> Backend:
     """The variant of the host's `ip6tables`. Raises FirewallError if there is none."""
-    path = _find_tool("ip6tables")
+    path = which("ip6tables")
     if path is None:
         raise FirewallError(
             f"there is no ip6tables in {':'.join(TOOL_DIRECTORIES)}: {INSTALL_HINT}"
@@ -142,10 +142,6 @@ class RestoreFirewall:
         return False
 
 
-def _find_tool(name: str) -> str | None:
-    return which(name, TOOL_DIRECTORIES)
-
-
 def _variant(tool: str) -> Backend:
     # Before iptables 1.8 legacy was the only variant, and the version did not name it.
     return Backend.NFT if "nf_tables" in _run([tool, "--version"]) else Backend.LEGACY
@@ -153,10 +149,10 @@ def _variant(tool: str) -> Backend:
 
 def _variant_tool(backend: Backend, *verb: str) -> str:
     name = "-".join(["ip6tables", backend, *verb])
-    path = _find_tool(name)
+    path = which(name)
     if path is not None:
         return path
-    shared = _find_tool("-".join(["ip6tables", *verb]))
+    shared = which("-".join(["ip6tables", *verb]))
     if shared is not None and _variant(shared) is backend:
         return shared
     raise FirewallError(

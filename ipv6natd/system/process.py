@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ipv6natd.system.threads import in_thread
@@ -30,9 +30,9 @@ AGENT_TIMEOUT = 20.0
 """Seconds until a polkit agent must be registered."""
 
 
-def which(name: str, directories: Iterable[str] = TOOL_DIRECTORIES) -> str | None:
+def which(name: str) -> str | None:
     """The path of a tool; None if this host does not have it."""
-    for directory in directories:
+    for directory in TOOL_DIRECTORIES:
         path = Path(directory, name)
         if os.access(path, os.X_OK):
             return str(path)

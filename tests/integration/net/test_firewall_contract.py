@@ -683,7 +683,7 @@ def test_restore_error_shows_the_rejected_line_with_context(
 
 
 def test_missing_tool_raises_an_error_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipv6natd.firewall.restore.TOOL_DIRECTORIES", ("/nonexistent",))
+    monkeypatch.setattr("ipv6natd.system.process.TOOL_DIRECTORIES", ("/nonexistent",))
     with pytest.raises(FirewallError, match="install the package iptables"):
         detect_backend()
     with pytest.raises(FirewallError, match="ip6tables-nft-restore"):

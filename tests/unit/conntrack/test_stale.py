@@ -96,7 +96,7 @@ def test_affected_protocols_are_those_of_changed_mappings(
     old: Desired | None, new: Desired, changed: list[str]
 ) -> None:
     assert affected_protocols(old, new) == changed
-    assert affects_entries(old, new) == bool(changed)
+    assert affects_entries(old, new, Exposure.NONE) == bool(changed)
 
 
 def test_added_endpoints_are_known_only_if_the_old_mappings_are() -> None:
@@ -116,11 +116,11 @@ def test_newly_protected_has_a_network_once_and_none_if_old_is_unknown() -> None
     theirs = (replace(network, managed_by=ManagedBy.ENGINE) for network in both.networks)
     engines = replace(both, networks=tuple(theirs))
     one = desired(snapshot(X), Policy())
-    assert [network.name for network in newly_protected(one, both)] == [Y.name]
-    assert [network.name for network in newly_protected(engines, one)] == [X.name]
-    assert affects_entries(one, both)
+    assert [network.name for network in newly_protected(one, both, Exposure.NONE)] == [Y.name]
+    assert [network.name for network in newly_protected(engines, one, Exposure.NONE)] == [X.name]
+    assert affects_entries(one, both, Exposure.NONE)
     for old, new in ((both, both), (None, both), (both, one), (both, engines)):
-        assert newly_protected(old, new) == ()
+        assert newly_protected(old, new, Exposure.NONE) == ()
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
     old = want(web("80:80"))
     assert affected_protocols(old, NOTHING) == []
     assert removed_addresses(old, NOTHING) == {IPv6Address("fd00:a::2")}
-    assert affects_entries(old, NOTHING)
+    assert affects_entries(old, NOTHING, Exposure.NONE)
     begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
     assert is_stale(begun, old, NOTHING)
     for new in (want(web("80:81")), want(web("81:80"))):
-        assert not affects_entries(old, new)
+        assert not affects_entries(old, new, Exposure.NONE)
         assert not is_stale(begun, old, new)
     assert not is_stale(begun, None, NOTHING)
 
@@ -428,7 +428,7 @@ def test_flow_with_a_source_in_an_added_network_is_stale() -> None:
     forged = flow("fd00:b::66 2001:db8:1::1 5353 -> fd00:a::2 53")
     old = desired(snapshot(X, web("5353:53/udp")), Policy())
     new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
-    assert affects_entries(old, new)
+    assert affects_entries(old, new, Exposure.NONE)
     assert list(stale_entries([forged], old, new, HOST_ADDRESSES)) == [forged]
     assert list(stale_entries([forged], new, new, HOST_ADDRESSES)) == []
     # Flows of the network's containers continue when an engine's network becomes ours.
@@ -496,7 +496,7 @@ def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
             flows.index(entry)
             for entry in stale_entries(flows, want, want, HOST_ADDRESSES, exposure=exposed)
         ] == found
-    assert affects_entries(engines, engines, exposure=exposed) is bool(exposed)
+    assert affects_entries(engines, engines, exposed) is bool(exposed)
 
 
 def test_exposure_follows_from_the_chains_of_raw_and_filter() -> None:
