@@ -1,4 +1,4 @@
-"""Calls to the Docker engine: connect, list, inspect. Every call blocks.
+"""Calls to the Docker engine: connect, subscribe, list, inspect. Every call blocks.
 
 A call raises EngineUnavailable or InspectFailed, and no error of the library.
 """
@@ -110,8 +110,6 @@ def inspect(client: Client, kind: str, identity: str) -> object:
         return call(identity)
     except docker.errors.NotFound:
         return None
-    except docker.errors.APIError as error:
-        raise InspectFailed(one_line(error)) from None
     except requests.exceptions.ReadTimeout:
         raise InspectFailed(f"no answer within {CALL_TIMEOUT} s") from None
     except requests.ConnectionError as error:
@@ -121,6 +119,12 @@ def inspect(client: Client, kind: str, identity: str) -> object:
         raise InspectFailed(one_line(error)) from None
     except OSError as error:
         raise EngineUnavailable(one_line(error)) from None
+
+
+def subscribe(client: Client) -> Any:
+    """The stream of the events that can change a rule. Raises EngineUnavailable."""
+    with engine_errors("its event stream broke"):
+        return client.events(filters=parse.EVENTS, decode=True)
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:

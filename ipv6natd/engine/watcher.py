@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any
@@ -25,13 +25,14 @@ from ipv6natd.engine.client import (
     inspect,
     list_all,
     one_line,
+    subscribe,
 )
 from ipv6natd.engine.dockerd import stopped_unit
 from ipv6natd.engine.endpoint import security_warnings
 from ipv6natd.engine.facts import Facts, Subject
 from ipv6natd.model import Container, Engine, EngineState, Network
 from ipv6natd.system.messages import MessageId, log_fields
-from ipv6natd.system.threads import in_thread, start_thread
+from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -153,30 +154,40 @@ class EngineWatcher:
             self._wake()
 
     async def _session(self) -> None:
-        """Connect and follow the event stream to its end. Always raises EngineUnavailable."""
+        """Connect, and follow the engine until a call fails or the event stream ends.
+
+        Always raises EngineUnavailable.
+        """
         await self._raise_if_stopped()
-        client, engine = await in_thread(partial(connect, self._address))
-        log.info("connected to Docker %s", engine.version)
-        self.engine = engine
+        client, self.engine = await in_thread(partial(connect, self._address))
+        log.info("connected to Docker %s", self.engine.version)
         self._log_security_warnings(
             security_warnings(self._address.endpoint, verified=client.verified)
         )
         self._inspects = InspectQueue()
-        events = None
-        try:
-            events, ended = await self._subscribe(client)
-            await self._list(client)
-            self._client = client
-            self.state, self.waiting_for = EngineState.CONNECTED, ""
-            self._wake()
-            await self._follow(client, ended)
-        finally:
-            self._client = None
-            if events is not None:
+        with closing(client):
+            # Before the list: then events report every change after the list.
+            events = await _subscribed(client)
+            tasks = [asyncio.create_task(self._read_events(events))]
+            try:
+                await self._list(client)
+                self._client = client
+                self.state, self.waiting_for = EngineState.CONNECTED, ""
+                self._wake()
+                works = [self._list_periodically, *[self._inspect_queued] * MAX_PARALLEL_INSPECTS]
+                tasks += [asyncio.create_task(work(client)) for work in works]
+                # Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a
+                # task fails at the same moment. Then this would run forever.
+                failed, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                failed.pop().result()
+            finally:
+                self._client = None
                 # Closing the client does not close the stream; its reader would wait forever.
                 with suppress(Exception):
                     events.close()
-            client.close()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def _log_security_warnings(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
@@ -185,61 +196,25 @@ class EngineWatcher:
             log.log(logging.DEBUG if repeated else logging.WARNING, "%s", warning)
             self._logged_warnings.add(warning)
 
-    async def _subscribe(self, client: Client) -> tuple[Any, asyncio.Future[str]]:
-        """Subscribe; return the stream, and a future that gets the reason of its end.
-
-        Subscribe before the list: then events report every change after the list.
-        """
+    async def _read_events(self, events: Iterable[object]) -> None:
+        """Request an inspect for each event; raise EngineUnavailable at the end of the stream."""
         loop = asyncio.get_running_loop()
-        opened: asyncio.Future[Any] = loop.create_future()
-        ended: asyncio.Future[str] = loop.create_future()
 
-        def read() -> None:
-            reason = "its event stream ended"
+        def read() -> str:
             try:
-                events = client.events(filters=parse.EVENTS, decode=True)
-                with closing(events):
-                    loop.call_soon_threadsafe(_resolve, opened, events)
-                    for event in events:
-                        loop.call_soon_threadsafe(self._mark_for_inspect, event)
+                for event in events:
+                    loop.call_soon_threadsafe(self._mark_for_inspect, event)
             except Exception as error:  # a broken stream raises many exceptions in the library
-                reason = f"its event stream broke: {one_line(error)}"
-            try:
-                loop.call_soon_threadsafe(_resolve, ended, reason)
-            except RuntimeError:
-                return  # the loop is closed
+                return f"its event stream broke: {one_line(error)}"
+            return "its event stream ended"
 
-        await start_thread("docker-events", read)
-        await asyncio.wait(
-            (opened, ended), return_when=asyncio.FIRST_COMPLETED, timeout=CALL_TIMEOUT
-        )
-        if not opened.done():
-            raise EngineUnavailable(ended.result() if ended.done() else "it sends no events")
-        return opened.result(), ended
+        raise EngineUnavailable(await in_thread(read))
 
     def _mark_for_inspect(self, event: object) -> None:
         container_id, network_id = parse.event_subjects(event)
         for kind, subject in (("container", container_id), ("network", network_id)):
             if subject:
                 self._inspects.add(Subject(kind, subject), ended=parse.is_end(event))
-
-    async def _follow(self, client: Client, ended: asyncio.Future[str]) -> None:
-        """List and inspect until the stream ends or a call fails.
-
-        Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a task fails
-        at the same moment. Then this would run forever.
-        """
-        works = [self._list_periodically, *[self._inspect_queued] * MAX_PARALLEL_INSPECTS]
-        tasks = [
-            asyncio.create_task(_run_until_unavailable(partial(work, client), ended))
-            for work in works
-        ]
-        try:
-            raise EngineUnavailable(await ended)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _list_periodically(self, client: Client) -> None:
         while True:
@@ -280,19 +255,9 @@ class EngineWatcher:
             self._wake()
 
 
-async def _run_until_unavailable(
-    work: Callable[[], Coroutine[Any, Any, None]], ended: asyncio.Future[str]
-) -> None:
-    """Run a task of a session; its failure ends the session."""
+async def _subscribed(client: Client) -> Any:
+    """The stream of the engine's events."""
     try:
-        await work()
-    except EngineUnavailable as error:
-        _resolve(ended, str(error))
-    except Exception as error:
-        if not ended.done():
-            ended.set_exception(error)
-
-
-def _resolve(future: asyncio.Future[Any], value: object) -> None:
-    if not future.done():
-        future.set_result(value)
+        return await asyncio.wait_for(in_thread(partial(subscribe, client)), timeout=CALL_TIMEOUT)
+    except TimeoutError:
+        raise EngineUnavailable("it sends no events") from None
