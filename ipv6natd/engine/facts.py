@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ipv6natd.engine import parse
+from ipv6natd.engine.parse import Subject
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
 
 T = TypeVar("T", Network, Container)
-
-
-class Subject(NamedTuple):
-    """An object to inspect."""
-
-    kind: str
-    """ "container" or "network"."""
-    id: str
 
 
 class Facts:

@@ -7,14 +7,13 @@ by its default, with a warning or problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from collections.abc import Mapping as Map
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_address
-from operator import attrgetter
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from sys import intern
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipv6natd.model import (
     ANY,
@@ -30,10 +29,22 @@ from ipv6natd.model import (
     is_plain_interface,
 )
 
+Address = IPv4Address | IPv6Address
+Problem = tuple[str, str]
+"""An element of Container.problems."""
+
 _BRIDGE = "com.docker.network.bridge."
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _IPV6_LISTED_SINCE = (20, 10, 6)
 """The first release that lists the IPv6 side of a wildcard binding."""
+
+
+class Subject(NamedTuple):
+    """An object to inspect."""
+
+    kind: str
+    """ "container" or "network"."""
+    id: str
 
 
 def quoted(value: object, limit: int = 60) -> str:
@@ -121,20 +132,13 @@ def container(raw: object, engine: Engine) -> Container | None:
     names = [_text(name) for name in _list(facts.get("Names"))] or [_text(facts.get("Name"))]
     # A legacy link adds its alias "/app/db" to the name "/db", in any order.
     name = next((name for name in names if "/" not in name[1:]), names[0])
-    settings = _dict(facts.get("NetworkSettings"))
-    host_config = _dict(facts.get("HostConfig"))
-    problems: list[tuple[str, str]] = []
-    bindings = (
-        _listed_bindings(_list(facts.get("Ports")), problems)
-        if "Ports" in facts
-        else _inspected_bindings(_dict(settings.get("Ports")), host_config, engine, problems)
-    )
+    bindings = tuple(dict.fromkeys(_bindings(facts, engine)))
     return Container(
         id=container_id,
         name=name.removeprefix("/") or container_id[:12],
-        endpoints=tuple(_endpoints(settings, _ipv6_off(host_config))),
-        bindings=tuple(dict.fromkeys(bindings)),
-        problems=tuple(dict.fromkeys(problems)),
+        endpoints=tuple(_endpoints(facts)),
+        bindings=tuple(found for found in bindings if isinstance(found, PortBinding)),
+        problems=tuple(found for found in bindings if not isinstance(found, PortBinding)),
     )
 
 
@@ -169,23 +173,19 @@ def matches_inspect(listed: Container, known: Container | None) -> bool:
 
     Only the address of an endpoint may differ, if the inspect has none.
     """
-    if known is None or (known.name, len(known.endpoints)) != (listed.name, len(listed.endpoints)):
+    if known is None:
         return False
-
-    def bindings(container: Container) -> set[tuple[object, ...]]:
-        return {
-            (binding.protocol, binding.container_port, binding.host_address, binding.host_port)
-            for binding in container.bindings
-        }
-
-    endpoints = zip(
-        sorted(known.endpoints, key=attrgetter("network_id")),
-        sorted(listed.endpoints, key=attrgetter("network_id")),
-        strict=True,
+    old, new = (
+        {endpoint.network_id: endpoint.address for endpoint in container.endpoints}
+        for container in (known, listed)
     )
-    return bindings(known) == bindings(listed) and all(
-        old.network_id == new.network_id and old.address in (None, new.address)
-        for old, new in endpoints
+    # Only an inspect has the requests, so only there an address may be not explicit.
+    bindings = {replace(binding, explicit_address=True) for binding in known.bindings}
+    return (
+        known.name == listed.name
+        and old.keys() == new.keys()
+        and all(address in (None, new[network_id]) for network_id, address in old.items())
+        and bindings == set(listed.bindings)
     )
 
 
@@ -201,32 +201,29 @@ EVENTS = {
     "event": ["start", "die", "destroy", "rename", "connect", "disconnect", "create", "remove"],
 }
 _ENDS = frozenset({"die", "destroy", "disconnect", "remove"})
-_CONTAINER_ACTIONS = frozenset({"start", "die", "destroy", "rename"})
 
 
 def is_end(raw: object) -> bool:
-    """True for the end of an object. A stopping engine sends no other events.
-
-    >>> is_end({"Action": "die"})
-    True
-    """
+    """True for the end of an object. A stopping engine sends no other events."""
     return _str(_dict(raw).get("Action")) in _ENDS
 
 
-def event_subjects(raw: object) -> tuple[str, str]:
-    """The (container id, network id) of an event; "" without one.
+def event_subjects(raw: object) -> list[Subject]:
+    """The objects that an event may have changed.
 
     Events of all API versions have `Type` and `Actor`, and not all have `id` and `status`.
     """
     event = _dict(raw)
     actor = _dict(event.get("Actor"))
-    subject = _str(actor.get("ID"))
-    match event.get("Type"):
-        case "container":
-            return (subject if _str(event.get("Action")) in _CONTAINER_ACTIONS else ""), ""
-        case "network":
-            return _str(_dict(actor.get("Attributes")).get("container")), subject
-    return "", ""
+    actor_id = _str(actor.get("ID"))
+    subjects: list[Subject] = []
+    match event.get("Type"), event.get("Action"):
+        case "container", "start" | "die" | "destroy" | "rename":
+            subjects = [Subject("container", actor_id)]
+        case "network", _:
+            container_id = _str(_dict(actor.get("Attributes")).get("container"))
+            subjects = [Subject("container", container_id), Subject("network", actor_id)]
+    return [subject for subject in subjects if subject.id]
 
 
 def _dict(value: object) -> dict[str, Any]:
@@ -268,18 +265,12 @@ def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, 
             yield container_id, address
 
 
-def _option_flag(
-    options: dict[str, Any], key: str, warnings: list[str], default: bool = True
-) -> bool:
+def _option_flag(options: dict[str, Any], key: str, warnings: list[str]) -> bool:
     value = options.get(key)
-    if value is None:
-        return default
-    flag = BOOLEANS.get(_str(value))
-    if flag is not None:
-        return flag
-    in_force = str(default).lower()
-    warnings.append(f"{key}={quoted(value)} is neither true nor false; {in_force} is in force")
-    return default
+    flag = True if value is None else BOOLEANS.get(_str(value))
+    if flag is None:
+        warnings.append(f"{key}={quoted(value)} is neither true nor false; true is in force")
+    return flag is not False
 
 
 def _gateway_mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
@@ -295,9 +286,7 @@ def _gateway_mode(options: dict[str, Any], warnings: list[str]) -> GatewayMode:
         return GatewayMode.NAT
 
 
-def _option_address(
-    options: dict[str, Any], key: str, warnings: list[str]
-) -> IPv4Address | IPv6Address | None:
+def _option_address(options: dict[str, Any], key: str, warnings: list[str]) -> Address | None:
     value = options.get(key)
     if value in (None, ""):
         return None
@@ -325,7 +314,7 @@ def _trusted_interfaces(options: dict[str, Any], warnings: list[str]) -> Iterato
 
 
 @lru_cache(maxsize=256)
-def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
+def _parse_address(text: str) -> Address | None:
     """The address; None if it is invalid or has a zone. Docker binds `::ffff:a.b.c.d` as IPv4.
 
     Cached, because all containers have the same few addresses in their bindings.
@@ -334,7 +323,7 @@ def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
         return ANY
     try:
         address = ip_address(text)
-    except (ValueError, AddressValueError):
+    except ValueError:
         return None
     if isinstance(address, IPv6Address):
         if address.scope_id:
@@ -343,13 +332,10 @@ def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
     return address
 
 
-def _ipv6_off(host_config: dict[str, Any]) -> bool:
-    sysctls = _dict(host_config.get("Sysctls"))
-    return sysctls.get("net.ipv6.conf.all.disable_ipv6") == "1"
-
-
-def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
-    for raw in _dict(settings.get("Networks")).values():
+def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
+    sysctls = _dict(_dict(container.get("HostConfig")).get("Sysctls"))
+    ipv6_off = sysctls.get("net.ipv6.conf.all.disable_ipv6") == "1"
+    for raw in _dict(_dict(container.get("NetworkSettings")).get("Networks")).values():
         facts = _dict(raw)
         network_id = _str(facts.get("NetworkID"))
         if not _ID.fullmatch(network_id):
@@ -367,77 +353,59 @@ def _endpoints(settings: dict[str, Any], ipv6_off: bool) -> Iterator[Endpoint]:
         )
 
 
-def _listed_bindings(ports: list[Any], problems: list[tuple[str, str]]) -> Iterator[PortBinding]:
-    for raw in ports:
-        facts = _dict(raw)
-        if "PublicPort" in facts or "IP" in facts:
-            port = f"{facts.get('PrivatePort')}/{facts.get('Type')}"
-            public = facts.get("PublicPort", 0)
-            binding = _binding(port, facts.get("IP"), str(public or ""), problems)
-            if binding is not None:
-                yield binding
-
-
-def _inspected_bindings(
-    ports: dict[str, Any],
-    host_config: dict[str, Any],
-    engine: Engine,
-    problems: list[tuple[str, str]],
-) -> Iterator[PortBinding]:
-    requested = _dict(host_config.get("PortBindings"))
-    for port, raw in ports.items():
+def _bindings(container: dict[str, Any], engine: Engine) -> Iterator[PortBinding | Problem]:
+    if "Ports" in container:  # a row of the list
+        for row in map(_dict, _list(container.get("Ports"))):
+            if "PublicPort" in row or "IP" in row:
+                port = f"{row.get('PrivatePort')}/{row.get('Type')}"
+                yield _binding(port, row.get("IP"), str(row.get("PublicPort") or ""))
+        return
+    all_requests = _dict(_dict(container.get("HostConfig")).get("PortBindings"))
+    for port, entries in _dict(_dict(container.get("NetworkSettings")).get("Ports")).items():
+        requests = map(_dict, _list(all_requests.get(port)))
+        requested = {_parse_address(_str(request.get("HostIp"))) for request in requests}
         bound = [
-            binding
-            for entry in _list(raw)
-            if (binding := _inspected_binding(port, entry, _list(requested.get(port)), problems))
+            _binding(port, entry.get("HostIp"), entry.get("HostPort"), requested)
+            for entry in map(_dict, _list(entries))
         ]
         yield from bound
         if engine.release < _IPV6_LISTED_SINCE:
             yield from _hidden_ipv6_bindings(bound)
 
 
-def _inspected_binding(
-    port: str, entry: object, requested: list[Any], problems: list[tuple[str, str]]
-) -> PortBinding | None:
-    facts = _dict(entry)
-    binding = _binding(port, facts.get("HostIp"), facts.get("HostPort"), problems)
-    if binding is None:
-        return None
-    addresses = {_parse_address(_str(_dict(request).get("HostIp"))) for request in requested}
-    return replace(binding, explicit_address=binding.host_address in addresses)
-
-
-def _hidden_ipv6_bindings(bound: list[PortBinding]) -> Iterator[PortBinding]:
+def _hidden_ipv6_bindings(bound: list[PortBinding | Problem]) -> Iterator[PortBinding]:
     """The IPv6 side of IPv4 wildcard bindings, which engines before 20.10.6 do not list."""
-    if any(isinstance(binding.host_address, IPv6Address) for binding in bound):
+    bindings = [found for found in bound if isinstance(found, PortBinding)]
+    if any(isinstance(binding.host_address, IPv6Address) for binding in bindings):
         return
-    for binding in bound:
+    for binding in bindings:
         if binding.host_address == IPv4Address(0) and not binding.explicit_address:
             yield replace(binding, host_address=None)
 
 
 def _binding(
-    port: str, host_ip: object, host_port: object, problems: list[tuple[str, str]]
-) -> PortBinding | None:
+    port: str, host_ip: object, host_port: object, requested: Set[Address | None] | None = None
+) -> PortBinding | Problem:
+    """One binding. `requested` are the addresses of the requests for the port, None if unknown."""
     number, _, protocol = port.partition("/")
     has_address = host_ip not in ("", None)
     address = _parse_address(_str(host_ip)) if has_address else None
-    where = port if re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII) else quoted(port)
     if protocol not in tuple(Protocol) or not 1 <= _parse_port(number) <= 65535:
-        problems.append((where, f"the engine lists a port that cannot be read: {quoted(port)}"))
+        problem = f"the engine lists a port that cannot be read: {quoted(port)}"
     elif has_address and address is None:
-        reason = f"the engine binds it to {quoted(host_ip)}, which is not an IP address"
-        problems.append((where, reason))
+        problem = f"the engine binds it to {quoted(host_ip)}, which is not an IP address"
     elif host_port not in ("", None) and not 1 <= _parse_port(host_port) <= 65535:
-        problems.append((where, f"the engine lists {quoted(host_port)} as its host port"))
+        problem = f"the engine lists {quoted(host_port)} as its host port"
     else:
         return PortBinding(
             protocol=Protocol(protocol),
             container_port=_parse_port(number),
             host_address=address,
             host_port=max(_parse_port(host_port), 0),
+            explicit_address=requested is None or address in requested,
         )
-    return None
+    is_port = re.fullmatch(r"[0-9]{1,5}/[a-z]{1,8}", port, re.ASCII)
+    return port if is_port else quoted(port), problem
 
 
 def _parse_port(value: object) -> int:

@@ -29,7 +29,8 @@ from ipv6natd.engine.client import (
 )
 from ipv6natd.engine.dockerd import stopped_unit
 from ipv6natd.engine.endpoint import security_warnings
-from ipv6natd.engine.facts import Facts, Subject
+from ipv6natd.engine.facts import Facts
+from ipv6natd.engine.parse import Subject
 from ipv6natd.model import Container, Engine, EngineState, Network
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
@@ -159,8 +160,9 @@ class EngineWatcher:
         Always raises EngineUnavailable.
         """
         await self._raise_if_stopped()
-        client, self.engine = await in_thread(partial(connect, self._address))
-        log.info("connected to Docker %s", self.engine.version)
+        client, engine = await in_thread(partial(connect, self._address))
+        self.engine = engine
+        log.info("connected to Docker %s", engine.version)
         self._log_security_warnings(
             security_warnings(self._address.endpoint, verified=client.verified)
         )
@@ -211,10 +213,8 @@ class EngineWatcher:
         raise EngineUnavailable(await in_thread(read))
 
     def _mark_for_inspect(self, event: object) -> None:
-        container_id, network_id = parse.event_subjects(event)
-        for kind, subject in (("container", container_id), ("network", network_id)):
-            if subject:
-                self._inspects.add(Subject(kind, subject), ended=parse.is_end(event))
+        for subject in parse.event_subjects(event):
+            self._inspects.add(subject, ended=parse.is_end(event))
 
     async def _list_periodically(self, client: Client) -> None:
         while True:

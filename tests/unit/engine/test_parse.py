@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import parse as docker_facts
+from ipv6natd.engine.parse import Subject
 from ipv6natd.model import Container, Endpoint, Engine, GatewayMode, Network, PortBinding, Protocol
 from tests.harness.build import RECORDED, identity, recorded
 from tests.harness.every import every
@@ -203,10 +204,10 @@ def test_recorded_networks_are_read() -> None:
 
 def test_subjects_of_the_recorded_events() -> None:
     events = (RECORDED / "events.json").read_text().splitlines()
-    subjects = [docker_facts.event_subjects(json.loads(line)) for line in events]
+    subjects = {s for line in events for s in docker_facts.event_subjects(json.loads(line))}
     known = {row["Id"] for row in recorded("networks.json")}
-    assert {network for _, network in subjects if network} <= known
-    assert inspected("web").id in {container for container, _ in subjects}
+    assert {subject.id for subject in subjects if subject.kind == "network"} <= known
+    assert ("container", inspected("web").id) in subjects
 
 
 # Options of a network.
@@ -638,40 +639,42 @@ def test_row_with_new_facts_does_not_match_the_inspect() -> None:
 
 # Events.
 
+CONTAINER, NETWORK = Subject("container", "c"), Subject("network", "n")
+
 
 @pytest.mark.parametrize(
     ("event", "subjects"),
     [
         (
             {"Type": "container", "Action": "start", "Actor": {"ID": "c", "Attributes": {}}},
-            ("c", ""),
+            [CONTAINER],
         ),
-        ({"Type": "container", "Action": "die", "Actor": {"ID": "c"}}, ("c", "")),
-        ({"Type": "container", "Action": "create", "Actor": {"ID": "c"}}, ("", "")),
-        ({"Type": "container", "Action": ["start"], "Actor": {"ID": "c"}}, ("", "")),
-        ({"Type": "network", "Action": "create", "Actor": {"ID": "n"}}, ("", "n")),
+        ({"Type": "container", "Action": "die", "Actor": {"ID": "c"}}, [CONTAINER]),
+        ({"Type": "container", "Action": "create", "Actor": {"ID": "c"}}, []),
+        ({"Type": "container", "Action": ["start"], "Actor": {"ID": "c"}}, []),
+        ({"Type": "network", "Action": "create", "Actor": {"ID": "n"}}, [NETWORK]),
         (
             {
                 "Type": "network",
                 "Action": "connect",
                 "Actor": {"ID": "n", "Attributes": {"container": "c"}},
             },
-            ("c", "n"),
+            [CONTAINER, NETWORK],
         ),
-        ({"Type": "image", "Action": "pull", "Actor": {"ID": "i"}}, ("", "")),
-        ({"status": "start", "id": "c", "from": "lab:1"}, ("", "")),
-        ({"Type": ["container"], "Actor": "c"}, ("", "")),
-        ({"Type": "network", "Actor": {"ID": 5, "Attributes": ["container"]}}, ("", "")),
+        ({"Type": "image", "Action": "pull", "Actor": {"ID": "i"}}, []),
+        ({"status": "start", "id": "c", "from": "lab:1"}, []),
+        ({"Type": ["container"], "Actor": "c"}, []),
+        ({"Type": "network", "Actor": {"ID": 5, "Attributes": ["container"]}}, []),
     ],
 )
-def test_event_subjects_of_all_api_versions(event: object, subjects: tuple[str, str]) -> None:
+def test_event_subjects_of_all_api_versions(event: object, subjects: list[Subject]) -> None:
     """API 1.52 has no status, id and from; they are not read."""
     assert docker_facts.event_subjects(event) == subjects
 
 
 @pytest.mark.parametrize("raw", INVALID)
 def test_event_subjects_of_other_json_are_empty(raw: object) -> None:
-    assert docker_facts.event_subjects(raw) == ("", "")
+    assert docker_facts.event_subjects(raw) == []
 
 
 @pytest.mark.parametrize(
