@@ -9,55 +9,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
-from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
+
+_DROPS = ("drop", "reject")
+_FIB_SOURCE = "fib saddr"
+"""The key of a reverse-path filter: it looks up the route to the source address."""
+_OTHER_PROTOCOL = "other protocol"
+"""The key of a condition that is false for TCP, UDP and SCTP over IPv6."""
 
 
-class MatchKey(StrEnum):
-    """What a match compares, as far as it is evaluated."""
-
-    IN = "iifname"
-    OUT = "oifname"
-    STATE = "ct state"
-    STATUS = "ct status"
-    ADDRESS = "ip6 address"
-    NEVER = "other protocols"
-    ALWAYS = "ipv6"
-    OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Condition(NamedTuple):
     """One condition of a rule."""
 
-    key: MatchKey
+    key: str
+    """What is compared, as in nft commands; "" for an expression that is not evaluated."""
     values: frozenset[str] = frozenset()
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftRule:
+class NftRule(NamedTuple):
     """Conditions and a verdict: accept, drop, reject, return, jump, goto, or "" for none."""
 
-    matches: tuple[Match, ...] = ()
-    verdict: str = ""
-    target: str = ""
-    is_rpfilter: bool = False
-    """True for a reverse-path filter: the rule looks up the route to the source address."""
+    conditions: tuple[Condition, ...]
+    verdict: str
+    target: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseChain:
-    """A chain on a hook, with the rules of all chains of its table."""
+    """A chain on a hook; `chains` has the rules of all chains of its table, and of this one."""
 
     family: str
     table: str
     name: str
     hook: str
     policy: str = "accept"
-    rules: tuple[NftRule, ...] = ()
-    other_chains: Map[str, tuple[NftRule, ...]] = field(default_factory=dict)
+    chains: Map[str, list[NftRule]] = field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
@@ -75,6 +63,17 @@ class ForwardedPacket:
     outgoing: str
     state: str = "new"
     dnat: bool = False
+
+    def value(self, key: str) -> str | None:
+        """The value that a condition compares; None if it is unknown."""
+        values = {
+            "iifname": self.incoming,
+            "oifname": self.outgoing,
+            "ct state": self.state,
+            "ct status": "dnat" if self.dnat else "",
+            "meta nfproto": "ipv6",
+        }
+        return values.get(key)
 
 
 def listed_objects(documents: Iterable[Any]) -> list[dict[str, Any]]:
@@ -96,13 +95,13 @@ def _is_well_formed(entry: Map[str, Any]) -> bool:
 def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
     """The base chains among listed objects, with all listed rules of their tables."""
     chains: list[dict[str, Any]] = []
-    rules: dict[tuple[str, str, str], list[NftRule]] = {}
+    tables: dict[tuple[str, str], dict[str, list[NftRule]]] = {}
     for item in listed:
         if chain := item.get("chain"):
             chains.append(chain)
         elif rule := item.get("rule"):
-            key = (rule["family"], rule["table"], rule["chain"])
-            rules.setdefault(key, []).append(_rule(rule.get("expr", ())))
+            table = tables.setdefault((rule["family"], rule["table"]), {})
+            table.setdefault(rule["chain"], []).append(_rule(rule.get("expr", ())))
     return tuple(
         BaseChain(
             family=chain["family"],
@@ -110,12 +109,7 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
             name=chain["name"],
             hook=chain["hook"],
             policy=chain.get("policy", "accept"),
-            rules=tuple(rules.get((chain["family"], chain["table"], chain["name"]), ())),
-            other_chains={
-                name: tuple(chain_rules)
-                for (family, table, name), chain_rules in rules.items()
-                if (family, table) == (chain["family"], chain["table"])
-            },
+            chains=tables.get((chain["family"], chain["table"]), {}),
         )
         for chain in chains
         if "hook" in chain
@@ -124,29 +118,36 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
 
 def blocks(chain: BaseChain, packet: ForwardedPacket) -> bool:
     """True if the chain certainly drops the packet, and no earlier rule is about containers."""
-    verdict = _verdict(chain, chain.rules, packet, {}) or chain.policy
-    return verdict in ("drop", "reject")
+    return (_verdict(chain, chain.name, packet, {}) or chain.policy) in _DROPS
 
 
 def has_rpfilter(chain: BaseChain) -> bool:
     """True if the chain drops packets by a reverse-path filter."""
     return any(
-        rule.is_rpfilter and rule.verdict in ("drop", "reject")
-        for rules in (chain.rules, *chain.other_chains.values())
+        rule.verdict in _DROPS
+        and any(condition.key == _FIB_SOURCE for condition in rule.conditions)
+        for rules in chain.chains.values()
         for rule in rules
     )
 
 
-def _verdict(
-    chain: BaseChain, rules: Iterable[NftRule], packet: ForwardedPacket, known: dict[str, str]
-) -> str:
-    """The verdict of `rules` for a packet; "" if they have none.
+def _verdict(chain: BaseChain, name: str, packet: ForwardedPacket, known: dict[str, str]) -> str:
+    """The verdict of the chain `name` for a packet; "" if it has none.
 
     `known` has the verdicts of the chains evaluated so far. Without it, the time could be
     exponential: many rules can jump to one chain, on several levels.
     """
-    for rule in rules:
-        results = [_matches(match, packet) for match in rule.matches]
+    if name not in known:
+        known[name] = ""  # ends a loop, which the kernel rejects anyway
+        known[name] = _verdict_of_rules(chain, name, packet, known)
+    return known[name]
+
+
+def _verdict_of_rules(
+    chain: BaseChain, name: str, packet: ForwardedPacket, known: dict[str, str]
+) -> str:
+    for rule in chain.chains.get(name, ()):
+        results = [_matches(condition, packet) for condition in rule.conditions]
         if False in results:
             continue
         certain = None not in results
@@ -158,11 +159,7 @@ def _verdict(
             case "return" if certain:
                 return ""
             case "jump" | "goto":
-                if rule.target not in known:
-                    known[rule.target] = ""  # ends a loop, which the kernel rejects anyway
-                    target_rules = chain.other_chains.get(rule.target, ())
-                    known[rule.target] = _verdict(chain, target_rules, packet, known)
-                verdict = known[rule.target]
+                verdict = _verdict(chain, rule.target, packet, known)
                 if (verdict == "accept" and packet.bridge) or (verdict and certain):
                     return verdict
                 if rule.verdict == "goto" and certain:
@@ -172,46 +169,33 @@ def _verdict(
 
 def _names_containers(rule: NftRule, packet: ForwardedPacket) -> bool:
     """True if the rule has the bridge, an IPv6 address or DNAT: it is probably for containers."""
-    for match in rule.matches if packet.bridge else ():
-        if match.key is MatchKey.ADDRESS and not match.negated:
-            return True
-        if match.key is MatchKey.STATUS and packet.dnat:
-            return True
-        if match.key in (MatchKey.IN, MatchKey.OUT) and not match.negated:
-            interface = packet.incoming if match.key is MatchKey.IN else packet.outgoing
-            if interface == packet.bridge:
-                return True
-    return False
+    return packet.bridge != "" and any(
+        (key == "ct status" and packet.dnat)
+        or (key in ("ip6 saddr", "ip6 daddr") and not negated)
+        or (key in ("iifname", "oifname") and not negated and packet.value(key) == packet.bridge)
+        for key, _, negated in rule.conditions
+    )
 
 
-def _matches(match: Match, packet: ForwardedPacket) -> bool | None:
-    """The result of a match for a packet; None if it is unknown."""
-    match match.key:
-        case MatchKey.IN:
-            equal = any(fnmatchcase(packet.incoming, pattern) for pattern in match.values)
-        case MatchKey.OUT:
-            equal = any(fnmatchcase(packet.outgoing, pattern) for pattern in match.values)
-        case MatchKey.STATE:
-            equal = packet.state in match.values
-        case MatchKey.STATUS:
-            equal = packet.dnat and "dnat" in match.values
-        case MatchKey.NEVER | MatchKey.ALWAYS:
-            return match.key is MatchKey.ALWAYS
-        case _:
-            return None
-    return equal is not match.negated
+def _matches(condition: Condition, packet: ForwardedPacket) -> bool | None:
+    """The result of a condition for a packet; None if it is unknown."""
+    if condition.key == _OTHER_PROTOCOL:
+        return False
+    value = packet.value(condition.key)
+    if value is None:
+        return None
+    equal = any(fnmatchcase(value, pattern) for pattern in condition.values)
+    return equal is not condition.negated
 
 
-def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
-    matches: list[Match] = []
+def _rule(expressions: Iterable[Any]) -> NftRule:
+    conditions: list[Condition] = []
     verdict = target = ""
-    source = False
     for expression in expressions:
         for name, value in expression.items() if isinstance(expression, dict) else ():
             match name, value:
                 case "match", dict():
-                    matches.append(_match(value))
-                    source = source or "saddr" in _fib_flags(value.get("left"))
+                    conditions.append(_condition(value))
                 case "accept" | "drop" | "reject" | "return", _:
                     verdict = name
                 case "jump" | "goto", {"target": str(target)}:
@@ -220,11 +204,11 @@ def _rule(expressions: Iterable[dict[str, Any]]) -> NftRule:
                     pass
                 case _:
                     # A limit, a verdict map or a match of xtables: the result is unknown.
-                    matches.append(Match(key=MatchKey.OTHER))
-    return NftRule(matches=tuple(matches), verdict=verdict, target=target, is_rpfilter=source)
+                    conditions.append(Condition(""))
+    return NftRule(tuple(conditions), verdict, target)
 
 
-def _match(value: dict[str, Any]) -> Match:
+def _condition(value: dict[str, Any]) -> Condition:
     left, right, operator = value.get("left"), value.get("right"), value.get("op")
     negated = operator == "!="
     match left:
@@ -233,28 +217,28 @@ def _match(value: dict[str, Any]) -> Match:
             if right == 0:  # "ct status & dnat != 0" is equivalent to "ct status dnat"
                 right, negated = mask, not negated
     values = frozenset(_values(right))
-    return Match(key=_match_key(left, values), values=values, negated=negated)
+    return Condition(_key(left, values), values, negated)
 
 
-def _match_key(left: Any, values: frozenset[str]) -> MatchKey:
+def _key(left: Any, values: frozenset[str]) -> str:
     match left:
         case {"meta": {"key": "iifname" | "iif"}}:
-            return MatchKey.IN
+            return "iifname"
         case {"meta": {"key": "oifname" | "oif"}}:
-            return MatchKey.OUT
-        case {"ct": {"key": "state"}}:
-            return MatchKey.STATE
-        case {"ct": {"key": "status"}}:
-            return MatchKey.STATUS
+            return "oifname"
+        case {"ct": {"key": "state" | "status" as key}}:
+            return f"ct {key}"
+        case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr" as key}}:
+            return f"ip6 {key}"
+        case {"fib": {"flags": list() | str() as flags}} if "saddr" in flags:
+            return _FIB_SOURCE
         case {"meta": {"key": "nfproto"}}:
-            return MatchKey.ALWAYS if "ipv6" in values else MatchKey.NEVER
+            return "meta nfproto"
         case {"meta": {"key": "l4proto"}} if not values & {"tcp", "udp", "sctp"}:
-            return MatchKey.NEVER
+            return _OTHER_PROTOCOL
         case {"payload": {"protocol": "ip" | "icmp" | "icmpv6" | "arp"}}:
-            return MatchKey.NEVER
-        case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr"}}:
-            return MatchKey.ADDRESS
-    return MatchKey.OTHER
+            return _OTHER_PROTOCOL
+    return ""
 
 
 def _values(right: Any) -> Iterator[str]:
@@ -266,12 +250,3 @@ def _values(right: Any) -> Iterator[str]:
                 yield from _values(value)
         case {"set": values}:
             yield from _values(values)
-
-
-def _fib_flags(left: Any) -> tuple[str, ...]:
-    match left:
-        case {"fib": {"flags": list(flags)}}:
-            return tuple(map(str, flags))
-        case {"fib": {"flags": str(flag)}}:
-            return (flag,)
-    return ()

@@ -16,15 +16,7 @@ from ipv6natd.host.findings import (
     kernel_fault,
     unfiltered_bridges,
 )
-from ipv6natd.host.nft import (
-    BaseChain,
-    ForwardedPacket,
-    Match,
-    MatchKey,
-    NftRule,
-    base_chains,
-    blocks,
-)
+from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
 from ipv6natd.model import ManagedBy
 from tests.harness.build import network
 
@@ -289,6 +281,8 @@ BACK_WORDS = "ct state established,related accept"
         (chain([match(IIF, "wlan0"), DROP], policy="accept"), []),
         (chain([match(OIF, {"set": ["eth0", "wlan*"]}), DROP], policy="accept"), [OUT_WORDS]),
         (chain([match({"meta": {"key": "nfproto"}}, "ipv4"), DROP], policy="accept"), []),
+        (chain([match({"meta": {"key": "nfproto"}}, "ipv4", "!="), DROP], policy="accept"),
+         [OUT_WORDS, IN_WORDS, BACK_WORDS]),
         (chain([match({"meta": {"key": "nfproto"}}, "ipv6"), DROP], policy="accept"),
          [OUT_WORDS, IN_WORDS, BACK_WORDS]),
         (chain([{"limit": {"rate": 1}}, DROP], policy="accept"), []),
@@ -323,24 +317,24 @@ def test_nft_jumps_are_followed_and_a_loop_ends() -> None:
 
 def test_chain_with_many_jumps_is_evaluated_once() -> None:
     # Ten jumps in each of sixteen chains: 10^16 paths.
-    steps: dict[str, tuple[NftRule, ...]] = {
-        f"c{depth}": (NftRule(verdict="jump", target=f"c{depth + 1}"),) * 10 for depth in range(16)
-    }
-    last: dict[str, tuple[NftRule, ...]] = {"c16": (NftRule(verdict="drop"),)}
-    chain = BaseChain(
-        family="inet",
-        table="t",
-        name="forward",
-        hook="forward",
-        rules=(NftRule(verdict="jump", target="c0"),),
-        other_chains=steps | last,
-    )
-    never: dict[str, tuple[NftRule, ...]] = {
-        "c16": (NftRule(matches=(Match(key=MatchKey.NEVER),), verdict="drop"),)
-    }
-    packet = ForwardedPacket(bridge="br-x", incoming="br-x", outgoing="eth0")
-    assert blocks(chain, packet)
-    assert not blocks(replace(chain, other_chains=steps | never), packet)
+    place = {"family": "inet", "table": "t"}
+    head = {"chain": place | {"name": "c0", "hook": "forward"}}
+
+    def evaluated(*last: dict[str, Any]) -> bool:
+        rules = [
+            {
+                "rule": place
+                | {"chain": f"c{depth}", "expr": [{"jump": {"target": f"c{depth + 1}"}}]}
+            }
+            for depth in range(16)
+        ]
+        (chain,) = base_chains(
+            [head, *rules * 10, {"rule": place | {"chain": "c16", "expr": [*last, DROP]}}]
+        )
+        return blocks(chain, ForwardedPacket(bridge="br-x", incoming="br-x", outgoing="eth0"))
+
+    assert evaluated()
+    assert not evaluated(match({"payload": {"protocol": "ip", "field": "ttl"}}, 1))
 
 
 def test_bridge_in_no_zone_of_firewalld_is_reported() -> None:
