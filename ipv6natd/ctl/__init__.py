@@ -7,13 +7,12 @@ The state comes over the bus, so that reading needs no root, and no command star
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import closing
 
 from ipv6natd.ctl.client import (
     EXIT_FAILED,
@@ -22,6 +21,7 @@ from ipv6natd.ctl.client import (
     Options,
     Result,
     explain_error,
+    json_text,
 )
 from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.usage import parse_arguments
@@ -31,9 +31,9 @@ from ipv6natd.system.terminal import printable
 EXIT_INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its exit code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+def main() -> None:
+    """Run one command and exit with its exit code; 2 for wrong usage."""
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # no traceback for LANG=C
     try:
         try:
-            name, options = parse_arguments(argv, COMMANDS, os.environ)
+            name, options = parse_arguments(argv, os.environ)
         finally:
             sys.stdout.flush()  # the output of --help and --version
     except OSError as error:
@@ -53,14 +53,14 @@ def run(argv: Sequence[str]) -> int:
         result = asyncio.run(_run_command(COMMANDS[name].run, options))
     except BusError as error:
         code, text = explain_error(error, shlex.join(("ipv6natctl", *argv)))
-        result = Result(value=None, text="", code=code, note=text)
+        result = Result(code=code, note=text)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     try:
         if options.json == "off":
             sys.stdout.write(result.text)
         elif result.value is not None:
-            print(_json(result.value, options.json))
+            print(json_text(result.value, options.json))
         sys.stdout.flush()
     except OSError as error:
         return _report_write_error(error)
@@ -77,15 +77,5 @@ def _report_write_error(error: OSError) -> int:
 
 
 async def _run_command(run: CommandFunction, options: Options) -> Result:
-    daemon = DaemonClient()
-    try:
-        result: Result = await run(daemon, options)
-        return result
-    finally:
-        daemon.close()
-
-
-def _json(value: Any, mode: str) -> str:
-    if mode == "short":
-        return json.dumps(value, separators=(",", ":"))
-    return json.dumps(value, indent=2)
+    with closing(DaemonClient()) as daemon:
+        return await run(daemon, options)

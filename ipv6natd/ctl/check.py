@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 
-from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result, is_not_running
+from ipv6natd.ctl.client import (
+    EXIT_FAILED,
+    DaemonClient,
+    Options,
+    Result,
+    is_not_running,
+    listing,
+    painted,
+)
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
@@ -22,15 +30,9 @@ from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import TOOLS, Check, CheckInputs, CheckVerdict, checks
 from ipv6natd.report.status import counted
 from ipv6natd.system import process
-from ipv6natd.system.terminal import Colour, printable, table
+from ipv6natd.system.terminal import printable
 
 POLKIT = ("org.freedesktop.PolicyKit1", "/", "org.freedesktop.DBus.Peer", "Ping")
-COLOURS = {
-    CheckVerdict.OK: Colour.GOOD,
-    CheckVerdict.NOTE: Colour.WARNING,
-    CheckVerdict.BAD: Colour.BAD,
-    CheckVerdict.UNKNOWN: Colour.WARNING,
-}
 _NET = Path("/sys/class/net")
 _UFW = Path("/etc/ufw/ufw.conf")
 
@@ -149,25 +151,24 @@ def _ufw() -> bool:
         return False
 
 
-def _result(results: Iterable[Check], options: Options) -> Result:
-    lines = list(results)
+def _result(results: Sequence[Check], options: Options) -> Result:
     rows = [
         (
-            options.screen.paint(line.verdict, COLOURS[line.verdict]),
+            painted(line.verdict, options.screen),
             line.about,
             printable(f"{line.text}: {line.fix}" if line.fix else line.text),
         )
-        for line in lines
+        for line in results
     ]
-    bad = sum(line.verdict is CheckVerdict.BAD for line in lines)
-    text = table(("VERDICT", "ABOUT", "WHAT"), rows, legend=options.legend, screen=options.screen)
-    if options.legend:
-        summary = "No fault found."
-        if any(line.verdict is CheckVerdict.UNKNOWN for line in lines):
-            summary = "No fault found, but not everything could be checked."
-        text += f"\n{counted(bad, 'fault')} found.\n" if bad else f"\n{summary}\n"
+    bad = sum(line.verdict is CheckVerdict.BAD for line in results)
+    summary = "No fault found."
+    if bad:
+        summary = f"{counted(bad, 'fault')} found."
+    elif any(line.verdict is CheckVerdict.UNKNOWN for line in results):
+        summary = "No fault found, but not everything could be checked."
     value = [
         {"About": line.about, "Verdict": line.verdict, "Text": line.text, "Fix": line.fix}
-        for line in lines
+        for line in results
     ]
+    text = listing(("VERDICT", "ABOUT", "WHAT"), rows, summary, options)
     return Result(value=value, text=text, code=EXIT_FAILED if bad else 0)

@@ -1,25 +1,38 @@
-"""The parts that all commands use: the daemon on the bus, the options, and the result."""
+"""The parts that all commands use: the daemon on the bus, the options, the result, its texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ipv6natd.dbus import connection as bus
-from ipv6natd.dbus.connection import BUS, ERROR, BusError
+from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PROPERTIES
-from ipv6natd.system.terminal import PIPE, Screen
+from ipv6natd.model import Outcome
+from ipv6natd.report.checks import CheckVerdict
+from ipv6natd.report.status import State
+from ipv6natd.system.terminal import PIPE, Colour, Screen, printable, table
 
 EXIT_FAILED, EXIT_NOT_RUNNING, EXIT_NO_PERMISSION = 1, 3, 4
+INTERACTIVE_TIMEOUT = 180.0
+"""Seconds for a change, which includes the engine, the kernel, and a password dialog."""
+_GOOD = (State.SYNCED, CheckVerdict.OK, Outcome.FORWARDED, Outcome.NATIVE, Outcome.DIRECT)
+_BAD = (State.DEGRADED, State.STOPPED, CheckVerdict.BAD, Outcome.SKIPPED)
+COLOURS: Mapping[str, Colour] = {
+    **dict.fromkeys((*_GOOD, "added", "started"), Colour.GOOD),
+    **dict.fromkeys((*_BAD, "repaired"), Colour.BAD),
+}
+"""State, verdict, outcome or event -> its colour; the others are warnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The result of a command: the value for --json, the text for people, the exit code."""
 
-    value: Any
-    text: str
+    value: Any = None
+    text: str = ""
     code: int = 0
     note: str = ""
     """A sentence for the error output: why there is no other output, or a warning."""
@@ -53,17 +66,14 @@ class DaemonClient:
             self._connection = await bus.connect(on_signal=on_signal)
         return self._connection
 
-    async def call(
-        self,
-        member: str,
-        signature: str = "",
-        *args: Any,
-        timeout: float = bus.CALL_TIMEOUT,  # noqa: ASYNC109 - a part of each call
-        interactive: bool = False,
-    ) -> Any:
-        """Call a method of the manager; return its value, None if it has none. Raises BusError."""
+    async def call(self, member: str, *args: str, interactive: bool = False) -> Any:
+        """Call a method of the manager; return its value, None if it has none. Raises BusError.
+
+        `interactive` permits a password dialog.
+        """
         connection = await self.connection()
-        target = (NAME, PATH, MANAGER, member, signature)
+        timeout = INTERACTIVE_TIMEOUT if interactive else bus.CALL_TIMEOUT
+        target = (NAME, PATH, MANAGER, member, "s" * len(args))
         values = await connection.call(*target, *args, timeout=timeout, interactive=interactive)
         return values[0] if values else None
 
@@ -73,29 +83,19 @@ class DaemonClient:
         (values,) = await connection.call(NAME, PATH, PROPERTIES, "GetAll", "s", MANAGER)
         return dict(values)
 
-    async def listen(self, rule: str) -> None:
-        """Subscribe to the signals that match the rule. Raises BusError."""
-        connection = await self.connection()
-        await connection.call(*BUS, "AddMatch", "s", rule)
-
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
 
-CommandFunction = Callable[[DaemonClient, Options], Any]
-"""A coroutine function that returns a Result or raises BusError."""
+CommandFunction = Callable[[DaemonClient, Options], Coroutine[Any, Any, Result]]
+"""It may raise BusError."""
 
 
 def is_not_running(error: BusError) -> bool:
     """True if the bus works and the daemon does not run."""
     return error.name in (ERROR + "ServiceUnknown", ERROR + "NameHasNoOwner")
-
-
-def is_unreachable(error: BusError) -> bool:
-    """True if there is no bus or no daemon on it."""
-    return is_not_running(error) or error.name == ERROR + "NoServer"
 
 
 def explain_error(error: BusError, command: str) -> tuple[int, str]:
@@ -108,12 +108,43 @@ def explain_error(error: BusError, command: str) -> tuple[int, str]:
             reason = error.text.partition(": sudo ")[0]
             return EXIT_NO_PERMISSION, f"not permitted: {reason}: sudo {command}"
         case "NoServer":
-            return EXIT_FAILED, f"{error.text}: systemctl status dbus.socket"
+            text = f"{error.text}: systemctl status dbus.socket"
         case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":
-            return EXIT_FAILED, f"ipv6natd did not answer ({error.text}): systemctl status ipv6natd"
+            text = f"ipv6natd did not answer ({error.text}): systemctl status ipv6natd"
         case "UnknownMethod" | "UnknownInterface" | "UnknownObject":
-            return (
-                EXIT_FAILED,
-                f"ipv6natd has another version: systemctl restart ipv6natd ({error.text})",
-            )
-    return EXIT_FAILED, error.text
+            text = f"ipv6natd has another version: systemctl restart ipv6natd ({error.text})"
+        case _:
+            text = error.text
+    return EXIT_FAILED, text
+
+
+def json_text(value: Any, mode: str) -> str:
+    """The value for `--json=mode`."""
+    if mode == "short":
+        return json.dumps(value, separators=(",", ":"))
+    return json.dumps(value, indent=2)
+
+
+def painted(word: str, screen: Screen) -> str:
+    """A state, verdict, outcome or event in its colour."""
+    return screen.paint(printable(word), COLOURS.get(word, Colour.WARNING))
+
+
+def labelled(name: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Items for `pairs`: the first text has the name, the others continue it."""
+    return [("" if number else name, printable(text)) for number, text in enumerate(texts)]
+
+
+def listing(
+    header: Sequence[str], rows: Sequence[Sequence[str]], summary: str, options: Options
+) -> str:
+    """Safe cells as a table and, with the legend, a sentence below it."""
+    text = table(header, rows, legend=options.legend and bool(rows), screen=options.screen)
+    if options.legend:
+        text += "\n" * bool(rows) + f"{summary}\n"
+    return text
+
+
+def suggestion(words: Sequence[str], otherwise: str) -> str:
+    """The end of a sentence about an unknown word: the similar words, else `otherwise`."""
+    return f"; did you mean {' and '.join(map(repr, words))}?" if words else otherwise

@@ -17,18 +17,15 @@ from ipv6natd.ctl.client import (
     Options,
     Result,
     is_not_running,
-    is_unreachable,
+    listing,
 )
-from ipv6natd.dbus.connection import BusError
+from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.sync import offline
 from ipv6natd.system import process
-from ipv6natd.system.terminal import printable, table
+from ipv6natd.system.terminal import printable
 
 _AGENT_ENVIRONMENT = ("TERM", "LANG", "LC_ALL", "DBUS_SYSTEM_BUS_ADDRESS")
-_LEFTOVER_KEYS = ("Variant", "Table", "Chain", "Rule")
-CHANGE_TIMEOUT = 180.0
-"""Seconds for a change, which includes the engine, the kernel, and a password dialog."""
 
 
 async def resync(daemon: DaemonClient, _options: Options) -> Result:
@@ -51,7 +48,7 @@ async def cleanup(daemon: DaemonClient, options: Options) -> Result:
     try:
         await _call_interactively(daemon, "Cleanup")
     except BusError as error:
-        if not is_unreachable(error):
+        if not is_not_running(error) and error.name != ERROR + "NoServer":
             raise
         return _flush_without_daemon(error)
     text = "all rules are removed; to write them again: ipv6natctl resync\n"
@@ -67,13 +64,11 @@ async def _leftovers(daemon: DaemonClient, options: Options) -> Result:
     )
     if not rows:
         return Result(value=rows, text="no leftovers found\n")
-    header = ("VARIANT", "TABLE", "CHAIN", "RULE")
-    cells = [tuple(printable(row[key]) for key in _LEFTOVER_KEYS) for row in rows]
-    text = table(header, cells, legend=options.legend, screen=options.screen)
-    if options.legend:
-        suffix = "would be removed by: ipv6natctl cleanup --leftovers" if dry_run else "removed."
-        text += f"\n{len(rows)} chains and rules {suffix}\n"
-    return Result(value=rows, text=text)
+    keys = ("Variant", "Table", "Chain", "Rule")
+    cells = [tuple(printable(row[key]) for key in keys) for row in rows]
+    suffix = "would be removed by: ipv6natctl cleanup --leftovers" if dry_run else "removed."
+    summary = f"{len(rows)} chains and rules {suffix}"
+    return Result(value=rows, text=listing([key.upper() for key in keys], cells, summary, options))
 
 
 def _flush_without_daemon(error: BusError) -> Result:
@@ -81,11 +76,11 @@ def _flush_without_daemon(error: BusError) -> Result:
     if os.geteuid() != 0:
         reason = "ipv6natd is not running" if is_not_running(error) else error.text
         note = f"{reason}, and only root can write rules: sudo ipv6natctl cleanup"
-        return Result(value=None, text="", code=EXIT_NO_PERMISSION, note=note)
+        return Result(code=EXIT_NO_PERMISSION, note=note)
     try:
         count = offline.flush(load(None, os.environ, {}).backend)
     except (ConfigError, FirewallError) as failure:
-        return Result(value=None, text="", code=EXIT_FAILED, note=str(failure))
+        return Result(code=EXIT_FAILED, note=str(failure))
     text = f"removed {count} chains and jumps" if count else "no rules to remove"
     text += "; ipv6natd is not reachable\n"
     if is_not_running(error):
@@ -96,7 +91,7 @@ def _flush_without_daemon(error: BusError) -> Result:
 
 async def _call_interactively(daemon: DaemonClient, member: str) -> Any:
     with _polkit_agent():
-        return await daemon.call(member, timeout=CHANGE_TIMEOUT, interactive=True)
+        return await daemon.call(member, interactive=True)
 
 
 @contextlib.contextmanager

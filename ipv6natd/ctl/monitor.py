@@ -3,72 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from ipv6natd.ctl.client import DaemonClient, Options, Result, is_not_running
-from ipv6natd.ctl.show import COLOURS, host_socket, socket
+from ipv6natd.ctl.client import (
+    DaemonClient,
+    Options,
+    Result,
+    is_not_running,
+    json_text,
+    painted,
+)
+from ipv6natd.ctl.show import row_socket
 from ipv6natd.dbus.connection import BUS, BusError, Signal
-from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PROPERTIES
+from ipv6natd.dbus.objects import NAME, PATH
 from ipv6natd.report.status import counted
-from ipv6natd.system.terminal import Colour, Screen, printable
+from ipv6natd.system.terminal import Screen, printable
 
 Event = dict[str, Any]
 
-_COLOURS = {
-    "added": Colour.GOOD,
-    "removed": Colour.WARNING,
-    "repaired": Colour.BAD,
-    "stopped": Colour.BAD,
-    "started": Colour.GOOD,
-}
 _SHOWN_PROPERTIES = ("State", "StateReason", "DockerConnected", "EngineVersion", "Backend")
 """Properties whose changes are events; the others change with each sync."""
 
 
 async def monitor(daemon: DaemonClient, options: Options) -> Result:
     """Print events until interrupted; raises BusError if the bus ends."""
-    signals: asyncio.Queue[Signal] = asyncio.Queue()
+    signals: asyncio.Queue[Signal | None] = asyncio.Queue()
     connection = await daemon.connection(signals.put_nowait)
-    await daemon.listen(f"type='signal',sender='{NAME}',path='{PATH}'")
-    await daemon.listen(f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'")
-    reader = _EventReader()
-
-    def show(event: Event) -> None:
-        text = _line(event, options.screen) if options.json == "off" else _json(event, options)
-        print(text, flush=True)
-
-    show(await _initial_event(daemon, reader))
+    for rule in (
+        f"type='signal',sender='{NAME}',path='{PATH}'",
+        f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
+    ):
+        await connection.call(*BUS, "AddMatch", "s", rule)
     closed = asyncio.ensure_future(connection.closed())
-    while not closed.done():
-        next_signal = asyncio.ensure_future(signals.get())
-        await asyncio.wait((next_signal, closed), return_when=asyncio.FIRST_COMPLETED)
-        if not next_signal.done():
-            next_signal.cancel()
-            break
-        for event in reader.events(next_signal.result()):
-            show(event)
+    closed.add_done_callback(lambda _: signals.put_nowait(None))
+    reader = _EventReader()
+    _print(await _initial_event(daemon, reader), options)
+    while (signal := await signals.get()) is not None:
+        for event in reader.events(signal):
+            _print(event, options)
     raise BusError("", "the system bus closed the connection: systemctl status dbus.socket")
 
 
 async def _initial_event(daemon: DaemonClient, reader: _EventReader) -> Event:
     """The state before the first change."""
-    at = {"Time": _microseconds()}
     connection = await daemon.connection()
     try:
         (reader.owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)
-        return at | {"Event": "now", **await daemon.properties()}
+        return {"Event": "now", **await daemon.properties()}
     except BusError as error:
         if not is_not_running(error):
             raise
-        return at | {"Event": "stopped"}
-
-
-def _microseconds() -> int:
-    return time.time_ns() // 1000
+        return {"Event": "stopped"}
 
 
 class _EventReader:
@@ -76,53 +65,48 @@ class _EventReader:
 
     def __init__(self) -> None:
         self.owner = ""
-        self._signalled = {"added": 0, "removed": 0}
+        self._signalled: Counter[str] = Counter()
 
     def events(self, signal: Signal) -> Iterator[Event]:
         """The events of a signal; none if another process sent it."""
-        at = {"Time": _microseconds()}
         if signal.sender == BUS[0]:
             if signal.member == "NameOwnerChanged" and signal.args[0] == NAME:
                 self.owner = signal.args[2]
-                yield at | {"Event": "started" if self.owner else "stopped"}
+                yield {"Event": "started" if self.owner else "stopped"}
             return
         if signal.sender != self.owner:
             return
-        match (signal.interface, signal.member, signal.args):
-            case (interface, "MappingAdded" | "MappingRemoved" as member, [row]) if (
-                interface == MANAGER
-            ):
+        match (signal.member, signal.args):
+            case ("MappingAdded" | "MappingRemoved" as member, [row]):
                 kind = member.removeprefix("Mapping").lower()
                 self._signalled[kind] += 1
-                yield at | {"Event": kind, "Mapping": row}
-            case (interface, "Synced", [generation, details]) if interface == MANAGER:
-                yield from (at | event for event in self._unsignalled_changes(generation, details))
-            case (interface, "DriftRepaired", [details]) if interface == MANAGER:
-                yield at | {"Event": "repaired", **details}
-            case (interface, "PropertiesChanged", [_, changed, _]) if interface == PROPERTIES:
+                yield {"Event": kind, "Mapping": row}
+            case ("Synced", [generation, details]):
+                # The changes that had no signal of their own.
+                added = details["MappingsAdded"] - self._signalled["added"]
+                removed = details["MappingsRemoved"] - self._signalled["removed"]
+                self._signalled.clear()
+                if added > 0 or removed > 0:
+                    counts = {"Added": added, "Removed": removed}
+                    yield {"Event": "more", "Generation": generation, **counts}
+            case ("DriftRepaired", [details]):
+                yield {"Event": "repaired", **details}
+            case ("PropertiesChanged", [_, changed, _]):
                 changes = {name: changed[name] for name in _SHOWN_PROPERTIES if name in changed}
                 if changes:
-                    yield at | {"Event": "changed", **changes}
-
-    def _unsignalled_changes(self, generation: int, details: Mapping[str, Any]) -> Iterator[Event]:
-        """One event for the changes of a sync that had no signal of their own."""
-        signalled, self._signalled = self._signalled, {"added": 0, "removed": 0}
-        added = details["MappingsAdded"] - signalled["added"]
-        removed = details["MappingsRemoved"] - signalled["removed"]
-        if added > 0 or removed > 0:
-            yield {"Event": "more", "Generation": generation, "Added": added, "Removed": removed}
+                    yield {"Event": "changed", **changes}
 
 
-def _json(event: Event, options: Options) -> str:
-    if options.json == "short":
-        return json.dumps(event, separators=(",", ":"))
-    return json.dumps(event, indent=2)
+def _print(event: Event, options: Options) -> None:
+    event = {"Time": time.time_ns() // 1000, **event}
+    text = _line(event, options.screen) if options.json == "off" else json_text(event, options.json)
+    print(text, flush=True)
 
 
 def _line(event: Event, screen: Screen) -> str:
     at = datetime.fromtimestamp(event["Time"] / 1_000_000).strftime("%H:%M:%S")
     kind = event["Event"]
-    word = screen.paint(kind, _COLOURS[kind]) if kind in _COLOURS else kind
+    word = kind if kind in ("now", "changed", "more") else painted(kind, screen)
     return f"{at} {word}{' ' * (8 - len(kind))} {_event_text(event, screen)}".rstrip()
 
 
@@ -130,10 +114,9 @@ def _event_text(event: Event, screen: Screen) -> str:
     match event["Event"]:
         case "added" | "removed":
             row = event["Mapping"]
-            target = socket(row["ContainerAddress"], row["ContainerPort"], row["ContainerPortEnd"])
-            name = printable(row["ContainerName"])
+            target = f"{printable(row['ContainerName'])} {row_socket(row, 'Container')}"
             network = printable(row["Network"])
-            return f"{row['Protocol']} {host_socket(row)} -> {name} {target} ({network})"
+            return f"{row['Protocol']} {row_socket(row, 'Host')} -> {target} ({network})"
         case "repaired":
             return f"{' and '.join(event['Tables'])}: another program had changed our rules"
         case "more":
@@ -151,12 +134,13 @@ def _event_text(event: Event, screen: Screen) -> str:
 def _state_text(event: Event, screen: Screen) -> str:
     parts = []
     if "State" in event:
-        state = event["State"]
-        parts.append(screen.paint(printable(state), COLOURS.get(state, Colour.WARNING)))
+        parts.append(painted(event["State"], screen))
     if event.get("StateReason"):
         parts.append(printable(event["StateReason"]))
     if "DockerConnected" in event:
         parts.append("engine connected" if event["DockerConnected"] else "engine not connected")
-    parts += [f"engine {printable(event[key])}" for key in ("EngineVersion",) if event.get(key)]
-    parts += [f"{printable(event[key])} tables" for key in ("Backend",) if event.get(key)]
+    if event.get("EngineVersion"):
+        parts.append(f"engine {printable(event['EngineVersion'])}")
+    if event.get("Backend"):
+        parts.append(f"{printable(event['Backend'])} tables")
     return "; ".join(parts) or "no fault any more"

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
+from ipv6natd.ctl.client import (
+    EXIT_FAILED,
+    DaemonClient,
+    Options,
+    Result,
+    labelled,
+    listing,
+    painted,
+    suggestion,
+)
 from ipv6natd.model import MIN_ID_LENGTH
 from ipv6natd.report.status import State, counted
-from ipv6natd.system.terminal import Colour, pairs, printable, table
+from ipv6natd.system.terminal import pairs, printable
 
 Row = Mapping[str, Any]
 
-COLOURS = {
-    State.SYNCED: Colour.GOOD,
-    State.STARTING: Colour.WARNING,
-    State.WAITING_FOR_DOCKER: Colour.WARNING,
-    State.DEGRADED: Colour.BAD,
-    State.STOPPED: Colour.BAD,
-}
 MAX_WARNINGS = 5
 """Warnings in the output of `status`, which must fit on one screen."""
 
@@ -34,13 +36,12 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
     warnings = [
         f"{network['Name']}: {text}" for network in networks for text in network["Warnings"]
     ]
-    state = options.screen.paint(value["State"], COLOURS.get(value["State"], Colour.WARNING))
     reason = f" ({printable(value['StateReason'])})" if value["StateReason"] else ""
     engine = printable(value["EngineVersion"]) or "not known yet"
     hint = " (ipv6natctl skipped)" if value["SkippedCount"] else ""
     lines = [
         ("ipv6natd", printable(value["Version"])),
-        ("State", state + reason),
+        ("State", painted(value["State"], options.screen) + reason),
         ("Docker", engine if value["DockerConnected"] else f"{engine}, not connected"),
         ("Backend", value["Backend"] or "not known yet"),
         ("Mappings", str(value["MappingCount"])),
@@ -48,13 +49,10 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
         ("Skipped", f"{value['SkippedCount']}{hint}"),
         ("Last sync", _time_text(value["LastSync"])),
         ("Repairs", f"{value['DriftRepairs']} of rules that another program had changed"),
-        *(
-            ("" if i else "Warnings", printable(text))
-            for i, text in enumerate(warnings[:MAX_WARNINGS])
-        ),
+        *labelled("Warnings", warnings[:MAX_WARNINGS]),
     ]
-    if more := len(warnings) - MAX_WARNINGS:
-        lines += [("", f"and {more} more: ipv6natctl networks")] * (more > 0)
+    if len(warnings) > MAX_WARNINGS:
+        lines.append(("", f"and {len(warnings) - MAX_WARNINGS} more: ipv6natctl networks"))
     code = 0 if value["State"] == State.SYNCED else EXIT_FAILED
     return Result(
         value=value | {"Warnings": warnings}, text=pairs(lines, options.screen), code=code
@@ -78,60 +76,56 @@ def _age_text(seconds: int) -> str:
 
 async def mappings(daemon: DaemonClient, options: Options) -> Result:
     """The forwarded ports."""
-    header = ("PROTOCOL", "HOST", "CONTAINER", "ADDRESS", "NETWORK", "STATE")
-    return _filtered_table(
-        options, "mapping", header, _mapping_cells, await daemon.call("ListMappings")
-    )
+    rows = await daemon.call("ListMappings")
+    return _filtered_table(options, "mapping", _mapping_cells, rows)
 
 
-def _mapping_cells(row: Row) -> tuple[str, ...]:
-    return (
-        row["Protocol"],
-        host_socket(row),
-        row["ContainerName"],
-        socket(row["ContainerAddress"], row["ContainerPort"], row["ContainerPortEnd"]),
-        row["Network"],
-        row["State"],
-    )
+def _mapping_cells(row: Row) -> dict[str, str]:
+    return {
+        "PROTOCOL": row["Protocol"],
+        "HOST": row_socket(row, "Host"),
+        "CONTAINER": row["ContainerName"],
+        "ADDRESS": row_socket(row, "Container"),
+        "NETWORK": row["Network"],
+        "STATE": row["State"],
+    }
 
 
-def host_socket(row: Row) -> str:
-    """The host side of a mapping, such as "[::]:8000-8010"."""
-    return socket(row["HostAddress"], row["HostPort"], row["HostPortEnd"])
-
-
-def socket(address: str, first: int, last: int) -> str:
-    """An address and a port or port range, such as "[fd00:a::2]:80"."""
-    return f"[{address}]:{first}" + (f"-{last}" if last != first else "")
+def row_socket(row: Row, side: str) -> str:
+    """The "Host" or "Container" side of a mapping, such as "[fd00:a::2]:80" or "[::]:80-90"."""
+    first, last = row[f"{side}Port"], row[f"{side}PortEnd"]
+    return f"[{row[f'{side}Address']}]:{first}" + (f"-{last}" if last != first else "")
 
 
 async def networks(daemon: DaemonClient, options: Options) -> Result:
     """The managed networks, with their manager and warnings."""
-    header = ("NETWORK", "BRIDGE", "MODE", "MANAGED-BY", "SUBNETS", "WARNINGS")
-    return _filtered_table(
-        options, "network", header, _network_cells, await daemon.call("ListNetworks")
-    )
+    rows = await daemon.call("ListNetworks")
+    return _filtered_table(options, "network", _network_cells, rows)
 
 
-def _network_cells(row: Row) -> tuple[str, ...]:
-    return (
-        row["Name"],
-        row["Bridge"],
-        row["Mode"],
-        row["ManagedBy"],
-        ",".join(row["Subnets"]),
-        "; ".join(row["Warnings"]),
-    )
+def _network_cells(row: Row) -> dict[str, str]:
+    return {
+        "NETWORK": row["Name"],
+        "BRIDGE": row["Bridge"],
+        "MODE": row["Mode"],
+        "MANAGED-BY": row["ManagedBy"],
+        "SUBNETS": ",".join(row["Subnets"]),
+        "WARNINGS": "; ".join(row["Warnings"]),
+    }
 
 
 async def skipped(daemon: DaemonClient, options: Options) -> Result:
     """The ports and networks that are not forwarded, with reason and remedy."""
-    header = ("CONTAINER", "NETWORK", "PORT", "REASON")
-    return _filtered_table(options, "row", header, _skipped_cells, await daemon.call("ListSkipped"))
+    return _filtered_table(options, "row", _skipped_cells, await daemon.call("ListSkipped"))
 
 
-def _skipped_cells(row: Row) -> tuple[str, ...]:
-    return tuple(row[key] for key in ("ContainerName", "Network", "Port", "Reason"))
+def _skipped_cells(row: Row) -> dict[str, str]:
+    return {
+        "CONTAINER": row["ContainerName"],
+        "NETWORK": row["Network"],
+        "PORT": row["Port"],
+        "REASON": row["Reason"],
+    }
 
 
 async def rules(daemon: DaemonClient, _options: Options) -> Result:
@@ -141,50 +135,44 @@ async def rules(daemon: DaemonClient, _options: Options) -> Result:
 
 
 def _filtered_table(
-    options: Options,
-    noun: str,
-    header: Sequence[str],
-    cells: Callable[[Row], tuple[str, ...]],
-    value: Sequence[Row],
+    options: Options, noun: str, cells: Callable[[Row], dict[str, str]], value: Sequence[Row]
 ) -> Result:
     """The rows that pass the filters, as a table with their count."""
     rows = [row for row in value if all(_matches(row, *item) for item in options.filters.items())]
-    printed = [tuple(printable(cell) for cell in cells(row)) for row in rows]
-    text = table(header, printed, legend=options.legend and bool(rows), screen=options.screen)
-    if options.legend:
-        text += "\n" * bool(rows) + f"{counted(len(rows), noun)} listed.\n"
-    if rows or not options.filters:
-        return Result(value=rows, text=text)
-    return Result(value=rows, text="", code=EXIT_FAILED, note=_no_match_note(options, noun, value))
+    if options.filters and not rows:
+        return Result(value=rows, code=EXIT_FAILED, note=_no_match_note(options, noun, value))
+    table = [cells(row) for row in rows]
+    printed = [tuple(map(printable, line.values())) for line in table]
+    summary = f"{counted(len(rows), noun)} listed."
+    return Result(value=rows, text=listing(tuple(*table[:1]), printed, summary, options))
 
 
-def _matches(row: Row, name: str, wanted: Any) -> bool:
-    match name:
-        case "container":
-            return is_container(row, wanted)
-        case "network":
-            return fnmatchcase(row.get("Network", row.get("Name", "")), wanted)
+def _matches(row: Row, option: str, wanted: Any) -> bool:
+    match option:
         case "port":
             return bool(row["HostPort"] <= wanted <= row["HostPortEnd"])
-    return bool(row["Protocol"] == wanted)
+        case "protocol":
+            return bool(row["Protocol"] == wanted)
+        case "container" if len(wanted) >= MIN_ID_LENGTH:
+            if row.get("ContainerId", "").startswith(wanted):
+                return True
+    return fnmatchcase(_name(row, option), wanted)
 
 
-def is_container(row: Row, wanted: str) -> bool:
-    """True if `wanted` is a pattern that matches the container's name, or the beginning of its
-    id."""
-    by_id = len(wanted) >= MIN_ID_LENGTH and row.get("ContainerId", "").startswith(wanted)
-    return by_id or fnmatchcase(row["ContainerName"], wanted)
+def _name(row: Row, option: str) -> str:
+    """The name of the row that `--container` or `--network` compares."""
+    return str(
+        row["ContainerName"] if option == "container" else row.get("Network", row.get("Name"))
+    )
 
 
 def _no_match_note(options: Options, noun: str, value: Sequence[Row]) -> str:
     """A sentence for filters that match no row, with similar names."""
-    filters = " ".join(f"--{name} {wanted}" for name, wanted in options.filters.items())
+    filters = " ".join(f"--{option} {wanted}" for option, wanted in options.filters.items())
     hints = []
-    for name, keys in (("container", ("ContainerName",)), ("network", ("Network", "Name"))):
-        known = sorted({row[key] for row in value for key in keys if key in row})
-        wanted = options.filters.get(name)
-        if wanted and not any(fnmatchcase(name, wanted) for name in known):
-            hints += difflib.get_close_matches(wanted, known, n=1)
-    hint = f"; did you mean {' and '.join(map(repr, hints))}?" if hints else ""
+    for option in ("container", "network"):
+        wanted = options.filters.get(option)
+        if wanted and not any(_matches(row, option, wanted) for row in value):
+            hints += get_close_matches(wanted, [_name(row, option) for row in value], n=1)
     hint_command = "ipv6natctl skipped" if noun == "mapping" else "ipv6natctl"
-    return f"no {noun} matches {filters}{hint or f': see {hint_command}'}"
+    return f"no {noun} matches {filters}{suggestion(hints, f': see {hint_command}')}"

@@ -7,11 +7,12 @@ import difflib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
-from ipv6natd.ctl.client import CommandFunction, Options
+from ipv6natd.ctl.client import Options, suggestion
+from ipv6natd.ctl.commands import COMMANDS, GROUPS
 from ipv6natd.model import Protocol
 from ipv6natd.system.terminal import PIPE, Screen, printable
 
@@ -48,48 +49,29 @@ See ipv6natctl(1), ipv6natd.toml(5) for the settings, org.ipv6natd1(5) for the b
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """A command: its function, its help line, and what it takes."""
-
-    run: CommandFunction
-    about: str
-    group: str
-    argument: str = ""
-    """The name of the argument; empty if the command takes none."""
-    filters: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-
-
-Commands = Mapping[str, Command]
-
-
-def parse_arguments(
-    argv: Sequence[str], commands: Commands, environ: Mapping[str, str]
-) -> tuple[str, Options]:
+def parse_arguments(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Options]:
     """The command and its options; raises SystemExit(2) for wrong usage, with a sentence."""
-    parser = _parser(commands)
+    parser = _parser()
     arguments = parser.parse_args(_with_json_mode(argv))
-    command = commands.get(arguments.command)
+    name = arguments.command
+    command = COMMANDS.get(name)
     if command is None:
-        close = difflib.get_close_matches(arguments.command, commands, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(commands)}"
-        parser.error(f"{arguments.command!r} is not a command{hint}")
-    filters = {name: getattr(arguments, name) for name in FILTERS if getattr(arguments, name)}
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = suggestion(close, f": one of {', '.join(COMMANDS)}")
+        parser.error(f"{name!r} is not a command{hint}")
+    filters = {option: value for option in FILTERS if (value := getattr(arguments, option))}
     flags = frozenset(arguments.flags)
     for option in (*filters, *sorted(flags)):
-        if option not in (*command.filters, *command.flags):
-            takers = " or ".join(
-                name for name, taker in commands.items() if option in (*taker.filters, *taker.flags)
-            )
-            parser.error(f"--{option} goes with {takers}, not with {arguments.command}")
+        if option not in command.options:
+            takers = [taker for taker in COMMANDS if option in COMMANDS[taker].options]
+            parser.error(f"--{option} goes with {' or '.join(takers)}, not with {name}")
     if flags == {"dry-run"}:
         parser.error("--dry-run goes with cleanup --leftovers")
     if command.argument and not arguments.argument:
-        parser.error(f"{arguments.command} needs an argument: {command.argument}")
+        parser.error(f"{name} needs an argument: {command.argument}")
     if arguments.argument and not command.argument:
-        parser.error(f"{arguments.command} takes no argument: {arguments.argument!r}")
-    return arguments.command, Options(
+        parser.error(f"{name} takes no argument: {arguments.argument!r}")
+    return name, Options(
         argument=arguments.argument,
         filters=filters,
         json=arguments.json,
@@ -99,47 +81,34 @@ def parse_arguments(
     )
 
 
-def _parser(commands: Commands) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ipv6natctl",
         usage="ipv6natctl [OPTION...] [COMMAND]",
-        description=f"Show and control IPv6 NAT for Docker.\n\n{_command_list(commands)}",
+        description=f"Show and control IPv6 NAT for Docker.\n\n{_command_list()}",
         epilog=EXAMPLES,
-        formatter_class=_Formatter,
+        # A fixed width, so that a test can compare the help with the manual page.
+        formatter_class=partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=24, width=100
+        ),
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", default="status", help=argparse.SUPPRESS)
-    parser.add_argument("argument", nargs="?", default="", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("command", nargs="?", default="status", help=argparse.SUPPRESS)
+    add("argument", nargs="?", default="", help=argparse.SUPPRESS)
     for name, (value, about) in FILTERS.items():
         parse = {"port": _port, "protocol": _protocol}.get(name, _name)
-        parser.add_argument(f"--{name}", type=parse, metavar=value, help=about)
+        add(f"--{name}", type=parse, metavar=value, help=about)
     for name, about in FLAGS.items():
-        parser.add_argument(
-            f"--{name}", dest="flags", action="append_const", const=name, default=[], help=about
-        )
-    _add_output_options(parser)
-    parser.add_argument("--version", action="version", version=f"ipv6natctl {__version__}")
+        add(f"--{name}", dest="flags", action="append_const", const=name, default=[], help=about)
+    about = "JSON instead of text: short (one line), pretty or off; --json alone is -j"
+    add("--json", choices=JSON_MODES, default="off", metavar="MODE", help=about)
+    mode = "pretty" if sys.stdout.isatty() else "short"
+    about = "--json=pretty on a terminal, --json=short elsewhere"
+    add("-j", dest="json", action="store_const", const=mode, help=about)
+    add("--no-legend", action="store_true", help="leave out the header and the count of rows")
+    add("--version", action="version", version=f"ipv6natctl {__version__}")
     return parser
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        choices=JSON_MODES,
-        default="off",
-        metavar="MODE",
-        help="JSON instead of text: short (one line), pretty or off; --json alone is -j",
-    )
-    parser.add_argument(
-        "-j",
-        dest="json",
-        action="store_const",
-        const="pretty" if sys.stdout.isatty() else "short",
-        help="--json=pretty on a terminal, --json=short elsewhere",
-    )
-    parser.add_argument(
-        "--no-legend", action="store_true", help="leave out the header and the count of rows"
-    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,23 +122,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"ipv6natctl: {printable(message)}; see ipv6natctl --help\n")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        # A fixed width, so that a test can compare the help with the manual page.
-        super().__init__(prog, max_help_position=24, width=100)
-
-
-def _command_list(commands: Commands) -> str:
+def _command_list() -> str:
     """The commands, by group."""
     lines: list[str] = []
-    for group in dict.fromkeys(command.group for command in commands.values()):
-        lines.append(f"{group}:")
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:"]
         for name, command in commands.items():
-            if command.group == group:
-                words = f"{name} {command.argument}".strip()
-                lines.append(f"  {words:<24}{command.about}")
-        lines.append("")
-    return "\n".join(lines[:-1])
+            words = f"{name} {command.argument}".strip()
+            lines.append(f"  {words:<24}{command.about}")
+    return "\n".join(lines[1:])
 
 
 def _name(text: str) -> str:

@@ -16,8 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from ipv6natd import ctl
-from ipv6natd.ctl.client import DaemonClient, Options
+from ipv6natd.ctl.client import DaemonClient, Options, json_text
 from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.monitor import _EventReader, _line
 from ipv6natd.dbus.connection import BusError, Signal
@@ -245,7 +244,7 @@ class Answering:
         (values,) = over_the_bus("a{sv}", bytes(data))
         return dict(values)
 
-    async def call(self, member: str, _signature: str = "", *args: Any) -> Any:
+    async def call(self, member: str, *args: str) -> Any:
         if member == "GetRuleset":
             return over_the_bus("s", marshal_text(format_ruleset(ruleset(self._want))))[0]
         if member == "Explain":
@@ -294,7 +293,7 @@ def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> 
         shown.append(text)
     assert shown[1].split() == shown[2].split()
     for mode in ("short", "pretty"):
-        word = ctl._json(result.value, mode)
+        word = json_text(result.value, mode)
         assert word.isascii()
         assert json.loads(word) == result.value
     if name in LISTS:
@@ -316,7 +315,7 @@ def assert_events(daemon: Answering) -> None:
             args=[row],
         )
         for event in reader.events(signal):
-            line = _line(event, Screen())
+            line = _line({"Time": 0, **event}, Screen())
             assert line.isprintable(), line
     changed = {"Event": "changed", "Time": 0, **finished(daemon.properties())}
     assert _line(changed, Screen()).isprintable()

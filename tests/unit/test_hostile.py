@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from ipv6natd import ctl
 from ipv6natd.ctl.check import _result
-from ipv6natd.ctl.client import Options, explain_error
+from ipv6natd.ctl.client import Options, explain_error, json_text
 from ipv6natd.ctl.show import _filtered_table, _mapping_cells
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.values import bus_text
@@ -208,7 +207,7 @@ def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
         answer = _result(results, options)
         assert_printable(answer.text)
         assert len(answer.text.splitlines()) == len(results) + 3
-        assert json.loads(ctl._json(answer.value, "short")) == json.loads(json.dumps(answer.value))
+        assert json.loads(json_text(answer.value, "short")) == json.loads(json.dumps(answer.value))
 
 
 @TEXT
@@ -258,7 +257,7 @@ def test_an_error_of_the_bus_is_a_sentence(text: str) -> None:
 @TEXT
 def test_filter_without_a_match_gives_a_safe_message(text: str) -> None:
     options = Options(filters={"container": text or "x"})
-    answer = _filtered_table(options, "mapping", ("A",) * 6, _mapping_cells, [])
+    answer = _filtered_table(options, "mapping", _mapping_cells, [])
     assert_printable(printable(answer.note))
 
 

@@ -76,7 +76,7 @@ def control(data: bytes) -> None:
     said, out = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(out):
-            name, options = parse_arguments(argv, COMMANDS, {})
+            name, options = parse_arguments(argv, {})
     except SystemExit as end:
         assert end.code in (0, 2)
         if end.code == 2:
@@ -85,8 +85,7 @@ def control(data: bytes) -> None:
         return
     command = COMMANDS[name]
     assert bool(options.argument) == bool(command.argument)
-    assert set(options.filters) <= set(command.filters)
-    assert options.flags <= set(command.flags)
+    assert {*options.filters, *options.flags} <= set(command.options)
     assert 0 < options.filters.get("port", 1) < 65536
 
 

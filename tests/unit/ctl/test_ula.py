@@ -1,15 +1,16 @@
-"""Unit tests of `ipv6natctl ula`: the choice of a prefix, its subnets, and the parsed routes."""
+"""Unit tests of `ipv6natctl ula`: the choice of a prefix, and the parsed routes."""
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import IPv6Network
-from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipv6natd.ctl import ula
+from ipv6natd.ctl.client import DaemonClient, Options
 
 ULA = IPv6Network("fd00::/8")
 
@@ -24,24 +25,32 @@ def test_free_prefix_skips_a_number_that_overlaps_a_route(route: str) -> None:
     assert prefix == IPv6Network("fd22:3456:789a::/48")
 
 
-def test_free_prefix_without_a_free_number_is_an_error() -> None:
-    with pytest.raises(ValueError, match="overlaps a route"):
-        ula.free_prefix(iter([1, 2, 3]), [ULA])
+def test_free_prefix_without_a_free_number_is_none() -> None:
+    assert ula.free_prefix([1, 2, 3], [ULA]) is None
+
+
+def test_ula_without_a_free_prefix_fails_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ula, "output_of", lambda *_, **_options: '[{"dst": "fd00::/8"}]')
+    result = asyncio.run(ula.make(DaemonClient(), Options()))
+    assert (result.value, result.text, result.code) == (None, "", 1)
+    assert result.note == ("every prefix overlaps a route of this host: ip -6 route show table all")
+
+
+def test_ula_warns_if_the_routes_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ula, "output_of", lambda *_, **_options: "")
+    result = asyncio.run(ula.make(DaemonClient(), Options()))
+    assert (result.code, result.note) == (
+        0,
+        "cannot run `ip`: the routes of this host were not checked",
+    )
 
 
 @given(st.integers(0, (1 << 40) - 1))
-def test_free_prefix_and_subnets_are_of_rfc_4193_for_every_number(number: int) -> None:
+def test_free_prefix_is_of_rfc_4193_for_every_number(number: int) -> None:
     prefix = ula.free_prefix([number], ())
+    assert prefix is not None
     assert prefix.subnet_of(ULA)
-    for subnet in islice(ula.subnets(prefix), 3):
-        assert subnet.subnet_of(prefix)
-        assert subnet.prefixlen == 64
-
-
-@pytest.mark.parametrize("number", [-1, 1 << 40])
-def test_free_prefix_rejects_more_than_40_bits(number: int) -> None:
-    with pytest.raises(ValueError, match="not 40 bits"):
-        ula.free_prefix([number], ())
+    assert prefix.prefixlen == 48
 
 
 def test_route_destinations_ignore_a_default_route() -> None:
