@@ -133,11 +133,10 @@ def _host_backend() -> str:
 
 def _probe(variant: str) -> tuple[bool, Finding | None]:
     """Whether the kernel was checked, and what it lacks."""
-    # With legacy, a probe would create the legacy tables in the kernel.
     if os.geteuid() != 0 or variant != Backend.NFT:
         return False, None
     try:
-        probe_kernel(Backend.NFT)
+        probe_kernel()
     except FirewallError as error:
         reason = str(error).splitlines()[0]
         return True, kernel_fault(reason) or Finding(problem=reason, command="journalctl -k")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.firewall.restore import TOOL_TIMEOUT, RestoreFirewall
 from ipv6natd.firewall.xtables import existing_tables
 from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import (
@@ -20,7 +20,6 @@ from ipv6natd.netfilter.docker_rules import (
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import output_of
 
-TOOL_TIMEOUT = 30.0
 NFTABLES = "nftables"
 
 
@@ -34,27 +33,25 @@ def read_engine_rules() -> EngineRules:
     )
 
 
-def read_leftovers(networks: Iterable[Network]) -> tuple[Leftover, ...]:
+def read_leftovers(networks: Sequence[Network]) -> tuple[Leftover, ...]:
     """All rules and chains of Docker or docker-ipv6nat, also those in force. Blocks."""
-    current_networks = tuple(networks)
     leftovers = [
         leftover
         for backend, text in _read_saves()
-        for leftover in leftovers_from_save(backend, text, current_networks)
+        for leftover in leftovers_from_save(backend, text, networks)
     ]
     if _run_nft("list"):
         leftovers.append(Leftover(variant=NFTABLES, table=" ".join(NFT_TABLE)))
     return tuple(leftovers)
 
 
-def remove_leftovers(leftovers: Iterable[Leftover]) -> None:
+def remove_leftovers(leftovers: Sequence[Leftover]) -> None:
     """Remove leftovers, in one transaction a table. Blocks. Raises FirewallError."""
-    all_leftovers = tuple(leftovers)
     for backend in Backend:
-        of_variant = [leftover for leftover in all_leftovers if leftover.variant == backend]
+        of_variant = [leftover for leftover in leftovers if leftover.variant == backend]
         if of_variant:
             RestoreFirewall(backend).restore(removal_text(of_variant))
-    if any(leftover.variant == NFTABLES for leftover in all_leftovers):
+    if any(leftover.variant == NFTABLES for leftover in leftovers):
         _run_nft("delete")
         if _run_nft("list"):
             raise FirewallError(f"nft did not delete table {' '.join(NFT_TABLE)}")

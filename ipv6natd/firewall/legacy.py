@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import TOOL_TIMEOUT, RestoreFirewall
+from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.firewall.xtables import table_size, table_sizes, xtables_lock
 from ipv6natd.netfilter.diff import Observed, TableChange
 from ipv6natd.netfilter.rules import Backend, Table
@@ -32,18 +32,11 @@ class LegacyFirewall:
     read_interval = 60.0
     """Finds the edits that keep the size of a table."""
 
-    def __init__(
-        self,
-        write_in_process: Callable[[TableChange], None] | None,
-        *,
-        timeout: float = TOOL_TIMEOUT,
-        max_rules: int = MAX_RULES_IN_PROCESS,
-    ) -> None:
-        """`timeout`: seconds to wait for the xtables lock. Raises FirewallError without tools."""
+    def __init__(self, write_in_process: Callable[[TableChange], None] | None) -> None:
+        """Raises FirewallError without tools."""
         self._write_in_process = write_in_process
-        self._timeout = timeout
-        self._max_rules = max_rules
-        self._tool = RestoreFirewall(Backend.LEGACY, timeout=timeout)
+        self._tool = RestoreFirewall(Backend.LEGACY)
+        self.digests = self._tool.digests
         self._sizes_at_read: dict[Table, tuple[int, int]] = {}
 
     def read(self) -> Observed:
@@ -52,18 +45,14 @@ class LegacyFirewall:
         self._sizes_at_read = table_sizes()
         return self._tool.read()
 
-    def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
-        """See Firewall."""
-        return self._tool.digests(table, chains)
-
     def write(self, change: TableChange) -> None:
         """See Firewall. A jump is removed by the tool, which finds a rule by its text."""
         write = self._write_in_process
         count = sum(len(chain.rules) for chain in change.chains)
-        if write is None or change.remove or count > self._max_rules:
+        if write is None or change.remove or count > MAX_RULES_IN_PROCESS:
             self._write(change, self._tool.write)  # the tool takes the lock itself
             return
-        with xtables_lock(self._timeout):
+        with xtables_lock():
             self._write(change, write)
 
     def _write(self, change: TableChange, write: Callable[[TableChange], None]) -> None:

@@ -38,6 +38,8 @@ _CHAIN_NAME_MAX = 28
 _OPTION_SIZE = ctypes.sizeof(xt_option_entry)
 """Bytes of an option in iptc. In newer libraries the last two fields have four more bytes each."""
 
+_OPTION = re.compile(r"(!?) ?(-[sdiop]) (\S+)")
+"""An option of a rule that belongs to no match: "!" if it is inverted, its name, its value."""
 _TABLES_LOCK = threading.Lock()
 """Held while a table is open: Table6 objects are shared in the process, and have cursors."""
 
@@ -140,27 +142,35 @@ class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
 def _build_rule(table: Any, rule: Rule) -> Any:
     """The rule as libiptc takes it, with the bytes that the restore tool makes of format_rule."""
     result = _SingleTableRule(table)
-    if rule.source is not None:
-        result.src = str(rule.source)
-    if rule.not_source is not None:
-        result.src = f"!{rule.not_source}"
-    if rule.destination is not None:
-        result.dst = str(rule.destination)
-    if rule.not_destination is not None:
-        result.dst = f"!{rule.not_destination}"
-    _set_interfaces(result.get_ip(), rule)
+    text, _, target = f" {format_rule(rule)}".rpartition(" -j ")
+    options, *matches = text.split(" -m ")
     # Before matches and target: their parsers read the protocol.
-    if rule.icmp or rule.authentication:
-        result.protocol = "icmpv6" if rule.icmp else "ah"
-    elif rule.protocol is not None:
-        result.protocol = str(rule.protocol)
-    matches, _, target = f" {format_rule(rule)}".rpartition(" -j ")
-    for match in matches.split(" -m ")[1:]:
+    _set_options(result, options)
+    for match in matches:
         extension, *words = match.split()
         _set_parameter(result.create_match(extension), words)
     name, *words = target.split()
     _set_parameter(result.create_target(name), words)
     return result.rule
+
+
+def _set_options(result: Any, text: str) -> None:
+    """Set the options that belong to no match."""
+    ip = result.get_ip()
+    for inverted, option, value in _OPTION.findall(text):
+        match option:
+            case "-s":
+                result.src = inverted + value
+            case "-d":
+                result.dst = inverted + value
+            case "-p":
+                result.protocol = value.replace("ipv6-icmp", "icmpv6")
+            case "-i":
+                ip.iniface, ip.iniface_mask = _name_and_mask(value)
+                ip.invflags |= ip6t_ip6.IP6T_INV_VIA_IN if inverted else 0
+            case "-o":
+                ip.outiface, ip.outiface_mask = _name_and_mask(value)
+                ip.invflags |= ip6t_ip6.IP6T_INV_VIA_OUT if inverted else 0
 
 
 def _set_parameter(extension: Any, words: list[str]) -> None:
@@ -170,17 +180,6 @@ def _set_parameter(extension: Any, words: list[str]) -> None:
             extension.set_parameter(option.removeprefix("--"), f"!{value}")
         case [option, *values]:
             extension.set_parameter(option.removeprefix("--"), values)
-
-
-def _set_interfaces(ip: Any, rule: Rule) -> None:
-    if name := rule.in_interface or rule.not_in_interface:
-        ip.iniface, ip.iniface_mask = _name_and_mask(name)
-    if name := rule.out_interface or rule.not_out_interface:
-        ip.outiface, ip.outiface_mask = _name_and_mask(name)
-    if rule.not_in_interface:
-        ip.invflags |= ip6t_ip6.IP6T_INV_VIA_IN
-    if rule.not_out_interface:
-        ip.invflags |= ip6t_ip6.IP6T_INV_VIA_OUT
 
 
 def _name_and_mask(name: str) -> tuple[bytes, bytes]:

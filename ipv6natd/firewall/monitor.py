@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections import deque
 from collections.abc import Callable
 
 from ipv6natd.system.process import KILL_TIMEOUT, spawn_monitor
@@ -23,16 +24,16 @@ BURST_DELAY = 0.1
 """Seconds between a foreign write and the read, so that a burst of writes causes one read."""
 _GENERATION = re.compile(rb"^# new generation \d+(?: by process (\d+))?.*\n", re.MULTILINE)
 
-IsOwnWrite = Callable[[int], bool]
-"""True for the process of a write of ours."""
 
+async def watch(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:
+    """Call `changed` if another program may have written. Runs until it is cancelled.
 
-async def watch(nft: str, is_own_write: IsOwnWrite, changed: Callable[[], None]) -> None:
-    """Call `changed` if another program may have written. Runs until it is cancelled."""
+    `own_writes` has the processes of our writes; each is removed with its generation.
+    """
     while True:
         # RuntimeError: up to Python 3.11 asyncio starts a thread for a process.
         with contextlib.suppress(OSError, RuntimeError):
-            await _run_monitor(nft, is_own_write, changed)
+            await _run_monitor(nft, own_writes, changed)
         changed()
         log.debug("nft monitor ended; it is started again")
         await asyncio.sleep(MONITOR_RESTART_DELAY)
@@ -41,8 +42,8 @@ async def watch(nft: str, is_own_write: IsOwnWrite, changed: Callable[[], None])
 class MonitorOutput:
     """The output of `nft monitor`: the changes of a generation, then its process."""
 
-    def __init__(self, is_own_write: IsOwnWrite) -> None:
-        self._is_own_write = is_own_write
+    def __init__(self, own_writes: deque[int]) -> None:
+        self._own_writes = own_writes
         self._partial_line = b""
         self._changes_ipv6 = False
 
@@ -51,10 +52,10 @@ class MonitorOutput:
         text = self._partial_line + chunk
         foreign, start = False, 0
         for generation in _GENERATION.finditer(text):
-            own = generation[1] is not None and self._is_own_write(int(generation[1]))
-            foreign |= not own and (
-                self._changes_ipv6 or _mentions_ipv6(text[start : generation.start()])
-            )
+            try:
+                self._own_writes.remove(int(generation[1] or 0))
+            except ValueError:
+                foreign |= self._changes_ipv6 or _mentions_ipv6(text[start : generation.start()])
             self._changes_ipv6, start = False, generation.end()
         # A long transaction arrives in many chunks, and a chunk may end within a line.
         complete = max(start, text.rfind(b"\n") + 1)
@@ -68,12 +69,12 @@ def _mentions_ipv6(lines: bytes) -> bool:
     return b" ip6 " in lines or b" inet " in lines
 
 
-async def _run_monitor(nft: str, is_own_write: IsOwnWrite, changed: Callable[[], None]) -> None:
+async def _run_monitor(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:
     process = await spawn_monitor(nft, "monitor")
     assert process.stdout is not None
     catch_up = asyncio.get_running_loop().call_later(MONITOR_START_TIME, changed)
     try:
-        output = MonitorOutput(is_own_write)
+        output = MonitorOutput(own_writes)
         while chunk := await process.stdout.read(1 << 16):
             if output.has_foreign_write(chunk):
                 await asyncio.sleep(BURST_DELAY)

@@ -11,7 +11,6 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Mapping as Map
-from contextlib import suppress
 
 from ipv6natd.firewall import monitor
 from ipv6natd.firewall.backend import FirewallError, MissingTable
@@ -64,12 +63,13 @@ def detect_backend() -> Backend:
     return _variant(path)
 
 
-def probe_kernel(backend: Backend) -> None:
-    """Raises FirewallError if the kernel rejects a match or target of ours. Writes nothing."""
-    _run(
-        [_variant_tool(backend, "restore"), "--noflush", "--wait", "--test"],
-        stdin=PROBE_RULES,
-    )
+def probe_kernel() -> None:
+    """Raises FirewallError if nf_tables rejects a match or target of ours. Writes nothing.
+
+    With legacy, a probe would create the legacy tables in the kernel.
+    """
+    argv = [_variant_tool(Backend.NFT, "restore"), "--noflush", "--wait", "--test"]
+    _run(argv, stdin=PROBE_RULES)
 
 
 def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
@@ -83,15 +83,15 @@ def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
 class RestoreFirewall:
     """One variant, with its restore and save tools."""
 
-    def __init__(self, backend: Backend, *, timeout: float = TOOL_TIMEOUT) -> None:
+    def __init__(self, backend: Backend) -> None:
         """Raises FirewallError if the host does not have the tools of this variant."""
         self.backend = backend
-        self._timeout = timeout
         self._restore = _variant_tool(backend, "restore")
         self._save = _variant_tool(backend, "save")
         self._tool = _variant_tool(backend)
         self._nft = which("nft") if backend is Backend.NFT else None
-        self._write_processes: deque[int] = deque(maxlen=64)
+        self._own_writes: deque[int] = deque(maxlen=64)
+        """The processes of the last writes."""
 
     @property
     def read_interval(self) -> float:
@@ -100,7 +100,7 @@ class RestoreFirewall:
 
     def read(self) -> Observed:
         """See Firewall. Names no table: with legacy, that would create it."""
-        text = _run([self._save], timeout=self._timeout)
+        text = _run([self._save])
         # The save text lacks the rules of such a table. As an empty table it would get our jumps
         # again at each pass.
         if incompatible := _INCOMPATIBLE.search(text):
@@ -115,7 +115,7 @@ class RestoreFirewall:
         """See Firewall."""
         lines = [f"*{table}\n"]
         for name in chains:
-            listing = _run([self._tool, "-w", "-t", table, "-S", name], timeout=self._timeout)
+            listing = _run([self._tool, "-w", "-t", table, "-S", name])
             # The first line is "-N NAME", in the save format ":NAME"; the rules follow.
             lines += f":{name} - [0:0]\n", listing.partition("\n")[2]
         return parse_save("".join([*lines, "COMMIT\n"]))[table].chains
@@ -127,19 +127,12 @@ class RestoreFirewall:
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table. Raises FirewallError."""
         argv = [self._restore, "--noflush", "--wait"]
-        _run(argv, stdin=text, timeout=self._timeout, on_start=self._write_processes.append)
+        _run(argv, stdin=text, on_start=self._own_writes.append)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """See Firewall. Without `nft monitor`, the full reads find all writes."""
         if self._nft:
-            await monitor.watch(self._nft, self._take_own_write, changed)
-
-    def _take_own_write(self, process: int) -> bool:
-        """True once for each process of a write of ours."""
-        with suppress(ValueError):
-            self._write_processes.remove(process)
-            return True
-        return False
+            await monitor.watch(self._nft, self._own_writes, changed)
 
 
 def _variant(tool: str) -> Backend:
@@ -160,36 +153,31 @@ def _variant_tool(backend: Backend, *verb: str) -> str:
     )
 
 
-def _lock_environment() -> dict[str, str]:
-    # If the administrator moved the lock, all tools of the host must use the same lock.
-    path = os.environ.get(LOCK_VARIABLE)
-    return {LOCK_VARIABLE: path} if path else {}
-
-
 def _run(
-    argv: list[str],
-    *,
-    stdin: str = "",
-    timeout: float = TOOL_TIMEOUT,
-    on_start: Callable[[int], None] = lambda _: None,
+    argv: list[str], *, stdin: str = "", on_start: Callable[[int], None] = lambda _: None
 ) -> str:
     command = " ".join(argv)
+    # If the administrator moved the lock, all tools of the host must use the same lock.
+    lock = os.environ.get(LOCK_VARIABLE)
+    environment = {LOCK_VARIABLE: lock} if lock else {}
     try:
         result = run(
-            argv, stdin=stdin, timeout=timeout, environment=_lock_environment(), on_start=on_start
+            argv, stdin=stdin, timeout=TOOL_TIMEOUT, environment=environment, on_start=on_start
         )
     except subprocess.TimeoutExpired:
         raise FirewallError(
-            f"{command} did not end within {timeout:g} s; "
+            f"{command} did not end within {TOOL_TIMEOUT:g} s; "
             "does another program hold /run/xtables.lock?"
         ) from None
     except OSError as error:
         raise FirewallError(f"{command} cannot be run: {error.strerror}") from error
     if result.returncode != 0:
         text = _refusal_text(command, result.returncode, result.stderr, stdin)
+        # The journal and the bus reject bytes that are not UTF-8.
+        text = text.encode("utf-8", "replace").decode()
         if missing := _MISSING_TABLE.search(result.stderr):
-            raise MissingTable(_printable(text), Table(missing[1]))
-        raise FirewallError(_printable(text))
+            raise MissingTable(text, Table(missing[1]))
+        raise FirewallError(text)
     return result.stdout
 
 
@@ -205,8 +193,3 @@ def _refusal_text(command: str, code: int, stderr: str, stdin: str) -> str:
     lines = stdin.splitlines()
     neighbours = range(max(1, number - 2), min(len(lines), number + 1) + 1)
     return "\n".join([message, *(f"{line:6} {lines[line - 1]}" for line in neighbours)])
-
-
-def _printable(text: str) -> str:
-    """`text` with bytes that are not UTF-8 replaced: the journal and the bus reject them."""
-    return text.encode("utf-8", "replace").decode()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import LOCK_VARIABLE
+from ipv6natd.firewall.restore import LOCK_VARIABLE, TOOL_TIMEOUT
 from ipv6natd.netfilter.rules import Table
 from ipv6natd.system.files import open_file
 
@@ -27,10 +27,10 @@ _INFO = struct.Struct("=32s13I")
 
 
 @contextmanager
-def xtables_lock(timeout: float) -> Iterator[None]:
+def xtables_lock() -> Iterator[None]:
     """Hold the lock that all legacy tools hold while they read, change and commit.
 
-    Raises FirewallError after `timeout` seconds.
+    Raises FirewallError after TOOL_TIMEOUT seconds.
     """
     path = os.environ.get(LOCK_VARIABLE) or LOCK_FILE
     try:
@@ -38,11 +38,12 @@ def xtables_lock(timeout: float) -> Iterator[None]:
     except OSError as error:
         raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
     try:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + TOOL_TIMEOUT
         while not _try_lock(lock):
             if time.monotonic() >= deadline:
                 raise FirewallError(
-                    f"{path} was held by another program for {timeout:g} s; `fuser {path}` names it"
+                    f"{path} was held by another program for {TOOL_TIMEOUT:g} s; "
+                    f"`fuser {path}` names it"
                 )
             time.sleep(0.01)
         yield

@@ -120,7 +120,7 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
     target, lock = tmp_path / "made", tmp_path / "xtables.lock"
     lock.symlink_to(target)
     monkeypatch.setenv(LOCK_VARIABLE, str(lock))
-    with pytest.raises(FirewallError, match="cannot be opened"), xtables_lock(0):
+    with pytest.raises(FirewallError, match="cannot be opened"), xtables_lock():
         pass
     assert not target.exists()
 

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import pytest
 
+from ipv6natd.firewall import legacy as legacy_backend
+from ipv6natd.firewall import restore, xtables
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.legacy import LegacyFirewall
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
@@ -130,7 +132,7 @@ def real_host(firewall: Firewall) -> Host:
     return Host(firewall=firewall, load=load, save=save)
 
 
-def legacy_firewall(*, timeout: float = 30, max_rules: int = 200) -> LegacyFirewall:
+def legacy_firewall() -> LegacyFirewall:
     with warnings.catch_warnings():
         # python-iptables 1.0.1 imports distutils.
         warnings.simplefilter("ignore")
@@ -138,7 +140,7 @@ def legacy_firewall(*, timeout: float = 30, max_rules: int = 200) -> LegacyFirew
             from ipv6natd.firewall.libiptc import LibiptcWriter
         except ImportError as error:
             lack(f"python-iptables ({error})")
-    return LegacyFirewall(LibiptcWriter().write, timeout=timeout, max_rules=max_rules)
+    return LegacyFirewall(LibiptcWriter().write)
 
 
 @functools.cache
@@ -164,6 +166,7 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hos
     request.getfixturevalue("namespace")
     request.getfixturevalue("xtables_lock")
     if request.param == "legacy":
+        monkeypatch.setattr(legacy_backend, "MAX_RULES_IN_PROCESS", 200)
         return real_host(legacy_firewall())
     monkeypatch.setitem(sys.modules, "iptc", None)
     monkeypatch.delitem(sys.modules, "ipv6natd.firewall.libiptc", raising=False)
@@ -171,10 +174,11 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hos
 
 
 @pytest.fixture
-def legacy(namespace: str, xtables_lock: Path) -> Host:
+def legacy(namespace: str, xtables_lock: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     assert namespace
     assert xtables_lock
     need_backend(Backend.LEGACY)
+    monkeypatch.setattr(legacy_backend, "MAX_RULES_IN_PROCESS", 200)
     return real_host(legacy_firewall())
 
 
@@ -600,11 +604,14 @@ def scattered(count: int) -> TableChange:
 
 
 @pytest.mark.slow
-def test_10000_legacy_rules_equal_those_of_the_restore_tool(legacy: Host) -> None:
+def test_10000_legacy_rules_equal_those_of_the_restore_tool(
+    legacy: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change = scattered(10_000)
     legacy.firewall.write(change)
     bulk, observed = kernel_bytes(Table.NAT), legacy.observed(Table.NAT)
-    legacy_firewall(max_rules=10_000).write(change)
+    monkeypatch.setattr(legacy_backend, "MAX_RULES_IN_PROCESS", 10_000)
+    legacy_firewall().write(change)
     assert kernel_bytes(Table.NAT) == bulk
     assert legacy.observed(Table.NAT) == observed
 
@@ -654,10 +661,12 @@ def test_legacy_write_waits_for_the_xtables_lock(
 
 @pytest.mark.parametrize("rules", [1, 300])
 def test_legacy_write_fails_after_the_lock_timeout(
-    legacy: Host, held_lock: Callable[[], None], rules: int
+    legacy: Host, held_lock: Callable[[], None], rules: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (restore, xtables):
+        monkeypatch.setattr(module, "TOOL_TIMEOUT", 0.3)
     with pytest.raises(FirewallError, match=r"held by another|hold /run/xtables.lock"):
-        legacy_firewall(timeout=0.3).write(scattered(rules))
+        legacy_firewall().write(scattered(rules))
     held_lock()
     assert legacy.observed(Table.NAT) == ObservedTable()
 

@@ -14,6 +14,7 @@ from itertools import product
 
 import pytest
 
+from ipv6natd.firewall import legacy
 from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.model import Desired, GatewayMode, Network, Policy
 from ipv6natd.netfilter.diff import matches, rewrite_tables
@@ -106,15 +107,18 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(params=[True, False], ids=["proxy", "noproxy"])
 def loaded(
-    request: pytest.FixtureRequest, backend: Backend, namespace: str, xtables_lock: object
+    request: pytest.FixtureRequest,
+    backend: Backend,
+    namespace: str,
+    xtables_lock: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Loaded:
     assert namespace
     assert xtables_lock
     rules = ruleset(wanted(request.param))
     # On legacy, build all rules in this process: the default limit would select the restore tool.
-    firewall = (
-        RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall(max_rules=100_000)
-    )
+    monkeypatch.setattr(legacy, "MAX_RULES_IN_PROCESS", 100_000)
+    firewall = RestoreFirewall(backend) if backend is Backend.NFT else legacy_firewall()
     changes = rewrite_tables(firewall.read(), rules)
     for change in changes:
         firewall.write(change)

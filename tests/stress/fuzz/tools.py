@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from typing import Any
 from unittest import mock
 
@@ -155,8 +156,9 @@ def host(data: bytes) -> None:
 def announcements(data: bytes) -> None:
     """Lines of `nft monitor`, cut into any pieces, report a foreign write as the whole lines do."""
     size, text = (data[0] or 1) if data else 1, data[1:]
-    whole = MonitorOutput(lambda pid: pid % 2 == 0).has_foreign_write(text)
-    cut = MonitorOutput(lambda pid: pid % 2 == 0)
+    ours = [int(pid) for pid in re.findall(rb" by process (\d+)", text) if int(pid) % 2 == 0]
+    whole = MonitorOutput(deque(ours)).has_foreign_write(text)
+    cut = MonitorOutput(deque(ours))
     told = [cut.has_foreign_write(text[at : at + size]) for at in range(0, len(text), size)]
     assert any(told) == whole
 

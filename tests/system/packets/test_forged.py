@@ -404,18 +404,18 @@ def upgraded(request: pytest.FixtureRequest, tools: None) -> Iterator[Upgraded]:
 
 WITHOUT_RAW = """
 from ipv6natd import cli
-from ipv6natd.firewall import legacy
+from ipv6natd.firewall import libiptc
 from ipv6natd.firewall.backend import MissingTable
 from ipv6natd.netfilter.rules import Table
 
-opened = legacy._open_table
+opened = libiptc._open_table
 
 def open_table(name):
     if name is Table.RAW:
         raise MissingTable("the kernel has no table raw", name)
     return opened(name)
 
-legacy._open_table = open_table
+libiptc._open_table = open_table
 cli.main()
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from ipv6natd.firewall.monitor import MonitorOutput
@@ -13,12 +15,7 @@ BY = "# new generation 3 by process {} (ip6tables-nft-r)\n"
 
 def foreign_writes(text: str, size: int = 1 << 16) -> list[bool]:
     """For each line, whether it ends a foreign generation. `text` arrives in chunks of `size`."""
-    ours = [OURS]
-
-    def take_own_write(process: int) -> bool:
-        return process in ours and ours.pop() == process
-
-    output, foreign = MonitorOutput(take_own_write), []
+    output, foreign = MonitorOutput(deque([OURS])), []
     for line in text.splitlines(keepends=True):
         data = line.encode()
         cuts = range(0, len(data), size)
