@@ -11,10 +11,8 @@ from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import (
     NFT_TABLE,
     Leftover,
-    engine_rules_from_nft,
-    engine_rules_from_save,
+    engine_rules,
     leftovers_from_save,
-    merged_engine_rules,
     removal_text,
 )
 from ipv6natd.netfilter.rules import Backend
@@ -25,12 +23,7 @@ NFTABLES = "nftables"
 
 def read_engine_rules() -> EngineRules:
     """The rules of the engine, in force or left over; empty if a tool fails. Blocks."""
-    return merged_engine_rules(
-        [
-            *(engine_rules_from_save(text) for _, text in _read_saves()),
-            engine_rules_from_nft(_run_nft("list")),
-        ]
-    )
+    return engine_rules((text for _, text in _read_saves()), _run_nft("list"))
 
 
 def read_leftovers(networks: Sequence[Network]) -> tuple[Leftover, ...]:

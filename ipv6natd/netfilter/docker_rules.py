@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from ipv6natd.model import EngineRules, Network, Protocol
-from ipv6natd.netfilter.parse import save_lines
+from ipv6natd.netfilter.parse import save_rules
 from ipv6natd.netfilter.rules import PREFIX
 
-_RULE_CHAIN = re.compile(r"-A (DOCKER(?!-USER\b)[A-Z0-9-]*) ")
-# Up to Docker 27 the engine writes the rules of a bridge to FORWARD itself.
-_FORWARD_RULE = re.compile(r"-A FORWARD .*-j DOCKER$")
 _DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
 _NFT_INTERFACE = re.compile(r'"([^"]+)" : jump filter-forward-')
 _NFT_PORT = re.compile(r"\b(tcp|udp|sctp) dport (\d{1,5}) .*\bdnat\b")
 
-_CHAIN = re.compile(r"DOCKER(?!-USER$)(?:-[A-Z0-9-]+)?")
+_CHAIN = re.compile(r"DOCKER(?!-USER\b)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
 _JUMP_BASES = frozenset({"FORWARD", "PREROUTING", "OUTPUT"})
 DOCKER_BRIDGE_NAME = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
@@ -77,30 +75,37 @@ def leftovers_from_save(
 
     `networks` are the engine's current networks.
     """
-    lines = list(_foreign_lines(text, variant))
-    named = [line for line in lines if _is_docker_jump(line) or is_docker_chain(line.chain)]
+    lines = [
+        Leftover(variant=variant, table=table, chain=chain, rule=rule)
+        for table, chain, rule in save_rules(text)
+        if not chain.startswith(PREFIX)
+    ]
+    chains = [line for line in lines if is_docker_chain(line.chain)]
+    jumps = {
+        line for line in lines if line.chain in _JUMP_BASES and jumps_to_docker_chain(line.rule)
+    }
     current = list(networks)
     bridges = {network.bridge for network in current if network.bridge}
-    bridges.update(*(_INTERFACE.findall(line.rule) for line in named))
-    matched = [(line, parts) for line in lines if (parts := _matched_parts(line))]
-    about_bridges = [
-        (line, parts)
-        for line, parts in matched
-        if _is_docker_bridge(parts.get("bridge", ""), bridges)
-    ]
+    bridges.update(*(_INTERFACE.findall(line.rule) for line in (*chains, *jumps)))
+    matched = {line: parts for line in lines if (parts := _matched_parts(line))}
+    of_bridges = {
+        line: parts
+        for line, parts in matched.items()
+        if (bridge := parts.get("bridge", "")) in bridges or DOCKER_BRIDGE_NAME.fullmatch(bridge)
+    }
     subnets = {subnet for network in current for subnet in network.subnets}
-    subnets.update(
-        subnet for _, parts in about_bridges if (subnet := _subnet(parts.get("subnet", "")))
-    )
-    hairpins = [
+    subnets.update(_subnets(of_bridges.values(), "subnet"))
+    hairpins = {
         line
-        for line, parts in matched
-        if (address := _subnet(parts.get("address", "")))
-        and any(address.subnet_of(subnet) for subnet in subnets)
-    ]
-    rules = {*filter(_is_docker_jump, named), *(line for line, _ in about_bridges), *hairpins}
-    chains = [line for line in named if not line.rule]
-    return (*(line for line in lines if line in rules), *chains)
+        for line, parts in matched.items()
+        for address in _subnets([parts], "address")
+        if any(map(address.subnet_of, subnets))
+    }
+    rules = {*jumps, *of_bridges, *hairpins}
+    return (
+        *(line for line in lines if line in rules),
+        *(line for line in chains if not line.rule),
+    )
 
 
 def is_docker_chain(chain: str) -> bool:
@@ -135,25 +140,6 @@ def removal_text(leftovers: Iterable[Leftover]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _foreign_lines(text: str, variant: str) -> Iterator[Leftover]:
-    """All chains and rules without our prefix, in the form of a Leftover."""
-    table = ""
-    for line in save_lines(text):
-        match line[:1]:
-            case "*":
-                table = line[1:]
-            case ":":
-                yield Leftover(variant=variant, table=table, chain=line[1:].split(" ", 1)[0])
-            case "-" if line.count(" ") > 1:
-                _, chain, rule = line.split(" ", 2)
-                if not chain.startswith(PREFIX):
-                    yield Leftover(variant=variant, table=table, chain=chain, rule=rule)
-
-
-def _is_docker_jump(line: Leftover) -> bool:
-    return line.chain in _JUMP_BASES and jumps_to_docker_chain(line.rule)
-
-
 def _matched_parts(line: Leftover) -> dict[str, str]:
     """The bridge, subnet or address of a rule in a base chain; {} if its text is not Docker's or
     docker-ipv6nat's."""
@@ -163,43 +149,24 @@ def _matched_parts(line: Leftover) -> dict[str, str]:
     return {}
 
 
-def _subnet(text: str) -> IPv6Network | None:
-    """The network of a match; None if it is not a prefix: ip6tables allows any mask."""
-    try:
-        return IPv6Network(text)
-    except ValueError:
-        return None
+def _subnets(parts: Iterable[dict[str, str]], name: str) -> Iterator[IPv6Network]:
+    """The parts of this name that are prefixes: ip6tables allows any mask."""
+    for part in parts:
+        with suppress(ValueError):
+            yield IPv6Network(part.get(name, ""))
 
 
-def _is_docker_bridge(bridge: str, bridges: set[str]) -> bool:
-    return bridge in bridges or DOCKER_BRIDGE_NAME.fullmatch(bridge) is not None
-
-
-def engine_rules_from_save(text: str) -> EngineRules:
-    """The engine's rules in the output of one ip6tables-save."""
-    bridges: set[str] = set()
-    ports: set[tuple[Protocol, int]] = set()
-    for line in save_lines(text):
-        if not (_RULE_CHAIN.match(line) or _FORWARD_RULE.match(line)):
-            continue
-        bridges.update(_INTERFACE.findall(line))
-        if port := _DNAT_PORT.search(line):
-            ports.add((Protocol(port[1]), int(port[2])))
-    return EngineRules(bridges=frozenset(bridges), ports=frozenset(ports))
-
-
-def engine_rules_from_nft(text: str) -> EngineRules:
-    """The engine's rules in the output of `nft list table ip6 docker-bridges`."""
+def engine_rules(saves: Iterable[str], nft: str) -> EngineRules:
+    """The engine's rules in the output of ip6tables-save, of both variants, and of
+    `nft list table ip6 docker-bridges`."""
+    bridges = set(_NFT_INTERFACE.findall(nft))
+    ports = set(_NFT_PORT.findall(nft))
+    for _, chain, rule in (line for text in saves for line in save_rules(text)):
+        # Up to Docker 27 the engine writes the rules of a bridge to FORWARD itself.
+        if is_docker_chain(chain) or (chain == "FORWARD" and rule.endswith("-j DOCKER")):
+            bridges.update(_INTERFACE.findall(rule))
+            ports.update(_DNAT_PORT.findall(rule))
     return EngineRules(
-        bridges=frozenset(_NFT_INTERFACE.findall(text)),
-        ports=frozenset((Protocol(p), int(n)) for p, n in _NFT_PORT.findall(text)),
-    )
-
-
-def merged_engine_rules(parts: Iterable[EngineRules]) -> EngineRules:
-    """The union: both variants of ip6tables and nft may hold rules of the engine."""
-    every = list(parts)
-    return EngineRules(
-        bridges=frozenset().union(*(rules.bridges for rules in every)),
-        ports=frozenset().union(*(rules.ports for rules in every)),
+        bridges=frozenset(bridges),
+        ports=frozenset((Protocol(protocol), int(port)) for protocol, port in ports),
     )

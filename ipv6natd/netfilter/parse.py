@@ -11,7 +11,6 @@ import io
 import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import IPv6Address, IPv6Network
 from itertools import takewhile
@@ -198,40 +197,6 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _RULE = re.compile("".join(f"(?:{option}(?: |$))?" for option, _ in _OPTIONS.values()))
 
 
-@dataclass(slots=True)
-class _TableReader:
-    """Reads one table line by line; keeps only digests and numbers of rules."""
-
-    digests: dict[str, blake2b] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    jumps: list[ObservedJump] = field(default_factory=list)
-
-    def chain(self, name: str) -> None:
-        self.counts.setdefault(name, 0)
-        if name.startswith(PREFIX):
-            self.digests.setdefault(name, blake2b(digest_size=16))
-
-    def rule(self, chain: str, text: str) -> None:
-        self.chain(chain)
-        position = self.counts[chain]
-        self.counts[chain] = position + 1
-        if chain.startswith(PREFIX):
-            self.digests[chain].update(text.encode("utf-8", "surrogateescape") + b"\n")
-        elif PREFIX in text or DOCKER_USER in text or COMMENT in text:
-            jump = _observed_jump(chain, position, text, self.counts)
-            if jump is not None:
-                self.jumps.append(jump)
-
-    def table(self) -> ObservedTable:
-        return ObservedTable(
-            chains={
-                n: f"{self.counts[n]}:{digest.hexdigest()}" for n, digest in self.digests.items()
-            },
-            jumps=tuple(self.jumps),
-            docker_user=self.counts.get(DOCKER_USER),
-        )
-
-
 _STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
 _MAX_JOINED_LENGTH = 4096
 """Maximum number of characters of a line with line breaks in a quoted string. A comment has at most
@@ -264,22 +229,57 @@ def _has_open_string(line: str) -> bool:
     return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
 
 
-def parse_save(text: str) -> Observed:
-    """The observed tables in the output of `ip6tables-save`; a missing table is empty."""
-    observed: Observed = {table: ObservedTable() for table in Table}
-    reader, table = _TableReader(), ""
+def save_rules(text: str) -> Iterator[tuple[str, str, str]]:
+    """(table, chain, rule) for each rule and (table, chain, "") for each chain in the output of
+    `ip6tables-save`. A table without COMMIT is incomplete and left out."""
+    table = ""
+    found: list[tuple[str, str, str]] = []
     for line in save_lines(text):
         match line[:1]:
             case "*":
-                reader, table = _TableReader(), line[1:]
+                table, found = line[1:], []
             case ":":
-                reader.chain(line[1:].split(" ", 1)[0])
+                found.append((table, line[1:].split(" ", 1)[0], ""))
             case "-" if line.count(" ") > 1:
                 _, chain, rule = line.split(" ", 2)
-                reader.rule(chain, rule)
-            case "C" if line == "COMMIT" and table in list(Table):
-                observed[Table(table)] = reader.table()
-    return observed
+                found.append((table, chain, rule))
+            case "C" if line == "COMMIT":
+                yield from found
+                found = []
+
+
+def parse_save(text: str) -> Observed:
+    """The observed tables in the output of `ip6tables-save`; a missing table is empty."""
+    tables: dict[str, dict[str, list[str]]] = {}
+    for table, chain, rule in save_rules(text):
+        rules = tables.setdefault(table, {}).setdefault(chain, [])
+        if rule:
+            rules.append(rule)
+    return {table: _observed_table(tables.get(str(table), {})) for table in Table}
+
+
+def _observed_table(chains: dict[str, list[str]]) -> ObservedTable:
+    jumps = (
+        _observed_jump(chain, position, rule, chains)
+        for chain, rules in chains.items()
+        if not chain.startswith(PREFIX)
+        for position, rule in enumerate(rules)
+        if PREFIX in rule or DOCKER_USER in rule or COMMENT in rule
+    )
+    return ObservedTable(
+        chains={
+            chain: f"{len(rules)}:{_digest(rules)}"
+            for chain, rules in chains.items()
+            if chain.startswith(PREFIX)
+        },
+        jumps=tuple(filter(None, jumps)),
+        docker_user=len(chains[DOCKER_USER]) if DOCKER_USER in chains else None,
+    )
+
+
+def _digest(rules: list[str]) -> str:
+    text = "\n".join(rules).encode("utf-8", "surrogateescape")
+    return blake2b(text, digest_size=16).hexdigest()
 
 
 def _observed_jump(

@@ -15,10 +15,8 @@ from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
 from ipv6natd.host.findings import HostFacts, evaluate
 from ipv6natd.model import Desired
-from ipv6natd.netfilter import counters
-from ipv6natd.netfilter import docker_rules as engine_rules
-from ipv6natd.netfilter import docker_rules as leftovers
-from ipv6natd.netfilter.docker_rules import removal_text
+from ipv6natd.netfilter import counters, docker_rules
+from ipv6natd.netfilter.docker_rules import leftovers_from_save, removal_text
 from ipv6natd.netfilter.parse import parse_save, parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import PREFIX
@@ -44,14 +42,11 @@ def save_text(data: bytes) -> None:
     for table in parse_save(text).values():
         assert all(name.startswith(PREFIX) for name in table.chains)
         assert all(f" {each.base} {each.text}" in text for each in table.jumps)
-    gone = leftovers.leftovers_from_save("nft", text, NETWORKS)
+    gone = leftovers_from_save("nft", text, NETWORKS)
     for line in removal_text(gone).split("\n")[:-1]:
         assert _REMOVED.fullmatch(line), line
         assert line not in (":DOCKER-USER - [0:0]", "-X DOCKER-USER")
-    for rules in (
-        engine_rules.engine_rules_from_save(text),
-        engine_rules.engine_rules_from_nft(text),
-    ):
+    for rules in (docker_rules.engine_rules([text], ""), docker_rules.engine_rules([], text)):
         assert all(" " not in bridge for bridge in rules.bridges)
     counters.connection_counts(text)
 
@@ -78,12 +73,10 @@ def a_comment(data: bytes) -> None:
     with_it = STANDING.replace(MARK, rule)
     without = STANDING.replace(MARK, "-A FORWARD -j ACCEPT\n")
     assert parse_save(with_it) == parse_save(without)
-    assert leftovers.leftovers_from_save("nft", with_it, NETWORKS) == leftovers.leftovers_from_save(
+    assert leftovers_from_save("nft", with_it, NETWORKS) == leftovers_from_save(
         "nft", without, NETWORKS
     )
-    assert engine_rules.engine_rules_from_save(with_it) == engine_rules.engine_rules_from_save(
-        without
-    )
+    assert docker_rules.engine_rules([with_it], "") == docker_rules.engine_rules([without], "")
 
 
 MARK = "-A FORWARD -i virbr0 -j ACCEPT\n"

@@ -10,11 +10,7 @@ import pytest
 
 from ipv6natd.engine import dockerd as engine_flags
 from ipv6natd.model import Engine, EngineRules, ManagedBy, Policy, Protocol
-from ipv6natd.netfilter.docker_rules import (
-    engine_rules_from_nft,
-    engine_rules_from_save,
-    merged_engine_rules,
-)
+from ipv6natd.netfilter.docker_rules import engine_rules
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -58,19 +54,21 @@ WEB = container(name="web", on=[X], ports=["8080:80"])
 
 
 def test_engine_rules_have_the_bridges_and_ports_of_each_engine() -> None:
-    assert engine_rules_from_save(DOCKER_28) == EngineRules(
+    assert engine_rules([DOCKER_28], "") == EngineRules(
         bridges=frozenset({"br-a", "br-int"}), ports=frozenset({(Protocol.TCP, 8080)})
     )
-    assert engine_rules_from_save(DOCKER_20).bridges == {"br-a", "br-b"}
-    assert engine_rules_from_nft(DOCKER_29) == IN_FORCE
-    assert merged_engine_rules(
-        [engine_rules_from_save(DOCKER_20), engine_rules_from_nft(DOCKER_29)]
-    ).bridges == {"br-a", "br-b"}
+    assert engine_rules([DOCKER_20], "").bridges == {"br-a", "br-b"}
+    assert engine_rules([], DOCKER_29) == IN_FORCE
+    assert engine_rules([DOCKER_20, DOCKER_28], DOCKER_29) == EngineRules(
+        bridges=frozenset({"br-a", "br-b", "br-int"}), ports=IN_FORCE.ports
+    )
 
 
-@pytest.mark.parametrize("text", ["", "garbage\n-A\n", "-A IPV6NAT-DNAT -i br-a -j RETURN\n"])
+@pytest.mark.parametrize(
+    "text", ["", "garbage\n-A\n", "*nat\n-A IPV6NAT-DNAT -i br-a -j RETURN\nCOMMIT\n"]
+)
 def test_foreign_rules_are_no_engine_rules(text: str) -> None:
-    assert engine_rules_from_save(text) == EngineRules()
+    assert engine_rules([text], text) == EngineRules()
 
 
 @pytest.mark.parametrize(
