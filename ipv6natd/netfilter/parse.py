@@ -27,8 +27,7 @@ from ipv6natd.netfilter.rules import (
     Chain,
     Dnat,
     Jump,
-    Reject,
-    RejectWith,
+    Match,
     Rule,
     Ruleset,
     Snat,
@@ -39,7 +38,6 @@ from ipv6natd.netfilter.rules import (
 )
 
 _TARGET_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
-_STATES = frozenset({"NEW", "RELATED", "ESTABLISHED", "DNAT", "INVALID"})
 _JUMP_BASES = {Table.RAW: ("PREROUTING",), Table.FILTER: ("FORWARD", "INPUT")}
 """Base chains that have our jumps at their head."""
 
@@ -106,7 +104,7 @@ def _parse_saved_table(table: Table, lines: Iterable[str]) -> TableRules:
 
 def _parse_jump(text: str) -> Rule:
     rule = parse_rule(text)
-    if not isinstance(rule.target, Jump) or rule.comment != COMMENT:
+    if not isinstance(rule.target, Jump) or Match.OURS not in rule.matches:
         raise ValueError(f"not a jump of ours: {text[:80]}")
     return rule
 
@@ -117,11 +115,8 @@ def _parse_interface(value: str) -> str:
     return value
 
 
-def _parse_states(text: str) -> tuple[str, ...]:
-    states = tuple(text.split(","))
-    if not _STATES.issuperset(states):
-        raise ValueError(f"not states of ours: {text[:40]!a}")
-    return states
+def _parse_matches(text: str) -> tuple[Match, ...]:
+    return tuple(Match(match) for match in re.findall(rf"({_MATCH})(?: |$)", text))
 
 
 def _parse_ports(text: str) -> tuple[int, int]:
@@ -143,17 +138,15 @@ def _parse_flow(text: str) -> tuple[Protocol, int, int]:
 
 def _parse_mark(text: str) -> tuple[int, int]:
     mark, mask = (int(number, 16) for number in text.split("/"))
-    if not (0 <= mark <= 0xFFFFFFFF and 0 <= mask <= 0xFFFFFFFF):
-        raise ValueError(f"not a mark: {text[:40]!a}")
     return mark, mask
 
 
 def _parse_target(text: str) -> Target:
+    if text in tuple(Verdict):
+        return Verdict(text)
+    if _TARGET_CHAIN.fullmatch(text):
+        return Jump(text)
     match text.split():
-        case [name] if name in tuple(Verdict):
-            return Verdict(name)
-        case [name] if _TARGET_CHAIN.fullmatch(name):
-            return Jump(name)
         case ["DNAT", _, value] if value.startswith("["):
             address, _, port = value[1:].partition("]:")
             return Dnat(IPv6Address(address), _parse_port(port))
@@ -161,12 +154,12 @@ def _parse_target(text: str) -> Target:
             return Dnat(IPv6Address(value))
         case ["SNAT", _, value]:
             return Snat(IPv6Address(value))
-        case ["REJECT", _, value]:
-            return Reject(RejectWith(value))
     raise ValueError(f"not a target of ours: {text[:40]}")
 
 
 _PROTOCOL = "|".join(Protocol)
+_MATCH = "|".join(map(re.escape, Match))
+_MARK = "0x[0-9a-f]{1,8}"
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "source": (r"-s (\S+)", IPv6Network),
     "not_source": (r"! -s (\S+)", IPv6Network),
@@ -178,19 +171,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "not_out_interface": (r"! -o (\S+)", _parse_interface),
     "protocol": (f"-p ({_PROTOCOL})", Protocol),
     "ports": (rf"-m (?:{_PROTOCOL}) --dport (\S+)", _parse_ports),
-    "syn": ("(-m tcp --tcp-flags FIN,SYN,RST,ACK SYN)", bool),
-    "icmp": ("(-p ipv6-icmp)", bool),
-    "authentication": ("(-p ah)", bool),
-    "mark": (r"-m mark --mark (\S+)", _parse_mark),
-    "source_local": ("(-m addrtype --src-type LOCAL)", bool),
-    "source_local_or_anycast": ("(-m addrtype --src-type LOCAL,ANYCAST)", bool),
-    "source_not_local": ("(-m addrtype ! --src-type LOCAL)", bool),
-    "destination_local": ("(-m addrtype --dst-type LOCAL)", bool),
-    "destination_not_local": ("(-m addrtype ! --dst-type LOCAL)", bool),
+    "matches": (rf"((?:{_MATCH})(?: (?:{_MATCH}))*)", _parse_matches),
+    "mark": (f"-m mark --mark ({_MARK}/{_MARK})", _parse_mark),
     "flow": (r"-m conntrack --ctproto (\S+ -m conntrack --ctorigdstport \S+)", _parse_flow),
-    "states": (r"-m conntrack --ctstate (\S+)", _parse_states),
-    "reply": ("(-m conntrack --ctdir REPLY)", bool),
-    "comment": (f"-m comment --comment ({COMMENT})", str),
     "target": ("-j (.+)", _parse_target),
 }
 """Field of Rule -> its option, with the value as a group, and the parser; in textual order."""

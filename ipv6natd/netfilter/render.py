@@ -15,7 +15,6 @@ from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     Dnat,
     Jump,
-    Reject,
     Rule,
     Ruleset,
     Snat,
@@ -120,34 +119,13 @@ def format_rule(rule: Rule) -> str:
         parts.append(f"-p {rule.protocol}")
         if rule.ports is not None:
             parts.append(f"-m {rule.protocol} --dport {format_ports(*rule.ports)}")
-    if rule.syn:
-        parts.append("-m tcp --tcp-flags FIN,SYN,RST,ACK SYN")
-    if rule.icmp:
-        parts.append("-p ipv6-icmp")
-    if rule.authentication:
-        parts.append("-p ah")
+    parts += rule.matches
     if rule.mark is not None:
         parts.append("-m mark --mark {:#x}/{:#x}".format(*rule.mark))
-    if rule.source_local:
-        parts.append("-m addrtype --src-type LOCAL")
-    if rule.source_local_or_anycast:
-        parts.append("-m addrtype --src-type LOCAL,ANYCAST")
-    if rule.source_not_local:
-        parts.append("-m addrtype ! --src-type LOCAL")
-    if rule.destination_local:
-        parts.append("-m addrtype --dst-type LOCAL")
-    if rule.destination_not_local:
-        parts.append("-m addrtype ! --dst-type LOCAL")
     if rule.flow is not None:
         protocol, first, last = rule.flow
         parts.append(f"-m conntrack --ctproto {protocol}")
         parts.append(f"-m conntrack --ctorigdstport {format_ports(first, last)}")
-    if rule.states:
-        parts.append(f"-m conntrack --ctstate {','.join(rule.states)}")
-    if rule.reply:
-        parts.append("-m conntrack --ctdir REPLY")
-    if rule.comment:
-        parts.append(f"-m comment --comment {rule.comment}")
     parts.append(_format_target(rule.target))
     return " ".join(parts)
 
@@ -169,8 +147,6 @@ def _format_target(target: Target) -> str:
             return f"-j DNAT --to-destination [{_format_address(address)}]:{port}"
         case Snat(address):
             return f"-j SNAT --to-source {address}"
-        case Reject(reject_with):
-            return f"-j REJECT --reject-with {reject_with}"
 
 
 def _format_network(network: IPv6Network) -> str:

@@ -38,7 +38,7 @@ GUARD_TABLES = (Table.RAW, Table.FILTER)
 
 
 class Verdict(StrEnum):
-    """Targets that take no argument."""
+    """Targets that take no argument, as ip6tables-restore reads them."""
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
@@ -46,13 +46,34 @@ class Verdict(StrEnum):
     MASQUERADE = "MASQUERADE"
     REDIRECT = "REDIRECT"
     """Rewrites the destination to the address of the input interface; the port stays."""
+    TCP_RESET = "REJECT --reject-with tcp-reset"
+    PORT_UNREACHABLE = "REJECT --reject-with icmp6-port-unreachable"
 
 
-class RejectWith(StrEnum):
-    """The answer to a rejected packet, as `--reject-with` takes it."""
+class Match(StrEnum):
+    """Matches that take no argument, as ip6tables-restore reads them."""
 
-    TCP_RESET = "tcp-reset"
-    PORT_UNREACHABLE = "icmp6-port-unreachable"
+    SYN = "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
+    """The first segment of a connection; needs TCP as the protocol."""
+    ICMP = "-p ipv6-icmp"
+    """Instead of a protocol."""
+    AUTHENTICATION = "-p ah"
+    """An authentication header (RFC 4302), instead of a protocol. nf_tables stops its search for
+    the protocol at this header, conntrack continues behind it."""
+    SOURCE_LOCAL = "-m addrtype --src-type LOCAL"
+    SOURCE_LOCAL_OR_ANYCAST = "-m addrtype --src-type LOCAL,ANYCAST"
+    SOURCE_NOT_LOCAL = "-m addrtype ! --src-type LOCAL"
+    DESTINATION_LOCAL = "-m addrtype --dst-type LOCAL"
+    DESTINATION_NOT_LOCAL = "-m addrtype ! --dst-type LOCAL"
+    NEW_OR_INVALID = "-m conntrack --ctstate NEW,INVALID"
+    INVALID = "-m conntrack --ctstate INVALID"
+    ESTABLISHED = "-m conntrack --ctstate ESTABLISHED"
+    RELATED = "-m conntrack --ctstate RELATED"
+    DNAT = "-m conntrack --ctstate DNAT"
+    REPLY = "-m conntrack --ctdir REPLY"
+    """A packet of the reply direction of a conntrack entry."""
+    OURS = f"-m comment --comment {COMMENT}"
+    """In each of our rules in a foreign chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +98,7 @@ class Snat:
     address: IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Drop the packet and send an error to its source."""
-
-    reject_with: RejectWith
-
-
-Target = Verdict | Jump | Dnat | Snat | Reject
+Target = Verdict | Jump | Dnat | Snat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,28 +123,12 @@ class Rule:
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
     """First and last destination port; needs `protocol`."""
-    syn: bool = False
-    """Matches the first segment of a connection; needs TCP as `protocol`."""
-    icmp: bool = False
-    """Matches all ICMPv6; instead of `protocol`."""
-    authentication: bool = False
-    """Matches an authentication header (RFC 4302); instead of `protocol`. nf_tables stops its
-    search for the protocol at this header, conntrack continues behind it."""
+    matches: tuple[Match, ...] = ()
+    mark: tuple[int, int] | None = None
+    """Mark and mask."""
     flow: tuple[Protocol, int, int] | None = None
     """Matches the conntrack entry: its protocol, and the first and last destination port of its
     original direction."""
-    mark: tuple[int, int] | None = None
-    """Mark and mask."""
-    destination_local: bool = False
-    destination_not_local: bool = False
-    source_local: bool = False
-    source_local_or_anycast: bool = False
-    source_not_local: bool = False
-    states: tuple[str, ...] = ()
-    """Conntrack states, as `--ctstate` takes them."""
-    reply: bool = False
-    """Matches packets of the reply direction of a conntrack entry."""
-    comment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,14 +25,12 @@ from ipv6natd.model import (
 )
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import (
-    COMMENT,
     DOCKER_USER,
     PREFIX,
     BaseJump,
     Dnat,
     Jump,
-    Reject,
-    RejectWith,
+    Match,
     Rule,
     Ruleset,
     Snat,
@@ -71,7 +69,10 @@ _MIN_PREFIX_LENGTH = 8
 not say which hosts are there. fd00::/8 is the widest prefix that does (RFC 4193)."""
 
 _DROP_REPLY_SYN = Rule(
-    not_in_interface="lo", protocol=Protocol.TCP, syn=True, reply=True, target=Verdict.DROP
+    not_in_interface="lo",
+    protocol=Protocol.TCP,
+    matches=(Match.SYN, Match.REPLY),
+    target=Verdict.DROP,
 )
 """A packet to a client with a forged source, an address of the host, creates a conntrack entry. The
 client's first segment to a published port then matches the entry's reply direction. Replies skip
@@ -80,38 +81,36 @@ the nat table, so the segment would go to the userland proxy."""
 _DROP_INVALID_SYN = Rule(
     not_in_interface="lo",
     protocol=Protocol.TCP,
-    syn=True,
-    states=("INVALID",),
+    matches=(Match.SYN, Match.INVALID),
     target=Verdict.DROP,
 )
 """The same attack with a forged ACK: the client's own SYN is then INVALID to conntrack."""
 
 
-_RAW_JUMPS = (
-    # First, so that no ACCEPT of another program skips the checks.
-    BaseJump(base="PREROUTING", first=True, rule=Rule(target=Jump(SOURCES), comment=COMMENT)),
-)
+def _jump(
+    base: str,
+    chain: str,
+    *matches: Match,
+    first: bool = False,
+    not_destination: IPv6Network | None = None,
+) -> BaseJump:
+    rule = Rule(target=Jump(chain), not_destination=not_destination, matches=(*matches, Match.OURS))
+    return BaseJump(base=base, rule=rule, first=first)
+
+
+# First, so that no ACCEPT of another program skips the checks.
+_RAW_JUMPS = (_jump("PREROUTING", SOURCES, first=True),)
 _FILTER_JUMPS = (
-    BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(DOCKER_USER), comment=COMMENT)),
-    BaseJump(base="FORWARD", first=True, rule=Rule(target=Jump(FORWARD), comment=COMMENT)),
-    BaseJump(base="INPUT", first=True, rule=Rule(target=Jump(INPUT), comment=COMMENT)),
+    _jump("FORWARD", DOCKER_USER, first=True),
+    _jump("FORWARD", FORWARD, first=True),
+    _jump("INPUT", INPUT, first=True),
 )
 _NAT_JUMPS = (
-    BaseJump(
-        base="PREROUTING", rule=Rule(target=Jump(PRE), destination_local=True, comment=COMMENT)
-    ),
-    BaseJump(
-        base="OUTPUT",
-        # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in by
-        # another interface than lo, so with DNAT the connection would hang.
-        rule=Rule(
-            target=Jump(DNAT),
-            not_destination=_LOOPBACK_NET,
-            destination_local=True,
-            comment=COMMENT,
-        ),
-    ),
-    BaseJump(base="POSTROUTING", rule=Rule(target=Jump(POST), comment=COMMENT)),
+    _jump("PREROUTING", PRE, Match.DESTINATION_LOCAL),
+    # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in by another
+    # interface than lo, so with DNAT the connection would hang.
+    _jump("OUTPUT", DNAT, Match.DESTINATION_LOCAL, not_destination=_LOOPBACK_NET),
+    _jump("POSTROUTING", POST),
 )
 
 
@@ -225,13 +224,13 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
     # closed network too: its entry would open a stateful INPUT of the host to the container.
     from_host = (
-        Rule(source_local=True, out_interface=network.bridge, target=Verdict.DROP)
+        Rule(matches=(Match.SOURCE_LOCAL,), out_interface=network.bridge, target=Verdict.DROP)
         for network in ours
     )
     return concat(
         *((Rule(mark=mark, target=Verdict.ACCEPT),) if mark else ()),
         by_bridge("C", isolation),
-        *((Rule(states=("ESTABLISHED",), target=Jump(CT)),) if has_open else ()),
+        *((Rule(matches=(Match.ESTABLISHED,), target=Jump(CT)),) if has_open else ()),
         by_bridge("L", from_host),
         *check,
         *_open_forward_rules(desired),
@@ -248,7 +247,7 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
             yield replace(rule, not_out_interface=network.bridge)
     if open_networks:
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
-        yield Rule(states=("RELATED",), target=Jump(CT))
+        yield Rule(matches=(Match.RELATED,), target=Jump(CT))
     for network in open_networks:
         yield from _inbound_rules(network, desired)
     for network in ours:
@@ -268,7 +267,7 @@ def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
             yield Rule(
                 in_interface=network.bridge,
                 not_out_interface=network.bridge,
-                states=("INVALID",),
+                matches=(Match.INVALID,),
                 target=Verdict.DROP,
             )
     for network in open_networks:
@@ -291,7 +290,7 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
     bridge = network.bridge
     unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
     if network.uses_nat:
-        yield Rule(out_interface=bridge, states=("DNAT",), target=Verdict.ACCEPT)
+        yield Rule(out_interface=bridge, matches=(Match.DNAT,), target=Verdict.ACCEPT)
     for access in desired.direct_access:
         if access.bridge == bridge:
             yield Rule(
@@ -304,7 +303,12 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
                 target=Verdict.ACCEPT,
             )
     if not network.uses_nat:
-        yield Rule(not_in_interface=bridge, out_interface=bridge, icmp=True, target=Verdict.ACCEPT)
+        yield Rule(
+            not_in_interface=bridge,
+            out_interface=bridge,
+            matches=(Match.ICMP,),
+            target=Verdict.ACCEPT,
+        )
     last = Verdict.ACCEPT if unprotected else Verdict.DROP
     yield Rule(not_in_interface=bridge, out_interface=bridge, target=last)
 
@@ -338,7 +342,9 @@ def _host_source_checks(desired: Desired) -> ChainTree:
 
     The host's own multicast comes back by the interface on which the host sent it.
     """
-    drop = Rule(source_local_or_anycast=True, not_destination=_MULTICAST, target=Verdict.DROP)
+    drop = Rule(
+        matches=(Match.SOURCE_LOCAL_OR_ANYCAST,), not_destination=_MULTICAST, target=Verdict.DROP
+    )
     rules = (replace(drop, in_interface=network.bridge) for network in desired.networks)
     return _behind_gate(drop, f"{SOURCES}-HOST", by_bridge("S", rules))
 
@@ -350,7 +356,7 @@ def _to_host_checks(desired: Desired) -> ChainTree:
     Link-local sources have returned before; networks with a default route by a container have no
     such check.
     """
-    drop = Rule(destination_local=True, target=Verdict.DROP)
+    drop = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
     sent = _sent_prefixes(desired)
     checks = [
         _drop_other_sources(
@@ -490,7 +496,7 @@ def _established_chain(desired: Desired) -> ChainTree:
     open_networks = [network for network in _our_networks(desired) if not network.closed]
     sent = _sent_prefixes(desired)
     inbound = (
-        Rule(out_interface=network.bridge, source_not_local=True, target=Verdict.ACCEPT)
+        Rule(out_interface=network.bridge, matches=(Match.SOURCE_NOT_LOCAL,), target=Verdict.ACCEPT)
         for network in open_networks
     )
     outbound = (
@@ -526,13 +532,13 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     )
     return concat(
         # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
-        Rule(states=("NEW", "INVALID"), target=Jump(HOST)),
+        Rule(matches=(Match.NEW_OR_INVALID,), target=Jump(HOST)),
         sub_chain(
             HOST,
             Rule(in_interface="lo", target=Verdict.RETURN),
             # Packets of the host to itself come in by lo. Its own multicast comes back by another
             # interface, but with a destination that is not LOCAL.
-            Rule(source_local=True, destination_local=True, target=Verdict.DROP),
+            Rule(matches=(Match.SOURCE_LOCAL, Match.DESTINATION_LOCAL), target=Verdict.DROP),
             *check,
             *_authentication_rules(desired),
             Rule(source=LINK_LOCAL, target=Verdict.RETURN),
@@ -557,7 +563,7 @@ def _authentication_rules(desired: Desired) -> Iterator[Rule]:
         ports = [mapping.host_port for mapping in mappings if mapping.protocol is protocol]
         if ports:
             flow = (protocol, 1 << min(ports).bit_length() - 1, _LAST_PORT)
-            yield Rule(authentication=True, flow=flow, target=Verdict.DROP)
+            yield Rule(matches=(Match.AUTHENTICATION,), flow=flow, target=Verdict.DROP)
 
 
 def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
@@ -595,11 +601,11 @@ def _proxy_guard(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...])
             PROXY,
             Rule(in_interface="lo", target=Verdict.RETURN),
             # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
-            Rule(states=("INVALID",), target=Verdict.DROP),
+            Rule(matches=(Match.INVALID,), target=Verdict.DROP),
             # A forged packet with an address of the host created the entry; see _DROP_REPLY_SYN.
-            Rule(reply=True, target=Verdict.DROP),
+            Rule(matches=(Match.REPLY,), target=Verdict.DROP),
             # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
-            Rule(destination_not_local=True, target=Verdict.DROP),
+            Rule(matches=(Match.DESTINATION_NOT_LOCAL,), target=Verdict.DROP),
             *check,
         ),
     )
@@ -629,7 +635,7 @@ def _reject_rules(rejected: RejectedPorts) -> Iterator[Rule]:
             destination=destination,
             protocol=rejected.protocol,
             ports=(rejected.first, rejected.last),
-            target=Reject(RejectWith.TCP_RESET if is_tcp else RejectWith.PORT_UNREACHABLE),
+            target=Verdict.TCP_RESET if is_tcp else Verdict.PORT_UNREACHABLE,
         )
 
 
@@ -661,7 +667,7 @@ def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
     # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
-    yield Rule(source_local=True, target=Verdict.RETURN)
+    yield Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 
 
@@ -731,7 +737,7 @@ def _postrouting_rules(desired: Desired) -> Iterator[Rule]:
             continue
         address = network.source_address
         target = Verdict.MASQUERADE if address is None else Snat(address)
-        hairpin = Rule(out_interface=network.bridge, states=("DNAT",), target=target)
+        hairpin = Rule(out_interface=network.bridge, matches=(Match.DNAT,), target=target)
         for route in network.routes_elsewhere:
             # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
             if route.interface not in bridges and any(map(route.prefix.subnet_of, network.subnets)):
@@ -744,7 +750,7 @@ def _postrouting_rules(desired: Desired) -> Iterator[Rule]:
                 yield Rule(
                     source=subnet,
                     not_out_interface=network.bridge,
-                    source_not_local=True,
+                    matches=(Match.SOURCE_NOT_LOCAL,),
                     target=target,
                 )
             if not desired.userland_proxy:

@@ -42,8 +42,7 @@ from ipv6natd.netfilter.rules import (
     Chain,
     Dnat,
     Jump,
-    Reject,
-    RejectWith,
+    Match,
     Rule,
     Snat,
     Table,
@@ -54,10 +53,10 @@ from tests.harness.needs import lack, need
 from tests.integration.net.conftest import fresh_namespace
 
 TO_FORWARD = BaseJump(
-    base="FORWARD", rule=Rule(target=Jump("IPV6NAT-FORWARD"), comment=COMMENT), first=True
+    base="FORWARD", rule=Rule(target=Jump("IPV6NAT-FORWARD"), matches=(Match.OURS,)), first=True
 )
 TO_DOCKER_USER = BaseJump(
-    base="FORWARD", rule=Rule(target=Jump(DOCKER_USER), comment=COMMENT), first=True
+    base="FORWARD", rule=Rule(target=Jump(DOCKER_USER), matches=(Match.OURS,)), first=True
 )
 CT = Chain(
     name="IPV6NAT-CT",
@@ -69,7 +68,7 @@ CT = Chain(
 FORWARD = Chain(
     name="IPV6NAT-FORWARD",
     rules=(
-        Rule(target=Jump("IPV6NAT-CT"), states=("RELATED", "ESTABLISHED")),
+        Rule(target=Jump("IPV6NAT-CT"), matches=(Match.NEW_OR_INVALID,)),
         Rule(target=Verdict.DROP, not_in_interface="br-a", out_interface="br-a"),
     ),
 )
@@ -301,7 +300,7 @@ def test_own_jumps_move_to_the_head_in_one_write(host: Host) -> None:
 
 def test_jump_without_first_is_appended(host: Host) -> None:
     host.load("*nat\n-A PREROUTING -i eth0 -j ACCEPT\nCOMMIT\n")
-    rule = Rule(target=Jump("IPV6NAT-DNAT"), destination_local=True, comment=COMMENT)
+    rule = Rule(target=Jump("IPV6NAT-DNAT"), matches=(Match.DESTINATION_LOCAL, Match.OURS))
     chain = Chain(name="IPV6NAT-DNAT")
     jump = BaseJump(base="PREROUTING", rule=rule)
     host.firewall.write(TableChange(table=Table.NAT, chains=(chain,), insert=(jump,)))
@@ -451,7 +450,7 @@ EVERY_RULE = {
         Rule(target=Verdict.DROP, source=SUBNET, not_in_interface="br-a"),
         Rule(
             target=Verdict.DROP,
-            source_local=True,
+            matches=(Match.SOURCE_LOCAL,),
             in_interface="br-a",
             not_destination=IPv6Network("ff00::/8"),
         ),
@@ -462,7 +461,7 @@ EVERY_RULE = {
         Rule(target=Verdict.DROP),
         Rule(target=Verdict.RETURN),
         Rule(target=Jump("IPV6NAT-B")),
-        Rule(target=Jump("IPV6NAT-B"), comment=COMMENT),
+        Rule(target=Jump("IPV6NAT-B"), matches=(Match.OURS,)),
         Rule(target=Verdict.ACCEPT, source=SUBNET),
         Rule(target=Verdict.ACCEPT, source=IPv6Network("fe80::/10")),
         Rule(target=Verdict.ACCEPT, source=IPv6Network("fd00:8000::/17"), destination=SUBNET),
@@ -481,33 +480,40 @@ EVERY_RULE = {
         *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(8080, 8080)) for p in Protocol),
         *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(1, 65535)) for p in Protocol),
         *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(10000, 19999)) for p in Protocol),
-        Rule(target=Verdict.ACCEPT, source_not_local=True),
-        Rule(target=Verdict.ACCEPT, source_local=True),
-        Rule(target=Verdict.ACCEPT, destination_not_local=True),
+        Rule(target=Verdict.ACCEPT, matches=(Match.SOURCE_NOT_LOCAL,)),
+        Rule(target=Verdict.ACCEPT, matches=(Match.SOURCE_LOCAL,)),
+        Rule(target=Verdict.ACCEPT, matches=(Match.DESTINATION_NOT_LOCAL,)),
         Rule(target=Verdict.ACCEPT, not_source=SUBNET, in_interface="br-a"),
-        Rule(target=Verdict.ACCEPT, destination_local=True),
-        Rule(target=Verdict.ACCEPT, source_not_local=True, destination_local=True),
-        Rule(target=Verdict.ACCEPT, authentication=True),
-        Rule(target=Verdict.DROP, protocol=Protocol.TCP, syn=True, reply=True),
+        Rule(target=Verdict.ACCEPT, matches=(Match.DESTINATION_LOCAL,)),
+        Rule(target=Verdict.ACCEPT, matches=(Match.SOURCE_NOT_LOCAL, Match.DESTINATION_LOCAL)),
+        Rule(target=Verdict.ACCEPT, matches=(Match.AUTHENTICATION,)),
+        Rule(target=Verdict.DROP, protocol=Protocol.TCP, matches=(Match.SYN, Match.REPLY)),
         *(
-            Rule(target=Verdict.DROP, authentication=True, flow=(protocol, first, 65535))
+            Rule(
+                target=Verdict.DROP, matches=(Match.AUTHENTICATION,), flow=(protocol, first, 65535)
+            )
             for protocol in Protocol
             for first in (1, 65535)
         ),
-        Rule(target=Verdict.ACCEPT, states=("DNAT",)),
-        Rule(target=Verdict.ACCEPT, icmp=True, not_in_interface="br-a", out_interface="br-a"),
+        Rule(target=Verdict.ACCEPT, matches=(Match.DNAT,)),
+        Rule(
+            target=Verdict.ACCEPT,
+            matches=(Match.ICMP,),
+            not_in_interface="br-a",
+            out_interface="br-a",
+        ),
         Rule(target=Verdict.ACCEPT, mark=(0x1, 0x1)),
         Rule(target=Verdict.ACCEPT, mark=(14, 0xFFFFFFFF)),
-        Rule(target=Verdict.ACCEPT, states=("INVALID",)),
-        Rule(target=Verdict.ACCEPT, states=("RELATED", "ESTABLISHED")),
-        Rule(target=Verdict.ACCEPT, comment=COMMENT),
+        Rule(target=Verdict.ACCEPT, matches=(Match.INVALID,)),
+        *(Rule(target=Verdict.ACCEPT, matches=(m,)) for m in Match if m is not Match.SYN),
+        Rule(target=Verdict.ACCEPT, matches=(Match.OURS,)),
         Rule(
-            target=Reject(RejectWith.TCP_RESET),
+            target=Verdict.TCP_RESET,
             destination=IPv6Network("::1/128"),
             protocol=Protocol.TCP,
             ports=(80, 80),
         ),
-        Rule(target=Reject(RejectWith.PORT_UNREACHABLE), protocol=Protocol.UDP, ports=(53, 53)),
+        Rule(target=Verdict.PORT_UNREACHABLE, protocol=Protocol.UDP, ports=(53, 53)),
         Rule(
             target=Verdict.DROP,
             source=SUBNET,
@@ -516,17 +522,19 @@ EVERY_RULE = {
             not_out_interface="br-a",
             protocol=Protocol.TCP,
             ports=(80, 81),
-            source_not_local=True,
-            destination_local=True,
-            states=("NEW", "DNAT"),
-            comment=COMMENT,
+            matches=(
+                Match.SOURCE_NOT_LOCAL,
+                Match.DESTINATION_LOCAL,
+                Match.NEW_OR_INVALID,
+                Match.OURS,
+            ),
         ),
     ),
     Table.NAT: (
         Rule(target=Verdict.RETURN, source=IPv6Network("fe80::/10")),
         Rule(target=Verdict.MASQUERADE, source=SUBNET, not_out_interface="br-a"),
         Rule(target=Verdict.REDIRECT, protocol=Protocol.UDP, ports=(53, 63), in_interface="br-a"),
-        Rule(target=Snat(IPv6Address("2001:db8::1")), source=SUBNET, states=("DNAT",)),
+        Rule(target=Snat(IPv6Address("2001:db8::1")), source=SUBNET, matches=(Match.DNAT,)),
         *(Rule(target=Dnat(ADDRESS), protocol=p, ports=(1000, 1999)) for p in Protocol),
         *(Rule(target=Dnat(ADDRESS, 80), protocol=p, ports=(8080, 8080)) for p in Protocol),
         Rule(target=Dnat(ADDRESS)),
@@ -544,9 +552,11 @@ BASE = {Table.RAW: "PREROUTING", Table.FILTER: "FORWARD", Table.NAT: "PREROUTING
 
 def every_rule(table: Table) -> TableChange:
     chains = (Chain(name="IPV6NAT-A", rules=EVERY_RULE[table]), Chain(name="IPV6NAT-B"))
-    rule = Rule(target=Jump("IPV6NAT-B"), comment=COMMENT)
+    rule = Rule(target=Jump("IPV6NAT-B"), matches=(Match.OURS,))
     first = BaseJump(base=BASE[table], rule=rule, first=True)
-    last = BaseJump(base=BASE[table], rule=replace(rule, destination_local=True))
+    last = BaseJump(
+        base=BASE[table], rule=replace(rule, matches=(Match.DESTINATION_LOCAL, Match.OURS))
+    )
     return TableChange(table=table, chains=chains, insert=(first, last))
 
 

@@ -29,7 +29,7 @@ from ipv6natd.model import (
 )
 from ipv6natd.netfilter.diff import TableChange, diff_chains, jumps_differ, matches, rewrite_tables
 from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
-from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Rule, Table, Verdict
+from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Match, Rule, Table, Verdict
 from ipv6natd.policy.desired import desired, with_old_networks
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
@@ -492,12 +492,13 @@ def dnat_target(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str
     """The DNAT target of a packet from outside, as "address port", or empty."""
     address, protocol, port, in_interface = packet
     for rule in chains.get(name, []):
-        unknown = (rule.out_interface, rule.not_out_interface, rule.states, rule.not_destination)
+        unknown = (rule.out_interface, rule.not_out_interface, rule.not_destination)
         assert not any(unknown), format_rule(rule)
+        assert rule.matches in ((), (Match.SOURCE_LOCAL,)), format_rule(rule)
         # The client's source is in none of our subnets and not link-local.
         hit = (
             rule.source is None
-            and not rule.source_local
+            and not rule.matches
             and (rule.destination is None or address in rule.destination)
             and rule.in_interface in ("", in_interface)
             and rule.not_in_interface != in_interface

@@ -30,8 +30,7 @@ from ipv6natd.netfilter.render import format_rule, format_ruleset
 from ipv6natd.netfilter.rules import (
     Dnat,
     Jump,
-    Reject,
-    RejectWith,
+    Match,
     Rule,
     Ruleset,
     Snat,
@@ -619,11 +618,11 @@ def test_input_has_only_udp_port_rules_with_a_proxy(situation: str) -> None:
     ("rule", "text"),
     [
         (Rule(target=Verdict.ACCEPT), "-j ACCEPT"),
-        (Rule(target=Jump("IPV6NAT-CT"), comment="ipv6natd"), "-m comment --comment ipv6natd"),
+        (Rule(target=Jump("IPV6NAT-CT"), matches=(Match.OURS,)), "-m comment --comment ipv6natd"),
         (Rule(target=Dnat(OUTSIDE)), "-j DNAT --to-destination 2001:db8::1"),
         (Rule(target=Dnat(OUTSIDE, 80)), "-j DNAT --to-destination [2001:db8::1]:80"),
         (Rule(target=Snat(OUTSIDE)), "-j SNAT --to-source 2001:db8::1"),
-        (Rule(target=Reject(RejectWith.TCP_RESET)), "-j REJECT --reject-with tcp-reset"),
+        (Rule(target=Verdict.TCP_RESET), "-j REJECT --reject-with tcp-reset"),
         (
             Rule(
                 target=Verdict.DROP,
@@ -633,21 +632,21 @@ def test_input_has_only_udp_port_rules_with_a_proxy(situation: str) -> None:
                 not_out_interface="b",
                 protocol=Protocol.TCP,
                 ports=(1, 2),
-                source_not_local=True,
-                destination_local=True,
-                states=("NEW", "DNAT"),
+                matches=(
+                    Match.SOURCE_NOT_LOCAL,
+                    Match.DESTINATION_LOCAL,
+                    Match.NEW_OR_INVALID,
+                ),
             ),
             "-s fd00::/8 -d fd00:a::/64 -i a ! -o b -p tcp -m tcp --dport 1:2 "
             "-m addrtype ! --src-type LOCAL -m addrtype --dst-type LOCAL "
-            "-m conntrack --ctstate NEW,DNAT -j DROP",
+            "-m conntrack --ctstate NEW,INVALID -j DROP",
         ),
         (
             Rule(
                 target=Verdict.DROP,
                 not_source=IPv6Network("fd00::/8"),
-                source_local=True,
-                destination_not_local=True,
-                icmp=True,
+                matches=(Match.ICMP, Match.SOURCE_LOCAL, Match.DESTINATION_NOT_LOCAL),
             ),
             "! -s fd00::/8 -p ipv6-icmp -m addrtype --src-type LOCAL "
             "-m addrtype ! --dst-type LOCAL -j DROP",
