@@ -155,7 +155,7 @@ def of_a_run() -> Line:
     """The number of rules for a range of ten thousand equal host and container ports."""
     bindings = mapped(list(range(10_000, 20_000)), keep=True, protocols=(Protocol.UDP,))
     nat = wanted([bindings]).nat
-    count = sum(isinstance(r.target, Dnat) for c in nat.chains for r in c.rules)
+    count = sum(isinstance(r.target, Dnat) for rules in nat.chains.values() for r in rules)
     return Line(
         what="DNAT rules for -p 10000-19999:10000-19999/udp",
         variant="both",

@@ -48,7 +48,7 @@ class LegacyFirewall:
     def write(self, change: TableChange) -> None:
         """See Firewall. A jump is removed by the tool, which finds a rule by its text."""
         write = self._write_in_process
-        count = sum(len(chain.rules) for chain in change.chains)
+        count = sum(map(len, change.chains.values()))
         if write is None or change.remove or count > MAX_RULES_IN_PROCESS:
             self._write(change, self._tool.write)  # the tool takes the lock itself
             return

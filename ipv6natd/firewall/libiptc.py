@@ -95,14 +95,14 @@ def _apply(table: Any, change: TableChange) -> None:
     """The steps in the order of TableChange, on the copy of the table in this process."""
     for name in change.create:
         _create(table, name)
-    for chain in change.chains:
-        if table.is_chain(chain.name):
-            table.flush_entries(chain.name)
+    for name in change.chains:
+        if table.is_chain(name):
+            table.flush_entries(name)
         else:
-            _create(table, chain.name)
-    for chain in change.chains:
-        for rule in chain.rules:
-            table.append_entry(chain.name, _build_rule(table, rule))
+            _create(table, name)
+    for name, rules in change.chains.items():
+        for rule in rules:
+            table.append_entry(name, _build_rule(table, rule))
     for insert in reversed([jump for jump in change.insert if jump.first]):
         table.insert_entry(insert.base, _build_rule(table, insert.rule), 0)
     for insert in change.insert:

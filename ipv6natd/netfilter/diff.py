@@ -18,7 +18,7 @@ from ipv6natd.netfilter.rules import (
     GUARD_TABLES,
     PREFIX,
     BaseJump,
-    Chain,
+    Chains,
     Jump,
     Rule,
     Ruleset,
@@ -74,7 +74,7 @@ class TableChange:
     """Jumps to remove from foreign chains, identified by base and text."""
     create: tuple[str, ...] = ()
     """Chains to create. The transaction fails if one exists: another program was faster."""
-    chains: tuple[Chain, ...] = ()
+    chains: Chains = field(default_factory=dict)
     """Our chains to create or flush, and to fill."""
     insert: tuple[BaseJump, ...] = ()
     """Jumps to insert: with `first` at the head of `base` in this order, else at the end."""
@@ -137,10 +137,8 @@ def jumps_differ(old: Ruleset, wanted: Ruleset) -> bool:
 
 
 def _chain_changes(table: Table, old: TableRules, new: TableRules) -> TableChange | None:
-    old_chains = {chain.name: chain for chain in old.chains}
-    changed = tuple(chain for chain in new.chains if old_chains.get(chain.name) != chain)
-    names = {chain.name for chain in new.chains}
-    deleted = tuple(name for name in old_chains if name not in names)
+    changed = {name: rules for name, rules in new.chains.items() if old.chains.get(name) != rules}
+    deleted = tuple(name for name in old.chains if name not in new.chains)
     if not changed and not deleted:
         return None
     return TableChange(table=table, chains=changed, delete=deleted)
@@ -166,19 +164,22 @@ def _rewrite(
     remove += docker_user.remove
     insert = list(wanted.jumps)
     if docker_user.foreign:
-        insert = [_without_comment(j) if j.target == DOCKER_USER else j for j in insert]
+        without_comment = Rule(target=Jump(DOCKER_USER))
+        insert = [
+            replace(j, rule=without_comment) if j.target == DOCKER_USER else j for j in insert
+        ]
     if not keep_order:
-        unmoved = _single_forward_targets(observed) & {jump.target for jump in insert}
+        in_forward = Counter(jump.target for jump in observed.jumps if jump.base == "FORWARD")
+        unmoved = {jump.target for jump in insert if in_forward[jump.target] == 1}
         remove = [jump for jump in remove if jump.base != "FORWARD" or jump.target not in unmoved]
         insert = [jump for jump in insert if jump.base != "FORWARD" or jump.target not in unmoved]
-    wanted_chains = {chain.name for chain in wanted.chains}
     change = TableChange(
         table=table,
         remove=tuple(remove),
         create=docker_user.create,
         chains=wanted.chains,
         insert=tuple(insert),
-        delete=(*(n for n in observed.chains if n not in wanted_chains), *docker_user.delete),
+        delete=(*(n for n in observed.chains if n not in wanted.chains), *docker_user.delete),
     )
     return None if change == TableChange(table=table) else change
 
@@ -217,21 +218,11 @@ def docker_user_steps(observed: ObservedTable, *, wanted: bool) -> DockerUserSte
     )
 
 
-def _single_forward_targets(observed: ObservedTable) -> set[str]:
-    targets = Counter(jump.target for jump in observed.jumps if jump.base == "FORWARD")
-    return {target for target, count in targets.items() if count == 1}
-
-
-def _without_comment(jump: BaseJump) -> BaseJump:
-    rule = Rule(target=Jump(jump.target))
-    return BaseJump(base=jump.base, rule=rule, first=jump.first)
-
-
 def predict(observed: ObservedTable, change: TableChange) -> ObservedTable:
     """The state of a table after a change of chains only; written chains have no digest yet."""
     deleted = set(change.delete)
     chains = {name: digest for name, digest in observed.chains.items() if name not in deleted}
-    chains |= {chain.name: f"{len(chain.rules)}:" for chain in change.chains}
+    chains |= {name: f"{len(rules)}:" for name, rules in change.chains.items()}
     return replace(observed, chains=chains)
 
 
@@ -273,7 +264,7 @@ def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = T
     found_jumps = [(jump.base, jump.target) for jump in observed.jumps]
     ours = sorted(jump for jump in found_jumps if jump[1] != DOCKER_USER)
     return (
-        sizes == {chain.name: str(len(chain.rules)) for chain in wanted.chains}
+        sizes == {name: str(len(rules)) for name, rules in wanted.chains.items()}
         and ours == [jump for jump in wanted_jumps if jump[1] != DOCKER_USER]
         and all(jump in found_jumps for jump in wanted_jumps)
         and (

@@ -7,7 +7,6 @@ can therefore contain only rules that ipv6natd could write.
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -24,7 +23,6 @@ from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
     BaseJump,
-    Chain,
     Dnat,
     Jump,
     Match,
@@ -97,7 +95,7 @@ def _parse_saved_table(table: Table, lines: Iterable[str]) -> TableRules:
         if isinstance(rule.target, Jump) and rule.target.chain not in targets:
             raise ValueError(f"a jump to a chain that does not exist: {rule.target.chain}")
     return TableRules(
-        chains=tuple(Chain(name=name, rules=tuple(rules)) for name, rules in chains.items()),
+        chains={name: tuple(rules) for name, rules in chains.items()},
         jumps=tuple(jumps),
     )
 
@@ -180,10 +178,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _RULE = re.compile("".join(f"(?:{option}(?: |$))?" for option, _ in _OPTIONS.values()))
 
 
-_STRING = re.compile(r' "(?:[^"\\]|\\.)*"', re.DOTALL)
-_MAX_JOINED_LENGTH = 4096
-"""Maximum number of characters of a line with line breaks in a quoted string. A comment has at most
-255 characters."""
+_STRING_OR_LINE_END = re.compile(r' "(?:[^"\\]|\\.){0,4096}"|\n', re.DOTALL)
+"""A comment, the only string with quotes, has at most 255 characters. Our rules have no string. A
+string without an end is no string and must not hide the following lines."""
 
 
 def save_lines(text: str) -> Iterator[str]:
@@ -191,25 +188,12 @@ def save_lines(text: str) -> Iterator[str]:
 
     Otherwise text of a foreign comment would be read as rules.
     """
-    # An iterator, not a list: the output of a large host has megabytes.
-    lines = io.StringIO(text, newline="\n")
-    for line in lines:
-        parts, joined = [line], line
-        while (
-            _has_open_string(joined)
-            and len(joined) < _MAX_JOINED_LENGTH
-            and (following := next(lines, ""))
-        ):
-            parts.append(following)
-            joined += following
-        # A string without an end is no string and must not hide the following lines.
-        for piece in parts if _has_open_string(joined) else (joined,):
-            yield piece.removesuffix("\n")
-
-
-def _has_open_string(line: str) -> bool:
-    # Only rules have quoted strings, after a space. Our rules have none.
-    return line[:1] in ("-", "[") and ' "' in line and ' "' in _STRING.sub("", line)
+    start = 0
+    for found in _STRING_OR_LINE_END.finditer(text):
+        if found[0] == "\n":
+            yield text[start : found.start()]
+            start = found.end()
+    yield text[start:]
 
 
 def save_rules(text: str) -> Iterator[tuple[str, str, str]]:

@@ -36,11 +36,11 @@ def _change_lines(change: TableChange) -> Iterator[str]:
     for name in change.create:
         yield f"-N {name}"
     # All chains before all rules: a rule may jump to a chain that follows.
-    for chain in change.chains:
-        yield f":{chain.name} - [0:0]"
-    for chain in change.chains:
-        for rule in chain.rules:
-            yield f"-A {chain.name} {format_rule(rule)}"
+    for name in change.chains:
+        yield f":{name} - [0:0]"
+    for name, rules in change.chains.items():
+        for rule in rules:
+            yield f"-A {name} {format_rule(rule)}"
     for insert in reversed([jump for jump in change.insert if jump.first]):
         yield f"-I {insert.base} 1 {format_rule(insert.rule)}"
     for insert in change.insert:
@@ -65,29 +65,26 @@ def changed_rules(old: Ruleset, new: Ruleset) -> tuple[list[str], list[str]]:
 def _differing_rules(ruleset: Ruleset, other: Ruleset) -> Iterator[str]:
     """All jumps, and the rules of chains that differ from the same chain in `other`."""
     for table in Table:
-        rules = ruleset.table(table)
-        for jump in rules.jumps:
+        for jump in ruleset.table(table).jumps:
             yield f"-t {table} -A {jump.base} {format_rule(jump.rule)}"
-        other_chains = {chain.name: chain for chain in other.table(table).chains}
-        for chain in rules.chains:
-            if other_chains.get(chain.name) != chain:
-                for rule in chain.rules:
-                    yield f"-t {table} -A {chain.name} {format_rule(rule)}"
+        others = other.table(table).chains
+        for name, rules in ruleset.table(table).chains.items():
+            if others.get(name) != rules:
+                for rule in rules:
+                    yield f"-t {table} -A {name} {format_rule(rule)}"
 
 
 def format_ruleset(ruleset: Ruleset) -> str:
     """The ruleset as text for ip6tables-restore: for the administrator, and for the saved rules."""
     lines: list[str] = []
     for table in Table:
-        rules = ruleset.table(table)
-        if not rules.chains:
+        chains = ruleset.table(table).chains
+        if not chains:
             continue
         lines.append(f"*{table}")
-        lines += [f":{chain.name} - [0:0]" for chain in rules.chains]
-        lines += [f"-A {jump.base} {format_rule(jump.rule)}" for jump in rules.jumps]
-        lines += [
-            f"-A {chain.name} {format_rule(rule)}" for chain in rules.chains for rule in chain.rules
-        ]
+        lines += [f":{name} - [0:0]" for name in chains]
+        lines += [f"-A {j.base} {format_rule(j.rule)}" for j in ruleset.table(table).jumps]
+        lines += [f"-A {name} {format_rule(rule)}" for name in chains for rule in chains[name]]
         lines.append("COMMIT")
     return "".join(f"{line}\n" for line in lines)
 

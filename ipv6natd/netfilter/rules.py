@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
 
@@ -131,12 +132,8 @@ class Rule:
     original direction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """A chain of ipv6natd with all its rules."""
-
-    name: str
-    rules: tuple[Rule, ...] = ()
+Chains = Map[str, tuple[Rule, ...]]
+"""Names of our chains -> all their rules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +155,7 @@ class BaseJump:
 class TableRules:
     """Our chains and jumps of one table. `jumps` with `first` are in their final order."""
 
-    chains: tuple[Chain, ...] = ()
+    chains: Chains = field(default_factory=dict)
     jumps: tuple[BaseJump, ...] = ()
 
 

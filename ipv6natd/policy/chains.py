@@ -7,7 +7,7 @@ determine its chain: adding or removing one rule moves no other rule.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPV6LENGTH, IPv6Network
 from itertools import chain, groupby
@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from ipv6natd.model import Protocol
-from ipv6natd.netfilter.rules import PREFIX, Chain, Jump, Rule
+from ipv6natd.netfilter.rules import PREFIX, Chains, Jump, Rule
 
 MAX_FLAT_PORT_RULES = 100
 """Rules for ports that stay in one chain. A packet that passes them all needs about 2 µs."""
@@ -38,7 +38,7 @@ class ChainTree:
     """The rules that replace a long list of rules, and the chains to which they jump."""
 
     rules: tuple[Rule, ...]
-    chains: tuple[Chain, ...] = ()
+    chains: Chains = field(default_factory=dict)
 
 
 def concat(*parts: Rule | ChainTree) -> ChainTree:
@@ -46,14 +46,14 @@ def concat(*parts: Rule | ChainTree) -> ChainTree:
     trees = [part if isinstance(part, ChainTree) else ChainTree((part,)) for part in parts]
     return ChainTree(
         tuple(rule for tree in trees for rule in tree.rules),
-        tuple(chain for tree in trees for chain in tree.chains),
+        {name: rules for tree in trees for name, rules in tree.chains.items()},
     )
 
 
 def sub_chain(name: str, *parts: Rule | ChainTree) -> ChainTree:
     """A chain of these parts, without the rule that jumps to it."""
     tree = concat(*parts)
-    return ChainTree((), (Chain(name=name, rules=tree.rules), *tree.chains))
+    return ChainTree((), {name: tree.rules, **tree.chains})
 
 
 class PortBlock(NamedTuple):
@@ -114,10 +114,8 @@ def by_port(kind: str, groups: Iterable[BlockRules]) -> ChainTree:
     for block in ordered:
         parent_rules = blocks[_parent(block)] if block.size < ALL_PORTS else top_rules
         parent_rules.append(_jump_to_block(kind, block))
-    chains = (
-        Chain(name=_block_chain_name(kind, block), rules=tuple(blocks[block])) for block in ordered
-    )
-    return ChainTree(tuple(top_rules), tuple(chains))
+    chains = {_block_chain_name(kind, block): tuple(blocks[block]) for block in ordered}
+    return ChainTree(tuple(top_rules), chains)
 
 
 @cache

@@ -168,8 +168,8 @@ def closed_guard(rules: Ruleset) -> Ruleset:
     """Rules for the same networks that drop everything in and out, even established."""
     within_bridge = [
         rule
-        for chain in rules.filter.chains
-        for rule in chain.rules
+        for chain in rules.filter.chains.values()
+        for rule in chain
         if rule.in_interface and rule.in_interface == rule.out_interface
     ]
     isolation = (
@@ -194,15 +194,14 @@ def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRu
     FORWARD always exists, because users rely on DOCKER-USER, which comes with it. INPUT always
     exists too, so no jump is added or removed with a network.
     """
-    filled = [
-        chain
+    filled = {
+        chain: rules
         for name, tree in chains.items()
-        for chain in sub_chain(name, tree).chains
-        if chain.rules or name in (FORWARD, INPUT)
-    ]
-    names = {DOCKER_USER, *(chain.name for chain in filled)}
-    reached = tuple(jump for jump in jumps if jump.target in names)
-    return TableRules(chains=tuple(filled), jumps=reached)
+        for chain, rules in sub_chain(name, tree).chains.items()
+        if rules or name in (FORWARD, INPUT)
+    }
+    reached = tuple(jump for jump in jumps if jump.target in {DOCKER_USER, *filled})
+    return TableRules(chains=filled, jumps=reached)
 
 
 def _our_networks(desired: Desired) -> list[Network]:

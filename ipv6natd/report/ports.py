@@ -76,9 +76,9 @@ DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
 def dnat_rules(rules: Ruleset) -> DnatRules:
     """The text of each DNAT rule, by its protocol, destination and first port."""
     return {
-        (rule.protocol, rule.destination, rule.ports[0]): f"-A {chain.name} {format_rule(rule)}"
-        for chain in rules.nat.chains
-        for rule in chain.rules
+        (rule.protocol, rule.destination, rule.ports[0]): f"-A {chain} {format_rule(rule)}"
+        for chain, chain_rules in rules.nat.chains.items()
+        for rule in chain_rules
         if isinstance(rule.target, Dnat) and rule.protocol and rule.ports
     }
 

@@ -38,8 +38,7 @@ def close_networks(setting: str) -> Exposure:
         found = firewall.read()
         observed = {table: found[table] for table in GUARD_TABLES}
         exposure = past_exposure(saved, observed)
-        raw, filter_ = ({chain.name for chain in saved.table(t).chains} for t in GUARD_TABLES)
-        if not checks_sources(raw, filter_):
+        if not checks_sources(saved.raw.chains, saved.filter.chains):
             if exposure is Exposure.NONE:
                 log.info(
                     "the rules of the old version stay in force until the engine lists its networks"

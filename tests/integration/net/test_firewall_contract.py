@@ -39,7 +39,7 @@ from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     Backend,
     BaseJump,
-    Chain,
+    Chains,
     Dnat,
     Jump,
     Match,
@@ -58,24 +58,21 @@ TO_FORWARD = BaseJump(
 TO_DOCKER_USER = BaseJump(
     base="FORWARD", rule=Rule(target=Jump(DOCKER_USER), matches=(Match.OURS,)), first=True
 )
-CT = Chain(
-    name="IPV6NAT-CT",
-    rules=(
-        Rule(target=Verdict.ACCEPT, in_interface="br-a"),
-        Rule(target=Verdict.ACCEPT, out_interface="br-a"),
-    ),
+CT = (
+    Rule(target=Verdict.ACCEPT, in_interface="br-a"),
+    Rule(target=Verdict.ACCEPT, out_interface="br-a"),
 )
-FORWARD = Chain(
-    name="IPV6NAT-FORWARD",
-    rules=(
+CHAINS = {
+    "IPV6NAT-CT": CT,
+    "IPV6NAT-FORWARD": (
         Rule(target=Jump("IPV6NAT-CT"), matches=(Match.NEW_OR_INVALID,)),
         Rule(target=Verdict.DROP, not_in_interface="br-a", out_interface="br-a"),
     ),
-)
+}
 FULL = TableChange(
     table=Table.FILTER,
     create=(DOCKER_USER,),
-    chains=(CT, FORWARD),
+    chains=CHAINS,
     insert=(TO_DOCKER_USER, TO_FORWARD),
 )
 FOREIGN = """\
@@ -211,8 +208,8 @@ def test_repeated_write_changes_nothing(host: Host) -> None:
 def test_write_of_one_chain_keeps_the_others(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains
-    shorter = replace(CT, rules=CT.rules[:1])
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(shorter,)))
+    shorter: Chains = {"IPV6NAT-CT": CT[:1]}
+    host.firewall.write(TableChange(table=Table.FILTER, chains=shorter))
     after = host.observed().chains
     assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
     assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
@@ -222,14 +219,13 @@ def test_write_of_one_chain_keeps_the_others(host: Host) -> None:
 def test_digest_does_not_depend_on_other_chains(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains["IPV6NAT-FORWARD"]
-    other = Chain(name="IPV6NAT-A", rules=CT.rules * 3)
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(other,)))
+    host.firewall.write(TableChange(table=Table.FILTER, chains={"IPV6NAT-A": CT * 3}))
     assert host.observed().chains["IPV6NAT-FORWARD"] == before
 
 
 def test_digests_of_some_chains_match_the_full_read(host: Host) -> None:
-    rules = (*CT.rules, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
-    chains = (*FULL.chains, Chain(name="IPV6NAT-A", rules=rules), Chain(name="IPV6NAT-B"))
+    rules = (*CT, Rule(target=Verdict.ACCEPT, protocol=Protocol.UDP, ports=(1, 2)))
+    chains = CHAINS | {"IPV6NAT-A": rules, "IPV6NAT-B": ()}
     host.firewall.write(replace(FULL, chains=chains))
     every = host.observed().chains
     few = ("IPV6NAT-A", "IPV6NAT-B", "IPV6NAT-CT")
@@ -251,8 +247,8 @@ def test_foreign_edit_changes_the_digest(host: Host) -> None:
 def test_changed_target_changes_the_digest(host: Host) -> None:
     host.firewall.write(FULL)
     before = host.observed().chains["IPV6NAT-CT"]
-    changed = replace(CT, rules=(replace(CT.rules[0], target=Verdict.DROP), CT.rules[1]))
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(changed,)))
+    changed: Chains = {"IPV6NAT-CT": (replace(CT[0], target=Verdict.DROP), CT[1])}
+    host.firewall.write(TableChange(table=Table.FILTER, chains=changed))
     assert host.observed().chains["IPV6NAT-CT"] != before
 
 
@@ -301,9 +297,9 @@ def test_own_jumps_move_to_the_head_in_one_write(host: Host) -> None:
 def test_jump_without_first_is_appended(host: Host) -> None:
     host.load("*nat\n-A PREROUTING -i eth0 -j ACCEPT\nCOMMIT\n")
     rule = Rule(target=Jump("IPV6NAT-DNAT"), matches=(Match.DESTINATION_LOCAL, Match.OURS))
-    chain = Chain(name="IPV6NAT-DNAT")
+    chains: Chains = {"IPV6NAT-DNAT": ()}
     jump = BaseJump(base="PREROUTING", rule=rule)
-    host.firewall.write(TableChange(table=Table.NAT, chains=(chain,), insert=(jump,)))
+    host.firewall.write(TableChange(table=Table.NAT, chains=chains, insert=(jump,)))
     (found,) = host.observed(Table.NAT).jumps
     assert (found.position, found.ours, found.unconditional) == (1, True, False)
 
@@ -363,34 +359,34 @@ def test_docker_user_keeps_rules_of_the_administrator(host: Host) -> None:
 
 REFUSED = {
     "a jump to a missing chain": TableChange(
-        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A", rules=(Rule(target=Jump("NONE")),)),)
+        table=Table.FILTER, chains={"IPV6NAT-A": (Rule(target=Jump("NONE")),)}
     ),
     "a chain that exists": TableChange(
-        table=Table.FILTER, create=(DOCKER_USER,), chains=(Chain(name="IPV6NAT-A"),)
+        table=Table.FILTER, create=(DOCKER_USER,), chains={"IPV6NAT-A": ()}
     ),
     "a chain that is jumped to": TableChange(
-        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A"),), delete=("IPV6NAT-CT",)
+        table=Table.FILTER, chains={"IPV6NAT-A": ()}, delete=("IPV6NAT-CT",)
     ),
     "a rule that is not there": TableChange(
         table=Table.FILTER,
         remove=(),
-        chains=(Chain(name="IPV6NAT-A"),),
+        chains={"IPV6NAT-A": ()},
     ),
     "a name that is too long": TableChange(
-        table=Table.FILTER, chains=(Chain(name="IPV6NAT-A"), Chain(name="IPV6NAT-" + "X" * 21))
+        table=Table.FILTER, chains={"IPV6NAT-A": (), "IPV6NAT-" + "X" * 21: ()}
     ),
     "a base chain that is not there": TableChange(
         table=Table.FILTER,
-        chains=(Chain(name="IPV6NAT-A"),),
+        chains={"IPV6NAT-A": ()},
         insert=(BaseJump(base="NONE", rule=Rule(target=Jump("IPV6NAT-A"))),),
     ),
     "a target of another table": TableChange(
         table=Table.FILTER,
-        chains=(Chain(name="IPV6NAT-A", rules=(Rule(target=Verdict.MASQUERADE),)),),
+        chains={"IPV6NAT-A": (Rule(target=Verdict.MASQUERADE),)},
         insert=(BaseJump(base="FORWARD", rule=Rule(target=Jump("IPV6NAT-A"))),),
     ),
     "a loop": TableChange(
-        table=Table.FILTER, chains=(replace(CT, rules=(Rule(target=Jump("IPV6NAT-FORWARD")),)),)
+        table=Table.FILTER, chains={"IPV6NAT-CT": (Rule(target=Jump("IPV6NAT-FORWARD")),)}
     ),
 }
 
@@ -408,12 +404,12 @@ def test_refused_write_changes_nothing(host: Host, why: str) -> None:
     assert str(caught.value)
     assert host.dump() == before
     # The refused write does not block the next one.
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(CT,)))
+    host.firewall.write(TableChange(table=Table.FILTER, chains={"IPV6NAT-CT": CT}))
 
 
 def test_chain_name_of_28_characters_is_accepted(host: Host) -> None:
     name = "IPV6NAT-" + "X" * 20
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(Chain(name=name),)))
+    host.firewall.write(TableChange(table=Table.FILTER, chains={name: ()}))
     assert name in host.observed().chains
 
 
@@ -423,8 +419,7 @@ def test_interface_name_of_15_characters_is_not_truncated(host: Host) -> None:
         Rule(target=Verdict.ACCEPT, in_interface=name),
         Rule(target=Verdict.DROP, not_in_interface=name, out_interface=name),
     )
-    chain = Chain(name="IPV6NAT-A", rules=rules)
-    host.firewall.write(TableChange(table=Table.FILTER, chains=(chain,)))
+    host.firewall.write(TableChange(table=Table.FILTER, chains={"IPV6NAT-A": rules}))
     assert host.rules("IPV6NAT-A") == [
         f"-i {name} -j ACCEPT",
         f"! -i {name} -o {name} -j DROP",
@@ -551,7 +546,7 @@ BASE = {Table.RAW: "PREROUTING", Table.FILTER: "FORWARD", Table.NAT: "PREROUTING
 
 
 def every_rule(table: Table) -> TableChange:
-    chains = (Chain(name="IPV6NAT-A", rules=EVERY_RULE[table]), Chain(name="IPV6NAT-B"))
+    chains: Chains = {"IPV6NAT-A": EVERY_RULE[table], "IPV6NAT-B": ()}
     rule = Rule(target=Jump("IPV6NAT-B"), matches=(Match.OURS,))
     first = BaseJump(base=BASE[table], rule=rule, first=True)
     last = BaseJump(
@@ -610,7 +605,7 @@ def scattered(count: int) -> TableChange:
         Rule(target=Dnat(ADDRESS, 80), protocol=Protocol.TCP, ports=(port, port))
         for port in range(1, count + 1)
     )
-    return TableChange(table=Table.NAT, chains=(Chain(name="IPV6NAT-DNAT", rules=rules),))
+    return TableChange(table=Table.NAT, chains={"IPV6NAT-DNAT": rules})
 
 
 @pytest.mark.slow
@@ -716,7 +711,7 @@ def test_legacy_tables_beside_nft_are_no_error(namespace: str, xtables_lock: Pat
     need_backend(Backend.LEGACY)
     RestoreFirewall(Backend.LEGACY).write(FULL)
     nft = RestoreFirewall(Backend.NFT)
-    nft.write(replace(FULL, chains=(CT, FORWARD)))
+    nft.write(FULL)
     assert set(nft.read()[Table.FILTER].chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
 
 

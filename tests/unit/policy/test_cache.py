@@ -93,6 +93,7 @@ def test_cache_a_new_container_makes_one_mapping_and_one_rule() -> None:
         )
         == 1
     )
-    old = {id(rule) for chain in nat.chains for rule in chain.rules if rule.protocol}
-    new = [rule for chain in ruleset(after, ruleset_cache).nat.chains for rule in chain.rules]
+    old = {id(rule) for rules in nat.chains.values() for rule in rules if rule.protocol}
+    chains = ruleset(after, ruleset_cache).nat.chains
+    new = [rule for rules in chains.values() for rule in rules]
     assert [rule.ports for rule in new if rule.protocol and id(rule) not in old] == [(2901, 2901)]

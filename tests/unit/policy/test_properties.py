@@ -29,7 +29,7 @@ from ipv6natd.model import (
 )
 from ipv6natd.netfilter.diff import TableChange, diff_chains, jumps_differ, matches, rewrite_tables
 from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
-from ipv6natd.netfilter.rules import EMPTY, Dnat, Jump, Match, Rule, Table, Verdict
+from ipv6natd.netfilter.rules import EMPTY, Chains, Dnat, Jump, Match, Table, Verdict
 from ipv6natd.policy.desired import desired, with_old_networks
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
@@ -488,10 +488,10 @@ Packet = tuple[IPv6Address, Protocol, int, str]
 """Destination, protocol, port and input interface."""
 
 
-def dnat_target(chains: dict[str, list[Rule]], name: str, packet: Packet) -> str:
+def dnat_target(chains: Chains, name: str, packet: Packet) -> str:
     """The DNAT target of a packet from outside, as "address port", or empty."""
     address, protocol, port, in_interface = packet
-    for rule in chains.get(name, []):
+    for rule in chains.get(name, ()):
         unknown = (rule.out_interface, rule.not_out_interface, rule.not_destination)
         assert not any(unknown), format_rule(rule)
         assert rule.matches in ((), (Match.SOURCE_LOCAL,)), format_rule(rule)
@@ -538,7 +538,7 @@ def test_no_packet_has_two_owners(want: Desired) -> None:
     """For any address, protocol, port and interface the first DNAT that matches belongs to the
     mapping that owns the port. Packets from internal networks match none and, with the proxy on,
     packets from the owner's bridge match none."""
-    nat = {chain.name: list(chain.rules) for chain in ruleset(want).nat.chains}
+    nat = ruleset(want).nat.chains
     internal = {network.bridge for network in want.networks if network.internal}
     interfaces = ["eth0", *(network.bridge for network in want.networks)]
     others = [IPv6Address(f"2001:db8::{i}") for i in (1, 2, 3)]

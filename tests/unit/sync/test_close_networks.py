@@ -32,9 +32,7 @@ def save(rules: Ruleset) -> None:
 
 def without_sources(rules: Ruleset) -> Ruleset:
     """The rules as the first versions wrote them."""
-    chains = tuple(
-        chain for chain in rules.filter.chains if chain.name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
-    )
+    chains = {name: rules.filter.chains[name] for name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")}
     return Ruleset(filter=TableRules(chains=chains, jumps=rules.filter.jumps[:2]))
 
 

@@ -23,8 +23,8 @@ def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
     """The text of the rules is complete."""
     rules = ruleset(want)
     for table in Table:
-        for chain in rules.table(table).chains:
-            for rule in chain.rules:
+        for chain in rules.table(table).chains.values():
+            for rule in chain:
                 assert parse_rule(format_rule(rule)) == rule
     assert parse_saved_rules(format_ruleset(rules.guard)) == rules.guard
 
