@@ -10,13 +10,12 @@ import contextlib
 import logging
 import os
 import time
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ipv6natd.dbus.values import bus_text, without_variants
-from ipv6natd.dbus.wire import Bus, MarshalledReply, Message, MessageFlag, MessageType
+from ipv6natd.dbus.wire import Bus, Message, MessageFlag, MessageType
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,6 @@ class BusError(Exception):
     """A D-Bus error: a dotted `name` for programs, a sentence for people."""
 
     def __init__(self, name: str, text: str) -> None:
-        """Store both parts."""
         super().__init__(text)
         self.name = name
         self.text = text
@@ -88,7 +86,6 @@ class Connection:
     """An authenticated connection. `connect` makes it; `close` or the bus daemon ends it."""
 
     def __init__(self, bus: Bus) -> None:
-        """Wrap the library's connection."""
         self._bus = bus
 
     @property
@@ -127,13 +124,7 @@ class Connection:
         if interactive:
             flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
         message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(args),
-            flags=flags,
+            destination, path, interface, member, flags=flags, signature=signature, body=list(args)
         )
         deadline = time.monotonic() + timeout
         reply = await self._send_and_wait(message, timeout)
@@ -141,14 +132,20 @@ class Connection:
             await asyncio.sleep(RETRY_DELAY)
             reply = await self._send_and_wait(message, deadline - time.monotonic())
         if reply.truncated:
-            text = (
-                f"the reply of {destination} to {member} has {reply.size} bytes, too many to read"
-            )
-            raise BusError(ERROR + "LimitsExceeded", text)
+            text = f"the reply of {destination} to {member} has {reply.size} bytes"
+            raise BusError(ERROR + "LimitsExceeded", f"{text}, too many to read")
         if reply.message_type is MessageType.ERROR:
             text = reply.body[0] if reply.signature.startswith("s") else reply.error_name
             raise BusError(reply.error_name, text)
-        return typing.cast("list[Any]", without_variants(reply.body))
+        return list(without_variants(reply.body))
+
+    async def watch_service(self, name: str, *, interface: str, member: str) -> None:
+        """Receive a signal of the service `name`, and the changes of its owner. Raises BusError."""
+        for rule in (
+            f"type='signal',sender='{name}',interface='{interface}',member='{member}'",
+            f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{name}'",
+        ):
+            await self.call(*BUS, "AddMatch", "s", rule)
 
     async def _send_and_wait(self, message: Message, timeout: float) -> Message:  # noqa: ASYNC109
         disconnected = BusError(ERROR + "Disconnected", "the system bus closed the connection")
@@ -168,25 +165,18 @@ class Connection:
             raise disconnected
         return reply
 
-    def reply(self, call: Call, signature: str, values: list[Any]) -> int:
-        """Reply to the call with values of the given signature; return the bytes of the reply."""
-        return self._send_reply(call, Message, signature=signature, body=values)
-
-    def reply_marshalled(self, call: Call, signature: str, data: bytes) -> int:
-        """Reply with a body from dbus.values; return the bytes of the reply."""
-        return self._send_reply(call, MarshalledReply, signature=signature, body=data)
+    def reply(self, call: Call, signature: str, body: list[Any] | bytes) -> int:
+        """Reply with values of the given signature, or with a body from dbus.values; return the
+        bytes of the reply."""
+        return self._send_reply(call, Message.new_method_return(call, signature, body))
 
     def reply_error(self, call: Call, error: BusError) -> int:
         """Reply to the call with an error; return the bytes of the reply."""
-        body = [bus_text(error.text[:MAX_ERROR_LENGTH])]
-        parts = {"message_type": MessageType.ERROR, "error_name": error.name}
-        return self._send_reply(call, Message, signature="s", body=body, **parts)
+        text = bus_text(error.text[:MAX_ERROR_LENGTH])
+        return self._send_reply(call, Message.new_error(call, error.name, text))
 
-    def _send_reply(self, call: Call, make: Callable[..., Message], **parts: Any) -> int:
-        if not call.wants_reply:
-            return 0
-        parts = {"message_type": MessageType.METHOD_RETURN, **parts}
-        return self._bus.send(make(reply_serial=call.serial, destination=call.sender, **parts))
+    def _send_reply(self, call: Call, reply: Message) -> int:
+        return self._bus.send(reply) if call.wants_reply else 0
 
     def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
         """Broadcast a signal; does nothing if the connection has ended."""

@@ -23,18 +23,13 @@ class Firewalld:
     reloads."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """Know nothing before `subscribe`."""
         self._changed = changed
         self._connection: Connection | None = None
         self._owner = ""
 
     async def subscribe(self, connection: Connection) -> None:
         """Subscribe to firewalld's signals over this connection. Raises BusError."""
-        for rule in (
-            f"type='signal',sender='{NAME}',interface='{NAME}',member='Reloaded'",
-            f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
-        ):
-            await connection.call(*BUS, "AddMatch", "s", rule)
+        await connection.watch_service(NAME, interface=NAME, member="Reloaded")
         self._connection = connection
         try:
             (self._owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)

@@ -51,7 +51,6 @@ class Limits:
     """The counters of all senders and users."""
 
     def __init__(self) -> None:
-        """Start with all counters at zero."""
         self._calls_of_sender: Counter[str] = Counter()
         self._calls_of_user: Counter[int] = Counter()
         self._unidentified_bytes = 0
@@ -113,28 +112,36 @@ class Limits:
         """True if an error is within its limit of unread bytes."""
         if self._unread_bytes > MAX_UNREAD_BYTES_FOR_ERRORS:
             with suppress(BusError):
-                await self._update(connection)
+                await self._count_unread(connection)
         return self._unread_bytes <= MAX_UNREAD_BYTES_FOR_ERRORS
 
     async def check_unread(self, call: Call, size: int = 0) -> None:
         """Raise BusError if too many replies are unread, and the caller is not root."""
         if self.fits(size):
             return
-        await self._update(call.connection)
+        await self._count_unread(call.connection)
         if call.uid != 0 and not self.fits(size):
             text = f"callers have {self._unread_bytes >> 20} MiB of unread replies: try again"
             raise BusError(ERROR + "LimitsExceeded", text)
 
     @property
     def _unread_bytes(self) -> int:
-        """Bytes of replies that may be unread. Without `_update` it only grows."""
+        """Bytes of replies that may be unread. Without `_count_unread` it only grows."""
         return self._sent_bytes - self._read_bytes
 
-    async def _update(self, connection: Connection) -> None:
-        """Ask the bus daemon how many bytes are unread. Raises BusError."""
+    async def _count_unread(self, connection: Connection) -> None:
+        """Ask the bus daemon how many bytes of our messages it still stores. Raises BusError."""
         sent = self._sent_bytes
-        unread = await _stored_bytes(connection)
-        self._read_bytes = max(self._read_bytes, sent - unread)
+        question = (*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", connection.unique_name)
+        try:
+            (stats,) = await connection.call(*question)
+        except BusError as error:
+            if error.name == ERROR + "NoReply":
+                raise
+            # dbus-broker has no such interface, and limits of its own.
+            log.debug("cannot read how many replies are unread: %s", error)
+            stats = {}
+        self._read_bytes = max(self._read_bytes, sent - int(stats.get("IncomingBytes", 0)))
 
 
 @contextmanager
@@ -149,17 +156,3 @@ def _counted(counter: Counter[T], key: T, limit: int, calls: str) -> Iterator[No
         counter[key] -= 1
         if not counter[key]:
             del counter[key]
-
-
-async def _stored_bytes(connection: Connection) -> int:
-    """Bytes of our earlier messages that the bus daemon still stores. Raises BusError."""
-    question = (*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", connection.unique_name)
-    try:
-        (stats,) = await connection.call(*question)
-    except BusError as error:
-        if error.name == ERROR + "NoReply":
-            raise
-        # dbus-broker has no such interface, and limits of its own.
-        log.debug("cannot read how many replies are unread: %s", error)
-        return 0
-    return int(stats.get("IncomingBytes", 0))

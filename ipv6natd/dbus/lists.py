@@ -48,16 +48,16 @@ class Lists:
 
 async def rows_body(rows: Iterable[Row]) -> bytes:
     """The body of an `aa{sv}` reply. Raises BusError if the bus would not carry it."""
-    return await in_thread(lambda: _checked_size(marshal_rows(rows)))
+    return await _body(lambda: marshal_rows(rows))
 
 
 async def text_body(text: Callable[[], str]) -> bytes:
-    """The body of an `s` reply; `text` runs in a thread. Raises BusError if the bus would not carry
-    it."""
-    return await in_thread(lambda: _checked_size(marshal_text(text())))
+    """The body of an `s` reply; `text` runs in a thread. Raises BusError as `rows_body` does."""
+    return await _body(lambda: marshal_text(text()))
 
 
-def _checked_size(data: bytes) -> bytes:
+async def _body(marshal: Callable[[], bytes]) -> bytes:
+    data = await in_thread(marshal)
     if len(data) > MAX_REPLY_BYTES:
         text = f"the reply has {len(data) >> 20} MiB, more than the bus carries"
         raise BusError(ERROR + "LimitsExceeded", f"{text}: read the rules with ip6tables-save")

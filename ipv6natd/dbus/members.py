@@ -43,42 +43,33 @@ class Source(Protocol):
 
     def status(self) -> Status:
         """The newest status."""
-        ...
 
     async def resync(self) -> SyncResult:
         """Compare engine and kernel again, and write the differences."""
-        ...
 
     async def reload(self) -> None:
         """Read the configuration again and apply it."""
-        ...
 
     async def cleanup(self) -> None:
         """Remove all rules, and write none until `resync`."""
-        ...
 
     async def leftovers(self) -> tuple[Leftover, ...]:
         """The rules that docker-ipv6nat or an engine with IPv6 rules now switched off has left."""
-        ...
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
         """Remove the leftovers and return them."""
-        ...
 
     async def explain(self, query: str) -> list[Explanation]:
         """Why the containers that `query` names are reachable or not."""
-        ...
 
     def ruleset_text(self) -> str:
         """The rules in force, in the format of ip6tables-restore. Runs in a thread."""
-        ...
 
 
 class Members:
     """The handlers of all members."""
 
     def __init__(self, source: Source) -> None:
-        """Answer from `source`."""
         self._source = source
         self._lists = Lists(source.status)
 

@@ -72,7 +72,6 @@ class Authority:
     """
 
     def __init__(self) -> None:
-        """Start with empty caches."""
         self._check_slots = asyncio.Semaphore(MAX_CHECKS)
         self._dialogs: Counter[int] = Counter()
         self._rules_version = 0
@@ -81,11 +80,7 @@ class Authority:
 
     async def subscribe(self, connection: Connection) -> None:
         """Subscribe to changes of polkit's rules and of its owner. Raises BusError."""
-        for rule in (
-            f"type='signal',sender='{NAME}',interface='{AUTHORITY[2]}',member='Changed'",
-            f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
-        ):
-            await connection.call(*BUS, "AddMatch", "s", rule)
+        await connection.watch_service(NAME, interface=AUTHORITY[2], member="Changed")
 
     def on_signal(self, signal: Signal) -> None:
         """Clear the cache of permissions. Any user can send such a signal; the cost is one more

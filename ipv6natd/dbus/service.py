@@ -10,10 +10,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
 
 from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.dbus.limits import Limits
 from ipv6natd.dbus.members import Members, Method, Source, find_method
 from ipv6natd.dbus.objects import NAME
@@ -31,31 +31,15 @@ MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 30.0
 """Seconds between two attempts to connect to the bus."""
 
 
-class Subscriber(Protocol):
-    """A part that needs signals of other services, over the service's connection."""
-
-    async def subscribe(self, connection: Connection) -> None:
-        """Subscribe over the new connection."""
-        ...
-
-    def on_signal(self, signal: Signal) -> None:
-        """Handle a signal; must not block."""
-        ...
-
-    def disconnected(self) -> None:
-        """Drop what depends on the connection, which has ended."""
-        ...
-
-
 class BusService:
     """org.ipv6natd1 during the daemon's life, over one connection after the other."""
 
-    def __init__(self, source: Source, *subscribers: Subscriber) -> None:
+    def __init__(self, source: Source, *subscribers: Firewalld) -> None:
         """Serve `source`, once `serve` runs; `subscribers` receive the signals of other
         services."""
         self._members = Members(source)
         self._authority = Authority()
-        self._subscribers = (self._authority, *subscribers)
+        self._subscribers: tuple[Authority | Firewalld, ...] = (self._authority, *subscribers)
         self._connection: Connection | None = None
         self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,14 +136,9 @@ class BusService:
 
     async def _send_reply(self, call: Call, method: Method) -> None:
         reply = method.handler(self._members, call)
-        result = reply if isinstance(reply, list) else await reply
-        if isinstance(result, bytes):
-            await self._limits.check_unread(call, len(result))
-            size = call.connection.reply_marshalled(call, method.out_signature, result)
-        else:
-            await self._limits.check_unread(call)
-            size = call.connection.reply(call, method.out_signature, result)
-        self._limits.add_sent(size)
+        body = reply if isinstance(reply, list) else await reply
+        await self._limits.check_unread(call, len(body) if isinstance(body, bytes) else 0)
+        self._limits.add_sent(call.connection.reply(call, method.out_signature, body))
 
     async def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):

@@ -13,6 +13,7 @@ import struct
 import time
 import typing
 import warnings
+from functools import lru_cache
 from typing import Any
 
 if not hasattr(typing, "no_type_check_decorator"):
@@ -31,7 +32,6 @@ with warnings.catch_warnings():
 
 __all__ = [
     "Bus",
-    "MarshalledReply",
     "Marshaller",
     "Message",
     "MessageFlag",
@@ -43,8 +43,11 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 64
 """Messages to read before other tasks of the event loop may run."""
-
-
+MAX_NO_REPLY_CALLS = 20
+"""Calls of all senders in one second that want no reply. The bus daemon bounds only the calls that
+wait for a reply, so one sender could send more than we can parse, and all others would wait."""
+MAX_SIGNATURES = 256
+"""Parsed signatures in the cache."""
 _FIXED_HEADER_SIZE = 16
 """Bytes of the part of a message that contains its length."""
 _CALL, _NO_REPLY = MessageType.METHOD_CALL.value, MessageFlag.NO_REPLY_EXPECTED.value
@@ -53,20 +56,9 @@ CHUNK_SIZE = 64 << 10
 """Bytes to read at a time of a message that is dropped."""
 
 
-class _SignatureCache(dict[str, Any]):
-    """A bounded cache. The library's own keeps each received signature for ever, so any sender
-    could fill the memory."""
-
-    MAX_ENTRIES = 256
-
-    def __setitem__(self, signature: str, tree: Any) -> None:
-        if len(self) >= self.MAX_ENTRIES:
-            self.clear()
-        super().__setitem__(signature, tree)
-
-
-if hasattr(SignatureTree, "_cache"):
-    SignatureTree._cache = _SignatureCache()
+if hasattr(SignatureTree, "_get"):
+    # The library keeps each received signature for ever, so any sender could fill the memory.
+    SignatureTree._get = lru_cache(MAX_SIGNATURES)(SignatureTree)
 
 
 class _Writer(aio._MessageWriter):  # type: ignore[misc]
@@ -89,24 +81,6 @@ class _Writer(aio._MessageWriter):  # type: ignore[misc]
             return  # the event loop calls again when the socket is writable
         except Exception as error:
             self.bus._finalize(error)
-
-
-class _NoReplyLimit:
-    """A limit for calls that want no reply. The bus daemon bounds only the calls that wait for a
-    reply, so one sender could send more than we can parse, and all others would wait."""
-
-    MAX_PER_SECOND = 20
-    """Calls of all senders in one second."""
-
-    def __init__(self) -> None:
-        self._second, self._calls = 0, 0
-
-    def exceeded(self) -> bool:
-        """Count one more call."""
-        second = int(time.monotonic())
-        self._calls = self._calls + 1 if second == self._second else 1
-        self._second = second
-        return self._calls > self.MAX_PER_SECOND
 
 
 class _TooLongError(ValueError):
@@ -132,11 +106,11 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
     _end = 0
     _bytes_kept = 0
     _bytes_dropped = 0
+    _second = _no_reply_calls = 0
 
     def __init__(self, stream: Any, max_message: int, max_arrays: int) -> None:
         super().__init__(stream)
         self._max_message, self._max_arrays = max_message, max_arrays
-        self._no_reply_limit = _NoReplyLimit()
 
     def reset(self) -> None:
         """Prepare for the next message."""
@@ -162,8 +136,12 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
     def _bytes_to_keep(self, header: int, size: int) -> int:
         """Bytes to keep: the whole message, its header, or only the fixed part of its header."""
         kind, flags = self.buf[1:3]
-        if kind == _CALL and flags & _NO_REPLY and self._no_reply_limit.exceeded():
-            return _FIXED_HEADER_SIZE
+        if kind == _CALL and flags & _NO_REPLY:
+            if (second := int(time.monotonic())) != self._second:
+                self._second, self._no_reply_calls = second, 0
+            self._no_reply_calls += 1
+            if self._no_reply_calls > MAX_NO_REPLY_CALLS:
+                return _FIXED_HEADER_SIZE
         if size <= self._max_message:
             return size
         truncated = header <= self._max_message and kind in (_CALL, *_REPLIES)
@@ -212,18 +190,18 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         return super().read_array(type_)
 
 
-class MarshalledReply(Message):  # type: ignore[misc]
-    """A reply whose body is marshalled already, as bytes, and is sent without a copy."""
-
-    def _marshall(self, negotiate_unix_fd: bool = False) -> bytes:  # noqa: ARG002
-        fields = [[5, Variant("u", self.reply_serial)], [6, Variant("s", self.destination)]]
-        fields.append([8, Variant("g", self.signature)])
-        kind = MessageType.METHOD_RETURN.value
-        header_values = [ord("l"), kind, 0, 1, len(self.body), self.serial, fields]
-        header = Marshaller("yyyyuua(yv)", header_values)
-        header.marshall()
-        header.align(8)
-        return bytes(header.buffer)
+def marshalled(message: Message) -> list[bytes]:
+    """The parts of the message. A body of bytes is marshalled already, and not copied."""
+    if not isinstance(message.body, bytes):
+        return [message._marshall()]
+    fields = [[5, Variant("u", message.reply_serial)], [6, Variant("s", message.destination)]]
+    fields.append([8, Variant("g", message.signature)])
+    kind = message.message_type.value
+    header_values = [ord("l"), kind, 0, 1, len(message.body), message.serial, fields]
+    header = Marshaller("yyyyuua(yv)", header_values)
+    header.marshall()
+    header.align(8)
+    return [bytes(header.buffer), message.body]
 
 
 class Bus(aio.MessageBus):  # type: ignore[misc]
@@ -296,9 +274,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         if self._disconnected:
             return 0  # the descriptor may have been reused
         msg.serial = msg.serial or self.next_serial()
-        parts = [msg._marshall()]
-        if isinstance(msg, MarshalledReply):
-            parts.append(msg.body)
+        parts = marshalled(msg)
         for part in parts:
             self._writer.messages.put_nowait((part, None, None))
         self._writer.schedule_write()

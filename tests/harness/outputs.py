@@ -21,7 +21,7 @@ from ipv6natd.ctl.commands import COMMANDS
 from ipv6natd.ctl.monitor import _EventReader, _line
 from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
-from ipv6natd.dbus.wire import MarshalledReply, Marshaller, MessageType, _Reader
+from ipv6natd.dbus.wire import Marshaller, Message, MessageType, _Reader, marshalled
 from ipv6natd.model import Desired, Snapshot
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.ruleset import ruleset
@@ -197,7 +197,7 @@ def assert_status_line(now: Status) -> None:
 
 def over_the_bus(signature: str, data: bytes) -> list[Any]:
     """A body, decoded like a caller does."""
-    message = MarshalledReply(
+    message = Message(
         message_type=MessageType.METHOD_RETURN,
         reply_serial=1,
         destination=":1.1",
@@ -205,7 +205,7 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
         body=data,
     )
     message.serial = 1
-    reader = _Reader(io.BytesIO(message._marshall() + data), 1 << 30, 1 << 30)
+    reader = _Reader(io.BytesIO(b"".join(marshalled(message))), 1 << 30, 1 << 30)
     read = reader.unmarshall()
     assert read is not None
     assert read.signature == signature

@@ -16,7 +16,7 @@ from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, MANAGER, PATH, introspection
 from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.values import SIGNATURES
-from ipv6natd.dbus.wire import _NoReplyLimit
+from ipv6natd.dbus.wire import MAX_NO_REPLY_CALLS
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import Row, bus_fields, mapping_row, network_row
 from tests import ROOT
@@ -71,7 +71,7 @@ def test_documented_limits_match_the_sources() -> None:
         f"{bus.MAX_ARRAYS >> 10} KiB in its arrays",
         f"{polkit.MAX_DIALOGS_OF_USER} dialogs for a password of one user",
         f"{polkit.MAX_DIALOGS} in all",
-        f"{_NoReplyLimit.MAX_PER_SECOND} calls in a second that want no answer",
+        f"{MAX_NO_REPLY_CALLS} calls in a second that want no answer",
         f"they share {dbus_limits.MAX_UNIDENTIFIED_BYTES >> 20} MiB",
     ):
         assert words in limits

@@ -18,7 +18,7 @@ from ipv6natd.dbus.members import METHODS, find_method
 from ipv6natd.dbus.objects import MANAGER, PATH, PROPERTIES
 from ipv6natd.dbus.service import BusService
 from ipv6natd.dbus.values import without_variants
-from ipv6natd.dbus.wire import MarshalledReply, Message, MessageType, Variant
+from ipv6natd.dbus.wire import Message, MessageType, Variant, marshalled
 from tests.harness.outputs import texts
 from tests.integration.bus.conftest import FakeSource, mapping, status
 from tests.stress.fuzz.target import Target, at_end, read_json
@@ -93,13 +93,11 @@ class _Line:
         self.answers: list[bytes] = []
         self._connection = bus.Connection(self)  # type: ignore[arg-type]
         self.reply = self._connection.reply
-        self.reply_marshalled = self._connection.reply_marshalled
         self.reply_error = self._connection.reply_error
 
     def send(self, message: Message) -> int:
         message.serial = 1
-        rest = message.body if isinstance(message, MarshalledReply) else b""
-        data = bytes(message._marshall() + rest)
+        data = b"".join(marshalled(message))
         self.answers.append(data)
         return len(data)
 
