@@ -53,7 +53,7 @@ class Limits:
     def __init__(self) -> None:
         self._calls_of_sender: Counter[str] = Counter()
         self._calls_of_user: Counter[int] = Counter()
-        self._unidentified_bytes = 0
+        self._unidentified_bytes: Counter[None] = Counter()
         self._non_root_lock = asyncio.Lock()
         self._user_locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._sent_bytes = 0
@@ -66,15 +66,16 @@ class Limits:
 
     def sender_call(self, call: Call) -> AbstractContextManager[None]:
         """Count a call of the sender during the context. Raises BusError if there are too many."""
-        return _counted(self._calls_of_sender, call.sender, MAX_CALLS_OF_SENDER, "of your calls")
+        text = f"{MAX_CALLS_OF_SENDER} of your calls have no reply yet: wait for one"
+        return counted(self._calls_of_sender, call.sender, MAX_CALLS_OF_SENDER, text)
 
     def user_call(self, uid: int) -> AbstractContextManager[None]:
         """Count a call of the user during the context. Raises BusError if there are too many."""
         limit = MAX_CALLS_OF_USER if uid else sys.maxsize
-        return _counted(self._calls_of_user, uid, limit, "calls of your user")
+        text = f"{limit} calls of your user have no reply yet: wait for one"
+        return counted(self._calls_of_user, uid, limit, text)
 
-    @contextmanager
-    def unidentified_call(self, call: Call) -> Iterator[None]:
+    def unidentified_call(self, call: Call) -> AbstractContextManager[None]:
         """Count the call's bytes until its user is known. Raises BusError if there are too many.
 
         To be used inside `sender_call`. Beyond the limit, each sender may have one short call
@@ -82,14 +83,9 @@ class Limits:
         """
         cost = CALL_OVERHEAD + call.size
         first = self._calls_of_sender[call.sender] == 1 and call.size <= CALL_OVERHEAD
-        if self._unidentified_bytes + cost > MAX_UNIDENTIFIED_BYTES * (4 if first else 1):
-            text = "too many calls wait for the bus to name their user: try again"
-            raise BusError(ERROR + "LimitsExceeded", text)
-        self._unidentified_bytes += cost
-        try:
-            yield
-        finally:
-            self._unidentified_bytes -= cost
+        limit = MAX_UNIDENTIFIED_BYTES * (4 if first else 1)
+        text = "too many calls wait for the bus to name their user: try again"
+        return counted(self._unidentified_bytes, None, limit, text, cost=cost)
 
     @asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
@@ -145,14 +141,14 @@ class Limits:
 
 
 @contextmanager
-def _counted(counter: Counter[T], key: T, limit: int, calls: str) -> Iterator[None]:
-    if counter[key] >= limit:
-        text = f"{limit} {calls} have no reply yet: wait for one"
+def counted(counter: Counter[T], key: T, limit: int, text: str, *, cost: int = 1) -> Iterator[None]:
+    """Add `cost` to a counter during the context. Raises BusError with `text` above `limit`."""
+    if counter[key] + cost > limit:
         raise BusError(ERROR + "LimitsExceeded", text)
-    counter[key] += 1
+    counter[key] += cost
     try:
         yield
     finally:
-        counter[key] -= 1
+        counter[key] -= cost
         if not counter[key]:
             del counter[key]

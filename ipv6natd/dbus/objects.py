@@ -37,13 +37,8 @@ def introspection(path: str) -> str:
     node = ElementTree.Element("node")
     node.extend(interface for interface in standard if interface.get("name") in INTERFACES[path])
     prefix = path.rstrip("/") + "/"
-    for name in sorted(
-        {
-            other.removeprefix(prefix).partition("/")[0]
-            for other in INTERFACES
-            if other.startswith(prefix) and other != path
-        }
-    ):
+    below = {other.removeprefix(prefix) for other in INTERFACES if other.startswith(prefix)}
+    for name in sorted({name.partition("/")[0] for name in below} - {""}):
         ElementTree.SubElement(node, "node", name=name)
     ElementTree.indent(node)
     return ElementTree.tostring(node, encoding="unicode") + "\n"

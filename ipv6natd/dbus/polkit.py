@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call, Connection, Signal
+from ipv6natd.dbus.limits import counted
 from ipv6natd.dbus.wire import Variant
 
 log = logging.getLogger(__name__)
@@ -147,16 +148,12 @@ class Authority:
         if self._dialogs.total() >= MAX_DIALOGS:
             text = f"{MAX_DIALOGS} password dialogs are open: try again later"
             raise BusError(ERROR + "LimitsExceeded", text)
-        if self._dialogs[call.uid] >= MAX_DIALOGS_OF_USER:
-            text = f"you have {MAX_DIALOGS_OF_USER} open password dialogs: answer one of them"
-            raise BusError(ERROR + "LimitsExceeded", text)
-        self._dialogs[call.uid] += 1
-        try:
-            authorized, challenge = await _check_authorization(call, action, dialog=True)
-        except BusError:
-            raise _access_denied("no password was entered", call) from None
-        finally:
-            self._dialogs[call.uid] -= 1
+        text = f"you have {MAX_DIALOGS_OF_USER} open password dialogs: answer one of them"
+        with counted(self._dialogs, call.uid, MAX_DIALOGS_OF_USER, text):
+            try:
+                authorized, challenge = await _check_authorization(call, action, dialog=True)
+            except BusError:
+                raise _access_denied("no password was entered", call) from None
         if challenge and not authorized:
             raise _password_required(call)  # the caller has no polkit agent
         return authorized
@@ -199,14 +196,10 @@ async def _check_authorization(call: Call, action: Action, *, dialog: bool) -> t
     raise ValueError(f"unexpected reply of polkit to CheckAuthorization: {reply!r:.100}")
 
 
-def _access_denied(why: str, call: Call) -> BusError:
-    return BusError(ERROR + "AccessDenied", f"{why}: {_root_command(call)}")
+def _access_denied(why: str, call: Call, error: str = "AccessDenied") -> BusError:
+    return BusError(ERROR + error, f"{why}: sudo {ROOT_COMMANDS[call.member]}")
 
 
 def _password_required(call: Call) -> BusError:
-    text = f"a password is needed, and no agent can ask for it: {_root_command(call)}"
-    return BusError(ERROR + "InteractiveAuthorizationRequired", text)
-
-
-def _root_command(call: Call) -> str:
-    return f"sudo {ROOT_COMMANDS[call.member]}"
+    text = "a password is needed, and no agent can ask for it"
+    return _access_denied(text, call, "InteractiveAuthorizationRequired")

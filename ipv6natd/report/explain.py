@@ -66,24 +66,19 @@ def explanations(
 
 def _matching_containers(query: str, containers: Iterable[Container]) -> list[Container]:
     known = sorted(containers, key=lambda container: (container.name, container.id))
-    if by_name := [container for container in known if container.name == query]:
-        return by_name
+    by_name = [container for container in known if container.name == query]
     port = _PORT.fullmatch(query)
-    if port is not None and int(port[1]) < 65536:
-        wanted = int(port[1]), port[2]
-        by_port = [
-            container
-            for container in known
-            if any(
-                wanted in ((binding.host_port, None), (binding.host_port, binding.protocol))
-                for binding in container.bindings
-            )
-        ]
-        if by_port:
-            return by_port
-    if len(query) < MIN_ID_LENGTH:
-        return []
-    return [container for container in known if container.id.startswith(query)]
+    wanted = (int(port[1]), port[2]) if port else None
+    by_port = [
+        container
+        for container in known
+        if any(
+            wanted in ((binding.host_port, None), (binding.host_port, binding.protocol))
+            for binding in container.bindings
+        )
+    ]
+    by_id = [container for container in known if container.id.startswith(query)]
+    return by_name or by_port or (by_id if len(query) >= MIN_ID_LENGTH else [])
 
 
 def _explanation(

@@ -301,7 +301,7 @@ def test_counters_of_disconnected_senders_are_deleted(
             assert len(service._authority._uids) <= 100
             assert not limits._calls_of_sender
             assert not limits._calls_of_user
-            assert limits._unidentified_bytes == 0
+            assert limits._unidentified_bytes.total() == 0
             resume_reading()
             await asked
 
@@ -372,8 +372,8 @@ def test_unidentified_calls_are_bounded_with_room_for_one_per_sender() -> None:
         assert [let_in(stack, f":2.{number}", 200) for number in range(2000)] == [True] * 2000
         assert not let_in(stack, ":2.7", 200)
         assert sum(let_in(stack, f":3.{number}", 200) for number in range(10_000)) < 10_000
-        assert limits._unidentified_bytes <= 16 << 20
-    assert limits._unidentified_bytes == 0
+        assert limits._unidentified_bytes.total() <= 16 << 20
+    assert limits._unidentified_bytes.total() == 0
     assert let_in(contextlib.ExitStack(), ":4.1", 128 << 10)
 
 
@@ -417,7 +417,7 @@ def test_call_of_an_unidentified_user_is_denied(bus: Bus, monkeypatch: pytest.Mo
         async with serving(bus, FakeSource(status())) as service, client(bus) as root:
             monkeypatch.setattr(Connection, "call", losing)
             assert await outcome(root, "ListMappings") == ERROR + "AccessDenied"
-            assert service._limits._unidentified_bytes == 0
+            assert service._limits._unidentified_bytes.total() == 0
 
     run(body())
 
