@@ -10,6 +10,7 @@ Source, and its paragraph in org.ipv6natd1(5).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,12 +30,13 @@ from ipv6natd.dbus.objects import (
 )
 from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.values import variants
+from ipv6natd.dbus.wire import Variant
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation
 from ipv6natd.report.status import Status, SyncResult, properties
 
-Reply = list[Any] | Awaitable[bytes | list[Any]]
-"""The values, or an awaitable for them; bytes are a marshalled body."""
+Body = list[Any] | bytes
+"""The values of a reply, or their marshalled bytes."""
 
 
 class Source(Protocol):
@@ -70,65 +72,40 @@ class Members:
     """The handlers of all members."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.source = source
         self._lists = Lists(source.status)
 
-    async def resync(self, _call: Call) -> list[Any]:
-        """Resync."""
-        return [variants(await self._source.resync())]
-
-    async def reload(self, _call: Call) -> list[Any]:
-        """Reload."""
-        await self._source.reload()
-        return []
-
-    async def cleanup(self, _call: Call) -> list[Any]:
-        """Cleanup."""
-        await self._source.cleanup()
-        return []
-
-    async def list_leftovers(self, _call: Call) -> bytes:
-        """ListLeftovers."""
-        return await rows_body(await self._source.leftovers())
-
-    async def remove_leftovers(self, _call: Call) -> bytes:
-        """CleanupLeftovers."""
-        return await rows_body(await self._source.remove_leftovers())
-
-    async def explain(self, call: Call) -> bytes:
-        """Explain."""
-        return await rows_body(await self._source.explain(call.args[0]))
-
-    async def get_ruleset(self, _call: Call) -> bytes:
-        """GetRuleset."""
-        return await text_body(self._source.ruleset_text)
+    async def reply(self, call: Call, method: Method) -> Body:
+        """Do what the call wants; return the body of the reply in the method's signature."""
+        result = method.handler(self, call)
+        value = await result if isawaitable(result) else result
+        if isinstance(value, bytes):
+            return value
+        match method.out_signature:
+            case "":
+                return []
+            case "a{sv}":
+                return [variants(value)]
+            case "aa{sv}":
+                return await rows_body(value)
+        return [value]
 
     def list_rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
         return self._lists.rows(call.member)
 
-    def get(self, call: Call) -> list[Any]:
+    def get(self, call: Call) -> Variant:
         """Properties.Get."""
-        return [self._properties(call)[call.args[1]]]
-
-    def get_all(self, call: Call) -> list[Any]:
-        """Properties.GetAll."""
-        return [self._properties(call)]
-
-    def set(self, call: Call) -> list[Any]:
-        """Properties.Set."""
-        _interface, name, value = call.args
-        log_control.set_property(name, value)
-        return []
+        return variants(self.properties(call))[call.args[1]]
 
     def check_writable(self, call: Call) -> None:
         """Raise BusError for a property that does not exist or is read-only."""
         name = call.args[1]
-        self._properties(call)
+        self.properties(call)
         if name not in log_control.WRITABLE:
             raise BusError(ERROR + "PropertyReadOnly", f"{name} can only be read")
 
-    def _properties(self, call: Call) -> dict[str, Any]:
+    def properties(self, call: Call) -> dict[str, Any]:
         """The properties of the interface that the call names, or of the object's own for an empty
         name."""
         own, *others = INTERFACES[call.path]
@@ -138,13 +115,13 @@ class Members:
             raise BusError(ERROR + "UnknownInterface", text)
         values: dict[str, Any] = {}
         if interface == MANAGER:
-            values = properties(self._source.status())
+            values = properties(self.source.status())
         elif interface == LOG_CONTROL:
             values = log_control.properties()
         if call.member != "GetAll" and call.args[1] not in values:
             text = f"{interface} has no property {call.args[1]!r}"
             raise BusError(ERROR + "UnknownProperty", text)
-        return variants(values)
+        return values
 
 
 class Method(NamedTuple):
@@ -152,7 +129,8 @@ class Method(NamedTuple):
 
     in_signature: str
     out_signature: str
-    handler: Callable[[Members, Call], Reply]
+    handler: Callable[[Members, Call], Any]
+    """Returns the value of the reply or an awaitable for it; bytes are a marshalled body."""
     action: Action | None = None
     """The polkit action. None: every user may call it, and the handler must not wait."""
     validate: Callable[[Members, Call], None] = lambda _members, _call: None
@@ -165,33 +143,42 @@ METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
-    (MANAGER, "Explain"): Method("s", "aa{sv}", Members.explain, Action.INSPECT, in_turn=True),
-    (MANAGER, "GetRuleset"): Method("", "s", Members.get_ruleset, Action.INSPECT, in_turn=True),
-    (MANAGER, "Resync"): Method("", "a{sv}", Members.resync, Action.RESYNC),
-    (MANAGER, "Reload"): Method("", "", Members.reload, Action.RELOAD),
-    (MANAGER, "Cleanup"): Method("", "", Members.cleanup, Action.CLEANUP),
+    (MANAGER, "Explain"): Method(
+        "s", "aa{sv}", lambda it, call: it.source.explain(*call.args), Action.INSPECT, in_turn=True
+    ),
+    (MANAGER, "GetRuleset"): Method(
+        "", "s", lambda it, _: text_body(it.source.ruleset_text), Action.INSPECT, in_turn=True
+    ),
+    (MANAGER, "Resync"): Method("", "a{sv}", lambda it, _: it.source.resync(), Action.RESYNC),
+    (MANAGER, "Reload"): Method("", "", lambda it, _: it.source.reload(), Action.RELOAD),
+    (MANAGER, "Cleanup"): Method("", "", lambda it, _: it.source.cleanup(), Action.CLEANUP),
     (MANAGER, "ListLeftovers"): Method(
-        "", "aa{sv}", Members.list_leftovers, Action.INSPECT, in_turn=True
+        "", "aa{sv}", lambda it, _: it.source.leftovers(), Action.INSPECT, in_turn=True
     ),
-    (MANAGER, "CleanupLeftovers"): Method("", "aa{sv}", Members.remove_leftovers, Action.CLEANUP),
+    (MANAGER, "CleanupLeftovers"): Method(
+        "", "aa{sv}", lambda it, _: it.source.remove_leftovers(), Action.CLEANUP
+    ),
     (PROPERTIES, "Get"): Method("ss", "v", Members.get),
-    (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.get_all),
+    (PROPERTIES, "GetAll"): Method("s", "a{sv}", Members.properties),
     (PROPERTIES, "Set"): Method(
-        "ssv", "", Members.set, Action.SET_LOG_LEVEL, Members.check_writable
+        "ssv",
+        "",
+        lambda _, call: log_control.set_property(*call.args[1:]),
+        Action.SET_LOG_LEVEL,
+        Members.check_writable,
     ),
-    (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: [introspection(call.path)]),
-    (PEER, "Ping"): Method("", "", lambda *_: []),
-    (PEER, "GetMachineId"): Method("", "s", lambda *_: [_machine_id()]),
+    (INTROSPECTABLE, "Introspect"): Method("", "s", lambda _, call: introspection(call.path)),
+    (PEER, "Ping"): Method("", "", lambda *_: None),
+    (PEER, "GetMachineId"): Method("", "s", lambda *_: _machine_id()),
 }
 """All methods. A test compares this table with the XML."""
 
 
 def find_method(call: Call) -> Method:
     """The method that the call names. Raises BusError if there is none."""
-    served = INTERFACES.get(call.path)
-    if served is None and call.interface == PEER:
-        served = (PEER,)  # Peer belongs to the process, not to an object
-    if served is None:
+    # Peer belongs to the process, not to an object.
+    served = INTERFACES.get(call.path, (PEER,) if call.interface == PEER else ())
+    if not served:
         raise BusError(ERROR + "UnknownObject", f"there is no object {call.path}: try {PATH}")
     if call.interface is not None and call.interface not in served:
         text = f"{call.path} has no interface {call.interface}"

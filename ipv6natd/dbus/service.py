@@ -135,8 +135,7 @@ class BusService:
             await call.connection.flush(bus.CALL_TIMEOUT)
 
     async def _send_reply(self, call: Call, method: Method) -> None:
-        reply = method.handler(self._members, call)
-        body = reply if isinstance(reply, list) else await reply
+        body = await self._members.reply(call, method)
         await self._limits.check_unread(call, len(body) if isinstance(body, bytes) else 0)
         self._limits.add_sent(call.connection.reply(call, method.out_signature, body))
 

@@ -100,8 +100,6 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
 
     _array_budget = 0.0
     """Bytes that the arrays of this message may still have; a nested array counts twice."""
-    offset: int
-    buf: bytearray
     message: Any
     _end = 0
     _bytes_kept = 0
