@@ -50,7 +50,10 @@ class BusError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A method call that another process sent; `args` are plain Python values."""
+    """A method call that another process sent; `args` are plain Python values.
+
+    One attribute for each field of the message that a handler or its reply needs.
+    """
 
     connection: Connection
     sender: str
@@ -71,7 +74,7 @@ class Call:
     """The caller's user id, -1 before the bus daemon named it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Signal:
     """A received signal; `args` are plain Python values."""
 
@@ -161,8 +164,6 @@ class Connection:
             raise disconnected from None
         finally:
             self._bus._method_return_handlers.pop(message.serial, None)
-        if reply is None:
-            raise disconnected
         return reply
 
     def reply(self, call: Call, signature: str, body: list[Any] | bytes) -> int:
@@ -214,16 +215,15 @@ async def connect(
     *,
     on_call: OnCall | None = None,
     on_signal: OnSignal | None = None,
-    max_message: int = NO_LIMIT,
-    max_arrays: int = NO_LIMIT,
     seconds: float = CONNECT_TIMEOUT,
 ) -> Connection:
     """Connect to `address`, $DBUS_SYSTEM_BUS_ADDRESS or the system bus. Raises BusError.
 
-    The handlers run in the event loop and must not block. A call with more than `max_message`
-    bytes, or with more than `max_arrays` bytes of arrays, reaches `on_call` truncated. Such a
-    signal is dropped.
+    The handlers run in the event loop and must not block. With `on_call`, messages are limited: a
+    call with more than MAX_MESSAGE bytes, or with more than MAX_ARRAYS bytes of arrays, reaches
+    `on_call` truncated, and such a signal is dropped.
     """
+    max_message, max_arrays = (MAX_MESSAGE, MAX_ARRAYS) if on_call else (NO_LIMIT, NO_LIMIT)
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
     try:
@@ -252,7 +252,9 @@ def _dispatch(
             on_call(_call_from(connection, message))
             return True
         if kind is MessageType.SIGNAL and on_signal is not None:
-            on_signal(_signal_from(message))
+            args = without_variants(message.body)
+            sender, path = message.sender or "", message.path
+            on_signal(Signal(sender, path, message.interface, message.member, args))
     except Exception:
         # The library would send the traceback of an exception to the caller.
         log.exception("cannot handle a message from the bus")
@@ -274,14 +276,4 @@ def _call_from(connection: Connection, message: Message) -> Call:
         interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
         size=message.size,
         truncated=message.truncated,
-    )
-
-
-def _signal_from(message: Message) -> Signal:
-    return Signal(
-        sender=message.sender or "",
-        path=message.path,
-        interface=message.interface,
-        member=message.member,
-        args=without_variants(message.body),
     )

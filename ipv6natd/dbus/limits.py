@@ -48,7 +48,7 @@ STATS_INTERFACE = "org.freedesktop.DBus.Debug.Stats"
 
 
 class Limits:
-    """The counters of all senders and users."""
+    """The counters of all senders and users of one connection."""
 
     def __init__(self) -> None:
         self._calls_of_sender: Counter[str] = Counter()
@@ -59,10 +59,6 @@ class Limits:
         self._sent_bytes = 0
         self._read_bytes = 0
         """How many of the sent bytes have certainly been read."""
-
-    def clear(self) -> None:
-        """Forget the unread replies: the connection has ended."""
-        self._sent_bytes = self._read_bytes = 0
 
     def sender_call(self, call: Call) -> AbstractContextManager[None]:
         """Count a call of the sender during the context. Raises BusError if there are too many."""

@@ -7,7 +7,11 @@ from typing import Any
 from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.system import logs
 
-WRITABLE = ("LogLevel", "LogTarget")
+WRITABLE = {
+    "LogLevel": (tuple(logs.LEVELS), logs.set_level),
+    "LogTarget": (logs.TARGETS, logs.set_target),
+}
+"""Property -> the legal values, and the function that sets it."""
 
 
 def properties() -> dict[str, str]:
@@ -21,10 +25,7 @@ def properties() -> dict[str, str]:
 
 def set_property(name: str, value: Any) -> None:
     """Set a writable property. Raises BusError for an illegal value."""
-    legal, set_ = {
-        "LogLevel": (tuple(logs.LEVELS), logs.set_level),
-        "LogTarget": (logs.TARGETS, logs.set_target),
-    }[name]
+    legal, set_ = WRITABLE[name]
     if value not in legal:
         raise BusError(ERROR + "InvalidArgs", f"{name} is one of {', '.join(legal)}, not {value!r}")
     try:

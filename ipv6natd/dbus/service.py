@@ -41,39 +41,30 @@ class BusService:
         self._authority = Authority()
         self._subscribers: tuple[Authority | Firewalld, ...] = (self._authority, *subscribers)
         self._connection: Connection | None = None
+        """The connection while we own the name on it."""
         self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.owned = asyncio.Event()
-        """Set while we own the name on the bus."""
 
     async def session(self, address: str | None = None, *, log_recovery: bool = False) -> None:
         """Connect, own the name, and serve until the connection ends. Raises BusError.
 
         `log_recovery`: a warning was logged before, so success is logged as INFO.
         """
-        connection = await bus.connect(
-            address,
-            on_call=self._on_call,
-            on_signal=self._on_signal,
-            max_message=bus.MAX_MESSAGE,
-            max_arrays=bus.MAX_ARRAYS,
-        )
+        connection = await bus.connect(address, on_call=self._on_call, on_signal=self._on_signal)
         try:
             await self._subscribe(connection)
             await _request_name(connection)
             log.log(logging.INFO if log_recovery else logging.DEBUG, "serving %s on the bus", NAME)
             self._connection = connection
-            self.owned.set()
             await connection.closed()
         finally:
-            self.owned.clear()
             self._connection = None
             for subscriber in self._subscribers:
                 subscriber.disconnected()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._limits.clear()
+            self._limits = Limits()
             await connection.flush(1.0)
             connection.close()
 

@@ -56,9 +56,8 @@ CHUNK_SIZE = 64 << 10
 """Bytes to read at a time of a message that is dropped."""
 
 
-if hasattr(SignatureTree, "_get"):
-    # The library keeps each received signature for ever, so any sender could fill the memory.
-    SignatureTree._get = lru_cache(MAX_SIGNATURES)(SignatureTree)
+# The library keeps each received signature for ever, so any sender could fill the memory.
+SignatureTree._get = lru_cache(MAX_SIGNATURES)(SignatureTree)
 
 
 class _Writer(aio._MessageWriter):  # type: ignore[misc]
@@ -205,12 +204,10 @@ def marshalled(message: Message) -> list[bytes]:
 class Bus(aio.MessageBus):  # type: ignore[misc]
     """The library's connection; survives a slow bus and leaves no descriptor open."""
 
-    _unmarshaller: Any
-
     def __init__(self, address: str, max_message: int, max_arrays: int) -> None:
-        self._max_message, self._max_arrays = max_message, max_arrays
         super().__init__(bus_address=address)
         self._writer = _Writer(self)
+        self._unmarshaller = _Reader(self._stream, max_message, max_arrays)
 
     def _setup_socket(self) -> None:
         # The library's own blocks the event loop, leaks the sockets of failed attempts, and does
@@ -227,9 +224,9 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
             except OSError as error:
                 sock.close()
                 failure = error
-                continue
-            self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
-            return
+            else:
+                self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
+                return
         raise failure
 
     async def _auth_readline(self) -> str:
@@ -242,27 +239,24 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
             line += data
         return line[:-2].decode(errors="replace")
 
-    def _create_unmarshaller(self) -> _Reader:
-        return _Reader(self._stream, self._max_message, self._max_arrays)
-
     def _message_reader(self) -> None:
         for _ in range(MAX_BATCH):
             if self._disconnected:
                 return
-            message = None
             try:
                 message = self._unmarshaller.unmarshall()
-                if message is None:
-                    return
             except (EOFError, OSError) as error:
                 self._finalize(error)
                 return
             except Exception as error:
                 # The whole message was read before it was parsed, so the next one can be read.
                 log.debug("cannot read a message from the bus: %s", error)
+                self._unmarshaller.reset()
+                continue
+            if message is None:
+                return
             self._unmarshaller.reset()
-            if message is not None:
-                self._on_message(message)
+            self._on_message(message)
         # More messages may be in our own buffer, which the event loop does not watch.
         self._loop.call_soon(self._message_reader)
 
@@ -286,7 +280,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
     def _finalize(self, err: Exception | None = None) -> None:
         if self._disconnected:
             return
-        super()._finalize(err)
+        super()._finalize(err or EOFError())
         if not self._disconnect_future.cancelled():
             self._disconnect_future.exception()  # else asyncio logs it as never retrieved
         for stream in (self._stream, self._sock):

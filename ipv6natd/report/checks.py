@@ -5,7 +5,7 @@ Pure. The faults come from `host.findings`; this module adds what is correct and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -70,11 +70,6 @@ class CheckInputs:
     """True if polkit answers; None if the bus cannot be reached."""
     has_apt: bool = True
 
-    @property
-    def synced(self) -> bool:
-        """True if the daemon runs and its rules are in force."""
-        return self.daemon.get("State") == State.SYNCED
-
 
 _NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
 """The topics that only root can check."""
@@ -98,7 +93,7 @@ def _daemon(inputs: CheckInputs) -> Check:
         return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
     if not inputs.daemon:
         return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
-    if inputs.synced:
+    if inputs.daemon.get("State") == State.SYNCED:
         return Check("ipv6natd", OK, "it is running, and the rules are in sync")
     state, reason = inputs.daemon["State"], inputs.daemon["StateReason"]
     return Check("ipv6natd", BAD, f"{state}: {reason}" if reason else state, "ipv6natctl status")
@@ -132,13 +127,10 @@ def _tools(inputs: CheckInputs) -> Check:
 
 
 def _host_checks(
-    facts: HostFacts, findings: Iterable[Finding], inputs: CheckInputs
+    facts: HostFacts, findings: tuple[Finding, ...], inputs: CheckInputs
 ) -> Iterator[Check]:
-    by_topic: dict[Topic, list[Finding]] = {}
-    for finding in findings:
-        by_topic.setdefault(finding.topic, []).append(finding)
     for topic, passed in _passed_checks(facts, inputs).items():
-        if faults := by_topic.get(topic):
+        if faults := [finding for finding in findings if finding.topic is topic]:
             yield from (Check(topic, BAD, fault.problem, fault.command) for fault in faults)
         elif topic in _NEEDS_ROOT and not inputs.root:
             text = "only root can read the rules of this host"
@@ -172,7 +164,7 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
 
 
 def _kernel(inputs: CheckInputs) -> Check:
-    if inputs.synced:
+    if inputs.daemon.get("State") == State.SYNCED:
         return Check("kernel", OK, "it supports all rules: they are in force")
     if inputs.kernel_fault is not None:
         return Check("kernel", BAD, inputs.kernel_fault.problem, inputs.kernel_fault.command)

@@ -37,7 +37,10 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The complete status at one moment. It is replaced as a whole, never changed."""
+    """The complete status at one moment. It is replaced as a whole, never changed.
+
+    One attribute for each property on the bus, the three lists, and the times of mappings.
+    """
 
     version: str
     state: State = State.STARTING

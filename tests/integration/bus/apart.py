@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ipv6natd.dbus.service import BusService, serve
 from tests import ROOT
-from tests.integration.bus.conftest import Bus, FakeSource, mapping, status
+from tests.integration.bus.conftest import Bus, FakeSource, mapping, owned, status
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +47,7 @@ async def _serve(address: str, rows: int) -> None:
         source.text = "x" * 60_000 * rows
     service = BusService(source)
     task = asyncio.create_task(serve(service, address))
-    await service.owned.wait()
+    await owned(service)
     print("serving", flush=True)
     await task
 

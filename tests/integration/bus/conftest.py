@@ -225,13 +225,19 @@ def run(body: Coroutine[Any, Any, None], *, seconds: float = 60) -> None:
     assert not swallowed
 
 
+async def owned(service: BusService) -> None:
+    """Wait until the service owns its name."""
+    while service._connection is None:  # noqa: ASYNC110 - the service has no event for it
+        await asyncio.sleep(0.002)
+
+
 @contextlib.asynccontextmanager
 async def serving(bus: Bus, source: FakeSource) -> AsyncIterator[BusService]:
     """The service on the bus, which owns its name."""
     service = BusService(source)
     task = asyncio.create_task(serve(service, bus.address))
     try:
-        await service.owned.wait()
+        await owned(service)
         yield service
     finally:
         task.cancel()

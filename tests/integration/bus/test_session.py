@@ -17,6 +17,7 @@ from tests.integration.bus.conftest import (
     ask,
     client,
     mapping,
+    owned,
     run,
     serving,
     status,
@@ -30,11 +31,11 @@ def test_service_reconnects_after_the_bus_restarts(
         async with serving(bus, FakeSource(status(mapping()))) as service:
             for _ in range(3):
                 bus.stop()
-                await until(lambda: not service.owned.is_set())
+                await until(lambda: service._connection is None)
                 service.publish(status(), status(mapping(), generation=2))
                 await asyncio.sleep(0.3)
                 bus.start()
-                await service.owned.wait()
+                await owned(service)
                 async with client(bus) as root:
                     assert len(await ask(root, "ListMappings")) == 1
 
@@ -75,8 +76,8 @@ def test_name_owned_by_another_process_is_taken_once_free(
             second = BusService(FakeSource(status(mapping())))
             task = asyncio.create_task(serve(second, bus.address))
             await until(lambda: "another process owns org.ipv6natd1" in caplog.text)
-            assert not second.owned.is_set()
-        await second.owned.wait()
+            assert second._connection is None
+        await owned(second)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
