@@ -60,26 +60,17 @@ CHUNK_SIZE = 64 << 10
 SignatureTree._get = lru_cache(MAX_SIGNATURES)(SignatureTree)
 
 
-class _Writer(aio._MessageWriter):  # type: ignore[misc]
-    """The library's writer. On a full socket buffer it waits; the library's own disconnects."""
+class _PatientSocket:
+    """Sends nothing into a full buffer. The library waits then, and disconnects on an error."""
 
-    buf: Any
-    offset: int
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
 
-    def write_callback(self) -> None:
+    def send(self, data: memoryview) -> int:
         try:
-            while self.buf is not None or not self.messages.empty():
-                if self.buf is None:
-                    data, _fds, _future = self.messages.get_nowait()
-                    self.buf, self.offset = memoryview(data), 0
-                self.offset += self.sock.send(self.buf[self.offset :])
-                if self.offset == len(self.buf):
-                    self.buf = None
-            self.loop.remove_writer(self.fd)
-        except (BlockingIOError, InterruptedError):
-            return  # the event loop calls again when the socket is writable
-        except Exception as error:
-            self.bus._finalize(error)
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
 
 
 class _TooLongError(ValueError):
@@ -206,7 +197,7 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
 
     def __init__(self, address: str, max_message: int, max_arrays: int) -> None:
         super().__init__(bus_address=address)
-        self._writer = _Writer(self)
+        self._writer.sock = _PatientSocket(self._sock)
         self._unmarshaller = _Reader(self._stream, max_message, max_arrays)
 
     def _setup_socket(self) -> None:
@@ -274,7 +265,6 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
 
     def disconnect(self) -> None:
         """End the connection, also one that was not complete."""
-        self._user_disconnect = True
         self._finalize()
 
     def _finalize(self, err: Exception | None = None) -> None:
