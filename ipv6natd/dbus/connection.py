@@ -156,7 +156,7 @@ class Connection:
             raise disconnected
         message.serial = self._bus.next_serial()
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), timeout)
+            return await asyncio.wait_for(self._bus.call(message), timeout)
         except TimeoutError:
             text = f"{message.destination} did not answer {message.member} within {timeout:g} s"
             raise BusError(ERROR + "NoReply", text) from None
@@ -164,7 +164,6 @@ class Connection:
             raise disconnected from None
         finally:
             self._bus._method_return_handlers.pop(message.serial, None)
-        return reply
 
     def reply(self, call: Call, signature: str, body: list[Any] | bytes) -> int:
         """Reply with values of the given signature, or with a body from dbus.values; return the

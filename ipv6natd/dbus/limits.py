@@ -12,17 +12,11 @@ that do not read could block all others, and root gets replies beyond the limit 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import (
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -60,18 +54,18 @@ class Limits:
         self._read_bytes = 0
         """How many of the sent bytes have certainly been read."""
 
-    def sender_call(self, call: Call) -> AbstractContextManager[None]:
+    def sender_call(self, call: Call) -> contextlib.AbstractContextManager[None]:
         """Count a call of the sender during the context. Raises BusError if there are too many."""
         text = f"{MAX_CALLS_OF_SENDER} of your calls have no reply yet: wait for one"
         return counted(self._calls_of_sender, call.sender, MAX_CALLS_OF_SENDER, text)
 
-    def user_call(self, uid: int) -> AbstractContextManager[None]:
+    def user_call(self, uid: int) -> contextlib.AbstractContextManager[None]:
         """Count a call of the user during the context. Raises BusError if there are too many."""
         limit = MAX_CALLS_OF_USER if uid else sys.maxsize
         text = f"{limit} calls of your user have no reply yet: wait for one"
         return counted(self._calls_of_user, uid, limit, text)
 
-    def unidentified_call(self, call: Call) -> AbstractContextManager[None]:
+    def unidentified_call(self, call: Call) -> contextlib.AbstractContextManager[None]:
         """Count the call's bytes until its user is known. Raises BusError if there are too many.
 
         To be used inside `sender_call`. Beyond the limit, each sender may have one short call
@@ -83,13 +77,13 @@ class Limits:
         text = "too many calls wait for the bus to name their user: try again"
         return counted(self._unidentified_bytes, None, limit, text, cost=cost)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
         """The user's turn for a long reply. A call first waits for the same user's other calls,
         then for other users' calls; so at most one call of each other user comes before it."""
         # A weak reference: the lock lives as long as a call holds it or waits for it.
         own = self._user_locks.setdefault(uid, asyncio.Lock())
-        async with own, self._non_root_lock if uid else nullcontext():
+        async with own, self._non_root_lock if uid else contextlib.nullcontext():
             yield
 
     def add_sent(self, size: int) -> None:
@@ -103,7 +97,7 @@ class Limits:
     async def error_fits(self, connection: Connection) -> bool:
         """True if an error is within its limit of unread bytes."""
         if self._unread_bytes > MAX_UNREAD_BYTES_FOR_ERRORS:
-            with suppress(BusError):
+            with contextlib.suppress(BusError):
                 await self._count_unread(connection)
         return self._unread_bytes <= MAX_UNREAD_BYTES_FOR_ERRORS
 
@@ -136,7 +130,7 @@ class Limits:
         self._read_bytes = max(self._read_bytes, sent - int(stats.get("IncomingBytes", 0)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def counted(counter: Counter[T], key: T, limit: int, text: str, *, cost: int = 1) -> Iterator[None]:
     """Add `cost` to a counter during the context. Raises BusError with `text` above `limit`."""
     if counter[key] + cost > limit:

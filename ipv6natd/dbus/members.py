@@ -184,12 +184,11 @@ def find_method(call: Call) -> Method:
         text = f"{call.path} has no interface {call.interface}"
         raise BusError(ERROR + "UnknownInterface", text)
     for interface in (call.interface,) if call.interface else served:
-        method = METHODS.get((interface, call.member))
-        if method is not None and method.in_signature == call.signature:
+        if method := METHODS.get((interface, call.member)):
+            if method.in_signature != call.signature:
+                text = f"{call.member} takes {method.in_signature!r}, not {call.signature!r}"
+                raise BusError(ERROR + "InvalidArgs", text)
             return method
-        if method is not None:
-            text = f"{call.member} takes {method.in_signature!r}, not {call.signature!r}"
-            raise BusError(ERROR + "InvalidArgs", text)
     text = f"{call.path} has no method {call.member}: busctl introspect {NAME} {PATH}"
     raise BusError(ERROR + "UnknownMethod", text)
 

@@ -32,9 +32,6 @@ def emit(connection: Connection, old: Status, new: Status, drift: tuple[str, ...
     if drift:
         connection.emit(PATH, MANAGER, "DriftRepaired", "a{sv}", variants({"Tables": drift}))
     if old.last_sync != new.last_sync:
-        details = {
-            "MappingsAdded": len(added),
-            "MappingsRemoved": len(removed),
-            "State": new.state,
-        }
-        connection.emit(PATH, MANAGER, "Synced", "ta{sv}", new.generation, variants(details))
+        counts = {"MappingsAdded": len(added), "MappingsRemoved": len(removed)}
+        details = variants(counts | {"State": new.state})
+        connection.emit(PATH, MANAGER, "Synced", "ta{sv}", new.generation, details)

@@ -47,14 +47,11 @@ def variants(row: Row | Map[str, Any]) -> dict[str, Any]:
 
 
 def _sendable(value: Any) -> Any:
-    match value:
-        case str():
-            return bus_text(value)
-        case int():
-            return value
-        case tuple():
-            return [_sendable(item) for item in value]
-    return variants(value)
+    if isinstance(value, str):
+        return bus_text(value)
+    if isinstance(value, tuple):
+        return [_sendable(item) for item in value]
+    return value if isinstance(value, int) else variants(value)
 
 
 def without_variants(value: Any) -> Any:

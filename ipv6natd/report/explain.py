@@ -146,11 +146,9 @@ def _network_reason(
         if len(candidates) == 1:
             return "it is the container's only network with an IPv6 gateway"
         return "it is the first of the container's networks with an IPv6 gateway"
-    own_order, used_order = gateway_order(attachment), gateway_order(used)
-    deciding = next(
-        index for index in range(len(own_order)) if own_order[index] != used_order[index]
-    )
-    return _ORDER_REASONS[deciding].format(used.network.name)
+    orders = zip(gateway_order(attachment), gateway_order(used), _ORDER_REASONS, strict=True)
+    reason = next(reason for own, first, reason in orders if own != first)
+    return reason.format(used.network.name)
 
 
 def with_connections(explanation: Explanation, counts: Map[DnatKey, int]) -> Explanation:

@@ -100,7 +100,7 @@ def _bus_names(row_type: type[Row]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappingRow:
-    """One row of ListMappings."""
+    """One row of ListMappings: one attribute for each of its fields in org.ipv6natd1(5)."""
 
     id: str
     container_id: str

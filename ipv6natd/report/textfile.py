@@ -51,8 +51,7 @@ class Textfile:
                 await in_thread(partial(self._write, partial(_metrics, self._status())))
             await asyncio.sleep(MIN_WRITE_INTERVAL)
             with suppress(TimeoutError):
-                async with asyncio.timeout(REWRITE_INTERVAL - MIN_WRITE_INTERVAL):
-                    await self._changed.wait()
+                await asyncio.wait_for(self._changed.wait(), REWRITE_INTERVAL - MIN_WRITE_INTERVAL)
 
     def write_stopped(self) -> None:
         """Write only `ipv6natd_up 0`, and end."""
