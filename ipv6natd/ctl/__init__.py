@@ -16,7 +16,6 @@ from contextlib import closing
 
 from ipv6natd.ctl.client import (
     EXIT_FAILED,
-    CommandFunction,
     DaemonClient,
     Options,
     Result,
@@ -43,14 +42,11 @@ def run(argv: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # no traceback for LANG=C
     try:
-        try:
-            name, options = parse_arguments(argv, os.environ)
-        finally:
-            sys.stdout.flush()  # the output of --help and --version
+        name, options = parse_arguments(argv, os.environ)
     except OSError as error:
         return _report_write_error(error)
     try:
-        result = asyncio.run(_run_command(COMMANDS[name].run, options))
+        result = asyncio.run(_run_command(name, options))
     except BusError as error:
         code, text = explain_error(error, shlex.join(("ipv6natctl", *argv)))
         result = Result(code=code, note=text)
@@ -76,6 +72,6 @@ def _report_write_error(error: OSError) -> int:
     return EXIT_FAILED
 
 
-async def _run_command(run: CommandFunction, options: Options) -> Result:
+async def _run_command(name: str, options: Options) -> Result:
     with closing(DaemonClient()) as daemon:
-        return await run(daemon, options)
+        return await COMMANDS[name].run(daemon, options)

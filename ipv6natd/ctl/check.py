@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv6Network
@@ -42,13 +41,11 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     properties, rows, bus_error = await _query_daemon(daemon)
     zones = None if bus_error else await _zones(daemon)
     networks = tuple(_bridges() if rows is None else map(_network, rows))
-    native = None
-    if rows is not None:
-        native = sum(network.managed_by is ManagedBy.ENGINE for network in networks)
-    host = await asyncio.to_thread(_host_backend)
-    kernel_checked, fault = await asyncio.to_thread(_probe, host)
+    managed = [network.managed_by is ManagedBy.ENGINE for network in networks]
+    native = None if rows is None else sum(managed)
+    host, kernel_checked, fault = _probe()
     backend = properties.get("Backend") or host or Backend.NFT.value
-    facts = await asyncio.to_thread(read_host, networks, Backend(backend), zones)
+    facts = read_host(networks, Backend(backend), zones)
     inputs = CheckInputs(
         root=os.geteuid() == 0,
         bus=bus_error,
@@ -123,24 +120,22 @@ def _bridges() -> Iterable[Network]:
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
 
 
-def _host_backend() -> str:
-    """The variant of the host's ip6tables; empty if there is none."""
+def _probe() -> tuple[str, bool, Finding | None]:
+    """The variant of the host's ip6tables, empty if there is none; whether the kernel was checked,
+    and what it lacks."""
     try:
-        return detect_backend()
+        variant = detect_backend()
     except FirewallError:
-        return ""
-
-
-def _probe(variant: str) -> tuple[bool, Finding | None]:
-    """Whether the kernel was checked, and what it lacks."""
-    if os.geteuid() != 0 or variant != Backend.NFT:
-        return False, None
+        return "", False, None
+    if os.geteuid() != 0 or variant is not Backend.NFT:
+        return variant, False, None
     try:
         probe_kernel()
     except FirewallError as error:
         reason = str(error).splitlines()[0]
-        return True, kernel_fault(reason) or Finding(problem=reason, command="journalctl -k")
-    return True, None
+        fault = kernel_fault(reason) or Finding(problem=reason, command="journalctl -k")
+        return variant, True, fault
+    return variant, True, None
 
 
 def _ufw() -> bool:
@@ -152,11 +147,11 @@ def _ufw() -> bool:
 
 def _result(results: Sequence[Check], options: Options) -> Result:
     rows = [
-        (
-            painted(line.verdict, options.screen),
-            line.about,
-            printable(f"{line.text}: {line.fix}" if line.fix else line.text),
-        )
+        {
+            "VERDICT": painted(line.verdict, options.screen),
+            "ABOUT": line.about,
+            "WHAT": printable(f"{line.text}: {line.fix}" if line.fix else line.text),
+        }
         for line in results
     ]
     bad = sum(line.verdict is CheckVerdict.BAD for line in results)
@@ -169,5 +164,5 @@ def _result(results: Sequence[Check], options: Options) -> Result:
         {"About": line.about, "Verdict": line.verdict, "Text": line.text, "Fix": line.fix}
         for line in results
     ]
-    text = listing(("VERDICT", "ABOUT", "WHAT"), rows, summary, options)
-    return Result(value=value, text=text, code=EXIT_FAILED if bad else 0)
+    code = EXIT_FAILED if bad else 0
+    return Result(value=value, text=listing(rows, options, summary), code=code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,14 +57,13 @@ class DaemonClient:
 
     def __init__(self) -> None:
         self._connection: bus.Connection | None = None
+        self.signals: asyncio.Queue[bus.Signal | None] = asyncio.Queue()
+        """The received signals. `monitor` adds None when the connection ends."""
 
-    async def connection(self, on_signal: bus.OnSignal | None = None) -> bus.Connection:
-        """The connection. `on_signal` receives signals, if the first call gives it.
-
-        Raises BusError.
-        """
+    async def connection(self) -> bus.Connection:
+        """The connection. Raises BusError."""
         if self._connection is None:
-            self._connection = await bus.connect(on_signal=on_signal)
+            self._connection = await bus.connect(on_signal=self.signals.put_nowait)
         return self._connection
 
     async def call(self, member: str, *args: str, interactive: bool = False) -> Any:
@@ -135,13 +135,11 @@ def labelled(name: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     return [("" if number else name, printable(text)) for number, text in enumerate(texts)]
 
 
-def listing(
-    header: Sequence[str], rows: Sequence[Sequence[str]], summary: str, options: Options
-) -> str:
-    """Safe cells as a table and, with the legend, a sentence below it."""
-    text = table(header, rows, legend=options.legend and bool(rows), screen=options.screen)
-    if options.legend:
-        text += "\n" * bool(rows) + f"{summary}\n"
+def listing(rows: Sequence[Mapping[str, str]], options: Options, summary: str = "") -> str:
+    """A table of safe cells; with the legend, a sentence below it."""
+    text = table(rows, legend=options.legend, screen=options.screen)
+    if options.legend and summary:
+        text += f"\n{summary}\n" if rows else f"{summary}\n"
     return text
 
 

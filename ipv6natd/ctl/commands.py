@@ -29,9 +29,7 @@ GROUPS = {
             ("container", "network", "port", "protocol"),
         ),
         "networks": Command(
-            show.networks,
-            "managed networks, with their manager and their warnings",
-            ("network",),
+            show.networks, "managed networks, with their manager and their warnings", ("network",)
         ),
         "skipped": Command(
             show.skipped,

@@ -3,10 +3,9 @@ permissions."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ipv6natd.config import ConfigError, load
@@ -65,10 +64,10 @@ async def _leftovers(daemon: DaemonClient, options: Options) -> Result:
     if not rows:
         return Result(value=rows, text="no leftovers found\n")
     keys = ("Variant", "Table", "Chain", "Rule")
-    cells = [tuple(printable(row[key]) for key in keys) for row in rows]
+    cells = [{key.upper(): printable(row[key]) for key in keys} for row in rows]
     suffix = "would be removed by: ipv6natctl cleanup --leftovers" if dry_run else "removed."
     summary = f"{len(rows)} chains and rules {suffix}"
-    return Result(value=rows, text=listing([key.upper() for key in keys], cells, summary, options))
+    return Result(value=rows, text=listing(cells, options, summary))
 
 
 def _flush_without_daemon(error: BusError) -> Result:
@@ -83,10 +82,9 @@ def _flush_without_daemon(error: BusError) -> Result:
         return Result(code=EXIT_FAILED, note=str(failure))
     text = f"removed {count} chains and jumps" if count else "no rules to remove"
     text += "; ipv6natd is not reachable\n"
-    if is_not_running(error):
-        return Result(value={"Removed": count}, text=text)
     note = f"{error.text}; if ipv6natd runs, it writes its rules again; to stop it: "
-    return Result(value={"Removed": count}, text=text, note=note + "systemctl stop ipv6natd")
+    note = "" if is_not_running(error) else note + "systemctl stop ipv6natd"
+    return Result(value={"Removed": count}, text=text, note=note)
 
 
 async def _call_interactively(daemon: DaemonClient, member: str) -> Any:
@@ -94,14 +92,11 @@ async def _call_interactively(daemon: DaemonClient, member: str) -> Any:
         return await daemon.call(member, interactive=True)
 
 
-@contextlib.contextmanager
-def _polkit_agent() -> Iterator[None]:
+def _polkit_agent() -> AbstractContextManager[None]:
     """Run pkttyagent, which asks for a password on this terminal, as systemctl does."""
     path = process.which("pkttyagent")
     if path is None or os.geteuid() == 0 or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        yield
-        return
+        return nullcontext()
     command = [path, "--fallback", "--process", str(os.getpid())]
     environment = {name: os.environ[name] for name in _AGENT_ENVIRONMENT if name in os.environ}
-    with process.polkit_agent(command, environment):
-        yield
+    return process.polkit_agent(command, environment)

@@ -12,10 +12,11 @@ from ipv6natd.ctl.client import (
     Options,
     Result,
     labelled,
+    listing,
     painted,
     suggestion,
 )
-from ipv6natd.system.terminal import Colour, Screen, pairs, printable, table
+from ipv6natd.system.terminal import Colour, Screen, pairs, printable
 
 Row = Mapping[str, Any]
 
@@ -25,19 +26,17 @@ _ID_LENGTH = 12
 
 async def explain(daemon: DaemonClient, options: Options) -> Result:
     """The explanation of each container that matches; exit code 1 if none does."""
-    rows = await daemon.call("Explain", options.argument)
-    if not rows:
-        note = _no_container_note(options.argument, await daemon.call("ListMappings"))
-        return Result(value=[], code=EXIT_FAILED, note=note)
-    return Result(value=rows, text="\n".join(_container_text(row, options) for row in rows))
-
-
-def _no_container_note(query: str, mappings: list[Row]) -> str:
-    """The sentence for a query that no container matches."""
+    query = options.argument
+    rows = await daemon.call("Explain", query)
+    if rows:
+        return Result(value=rows, text="\n".join(_container_text(row, options) for row in rows))
     if query.partition("/")[0].isdigit():
-        return f"no running container publishes port {query}, for IPv4 or IPv6: docker ps"
-    close = get_close_matches(query, [row["ContainerName"] for row in mappings], n=1)
-    return f"no running container is called {query!r}{suggestion(close, ': docker ps')}"
+        note = f"no running container publishes port {query}, for IPv4 or IPv6: docker ps"
+    else:
+        names = [row["ContainerName"] for row in await daemon.call("ListMappings")]
+        hint = suggestion(get_close_matches(query, names, n=1), ": docker ps")
+        note = f"no running container is called {query!r}{hint}"
+    return Result(value=[], code=EXIT_FAILED, note=note)
 
 
 def _container_text(row: Row, options: Options) -> str:
@@ -65,13 +64,12 @@ def _port_table(row: Row, options: Options) -> str:
     if not row["Ports"]:
         return "\nThe container publishes no port.\n" if options.legend else ""
     cells = [
-        (
-            port["Binding"],
-            painted(port["Outcome"], options.screen),
-            str(port.get("Connections", "")),
-            printable(port["Reason"] or port["Rule"]),
-        )
+        {
+            "PORT": port["Binding"],
+            "OUTCOME": painted(port["Outcome"], options.screen),
+            "CONNECTIONS": str(port.get("Connections", "")),
+            "WHY": printable(port["Reason"] or port["Rule"]),
+        }
         for port in row["Ports"]
     ]
-    header = ("PORT", "OUTCOME", "CONNECTIONS", "WHY")
-    return "\n" + table(header, cells, legend=options.legend, screen=options.screen)
+    return "\n" + listing(cells, options)

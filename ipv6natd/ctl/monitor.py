@@ -9,14 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from ipv6natd.ctl.client import (
-    DaemonClient,
-    Options,
-    Result,
-    is_not_running,
-    json_text,
-    painted,
-)
+from ipv6natd.ctl.client import DaemonClient, Options, Result, is_not_running, json_text, painted
 from ipv6natd.ctl.show import row_socket
 from ipv6natd.dbus.connection import BUS, BusError, Signal
 from ipv6natd.dbus.objects import NAME, PATH
@@ -31,18 +24,17 @@ _SHOWN_PROPERTIES = ("State", "StateReason", "DockerConnected", "EngineVersion",
 
 async def monitor(daemon: DaemonClient, options: Options) -> Result:
     """Print events until interrupted; raises BusError if the bus ends."""
-    signals: asyncio.Queue[Signal | None] = asyncio.Queue()
-    connection = await daemon.connection(signals.put_nowait)
+    connection = await daemon.connection()
     for rule in (
         f"type='signal',sender='{NAME}',path='{PATH}'",
         f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{NAME}'",
     ):
         await connection.call(*BUS, "AddMatch", "s", rule)
     closed = asyncio.ensure_future(connection.closed())
-    closed.add_done_callback(lambda _: signals.put_nowait(None))
+    closed.add_done_callback(lambda _: daemon.signals.put_nowait(None))
     reader = _EventReader()
     _print(await _initial_event(daemon, reader), options)
-    while (signal := await signals.get()) is not None:
+    while (signal := await daemon.signals.get()) is not None:
         for event in reader.events(signal):
             _print(event, options)
     raise BusError("", "the system bus closed the connection: systemctl status dbus.socket")

@@ -54,9 +54,8 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
     if len(warnings) > MAX_WARNINGS:
         lines.append(("", f"and {len(warnings) - MAX_WARNINGS} more: ipv6natctl networks"))
     code = 0 if value["State"] == State.SYNCED else EXIT_FAILED
-    return Result(
-        value=value | {"Warnings": warnings}, text=pairs(lines, options.screen), code=code
-    )
+    value["Warnings"] = warnings
+    return Result(value=value, text=pairs(lines, options.screen), code=code)
 
 
 def _time_text(microseconds: int) -> str:
@@ -141,10 +140,9 @@ def _filtered_table(
     rows = [row for row in value if all(_matches(row, *item) for item in options.filters.items())]
     if options.filters and not rows:
         return Result(value=rows, code=EXIT_FAILED, note=_no_match_note(options, noun, value))
-    table = [cells(row) for row in rows]
-    printed = [tuple(map(printable, line.values())) for line in table]
-    summary = f"{counted(len(rows), noun)} listed."
-    return Result(value=rows, text=listing(tuple(*table[:1]), printed, summary, options))
+    printed = [{name: printable(cell) for name, cell in cells(row).items()} for row in rows]
+    text = listing(printed, options, f"{counted(len(rows), noun)} listed.")
+    return Result(value=rows, text=text)
 
 
 def _matches(row: Row, option: str, wanted: Any) -> bool:

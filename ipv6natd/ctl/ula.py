@@ -14,6 +14,7 @@ from ipaddress import IPv6Network
 from itertools import islice
 
 from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result
+from ipv6natd.host.facts import ip_json_rows
 from ipv6natd.system.process import output_of
 
 _MAX_ATTEMPTS = 1000
@@ -31,8 +32,8 @@ The default bridge: add this to /etc/docker/daemon.json, then `systemctl restart
 
 Other networks:
 
-  docker network create --ipv6 --subnet {first} NAME
-  docker network create --ipv6 --subnet {second} OTHER
+  docker network create --ipv6 --subnet {others[0]} NAME
+  docker network create --ipv6 --subnet {others[1]} OTHER
 
 In a compose file:
 
@@ -41,7 +42,7 @@ In a compose file:
       enable_ipv6: true
       ipam:
         config:
-          - subnet: {third}
+          - subnet: {others[2]}
 """
 
 
@@ -49,27 +50,30 @@ async def make(_daemon: DaemonClient, _options: Options) -> Result:
     """The prefix, and the lines that use it."""
     routes = _routes()
     numbers = (secrets.randbits(40) for _ in range(_MAX_ATTEMPTS))
-    prefix = free_prefix(numbers, route_destinations(routes or ()))
+    prefix = free_prefix(numbers, routes or ())
     if prefix is None:
         note = "every prefix overlaps a route of this host: ip -6 route show table all"
         return Result(code=EXIT_FAILED, note=note)
     default, *others = map(str, islice(prefix.subnets(new_prefix=64), 4))
     settings = {"ipv6": True, "fixed-cidr-v6": default}
-    lines = dict(zip(("first", "second", "third"), others, strict=True))
     return Result(
         value={"Prefix": str(prefix), "DaemonJson": settings, "Subnets": others},
-        text=TEXT.format(prefix=prefix, daemon_json=json.dumps(settings), **lines),
+        text=TEXT.format(prefix=prefix, daemon_json=json.dumps(settings), others=others),
         note="" if routes is not None else _NOT_CHECKED,
     )
 
 
-def _routes() -> list[str] | None:
-    """Destinations of all routes; None if `ip` is missing or fails."""
+def _routes() -> list[IPv6Network] | None:
+    """Destinations of all routes but the default route; None if `ip` is missing or fails."""
     words = ("-json", "-6", "route", "show", "table", "all")
-    try:
-        return [route["dst"] for route in json.loads(output_of("ip", *words, timeout=_IP_TIMEOUT))]
-    except (ValueError, KeyError, TypeError):
+    text = output_of("ip", *words, timeout=_IP_TIMEOUT)
+    if not text:
         return None
+    destinations = []
+    for row in ip_json_rows(text):
+        with suppress(ValueError):  # "default", and the words of a newer `ip`
+            destinations.append(IPv6Network(str(row.get("dst")), strict=False))
+    return [network for network in destinations if network.prefixlen]
 
 
 def free_prefix(numbers: Iterable[int], routes: Collection[IPv6Network]) -> IPv6Network | None:
@@ -79,12 +83,3 @@ def free_prefix(numbers: Iterable[int], routes: Collection[IPv6Network]) -> IPv6
         if not any(prefix.overlaps(route) for route in routes):
             return prefix
     return None
-
-
-def route_destinations(words: Iterable[str]) -> frozenset[IPv6Network]:
-    """Destinations in the output of `ip -json`, without the default route."""
-    destinations = set()
-    for word in words:
-        with suppress(ValueError):  # "default", and the words of a newer `ip`
-            destinations.add(IPv6Network(word, strict=False))
-    return frozenset(network for network in destinations if network.prefixlen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # Since Python 3.12 argparse ignores errors of the write, such as a full disk.
-        (file or sys.stderr).write(message)
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"ipv6natctl: {printable(message)}; see ipv6natctl --help\n")
@@ -140,8 +141,7 @@ def _name(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    # Not str.isdigit, which accepts digits of other scripts.
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) < 65536 and len(text) < 9):
+    if not re.fullmatch("[0-9]{1,8}", text) or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
     return int(text)
 

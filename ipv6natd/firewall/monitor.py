@@ -22,7 +22,7 @@ MONITOR_START_TIME = 1.0
 MONITOR_RESTART_DELAY = 1.0
 BURST_DELAY = 0.1
 """Seconds between a foreign write and the read, so that a burst of writes causes one read."""
-_GENERATION = re.compile(rb"^# new generation \d+(?: by process (\d+))?.*\n", re.MULTILINE)
+_GENERATION = re.compile(rb"# new generation \d+(?: by process (\d+))?")
 
 
 async def watch(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:
@@ -49,24 +49,19 @@ class MonitorOutput:
 
     def has_foreign_write(self, chunk: bytes) -> bool:
         """Read the next bytes; true if they end a foreign generation with IPv6 changes."""
-        text = self._partial_line + chunk
-        foreign, start = False, 0
-        for generation in _GENERATION.finditer(text):
-            try:
-                self._own_writes.remove(int(generation[1] or 0))
-            except ValueError:
-                foreign |= self._changes_ipv6 or _mentions_ipv6(text[start : generation.start()])
-            self._changes_ipv6, start = False, generation.end()
         # A long transaction arrives in many chunks, and a chunk may end within a line.
-        complete = max(start, text.rfind(b"\n") + 1)
-        self._changes_ipv6 |= _mentions_ipv6(text[start:complete])
-        self._partial_line = text[complete:]
+        *lines, self._partial_line = (self._partial_line + chunk).split(b"\n")
+        foreign = False
+        for line in lines:
+            if generation := _GENERATION.match(line):
+                try:
+                    self._own_writes.remove(int(generation[1] or 0))
+                except ValueError:
+                    foreign |= self._changes_ipv6
+                self._changes_ipv6 = False
+            elif b" ip6 " in line or b" inet " in line:  # Docker writes IPv4 rules often
+                self._changes_ipv6 = True
         return foreign
-
-
-def _mentions_ipv6(lines: bytes) -> bool:
-    # Docker writes IPv4 rules often.
-    return b" ip6 " in lines or b" inet " in lines
 
 
 async def _run_monitor(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:

@@ -55,12 +55,9 @@ _INCOMPATIBLE = re.compile(rf"^# (Table `({_TABLES})' is incompatible.*)$", re.M
 
 def detect_backend() -> Backend:
     """The variant of the host's `ip6tables`. Raises FirewallError if there is none."""
-    path = which("ip6tables")
-    if path is None:
-        raise FirewallError(
-            f"there is no ip6tables in {':'.join(TOOL_DIRECTORIES)}: {INSTALL_HINT}"
-        )
-    return _variant(path)
+    if path := which("ip6tables"):
+        return _variant(path)
+    raise FirewallError(f"there is no ip6tables in {':'.join(TOOL_DIRECTORIES)}: {INSTALL_HINT}")
 
 
 def probe_kernel() -> None:
@@ -142,11 +139,10 @@ def _variant(tool: str) -> Backend:
 
 def _variant_tool(backend: Backend, *verb: str) -> str:
     name = "-".join(["ip6tables", backend, *verb])
-    path = which(name)
-    if path is not None:
+    if path := which(name):
         return path
     shared = which("-".join(["ip6tables", *verb]))
-    if shared is not None and _variant(shared) is backend:
+    if shared and _variant(shared) is backend:
         return shared
     raise FirewallError(
         f'this host has no {name}: {INSTALL_HINT}, or set backend = "auto" in the configuration'

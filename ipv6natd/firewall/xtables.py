@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ipv6natd.firewall.backend import FirewallError
@@ -39,7 +39,10 @@ def xtables_lock() -> Iterator[None]:
         raise FirewallError(f"{path} cannot be opened: {error.strerror}") from error
     try:
         deadline = time.monotonic() + TOOL_TIMEOUT
-        while not _try_lock(lock):
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             if time.monotonic() >= deadline:
                 raise FirewallError(
                     f"{path} was held by another program for {TOOL_TIMEOUT:g} s; "
@@ -49,14 +52,6 @@ def xtables_lock() -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def existing_tables() -> set[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,22 +62,16 @@ def width(text: str) -> int:
     )
 
 
-def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    legend: bool = True,
-    screen: Screen = PIPE,
-) -> str:
-    """A table without borders; without `legend`, the header is left out.
+def table(rows: Sequence[Mapping[str, str]], *, legend: bool = True, screen: Screen = PIPE) -> str:
+    """Rows (name of the column -> cell) without borders; without `legend`, without a header.
 
     Cells must be safe text: `printable`, then painted. The last column is folded if it is wider
     than the screen.
     """
-    lines = [[cell or "-" for cell in row] for row in rows]
-    if legend:
-        lines.insert(0, list(header))
-    widths = [max((width(line[i]) for line in lines), default=0) for i in range(len(header))]
+    lines = [[cell or "-" for cell in row.values()] for row in rows]
+    if legend and rows:
+        lines.insert(0, list(rows[0]))
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     texts = [_line(line, widths, screen) for line in lines]
     if legend and texts:
         texts[0] = screen.paint(texts[0].removesuffix("\n"), Colour.HEADER) + "\n"

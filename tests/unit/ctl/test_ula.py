@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from ipaddress import IPv6Network
 
 import pytest
@@ -53,9 +54,8 @@ def test_free_prefix_is_of_rfc_4193_for_every_number(number: int) -> None:
     assert prefix.prefixlen == 48
 
 
-def test_route_destinations_ignore_a_default_route() -> None:
+def test_routes_ignore_a_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["default", "fd00:a::/64", "fd00:b::1", "::/0", "multicast ff00::/8", "unreachable"]
-    assert ula.route_destinations(words) == {
-        IPv6Network("fd00:a::/64"),
-        IPv6Network("fd00:b::1/128"),
-    }
+    output = json.dumps([{"dst": word} for word in words])
+    monkeypatch.setattr(ula, "output_of", lambda *_, **_options: output)
+    assert ula._routes() == [IPv6Network("fd00:a::/64"), IPv6Network("fd00:b::1/128")]

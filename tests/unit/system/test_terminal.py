@@ -10,27 +10,28 @@ COLOURED = Screen(colour=True)
 def test_width_counts_columns_not_characters() -> None:
     texts = ("abc", "容器", "e\u0301", "", COLOURED.paint("ok", Colour.GOOD))
     assert [width(text) for text in texts] == [3, 4, 1, 0, 2]
-    assert table(("A", "B"), [("容器", "x"), ("y", "")], legend=False) == "容器 x\ny    -\n"
+    rows = [{"A": "容器", "B": "x"}, {"A": "y", "B": ""}]
+    assert table(rows, legend=False) == "容器 x\ny    -\n"
 
 
 def test_table_with_colours_keeps_its_columns() -> None:
-    painted = table(("A", "B"), [(COLOURED.paint("ok", Colour.GOOD), "x"), ("y", "z")])
-    assert painted == "A  B\n\x1b[32mok\x1b[0m x\ny  z\n"
+    rows = [{"A": COLOURED.paint("ok", Colour.GOOD), "B": "x"}, {"A": "y", "B": "z"}]
+    assert table(rows) == "A  B\n\x1b[32mok\x1b[0m x\ny  z\n"
 
 
 def test_table_underlines_only_the_header() -> None:
-    assert table(("A",), [("b",)], screen=COLOURED) == "\x1b[4mA\x1b[0m\nb\n"
-    assert table(("A",), [("b",)], screen=COLOURED, legend=False) == "b\n"
+    assert table([{"A": "b"}], screen=COLOURED) == "\x1b[4mA\x1b[0m\nb\n"
+    assert table([{"A": "b"}], screen=COLOURED, legend=False) == "b\n"
 
 
 def test_table_folds_the_last_column() -> None:
     screen = Screen(columns=30)
-    row = ("name", "one two three four five six seven")
-    assert table(("A", "B"), [row], legend=False, screen=screen) == (
+    rows = [{"A": "name", "B": "one two three four five six seven"}]
+    assert table(rows, legend=False, screen=screen) == (
         "name one two three four five\n     six seven\n"
     )
     narrow = Screen(columns=12)
-    assert table(("A", "B"), [row], legend=False, screen=narrow).count("\n") == 1
+    assert table(rows, legend=False, screen=narrow).count("\n") == 1
 
 
 def test_pairs_without_a_name_continue_the_value_above() -> None:
