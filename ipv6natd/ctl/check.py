@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Any
 
 from ipv6natd.ctl.client import (
     EXIT_FAILED,
     DaemonClient,
     Options,
     Result,
+    Row,
     is_not_running,
     listing,
     painted,
@@ -60,15 +60,11 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         polkit=None if bus_error else await _polkit(daemon),
     )
     # Only the daemon knows whether the engine manages networks; without it, assume so.
-    engine_writes = native is None or native > 0
-    return _result(
-        checks(facts, evaluate(facts, networks, engine_writes=engine_writes), inputs), options
-    )
+    report = evaluate(facts, networks, engine_writes=native != 0)
+    return _result(checks(facts, report, inputs), options)
 
 
-async def _query_daemon(
-    daemon: DaemonClient,
-) -> tuple[Mapping[str, Any], list[Mapping[str, Any]] | None, str]:
+async def _query_daemon(daemon: DaemonClient) -> tuple[Row, list[Row] | None, str]:
     """The daemon's properties, {} if it does not run; its networks, None if it does not run or the
     caller may not list them; and the error of the bus, empty if there is none."""
     try:
@@ -100,7 +96,7 @@ async def _polkit(daemon: DaemonClient) -> bool:
     return True
 
 
-def _network(row: Mapping[str, Any]) -> Network:
+def _network(row: Row) -> Network:
     return Network(
         id=row["Id"],
         name=row["Name"],

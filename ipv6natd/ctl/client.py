@@ -27,6 +27,9 @@ COLOURS: Mapping[str, Colour] = {
 }
 """State, verdict, outcome or event -> its colour; the others are warnings."""
 
+Row = Mapping[str, Any]
+"""A row of a list on the bus."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
 
 from ipv6natd.ctl.client import (
     EXIT_FAILED,
     DaemonClient,
     Options,
     Result,
+    Row,
     labelled,
     listing,
     painted,
     suggestion,
 )
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable
-
-Row = Mapping[str, Any]
 
 _ID_LENGTH = 12
 """Characters; Docker shows as many of an id."""

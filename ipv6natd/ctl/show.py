@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ from ipv6natd.ctl.client import (
     DaemonClient,
     Options,
     Result,
+    Row,
     labelled,
     listing,
     painted,
@@ -22,8 +23,6 @@ from ipv6natd.ctl.client import (
 from ipv6natd.model import MIN_ID_LENGTH
 from ipv6natd.report.status import State, counted
 from ipv6natd.system.terminal import pairs, printable
-
-Row = Mapping[str, Any]
 
 MAX_WARNINGS = 5
 """Warnings in the output of `status`, which must fit on one screen."""
