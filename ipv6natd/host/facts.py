@@ -18,15 +18,9 @@ from itertools import islice
 from pathlib import Path
 
 from ipv6natd.host import firewalls
-from ipv6natd.host.findings import (
-    HostFacts,
-    HostReport,
-    RaDefaultRoute,
-    evaluate,
-    unfiltered_bridges,
-)
-from ipv6natd.host.firewalls import Tool, tool_output
-from ipv6natd.model import Network, Route, is_interface, is_plain_interface
+from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
+from ipv6natd.host.firewalls import tool_output
+from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.rules import Backend
 
 log = logging.getLogger(__name__)
@@ -36,9 +30,13 @@ _MAX_SAMPLED_PORTS = 8
 _IFF_UP = 1
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
+_CONF = _SYSCTL / "ipv6/conf"
+_BRIDGE_SYSCTL = _SYSCTL / "bridge/bridge-nf-call-ip6tables"
 _THREAD = Path("/proc/thread-self")
-_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
-_DOCKER_IPV6NAT = "docker-ipv6nat"
+_CONTAINER_CGROUP = re.compile(
+    r"/(?:docker-)?([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", re.MULTILINE
+)
+"""Strict, because every user can choose the name of a cgroup."""
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
@@ -97,21 +95,14 @@ def advertised_routes() -> frozenset[Route]:
 
     Every host on the link can send one: such a route does not prove the location of an address.
     """
-    text = tool_output(Tool.IP, "-json", "-6", "route", "show", "table", "all", "proto", "ra")
-    routes = set()
-    for row in ip_json_rows(text):
-        destination = str(row.get("dst", "")).replace("default", "::/0")
-        with suppress(ValueError):
-            net = IPv6Network(destination)
-            routes |= {Route(prefix=net, interface=device) for device in _devices(row)}
-    return frozenset(routes)
+    return frozenset(_ra_routes("table", "all"))
 
 
 def check_host(
     networks: tuple[Network, ...],
     backend: Backend,
     zones: Map[str, str] | None,
-    bridges: frozenset[str] = frozenset(),
+    bridges: frozenset[str],
     *,
     engine_writes: bool,
 ) -> HostReport:
@@ -121,15 +112,13 @@ def check_host(
     milliseconds: do not call it between an event and its rules.
     """
     facts = read_host(networks, backend, zones)
-    unfiltered = unfiltered_bridges(facts, networks)
-    for bridge in unfiltered:
+    for bridge in facts.unfiltered_bridges:
         # Only this bridge: the sysctl would send the frames of every bridge through FORWARD.
-        tool_output(Tool.IP, "link", "set", bridge, "type", "bridge", "nf_call_ip6tables", "1")
-    if unfiltered:
-        facts = replace(facts, bridges_filtered=_bridges_filtered(networks))
-        remaining = unfiltered_bridges(facts, networks)
-        for bridge in set(unfiltered) - set(remaining):
-            log.info("ip6tables now filters the frames of bridge %s, for enable_icc=false", bridge)
+        tool_output("ip", "link", "set", bridge, "type", "bridge", "nf_call_ip6tables", "1")
+    remaining = facts.unfiltered_bridges & _unfiltered_bridges(networks)
+    for bridge in facts.unfiltered_bridges - remaining:
+        log.info("ip6tables now filters the frames of bridge %s, for enable_icc=false", bridge)
+    facts = replace(facts, unfiltered_bridges=remaining)
     return evaluate(facts, networks, bridges, engine_writes=engine_writes)
 
 
@@ -137,11 +126,10 @@ def read_host(
     networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None
 ) -> HostFacts:
     """Read all facts for `findings`. Blocks."""
-    conf = _SYSCTL / "ipv6/conf"
     facts = HostFacts(
-        ipv6=conf.exists(),
-        disabled=_read_word(conf / "all/disable_ipv6") == "1",
-        forwarding=_read_word(conf / "all/forwarding") != "0",
+        ipv6=_CONF.exists(),
+        disabled=_read_word(_CONF / "all/disable_ipv6") == "1",
+        forwarding=_read_word(_CONF / "all/forwarding") != "0",
         backend=backend.value,
         zones=zones,
     )
@@ -151,36 +139,38 @@ def read_host(
         firewalls.add_firewall_facts(facts),
         ra_default_routes=ra_default_routes(),
         global_interfaces=_global_interfaces(),
-        interfaces=tuple(_forwarding_interfaces(conf)),
+        interfaces=tuple(_forwarding_interfaces()),
         docker_ipv6nat=docker_ipv6nat(),
-        bridges_filtered=_bridges_filtered(networks),
+        br_netfilter=_BRIDGE_SYSCTL.exists(),
+        unfiltered_bridges=_unfiltered_bridges(networks),
     )
 
 
 def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
     """The interfaces with a default route from router advertisements. Blocks."""
-    return tuple(_ra_default_routes(_SYSCTL / "ipv6/conf"))
-
-
-def _ra_default_routes(conf: Path) -> Iterator[RaDefaultRoute]:
-    # /proc/net/ipv6_route marks only routes that the kernel itself learned; `ip` has the protocol.
-    text = tool_output(Tool.IP, "-json", "-6", "route", "show", "default", "proto", "ra")
-    for interface in dict.fromkeys(_devices(ip_json_rows(text))):
-        accept = _read_word(conf / interface / "accept_ra")
-        yield RaDefaultRoute(
-            interface=interface,
-            accept_ra=int(accept) if accept.isdecimal() else 0,
-            forwarding=_read_word(conf / interface / "forwarding") == "1",
+    return tuple(
+        RaDefaultRoute(
+            interface=name,
+            accept_ra=int(_read_word(_CONF / name / "accept_ra") or 0),
+            forwarding=_read_word(_CONF / name / "forwarding") == "1",
         )
+        for name in dict.fromkeys(route.interface for route in _ra_routes("default"))
+    )
 
 
-def ip_json_rows(text: str) -> list[dict[str, object]]:
-    """The rows in the output of `ip -json`; none if the output is something else."""
+def _ra_routes(*selector: str) -> Iterator[Route]:
+    # /proc/net/ipv6_route marks only routes that the kernel itself learned; `ip` has the protocol.
+    text = tool_output("ip", "-json", "-6", "route", "show", *selector, "proto", "ra")
     try:
-        parsed = json.loads(text or "[]")
+        rows = json.loads(text or "[]")
     except (ValueError, RecursionError):
-        return []
-    return [row for row in parsed if isinstance(row, dict)] if isinstance(parsed, list) else []
+        return
+    for row in rows if isinstance(rows, list) else []:
+        match row:
+            case {"dst": str(destination)}:
+                with suppress(ValueError):
+                    prefix = IPv6Network(destination.replace("default", "::/0"))
+                    yield from (Route(prefix=prefix, interface=name) for name in _devices(row))
 
 
 def _devices(routes: object) -> Iterator[str]:
@@ -201,7 +191,7 @@ def _global_interfaces() -> tuple[str, ...]:
     return tuple(sorted({line[5] for line in lines if line[3] == "00" and line[5] != "lo"}))
 
 
-def _forwarding_interfaces(conf: Path) -> Iterator[str]:
+def _forwarding_interfaces() -> Iterator[str]:
     """The interfaces that receive and send IPv6 packets, with any addresses; without lo."""
     for path in sorted(_NET.glob("*")):
         flags = _read_word(path / "flags")
@@ -209,7 +199,7 @@ def _forwarding_interfaces(conf: Path) -> Iterator[str]:
         port = (path / "brport").exists() or (path / "bonding_slave").exists()
         if not flags.startswith("0x") or not int(flags, 16) & _IFF_UP or port:
             continue
-        if path.name != "lo" and _read_word(conf / path.name / "disable_ipv6") == "0":
+        if path.name != "lo" and _read_word(_CONF / path.name / "disable_ipv6") == "0":
             yield path.name
 
 
@@ -218,17 +208,17 @@ def _address_lines() -> list[list[str]]:
     return [line.split() for line in _read_text(_THREAD / "net/if_inet6").splitlines()]
 
 
-def _bridges_filtered(networks: Iterable[Network]) -> dict[str, bool] | None:
-    """Bridge -> True if ip6tables filters its frames; None without br_netfilter and its sysctl."""
-    all_bridges = _read_word(_SYSCTL / "bridge/bridge-nf-call-ip6tables")
-    if not all_bridges:
-        return None
-    return {
-        network.bridge: all_bridges == "1"
-        or _read_word(_NET / network.bridge / "bridge/nf_call_ip6tables") != "0"
+def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:
+    """See HostFacts; without br_netfilter there is none."""
+    if _read_word(_BRIDGE_SYSCTL) != "0":
+        return frozenset()
+    return frozenset(
+        network.bridge
         for network in networks
-        if network.bridge and not network.icc
-    }
+        if network.managed_by is ManagedBy.IPV6NATD
+        and not network.icc
+        and _read_word(_NET / network.bridge / "bridge/nf_call_ip6tables") == "0"
+    )
 
 
 def docker_ipv6nat() -> str:
@@ -236,15 +226,11 @@ def docker_ipv6nat() -> str:
     here = _read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
-            _read_word(process / "comm") == _DOCKER_IPV6NAT
+            _read_word(process / "comm") == "docker-ipv6nat"
             and _read_link(process / "ns/net") == here
         ):
-            for line in _read_text(process / "cgroup").splitlines():
-                name = line.rpartition("/")[2].removeprefix("docker-").removesuffix(".scope")
-                # Every user can use this name for a process, and any name for its cgroup.
-                if _CONTAINER_ID.fullmatch(name):
-                    return f"docker rm -f {name[:12]}"
-            return f"kill {process.name}"
+            container = _CONTAINER_CGROUP.search(_read_text(process / "cgroup"))
+            return f"docker rm -f {container[1]}" if container else f"kill {process.name}"
     return ""
 
 

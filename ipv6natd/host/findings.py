@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Map
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import permutations
 
@@ -39,7 +39,10 @@ class RaDefaultRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """One field for each fact about the host; the defaults are a host without faults."""
+    """All that `evaluate` knows of the host: one field for each fact, so there are many.
+
+    The defaults are a host without faults.
+    """
 
     ipv6: bool = True
     """True if the kernel supports IPv6."""
@@ -73,8 +76,10 @@ class HostFacts:
     """The places with IPv6 rules of Docker or docker-ipv6nat, such as "ip6tables-nft"."""
     zones: Map[str, str] | None = None
     """Interface -> zone of firewalld; None if firewalld does not run."""
-    bridges_filtered: Map[str, bool] | None = field(default_factory=dict)
-    """Bridge -> True if ip6tables filters its frames; None without br_netfilter."""
+    br_netfilter: bool = True
+    """True if ip6tables can filter the frames between the ports of a bridge."""
+    unfiltered_bridges: frozenset[str] = frozenset()
+    """The bridges of networks with enable_icc=false whose frames it does not filter."""
 
 
 class Topic(StrEnum):
@@ -119,7 +124,7 @@ class HostReport:
 
 def evaluate(
     facts: HostFacts,
-    networks: Iterable[Network],
+    networks: Sequence[Network],
     bridges: frozenset[str] = frozenset(),
     *,
     engine_writes: bool = False,
@@ -132,58 +137,42 @@ def evaluate(
     """
     if engine_writes:
         facts = replace(facts, docker_ipv6_rules=frozenset())
-    networks = tuple(networks)
     managed = tuple(net for net in networks if net.managed_by is ManagedBy.IPV6NATD)
+    faults, notes = [*_findings(facts, managed)], [*_notes(facts)]
     bridges = bridges.union(net.bridge for net in networks)
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
+    if len(unguarded) == 1:
+        notes.append(_open_router(unguarded).text)
+    elif unguarded:
+        faults.append(_open_router(unguarded))
     return HostReport(
-        findings=(
-            *findings(facts, managed),
-            *([_open_router(unguarded)] if len(unguarded) > 1 else ()),
-        ),
-        notes=(
-            *_notes(facts),
-            *([_open_router(unguarded).text] if len(unguarded) == 1 else ()),
-        ),
+        findings=tuple(faults),
+        notes=tuple(notes),
         first_in_forward=first_in_forward(facts.forward_rules),
     )
 
 
-def findings(facts: HostFacts, networks: tuple[Network, ...]) -> tuple[Finding, ...]:
+def _findings(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     """The faults that affect managed networks, in the order of their importance."""
     if not facts.ipv6:
         problem = (
             "this kernel runs without IPv6; remove ipv6.disable=1 from its command line "
             "(GRUB_CMDLINE_LINUX in /etc/default/grub), then"
         )
-        return (Finding(problem=problem, command="update-grub && reboot"),)
-    if facts.disabled:
+        yield Finding(problem=problem, command="update-grub && reboot")
+    elif facts.disabled:
         setting = "net.ipv6.conf.all.disable_ipv6=0"
         problem = f"IPv6 is switched off on this host; set {setting} in /etc/sysctl.d, and now"
-        return (Finding(problem=problem, command=f"sysctl -w {setting}"),)
-    return (
-        *_forwarding_off(facts, networks),
-        *_missing_raw_table(facts, networks),
-        *_blocking_chains(facts, networks),
-        *_bridges_without_zone(facts, networks),
-        *_icc_not_enforced(facts, networks),
-        *_expiring_ra_routes(facts),
-        *_competing_daemons(facts),
-        *_variant_mismatch(facts),
-    )
-
-
-def unfiltered_bridges(facts: HostFacts, networks: Iterable[Network]) -> tuple[str, ...]:
-    """Bridges of managed networks with enable_icc=false whose frames ip6tables does not filter."""
-    if facts.bridges_filtered is None:
-        return ()
-    return tuple(
-        network.bridge
-        for network in networks
-        if not network.icc
-        and network.managed_by is ManagedBy.IPV6NATD
-        and facts.bridges_filtered.get(network.bridge) is False
-    )
+        yield Finding(problem=problem, command=f"sysctl -w {setting}")
+    else:
+        yield from _forwarding_off(facts, networks)
+        yield from _missing_raw_table(facts, networks)
+        yield from _blocking_chains(facts, networks)
+        yield from _bridges_without_zone(facts, networks)
+        yield from _icc_not_enforced(facts, networks)
+        yield from _expiring_ra_routes(facts)
+        yield from _competing_daemons(facts)
+        yield from _variant_mismatch(facts)
 
 
 def first_in_forward(rules: Iterable[str]) -> str:
@@ -234,7 +223,7 @@ _KERNEL_ERRORS = (
 )
 
 
-def _missing_raw_table(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _missing_raw_table(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     if networks and not facts.raw_table:
         yield Finding(
             topic=Topic.VARIANT,
@@ -245,7 +234,7 @@ def _missing_raw_table(facts: HostFacts, networks: tuple[Network, ...]) -> Itera
         )
 
 
-def _forwarding_off(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _forwarding_off(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     if not facts.forwarding and any(not network.internal for network in networks):
         yield Finding(
             topic=Topic.FORWARDING,
@@ -282,7 +271,7 @@ def _accept_ra_advice(interface: str) -> tuple[str, str]:
     return "rename it, or at every boot", f"echo 2 > {path}"
 
 
-def _blocking_chains(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     bridges = {network.bridge for network in networks}
     uplinks = [name for name in facts.global_interfaces if name not in bridges]
     for chain in facts.nft_chains:
@@ -318,7 +307,7 @@ def _required_packets(bridge: str, uplink: str) -> Iterator[tuple[ForwardedPacke
     yield back, "ct state established,related accept"
 
 
-def _bridges_without_zone(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _bridges_without_zone(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     if facts.zones is None:
         return
     for network in networks:
@@ -333,13 +322,13 @@ def _bridges_without_zone(facts: HostFacts, networks: tuple[Network, ...]) -> It
             )
 
 
-def _icc_not_enforced(facts: HostFacts, networks: tuple[Network, ...]) -> Iterator[Finding]:
+def _icc_not_enforced(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     for network in networks:
         if network.icc:
             continue
-        if facts.bridges_filtered is None:
+        if not facts.br_netfilter:
             command = _LOAD_MODULE.format("br_netfilter")
-        elif facts.bridges_filtered.get(network.bridge) is False:
+        elif network.bridge in facts.unfiltered_bridges:
             command = f"ip link set {network.bridge} type bridge nf_call_ip6tables 1"
         else:
             continue
@@ -427,7 +416,11 @@ def _open_router(interfaces: tuple[str, ...]) -> Finding:
 
 
 def _notes(facts: HostFacts) -> Iterator[str]:
-    chains = [chain.full_name for chain in facts.nft_chains if has_rpfilter(chain)]
+    chains = [
+        f"{chain.family} {chain.table} {chain.name}"
+        for chain in facts.nft_chains
+        if has_rpfilter(chain)
+    ]
     for place in (*facts.rpfilter_tables, *chains):
         yield (
             f"a reverse-path filter is in {place}: it drops the replies of a container that gets "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,7 @@ _PROC_NET = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
 
 
-class Tool(StrEnum):
-    """The programs that are run."""
-
-    IP = "ip"
-    NFT = "nft"
-    IP6TABLES_NFT = "ip6tables-nft"
-    IP6TABLES_LEGACY = "ip6tables-legacy"
-    IPTABLES_LEGACY = "iptables-legacy"
-
-
-def tool_output(tool: Tool, *words: str, stdin: str = "") -> str:
+def tool_output(tool: str, *words: str, stdin: str = "") -> str:
     """process.output_of; invalid UTF-8 is replaced, because journal and bus accept only text."""
     text = process.output_of(tool, *words, stdin=stdin, timeout=_TOOL_TIMEOUT)
     return text.encode("utf-8", "replace").decode()
@@ -44,7 +33,7 @@ def tool_output(tool: Tool, *words: str, stdin: str = "") -> str:
 
 def add_firewall_facts(facts: HostFacts) -> HostFacts:
     """Return the facts with the facts about rules. Blocks."""
-    chains = _chains()
+    chains = [item["chain"] for item in _nft_list({"list": {"chains": None}}) if "chain" in item]
     legacy4, legacy6 = _legacy_tables("ip_tables_names"), _legacy_tables("ip6_tables_names")
     nft6 = {chain["table"] for chain in chains if chain["family"] == "ip6"}
     uses_nft = facts.backend == "nft"
@@ -89,14 +78,8 @@ def _legacy_tables(names: str) -> set[str]:
 
 
 def _rules(backend: str, table: str, chain: str) -> tuple[str, ...]:
-    tool = Tool.IP6TABLES_NFT if backend == "nft" else Tool.IP6TABLES_LEGACY
-    return tuple(tool_output(tool, "-w", "5", "-t", table, "-S", chain).splitlines())
-
-
-def _chains() -> list[dict[str, Any]]:
-    """All chains of nft, without their rules."""
-    objects = _nft_list({"list": {"chains": None}})
-    return [item["chain"] for item in objects if "chain" in item]
+    text = tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain)
+    return tuple(text.splitlines())
 
 
 def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dict[str, Any]]:
@@ -114,9 +97,7 @@ def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dic
 
 def _nft_list(*commands: dict[str, Any]) -> list[dict[str, Any]]:
     """The output of nft. The commands are JSON, because a chain can have the name of a keyword."""
-    text = tool_output(
-        Tool.NFT, "-j", "-t", "-f", "-", stdin=json.dumps({"nftables": list(commands)})
-    )
+    text = tool_output("nft", "-j", "-t", "-f", "-", stdin=json.dumps({"nftables": commands}))
     if not text or len(text) > _MAX_OUTPUT:
         return []
     try:
@@ -129,9 +110,7 @@ def _nft_list(*commands: dict[str, Any]) -> list[dict[str, Any]]:
 def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[str]:
     if any((c["family"], c["table"], c["name"]) == ("ip", "nat", "DOCKER") for c in chains):
         yield "nft"
-    if "nat" in legacy4 and tool_output(
-        Tool.IPTABLES_LEGACY, "-w", "5", "-t", "nat", "-S", "DOCKER"
-    ):
+    if "nat" in legacy4 and tool_output("iptables-legacy", "-w", "5", "-t", "nat", "-S", "DOCKER"):
         yield "legacy"
 
 
@@ -158,7 +137,7 @@ def _has_stale_nft_rules(chains: Iterable[dict[str, Any]]) -> bool:
 
 def _has_stale_legacy_rules(legacy6: set[str]) -> bool:
     return any(
-        f"-N {PREFIX}" in tool_output(Tool.IP6TABLES_LEGACY, "-w", "5", "-t", table, "-S")
+        f"-N {PREFIX}" in tool_output("ip6tables-legacy", "-w", "5", "-t", table, "-S")
         for table in Table
         if table in legacy6
     )

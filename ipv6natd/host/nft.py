@@ -47,11 +47,6 @@ class BaseChain:
     policy: str = "accept"
     chains: Map[str, list[NftRule]] = field(default_factory=dict)
 
-    @property
-    def full_name(self) -> str:
-        """Family, table and chain as in nft commands: "inet filter forward"."""
-        return f"{self.family} {self.table} {self.name}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedPacket:

@@ -157,7 +157,7 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
         if facts.zones is None
         else "every bridge is in a zone",
         Topic.BR_NETFILTER: "not loaded, and no network needs it"
-        if facts.bridges_filtered is None
+        if not facts.br_netfilter
         else "loaded, and on for every bridge that needs it",
         Topic.DOCKER_IPV6NAT: "it is not running, and no rules of it are left",
     }

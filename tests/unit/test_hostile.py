@@ -186,7 +186,6 @@ def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
         ),
         docker_ipv6nat=f"kill {text}",
         zones={text: text},
-        bridges_filtered={},
     )
     nets = (network(), network(name="y", subnet="fd00:b::/64", icc=False))
     inputs = CheckInputs(

@@ -139,7 +139,7 @@ def host(data: bytes) -> None:
 
     with mock.patch.object(tools, "output_of", said):
         facts = host_rules.add_firewall_facts(HostFacts(global_interfaces=("eth0", "eth1")))
-        list(host_facts._ra_default_routes(host_facts._SYSCTL / "ipv6/conf"))
+        host_facts.ra_default_routes()
     seen = evaluate(facts, NETWORKS)
     for each in seen.findings:
         assert each.text.strip()

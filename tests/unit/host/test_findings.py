@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ipv6natd.host import facts as host_facts
 from ipv6natd.host.findings import (
     Finding,
     HostFacts,
@@ -14,7 +16,6 @@ from ipv6natd.host.findings import (
     evaluate,
     first_in_forward,
     kernel_fault,
-    unfiltered_bridges,
 )
 from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
 from ipv6natd.model import ManagedBy
@@ -25,7 +26,7 @@ CUT = network(name="cut", subnet="fd00:c::/64", bridge="br-cut", icc=False)
 INNER = network(name="inner", subnet="fd00:d::/64", bridge="br-inner", internal=True)
 NATIVE = network(name="n", bridge="br-n", icc=False, managed_by=ManagedBy.ENGINE)
 PROGRAMS = {"docker", "ip6tables", "ipv6natctl", "ipv6natd", "modprobe", "sysctl", "update-grub"}
-WELL = HostFacts(global_interfaces=("br-x", "eth0"), bridges_filtered={"br-cut": True})
+WELL = HostFacts(global_interfaces=("br-x", "eth0"))
 ADVERTISED = RaDefaultRoute(interface="eth0.7", accept_ra=1, forwarding=True)
 
 
@@ -345,26 +346,51 @@ def test_bridge_in_no_zone_of_firewalld_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filtered", "command"),
+    ("facts", "command"),
     [
         (
-            None,
+            replace(WELL, br_netfilter=False),
             "echo br_netfilter > /etc/modules-load.d/br_netfilter.conf && modprobe br_netfilter",
         ),
-        ({"br-cut": False}, "ip link set br-cut type bridge nf_call_ip6tables 1"),
-        ({"br-cut": True}, None),
-        ({}, None),
+        (
+            replace(WELL, unfiltered_bridges=frozenset({"br-cut"})),
+            "ip link set br-cut type bridge nf_call_ip6tables 1",
+        ),
+        (replace(WELL, unfiltered_bridges=frozenset({"br-n"})), None),
+        (WELL, None),
     ],
 )
-def test_icc_that_is_not_enforced_is_reported(
-    filtered: dict[str, bool] | None, command: str | None
-) -> None:
-    facts = replace(WELL, bridges_filtered=filtered)
+def test_icc_that_is_not_enforced_is_reported(facts: HostFacts, command: str | None) -> None:
     findings = evaluate(facts, [X, CUT, NATIVE]).findings
     assert [finding.bridge for finding in findings] == ([] if command is None else ["br-cut"])
     assert all(finding.text.endswith(command or "") for finding in findings)
-    expected = ("br-cut",) if filtered == {"br-cut": False} else ()
-    assert unfiltered_bridges(facts, [X, CUT, NATIVE]) == expected
+
+
+@pytest.mark.parametrize(
+    ("sysctl", "flags", "found"),
+    [
+        ("0", {"br-cut": "0", "br-x": "0", "br-n": "0"}, {"br-cut"}),
+        ("0", {"br-cut": "1"}, set()),
+        ("0", {}, set()),
+        ("1", {"br-cut": "0"}, set()),
+        (None, {"br-cut": "0"}, set()),
+    ],
+)
+def test_unfiltered_bridges_are_those_of_managed_networks_without_icc(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sysctl: str | None,
+    flags: dict[str, str],
+    found: set[str],
+) -> None:
+    monkeypatch.setattr(host_facts, "_NET", tmp_path)
+    monkeypatch.setattr(host_facts, "_BRIDGE_SYSCTL", tmp_path / "sysctl")
+    if sysctl is not None:
+        (tmp_path / "sysctl").write_text(f"{sysctl}\n")
+    for bridge, flag in flags.items():
+        (tmp_path / bridge / "bridge").mkdir(parents=True)
+        (tmp_path / bridge / "bridge/nf_call_ip6tables").write_text(f"{flag}\n")
+    assert host_facts._unfiltered_bridges([X, CUT, NATIVE]) == found
 
 
 # Notes, and errors of tools.
