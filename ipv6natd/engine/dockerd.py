@@ -16,7 +16,6 @@ import re
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +39,13 @@ def stopped_unit(endpoint: str) -> str:
         return ""
     if _unit_property("socket", "Unit", "ActiveState") != "active":
         return ""
-    if os.path.realpath(path) not in set(map(os.path.realpath, _listen_paths())):
+    listen = _unit_property("socket", "Socket", "Listen") or []  # of the type a(ss)
+    if os.path.realpath(path) not in {os.path.realpath(address) for _, address in listen}:
         return ""
     state = _unit_property("service", "Unit", "ActiveState")
-    if not isinstance(state, str) or state in _RUNNING:
+    if state is None or state in _RUNNING:
         return ""
     return f"docker.service is {state}, and ipv6natd does not start it: systemctl start docker"
-
-
-def _listen_paths() -> Iterator[str]:
-    listen = _unit_property("socket", "Socket", "Listen")
-    for entry in listen if isinstance(listen, list) else []:
-        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
-            yield entry[1]
 
 
 def _unit_property(unit: str, interface: str, name: str) -> Any:

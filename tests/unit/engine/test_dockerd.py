@@ -31,8 +31,6 @@ TABLE = {
     "an engine at http": ("http://h:1", "active", LISTEN, "inactive", False),
     "unreadable state of the service": (LOCAL, "active", LISTEN, None, False),
     "unreadable list of sockets": (LOCAL, "active", None, "inactive", False),
-    "an invalid list of sockets": (LOCAL, "active", [5, ["Stream"], ["a", 5]], "inactive", False),
-    "an invalid state": (LOCAL, "active", LISTEN, ["inactive"], False),
 }
 
 
