@@ -40,7 +40,7 @@ async def watch(on_address_change: Callable[[], None], on_route_change: Callable
     Runs until it is cancelled; listens from its first step on.
     """
     loop = asyncio.get_running_loop()
-    known = KnownAddresses()
+    known: set[tuple[int, bytes]] = set()
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
             netlink.setblocking(False)
@@ -48,7 +48,7 @@ async def watch(on_address_change: Callable[[], None], on_route_change: Callable
             while True:
                 try:
                     data = await loop.sock_recv(netlink, RECEIVE_SIZE)
-                    addresses, routes = known.update(data), has_route_change(data)
+                    addresses, routes = update_addresses(known, data), has_route_change(data)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
@@ -73,27 +73,21 @@ def has_route_change(data: bytes) -> bool:
     return False
 
 
-class KnownAddresses:
-    """The addresses of the host, as far as messages of the kernel reported them."""
+def update_addresses(known: set[tuple[int, bytes]], data: bytes) -> bool:
+    """Apply messages to the known (link, address) pairs; return True if one was added or removed.
 
-    def __init__(self) -> None:
-        self._present: set[tuple[int, bytes]] = set()
-
-    def update(self, data: bytes) -> bool:
-        """Apply messages; return True if an address was added or removed.
-
-        Most messages change nothing: they are for link-local addresses, or a router advertisement
-        has extended the lifetime of an address.
-        """
-        count = len(self._present)
-        removed = False
-        for kind, link, address in _addresses(data):
-            if kind == _RTM_NEWADDR:
-                self._present.add((link, address))
-            else:
-                removed = True
-                self._present.discard((link, address))
-        return removed or len(self._present) != count
+    Most messages change nothing: they are for link-local addresses, or a router advertisement has
+    extended the lifetime of an address.
+    """
+    changed = False
+    for kind, link, address in _addresses(data):
+        if kind == _RTM_DELADDR:
+            changed = True
+            known.discard((link, address))
+        elif (link, address) not in known:
+            changed = True
+            known.add((link, address))
+    return changed
 
 
 def _addresses(data: bytes) -> Iterator[tuple[int, int, bytes]]:

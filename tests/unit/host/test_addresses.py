@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd.host.addresses import KnownAddresses, watch
+from ipv6natd.host.addresses import update_addresses, watch
 
 ADDED, REMOVED = 20, 21
 TENTATIVE = 0x40
@@ -34,37 +34,37 @@ def message(
 
 
 def test_update_reports_an_address_once_and_again_after_its_removal() -> None:
-    known = KnownAddresses()
-    assert known.update(message())
-    assert not known.update(message())  # a router advertisement has renewed it
-    assert known.update(message(link=3))
-    assert known.update(message(REMOVED))
-    assert known.update(message())
+    known: set[tuple[int, bytes]] = set()
+    assert update_addresses(known, message())
+    assert not update_addresses(known, message())  # a router advertisement has renewed it
+    assert update_addresses(known, message(link=3))
+    assert update_addresses(known, message(REMOVED))
+    assert update_addresses(known, message())
 
 
 def test_update_reports_the_removal_of_an_unknown_address() -> None:
-    assert KnownAddresses().update(message(REMOVED))
+    assert update_addresses(set(), message(REMOVED))
 
 
 def test_update_reports_a_tentative_address_only_when_it_is_usable() -> None:
-    known = KnownAddresses()
-    assert not known.update(message(flags=TENTATIVE))
-    assert known.update(message())
+    known: set[tuple[int, bytes]] = set()
+    assert not update_addresses(known, message(flags=TENTATIVE))
+    assert update_addresses(known, message())
 
 
 def test_update_ignores_link_and_host_scope() -> None:
-    assert not KnownAddresses().update(message(address="fe80::1", scope=253))
-    assert not KnownAddresses().update(message(address="::1", scope=254))
+    assert not update_addresses(set(), message(address="fe80::1", scope=253))
+    assert not update_addresses(set(), message(address="::1", scope=254))
 
 
 def test_update_reads_several_messages() -> None:
-    assert KnownAddresses().update(message(address="fe80::1", scope=253) + message())
-    assert not KnownAddresses().update(message(24) + message(address="fe80::1", scope=253))
+    assert update_addresses(set(), message(address="fe80::1", scope=253) + message())
+    assert not update_addresses(set(), message(24) + message(address="fe80::1", scope=253))
 
 
 @given(st.binary(max_size=200) | st.builds(lambda a, n: message()[:n] + a, st.binary(), st.just(9)))
 def test_update_with_any_bytes_does_not_raise(data: bytes) -> None:
-    KnownAddresses().update(data)
+    update_addresses(set(), data)
 
 
 def test_watch_without_netlink_ends_with_a_warning(
