@@ -26,6 +26,7 @@ BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.f
 
 _MAX_NAME_BYTES = 15
 _NAME = re.compile(r"(?!\.\.?$)[^\s/:\0]+")
+_RELEASE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", re.ASCII)
 
 
@@ -108,15 +109,8 @@ class Engine:
     @property
     def release(self) -> tuple[int, ...]:
         """The leading numbers of the version: "20.10.24+dfsg1" is (20, 10, 24)."""
-        numbers: list[int] = []
-        for part in self.version.split("."):
-            digits = part[: len(part) - len(part.lstrip("0123456789"))]
-            if not digits:
-                break
-            numbers.append(int(digits[:9]))
-            if digits != part:
-                break
-        return tuple(numbers)
+        numbers = _RELEASE.match(self.version)
+        return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
     @property
     def may_write_ipv6_rules(self) -> bool:
@@ -140,7 +134,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A Docker network. `subnets` holds its IPv6 subnets only."""
+    """A Docker network, with one field for each option and fact that decides about its rules.
+
+    `subnets` holds its IPv6 subnets only.
+    """
 
     id: str
     name: str
@@ -264,7 +261,8 @@ class Snapshot:
 class Mapping:
     """A range of `count` host ports, forwarded to `count` ports of one container.
 
-    Host port `host_port + i` goes to container port `container_port + i`.
+    Host port `host_port + i` goes to container port `container_port + i`. It has all fields of its
+    row on the bus, so that no list of containers or networks is needed to show it.
     """
 
     container_id: str
@@ -307,17 +305,13 @@ def mapping_changes(
     Only mappings that are not the same object in both are compared: a comparison is slow.
     """
     old_ids, new_ids = set(map(id, old)), set(map(id, new))
-    removed = _with_ids(old, old_ids - new_ids)
-    added = _with_ids(new, new_ids - old_ids)
+    removed = [mapping for mapping in old if id(mapping) not in new_ids]
+    added = [mapping for mapping in new if id(mapping) not in old_ids]
     removed_set, added_set = set(removed), set(added)
     return (
         [mapping for mapping in removed if mapping not in added_set],
         [mapping for mapping in added if mapping not in removed_set],
     )
-
-
-def _with_ids(mappings: Sequence[Mapping], ids: set[int]) -> list[Mapping]:
-    return [mapping for mapping in mappings if id(mapping) in ids] if ids else []
 
 
 class Outcome(StrEnum):

@@ -17,7 +17,6 @@ from pathlib import Path
 UNIX = "unix://"
 CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
 """The file names in `cert_path`, as for the docker command."""
-_NETWORK_SCHEMES = ("tcp://", "http://", "https://")
 _START_HINT = "set endpoint to the socket of the engine, or start it: systemctl start docker"
 _FILE_TYPES = {
     stat.S_IFDIR: "a directory",
@@ -158,7 +157,7 @@ def wrong_file_type(endpoint: str) -> str:
 
 def security_warnings(endpoint: str, *, verified: bool) -> Iterator[str]:
     """Who else could impersonate the engine or become root by it; each text ends with advice."""
-    if endpoint.startswith(_NETWORK_SCHEMES):
+    if not endpoint.startswith(UNIX):
         if not verified:
             yield (
                 f"{endpoint} is not verified, so another host on the network path can impersonate "
