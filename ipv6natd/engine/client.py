@@ -6,6 +6,7 @@ A call raises EngineUnavailable or InspectFailed, and no error of the library.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT = 60
 """Seconds that a call may take. An inspect of a starting container waits for the container's lock;
 after this time it is repeated."""
+EVENTS_OVERLAP = 0.1
+"""Seconds before the subscription whose events are wanted too: an event has the time at which it
+was made, and it is sent a little later."""
 
 
 class EngineUnavailable(Exception):
@@ -122,9 +126,14 @@ def inspect(client: Client, kind: str, identity: str) -> object:
 
 
 def subscribe(client: Client) -> Any:
-    """The stream of the events that can change a rule. Raises EngineUnavailable."""
+    """The stream of the events that can change a rule. Raises EngineUnavailable.
+
+    dockerd sends the head of its answer before it subscribes the client. Because of `since`, it
+    first sends the events in between again: it keeps the last 256 (moby, daemon/events/events.go).
+    """
+    since = f"{time.time() - EVENTS_OVERLAP:.9f}"  # as the docker command writes it
     with engine_errors("its event stream broke"):
-        return client.events(filters=parse.EVENTS, decode=True)
+        return client.events(since=since, filters=parse.EVENTS, decode=True)
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:

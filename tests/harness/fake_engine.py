@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from tests.harness.build import identity
 
@@ -106,6 +107,8 @@ class FakeEngine:
     asked: list[str] = field(default_factory=list)
     """The path of each request, without the API version."""
     versions: set[str] = field(default_factory=set)
+    past: list[dict[str, Any]] = field(default_factory=list)
+    """Events before a subscription, which are sent to it if they are not older than its `since`."""
     at_once: Counter[str] = field(default_factory=Counter)
     """For each path, the maximum number of simultaneous requests."""
 
@@ -194,6 +197,12 @@ class FakeEngine:
         finally:
             self._streams.remove(queue)
 
+    def past_since(self, target: str) -> bytes:
+        """The events of the past for the target of a request."""
+        since = parse_qs(urlsplit(target).query).get("since", ["inf"])[0]
+        wanted = [event for event in self.past if event["timeNano"] >= float(since) * 1e9]
+        return "".join(json.dumps(event) + "\n" for event in wanted).encode()
+
     def answer(self, version: str, path: str) -> Answer:
         """The answer to GET `path`."""
         answer = self.say.get(path)
@@ -277,6 +286,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            if past := engine.past_since(self.path):
+                stream.put(past)
             while data := self._next(stream):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
             if data == END:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -166,6 +167,27 @@ def test_t10_watcher_subscribes_before_it_lists(engine: FakeEngine) -> None:
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         assert engine.asked.index("/events") < min(map(engine.asked.index, LISTS))
+
+    run(engine, scenario)
+
+
+def test_t10_event_just_before_the_subscription_causes_an_inspect(engine: FakeEngine) -> None:
+    """The engine sends the head of its answer before it subscribes the client."""
+    now = time.time_ns()
+    engine.past = [
+        event("container", "start", "old") | {"timeNano": now - 60 * 10**9},
+        event("container", "start", "web") | {"timeNano": now + 60 * 10**9},
+    ]
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        await until(lambda: engine.asked_for(INSPECT_WEB))
+        asked = len(engine.asked)
+        await watched.emit("container", "start", "late")
+        await until(lambda: len(engine.asked) > asked)
+        inspects = [path for path in engine.asked if path.startswith("/containers/")]
+        late = f"/containers/{identity('late')}/json"
+        assert inspects == ["/containers/json", INSPECT_WEB, late]
 
     run(engine, scenario)
 
