@@ -38,8 +38,7 @@ class Facts:
 
     def _missing(self, listed: Container, engine: Engine) -> Iterator[Subject]:
         """The inspects that a listed container needs, except for facts already known."""
-        if parse.on_gwbridge(listed, self.networks):
-            yield Subject("network", GWBRIDGE)
+        yield from self._unknown_networks(listed)
         if parse.needs_inspect(listed, engine, self.networks):
             if parse.matches_inspect(listed, self.containers.get(listed.id)):
                 self._inspected_since_list.add(listed.id)

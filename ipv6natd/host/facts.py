@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
-from ipv6natd.host.firewalls import tool_output
+from ipv6natd.host.firewalls import tool_json, tool_output
 from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.rules import Backend
 
@@ -135,10 +134,11 @@ def read_host(
     )
     if not facts.ipv6 or facts.disabled:
         return facts
+    global_interfaces = {line[5] for line in _address_lines() if line[3] == "00"}
     return replace(
         firewalls.add_firewall_facts(facts),
         ra_default_routes=ra_default_routes(),
-        global_interfaces=_global_interfaces(),
+        global_interfaces=tuple(sorted(global_interfaces - {"lo"})),
         interfaces=tuple(_forwarding_interfaces()),
         docker_ipv6nat=docker_ipv6nat(),
         br_netfilter=_BRIDGE_SYSCTL.exists(),
@@ -160,12 +160,8 @@ def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
 
 def _ra_routes(*selector: str) -> Iterator[Route]:
     # /proc/net/ipv6_route marks only routes that the kernel itself learned; `ip` has the protocol.
-    text = tool_output("ip", "-json", "-6", "route", "show", *selector, "proto", "ra")
-    try:
-        rows = json.loads(text or "[]")
-    except (ValueError, RecursionError):
-        return
-    for row in rows if isinstance(rows, list) else []:
+    rows = tool_json("ip", "-json", "-6", "route", "show", *selector, "proto", "ra")
+    for row in rows[0] if rows and isinstance(rows[0], list) else []:
         match row:
             case {"dst": str(destination)}:
                 with suppress(ValueError):
@@ -183,12 +179,6 @@ def _devices(routes: object) -> Iterator[str]:
             if isinstance(device := routes.get("dev"), str) and is_interface(device):
                 yield device
             yield from _devices(routes.get("nexthops"))
-
-
-def _global_interfaces() -> tuple[str, ...]:
-    """The interfaces with a global address."""
-    lines = _address_lines()
-    return tuple(sorted({line[5] for line in lines if line[3] == "00" and line[5] != "lo"}))
 
 
 def _forwarding_interfaces() -> Iterator[str]:

@@ -389,18 +389,15 @@ def _unguarded_interfaces(facts: HostFacts, bridges: frozenset[str]) -> tuple[st
         if name not in bridges and not DOCKER_BRIDGE_NAME.fullmatch(name)
     ]
     pairs = list(permutations(others[:_MAX_INTERFACES], 2)) or [(name, name) for name in others]
-    unguarded = [pair for pair in pairs if not _is_blocked(facts, *pair)]
-    return tuple(dict.fromkeys(name for pair in sorted(unguarded) for name in pair))
+    chains = [chain for chain in facts.nft_chains if chain.hook == "forward"]
+    packets = [ForwardedPacket(bridge="", incoming=a, outgoing=b) for a, b in sorted(pairs)]
+    passing = [packet for packet in packets if not any(blocks(chain, packet) for chain in chains)]
+    return tuple(dict.fromkeys(name for it in passing for name in (it.incoming, it.outgoing)))
 
 
 def _drops_by_default(facts: HostFacts) -> bool:
     """True if FORWARD of this variant drops the packets that no rule accepts."""
     return facts.forward_policy != "ACCEPT" or any(map(_DROP_ALL.fullmatch, facts.forward_rules))
-
-
-def _is_blocked(facts: HostFacts, incoming: str, outgoing: str) -> bool:
-    packet = ForwardedPacket(bridge="", incoming=incoming, outgoing=outgoing)
-    return any(chain.hook == "forward" and blocks(chain, packet) for chain in facts.nft_chains)
 
 
 def _open_router(interfaces: tuple[str, ...]) -> Finding:

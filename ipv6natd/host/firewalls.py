@@ -20,7 +20,7 @@ from ipv6natd.system import process
 
 _TOOL_TIMEOUT = 10.0
 _MAX_OUTPUT = 4 << 20
-"""Maximum length of the output of nft that is evaluated; longer output is ignored."""
+"""Maximum length of JSON that is evaluated; longer output is ignored."""
 _PROC_NET = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
 
@@ -31,6 +31,16 @@ def tool_output(tool: str, *words: str, stdin: str = "") -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def tool_json(tool: str, *words: str, stdin: str = "") -> list[Any]:
+    """The JSON documents that a tool prints, one in each line; none if it prints anything else."""
+    text = tool_output(tool, *words, stdin=stdin)
+    try:
+        lines = text.splitlines() if len(text) <= _MAX_OUTPUT else []
+        return [json.loads(line) for line in lines if line.strip()]
+    except (ValueError, RecursionError):
+        return []
+
+
 def add_firewall_facts(facts: HostFacts) -> HostFacts:
     """Return the facts with the facts about rules. Blocks."""
     chains = [item["chain"] for item in _nft_list({"list": {"chains": None}}) if "chain" in item]
@@ -38,17 +48,7 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
     nft6 = {chain["table"] for chain in chains if chain["family"] == "ip6"}
     uses_nft = facts.backend == "nft"
     tables = nft6 if uses_nft else legacy6
-    rules = {
-        table: _rules(facts.backend, table, chain)
-        for table, chain in (
-            ("filter", "FORWARD"),
-            ("nat", "POSTROUTING"),
-            ("raw", "PREROUTING"),
-            ("mangle", "PREROUTING"),
-        )
-        if table in tables
-    }
-    forward = rules.get("filter", ())
+    forward = _rules(facts.backend, "filter", "FORWARD") if "filter" in tables else []
     return replace(
         facts,
         forward_policy=next((r.split()[-1] for r in forward if r.startswith("-P ")), "ACCEPT"),
@@ -57,16 +57,15 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
         rpfilter_tables=tuple(
             f"the {table} table of ip6tables"
             for table in ("raw", "mangle")
-            if any("-m rpfilter" in rule for rule in rules.get(table, ()))
+            if table in tables
+            and any("-m rpfilter" in rule for rule in _rules(facts.backend, table, "PREROUTING"))
         ),
         raw_table=uses_nft
         or "raw" in legacy6
         or not any(rule.endswith(f"-j {PREFIX}FORWARD") for rule in forward),
         docker_ipv4_variants=frozenset(_docker_ipv4_variants(chains, legacy4)),
-        stale_rules=_has_stale_legacy_rules(legacy6) if uses_nft else _has_stale_nft_rules(chains),
-        docker_ipv6_rules=frozenset(
-            _docker_ipv6_rules(chains, forward if not uses_nft else _legacy_forward(legacy6))
-        ),
+        stale_rules=_has_stale_rules(chains, legacy6, uses_nft),
+        docker_ipv6_rules=frozenset(_docker_ipv6_rules(chains, legacy6)),
     )
 
 
@@ -77,9 +76,8 @@ def _legacy_tables(names: str) -> set[str]:
         return set()
 
 
-def _rules(backend: str, table: str, chain: str) -> tuple[str, ...]:
-    text = tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain)
-    return tuple(text.splitlines())
+def _rules(backend: str, table: str, chain: str) -> list[str]:
+    return tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain).splitlines()
 
 
 def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dict[str, Any]]:
@@ -97,14 +95,8 @@ def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dic
 
 def _nft_list(*commands: dict[str, Any]) -> list[dict[str, Any]]:
     """The output of nft. The commands are JSON, because a chain can have the name of a keyword."""
-    text = tool_output("nft", "-j", "-t", "-f", "-", stdin=json.dumps({"nftables": commands}))
-    if not text or len(text) > _MAX_OUTPUT:
-        return []
-    try:
-        # nft writes one document for each command.
-        return listed_objects([json.loads(line) for line in text.splitlines() if line.strip()])
-    except (ValueError, RecursionError):
-        return []
+    stdin = json.dumps({"nftables": commands})
+    return listed_objects(tool_json("nft", "-j", "-t", "-f", "-", stdin=stdin))
 
 
 def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[str]:
@@ -114,8 +106,8 @@ def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -
         yield "legacy"
 
 
-def _docker_ipv6_rules(chains: Iterable[dict[str, Any]], legacy: Iterable[str]) -> Iterator[str]:
-    """The places with IPv6 rules of Docker or docker-ipv6nat; `legacy` is its FORWARD chain."""
+def _docker_ipv6_rules(chains: Iterable[dict[str, Any]], legacy6: set[str]) -> Iterator[str]:
+    """The places with IPv6 rules of Docker or docker-ipv6nat."""
     ipv6 = [chain for chain in chains if chain["family"] == "ip6"]
     if any(
         chain["table"] in ("filter", "nat") and is_docker_chain(chain["name"]) for chain in ipv6
@@ -123,19 +115,17 @@ def _docker_ipv6_rules(chains: Iterable[dict[str, Any]], legacy: Iterable[str]) 
         yield "ip6tables-nft"
     if any(("ip6", chain["table"]) == NFT_TABLE for chain in ipv6):
         yield f"nft table {' '.join(NFT_TABLE)}"
-    if any(jumps_to_docker_chain(rule) for rule in legacy):
+    if "filter" in legacy6 and any(
+        map(jumps_to_docker_chain, _rules("legacy", "filter", "FORWARD"))
+    ):
         yield "ip6tables-legacy"
 
 
-def _legacy_forward(legacy6: set[str]) -> tuple[str, ...]:
-    return _rules("legacy", "filter", "FORWARD") if "filter" in legacy6 else ()
-
-
-def _has_stale_nft_rules(chains: Iterable[dict[str, Any]]) -> bool:
-    return any(chain["family"] == "ip6" and chain["name"].startswith(PREFIX) for chain in chains)
-
-
-def _has_stale_legacy_rules(legacy6: set[str]) -> bool:
+def _has_stale_rules(chains: Iterable[dict[str, Any]], legacy6: set[str], uses_nft: bool) -> bool:
+    """True if the other variant has chains of ipv6natd."""
+    if not uses_nft:
+        ours = (chain["name"].startswith(PREFIX) for chain in chains if chain["family"] == "ip6")
+        return any(ours)
     return any(
         f"-N {PREFIX}" in tool_output("ip6tables-legacy", "-w", "5", "-t", table, "-S")
         for table in Table

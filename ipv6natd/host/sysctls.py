@@ -14,7 +14,7 @@ from ipv6natd.model import is_interface
 
 FORWARDING = "all/forwarding"
 _ACCEPT_RA = "/accept_ra"
-_CHANGE = re.compile(r"([^/ ]+)/(?:accept_ra|forwarding) [0-2] [0-2]")
+_CHANGE = re.compile(r"([^/ ]+/(?:accept_ra|forwarding)) ([0-2]) ([0-2])\n")
 _ON = re.compile(r"^\s*-?net[./]ipv6[./]conf[./]all[./]forwarding\s*=\s*1\s*$", re.MULTILINE)
 
 
@@ -99,14 +99,14 @@ def format_changes(changes: Iterable[SysctlChange]) -> str:
 
 def parse_changes(text: str) -> tuple[SysctlChange, ...]:
     """The changes in the text of `format_changes`. Raises ValueError for any other text."""
-    *lines, rest = text.split("\n")
-    matches = [_CHANGE.fullmatch(line) for line in lines]
-    if rest or not all(match and is_interface(match[1]) for match in matches):
-        raise ValueError("it is not a list of sysctl changes")
-    words = (line.split(" ") for line in lines)
-    return tuple(
-        SysctlChange(key=key, previous=previous, value=value) for key, previous, value in words
+    changes = tuple(
+        SysctlChange(key=key, previous=previous, value=value)
+        for key, previous, value in _CHANGE.findall(text)
     )
+    interfaces = (change.key.partition("/")[0] for change in changes)
+    if format_changes(changes) != text or not all(map(is_interface, interfaces)):
+        raise ValueError("it is not a list of sysctl changes")
+    return changes
 
 
 def parse_interfaces(text: str) -> frozenset[str]:
