@@ -258,6 +258,8 @@ class EngineWatcher:
 async def _subscribed(client: Client) -> Any:
     """The stream of the engine's events."""
     try:
-        return await asyncio.wait_for(in_thread(partial(subscribe, client)), timeout=CALL_TIMEOUT)
+        # Not wait_for: up to Python 3.11, it loses a cancellation at the moment of the result.
+        async with asyncio.timeout(CALL_TIMEOUT):
+            return await in_thread(partial(subscribe, client))
     except TimeoutError:
         raise EngineUnavailable("it sends no events") from None

@@ -793,6 +793,32 @@ def test_stop_at_the_moment_of_an_engine_failure_stops(
     asyncio.run(whole())
 
 
+def test_stop_at_the_moment_of_the_subscription_stops(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def whole() -> None:
+        stream: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        async def in_thread(call: Callable[[], object]) -> object:
+            subscribes = getattr(call, "func", None) is engine_client.subscribe
+            return await stream if subscribes else call()
+
+        monkeypatch.setattr(docker_watch, "in_thread", in_thread)
+        watched = Watched(engine)
+        watched.start()
+        task = asyncio.create_task(watched.watch.run(retry=True))
+        await until(lambda: engine.asked_for("/info"))
+        await asyncio.sleep(0.01)
+        stream.set_result(iter(()))
+        task.cancel()
+        stopped, _ = await asyncio.wait({task}, timeout=0.3)
+        task.cancel()
+        await asyncio.wait({task})
+        assert stopped
+
+    asyncio.run(whole())
+
+
 # Later lists.
 
 
