@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
-from ipv6natd.host.firewalls import tool_json, tool_output
+from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.rules import Backend
 
@@ -160,13 +161,20 @@ def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
 
 def _ra_routes(*selector: str) -> Iterator[Route]:
     # /proc/net/ipv6_route marks only routes that the kernel itself learned; `ip` has the protocol.
-    rows = tool_json("ip", "-json", "-6", "route", "show", *selector, "proto", "ra")
-    for row in rows[0] if rows and isinstance(rows[0], list) else []:
-        match row:
-            case {"dst": str(destination)}:
-                with suppress(ValueError):
-                    prefix = IPv6Network(destination.replace("default", "::/0"))
-                    yield from (Route(prefix=prefix, interface=name) for name in _devices(row))
+    text = tool_output("ip", "-json", "-6", "route", "show", *selector, "proto", "ra")
+    for row in ip_json_rows(text):
+        with suppress(ValueError):
+            prefix = IPv6Network(str(row.get("dst", "")).replace("default", "::/0"))
+            yield from (Route(prefix=prefix, interface=name) for name in _devices(row))
+
+
+def ip_json_rows(text: str) -> list[dict[str, object]]:
+    """The rows in the output of `ip -json`; none if the output is something else."""
+    try:
+        parsed = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [row for row in parsed if isinstance(row, dict)] if isinstance(parsed, list) else []
 
 
 def _devices(routes: object) -> Iterator[str]:

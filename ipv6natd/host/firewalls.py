@@ -20,7 +20,7 @@ from ipv6natd.system import process
 
 _TOOL_TIMEOUT = 10.0
 _MAX_OUTPUT = 4 << 20
-"""Maximum length of JSON that is evaluated; longer output is ignored."""
+"""Maximum length of the output of nft that is evaluated; longer output is ignored."""
 _PROC_NET = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
 
@@ -29,16 +29,6 @@ def tool_output(tool: str, *words: str, stdin: str = "") -> str:
     """process.output_of; invalid UTF-8 is replaced, because journal and bus accept only text."""
     text = process.output_of(tool, *words, stdin=stdin, timeout=_TOOL_TIMEOUT)
     return text.encode("utf-8", "replace").decode()
-
-
-def tool_json(tool: str, *words: str, stdin: str = "") -> list[Any]:
-    """The JSON documents that a tool prints, one in each line; none if it prints anything else."""
-    text = tool_output(tool, *words, stdin=stdin)
-    try:
-        lines = text.splitlines() if len(text) <= _MAX_OUTPUT else []
-        return [json.loads(line) for line in lines if line.strip()]
-    except (ValueError, RecursionError):
-        return []
 
 
 def add_firewall_facts(facts: HostFacts) -> HostFacts:
@@ -95,8 +85,13 @@ def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dic
 
 def _nft_list(*commands: dict[str, Any]) -> list[dict[str, Any]]:
     """The output of nft. The commands are JSON, because a chain can have the name of a keyword."""
-    stdin = json.dumps({"nftables": commands})
-    return listed_objects(tool_json("nft", "-j", "-t", "-f", "-", stdin=stdin))
+    text = tool_output("nft", "-j", "-t", "-f", "-", stdin=json.dumps({"nftables": commands}))
+    try:
+        # nft writes one document for each command.
+        lines = text.splitlines() if len(text) <= _MAX_OUTPUT else []
+        return listed_objects([json.loads(line) for line in lines if line.strip()])
+    except (ValueError, RecursionError):
+        return []
 
 
 def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -> Iterable[str]:
