@@ -247,28 +247,24 @@ def _forwarding_off(facts: HostFacts, networks: Sequence[Network]) -> Iterator[F
 def _expiring_ra_routes(facts: HostFacts) -> Iterator[Finding]:
     for route in facts.ra_default_routes:
         # With forwarding on, the kernel accepts advertisements only if accept_ra is 2.
-        if route.forwarding and route.accept_ra == 1:
-            advice, command = _accept_ra_advice(route.interface)
-            yield Finding(
-                topic=Topic.ACCEPT_RA,
-                problem=f"the default route of {route.interface} comes from router advertisements; "
-                "while forwarding is on, the kernel ignores them, and the route will expire; "
-                f"{advice}",
-                command=command,
-            )
-
-
-def _accept_ra_advice(interface: str) -> tuple[str, str]:
-    """How to make an interface accept router advertisements although forwarding is on: what to do
-    at every boot, and the command for now."""
-    if is_plain_interface(interface):
-        key = f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra=2"
-        # Not 60-ipv6natd.conf: that file without forwarding=1 switches forwarding off.
-        file = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
-        return f"put {key} into {file}, and now", f"sysctl -w {key}"
-    # In sysctl.d, the name could be a pattern, and in a shell a command.
-    path = shlex.quote(f"/proc/sys/net/ipv6/conf/{interface}/accept_ra")
-    return "rename it, or at every boot", f"echo 2 > {path}"
+        if not route.forwarding or route.accept_ra != 1:
+            continue
+        if is_plain_interface(route.interface):
+            key = f"net.ipv6.conf.{route.interface.replace('.', '/')}.accept_ra=2"
+            # Not 60-ipv6natd.conf: that file without forwarding=1 switches forwarding off.
+            file = "/etc/sysctl.d/60-ipv6natd-accept-ra.conf"
+            advice, command = f"put {key} into {file}, and now", f"sysctl -w {key}"
+        else:
+            # In sysctl.d, the name could be a pattern, and in a shell a command.
+            path = shlex.quote(f"/proc/sys/net/ipv6/conf/{route.interface}/accept_ra")
+            advice, command = "rename it, or at every boot", f"echo 2 > {path}"
+        yield Finding(
+            topic=Topic.ACCEPT_RA,
+            problem=f"the default route of {route.interface} comes from router advertisements; "
+            "while forwarding is on, the kernel ignores them, and the route will expire; "
+            f"{advice}",
+            command=command,
+        )
 
 
 def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:

@@ -35,9 +35,9 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
     """Return the facts with the facts about rules. Blocks."""
     chains = [item["chain"] for item in _nft_list({"list": {"chains": None}}) if "chain" in item]
     legacy4, legacy6 = _legacy_tables("ip_tables_names"), _legacy_tables("ip6_tables_names")
-    nft6 = {chain["table"] for chain in chains if chain["family"] == "ip6"}
+    nft6 = {(chain["table"], chain["name"]) for chain in chains if chain["family"] == "ip6"}
     uses_nft = facts.backend == "nft"
-    tables = nft6 if uses_nft else legacy6
+    tables = {table for table, _ in nft6} if uses_nft else legacy6
     forward = _rules(facts.backend, "filter", "FORWARD") if "filter" in tables else []
     return replace(
         facts,
@@ -54,8 +54,8 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
         or "raw" in legacy6
         or not any(rule.endswith(f"-j {PREFIX}FORWARD") for rule in forward),
         docker_ipv4_variants=frozenset(_docker_ipv4_variants(chains, legacy4)),
-        stale_rules=_has_stale_rules(chains, legacy6, uses_nft),
-        docker_ipv6_rules=frozenset(_docker_ipv6_rules(chains, legacy6)),
+        stale_rules=_has_stale_rules(nft6, legacy6, uses_nft),
+        docker_ipv6_rules=frozenset(_docker_ipv6_rules(nft6, legacy6)),
     )
 
 
@@ -101,26 +101,21 @@ def _docker_ipv4_variants(chains: Iterable[dict[str, Any]], legacy4: set[str]) -
         yield "legacy"
 
 
-def _docker_ipv6_rules(chains: Iterable[dict[str, Any]], legacy6: set[str]) -> Iterator[str]:
-    """The places with IPv6 rules of Docker or docker-ipv6nat."""
-    ipv6 = [chain for chain in chains if chain["family"] == "ip6"]
-    if any(
-        chain["table"] in ("filter", "nat") and is_docker_chain(chain["name"]) for chain in ipv6
-    ):
+def _docker_ipv6_rules(nft6: set[tuple[str, str]], legacy6: set[str]) -> Iterator[str]:
+    """The places with IPv6 rules of Docker or docker-ipv6nat; `nft6` has (table, chain)."""
+    if any(table in ("filter", "nat") and is_docker_chain(name) for table, name in nft6):
         yield "ip6tables-nft"
-    if any(("ip6", chain["table"]) == NFT_TABLE for chain in ipv6):
+    if any(("ip6", table) == NFT_TABLE for table, _ in nft6):
         yield f"nft table {' '.join(NFT_TABLE)}"
-    if "filter" in legacy6 and any(
-        map(jumps_to_docker_chain, _rules("legacy", "filter", "FORWARD"))
-    ):
+    legacy = _rules("legacy", "filter", "FORWARD") if "filter" in legacy6 else []
+    if any(map(jumps_to_docker_chain, legacy)):
         yield "ip6tables-legacy"
 
 
-def _has_stale_rules(chains: Iterable[dict[str, Any]], legacy6: set[str], uses_nft: bool) -> bool:
+def _has_stale_rules(nft6: set[tuple[str, str]], legacy6: set[str], uses_nft: bool) -> bool:
     """True if the other variant has chains of ipv6natd."""
     if not uses_nft:
-        ours = (chain["name"].startswith(PREFIX) for chain in chains if chain["family"] == "ip6")
-        return any(ours)
+        return any(name.startswith(PREFIX) for _, name in nft6)
     return any(
         f"-N {PREFIX}" in tool_output("ip6tables-legacy", "-w", "5", "-t", table, "-S")
         for table in Table
