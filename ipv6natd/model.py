@@ -97,10 +97,9 @@ class EngineState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """The connected engine: its version and the API version in use."""
+    """The connected engine."""
 
     version: str
-    api_version: str
     rootless: bool = False
     experimental: bool = False
     ip6tables: bool | None = None

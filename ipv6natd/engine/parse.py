@@ -58,7 +58,6 @@ def engine(version: object, info: object, *, ip6tables: bool | None = None) -> E
     security = [_str(option) for option in _list(_dict(info).get("SecurityOptions"))]
     return Engine(
         version=_text(_dict(version).get("Version")) or "unknown",
-        api_version=_text(_dict(version).get("ApiVersion")),
         rootless=any("rootless" in option for option in security),
         experimental=_dict(info).get("ExperimentalBuild") is True,
         ip6tables=ip6tables,

@@ -150,7 +150,7 @@ def test_every_output_is_safe_for_any_text_in_any_place(text: str, place: str) -
 @TEXT
 def test_every_output_is_safe_for_any_name_in_the_list(text: str) -> None:
     listed = row(raw_container("web", Name=text))
-    engine = Engine(version="28.0.0", api_version="1.48")
+    engine = Engine(version="28.0.0")
     facts, want = assert_harmless([[raw_network("x")], [listed]], engine, any_means_ipv6=True,
                                   proxy=True)  # fmt: skip
     assert_every_output_is_safe(facts, want)
@@ -163,7 +163,7 @@ def test_a_name_changes_no_rule(text: str, place: str) -> None:
     from ipv6natd.netfilter.render import format_ruleset
     from ipv6natd.policy.ruleset import ruleset
 
-    engine = Engine(version="28.0.0", api_version="1.48")
+    engine = Engine(version="28.0.0")
     rules = []
     for net, web in (NORMAL, PLACES[place](text)):
         _, want = assert_harmless([[net], [web]], engine, any_means_ipv6=False, proxy=False)

@@ -83,7 +83,7 @@ def engine_bytes(data: bytes) -> None:
             client.close()
 
 
-KNOWN = Engine(version="28.0.0", api_version="1.48")
+KNOWN = Engine(version="28.0.0")
 
 
 def _list(client: Any) -> None:

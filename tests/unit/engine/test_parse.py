@@ -15,8 +15,8 @@ from ipv6natd.model import Container, Endpoint, Engine, GatewayMode, Network, Po
 from tests.harness.build import RECORDED, identity, recorded
 from tests.harness.every import every
 
-ENGINE = Engine(version="20.10.24+dfsg1", api_version="1.41")
-NEW_ENGINE = Engine(version="28.5.1", api_version="1.51")
+ENGINE = Engine(version="20.10.24+dfsg1")
+NEW_ENGINE = Engine(version="28.5.1")
 NAMES = ("web", "in", "def", "noip6", "ho", "sh")
 ADDRESS = IPv6Address("2001:db8::1")
 BRIDGE = "com.docker.network.bridge."
@@ -531,13 +531,13 @@ def test_inspect_with_a_missing_field_does_not_raise(field: str) -> None:
 def test_release_is_the_leading_numbers_of_the_version(
     version: str, release: tuple[int, ...]
 ) -> None:
-    assert Engine(version=version, api_version="").release == release
+    assert Engine(version=version).release == release
 
 
 @pytest.mark.parametrize("answer", INVALID)
 def test_engine_of_other_json_is_unknown(answer: object) -> None:
     found = docker_facts.engine(answer, answer)
-    assert found == Engine(version="unknown", api_version="", rootless=False)
+    assert found == Engine(version="unknown", rootless=False)
 
 
 def test_engine_with_rootless_option_is_rootless() -> None:
@@ -564,7 +564,7 @@ def test_b3_b8_old_engine_gets_ipv6_bindings_only_for_requests_without_address(
         {"80/tcp": [{"HostIp": bound, "HostPort": "8080"}]},
         HostConfig={"PortBindings": {"80/tcp": [{"HostIp": asked, "HostPort": "8080"}]}},
     )
-    found = container_of(raw, Engine(version=version, api_version=""))
+    found = container_of(raw, Engine(version=version))
     expected = PortBinding(
         protocol=Protocol.TCP,
         container_port=80,
@@ -579,7 +579,7 @@ def test_b3_b8_old_engine_gets_ipv6_bindings_only_for_requests_without_address(
 def test_old_engine_that_lists_ipv6_gets_no_more_bindings() -> None:
     entries = [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8081"}]
     raw = raw_container({"80/tcp": entries}, HostConfig={"PortBindings": {"80/tcp": [{}]}})
-    found = container_of(raw, Engine(version="20.10.5", api_version=""))
+    found = container_of(raw, Engine(version="20.10.5"))
     assert ipv6_ports(found) == ["[::]:8081:80/tcp"]
     assert len(found.bindings) == 2
 
@@ -596,7 +596,7 @@ def test_old_engine_that_lists_ipv6_gets_no_more_bindings() -> None:
     ],
 )
 def test_needs_inspect_by_release_and_container(version: str, name: str, needs: bool) -> None:
-    engine = Engine(version=version, api_version="")
+    engine = Engine(version=version)
     assert docker_facts.needs_inspect(listed(name, engine), engine, {}) is needs
 
 
@@ -610,7 +610,7 @@ def test_p11_needs_inspect_for_a_wildcard_binding_without_ipv6_address(
     """Docker 28 without its proxy publishes such a port on IPv4 only."""
     raw = raw_container({"80/tcp": [{"HostIp": bound, "HostPort": "8080"}]})
     raw["NetworkSettings"]["Networks"]["x"] |= {"GlobalIPv6Address": "", "IPv6Gateway": ""}
-    engine = Engine(version=version, api_version="")
+    engine = Engine(version=version)
     networks = {identity("x"): network_of()}
     assert docker_facts.needs_inspect(container_of(raw, engine), engine, networks) is needs
     networks = {identity("x"): network_of(EnableIPv6=False)}

@@ -95,7 +95,7 @@ def test_foreign_rules_are_no_engine_rules(text: str) -> None:
 def test_who_manages_a_network(
     version: str, experimental: bool, option: bool | None, rules: EngineRules, by: ManagedBy
 ) -> None:
-    engine = Engine(version=version, api_version="", experimental=experimental, ip6tables=option)
+    engine = Engine(version=version, experimental=experimental, ip6tables=option)
     facts = replace(snapshot(X, WEB), engine=engine, engine_rules=rules)
     want = desired(facts, Policy())
     assert [network.managed_by for network in want.networks] == [by]
@@ -106,7 +106,7 @@ def test_who_manages_a_network(
 
 def test_our_network_beside_an_engines_network_has_rules_and_may_reach_it() -> None:
     """C7: ip6tables is on, but one network was created without it."""
-    engine = Engine(version="28.5.2", api_version="")
+    engine = Engine(version="28.5.2")
     other = container(name="other", on=[Y], ports=["9090:80"])
     facts = replace(snapshot(X, Y, WEB, other), engine=engine, engine_rules=IN_FORCE)
     want = desired(facts, Policy())
@@ -158,7 +158,7 @@ def test_engine_with_a_tcp_endpoint_counts_as_local(
 
 def test_rootless_engine_is_skipped_with_a_reason() -> None:
     """C9."""
-    engine = Engine(version="28.5.2", api_version="", rootless=True)
+    engine = Engine(version="28.5.2", rootless=True)
     want = desired(replace(snapshot(X, WEB), engine=engine), Policy())
     assert not want.networks
     assert not want.mappings

@@ -367,7 +367,7 @@ def test_a_mapping_carries_the_bridge_of_its_network() -> None:
 def test_a_paused_container_keeps_its_ports() -> None:
     """P10: for the engine, a paused container is running, so the facts are the same."""
     raw = recorded("inspect-web.json")
-    engine = Engine(version="20.10.24", api_version="1.41")
+    engine = Engine(version="20.10.24")
     before = docker_facts.container(raw, engine)
     raw["State"]["Paused"] = True
     assert docker_facts.container(raw, engine) == before

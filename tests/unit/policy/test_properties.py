@@ -189,7 +189,7 @@ def test_no_answer_of_an_engine_raises_or_reaches_rule_text(
 ) -> None:
     """For any JSON from an engine, nothing raises, and rule text contains only our chains,
     interface names, addresses, numbers and a few fixed words."""
-    engine = Engine(version=version, api_version="")
+    engine = Engine(version=version)
     rows = [answer for answer in answers.values() if isinstance(answer, list)]
     assert_harmless(rows, engine, any_means_ipv6=any_means_ipv6, proxy=userland_proxy)
 

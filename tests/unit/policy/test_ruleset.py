@@ -104,7 +104,7 @@ POLICIES = {
     "allow-direct-routing": Policy(allow_direct_routing=True),
     "accept-fwmark": Policy(accept_fwmark=(1, 1)),
 }
-ENGINE = Engine(version="28.5.2", api_version="1.51", ip6tables=True)
+ENGINE = Engine(version="28.5.2", ip6tables=True)
 MANAGED = EngineRules(
     bridges=frozenset({Y.bridge}), ports=frozenset({(Protocol.TCP, 53), (Protocol.TCP, 8080)})
 )

@@ -179,7 +179,7 @@ def test_port_of_a_container_that_no_pass_has_seen_is_not_in_force() -> None:
 
 
 def test_port_forwarded_by_the_engine_is_native() -> None:
-    engine = Engine(version="28.0.0", api_version="1.48", ip6tables=True)
+    engine = Engine(version="28.0.0", ip6tables=True)
     rules = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.TCP, 8080)}))
     web = container(on=[A], ports=["8080:80"])
     (explanation,) = explained("web", A, web, engine=engine, engine_rules=rules)

@@ -14,7 +14,7 @@ from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
 from tests.harness.build import network
 
-ENGINE = Engine(version="28.5.2", api_version="1.51")
+ENGINE = Engine(version="28.5.2")
 X, Y = network(name="x"), network(name="y")
 
 

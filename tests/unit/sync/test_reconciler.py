@@ -50,9 +50,7 @@ class FakeFacts:
 
     state: EngineState = EngineState.CONNECTED
     waiting_for: str = ""
-    engine: Engine | None = field(
-        default_factory=lambda: Engine(version="20.10.24", api_version="1.41")
-    )
+    engine: Engine | None = field(default_factory=lambda: Engine(version="20.10.24"))
     networks: dict[str, Network] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     relists: int = 0
