@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
-from ipaddress import IPv6Network
+from typing import NamedTuple
 
 from ipv6natd.netfilter.parse import save_lines
 from ipv6natd.netfilter.rules import PREFIX
 
 
-@dataclass(frozen=True, slots=True)
-class DnatKey:
-    """The fields that identify a DNAT rule, the same for our text and the kernel's."""
+class DnatKey(NamedTuple):
+    """The options that identify a DNAT rule, the same in our text and the kernel's."""
 
     protocol: str
-    ports: str
-    """As in `--dport`: "80" or "80:89"."""
+    dport: str
     to_destination: str
-    """As in `--to-destination`."""
     destination: str
 
 
@@ -32,16 +28,10 @@ _OPTION = re.compile(r"(?:^| )(-p|--dport|--to-destination|-d) (\S+)")
 
 def dnat_key(rule: str) -> DnatKey | None:
     """The key of a DNAT rule from its text; None for another rule."""
-    options = dict(_OPTION.findall(rule))
+    options = {"-p": "", "-d": ""} | dict(_OPTION.findall(rule))
     if "--to-destination" not in options or "--dport" not in options:
         return None
-    try:
-        destination = str(IPv6Network(options.get("-d", "::/0")))
-    except ValueError:
-        return None
-    return DnatKey(
-        options.get("-p", ""), options["--dport"], options["--to-destination"], destination
-    )
+    return DnatKey(options["-p"], options["--dport"], options["--to-destination"], options["-d"])
 
 
 def connection_counts(save: str) -> Map[DnatKey, int]:

@@ -8,19 +8,18 @@ can therefore contain only rules that ipv6natd could write.
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from hashlib import blake2b
 from ipaddress import IPv6Address, IPv6Network
-from itertools import takewhile
 from typing import Any
 
 from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
-from ipv6natd.netfilter.render import format_rule
+from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
+    GUARD_TABLES,
     PREFIX,
     BaseJump,
     Dnat,
@@ -35,76 +34,64 @@ from ipv6natd.netfilter.rules import (
     Verdict,
 )
 
-_TARGET_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}|{DOCKER_USER}", re.ASCII)
+_OUR_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}", re.ASCII)
 _JUMP_BASES = {Table.RAW: ("PREROUTING",), Table.FILTER: ("FORWARD", "INPUT")}
 """Base chains that have our jumps at their head."""
 
 
+def parse_saved_rules(text: str) -> Ruleset:
+    """The inverse of format_ruleset for the raw and filter tables. Raises ValueError or TypeError.
+
+    All that the parsers of single values let pass has another text when it is formatted again.
+    """
+    chains: dict[Table, dict[str, list[Rule]]] = {table: {} for table in Table}
+    jumps: dict[Table, list[BaseJump]] = {table: [] for table in Table}
+    for name, chain, rule in save_rules(text):
+        table = Table(name)
+        if not rule:
+            chains[table][chain] = []
+        elif chain in chains[table]:
+            chains[table][chain].append(parse_rule(rule))
+        else:
+            jumps[table].append(BaseJump(base=chain, first=True, rule=parse_rule(rule)))
+    raw, filter_ = (
+        TableRules(
+            chains={name: tuple(rules) for name, rules in chains[table].items()},
+            jumps=tuple(jumps[table]),
+        )
+        for table in GUARD_TABLES
+    )
+    ruleset = Ruleset(raw=raw, filter=filter_)
+    if format_ruleset(ruleset) != text or not all(_is_ours(ruleset, t) for t in GUARD_TABLES):
+        raise ValueError("not rules of ours")
+    return ruleset
+
+
+def _is_ours(ruleset: Ruleset, table: Table) -> bool:
+    """True if all chains and jumps of the table are ours, and no jump is to a missing chain."""
+    chains, jumps = ruleset.table(table).chains, ruleset.table(table).jumps
+    targets = {*chains, DOCKER_USER} if table is Table.FILTER else {*chains}
+    rules = (*(jump.rule for jump in jumps), *(rule for rules in chains.values() for rule in rules))
+    return (
+        all(map(_OUR_CHAIN.fullmatch, chains))
+        and all(jump.base in _JUMP_BASES[table] for jump in jumps)
+        and all(Match.OURS in jump.rule.matches for jump in jumps)
+        and all(isinstance(jump.rule.target, Jump) for jump in jumps)
+        and all(rule.target.chain in targets for rule in rules if isinstance(rule.target, Jump))
+    )
+
+
 def parse_rule(text: str) -> Rule:
-    """The inverse of format_rule. Raises ValueError."""
+    """The inverse of format_rule. Raises ValueError or TypeError if the text is not ours."""
     found = _RULE.fullmatch(text)
-    # The ipaddress module accepts all text behind "%" as a scope.
-    if found is None or "%" in text or not text.isascii():
+    if found is None:
         raise ValueError(f"not a rule of ours: {text[:80]!a}")
     values = {
         field: parse(value)
         for (field, (_, parse)), value in zip(_OPTIONS.items(), found.groups(), strict=True)
         if value
     }
-    rule = Rule(**values)
-    if format_rule(rule) != text:
-        raise ValueError(f"not a rule of ours: {text[:80]}")
-    return rule
-
-
-def parse_saved_rules(text: str) -> Ruleset:
-    """The inverse of format_ruleset for the raw and filter tables. Raises ValueError."""
-    tables: dict[Table, TableRules] = {}
-    lines = iter(text.splitlines())
-    for line in lines:
-        table = next((table for table in _JUMP_BASES if line == f"*{table}"), None)
-        if table is None:
-            raise ValueError(f"not a table of ours: {line[:80]}")
-        tables[table] = _parse_saved_table(table, takewhile("COMMIT".__ne__, lines))
-    return Ruleset(
-        raw=tables.get(Table.RAW, TableRules()), filter=tables.get(Table.FILTER, TableRules())
-    )
-
-
-def _parse_saved_table(table: Table, lines: Iterable[str]) -> TableRules:
-    chains: dict[str, list[Rule]] = {}
-    jumps: list[BaseJump] = []
-    for line in lines:
-        match line.split(" ", 2):
-            case [name, "-", "[0:0]"] if name.startswith(f":{PREFIX}") and _TARGET_CHAIN.fullmatch(
-                name[1:]
-            ):
-                chains[name[1:]] = []
-            case ["-A", name, rule_text] if name in chains:
-                chains[name].append(parse_rule(rule_text))
-            case ["-A", name, rule_text] if name in _JUMP_BASES[table]:
-                jumps.append(BaseJump(base=name, first=True, rule=_parse_jump(rule_text)))
-            case _:
-                raise ValueError(f"not a line of ours: {line[:80]}")
-    targets = {DOCKER_USER, *chains} if table is Table.FILTER else chains.keys()
-    every_rule = (
-        *(jump.rule for jump in jumps),
-        *(rule for rules in chains.values() for rule in rules),
-    )
-    for rule in every_rule:
-        if isinstance(rule.target, Jump) and rule.target.chain not in targets:
-            raise ValueError(f"a jump to a chain that does not exist: {rule.target.chain}")
-    return TableRules(
-        chains={name: tuple(rules) for name, rules in chains.items()},
-        jumps=tuple(jumps),
-    )
-
-
-def _parse_jump(text: str) -> Rule:
-    rule = parse_rule(text)
-    if not isinstance(rule.target, Jump) or Match.OURS not in rule.matches:
-        raise ValueError(f"not a jump of ours: {text[:80]}")
-    return rule
+    return Rule(**values)
 
 
 def _parse_interface(value: str) -> str:
@@ -142,7 +129,7 @@ def _parse_mark(text: str) -> tuple[int, int]:
 def _parse_target(text: str) -> Target:
     if text in tuple(Verdict):
         return Verdict(text)
-    if _TARGET_CHAIN.fullmatch(text):
+    if text == DOCKER_USER or _OUR_CHAIN.fullmatch(text):
         return Jump(text)
     match text.split():
         case ["DNAT", _, value] if value.startswith("["):
@@ -178,9 +165,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _RULE = re.compile("".join(f"(?:{option}(?: |$))?" for option, _ in _OPTIONS.values()))
 
 
-_STRING_OR_LINE_END = re.compile(r' "(?:[^"\\]|\\.){0,4096}"|\n', re.DOTALL)
+_STRING = re.compile(r' "(?:[^"\\]|\\.){0,4096}"', re.DOTALL)
 """A comment, the only string with quotes, has at most 255 characters. Our rules have no string. A
 string without an end is no string and must not hide the following lines."""
+_STRING_OR_LINE_END = re.compile(rf"{_STRING.pattern}|\n", re.DOTALL)
+_COMMENT = re.compile(r"-m comment --comment \S+ ")
+_JUMP = re.compile(r"(?:^| )-[jg] (?P<target>\S+)")
 
 
 def save_lines(text: str) -> Iterator[str]:
@@ -218,8 +208,8 @@ def save_rules(text: str) -> Iterator[tuple[str, str, str]]:
 def parse_save(text: str) -> Observed:
     """The observed tables in the output of `ip6tables-save`; a missing table is empty."""
     tables: dict[str, dict[str, list[str]]] = {}
-    for table, chain, rule in save_rules(text):
-        rules = tables.setdefault(table, {}).setdefault(chain, [])
+    for table, name, rule in save_rules(text):
+        rules = tables.setdefault(table, {}).setdefault(name, [])
         if rule:
             rules.append(rule)
     return {table: _observed_table(tables.get(str(table), {})) for table in Table}
@@ -253,25 +243,12 @@ def _observed_jump(
     base: str, position: int, text: str, chains: Container[str]
 ) -> ObservedJump | None:
     """The rule as an ObservedJump; None if only its text mentions our names."""
-    try:
-        tokens = iter(shlex.split(text))
-    except ValueError:
-        # A string without an end: not a valid rule.
+    unquoted = _STRING.sub(" string", text)
+    found = _JUMP.search(unquoted)
+    if found is None:
         return None
-    comment = target = ""
-    plain = True
-    for token in tokens:
-        match token:
-            case "-m":
-                plain = plain and next(tokens, "") == "comment"
-            case "--comment":
-                comment = next(tokens, "")
-            case "-j" | "-g":
-                target = next(tokens, "")
-                plain = plain and token == "-j"
-            case _:
-                plain = False
-    ours = comment == COMMENT
+    target = found["target"]
+    ours = f"--comment {COMMENT} " in unquoted
     if target != DOCKER_USER and not target.startswith(PREFIX) and not (ours and target in chains):
         return None
     return ObservedJump(
@@ -279,6 +256,6 @@ def _observed_jump(
         position=position,
         target=target,
         ours=ours,
-        unconditional=plain,
+        unconditional=_COMMENT.sub("", unquoted) == f"-j {target}",
         text=text,
     )

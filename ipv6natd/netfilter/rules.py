@@ -169,13 +169,8 @@ class Ruleset:
 
     def table(self, table: Table) -> TableRules:
         """The chains and jumps of one table."""
-        match table:
-            case Table.RAW:
-                return self.raw
-            case Table.FILTER:
-                return self.filter
-            case Table.NAT:
-                return self.nat
+        rules: TableRules = getattr(self, table)
+        return rules
 
     @property
     def guard(self) -> Ruleset:

@@ -6,14 +6,12 @@ Every decision about reachability is made here and in `ruleset`, and nowhere els
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv6Address
-from operator import attrgetter
 from typing import NamedTuple
 
 from ipv6natd.model import (
     LOOPBACK,
-    Container,
     Desired,
     ManagedBy,
     Mapping,
@@ -23,7 +21,6 @@ from ipv6natd.model import (
     PortDecision,
     Protocol,
     RejectedPorts,
-    Skipped,
     Snapshot,
 )
 from ipv6natd.policy.cache import IdentityCache
@@ -33,14 +30,14 @@ from ipv6natd.policy.port_bindings import (
     Changes,
     ContainerPorts,
     HostPortRequest,
-    PortRange,
     coalesce,
     container_ports,
-    host_port_ranges,
+    mapping_ranges,
     port_ranges,
     range_identity,
     range_mapping,
     refused,
+    rejected_ranges,
     rejection,
     resolve_conflicts,
     skipped_ports,
@@ -62,37 +59,25 @@ _SCTP_UNSUPPORTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DesiredCache:
-    """Intermediate results of `desired`, for the next call with mostly the same facts."""
-
-    container_ports: IdentityCache[Container, ContainerPorts] = field(default_factory=IdentityCache)
-    mappings: IdentityCache[PortRange, Mapping] = field(
-        default_factory=lambda: IdentityCache(range_identity)
-    )
-    rejected: IdentityCache[PortRange, RejectedPorts] = field(
-        default_factory=lambda: IdentityCache(range_identity)
-    )
-
-
 class HostPorts(NamedTuple):
     """The host ports with one owner each, by what is done with them."""
 
-    forwarded: list[HostPortRequest]
-    rejected: list[HostPortRequest]
+    mappings: list[Mapping]
+    rejected: list[RejectedPorts]
     """Clients that cannot be forwarded are rejected. Empty if the userland proxy serves them."""
     changes: Changes
 
 
-def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = None) -> Desired:
+def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = None) -> Desired:
     """The decisions for these facts.
 
     Everything in the result is sorted: the same facts in any order give the same rules, byte for
     byte.
     """
-    cache = cache or DesiredCache()
+    cache = cache or IdentityCache()
     networks = decided_networks(snapshot, policy)
-    ports = cache.container_ports.map(
+    ports = cache.map(
+        "container ports",
         snapshot.containers,
         lambda container: container_ports(container, networks, policy),
         key=(networks, policy),
@@ -100,24 +85,23 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
     owned, conflicts = resolve_conflicts(request for each in ports for request in each.requests)
     engine_writes = _engine_writes(owned, snapshot)
     engine_bridges = snapshot.engine_rules.bridges if engine_writes else frozenset()
-    host_ports = _host_ports(owned, engine_bridges, snapshot)
-    mappings = cache.mappings.map(
-        host_port_ranges(host_ports.forwarded, attrgetter("target")),
-        lambda port_range: range_mapping(port_range, engine_bridges),
-        key=engine_bridges,
-    )
-    rejected = cache.rejected.map(host_port_ranges(host_ports.rejected, lambda _: None), rejection)
+    host_ports = _host_ports(owned, engine_bridges, snapshot, cache)
     changes = conflicts | host_ports.changes
     noted = _with_messages(ports)
-    warnings = _warnings(noted, mappings, snapshot.host_addresses)
+    skipped = (
+        *skipped_networks(networks, snapshot),
+        *(skipped for each in noted for skipped in each.skipped),
+        *skipped_ports(changes.values()),
+    )
+    warnings = _warnings(noted, host_ports.mappings, snapshot.host_addresses)
     return Desired(
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
-        mappings=tuple(mappings),
-        rejected=tuple(rejected),
+        mappings=tuple(host_ports.mappings),
+        rejected=tuple(host_ports.rejected),
         direct_access=tuple(coalesce(access for each in ports for access in each.direct_access)),
         proxy_udp_ports=tuple(port_ranges(port for each in ports for port in each.proxy_udp_ports)),
         other_sources=tuple(sorted({source for each in ports for source in each.other_sources})),
-        skipped=tuple(dict.fromkeys(_skipped(snapshot, networks, noted, changes))),
+        skipped=tuple(dict.fromkeys(skipped)),
         decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
@@ -126,7 +110,10 @@ def desired(snapshot: Snapshot, policy: Policy, cache: DesiredCache | None = Non
 
 
 def _host_ports(
-    owned: list[HostPortRequest], engine_bridges: frozenset[str], snapshot: Snapshot
+    owned: list[HostPortRequest],
+    engine_bridges: frozenset[str],
+    snapshot: Snapshot,
+    cache: IdentityCache,
 ) -> HostPorts:
     changes: Changes = {}
     if not snapshot.tracks_sctp:
@@ -138,9 +125,21 @@ def _host_ports(
     forwarded = [request for request in owned if request.key[1] != loopback]
     if snapshot.userland_proxy:
         changes |= refused(on_loopback, ANSWERS_ON_LOOPBACK, Outcome.PROXY)
-        return HostPorts(forwarded, [], changes)
-    changes |= refused(on_loopback, _NO_LOOPBACK)
-    return HostPorts(forwarded, _ours(owned, engine_bridges), changes)
+        rejected = []
+    else:
+        changes |= refused(on_loopback, _NO_LOOPBACK)
+        rejected = _ours(owned, engine_bridges)
+    return HostPorts(
+        cache.map(
+            "mappings",
+            mapping_ranges(forwarded),
+            lambda port_range: range_mapping(port_range, engine_bridges),
+            key=engine_bridges,
+            identity=range_identity,
+        ),
+        cache.map("rejected", rejected_ranges(rejected), rejection, identity=range_identity),
+        changes,
+    )
 
 
 def _ours(requests: list[HostPortRequest], engine_bridges: frozenset[str]) -> list[HostPortRequest]:
@@ -192,15 +191,6 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
         for request in requests
         if request.mapping.bridge in rules.bridges
     )
-
-
-def _skipped(
-    snapshot: Snapshot, networks: list[Network], noted: list[ContainerPorts], changes: Changes
-) -> Iterator[Skipped]:
-    yield from skipped_networks(networks, snapshot)
-    for each in noted:
-        yield from each.skipped
-    yield from skipped_ports(changes.values())
 
 
 def _warnings(

@@ -122,7 +122,9 @@ def _problem(network: Network, policy: Policy, bridges: dict[str, str]) -> str:
         return network.problem
     if not network.subnets:
         return "it has IPv6 enabled but no valid IPv6 subnet; recreate it with --subnet"
-    foreign = [subnet for subnet in network.subnets if not _in_nat_prefixes(subnet, policy)]
+    foreign = [
+        subnet for subnet in network.subnets if not any(map(subnet.subnet_of, policy.nat_prefixes))
+    ]
     if not foreign:
         other = bridges.get(network.bridge)
         return f"its bridge {network.bridge} belongs to network '{other}'" if other else ""
@@ -136,10 +138,6 @@ def _problem(network: Network, policy: Policy, bridges: dict[str, str]) -> str:
             f"closed: {reason}"
         )
     return reason
-
-
-def _in_nat_prefixes(subnet: IPv6Network, policy: Policy) -> bool:
-    return any(subnet.subnet_of(prefix) for prefix in policy.nat_prefixes)
 
 
 def _with_routes(networks: list[Network], routes: Iterable[Route]) -> list[Network]:
@@ -174,7 +172,7 @@ def _with_routes(networks: list[Network], routes: Iterable[Route]) -> list[Netwo
 def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6Network]:
     for route in routes:
         if route.interface == network.bridge and not any(
-            route.prefix.subnet_of(subnet) for subnet in network.subnets
+            map(route.prefix.subnet_of, network.subnets)
         ):
             yield route.prefix
 

@@ -423,16 +423,14 @@ def range_identity(port_range: PortRange) -> tuple[int, int]:
     return id(request), count
 
 
-def host_port_ranges(
-    requests: list[HostPortRequest], target: Callable[[HostPortRequest], object]
-) -> Iterator[PortRange]:
-    """Sorted requests with equal `target` -> ranges of consecutive host ports."""
+def mapping_ranges(requests: Sequence[HostPortRequest]) -> Iterator[PortRange]:
+    """The ranges of sorted requests that one mapping each can serve."""
+    return ranges(requests, lambda index, it: (*it.key[:3], it.key[3] - index, it.target))
 
-    def key(index: int, request: HostPortRequest) -> object:
-        wildcard, address, protocol, port = request.key
-        return port - index, address, protocol, wildcard, target(request)
 
-    return ranges(requests, key)
+def rejected_ranges(requests: Sequence[HostPortRequest]) -> Iterator[PortRange]:
+    """The ranges of sorted requests, whatever their targets are."""
+    return ranges(requests, lambda index, it: (*it.key[:3], it.key[3] - index))
 
 
 def range_mapping(port_range: PortRange, engine_bridges: frozenset[str]) -> Mapping:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from ipaddress import IPv6Network
 from itertools import groupby
 
@@ -39,7 +40,6 @@ from ipv6natd.netfilter.rules import (
 )
 from ipv6natd.policy.cache import IdentityCache
 from ipv6natd.policy.chains import (
-    BlockRules,
     ChainTree,
     assign_blocks,
     by_bridge,
@@ -68,23 +68,19 @@ _MIN_PREFIX_LENGTH = 8
 """Bits. A route to a wider prefix is a part of a default route, as VPN clients write it, and does
 not say which hosts are there. fd00::/8 is the widest prefix that does (RFC 4193)."""
 
-_DROP_REPLY_SYN = Rule(
-    not_in_interface="lo",
-    protocol=Protocol.TCP,
-    matches=(Match.SYN, Match.REPLY),
-    target=Verdict.DROP,
+_DROP_FORGED_SYN = tuple(
+    Rule(
+        not_in_interface="lo",
+        protocol=Protocol.TCP,
+        matches=(Match.SYN, match),
+        target=Verdict.DROP,
+    )
+    for match in (Match.REPLY, Match.INVALID)
 )
 """A packet to a client with a forged source, an address of the host, creates a conntrack entry. The
 client's first segment to a published port then matches the entry's reply direction. Replies skip
-the nat table, so the segment would go to the userland proxy."""
-
-_DROP_INVALID_SYN = Rule(
-    not_in_interface="lo",
-    protocol=Protocol.TCP,
-    matches=(Match.SYN, Match.INVALID),
-    target=Verdict.DROP,
-)
-"""The same attack with a forged ACK: the client's own SYN is then INVALID to conntrack."""
+the nat table, so the segment would go to the userland proxy. With a forged ACK, the client's own
+SYN is INVALID to conntrack."""
 
 
 def _jump(
@@ -114,29 +110,20 @@ _NAT_JUMPS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RulesetCache:
-    """Rules for mappings and rejected ports, for the next call with mostly the same decisions."""
-
-    dnat_rules: IdentityCache[Mapping, BlockRules] = field(default_factory=IdentityCache)
-    reject_rules: IdentityCache[RejectedPorts, BlockRules] = field(default_factory=IdentityCache)
-    proxy_jumps: IdentityCache[Mapping, BlockRules] = field(default_factory=IdentityCache)
-
-
 def ruleset(
-    desired: Desired, cache: RulesetCache | None = None, *, raw_table: bool = True
+    desired: Desired, cache: IdentityCache | None = None, *, raw_table: bool = True
 ) -> Ruleset:
     """All chains, rules and jumps for these decisions.
 
     Without `raw_table` the filter table checks the sources, of new packets only: better than no
     check on a kernel without raw.
     """
-    cache = cache or RulesetCache()
+    cache = cache or IdentityCache()
     rules = guard_rules(desired, cache, raw_table=raw_table)
     return replace(rules, nat=_nat_rules(desired, cache))
 
 
-def guard_rules(desired: Desired, cache: RulesetCache, *, raw_table: bool = True) -> Ruleset:
+def guard_rules(desired: Desired, cache: IdentityCache, *, raw_table: bool = True) -> Ruleset:
     """The ruleset without the nat table."""
     sources = {SOURCES: _source_chain(desired)}
     checked = raw_table or not _our_networks(desired)
@@ -178,7 +165,7 @@ def closed_guard(rules: Ruleset) -> Ruleset:
     return Ruleset(filter=_table({FORWARD: concat(*isolation, *within_bridge)}, _FILTER_JUMPS))
 
 
-def _nat_rules(desired: Desired, cache: RulesetCache) -> TableRules:
+def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
     dnat = _dnat_chain(desired, cache)
     chains = {
         PRE: concat(*_prerouting_rules(desired)) if dnat.rules else concat(),
@@ -287,7 +274,7 @@ def _isolation_rules(bridge: str) -> Iterator[Rule]:
 def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
     """Packets that may enter a network: with our DNAT, or by direct access."""
     bridge = network.bridge
-    unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
+    inbound = partial(Rule, not_in_interface=bridge, out_interface=bridge)
     if network.uses_nat:
         yield Rule(out_interface=bridge, matches=(Match.DNAT,), target=Verdict.ACCEPT)
     for access in desired.direct_access:
@@ -302,14 +289,9 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
                 target=Verdict.ACCEPT,
             )
     if not network.uses_nat:
-        yield Rule(
-            not_in_interface=bridge,
-            out_interface=bridge,
-            matches=(Match.ICMP,),
-            target=Verdict.ACCEPT,
-        )
-    last = Verdict.ACCEPT if unprotected else Verdict.DROP
-    yield Rule(not_in_interface=bridge, out_interface=bridge, target=last)
+        yield inbound(matches=(Match.ICMP,), target=Verdict.ACCEPT)
+    unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
+    yield inbound(target=Verdict.ACCEPT if unprotected else Verdict.DROP)
 
 
 def _source_chain(desired: Desired) -> ChainTree:
@@ -357,18 +339,19 @@ def _to_host_checks(desired: Desired) -> ChainTree:
     """
     drop = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
     sent = _sent_prefixes(desired)
-    checks = [
-        _drop_other_sources(
-            replace(drop, in_interface=network.bridge),
-            sent[network.bridge],
-            f"{PREFIX}SENT-{network.bridge}",
+    checks = concat(
+        *(
+            _drop_other_sources(
+                replace(drop, in_interface=network.bridge),
+                sent[network.bridge],
+                f"{PREFIX}SENT-{network.bridge}",
+            )
+            for network in _our_networks(desired)
         )
-        for network in _our_networks(desired)
-    ]
-    rules = (rule for check in checks for rule in check.rules)
+    )
     return concat(
-        _behind_gate(drop, f"{SOURCES}-TO-HOST", by_bridge("D", rules)),
-        *(ChainTree((), check.chains) for check in checks),
+        _behind_gate(drop, f"{SOURCES}-TO-HOST", by_bridge("D", checks.rules)),
+        ChainTree((), checks.chains),
     )
 
 
@@ -493,7 +476,11 @@ def _established_chain(desired: Desired) -> ChainTree:
     could send both directions of a flow of other hosts in broadcast frames.
     """
     open_networks = [network for network in _our_networks(desired) if not network.closed]
-    sent = _sent_prefixes(desired)
+    # None for all sources.
+    sent: dict[str, Sequence[IPv6Network | None]] = {
+        bridge: sources if all(map(_is_known, sources)) else [None]
+        for bridge, sources in _sent_prefixes(desired).items()
+    }
     inbound = (
         Rule(out_interface=network.bridge, matches=(Match.SOURCE_NOT_LOCAL,), target=Verdict.ACCEPT)
         for network in open_networks
@@ -501,20 +488,15 @@ def _established_chain(desired: Desired) -> ChainTree:
     outbound = (
         Rule(source=source, in_interface=network.bridge, target=Verdict.ACCEPT)
         for network in open_networks
-        for source in _accepted_sources(sent[network.bridge])
+        for source in sent[network.bridge]
     )
     return by_bridge("", (*inbound, *outbound))
 
 
-def _accepted_sources(sent: Sequence[IPv6Network]) -> Sequence[IPv6Network | None]:
-    """The sources of established packets from containers; None for all."""
-    return sent if all(map(_is_known, sent)) else (None,)
-
-
-def _input_chain(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:
+def _input_chain(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]) -> ChainTree:
     if not desired.userland_proxy:
         return concat(_reject_chain(desired, cache), _host_guard(desired, check))
-    syn = (_DROP_REPLY_SYN, _DROP_INVALID_SYN) if _our_networks(desired) else ()
+    syn = _DROP_FORGED_SYN if _our_networks(desired) else ()
     return concat(_proxy_guard(desired, cache, check), *syn, _host_guard(desired, check))
 
 
@@ -565,9 +547,9 @@ def _authentication_rules(desired: Desired) -> Iterator[Rule]:
             yield Rule(matches=(Match.AUTHENTICATION,), flow=flow, target=Verdict.DROP)
 
 
-def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
-    rules = cache.reject_rules.map(
-        desired.rejected, lambda rejected: assign_blocks(_reject_rules(rejected))
+def _reject_chain(desired: Desired, cache: IdentityCache) -> ChainTree:
+    rules = cache.map(
+        "reject rules", desired.rejected, lambda rejected: assign_blocks(_reject_rules(rejected))
     )
     tree = by_port("REJ-", rules)
     if not tree.chains:
@@ -580,14 +562,16 @@ def _reject_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
     )
 
 
-def _proxy_guard(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...]) -> ChainTree:
+def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]) -> ChainTree:
     """Drops forged UDP packets to the userland proxy, which would send them on as the gateway.
 
     TCP and SCTP need no such rules: an attacker who does not get the replies cannot open a
     connection.
     """
     mappings = [mapping for mapping in _our_mappings(desired) if mapping.protocol is Protocol.UDP]
-    mapped = cache.proxy_jumps.map(mappings, lambda mapping: assign_blocks((_proxy_jump(mapping),)))
+    mapped = cache.map(
+        "proxy jumps", mappings, lambda mapping: assign_blocks((_proxy_jump(mapping),))
+    )
     unmapped = assign_blocks(
         Rule(protocol=Protocol.UDP, ports=ports, target=Jump(PROXY))
         for ports in desired.proxy_udp_ports
@@ -601,7 +585,7 @@ def _proxy_guard(desired: Desired, cache: RulesetCache, check: tuple[Rule, ...])
             Rule(in_interface="lo", target=Verdict.RETURN),
             # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
             Rule(matches=(Match.INVALID,), target=Verdict.DROP),
-            # A forged packet with an address of the host created the entry; see _DROP_REPLY_SYN.
+            # A forged packet with an address of the host created the entry; see _DROP_FORGED_SYN.
             Rule(matches=(Match.REPLY,), target=Verdict.DROP),
             # Multicast and anycast get no DNAT, but a proxy on all addresses receives them.
             Rule(matches=(Match.DESTINATION_NOT_LOCAL,), target=Verdict.DROP),
@@ -622,29 +606,29 @@ def _proxy_jump(mapping: Mapping) -> Rule:
 
 def _reject_rules(rejected: RejectedPorts) -> Iterator[Rule]:
     host = rejected.host_address
-    clients: list[tuple[IPv6Network | None, IPv6Network | None]] = []
-    if host in (ANY, LOOPBACK):
-        clients.append((None, _LOOPBACK_NET))
-    if host != LOOPBACK:
-        clients.append((LINK_LOCAL, None if host == ANY else IPv6Network(host)))
     is_tcp = rejected.protocol is Protocol.TCP
-    for source, destination in clients:
-        yield Rule(
-            source=source,
-            destination=destination,
-            protocol=rejected.protocol,
-            ports=(rejected.first, rejected.last),
-            target=Verdict.TCP_RESET if is_tcp else Verdict.PORT_UNREACHABLE,
-        )
+    reject = partial(
+        Rule,
+        protocol=rejected.protocol,
+        ports=(rejected.first, rejected.last),
+        target=Verdict.TCP_RESET if is_tcp else Verdict.PORT_UNREACHABLE,
+    )
+    if host in (ANY, LOOPBACK):
+        yield reject(destination=_LOOPBACK_NET)
+    if host != LOOPBACK:
+        yield reject(source=LINK_LOCAL, destination=None if host == ANY else IPv6Network(host))
 
 
-def _dnat_chain(desired: Desired, cache: RulesetCache) -> ChainTree:
+def _dnat_chain(desired: Desired, cache: IdentityCache) -> ChainTree:
     mappings = _our_mappings(desired)
     if not mappings:
         return concat()
     proxy = desired.userland_proxy
-    rules = cache.dnat_rules.map(
-        mappings, lambda mapping: assign_blocks(_dnat_rules(mapping, proxy)), key=proxy
+    rules = cache.map(
+        "DNAT rules",
+        mappings,
+        lambda mapping: assign_blocks(_dnat_rules(mapping, proxy)),
+        key=proxy,
     )
     # Mappings are sorted: those for one address come before the wildcards.
     wildcards = bisect_left(mappings, True, key=lambda mapping: mapping.wildcard)

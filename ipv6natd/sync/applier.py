@@ -56,8 +56,9 @@ from ipv6natd.netfilter.diff import (
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
-from ipv6natd.policy.desired import DesiredCache, desired, with_old_networks
-from ipv6natd.policy.ruleset import RulesetCache, guard_rules, ruleset
+from ipv6natd.policy.cache import IdentityCache
+from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.ruleset import guard_rules, ruleset
 from ipv6natd.sync.interfaces import Host
 from ipv6natd.sync.saved_rules import past_exposure
 from ipv6natd.system.messages import MessageId, log_fields
@@ -157,8 +158,7 @@ class Applier:
         self.applied: AppliedState | Unknown = Unknown()
         self._flows = ConntrackState(exposure=exposure)
         self.position = PositionGuard()
-        self._desired_cache = DesiredCache()
-        self._ruleset_cache = RulesetCache()
+        self._cache = IdentityCache()
         self._raw_table = True
         """False if the kernel turned out to have no raw table; until the service starts again."""
         self._busy = threading.Lock()
@@ -221,8 +221,8 @@ class Applier:
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        wanted = desired(self._host.add_facts(snapshot, verify), policy, self._desired_cache)
-        rules = ruleset(wanted, self._ruleset_cache, raw_table=self._raw_table)
+        wanted = desired(self._host.add_facts(snapshot, verify), policy, self._cache)
+        rules = ruleset(wanted, self._cache, raw_table=self._raw_table)
         if isinstance(self.applied, AppliedState) and verify:
             self.applied = self._verified(self.applied)
         match self.applied:
@@ -272,7 +272,7 @@ class Applier:
         known = applied if isinstance(applied, AppliedState) else None
         before, interim = known.ruleset if known else EMPTY, rules
         if known and (both := with_old_networks(known.desired, wanted)) is not wanted:
-            interim = guard_rules(both, self._ruleset_cache, raw_table=self._raw_table)
+            interim = guard_rules(both, self._cache, raw_table=self._raw_table)
         if known is None or known.drift or jumps_differ(before, rules):
             observed = self._write_whole(known, interim, rules)
         else:

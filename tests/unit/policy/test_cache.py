@@ -7,8 +7,8 @@ from random import Random
 
 from ipv6natd.model import Container, Policy
 from ipv6natd.policy.cache import IdentityCache
-from ipv6natd.policy.desired import DesiredCache, desired
-from ipv6natd.policy.ruleset import RulesetCache, ruleset
+from ipv6natd.policy.desired import desired
+from ipv6natd.policy.ruleset import ruleset
 from tests.harness.build import container, endpoint, network, snapshot
 
 NETWORKS = [
@@ -41,7 +41,7 @@ def random_container(random: Random, name: str) -> Container:
 
 def test_desired_and_ruleset_are_the_same_with_and_without_a_cache() -> None:
     random = Random(6)
-    desired_cache, ruleset_cache = DesiredCache(), RulesetCache()
+    cache = IdentityCache()
     containers: dict[str, Container] = {}
     networks = list(NETWORKS)
     for turn in range(300):
@@ -54,38 +54,38 @@ def test_desired_and_ruleset_are_the_same_with_and_without_a_cache() -> None:
             networks[0] = replace(networks[0], icc=not networks[0].icc)
         facts = snapshot(*networks, *containers.values(), userland_proxy=turn % 40 < 20)
         policy = Policy(allow_direct_routing=turn % 90 > 80)
-        want = desired(facts, policy, desired_cache)
+        want = desired(facts, policy, cache)
         assert want == desired(facts, policy)
-        assert ruleset(want, ruleset_cache) == ruleset(want)
+        assert ruleset(want, cache) == ruleset(want)
 
 
 def test_cache_computes_an_item_once_and_drops_a_missing_item() -> None:
     computed: list[str] = []
-    cached: IdentityCache[str, int] = IdentityCache()
+    cache = IdentityCache()
 
     def function(item: str) -> int:
         computed.append(item)
         return len(computed)
 
     one, other = "one", "other"
-    assert cached.map([one, other], function) == [1, 2]
-    assert cached.map([other, one], function) == [2, 1]
-    assert cached.map([one], function, key="new") == [3]
-    assert cached.map([one], function, key="new") == [3]
-    assert cached.map([other], function, key="new") == [4]
-    assert cached.map([one], function, key="new") == [5]
+    assert cache.map("numbers", [one, other], function) == [1, 2]
+    assert cache.map("numbers", [other, one], function) == [2, 1]
+    assert cache.map("numbers", [one], function, key="new") == [3]
+    assert cache.map("numbers", [one], function, key="new") == [3]
+    assert cache.map("numbers", [other], function, key="new") == [4]
+    assert cache.map("numbers", [one], function, key="new") == [5]
 
 
 def test_cache_a_new_container_makes_one_mapping_and_one_rule() -> None:
     """Unchanged mappings are the same objects, so later caches know them."""
-    desired_cache, ruleset_cache = DesiredCache(), RulesetCache()
+    cache = IdentityCache()
     many = [
         container(name=f"c{i}", on=NETWORKS[:1], ports=[f"{i}:80"]) for i in range(2000, 3000, 2)
     ]
-    before = desired(snapshot(*NETWORKS, *many), Policy(), desired_cache)
-    nat = ruleset(before, ruleset_cache).nat
+    before = desired(snapshot(*NETWORKS, *many), Policy(), cache)
+    nat = ruleset(before, cache).nat
     more = container(name="more", on=NETWORKS[:1], ports=["2901:80"])
-    after = desired(snapshot(*NETWORKS, *many, more), Policy(), desired_cache)
+    after = desired(snapshot(*NETWORKS, *many, more), Policy(), cache)
     assert (
         len(
             {id(mapping) for mapping in after.mappings}
@@ -94,6 +94,6 @@ def test_cache_a_new_container_makes_one_mapping_and_one_rule() -> None:
         == 1
     )
     old = {id(rule) for rules in nat.chains.values() for rule in rules if rule.protocol}
-    chains = ruleset(after, ruleset_cache).nat.chains
+    chains = ruleset(after, cache).nat.chains
     new = [rule for rules in chains.values() for rule in rules]
     assert [rule.ports for rule in new if rule.protocol and id(rule) not in old] == [(2901, 2901)]
