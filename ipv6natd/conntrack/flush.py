@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.entries import delete_entries, list_entries
@@ -33,16 +32,12 @@ MAX_SCANS, SCAN_PAUSE = 4, 0.025
 """Number of scans, and seconds between them. stale_entries explains the later scans."""
 
 
-class _FlushError(Exception):
-    """Entries were not listed or deleted. The text has the kernel's message."""
-
-
 class Conntrack:
     """The host's conntrack table. `host_addresses` is called at each scan."""
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
-        self._last_warning = ""
+        self._last_failure = ""
 
     def flush_stale_flows(
         self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
@@ -55,24 +50,27 @@ class Conntrack:
         _flush_neighbours(old, new, exposure)
         if not affects_entries(old, new, exposure):
             return True
-        try:
-            self._delete_stale_entries(old, new, exposure)
-        except _FlushError as error:
-            text = f"open flows may keep their old destination after the change of rules: {error}"
+        failure = self._delete_stale_entries(old, new, exposure)
+        if failure:
             # A warning at the first of equal consecutive failures.
-            log.log(logging.DEBUG if text == self._last_warning else logging.WARNING, "%s", text)
-            self._last_warning = text
-            return False
-        self._last_warning = ""
-        return True
+            log.log(
+                logging.DEBUG if failure == self._last_failure else logging.WARNING,
+                "open flows may keep their old destination after the change of rules: %s",
+                failure,
+            )
+        self._last_failure = failure
+        return not failure
 
-    def _delete_stale_entries(self, old: Desired | None, new: Desired, exposure: Exposure) -> None:
+    def _delete_stale_entries(self, old: Desired | None, new: Desired, exposure: Exposure) -> str:
+        """Returns the error with the kernel's message; "" if there is none."""
         deadline = time.monotonic() + FLUSH_TIMEOUT
         deleted_replies: set[bytes] | None = None
-        for scan in range(MAX_SCANS):
-            if scan:
-                time.sleep(SCAN_PAUSE)
-            with _explained("list"):
+        verb = "list"
+        try:
+            for scan in range(MAX_SCANS):
+                if scan:
+                    time.sleep(SCAN_PAUSE)
+                verb = "list"
                 stale = stale_entries(
                     list_entries(deadline=deadline),
                     old,
@@ -82,24 +80,17 @@ class Conntrack:
                     deleted_replies=deleted_replies,
                 )
                 replies = {entry.original.packed: entry.reply.packed for entry in stale}
-            if not replies:
-                return
-            with _explained("delete"):
+                if not replies:
+                    break
+                verb = "delete"
                 deleted = delete_entries(replies, deadline=deadline)
-            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
-            deleted_replies = (deleted_replies or set()).union(replies.values())
-
-
-@contextmanager
-def _explained(verb: str) -> Iterator[None]:
-    """Raise a _FlushError instead of an OSError."""
-    text = f"the kernel did not {verb} the conntrack entries"
-    try:
-        yield
-    except TimeoutError:
-        raise _FlushError(f"{text} within {FLUSH_TIMEOUT:g} s") from None
-    except OSError as error:
-        raise _FlushError(f"{text}: {error.strerror}") from error
+                log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
+                deleted_replies = (deleted_replies or set()).union(replies.values())
+        except TimeoutError:
+            return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
+        except OSError as error:
+            return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
+        return ""
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:

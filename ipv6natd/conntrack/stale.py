@@ -9,9 +9,8 @@ proxy or no service. This module decides; `flush` lists and deletes.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from ipv6natd.conntrack.entries import SCTP, TCP, UDP, Entry, Tuple
@@ -140,28 +139,34 @@ _Targets = Mapping[tuple[Protocol, IPv6Address, int], _Target]
 """Protocol, host address and host port -> target."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
     """The change from one set of decisions to the next, as look-up tables for many entries."""
 
-    removed: frozenset[IPv6Address]
-    """The addresses of removed containers."""
-    before: _Targets | None
-    """The ports before; None if unknown. Then all mappings count as new, and a flow to one of our
-    containers without a mapping as one whose mapping was removed."""
-    after: _Targets
-    proxy: bool
-    proxy_changed: bool
-    host_addresses: frozenset[IPv6Address]
-    """Without loopback, for which no port is published."""
-    subnets: PrefixIndex
-    networks: Mapping[IPv6Network, Network]
-    """By subnet, also the engine's."""
-    protected: frozenset[str]
-    """The ids of networks that are newly protected."""
-    added: frozenset[str]
-    """The ids of those that did not exist before."""
-    exposure: Exposure
+    def __init__(
+        self,
+        old: Desired | None,
+        new: Desired,
+        host_addresses: frozenset[IPv6Address],
+        exposure: Exposure,
+    ) -> None:
+        self.removed = removed_addresses(old, new)
+        self.before = None if old is None else _targets(old.mappings)
+        """The ports before; None if unknown. Then all mappings count as new, and a flow to one of
+        our containers without a mapping as one whose mapping was removed."""
+        self.after = _targets(new.mappings)
+        self.proxy = new.userland_proxy
+        self.proxy_changed = old is not None and old.userland_proxy != new.userland_proxy
+        self.host_addresses = host_addresses - {LOOPBACK}
+        """Without loopback, for which no port is published."""
+        self.networks = {subnet: network for network in new.networks for subnet in network.subnets}
+        """By subnet, also the engine's."""
+        self.subnets = PrefixIndex(self.networks)
+        protected = newly_protected(old, new, exposure)
+        self.protected = frozenset(network.id for network in protected)
+        known = {network.bridge for network in (old or new).networks}
+        self.added = frozenset(network.id for network in protected if network.bridge not in known)
+        """The ids of the protected networks that did not exist before."""
+        self.exposure = exposure
 
     def network_of(self, address: IPv6Address) -> Network | None:
         """The network with a subnet that contains the address."""
@@ -189,7 +194,7 @@ def stale_entries(
     replies, which skip the nat table. So later scans look for reversed entries, and for entries of
     changed mappings.
     """
-    change = _change(old, new, host_addresses, exposure)
+    change = _Change(old, new, host_addresses, exposure)
     for entry in entries:
         if (
             _is_of_removed_container(entry, change)
@@ -201,27 +206,6 @@ def stale_entries(
             )
         ):
             yield entry
-
-
-def _change(
-    old: Desired | None, new: Desired, host_addresses: frozenset[IPv6Address], exposure: Exposure
-) -> _Change:
-    networks = {subnet: network for network in new.networks for subnet in network.subnets}
-    protected = newly_protected(old, new, exposure)
-    known = {network.bridge for network in (old or new).networks}
-    return _Change(
-        removed=removed_addresses(old, new),
-        before=None if old is None else _targets(old.mappings),
-        after=_targets(new.mappings),
-        proxy=new.userland_proxy,
-        proxy_changed=old is not None and old.userland_proxy != new.userland_proxy,
-        host_addresses=host_addresses - {LOOPBACK},
-        subnets=PrefixIndex(networks),
-        networks=networks,
-        protected=frozenset(network.id for network in protected),
-        added=frozenset(network.id for network in protected if network.bridge not in known),
-        exposure=exposure,
-    )
 
 
 def _targets(mappings: Iterable[PortMapping]) -> _Targets:
