@@ -178,13 +178,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_setting(group: argparse._ArgumentGroup, key: Key) -> None:
     default = key.default
-    match default:
-        case bool():
-            text, metavar = "on" if default else "off", "BOOL"
-            options: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True}
-        case _:
-            text, metavar = _default_text(default or ""), key.name.upper()
-            options = {"type": {tuple: _list, int: _integer, dict: _table}.get(type(default), str)}
+    if isinstance(default, bool):
+        text, metavar = "on" if default else "off", "BOOL"
+        options: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True}
+    else:
+        text, metavar = _default_text(default or ""), key.name.upper()
+        options = {"type": {tuple: _list, int: _integer, dict: _table}.get(type(default), str)}
     about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {text or 'none'})"
     names = _dashes(key.name.replace("_", "-"))
     group.add_argument(*names, dest=key.name, metavar=metavar, help=about, **options)

@@ -61,7 +61,6 @@ class Daemon:
         self._notifier = Notifier()
         self._stop = asyncio.Event()
         self._reloads: asyncio.Queue[asyncio.Future[BusError | None]] = asyncio.Queue()
-        self._explain_lock = asyncio.Lock()  # explain reads whole tables: one call at a time
         firewalld = Firewalld(self._recheck_host)
         self._host = LocalHost(Forwarding(wanted=settings.ip_forward), firewalld.zones)
         self._watch = self._new_watch()
@@ -75,7 +74,6 @@ class Daemon:
         self._reconciler = Reconciler(
             engine=self._watch,
             applier=applier,
-            host=self._host,
             observer=self,
             policy=settings.policy,
         )
@@ -296,16 +294,15 @@ class Daemon:
 
     async def explain(self, query: str) -> list[Explanation]:
         """The explanations, with the counters of the kernel if they can be read."""
-        async with self._explain_lock:
-            found = await self._reconciler.explain(query)
-            if not found:
-                return []
-            try:
-                backend = Backend(self._reconciler.status.backend)
-                counters = await in_thread(partial(read_connection_counts, backend))
-            except FirewallError as error:
-                log.debug("no counters: %s", error)
-                counters = {}
+        found = await self._reconciler.explain(query)
+        if not found:
+            return []
+        try:
+            backend = self._reconciler.applier.backend
+            counters = await in_thread(partial(read_connection_counts, backend))
+        except FirewallError as error:
+            log.debug("no counters: %s", error)
+            counters = {}
         return [with_connections(explanation, counters) for explanation in found]
 
     async def reload(self) -> None:
