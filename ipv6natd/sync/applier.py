@@ -154,7 +154,7 @@ class Applier:
         self.backend = expected_backend
         self.firewall: Firewall | None = None
         """None until it is open: ip6tables may be missing. Each pass tries to open it."""
-        self._host = host
+        self.host = host
         self.applied: AppliedState | Unknown = Unknown()
         self._flows = ConntrackState(exposure=exposure)
         self.position = PositionGuard()
@@ -192,13 +192,13 @@ class Applier:
     def remove(self) -> None:
         """Remove all our rules."""
         with self._exclusive():
-            self._host.update_forwarding(False)
+            self.host.update_forwarding(False)
             self.applied = Unknown(ruleset=self.applied.ruleset)
             self._flows = replace(self._flows, flushed_for=None)
             remove_all(self.opened())
             _log_rules(*changed_rules(self.applied.ruleset, EMPTY))
             self.applied = Unknown()
-            self._host.save_rules(EMPTY)
+            self.host.save_rules(EMPTY)
 
     def sync(
         self, snapshot: Snapshot, policy: Policy, *, verify: bool, recheck_flows: bool = False
@@ -217,11 +217,11 @@ class Applier:
                 self._raw_table = False
                 result = self._sync(snapshot, policy, verify=verify)
             if any(_needs_forwarding(network) for network in result.desired.networks):
-                result = replace(result, forwarding_enabled=self._host.update_forwarding(True))
+                result = replace(result, forwarding_enabled=self.host.update_forwarding(True))
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        wanted = desired(self._host.add_facts(snapshot, verify), policy, self._cache)
+        wanted = desired(self.host.add_facts(snapshot, verify), policy, self._cache)
         rules = ruleset(wanted, self._cache, raw_table=self._raw_table)
         if isinstance(self.applied, AppliedState) and verify:
             self.applied = self._verified(self.applied)
@@ -281,7 +281,7 @@ class Applier:
                 self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
         if known is None or before.guard != rules.guard:
-            self._host.save_rules(rules)
+            self.host.save_rules(rules)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
         return AppliedState(desired=wanted, ruleset=rules, observed=observed), PassResult(
@@ -344,9 +344,7 @@ class Applier:
         if flows.recheck_all and flows.flushed_for is not None:
             calls.append((None, Exposure.NONE))
         # If one call fails, the next would fail too. The next pass tries again.
-        flushed = all(
-            self._host.flush_stale_flows(old, wanted, exposure) for old, exposure in calls
-        )
+        flushed = all(self.host.flush_stale_flows(old, wanted, exposure) for old, exposure in calls)
         self._flows = (
             ConntrackState(flushed_for=wanted) if flushed else replace(flows, recheck_all=True)
         )

@@ -128,14 +128,9 @@ class Forwarding:
         for change in reverted(changes, now):
             self._write(change.key, change.previous)
             if change.previous != change.value:
-                text = "%s was %s and is %s again, its value before our rules"
-                log.info(
-                    text,
-                    change.name,
-                    change.value,
-                    change.previous,
-                    extra=log_fields(MessageId.SYSCTL),
-                )
+                text = f"{change.name} was {change.value} and is {change.previous} again"
+                extra = log_fields(MessageId.SYSCTL)
+                log.info("%s, its value before our rules", text, extra=extra)
 
     def _switch_on(self) -> bool:
         """Returns whether forwarding was off and is on now."""

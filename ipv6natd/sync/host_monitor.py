@@ -11,7 +11,7 @@ from ipv6natd.host.findings import HostReport
 from ipv6natd.model import Desired
 from ipv6natd.report.changes import log_findings
 from ipv6natd.sync.applier import Applier
-from ipv6natd.sync.interfaces import EngineFacts, Host
+from ipv6natd.sync.interfaces import EngineFacts
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,7 @@ CHECK_INTERVAL = 60.0
 class HostMonitor:
     """Holds the newest report about the host."""
 
-    def __init__(
-        self, host: Host, engine: EngineFacts, applier: Applier, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: EngineFacts, applier: Applier, changed: Callable[[], None]) -> None:
         """`changed` is called after each change of the report."""
         self.engine = engine
         self.report = HostReport()
@@ -32,7 +30,6 @@ class HostMonitor:
         """The decisions of the last pass. Until the first one the engine may write IPv6 rules."""
         self.rules_removed = False
         """True after a clean-up was requested, until a resync."""
-        self._host = host
         self._applier = applier
         self._changed = changed
         self._requested = asyncio.Event()
@@ -65,7 +62,7 @@ class HostMonitor:
         """Check now."""
         old = self.report
         try:
-            new = await self._host.check(
+            new = await self._applier.host.check(
                 self.desired,
                 bridges=frozenset(network.bridge for network in self.engine.networks.values()),
                 backend=self._applier.backend,

@@ -88,17 +88,13 @@ class Publisher:
 
     def _with_host_warnings(self, networks: tuple[Network, ...]) -> tuple[Network, ...]:
         """The networks with the findings of the host that concern them as warnings."""
-        findings = [finding for finding in self._monitor.report.findings if finding.bridge]
-        if not findings:
-            return networks
+        warnings: dict[str, tuple[str, ...]] = {}
+        for finding in self._monitor.report.findings:
+            warnings[finding.bridge] = (*warnings.get(finding.bridge, ()), finding.text)
         return tuple(
-            replace(
-                network,
-                warnings=(
-                    *network.warnings,
-                    *(finding.text for finding in findings if finding.bridge == network.bridge),
-                ),
-            )
+            replace(network, warnings=(*network.warnings, *warnings[network.bridge]))
+            if network.bridge and network.bridge in warnings
+            else network
             for network in networks
         )
 

@@ -22,7 +22,7 @@ from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import Applier, PassResult, Unknown
 from ipv6natd.sync.host_monitor import HostMonitor
-from ipv6natd.sync.interfaces import EngineFacts, Host, Observer
+from ipv6natd.sync.interfaces import EngineFacts, Observer
 from ipv6natd.sync.publisher import Publisher
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.threads import in_thread
@@ -71,18 +71,12 @@ class Reconciler:
     """Keeps one firewall in sync with one engine."""
 
     def __init__(
-        self,
-        *,
-        engine: EngineFacts,
-        applier: Applier,
-        host: Host,
-        observer: Observer,
-        policy: Policy,
+        self, *, engine: EngineFacts, applier: Applier, observer: Observer, policy: Policy
     ) -> None:
         self._engine = engine
         self.applier = applier
         self.policy = policy
-        self.monitor = HostMonitor(host, engine, applier, self.trigger)
+        self.monitor = HostMonitor(engine, applier, self.trigger)
         self.publisher = Publisher(engine, applier, self.monitor, observer)
         self._woken = asyncio.Event()
         self._requests = Requests()

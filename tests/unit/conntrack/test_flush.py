@@ -264,11 +264,9 @@ class Loop:
         self.passes = 0
         self.done = True
         """The result of the next flushes."""
-        host = FakeHost(flush=self._flush)
         self.loop = Reconciler(
             engine=self.facts,
-            applier=Applier(lambda: self.firewall, host),
-            host=host,
+            applier=Applier(lambda: self.firewall, FakeHost(flush=self._flush)),
             observer=self,
             policy=Policy(),
         )

@@ -51,7 +51,6 @@ class Host(FakeHost, FakeObserver):
         self.loop = Reconciler(
             engine=self.facts,
             applier=Applier(self.open_firewall or (lambda: self.fake), self),
-            host=self,
             observer=self,
             policy=Policy(),
         )

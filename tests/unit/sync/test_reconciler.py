@@ -91,7 +91,6 @@ class Bench(FakeHost, FakeObserver):
         self.loop = Reconciler(
             engine=self.facts,
             applier=Applier(lambda: self.firewall, self),
-            host=self,
             observer=self,
             policy=Policy(),
         )

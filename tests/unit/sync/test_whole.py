@@ -73,7 +73,6 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
         loop = Reconciler(
             engine=watch,
             applier=Applier(lambda: firewall, FakeHost()),
-            host=FakeHost(),
             observer=FakeObserver(),
             policy=Policy(),
         )
