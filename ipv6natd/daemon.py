@@ -214,7 +214,7 @@ class Daemon:
         old, self._settings = self._settings, settings
         logs.set_level("debug" if settings.debug else "info")
         self._reconciler.policy = settings.policy
-        self._host.forwarding.set_wanted(settings.ip_forward)
+        self._host.forwarding.wanted = settings.ip_forward
         self._textfile.path = settings.metrics_textfile
         self._textfile.changed()
         if old.backend != settings.backend:

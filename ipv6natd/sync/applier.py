@@ -113,15 +113,6 @@ class ConntrackState:
     exposure: Exposure = Exposure.NONE
     """What the tables let pass since the last flush."""
 
-    def after_drift(self, drift: tuple[Table, ...]) -> ConntrackState:
-        """Flows without NAT, or past the guard, may have started while the rules were changed."""
-        guard_open = any(table in drift for table in GUARD_TABLES)
-        return replace(
-            self,
-            recheck_all=self.recheck_all or Table.NAT in drift,
-            exposure=max(self.exposure, Exposure.OPEN if guard_open else Exposure.NONE),
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResult:
@@ -248,7 +239,13 @@ class Applier:
             " and ".join(f"the {table} table" for table in drift),
             extra=log_fields(MessageId.DRIFT, tables=" ".join(drift)),
         )
-        self._flows = self._flows.after_drift(drift)
+        # Flows without NAT, or past the guard, may have started while the rules were changed.
+        guard_open = any(table in drift for table in GUARD_TABLES)
+        self._flows = replace(
+            self._flows,
+            recheck_all=self._flows.recheck_all or Table.NAT in drift,
+            exposure=max(self._flows.exposure, Exposure.OPEN if guard_open else Exposure.NONE),
+        )
         return replace(applied, drift=drift)
 
     def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +28,7 @@ from ipv6natd.host.sysctls import (
     parse_interfaces,
     reverted,
 )
-from ipv6natd.sync.saved_rules import SavedRules, read_saved
-from ipv6natd.system import files
+from ipv6natd.sync.saved_rules import SavedRules, read_saved, write_saved
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
@@ -44,25 +43,19 @@ _DISABLE_HINT = "to keep it unchanged: ip_forward = false in /etc/ipv6natd/ipv6n
 class Forwarding:
     """Forwarding of this host. May be called from any thread; a call blocks for milliseconds."""
 
-    def __init__(
-        self, *, wanted: bool = True, environ: Mapping[str, str] = os.environ, conf: Path = _CONF
-    ) -> None:
-        """`wanted` is the setting ip_forward. The old values are saved in $RUNTIME_DIRECTORY; the
-        interfaces that need router advertisements (RA) beside the saved rules."""
-        self._wanted = wanted
-        runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
+    def __init__(self, *, wanted: bool = True) -> None:
+        """The old values are saved in $RUNTIME_DIRECTORY; the interfaces that need router
+        advertisements (RA) beside the saved rules."""
+        self.wanted = wanted
+        """The setting ip_forward; a change takes effect in the next pass."""
+        runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
         self._changes_file = Path(runtime, CHANGES_FILE)
-        self._ra_interfaces_file = SavedRules(environ).path.with_name(RA_INTERFACES_FILE)
-        self._conf = conf
+        self._ra_interfaces_file = SavedRules().path.with_name(RA_INTERFACES_FILE)
         self._lock = threading.Lock()
-        self._applied = False
+        self._applied: bool | None = None
+        """The setting that is applied; None without our filter table."""
         self._switched_on = False
         self._last_message = ""
-
-    def set_wanted(self, wanted: bool) -> None:
-        """Set ip_forward; it takes effect in the next pass."""
-        if wanted != self._wanted:
-            self._wanted, self._applied = wanted, False
 
     def keep_ra_routes(self) -> None:
         """Set accept_ra=2 where default routes come from router advertisements.
@@ -86,7 +79,7 @@ class Forwarding:
 
     def _save_ra_interfaces(self, names: Iterable[str]) -> None:
         try:
-            self._save(self._ra_interfaces_file, "".join(f"{name}\n" for name in sorted(names)))
+            write_saved(self._ra_interfaces_file, "".join(f"{name}\n" for name in sorted(names)))
         except OSError as error:
             self._log_once(
                 logging.WARNING, f"{self._ra_interfaces_file} cannot be written: {error}"
@@ -100,10 +93,12 @@ class Forwarding:
         FirewallError if it cannot be restored.
         """
         if not filter_in_force:
-            self._applied = False
+            self._applied = None
             self.restore()
-        elif not self._applied or (self._switched_on and not self._changes_file.exists()):
-            self._applied = True
+        elif self._applied != self.wanted or (
+            self._switched_on and not self._changes_file.exists()
+        ):
+            self._applied = self.wanted
             self.keep_ra_routes()
             with self._lock:
                 self._switched_on = self._switch_on()
@@ -136,22 +131,22 @@ class Forwarding:
         """Returns whether forwarding was off and is on now."""
         if self._value(FORWARDING) != "0" or not self._may_write():
             return False
-        paths = self._conf.glob("*/forwarding")
-        now = {key: self._value(key) for key in (str(p.relative_to(self._conf)) for p in paths)}
+        paths = _CONF.glob("*/forwarding")
+        now = {key: self._value(key) for key in (str(p.relative_to(_CONF)) for p in paths)}
         return self._apply(forwarding_changes(now))
 
     def _may_write(self) -> bool:
-        if self._wanted and disables_forwarding(_read_text(_MASK)):
+        if self.wanted and disables_forwarding(_read_text(_MASK)):
             self._log_once(logging.INFO, f"forwarding is not changed: {_MASK} disables it")
             return False
-        return self._wanted
+        return self.wanted
 
     def _apply(self, changes: Iterable[SysctlChange]) -> bool:
         """Save the old values, then set the new ones; returns whether all of it succeeded."""
         saved = read_saved(self._changes_file, parse_changes) or ()
         done: list[SysctlChange] = []
         try:
-            self._save(self._changes_file, format_changes(merged(saved, changes)))
+            write_saved(self._changes_file, format_changes(merged(saved, changes)))
             for change in changes:
                 if change.previous != change.value:
                     self._write(change.key, change.value)
@@ -161,7 +156,7 @@ class Forwarding:
             self._log_once(logging.WARNING, f"cannot change forwarding: {error}")
             with suppress(OSError):
                 # A change that an administrator makes later must not be restored.
-                self._save(self._changes_file, format_changes(merged(saved, done)))
+                write_saved(self._changes_file, format_changes(merged(saved, done)))
             return False
         return True
 
@@ -171,14 +166,10 @@ class Forwarding:
 
     def _value(self, key: str) -> str:
         """The value, "" if it does not exist: the interface was removed, or there is no IPv6."""
-        return (_read_text(self._conf / key) or "").strip()
+        return (_read_text(_CONF / key) or "").strip()
 
     def _write(self, key: str, value: str) -> None:
-        (self._conf / key).write_text(f"{value}\n")
-
-    def _save(self, path: Path, text: str) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.replace(path, text, mode=0o600, sync=True)
+        (_CONF / key).write_text(f"{value}\n")
 
 
 def _change_text(change: SysctlChange) -> str:

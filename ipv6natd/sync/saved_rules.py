@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,9 +30,9 @@ FILE_NAME = "filter.rules"
 class SavedRules:
     """One file. Nothing here raises: without the file the networks are closed a little later."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self) -> None:
         """The file is in systemd's $STATE_DIRECTORY, else in /var/lib/ipv6natd."""
-        folder = environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
+        folder = os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
         self.path = Path(folder, FILE_NAME)
 
     def read(self) -> Ruleset | None:
@@ -46,8 +46,7 @@ class SavedRules:
             self.remove()
             return
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.replace(self.path, format_ruleset(rules.guard), mode=0o600, sync=True)
+            write_saved(self.path, format_ruleset(rules.guard))
         except OSError as error:
             log.warning("cannot save the rules in %s: %s", self.path, error.strerror)
 
@@ -68,6 +67,12 @@ def read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:
     except (OSError, ValueError, TypeError) as error:
         log.warning("%s cannot be used: %s", path, error)
         return None
+
+
+def write_saved(path: Path, text: str) -> None:
+    """Replace the file atomically, also if the power fails. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.replace(path, text, mode=0o600, sync=True)
 
 
 def past_exposure(wanted: Ruleset, observed: Observed) -> Exposure:

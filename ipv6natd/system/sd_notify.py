@@ -20,14 +20,13 @@ MAX_STATUS_BYTES = 3000
 class Notifier:
     """The connection to systemd; without $NOTIFY_SOCKET every method does nothing."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        """Connect if $NOTIFY_SOCKET is set."""
+    def __init__(self) -> None:
         # Without the variable, an object of the library leaks a socket.
-        self._notifier = SystemdNotifier() if environ.get("NOTIFY_SOCKET") else None
+        self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
 
-    def ready(self, status: str = "") -> None:
-        """The start or reload is complete; a status is sent in the same datagram."""
-        self._send("READY=1", *([_status(status)] if status else []))
+    def ready(self, status: str) -> None:
+        """The start or reload is complete; the status is sent in the same datagram."""
+        self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
         """Set the line that `systemctl status` shows."""

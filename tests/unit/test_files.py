@@ -35,11 +35,12 @@ def shadow(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> SavedRules:
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SavedRules:
     """The saved table, in an empty folder."""
     folder = tmp_path / "state"
     folder.mkdir()
-    return SavedRules({"STATE_DIRECTORY": str(folder)})
+    monkeypatch.setenv("STATE_DIRECTORY", str(folder))
+    return SavedRules()
 
 
 def test_the_saved_table_is_not_written_through_a_link(saved: SavedRules, shadow: Path) -> None:
@@ -127,7 +128,7 @@ def test_the_lock_of_legacy_tables_is_not_made_through_a_link(
 
 HOMES = {"system.files", "ctl"}
 """Modules that open files in other ways; ctl redirects its output to /dev/null."""
-SYSCTLS = {"sync.forwarding": ["(self._conf / key).write_text(f'{value}\\n')"]}
+SYSCTLS = {"sync.forwarding": ["(_CONF / key).write_text(f'{value}\\n')"]}
 """Writes where only root can create a link: /proc/sys."""
 WRITES = {"write_text", "write_bytes", "open", "touch", "symlink_to", "mkstemp", "rename"}
 

@@ -23,6 +23,9 @@ class Host:
         self.record = self.run / "sysctls"
         self.written: list[str] = []
         self.patch = patch
+        patch.setenv("STATE_DIRECTORY", str(self.state))
+        patch.setenv("RUNTIME_DIRECTORY", str(self.run))
+        patch.setattr(forwarding, "_CONF", self.conf)
         patch.setattr(forwarding, "_MASK", self.mask)
         patch.setattr(forwarding, "ra_default_routes", self.learned)
         self.advertises = True
@@ -43,8 +46,7 @@ class Host:
         return (known,) if self.advertises else ()
 
     def forwarding(self, *, wanted: bool = True) -> Forwarding:
-        folders = {"STATE_DIRECTORY": str(self.state), "RUNTIME_DIRECTORY": str(self.run)}
-        forwarding_ = Forwarding(wanted=wanted, environ=folders, conf=self.conf)
+        forwarding_ = Forwarding(wanted=wanted)
         write = forwarding_._write
 
         def traced(key: str, value: str) -> None:
@@ -195,10 +197,10 @@ def test_forwarding_is_not_changed_while_ip_forward_is_false(host: Host) -> None
     forwarding_ = host.forwarding(wanted=False)
     forwarding_.update(True)
     assert host.written == []
-    forwarding_.set_wanted(True)
+    forwarding_.wanted = True
     forwarding_.update(True)
     assert host.now == ("1", "2")
-    forwarding_.set_wanted(False)
+    forwarding_.wanted = False
     forwarding_.update(True)
     forwarding_.update(False)
     assert host.now == ("0", "1")

@@ -56,17 +56,23 @@ def test_every_rule_is_parsed_from_its_own_text(want: Desired) -> None:
         "*filter\n:IPV6NAT-A - [0:0]\n-A IPV6NAT-A -j IPV6NAT-B\nCOMMIT",
     ],
 )
-def test_saved_rules_with_foreign_rules_is_rejected(tmp_path: Path, text: str) -> None:
-    saved = SavedRules({"STATE_DIRECTORY": str(tmp_path)})
+def test_saved_rules_with_foreign_rules_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    saved = SavedRules()
     saved.path.write_text(text)
     with pytest.raises((ValueError, TypeError)):
         parse_saved_rules(text)
     assert saved.read() is None
 
 
-def test_saved_rules_is_read_back_and_private(tmp_path: Path) -> None:
+def test_saved_rules_is_read_back_and_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rules = rules_of("one-port.proxy-on").guard
-    saved = SavedRules({"STATE_DIRECTORY": f"{tmp_path}/state:/elsewhere"})
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:/elsewhere")
+    saved = SavedRules()
     assert saved.read() is None
     saved.write(rules)
     saved.write(rules)
@@ -78,9 +84,12 @@ def test_saved_rules_is_read_back_and_private(tmp_path: Path) -> None:
     assert saved.read() is None
 
 
-def test_saved_rules_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
+def test_saved_rules_that_cannot_be_written_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    saved = SavedRules({"STATE_DIRECTORY": f"{tmp_path}/file"})
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/file")
+    saved = SavedRules()
     saved.write(ruleset(Desired()))
     assert saved.read() is None
     saved.remove()

@@ -31,13 +31,11 @@ def notifier(systemd: socket.socket) -> Iterator[Notifier]:
 
 
 def test_notifier_sends_one_datagram_per_state(systemd: socket.socket, notifier: Notifier) -> None:
-    notifier.ready()
     notifier.ready("2 mappings")
     notifier.status("synced")
     notifier.stopping()
     notifier.watchdog()
-    assert [systemd.recv(4096) for _ in range(5)] == [
-        b"READY=1",
+    assert [systemd.recv(4096) for _ in range(4)] == [
         b"READY=1\nSTATUS=2 mappings",
         b"STATUS=synced",
         b"STOPPING=1",
@@ -80,7 +78,7 @@ def test_long_status_is_cut_and_keeps_the_ready(systemd: socket.socket, notifier
 def test_notifier_without_systemd_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notifier = Notifier()
-    notifier.ready()
+    notifier.ready("x")
     notifier.close()
     notifier.status("x")
 
