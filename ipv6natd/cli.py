@@ -182,7 +182,8 @@ def _add_setting(group: argparse._ArgumentGroup, key: Key) -> None:
         text, metavar = "on" if default else "off", "BOOL"
         options: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True}
     else:
-        text, metavar = _default_text(default or ""), key.name.upper()
+        values = default if isinstance(default, tuple) else (default or "",)
+        text, metavar = ",".join(map(str, values)), key.name.upper()
         options = {"type": {tuple: _list, int: _integer, dict: _table}.get(type(default), str)}
     about = f"{key.about[0].lower()}{key.about[1:-1]} (default: {text or 'none'})"
     names = _dashes(key.name.replace("_", "-"))
@@ -191,10 +192,6 @@ def _add_setting(group: argparse._ArgumentGroup, key: Key) -> None:
 
 def _dashes(name: str) -> tuple[str, str]:
     return f"-{name}", f"--{name}"
-
-
-def _default_text(default: object) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _boolean(text: str) -> bool:

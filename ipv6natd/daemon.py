@@ -77,6 +77,7 @@ class Daemon:
             observer=self,
             policy=settings.policy,
         )
+        self.ruleset_text = applier.ruleset_text
         self._textfile = Textfile(settings.metrics_textfile, self.status)
         self._service = BusService(self, firewalld)
 
@@ -316,7 +317,3 @@ class Daemon:
             await self._reconciler.cleanup()
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
-
-    def ruleset_text(self) -> str:
-        """The rules in force, as ip6tables-restore reads them."""
-        return self._reconciler.applier.ruleset_text()

@@ -48,7 +48,7 @@ def affects_entries(old: Desired | None, new: Desired, exposure: Exposure) -> bo
     return bool(
         newly_protected(old, new, exposure)
         or removed_addresses(old, new)
-        or affected_protocols(old, new)
+        or changes_ports(old, new)
     )
 
 
@@ -69,18 +69,15 @@ def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Addres
     return frozenset(addresses)
 
 
-def affected_protocols(old: Desired | None, new: Desired) -> list[Protocol]:
-    """The protocols with entries that may be stale because of changed ports."""
+def changes_ports(old: Desired | None, new: Desired) -> bool:
+    """True if entries can be stale because of changed ports."""
     if old is None:
-        affected = {mapping.protocol for mapping in new.mappings}
-        if _own_networks(new):  # a UDP flow may have outlived an unknown mapping
-            affected.add(Protocol.UDP)
-    elif old.userland_proxy != new.userland_proxy:
-        affected = {mapping.protocol for mapping in (*old.mappings, *new.mappings)}
-    else:
-        removed, added = map(_targets, mapping_changes(old.mappings, new.mappings))
-        affected = {protocol for (protocol, _, _), _ in removed.items() ^ added.items()}
-    return [protocol for protocol in _PROTOCOLS.values() if protocol in affected]
+        # Without a mapping, a UDP flow may have outlived an unknown one.
+        return bool(_own_networks(new) or _targets(new.mappings))
+    if old.userland_proxy != new.userland_proxy:
+        return bool(_targets(old.mappings) or _targets(new.mappings))
+    removed, added = mapping_changes(old.mappings, new.mappings)
+    return _targets(removed) != _targets(added)
 
 
 def newly_protected(old: Desired | None, new: Desired, exposure: Exposure) -> tuple[Network, ...]:

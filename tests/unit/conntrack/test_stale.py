@@ -11,8 +11,8 @@ from ipv6natd.conntrack.entries import Entry
 from ipv6natd.conntrack.stale import (
     Exposure,
     added_endpoints,
-    affected_protocols,
     affects_entries,
+    changes_ports,
     newly_protected,
     removed_addresses,
     stale_entries,
@@ -77,31 +77,31 @@ SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        (None, NOTHING, ["udp"]),
-        (None, replace(NOTHING, networks=()), []),
-        (None, want(web("5353:53/tcp")), ["udp"]),
-        (None, UDP, ["udp"]),
-        (UDP, UDP, []),
-        (UDP, want(web("5353:53/udp", name="again")), []),
-        (UDP, NOTHING, ["udp"]),
-        (UDP, want(web("5353:53/udp", address="fd00:a::3")), ["udp"]),
-        (UDP, want(web("5353:54/udp")), ["udp"]),
-        (UDP, want(web("5353:53/udp"), proxy=True), ["udp"]),
-        (NOTHING, want(proxy=True), []),
-        (UDP, want(web("5353:53/udp", "5:5/sctp")), ["sctp"]),
-        (None, want(web("5353:53/udp", "5:5/sctp")), ["udp", "sctp"]),
+        (None, NOTHING, True),
+        (None, replace(NOTHING, networks=()), False),
+        (None, want(web("5353:53/tcp")), True),
+        (None, UDP, True),
+        (UDP, UDP, False),
+        (UDP, want(web("5353:53/udp", name="again")), False),
+        (UDP, NOTHING, True),
+        (UDP, want(web("5353:53/udp", address="fd00:a::3")), True),
+        (UDP, want(web("5353:54/udp")), True),
+        (UDP, want(web("5353:53/udp"), proxy=True), True),
+        (NOTHING, want(proxy=True), False),
+        (UDP, want(web("5353:53/udp", "5:5/sctp")), True),
+        (None, want(web("5353:53/udp", "5:5/sctp")), True),
     ],
 )
-def test_affected_protocols_are_those_of_changed_mappings(
-    old: Desired | None, new: Desired, changed: list[str]
+def test_changed_ports_of_udp_and_sctp_affect_entries(
+    old: Desired | None, new: Desired, changed: bool
 ) -> None:
-    assert affected_protocols(old, new) == changed
-    assert affects_entries(old, new, Exposure.NONE) == bool(changed)
+    assert changes_ports(old, new) is changed
+    assert affects_entries(old, new, Exposure.NONE) is changed
 
 
 def test_added_endpoints_are_known_only_if_the_old_mappings_are() -> None:
     both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
-    assert affected_protocols(UDP, both) == []
+    assert not changes_ports(UDP, both)
     assert added_endpoints(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
     # Two ports of one container are one endpoint; in the other cases no endpoint was added.
     assert len(added_endpoints(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
@@ -194,7 +194,7 @@ def test_u6_a_mapping_affects_its_own_protocol_only() -> None:
 def test_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
     """A client that reuses its source port would reach an address without a host."""
     old = want(web("80:80"))
-    assert affected_protocols(old, NOTHING) == []
+    assert not changes_ports(old, NOTHING)
     assert removed_addresses(old, NOTHING) == {IPv6Address("fd00:a::2")}
     assert affects_entries(old, NOTHING, Exposure.NONE)
     begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
