@@ -18,7 +18,7 @@ from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Key, Settings, load
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import BOOLEANS
-from ipv6natd.sync.offline import close_networks
+from ipv6natd.sync.offline import close_networks, flush
 from ipv6natd.system import logs
 from ipv6natd.system.process import BASE_ENVIRONMENT
 from ipv6natd.system.terminal import printable
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status. Usage errors raise SystemExit(2)."""
     options = vars(_parser().parse_args(argv))
     explicit = Path(options.pop("config")) if "config" in options else None
-    flush = options.pop("flush")
+    flush_only = options.pop("flush")
     reload = partial(load, explicit, os.environ, options)
     try:
         settings = reload()
@@ -89,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"ipv6natd: {text}", file=sys.stderr)
         return EXIT_FAILURE
     try:
-        return _flush(settings) if flush else _serve(settings, reload)
+        return _flush(settings) if flush_only else _serve(settings, reload)
     except FirewallError as error:
         log.error("%s", error)
         _set_exit_status_text(str(error))
@@ -224,8 +224,6 @@ def _serve(settings: Settings, reload: partial[Settings]) -> int:
 
 
 def _flush(settings: Settings) -> int:
-    from ipv6natd.sync.offline import flush
-
     count = flush(settings.backend)
     log.info(f"removed {count} chains and jumps" if count else "nothing to remove")
     return 0

@@ -22,6 +22,7 @@ from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evalua
 from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.rules import Backend
+from ipv6natd.system.files import read_text, read_word
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
     """
     ports = (port for bridge in bridges for port in _bridge_ports(bridge))
     return not any(
-        _read_word(port / "hairpin_mode") == "1" for port in islice(ports, _MAX_SAMPLED_PORTS)
+        read_word(port / "hairpin_mode") == "1" for port in islice(ports, _MAX_SAMPLED_PORTS)
     )
 
 
@@ -81,7 +82,7 @@ def routes() -> Iterator[Route]:
     Left out are link-local routes, routes to its own addresses, routes that the kernel learned from
     other hosts (see `advertised_routes`), and interfaces with names that no rule can have.
     """
-    for line in _read_text(_THREAD / "net/ipv6_route").splitlines():
+    for line in read_text(_THREAD / "net/ipv6_route").splitlines():
         prefix, length, *_, flags, interface = line.split()
         if prefix.startswith(_LINK_SCOPE_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
             continue
@@ -128,8 +129,8 @@ def read_host(
     """Read all facts for `findings`. Blocks."""
     facts = HostFacts(
         ipv6=_CONF.exists(),
-        disabled=_read_word(_CONF / "all/disable_ipv6") == "1",
-        forwarding=_read_word(_CONF / "all/forwarding") != "0",
+        disabled=read_word(_CONF / "all/disable_ipv6") == "1",
+        forwarding=read_word(_CONF / "all/forwarding") != "0",
         backend=backend.value,
         zones=zones,
     )
@@ -152,8 +153,8 @@ def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
     return tuple(
         RaDefaultRoute(
             interface=name,
-            accept_ra=int(_read_word(_CONF / name / "accept_ra") or 0),
-            forwarding=_read_word(_CONF / name / "forwarding") == "1",
+            accept_ra=int(read_word(_CONF / name / "accept_ra") or 0),
+            forwarding=read_word(_CONF / name / "forwarding") == "1",
         )
         for name in dict.fromkeys(route.interface for route in _ra_routes("default"))
     )
@@ -192,30 +193,30 @@ def _devices(routes: object) -> Iterator[str]:
 def _forwarding_interfaces() -> Iterator[str]:
     """The interfaces that receive and send IPv6 packets, with any addresses; without lo."""
     for path in sorted(_NET.glob("*")):
-        flags = _read_word(path / "flags")
+        flags = read_word(path / "flags")
         # Netfilter sees the packets of a port on its bridge or bond. lo forwards nothing.
         port = (path / "brport").exists() or (path / "bonding_slave").exists()
         if not flags.startswith("0x") or not int(flags, 16) & _IFF_UP or port:
             continue
-        if path.name != "lo" and _read_word(_CONF / path.name / "disable_ipv6") == "0":
+        if path.name != "lo" and read_word(_CONF / path.name / "disable_ipv6") == "0":
             yield path.name
 
 
 def _address_lines() -> list[list[str]]:
     """(address, index, prefix length, scope, flags, interface) of each address."""
-    return [line.split() for line in _read_text(_THREAD / "net/if_inet6").splitlines()]
+    return [line.split() for line in read_text(_THREAD / "net/if_inet6").splitlines()]
 
 
 def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:
     """See HostFacts; without br_netfilter there is none."""
-    if _read_word(_BRIDGE_SYSCTL) != "0":
+    if read_word(_BRIDGE_SYSCTL) != "0":
         return frozenset()
     return frozenset(
         network.bridge
         for network in networks
         if network.managed_by is ManagedBy.IPV6NATD
         and not network.icc
-        and _read_word(_NET / network.bridge / "bridge/nf_call_ip6tables") == "0"
+        and read_word(_NET / network.bridge / "bridge/nf_call_ip6tables") == "0"
     )
 
 
@@ -224,10 +225,10 @@ def docker_ipv6nat() -> str:
     here = _read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
-            _read_word(process / "comm") == "docker-ipv6nat"
+            read_word(process / "comm") == "docker-ipv6nat"
             and _read_link(process / "ns/net") == here
         ):
-            container = _CONTAINER_CGROUP.search(_read_text(process / "cgroup"))
+            container = _CONTAINER_CGROUP.search(read_text(process / "cgroup"))
             return f"docker rm -f {container[1]}" if container else f"kill {process.name}"
     return ""
 
@@ -236,16 +237,4 @@ def _read_link(path: Path) -> str:
     try:
         return str(path.readlink())
     except OSError:  # a process of another user, or it has ended
-        return ""
-
-
-def _read_word(path: Path) -> str:
-    return _read_text(path).strip()
-
-
-def _read_text(path: Path) -> str:
-    """The text of a file; "" if it does not exist: no IPv6, no br_netfilter, or just removed."""
-    try:
-        return path.read_text(errors="replace")
-    except (OSError, ValueError):  # ValueError: a name with a NUL
         return ""

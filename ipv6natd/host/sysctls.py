@@ -117,10 +117,10 @@ def parse_interfaces(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def disables_forwarding(text: str | None) -> bool:
-    """True if /etc/sysctl.d/60-ipv6natd.conf switches forwarding off; `text` None: no such file.
+def disables_forwarding(text: str) -> bool:
+    """True if the text of /etc/sysctl.d/60-ipv6natd.conf switches forwarding off.
 
     Earlier packages switched forwarding on by a file of this name in /usr/lib/sysctl.d. A link to
     /dev/null in /etc was the documented way to prevent this.
     """
-    return text is not None and not _ON.search(text)
+    return not _ON.search(text)

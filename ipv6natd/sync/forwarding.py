@@ -29,6 +29,7 @@ from ipv6natd.host.sysctls import (
     reverted,
 )
 from ipv6natd.sync.saved_rules import SavedRules, read_saved, write_saved
+from ipv6natd.system.files import read_text, read_word
 from ipv6natd.system.messages import MessageId, log_fields
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,9 @@ class Forwarding:
                 return
             known = read_saved(self._ra_interfaces_file, parse_interfaces) or frozenset()
             names = set(known)
-            if self._value(FORWARDING) == "0":
+            if read_word(_CONF / FORWARDING) == "0":
                 names.update(route.interface for route in ra_default_routes())
-            now = {key: self._value(key) for key in (f"{name}/accept_ra" for name in names)}
+            now = {key: read_word(_CONF / key) for key in (f"{name}/accept_ra" for name in names)}
             changes = accept_ra_changes(now, names)
             if changes and self._apply(changes) and (more := accept_ra_interfaces(changes) - known):
                 self._save_ra_interfaces(known | more)
@@ -119,7 +120,9 @@ class Forwarding:
                 ) from None
 
     def _restore_values(self, changes: Iterable[SysctlChange]) -> None:
-        now = {key: self._value(key) for key in (FORWARDING, *(change.key for change in changes))}
+        now = {
+            key: read_word(_CONF / key) for key in (FORWARDING, *(change.key for change in changes))
+        }
         for change in reverted(changes, now):
             self._write(change.key, change.previous)
             if change.previous != change.value:
@@ -129,14 +132,14 @@ class Forwarding:
 
     def _switch_on(self) -> bool:
         """Returns whether forwarding was off and is on now."""
-        if self._value(FORWARDING) != "0" or not self._may_write():
+        if read_word(_CONF / FORWARDING) != "0" or not self._may_write():
             return False
         paths = _CONF.glob("*/forwarding")
-        now = {key: self._value(key) for key in (str(p.relative_to(_CONF)) for p in paths)}
+        now = {key: read_word(_CONF / key) for key in (str(p.relative_to(_CONF)) for p in paths)}
         return self._apply(forwarding_changes(now))
 
     def _may_write(self) -> bool:
-        if self.wanted and disables_forwarding(_read_text(_MASK)):
+        if self.wanted and _MASK.exists() and disables_forwarding(read_text(_MASK)):
             self._log_once(logging.INFO, f"forwarding is not changed: {_MASK} disables it")
             return False
         return self.wanted
@@ -164,10 +167,6 @@ class Forwarding:
         log.log(logging.DEBUG if self._last_message == text else level, "%s", text)
         self._last_message = text
 
-    def _value(self, key: str) -> str:
-        """The value, "" if it does not exist: the interface was removed, or there is no IPv6."""
-        return (_read_text(_CONF / key) or "").strip()
-
     def _write(self, key: str, value: str) -> None:
         (_CONF / key).write_text(f"{value}\n")
 
@@ -180,10 +179,3 @@ def _change_text(change: SysctlChange) -> str:
             "accepts only with accept_ra=2"
         )
     return f"{change.name} was {change.previous} and is {change.value} now: {why}; {_DISABLE_HINT}"
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return None

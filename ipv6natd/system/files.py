@@ -1,7 +1,8 @@
-"""Reads and replaces files of ipv6natd, in directories that may belong to another user.
+"""Reads files of the kernel, and reads and replaces files of ipv6natd.
 
-A symbolic link in the place of a file is never followed: it could lead to a file of root. The
-path of the directory itself is trusted; it comes from the configuration.
+The directory of such a file may belong to another user. A symbolic link in the place of the file is
+never followed: it could lead to a file of root. The path of the directory itself is trusted; it
+comes from the configuration.
 """
 
 from __future__ import annotations
@@ -27,6 +28,19 @@ def read(path: Path) -> str:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return file.read()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; "" if it does not exist: no IPv6, no br_netfilter, or just removed."""
+    try:
+        return path.read_text(errors="replace")
+    except (OSError, ValueError):  # ValueError: a name with a NUL
+        return ""
+
+
+def read_word(path: Path) -> str:
+    """Like `read_text`, without white space at both ends."""
+    return read_text(path).strip()
 
 
 def replace(path: Path, text: str, *, mode: int, sync: bool = False) -> None:

@@ -138,7 +138,6 @@ def test_sysctl_name_of_an_interface_with_dots() -> None:
 @pytest.mark.parametrize(
     ("text", "off"),
     [
-        (None, False),
         ("", True),
         ("net.ipv6.conf.all.forwarding = 0\n", True),
         ("# net.ipv6.conf.all.forwarding = 1\n", True),
@@ -146,5 +145,5 @@ def test_sysctl_name_of_an_interface_with_dots() -> None:
         ("-net/ipv6/conf/all/forwarding=1\n", False),
     ],
 )
-def test_disables_forwarding_by_the_file_of_earlier_packages(text: str | None, off: bool) -> None:
+def test_disables_forwarding_by_the_file_of_earlier_packages(text: str, off: bool) -> None:
     assert disables_forwarding(text) is off
