@@ -13,6 +13,7 @@ from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.entries import delete_entries, list_entries
 from ipv6natd.conntrack.stale import (
+    Change,
     Exposure,
     added_endpoints,
     affects_entries,
@@ -33,24 +34,21 @@ MAX_SCANS, SCAN_PAUSE = 4, 0.025
 
 
 class Conntrack:
-    """The host's conntrack table. `host_addresses` is called at each scan."""
+    """The host's conntrack table. `host_addresses` is called for each change."""
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
         self._last_failure = ""
 
-    def flush_stale_flows(
-        self, old: Desired | None, new: Desired, exposure: Exposure = Exposure.NONE
-    ) -> bool:
-        """Delete the entries that are stale after the rules changed from `old` to `new`. False on
-        an error.
+    def flush_stale_flows(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
+        """Delete the entries that the change from `old` to `new` made stale. False on an error.
 
         `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
         _flush_neighbours(old, new, exposure)
         if not affects_entries(old, new, exposure):
             return True
-        failure = self._delete_stale_entries(old, new, exposure)
+        failure = _delete_stale_entries(Change(old, new, self._host_addresses(), exposure))
         if failure:
             # A warning at the first of equal consecutive failures.
             log.log(
@@ -61,36 +59,30 @@ class Conntrack:
         self._last_failure = failure
         return not failure
 
-    def _delete_stale_entries(self, old: Desired | None, new: Desired, exposure: Exposure) -> str:
-        """Returns the error with the kernel's message; "" if there is none."""
-        deadline = time.monotonic() + FLUSH_TIMEOUT
-        deleted_replies: set[bytes] | None = None
-        verb = "list"
-        try:
-            for scan in range(MAX_SCANS):
-                if scan:
-                    time.sleep(SCAN_PAUSE)
-                verb = "list"
-                stale = stale_entries(
-                    list_entries(deadline=deadline),
-                    old,
-                    new,
-                    self._host_addresses(),
-                    exposure=exposure,
-                    deleted_replies=deleted_replies,
-                )
-                replies = {entry.original.packed: entry.reply.packed for entry in stale}
-                if not replies:
-                    break
-                verb = "delete"
-                deleted = delete_entries(replies, deadline=deadline)
-                log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
-                deleted_replies = (deleted_replies or set()).union(replies.values())
-        except TimeoutError:
-            return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
-        except OSError as error:
-            return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
-        return ""
+
+def _delete_stale_entries(change: Change) -> str:
+    """Returns the error with the kernel's message; "" if there is none."""
+    deadline = time.monotonic() + FLUSH_TIMEOUT
+    deleted_replies: set[bytes] | None = None
+    verb = "list"
+    try:
+        for scan in range(MAX_SCANS):
+            if scan:
+                time.sleep(SCAN_PAUSE)
+            verb = "list"
+            stale = stale_entries(list_entries(deadline=deadline), change, deleted_replies)
+            replies = {entry.original.packed: entry.reply.packed for entry in stale}
+            if not replies:
+                break
+            verb = "delete"
+            deleted = delete_entries(replies, deadline=deadline)
+            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
+            deleted_replies = (deleted_replies or set()).union(replies.values())
+    except TimeoutError:
+        return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
+    except OSError as error:
+        return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
+    return ""
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:

@@ -136,8 +136,11 @@ _Targets = Mapping[tuple[Protocol, IPv6Address, int], _Target]
 """Protocol, host address and host port -> target."""
 
 
-class _Change:
-    """The change from one set of decisions to the next, as look-up tables for many entries."""
+class Change:
+    """The change of the rules for `old` to those for `new`, as look-up tables for many entries.
+
+    `old` is None if the previous mappings are unknown.
+    """
 
     def __init__(
         self,
@@ -172,17 +175,9 @@ class _Change:
 
 
 def stale_entries(
-    entries: Iterable[Entry],
-    old: Desired | None,
-    new: Desired,
-    host_addresses: frozenset[IPv6Address],
-    *,
-    exposure: Exposure = Exposure.NONE,
-    deleted_replies: Container[bytes] | None = None,
+    entries: Iterable[Entry], change: Change, deleted_replies: Container[bytes] | None = None
 ) -> Iterator[Entry]:
-    """The entries to delete after the rules for `new` replaced the rules for `old`.
-
-    `old` is None if the previous mappings are unknown. A flow that the rules allow continues: its
+    """The entries to delete after the rules changed. A flow that the rules allow continues: its
     next packet creates a new entry.
 
     `deleted_replies` are the packed reply tuples of entries that were deleted before; None at the
@@ -191,7 +186,6 @@ def stale_entries(
     replies, which skip the nat table. So later scans look for reversed entries, and for entries of
     changed mappings.
     """
-    change = _Change(old, new, host_addresses, exposure)
     for entry in entries:
         if (
             _is_of_removed_container(entry, change)
@@ -228,7 +222,7 @@ def _target(targets: _Targets | None, asked: Tuple) -> _Target | None:
     return targets.get((protocol, asked.destination, port)) or targets.get((protocol, ANY, port))
 
 
-def _is_of_removed_container(entry: Entry, change: _Change) -> bool:
+def _is_of_removed_container(entry: Entry, change: Change) -> bool:
     """Reply direction: the packets come from the address of a removed container.
 
     Also with TCP: a client that reuses its port must reach the new container and not an address
@@ -237,7 +231,7 @@ def _is_of_removed_container(entry: Entry, change: _Change) -> bool:
     return bool(change.removed) and entry.reply.source in change.removed
 
 
-def _is_for_changed_port(entry: Entry, change: _Change) -> bool:
+def _is_for_changed_port(entry: Entry, change: Change) -> bool:
     """Original direction: a client sends to a port of the host. Reply direction: the answers come
     from another source than the target that the mapping now has.
 
@@ -252,7 +246,7 @@ def _is_for_changed_port(entry: Entry, change: _Change) -> bool:
     )
 
 
-def _is_misdirected(entry: Entry, change: _Change) -> bool:
+def _is_misdirected(entry: Entry, change: Change) -> bool:
     """True if a port has changed and the client's packets do not go to its current target."""
     original, reply = entry
     if original.destination not in change.host_addresses:
@@ -276,7 +270,7 @@ def _is_misdirected(entry: Entry, change: _Change) -> bool:
     return (reply.source, reply.source_port) != (after.address, after.port)
 
 
-def _ends_at_proxy(entry: Entry, change: _Change, network: Network) -> bool:
+def _ends_at_proxy(entry: Entry, change: Change, network: Network) -> bool:
     """True if the packets of a neighbour go to the userland proxy, as our rules require.
 
     The proxy answers a datagram from the bridge's own address, whatever its destination was. So for
@@ -290,7 +284,7 @@ def _ends_at_proxy(entry: Entry, change: _Change, network: Network) -> bool:
     )
 
 
-def _is_of_unknown_mapping(entry: Entry, change: _Change) -> bool:
+def _is_of_unknown_mapping(entry: Entry, change: Change) -> bool:
     """True if the mapping was removed while ipv6natd was down; another container may have the
     address."""
     original, reply = entry
@@ -306,7 +300,7 @@ def _is_of_unknown_mapping(entry: Entry, change: _Change) -> bool:
     )
 
 
-def _is_of_newly_protected_network(entry: Entry, change: _Change) -> bool:
+def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     """Original direction: another host sends to an address in the network, or has forged a source.
 
     A source in a network is forged if the network did not exist before, and may be forged after

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from ipv6natd.conntrack.entries import parse_entry
-from ipv6natd.conntrack.stale import Exposure, stale_entries
+from ipv6natd.conntrack.stale import Change, Exposure, stale_entries
 from ipv6natd.firewall.monitor import MonitorOutput
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host import firewalls as host_rules
@@ -58,9 +58,8 @@ def conntrack(data: bytes) -> None:
         list(netlink.attributes(body))
     here = Desired(networks=NETWORKS)
     entry = parse_entry(data)
-    for stale in stale_entries(
-        [entry] if entry else [], here, here, frozenset(), exposure=Exposure.UNGUARDED
-    ):
+    change = Change(here, here, frozenset(), Exposure.UNGUARDED)
+    for stale in stale_entries([entry] if entry else [], change):
         assert stale.original.packed in data
 
 

@@ -107,13 +107,13 @@ def flows() -> Conntrack:
 
 def test_flush_leaves_an_entry_that_is_not_stale(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_CONTAINER)
-    assert flows.flush_stale_flows(None, UDP)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
     assert (host.lists, host.deleted, host.ip_calls) == (1, [], [])
 
 
 def test_flush_deletes_a_stale_entry_and_scans_again(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
-    assert flows.flush_stale_flows(None, UDP)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
     assert (host.lists, host.deleted) == (2, [[QUESTION]])
 
 
@@ -132,7 +132,7 @@ def test_flush_deletes_the_reversed_entry_of_a_reply_in_flight(
 
     host.set_entries(TO_CONTAINER)
     host.on_delete = forget
-    assert flows.flush_stale_flows(UDP, NOTHING)
+    assert flows.flush_stale_flows(UDP, NOTHING, Exposure.NONE)
     assert host.deleted == [[QUESTION], [entries(answer)[0].original.packed]]
 
 
@@ -141,7 +141,7 @@ def test_flush_deletes_the_entries_and_the_neighbours_of_a_new_network(
 ) -> None:
     to_network, to_host = "src=2001:db8::2 dst=fd00:a::2", "src=2001:db8::2 dst=2001:db8::1"
     host.set_entries(f"ip 4 29 {to_network} {to_network}", f"ip 4 29 {to_host} {to_host}")
-    flows.flush_stale_flows(desired(snapshot(), Policy()), desired(snapshot(X), Policy()))
+    flows.flush_stale_flows(EMPTY, desired(snapshot(X), Policy()), Exposure.NONE)
     assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
     assert host.deleted == [[entries(f"ip 4 29 {to_network} {to_network}")[0].original.packed]]
 
@@ -175,17 +175,17 @@ def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrac
 
 
 def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
-    flows.flush_stale_flows(UDP, MOVED)
+    flows.flush_stale_flows(UDP, MOVED, Exposure.NONE)
     assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
 
 
 def test_flush_lists_entries_only_if_one_can_be_stale(host: Host, flows: Conntrack) -> None:
     for count, (old, new) in enumerate(((NOTHING, SCTP), (UDP, SCTP), (UDP, MOVED)), 1):
-        flows.flush_stale_flows(old, new)
+        flows.flush_stale_flows(old, new, Exposure.NONE)
         assert host.lists == count
     host.lists = 0
-    flows.flush_stale_flows(UDP, UDP)
-    flows.flush_stale_flows(NOTHING, TCP)
+    flows.flush_stale_flows(UDP, UDP, Exposure.NONE)
+    flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
     flows.flush_stale_flows(None, EMPTY, Exposure.OPEN)
     assert host.lists == 0
 
@@ -193,7 +193,7 @@ def test_flush_lists_entries_only_if_one_can_be_stale(host: Host, flows: Conntra
 def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
     host.on_delete = lambda originals: len(list(originals))
-    assert flows.flush_stale_flows(None, UDP)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
     assert host.lists == conntrack.MAX_SCANS
     assert len(host.deleted) == conntrack.MAX_SCANS
 
@@ -217,14 +217,14 @@ def test_failed_list_is_one_warning_with_the_message_of_the_kernel(
     words: str,
 ) -> None:
     host.list_error = error
-    assert not flows.flush_stale_flows(None, UDP)
-    assert not flows.flush_stale_flows(None, UDP)  # the same failure is one warning
+    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)  # the same failure is one warning
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
     host.list_error = None
-    assert flows.flush_stale_flows(None, UDP)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
     host.list_error = error
-    assert not flows.flush_stale_flows(None, UDP)
+    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
 
 
@@ -244,7 +244,7 @@ def test_failed_deletion_is_a_warning(
 
     host.set_entries(TO_HOST)
     host.on_delete = forget
-    assert not flows.flush_stale_flows(None, UDP)
+    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
 

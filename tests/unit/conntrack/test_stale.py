@@ -9,6 +9,7 @@ import pytest
 
 from ipv6natd.conntrack.entries import Entry
 from ipv6natd.conntrack.stale import (
+    Change,
     Exposure,
     added_endpoints,
     affects_entries,
@@ -64,8 +65,19 @@ def flow(words: str, protocol: Protocol = Protocol.UDP, port: int = 40000) -> En
     return entry
 
 
+def stale(
+    flows: list[Entry],
+    old: Desired | None,
+    new: Desired,
+    exposure: Exposure = Exposure.NONE,
+    deleted_replies: set[bytes] | None = None,
+) -> list[Entry]:
+    change = Change(old, new, HOST_ADDRESSES, exposure)
+    return list(stale_entries(flows, change, deleted_replies))
+
+
 def is_stale(entry: Entry, old: Desired | None, new: Desired) -> bool:
-    return list(stale_entries([entry], old, new, HOST_ADDRESSES)) == [entry]
+    return stale([entry], old, new) == [entry]
 
 
 SEEN = flow(f"{CLIENT} {HOST} 5353 -> fd00:a::2 53")
@@ -383,10 +395,10 @@ def test_ten_thousand_ports_and_ten_thousand_flows() -> None:
         web("15000-19999:20000-24999/udp", name="other", address="fd00:a::3"),
     )
     flows = [flow(f"{CLIENT} {HOST} {10000 + i} -> fd00:a::2 {20000 + i}") for i in range(10000)]
-    found = list(stale_entries(flows, old, new, HOST_ADDRESSES))
+    found = stale(flows, old, new)
     assert found == flows[5000:]
-    assert list(stale_entries(flows, None, new, HOST_ADDRESSES)) == found
-    assert list(stale_entries(flows, old, old, HOST_ADDRESSES)) == []
+    assert stale(flows, None, new) == found
+    assert stale(flows, old, old) == []
 
 
 # Flows that began without rules.
@@ -406,12 +418,7 @@ tcp      6 299 ESTABLISHED src=fd00:a::3 dst=fd00:a::2 sport=1 dport=80 src=fd00
 
 def test_flows_opened_from_outside_are_stale_with_any_protocol() -> None:
     here = desired(snapshot(X, Y), Policy())
-    found = [
-        entry.original[1:]
-        for entry in stale_entries(
-            entries(ENTRIES), here, here, HOST_ADDRESSES, exposure=Exposure.OPEN
-        )
-    ]
+    found = [entry.original[1:] for entry in stale(entries(ENTRIES), here, here, Exposure.OPEN)]
     to = IPv6Address("fd00:a::2")
     assert found == [
         (6, IPv6Address("2001:db8::2"), to, 1, 80),
@@ -420,7 +427,7 @@ def test_flows_opened_from_outside_are_stale_with_any_protocol() -> None:
         (4, IPv6Address("2001:db8::5"), to, 0, 0),
         (47, IPv6Address("2001:db8::6"), to, 0, 0xFF),
     ]
-    assert list(stale_entries(entries(ENTRIES), here, here, HOST_ADDRESSES)) == []
+    assert stale(entries(ENTRIES), here, here) == []
 
 
 def test_flow_with_a_source_in_an_added_network_is_stale() -> None:
@@ -429,11 +436,11 @@ def test_flow_with_a_source_in_an_added_network_is_stale() -> None:
     old = desired(snapshot(X, web("5353:53/udp")), Policy())
     new = desired(snapshot(X, Y, web("5353:53/udp")), Policy())
     assert affects_entries(old, new, Exposure.NONE)
-    assert list(stale_entries([forged], old, new, HOST_ADDRESSES)) == [forged]
-    assert list(stale_entries([forged], new, new, HOST_ADDRESSES)) == []
+    assert stale([forged], old, new) == [forged]
+    assert stale([forged], new, new) == []
     # Flows of the network's containers continue when an engine's network becomes ours.
     engines = replace(new, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
-    assert list(stale_entries([forged], engines, new, HOST_ADDRESSES)) == []
+    assert stale([forged], engines, new) == []
 
 
 def test_reversed_entry_of_a_deleted_flow_is_stale_at_a_later_scan() -> None:
@@ -443,23 +450,14 @@ def test_reversed_entry_of_a_deleted_flow_is_stale_at_a_later_scan() -> None:
     turned = Entry(original=asked.reply, reply=asked.original)
     own = flow(f"fd00:a::2 {CLIENT} 40001", port=53)
     flows = [turned, own, asked]
-    assert list(stale_entries(flows, old, new, HOST_ADDRESSES)) == []
-    assert list(
-        stale_entries(flows, old, new, HOST_ADDRESSES, deleted_replies={asked.reply.packed})
-    ) == [turned]
+    assert stale(flows, old, new) == []
+    assert stale(flows, old, new, deleted_replies={asked.reply.packed}) == [turned]
 
 
 def test_later_scans_do_not_check_exposure() -> None:
     here = desired(snapshot(X, Y), Policy())
     flows = entries(ENTRIES)
-    assert (
-        list(
-            stale_entries(
-                flows, here, here, HOST_ADDRESSES, exposure=Exposure.OPEN, deleted_replies=set()
-            )
-        )
-        == []
-    )
+    assert stale(flows, here, here, Exposure.OPEN, deleted_replies=set()) == []
 
 
 LEAVING = """
@@ -492,10 +490,7 @@ def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
     engines = replace(here, networks=(X, replace(Y, managed_by=ManagedBy.ENGINE)))
     flows = entries(LEAVING)
     for want in (here, engines):
-        assert [
-            flows.index(entry)
-            for entry in stale_entries(flows, want, want, HOST_ADDRESSES, exposure=exposed)
-        ] == found
+        assert [flows.index(entry) for entry in stale(flows, want, want, exposed)] == found
     assert affects_entries(engines, engines, exposed) is bool(exposed)
 
 
