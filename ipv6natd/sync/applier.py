@@ -3,16 +3,16 @@
 Runs in a worker thread, one call at a time; `reconciler` calls it. Each call may raise
 FirewallError. Two frozen values are all that one pass knows of the last:
 
-AppliedState or Unknown, the tables:
+AppliedState, the tables, which are known or unknown:
 
-| state   | event                                   | written               | next state   |
-|---------|-----------------------------------------|-----------------------|--------------|
-| Unknown | a pass                                  | whole tables          | AppliedState |
-| Applied | a pass that wants the same rules        | nothing               | AppliedState |
-| Applied | a pass that wants other rules           | their chains [1]      | AppliedState |
-| Applied | a pass finds an edit of another program | whole tables          | AppliedState |
-| any     | a write fails                           | perhaps some tables   | Unknown      |
-| any     | removal                                 | the empty ruleset     | Unknown      |
+| state   | event                                   | written               | next state |
+|---------|-----------------------------------------|-----------------------|------------|
+| unknown | a pass                                  | whole tables          | known      |
+| known   | a pass that wants the same rules        | nothing               | known      |
+| known   | a pass that wants other rules           | their chains [1]      | known      |
+| known   | a pass finds an edit of another program | whole tables          | known      |
+| any     | a write fails                           | perhaps some tables   | unknown    |
+| any     | removal                                 | the empty ruleset     | unknown    |
 
 [1] Whole tables if a jump from a built-in chain differs.
 
@@ -23,7 +23,7 @@ ConntrackState, the flows:
 | start                                   | None          | False         | as given             |
 | the host has another address            | same          | True          | same                 |
 | an edit of another program              | same          | True if nat   | OPEN if raw, filter  |
-| whole tables are written from Unknown   | same          | same          | as the tables tell   |
+| whole tables are written from unknown   | same          | same          | as the tables tell   |
 | a pass flushes the stale flows          | its decisions | False         | NONE                 |
 | a flush fails                           | same          | True          | same                 |
 | removal                                 | None          | same          | same                 |
@@ -38,11 +38,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
-from ipv6natd.model import Desired, ManagedBy, Network, Policy, Snapshot
+from ipv6natd.model import Desired, ManagedBy, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
     diff_chains,
@@ -84,22 +84,14 @@ POSITION_LOSS_PERIOD = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedState:
-    """What is in force: the decisions, their rules, and the tables as the kernel lists them."""
+    """The decisions and the rules that were written last."""
 
-    desired: Desired
-    ruleset: Ruleset
-    observed: Observed
+    desired: Desired = field(default_factory=Desired)
+    ruleset: Ruleset = EMPTY
+    observed: Observed | None = None
+    """The tables as the kernel lists them; None if they may contain anything of ours."""
     drift: tuple[Table, ...] = ()
     """The tables that another program changed, until they are written again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unknown:
-    """The tables may contain anything of ours."""
-
-    ruleset: Ruleset = EMPTY
-    """The rules that were written last."""
-    drift: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +138,7 @@ class Applier:
         self.firewall: Firewall | None = None
         """None until it is open: ip6tables may be missing. Each pass tries to open it."""
         self.host = host
-        self.applied: AppliedState | Unknown = Unknown()
+        self.applied = AppliedState()
         self._flows = ConntrackState(exposure=exposure)
         self.position = PositionGuard()
         self._cache = IdentityCache()
@@ -184,11 +176,11 @@ class Applier:
         """Remove all our rules."""
         with self._exclusive():
             self.host.update_forwarding(False)
-            self.applied = Unknown(ruleset=self.applied.ruleset)
+            self.applied = AppliedState(ruleset=self.applied.ruleset)
             self._flows = replace(self._flows, flushed_for=None)
             remove_all(self.opened())
             _log_rules(*changed_rules(self.applied.ruleset, EMPTY))
-            self.applied = Unknown()
+            self.applied = AppliedState()
             self.host.save_rules(EMPTY)
 
     def sync(
@@ -207,33 +199,35 @@ class Applier:
                 log.warning("%s; sources are checked in the filter table", error)
                 self._raw_table = False
                 result = self._sync(snapshot, policy, verify=verify)
-            if any(_needs_forwarding(network) for network in result.desired.networks):
+            if any(
+                network.managed_by is ManagedBy.IPV6NATD and not network.internal
+                for network in result.desired.networks
+            ):
                 result = replace(result, forwarding_enabled=self.host.update_forwarding(True))
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
         wanted = desired(self.host.add_facts(snapshot, verify), policy, self._cache)
         rules = ruleset(wanted, self._cache, raw_table=self._raw_table)
-        if isinstance(self.applied, AppliedState) and verify:
-            self.applied = self._verified(self.applied)
-        match self.applied:
-            case AppliedState(ruleset=before, drift=()) as applied if before == rules:
-                self.applied = replace(applied, desired=wanted)
-                result = PassResult(desired=wanted)
-                if not self._flows.recheck_all:
-                    return result
-            case applied:
-                # Until the write succeeds. The edit of another program can make it fail.
-                self.applied = Unknown(ruleset=applied.ruleset, drift=applied.drift)
-                self.applied, result = self._write(applied, wanted, rules)
+        if verify and self.applied.observed is not None:
+            self._verify(self.applied.observed)
+        applied = self.applied
+        if applied.observed is not None and not applied.drift and applied.ruleset == rules:
+            self.applied = replace(applied, desired=wanted)
+            result = PassResult(desired=wanted)
+            if not self._flows.recheck_all:
+                return result
+        else:
+            result = self._write(applied, wanted, rules)
         return replace(result, flows_flushed=self._flush_flows(wanted))
 
-    def _verified(self, applied: AppliedState) -> AppliedState:
+    def _verify(self, before: Observed) -> None:
         """Compare the tables with the kernel's."""
         now = self.opened().read()
-        drift = self._drifted_tables(applied, now)
+        drift = self._drifted_tables(before, now)
         if not drift:
-            return _with_digests(applied, {t: now[t].chains for t in Table})
+            self._add_digests(before, {t: now[t].chains for t in Table})
+            return
         log.warning(
             "another program changed our rules in %s; restoring them",
             " and ".join(f"the {table} table" for table in drift),
@@ -246,16 +240,15 @@ class Applier:
             recheck_all=self._flows.recheck_all or Table.NAT in drift,
             exposure=max(self._flows.exposure, Exposure.OPEN if guard_open else Exposure.NONE),
         )
-        return replace(applied, drift=drift)
+        self.applied = replace(self.applied, drift=drift)
 
-    def _drifted_tables(self, applied: AppliedState, now: Observed) -> tuple[Table, ...]:
+    def _drifted_tables(self, before: Observed, now: Observed) -> tuple[Table, ...]:
         """The tables that another program changed and that must be written again."""
-        if self.position.conceded and _all_match(applied.ruleset, now, keep_order=True):
+        if self.position.conceded and _all_match(self.applied.ruleset, now, keep_order=True):
             self.position.reset()
             log.info("our rules come first in FORWARD again")
 
         def drifted(*, keep_order: bool) -> tuple[Table, ...]:
-            before = applied.observed
             return tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep_order))
 
         keep_order = not self.position.conceded
@@ -263,37 +256,36 @@ class Applier:
         position_lost = drift and keep_order and not drifted(keep_order=False)
         return () if position_lost and self.position.record_loss(time.monotonic()) else drift
 
-    def _write(
-        self, applied: AppliedState | Unknown, wanted: Desired, rules: Ruleset
-    ) -> tuple[AppliedState, PassResult]:
-        known = applied if isinstance(applied, AppliedState) else None
-        before, interim = known.ruleset if known else EMPTY, rules
-        if known and (both := with_old_networks(known.desired, wanted)) is not wanted:
+    def _write(self, applied: AppliedState, wanted: Desired, rules: Ruleset) -> PassResult:
+        # Until the write succeeds. The edit of another program can make it fail.
+        self.applied = replace(applied, observed=None)
+        known = applied.observed is not None
+        before, interim = applied.ruleset if known else EMPTY, rules
+        if known and (both := with_old_networks(applied.desired, wanted)) is not wanted:
             interim = guard_rules(both, self._cache, raw_table=self._raw_table)
-        if known is None or known.drift or jumps_differ(before, rules):
-            observed = self._write_whole(known, interim, rules)
+        if applied.observed is None or applied.drift or jumps_differ(before, rules):
+            observed = self._write_whole(interim, rules, known=known)
         else:
-            observed = dict(known.observed)
+            observed = dict(applied.observed)
             for change in diff_chains(before, rules, interim=interim):
                 self.opened().write(change)
                 observed[change.table] = predict(observed[change.table], change)
-        if known is None or before.guard != rules.guard:
+        if not known or before.guard != rules.guard:
             self.host.save_rules(rules)
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
-        return AppliedState(desired=wanted, ruleset=rules, observed=observed), PassResult(
+        self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
+        return PassResult(
             desired=wanted, drift=applied.drift, added=len(added), removed=len(removed)
         )
 
-    def _write_whole(
-        self, known: AppliedState | None, interim: Ruleset, rules: Ruleset
-    ) -> Observed:
+    def _write_whole(self, interim: Ruleset, rules: Ruleset, *, known: bool) -> Observed:
         """Write whole tables, whatever they contain; returns the tables that the kernel lists."""
         firewall = self.opened()
         for attempt in range(MAX_WRITE_ATTEMPTS):
             keep_order = not self.position.conceded
             found = firewall.read()
-            if known is None:
+            if not known:
                 exposure = max(self._flows.exposure, past_exposure(rules, found))
                 self._flows = replace(self._flows, exposure=exposure)
             for change in rewrite_tables(found, rules, interim=interim, keep_order=keep_order):
@@ -313,26 +305,29 @@ class Applier:
     @property
     def has_unverified_chains(self) -> bool:
         """True if chains were written that have not been read back."""
-        return isinstance(self.applied, AppliedState) and any(
-            map(unverified_chains, self.applied.observed.values())
-        )
+        return any(map(unverified_chains, (self.applied.observed or {}).values()))
 
     def read_back(self) -> bool:
         """Read the written chains, so that later edits are noticed; False if one has changed.
 
         Not part of `sync`, because no event must wait for it.
         """
-        applied = self.applied
-        if isinstance(applied, Unknown):
-            return True
-        firewall = self.opened()
-        names = {table: unverified_chains(seen) for table, seen in applied.observed.items()}
-        if sum(map(len, names.values())) > MAX_SINGLE_READS:
-            digests = {table: seen.chains for table, seen in firewall.read().items()}
-        else:
-            digests = {t: firewall.digests(t, chains) for t, chains in names.items() if chains}
-        self.applied = _with_digests(applied, digests)
+        firewall, written = self.opened(), self.applied.observed or {}
+        names = {table: unverified_chains(seen) for table, seen in written.items()}
+        try:
+            if sum(map(len, names.values())) > MAX_SINGLE_READS:
+                digests = {table: seen.chains for table, seen in firewall.read().items()}
+            else:
+                digests = {t: firewall.digests(t, chains) for t, chains in names.items() if chains}
+        except FirewallError as error:
+            log.debug("cannot read back the written chains: %s", error)
+            return False
+        self._add_digests(written, digests)
         return not self.has_unverified_chains
+
+    def _add_digests(self, written: Observed, digests: Map[Table, Map[str, str]]) -> None:
+        observed = {t: with_digests(seen, digests.get(t, {})) for t, seen in written.items()}
+        self.applied = replace(self.applied, observed=observed)
 
     def _flush_flows(self, wanted: Desired) -> bool:
         """Delete the conntrack entries that contradict the rules in force; False if it failed."""
@@ -350,15 +345,6 @@ class Applier:
 
 def _all_match(rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:
     return all(matches(rules.table(t), now[t], keep_order=keep_order) for t in Table)
-
-
-def _needs_forwarding(network: Network) -> bool:
-    return network.managed_by is ManagedBy.IPV6NATD and not network.internal
-
-
-def _with_digests(applied: AppliedState, digests: Map[Table, Map[str, str]]) -> AppliedState:
-    observed = {t: with_digests(seen, digests.get(t, {})) for t, seen in applied.observed.items()}
-    return replace(applied, observed=observed)
 
 
 def _log_rules(added: Iterable[str], removed: Iterable[str]) -> None:

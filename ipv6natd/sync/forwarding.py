@@ -82,9 +82,8 @@ class Forwarding:
         try:
             write_saved(self._ra_interfaces_file, "".join(f"{name}\n" for name in sorted(names)))
         except OSError as error:
-            self._log_once(
-                logging.WARNING, f"{self._ra_interfaces_file} cannot be written: {error}"
-            )
+            text = f"{self._ra_interfaces_file} cannot be written: {error}"
+            self._log_once(logging.WARNING, text)
 
     def update(self, filter_in_force: bool) -> bool:
         """Switch forwarding on after the filter table is written, or restore it before removal.

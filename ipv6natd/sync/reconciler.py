@@ -20,7 +20,7 @@ from ipv6natd.host.findings import kernel_fault
 from ipv6natd.model import EngineState, Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
-from ipv6natd.sync.applier import Applier, PassResult, Unknown
+from ipv6natd.sync.applier import Applier, PassResult
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
 from ipv6natd.sync.publisher import Publisher
@@ -192,7 +192,7 @@ class Reconciler:
     async def explain(self, query: str) -> list[Explanation]:
         """Explanations of the containers that `query` selects."""
         applied = self.applier.applied
-        if isinstance(applied, Unknown):
+        if applied.observed is None:
             return []
         facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
@@ -241,16 +241,8 @@ class Reconciler:
             )
             settle(requests.resyncs, sync_result)
         self.first_pass.set()
-        if self.applier.has_unverified_chains and not self._woken.is_set():
-            await self._read_back()
-
-    async def _read_back(self) -> None:
-        try:
-            as_written = await self._in_thread(self.applier.read_back)
-        except FirewallError as error:
-            log.debug("cannot read back the written chains: %s", error)
-            as_written = False
-        if not as_written:
+        unread = self.applier.has_unverified_chains and not self._woken.is_set()
+        if unread and not await self._in_thread(self.applier.read_back):
             self.verify()
 
     async def _remove_on_request(self) -> None:
