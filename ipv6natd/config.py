@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipv6natd.model import Policy
 
@@ -212,28 +212,24 @@ class Settings:
 
 KEYS = tuple(Key(name=key.name, **key.metadata) for key in fields(Settings))
 _BY_NAME = {key.name: key for key in KEYS}
-
-
 _CREDENTIALS = re.compile(r"://[^@]*@")
 """The user and the password in a URL."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """Values from one source; later layers override earlier ones."""
 
     source: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any]
 
 
 def settings(layers: Sequence[Layer]) -> Settings:
     """The merged settings of all layers. Raises ConfigError."""
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in layers:
-        for name, value in layer.values.items():
-            merged[name] = _parsed(layer.source, name, value)
-            sources[name] = layer.source
+    for source, values in layers:
+        for name, value in values.items():
+            merged[name], sources[name] = _parsed(source, name, value), source
     merged_settings = Settings(**merged)
     if problem := _tls_problem(merged_settings):
         problem_sources = dict.fromkeys(sources[name] for name in ("endpoint", "tls_verify"))
