@@ -70,6 +70,8 @@ class Match(StrEnum):
     INVALID = "-m conntrack --ctstate INVALID"
     ESTABLISHED = "-m conntrack --ctstate ESTABLISHED"
     RELATED = "-m conntrack --ctstate RELATED"
+    RELATED_OR_ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
+    """Only in rules that an earlier build saved."""
     DNAT = "-m conntrack --ctstate DNAT"
     REPLY = "-m conntrack --ctdir REPLY"
     """A packet of the reply direction of a conntrack entry."""

@@ -67,6 +67,15 @@ def test_saved_rules_with_foreign_rules_is_rejected(
     assert saved.read() is None
 
 
+def test_saved_rules_of_an_earlier_build_are_read() -> None:
+    rules = (
+        "*filter\n:IPV6NAT-FORWARD - [0:0]\n:IPV6NAT-CT - [0:0]\n"
+        "-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD\n"
+        "-A IPV6NAT-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j IPV6NAT-CT\nCOMMIT\n"
+    )
+    assert format_ruleset(parse_saved_rules(rules)) == rules
+
+
 def test_saved_rules_is_read_back_and_private(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
