@@ -20,28 +20,12 @@ RETRY_DELAY = 0.5
 """Seconds before the next attempt to start a thread."""
 
 
-async def start_thread(name: str, work: Callable[[], None]) -> None:
-    """Start a daemon thread; retry until the kernel allows it.
-
-    The kernel refuses threads while memory or the task limit is exhausted. If this lasts, the
-    watchdog restarts the service.
-    """
-    refused = False
-    while True:
-        try:
-            threading.Thread(target=work, name=name, daemon=True).start()
-            return
-        except RuntimeError as error:
-            if not refused:
-                log.error("%s; memory or the task limit may be exhausted; retrying", error)
-            refused = True
-            await asyncio.sleep(RETRY_DELAY)
-
-
 async def in_thread(call: Callable[[], T]) -> T:
     """Run `call` in a new thread; return its result or raise its exception.
 
-    If the caller is cancelled, the call continues and its result is dropped.
+    If the caller is cancelled, the call continues and its result is dropped. The kernel refuses
+    threads while memory or the task limit is exhausted. If this lasts, the watchdog restarts the
+    service.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
@@ -52,5 +36,14 @@ async def in_thread(call: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    await start_thread(getattr(call, "__name__", "call"), work)
-    return await asyncio.wrap_future(future)
+    name, refused = getattr(call, "__name__", "call"), False
+    while True:
+        try:
+            threading.Thread(target=work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            if not refused:
+                log.error("%s; memory or the task limit may be exhausted; retrying", error)
+            refused = True
+            await asyncio.sleep(RETRY_DELAY)
+        else:
+            return await asyncio.wrap_future(future)

@@ -813,7 +813,7 @@ def test_stop_at_the_moment_of_the_subscription_stops(
         task.cancel()
         stopped, _ = await asyncio.wait({task}, timeout=0.3)
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=5)
         assert stopped
 
     asyncio.run(whole())
