@@ -72,10 +72,7 @@ class Daemon:
             exposure=exposure,
         )
         self._reconciler = Reconciler(
-            engine=self._watch,
-            applier=applier,
-            observer=self,
-            policy=settings.policy,
+            engine=self._watch, applier=applier, observer=self, policy=settings.policy
         )
         self.ruleset_text = applier.ruleset_text
         self._textfile = Textfile(settings.metrics_textfile, self.status)
@@ -140,7 +137,8 @@ class Daemon:
     async def _ready(self) -> None:
         with contextlib.suppress(TimeoutError):
             # An engine that does not respond must not delay the start of other units.
-            await asyncio.wait_for(self._reconciler.first_pass.wait(), READY_TIMEOUT)
+            async with asyncio.timeout(READY_TIMEOUT):
+                await self._reconciler.first_pass.wait()
         self._notifier.ready(one_line(self._reconciler.status))
         gc.freeze()
         gc.enable()
@@ -168,14 +166,10 @@ class Daemon:
     def _new_watch(self) -> EngineWatcher:
         settings = self._settings
         address = EngineAddress(
-            endpoint=settings.endpoint,
-            cert_path=settings.cert_path,
-            tls_verify=settings.tls_verify,
+            endpoint=settings.endpoint, cert_path=settings.cert_path, tls_verify=settings.tls_verify
         )
         return EngineWatcher(
-            address,
-            lambda: self._reconciler.trigger(),
-            resync_interval=settings.resync_interval,
+            address, lambda: self._reconciler.trigger(), resync_interval=settings.resync_interval
         )
 
     def _request_reload(self) -> asyncio.Future[BusError | None]:
@@ -257,10 +251,9 @@ class Daemon:
 
     async def leftovers(self) -> tuple[Leftover, ...]:
         """Stale rules of an engine or docker-ipv6nat; () while one of them may still use them."""
+        engine_writes = self._reconciler.monitor.desired.engine_writes
         stop_command = await in_thread(docker_ipv6nat)
-        if self._reconciler.monitor.desired.engine_writes or stop_command:
-            return ()
-        return await self._find_leftovers()
+        return () if engine_writes or stop_command else await self._find_leftovers()
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
         """Remove the stale rules and return them. Raises BusError."""

@@ -156,7 +156,8 @@ class Connection:
             raise disconnected
         message.serial = self._bus.next_serial()
         try:
-            return await asyncio.wait_for(self._bus.call(message), timeout)
+            async with asyncio.timeout(timeout):
+                return await self._bus.call(message)
         except TimeoutError:
             text = f"{message.destination} did not answer {message.member} within {timeout:g} s"
             raise BusError(ERROR + "NoReply", text) from None
@@ -168,14 +169,12 @@ class Connection:
     def reply(self, call: Call, signature: str, body: list[Any] | bytes) -> int:
         """Reply with values of the given signature, or with a body from dbus.values; return the
         bytes of the reply."""
-        return self._send_reply(call, Message.new_method_return(call, signature, body))
+        reply = Message.new_method_return(call, signature, body)
+        return self._bus.send(reply) if call.wants_reply else 0
 
     def reply_error(self, call: Call, error: BusError) -> int:
         """Reply to the call with an error; return the bytes of the reply."""
-        text = bus_text(error.text[:MAX_ERROR_LENGTH])
-        return self._send_reply(call, Message.new_error(call, error.name, text))
-
-    def _send_reply(self, call: Call, reply: Message) -> int:
+        reply = Message.new_error(call, error.name, bus_text(error.text[:MAX_ERROR_LENGTH]))
         return self._bus.send(reply) if call.wants_reply else 0
 
     def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
@@ -229,7 +228,8 @@ async def connect(
         bus = Bus(address, max_message, max_arrays)
         connection = Connection(bus)
         bus.add_message_handler(lambda message: _dispatch(connection, message, on_call, on_signal))
-        await asyncio.wait_for(bus.connect(), seconds)
+        async with asyncio.timeout(seconds):
+            await bus.connect()
     except BaseException as error:
         if bus is not None:
             bus.disconnect()

@@ -30,14 +30,7 @@ with warnings.catch_warnings():
     from dbus_next.aio import message_bus as aio
     from dbus_next.signature import SignatureTree
 
-__all__ = [
-    "Bus",
-    "Marshaller",
-    "Message",
-    "MessageFlag",
-    "MessageType",
-    "Variant",
-]
+__all__ = ["Bus", "Marshaller", "Message", "MessageFlag", "MessageType", "Variant"]
 
 log = logging.getLogger(__name__)
 

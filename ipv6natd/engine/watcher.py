@@ -258,7 +258,6 @@ class EngineWatcher:
 async def _subscribed(client: Client) -> Any:
     """The stream of the engine's events."""
     try:
-        # Not wait_for: up to Python 3.11, it loses a cancellation at the moment of the result.
         async with asyncio.timeout(CALL_TIMEOUT):
             return await in_thread(partial(subscribe, client))
     except TimeoutError:

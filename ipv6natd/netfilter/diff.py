@@ -96,11 +96,7 @@ def diff_chains(
 
 
 def rewrite_tables(
-    observed: Observed,
-    wanted: Ruleset,
-    *,
-    interim: Ruleset | None = None,
-    keep_order: bool = True,
+    observed: Observed, wanted: Ruleset, *, interim: Ruleset | None = None, keep_order: bool = True
 ) -> list[TableChange]:
     """The transactions, in order, that make the observed tables equal to `wanted`, whatever they
     contain of ours: on the first pass, after a foreign edit, and if jumps change.

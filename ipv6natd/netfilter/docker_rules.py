@@ -102,10 +102,7 @@ def leftovers_from_save(
         if any(map(address.subnet_of, subnets))
     }
     rules = {*jumps, *of_bridges, *hairpins}
-    return (
-        *(line for line in lines if line in rules),
-        *(line for line in chains if not line.rule),
-    )
+    return (*(line for line in lines if line in rules), *(line for line in chains if not line.rule))
 
 
 def is_docker_chain(chain: str) -> bool:

@@ -51,7 +51,8 @@ class Textfile:
                 await in_thread(partial(self._write, partial(_metrics, self._status())))
             await asyncio.sleep(MIN_WRITE_INTERVAL)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), REWRITE_INTERVAL - MIN_WRITE_INTERVAL)
+                async with asyncio.timeout(REWRITE_INTERVAL - MIN_WRITE_INTERVAL):
+                    await self._changed.wait()
 
     def write_stopped(self) -> None:
         """Write only `ipv6natd_up 0`, and end."""

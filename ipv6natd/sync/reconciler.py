@@ -297,10 +297,8 @@ class Reconciler:
             self._retry.schedule()
         self._retry.reason = ""
         self.monitor.decided(result.desired)
-        position_unknown = (
-            self.applier.position.conceded and not self.monitor.report.first_in_forward
-        )
-        if result.forwarding_enabled or position_unknown:
+        first_unknown = not self.monitor.report.first_in_forward
+        if result.forwarding_enabled or (self.applier.position.conceded and first_unknown):
             self.monitor.request()
         self.publisher.succeeded(result)
 

@@ -107,7 +107,8 @@ def test_user_waits_for_at_most_one_reply_of_another_user_and_root_for_none() ->
                 tasks.create_task(asked(1, f"flood {number}", slow))
             await asyncio.sleep(0)
             tasks.create_task(asked(2, "other"))
-            await asyncio.wait_for(asked(0, "root"), 5)
+            async with asyncio.timeout(5):
+                await asked(0, "root")
             await asyncio.sleep(0.05)
             assert ended == ["root"]
             go.set()

@@ -605,7 +605,8 @@ def test_run_without_retry_raises_at_the_end_of_the_stream(engine: FakeEngine) -
         await watched.connected()
         engine.send(END)
         with pytest.raises(EngineUnavailable, match="event stream"):
-            await asyncio.wait_for(task, 5)
+            async with asyncio.timeout(5):
+                await task
 
     asyncio.run(whole())
 

@@ -166,7 +166,8 @@ def test_first_pass_is_set_when_the_reason_for_waiting_is_known(bench: Bench) ->
         assert not settled.done()
         bench.facts.state = EngineState.UNREACHABLE
         bench.loop.trigger()
-        await asyncio.wait_for(settled, 5)
+        async with asyncio.timeout(5):
+            await settled
 
     run(bench, scenario)
 
