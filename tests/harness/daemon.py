@@ -200,6 +200,7 @@ class Daemon:
             "DBUS_SYSTEM_BUS_ADDRESS": self.bus,
             "STATE_DIRECTORY": f"{self.dir}/state",
             "RUNTIME_DIRECTORY": f"{self.dir}/runtime",
+            "MALLOC_ARENA_MAX": "1",  # as in the unit
             "PYTHONUNBUFFERED": "1",
         } | self.env
 
