@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ async def serving_apart(bus: Bus, *, rows: int = 0) -> AsyncIterator[int]:
         *(sys.executable, "-m", __name__, bus.address, str(rows)),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
+        env=os.environ | {"MALLOC_ARENA_MAX": "1"},  # as in the unit
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"serving\n"
