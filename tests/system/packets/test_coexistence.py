@@ -177,6 +177,7 @@ def nft(host: Namespace) -> str:
     return host.run("nft", "--stateless", "list", "table", "ip6", "docker-bridges")
 
 
+@pytest.mark.slow
 def test_c7_network_without_engine_rules_is_managed_with_a_warning(
     tools: None,  # noqa: ARG001
 ) -> None:

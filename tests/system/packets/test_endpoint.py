@@ -41,6 +41,7 @@ Show = tuple[Path | None, Path | None]
 """A certificate, and the authority of the accepted clients; see TlsFront."""
 
 
+@pytest.mark.slow
 def test_engine_with_a_bad_certificate_is_refused_and_rules_stay(
     tools: None,  # noqa: ARG001
 ) -> None:

@@ -36,7 +36,7 @@ from tests.system.packets.test_forged import (
     attackers,
 )
 
-pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy", "engine")]
+pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 BOTH_ATTACKERS = pytest.mark.parametrize("who", ["container", "segment"])
 REMOVED_ADDRESS = IPv6Address("2001:db8:1::77")
 
@@ -226,7 +226,6 @@ def host_port_of(host: Namespace, container: Container) -> str:
     return str(next(each["ifname"] for each in links if each["ifindex"] == link["link_index"]))
 
 
-@pytest.mark.depends_on("variant", "proxy")
 @pytest.mark.parametrize("asker", [Y1, ROGUE], ids=["neighbour", "outside"])
 @pytest.mark.parametrize("receiver", ["neighbour", "port", "broadcast", "multicast"])
 def test_bridged_frames_between_neighbours_open_no_other_container(

@@ -216,6 +216,7 @@ def test_t13_reload_applies_a_valid_configuration_and_rejects_an_invalid_one(
     opened(fresh.client, 8080)
 
 
+@pytest.mark.depends_on
 def test_t11_short_lived_containers_leave_no_rules(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)

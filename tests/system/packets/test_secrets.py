@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.harness import Bus, Daemon, Engine, Sandbox, until
 
 SECRET = "swordfish"
@@ -27,6 +29,7 @@ def files(folder: Path) -> Iterator[str]:
             yield path.read_text(errors="replace")
 
 
+@pytest.mark.slow
 def test_container_secrets_are_never_logged_shown_or_stored(
     tools: None,  # noqa: ARG001
 ) -> None:

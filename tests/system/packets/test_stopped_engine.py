@@ -73,7 +73,7 @@ def systemd(address: str, units: Units) -> Iterator[None]:
     ("variant", "proxy"),
     [
         pytest.param("nft", True, id="nft-proxy"),
-        pytest.param("legacy", False, id="legacy-noproxy"),
+        pytest.param("legacy", False, id="legacy-noproxy", marks=pytest.mark.slow),
         pytest.param("nft", False, id="nft-noproxy", marks=pytest.mark.slow),
         pytest.param("legacy", True, id="legacy-proxy", marks=pytest.mark.slow),
     ],

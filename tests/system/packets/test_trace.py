@@ -177,6 +177,7 @@ def outgoing_route(regime: Regime) -> Iterator[None]:
         regime.i1.ns.ip(f"-6 route del {route}")
 
 
+@pytest.mark.depends_on
 @pytest.mark.parametrize("scenario", PROBES)
 def test_tracer_verdict_matches_the_kernel(regime: Regime, scenario: str) -> None:
     probe = PROBES[scenario]
