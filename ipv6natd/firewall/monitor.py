@@ -12,17 +12,24 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
+from ipv6natd.system.files import read_link, read_text
 from ipv6natd.system.process import KILL_TIMEOUT, spawn_monitor
 
 log = logging.getLogger(__name__)
 
-MONITOR_START_TIME = 1.0
-"""Seconds until `nft monitor` surely receives events; it does not report when it does."""
+CATCH_UP_INTERVAL = 1.0
+"""Seconds between two reads of the tables while `nft monitor` misses events."""
 MONITOR_RESTART_DELAY = 1.0
 BURST_DELAY = 0.1
 """Seconds between a foreign write and the read, so that a burst of writes causes one read."""
 _GENERATION = re.compile(rb"# new generation \d+(?: by process (\d+))?")
+_LOST_EVENTS = b"# ERROR"
+"""The line for events that the kernel dropped because `nft monitor` was too slow for them."""
+_NETLINK_SOCKETS = Path("/proc/thread-self/net/netlink")
+_NETLINK_NETFILTER = "12"
+_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
 
 async def watch(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:
@@ -46,12 +53,18 @@ class MonitorOutput:
         self._own_writes = own_writes
         self._partial_line = b""
         self._changes_ipv6 = False
+        self.lost_events = False
+        """True if the last chunk says that events are lost."""
 
     def has_foreign_write(self, chunk: bytes) -> bool:
-        """Read the next bytes; true if they end a foreign generation with IPv6 changes."""
+        """Read the next bytes; true if they end a foreign generation with IPv6 changes.
+
+        A lost event may be one.
+        """
         # A long transaction arrives in many chunks, and a chunk may end within a line.
         *lines, self._partial_line = (self._partial_line + chunk).split(b"\n")
-        foreign = False
+        self.lost_events = any(line.startswith(_LOST_EVENTS) for line in lines)
+        foreign = self.lost_events
         for line in lines:
             if generation := _GENERATION.match(line):
                 try:
@@ -67,11 +80,13 @@ class MonitorOutput:
 async def _run_monitor(nft: str, own_writes: deque[int], changed: Callable[[], None]) -> None:
     process = await spawn_monitor(nft, "monitor")
     assert process.stdout is not None
-    catch_up = asyncio.get_running_loop().call_later(MONITOR_START_TIME, changed)
+    catch_up = asyncio.create_task(_catch_up(process.pid, changed))
     try:
         output = MonitorOutput(own_writes)
         while chunk := await process.stdout.read(1 << 16):
             if output.has_foreign_write(chunk):
+                if output.lost_events and catch_up.done():
+                    catch_up = asyncio.create_task(_catch_up(process.pid, changed))
                 await asyncio.sleep(BURST_DELAY)
                 changed()
     finally:
@@ -81,3 +96,34 @@ async def _run_monitor(nft: str, own_writes: deque[int], changed: Callable[[], N
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_TIMEOUT):
                 await process.wait()
+
+
+async def _catch_up(pid: int, changed: Callable[[], None]) -> None:
+    """Call `changed` regularly while the process misses events, and once more then.
+
+    Before it subscribes, `nft monitor` reads all sets of the host: 20 s for 600,000 elements. After
+    a loss, the kernel drops events silently until the process has received all that wait for it.
+    """
+    receives_all = False
+    while not receives_all:
+        await asyncio.sleep(CATCH_UP_INTERVAL)
+        receives_all = _receives_all_events(pid)
+        changed()
+
+
+def _receives_all_events(pid: int) -> bool:
+    """True if the process is subscribed to netfilter events, and none waits for it. Also if its
+    sockets cannot be read."""
+    try:
+        links = [read_link(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return True
+    sockets = {found[1] for link in links if (found := _SOCKET_LINK.fullmatch(link))}
+    # sk, protocol, pid, groups, bytes in the queue, …, inode
+    rows = (line.split() for line in read_text(_NETLINK_SOCKETS).splitlines()[1:])
+    queues = [
+        int(queued)
+        for _, protocol, _, groups, queued, *_, inode in rows
+        if protocol == _NETLINK_NETFILTER and int(groups, 16) and inode in sockets
+    ]
+    return bool(queues) and not any(queues)

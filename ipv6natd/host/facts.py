@@ -22,7 +22,7 @@ from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evalua
 from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.system.files import read_text, read_word
+from ipv6natd.system.files import read_link, read_text, read_word
 
 log = logging.getLogger(__name__)
 
@@ -222,19 +222,12 @@ def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:
 
 def docker_ipv6nat() -> str:
     """The command that stops docker-ipv6nat in this network namespace; "" if none runs."""
-    here = _read_link(_THREAD / "ns/net")
+    here = read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
             read_word(process / "comm") == "docker-ipv6nat"
-            and _read_link(process / "ns/net") == here
+            and read_link(process / "ns/net") == here
         ):
             container = _CONTAINER_CGROUP.search(read_text(process / "cgroup"))
             return f"docker rm -f {container[1]}" if container else f"kill {process.name}"
     return ""
-
-
-def _read_link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:  # a process of another user, or it has ended
-        return ""

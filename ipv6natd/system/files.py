@@ -43,6 +43,14 @@ def read_word(path: Path) -> str:
     return read_text(path).strip()
 
 
+def read_link(path: Path) -> str:
+    """The target of a link; "" if it does not exist or belongs to another user's process."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
 def replace(path: Path, text: str, *, mode: int, sync: bool = False) -> None:
     """Replace the file `path` atomically; with `sync`, it survives a power failure. Raises OSError.
 

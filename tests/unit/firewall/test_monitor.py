@@ -44,3 +44,10 @@ def test_a_foreign_generation_counts_if_it_changes_ipv6(size: int) -> None:
 
 def test_a_generation_without_a_process_is_foreign() -> None:
     assert foreign_writes(RULE + "# new generation 9\n")[-1]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_lost_events_count_as_a_foreign_write(size: int) -> None:
+    """Q3."""
+    lost = "# ERROR: We lost some netlink events!\n"
+    assert foreign_writes(RULE + lost + BY.format(OURS), size) == [False, True, False]
