@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _RUNNING = frozenset({"active", "activating", "reloading"})
 PID_FILE = Path("/run/docker.pid")
 CONFIG_FILE = Path("/etc/docker/daemon.json")
 _IP6TABLES_FLAG = re.compile(r"--ip6tables(?:=(.*))?")
-_CONFIG_FLAG = re.compile(r"--config-file=(.+)")
+_CONFIG_FLAG = re.compile(r"--config-file(?:=(.+))?")
 
 
 def stopped_unit(endpoint: str) -> str:
@@ -77,12 +78,15 @@ def ip6tables_option(endpoint: str) -> bool | None:
     """
     path = endpoint.removeprefix("unix://")
     pid = (_listening_pid(path) if path != endpoint else 0) or _pid_from_file()
-    config, root = CONFIG_FILE, Path(f"/proc/{pid}/root")
-    for argument in _command_line(pid):
+    config, root, option = CONFIG_FILE, Path(f"/proc/{pid}/root"), None
+    for argument, following in pairwise([*_command_line(pid), ""]):
+        # dockerd uses the last one of several.
         if flag := _IP6TABLES_FLAG.fullmatch(argument):
-            return BOOLEANS.get(flag[1]) is not False
+            option = BOOLEANS.get(flag[1]) is not False
         if file := _CONFIG_FLAG.fullmatch(argument):
-            config = Path(file[1])
+            config = Path(file[1] or following)
+    if option is not None:
+        return option
     try:
         # In the root directory of the engine, which differs in a container or a chroot.
         text = root.joinpath(config.relative_to("/")).read_text(encoding="utf-8")

@@ -129,6 +129,8 @@ def test_our_network_beside_an_engines_network_has_rules_and_may_reach_it() -> N
         (["dockerd"], None, None),
         (["dockerd", "--ip6tables"], None, True),
         (["dockerd", "--ip6tables=false"], {"ip6tables": True}, False),
+        (["dockerd", "--ip6tables=false", "--ip6tables=true"], None, True),
+        (["dockerd", "--ip6tables", "--debug", "--ip6tables=0"], None, False),
         (["dockerd"], {"ip6tables": False}, False),
         (["dockerd"], {"ip6tables": "no"}, None),
         (["dockerd"], [], None),
@@ -145,6 +147,17 @@ def test_ip6tables_option_is_read_from_command_line_and_file(
     monkeypatch.setattr(engine_flags, "_command_line", lambda _: words)
     monkeypatch.setattr(engine_flags, "CONFIG_FILE", config)
     assert engine_flags.ip6tables_option("unix:///run/docker.sock") is option
+
+
+def test_ip6tables_option_is_read_from_the_file_that_dockerd_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, option in (("first", True), ("last", False)):
+        (tmp_path / name).write_text(json.dumps({"ip6tables": option}))
+    words = [f"--config-file={tmp_path}/first", "--config-file", f"{tmp_path}/last", "--debug"]
+    monkeypatch.setattr(engine_flags, "_listening_pid", lambda _: 1 << 30)
+    monkeypatch.setattr(engine_flags, "_command_line", lambda _: ["dockerd", *words])
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is False
 
 
 def test_engine_with_a_tcp_endpoint_counts_as_local(
