@@ -46,6 +46,10 @@ class EngineUnavailable(Exception):
     """The engine cannot be reached or does not answer any more; the text is the reason."""
 
 
+class WrongEngine(EngineUnavailable):
+    """The endpoint is that of another program than Docker; the text says so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineAddress:
     """How to reach the engine."""
@@ -187,11 +191,26 @@ def connect(address: EngineAddress) -> tuple[Client, Engine]:
             base_url=endpoint, version="auto", timeout=CALL_TIMEOUT, tls=tls_config(address)
         )
         try:
+            version = client.version()
+            if parse.is_podman(version):
+                raise WrongEngine(
+                    f"the engine at {endpoint} is Podman, which does IPv6 NAT itself; set endpoint "
+                    "to the address of Docker, or remove ipv6natd"
+                )
             option = ip6tables_option(endpoint)
-            return client, parse.engine(client.version(), client.info(), ip6tables=option)
+            return client, parse.engine(version, _info(client), ip6tables=option)
         except BaseException:
             client.close()
             raise
+
+
+def _info(client: Client) -> object:
+    """GET /info; None if it is refused, as by a socket proxy, or cannot be read."""
+    try:
+        return client.info()
+    except (docker.errors.APIError, *_MALFORMED) as error:
+        log.debug("the engine does not answer /info: %s", one_line(error))
+        return None
 
 
 def one_line(error: BaseException) -> str:

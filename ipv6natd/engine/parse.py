@@ -54,14 +54,23 @@ def quoted(value: object, limit: int = 60) -> str:
 
 
 def engine(version: object, info: object, *, ip6tables: bool | None = None) -> Engine:
-    """GET /version and GET /info -> Engine. No API gives the option `ip6tables`."""
+    """GET /version and GET /info -> Engine. No API gives the option `ip6tables`.
+
+    Without /info (None) the engine may be experimental: its rules in the kernel decide.
+    """
     security = [_str(option) for option in _list(_dict(info).get("SecurityOptions"))]
     return Engine(
         version=_text(_dict(version).get("Version")) or "unknown",
         rootless=any("rootless" in option for option in security),
-        experimental=_dict(info).get("ExperimentalBuild") is True,
+        experimental=info is None or _dict(info).get("ExperimentalBuild") is True,
         ip6tables=ip6tables,
     )
+
+
+def is_podman(version: object) -> bool:
+    """True if GET /version is the answer of Podman, which has an API for Docker's clients."""
+    components = _list(_dict(version).get("Components"))
+    return any("podman" in _str(_dict(each).get("Name")).lower() for each in components)
 
 
 def network(raw: object) -> Network | None:

@@ -21,6 +21,7 @@ from ipv6natd.engine.client import (
     EngineAddress,
     EngineUnavailable,
     InspectFailed,
+    WrongEngine,
     connect,
     inspect,
     list_all,
@@ -41,8 +42,15 @@ log = logging.getLogger(__name__)
 MAX_PARALLEL_INSPECTS = 16
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
 """Seconds between two attempts to connect; the delay doubles."""
+WRONG_ENGINE_RETRY_DELAY = 60.0
+"""Seconds between two attempts while the endpoint is that of another program: each one may start
+it."""
 INSPECT_RETRY_DELAY = 1.0
 """Seconds before a failed inspect is repeated."""
+MIN_STREAM_TIME = 5.0
+"""Seconds. An event stream that ends after a longer time is opened again: proxies end idle ones."""
+REOPEN_TIMEOUT = 2.0
+"""Seconds to open it again. After a longer time the engine counts as lost."""
 
 
 class InspectQueue:
@@ -97,6 +105,7 @@ class EngineWatcher:
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: Client | None = None
+        self._events: Any = None
         self._inspects = InspectQueue()
         self._list_lock = asyncio.Lock()
 
@@ -118,6 +127,8 @@ class EngineWatcher:
                 await self._session()
             except EngineUnavailable as error:
                 delay = MIN_RETRY_DELAY if self.state is EngineState.CONNECTED else delay
+                if isinstance(error, WrongEngine):
+                    delay = WRONG_ENGINE_RETRY_DELAY
                 self._set_unavailable(str(error))
                 if not retry:
                     raise
@@ -169,8 +180,8 @@ class EngineWatcher:
         self._inspects = InspectQueue()
         with closing(client):
             # Before the list: then events report every change after the list.
-            events = await _subscribed(client)
-            tasks = [asyncio.create_task(self._read_events(events))]
+            self._events = await _subscribed(client, CALL_TIMEOUT)
+            tasks = [asyncio.create_task(self._follow_events(client))]
             try:
                 await self._list(client)
                 self._client = client
@@ -186,7 +197,7 @@ class EngineWatcher:
                 self._client = None
                 # Closing the client does not close the stream; its reader would wait forever.
                 with suppress(Exception):
-                    events.close()
+                    self._events.close()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -198,8 +209,30 @@ class EngineWatcher:
             log.log(logging.DEBUG if repeated else logging.WARNING, "%s", warning)
             self._logged_warnings.add(warning)
 
-    async def _read_events(self, events: Iterable[object]) -> None:
-        """Request an inspect for each event; raise EngineUnavailable at the end of the stream."""
+    async def _follow_events(self, client: Client) -> None:
+        """Request an inspect for each event, until the engine opens no event stream any more.
+
+        Always raises EngineUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            opened = loop.time()
+            reason = await self._read_events(self._events)
+            if loop.time() - opened < MIN_STREAM_TIME:
+                raise EngineUnavailable(reason)
+            await self._raise_if_stopped()
+            log.debug("%s; it is opened again", reason)
+            with suppress(Exception):
+                self._events.close()
+            try:
+                self._events = await _subscribed(client, REOPEN_TIMEOUT)
+            except EngineUnavailable:
+                raise EngineUnavailable(reason) from None
+            # For the changes since the end of the stream.
+            await self._list(client)
+
+    async def _read_events(self, events: Iterable[object]) -> str:
+        """Request an inspect for each event; return why the stream ended."""
         loop = asyncio.get_running_loop()
 
         def read() -> str:
@@ -210,7 +243,7 @@ class EngineWatcher:
                 return f"its event stream broke: {one_line(error)}"
             return "its event stream ended"
 
-        raise EngineUnavailable(await in_thread(read))
+        return await in_thread(read)
 
     def _mark_for_inspect(self, event: object) -> None:
         for subject in parse.event_subjects(event):
@@ -255,10 +288,10 @@ class EngineWatcher:
             self._wake()
 
 
-async def _subscribed(client: Client) -> Any:
-    """The stream of the engine's events."""
+async def _subscribed(client: Client, seconds: float) -> Any:
+    """The stream of the engine's events. Raises EngineUnavailable."""
     try:
-        async with asyncio.timeout(CALL_TIMEOUT):
+        async with asyncio.timeout(seconds):
             return await in_thread(partial(subscribe, client))
     except TimeoutError:
         raise EngineUnavailable("it sends no events") from None

@@ -33,7 +33,8 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     connected = inspect.signature(bus.connect)
     assert connected.parameters["seconds"].default == bus.CONNECT_TIMEOUT
     texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
-    assert sum(len(re.findall(r"timeout[=(]CALL_TIMEOUT", text)) for text in texts) == 3
+    limited = re.compile(r"timeout[=(]CALL_TIMEOUT|_subscribed\(client, CALL_TIMEOUT")
+    assert sum(len(limited.findall(text)) for text in texts) == 3
     assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
     assert "settimeout(SEND_TIMEOUT)" in modules()["system.logs"].read_text()
 
@@ -54,6 +55,7 @@ def test_a_pass_may_take_several_calls_that_wait_as_long_as_they_may() -> None:
 
 RETRIES = {
     "a connection to the engine": (docker_watch.MIN_RETRY_DELAY, 2, docker_watch.MAX_RETRY_DELAY),
+    "a connection to an endpoint of Podman": (docker_watch.WRONG_ENGINE_RETRY_DELAY, 1, None),
     "a failed inspect of a container or network": (
         docker_watch.INSPECT_RETRY_DELAY,
         1,

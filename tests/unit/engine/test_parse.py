@@ -537,7 +537,7 @@ def test_release_is_the_leading_numbers_of_the_version(
 @pytest.mark.parametrize("answer", INVALID)
 def test_engine_of_other_json_is_unknown(answer: object) -> None:
     found = docker_facts.engine(answer, answer)
-    assert found == Engine(version="unknown", rootless=False)
+    assert found == Engine(version="unknown", rootless=False, experimental=answer is None)
 
 
 def test_engine_with_rootless_option_is_rootless() -> None:

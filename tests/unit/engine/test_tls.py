@@ -239,9 +239,11 @@ def engine(elsewhere: str = "") -> Iterator[Server]:
     with Server(elsewhere) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def connected(endpoint: str, cert_path: str = "", *, verify: bool = False) -> tuple[str, ...]:

@@ -653,7 +653,7 @@ def test_end_event_of_a_stopping_engine_causes_no_inspect(
     run(engine, scenario)
 
 
-@pytest.mark.parametrize("path", ["/version", "/info", "/events", "/networks", "/containers/json"])
+@pytest.mark.parametrize("path", ["/version", "/events", "/networks", "/containers/json"])
 @pytest.mark.parametrize(
     "bad",
     [
@@ -678,6 +678,107 @@ def test_watcher_retries_after_an_invalid_response(
     async def scenario(watched: Watched) -> None:
         await until(lambda: watched.watch.state is EngineState.CONNECTED and engine.listeners)
         assert watched.container("web")
+
+    run(engine, scenario)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        *((code, b'{"message": "no"}') for code in (401, 403, 404, 500, 501)),
+        *((403, b"<html>"), (200, b"<html>"), (200, b"null")),
+    ],
+)
+def test_info_is_not_needed(engine: FakeEngine, refusal: Answer) -> None:
+    """Q11: a socket proxy refuses it. The engine may then be experimental: its rules decide."""
+    engine.version = "20.10.24"
+    engine.say["/info"] = refusal
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        assert watched.container("web")
+        assert watched.watch.engine is not None
+        assert watched.watch.engine.may_write_ipv6_rules
+
+    run(engine, scenario)
+
+
+def test_event_stream_that_a_proxy_ends_is_opened_again(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Q11. A change meanwhile is found, and no warning is logged."""
+    monkeypatch.setattr(docker_watch, "MIN_STREAM_TIME", 0.0)
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        states = set()
+        for number, end in enumerate((END, CUT, END, CUT)):
+            name = f"more{number}"
+            engine.have(X, raw_container("web"), raw_container(name))
+            subscriptions = engine.asked_for("/events")
+            engine.send(end)
+            while watched.container(name) is None:
+                states.add(watched.watch.state)
+                await asyncio.sleep(0.001)
+            assert engine.asked_for("/events") == subscriptions + 1
+        assert states == {EngineState.CONNECTED}
+        await until(lambda: engine.listeners == 1)
+        engine.emit(event("container", "start", "web"))
+        await until(lambda: engine.asked_for(INSPECT_WEB))
+
+    run(engine, scenario)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_engine_is_lost_if_it_opens_no_event_stream_again(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_watch, "MIN_STREAM_TIME", 0.0)
+    monkeypatch.setattr(docker_watch, "REOPEN_TIMEOUT", 0.1)
+
+    def hangs() -> Answer:
+        time.sleep(1)
+        return 200, b""
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.say["/events"] = hangs
+        engine.send(END)
+        await until(lambda: watched.watch.state is EngineState.LOST)
+        assert watched.watch.waiting_for == "its event stream ended"
+
+    run(engine, scenario)
+
+
+def test_engine_whose_event_streams_end_at_once_is_lost(engine: FakeEngine) -> None:
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.send(END)
+        await until(lambda: watched.watch.state is EngineState.LOST)
+        await watched.connected()
+
+    run(engine, scenario)
+
+
+def test_podman_is_left_alone(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q12. The answer is that of Podman 4.3.1."""
+    engine.say["/version"] = engine.say_json(
+        {
+            "Version": "4.3.1",
+            "ApiVersion": "1.41",
+            "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}, {"Name": "Conmon"}],
+        }
+    )
+    monkeypatch.setattr(docker_watch, "WRONG_ENGINE_RETRY_DELAY", 0.3)
+
+    async def scenario(watched: Watched) -> None:
+        await until(lambda: "is Podman, which does IPv6 NAT itself" in watched.watch.waiting_for)
+        assert watched.watch.state is EngineState.UNREACHABLE
+        await asyncio.sleep(0.1)
+        assert engine.asked_for("/version") == 2  # once for the version of the API
+        assert not engine.asked_for("/networks")
+        del engine.say["/version"]
+        await watched.connected()
 
     run(engine, scenario)
 
