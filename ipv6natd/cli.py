@@ -20,6 +20,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import BOOLEANS
 from ipv6natd.sync.offline import close_networks, flush
 from ipv6natd.system import logs
+from ipv6natd.system.libraries import needed_libraries
 from ipv6natd.system.process import BASE_ENVIRONMENT
 from ipv6natd.system.terminal import printable
 
@@ -58,7 +59,8 @@ exit status: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     scrub_environment(os.environ)
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    with needed_libraries("ipv6natd"):
+        sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def scrub_environment(environ: MutableMapping[str, str]) -> None:
@@ -93,6 +95,8 @@ def run(argv: Sequence[str]) -> int:
     except FirewallError as error:
         log.error("%s", error)
         _set_exit_status_text(str(error))
+    except ModuleNotFoundError:
+        raise
     except Exception as error:
         log.error("internal error", exc_info=error)
         text = f"stopped by an internal error, please report it: {_cause(error)}"

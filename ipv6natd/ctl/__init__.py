@@ -14,11 +14,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
-from ipv6natd.ctl.client import EXIT_FAILED, DaemonClient, Options, Result, explain_error, json_text
-from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.usage import parse_arguments
-from ipv6natd.dbus.connection import BusError
+from ipv6natd.system.libraries import needed_libraries
 from ipv6natd.system.terminal import printable
+
+with needed_libraries("ipv6natctl"):
+    from ipv6natd.ctl.client import (
+        EXIT_FAILED,
+        DaemonClient,
+        Options,
+        Result,
+        explain_error,
+        json_text,
+    )
+    from ipv6natd.ctl.commands import COMMANDS
+    from ipv6natd.ctl.usage import parse_arguments
+    from ipv6natd.dbus.connection import BusError
 
 EXIT_INTERRUPTED = 130
 
