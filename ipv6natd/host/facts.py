@@ -41,7 +41,8 @@ _CONTAINER_CGROUP = re.compile(
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
-_NOT_ROUTED = 0x200 | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | 0x80000000
+_RTF_REJECT = 0x200
+_NOT_ROUTED = _RTF_REJECT | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | 0x80000000
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
@@ -82,8 +83,7 @@ def routes() -> Iterator[Route]:
     Left out are link-local routes, routes to its own addresses, routes that the kernel learned from
     other hosts (see `advertised_routes`), and interfaces with names that no rule can have.
     """
-    for line in read_text(_THREAD / "net/ipv6_route").splitlines():
-        prefix, length, *_, flags, interface = line.split()
+    for prefix, length, *_, flags, interface in _route_lines():
         if prefix.startswith(_LINK_SCOPE_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
             continue
         if is_plain_interface(interface):
@@ -136,11 +136,10 @@ def read_host(
     )
     if not facts.ipv6 or facts.disabled:
         return facts
-    global_interfaces = {line[5] for line in _address_lines() if line[3] == "00"}
     return replace(
         firewalls.add_firewall_facts(facts),
         ra_default_routes=ra_default_routes(),
-        global_interfaces=tuple(sorted(global_interfaces - {"lo"})),
+        client_interfaces=tuple(sorted(_client_interfaces())),
         interfaces=tuple(_forwarding_interfaces()),
         docker_ipv6nat=docker_ipv6nat(),
         br_netfilter=_BRIDGE_SYSCTL.exists(),
@@ -190,6 +189,16 @@ def _devices(routes: object) -> Iterator[str]:
             yield from _devices(routes.get("nexthops"))
 
 
+def _client_interfaces() -> set[str]:
+    """See HostFacts."""
+    default = {
+        interface
+        for prefix, length, *_, flags, interface in _route_lines()
+        if int(prefix, 16) == int(length, 16) == 0 and not int(flags, 16) & _RTF_REJECT
+    }
+    return default or {line[5] for line in _address_lines() if line[3] == "00"} - {"lo"}
+
+
 def _forwarding_interfaces() -> Iterator[str]:
     """The interfaces that receive and send IPv6 packets, with any addresses; without lo."""
     for path in sorted(_NET.glob("*")):
@@ -200,6 +209,11 @@ def _forwarding_interfaces() -> Iterator[str]:
             continue
         if path.name != "lo" and read_word(_CONF / path.name / "disable_ipv6") == "0":
             yield path.name
+
+
+def _route_lines() -> list[list[str]]:
+    """(prefix, prefix length, …, flags, interface) of each route, the numbers in hexadecimal."""
+    return [line.split() for line in read_text(_THREAD / "net/ipv6_route").splitlines()]
 
 
 def _address_lines() -> list[list[str]]:

@@ -50,8 +50,9 @@ class HostFacts:
     """net.ipv6.conf.all.disable_ipv6."""
     forwarding: bool = True
     ra_default_routes: tuple[RaDefaultRoute, ...] = ()
-    global_interfaces: tuple[str, ...] = ()
-    """Interfaces with a global IPv6 address, lo left out."""
+    client_interfaces: tuple[str, ...] = ()
+    """Interfaces from which clients come: those with a default route. If no interface has one,
+    those with a global IPv6 address, lo left out."""
     interfaces: tuple[str, ...] = ()
     """Interfaces that receive and send IPv6 packets, without lo and the ports of bridges."""
     backend: str = "nft"
@@ -269,7 +270,7 @@ def _expiring_ra_routes(facts: HostFacts) -> Iterator[Finding]:
 
 def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     bridges = {network.bridge for network in networks}
-    uplinks = [name for name in facts.global_interfaces if name not in bridges]
+    uplinks = [name for name in facts.client_interfaces if name not in bridges]
     for chain in facts.nft_chains:
         if chain.hook != "forward" or chain.table == FIREWALLD:
             continue
@@ -277,7 +278,7 @@ def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[
             rule
             for network in networks
             if not network.internal
-            for uplink in uplinks
+            for uplink in (*uplinks, *network.trusted_interfaces)
             for packet, rule in _required_packets(network.bridge, uplink)
             if blocks(chain, packet)
         )

@@ -178,7 +178,7 @@ def test_a_name_changes_no_rule(text: str, place: str) -> None:
 def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
     facts = HostFacts(
         ra_default_routes=(RaDefaultRoute(interface=text, accept_ra=1, forwarding=True),),
-        global_interfaces=(text, "eth0"),
+        client_interfaces=(text, "eth0"),
         interfaces=(text, "eth0"),
         forward_rules=(f"-A FORWARD {text}",),
         nft_chains=(

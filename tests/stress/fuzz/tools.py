@@ -137,7 +137,7 @@ def host(data: bytes) -> None:
         return answer if isinstance(answer, str) else json.dumps(answer)
 
     with mock.patch.object(tools, "output_of", said):
-        facts = host_rules.add_firewall_facts(HostFacts(global_interfaces=("eth0", "eth1")))
+        facts = host_rules.add_firewall_facts(HostFacts(client_interfaces=("eth0", "eth1")))
         host_facts.ra_default_routes()
     seen = evaluate(facts, NETWORKS)
     for each in seen.findings:

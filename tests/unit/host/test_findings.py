@@ -26,7 +26,7 @@ CUT = network(name="cut", subnet="fd00:c::/64", bridge="br-cut", icc=False)
 INNER = network(name="inner", subnet="fd00:d::/64", bridge="br-inner", internal=True)
 NATIVE = network(name="n", bridge="br-n", icc=False, managed_by=ManagedBy.ENGINE)
 PROGRAMS = {"docker", "ip6tables", "ipv6natctl", "ipv6natd", "modprobe", "sysctl", "update-grub"}
-WELL = HostFacts(global_interfaces=("br-x", "eth0"))
+WELL = HostFacts(client_interfaces=("br-x", "eth0"))
 ADVERTISED = RaDefaultRoute(interface="eth0.7", accept_ra=1, forwarding=True)
 
 
@@ -189,7 +189,7 @@ def test_open_router_is_not_reported_if_a_forward_rule_drops_everything(
 def test_open_router_is_not_reported_if_an_nft_chain_drops_other_packets(
     rules: list[list[dict[str, Any]]], policy: str, open_: bool
 ) -> None:
-    facts = replace(chain(*rules, policy=policy), interfaces=("eth0", "wg0"), global_interfaces=())
+    facts = replace(chain(*rules, policy=policy), interfaces=("eth0", "wg0"), client_interfaces=())
     assert bool(evaluate(facts, [X]).findings) is open_
 
 
@@ -202,7 +202,7 @@ def test_policy_counts_after_a_jump_with_an_unknown_match() -> None:
         {"rule": place | {"chain": "more", "expr": [ACCEPT]}},
     ]
     facts = replace(
-        WELL, nft_chains=base_chains(listed), interfaces=("eth0", "wg0"), global_interfaces=()
+        WELL, nft_chains=base_chains(listed), interfaces=("eth0", "wg0"), client_interfaces=()
     )
     assert evaluate(facts, [X]).findings == ()
 
@@ -314,6 +314,26 @@ def test_nft_jumps_are_followed_and_a_loop_ends() -> None:
 
 
 # Findings about one network.
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [[match(OIF, "virbr0"), {"reject": {}}]],
+        [[match(IIF, "virbr0"), match(OIF, "virbr0"), ACCEPT], [match(IIF, "virbr0"), DROP]],
+        [[match(OIF, {"set": ["virbr*", "tun0"]}), DROP]],
+    ],
+)
+def test_block_of_an_interface_without_clients_is_not_reported(
+    rules: list[list[dict[str, Any]]],
+) -> None:
+    """Q4: libvirt rejects new connections into its network, which is its purpose."""
+    facts = replace(chain(*rules, policy="accept"), client_interfaces=("br-x", "eth0", "wlan0"))
+    assert evaluate(facts, [X]).findings == ()
+    trusting = network(name="x", bridge="br-x", trusted_interfaces=("virbr0",))
+    assert len(evaluate(facts, [trusting]).findings) == 1
+    everywhere = replace(facts, client_interfaces=("virbr0",))
+    assert len(evaluate(everywhere, [X]).findings) == 1
 
 
 def test_chain_with_many_jumps_is_evaluated_once() -> None:

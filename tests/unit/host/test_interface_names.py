@@ -82,7 +82,7 @@ def test_name_with_a_dot_is_one_part_of_a_sysctl_key() -> None:
 def test_nft_chain_is_quoted_in_a_command() -> None:
     name = "$(touch owned)"
     chain = BaseChain(family="inet", table="t", name=name, hook="forward", policy="drop")
-    facts = HostFacts(global_interfaces=("br-x", "eth0"), nft_chains=(chain,))
+    facts = HostFacts(client_interfaces=("br-x", "eth0"), nft_chains=(chain,))
     (finding,) = evaluate(facts, [network(name="x", bridge="br-x")]).findings
     assert shlex.split(finding.command)[:6] == ["nft", "insert", "rule", "inet", "t", name]
 
