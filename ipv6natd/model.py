@@ -207,12 +207,14 @@ class PortBinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A running container: its endpoints, effective port bindings, and the unreadable ones."""
+    """A running container: its endpoints, its port bindings, and those that are not in force."""
 
     id: str
     name: str
     endpoints: tuple[Endpoint, ...] = ()
     bindings: tuple[PortBinding, ...] = ()
+    unpublished: tuple[PortBinding, ...] = ()
+    """The requests for ports that the engine publishes on no host port."""
     problems: tuple[tuple[str, str], ...] = ()
     """(port in Docker's form, reason) of each binding that could not be parsed."""
 

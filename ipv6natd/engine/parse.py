@@ -146,6 +146,7 @@ def container(raw: object, engine: Engine) -> Container | None:
         name=name.removeprefix("/") or container_id[:12],
         endpoints=tuple(_endpoints(facts)),
         bindings=tuple(found for found in bindings if isinstance(found, PortBinding)),
+        unpublished=tuple(_unpublished(facts)),
         problems=tuple(found for found in bindings if not isinstance(found, PortBinding)),
     )
 
@@ -158,8 +159,11 @@ def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]
     - From 28, it has no address then, and without the userland proxy no IPv6 binding.
     - host_binding_ipv6 of a network is used for requests without an address. Only an inspect has
       the requests.
+    - Without a bridge network that has a gateway, the engine publishes no port.
     """
     attached = _attached_networks(listed, networks)
+    if not listed.bindings and all(net.driver != "bridge" or net.internal for net in attached):
+        return True
     if engine.release < _IPV6_LISTED_SINCE or any(net.host_binding_ipv6 for net in attached):
         return bool(listed.bindings)
     if engine.release < (28,):
@@ -379,6 +383,19 @@ def _bindings(container: dict[str, Any], engine: Engine) -> Iterator[PortBinding
         yield from bound
         if engine.release < _IPV6_LISTED_SINCE:
             yield from _hidden_ipv6_bindings(bound)
+
+
+def _unpublished(container: dict[str, Any]) -> Iterator[PortBinding]:
+    """The requests in an inspect for ports that the engine publishes on no host port."""
+    published = _dict(_dict(container.get("NetworkSettings")).get("Ports"))
+    for port, requests in _dict(_dict(container.get("HostConfig")).get("PortBindings")).items():
+        if not published.get(port):
+            for request in map(_dict, _list(requests)):
+                # A request may name a range, "8000-8010": the engine would choose one of them.
+                first = _str(request.get("HostPort")).partition("-")[0]
+                binding = _binding(port, request.get("HostIp"), first)
+                if isinstance(binding, PortBinding):
+                    yield binding
 
 
 def _hidden_ipv6_bindings(bound: list[PortBinding | Problem]) -> Iterator[PortBinding]:

@@ -87,6 +87,20 @@ def container_ports(
         for binding, host_address in _host_addresses(container.bindings, network, policy)
         for outcome, reason in [_outcome(binding, host_address, attached, gateway)]
     ]
+    unpublished = [
+        PortDecision(
+            container=container,
+            network=network,
+            binding=binding,
+            host_address=None,
+            outcome=Outcome.SKIPPED,
+            reason=_unpublished_reason(attached),
+        )
+        for binding in container.unpublished
+    ]
+    # An endpoint may be known before its network.
+    complete = len(attached) >= len(container.endpoints)
+    by_proxy = _proxy_ports(decisions) if complete else ()
     requests = [
         _request(decision, gateway)
         for decision in decisions
@@ -96,12 +110,16 @@ def container_ports(
     warnings = _port_number_warnings(container) if requests else ()
     return ContainerPorts(
         container=container,
-        decisions=tuple(decisions),
+        decisions=(*decisions, *unpublished),
         requests=tuple(requests),
         direct_access=tuple(_direct_access(bindings, attached, gateway, policy)),
         proxy_udp_ports=tuple(_proxy_udp_ports(decisions)),
         other_sources=tuple(_other_sources(attached, gateway)),
-        skipped=(*unreadable_ports(container, network), *skipped_ports(decisions)),
+        skipped=(
+            *unreadable_ports(container, network),
+            *skipped_ports([*decisions, *unpublished]),
+            *by_proxy,
+        ),
         warnings=tuple((network.id, warning) for warning in warnings) if network else (),
     )
 
@@ -217,12 +235,29 @@ def _unreachable_reason(
     return ""
 
 
+def _unpublished_reason(attached: Iterable[Attachment]) -> str:
+    """Why the engine publishes a port on no host port, as far as the facts tell."""
+    bridges = [network for _, network in attached if network.driver == "bridge"]
+    if not bridges:
+        return (
+            "Docker publishes it on no port of the host, because the container is on no bridge "
+            "network; clients use the container's own address, or connect it to a bridge network"
+        )
+    if all(network.internal for network in bridges):
+        names = " and ".join(f"'{network.name}'" for network in bridges)
+        return (
+            f"Docker publishes it on no port of the host, because {names} is internal; connect "
+            "the container to a network that is not"
+        )
+    return "Docker publishes it on no port of the host; see: docker port"
+
+
 def _network_outcome(network: Network | None) -> tuple[Outcome, str]:
     """The outcome of a binding that decides nothing itself."""
     if network is None:
         return Outcome.PROXY, (
-            "the container has no network with an IPv6 gateway, so Docker's userland proxy "
-            "forwards the port and hides the client's address; connect it to a network with a "
+            "the container has no network with an IPv6 gateway, so only Docker's userland proxy "
+            "can forward the port, and hides the client's address; connect it to a network with a "
             "ULA subnet"
         )
     if network.problem:
@@ -230,7 +265,10 @@ def _network_outcome(network: Network | None) -> tuple[Outcome, str]:
     if network.closed:
         return Outcome.CLOSED, f"network '{network.name}' accepts no connections from outside"
     if not network.enable_ipv6:
-        return Outcome.PROXY, f"network '{network.name}' has no IPv6: create it with --ipv6"
+        return Outcome.PROXY, (
+            f"network '{network.name}' has no IPv6, so only Docker's userland proxy can forward "
+            "the port, and hides the client's address; create it with --ipv6"
+        )
     return Outcome.PENDING, NOT_IN_FORCE
 
 
@@ -300,8 +338,19 @@ def skipped_ports(decisions: Iterable[PortDecision]) -> Iterator[Skipped]:
     """A row for each binding that is skipped."""
     for decision in decisions:
         if decision.outcome is Outcome.SKIPPED:
-            port = f"{decision.binding.container_port}/{decision.binding.protocol}"
-            yield _skipped(decision.container, decision.network, port, decision.reason)
+            yield _skipped_port(decision)
+
+
+def _proxy_ports(decisions: Iterable[PortDecision]) -> Iterator[Skipped]:
+    """A row for each binding that only Docker's userland proxy forwards, except on [::1]."""
+    for decision in decisions:
+        if decision.outcome is Outcome.PROXY and decision.host_address != LOOPBACK:
+            yield _skipped_port(decision)
+
+
+def _skipped_port(decision: PortDecision) -> Skipped:
+    port = f"{decision.binding.container_port}/{decision.binding.protocol}"
+    return _skipped(decision.container, decision.network, port, decision.reason)
 
 
 def _skipped(container: Container, network: Network | None, port: str, reason: str) -> Skipped:

@@ -74,7 +74,7 @@ def _matching_containers(query: str, containers: Iterable[Container]) -> list[Co
         for container in known
         if any(
             wanted in ((binding.host_port, None), (binding.host_port, binding.protocol))
-            for binding in container.bindings
+            for binding in (*container.bindings, *container.unpublished)
         )
     ]
     by_id = [container for container in known if container.id.startswith(query)]

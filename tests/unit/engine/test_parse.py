@@ -588,11 +588,11 @@ def test_old_engine_that_lists_ipv6_gets_no_more_bindings() -> None:
     ("version", "name", "needs"),
     [
         ("20.10.24", "web", True),
-        ("20.10.24", "in", False),
+        ("20.10.24", "in", True),
         ("27.5.1", "web", True),
         ("28.0.0", "web", False),
         ("20.10.5", "web", True),
-        ("20.10.5", "sh", False),
+        ("20.10.5", "sh", True),
     ],
 )
 def test_needs_inspect_by_release_and_container(version: str, name: str, needs: bool) -> None:
@@ -687,3 +687,29 @@ def test_quoted_escapes_a_value(value: object, expected: str) -> None:
 
 def test_quoted_cuts_a_long_value() -> None:
     assert docker_facts.quoted("x" * 10_000) == "'" + "x" * 55 + "...'"
+
+
+def test_requests_that_the_engine_publishes_nowhere_are_read_from_an_inspect() -> None:
+    """Q19: `-p 8080:80 -p 7000-7010:70/udp` on a macvlan network."""
+    asked = {
+        "80/tcp": [{"HostIp": "", "HostPort": "8080"}],
+        "70/udp": [{"HostIp": "::", "HostPort": "7000-7010"}],
+        "90/tcp": [{"HostIp": "", "HostPort": ""}],
+        "nonsense": [{"HostPort": "1"}],
+        "91/tcp": None,
+    }
+    raw = raw_container(
+        {"80/tcp": None, "90/tcp": [{"HostIp": "", "HostPort": "32768"}]},
+        HostConfig={"PortBindings": asked},
+    )
+    found = container_of(raw, Engine(version="28.5.1"))
+    ports = [(each.protocol, each.host_port, each.container_port) for each in found.unpublished]
+    assert ports == [(Protocol.TCP, 8080, 80), (Protocol.UDP, 7000, 70)]
+    assert [each.container_port for each in found.bindings] == [90]
+
+
+@pytest.mark.parametrize("value", [None, [], "x", {"80/tcp": 5}, {"80/tcp": [None, "x"]}])
+def test_malformed_requests_are_no_requests(value: object) -> None:
+    raw = raw_container({}, HostConfig={"PortBindings": value})
+    found = container_of(raw, Engine(version="28.5.1"))
+    assert all(not each.host_port for each in found.unpublished)

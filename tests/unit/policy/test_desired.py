@@ -43,6 +43,7 @@ Y = network(name="y", subnet="fd00:b::/64", bridge="brY")
 INTERNAL = network(name="in", subnet="fd00:c::/64", internal=True)
 GWBRIDGE = network(name="docker_gwbridge", subnet="fd00:e::/64")
 GUA = network(name="gua", subnet="2001:db8:5::/64")
+MACVLAN = network(name="lan", subnet="fd00:1a::/64", driver="macvlan", bridge="")
 NO_IPV6 = network(name="four", subnet="", enable_ipv6=False)
 D = network(
     name="bridge",
@@ -61,9 +62,16 @@ def web(*ports: str, on: Network = X) -> Container:
     return container(name="web", on=[on], ports=ports)
 
 
+def ipv4_only(on: Network) -> Endpoint:
+    return replace(endpoint(on=X, gateways="4"), network_id=on.id, address=None)
+
+
 def ip6_off(on: Network) -> Container:
-    off = replace(endpoint(on=on, gateways="4"), address=None)
-    return container(name="web", on=[off], ports=["8080:80"])
+    return container(name="web", on=[ipv4_only(on)], ports=["8080:80"])
+
+
+def unpublished(*on: Network) -> Container:
+    return container(on=on, unpublished=(binding(),))
 
 
 def chosen(address: str, host_port: int) -> PortBinding:
@@ -315,6 +323,33 @@ CASES = {
         facts=snapshot(X, container(on=[X], ports=[binding(host_port=0)]))
     ),
     "a network that nobody knows yet": Case(facts=snapshot(web("8080:80"))),
+    "Q19: a port that the engine publishes nowhere": Case(
+        facts=snapshot(X, MACVLAN, unpublished(MACVLAN)),
+        skipped=("on no port of the host, because the container is on no bridge network",),
+    ),
+    "Q19: and the container has no network": Case(
+        facts=snapshot(X, unpublished()), skipped=("the container is on no bridge network",)
+    ),
+    "Q19: and its network is internal": Case(
+        facts=snapshot(INTERNAL, unpublished(INTERNAL)), skipped=("is internal; connect",)
+    ),
+    "Q19: and it is on both": Case(
+        facts=snapshot(INTERNAL, MACVLAN, unpublished(INTERNAL, MACVLAN)),
+        skipped=("is internal; connect",),
+    ),
+    "Q19: and nobody knows why": Case(facts=snapshot(X, unpublished(X)), skipped=("docker port",)),
+    "Q25: a port on a network without IPv6": Case(
+        facts=snapshot(NO_IPV6, container(on=[ipv4_only(NO_IPV6)], ports=["8080:80"])),
+        skipped=("only Docker's userland proxy can forward the port, and hides the client's",),
+    ),
+    "Q25: and for IPv4 only": Case(
+        facts=snapshot(
+            NO_IPV6, container(on=[ipv4_only(NO_IPV6)], ports=[binding(address="0.0.0.0")])
+        )
+    ),
+    "Q25: and for [::1] only": Case(
+        facts=snapshot(NO_IPV6, container(on=[ipv4_only(NO_IPV6)], ports=[binding(address="::1")]))
+    ),
 }
 
 
@@ -386,8 +421,10 @@ def test_desired_for_the_recorded_answers_of_engine_20_10() -> None:
     assert lines(want) == ["tcp [::]:32769 -> def [fd00:dead:beef::242:ac11:2]:90"]
     assert [(skip.network, skip.container_name, skip.port) for skip in want.skipped] == [
         ("gua", "", ""),
+        ("neti", "in", "80/tcp"),
         ("", "noip6", "80/tcp"),
     ]
+    assert "because 'neti' is internal" in want.skipped[1].reason
 
 
 # The gateway of a container with several networks.

@@ -77,6 +77,16 @@ def test_query_prefers_a_name_that_looks_like_a_port() -> None:
     ]
 
 
+def test_port_that_the_engine_publishes_nowhere_is_explained() -> None:
+    """Q19."""
+    lan = network(name="lan", driver="macvlan", bridge="")
+    web = container(on=[lan], unpublished=(binding(host_port=8080),))
+    (explanation,) = explained("8080", A, lan, web)
+    (port,) = explanation.ports
+    assert (port.binding, port.outcome) == ("[::]:8080 -> 80/tcp", Outcome.SKIPPED)
+    assert "the container is on no bridge network" in port.reason
+
+
 def test_forwarded_port_has_its_rule_and_counter() -> None:
     web = container(on=[A], ports=["8080:80", "9000-9009:9000-9009/udp"])
     (explanation,) = explained("web", A, web)
