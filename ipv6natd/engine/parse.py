@@ -34,6 +34,9 @@ Problem = tuple[str, str]
 """An element of Container.problems."""
 
 _BRIDGE = "com.docker.network.bridge."
+_DISABLE_IPV6 = "net.ipv6.conf.{}.disable_ipv6"
+_ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
+"""The option of an endpoint for sysctls of its interface, as IFNAME; since Docker 27."""
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _IPV6_LISTED_SINCE = (20, 10, 6)
 """The first release that lists the IPv6 side of a wildcard binding."""
@@ -346,9 +349,14 @@ def _parse_address(text: str) -> Address | None:
 
 def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
     sysctls = _dict(_dict(container.get("HostConfig")).get("Sysctls"))
-    ipv6_off = sysctls.get("net.ipv6.conf.all.disable_ipv6") == "1"
-    for raw in _dict(_dict(container.get("NetworkSettings")).get("Networks")).values():
+    networks = _dict(_dict(container.get("NetworkSettings")).get("Networks"))
+    # No fact tells which of several networks has which interface.
+    names = ("all", "eth0") if len(networks) == 1 else ("all",)
+    off_by_sysctl = any(sysctls.get(_DISABLE_IPV6.format(name)) == "1" for name in names)
+    for raw in networks.values():
         facts = _dict(raw)
+        options = _str(_dict(facts.get("DriverOpts")).get(_ENDPOINT_SYSCTLS)).split(",")
+        ipv6_off = off_by_sysctl or f"{_DISABLE_IPV6.format('IFNAME')}=1" in options
         network_id = _str(facts.get("NetworkID"))
         if not _ID.fullmatch(network_id):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -138,9 +139,13 @@ def test_p10_paused_container_keeps_its_rules(regime: Regime) -> None:
         opened(regime.client, port)
 
 
-def test_p11_container_without_ipv6_is_skipped_with_the_reason(regime: Regime) -> None:
+@pytest.mark.parametrize("interface", ["all", "eth0"])
+def test_p11_container_without_ipv6_is_skipped_with_the_reason(
+    regime: Regime, interface: str
+) -> None:
+    """P11 and, with eth0, Q15."""
     port = regime.port()
-    off = "net.ipv6.conf.all.disable_ipv6=1"
+    off = f"net.ipv6.conf.{interface}.disable_ipv6=1"
     with regime.container("--sysctl", off, publish=[f"{port}:80"], name="p11") as made:
         bindings = made.facts["NetworkSettings"]["Ports"]["80/tcp"]
         # Engine 28 without its proxy publishes this only on IPv4, and the user gets a message too.
@@ -181,6 +186,13 @@ def test_p14_network_of_another_driver_has_no_rule(regime: Regime) -> None:
                 opened(regime.client, later.port())
             assert "fd00:e:" not in regime.sandbox.rules()
             assert dnats(regime.sandbox.rules(), port) == []
+            if not regime.native:
+                # Q19.
+                rows = listed(regime.daemon, "skipped")
+                (row,) = (each for each in rows if each["ContainerName"] == one.name)
+                assert "the container is on no bridge network" in row["Reason"]
+                explained = json.loads(regime.daemon.ctl("explain", str(port), "--json=short"))
+                assert [each["ContainerName"] for each in explained] == [one.name]
     finally:
         regime.engine.docker("network", "rm", "mv")
 

@@ -713,3 +713,35 @@ def test_malformed_requests_are_no_requests(value: object) -> None:
     raw = raw_container({}, HostConfig={"PortBindings": value})
     found = container_of(raw, Engine(version="28.5.1"))
     assert all(not each.host_port for each in found.unpublished)
+
+
+@pytest.mark.parametrize(
+    ("sysctls", "options", "networks", "addresses"),
+    [
+        ({}, None, 1, 1),
+        ({"net.ipv6.conf.all.disable_ipv6": "1"}, None, 2, 0),
+        ({"net.ipv6.conf.eth0.disable_ipv6": "1"}, None, 1, 0),
+        ({"net.ipv6.conf.eth0.disable_ipv6": "0"}, None, 1, 1),
+        ({"net.ipv6.conf.eth0.accept_ra": "1"}, None, 1, 1),
+        ({"net.ipv6.conf.eth0.disable_ipv6": "1"}, None, 2, 2),
+        ({}, "net.ipv6.conf.IFNAME.disable_ipv6=1", 2, 1),
+        ({}, "net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.conf.IFNAME.disable_ipv6=1", 1, 0),
+        ({}, "net.ipv6.conf.IFNAME.disable_ipv6=0", 1, 1),
+    ],
+)
+def test_sysctl_that_disables_ipv6_inside_takes_the_address(
+    sysctls: dict[str, str], options: str | None, networks: int, addresses: int
+) -> None:
+    """P11 and Q15."""
+    raw = raw_container({}, HostConfig={"Sysctls": sysctls})
+    first = raw["NetworkSettings"]["Networks"].pop("x")
+    for number in range(networks):
+        own = {"com.docker.network.endpoint.sysctls": options} if options and not number else None
+        raw["NetworkSettings"]["Networks"][f"x{number}"] = first | {
+            "NetworkID": identity(f"x{number}"),
+            "DriverOpts": own,
+        }
+    found = container_of(raw, Engine(version="28.5.1"))
+    assert len(found.endpoints) == networks
+    with_address = [each for each in found.endpoints if each.address and each.has_gateway6]
+    assert len(with_address) == addresses
