@@ -38,6 +38,7 @@ _CONTAINER_CGROUP = re.compile(
     r"/(?:docker-)?([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", re.MULTILINE
 )
 """Strict, because every user can choose the name of a cgroup."""
+_OF_ROOT = re.compile(r"^Uid:\t0\t", re.MULTILINE)
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
@@ -235,12 +236,17 @@ def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:
 
 
 def docker_ipv6nat() -> str:
-    """The command that stops docker-ipv6nat in this network namespace; "" if none runs."""
+    """The command that stops docker-ipv6nat in this network namespace; "" if none runs.
+
+    Every user can name a process so, but only root can write rules. Without CAP_SYS_PTRACE, as in
+    the unit, the namespace of a process with more capabilities cannot be read.
+    """
     here = read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
             read_word(process / "comm") == "docker-ipv6nat"
-            and read_link(process / "ns/net") == here
+            and _OF_ROOT.search(read_text(process / "status"))
+            and read_link(process / "ns/net") in (here, "")
         ):
             container = _CONTAINER_CGROUP.search(read_text(process / "cgroup"))
             return f"docker rm -f {container[1]}" if container else f"kill {process.name}"

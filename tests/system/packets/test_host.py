@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -441,6 +442,11 @@ def test_running_docker_ipv6nat_is_reported_with_the_command(lab: Small) -> None
         said = lab.looked()
         assert said.startswith("degraded: docker-ipv6nat runs")
         assert said.endswith(f"kill {rival.pid}")
+        # Q9: with the capabilities of the unit.
+        find = "from ipv6natd.host.facts import docker_ipv6nat; print(docker_ipv6nat())"
+        bounds = "--bounding-set=-all,+net_admin,+net_raw"
+        found = lab.host.run("setpriv", bounds, "--inh-caps=-all", sys.executable, "-c", find)
+        assert found.strip() == f"kill {rival.pid}"
     finally:
         end(rival)
     assert lab.looked() == "synced: "

@@ -95,12 +95,20 @@ def test_name_of_a_cgroup_is_no_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (folder / "ns").mkdir(parents=True)
         (folder / "ns/net").symlink_to("net:[1]")
     (process / "comm").write_text("docker-ipv6nat\n")
+    (process / "status").write_text("Name:\tdocker-ipv6nat\nUid:\t0\t0\t0\t0\n")
     (process / "cgroup").write_text(f"0::/user.slice/{';reboot #'.ljust(64, 'x')}\n")
     monkeypatch.setattr(host_facts, "_PROC", tmp_path)
     monkeypatch.setattr(host_facts, "_THREAD", here)
     assert host_facts.docker_ipv6nat() == "kill 4711"
     (process / "cgroup").write_text(f"0::/system.slice/docker-{'0a' * 32}.scope\n")
     assert host_facts.docker_ipv6nat() == "docker rm -f 0a0a0a0a0a0a"
+    (process / "ns/net").unlink()
+    assert host_facts.docker_ipv6nat() == "docker rm -f 0a0a0a0a0a0a"  # Q9
+    (process / "ns/net").symlink_to("net:[2]")
+    assert host_facts.docker_ipv6nat() == ""
+    (process / "ns/net").unlink()
+    (process / "status").write_text("Name:\tdocker-ipv6nat\nUid:\t1000\t0\t0\t0\n")
+    assert host_facts.docker_ipv6nat() == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
