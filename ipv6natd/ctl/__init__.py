@@ -20,10 +20,12 @@ from ipv6natd.system.terminal import printable
 with needed_libraries("ipv6natctl"):
     from ipv6natd.ctl.client import (
         EXIT_FAILED,
+        EXIT_NOT_RUNNING,
         DaemonClient,
         Options,
         Result,
         explain_error,
+        is_not_running,
         json_text,
     )
     from ipv6natd.ctl.commands import COMMANDS
@@ -77,4 +79,10 @@ def _report_write_error(error: OSError) -> int:
 
 async def _run_command(name: str, options: Options) -> Result:
     with closing(DaemonClient()) as daemon:
-        return await COMMANDS[name].run(daemon, options)
+        try:
+            return await COMMANDS[name].run(daemon, options)
+        except BusError as error:
+            if not is_not_running(error) or not (failure := await daemon.unit_failure()):
+                raise
+    note = f"ipv6natd has failed: {failure}; correct this, then: systemctl start ipv6natd"
+    return Result(code=EXIT_NOT_RUNNING, note=note)

@@ -50,6 +50,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         root=os.geteuid() == 0,
         bus=bus_error,
         daemon=properties,
+        failure="" if properties or bus_error else await daemon.unit_failure(),
         native_networks=native,
         host_backend=host,
         kernel_checked=kernel_checked,

@@ -27,6 +27,10 @@ COLOURS: Mapping[str, Colour] = {
 }
 """State, verdict, outcome or event -> its colour; the others are warnings."""
 
+_SYSTEMD1 = "org.freedesktop.systemd1."
+_UNIT_PATH = "/org/freedesktop/systemd1/unit/ipv6natd_2eservice"
+_UNIT = ("org.freedesktop.systemd1", _UNIT_PATH, PROPERTIES, "GetAll")
+
 Row = Mapping[str, Any]
 """A row of a list on the bus."""
 
@@ -85,6 +89,17 @@ class DaemonClient:
         connection = await self.connection()
         (values,) = await connection.call(NAME, PATH, PROPERTIES, "GetAll", "s", MANAGER)
         return dict(values)
+
+    async def unit_failure(self) -> str:
+        """Why the unit failed, the text of `systemctl status`; "" if it did not, or if unknown."""
+        try:
+            connection = await self.connection()
+            (unit,) = await connection.call(*_UNIT, "s", _SYSTEMD1 + "Unit")
+            (service,) = await connection.call(*_UNIT, "s", _SYSTEMD1 + "Service")
+        except BusError:
+            return ""
+        failed = unit.get("ActiveState") == "failed"
+        return str(service.get("StatusText", "")) if failed else ""
 
     def close(self) -> None:
         """Close the connection."""

@@ -56,6 +56,8 @@ class CheckInputs:
     """Why the bus cannot be reached; empty if it can be."""
     daemon: Map[str, Any] = field(default_factory=dict)
     """The properties of the daemon by their names on the bus; empty if it does not run."""
+    failure: str = ""
+    """Why the unit failed; empty if it did not."""
     native_networks: int | None = 0
     """Number of networks that the engine manages itself; None if unknown."""
     host_backend: str = ""
@@ -91,6 +93,9 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
 def _daemon(inputs: CheckInputs) -> Check:
     if inputs.bus:
         return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
+    if inputs.failure:
+        text = f"it has failed: {inputs.failure}; correct this, then"
+        return Check("ipv6natd", BAD, text, "systemctl start ipv6natd")
     if not inputs.daemon:
         return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
     if inputs.daemon.get("State") == State.SYNCED:

@@ -68,6 +68,7 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configurat
   <policy user="root">
     <allow send_destination="*"/>
     <allow own="org.freedesktop.PolicyKit1"/>
+    <allow own="org.freedesktop.systemd1"/>
   </policy>
   <include ignore_missing="yes">{polkit}</include>
 </busconfig>

@@ -20,10 +20,11 @@ import pytest
 from ipv6natd import __version__
 from ipv6natd.ctl.check import _query_daemon
 from ipv6natd.ctl.client import DaemonClient, explain_error
-from ipv6natd.dbus.connection import BUS, ERROR, BusError
+from ipv6natd.dbus import connection as bus_connection
+from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call
 from ipv6natd.dbus.objects import MANAGER, PATH
 from ipv6natd.dbus.values import variants
-from ipv6natd.dbus.wire import Message
+from ipv6natd.dbus.wire import Message, Variant
 from ipv6natd.model import Outcome, Skipped
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation, NetworkReport
@@ -160,6 +161,36 @@ def test_stopped_daemon_exits_3_with_the_start_command(bus: Bus) -> None:
                 "",
                 "ipv6natd is not running: systemctl start ipv6natd\n",
             )
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("state", "text"), [("failed", "a.toml: unknown key 'debg'"), ("inactive", "x"), ("failed", "")]
+)
+def test_failed_unit_is_named_with_its_reason(bus: Bus, state: str, text: str) -> None:
+    """Q27. Another process answers as systemd."""
+
+    def answer(call: Call) -> None:
+        interface = call.args[0].rpartition(".")[2]
+        found = {"Unit": {"ActiveState": state}, "Service": {"StatusText": text}}[interface]
+        found = {name: Variant("s", value) for name, value in found.items()}
+        call.connection.reply(call, "a{sv}", [found])
+
+    async def body() -> None:
+        systemd = await bus_connection.connect(bus.address, on_call=answer)
+        await systemd.call(*BUS, "RequestName", "su", "org.freedesktop.systemd1", 4)
+        code, out, err = await command(bus, *CTL, "status")
+        assert (code, out) == (3, "")
+        if state == "failed" and text:
+            assert err == (
+                f"ipv6natd has failed: {text}; correct this, then: systemctl start ipv6natd\n"
+            )
+        else:
+            assert err == "ipv6natd is not running: systemctl start ipv6natd\n"
+        _, out, _ = await command(bus, *CTL, "check")
+        assert (f"it has failed: {text}; correct this" in out) == (state == "failed" and text != "")
+        systemd.close()
 
     run(body())
 
