@@ -26,7 +26,7 @@ from ipv6natd.host.findings import Finding, evaluate, kernel_fault
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.report.checks import TOOLS, Check, CheckInputs, CheckVerdict, checks
+from ipv6natd.report.checks import INSTALLERS, TOOLS, Check, CheckInputs, CheckVerdict, checks
 from ipv6natd.report.status import counted
 from ipv6natd.system import process
 from ipv6natd.system.terminal import printable
@@ -56,7 +56,7 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         kernel_checked=kernel_checked,
         kernel_fault=fault,
         missing=tuple(name for name in TOOLS if process.which(name) is None),
-        has_apt=process.which("apt-get") is not None,
+        installer=next((INSTALLERS[name] for name in INSTALLERS if process.which(name)), ""),
         ufw=_ufw(),
         polkit=None if bus_error else await _polkit(daemon),
     )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import signal
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +93,11 @@ async def _run_monitor(nft: str, own_writes: deque[int], changed: Callable[[], N
                 changed()
     finally:
         catch_up.cancel()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            # Not process.kill(): it reaps a process that has just ended, and asyncio then warns of
+            # an unknown child process.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_TIMEOUT):
                 await process.wait()

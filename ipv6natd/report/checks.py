@@ -21,7 +21,14 @@ TOOLS = {
     "nft": "nftables",
     "ip": "iproute2",
 }
-"""Program -> its Debian package."""
+"""Program -> its package in Debian, Arch Linux, openSUSE and Alpine Linux."""
+INSTALLERS = {
+    "apt-get": "apt install",
+    "pacman": "pacman -S",
+    "zypper": "zypper install",
+    "apk": "apk add",
+}
+"""Package manager -> the command that installs a package."""
 
 
 class CheckVerdict(StrEnum):
@@ -70,7 +77,8 @@ class CheckInputs:
     ufw: bool = False
     polkit: bool | None = None
     """True if polkit answers; None if the bus cannot be reached."""
-    has_apt: bool = True
+    installer: str = "apt install"
+    """The command that installs a package; empty if no known one is there."""
 
 
 _NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
@@ -126,8 +134,10 @@ def _tools(inputs: CheckInputs) -> Check:
     if not inputs.missing:
         return Check("tools", OK, f"{', '.join(TOOLS)} are installed")
     packages = dict.fromkeys(TOOLS[tool] for tool in inputs.missing)
-    fix = f"{'apt install' if inputs.has_apt else 'pacman -S'} {' '.join(packages)}"
     text = f"missing: {', '.join(inputs.missing)}; /usr/local is not searched"
+    fix = f"{inputs.installer} {' '.join(packages)}" if inputs.installer else ""
+    if not fix:
+        text += f"; install {' and '.join(packages)}"
     return Check("tools", BAD if "iptables" in packages else NOTE, text, fix)
 
 

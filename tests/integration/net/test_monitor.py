@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from ipv6natd.firewall import monitor
 from ipv6natd.system.process import spawn_monitor, which
 from tests.harness.needs import need
-
-pytestmark = pytest.mark.slow
 
 
 def big_set(size: int) -> str:
@@ -57,6 +57,7 @@ async def quiet(reads: Callable[[], int]) -> int:
     return before
 
 
+@pytest.mark.slow
 def test_lost_events_cause_reads_until_the_monitor_has_caught_up(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_lost_events_cause_reads_until_the_monitor_has_caught_up(
     watched(scenario)
 
 
+@pytest.mark.slow
 def test_a_monitor_that_reads_a_large_set_at_its_start_causes_reads_until_it_is_subscribed(
     namespace: str,
 ) -> None:
@@ -99,3 +101,27 @@ def test_a_monitor_that_reads_a_large_set_at_its_start_causes_reads_until_it_is_
         assert await quiet(reads) == before + 1
 
     watched(scenario)
+
+
+def test_monitor_that_has_just_ended_is_no_unknown_child(
+    namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Q22: a signal to the whole process group ends both at once."""
+    del namespace
+
+    async def once() -> None:
+        task = asyncio.create_task(monitor.watch(which("nft") or "nft", deque(), lambda: None))
+        await asyncio.sleep(0.3)
+        (pid,) = children()
+        os.kill(pid, signal.SIGTERM)
+        task.cancel()
+        await asyncio.wait([task])
+
+    for _ in range(20):
+        asyncio.run(once())
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(word) for path in tasks for word in path.read_text().split()]

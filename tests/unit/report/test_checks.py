@@ -142,11 +142,13 @@ def test_rule_checks_without_root_are_unknown() -> None:
             "apt install iproute2 nftables",
         ),
         (
-            replace(RUNNING, missing=("nft",), has_apt=False),
+            replace(RUNNING, missing=("nft",), installer="pacman -S"),
             "tools",
             CheckVerdict.NOTE,
             "pacman -S nftables",
         ),
+        # Q22.
+        (replace(RUNNING, missing=("nft",), installer=""), "tools", CheckVerdict.NOTE, ""),
         (
             replace(RUNNING, missing=("ip6tables", "ip6tables-save")),
             "tools",
