@@ -15,6 +15,7 @@ from ipv6natd.ctl.client import (
     painted,
     suggestion,
 )
+from ipv6natd.report.status import State
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable
 
 _ID_LENGTH = 12
@@ -26,7 +27,8 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
     query = options.argument
     rows = await daemon.call("Explain", query)
     if rows:
-        return Result(value=rows, text="\n".join(_container_text(row, options) for row in rows))
+        text = "\n".join(_container_text(row, options) for row in rows)
+        return Result(value=rows, text=text, note=await _state_note(daemon))
     if query.partition("/")[0].isdigit():
         note = f"no running container publishes port {query}, for IPv4 or IPv6: docker ps"
     else:
@@ -34,6 +36,14 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
         hint = suggestion(get_close_matches(query, names, n=1), ": docker ps")
         note = f"no running container is called {query!r}{hint}"
     return Result(value=[], code=EXIT_FAILED, note=note)
+
+
+async def _state_note(daemon: DaemonClient) -> str:
+    """A sentence if a port may be unreachable in spite of its rule."""
+    value = await daemon.properties()
+    if value["State"] == State.SYNCED:
+        return ""
+    return f"note: ipv6natd is {value['State']}: {value['StateReason']}"
 
 
 def _container_text(row: Row, options: Options) -> str:

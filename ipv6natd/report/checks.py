@@ -125,7 +125,7 @@ def _engine(inputs: CheckInputs) -> Iterator[Check]:
         elif inputs.native_networks == 0:
             text += "; it writes no IPv6 rules itself"
         yield Check("docker", OK, text)
-        if not inputs.daemon["NetworkCount"]:
+        if not inputs.daemon["NetworkCount"] and inputs.daemon["State"] != State.STOPPED:
             text = "no network has a ULA subnet; this creates a prefix and shows how to use it"
             yield Check("networks", NOTE, text, "ipv6natctl ula")
 

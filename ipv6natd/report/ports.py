@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from ipv6natd.model import Container, Desired, ManagedBy, Mapping, Outcome, PortBinding, Protocol
@@ -31,11 +31,12 @@ class PortReport:
 
 
 def port_reports(container: Container, desired: Desired, rules: DnatRules) -> Iterator[PortReport]:
-    """In the order of container ports. A mapping of a range of ports is one report."""
+    """In the order of container ports. A range of ports with one rule is one report."""
     mappings: dict[tuple[Protocol, IPv6Address | None, int], Mapping] = {
-        (mapping.protocol, mapping.host_address, mapping.host_port): mapping
+        (part.protocol, part.host_address, part.host_port): part
         for mapping in desired.mappings
         if mapping.container_id == container.id
+        for part in _parts(mapping)
     }
     decisions = desired.decisions.get(container.id)
     if decisions is None:
@@ -48,6 +49,16 @@ def port_reports(container: Container, desired: Desired, rules: DnatRules) -> It
             yield _unmapped_port(binding, decision.outcome, decision.reason)
         elif mapping := mappings.get((binding.protocol, decision.host_address, binding.host_port)):
             yield _mapped_port(mapping, rules)
+
+
+def _parts(mapping: Mapping) -> Iterator[Mapping]:
+    """The mapping itself, or its ports if each of them has a rule: see policy.ruleset."""
+    if mapping.host_port == mapping.container_port or mapping.managed_by is ManagedBy.ENGINE:
+        yield mapping
+    else:
+        for i in range(mapping.count):
+            host_port, container_port = mapping.host_port + i, mapping.container_port + i
+            yield replace(mapping, host_port=host_port, container_port=container_port, count=1)
 
 
 def _binding_order(binding: PortBinding) -> tuple[Protocol, int, int, str]:

@@ -20,7 +20,7 @@ from ipv6natd.host.findings import kernel_fault
 from ipv6natd.model import EngineState, Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
-from ipv6natd.sync.applier import Applier, PassResult
+from ipv6natd.sync.applier import AppliedState, Applier, PassResult
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
 from ipv6natd.sync.publisher import Publisher
@@ -193,7 +193,8 @@ class Reconciler:
         """Explanations of the containers that `query` selects."""
         applied = self.applier.applied
         if applied.observed is None:
-            return []
+            # No rule is certainly in force: every port is explained so.
+            applied = AppliedState()
         facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
 

@@ -111,6 +111,21 @@ def test_forwarded_port_has_its_rule_and_counter() -> None:
     assert [port.get("Connections") for port in values["Ports"]] == [7, None]
 
 
+def test_each_port_of_a_shifted_range_has_its_own_rule() -> None:
+    """Q26. The ports of a range that keeps its numbers have one rule."""
+    web = container(on=[A], ports=["8093-8095:80-82", "9000-9002:9000-9002"])
+    (explanation,) = explained("8094", A, web)
+    rules = {port.binding: port.rule for port in explanation.ports}
+    assert list(rules) == [
+        *("[::]:8093 -> 80/tcp", "[::]:8094 -> 81/tcp", "[::]:8095 -> 82/tcp"),
+        "[::]:9000-9002 -> 9000-9002/tcp",
+    ]
+    for number in range(3):
+        rule = rules[f"[::]:{8093 + number} -> {80 + number}/tcp"]
+        assert f"--dport {8093 + number} " in rule
+        assert rule.endswith(f"]:{80 + number}")
+
+
 def test_every_forwarded_port_of_a_split_table_finds_its_rule() -> None:
     web = container(on=[A], ports=[f"{port}:80" for port in range(1000, 5000, 7)])
     (explanation,) = explained("web", A, web)

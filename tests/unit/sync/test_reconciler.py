@@ -15,6 +15,7 @@ from ipv6natd.model import Container, Engine, EngineState, Mapping, Network, Pol
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Ruleset, Table, TableRules
 from ipv6natd.policy.desired import desired
+from ipv6natd.policy.port_bindings import NOT_IN_FORCE
 from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync import applier, reconciler
@@ -784,6 +785,8 @@ def test_cleanup_removes_all_rules_until_a_resync(bench: Bench) -> None:
         assert "ipv6natctl resync" in bench.status.state_reason
         assert (bench.status.mappings, bench.status.networks) == ((), ())
         assert bench.status.generation == before.generation + 1
+        (explanation,) = await bench.loop.explain("8080")  # Q26
+        assert {port.reason for port in explanation.ports} == {NOT_IN_FORCE}
         # Events, drift and a reload write nothing now.
         bench.facts.have(X, web("81:81"))
         await bench.passed()
