@@ -250,7 +250,10 @@ class Daemon:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     async def leftovers(self) -> tuple[Leftover, ...]:
-        """Stale rules of an engine or docker-ipv6nat; () while one of them may still use them."""
+        """Stale rules of an engine or docker-ipv6nat; () while one of them may still use them.
+
+        Raises BusError.
+        """
         engine_writes = self._reconciler.monitor.desired.engine_writes
         stop_command = await in_thread(docker_ipv6nat)
         return () if engine_writes or stop_command else await self._find_leftovers()
@@ -284,7 +287,10 @@ class Daemon:
         return found
 
     async def _find_leftovers(self) -> tuple[Leftover, ...]:
-        return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
+        try:
+            return await in_thread(partial(read_leftovers, tuple(self._watch.networks.values())))
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     async def explain(self, query: str) -> list[Explanation]:
         """The explanations, with the counters of the kernel if they can be read."""

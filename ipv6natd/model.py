@@ -239,6 +239,8 @@ class EngineRules:
     bridges: frozenset[str] = frozenset()
     ports: frozenset[tuple[Protocol, int]] = frozenset()
     """Host ports that these rules forward."""
+    complete: bool = True
+    """False if the rules cannot be read; then `bridges` has all that may have some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import TOOL_TIMEOUT, RestoreFirewall
+from ipv6natd.firewall.restore import RestoreFirewall, run_tool, save_text
 from ipv6natd.firewall.xtables import existing_tables
 from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_rules import (
@@ -16,18 +18,21 @@ from ipv6natd.netfilter.docker_rules import (
     removal_text,
 )
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.system.process import output_of
+from ipv6natd.system.process import which
 
 NFTABLES = "nftables"
+_NOTHING_THERE = re.compile("No such file or directory|Protocol not supported")
 
 
 def read_engine_rules() -> EngineRules:
-    """The rules of the engine, in force or left over; empty if a tool fails. Blocks."""
+    """The rules of the engine, in force or left over. Blocks. Raises FirewallError if a tool fails:
+    what it does not show may be there."""
     return engine_rules((text for _, text in _read_saves()), _run_nft("list"))
 
 
 def read_leftovers(networks: Sequence[Network]) -> tuple[Leftover, ...]:
-    """All rules and chains of Docker or docker-ipv6nat, also those in force. Blocks."""
+    """All rules and chains of Docker or docker-ipv6nat, also those in force. Blocks. Raises
+    FirewallError if a tool fails."""
     leftovers = [
         leftover
         for backend, text in _read_saves()
@@ -53,9 +58,25 @@ def remove_leftovers(leftovers: Sequence[Leftover]) -> None:
 def _read_saves() -> Iterator[tuple[Backend, str]]:
     """The output of ip6tables-save. Legacy is read only if it has tables: reading creates them."""
     for backend in Backend:
-        if backend is Backend.NFT or existing_tables():
-            yield backend, output_of(f"ip6tables-{backend}-save", timeout=TOOL_TIMEOUT)
+        tool = which(f"ip6tables-{backend}-save")
+        if tool and (backend is Backend.NFT or existing_tables()):
+            with _nothing_there():
+                yield backend, save_text(tool)
 
 
 def _run_nft(verb: str) -> str:
-    return output_of("nft", verb, "table", *NFT_TABLE, timeout=TOOL_TIMEOUT)
+    """The output; "" if the table does not exist."""
+    if nft := which("nft"):
+        with _nothing_there():
+            return run_tool([nft, verb, "table", *NFT_TABLE])
+    return ""
+
+
+@contextmanager
+def _nothing_there() -> Iterator[None]:
+    """Suppress the error of a tool that finds no nf_tables in the kernel, or no such table."""
+    try:
+        yield
+    except FirewallError as error:
+        if not _NOTHING_THERE.search(str(error)):
+            raise

@@ -66,7 +66,7 @@ def probe_kernel() -> None:
     With legacy, a probe would create the legacy tables in the kernel.
     """
     argv = [_variant_tool(Backend.NFT, "restore"), "--noflush", "--wait", "--test"]
-    _run(argv, stdin=PROBE_RULES)
+    run_tool(argv, stdin=PROBE_RULES)
 
 
 def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
@@ -74,7 +74,7 @@ def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
 
     Reads all tables: with legacy, to name a table creates it.
     """
-    return counters.connection_counts(_run([_variant_tool(backend, "save"), "-c"]))
+    return counters.connection_counts(run_tool([_variant_tool(backend, "save"), "-c"]))
 
 
 class RestoreFirewall:
@@ -97,22 +97,13 @@ class RestoreFirewall:
 
     def read(self) -> Observed:
         """See Firewall. Names no table: with legacy, that would create it."""
-        text = _run([self._save])
-        # The save text lacks the rules of such a table. As an empty table it would get our jumps
-        # again at each pass.
-        if incompatible := _INCOMPATIBLE.search(text):
-            problem, table = incompatible.groups()
-            raise FirewallError(
-                f"{self._save} cannot read: {problem} It has a rule that ip6tables cannot show; "
-                f"`nft list table ip6 {table}` shows the rule: move it to another table"
-            )
-        return parse_save(text)
+        return parse_save(save_text(self._save))
 
     def digests(self, table: Table, chains: Iterable[str]) -> dict[str, str]:
         """See Firewall."""
         lines = [f"*{table}\n"]
         for name in chains:
-            listing = _run([self._tool, "-w", "-t", table, "-S", name])
+            listing = run_tool([self._tool, "-w", "-t", table, "-S", name])
             # The first line is "-N NAME", in the save format ":NAME"; the rules follow.
             lines += f":{name} - [0:0]\n", listing.partition("\n")[2]
         return parse_save("".join([*lines, "COMMIT\n"]))[table].chains
@@ -124,7 +115,7 @@ class RestoreFirewall:
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table. Raises FirewallError."""
         argv = [self._restore, "--noflush", "--wait"]
-        _run(argv, stdin=text, on_start=self._own_writes.append)
+        run_tool(argv, stdin=text, on_start=self._own_writes.append)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """See Firewall. Without `nft monitor`, the full reads find all writes."""
@@ -132,9 +123,22 @@ class RestoreFirewall:
             await monitor.watch(self._nft, self._own_writes, changed)
 
 
+def save_text(tool: str) -> str:
+    """The output of an ip6tables-save. Raises FirewallError, also if it lacks rules of a table:
+    as an empty table it would get our jumps again at each pass."""
+    text = run_tool([tool])
+    if incompatible := _INCOMPATIBLE.search(text):
+        problem, table = incompatible.groups()
+        raise FirewallError(
+            f"{tool} cannot read: {problem} It has a rule that ip6tables cannot show; "
+            f"`nft list table ip6 {table}` shows the rule: move it to another table"
+        )
+    return text
+
+
 def _variant(tool: str) -> Backend:
     # Before iptables 1.8 legacy was the only variant, and the version did not name it.
-    return Backend.NFT if "nf_tables" in _run([tool, "--version"]) else Backend.LEGACY
+    return Backend.NFT if "nf_tables" in run_tool([tool, "--version"]) else Backend.LEGACY
 
 
 def _variant_tool(backend: Backend, *verb: str) -> str:
@@ -149,9 +153,10 @@ def _variant_tool(backend: Backend, *verb: str) -> str:
     )
 
 
-def _run(
+def run_tool(
     argv: list[str], *, stdin: str = "", on_start: Callable[[int], None] = lambda _: None
 ) -> str:
+    """The output of a tool that reads or writes rules. Raises FirewallError if it fails."""
     command = " ".join(argv)
     # If the administrator moved the lock, all tools of the host must use the same lock.
     lock = os.environ.get(LOCK_VARIABLE)

@@ -181,12 +181,14 @@ def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
 
     Rules in the kernel alone prove nothing, because an engine whose `ip6tables` was switched off
     leaves its rules. But the engine writes the rule of a port before inspect shows the port: a port
-    without a rule proves that the other rules are stale.
+    without a rule proves that the other rules are stale. Rules that cannot be read may be in force.
     """
     engine, rules = snapshot.engine, snapshot.engine_rules
     if engine is None or not engine.may_write_ipv6_rules:
         return False
-    return engine.ip6tables is not None or all(
+    if engine.ip6tables is not None or not rules.complete:
+        return True
+    return all(
         (request.mapping.protocol, request.mapping.host_port) in rules.ports
         for request in requests
         if request.mapping.bridge in rules.bridges

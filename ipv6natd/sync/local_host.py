@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from collections.abc import Mapping as Map
 from dataclasses import replace
 from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.flush import Conntrack
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.leftovers import read_engine_rules
 from ipv6natd.host.facts import (
     addresses,
@@ -25,6 +27,8 @@ from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.system.threads import in_thread
 
+log = logging.getLogger(__name__)
+
 
 class LocalHost:
     """This host. `zones` returns the zones of firewalld by interface, None if it does not run."""
@@ -35,6 +39,8 @@ class LocalHost:
         self.forwarding = forwarding
         self._zones = zones
         self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
+        self._last_rules: EngineRules | None = None
+        self._read_failure = ""
         self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
         self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
         self.save_rules = SavedRules().write
@@ -98,7 +104,15 @@ class LocalHost:
             return EngineRules()
         if not refresh and self._without_rules == (engine, snapshot.networks):
             return EngineRules()
-        rules = read_engine_rules()
+        try:
+            rules = self._last_rules = read_engine_rules()
+        except FirewallError as error:
+            # What may belong to the engine is left alone until it is known.
+            if self._read_failure != str(error):
+                log.warning("cannot read whether the engine has IPv6 rules: %s", error)
+            self._read_failure = str(error)
+            bridges = frozenset(network.bridge for network in snapshot.networks)
+            return self._last_rules or EngineRules(bridges=bridges, complete=False)
         self._without_rules = None if rules.bridges else (engine, snapshot.networks)
         return rules
 

@@ -179,3 +179,17 @@ def test_rootless_engine_is_skipped_with_a_reason() -> None:
         "the engine is rootless: its bridges are in a network namespace of its own; "
         "point -endpoint at the engine that runs as root"
     ]
+
+
+def test_nothing_is_written_for_networks_while_the_rules_of_the_engine_are_unknown() -> None:
+    """Q13."""
+    unknown = EngineRules(bridges=frozenset({X.bridge}), complete=False)
+    facts = replace(snapshot(X, WEB), engine=Engine(version="29.7.2"), engine_rules=unknown)
+    want = desired(facts, Policy())
+    assert [net.managed_by for net in want.networks] == [ManagedBy.ENGINE]
+    assert [mapping.managed_by for mapping in want.mappings] == [ManagedBy.ENGINE]
+    assert "IPV6NAT-DNAT" not in format_ruleset(ruleset(want))
+    # An engine that writes no IPv6 rules has none that could be read.
+    for engine in (Engine(version="20.10.24"), Engine(version="29.7.2", ip6tables=False)):
+        ours = desired(replace(facts, engine=engine), Policy())
+        assert [net.managed_by for net in ours.networks] == [ManagedBy.IPV6NATD]

@@ -7,6 +7,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
+from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Engine, EngineRules, Policy, Route, Snapshot
 from ipv6natd.policy.networks import decided_networks
 from ipv6natd.sync import local_host
@@ -65,6 +66,34 @@ def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.Mo
     reader, facts = local_reader(), Snapshot(engine=ENGINE, networks=(X,))
     assert reader.add_facts(facts, False).engine_rules.bridges == {"br-x"}
     assert reader.add_facts(facts, False).engine_rules.bridges == {"br-x", "br-y"}
+
+
+def test_engine_may_have_rules_if_they_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Q13: a tool of another version crashes on the engine's table."""
+    answers: list[EngineRules | FirewallError] = [
+        FirewallError("nft crashed"),
+        FirewallError("nft crashed"),
+        EngineRules(bridges=frozenset({"br-x"})),
+        FirewallError("nft crashed"),
+    ]
+
+    def read() -> EngineRules:
+        answer = answers.pop(0)
+        if isinstance(answer, FirewallError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(local_host, "read_engine_rules", read)
+    reader, facts = local_reader(), Snapshot(engine=ENGINE, networks=(X, Y))
+    unknown = EngineRules(bridges=frozenset({"br-x", "br-y"}), complete=False)
+    known = EngineRules(bridges=frozenset({"br-x"}))
+    found = [reader.add_facts(facts, False).engine_rules for _ in range(4)]
+    assert found == [unknown, unknown, known, known]
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot read whether the engine has IPv6 rules: nft crashed"
+    ]
 
 
 WIDE = network(name="wide", subnet="fd00:9::/48")
