@@ -10,8 +10,8 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, run_tool, save_text
 from ipv6natd.firewall.xtables import existing_tables
 from ipv6natd.model import EngineRules, Network
+from ipv6natd.netfilter.docker_nft import NFT_TABLE
 from ipv6natd.netfilter.docker_rules import (
-    NFT_TABLE,
     Leftover,
     engine_rules,
     leftovers_from_save,
@@ -27,7 +27,10 @@ _NOTHING_THERE = re.compile("No such file or directory|Protocol not supported")
 def read_engine_rules() -> EngineRules:
     """The rules of the engine, in force or left over. Blocks. Raises FirewallError if a tool fails:
     what it does not show may be there."""
-    return engine_rules((text for _, text in _read_saves()), _run_nft("list"))
+    try:
+        return engine_rules((text for _, text in _read_saves()), _run_nft("-j", "list"))
+    except ValueError as error:
+        raise FirewallError(f"cannot read the output of nft -j list: {error}") from None
 
 
 def read_leftovers(networks: Sequence[Network]) -> tuple[Leftover, ...]:
@@ -64,11 +67,11 @@ def _read_saves() -> Iterator[tuple[Backend, str]]:
                 yield backend, save_text(tool)
 
 
-def _run_nft(verb: str) -> str:
+def _run_nft(*verb: str) -> str:
     """The output; "" if the table does not exist."""
     if nft := which("nft"):
         with _nothing_there():
-            return run_tool([nft, verb, "table", *NFT_TABLE])
+            return run_tool([nft, *verb, "table", *NFT_TABLE])
     return ""
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ipv6natd.host.findings import HostFacts
 from ipv6natd.host.nft import base_chains, listed_objects
-from ipv6natd.netfilter.docker_rules import NFT_TABLE, is_docker_chain, jumps_to_docker_chain
+from ipv6natd.netfilter.docker_nft import NFT_TABLE
+from ipv6natd.netfilter.docker_rules import is_docker_chain, jumps_to_docker_chain
 from ipv6natd.netfilter.rules import PREFIX, Table
 from ipv6natd.system import process
 

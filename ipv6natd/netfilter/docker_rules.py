@@ -1,7 +1,7 @@
 """Docker's own IPv6 rules: save text -> EngineRules and Leftover.
 
 EngineRules show which networks the engine manages itself: the chains of Docker 20.10 to 29 with
-iptables, and the table `ip6 docker-bridges` of Docker 29 with nftables.
+iptables; `docker_nft` reads the table of Docker 29 with nftables.
 
 A Leftover is a rule or chain of docker-ipv6nat, or of an engine that no longer writes IPv6 rules.
 Docker's chains are identified by name. A rule in a base chain is a leftover only if its text is
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from ipv6natd.model import EngineRules, Network, Protocol
+from ipv6natd.netfilter.docker_nft import nft_engine_rules
 from ipv6natd.netfilter.parse import save_rules
 from ipv6natd.netfilter.rules import PREFIX
 
 _DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
-_NFT_INTERFACE = re.compile(r'"([^"]+)" : jump filter-forward-')
-_NFT_PORT = re.compile(r"\b(tcp|udp|sctp) dport (\d{1,5}) .*\bdnat\b")
 
 _CHAIN = re.compile(r"DOCKER(?!-USER\b)(?:-[A-Z0-9-]+)?")
 _TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
@@ -50,10 +49,6 @@ _RULES = {
     ),
 }
 _RULE_PATTERNS = {chain: tuple(map(re.compile, rules)) for chain, rules in _RULES.items()}
-
-
-NFT_TABLE = ("ip6", "docker-bridges")
-"""Family and name of Docker 29's table with nftables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +150,10 @@ def _subnets(parts: Iterable[dict[str, str]], name: str) -> Iterator[IPv6Network
 
 def engine_rules(saves: Iterable[str], nft: str) -> EngineRules:
     """The engine's rules in the output of ip6tables-save, of both variants, and of
-    `nft list table ip6 docker-bridges`."""
-    bridges = set(_NFT_INTERFACE.findall(nft))
-    ports = set(_NFT_PORT.findall(nft))
+    `nft -j list table ip6 docker-bridges`. Raises ValueError if the latter cannot be read."""
+    by_nft = nft_engine_rules(nft)
+    bridges = set(by_nft.bridges)
+    ports = {(protocol.value, str(port)) for protocol, port in by_nft.ports}
     for _, chain, rule in (line for text in saves for line in save_rules(text)):
         # Up to Docker 27 the engine writes the rules of a bridge to FORWARD itself.
         if is_docker_chain(chain) or (chain == "FORWARD" and rule.endswith("-j DOCKER")):
@@ -166,4 +162,5 @@ def engine_rules(saves: Iterable[str], nft: str) -> EngineRules:
     return EngineRules(
         bridges=frozenset(bridges),
         ports=frozenset((Protocol(protocol), int(port)) for protocol, port in ports),
+        complete=by_nft.complete,
     )

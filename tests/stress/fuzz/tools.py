@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import deque
@@ -46,8 +47,10 @@ def save_text(data: bytes) -> None:
     for line in removal_text(gone).split("\n")[:-1]:
         assert _REMOVED.fullmatch(line), line
         assert line not in (":DOCKER-USER - [0:0]", "-X DOCKER-USER")
-    for rules in (docker_rules.engine_rules([text], ""), docker_rules.engine_rules([], text)):
-        assert all(" " not in bridge for bridge in rules.bridges)
+    rules = docker_rules.engine_rules([text], "")
+    assert all(" " not in bridge for bridge in rules.bridges)
+    with contextlib.suppress(ValueError):
+        docker_rules.engine_rules([], text)
     counters.connection_counts(text)
 
 

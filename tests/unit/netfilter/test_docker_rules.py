@@ -18,6 +18,13 @@ from tests.harness.build import container, network, snapshot
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
 Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
+
+
+def dport(right: object, protocol: str = "tcp") -> dict[str, object]:
+    left = {"payload": {"protocol": protocol, "field": "dport"}}
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
 DOCKER_28 = """\
 *filter
 -A FORWARD -j DOCKER-USER
@@ -39,16 +46,14 @@ DOCKER_20 = """\
 -A DOCKER-ISOLATION-STAGE-1 -i br-b ! -o br-b -j DOCKER-ISOLATION-STAGE-2
 COMMIT
 """
-DOCKER_29 = """\
-table ip6 docker-bridges {
-  map filter-forward-in-jumps {
-    elements = { "br-a" : jump filter-forward-in__br-a }
-  }
-  chain nat-prerouting-and-output {
-    fib daddr type local tcp dport 8080 counter dnat ip6 to [fd00:a::2]:80
-  }
-}
-"""
+DOCKER_29 = json.dumps(
+    {
+        "nftables": [
+            {"rule": {"expr": [{"jump": {"target": "filter-forward-in__br-a"}}]}},
+            {"rule": {"expr": [dport(8080), {"dnat": {"addr": "fd00:a::2", "port": 80}}]}},
+        ]
+    }
+)
 IN_FORCE = EngineRules(bridges=frozenset({"br-a"}), ports=frozenset({(Protocol.TCP, 8080)}))
 WEB = container(name="web", on=[X], ports=["8080:80"])
 
@@ -68,7 +73,7 @@ def test_engine_rules_have_the_bridges_and_ports_of_each_engine() -> None:
     "text", ["", "garbage\n-A\n", "*nat\n-A IPV6NAT-DNAT -i br-a -j RETURN\nCOMMIT\n"]
 )
 def test_foreign_rules_are_no_engine_rules(text: str) -> None:
-    assert engine_rules([text], text) == EngineRules()
+    assert engine_rules([text], "") == EngineRules()
 
 
 @pytest.mark.parametrize(
