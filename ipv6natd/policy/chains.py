@@ -21,7 +21,7 @@ MAX_FLAT_PORT_RULES = 100
 """Rules for ports that stay in one chain. A packet that passes them all needs about 2 µs."""
 MAX_FLAT_BRIDGE_RULES = 32
 """Rules for bridges that stay in one chain."""
-MAX_BRIDGES_IN_CHAIN = 16
+MAX_BRIDGES_IN_CHAIN = 32
 """Bridges with a common name prefix whose rules stay in one chain."""
 MAX_SOURCES_IN_CHAIN = 16
 """Rules for source prefixes that stay in one chain."""
@@ -140,15 +140,32 @@ def by_bridge(kind: str, rules: Iterable[Rule]) -> ChainTree:
     rules = tuple(rules)
     if len(rules) <= MAX_FLAT_BRIDGE_RULES:
         return ChainTree(rules)
-    incoming: dict[str, list[Rule]] = {}
-    outgoing: dict[str, list[Rule]] = {}
-    for rule in rules:
-        by_name = incoming if rule.in_interface else outgoing
-        by_name.setdefault(rule.in_interface or rule.out_interface, []).append(rule)
     return concat(
-        _by_name_prefix(f"{PREFIX}{kind}OUT-", outgoing, incoming=False),
-        _by_name_prefix(f"{PREFIX}{kind}IN-", incoming, incoming=True),
+        by_output(kind, (rule for rule in rules if not rule.in_interface), flat=0),
+        by_input(kind, (rule for rule in rules if rule.in_interface), flat=0),
     )
+
+
+def by_output(kind: str, rules: Iterable[Rule], *, flat: int = MAX_FLAT_BRIDGE_RULES) -> ChainTree:
+    """Like `by_bridge`, by the output interface, whatever the rules match besides. At most `flat`
+    rules stay in one chain."""
+    return _by_interface(f"{PREFIX}{kind}OUT-", rules, flat, incoming=False)
+
+
+def by_input(kind: str, rules: Iterable[Rule], *, flat: int = MAX_FLAT_BRIDGE_RULES) -> ChainTree:
+    """Like `by_output`, by the input interface."""
+    return _by_interface(f"{PREFIX}{kind}IN-", rules, flat, incoming=True)
+
+
+def _by_interface(kind: str, rules: Iterable[Rule], flat: int, *, incoming: bool) -> ChainTree:
+    rules = tuple(rules)
+    if len(rules) <= flat:
+        return ChainTree(rules)
+    by_name: dict[str, list[Rule]] = {}
+    for rule in rules:
+        name = rule.in_interface if incoming else rule.out_interface
+        by_name.setdefault(name, []).append(rule)
+    return _by_name_prefix(kind, by_name, incoming=incoming)
 
 
 def _by_name_prefix(
@@ -186,8 +203,8 @@ def _common_prefix_length(one: str, other: str) -> int:
 
 
 def by_source(rules: Iterable[Rule]) -> ChainTree:
-    """The tree of rules that each match a source prefix. Their order does not matter, because all
-    of them drop what comes in by a wrong interface.
+    """The tree of rules that each match a source prefix. Only rules of one prefix keep their order:
+    no rule of another one may depend on it.
 
     The packets of a host outside all prefixes pass one rule.
     """

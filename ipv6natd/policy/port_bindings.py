@@ -87,17 +87,7 @@ def container_ports(
         for binding, host_address in _host_addresses(container.bindings, network, policy)
         for outcome, reason in [_outcome(binding, host_address, attached, gateway)]
     ]
-    unpublished = [
-        PortDecision(
-            container=container,
-            network=network,
-            binding=binding,
-            host_address=None,
-            outcome=Outcome.SKIPPED,
-            reason=_unpublished_reason(attached),
-        )
-        for binding in container.unpublished
-    ]
+    decided = (*decisions, *_unpublished_decisions(container, network, attached))
     # An endpoint may be known before its network.
     complete = len(attached) >= len(container.endpoints)
     by_proxy = _proxy_ports(decisions) if complete else ()
@@ -110,18 +100,28 @@ def container_ports(
     warnings = _port_number_warnings(container) if requests else ()
     return ContainerPorts(
         container=container,
-        decisions=(*decisions, *unpublished),
+        decisions=decided,
         requests=tuple(requests),
         direct_access=tuple(_direct_access(bindings, attached, gateway, policy)),
         proxy_udp_ports=tuple(_proxy_udp_ports(decisions)),
         other_sources=tuple(_other_sources(attached, gateway)),
-        skipped=(
-            *unreadable_ports(container, network),
-            *skipped_ports([*decisions, *unpublished]),
-            *by_proxy,
-        ),
+        skipped=(*unreadable_ports(container, network), *skipped_ports(decided), *by_proxy),
         warnings=tuple((network.id, warning) for warning in warnings) if network else (),
     )
+
+
+def _unpublished_decisions(
+    container: Container, network: Network | None, attached: Sequence[Attachment]
+) -> Iterator[PortDecision]:
+    for binding in container.unpublished:
+        yield PortDecision(
+            container=container,
+            network=network,
+            binding=binding,
+            host_address=None,
+            outcome=Outcome.SKIPPED,
+            reason=_unpublished_reason(attached),
+        )
 
 
 def _host_addresses(

@@ -43,6 +43,8 @@ from ipv6natd.policy.chains import (
     ChainTree,
     assign_blocks,
     by_bridge,
+    by_input,
+    by_output,
     by_port,
     by_source,
     concat,
@@ -170,7 +172,7 @@ def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
     chains = {
         PRE: concat(*_prerouting_rules(desired)) if dnat.rules else concat(),
         DNAT: dnat,
-        POST: concat(*_postrouting_rules(desired)),
+        POST: _postrouting_chain(desired),
     }
     return _table(chains, _NAT_JUMPS)
 
@@ -219,45 +221,67 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         *((Rule(matches=(Match.ESTABLISHED,), target=Jump(CT)),) if has_open else ()),
         by_bridge("L", from_host),
         *check,
-        *_open_forward_rules(desired),
+        _open_forward_rules(desired),
         *(ChainTree((), _own_source_check(network).chains) for network in ours),
     )
 
 
-def _open_forward_rules(desired: Desired) -> Iterator[Rule]:
+def _open_forward_rules(desired: Desired) -> ChainTree:
     ours = _our_networks(desired)
     open_networks = [network for network in ours if not network.closed]
-    for network in open_networks:
-        # Only of packets that leave the bridge: within it, containers also use link-local sources.
-        for rule in _own_source_check(network).rules:
-            yield replace(rule, not_out_interface=network.bridge)
-    if open_networks:
+    if not open_networks:
+        return by_output("I", map(_within_bridge, ours))
+    # Only of packets that leave the bridge: within it, containers also use link-local sources.
+    own_sources = (
+        replace(rule, not_out_interface=network.bridge)
+        for network in open_networks
+        for rule in _own_source_check(network).rules
+    )
+    inbound = (
+        rule
+        for network in ours
+        for rule in (*_inbound_rules(network, desired), _within_bridge(network))
+    )
+    # The engine's own rules decide which packets enter its networks.
+    natives = (
+        Rule(out_interface=network.bridge, target=Verdict.RETURN)
+        for network in desired.networks
+        if network.managed_by is ManagedBy.ENGINE
+    )
+    invalid = (
+        _drop_invalid(network)
+        for network in open_networks
+        if network.masquerade and network.uses_nat
+    )
+    outgoing = (
+        Rule(in_interface=network.bridge, target=Verdict.ACCEPT) for network in open_networks
+    )
+    return concat(
+        by_input("O", own_sources),
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
-        yield Rule(matches=(Match.RELATED,), target=Jump(CT))
-    for network in open_networks:
-        yield from _inbound_rules(network, desired)
-    for network in ours:
-        yield Rule(
-            in_interface=network.bridge,
-            out_interface=network.bridge,
-            target=Verdict.ACCEPT if network.icc else Verdict.DROP,
-        )
-    if open_networks:
-        for network in desired.networks:
-            if network.managed_by is ManagedBy.ENGINE:
-                # The engine's own rules decide which packets enter this network.
-                yield Rule(out_interface=network.bridge, target=Verdict.RETURN)
-    for network in open_networks:
-        if network.masquerade and network.uses_nat:
-            # The kernel does not NAT invalid packets: they would leave with a ULA as source.
-            yield Rule(
-                in_interface=network.bridge,
-                not_out_interface=network.bridge,
-                matches=(Match.INVALID,),
-                target=Verdict.DROP,
-            )
-    for network in open_networks:
-        yield Rule(in_interface=network.bridge, target=Verdict.ACCEPT)
+        Rule(matches=(Match.RELATED,), target=Jump(CT)),
+        by_output("I", inbound),
+        *natives,
+        by_input("A", (*invalid, *outgoing)),
+    )
+
+
+def _drop_invalid(network: Network) -> Rule:
+    """The kernel does not NAT invalid packets: they would leave with a ULA as source."""
+    return Rule(
+        in_interface=network.bridge,
+        not_out_interface=network.bridge,
+        matches=(Match.INVALID,),
+        target=Verdict.DROP,
+    )
+
+
+def _within_bridge(network: Network) -> Rule:
+    return Rule(
+        in_interface=network.bridge,
+        out_interface=network.bridge,
+        target=Verdict.ACCEPT if network.icc else Verdict.DROP,
+    )
 
 
 def _isolation_rules(bridge: str) -> Iterator[Rule]:
@@ -272,7 +296,10 @@ def _isolation_rules(bridge: str) -> Iterator[Rule]:
 
 
 def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
-    """Packets that may enter a network: with our DNAT, or by direct access."""
+    """Packets that may enter a network: with our DNAT, or by direct access. A closed network has
+    its rules in front."""
+    if network.closed:
+        return
     bridge = network.bridge
     inbound = partial(Rule, not_in_interface=bridge, out_interface=bridge)
     if network.uses_nat:
@@ -713,29 +740,43 @@ def _dnat_rules(mapping: Mapping, userland_proxy: bool) -> Iterator[Rule]:
         )
 
 
-def _postrouting_rules(desired: Desired) -> Iterator[Rule]:
+def _postrouting_chain(desired: Desired) -> ChainTree:
+    networks = [network for network in _our_networks(desired) if network.uses_nat]
+    proxy = desired.userland_proxy
     bridges = {network.bridge for network in desired.networks}
-    for network in _our_networks(desired):
-        if not network.uses_nat:
-            continue
-        address = network.source_address
-        target = Verdict.MASQUERADE if address is None else Snat(address)
-        hairpin = Rule(out_interface=network.bridge, matches=(Match.DNAT,), target=target)
-        for route in network.routes_elsewhere:
-            # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
-            if route.interface not in bridges and any(map(route.prefix.subnet_of, network.subnets)):
-                # The LAN is inside the container's subnet, so replies to it would stay on the
-                # bridge.
-                yield replace(hairpin, source=route.prefix)
-                yield Rule(source=route.prefix, target=Verdict.RETURN)
-        for subnet in network.subnets:
-            if network.masquerade:
-                yield Rule(
-                    source=subnet,
-                    not_out_interface=network.bridge,
-                    matches=(Match.SOURCE_NOT_LOCAL,),
-                    target=target,
-                )
-            if not desired.userland_proxy:
-                # Else a container on the same bridge would reply directly, and DNAT is not undone.
-                yield replace(hairpin, source=subnet)
+    return concat(
+        *(rule for network in networks for rule in _elsewhere_rules(network, bridges)),
+        by_source(rule for network in networks for rule in _masquerade_rules(network, proxy)),
+    )
+
+
+def _hairpin(network: Network) -> Rule:
+    return Rule(out_interface=network.bridge, matches=(Match.DNAT,), target=_source_nat(network))
+
+
+def _source_nat(network: Network) -> Snat | Verdict:
+    address = network.source_address
+    return Verdict.MASQUERADE if address is None else Snat(address)
+
+
+def _elsewhere_rules(network: Network, bridges: Container[str]) -> Iterator[Rule]:
+    for route in network.routes_elsewhere:
+        # Not for a LAN inside a routed prefix: its router knows the route to the LAN.
+        if route.interface not in bridges and any(map(route.prefix.subnet_of, network.subnets)):
+            # The LAN is inside the container's subnet, so replies to it would stay on the bridge.
+            yield replace(_hairpin(network), source=route.prefix)
+            yield Rule(source=route.prefix, target=Verdict.RETURN)
+
+
+def _masquerade_rules(network: Network, userland_proxy: bool) -> Iterator[Rule]:
+    for subnet in network.subnets:
+        if network.masquerade:
+            yield Rule(
+                source=subnet,
+                not_out_interface=network.bridge,
+                matches=(Match.SOURCE_NOT_LOCAL,),
+                target=_source_nat(network),
+            )
+        if not userland_proxy:
+            # Else a container on the same bridge would reply directly, and DNAT is not undone.
+            yield replace(_hairpin(network), source=subnet)

@@ -72,12 +72,13 @@ KINDS = {
     "many-ports": "More than a hundred rules for ports are divided into chains of 32 ports each: a "
     "new connection passes only the rules of one chain, and a new port rewrites one chain. A range "
     "with equal host and container ports stays one rule, in the first chain that is wide enough.",
-    "many-networks": "From 17 networks on, packets of an open connection find the rule of their "
-    "bridge by a tree of bridge name prefixes, and the rule of their source by its first bits.",
+    "many-networks": "With more than 32 networks, packets find the rules of their bridge by a tree "
+    "of bridge name prefixes, and the rules of their source by its first bits. So neither an open "
+    "connection nor a new one passes the rules of all networks.",
 }
 
 JUMP = r"-m comment --comment ipv6natd -j"
-FORWARD = "-A IPV6NAT-FORWARD"
+FORWARD = "-A (?:IPV6NAT-FORWARD|BRIDGES)"
 SHAPES = {
     rf"-A PREROUTING {JUMP} IPV6NAT-SRC": "The source of every packet that comes in is checked "
     "before conntrack. After a forged first packet conntrack would take the attacker's next "
@@ -85,15 +86,22 @@ SHAPES = {
     r"-A IPV6NAT-SRC -i lo -j RETURN": "Packets from the host to itself.",
     r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "A program would take this source for an "
     "IPv4 peer, for example for its own gateway.",
-    r"-A IPV6NAT-SRC ! -d ff00::/8 -i BRIDGE -m addrtype --src-type LOCAL,ANYCAST -j DROP": "A "
-    "packet from a container never has an address of the host as its source. Only the host's own "
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
+    "With many networks: only such packets pass the rules of the bridges.",
+    r"-A IPV6NAT-SRC -m addrtype --dst-type LOCAL -j IPV6NAT-SRC-TO-HOST": "The same for packets "
+    "to the host.",
+    r"-A (?:IPV6NAT-SRC|BRIDGES) ! -d ff00::/8 -i BRIDGE -m addrtype --src-type LOCAL,ANYCAST "
+    "-j DROP": "A packet from a container never has an address of the host as its source. Only "
+    "the host's own "
     "multicast packets come back by a bridge.",
     r"-A IPV6NAT-SRC -s fe80::/10 -j RETURN": "Link-local packets do not leave their link.",
-    r"-A IPV6NAT-SRC ! -s NET -i BRIDGE -m addrtype --dst-type LOCAL -j DROP": "A container sends "
-    "to the host with a source of its own network. With br_netfilter the bridge confirms the entry "
+    r"-A (?:IPV6NAT-SRC|BRIDGES) ! -s NET -i BRIDGE -m addrtype --dst-type LOCAL -j DROP": ""
+    "A container sends to the host with a source of its own network. With br_netfilter the bridge "
+    "confirms the entry "
     "of a broadcast frame, whatever INPUT does.",
-    r"-A IPV6NAT-SRC -i BRIDGE -m addrtype --dst-type LOCAL -j IPV6NAT-SENT-BRIDGE": "The same for "
-    "a network with several prefixes, and for a bridge by which containers on several networks "
+    r"-A (?:IPV6NAT-SRC|BRIDGES) -i BRIDGE -m addrtype --dst-type LOCAL -j "
+    "IPV6NAT-SENT-BRIDGE": "The same for a network with several prefixes, and for a bridge by "
+    "which containers on several networks "
     "send replies.",
     r"-A IPV6NAT-SENT-BRIDGE -s (?:NET|ADDRESS) -j RETURN": "A source of packets that come in by "
     "this bridge.",
@@ -109,8 +117,8 @@ SHAPES = {
     r"-A IPV6NAT-FROM-BRIDGE -s ADDRESS -i BRIDGE -j RETURN": "A reply of such a container: it "
     "leaves by the container's default route.",
     r"-A IPV6NAT-FROM-BRIDGE -j DROP": "Any other packet.",
-    r"-A (?:IPV6NAT-SRC|SOURCES) -s FIRST-BITS -j SOURCES": "With many networks: all subnets that "
-    "begin with these bits.",
+    r"-A (?:IPV6NAT-SRC|IPV6NAT-POST|SOURCES) -s FIRST-BITS -j SOURCES": "With many "
+    "networks: all subnets that begin with these bits.",
     rf"-A FORWARD {JUMP} DOCKER-USER": "First the users' own rules.",
     rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then our rules, before the rules of others: an "
     "appended DROP has no effect on ipv6natd.",
@@ -157,8 +165,8 @@ SHAPES = {
     "packets to a container, but not from a source of the host. Closed networks have no such rule.",
     r"-A (?:IPV6NAT-CT|BRIDGES) -s (?:NET|ADDRESS) -i BRIDGE -j ACCEPT": "Established packets from "
     "a container, with its own source only.",
-    r"-A (?:IPV6NAT-CT|BRIDGES) -[io] PATTERN -j BRIDGES": "With many networks: all bridges whose "
-    "names have this prefix.",
+    r"-A (?:CHAIN|BRIDGES) -[io] PATTERN -j BRIDGES": "With many "
+    "networks: all bridges whose names have this prefix.",
     r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "
     "published UDP port on which the proxy listens: the proxy replaces the source of each datagram "
     "by the gateway.",
@@ -223,15 +231,15 @@ SHAPES = {
     "--to-destination TO": "A published port, or a range with equal host and container ports. With "
     "the proxy on, packets from the same bridge are left to the proxy. Rules for one address of "
     "the host come before rules for all addresses.",
-    r"-A IPV6NAT-POST -s NET ! -o BRIDGE -m addrtype ! --src-type LOCAL -j SOURCE": "Outgoing "
-    "packets get an address of the host. Packets from the host's own address on the bridge keep "
-    "it.",
+    r"-A (?:IPV6NAT-POST|SOURCES) -s NET ! -o BRIDGE -m addrtype ! --src-type LOCAL -j SOURCE": ""
+    "Outgoing packets get an address of the host. Packets from the host's own address on the "
+    "bridge keep it.",
     r"-A IPV6NAT-POST -s NET -j RETURN": "A LAN of the host inside the network's subnet keeps its "
     "addresses.",
-    r"-A IPV6NAT-POST -s NET -o BRIDGE -m conntrack --ctstate DNAT -j SOURCE": "Without the proxy: "
-    "a container that reaches another one on its bridge by a published port must get the replies "
-    "by way of the host. For a LAN inside the subnet this is always so, because the container "
-    "takes the LAN's addresses for addresses on its own link.",
+    r"-A (?:IPV6NAT-POST|SOURCES) -s NET -o BRIDGE -m conntrack --ctstate DNAT -j SOURCE": ""
+    "Without the proxy: a container that reaches another one on its bridge by a published port "
+    "must get the replies by way of the host. For a LAN inside the subnet this is always so, "
+    "because the container takes the LAN's addresses for addresses on its own link.",
 }
 """Each shape of a rule, in the order of the tables, and the reason for it."""
 
@@ -239,8 +247,9 @@ WORDS = {
     "BRIDGE": r"br-[a-z]+",
     "FIRST-BITS": r"[0-9a-f:]+/\d+",
     "SOURCES": r"IPV6NAT-[0-9a-f]+",
-    "BRIDGES": r"IPV6NAT-(?:IN|OUT)-br-[a-z]*",
+    "BRIDGES": r"IPV6NAT-[A-Z]?(?:IN|OUT)-br-[a-z]*",
     "PATTERN": r"br-[a-z]*\+",
+    "CHAIN": r"IPV6NAT-(?:FORWARD|CT|HOST|SRC-HOST|SRC-TO-HOST)",
     "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",

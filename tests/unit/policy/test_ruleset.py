@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -97,7 +99,7 @@ SITUATIONS: dict[str, Facts] = {
     "routed-behind": (X, web("8080:80")),
     "many-ports": (X, web(*EVEN, "4000-4999:4000-4999/udp")),
     "many-networks": tuple(
-        network(name=f"{a}{b}", subnet=f"fd00:{a}{b}::/64") for a in "abc" for b in "abcdef"
+        network(name=f"{a}{b}", subnet=f"fd00:{a}{b}::/64") for a in "abcdef" for b in "abcdef"
     ),
 }
 POLICIES = {
@@ -670,3 +672,76 @@ def test_dnat_goes_to_the_endpoints_address() -> None:
     text = format_ruleset(ruleset(desired(snapshot(X, moved), Policy())))
     assert "[fd00:a::50]:80" in text
     assert "fd00:a::2" not in text
+
+
+def interface_matches(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("+") else pattern in ("", name)
+
+
+def passed_rules(table: TableRules, chain: str, packet: Packet) -> int:
+    """The rules that a first packet passes, if no rule before the last accepts or drops it."""
+    count = 0
+    for rule in table.chains[chain]:
+        count += 1
+        here = (
+            interface_matches(rule.in_interface, packet.incoming)
+            and interface_matches(rule.out_interface, packet.outgoing)
+            and (rule.source is None or packet.source in rule.source)
+        )
+        if here and isinstance(rule.target, Jump) and Match.ESTABLISHED not in rule.matches:
+            count += passed_rules(table, rule.target.chain, packet)
+    return count
+
+
+class Packet(NamedTuple):
+    incoming: str
+    outgoing: str
+    source: IPv6Address
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trusted_interfaces": ("tailscale0",)},
+        {"gateway_mode": GatewayMode.ROUTED},
+        {"gateway_mode": GatewayMode.NAT_UNPROTECTED},
+        {"gateway_mode": GatewayMode.ISOLATED},
+        {"internal": True},
+        {"icc": False},
+    ],
+    ids=str,
+)
+def test_rules_are_linear_in_networks_and_a_first_packet_passes_few(
+    options: dict[str, Any],
+) -> None:
+    """Q5."""
+
+    def rules(count: int) -> Ruleset:
+        # As Docker names them, from random ids.
+        names = [
+            f"br-{hashlib.sha256(bytes([n % 256, n >> 8])).hexdigest()[:12]}" for n in range(count)
+        ]
+        facts: list[Network | Container] = []
+        for number, name in enumerate(names):
+            subnet = f"fd00:0:{number:x}::/64"
+            made = network(name=f"n{number}", subnet=subnet, bridge=name, **options)
+            facts += made, container(name=f"c{number}", on=[made], ports=[f"{8000 + number}:80"])
+        return ruleset(desired(snapshot(*facts), Policy()))
+
+    many = rules(300)
+    assert sum(map(len, many.filter.chains.values())) <= 12 * 300
+    assert sum(map(len, many.nat.chains.values())) <= 2.5 * 300
+    assert sum(map(len, many.raw.chains.values())) <= 3.5 * 300
+    bridge = sorted(
+        rule.in_interface
+        for chain in many.filter.chains.values()
+        for rule in chain
+        if rule.in_interface and rule.in_interface == rule.out_interface
+    )[150]
+    into = Packet("ext0", bridge, IPv6Address("2001:db8::2"))
+    out = Packet(bridge, "ext0", IPv6Address("fd00:0:5::2"))
+    for packet in (into, out):
+        assert passed_rules(many.filter, "IPV6NAT-FORWARD", packet) < 200
+        if "IPV6NAT-POST" in many.nat.chains:
+            assert passed_rules(many.nat, "IPV6NAT-POST", packet) < 60
