@@ -8,13 +8,26 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
 from ipv6natd.firewall import monitor
 from ipv6natd.system.process import spawn_monitor, which
 from tests.harness.needs import need
+from tests.harness.waiting import until
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]:
+    """The started monitors."""
+    found: list[asyncio.subprocess.Process] = []
+
+    async def spawn(*argv: str) -> asyncio.subprocess.Process:
+        found.append(await spawn_monitor(*argv))
+        return found[-1]
+
+    monkeypatch.setattr(monitor, "spawn_monitor", spawn)
+    return found
 
 
 def big_set(size: int) -> str:
@@ -59,17 +72,10 @@ async def quiet(reads: Callable[[], int]) -> int:
 
 @pytest.mark.slow
 def test_lost_events_cause_reads_until_the_monitor_has_caught_up(
-    namespace: str, monkeypatch: pytest.MonkeyPatch
+    namespace: str, started: list[asyncio.subprocess.Process]
 ) -> None:
     """Q3."""
     del namespace
-    started: list[asyncio.subprocess.Process] = []
-
-    async def spawn(*argv: str) -> asyncio.subprocess.Process:
-        started.append(await spawn_monitor(*argv))
-        return started[-1]
-
-    monkeypatch.setattr(monitor, "spawn_monitor", spawn)
 
     async def scenario(reads: Callable[[], int]) -> None:
         before = await quiet(reads)
@@ -104,24 +110,19 @@ def test_a_monitor_that_reads_a_large_set_at_its_start_causes_reads_until_it_is_
 
 
 def test_monitor_that_has_just_ended_is_no_unknown_child(
-    namespace: str, caplog: pytest.LogCaptureFixture
+    namespace: str, started: list[asyncio.subprocess.Process], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Q22: a signal to the whole process group ends both at once."""
     del namespace
 
     async def once() -> None:
+        started.clear()
         task = asyncio.create_task(monitor.watch(which("nft") or "nft", deque(), lambda: None))
-        await asyncio.sleep(0.3)
-        (pid,) = children()
-        os.kill(pid, signal.SIGTERM)
+        await until(lambda: started)
+        os.kill(started[0].pid, signal.SIGTERM)
         task.cancel()
         await asyncio.wait([task])
 
     for _ in range(20):
         asyncio.run(once())
     assert [record.getMessage() for record in caplog.records] == []
-
-
-def children() -> list[int]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return [int(word) for path in tasks for word in path.read_text().split()]
