@@ -42,10 +42,10 @@ def test_first_middle_and_last_of_many_ports_are_reached(regime: Regime) -> None
 def test_published_port_on_one_of_many_networks_is_reached(regime: Regime) -> None:
     port = regime.port()
     with ExitStack() as stack:
-        networks = [stack.enter_context(regime.network()) for _ in range(15)]
+        networks = [stack.enter_context(regime.network()) for _ in range(31)]
         stack.enter_context(regime.container(network=networks[-1], publish=[f"{port}:80"]))
         answer = opened(regime.client, port)
         assert (answer.port, answer.peer) == (80, CLIENT)
-        until(lambda: "-j IPV6NAT-OUT-br" in regime.sandbox.rules(), True)
+        assert until(lambda: "-j IPV6NAT-OUT-br" in regime.sandbox.rules(), True)
         assert opened(regime.client, port).port == 80
         assert opened(regime.client, 8080).server == "x1"
