@@ -73,7 +73,7 @@ def engine(version: object, info: object, *, ip6tables: bool | None = None) -> E
 def is_podman(version: object) -> bool:
     """True if GET /version is the answer of Podman, which has an API for Docker's clients."""
     components = _list(_dict(version).get("Components"))
-    return any("podman" in _str(_dict(each).get("Name")).lower() for each in components)
+    return any("podman" in _str(_dict(part).get("Name")).lower() for part in components)
 
 
 def network(raw: object) -> Network | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
+from itertools import product
 from typing import Any
 
 from ipv6natd.model import EngineRules, Protocol
@@ -85,7 +86,7 @@ def _dnat_ports(rule: Any, maps: Map[str, Any]) -> Iterator[tuple[Protocol, int]
             case _:
                 continue
         protocols = Protocol if protocol == "th" else [p for p in Protocol if p == protocol]
-        yield from ((each, port) for port in _port_numbers([values]) for each in protocols)
+        yield from product(protocols, _port_numbers([values]))
 
 
 def _port_numbers(values: Iterable[Any]) -> Iterator[int]:
