@@ -82,7 +82,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         lambda container: container_ports(container, networks, policy),
         key=(networks, policy),
     )
-    owned, conflicts = resolve_conflicts(request for entry in ports for request in entry.requests)
+    owned, conflicts = resolve_conflicts(request for item in ports for request in item.requests)
     engine_writes = _engine_writes(owned, snapshot)
     engine_bridges = snapshot.engine_rules.bridges if engine_writes else frozenset()
     host_ports = _host_ports(owned, engine_bridges, snapshot, cache)
@@ -90,7 +90,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
     noted = _with_messages(ports)
     skipped = (
         *skipped_networks(networks, snapshot),
-        *(skipped for entry in noted for skipped in entry.skipped),
+        *(skipped for item in noted for skipped in item.skipped),
         *skipped_ports(changes.values()),
     )
     warnings = _warnings(noted, host_ports.mappings, snapshot.host_addresses)
@@ -98,11 +98,9 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
         mappings=tuple(host_ports.mappings),
         rejected=tuple(host_ports.rejected),
-        direct_access=tuple(coalesce(access for entry in ports for access in entry.direct_access)),
-        proxy_udp_ports=tuple(
-            port_ranges(port for entry in ports for port in entry.proxy_udp_ports)
-        ),
-        other_sources=tuple(sorted({source for entry in ports for source in entry.other_sources})),
+        direct_access=tuple(coalesce(access for item in ports for access in item.direct_access)),
+        proxy_udp_ports=tuple(port_ranges(port for item in ports for port in item.proxy_udp_ports)),
+        other_sources=tuple(sorted({source for item in ports for source in item.other_sources})),
         skipped=tuple(dict.fromkeys(skipped)),
         decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
@@ -151,8 +149,8 @@ def _ours(requests: list[HostPortRequest], engine_bridges: frozenset[str]) -> li
 def _with_messages(ports: list[ContainerPorts]) -> list[ContainerPorts]:
     """The ports of containers with skipped ports or warnings, sorted by container name."""
     return sorted(
-        (entry for entry in ports if entry.skipped or entry.warnings),
-        key=lambda entry: (entry.container.name, entry.container.id),
+        (item for item in ports if item.skipped or item.warnings),
+        key=lambda item: (item.container.name, item.container.id),
     )
 
 
@@ -160,7 +158,7 @@ def _final_decisions(
     ports: list[ContainerPorts], changes: Changes
 ) -> dict[str, tuple[PortDecision, ...]]:
     """Container id -> its decisions, with the changed ones replaced."""
-    decisions = {entry.container.id: entry.decisions for entry in ports}
+    decisions = {item.container.id: item.decisions for item in ports}
     for container_id in {decision.container.id for decision in changes}:
         decisions[container_id] = tuple(
             changes.get(decision, decision) for decision in decisions[container_id]
@@ -207,8 +205,8 @@ def _warnings(
     The rules for an address that the host does not have are written nevertheless: they have an
     effect once the host has the address.
     """
-    for entry in noted:
-        yield from entry.warnings
+    for item in noted:
+        yield from item.warnings
     if host_addresses is None:
         return
     for mapping in mappings:
