@@ -39,7 +39,7 @@ class LocalHost:
         self.forwarding = forwarding
         self._zones = zones
         self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
-        self._last_rules: EngineRules | None = None
+        self._last_rules: tuple[Engine, EngineRules] | None = None
         self._read_failure = ""
         self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
         self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
@@ -105,14 +105,18 @@ class LocalHost:
         if not refresh and self._without_rules == (engine, snapshot.networks):
             return EngineRules()
         try:
-            rules = self._last_rules = read_engine_rules()
+            rules = read_engine_rules()
         except FirewallError as error:
             # What may belong to the engine is left alone until it is known.
             if self._read_failure != str(error):
                 log.warning("cannot read whether the engine has IPv6 rules: %s", error)
             self._read_failure = str(error)
+            if self._last_rules is not None and self._last_rules[0] == engine:
+                return self._last_rules[1]
             bridges = frozenset(network.bridge for network in snapshot.networks)
-            return self._last_rules or EngineRules(bridges=bridges, complete=False)
+            return EngineRules(bridges=bridges, complete=False)
+        self._read_failure = ""
+        self._last_rules = engine, rules
         self._without_rules = None if rules.bridges else (engine, snapshot.networks)
         return rules
 

@@ -77,6 +77,7 @@ def test_engine_may_have_rules_if_they_cannot_be_read(
         FirewallError("nft crashed"),
         EngineRules(bridges=frozenset({"br-x"})),
         FirewallError("nft crashed"),
+        FirewallError("nft crashed"),
     ]
 
     def read() -> EngineRules:
@@ -89,11 +90,13 @@ def test_engine_may_have_rules_if_they_cannot_be_read(
     reader, facts = local_reader(), Snapshot(engine=ENGINE, networks=(X, Y))
     unknown = EngineRules(bridges=frozenset({"br-x", "br-y"}), complete=False)
     known = EngineRules(bridges=frozenset({"br-x"}))
-    found = [reader.add_facts(facts, False).engine_rules for _ in range(4)]
-    assert found == [unknown, unknown, known, known]
+    other_engine = replace(facts, engine=replace(ENGINE, version="29.0.0"))
+    snapshots = [facts, facts, facts, facts, other_engine]
+    found = [reader.add_facts(snapshot, False).engine_rules for snapshot in snapshots]
+    assert found == [unknown, unknown, known, known, unknown]
     assert [record.getMessage() for record in caplog.records] == [
         "cannot read whether the engine has IPv6 rules: nft crashed"
-    ]
+    ] * 2
 
 
 WIDE = network(name="wide", subnet="fd00:9::/48")
