@@ -504,7 +504,7 @@ def test_flood_of_slow_to_parse_calls_does_not_block_root(bus: Bus, shape: str) 
                     assert len(await ask(new, "ListMappings", timeout=20)) == 1
                 asked += 1
             await sending
-            assert peak(pid) - before < 16
+            assert peak(pid) - before < 24  # of the 64 MiB that were sent
 
     run(body(), seconds=120)
 
