@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall, run_tool, save_text
+from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.firewall.save import save_text
+from ipv6natd.firewall.tools import run_tool
 from ipv6natd.firewall.xtables import existing_tables
 from ipv6natd.model import EngineRules, Network
 from ipv6natd.netfilter.docker_nft import NFT_TABLE

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import LOCK_VARIABLE, TOOL_TIMEOUT
+from ipv6natd.firewall.tools import LOCK_VARIABLE, TOOL_TIMEOUT
 from ipv6natd.netfilter.rules import Table
 from ipv6natd.system.files import open_file
 

@@ -44,6 +44,8 @@ class ObservedJump:
     unconditional: bool
     """True if the rule has no match except a comment, so that every packet takes it."""
     text: str
+    handle: int | None = field(default=None, compare=False)
+    """nft's number of the rule, if ip6tables cannot remove it: in its chain is a native rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,13 @@ from typing import Any
 
 from ipv6natd.model import Protocol, is_plain_interface
 from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
+from ipv6natd.netfilter.jumps import JUMPS
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
     GUARD_TABLES,
+    HANDLE,
     PREFIX,
     BaseJump,
     Dnat,
@@ -35,8 +37,6 @@ from ipv6natd.netfilter.rules import (
 )
 
 _OUR_CHAIN = re.compile(rf"{PREFIX}[A-Za-z0-9_.@-]{{1,20}}", re.ASCII)
-_JUMP_BASES = {Table.RAW: ("PREROUTING",), Table.FILTER: ("FORWARD", "INPUT")}
-"""Base chains that have our jumps at their head."""
 
 
 def parse_saved_rules(text: str) -> Ruleset:
@@ -74,7 +74,7 @@ def _is_ours(ruleset: Ruleset, table: Table) -> bool:
     rules = (*(jump.rule for jump in jumps), *(rule for rules in chains.values() for rule in rules))
     return (
         all(map(_OUR_CHAIN.fullmatch, chains))
-        and all(jump.base in _JUMP_BASES[table] for jump in jumps)
+        and all(jump.base in {jump.base for jump in JUMPS[table]} for jump in jumps)
         and all(Match.OURS in jump.rule.matches for jump in jumps)
         and all(isinstance(jump.rule.target, Jump) for jump in jumps)
         and all(rule.target.chain in targets for rule in rules if isinstance(rule.target, Jump))
@@ -169,6 +169,7 @@ _STRING = re.compile(r' "(?:[^"\\]|\\.){0,4096}"', re.DOTALL)
 """A comment, the only string with quotes, has at most 255 characters. Our rules have no string. A
 string without an end is no string and must not hide the following lines."""
 _STRING_OR_LINE_END = re.compile(rf"{_STRING.pattern}|\n", re.DOTALL)
+_HANDLE = re.compile(rf"-m comment --comment {HANDLE}(\d+) ")
 _COMMENT = re.compile(r"-m comment --comment \S+ ")
 _JUMP = re.compile(r"(?:^| )-[jg] (?P<target>\S+)")
 
@@ -243,6 +244,8 @@ def _observed_jump(
     base: str, position: int, text: str, chains: Container[str]
 ) -> ObservedJump | None:
     """The rule as an ObservedJump; None if only its text mentions our names."""
+    handle = _HANDLE.match(text)
+    text = text[handle.end() :] if handle else text
     unquoted = _STRING.sub(" string", text)
     found = _JUMP.search(unquoted)
     if found is None:
@@ -258,4 +261,5 @@ def _observed_jump(
         ours=ours,
         unconditional=_COMMENT.sub("", unquoted) == f"-j {target}",
         text=text,
+        handle=int(handle[1]) if handle else None,
     )

@@ -12,6 +12,8 @@ from ipv6natd.model import Protocol
 PREFIX = "IPV6NAT-"
 COMMENT = "ipv6natd"
 DOCKER_USER = "DOCKER-USER"
+HANDLE = "nft-handle:"
+"""Begins a comment with nft's number of a rule, in the text of a rule that nft listed."""
 
 
 class Backend(StrEnum):

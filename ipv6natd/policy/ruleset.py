@@ -6,7 +6,7 @@ The rules in the kernel have no influence here; `netfilter.diff` compares with t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Network
@@ -17,12 +17,23 @@ from ipv6natd.model import (
     LINK_LOCAL,
     LOOPBACK,
     Desired,
+    DirectAccess,
     GatewayMode,
     ManagedBy,
     Mapping,
     Network,
     Protocol,
     RejectedPorts,
+)
+from ipv6natd.netfilter.jumps import (
+    DNAT,
+    FORWARD,
+    INPUT,
+    JUMPS,
+    LOOPBACK_NET,
+    POST,
+    PRE,
+    SOURCES,
 )
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import (
@@ -35,6 +46,7 @@ from ipv6natd.netfilter.rules import (
     Rule,
     Ruleset,
     Snat,
+    Table,
     TableRules,
     Verdict,
 )
@@ -51,17 +63,10 @@ from ipv6natd.policy.chains import (
     sub_chain,
 )
 
-FORWARD = f"{PREFIX}FORWARD"
 CT = f"{PREFIX}CT"
-SOURCES = f"{PREFIX}SRC"
-INPUT = f"{PREFIX}INPUT"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
 PROXY = f"{PREFIX}PROXY"
-PRE = f"{PREFIX}PRE"
-DNAT = f"{PREFIX}DNAT"
-POST = f"{PREFIX}POST"
-_LOOPBACK_NET = IPv6Network(LOOPBACK)
 _MULTICAST = IPv6Network("ff00::/8")
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
@@ -83,33 +88,6 @@ _DROP_FORGED_SYN = tuple(
 client's first segment to a published port then matches the entry's reply direction. Replies skip
 the nat table, so the segment would go to the userland proxy. With a forged ACK, the client's own
 SYN is INVALID to conntrack."""
-
-
-def _jump(
-    base: str,
-    chain: str,
-    *matches: Match,
-    first: bool = False,
-    not_destination: IPv6Network | None = None,
-) -> BaseJump:
-    rule = Rule(target=Jump(chain), not_destination=not_destination, matches=(*matches, Match.OURS))
-    return BaseJump(base=base, rule=rule, first=first)
-
-
-# First, so that no ACCEPT of another program skips the checks.
-_RAW_JUMPS = (_jump("PREROUTING", SOURCES, first=True),)
-_FILTER_JUMPS = (
-    _jump("FORWARD", DOCKER_USER, first=True),
-    _jump("FORWARD", FORWARD, first=True),
-    _jump("INPUT", INPUT, first=True),
-)
-_NAT_JUMPS = (
-    _jump("PREROUTING", PRE, Match.DESTINATION_LOCAL),
-    # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in by another
-    # interface than lo, so with DNAT the connection would hang.
-    _jump("OUTPUT", DNAT, Match.DESTINATION_LOCAL, not_destination=_LOOPBACK_NET),
-    _jump("POSTROUTING", POST),
-)
 
 
 def ruleset(
@@ -136,8 +114,10 @@ def guard_rules(desired: Desired, cache: IdentityCache, *, raw_table: bool = Tru
         INPUT: _input_chain(desired, cache, check),
     }
     if not raw_table:
-        return Ruleset(filter=_table(chains | sources, _FILTER_JUMPS))
-    return Ruleset(raw=_table(sources, _RAW_JUMPS), filter=_table(chains, _FILTER_JUMPS))
+        return Ruleset(filter=_table(chains | sources, JUMPS[Table.FILTER]))
+    return Ruleset(
+        raw=_table(sources, JUMPS[Table.RAW]), filter=_table(chains, JUMPS[Table.FILTER])
+    )
 
 
 def checks_sources(raw_chains: Container[str], filter_chains: Container[str]) -> bool:
@@ -164,7 +144,9 @@ def closed_guard(rules: Ruleset) -> Ruleset:
     isolation = (
         isolating for rule in within_bridge for isolating in _isolation_rules(rule.in_interface)
     )
-    return Ruleset(filter=_table({FORWARD: concat(*isolation, *within_bridge)}, _FILTER_JUMPS))
+    return Ruleset(
+        filter=_table({FORWARD: concat(*isolation, *within_bridge)}, JUMPS[Table.FILTER])
+    )
 
 
 def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
@@ -174,7 +156,7 @@ def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
         DNAT: dnat,
         POST: _postrouting_chain(desired),
     }
-    return _table(chains, _NAT_JUMPS)
+    return _table(chains, JUMPS[Table.NAT])
 
 
 def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRules:
@@ -237,10 +219,16 @@ def _open_forward_rules(desired: Desired) -> ChainTree:
         for network in open_networks
         for rule in _own_source_check(network).rules
     )
+    accesses: dict[str, list[DirectAccess]] = {}
+    for access in desired.direct_access:
+        accesses.setdefault(access.bridge, []).append(access)
     inbound = (
         rule
         for network in ours
-        for rule in (*_inbound_rules(network, desired), _within_bridge(network))
+        for rule in (
+            *_inbound_rules(network, accesses.get(network.bridge, [])),
+            _within_bridge(network),
+        )
     )
     # The engine's own rules decide which packets enter its networks.
     natives = (
@@ -295,7 +283,7 @@ def _isolation_rules(bridge: str) -> Iterator[Rule]:
     yield Rule(in_interface=bridge, not_out_interface=bridge, target=Verdict.DROP)
 
 
-def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
+def _inbound_rules(network: Network, accesses: Iterable[DirectAccess]) -> Iterator[Rule]:
     """Packets that may enter a network: with our DNAT, or by direct access. A closed network has
     its rules in front."""
     if network.closed:
@@ -304,17 +292,16 @@ def _inbound_rules(network: Network, desired: Desired) -> Iterator[Rule]:
     inbound = partial(Rule, not_in_interface=bridge, out_interface=bridge)
     if network.uses_nat:
         yield Rule(out_interface=bridge, matches=(Match.DNAT,), target=Verdict.ACCEPT)
-    for access in desired.direct_access:
-        if access.bridge == bridge:
-            yield Rule(
-                destination=IPv6Network(access.address),
-                in_interface=access.in_interface,
-                not_in_interface="" if access.in_interface else bridge,
-                out_interface=bridge,
-                protocol=access.protocol,
-                ports=(access.first, access.last),
-                target=Verdict.ACCEPT,
-            )
+    for access in accesses:
+        yield Rule(
+            destination=IPv6Network(access.address),
+            in_interface=access.in_interface,
+            not_in_interface="" if access.in_interface else bridge,
+            out_interface=bridge,
+            protocol=access.protocol,
+            ports=(access.first, access.last),
+            target=Verdict.ACCEPT,
+        )
     if not network.uses_nat:
         yield inbound(matches=(Match.ICMP,), target=Verdict.ACCEPT)
     unprotected = network.gateway_mode is GatewayMode.NAT_UNPROTECTED
@@ -583,7 +570,7 @@ def _reject_chain(desired: Desired, cache: IdentityCache) -> ChainTree:
         return tree
     return concat(
         # All other packets to the host, even of open connections, skip the rules for ports.
-        Rule(destination=_LOOPBACK_NET, target=Jump(REJECTED)),
+        Rule(destination=LOOPBACK_NET, target=Jump(REJECTED)),
         Rule(source=LINK_LOCAL, target=Jump(REJECTED)),
         sub_chain(REJECTED, tree),
     )
@@ -641,7 +628,7 @@ def _reject_rules(rejected: RejectedPorts) -> Iterator[Rule]:
         target=Verdict.TCP_RESET if is_tcp else Verdict.PORT_UNREACHABLE,
     )
     if host in (ANY, LOOPBACK):
-        yield reject(destination=_LOOPBACK_NET)
+        yield reject(destination=LOOPBACK_NET)
     if host != LOOPBACK:
         yield reject(source=LINK_LOCAL, destination=None if host == ANY else IPv6Network(host))
 

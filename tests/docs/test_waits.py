@@ -17,7 +17,7 @@ from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import CALL_TIMEOUT, EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall import monitor as drift
-from ipv6natd.firewall import restore
+from ipv6natd.firewall import tools as firewall_tools
 from ipv6natd.model import EngineState
 from ipv6natd.report import textfile
 from ipv6natd.sync import applier, reconciler
@@ -46,7 +46,7 @@ def test_a_pass_may_take_several_calls_that_wait_as_long_as_they_may() -> None:
     interval = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
     assert interval == watchdog / 3
     flush = 2 * conntrack.FLUSH_TIMEOUT + conntrack.IP_TIMEOUT
-    assert 4 * (restore.TOOL_TIMEOUT + tools.KILL_TIMEOUT) + flush < reconciler.MAX_PASS_TIME
+    assert 4 * (firewall_tools.TOOL_TIMEOUT + tools.KILL_TIMEOUT) + flush < reconciler.MAX_PASS_TIME
     page = (ROOT / "docs" / "limits.md").read_text()
     assert f"no pass takes\nlonger than {reconciler.MAX_PASS_TIME:g} s" in page
     assert end > applier.LOCK_TIMEOUT + tools.KILL_TIMEOUT
@@ -97,7 +97,7 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 
 
 LIMITS = {
-    "a tool that reads or writes rules": restore.TOOL_TIMEOUT,
+    "a tool that reads or writes rules": firewall_tools.TOOL_TIMEOUT,
     "deleting neighbour entries": conntrack.IP_TIMEOUT,
     "deleting the conntrack entries of one change": conntrack.FLUSH_TIMEOUT,
     "a response of the engine": float(CALL_TIMEOUT),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import LOCK_VARIABLE
+from ipv6natd.firewall.tools import LOCK_VARIABLE
 from ipv6natd.firewall.xtables import xtables_lock
 from ipv6natd.model import Desired
 from ipv6natd.netfilter.render import format_ruleset

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.firewall import legacy as legacy_backend
-from ipv6natd.firewall import restore, xtables
+from ipv6natd.firewall import tools, xtables
 from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.legacy import LegacyFirewall
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
@@ -34,6 +34,7 @@ from ipv6natd.firewall.select import open_firewall
 from ipv6natd.firewall.xtables import table_sizes
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedTable, TableChange
+from ipv6natd.netfilter.jumps import JUMPS
 from ipv6natd.netfilter.rules import (
     COMMENT,
     DOCKER_USER,
@@ -48,6 +49,7 @@ from ipv6natd.netfilter.rules import (
     Table,
     Verdict,
 )
+from ipv6natd.sync.applier import remove_all
 from tests.harness.fake_firewall import FakeFirewall
 from tests.harness.needs import lack, need
 from tests.integration.net.conftest import fresh_namespace
@@ -167,6 +169,14 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hos
     monkeypatch.setitem(sys.modules, "iptc", None)
     monkeypatch.delitem(sys.modules, "ipv6natd.firewall.libiptc", raising=False)
     return real_host(open_firewall(backend))
+
+
+@pytest.fixture
+def nft(namespace: str) -> Host:
+    assert namespace
+    need("nft")
+    need_backend(Backend.NFT)
+    return real_host(RestoreFirewall(Backend.NFT))
 
 
 @pytest.fixture
@@ -668,7 +678,7 @@ def test_legacy_write_waits_for_the_xtables_lock(
 def test_legacy_write_fails_after_the_lock_timeout(
     legacy: Host, held_lock: Callable[[], None], rules: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (restore, xtables):
+    for module in (tools, xtables):
         monkeypatch.setattr(module, "TOOL_TIMEOUT", 0.3)
     with pytest.raises(FirewallError, match=r"held by another|hold /run/xtables.lock"):
         legacy_firewall().write(scattered(rules))
@@ -715,13 +725,77 @@ def test_legacy_tables_beside_nft_are_no_error(namespace: str, xtables_lock: Pat
     assert set(nft.read()[Table.FILTER].chains) == {"IPV6NAT-CT", "IPV6NAT-FORWARD"}
 
 
-def test_nft_rule_that_ip6tables_cannot_print_is_an_error(namespace: str) -> None:
-    assert namespace
-    need("nft")
-    need_backend(Backend.NFT)
-    firewall = RestoreFirewall(Backend.NFT)
-    firewall.write(FULL)
-    rule = "ip6 filter FORWARD numgen random mod 2 0 accept"
-    subprocess.run(["nft", "add", "rule", *rule.split()], check=True)
-    with pytest.raises(FirewallError, match=r"`nft list table ip6 filter` shows the rule"):
-        firewall.read()
+NATIVE_RULES = ["fib daddr type local accept", "numgen random mod 2 0 accept"]
+TO_RAW = BaseJump(
+    base="PREROUTING", rule=Rule(target=Jump("IPV6NAT-SRC"), matches=(Match.OURS,)), first=True
+)
+RAW = TableChange(
+    table=Table.RAW,
+    chains={"IPV6NAT-SRC": (Rule(in_interface="lo", target=Verdict.RETURN),)},
+    insert=(TO_RAW,),
+)
+NAT = TableChange(
+    table=Table.NAT,
+    chains=dict.fromkeys(("IPV6NAT-DNAT", "IPV6NAT-POST", "IPV6NAT-PRE"), ()),
+    insert=JUMPS[Table.NAT],
+)
+
+
+@pytest.mark.parametrize("rule", NATIVE_RULES)
+@pytest.mark.parametrize("change", [FULL, NAT, RAW], ids=["filter", "nat", "raw"])
+def test_table_with_a_native_nft_rule_is_read_and_written(
+    nft: Host, change: TableChange, rule: str
+) -> None:
+    """Q1: mailcow, libvirt and CNI add such rules; ip6tables-save then refuses the table."""
+    table = change.table
+    nft.firewall.write(change)
+    before = nft.observed(table)
+    bases = {jump.base for jump in change.insert}
+    for base in bases:
+        run_nft("insert", table, base, rule)
+    assert f"*{table}" not in nft.dump()
+
+    found = nft.observed(table)
+    assert found.chains == before.chains
+    assert nft.firewall.digests(table, before.chains) == before.chains
+    shifted = [replace(jump, position=jump.position + 1) for jump in before.jumps]
+    assert sorted(found.jumps, key=str) == sorted(shifted, key=str)
+    assert found.docker_user == before.docker_user
+
+    created = replace(change, create=())
+    nft.firewall.write(replace(created, remove=found.jumps))
+    assert nft.observed(table).chains == before.chains
+    remove_all(nft.firewall)
+    assert nft.observed(table) == ObservedTable()
+    for base in bases:
+        listing = run_nft("list", table, base)
+        handle = re.search(r"# handle (\d+)\n\t}", listing)
+        assert handle, listing
+        run_nft("delete", table, base, f"handle {handle[1]}")
+    for line in nft.dump().splitlines():
+        assert not line.startswith("-A"), line
+
+
+def test_native_nft_rule_in_a_chain_of_ours_changes_its_digest(nft: Host) -> None:
+    nft.firewall.write(FULL)
+    before = nft.observed().chains
+    run_nft("add", Table.FILTER, "IPV6NAT-CT", NATIVE_RULES[1])
+    after = nft.observed().chains
+    assert after["IPV6NAT-FORWARD"] == before["IPV6NAT-FORWARD"]
+    assert after["IPV6NAT-CT"] != before["IPV6NAT-CT"]
+
+
+def test_table_with_a_native_rule_is_unknown_without_nft(
+    nft: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nft.firewall.write(FULL)
+    run_nft("insert", Table.FILTER, "FORWARD", NATIVE_RULES[1])
+    monkeypatch.setattr("ipv6natd.firewall.save.which", lambda _: None)
+    with pytest.raises(FirewallError, match="install the package nftables"):
+        nft.firewall.read()
+
+
+def run_nft(verb: str, table: Table, chain: str, rule: str = "") -> str:
+    kind = "chain" if verb == "list" else "rule"
+    words = ["nft", "-a", verb, kind, "ip6", table, chain, *rule.split()]
+    return subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE).stdout

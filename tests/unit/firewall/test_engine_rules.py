@@ -72,13 +72,6 @@ def test_tool_that_fails_is_an_error_and_not_an_empty_table(
         leftovers.read_engine_rules()
 
 
-def test_table_that_the_save_tool_cannot_show_is_an_error(tools: Path) -> None:
-    text = "# Table `nat' is incompatible, use 'nft' tool.\n"
-    add_tool(tools, "ip6tables-nft-save", output=text, status="exit 0")
-    with pytest.raises(FirewallError, match="nft list table ip6 nat"):
-        leftovers.read_engine_rules()
-
-
 @pytest.mark.parametrize("output", ["{", "[]", "table ip6 x {}", '{"nftables": 5}', "[" * 100_000])
 def test_output_of_nft_that_is_something_else_is_an_error(tools: Path, output: str) -> None:
     add_tool(tools, "nft", output=output, status="exit 0")

@@ -16,7 +16,7 @@ from ipv6natd.netfilter.rules import Backend, Table
 
 @pytest.fixture(autouse=True)
 def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "_variant_tool", lambda *_: "/usr/sbin/ip6tables")
+    monkeypatch.setattr(restore, "variant_tool", lambda *_: "/usr/sbin/ip6tables")
 
 
 def test_legacy_without_python_iptables_is_written_by_the_tool_and_logged_once(
