@@ -220,11 +220,11 @@ def _integer(text: str) -> Any:
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
-    exposure = close_networks(settings.backend)
+    closed = close_networks(settings.backend)
     # Imported here: -flush and -version need neither the Docker library nor the D-Bus library.
     from ipv6natd.daemon import Daemon
 
-    return asyncio.run(Daemon(settings, reload, exposure).run())
+    return asyncio.run(Daemon(settings, reload, *closed).run())
 
 
 def _flush(settings: Settings) -> int:

@@ -25,7 +25,7 @@ from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import docker_ipv6nat
 from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.netfilter.rules import Backend
+from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.explain import Explanation, with_connections
 from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
@@ -49,12 +49,16 @@ READY_TIMEOUT = 10.0
 class Daemon:
     """The running service.
 
-    `load` reads the settings again and may raise ConfigError. `exposure` says what the
-    tables let pass before `close_networks` wrote the saved ones.
+    `load` reads the settings again and may raise ConfigError. `saved` and `exposure` are the result
+    of `close_networks`.
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Settings], exposure: Exposure
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        saved: Ruleset | None,
+        exposure: Exposure,
     ) -> None:
         self._settings = settings
         self._load = load
@@ -70,6 +74,7 @@ class Daemon:
             self._host,
             expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
             exposure=exposure,
+            saved=saved,
         )
         self._reconciler = Reconciler(
             engine=self._watch, applier=applier, observer=self, policy=settings.policy

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from enum import IntEnum
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from ipv6natd.conntrack.entries import SCTP, TCP, UDP, Entry, Tuple
@@ -80,19 +80,34 @@ def changes_ports(old: Desired | None, new: Desired) -> bool:
     return _targets(removed) != _targets(added)
 
 
-def newly_protected(old: Desired | None, new: Desired, exposure: Exposure) -> tuple[Network, ...]:
-    """Our networks that had no rules of ours before: all with `exposure`, none if `old` is None.
+def newly_protected(
+    old: Desired | None, new: Desired, exposure: Exposure
+) -> dict[Network, tuple[IPv6Network, ...]]:
+    """Our networks, and their prefixes that had no rules of ours before: all with `exposure`, none
+    if `old` is None.
 
     A packet for an address of such a network that arrived before the rules was forwarded to the
     bridge, and waits up to three seconds for neighbour discovery. A container that gets the address
     in this time receives the packet, and its answer opens the flow.
     """
-    if exposure:
-        return tuple(_own_networks(new))
-    if old is None:
-        return ()
-    known = {network.bridge for network in _own_networks(old)}
-    return tuple(network for network in _own_networks(new) if network.bridge not in known)
+    known = [] if exposure else _own_networks(old or new)
+    return dict(_gained_prefixes(known, _own_networks(new)))
+
+
+def _gained_prefixes(
+    old: Iterable[Network], new: Iterable[Network]
+) -> Iterator[tuple[Network, tuple[IPv6Network, ...]]]:
+    """The networks whose bridges get addresses that were not theirs before, and these prefixes."""
+    before = {network.bridge: network for network in old}
+    for network in new:
+        prefixes = {*network.subnets, *network.routed_prefixes}
+        if known := before.get(network.bridge):
+            prefixes -= {*known.subnets, *known.routed_prefixes}
+            # A part that was routed to a LAN is routed to the bridge now.
+            elsewhere = {route.prefix for route in network.routes_elsewhere}
+            prefixes |= {route.prefix for route in known.routes_elsewhere} - elsewhere
+        if prefixes:
+            yield network, tuple(sorted(prefixes))
 
 
 def added_endpoints(old: Desired | None, new: Desired) -> tuple[tuple[str, IPv6Address], ...]:
@@ -161,11 +176,13 @@ class Change:
         self.networks = {subnet: network for network in new.networks for subnet in network.subnets}
         """By subnet, also the engine's."""
         self.subnets = PrefixIndex(self.networks)
+        added = _gained_prefixes((old or new).networks, _own_networks(new))
+        self.added = PrefixIndex(prefix for _, prefixes in added for prefix in prefixes)
+        """The prefixes of our networks that were in no network before."""
         protected = newly_protected(old, new, exposure)
-        self.protected = frozenset(network.id for network in protected)
-        known = {network.bridge for network in (old or new).networks}
-        self.added = frozenset(network.id for network in protected if network.bridge not in known)
-        """The ids of the protected networks that did not exist before."""
+        self.protects = bool(protected)
+        self.protected = PrefixIndex(prefix for them in protected.values() for prefix in them)
+        """The prefixes of our networks that had no rules of ours before."""
         self.exposure = exposure
 
     def network_of(self, address: IPv6Address) -> Network | None:
@@ -303,10 +320,10 @@ def _is_of_unknown_mapping(entry: Entry, change: Change) -> bool:
 def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     """Original direction: another host sends to an address in the network, or has forged a source.
 
-    A source in a network is forged if the network did not exist before, and may be forged after
+    A source in a prefix is forged if the prefix was in no network before, and may be forged after
     exposure. So may be a source of this host; the reply direction then comes from a container.
     """
-    if not change.protected:
+    if not change.protects:
         return False
     original, reply = entry
     sender = change.network_of(original.source)
@@ -317,7 +334,9 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     suspect = change.exposure and (
         change.exposure is Exposure.UNGUARDED or original.protocol != TCP
     )
-    if sender is not None and (sender.id in change.added or (suspect and receiver is not sender)):
+    if change.added.find(original.source) or (
+        suspect and sender is not None and receiver is not sender
+    ):
         return True
     if original.source in change.host_addresses or original.source == LOOPBACK:
         return (
@@ -325,4 +344,6 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
             and original.protocol == UDP
             and change.network_of(reply.source) is not None
         )
-    return receiver is not None and receiver.id in change.protected and receiver is not sender
+    return change.protected.find(original.destination) is not None and (
+        receiver is None or receiver is not sender
+    )

@@ -75,6 +75,7 @@ class Match(StrEnum):
     RELATED_OR_ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
     """Only in rules that an earlier build saved."""
     DNAT = "-m conntrack --ctstate DNAT"
+    NOT_DNAT = "-m conntrack ! --ctstate DNAT"
     REPLY = "-m conntrack --ctdir REPLY"
     """A packet of the reply direction of a conntrack entry."""
     OURS = f"-m comment --comment {COMMENT}"

@@ -68,6 +68,7 @@ REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
 PROXY = f"{PREFIX}PROXY"
 _MULTICAST = IPv6Network("ff00::/8")
+_UNSPECIFIED_NET = IPv6Network(ANY)
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
@@ -187,14 +188,16 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     ours = _our_networks(desired)
     mark = desired.accept_fwmark
     has_open = any(not network.closed for network in ours)
-    isolation = (
-        rule for network in ours if network.closed for rule in _isolation_rules(network.bridge)
-    )
+    isolation = (rule for network in ours for rule in _early_rules(network))
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
     # closed network too: its entry would open a stateful INPUT of the host to the container.
     from_host = (
-        Rule(matches=(Match.SOURCE_LOCAL,), out_interface=network.bridge, target=Verdict.DROP)
+        Rule(
+            matches=(Match.SOURCE_LOCAL_OR_ANYCAST,),
+            out_interface=network.bridge,
+            target=Verdict.DROP,
+        )
         for network in ours
     )
     return concat(
@@ -272,6 +275,17 @@ def _within_bridge(network: Network) -> Rule:
     )
 
 
+def _early_rules(network: Network) -> Iterator[Rule]:
+    """The rules before the one that accepts established packets."""
+    if network.closed:
+        yield from _isolation_rules(network.bridge)
+    elif not network.icc:
+        # If bridged packets pass netfilter, a container could create an entry as its neighbour by a
+        # frame to all. Its own packets to the neighbour would then be replies. A published port
+        # is reached by DNAT.
+        yield replace(_within_bridge(network), matches=(Match.NOT_DNAT,))
+
+
 def _isolation_rules(bridge: str) -> Iterator[Rule]:
     """Closes a bridge in both directions, before all other rules.
 
@@ -324,10 +338,13 @@ def _source_chain(desired: Desired) -> ChainTree:
         Rule(in_interface="lo", target=Verdict.RETURN),
         # A program takes this source for an IPv4 peer, as its gateway or 127.0.0.1.
         Rule(source=_IPV4_MAPPED, target=Verdict.DROP),
+        # The kernel drops such a packet too, but not the entry that a bridge created for it. In the
+        # reply direction of the entry, a packet to the group could reach a program of the host.
+        Rule(source=_MULTICAST, target=Verdict.DROP),
         _host_source_checks(desired),
         # Such packets do not leave their link.
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
-        _to_host_checks(desired),
+        _sent_source_checks(desired),
         _network_source_checks(desired),
     )
 
@@ -344,28 +361,41 @@ def _host_source_checks(desired: Desired) -> ChainTree:
     return _behind_gate(drop, f"{SOURCES}-HOST", by_bridge("S", rules))
 
 
-def _to_host_checks(desired: Desired) -> ChainTree:
-    """Drops packets of containers to the host with a source that is not theirs: a bridge confirms
-    their entries too.
+def _sent_source_checks(desired: Desired) -> ChainTree:
+    """Drops packets of containers with a source that is not theirs: to the host, because a bridge
+    confirms their entries too; from a closed network to any destination.
 
+    The kernel answers a packet without a route, or whose hop limit is 1, before FORWARD. Its ICMPv6
+    error has a part of the packet: with a forged source, data would leave a closed network.
     Link-local sources have returned before; networks with a default route by a container have no
     such check.
     """
-    drop = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
     sent = _sent_prefixes(desired)
-    checks = concat(
-        *(
-            _drop_other_sources(
-                replace(drop, in_interface=network.bridge),
-                sent[network.bridge],
-                f"{PREFIX}SENT-{network.bridge}",
+    to_host = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
+
+    def checks(closed: bool) -> ChainTree:
+        drop = Rule(target=Verdict.DROP) if closed else to_host
+        return concat(
+            *(
+                _drop_other_sources(
+                    replace(drop, in_interface=network.bridge),
+                    sent[network.bridge],
+                    f"{PREFIX}SENT-{network.bridge}",
+                )
+                for network in _our_networks(desired)
+                if network.closed is closed
             )
-            for network in _our_networks(desired)
         )
-    )
+
+    opened, closed = checks(False), checks(True)
+    # Neighbour discovery has this source until a container has an address; the kernel answers none.
+    unspecified = (Rule(source=_UNSPECIFIED_NET, target=Verdict.RETURN),) if closed.rules else ()
     return concat(
-        _behind_gate(drop, f"{SOURCES}-TO-HOST", by_bridge("D", checks.rules)),
-        ChainTree((), checks.chains),
+        _behind_gate(to_host, f"{SOURCES}-TO-HOST", by_bridge("D", opened.rules)),
+        *unspecified,
+        by_bridge("N", closed.rules),
+        ChainTree((), opened.chains),
+        ChainTree((), closed.chains),
     )
 
 
@@ -533,7 +563,10 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             Rule(in_interface="lo", target=Verdict.RETURN),
             # Packets of the host to itself come in by lo. Its own multicast comes back by another
             # interface, but with a destination that is not LOCAL.
-            Rule(matches=(Match.SOURCE_LOCAL, Match.DESTINATION_LOCAL), target=Verdict.DROP),
+            Rule(
+                matches=(Match.SOURCE_LOCAL_OR_ANYCAST, Match.DESTINATION_LOCAL),
+                target=Verdict.DROP,
+            ),
             *check,
             *_authentication_rules(desired),
             Rule(source=LINK_LOCAL, target=Verdict.RETURN),
@@ -664,7 +697,7 @@ def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
     # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
-    yield Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.RETURN)
+    yield Rule(matches=(Match.SOURCE_LOCAL_OR_ANYCAST,), target=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 
 

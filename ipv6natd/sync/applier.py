@@ -130,9 +130,10 @@ class Applier:
         *,
         expected_backend: Backend = Backend.NFT,
         exposure: Exposure = Exposure.NONE,
+        saved: Ruleset | None = None,
     ) -> None:
         """`expected_backend` is the one to report until the firewall is open. `exposure` is what
-        may have been unprotected before the start."""
+        may have been unprotected before the start, `saved` what an earlier process wrote last."""
         self._open_firewall = open_firewall
         self.backend = expected_backend
         self.firewall: Firewall | None = None
@@ -140,6 +141,9 @@ class Applier:
         self.host = host
         self.applied = AppliedState()
         self._flows = ConntrackState(exposure=exposure)
+        self._saved = saved
+        """The raw and filter tables that were saved last, also by an earlier process; None if they
+        are unknown."""
         self.position = PositionGuard()
         self._cache = IdentityCache()
         self._raw_table = True
@@ -182,6 +186,7 @@ class Applier:
             _log_rules(*changed_rules(self.applied.ruleset, EMPTY))
             self.applied = AppliedState()
             self.host.save_rules(EMPTY)
+            self._saved = None
 
     def sync(
         self, snapshot: Snapshot, policy: Policy, *, verify: bool, recheck_flows: bool = False
@@ -272,6 +277,7 @@ class Applier:
                 observed[change.table] = predict(observed[change.table], change)
         if not known or before.guard != rules.guard:
             self.host.save_rules(rules)
+            self._saved = rules.guard
         added, removed = changed_rules(before, rules)
         _log_rules(added, removed)
         self.applied = AppliedState(desired=wanted, ruleset=rules, observed=observed)
@@ -286,7 +292,7 @@ class Applier:
             keep_order = not self.position.conceded
             found = firewall.read()
             if not known:
-                exposure = max(self._flows.exposure, past_exposure(rules, found))
+                exposure = max(self._flows.exposure, past_exposure(rules, found, self._saved))
                 self._flows = replace(self._flows, exposure=exposure)
             for change in rewrite_tables(found, rules, interim=interim, keep_order=keep_order):
                 firewall.write(change)

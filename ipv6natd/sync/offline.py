@@ -14,7 +14,7 @@ from ipv6natd.firewall.backend import Firewall, FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import rewrite_tables
-from ipv6natd.netfilter.rules import GUARD_TABLES, Backend
+from ipv6natd.netfilter.rules import GUARD_TABLES, Backend, Ruleset
 from ipv6natd.policy.ruleset import checks_sources, closed_guard
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
@@ -23,21 +23,23 @@ from ipv6natd.sync.saved_rules import SavedRules, past_exposure
 log = logging.getLogger(__name__)
 
 
-def close_networks(setting: str) -> Exposure:
-    """Write the saved rules; returns what the tables before them let pass.
+def close_networks(setting: str) -> tuple[Ruleset | None, Exposure]:
+    """Write the saved rules; returns them, and what the tables before them let pass.
 
     `setting` is `backend`: "auto", "nft" or "legacy". Uses the tools on legacy too, because
     python-iptables takes half a second to load. Errors are logged.
     """
-    exposure = Exposure.NONE
     saved = SavedRules().read()
-    if saved is None:
-        return exposure
+    return saved, _write_saved(saved, setting) if saved else Exposure.NONE
+
+
+def _write_saved(saved: Ruleset, setting: str) -> Exposure:
+    exposure = Exposure.NONE
     try:
         firewall = RestoreFirewall(detect_backend() if setting == "auto" else Backend(setting))
         found = firewall.read()
         observed = {table: found[table] for table in GUARD_TABLES}
-        exposure = past_exposure(saved, observed)
+        exposure = past_exposure(saved, observed, saved)
         if not checks_sources(saved.raw.chains, saved.filter.chains):
             if exposure is Exposure.NONE:
                 log.info(

@@ -75,9 +75,15 @@ def write_saved(path: Path, text: str) -> None:
     files.replace(path, text, mode=0o600, sync=True)
 
 
-def past_exposure(wanted: Ruleset, observed: Observed) -> Exposure:
-    """What the tables raw and filter in `observed` let pass that those in `wanted` do not."""
-    if all(matches(wanted.table(t), observed[t], keep_order=False) for t in GUARD_TABLES):
+def past_exposure(wanted: Ruleset, observed: Observed, saved: Ruleset | None) -> Exposure:
+    """What the tables raw and filter in `observed` let pass that those in `wanted` do not.
+
+    `saved` has the last ones that were written; None if they are unknown. Equal numbers of rules do
+    not show that a network has another subnet now.
+    """
+    if saved in (None, wanted.guard) and all(
+        matches(wanted.table(t), observed[t], keep_order=False) for t in GUARD_TABLES
+    ):
         return Exposure.NONE
     guarded = checks_sources(observed[Table.RAW].chains, observed[Table.FILTER].chains)
     return Exposure.OPEN if guarded else Exposure.UNGUARDED

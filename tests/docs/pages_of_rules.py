@@ -86,6 +86,8 @@ SHAPES = {
     r"-A IPV6NAT-SRC -i lo -j RETURN": "Packets from the host to itself.",
     r"-A IPV6NAT-SRC -s ::ffff:0.0.0.0/96 -j DROP": "A program would take this source for an "
     "IPv4 peer, for example for its own gateway.",
+    r"-A IPV6NAT-SRC -s ff00::/8 -j DROP": "No genuine packet has a multicast group as its source. "
+    "With br_netfilter, a bridge would create an entry for it.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
     "With many networks: only such packets pass the rules of the bridges.",
     r"-A IPV6NAT-SRC -m addrtype --dst-type LOCAL -j IPV6NAT-SRC-TO-HOST": "The same for packets "
@@ -103,6 +105,12 @@ SHAPES = {
     "IPV6NAT-SENT-BRIDGE": "The same for a network with several prefixes, and for a bridge by "
     "which containers on several networks "
     "send replies.",
+    r"-A IPV6NAT-SRC -s ::/128 -j RETURN": "Neighbour discovery of a container that has no address "
+    "yet.",
+    r"-A IPV6NAT-SRC ! -s NET -i BRIDGE -j DROP": "A container of a closed network has "
+    "a source of its network, whatever the destination: the kernel answers a packet without a "
+    "route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of the "
+    "packet.",
     r"-A IPV6NAT-SENT-BRIDGE -s (?:NET|ADDRESS) -j RETURN": "A source of packets that come in by "
     "this bridge.",
     r"-A IPV6NAT-SENT-BRIDGE -j DROP": "Any other source.",
@@ -130,8 +138,11 @@ SHAPES = {
     "no rule above accepted. For a closed network this rule comes first, and so drops replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "No packet leaves a closed network. The rule "
     "matches the interface and not the address, so that forged sources do not leave either.",
-    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet that is forwarded to a "
-    "container never has an address of the host as its source.",
+    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL,ANYCAST -j DROP": "A packet that is "
+    "forwarded to a container never has an address of the host as its source.",
+    rf"{FORWARD} -i BRIDGE -o BRIDGE -m conntrack ! --ctstate DNAT -j DROP": "With "
+    "enable_icc=false, also established packets between neighbours: with br_netfilter, a frame to "
+    "all could have created the entry. Published ports are reached by DNAT.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Packets of established "
     "connections skip the remaining rules: the cost of an open connection does not depend on the "
     "number of networks.",
@@ -189,8 +200,9 @@ SHAPES = {
     "to the host creates an entry too. A datagram of length 0 is invalid to conntrack, but a "
     "socket receives it, and its answer creates the entry.",
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
-    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP": "Such "
-    "packets come in by no other interface. The host's own multicast packets come back, and pass.",
+    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL,ANYCAST -m addrtype --dst-type LOCAL "
+    "-j DROP": "Such packets come in by no other interface. The host's own multicast packets come "
+    "back, and pass.",
     r"-A IPV6NAT-HOST -s fe80::/10 -j RETURN": "A container may ask the host from its link-local "
     "address.",
     r"-A (?:IPV6NAT-HOST|BRIDGES) ! -s NET -i BRIDGE -j DROP": "Otherwise a container asks the "
@@ -221,8 +233,9 @@ SHAPES = {
     "clients, so DNAT would only lose them.",
     r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A packet cannot leave a closed network by a published "
     "port.",
-    r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL -j RETURN": "Packets with a source of the host "
-    "are dropped in FORWARD. They skip DNAT too, because a rule in DOCKER-USER may accept them.",
+    r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL,ANYCAST -j RETURN": "Packets with a source of "
+    "the host are dropped in FORWARD. They skip DNAT too, because a rule in DOCKER-USER may accept "
+    "them.",
     r"-A IPV6NAT-PRE -j IPV6NAT-DNAT": "All other packets.",
     r"-A (?:IPV6NAT-DNAT|PORTS) (?:-d ADDRESS )?-i BRIDGE -p PROTOCOL --dport PORT "
     "-j REDIRECT": "The proxy would answer a container's datagram from an address to which the "

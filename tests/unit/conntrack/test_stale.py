@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from ipv6natd.conntrack.stale import (
     removed_addresses,
     stale_entries,
 )
-from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
+from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol, Route
 from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -128,11 +129,38 @@ def test_newly_protected_has_a_network_once_and_none_if_old_is_unknown() -> None
     theirs = (replace(network, managed_by=ManagedBy.ENGINE) for network in both.networks)
     engines = replace(both, networks=tuple(theirs))
     one = desired(snapshot(X), Policy())
-    assert [network.name for network in newly_protected(one, both, Exposure.NONE)] == [Y.name]
-    assert [network.name for network in newly_protected(engines, one, Exposure.NONE)] == [X.name]
+    assert newly_protected(one, both, Exposure.NONE) == {Y: Y.subnets}
+    assert newly_protected(engines, one, Exposure.NONE) == {X: X.subnets}
     assert affects_entries(one, both, Exposure.NONE)
     for old, new in ((both, both), (None, both), (both, one), (both, engines)):
-        assert newly_protected(old, new, Exposure.NONE) == ()
+        assert newly_protected(old, new, Exposure.NONE) == {}
+
+
+LAN = Route(prefix=IPv6Network("fd00:a::80/121"), interface="eth1")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "gained"),
+    [
+        ({}, {"subnets": (IPv6Network("fd00:77::/64"),)}, "fd00:77::/64"),
+        ({}, {"routed_prefixes": (IPv6Network("fd00:77::/64"),)}, "fd00:77::/64"),
+        ({"routes_elsewhere": (LAN,)}, {}, "fd00:a::80/121"),
+    ],
+    ids=["another subnet", "a routed prefix", "the route of a LAN is gone"],
+)
+def test_forged_source_in_a_prefix_that_a_known_bridge_gets_is_stale(
+    before: dict[str, Any], now: dict[str, Any], gained: str
+) -> None:
+    """I11: its entry would lead to a container that gets the address."""
+    old, new = (replace(NOTHING, networks=(replace(X, **facts),)) for facts in (before, now))
+    ours = replace(X, **now)
+    assert newly_protected(old, new, Exposure.NONE) == {ours: (IPv6Network(gained),)}
+    forged = f"{IPv6Network(gained)[9]} 2001:db8:9::9 5353"
+    for protocol in (Protocol.UDP, Protocol.TCP):
+        assert is_stale(flow(forged, protocol), old, new)
+    for words in (forged, f"{CLIENT} 2001:db8:9::9 5353"):
+        assert not is_stale(flow(words), new, new)
+    assert not is_stale(flow(f"{CLIENT} 2001:db8:9::9 5353"), old, new)
 
 
 @pytest.mark.parametrize(
@@ -497,12 +525,17 @@ def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
 def test_exposure_follows_from_the_chains_of_raw_and_filter() -> None:
     guard = ruleset(desired(snapshot(X), Policy())).guard
     firewall = FakeFirewall()
-    assert past_exposure(guard, firewall.read()) is Exposure.OPEN
+    assert past_exposure(guard, firewall.read(), None) is Exposure.OPEN
     for change in rewrite_tables(firewall.read(), guard):
         firewall.write(change)
-    assert past_exposure(guard, firewall.read()) is Exposure.NONE
+    for saved in (None, guard):
+        assert past_exposure(guard, firewall.read(), saved) is Exposure.NONE
+    # As many rules, for a network on the same bridge with another subnet.
+    other = replace(X, subnets=(IPv6Network("fd00:77::/64"),))
+    saved = ruleset(desired(snapshot(other), Policy())).guard
+    assert past_exposure(guard, firewall.read(), saved) is Exposure.OPEN
     firewall.load("*filter\n-D FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD\nCOMMIT\n")
-    assert past_exposure(guard, firewall.read()) is Exposure.OPEN
+    assert past_exposure(guard, firewall.read(), None) is Exposure.OPEN
     jump = "PREROUTING -m comment --comment ipv6natd -j IPV6NAT-SRC"
     firewall.load(f"*raw\n-D {jump}\n:IPV6NAT-SRC - [0:0]\n-X IPV6NAT-SRC\nCOMMIT\n")
-    assert past_exposure(guard, firewall.read()) is Exposure.UNGUARDED
+    assert past_exposure(guard, firewall.read(), None) is Exposure.UNGUARDED

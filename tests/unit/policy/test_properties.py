@@ -64,7 +64,7 @@ _MATCHES = (
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
     r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL(?:,ANYCAST)?",
-    r"-m conntrack --ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
+    r"-m conntrack (?:! )?--ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
@@ -494,7 +494,7 @@ def dnat_target(chains: Chains, name: str, packet: Packet) -> str:
     for rule in chains.get(name, ()):
         unknown = (rule.out_interface, rule.not_out_interface, rule.not_destination)
         assert not any(unknown), format_rule(rule)
-        assert rule.matches in ((), (Match.SOURCE_LOCAL,)), format_rule(rule)
+        assert rule.matches in ((), (Match.SOURCE_LOCAL_OR_ANYCAST,)), format_rule(rule)
         # The client's source is in none of our subnets and not link-local.
         hit = (
             rule.source is None

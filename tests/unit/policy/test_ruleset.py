@@ -180,7 +180,8 @@ def test_forward_drops_sources_of_the_host_before_it_accepts_new_packets() -> No
     """I11: neither a forged first packet nor a forged error about an open flow is accepted."""
     rules = chain("FORWARD")
     assert rules[3:6] == [
-        f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-int", "br-a", "br-b")
+        f"-o {bridge} -m addrtype --src-type LOCAL,ANYCAST -j DROP"
+        for bridge in ("br-int", "br-a", "br-b")
     ]
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
     assert accepting[0] == 2
@@ -192,6 +193,7 @@ def test_src_drops_forged_sources() -> None:
     assert chain("SRC") == [
         "-i lo -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
+        "-s ff00::/8 -j DROP",
         *(
             f"! -d ff00::/8 -i {bridge} -m addrtype --src-type LOCAL,ANYCAST -j DROP"
             for bridge in ("br-int", "br-a", "br-b")
@@ -199,12 +201,10 @@ def test_src_drops_forged_sources() -> None:
         "-s fe80::/10 -j RETURN",
         *(
             f"! -s {subnet} -i {bridge} -m addrtype --dst-type LOCAL -j DROP"
-            for subnet, bridge in (
-                ("fd00:c::/64", "br-int"),
-                ("fd00:a::/64", "br-a"),
-                ("fd00:b::/64", "br-b"),
-            )
+            for subnet, bridge in (("fd00:a::/64", "br-a"), ("fd00:b::/64", "br-b"))
         ),
+        "-s ::/128 -j RETURN",
+        "! -s fd00:c::/64 -i br-int -j DROP",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
@@ -277,7 +277,7 @@ def test_input_drops_new_packets_with_forged_sources() -> None:
         assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST"
         assert chain("HOST", case)[:2] == [
             "-i lo -j RETURN",
-            "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
+            "-m addrtype --src-type LOCAL,ANYCAST -m addrtype --dst-type LOCAL -j DROP",
         ]
 
 
@@ -424,6 +424,13 @@ def test_forward_decides_within_a_bridge_before_outgoing_packets() -> None:
     assert "-i br-int -o br-int -j DROP" in chain("FORWARD", "internal-icc-off.proxy-on")
 
 
+def test_forward_drops_established_packets_between_neighbours_without_icc_except_dnat() -> None:
+    """I6: an entry that a frame to all created must not open a port of a neighbour."""
+    rules = chain("FORWARD", "icc-off.proxy-on")
+    first = rules.index("-i br-a -o br-a -m conntrack ! --ctstate DNAT -j DROP")
+    assert first < rules.index("-m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT")
+
+
 def test_forward_drops_invalid_packets_only_with_masquerade() -> None:
     invalid = "-i br-a ! -o br-a -m conntrack --ctstate INVALID -j DROP"
     assert invalid in chain("FORWARD")
@@ -439,7 +446,7 @@ def test_pre_returns_internal_networks_and_forged_sources() -> None:
     """I7 and I11."""
     assert chain("PRE") == [
         "-i br-int -j RETURN",
-        "-m addrtype --src-type LOCAL -j RETURN",
+        "-m addrtype --src-type LOCAL,ANYCAST -j RETURN",
         "-j IPV6NAT-DNAT",
     ]
     assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[1:])

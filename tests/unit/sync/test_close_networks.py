@@ -46,7 +46,7 @@ def own_chains(firewall: FakeFirewall) -> set[str]:
 
 
 def test_close_networks_without_a_saved_rules_writes_nothing(firewall: FakeFirewall) -> None:
-    assert offline.close_networks("nft") is Exposure.NONE
+    assert offline.close_networks("nft") == (None, Exposure.NONE)
     assert firewall.writes == 0
 
 
@@ -54,14 +54,14 @@ def test_close_networks_writes_the_saved_rules_and_returns_the_exposure(
     firewall: FakeFirewall,
 ) -> None:
     save(NOW)
-    assert offline.close_networks("nft") is Exposure.OPEN
+    assert offline.close_networks("nft") == (NOW.guard, Exposure.OPEN)
     assert in_force(NOW, firewall)
-    assert offline.close_networks("nft") is Exposure.NONE
+    assert offline.close_networks("nft") == (NOW.guard, Exposure.NONE)
 
 
 def test_saved_rules_without_source_checks_are_written_closed(firewall: FakeFirewall) -> None:
     save(without_sources(NOW))
-    assert offline.close_networks("nft") is Exposure.UNGUARDED
+    assert offline.close_networks("nft") == (without_sources(NOW), Exposure.UNGUARDED)
     assert in_force(closed_guard(NOW), firewall)
     assert own_chains(firewall) == {"IPV6NAT-FORWARD"}
 
@@ -75,6 +75,6 @@ def test_rules_in_force_of_the_first_version_are_not_replaced(
         firewall.write(change)
     save(before)
     writes = firewall.writes
-    assert offline.close_networks("nft") is Exposure.UNGUARDED
+    assert offline.close_networks("nft") == (before, Exposure.UNGUARDED)
     assert firewall.writes == writes
     assert in_force(before, firewall)

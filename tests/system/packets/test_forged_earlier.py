@@ -1,0 +1,142 @@
+"""Forged sources that the kernel answers or tracks before the filter table, or that conntrack knows
+from a time before the rules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.harness import Regime, Wanted, forge, serve, udp, until, watch
+from tests.harness.sandbox import CLIENT, HOST, ROGUE
+from tests.system.packets.asking import SHORT, opened
+from tests.system.packets.small import Small, small
+from tests.system.packets.test_forged import Y1, attackers
+from tests.system.packets.test_forged_entries import bridged_packets_pass
+from tests.system.packets.test_forged_inwards import ALL, SERVICE, senders, stateful_input
+
+pytestmark = [pytest.mark.ours]
+DRIVER = "com.docker.network.bridge"
+NOWHERE = IPv6Address("2001:db8:ffff::1")
+GROUP = IPv6Address("ff02::1")
+ANYCAST = IPv6Address("2001:db8:1::")
+LATER = IPv6Address("fd00:73::2")
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize(("destination", "hop_limit"), [(ROGUE, 1), (NOWHERE, 64), (Y1, 1)])
+def test_internal_container_sends_no_data_out_by_icmpv6_errors(
+    regime: Regime, destination: IPv6Address, hop_limit: int
+) -> None:
+    """The kernel answers before FORWARD, and its error has a part of the packet."""
+    with watch(regime.client) as packets:
+        packet = bytearray(forge.datagram(CLIENT, destination, (4444, 4445), b"DATA" * 100))
+        packet[7] = hop_limit
+        senders(regime)["internal"].send(bytes(packet))
+        time.sleep(SHORT)
+        errors = [
+            packet for packet in packets() if packet.protocol == "icmp6" and packet.port < 128
+        ]
+        assert errors == []
+
+
+@pytest.mark.depends_on("variant", "proxy")
+def test_forged_frame_opens_no_port_of_a_neighbour_without_icc(regime: Regime) -> None:
+    with (
+        regime.network(options={f"{DRIVER}.enable_icc": "false"}) as network,
+        regime.container(network=network, udp=(54,), tcp=(80, 81)) as victim,
+        regime.container(network=network) as attacker,
+        bridged_packets_pass(regime),
+    ):
+        assert until(lambda: f"-o {network.bridge} -m conntrack !" in regime.sandbox.rules(), True)
+        assert victim.address
+        assert attacker.address
+        to_victim = forge.datagram(attacker.address, victim.address, (7300, 54))
+        as_victim = forge.datagram(victim.address, attacker.address, (54, 7300))
+        ways = (forge.hardware(victim.ns, "eth0"), forge.hardware(regime.host, network.bridge))
+        forge.send(attacker.ns, [as_victim], link="eth0", by=ALL)
+        for way in ways:
+            forge.send(attacker.ns, [to_victim], link="eth0", by=way)
+        time.sleep(SHORT)
+        assert victim.server.received == []
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("who", ["container", "internal"])
+def test_multicast_source_opens_no_stateful_input(regime: Regime, who: str) -> None:
+    """The kernel drops such a packet, but with br_netfilter a bridge has made its entry."""
+    sender = senders(regime)[who]
+    to_group = bytes.fromhex("333300000001")
+    with (
+        serve(regime.host, "host", udp=[SERVICE]) as service,
+        bridged_packets_pass(regime),
+        stateful_input(regime),
+    ):
+        forged = forge.datagram(GROUP, sender.honest, (SERVICE, 7201))
+        replace(sender, by=ALL).send(forged)
+        time.sleep(SHORT)
+        answer = forge.datagram(sender.honest, GROUP, (7201, SERVICE))
+        replace(sender, by=to_group).send(answer)
+        time.sleep(SHORT)
+        assert service.received == []
+
+
+@pytest.mark.depends_on("variant", "proxy")
+def test_anycast_address_of_the_host_as_source_reaches_no_service(regime: Regime) -> None:
+    """The subnet-router anycast address (RFC 4291, 2.6.1) is not LOCAL to the kernel."""
+    before = len(regime.x1.server.received)
+    with serve(regime.host, "host", udp=[SERVICE]) as service:
+        attackers(regime)["segment"].send(
+            forge.datagram(ANYCAST, HOST, (7000, 5353)),
+            forge.datagram(ANYCAST, HOST, (7001, SERVICE)),
+        )
+        time.sleep(SHORT)
+        assert service.received == []
+    assert regime.x1.server.received[before:] == []
+
+
+@pytest.mark.depends_on("variant")
+def test_entry_from_before_a_prefix_is_routed_to_a_container_opens_no_port(regime: Regime) -> None:
+    beyond = IPv6Address("fd00:ee::7")
+    attackers(regime)["segment"].send(forge.datagram(beyond, ROGUE, (54, 7730)))
+    y1, route = regime.y1.ns, f"fd00:ee::/64 via {Y1} dev brY"
+    y1.ip(f"address add {beyond}/128 dev eth0 nodad")
+    regime.host.ip(f"route add {route}")
+    try:
+        assert until(lambda: "-s fd00:ee::/64 ! -i brY" in regime.sandbox.rules(), True)
+        time.sleep(SHORT)
+        with serve(y1, "beyond", udp=[54]) as server:
+            udp(regime.rogue, beyond, 54, source=ROGUE, source_port=7730, timeout=SHORT)
+            assert server.received == []
+    finally:
+        regime.host.ip(f"route del {route}")
+        y1.ip(f"address del {beyond}/128 dev eth0")
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def lab(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
+    with small(Wanted(None, request.param, proxy=False)) as lab:
+        yield lab
+
+
+def test_entry_from_before_a_bridge_had_another_subnet_opens_no_port(lab: Small) -> None:
+    """The network is made again on the same bridge while the daemon does not run."""
+    engine, rogue = lab.engine, lab.sandbox.rogue
+    engine.network("same", "fd00:72::/64", bridge="brsame")
+    lab.daemon.start()
+    opened(lab.client, 8080)
+    lab.daemon.kill9()
+    engine.docker("network", "rm", "same")
+    engine.network("same", "fd00:73::/64", bridge="brsame")
+    victim = engine.run("victim", "same", ip6=str(LATER))
+    with serve(victim.ns, "victim", udp=[54]) as server:
+        link = forge.hardware(lab.sandbox.host, "ext0")
+        forged = forge.datagram(LATER, ROGUE, (54, 7710))
+        forge.send(rogue, [forged], link="ext0", by=link)
+        lab.daemon.start()
+        opened(lab.client, 8080)
+        udp(rogue, LATER, 54, source=ROGUE, source_port=7710, timeout=SHORT)
+        assert server.received == []
