@@ -104,7 +104,8 @@ def _apply(table: Any, change: TableChange) -> None:
         for rule in rules:
             table.append_entry(name, _build_rule(table, rule))
     for insert in reversed([jump for jump in change.insert if jump.first]):
-        table.insert_entry(insert.base, _build_rule(table, insert.rule), 0)
+        place = change.place if insert.base == "FORWARD" else 0
+        table.insert_entry(insert.base, _build_rule(table, insert.rule), place)
     for insert in change.insert:
         if not insert.first:
             table.append_entry(insert.base, _build_rule(table, insert.rule))

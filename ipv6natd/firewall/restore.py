@@ -18,7 +18,7 @@ from ipv6natd.firewall.tools import INSTALL_HINT, run_tool, tool_variant, varian
 from ipv6natd.netfilter import counters
 from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, ObservedJump, TableChange
-from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.observe import parse_save
 from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 from ipv6natd.system.process import TOOL_DIRECTORIES, which

@@ -18,8 +18,8 @@ from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, HANDLE, PREFIX, Backend, Table
 from ipv6natd.system.process import which
 
-NATIVE_RULE = "-m native"
-"""The text of a rule that ip6tables cannot show. No rule of ip6tables has this text."""
+_NATIVE = "-m native"
+"""Stands for what ip6tables cannot show of a rule. No rule of ip6tables has this text."""
 _TABLES = "|".join(Table)
 _INCOMPATIBLE = re.compile(rf"^# Table `({_TABLES})' is incompatible", re.MULTILINE)
 _INCOMPATIBLE_CHAIN = re.compile("is incompatible, use 'nft' tool")
@@ -79,7 +79,7 @@ def _nft_list(kind: str, where: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _native_rule_text(table: str, chain: str, rule: dict[str, Any]) -> str:
-    """The text of a jump to a chain of ours or to DOCKER-USER; NATIVE_RULE for other rules.
+    """The text of a jump to a chain of ours or to DOCKER-USER; the verdict of another rule.
 
     nft shows the name of a match of ip6tables, and not its parameters.
     """
@@ -90,16 +90,19 @@ def _native_rule_text(table: str, chain: str, rule: dict[str, Any]) -> str:
                 commented = True
             case {"jump": {"target": str(target)}} | {"goto": {"target": str(target)}}:
                 pass
+            case {"accept": _} | {"drop": _} | {"reject": _}:
+                (verdict,) = expression
+                target = verdict.upper()
             case {"counter": _}:
                 pass
             case _:
                 conditional = True
+    matches = f"{_NATIVE} " if conditional else ""
     if target != DOCKER_USER and not target.startswith(PREFIX):
-        return NATIVE_RULE
+        return f"{matches}-j {target}" if target else _NATIVE
     text = f"-m comment --comment {COMMENT} -j {target}" if commented else f"-j {target}"
     if conditional:
-        jumps = (
-            jump for jump in JUMPS[Table(table)] if (jump.base, jump.target) == (chain, target)
-        )
-        text = next((format_rule(jump.rule) for jump in jumps), f"{NATIVE_RULE} {text}")
+        jumps = {(jump.base, jump.target): jump.rule for jump in JUMPS[Table(table)]}
+        rule_of_ours = jumps.get((chain, target))
+        text = format_rule(rule_of_ours) if rule_of_ours else f"{matches}{text}"
     return f"-m comment --comment {HANDLE}{rule.get('handle')} {text}"

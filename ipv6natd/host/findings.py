@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Map
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import permutations
 
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
 from ipv6natd.model import ManagedBy, Network, is_plain_interface
-from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
+from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME, is_engine_jump
+from ipv6natd.netfilter.order import effect
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MAX_INTERFACES = 8
@@ -24,6 +25,9 @@ _DROP_ALL = re.compile(
     r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)"
 )
 """A rule without a condition that drops or rejects all packets."""
+_SOURCE_NAT = re.compile(r"-A POSTROUTING (?P<matches>.*)-j (?:MASQUERADE|SNAT|NETMAP).*")
+_OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
+_NOT_OUT = re.compile(r"! -o ")
 FIREWALLD = "firewalld"
 """The nft table of firewalld. It is not evaluated: the zones of firewalld are checked instead."""
 
@@ -58,8 +62,13 @@ class HostFacts:
     backend: str = "nft"
     """The variant of ip6tables that ipv6natd uses."""
     forward_policy: str = "ACCEPT"
+    """"" if it is unknown."""
     forward_rules: tuple[str, ...] = ()
     """The chain FORWARD of this variant, as `ip6tables -S` prints it."""
+    forward_chains: Map[str, tuple[str, ...]] = field(default_factory=dict)
+    """The chains of others that FORWARD jumps to -> their rules, without "-A" and the name."""
+    postrouting_rules: tuple[str, ...] = ()
+    """The chain POSTROUTING of the nat table, as `ip6tables -S` prints it."""
     nft_chains: tuple[BaseChain, ...] = ()
     """Base chains of nft on the hooks prerouting and forward, without those of this variant."""
     rpfilter_tables: tuple[str, ...] = ()
@@ -119,8 +128,6 @@ class HostReport:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     """Texts for the journal that are not faults."""
-    first_in_forward: str = ""
-    """The rule before the jumps of ipv6natd in FORWARD, as `ip6tables -S` prints it."""
 
 
 def evaluate(
@@ -139,18 +146,14 @@ def evaluate(
     if engine_writes:
         facts = replace(facts, docker_ipv6_rules=frozenset())
     managed = tuple(net for net in networks if net.managed_by is ManagedBy.IPV6NATD)
-    faults, notes = [*_findings(facts, managed)], [*_notes(facts)]
+    faults, notes = [*_findings(facts, managed)], [*_notes(facts, managed)]
     bridges = bridges.union(net.bridge for net in networks)
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
     if len(unguarded) == 1:
         notes.append(_open_router(unguarded).text)
     elif unguarded:
         faults.append(_open_router(unguarded))
-    return HostReport(
-        findings=tuple(faults),
-        notes=tuple(notes),
-        first_in_forward=first_in_forward(facts.forward_rules),
-    )
+    return HostReport(findings=tuple(faults), notes=tuple(notes))
 
 
 def _findings(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
@@ -174,14 +177,6 @@ def _findings(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding
         yield from _expiring_ra_routes(facts)
         yield from _competing_daemons(facts)
         yield from _variant_mismatch(facts)
-
-
-def first_in_forward(rules: Iterable[str]) -> str:
-    """The first rule of FORWARD; "" if it is a jump to DOCKER-USER or to a chain of ipv6natd."""
-    first = next(iter(rules), "")
-    words = first.split()
-    expected = words[-1:] and (words[-1] == DOCKER_USER or words[-1].startswith(PREFIX))
-    return "" if expected else first
 
 
 def kernel_fault(message: str) -> Finding | None:
@@ -409,7 +404,7 @@ def _open_router(interfaces: tuple[str, ...]) -> Finding:
     )
 
 
-def _notes(facts: HostFacts) -> Iterator[str]:
+def _notes(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
     chains = [
         f"{chain.family} {chain.table} {chain.name}"
         for chain in facts.nft_chains
@@ -420,3 +415,64 @@ def _notes(facts: HostFacts) -> Iterator[str]:
             f"a reverse-path filter is in {place}: it drops the replies of a container that gets "
             "a packet on one network and replies on another"
         )
+    if networks:
+        yield from _rules_without_effect(facts)
+        yield from _rules_that_accept_first(facts)
+        yield from _foreign_source_nat(facts, networks)
+
+
+def _forward_rules(facts: HostFacts) -> tuple[list[str], list[str]]:
+    """The rules of others in FORWARD before and behind the jump of ipv6natd."""
+    rules = [rule.removeprefix("-A FORWARD ") for rule in facts.forward_rules]
+    ours = [i for i, rule in enumerate(rules) if rule.endswith(f"-j {PREFIX}FORWARD")]
+    if not ours:
+        return [], []
+    before, behind = rules[: ours[0]], rules[ours[0] + 1 :]
+    return [rule for rule in before if not rule.endswith(f"-j {DOCKER_USER}")], behind
+
+
+def _rules_without_effect(facts: HostFacts) -> Iterator[str]:
+    _, behind = _forward_rules(facts)
+    for rule in behind:
+        if effect(rule, facts.forward_chains).only_drops and not is_engine_jump(rule):
+            yield (
+                f"the rule `-A FORWARD {rule}` does not see packets of containers, because the "
+                "rules of ipv6natd come before it; to apply it to them too: "
+                f"ip6tables -I {DOCKER_USER} {rule}"
+            )
+
+
+def _rules_that_accept_first(facts: HostFacts) -> Iterator[str]:
+    before, _ = _forward_rules(facts)
+    for rule in before:
+        if effect(rule, facts.forward_chains).accepts:
+            yield (
+                f"packets that the rule `-A FORWARD {rule}` accepts skip the rules of ipv6natd, "
+                "and reach containers without a published port; if this is not meant, put it "
+                "behind them"
+            )
+
+
+def _foreign_source_nat(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
+    """A rule before ours in nat POSTROUTING that translates packets to or of containers."""
+    bridges = {network.bridge for network in networks}
+    sources = [network for network in networks if network.source_address]
+    for rule in facts.postrouting_rules:
+        if rule.endswith(f"-j {PREFIX}POST"):
+            return
+        found = _SOURCE_NAT.fullmatch(rule)
+        if found is None:
+            continue
+        options = dict(_OPTION.findall(found["matches"]))
+        into = options.get("-o") in (None, *bridges) and "-s" not in options
+        if into and not _NOT_OUT.search(rule):
+            yield (
+                f"the rule `{rule}` in the nat table hides the addresses of clients from "
+                "containers; limit it to its own interfaces, for example with ! -o BRIDGE"
+            )
+        elif sources and options.get("-o") not in bridges and "-s" not in options:
+            names = ", ".join(network.name for network in sources)
+            yield (
+                f"the rule `{rule}` in the nat table comes before the rules of ipv6natd, so "
+                f"host_ipv6 of {names} has no effect on packets that it matches"
+            )

@@ -7,6 +7,7 @@ and tables of other programs. A legacy table is read only if it exists: a read w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from ipv6natd.host.findings import HostFacts
 from ipv6natd.host.nft import base_chains, listed_objects
 from ipv6natd.netfilter.docker_nft import NFT_TABLE
 from ipv6natd.netfilter.docker_rules import is_docker_chain, jumps_to_docker_chain
-from ipv6natd.netfilter.rules import PREFIX, Table
+from ipv6natd.netfilter.order import BUILT_IN_TARGETS
+from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX, Table
 from ipv6natd.system import process
 
 _TOOL_TIMEOUT = 10.0
 _MAX_OUTPUT = 4 << 20
 """Maximum length of the output of nft that is evaluated; longer output is ignored."""
+_MAX_CHAINS = 32
+_JUMP = re.compile(r" -[jg] (\S+)")
 _PROC_NET = Path("/proc/thread-self/net")
 _HOOKS = frozenset({"forward", "prerouting"})
 
@@ -42,8 +46,18 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
     forward = _rules(facts.backend, "filter", "FORWARD") if "filter" in tables else []
     return replace(
         facts,
-        forward_policy=next((r.split()[-1] for r in forward if r.startswith("-P ")), "ACCEPT"),
+        forward_policy=next(
+            (rule.split()[-1] for rule in forward if rule.startswith("-P ")),
+            # A table that exists and cannot be read is unknown.
+            "" if "filter" in tables else "ACCEPT",
+        ),
         forward_rules=tuple(rule for rule in forward if rule.startswith("-A ")),
+        forward_chains=_foreign_chains(facts.backend, forward),
+        postrouting_rules=tuple(
+            rule
+            for rule in (_rules(facts.backend, "nat", "POSTROUTING") if "nat" in tables else [])
+            if rule.startswith("-A ")
+        ),
         nft_chains=base_chains(_hooked_tables(chains, uses_nft)),
         rpfilter_tables=tuple(
             f"the {table} table of ip6tables"
@@ -69,6 +83,23 @@ def _legacy_tables(names: str) -> set[str]:
 
 def _rules(backend: str, table: str, chain: str) -> list[str]:
     return tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain).splitlines()
+
+
+def _foreign_chains(backend: str, forward: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The chains of other programs that these rules lead to. Those of the engine are left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    waiting = list(forward)
+    while waiting and len(found) < _MAX_CHAINS:
+        target = _JUMP.search(waiting.pop())
+        if target is None or target[1] in {*found, *BUILT_IN_TARGETS, DOCKER_USER}:
+            continue
+        if is_docker_chain(target[1]) or target[1].startswith(PREFIX):
+            continue
+        listed = _rules(backend, "filter", target[1])
+        if listed[:1] == [f"-N {target[1]}"]:
+            found[target[1]] = tuple(r.removeprefix(f"-A {target[1]} ") for r in listed[1:])
+            waiting += listed[1:]
+    return found
 
 
 def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dict[str, Any]]:

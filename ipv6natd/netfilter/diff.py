@@ -58,6 +58,10 @@ class ObservedTable:
     jumps: tuple[ObservedJump, ...] = ()
     docker_user: int | None = None
     """Number of rules in DOCKER-USER; None if the chain does not exist."""
+    place: int = field(default=0, compare=False)
+    """The number of rules at the head of FORWARD that stay before our jumps."""
+    displacing: str = field(default="", compare=False)
+    """A rule before our jump in FORWARD that may not stand there; "" if there is none."""
 
 
 Observed = dict[Table, ObservedTable]
@@ -80,6 +84,8 @@ class TableChange:
     """Our chains to create or flush, and to fill."""
     insert: tuple[BaseJump, ...] = ()
     """Jumps to insert: with `first` at the head of `base` in this order, else at the end."""
+    place: int = 0
+    """The number of rules at the head of FORWARD that stay before inserted jumps."""
     delete: tuple[str, ...] = ()
     """Chains to delete. Ours are flushed first; a DOCKER-USER with rules fails the transaction."""
 
@@ -177,6 +183,7 @@ def _rewrite(
         create=docker_user.create,
         chains=wanted.chains,
         insert=tuple(insert),
+        place=observed.place if insert else 0,
         delete=(*(n for n in observed.chains if n not in wanted.chains), *docker_user.delete),
     )
     return None if change == TableChange(table=table) else change
@@ -239,18 +246,20 @@ def with_digests(observed: ObservedTable, now: Map[str, str]) -> ObservedTable:
 
 
 def has_drifted(expected: ObservedTable, now: ObservedTable, *, keep_order: bool = True) -> bool:
-    """True if another program changed our chains, the jumps to them, or their order in FORWARD."""
+    """True if another program changed our chains, the jumps to them or, with `keep_order`, placed
+    a rule before our jump in FORWARD that may not stand there."""
     return (
         expected.chains.keys() != now.chains.keys()
         # A chain that has not been read back has only its number of rules.
         or not all(now.chains[name].startswith(text) for name, text in expected.chains.items())
-        or _jump_positions(expected, keep_order) != _jump_positions(now, keep_order)
+        or _jumps(expected) != _jumps(now)
+        or (keep_order and (bool(now.displacing) or _targets(expected) != _targets(now)))
     )
 
 
 def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = True) -> bool:
     """True if the table has the chains, numbers of rules and jumps of `wanted` and, with
-    `keep_order`, its jumps at the head of FORWARD.
+    `keep_order`, its jumps in FORWARD in their order and before all rules that displace them.
 
     Finds a foreign edit between our write and the read after it, without comparing our text with
     the kernel's.
@@ -258,7 +267,6 @@ def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = T
     sizes = {name: digest.partition(":")[0] for name, digest in observed.chains.items()}
     wanted_jumps = sorted((jump.base, jump.target) for jump in wanted.jumps)
     first = [jump.target for jump in wanted.jumps if jump.first and jump.base == "FORWARD"]
-    in_forward = [jump for jump in observed.jumps if jump.base == "FORWARD"]
     found_jumps = [(jump.base, jump.target) for jump in observed.jumps]
     ours = sorted(jump for jump in found_jumps if jump[1] != DOCKER_USER)
     return (
@@ -267,15 +275,16 @@ def matches(wanted: TableRules, observed: ObservedTable, *, keep_order: bool = T
         and all(jump in found_jumps for jump in wanted_jumps)
         and (
             not keep_order
-            or first == [jump.target for jump in in_forward if jump.position < len(first)]
+            or (not observed.displacing and first == list(dict.fromkeys(_targets(observed))))
         )
     )
 
 
-def _jump_positions(observed: ObservedTable, keep_order: bool) -> list[tuple[str, int, str, str]]:
-    """The jumps in a comparable form. Positions count in FORWARD only."""
-    ordered_bases = ("FORWARD",) if keep_order else ()
-    return sorted(
-        (jump.base, jump.position if jump.base in ordered_bases else 0, jump.target, jump.text)
-        for jump in observed.jumps
-    )
+def _jumps(observed: ObservedTable) -> list[tuple[str, str, str]]:
+    return sorted((jump.base, jump.target, jump.text) for jump in observed.jumps)
+
+
+def _targets(observed: ObservedTable) -> list[str]:
+    """The targets of the jumps in FORWARD, in their order."""
+    jumps = [jump for jump in observed.jumps if jump.base == "FORWARD"]
+    return [jump.target for jump in sorted(jumps, key=lambda jump: jump.position)]

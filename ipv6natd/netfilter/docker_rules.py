@@ -110,6 +110,12 @@ def jumps_to_docker_chain(rule: str) -> bool:
     return _TARGET.fullmatch(rule) is not None
 
 
+def is_engine_jump(rule: str) -> bool:
+    """True for a rule in FORWARD as the engine writes them, in an old or a new version."""
+    patterns = _RULE_PATTERNS["filter", "FORWARD"]
+    return jumps_to_docker_chain(rule) or any(pattern.fullmatch(rule) for pattern in patterns)
+
+
 def removal_text(leftovers: Iterable[Leftover]) -> str:
     """The text for ip6tables-restore that removes leftovers of one variant.
 

@@ -1,6 +1,6 @@
-"""Output of ip6tables-save -> Observed, and our own rule text -> rules.
+"""The lines of ip6tables-save, and our own rule text -> rules.
 
-`parse_save` reads all output of ip6tables-save. `parse_rule` and `parse_saved_rules` read only
+`save_rules` reads all output of ip6tables-save. `parse_rule` and `parse_saved_rules` read only
 text that `render` writes, and raise ValueError for other text. A manipulated file of saved rules
 can therefore contain only rules that ipv6natd could write.
 """
@@ -8,20 +8,16 @@ can therefore contain only rules that ipv6natd could write.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
 from ipv6natd.model import Protocol, is_plain_interface
-from ipv6natd.netfilter.diff import Observed, ObservedJump, ObservedTable
 from ipv6natd.netfilter.jumps import JUMPS
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import (
-    COMMENT,
     DOCKER_USER,
     GUARD_TABLES,
-    HANDLE,
     PREFIX,
     BaseJump,
     Dnat,
@@ -165,13 +161,11 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _RULE = re.compile("".join(f"(?:{option}(?: |$))?" for option, _ in _OPTIONS.values()))
 
 
-_STRING = re.compile(r' "(?:[^"\\]|\\.){0,4096}"', re.DOTALL)
+STRING = re.compile(r' "(?:[^"\\]|\\.){0,4096}"', re.DOTALL)
 """A comment, the only string with quotes, has at most 255 characters. Our rules have no string. A
 string without an end is no string and must not hide the following lines."""
-_STRING_OR_LINE_END = re.compile(rf"{_STRING.pattern}|\n", re.DOTALL)
-_HANDLE = re.compile(rf"-m comment --comment {HANDLE}(\d+) ")
-_COMMENT = re.compile(r"-m comment --comment \S+ ")
-_JUMP = re.compile(r"(?:^| )-[jg] (?P<target>\S+)")
+_STRING_OR_LINE_END = re.compile(rf"{STRING.pattern}|\n", re.DOTALL)
+COMMENT_MATCH = re.compile(r"-m comment --comment \S+ ")
 
 
 def save_lines(text: str) -> Iterator[str]:
@@ -204,62 +198,3 @@ def save_rules(text: str) -> Iterator[tuple[str, str, str]]:
             case "C" if line == "COMMIT":
                 yield from found
                 found = []
-
-
-def parse_save(text: str) -> Observed:
-    """The observed tables in the output of `ip6tables-save`; a missing table is empty."""
-    tables: dict[str, dict[str, list[str]]] = {}
-    for table, name, rule in save_rules(text):
-        rules = tables.setdefault(table, {}).setdefault(name, [])
-        if rule:
-            rules.append(rule)
-    return {table: _observed_table(tables.get(str(table), {})) for table in Table}
-
-
-def _observed_table(chains: dict[str, list[str]]) -> ObservedTable:
-    jumps = (
-        _observed_jump(chain, position, rule, chains)
-        for chain, rules in chains.items()
-        if not chain.startswith(PREFIX)
-        for position, rule in enumerate(rules)
-        if PREFIX in rule or DOCKER_USER in rule or COMMENT in rule
-    )
-    return ObservedTable(
-        chains={
-            chain: f"{len(rules)}:{_digest(rules)}"
-            for chain, rules in chains.items()
-            if chain.startswith(PREFIX)
-        },
-        jumps=tuple(filter(None, jumps)),
-        docker_user=len(chains[DOCKER_USER]) if DOCKER_USER in chains else None,
-    )
-
-
-def _digest(rules: list[str]) -> str:
-    text = "\n".join(rules).encode("utf-8", "surrogateescape")
-    return blake2b(text, digest_size=16).hexdigest()
-
-
-def _observed_jump(
-    base: str, position: int, text: str, chains: Container[str]
-) -> ObservedJump | None:
-    """The rule as an ObservedJump; None if only its text mentions our names."""
-    handle = _HANDLE.match(text)
-    text = text[handle.end() :] if handle else text
-    unquoted = _STRING.sub(" string", text)
-    found = _JUMP.search(unquoted)
-    if found is None:
-        return None
-    target = found["target"]
-    ours = f"--comment {COMMENT} " in unquoted
-    if target != DOCKER_USER and not target.startswith(PREFIX) and not (ours and target in chains):
-        return None
-    return ObservedJump(
-        base=base,
-        position=position,
-        target=target,
-        ours=ours,
-        unconditional=_COMMENT.sub("", unquoted) == f"-j {target}",
-        text=text,
-        handle=int(handle[1]) if handle else None,
-    )

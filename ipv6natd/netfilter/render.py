@@ -42,7 +42,8 @@ def _change_lines(change: TableChange) -> Iterator[str]:
         for rule in rules:
             yield f"-A {name} {format_rule(rule)}"
     for insert in reversed([jump for jump in change.insert if jump.first]):
-        yield f"-I {insert.base} 1 {format_rule(insert.rule)}"
+        place = change.place if insert.base == "FORWARD" else 0
+        yield f"-I {insert.base} {place + 1} {format_rule(insert.rule)}"
     for insert in change.insert:
         if not insert.first:
             yield f"-A {insert.base} {format_rule(insert.rule)}"

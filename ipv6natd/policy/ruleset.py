@@ -6,7 +6,7 @@ The rules in the kernel have no influence here; `netfilter.diff` compares with t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Network
@@ -222,16 +222,11 @@ def _open_forward_rules(desired: Desired) -> ChainTree:
         for network in open_networks
         for rule in _own_source_check(network).rules
     )
-    accesses: dict[str, list[DirectAccess]] = {}
-    for access in desired.direct_access:
-        accesses.setdefault(access.bridge, []).append(access)
+    accesses = _accesses_by_bridge(desired)
     inbound = (
         rule
         for network in ours
-        for rule in (
-            *_inbound_rules(network, accesses.get(network.bridge, [])),
-            _within_bridge(network),
-        )
+        for rule in (*_inbound_rules(network, accesses), _within_bridge(network))
     )
     # The engine's own rules decide which packets enter its networks.
     natives = (
@@ -297,7 +292,14 @@ def _isolation_rules(bridge: str) -> Iterator[Rule]:
     yield Rule(in_interface=bridge, not_out_interface=bridge, target=Verdict.DROP)
 
 
-def _inbound_rules(network: Network, accesses: Iterable[DirectAccess]) -> Iterator[Rule]:
+def _accesses_by_bridge(desired: Desired) -> dict[str, list[DirectAccess]]:
+    accesses: dict[str, list[DirectAccess]] = {}
+    for access in desired.direct_access:
+        accesses.setdefault(access.bridge, []).append(access)
+    return accesses
+
+
+def _inbound_rules(network: Network, accesses: dict[str, list[DirectAccess]]) -> Iterator[Rule]:
     """Packets that may enter a network: with our DNAT, or by direct access. A closed network has
     its rules in front."""
     if network.closed:
@@ -306,7 +308,7 @@ def _inbound_rules(network: Network, accesses: Iterable[DirectAccess]) -> Iterat
     inbound = partial(Rule, not_in_interface=bridge, out_interface=bridge)
     if network.uses_nat:
         yield Rule(out_interface=bridge, matches=(Match.DNAT,), target=Verdict.ACCEPT)
-    for access in accesses:
+    for access in accesses.get(bridge, ()):
         yield Rule(
             destination=IPv6Network(access.address),
             in_interface=access.in_interface,

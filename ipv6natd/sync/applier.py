@@ -74,9 +74,9 @@ MAX_SINGLE_READS = 4
 """Chains that are read one by one; for more, whole tables are read."""
 
 MAX_POSITION_LOSSES = 5
-"""Losses of the first position in FORWARD within POSITION_LOSS_PERIOD until it is conceded.
+"""How often within POSITION_LOSS_PERIOD our jumps are put before a rule that displaces them.
 
-Two programs that both require this position would otherwise write for ever.
+Two programs that both require the first position would otherwise write for ever.
 """
 POSITION_LOSS_PERIOD = 60.0
 """Seconds."""
@@ -251,7 +251,7 @@ class Applier:
         """The tables that another program changed and that must be written again."""
         if self.position.conceded and _all_match(self.applied.ruleset, now, keep_order=True):
             self.position.reset()
-            log.info("our rules come first in FORWARD again")
+            log.info("no rule displaces our jumps in FORWARD any more")
 
         def drifted(*, keep_order: bool) -> tuple[Table, ...]:
             return tuple(t for t in Table if has_drifted(before[t], now[t], keep_order=keep_order))
@@ -259,7 +259,10 @@ class Applier:
         keep_order = not self.position.conceded
         drift = drifted(keep_order=keep_order)
         position_lost = drift and keep_order and not drifted(keep_order=False)
-        return () if position_lost and self.position.record_loss(time.monotonic()) else drift
+        displacing = now[Table.FILTER].displacing
+        if position_lost and self.position.record_loss(time.monotonic(), displacing):
+            return ()
+        return drift
 
     def _write(self, applied: AppliedState, wanted: Desired, rules: Ruleset) -> PassResult:
         # Until the write succeeds. The edit of another program can make it fail.
@@ -299,8 +302,9 @@ class Applier:
             observed = firewall.read()
             if _all_match(rules, observed, keep_order=keep_order):
                 return observed
+            displacing = observed[Table.FILTER].displacing
             position_lost = _all_match(rules, observed, keep_order=False)
-            if position_lost and self.position.record_loss(time.monotonic()):
+            if position_lost and self.position.record_loss(time.monotonic(), displacing):
                 return observed
             log.debug(
                 "another program changed the tables during the write (attempt %d)", attempt + 1
@@ -373,35 +377,36 @@ def remove_all(firewall: Firewall) -> int:
 
 
 class PositionGuard:
-    """Counts how often another program took the first position in FORWARD from our jumps."""
+    """Counts how often another program put a rule that no packet passes before our jumps."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=MAX_POSITION_LOSSES)
         self.conceded = False
-        """True if our jumps stay behind the rules of the other program."""
+        """True if our jumps stay behind the rule of the other program."""
+        self.displacing = ""
+        """The rule of the last loss, as ip6tables-save writes it."""
 
-    def record_loss(self, now: float) -> bool:
+    def record_loss(self, now: float, displacing: str) -> bool:
         """Record a loss, at `now` seconds; returns whether the position is conceded now."""
         self._losses.append(now)
+        self.displacing = displacing
         full = len(self._losses) == MAX_POSITION_LOSSES
         if full and now - self._losses[0] <= POSITION_LOSS_PERIOD:
             self.conceded = True
-            log.warning(
-                "another program keeps taking the first position in FORWARD; it is left there"
-            )
+            log.warning("another program keeps putting `-A FORWARD %s` before ours", displacing)
         return self.conceded
 
     def reset(self) -> None:
-        """Forget all losses: our jumps are first again, or an administrator requested a resync."""
+        """Forget all losses: no rule displaces our jumps, or a resync was requested."""
         self._losses.clear()
         self.conceded = False
 
-
-def position_reason(first: str) -> str:
-    """The reason why our jumps are not first, with the first rule if it is known."""
-    rule = f"`{first}` is first" if first else "see `ip6tables -S FORWARD`"
-    return (
-        f"another program keeps putting its rules before ours in FORWARD ({rule}); after "
-        f"{MAX_POSITION_LOSSES} times in a minute ipv6natd no longer moves its own; when the other "
-        "program has stopped: ipv6natctl resync"
-    )
+    @property
+    def reason(self) -> str:
+        """Why the daemon is degraded while the position is conceded."""
+        return (
+            f"another program keeps putting `-A FORWARD {self.displacing}` before the rules of "
+            f"ipv6natd, which no packet passes; after {MAX_POSITION_LOSSES} times in a minute "
+            "ipv6natd no longer moves its own; when the other program has stopped: "
+            "ipv6natctl resync"
+        )

@@ -13,7 +13,7 @@ from ipv6natd import __version__
 from ipv6natd.model import EngineState, Mapping, Network, mapping_changes
 from ipv6natd.report.changes import log_changes
 from ipv6natd.report.status import State, Status, mapping_id
-from ipv6natd.sync.applier import Applier, PassResult, position_reason
+from ipv6natd.sync.applier import Applier, PassResult
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
 
@@ -66,7 +66,7 @@ class Publisher:
         engine, report, status = self.engine.engine, self._monitor.report, self.status
         problems = [finding.text for finding in report.findings]
         if self._applier.position.conceded:
-            problems.append(position_reason(report.first_in_forward))
+            problems.append(self._applier.position.reason)
         state, reasons = State.SYNCED, [self.config_error, *problems]
         if problems:
             state = State.DEGRADED

@@ -298,8 +298,7 @@ class Reconciler:
             self._retry.schedule()
         self._retry.reason = ""
         self.monitor.decided(result.desired)
-        first_unknown = not self.monitor.report.first_in_forward
-        if result.forwarding_enabled or (self.applier.position.conceded and first_unknown):
+        if result.forwarding_enabled:
             self.monitor.request()
         self.publisher.succeeded(result)
 

@@ -128,8 +128,8 @@ SHAPES = {
     r"-A (?:IPV6NAT-SRC|IPV6NAT-POST|SOURCES) -s FIRST-BITS -j SOURCES": "With many "
     "networks: all subnets that begin with these bits.",
     rf"-A FORWARD {JUMP} DOCKER-USER": "First the users' own rules.",
-    rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then our rules, before the rules of others: an "
-    "appended DROP has no effect on ipv6natd.",
+    rf"-A FORWARD {JUMP} IPV6NAT-FORWARD": "Then our rules. The order of "
+    "the rules, above, says which rules of others come before them.",
     rf"-A INPUT {JUMP} IPV6NAT-INPUT": "Without the proxy, clients that cannot be forwarded are "
     "rejected here. With the proxy, forged datagrams to it are dropped here.",
     rf"{FORWARD} -m mark --mark MARK -j ACCEPT": "The administrator has marked this packet as "
@@ -287,6 +287,63 @@ def reasons(rule: str) -> list[str]:
     return [shape for shape in SHAPES if _pattern(shape).fullmatch(rule)]
 
 
+ORDER = """\
+## The order of the rules
+
+Our rules stand beside rules of other programs. ipv6natd never moves a rule of another program. It
+moves its own jumps only if a rule stands before them in FORWARD that no packet passes, or that the
+Docker engine wrote. It does so at most five times a minute: then the jumps stay behind that rule,
+and the state is `degraded`.
+
+DOCKER-USER is the place for rules that apply to containers first. Its jump is directly before ours,
+or where the engine has put it. A native nft rule in these chains counts as a rule that accepts some
+packets, unless nft shows that it only drops. `ipv6natctl check` names a rule with the remark
+"named".
+"""
+PLACES = (
+    ("chain, and a rule of another program", "our place", "before ours", "behind ours"),
+    ("---",) * 4,
+    ("raw PREROUTING", "first, when written", "skips the check of sources, if it accepts", "works"),
+    (
+        "filter FORWARD, a ban list: drops some packets and accepts none",
+        "behind it",
+        "works, also for containers",
+        "does not see packets of containers; named, with the command that adds it to DOCKER-USER",
+    ),
+    (
+        "filter FORWARD, accepts some packets",
+        "before it, when written",
+        "works, also for ports that are not published; named",
+        "works for packets that do not concern containers",
+    ),
+    (
+        "filter FORWARD, no packet passes it",
+        "before it, always",
+        "does not stay there",
+        "works for packets that do not concern containers",
+    ),
+    (
+        "filter FORWARD, written by the engine",
+        "before it, always",
+        "does not stay there",
+        "works for networks of the engine",
+    ),
+    ("filter INPUT", "first, when written", "skips our checks, if it accepts", "works"),
+    (
+        "nat PREROUTING and OUTPUT",
+        "last, when written",
+        "works: its DNAT of a port wins",
+        "works for other ports",
+    ),
+    (
+        "nat POSTROUTING",
+        "last, when written",
+        "works; named if it hides clients or overrides `host_ipv6`",
+        "works for other packets",
+    ),
+)
+
+
 def rules_md() -> str:
     """The whole page."""
     return "\n".join(_lines())
@@ -307,6 +364,9 @@ def _shown(shape: str) -> str:
 
 def _lines() -> Iterator[str]:
     yield INTRODUCTION
+    yield ORDER
+    yield from (f"| {' | '.join(row)} |" for row in PLACES)
+    yield ""
     yield "## The reason for each rule\n"
     for shape, why in SHAPES.items():
         yield f"- `{_shown(shape)}`  \n  {why}"

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.netfilter.diff import Observed, TableChange
-from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.observe import parse_save
 from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import Backend, Table
 

@@ -18,7 +18,8 @@ from ipv6natd.host.findings import HostFacts, evaluate
 from ipv6natd.model import Desired
 from ipv6natd.netfilter import counters, docker_rules
 from ipv6natd.netfilter.docker_rules import leftovers_from_save, removal_text
-from ipv6natd.netfilter.parse import parse_save, parse_saved_rules
+from ipv6natd.netfilter.observe import parse_save
+from ipv6natd.netfilter.parse import parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import PREFIX
 from ipv6natd.system import netlink

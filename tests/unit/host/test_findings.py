@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from ipv6natd.host.findings import (
     HostFacts,
     RaDefaultRoute,
     evaluate,
-    first_in_forward,
     kernel_fault,
 )
 from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
@@ -426,17 +426,58 @@ def test_reverse_path_filter_is_a_note() -> None:
     ]
 
 
+def notes(**facts: Any) -> list[str]:
+    return list(evaluate(replace(WELL, forward_policy="DROP", **facts), [X]).notes)
+
+
+OURS = "-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD"
+MAILCOW = {"MAILCOW": ("-s 2001:db8::/64 -j DROP",)}
+
+
+def test_ban_list_behind_our_rules_is_noted_with_docker_user() -> None:
+    """Q2: its effect is lost. A rule that accepts or ends is no ban list."""
+    rules = (OURS, "-A FORWARD -j MAILCOW", "-A FORWARD -i vmbr0 -j ACCEPT", "-A FORWARD -j DROP")
+    (note,) = notes(forward_rules=rules, forward_chains=MAILCOW)
+    assert "`-A FORWARD -j MAILCOW` does not see packets of containers" in note
+    assert note.endswith("ip6tables -I DOCKER-USER -j MAILCOW")
+    assert notes(forward_rules=("-A FORWARD -j MAILCOW", OURS), forward_chains=MAILCOW) == []
+    assert notes(forward_rules=("-A FORWARD -j MAILCOW",), forward_chains=MAILCOW) == []
+
+
+def test_rule_that_accepts_before_ours_is_noted() -> None:
+    rules = ("-A FORWARD -i vmbr0 -j ACCEPT", "-A FORWARD -j DOCKER-USER", OURS)
+    (note,) = notes(forward_rules=rules)
+    assert "`-A FORWARD -i vmbr0 -j ACCEPT`" in note
+
+
 @pytest.mark.parametrize(
-    ("rules", "first"),
+    ("rule", "noted"),
     [
-        ((), ""),
-        (("-A FORWARD -m comment --comment ipv6natd -j DOCKER-USER",), ""),
-        (("-A FORWARD -j IPV6NAT-FORWARD", "-A FORWARD -j X"), ""),
-        (("-A FORWARD -j LIBVIRT_FWI", "-A FORWARD -j DOCKER-USER"), "-A FORWARD -j LIBVIRT_FWI"),
+        ("-j MASQUERADE", "hides the addresses of clients"),
+        ("-o br-x -j MASQUERADE", "hides the addresses of clients"),
+        ("-m mark --mark 0x1 -j SNAT --to-source 2001:db8::1", "hides the addresses of clients"),
+        ("-o eth0 -j MASQUERADE", ""),
+        ("! -o br-x -j MASQUERADE", ""),
+        ("-s fd4d::/64 -j SNAT --to-source 2001:db8::1", ""),
+        ("-o wg0 -j RETURN", ""),
     ],
 )
-def test_first_in_forward_is_the_first_foreign_rule(rules: tuple[str, ...], first: str) -> None:
-    assert first_in_forward(rules) == first
+def test_wider_source_nat_before_ours_is_noted(rule: str, noted: str) -> None:
+    """Q2, nat POSTROUTING."""
+    ours = "-A POSTROUTING -m comment --comment ipv6natd -j IPV6NAT-POST"
+    found = notes(postrouting_rules=(f"-A POSTROUTING {rule}", ours))
+    assert bool(found) is bool(noted)
+    assert noted in "".join(found)
+    assert notes(postrouting_rules=(ours, f"-A POSTROUTING {rule}")) == []
+
+
+def test_source_nat_before_ours_is_noted_if_it_overrides_host_ipv6() -> None:
+    named = replace(X, source_address=IPv6Address("2001:db8:1::10"))
+    facts = replace(
+        WELL, forward_policy="DROP", postrouting_rules=("-A POSTROUTING -o eth0 -j MASQUERADE",)
+    )
+    (note,) = evaluate(facts, [named]).notes
+    assert "host_ipv6 of x has no effect" in note
 
 
 @pytest.mark.parametrize(

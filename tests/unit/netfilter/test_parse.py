@@ -6,7 +6,7 @@ import pytest
 
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.diff import ObservedJump, ObservedTable, TableChange
-from ipv6natd.netfilter.parse import parse_save
+from ipv6natd.netfilter.observe import parse_save
 from ipv6natd.netfilter.render import format_change
 from ipv6natd.netfilter.rules import BaseJump, Dnat, Jump, Match, Rule, Table, Verdict
 

@@ -23,7 +23,6 @@ from ipv6natd.sync.applier import (
     POSITION_LOSS_PERIOD,
     Applier,
     PositionGuard,
-    position_reason,
 )
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.fake_firewall import FakeFirewall
@@ -34,7 +33,8 @@ from tests.unit.sync.test_reconciler import FakeFacts, X, web
 OFF = Finding(problem="forwarding is off", command="sysctl -w a=1")
 MORE = Finding(problem="more", command="true")
 ZONE = Finding(problem="br-a is in no zone", command="firewall-cmd", bridge="br-a")
-THEIRS = "-A FORWARD -i vmbr0 -j ACCEPT"
+THEIRS = "-A FORWARD -j DROP"
+BAN_LIST = "-A FORWARD -s 2001:db8:1::2/128 -j DROP"
 
 
 @dataclass
@@ -270,27 +270,44 @@ def test_firewall_that_cannot_be_opened_is_used_once_it_can() -> None:
     run(Host(open_firewall=open_), scenario)
 
 
-# The first position in FORWARD.
+# The place of our jumps in FORWARD.
 
 
 def test_position_is_conceded_after_five_losses_in_a_minute() -> None:
     guard = PositionGuard()
     for second in range(MAX_POSITION_LOSSES - 1):
-        guard.record_loss(second)
+        guard.record_loss(second, "-j DROP")
     assert not guard.conceded
-    guard.record_loss(POSITION_LOSS_PERIOD)
+    guard.record_loss(POSITION_LOSS_PERIOD, "-j DROP")
     assert guard.conceded
+    assert "`-A FORWARD -j DROP`" in guard.reason
+    assert guard.reason.endswith("ipv6natctl resync")
     guard.reset()
     assert not guard.conceded
     for minute in range(20):
-        guard.record_loss(minute * POSITION_LOSS_PERIOD / 3)
+        guard.record_loss(minute * POSITION_LOSS_PERIOD / 3, "-j DROP")
     assert not guard.conceded
 
 
-def test_position_reason_names_the_first_rule_if_it_is_known() -> None:
-    assert f"(`{THEIRS}` is first)" in position_reason(THEIRS)
-    assert "`ip6tables -S FORWARD`" in position_reason("")
-    assert position_reason(THEIRS).endswith("ipv6natctl resync")
+@pytest.mark.parametrize("rule", [BAN_LIST, "-A FORWARD -i vmbr0 -j ACCEPT", "-A FORWARD -j LOG"])
+def test_conditional_rule_before_ours_stays_and_is_no_edit(rule: str) -> None:
+    """Q2."""
+
+    async def scenario(host: Host) -> None:
+        await host.is_(State.SYNCED, "")
+        writes = host.fake.writes
+        host.fake.load(f"*filter\n-I FORWARD 1{rule.removeprefix('-A FORWARD')}\nCOMMIT\n")
+        for _ in range(MAX_POSITION_LOSSES + 1):
+            await host.loop.resync()
+        assert host.fake.writes == writes
+        # The repair of another edit leaves the rule where it is.
+        host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
+        await host.loop.resync()
+        assert "-A IPV6NAT-FORWARD -i br-a -j ACCEPT" in host.fake.dump()
+        assert host.first == rule
+        await host.is_(State.SYNCED, "")
+
+    run(Host(), scenario)
 
 
 def test_f7_after_five_losses_the_position_is_conceded_and_the_rules_are_kept() -> None:
@@ -298,13 +315,12 @@ def test_f7_after_five_losses_the_position_is_conceded_and_the_rules_are_kept() 
 
     async def scenario(host: Host) -> None:
         await host.is_(State.SYNCED, "")
-        host.found = HostReport(first_in_forward=THEIRS)
         for _ in range(MAX_POSITION_LOSSES - 1):
             await host.intrude()
             assert "DOCKER-USER" in host.first
         await host.intrude()
         assert host.first == THEIRS
-        await host.is_(State.DEGRADED, position_reason(THEIRS))
+        await host.is_(State.DEGRADED, host.loop.applier.position.reason)
         # Our chains are still repaired and follow the engine.
         host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
         host.facts.have(X, web("9090:80"))
@@ -335,7 +351,7 @@ def test_first_position_is_taken_again_when_it_is_free_or_on_resync() -> None:
         await host.is_(State.SYNCED, "")
         for _ in range(MAX_POSITION_LOSSES):
             await host.intrude()
-        await host.is_(State.DEGRADED, position_reason(""))
+        await host.is_(State.DEGRADED, host.loop.applier.position.reason)
         for _ in range(host.fake.dump().count(THEIRS)):
             host.fake.load(f"*filter\n-D{THEIRS.removeprefix('-A')}\nCOMMIT\n")
         host.loop.verify()

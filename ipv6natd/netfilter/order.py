@@ -1,0 +1,119 @@
+"""Whose rule comes first in FORWARD: where our jumps go among the rules of other programs.
+
+A rule that drops some packets and accepts none, such as a ban list, stays before ours and keeps its
+effect. A rule that no packet passes may not stand before ours: it would cut off published ports.
+Rules of the engine accept packets of its networks into ours, so they come after ours too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ipv6natd.netfilter.docker_rules import is_engine_jump
+from ipv6natd.netfilter.parse import COMMENT_MATCH, STRING
+from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
+
+_RULE = re.compile(r"(?:(?P<matches>.*) )?-(?P<verb>[jg]) (?P<target>\S+)(?: --.*)?")
+_PASSING = frozenset(
+    {"AUDIT", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LOG", "MARK", "NFLOG"}
+    | {"RATEEST", "SECMARK", "SET", "TCPMSS", "TOS", "TRACE"}
+)
+"""Targets after which a packet goes on to the next rule."""
+BUILT_IN_TARGETS = _PASSING | {"ACCEPT", "DROP", "REJECT", "RETURN"}
+"""Targets of rules in FORWARD that are not chains."""
+
+Chains = Mapping[str, Sequence[str]]
+"""Name of a chain -> the texts of its rules, without the name."""
+
+
+class Effect(NamedTuple):
+    """What a rule, or a chain of rules, may do with a packet."""
+
+    accepts: bool = False
+    """Some packets are accepted, or it is unknown."""
+    drops: bool = False
+    ends: bool = False
+    """No packet goes on to the next rule."""
+
+    @property
+    def only_drops(self) -> bool:
+        """True for a ban list: it drops some packets, and the others go on."""
+        return self.drops and not self.accepts and not self.ends
+
+
+def effect(rule: str, chains: Chains, known: dict[str, Effect] | None = None) -> Effect:
+    """The effect of a rule as ip6tables-save writes it. `known` has the effects of chains so far:
+    without it, the time could be exponential."""
+    text = COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip()
+    found = _RULE.fullmatch(text)
+    if found is None:
+        # Without a target, a rule only counts; a native rule of nft is unknown.
+        return Effect(accepts=True, drops=True) if "-m native" in text else Effect()
+    target, always = found["target"], not found["matches"]
+    match target:
+        case "ACCEPT":
+            return Effect(accepts=True, ends=always)
+        case "DROP" | "REJECT":
+            return Effect(drops=True, ends=always)
+        case "RETURN":
+            return Effect(ends=always)
+        case _ if target in _PASSING:
+            return Effect()
+        case _ if target not in chains:
+            return Effect(accepts=True, drops=True)
+    known = {} if known is None else known
+    if target not in known:
+        known[target] = Effect()  # ends a loop, which the kernel rejects anyway
+        known[target] = _chain_effect(target, chains, known)
+    inner = known[target]
+    # After a goto, the calling chain does not continue.
+    return inner._replace(ends=always and (inner.ends or found["verb"] == "g"))
+
+
+def _chain_effect(name: str, chains: Chains, known: dict[str, Effect]) -> Effect:
+    accepts = drops = returns = False
+    for rule in chains[name]:
+        one = effect(rule, chains, known)
+        accepts, drops = accepts or one.accepts, drops or one.drops
+        returns = returns or rule.endswith("-j RETURN")
+        if one.ends:
+            return Effect(accepts, drops, not returns)
+    return Effect(accepts, drops)
+
+
+def place_in_forward(chains: Chains) -> int:
+    """The number of rules at the head of FORWARD that stay before our jumps.
+
+    Jumps that no rule displaces stay where they are: what others put before them keeps its effect.
+    """
+    rules = chains.get("FORWARD", ())
+    stays = any(_is_jump_to(PREFIX, rule) for rule in rules) and not displacing_rule(chains)
+    for count, rule in enumerate(rules):
+        if _is_jump_to(DOCKER_USER, rule) or _is_jump_to(PREFIX, rule):
+            return count
+        one = effect(rule, chains)
+        if not stays and (one.accepts or one.ends or is_engine_jump(rule)):
+            return count
+    return len(rules)
+
+
+def displacing_rule(chains: Chains) -> str:
+    """The first rule that may not stand before our jump in FORWARD, but does; "" if there is none
+    and if there is no jump of ours."""
+    rules = chains.get("FORWARD", ())
+    ours = next((i for i, rule in enumerate(rules) if _is_jump_to(PREFIX, rule)), 0)
+    return next(
+        (
+            rule
+            for rule in rules[:ours]
+            if not _is_jump_to(DOCKER_USER, rule)
+            and (is_engine_jump(rule) or effect(rule, chains).ends)
+        ),
+        "",
+    )
+
+
+def _is_jump_to(target: str, rule: str) -> bool:
+    return f" -j {target}" in f" {STRING.sub('', rule)}"

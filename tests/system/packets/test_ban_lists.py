@@ -1,0 +1,72 @@
+"""Beside ban lists and rules of other programs in FORWARD: Q2 and F7."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Failure, Wanted, tcp, until
+from tests.harness.sandbox import CLIENT, HOST
+from tests.system.packets.asking import SHORT, opened
+from tests.system.packets.small import Small, small
+
+BANS = {
+    # mailcow's netfilter, crowdsec and fail2ban: a chain of their own, or single rules.
+    "a chain": [":MAILCOW - [0:0]", "-I FORWARD 1 -j MAILCOW", f"-A MAILCOW -s {CLIENT} -j DROP"],
+    "a rule": [f"-I FORWARD 1 -s {CLIENT} -j REJECT"],
+    "behind a rule that logs": ["-I FORWARD 1 -j LOG", f"-I FORWARD 2 -s {CLIENT} -j DROP"],
+}
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def lab(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa: ARG001
+    with small(Wanted(None, request.param, proxy=False)) as lab:
+        yield lab
+
+
+def load(lab: Small, *lines: str) -> None:
+    text = "\n".join(["*filter", *lines, "COMMIT", ""])
+    tool = f"ip6tables-{lab.sandbox.variant}-restore"
+    lab.sandbox.host.run("sh", "-c", f"{tool} --noflush --wait <<'EOF'\n{text}EOF")
+
+
+def forward(lab: Small) -> list[str]:
+    lines = lab.sandbox.rules().splitlines()
+    return [line for line in lines if line.startswith("-A FORWARD")]
+
+
+@pytest.mark.parametrize("ban", BANS)
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+def test_ban_first_in_forward_applies_to_containers(lab: Small, ban: str, when: str) -> None:
+    """Q2: no exchange of positions, and no edit that is repaired."""
+    if when == "before the start":
+        load(lab, *BANS[ban])
+        lab.daemon.start()
+        time.sleep(SHORT)
+    else:
+        lab.daemon.start()
+        opened(lab.client, 8080)
+        load(lab, *BANS[ban])
+        time.sleep(2.5)
+    failure = tcp(lab.client, HOST, 8080, timeout=SHORT)
+    assert failure in (Failure.TIMEOUT, Failure.REFUSED, Failure.UNREACHABLE)
+    before = forward(lab)
+    assert "DOCKER-USER" not in before[0]
+    for _ in range(3):
+        lab.daemon.stop()
+        lab.daemon.start()
+    assert forward(lab) == before
+    assert isinstance(tcp(lab.client, HOST, 8080, timeout=SHORT), Failure)
+    assert "restoring them" not in lab.daemon.log
+
+
+def test_rule_that_rejects_everything_does_not_stay_before_ours(lab: Small) -> None:
+    """F7, with a ban list before it, which stays."""
+    lab.daemon.start()
+    opened(lab.client, 8080)
+    load(lab, "-I FORWARD 1 -s 2001:db8:1::77 -j DROP", "-I FORWARD 2 -j REJECT")
+    assert until(lambda: "-j DOCKER-USER" in forward(lab)[1], True)
+    opened(lab.client, 8080)
+    assert "2001:db8:1::77" in forward(lab)[0]
