@@ -253,6 +253,9 @@ class Snapshot:
     userland_proxy: bool = True
     host_addresses: frozenset[IPv6Address] | None = None
     """The addresses of the host; None if unknown."""
+    routed_sources: frozenset[IPv6Address] = frozenset()
+    """Source addresses of networks that no interface has and that are on no link: a router may send
+    them to this host."""
     routes: tuple[Route, ...] = ()
     """The host's routes to parts of subnets and to bridges of networks."""
     engine_rules: EngineRules = EngineRules()

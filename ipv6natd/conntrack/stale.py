@@ -8,7 +8,7 @@ proxy or no service. This module decides; `flush` lists and deletes.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from enum import IntEnum
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -27,6 +27,8 @@ from ipv6natd.model import (
 from ipv6natd.model import Mapping as PortMapping
 from ipv6natd.netfilter.prefixes import PrefixIndex
 
+_MIN_PREFIX_LENGTH = 8
+"""Bits; see policy.ruleset."""
 _PROTOCOLS = {UDP: Protocol.UDP, SCTP: Protocol.SCTP}
 """Number -> protocol, for the protocols whose entries follow a changed mapping."""
 
@@ -97,15 +99,16 @@ def newly_protected(
 def _gained_prefixes(
     old: Iterable[Network], new: Iterable[Network]
 ) -> Iterator[tuple[Network, tuple[IPv6Network, ...]]]:
-    """The networks whose bridges get addresses that were not theirs before, and these prefixes."""
+    """The networks whose bridges get addresses that were not theirs before, and these prefixes.
+
+    A route to a wide prefix does not say which hosts are there.
+    """
     before = {network.bridge: network for network in old}
     for network in new:
-        prefixes = {*network.subnets, *network.routed_prefixes}
+        routed = {p for p in network.routed_prefixes if p.prefixlen >= _MIN_PREFIX_LENGTH}
+        prefixes = {*network.subnets, *routed}
         if known := before.get(network.bridge):
             prefixes -= {*known.subnets, *known.routed_prefixes}
-            # A part that was routed to a LAN is routed to the bridge now.
-            elsewhere = {route.prefix for route in network.routes_elsewhere}
-            prefixes |= {route.prefix for route in known.routes_elsewhere} - elsewhere
         if prefixes:
             yield network, tuple(sorted(prefixes))
 
@@ -176,14 +179,32 @@ class Change:
         self.networks = {subnet: network for network in new.networks for subnet in network.subnets}
         """By subnet, also the engine's."""
         self.subnets = PrefixIndex(self.networks)
-        added = _gained_prefixes((old or new).networks, _own_networks(new))
-        self.added = PrefixIndex(prefix for _, prefixes in added for prefix in prefixes)
-        """The prefixes of our networks that were in no network before."""
+        # Without a network of ours, the sources of the engine's networks were not checked.
+        checked = old or new
+        known = checked.networks if _own_networks(checked) else ()
+        self.added = self._addresses_in(dict(_gained_prefixes(known, _own_networks(new))))
+        """True for an address in a prefix of ours whose sources were not checked before."""
         protected = newly_protected(old, new, exposure)
         self.protects = bool(protected)
-        self.protected = PrefixIndex(prefix for them in protected.values() for prefix in them)
-        """The prefixes of our networks that had no rules of ours before."""
+        self.protected = self._addresses_in(protected)
+        """True for an address in a prefix of ours that had no rules of ours before."""
         self.exposure = exposure
+
+    def _addresses_in(
+        self, gained: Mapping[Network, Iterable[IPv6Network]]
+    ) -> Callable[[IPv6Address], bool]:
+        """A test for addresses in these prefixes. An address of the host, or of a network inside a
+        prefix that is routed to a container, is not there."""
+        prefixes = {prefix for of_network in gained.values() for prefix in of_network}
+        index = PrefixIndex(prefixes)
+
+        def within(address: IPv6Address) -> bool:
+            if address in self.host_addresses:
+                return False
+            subnet = self.subnets.find(address)
+            return index.find(address) is not None if subnet is None else subnet in prefixes
+
+        return within
 
     def network_of(self, address: IPv6Address) -> Network | None:
         """The network with a subnet that contains the address."""
@@ -334,9 +355,7 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     suspect = change.exposure and (
         change.exposure is Exposure.UNGUARDED or original.protocol != TCP
     )
-    if change.added.find(original.source) or (
-        suspect and sender is not None and receiver is not sender
-    ):
+    if change.added(original.source) or (suspect and sender is not None and receiver is not sender):
         return True
     if original.source in change.host_addresses or original.source == LOOPBACK:
         return (
@@ -344,6 +363,4 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
             and original.protocol == UDP
             and change.network_of(reply.source) is not None
         )
-    return change.protected.find(original.destination) is not None and (
-        receiver is None or receiver is not sender
-    )
+    return change.protected(original.destination) and (receiver is None or receiver is not sender)

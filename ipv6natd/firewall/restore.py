@@ -26,6 +26,7 @@ from ipv6natd.system.process import TOOL_DIRECTORIES, which
 PROBE_RULES = """\
 *raw
 -A PREROUTING -m addrtype --src-type LOCAL,ANYCAST -j DROP
+-A PREROUTING -m pkttype --pkt-type broadcast -j DROP
 COMMIT
 *filter
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,INVALID,DNAT -m mark --mark 0x1/0x1 -j ACCEPT

@@ -75,9 +75,11 @@ class Match(StrEnum):
     RELATED_OR_ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
     """Only in rules that an earlier build saved."""
     DNAT = "-m conntrack --ctstate DNAT"
-    NOT_DNAT = "-m conntrack ! --ctstate DNAT"
     REPLY = "-m conntrack --ctdir REPLY"
     """A packet of the reply direction of a conntrack entry."""
+    BROADCAST = "-m pkttype --pkt-type broadcast"
+    """The Ethernet frame is for all."""
+    MULTICAST = "-m pkttype --pkt-type multicast"
     OURS = f"-m comment --comment {COMMENT}"
     """In each of our rules in a foreign chain."""
 

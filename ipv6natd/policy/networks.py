@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Network
 from typing import NamedTuple
 
 from ipv6natd.model import (
@@ -47,7 +47,7 @@ def decided_networks(snapshot: Snapshot, policy: Policy) -> list[Network]:
                 network = replace(network, problem=problem)
             if network.managed:
                 bridges[network.bridge] = network.name
-                network = _with_usable_source(network, snapshot.host_addresses)
+                network = _with_usable_source(network, snapshot)
         decided.append(network)
     return _with_routes(decided, snapshot.routes)
 
@@ -177,13 +177,14 @@ def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6
             yield route.prefix
 
 
-def _with_usable_source(network: Network, host_addresses: frozenset[IPv6Address] | None) -> Network:
-    """Drops a source address that the host does not have: replies to it would be lost."""
-    address = network.source_address
-    if address is None or host_addresses is None or address in host_addresses:
+def _with_usable_source(network: Network, snapshot: Snapshot) -> Network:
+    """Drops a source address whose replies would not reach the host."""
+    address, own = network.source_address, snapshot.host_addresses
+    if address is None or own is None or address in own or address in snapshot.routed_sources:
         return network
     warning = (
-        f"com.docker.network.host_ipv6={address} is not an address of this host; outgoing packets "
-        f"are masqueraded until it is: ip address add {address}/128 dev lo"
+        f"com.docker.network.host_ipv6={address} is on a link of this host, but is no address of "
+        f"this host; outgoing packets are masqueraded until it is: ip address add {address}/128 "
+        "dev lo"
     )
     return replace(network, source_address=None, warnings=(*network.warnings, warning))

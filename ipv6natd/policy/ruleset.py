@@ -64,6 +64,7 @@ from ipv6natd.policy.chains import (
 )
 
 CT = f"{PREFIX}CT"
+FRAMES = f"{SOURCES}-FRAMES"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
 PROXY = f"{PREFIX}PROXY"
@@ -134,6 +135,17 @@ def checks_sources(raw_chains: Container[str], filter_chains: Container[str]) ->
     )
 
 
+def checked_sources(rules: Ruleset) -> set[tuple[IPv6Network, str]]:
+    """(prefix, bridge) for each prefix whose sources these rules accept from one bridge only."""
+    return {
+        (rule.source, rule.not_in_interface)
+        for table in (rules.raw, rules.filter)
+        for chain in table.chains.values()
+        for rule in chain
+        if rule.source and rule.not_in_interface
+    }
+
+
 def closed_guard(rules: Ruleset) -> Ruleset:
     """Rules for the same networks that drop everything in and out, even established."""
     within_bridge = [
@@ -188,13 +200,15 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     ours = _our_networks(desired)
     mark = desired.accept_fwmark
     has_open = any(not network.closed for network in ours)
-    isolation = (rule for network in ours for rule in _early_rules(network))
+    isolation = (
+        rule for network in ours if network.closed for rule in _isolation_rules(network.bridge)
+    )
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
     # closed network too: its entry would open a stateful INPUT of the host to the container.
     from_host = (
         Rule(
-            matches=(Match.SOURCE_LOCAL_OR_ANYCAST,),
+            matches=(Match.SOURCE_LOCAL,),
             out_interface=network.bridge,
             target=Verdict.DROP,
         )
@@ -270,17 +284,6 @@ def _within_bridge(network: Network) -> Rule:
     )
 
 
-def _early_rules(network: Network) -> Iterator[Rule]:
-    """The rules before the one that accepts established packets."""
-    if network.closed:
-        yield from _isolation_rules(network.bridge)
-    elif not network.icc:
-        # If bridged packets pass netfilter, a container could create an entry as its neighbour by a
-        # frame to all. Its own packets to the neighbour would then be replies. A published port
-        # is reached by DNAT.
-        yield replace(_within_bridge(network), matches=(Match.NOT_DNAT,))
-
-
 def _isolation_rules(bridge: str) -> Iterator[Rule]:
     """Closes a bridge in both directions, before all other rules.
 
@@ -343,11 +346,33 @@ def _source_chain(desired: Desired) -> ChainTree:
         # The kernel drops such a packet too, but not the entry that a bridge created for it. In the
         # reply direction of the entry, a packet to the group could reach a program of the host.
         Rule(source=_MULTICAST, target=Verdict.DROP),
+        _frame_checks(desired),
         _host_source_checks(desired),
         # Such packets do not leave their link.
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
         _sent_source_checks(desired),
         _network_source_checks(desired),
+    )
+
+
+def _frame_checks(desired: Desired) -> ChainTree:
+    """Drops packets for one host in a frame for all.
+
+    If bridged packets pass netfilter, a bridge confirms their entries, whatever the filter table
+    does. So a container could create an entry as its neighbour, whose packets of the other
+    direction would then be accepted.
+    """
+    drops = [
+        Rule(not_destination=_MULTICAST, matches=(kind,), target=Verdict.DROP)
+        for kind in (Match.BROADCAST, Match.MULTICAST)
+    ]
+    bridges = [network.bridge for network in desired.networks]
+    return concat(
+        *(replace(drop, target=Jump(FRAMES)) for drop in drops),
+        sub_chain(
+            FRAMES,
+            by_bridge("F", (Rule(in_interface=b, target=Verdict.DROP) for b in bridges)),
+        ),
     )
 
 
@@ -365,40 +390,49 @@ def _host_source_checks(desired: Desired) -> ChainTree:
 
 def _sent_source_checks(desired: Desired) -> ChainTree:
     """Drops packets of containers with a source that is not theirs: to the host, because a bridge
-    confirms their entries too; from a closed network to any destination.
+    confirms their entries too, and from a closed network to any other network.
 
     The kernel answers a packet without a route, or whose hop limit is 1, before FORWARD. Its ICMPv6
-    error has a part of the packet: with a forged source, data would leave a closed network.
+    error has a part of the packet: with a forged source, data would leave a closed network. Within
+    the network, a container may be the router of its neighbours, for other sources.
     Link-local sources have returned before; networks with a default route by a container have no
     such check.
     """
     sent = _sent_prefixes(desired)
+    ours = _our_networks(desired)
     to_host = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
-
-    def checks(closed: bool) -> ChainTree:
-        drop = Rule(target=Verdict.DROP) if closed else to_host
-        return concat(
-            *(
-                _drop_other_sources(
-                    replace(drop, in_interface=network.bridge),
-                    sent[network.bridge],
-                    f"{PREFIX}SENT-{network.bridge}",
-                )
-                for network in _our_networks(desired)
-                if network.closed is closed
+    checks = concat(
+        *(
+            _drop_other_sources(
+                replace(to_host, in_interface=network.bridge),
+                sent[network.bridge],
+                f"{PREFIX}SENT-{network.bridge}",
             )
+            for network in ours
         )
-
-    opened, closed = checks(False), checks(True)
-    # Neighbour discovery has this source until a container has an address; the kernel answers none.
-    unspecified = (Rule(source=_UNSPECIFIED_NET, target=Verdict.RETURN),) if closed.rules else ()
-    return concat(
-        _behind_gate(to_host, f"{SOURCES}-TO-HOST", by_bridge("D", opened.rules)),
-        *unspecified,
-        by_bridge("N", closed.rules),
-        ChainTree((), opened.chains),
-        ChainTree((), closed.chains),
     )
+    outwards = [*_outward_checks(desired, sent)]
+    # Neighbour discovery has this source until a container has an address; the kernel answers none.
+    unspecified = (Rule(source=_UNSPECIFIED_NET, target=Verdict.RETURN),) if outwards else ()
+    return concat(
+        _behind_gate(to_host, f"{SOURCES}-TO-HOST", by_bridge("D", checks.rules)),
+        *unspecified,
+        by_bridge("N", outwards),
+        ChainTree((), checks.chains),
+    )
+
+
+def _outward_checks(desired: Desired, sent: dict[str, list[IPv6Network]]) -> Iterator[Rule]:
+    """Not for a network with several prefixes: a rule has one source and one destination."""
+    for network in _our_networks(desired):
+        if network.closed and len(sent[network.bridge]) == 1:
+            (own,) = sent[network.bridge]
+            yield Rule(
+                in_interface=network.bridge,
+                not_source=own,
+                not_destination=own,
+                target=Verdict.DROP,
+            )
 
 
 def _drop_other_sources(drop: Rule, sources: Sequence[IPv6Network], chain: str) -> ChainTree:
@@ -566,7 +600,7 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             # Packets of the host to itself come in by lo. Its own multicast comes back by another
             # interface, but with a destination that is not LOCAL.
             Rule(
-                matches=(Match.SOURCE_LOCAL_OR_ANYCAST, Match.DESTINATION_LOCAL),
+                matches=(Match.SOURCE_LOCAL, Match.DESTINATION_LOCAL),
                 target=Verdict.DROP,
             ),
             *check,
@@ -699,7 +733,7 @@ def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
         if network.closed:
             yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
     # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
-    yield Rule(matches=(Match.SOURCE_LOCAL_OR_ANYCAST,), target=Verdict.RETURN)
+    yield Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.RETURN)
     yield Rule(target=Jump(DNAT))
 
 

@@ -15,6 +15,7 @@ from ipv6natd.host.facts import (
     addresses,
     advertised_routes,
     check_host,
+    routed_elsewhere,
     routes,
     tracks_sctp,
     userland_proxy,
@@ -66,10 +67,14 @@ class LocalHost:
     def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
         """See Host. Reads only the facts that decisions need: every event waits for it."""
         bridges = [n.bridge for n in snapshot.networks if n.driver == "bridge" and n.bridge]
+        own = addresses() if _needs_host_addresses(snapshot) else None
+        named = frozenset(n.source_address for n in snapshot.networks if n.source_address)
+        sources = named - (own or named)
         return replace(
             snapshot,
             userland_proxy=userland_proxy(bridges),
-            host_addresses=addresses() if _needs_host_addresses(snapshot) else None,
+            host_addresses=own,
+            routed_sources=sources - routed_elsewhere(sources),
             routes=self._routes(snapshot.networks, refresh),
             engine_rules=self._engine_rules(snapshot, refresh),
             tracks_sctp=tracks_sctp(),

@@ -17,7 +17,7 @@ from ipv6natd.netfilter.diff import Observed, matches
 from ipv6natd.netfilter.parse import parse_saved_rules
 from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.netfilter.rules import GUARD_TABLES, Ruleset, Table
-from ipv6natd.policy.ruleset import checks_sources
+from ipv6natd.policy.ruleset import checked_sources, checks_sources
 from ipv6natd.system import files
 
 log = logging.getLogger(__name__)
@@ -81,9 +81,8 @@ def past_exposure(wanted: Ruleset, observed: Observed, saved: Ruleset | None) ->
     `saved` has the last ones that were written; None if they are unknown. Equal numbers of rules do
     not show that a network has another subnet now.
     """
-    if saved in (None, wanted.guard) and all(
-        matches(wanted.table(t), observed[t], keep_order=False) for t in GUARD_TABLES
-    ):
+    known = saved is None or checked_sources(wanted) <= checked_sources(saved)
+    if known and all(matches(wanted.table(t), observed[t], keep_order=False) for t in GUARD_TABLES):
         return Exposure.NONE
     guarded = checks_sources(observed[Table.RAW].chains, observed[Table.FILTER].chains)
     return Exposure.OPEN if guarded else Exposure.UNGUARDED

@@ -22,7 +22,6 @@ class Notifier:
 
     def __init__(self) -> None:
         # Without the variable, an object of the library leaks a socket.
-        self._stopping = False
         self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
 
     def ready(self, status: str) -> None:
@@ -30,9 +29,8 @@ class Notifier:
         self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows, until the daemon begins to stop."""
-        if not self._stopping:
-            self._send(_status(text))
+        """Set the line that `systemctl status` shows."""
+        self._send(_status(text))
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it. systemd requires the time in the same datagram."""
@@ -41,7 +39,6 @@ class Notifier:
 
     def stopping(self) -> None:
         """The daemon begins to stop."""
-        self._stopping = True
         self._send("STOPPING=1")
 
     def watchdog(self) -> None:

@@ -107,10 +107,14 @@ SHAPES = {
     "send replies.",
     r"-A IPV6NAT-SRC -s ::/128 -j RETURN": "Neighbour discovery of a container that has no address "
     "yet.",
-    r"-A IPV6NAT-SRC ! -s NET -i BRIDGE -j DROP": "A container of a closed network has "
-    "a source of its network, whatever the destination: the kernel answers a packet without a "
-    "route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of the "
+    r"-A IPV6NAT-SRC ! -s NET ! -d NET -i BRIDGE -j DROP": "A container of a closed network sends "
+    "to other networks with a source of its own network only: the kernel answers a packet without "
+    "a route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of the "
     "packet.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -m pkttype --pkt-type (?:broadcast|multicast) "
+    "-j IPV6NAT-SRC-FRAMES": "A packet for one host in an Ethernet frame for all.",
+    r"-A (?:IPV6NAT-SRC-FRAMES|BRIDGES) -i BRIDGE -j DROP": "A container sends such a frame only "
+    "to forge: with br_netfilter, the bridge confirms the entry, whatever the filter table does.",
     r"-A IPV6NAT-SENT-BRIDGE -s (?:NET|ADDRESS) -j RETURN": "A source of packets that come in by "
     "this bridge.",
     r"-A IPV6NAT-SENT-BRIDGE -j DROP": "Any other source.",
@@ -138,11 +142,8 @@ SHAPES = {
     "no rule above accepted. For a closed network this rule comes first, and so drops replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "No packet leaves a closed network. The rule "
     "matches the interface and not the address, so that forged sources do not leave either.",
-    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL,ANYCAST -j DROP": "A packet that is "
+    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet that is "
     "forwarded to a container never has an address of the host as its source.",
-    rf"{FORWARD} -i BRIDGE -o BRIDGE -m conntrack ! --ctstate DNAT -j DROP": "With "
-    "enable_icc=false, also established packets between neighbours: with br_netfilter, a frame to "
-    "all could have created the entry. Published ports are reached by DNAT.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Packets of established "
     "connections skip the remaining rules: the cost of an open connection does not depend on the "
     "number of networks.",
@@ -200,7 +201,7 @@ SHAPES = {
     "to the host creates an entry too. A datagram of length 0 is invalid to conntrack, but a "
     "socket receives it, and its answer creates the entry.",
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
-    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL,ANYCAST -m addrtype --dst-type LOCAL "
+    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL "
     "-j DROP": "Such packets come in by no other interface. The host's own multicast packets come "
     "back, and pass.",
     r"-A IPV6NAT-HOST -s fe80::/10 -j RETURN": "A container may ask the host from its link-local "
@@ -233,7 +234,7 @@ SHAPES = {
     "clients, so DNAT would only lose them.",
     r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A packet cannot leave a closed network by a published "
     "port.",
-    r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL,ANYCAST -j RETURN": "Packets with a source of "
+    r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL -j RETURN": "Packets with a source of "
     "the host are dropped in FORWARD. They skip DNAT too, because a rule in DOCKER-USER may accept "
     "them.",
     r"-A IPV6NAT-PRE -j IPV6NAT-DNAT": "All other packets.",
@@ -262,7 +263,7 @@ WORDS = {
     "SOURCES": r"IPV6NAT-[0-9a-f]+",
     "BRIDGES": r"IPV6NAT-[A-Z]?(?:IN|OUT)-br-[a-z]*",
     "PATTERN": r"br-[a-z]*\+",
-    "CHAIN": r"IPV6NAT-(?:FORWARD|CT|HOST|SRC-HOST|SRC-TO-HOST)",
+    "CHAIN": r"IPV6NAT-(?:FORWARD|CT|HOST|SRC-FRAMES|SRC-HOST|SRC-TO-HOST)",
     "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",

@@ -275,6 +275,7 @@ MODULES = {
     "--ctdir": "conntrack",
     "--ctorigdstport": "conntrack",
     "--comment": "comment",
+    "--pkt-type": "pkttype",
 }
 """The `-m` module that each option needs right before it; for --dport, the protocol."""
 
@@ -377,6 +378,8 @@ def _match(option: str, value: str) -> Match:
             mark, _, mask = value.partition("/")
             wanted, bits = int(mark, 16), int(mask or "0xffffffff", 16)
             return lambda packet, _: packet.mark & bits == wanted
+        case "--pkt-type", "broadcast" | "multicast":
+            return lambda *_: False  # each packet comes in a frame for one host
         case "--src-type", "LOCAL,ANYCAST":
             return lambda packet, host: (
                 host.is_local(packet.source) or host.is_anycast(packet.source)

@@ -3,6 +3,7 @@ from a time before the rules."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,19 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from tests.harness import Regime, Wanted, forge, serve, udp, until, watch
+from tests.harness import (
+    Answer,
+    Failure,
+    Regime,
+    Wanted,
+    connect,
+    forge,
+    serve,
+    tcp,
+    udp,
+    until,
+    watch,
+)
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened
 from tests.system.packets.small import Small, small
@@ -22,7 +35,6 @@ pytestmark = [pytest.mark.ours]
 DRIVER = "com.docker.network.bridge"
 NOWHERE = IPv6Address("2001:db8:ffff::1")
 GROUP = IPv6Address("ff02::1")
-ANYCAST = IPv6Address("2001:db8:1::")
 LATER = IPv6Address("fd00:73::2")
 
 
@@ -51,7 +63,10 @@ def test_forged_frame_opens_no_port_of_a_neighbour_without_icc(regime: Regime) -
         regime.container(network=network) as attacker,
         bridged_packets_pass(regime),
     ):
-        assert until(lambda: f"-o {network.bridge} -m conntrack !" in regime.sandbox.rules(), True)
+        assert until(
+            lambda: f"-i {network.bridge} -o {network.bridge} -j DROP" in regime.sandbox.rules(),
+            True,
+        )
         assert victim.address
         assert attacker.address
         to_victim = forge.datagram(attacker.address, victim.address, (7300, 54))
@@ -62,6 +77,46 @@ def test_forged_frame_opens_no_port_of_a_neighbour_without_icc(regime: Regime) -
             forge.send(attacker.ns, [to_victim], link="eth0", by=way)
         time.sleep(SHORT)
         assert victim.server.received == []
+
+
+@pytest.mark.depends_on("variant")
+def test_rule_in_docker_user_admits_a_neighbour_without_icc(regime: Regime) -> None:
+    """The checks of frames must not drop the replies."""
+    with (
+        regime.network(options={f"{DRIVER}.enable_icc": "false"}) as network,
+        regime.container(network=network) as server,
+        regime.container(network=network) as client,
+        bridged_packets_pass(regime),
+    ):
+        assert server.address
+        # Neighbour discovery is cut too.
+        for one, other in ((server, client), (client, server)):
+            link = forge.hardware(other.ns, "eth0").hex(":")
+            one.ns.ip(f"neigh replace {other.address} lladdr {link} dev eth0")
+        rule = ("DOCKER-USER", "-d", str(server.address), "-p", "tcp", "--dport", "80")
+        tool = f"ip6tables-{regime.variant}"
+        assert tcp(client.ns, server.address, 80, timeout=SHORT) is Failure.TIMEOUT
+        regime.host.run(tool, "-I", *rule, "-j", "ACCEPT")
+        try:
+            assert isinstance(tcp(client.ns, server.address, 80), Answer)
+        finally:
+            regime.host.run(tool, "-D", *rule, "-j", "ACCEPT")
+
+
+@pytest.mark.depends_on("variant")
+def test_internal_container_can_be_the_router_of_its_neighbours(regime: Regime) -> None:
+    """As a VPN: the replies that the bridge forwards have other sources than the network's."""
+    far = IPv6Address("2001:db8:77::7")
+    with (
+        regime.network("--internal") as network,
+        regime.container(network=network) as router,
+        regime.container(network=network) as neighbour,
+        bridged_packets_pass(regime),
+    ):
+        assert until(lambda: network.bridge in regime.sandbox.rules(), True)
+        router.ns.ip(f"address add {far}/128 dev lo nodad")
+        neighbour.ns.ip(f"route add {far} via {router.address} dev eth0")
+        assert isinstance(tcp(neighbour.ns, far, 80), Answer)
 
 
 @pytest.mark.depends_on("variant", "proxy")
@@ -84,18 +139,31 @@ def test_multicast_source_opens_no_stateful_input(regime: Regime, who: str) -> N
         assert service.received == []
 
 
-@pytest.mark.depends_on("variant", "proxy")
-def test_anycast_address_of_the_host_as_source_reaches_no_service(regime: Regime) -> None:
-    """The subnet-router anycast address (RFC 4291, 2.6.1) is not LOCAL to the kernel."""
-    before = len(regime.x1.server.received)
-    with serve(regime.host, "host", udp=[SERVICE]) as service:
-        attackers(regime)["segment"].send(
-            forge.datagram(ANYCAST, HOST, (7000, 5353)),
-            forge.datagram(ANYCAST, HOST, (7001, SERVICE)),
-        )
-        time.sleep(SHORT)
-        assert service.received == []
-    assert regime.x1.server.received[before:] == []
+@pytest.mark.depends_on("variant")
+@pytest.mark.parametrize("prefix", ["fd00::/8", "2000::/3"])
+def test_route_to_a_wide_prefix_by_a_container_ends_no_connection(
+    regime: Regime, prefix: str
+) -> None:
+    """Of a published port and of another network; the server speaks first after the change."""
+    route = f"{prefix} via {Y1} dev brY"
+    with serve(regime.client, "client", tcp=[7]), connect(regime.client, HOST, 8080) as published:
+        assert isinstance(published.ask(), Answer)
+        with connect(regime.x1.ns, CLIENT, 7) as outgoing:
+            assert isinstance(outgoing.ask(), Answer)
+            before = entries(regime)
+            regime.host.ip(f"route add {route}")
+            try:
+                time.sleep(1.5)
+                assert before <= entries(regime)
+            finally:
+                regime.host.ip(f"route del {route}")
+
+
+def entries(regime: Regime) -> set[str]:
+    """The TCP entries of the ports in the test above, without what changes."""
+    lines = regime.host.run("conntrack", "-L", "-f", "ipv6", "-p", "tcp", check=False).splitlines()
+    flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in lines)
+    return {" ".join(flow) for flow in flows if "dport=8080" in flow or "dport=7" in flow}
 
 
 @pytest.mark.depends_on("variant")

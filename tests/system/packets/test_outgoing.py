@@ -15,7 +15,7 @@ from tests.harness import Namespace, Regime, connect, ping, serve, tcp, udp, unt
 from tests.harness.probe import Packet
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO
 from tests.harness.serve import listening
-from tests.system.packets.asking import SHORT, dnats, opened, peer
+from tests.system.packets.asking import SHORT, dnats, listed, opened, peer
 
 pytestmark = pytest.mark.depends_on()
 
@@ -225,6 +225,26 @@ def test_o3_network_with_a_source_address_uses_it(regime: Regime) -> None:
         wanted = IPv6Address("2001:db8:1::10")
         assert peer(tcp(made.ns, CLIENT, port)) == wanted
         assert peer(udp(made.ns, CLIENT, port)) == wanted
+
+
+@pytest.mark.ours
+def test_source_address_of_a_routed_prefix_is_used(regime: Regime) -> None:
+    """Q17: the router sends the prefix to the host; no interface has the address."""
+    port, wanted = regime.port(), IPv6Address("2001:db8:f::10")
+    regime.client.ip(f"route add 2001:db8:f::/64 via {HOST} dev ext0")
+    try:
+        with (
+            regime.network(options={"com.docker.network.host_ipv6": str(wanted)}) as network,
+            regime.container(network=network) as made,
+            serve(regime.client, "client", tcp=[port], udp=[port]),
+        ):
+            until(lambda: f"SNAT --to-source {wanted}" in regime.sandbox.rules(), True)
+            assert peer(tcp(made.ns, CLIENT, port)) == wanted
+            assert peer(udp(made.ns, CLIENT, port)) == wanted
+            rows = listed(regime.daemon, "networks")
+            assert [row["Warnings"] for row in rows if row["Name"] == network.name] == [[]]
+    finally:
+        regime.client.ip(f"route del 2001:db8:f::/64 via {HOST} dev ext0")
 
 
 def test_network_is_closed_and_masqueraded_before_its_first_container(regime: Regime) -> None:

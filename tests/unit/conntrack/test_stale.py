@@ -19,7 +19,7 @@ from ipv6natd.conntrack.stale import (
     removed_addresses,
     stale_entries,
 )
-from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol, Route
+from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
 from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -136,31 +136,46 @@ def test_newly_protected_has_a_network_once_and_none_if_old_is_unknown() -> None
         assert newly_protected(old, new, Exposure.NONE) == {}
 
 
-LAN = Route(prefix=IPv6Network("fd00:a::80/121"), interface="eth1")
+FAR = IPv6Network("fd00:77::/64")
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "gained"),
-    [
-        ({}, {"subnets": (IPv6Network("fd00:77::/64"),)}, "fd00:77::/64"),
-        ({}, {"routed_prefixes": (IPv6Network("fd00:77::/64"),)}, "fd00:77::/64"),
-        ({"routes_elsewhere": (LAN,)}, {}, "fd00:a::80/121"),
-    ],
-    ids=["another subnet", "a routed prefix", "the route of a LAN is gone"],
+    "now", [{"subnets": (FAR,)}, {"routed_prefixes": (FAR,)}], ids=["another subnet", "a route"]
 )
-def test_forged_source_in_a_prefix_that_a_known_bridge_gets_is_stale(
-    before: dict[str, Any], now: dict[str, Any], gained: str
-) -> None:
+def test_forged_source_in_a_prefix_that_a_known_bridge_gets_is_stale(now: dict[str, Any]) -> None:
     """I11: its entry would lead to a container that gets the address."""
-    old, new = (replace(NOTHING, networks=(replace(X, **facts),)) for facts in (before, now))
     ours = replace(X, **now)
-    assert newly_protected(old, new, Exposure.NONE) == {ours: (IPv6Network(gained),)}
-    forged = f"{IPv6Network(gained)[9]} 2001:db8:9::9 5353"
+    old, new = (replace(NOTHING, networks=(network,)) for network in (X, ours))
+    assert newly_protected(old, new, Exposure.NONE) == {ours: (FAR,)}
+    forged = f"{FAR[9]} 2001:db8:9::9 5353"
     for protocol in (Protocol.UDP, Protocol.TCP):
         assert is_stale(flow(forged, protocol), old, new)
     for words in (forged, f"{CLIENT} 2001:db8:9::9 5353"):
         assert not is_stale(flow(words), new, new)
     assert not is_stale(flow(f"{CLIENT} 2001:db8:9::9 5353"), old, new)
+
+
+@pytest.mark.parametrize("prefix", ["fd00::/8", "2000::/3", "::/0"])
+@pytest.mark.parametrize("source", ["fd00:a::5", "fd00:b::5", BRIDGE, HOST])
+def test_route_to_a_wide_prefix_by_a_container_keeps_flows_of_others(
+    prefix: str, source: str
+) -> None:
+    """Flows of other networks and of the host; with 2000::/3 those of clients too."""
+    router = replace(Y, routed_prefixes=(IPv6Network(prefix),))
+    old, new = (replace(NOTHING, networks=(X, network)) for network in (Y, router))
+    for words in (f"{source} 2001:db8:9::9 5353", f"2001:db8:9::9 {source} 5353"):
+        assert not is_stale(flow(words, Protocol.TCP), old, new)
+    if prefix != "fd00::/8":
+        assert not is_stale(flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP), old, new)
+
+
+def test_forged_source_from_before_the_first_network_of_ours_is_stale() -> None:
+    """I11: without one, ipv6natd does not check the sources of the engine's networks."""
+    engines = replace(NOTHING, networks=(replace(X, managed_by=ManagedBy.ENGINE),))
+    forged = flow("fd00:a::2 2001:db8:9::9 7900", port=54)
+    assert is_stale(forged, engines, replace(NOTHING, networks=(X,)))
+    beside = replace(engines, networks=(*engines.networks, Y))
+    assert not is_stale(forged, beside, replace(NOTHING, networks=(X, Y)))
 
 
 @pytest.mark.parametrize(

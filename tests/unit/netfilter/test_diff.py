@@ -157,7 +157,7 @@ def test_remove_all_returns_the_count_and_does_nothing_the_second_time(
     firewall: FakeFirewall,
 ) -> None:
     write(firewall, wanted(X, web()))
-    assert remove_all(firewall) == 9 + 6
+    assert remove_all(firewall) == 10 + 6
     dump, writes = firewall.dump(), firewall.writes
     assert remove_all(firewall) == 0
     assert (firewall.dump(), firewall.writes) == (dump, writes)

@@ -50,12 +50,12 @@ _ADDRESS = r"[0-9a-f:]{2,39}(?:\.[0-9]{1,3}){0,3}"
 _NET = rf"{_ADDRESS}/[0-9]{{1,3}}"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 _PORTS = r"(?:TCP|UDP|SCTP)(?:-[0-9]{1,5}-[0-9]{1,5})?"
-_BRIDGES = r"IPV6NAT-[CDHLS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
+_BRIDGES = r"IPV6NAT-[CDFHLNS]?(?:IN|OUT)-[A-Za-z0-9_.@-]{1,14}"
 _OWN = r"(?:FROM|OWN|SENT)-[A-Za-z0-9_.@-]{1,15}"
 _PORTS_OF = rf"(?:AT-|REJ-|UP-)?{_PORTS}"
 _SOURCES = r"[0-9a-f]{1,20}"
 _FIXED = (
-    r"SRC(?:-TO)?(?:-HOST)?|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ"
+    r"SRC(?:-FRAMES|(?:-TO)?-HOST)?|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ"
     rf"|{_SOURCES}|{_OWN}|{_PORTS_OF}"
 )
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
@@ -64,8 +64,9 @@ _MATCHES = (
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
     r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL(?:,ANYCAST)?",
-    r"-m conntrack (?:! )?--ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
+    r"-m conntrack --ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
+    r"-m pkttype --pkt-type (?:broadcast|multicast)",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
     r"-p ah",
@@ -494,7 +495,7 @@ def dnat_target(chains: Chains, name: str, packet: Packet) -> str:
     for rule in chains.get(name, ()):
         unknown = (rule.out_interface, rule.not_out_interface, rule.not_destination)
         assert not any(unknown), format_rule(rule)
-        assert rule.matches in ((), (Match.SOURCE_LOCAL_OR_ANYCAST,)), format_rule(rule)
+        assert rule.matches in ((), (Match.SOURCE_LOCAL,)), format_rule(rule)
         # The client's source is in none of our subnets and not link-local.
         hit = (
             rule.source is None
