@@ -163,6 +163,7 @@ def read_host(
         docker_ipv6nat=docker_ipv6nat(),
         br_netfilter=_BRIDGE_SYSCTL.exists(),
         unfiltered_bridges=_unfiltered_bridges(networks),
+        bridges_without_address=_bridges_without_address(networks),
     )
 
 
@@ -238,6 +239,20 @@ def _route_lines() -> list[list[str]]:
 def _address_lines() -> list[list[str]]:
     """(address, index, prefix length, scope, flags, interface) of each address."""
     return [line.split() for line in read_text(_THREAD / "net/if_inet6").splitlines()]
+
+
+def _bridges_without_address(networks: Iterable[Network]) -> frozenset[str]:
+    """The bridges of open networks that have none of the addresses that the engine gave them."""
+    found: dict[str, list[IPv6Address]] = {}
+    for address, *_, interface in _address_lines():
+        found.setdefault(interface, []).append(IPv6Address(int(address, 16)))
+    return frozenset(
+        network.bridge
+        for network in networks
+        if network.managed_by is ManagedBy.IPV6NATD and not network.closed
+        if (_NET / network.bridge).exists()
+        and not any(a in s for a in found.get(network.bridge, ()) for s in network.subnets)
+    )
 
 
 def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:

@@ -90,6 +90,8 @@ class HostFacts:
     """True if ip6tables can filter the frames between the ports of a bridge."""
     unfiltered_bridges: frozenset[str] = frozenset()
     """The bridges of networks with enable_icc=false whose frames it does not filter."""
+    bridges_without_address: frozenset[str] = frozenset()
+    """The bridges of open networks without an address in their subnets."""
 
 
 class Topic(StrEnum):
@@ -101,6 +103,7 @@ class Topic(StrEnum):
     FIREWALL = "firewall"
     FIREWALLD = "firewalld"
     BR_NETFILTER = "br_netfilter"
+    BRIDGE = "bridge"
     DOCKER_IPV6NAT = "docker-ipv6nat"
     VARIANT = "ip6tables"
 
@@ -172,6 +175,7 @@ def _findings(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding
         yield from _forwarding_off(facts, networks)
         yield from _missing_raw_table(facts, networks)
         yield from _blocking_chains(facts, networks)
+        yield from _bridges_without_address(facts, networks)
         yield from _bridges_without_zone(facts, networks)
         yield from _icc_not_enforced(facts, networks)
         yield from _expiring_ra_routes(facts)
@@ -297,6 +301,23 @@ def _required_packets(bridge: str, uplink: str) -> Iterator[tuple[ForwardedPacke
     yield into, "ct status dnat accept"
     back = ForwardedPacket(bridge=bridge, incoming=uplink, outgoing=bridge, state="established")
     yield back, "ct state established,related accept"
+
+
+def _bridges_without_address(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
+    for network in networks:
+        if network.bridge in facts.bridges_without_address:
+            # The engine takes the first address of a subnet, unless a gateway was named.
+            gateways = [f"{subnet[1]}/{subnet.prefixlen}" for subnet in network.subnets]
+            add = [f"ip address replace {it} dev {network.bridge} nodad" for it in gateways]
+            enable = f"sysctl -w net/ipv6/conf/{network.bridge}/disable_ipv6=0"
+            yield Finding(
+                topic=Topic.BRIDGE,
+                bridge=network.bridge,
+                problem=f"bridge {network.bridge} has lost its IPv6 address, so no packet reaches "
+                f"the containers of network {network.name}; if the network has another gateway, "
+                "use that address; run",
+                command=" && ".join([enable, *add]),
+            )
 
 
 def _bridges_without_zone(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:

@@ -475,6 +475,26 @@ def test_neighbours_without_icc_are_blocked_when_bridges_bypass_ip6tables(lab: S
         until(lambda: "brZ" in lab.sandbox.rules(), False)
 
 
+@pytest.mark.parametrize(
+    "way",
+    ["ip -6 address flush dev brX scope global", "sysctl -w net.ipv6.conf.brX.disable_ipv6=1"],
+    ids=["flushed", "disabled"],
+)
+def test_bridge_that_lost_its_address_is_reported_with_the_command(lab: Small, way: str) -> None:
+    """Q16. The command that is shown opens the port again."""
+    lab.host.run(*way.split())
+    try:
+        shown = lab.looked()
+        assert shown.startswith("degraded: bridge brX has lost its IPv6 address")
+        assert isinstance(tcp(lab.client, HOST, 8080, timeout=0.3), Failure)
+    finally:
+        command = "sysctl -w net/ipv6/conf/brX/disable_ipv6=0 && ip address replace fd00:a::1/64"
+        lab.host.run("sh", "-c", f"{command} dev brX nodad")
+    assert command in shown
+    assert lab.looked() == "synced: "
+    opened(lab.client, 8080)
+
+
 def test_strict_reverse_path_filter_is_noted_in_the_journal(lab: Small) -> None:
     rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
     lab.ip6tables("-t", "raw", "-A", *rule)

@@ -426,6 +426,17 @@ def test_reverse_path_filter_is_a_note() -> None:
     ]
 
 
+def test_bridge_without_its_address_is_a_fault_of_its_network() -> None:
+    """Q16: by `ip address flush`, or by a VPN that sets disable_ipv6 and clears it."""
+    facts = replace(WELL, forward_policy="DROP", bridges_without_address=frozenset({"br-x"}))
+    (finding,) = evaluate(facts, [X, INNER]).findings
+    assert finding.bridge == "br-x"
+    assert finding.command == (
+        "sysctl -w net/ipv6/conf/br-x/disable_ipv6=0 && "
+        f"ip address replace {X.subnets[0][1]}/64 dev br-x nodad"
+    )
+
+
 def notes(**facts: Any) -> list[str]:
     return list(evaluate(replace(WELL, forward_policy="DROP", **facts), [X]).notes)
 
