@@ -193,13 +193,14 @@ class Change:
     def _addresses_in(
         self, gained: Mapping[Network, Iterable[IPv6Network]]
     ) -> Callable[[IPv6Address], bool]:
-        """A test for addresses in these prefixes. An address of the host, or of a network inside a
-        prefix that is routed to a container, is not there."""
+        """A test for addresses in these prefixes. An address of the host, or of a network or a LAN
+        inside a prefix that is routed to a container, is not there."""
         prefixes = {prefix for of_network in gained.values() for prefix in of_network}
         index = PrefixIndex(prefixes)
+        elsewhere = PrefixIndex(r.prefix for network in gained for r in network.routes_elsewhere)
 
         def within(address: IPv6Address) -> bool:
-            if address in self.host_addresses:
+            if address in self.host_addresses or elsewhere.find(address):
                 return False
             subnet = self.subnets.find(address)
             return index.find(address) is not None if subnet is None else subnet in prefixes
