@@ -25,10 +25,8 @@ from ipv6natd.model import (
     mapping_changes,
 )
 from ipv6natd.model import Mapping as PortMapping
-from ipv6natd.netfilter.prefixes import PrefixIndex
+from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 
-_MIN_PREFIX_LENGTH = 8
-"""Bits; see policy.ruleset."""
 _PROTOCOLS = {UDP: Protocol.UDP, SCTP: Protocol.SCTP}
 """Number -> protocol, for the protocols whose entries follow a changed mapping."""
 
@@ -105,7 +103,7 @@ def _gained_prefixes(
     """
     before = {network.bridge: network for network in old}
     for network in new:
-        routed = {p for p in network.routed_prefixes if p.prefixlen >= _MIN_PREFIX_LENGTH}
+        routed = {p for p in network.routed_prefixes if p.prefixlen >= MIN_PREFIX_LENGTH}
         prefixes = {*network.subnets, *routed}
         if known := before.get(network.bridge):
             prefixes -= {*known.subnets, *known.routed_prefixes}

@@ -21,7 +21,7 @@ from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
-from ipv6natd.netfilter.prefixes import PrefixIndex
+from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.files import read_link, read_text, read_word
 
@@ -46,7 +46,6 @@ _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 _RTF_REJECT = 0x200
 _RTF_LOCAL = 0x80000000
 _NOT_ROUTED = _RTF_REJECT | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | _RTF_LOCAL
-_MIN_PREFIX_LENGTH = 8
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
@@ -104,7 +103,7 @@ def routed_elsewhere(addresses: Iterable[IPv6Address]) -> frozenset[IPv6Address]
     prefixes = PrefixIndex(
         IPv6Network((int(prefix, 16), int(length, 16)))
         for prefix, length, *_, flags, interface in _route_lines()
-        if int(length, 16) >= _MIN_PREFIX_LENGTH and interface != "lo"
+        if int(length, 16) >= MIN_PREFIX_LENGTH and interface != "lo"
         if not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL)
     )
     return frozenset(address for address in addresses if prefixes.find(address))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address, IPv6Network
 
+MIN_PREFIX_LENGTH = 8
+"""Bits. A route to a wider prefix is a part of a default route, as VPN clients write it, and does
+not say which hosts are there. fd00::/8 is the widest prefix that does (RFC 4193)."""
+
 
 class PrefixIndex:
     """Finds the prefix of an address with one dictionary look-up a prefix length."""

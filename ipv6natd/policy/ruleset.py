@@ -35,7 +35,7 @@ from ipv6natd.netfilter.jumps import (
     PRE,
     SOURCES,
 )
-from ipv6natd.netfilter.prefixes import PrefixIndex
+from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import (
     DOCKER_USER,
     PREFIX,
@@ -73,9 +73,6 @@ _UNSPECIFIED_NET = IPv6Network(ANY)
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
-_MIN_PREFIX_LENGTH = 8
-"""Bits. A route to a wider prefix is a part of a default route, as VPN clients write it, and does
-not say which hosts are there. fd00::/8 is the widest prefix that does (RFC 4193)."""
 
 _DROP_FORGED_SYN = tuple(
     Rule(
@@ -518,7 +515,7 @@ def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> It
 
 def _is_known(prefix: IPv6Network) -> bool:
     """True if the prefix says which hosts are there; a part of a default route does not."""
-    return prefix.prefixlen >= _MIN_PREFIX_LENGTH
+    return prefix.prefixlen >= MIN_PREFIX_LENGTH
 
 
 def _prefixes(network: Network) -> tuple[IPv6Network, ...]:
