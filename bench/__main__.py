@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from bench import control, packets, plots, real, table
+from bench import control, networks, packets, plots, real, table
 from bench.control import Control, Load
+from bench.networks import Many
 from bench.packets import Cost, mapped, wanted
 from bench.table import Line
 from ipv6natd.model import Protocol
@@ -55,6 +56,8 @@ def main() -> None:
         say(f"{variant}: packets")
         costs += packets.connections(variant, (1, *SIZES))
         opened = packets.established(variant, (1, 200))
+        say(f"{variant}: {networks.MANY} networks of each gateway mode")
+        crowded = list(networks.measured(variant))
         say(f"{variant}: {starts} starts of a real container")
         real_starts = real.starts(variant, starts, mappings=FEW)
         few, many = (
@@ -64,6 +67,7 @@ def main() -> None:
         lines += of_starts(variant, real_starts)
         lines += of_control(few, many)
         lines += of_packets(variant, costs, opened)
+        lines += of_networks(variant, crowded)
     lines.append(of_a_run())
     print(table.text(lines))
     for each in controls:
@@ -149,6 +153,29 @@ def of_packets(
             unit="ratio",
             beside=f"{many * 1e6:.1f} µs, 1 network {one * 1e6:.1f} µs",
         )
+
+
+def of_networks(variant: Variant, crowded: list[Many]) -> Iterator[Line]:
+    """The figures of a host with many networks."""
+    for many in crowded:
+        what = f"{networks.MANY} networks, {many.mode}: "
+        beside = (
+            f"{many.many_first * 1e6:.0f} µs, {networks.FEW} networks {many.few_first * 1e6:.0f} µs"
+        )
+        ratio = many.many_first / many.few_first
+        for word, must, found, unit, compared in (
+            ("filter rules for each", 12, many.rules, "rules", ""),
+            ("a new connection", 1.3, ratio, "ratio", beside),
+            ("exec to READY", 2.0, many.ready, "s", ""),
+        ):
+            yield Line(
+                what=what + word,
+                variant=variant,
+                must=must,
+                found=found,
+                unit=unit,
+                beside=compared,
+            )
 
 
 def of_a_run() -> Line:

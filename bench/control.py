@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -83,18 +83,9 @@ def measured(variant: Variant, mappings: int, load: Load) -> Control:
     """Measure one daemon, from start to stop, with an engine of this size."""
     found = Control(variant=variant, mappings=mappings)
     with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(variant))
-        engine = Simulated(sandbox.dir / "engine.sock")
-        engine.fill(mappings, networks=load.networks)
-        engine.start()
-        stack.callback(engine.stop)
-        daemon = stack.enter_context(
-            Installed(sandbox, engine.endpoint, args=("-cleanup",), start=False)
+        sandbox, engine, daemon, found.ready = started(
+            stack, variant, mappings, networks=load.networks
         )
-        began = time.monotonic()
-        daemon.start(wait=None)
-        daemon.wait_for(lambda: "READY=1" in daemon.notices, "READY=1", timeout=60)
-        found.ready = time.monotonic() - began
         assert f": {mappings} mappings" in daemon.status, daemon.status
         daemon.wait_state("synced", timeout=60)
         assert daemon.process is not None
@@ -124,6 +115,43 @@ def measured(variant: Variant, mappings: int, load: Load) -> Control:
         daemon.stop()
         found.cleanup = time.monotonic() - began
     return found
+
+
+def started(
+    stack: ExitStack,
+    variant: Variant,
+    mappings: int,
+    *,
+    networks: int,
+    options: Mapping[str, str] | None = None,
+) -> tuple[Sandbox, Simulated, Installed, float]:
+    """A host, its engine and the daemon, with the seconds from exec to READY."""
+    sandbox = stack.enter_context(Sandbox(variant))
+    engine = Simulated(sandbox.dir / "engine.sock")
+    engine.fill(mappings, networks=networks, options=options)
+    engine.start()
+    stack.callback(engine.stop)
+    daemon = stack.enter_context(
+        Installed(sandbox, engine.endpoint, args=("-cleanup",), start=False)
+    )
+    began = time.monotonic()
+    daemon.start(wait=None)
+    daemon.wait_for(lambda: "READY=1" in daemon.notices, "READY=1", timeout=60)
+    seconds = time.monotonic() - began
+    return sandbox, engine, daemon, seconds
+
+
+def ready(variant: Variant, networks: int, options: Mapping[str, str]) -> float:
+    """Median seconds from exec to READY with one published port on each network."""
+    found = []
+    for _ in range(3):
+        with ExitStack() as stack:
+            *_, daemon, seconds = started(
+                stack, variant, networks, networks=networks, options=options
+            )
+            assert f", {networks} networks" in daemon.status, daemon.status
+            found.append(seconds)
+    return median(found)
 
 
 def one_change(engine: Simulated, changed: Event, port: int) -> float:

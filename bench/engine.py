@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,21 @@ def scattered(count: int) -> list[int]:
     return [5000 + number * step for number in range(count)]
 
 
-def network(number: int) -> dict[str, Any]:
+def network(number: int, options: Mapping[str, str]) -> dict[str, Any]:
     """A network in the form of the engine's list."""
     made: dict[str, Any] = deepcopy(_NETWORK)
     name = f"net{number}"
-    made.update(Id=identity(name), Name=name, Options={})
+    made.update(Id=identity(name), Name=name, Options=dict(options))
     made["IPAM"]["Config"] = [
-        {"Subnet": f"10.{number}.0.0/16", "Gateway": f"10.{number}.0.1"},
+        {"Subnet": f"{ipv4(number)}.0.0/16", "Gateway": f"{ipv4(number)}.0.1"},
         {"Subnet": f"fd00:{number:x}::/64"},
     ]
     return made
 
 
-def bridge(number: int) -> str:
-    """The name of a network's bridge."""
-    return f"br-{identity(f'net{number}')[:12]}"
+def ipv4(number: int) -> str:
+    """The first half of a network's IPv4 addresses."""
+    return f"{10 + number // 256}.{number % 256}"
 
 
 def container(number: int, ports: Iterable[tuple[int, str]], *, on: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def container(number: int, ports: Iterable[tuple[int, str]], *, on: int) -> dict
     place = made["NetworkSettings"]["Networks"][ENDPOINT]
     place.update(
         NetworkID=identity(f"net{on}"),
-        Gateway=f"10.{on}.0.1",
+        Gateway=f"{ipv4(on)}.0.1",
         IPv6Gateway=f"fd00:{on:x}::1",
         GlobalIPv6Address=f"fd00:{on:x}::{number + 2:x}",
     )
@@ -104,10 +104,13 @@ class Simulated(FakeEngine):
         self._inspects: dict[str, bytes] = {}
         self._list = b""
 
-    def fill(self, count: int, *, networks: int = 0) -> None:
-        """Create `count` containers with one scattered port each."""
+    def fill(
+        self, count: int, *, networks: int = 0, options: Mapping[str, str] | None = None
+    ) -> None:
+        """Create `count` containers with one scattered port each; `options` are the networks'."""
         networks = networks or -(-count // PER_NETWORK)
-        self.networks = {each["Id"]: each for each in map(network, range(networks))}
+        made = [network(number, options or {}) for number in range(networks)]
+        self.networks = {each["Id"]: each for each in made}
         self._rows.clear()
         self._inspects.clear()
         for number, port in enumerate(scattered(count)):

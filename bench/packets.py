@@ -31,7 +31,8 @@ BATCH = 400
 ROUNDS = 5
 _BRIDGE = "br-fff000000000"
 _SUBNET = IPv6Network("fd00:ffff::/64")
-_TCP, _UDP = 80, 80
+INSIDE, PORT_INSIDE = _SUBNET[2], 80
+"""Address and port of the servers in the container."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -60,7 +61,7 @@ def connections(variant: Variant, sizes: tuple[int, ...]) -> list[Cost]:
                     strict=True,
                 ):
                     for protocol, costs in (
-                        ("tcp", _tcp(sandbox.client, port, stream)),
+                        ("tcp", tcp(sandbox.client, (str(HOST), port), stream)),
                         ("udp", _udp(sandbox.client, port, datagrams)),
                     ):
                         found.setdefault((protocol, size, at), []).append(median(costs))
@@ -80,9 +81,9 @@ def established(variant: Variant, counts: tuple[int, int]) -> dict[tuple[int, st
         with ExitStack() as stack:
             asking = stack.enter_context(sandbox.client.socket(socket.AF_INET6, socket.SOCK_DGRAM))
             answering = stack.enter_context(inside.socket(socket.AF_INET6, socket.SOCK_DGRAM))
-            answering.bind(("::", _UDP + 1))
+            answering.bind(("::", PORT_INSIDE + 1))
             asking.connect((str(HOST), port + 1))
-            load(sandbox, [mapped([port, port + 1], inside=_UDP + 1)])
+            load(sandbox, [mapped([port, port + 1], inside=PORT_INSIDE + 1)])
             asking.send(b"")
             (
                 _,
@@ -92,7 +93,7 @@ def established(variant: Variant, counts: tuple[int, int]) -> dict[tuple[int, st
             for _ in range(ROUNDS * 2):
                 for count in counts:
                     networks = [
-                        mapped([port, port + 1], inside=_UDP + 1),
+                        mapped([port, port + 1], inside=PORT_INSIDE + 1),
                         *map(other, range(count - 1)),
                     ]
                     load(sandbox, networks)
@@ -116,7 +117,7 @@ def container(variant: Variant) -> Iterator[tuple[Sandbox, Namespace]]:
         inside.sysctl("net.ipv6.conf.all.accept_dad", 0)
         for words in (
             "link set lo up",
-            f"address add {_SUBNET[2]}/64 dev eth0 nodad",
+            f"address add {INSIDE}/64 dev eth0 nodad",
             "link set eth0 up",
             f"route add default via {_SUBNET[1]}",
         ):
@@ -128,7 +129,7 @@ def container(variant: Variant) -> Iterator[tuple[Sandbox, Namespace]]:
 def mapped(
     ports: list[int],
     *,
-    inside: int = _TCP,
+    inside: int = PORT_INSIDE,
     keep: bool = False,
     protocols: tuple[Protocol, ...] = (Protocol.TCP, Protocol.UDP),
 ) -> tuple[Network, Container]:
@@ -152,9 +153,7 @@ def mapped(
         for port in ports
         for protocol in protocols
     )
-    endpoint = Endpoint(
-        network_id=made.id, address=_SUBNET[2], has_gateway4=True, has_gateway6=True
-    )
+    endpoint = Endpoint(network_id=made.id, address=INSIDE, has_gateway4=True, has_gateway6=True)
     return made, Container(id="c" * 64, name="web", endpoints=(endpoint,), bindings=bindings)
 
 
@@ -204,15 +203,15 @@ def _listening(inside: Namespace) -> Iterator[tuple[socket.socket, socket.socket
         inside.socket(socket.AF_INET6, socket.SOCK_STREAM) as stream,
         inside.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
     ):
-        stream.bind(("::", _TCP))
+        stream.bind(("::", PORT_INSIDE))
         stream.listen(16)
         stream.settimeout(1)
-        datagrams.bind(("::", _UDP))
+        datagrams.bind(("::", PORT_INSIDE))
         datagrams.settimeout(1)
         yield stream, datagrams
 
 
-def _tcp(client: Namespace, port: int, server: socket.socket) -> list[float]:
+def tcp(client: Namespace, address: tuple[str, int], server: socket.socket) -> list[float]:
     """Seconds of each new connection until the server's first byte."""
 
     def ask() -> list[float]:
@@ -221,7 +220,7 @@ def _tcp(client: Namespace, port: int, server: socket.socket) -> list[float]:
             with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                 began = time.perf_counter()
-                sock.connect((str(HOST), port))
+                sock.connect(address)
                 with server.accept()[0] as accepted:
                     accepted.send(b".")
                     sock.recv(1)
