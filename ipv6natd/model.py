@@ -422,4 +422,6 @@ class Desired:
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None
     engine_writes: bool = False
-    """True if the engine writes IPv6 rules itself: then its rules are not stale."""
+    """True if the engine writes IPv6 rules itself, or may: then its rules are not stale."""
+    missing_engine_rules: tuple[tuple[Protocol, int], ...] = ()
+    """Published ports whose rule of the engine is missing although the engine may write it."""

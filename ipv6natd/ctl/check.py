@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv6Network
 from pathlib import Path
 
@@ -60,8 +61,12 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
         ufw=_ufw(),
         polkit=None if bus_error else await _polkit(daemon),
     )
-    # Only the daemon knows whether the engine manages networks; without it, assume so.
-    report = evaluate(facts, networks, engine_writes=native != 0)
+    # Only the daemon knows whether the engine manages networks, and which of its rules are stale;
+    # without the daemon, assume that they are in use.
+    engine_writes = native != 0
+    if facts.docker_ipv6_rules and not engine_writes and not await _has_leftovers(daemon):
+        facts = replace(facts, docker_ipv6_rules=frozenset())
+    report = evaluate(facts, networks, engine_writes=engine_writes)
     return _result(checks(facts, report, inputs), options)
 
 
@@ -76,6 +81,13 @@ async def _query_daemon(daemon: DaemonClient) -> tuple[Row, list[Row] | None, st
         return properties, await daemon.call("ListNetworks"), ""
     except BusError:
         return properties, None, ""  # polkit may deny the lists
+
+
+async def _has_leftovers(daemon: DaemonClient) -> bool:
+    try:
+        return bool(await daemon.call("ListLeftovers"))
+    except BusError:
+        return False
 
 
 async def _zones(daemon: DaemonClient) -> Mapping[str, str] | None:

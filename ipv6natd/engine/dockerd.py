@@ -4,8 +4,9 @@
 docker.service is stopped, and a connect starts the engine. So the states of both units are read
 before each connect. A host without systemd has no such socket.
 
-`ip6tables_option`: the command line overrides the configuration file, as in dockerd. In the
-service's sandbox the command line of another process cannot be read; the file can.
+`ip6tables_option`: the command line overrides the configuration file, as in dockerd. The service's
+sandbox hides the command line of the process; systemd gives that of docker.service, without the
+variables in it.
 """
 
 from __future__ import annotations
@@ -118,7 +119,13 @@ def _pid_from_file() -> int:
 
 
 def _command_line(pid: int) -> list[str]:
-    return _read_text(Path(f"/proc/{pid}/cmdline")).split("\0") if pid else []
+    """The arguments of the engine; [] if unknown."""
+    if text := _read_text(Path(f"/proc/{pid}/cmdline")):
+        return text.split("\0")
+    if pid and _unit_property("service", "Service", "MainPID") == pid:
+        for _, arguments, *_ in _unit_property("service", "Service", "ExecStart") or []:
+            return list(arguments)
+    return []
 
 
 def _read_text(path: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.host.firewalls import tool_output
-from ipv6natd.model import ManagedBy, Network, Route, is_interface, is_plain_interface
+from ipv6natd.model import Desired, ManagedBy, Network, Route, is_interface, is_plain_interface
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.files import read_link, read_text, read_word
@@ -118,18 +118,17 @@ def advertised_routes() -> frozenset[Route]:
 
 
 def check_host(
-    networks: tuple[Network, ...],
+    desired: Desired,
     backend: Backend,
     zones: Map[str, str] | None,
     bridges: frozenset[str],
-    *,
-    engine_writes: bool,
 ) -> HostReport:
     """Read the host, set the filter flag of bridges, and report the remaining faults.
 
     `bridges` are the bridges of all networks of the engine; see `evaluate`. Blocks for some tens of
     milliseconds: do not call it between an event and its rules.
     """
+    networks = desired.networks
     facts = read_host(networks, backend, zones)
     for bridge in facts.unfiltered_bridges:
         # Only this bridge: the sysctl would send the frames of every bridge through FORWARD.
@@ -138,7 +137,13 @@ def check_host(
     for bridge in facts.unfiltered_bridges - remaining:
         log.info("ip6tables now filters the frames of bridge %s, for enable_icc=false", bridge)
     facts = replace(facts, unfiltered_bridges=remaining)
-    return evaluate(facts, networks, bridges, engine_writes=engine_writes)
+    return evaluate(
+        facts,
+        networks,
+        bridges,
+        engine_writes=desired.engine_writes,
+        missing_engine_rules=desired.missing_engine_rules,
+    )
 
 
 def read_host(

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import permutations
 
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
-from ipv6natd.model import ManagedBy, Network, is_plain_interface
+from ipv6natd.model import ManagedBy, Network, Protocol, is_plain_interface
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME, is_engine_jump
 from ipv6natd.netfilter.order import effect
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
@@ -105,6 +105,7 @@ class Topic(StrEnum):
     BR_NETFILTER = "br_netfilter"
     BRIDGE = "bridge"
     DOCKER_IPV6NAT = "docker-ipv6nat"
+    ENGINE = "engine"
     VARIANT = "ip6tables"
 
 
@@ -139,17 +140,19 @@ def evaluate(
     bridges: frozenset[str] = frozenset(),
     *,
     engine_writes: bool = False,
+    missing_engine_rules: Sequence[tuple[Protocol, int]] = (),
 ) -> HostReport:
     """Evaluate the facts. `bridges` are those of all networks of the engine, also without IPv6.
 
     `engine_writes`: the engine may write IPv6 rules itself. Then its rules are not stale, and there
     is no check for an open router: such an engine protects the interfaces of the host, or it is
-    unknown yet, and its bridges too.
+    unknown yet, and its bridges too. `missing_engine_rules`: see Desired.
     """
     if engine_writes:
         facts = replace(facts, docker_ipv6_rules=frozenset())
     managed = tuple(net for net in networks if net.managed_by is ManagedBy.IPV6NATD)
     faults, notes = [*_findings(facts, managed)], [*_notes(facts, managed)]
+    faults += _flushed_engine_rules(missing_engine_rules)
     bridges = bridges.union(net.bridge for net in networks)
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
     if len(unguarded) == 1:
@@ -370,6 +373,18 @@ def _competing_daemons(facts: HostFacts) -> Iterator[Finding]:
             "rules of ipv6natd; stop docker-ipv6nat if it still runs; to list them: "
             "ipv6natctl cleanup --leftovers --dry-run; to remove them",
             command="ipv6natctl cleanup --leftovers",
+        )
+
+
+def _flushed_engine_rules(ports: Sequence[tuple[Protocol, int]]) -> Iterator[Finding]:
+    if ports:
+        protocol, number = ports[0]
+        others = f" and of {len(ports) - 1} more" if ports[1:] else ""
+        yield Finding(
+            topic=Topic.ENGINE,
+            problem=f"Docker's own IPv6 rule of port {number}/{protocol}{others} is missing, so "
+            "another program removed rules of Docker; to have them written again",
+            command="systemctl restart docker",
         )
 
 

@@ -83,8 +83,8 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         key=(networks, policy),
     )
     owned, conflicts = resolve_conflicts(request for item in ports for request in item.requests)
-    engine_writes = _engine_writes(owned, snapshot)
-    engine_bridges = snapshot.engine_rules.bridges if engine_writes else frozenset()
+    missing = tuple(_missing_engine_rules(owned, snapshot))
+    engine_bridges = _engine_bridges(snapshot, rules_missing=bool(missing))
     host_ports = _host_ports(owned, engine_bridges, snapshot, cache)
     changes = conflicts | host_ports.changes
     noted = _with_messages(ports)
@@ -105,7 +105,8 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
-        engine_writes=engine_writes,
+        engine_writes=_engine_may_write(snapshot),
+        missing_engine_rules=missing,
     )
 
 
@@ -176,23 +177,39 @@ def with_old_networks(old: Desired, new: Desired) -> Desired:
     return replace(new, networks=tuple(networks))
 
 
-def _engine_writes(requests: list[HostPortRequest], snapshot: Snapshot) -> bool:
-    """True if the engine writes IPv6 rules: by its configuration, else by its rules in the kernel.
+def _engine_may_write(snapshot: Snapshot) -> bool:
+    return snapshot.engine is not None and snapshot.engine.may_write_ipv6_rules
+
+
+def _missing_engine_rules(
+    requests: list[HostPortRequest], snapshot: Snapshot
+) -> Iterator[tuple[Protocol, int]]:
+    """The ports on the engine's bridges without a rule of the engine, if it may write them.
+
+    The engine writes the rule of a port before inspect shows the port. Rules that cannot be read
+    may be in force.
+    """
+    rules = snapshot.engine_rules
+    if not _engine_may_write(snapshot) or not rules.complete:
+        return
+    for request in requests:
+        port = request.mapping.protocol, request.mapping.host_port
+        if request.mapping.bridge in rules.bridges and port not in rules.ports:
+            yield port
+
+
+def _engine_bridges(snapshot: Snapshot, *, rules_missing: bool) -> frozenset[str]:
+    """The bridges that the engine manages: by its configuration, else by its rules in the kernel.
 
     Rules in the kernel alone prove nothing, because an engine whose `ip6tables` was switched off
-    leaves its rules. But the engine writes the rule of a port before inspect shows the port: a port
-    without a rule proves that the other rules are stale. Rules that cannot be read may be in force.
+    leaves its rules. A port without a rule shows that the others are stale, or that somebody
+    removed some: then the engine is not in charge.
     """
-    engine, rules = snapshot.engine, snapshot.engine_rules
-    if engine is None or not engine.may_write_ipv6_rules:
-        return False
-    if engine.ip6tables is not None or not rules.complete:
-        return True
-    return all(
-        (request.mapping.protocol, request.mapping.host_port) in rules.ports
-        for request in requests
-        if request.mapping.bridge in rules.bridges
-    )
+    if snapshot.engine is None or not _engine_may_write(snapshot):
+        return frozenset()
+    if rules_missing and snapshot.engine.ip6tables is None:
+        return frozenset()
+    return snapshot.engine_rules.bridges
 
 
 def _warnings(

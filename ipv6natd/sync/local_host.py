@@ -54,11 +54,7 @@ class LocalHost:
         zones = await self._zones()
         if not rules_removed:
             await in_thread(self.forwarding.keep_ra_routes)
-        return await in_thread(
-            lambda: check_host(
-                desired.networks, backend, zones, bridges, engine_writes=desired.engine_writes
-            )
-        )
+        return await in_thread(lambda: check_host(desired, backend, zones, bridges))
 
     def routes_changed(self) -> None:
         """Read the routes again for the next snapshot. May be called from any thread."""

@@ -129,7 +129,8 @@ class Engine:
     """dockerd with its own containerd; the context manager starts and removes both.
 
     The program is the machine's or that of another suite, whose tree must exist. `args` are
-    additional flags. With `ip6tables` the engine writes IPv6 rules itself.
+    additional flags. With `ip6tables` the engine writes IPv6 rules itself; None leaves it to the
+    engine's default.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Engine:
         *args: str,
         userland_proxy: bool = True,
         suite: tree.Suite | None = None,
-        ip6tables: bool = False,
+        ip6tables: bool | None = False,
     ) -> None:
         self.sandbox = sandbox
         self.dir = sandbox.dir / "engine"
@@ -222,8 +223,9 @@ class Engine:
             "--exec-opt=native.cgroupdriver=cgroupfs",
             f"--cgroup-parent=/{self.sandbox.name}",
             f"--userland-proxy={str(self.userland_proxy).lower()}",
-            f"--ip6tables={str(self.ip6tables).lower()}",
         ]
+        if self.ip6tables is not None:
+            flags.append(f"--ip6tables={str(self.ip6tables).lower()}")
         if self.ip6tables and self.release < (27, 0):
             flags.append("--experimental")
         with self._log.open("ab") as log:

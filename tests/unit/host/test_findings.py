@@ -18,7 +18,7 @@ from ipv6natd.host.findings import (
     kernel_fault,
 )
 from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
-from ipv6natd.model import ManagedBy
+from ipv6natd.model import ManagedBy, Protocol
 from tests.harness.build import network
 
 X = network(name="x", bridge="br-x")
@@ -63,6 +63,18 @@ def test_open_router_is_not_reported_before_the_bridges_are_known() -> None:
     assert evaluate(facts, [], engine_writes=True).findings == ()
     assert evaluate(facts, [X]).findings == ()
     assert len(evaluate(facts, []).findings) == 1
+
+
+def test_flushed_rules_of_the_engine_are_reported_with_the_restart() -> None:
+    """Q8."""
+    for ports, text in (
+        ([(Protocol.TCP, 80)], "rule of port 80/tcp is missing"),
+        ([(Protocol.UDP, 53), (Protocol.TCP, 80)], "rule of port 53/udp and of 1 more is missing"),
+    ):
+        report = evaluate(WELL, [NATIVE], engine_writes=True, missing_engine_rules=ports)
+        (finding,) = report.findings
+        assert text in finding.text
+        assert finding.command == "systemctl restart docker"
 
 
 @pytest.mark.parametrize(

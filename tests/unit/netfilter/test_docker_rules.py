@@ -109,6 +109,34 @@ def test_who_manages_a_network(
     assert ("br-a" in written) == (by is ManagedBy.IPV6NATD)
 
 
+@pytest.mark.parametrize(
+    ("version", "option", "writes"),
+    [("28.5.2", None, True), ("28.5.2", True, True), ("28.5.2", False, False), ("26", None, False)],
+)
+def test_missing_rules_of_an_engine_that_may_write_them_are_reported(
+    version: str, option: bool | None, writes: bool
+) -> None:
+    """Q8."""
+    flushed = replace(IN_FORCE, ports=frozenset())
+    engine = Engine(version=version, ip6tables=option)
+    want = desired(replace(snapshot(X, WEB), engine=engine, engine_rules=flushed), Policy())
+    assert want.engine_writes is writes
+    assert want.missing_engine_rules == (((Protocol.TCP, 8080),) if writes else ())
+    by = ManagedBy.ENGINE if option else ManagedBy.IPV6NATD
+    assert [network.managed_by for network in want.networks] == [by]
+
+
+def test_command_line_that_is_hidden_is_asked_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q8, in the sandbox of the service."""
+    words = ["/usr/bin/dockerd", "-H", "fd://", "--ip6tables=false"]
+    answers = {"MainPID": 1 << 30, "ExecStart": [["/usr/bin/dockerd", words, False, 0, 0]]}
+    monkeypatch.setattr(engine_flags, "_listening_pid", lambda _: 1 << 30)
+    monkeypatch.setattr(engine_flags, "_unit_property", lambda *names: answers[names[-1]])
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is False
+    monkeypatch.setattr(engine_flags, "_listening_pid", lambda _: (1 << 30) + 1)
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is None
+
+
 def test_our_network_beside_an_engines_network_has_rules_and_may_reach_it() -> None:
     """C7: ip6tables is on, but one network was created without it."""
     engine = Engine(version="28.5.2")
