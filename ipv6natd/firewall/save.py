@@ -83,13 +83,15 @@ def _native_rule_text(table: str, chain: str, rule: dict[str, Any]) -> str:
 
     nft shows the name of a match of ip6tables, and not its parameters.
     """
-    commented, conditional, target = "comment" in rule, False, ""
+    commented, conditional, target, verb = "comment" in rule, False, "", "-j"
     for expression in rule.get("expr", ()):
         match expression:
             case {"xt": {"type": "match", "name": "comment"}}:
                 commented = True
-            case {"jump": {"target": str(target)}} | {"goto": {"target": str(target)}}:
+            case {"jump": {"target": str(target)}}:
                 pass
+            case {"goto": {"target": str(target)}}:
+                verb = "-g"
             case {"accept": _} | {"drop": _} | {"reject": _}:
                 (verdict,) = expression
                 target = verdict.upper()
@@ -99,7 +101,7 @@ def _native_rule_text(table: str, chain: str, rule: dict[str, Any]) -> str:
                 conditional = True
     matches = f"{_NATIVE} " if conditional else ""
     if target != DOCKER_USER and not target.startswith(PREFIX):
-        return f"{matches}-j {target}" if target else _NATIVE
+        return f"{matches}{verb} {target}" if target else _NATIVE
     text = f"-m comment --comment {COMMENT} -j {target}" if commented else f"-j {target}"
     if conditional:
         jumps = {(jump.base, jump.target): jump.rule for jump in JUMPS[Table(table)]}

@@ -68,8 +68,17 @@ def effect(rule: str, chains: Chains, known: dict[str, Effect] | None = None) ->
         known[target] = Effect()  # ends a loop, which the kernel rejects anyway
         known[target] = _chain_effect(target, chains, known)
     inner = known[target]
-    # After a goto, the calling chain does not continue.
-    return inner._replace(ends=always and (inner.ends or found["verb"] == "g"))
+    if found["verb"] == "g":
+        # The calling chain does not continue: where a packet goes on depends on its caller.
+        return Effect(inner.accepts or not inner.ends, inner.drops, ends=always)
+    return inner._replace(ends=always and inner.ends)
+
+
+def effect_in_forward(rule: str, chains: Chains) -> Effect:
+    """The effect of a rule of FORWARD itself: its policy, which may be ACCEPT, gets the packets
+    that return."""
+    one = effect(rule, chains)
+    return one._replace(accepts=True) if rule.endswith("-j RETURN") else one
 
 
 def _chain_effect(name: str, chains: Chains, known: dict[str, Effect]) -> Effect:
@@ -93,7 +102,7 @@ def place_in_forward(chains: Chains) -> int:
     for count, rule in enumerate(rules):
         if _is_jump_to(DOCKER_USER, rule) or _is_jump_to(PREFIX, rule):
             return count
-        one = effect(rule, chains)
+        one = effect_in_forward(rule, chains)
         if not stays and (one.accepts or one.ends or is_engine_jump(rule)):
             return count
     return len(rules)
@@ -109,7 +118,7 @@ def displacing_rule(chains: Chains) -> str:
             rule
             for rule in rules[:ours]
             if not _is_jump_to(DOCKER_USER, rule)
-            and (is_engine_jump(rule) or effect(rule, chains).ends)
+            and (is_engine_jump(rule) or effect_in_forward(rule, chains).ends)
         ),
         "",
     )

@@ -18,7 +18,7 @@ from ipv6natd.model import (
     Skipped,
     Snapshot,
 )
-from ipv6natd.netfilter.prefixes import PrefixIndex
+from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 
 _ROOTLESS = (
     "the engine is rootless: its bridges are in a network namespace of its own; "
@@ -148,10 +148,13 @@ def _with_routes(networks: list[Network], routes: Iterable[Route]) -> list[Netwo
         network.id: (*network.subnets, *_routed_prefixes(network, routes)) for network in managed
     }
     known = PrefixIndex(prefix for group in prefixes.values() for prefix in group)
+    routed = {p for network in managed for p in prefixes[network.id][len(network.subnets) :]}
     parts: dict[IPv6Network, list[Route]] = {}
     for route in routes:
         for whole in known.supernets(route.prefix):
             parts.setdefault(whole, []).append(route)
+        if route.prefix in routed and route.prefix.prefixlen >= MIN_PREFIX_LENGTH:
+            parts.setdefault(route.prefix, []).append(route)
     return [
         replace(
             network,

@@ -24,6 +24,7 @@ from ipv6natd.model import (
     Network,
     Protocol,
     RejectedPorts,
+    Route,
 )
 from ipv6natd.netfilter.jumps import (
     DNAT,
@@ -65,11 +66,13 @@ from ipv6natd.policy.chains import (
 
 CT = f"{PREFIX}CT"
 FRAMES = f"{SOURCES}-FRAMES"
+OUTWARDS = f"{SOURCES}-OUT"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
+_CONTAINER_PORTS = "veth+"
+"""Docker's names for the bridge ports of containers."""
 PROXY = f"{PREFIX}PROXY"
 _MULTICAST = IPv6Network("ff00::/8")
-_UNSPECIFIED_NET = IPv6Network(ANY)
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
@@ -358,6 +361,9 @@ def _frame_checks(desired: Desired) -> ChainTree:
     If bridged packets pass netfilter, a bridge confirms their entries, whatever the filter table
     does. So a container could create an entry as its neighbour, whose packets of the other
     direction would then be accepted.
+
+    A bridge does not forward frames to 01:80:c2:00:00:0X, as of LLDP: their packets come in by the
+    port of the container, and no rule for a bridge matches.
     """
     drops = [
         Rule(not_destination=_MULTICAST, matches=(kind,), target=Verdict.DROP)
@@ -368,6 +374,7 @@ def _frame_checks(desired: Desired) -> ChainTree:
         *(replace(drop, target=Jump(FRAMES)) for drop in drops),
         sub_chain(
             FRAMES,
+            Rule(in_interface=_CONTAINER_PORTS, target=Verdict.DROP),
             by_bridge("F", (Rule(in_interface=b, target=Verdict.DROP) for b in bridges)),
         ),
     )
@@ -391,7 +398,8 @@ def _sent_source_checks(desired: Desired) -> ChainTree:
 
     The kernel answers a packet without a route, or whose hop limit is 1, before FORWARD. Its ICMPv6
     error has a part of the packet: with a forged source, data would leave a closed network. Within
-    the network, a container may be the router of its neighbours, for other sources.
+    the network, a container may be the router of its neighbours, for other sources. No multicast
+    leaves the network.
     Link-local sources have returned before; networks with a default route by a container have no
     such check.
     """
@@ -409,13 +417,11 @@ def _sent_source_checks(desired: Desired) -> ChainTree:
         )
     )
     outwards = [*_outward_checks(desired, sent)]
-    # Neighbour discovery has this source until a container has an address; the kernel answers none.
-    unspecified = (Rule(source=_UNSPECIFIED_NET, target=Verdict.RETURN),) if outwards else ()
     return concat(
         _behind_gate(to_host, f"{SOURCES}-TO-HOST", by_bridge("D", checks.rules)),
-        *unspecified,
-        by_bridge("N", outwards),
+        *((Rule(not_destination=_MULTICAST, target=Jump(OUTWARDS)),) if outwards else ()),
         ChainTree((), checks.chains),
+        *((sub_chain(OUTWARDS, by_bridge("N", outwards)),) if outwards else ()),
     )
 
 
@@ -503,6 +509,13 @@ def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
 def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> Iterator[Rule]:
     """The parts of networks that are elsewhere: their sources come in by another interface."""
     routes = {route for network in desired.networks for route in network.routes_elsewhere}
+    prefixes = {route.prefix for route in routes}
+    # A prefix that the host routes to several interfaces, for example to a router and its backup.
+    routes |= {
+        Route(prefix=prefix, interface=network.bridge)
+        for network in desired.networks
+        for prefix in prefixes.intersection(network.routed_prefixes)
+    }
     narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
     for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
         for route in group:

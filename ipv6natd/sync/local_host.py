@@ -88,7 +88,9 @@ class LocalHost:
         found = [
             route
             for route in all_routes
-            if route.interface in bridges or any(known.supernets(route.prefix))
+            if route.prefix in routed
+            or route.interface in bridges
+            or any(known.supernets(route.prefix))
         ]
         if found:
             from_ra = advertised_routes()

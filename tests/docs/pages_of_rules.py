@@ -105,14 +105,16 @@ SHAPES = {
     "IPV6NAT-SENT-BRIDGE": "The same for a network with several prefixes, and for a bridge by "
     "which containers on several networks "
     "send replies.",
-    r"-A IPV6NAT-SRC -s ::/128 -j RETURN": "Neighbour discovery of a container that has no address "
-    "yet.",
-    r"-A IPV6NAT-SRC ! -s NET ! -d NET -i BRIDGE -j DROP": "A container of a closed network sends "
-    "to other networks with a source of its own network only: the kernel answers a packet without "
-    "a route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of the "
-    "packet.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -j IPV6NAT-SRC-OUT": "The next rules, for packets that could "
+    "leave a closed network.",
+    r"-A IPV6NAT-SRC-OUT ! -s NET ! -d NET -i BRIDGE -j DROP": "A container of a closed network "
+    "sends to other networks with a source of its own network only: the kernel answers a packet "
+    "without a route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of "
+    "the packet.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m pkttype --pkt-type (?:broadcast|multicast) "
     "-j IPV6NAT-SRC-FRAMES": "A packet for one host in an Ethernet frame for all.",
+    r"-A IPV6NAT-SRC-FRAMES -i veth\+ -j DROP": "A frame that bridges do not forward, as of LLDP: "
+    "its packet comes in by the bridge's port for the container, and matches no rule for a bridge.",
     r"-A (?:IPV6NAT-SRC-FRAMES|BRIDGES) -i BRIDGE -j DROP": "A container sends such a frame only "
     "to forge: with br_netfilter, the bridge confirms the entry, whatever the filter table does.",
     r"-A IPV6NAT-SENT-BRIDGE -s (?:NET|ADDRESS) -j RETURN": "A source of packets that come in by "
@@ -263,7 +265,7 @@ WORDS = {
     "SOURCES": r"IPV6NAT-[0-9a-f]+",
     "BRIDGES": r"IPV6NAT-[A-Z]?(?:IN|OUT)-br-[a-z]*",
     "PATTERN": r"br-[a-z]*\+",
-    "CHAIN": r"IPV6NAT-(?:FORWARD|CT|HOST|SRC-FRAMES|SRC-HOST|SRC-TO-HOST)",
+    "CHAIN": r"IPV6NAT-(?:FORWARD|CT|HOST|SRC-FRAMES|SRC-HOST|SRC-OUT|SRC-TO-HOST)",
     "PORTS": r"IPV6NAT-(?:REJ-)?(?:TCP|UDP)(?:-\d+-\d+)?",
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Failure, Wanted, tcp, until
+from tests.harness import Failure, Wanted, serve, tcp, until
 from tests.harness.sandbox import CLIENT, HOST
 from tests.system.packets.asking import SHORT, opened
 from tests.system.packets.small import Small, small
@@ -70,3 +70,34 @@ def test_rule_that_rejects_everything_does_not_stay_before_ours(lab: Small) -> N
     assert until(lambda: "-j DOCKER-USER" in forward(lab)[1], True)
     opened(lab.client, 8080)
     assert "2001:db8:1::77" in forward(lab)[0]
+
+
+OPEN = {
+    "goto": [":BAN - [0:0]", "-A BAN -s 2001:db8:bad::/48 -j DROP", "-I FORWARD 1 -i ext0 -g BAN"],
+    "return": ["-I FORWARD 1 -i ext0 -j RETURN"],
+}
+
+
+@pytest.mark.parametrize("rules", OPEN)
+def test_rule_after_which_the_policy_decides_does_not_stay_first(lab: Small, rules: str) -> None:
+    """The policy of FORWARD is ACCEPT here: such a rule is no ban list."""
+    assert lab.x1.address
+    load(lab, *OPEN[rules])
+    lab.daemon.start()
+    opened(lab.client, 8080)
+    assert forward(lab)[0].endswith("-j DOCKER-USER")
+    with serve(lab.x1.ns, "unpublished", tcp=[81]):
+        assert tcp(lab.sandbox.rogue, lab.x1.address, 81, timeout=SHORT) is Failure.TIMEOUT
+
+
+def test_native_goto_does_not_stay_first(tools: None) -> None:  # noqa: ARG001
+    with small(Wanted(None, "nft", proxy=False)) as lab:
+        assert lab.x1.address
+        ban = "-s 2001:db8:bad::/48 -j DROP"
+        load(lab, ":BAN - [0:0]", f"-A BAN {ban}", f"-A FORWARD {ban}")
+        rule = 'insert rule ip6 filter FORWARD iifname "ext0" ip6 saddr { 2001:db8::/32 } goto BAN'
+        lab.sandbox.host.run("nft", rule)
+        lab.daemon.start()
+        opened(lab.client, 8080)
+        with serve(lab.x1.ns, "unpublished", tcp=[81]):
+            assert tcp(lab.sandbox.rogue, lab.x1.address, 81, timeout=SHORT) is Failure.TIMEOUT

@@ -140,6 +140,97 @@ def test_multicast_source_opens_no_stateful_input(regime: Regime, who: str) -> N
 
 
 @pytest.mark.depends_on("variant")
+def test_internal_container_sends_multicast_from_a_second_prefix(regime: Regime) -> None:
+    """Multicast leaves no network, so the check of what could leave does not apply."""
+    other = IPv6Address("fd99::1")
+    with (
+        regime.network("--internal") as network,
+        regime.container(network=network) as sender,
+        regime.container(network=network, udp=(5353,)) as neighbour,
+        bridged_packets_pass(regime),
+    ):
+        assert until(lambda: network.bridge in regime.sandbox.rules(), True)
+        to_group = bytes.fromhex("333300000001")
+        forge.send(
+            sender.ns, [forge.datagram(other, GROUP, (5353, 5353))], link="eth0", by=to_group
+        )
+        got = until(lambda: [query.peer for query in neighbour.server.received], bool, timeout=2)
+        assert got == [other]
+
+
+@pytest.mark.depends_on("variant")
+def test_internal_containers_route_for_others_if_the_host_knows_where_they_are(
+    regime: Regime,
+) -> None:
+    """Both ends are outside the network's subnet, as between nodes of kind."""
+    near, far = IPv6Address("fd10:244:1::5"), IPv6Address("fd10:244:2::5")
+    with (
+        regime.network("--internal") as network,
+        regime.container(network=network) as one,
+        regime.container(network=network) as two,
+        bridged_packets_pass(regime),
+    ):
+        for space, address, other, by in (
+            (one.ns, near, far, two.address),
+            (two.ns, far, near, one.address),
+        ):
+            space.ip(f"address add {address}/128 dev lo nodad")
+            space.ip(f"route add {other} via {by} dev eth0")
+        regime.host.ip(f"route add fd10:244::/32 dev {network.bridge}")
+        assert until(lambda: "fd10:244::/32" in regime.sandbox.rules(), True)
+        answer = until(
+            lambda: tcp(one.ns, far, 80, source=near), lambda got: isinstance(got, Answer)
+        )
+        assert isinstance(answer, Answer)
+
+
+LLDP = bytes.fromhex("0180c200000e")
+"""A bridge does not forward such frames: their packets come in by the port of the sender."""
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("who", ["container", "internal"])
+@pytest.mark.parametrize("frame", [LLDP, bytes.fromhex("0180c2000003")])
+def test_frame_that_bridges_do_not_forward_reaches_no_service_of_the_host(
+    regime: Regime, who: str, frame: bytes
+) -> None:
+    sender = replace(senders(regime)[who], by=frame)
+    anycast = IPv6Address("2001:db8:1::")
+    echo = forge.checked(CLIENT, HOST, forge.ICMPV6, b"\x80\0\0\0\0\1\0\1" + b"DATA" * 100)
+    with (
+        serve(regime.host, "host", udp=[SERVICE]) as service,
+        watch(regime.client) as packets,
+        bridged_packets_pass(regime),
+    ):
+        sender.send(
+            forge.packet(CLIENT, HOST, forge.ICMPV6, echo),
+            *(
+                forge.datagram(source, destination, (7740, SERVICE))
+                for source in (CLIENT, NOWHERE, HOST, anycast)
+                for destination in (HOST, anycast)
+            ),
+        )
+        time.sleep(SHORT)
+        assert service.received == []
+        assert [packet for packet in packets() if packet.source == HOST] == []
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("who", ["container", "internal"])
+def test_frame_that_bridges_do_not_forward_opens_no_stateful_input(
+    regime: Regime, who: str
+) -> None:
+    sender = replace(senders(regime)[who], by=LLDP)
+    anycast = IPv6Address("2001:db8:1::")
+    with serve(regime.host, "host", udp=[SERVICE]) as service, stateful_input(regime):
+        sender.send(forge.datagram(HOST, anycast, (SERVICE, 7741)))
+        time.sleep(SHORT)
+        sender.send(forge.datagram(anycast, HOST, (7741, SERVICE)))
+        time.sleep(SHORT)
+        assert service.received == []
+
+
+@pytest.mark.depends_on("variant")
 @pytest.mark.parametrize("prefix", ["fd00::/8", "2000::/3"])
 def test_route_to_a_wide_prefix_by_a_container_ends_no_connection(
     regime: Regime, prefix: str
@@ -160,9 +251,11 @@ def test_route_to_a_wide_prefix_by_a_container_ends_no_connection(
 
 
 def entries(regime: Regime) -> set[str]:
-    """The TCP entries of the ports in the test above, without what changes."""
+    """The open TCP connections by the ports in the test above, without what changes."""
     lines = regime.host.run("conntrack", "-L", "-f", "ipv6", "-p", "tcp", check=False).splitlines()
-    flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in lines)
+    # Entries of earlier tests' connections expire meanwhile.
+    established = (line for line in lines if "ESTABLISHED" in line)
+    flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in established)
     ours = {f"src={CLIENT}", f"dst={CLIENT}"}
     return {
         " ".join(flow)

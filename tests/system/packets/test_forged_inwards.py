@@ -242,6 +242,56 @@ def test_wide_route_by_a_container_blocks_no_other_network(
         until(lambda: "-s fd00::/8 " in regime.sandbox.rules(), False)
 
 
+def test_prefix_with_routes_to_two_containers_comes_in_by_both(regime: Regime) -> None:
+    """As with two VPN clients, of which one takes over if the other fails."""
+    beyond = IPv6Address("fd00:77::7")
+    routes = (
+        f"fd00:77::/64 via {X1} dev brX metric 10",
+        f"fd00:77::/64 via {Y1} dev brY metric 20",
+    )
+    spaces = (regime.x1.ns, regime.y1.ns)
+    for space, route in zip(spaces, routes, strict=True):
+        space.ip(f"address add {beyond}/128 dev eth0 nodad")
+        regime.host.ip(f"route add {route}")
+    try:
+        assert until(lambda: "-s fd00:77::/64 -i brY -j RETURN" in regime.sandbox.rules(), True)
+        with serve(regime.host, "host", udp=[SERVICE]) as service:
+            for port, space in enumerate(spaces, 7750):
+                udp(space, HOST, SERVICE, source=beyond, source_port=port, timeout=SHORT)
+            assert [query.peer for query in service.received] == [beyond] * 2
+            attackers(regime)["segment"].send(forge.datagram(beyond, HOST, (7752, SERVICE)))
+            time.sleep(SHORT)
+            assert len(service.received) == 2
+    finally:
+        for space, route in zip(spaces, routes, strict=True):
+            regime.host.ip(f"route del {route}")
+            space.ip(f"address del {beyond}/128 dev eth0")
+
+
+def test_lan_with_a_container_as_backup_keeps_its_access(regime: Regime) -> None:
+    lan = IPv6Address("fd00:77::7")
+    routes = (
+        f"fd00:77::/64 via {ROGUE} dev ext0 metric 10",
+        f"fd00:77::/64 via {Y1} dev brY metric 1024",
+    )
+    regime.rogue.ip(f"address add {lan}/128 dev ext0 nodad")
+    for route in routes:
+        regime.host.ip(f"route add {route}")
+    try:
+        assert until(lambda: "-s fd00:77::/64 -i ext0 -j RETURN" in regime.sandbox.rules(), True)
+        assert peer(tcp(regime.rogue, HOST, 8080, source=lan)) == lan
+        x1_as_lan = replace(attackers(regime)["container"], ns=regime.x1.ns)
+        x1_as_lan = replace(x1_as_lan, by=forge.hardware(regime.host, "brX"))
+        with serve(regime.host, "host", udp=[SERVICE]) as service:
+            x1_as_lan.send(forge.datagram(lan, HOST, (7753, SERVICE)))
+            time.sleep(SHORT)
+            assert service.received == []
+    finally:
+        for route in routes:
+            regime.host.ip(f"route del {route}")
+        regime.rogue.ip(f"address del {lan}/128 dev ext0")
+
+
 def test_internet_route_by_a_container_blocks_no_client(regime: Regime) -> None:
     """As with a VPN client in a container: replies leave by the interface of the request, ext0."""
     host, client = regime.host, regime.client

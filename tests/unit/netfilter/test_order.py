@@ -42,7 +42,10 @@ CHAINS = {
         ("-j ALLOW-LIST", Effect(drops=True)),
         ("-j CLOSED", Effect(drops=True, ends=True)),
         ("-i ext0 -j CLOSED", Effect(drops=True)),
-        ("-g EMPTY", Effect(ends=True)),
+        # Where a packet goes on after the chain depends on the caller: perhaps it is accepted.
+        ("-g EMPTY", Effect(accepts=True, ends=True)),
+        ("-i ext0 -g MAILCOW", Effect(accepts=True, drops=True)),
+        ("-i ext0 -g CLOSED", Effect(drops=True)),
         ("-j MIXED", Effect(accepts=True, drops=True)),
         ("-j DEAD", Effect()),
         ("-j LOOP", Effect()),
@@ -72,6 +75,11 @@ def test_effect_takes_linear_time() -> None:
         ([REJECT], 0, ""),
         ([BAN, "-i docker0 ! -o docker0 -j ACCEPT"], 1, ""),
         ([BAN, "-j DOCKER-FORWARD"], 1, ""),
+        # The policy decides about packets that return from FORWARD.
+        ([BAN, "-i ext0 -j RETURN"], 1, ""),
+        (["-i ext0 -g MAILCOW"], 0, ""),
+        (["-i ext0 -g CLOSED"], 1, ""),
+        (["-m native -g MAILCOW"], 0, ""),
         ([BAN, DOCKER_USER], 1, ""),
         # With our jump: nothing moves, unless a rule displaces it.
         ([DOCKER_USER, OURS, BAN], 0, ""),

@@ -55,7 +55,7 @@ _OWN = r"(?:FROM|OWN|SENT)-[A-Za-z0-9_.@-]{1,15}"
 _PORTS_OF = rf"(?:AT-|REJ-|UP-)?{_PORTS}"
 _SOURCES = r"[0-9a-f]{1,20}"
 _FIXED = (
-    r"SRC(?:-FRAMES|(?:-TO)?-HOST)?|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ"
+    r"SRC(?:-FRAMES|-OUT|(?:-TO)?-HOST)?|FORWARD|CT|INPUT|HOST|PROXY|PRE|DNAT|POST|REJ"
     rf"|{_SOURCES}|{_OWN}|{_PORTS_OF}"
 )
 _CHAIN = rf"(?:IPV6NAT-(?:{_FIXED})|{_BRIDGES})"
@@ -86,6 +86,7 @@ GRAMMAR = re.compile(
     rf"\*(?:raw|filter|nat)|COMMIT|:{_CHAIN} - \[0:0\]"
     rf"|-A (?:FORWARD|INPUT|PREROUTING|OUTPUT|POSTROUTING|{_CHAIN})"
     rf"(?: (?:{'|'.join(_MATCHES)}))* -j (?:{'|'.join(_TARGETS)})"
+    rf"|-A {_CHAIN} -i veth\+ -j DROP"
     rf"|-A {_CHAIN} -[io] [A-Za-z0-9_][A-Za-z0-9_.@-]{{0,13}}\+ -j {_BRIDGES}",
     re.ASCII,
 )

@@ -208,12 +208,12 @@ def test_src_drops_forged_sources() -> None:
                 ("fd00:b::/64", "br-b"),
             )
         ),
-        "-s ::/128 -j RETURN",
-        "! -s fd00:c::/64 ! -d fd00:c::/64 -i br-int -j DROP",
+        "! -d ff00::/8 -j IPV6NAT-SRC-OUT",
         "-s fd00:c::/64 ! -i br-int -j DROP",
         "-s fd00:a::/64 ! -i br-a -j DROP",
         "-s fd00:b::/64 ! -i br-b -j DROP",
     ]
+    assert chain("SRC-OUT") == ["! -s fd00:c::/64 ! -d fd00:c::/64 -i br-int -j DROP"]
 
 
 def test_src_lets_a_lan_inside_a_subnet_come_in_by_its_interface() -> None:
@@ -430,8 +430,10 @@ def test_forward_decides_within_a_bridge_before_outgoing_packets() -> None:
 
 
 def test_src_drops_packets_for_one_host_in_frames_for_all() -> None:
-    """I6: a bridge would confirm their entries, whatever the filter table does."""
-    assert chain("SRC-FRAMES") == [f"-i {b} -j DROP" for b in ("br-int", "br-a", "br-b")]
+    """I6: a bridge would confirm their entries, whatever the filter table does. Frames that a
+    bridge does not forward come in by its port."""
+    interfaces = ("veth+", "br-int", "br-a", "br-b")
+    assert chain("SRC-FRAMES") == [f"-i {name} -j DROP" for name in interfaces]
 
 
 def test_forward_drops_invalid_packets_only_with_masquerade() -> None:
