@@ -118,7 +118,11 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = (
-                    watch_addresses(self._reconciler.addresses_changed, self._reread_routes),
+                    watch_addresses(
+                        self._reconciler.addresses_changed,
+                        self._reread_routes,
+                        self._reconciler.port_removed,
+                    ),
                     self._reconciler.run(),
                     serve(self._service),
                     self._reconciler.watch_firewall(),

@@ -157,8 +157,8 @@ class Network:
     problem: str = ""
     """Why ipv6natd cannot manage this network; empty if it can."""
     routes_elsewhere: tuple[Route, ...] = ()
-    """Routes of the host to parts of the subnets by other interfaces, for example to a LAN. No
-    container of this network has an address there."""
+    """Routes of the host by other interfaces: to the same routed prefixes, and to parts of the
+    subnets, for example to a LAN. No container of this network has an address in the LAN."""
     routed_prefixes: tuple[IPv6Network, ...] = ()
     """Prefixes outside the subnets that the host routes to the bridge. A container is the router
     of such a prefix."""
@@ -259,6 +259,9 @@ class Snapshot:
     routes: tuple[Route, ...] = ()
     """The host's routes to parts of subnets and to bridges of networks."""
     engine_rules: EngineRules = EngineRules()
+    vacated_bridges: frozenset[str] = frozenset()
+    """Bridges that a container left while the engine reported no changes: another container may
+    have its address by now."""
     tracks_sctp: bool = True
     """True if the kernel's conntrack supports SCTP. Without it DNAT of SCTP ports is impossible."""
 

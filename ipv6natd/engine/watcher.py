@@ -97,6 +97,8 @@ class EngineWatcher:
         self, address: EngineAddress, wake: Callable[[], None], *, resync_interval: float
     ) -> None:
         self.state = EngineState.STARTING
+        self.current = False
+        """See sync.interfaces."""
         self.waiting_for = "not connected yet"
         self.engine: Engine | None = None
         self._facts = Facts()
@@ -186,6 +188,7 @@ class EngineWatcher:
                 await self._list(client)
                 self._client = client
                 self.state, self.waiting_for = EngineState.CONNECTED, ""
+                self.current = True
                 self._wake()
                 works = [self._list_periodically, *[self._inspect_queued] * MAX_PARALLEL_INSPECTS]
                 tasks += [asyncio.create_task(work(client)) for work in works]
@@ -194,7 +197,7 @@ class EngineWatcher:
                 failed, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 failed.pop().result()
             finally:
-                self._client = None
+                self._client, self.current = None, False
                 # Closing the client does not close the stream; its reader would wait forever.
                 with suppress(Exception):
                     self._events.close()
@@ -218,6 +221,7 @@ class EngineWatcher:
         while True:
             opened = loop.time()
             reason = await self._read_events(self._events)
+            self.current = False
             if loop.time() - opened < MIN_STREAM_TIME:
                 raise EngineUnavailable(reason)
             await self._raise_if_stopped()
@@ -230,6 +234,8 @@ class EngineWatcher:
                 raise EngineUnavailable(reason) from None
             # For the changes since the end of the stream.
             await self._list(client)
+            self.current = True
+            self._wake()
 
     async def _read_events(self, events: Iterable[object]) -> str:
         """Request an inspect for each event; return why the stream ended."""

@@ -1,8 +1,9 @@
-"""Reports changes of the host's addresses and routes to the loop; decides nothing.
+"""Reports changes of the host's addresses, routes and bridge ports to the loop; decides nothing.
 
 The rules themselves check for each new flow if an address belongs to the host. A flow that began
 before the host had the address bypasses the rules, so conntrack must be checked again. Routes
-decide which source addresses are forged.
+decide which source addresses are forged. The port of a container leaves its bridge when the
+container's address becomes free for another container.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, messages
 log = logging.getLogger(__name__)
 
 # rtnetlink(7); the names are from linux/rtnetlink.h and linux/if_addr.h.
-_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_RTMGRP_LINK, _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
+_RTM_DELLINK = 17
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTN_UNICAST = 1
@@ -27,15 +29,25 @@ _STATIC_PROTOCOLS = (2, 3, 4)
 """RTPROT_KERNEL, RTPROT_BOOT and RTPROT_STATIC. Routes of routing daemons can change continuously:
 they are read with the next change of a network or of a static route."""
 _RTA_DST = 1
+_IFLA_IFNAME, _IFLA_MASTER = 3, 10
+_CONTAINER_PORT = b"veth"
+"""Docker's prefix for the host's end of a container's interface (libnetwork, bridge driver)."""
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_LINK = 253
 _IFADDRMSG = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_IFINFOMSG = struct.Struct("=BBHiII")
+_INDEX = struct.Struct("=I")
 
 
-async def watch(on_address_change: Callable[[], None], on_route_change: Callable[[], None]) -> None:
-    """Call a function after each change of an address or a static route, on any link.
+async def watch(
+    on_address_change: Callable[[], None],
+    on_route_change: Callable[[], None],
+    on_port_removal: Callable[[str | None], None],
+) -> None:
+    """Call a function after each change of an address or a static route, on any link, and after the
+    removal of a container's port from a bridge, with the name of the bridge or None if unknown.
 
     Runs until it is cancelled; listens from its first step on.
     """
@@ -44,21 +56,43 @@ async def watch(on_address_change: Callable[[], None], on_route_change: Callable
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
             netlink.setblocking(False)
-            netlink.bind((0, _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
+            netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
             while True:
                 try:
                     data = await loop.sock_recv(netlink, RECEIVE_SIZE)
                     addresses, routes = update_addresses(known, data), has_route_change(data)
+                    bridges = [_link_name(index) for index in removed_ports(data)]
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    addresses = routes = True  # the kernel dropped messages
+                    addresses, routes, bridges = True, True, [None]  # the kernel dropped messages
+                for bridge in bridges:
+                    on_port_removal(bridge)
                 if routes:
                     on_route_change()
                 if addresses:
                     on_address_change()
     except OSError as error:
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
+
+
+def removed_ports(data: bytes) -> Iterator[int]:
+    """The interface index of the bridge for each message that a container's port left it."""
+    for kind, _flags, body in messages(data):
+        if kind == _RTM_DELLINK and len(body) >= _IFINFOMSG.size:
+            found = dict(attributes(body[_IFINFOMSG.size :]))
+            master = found.get(_IFLA_MASTER, b"")
+            name = found.get(_IFLA_IFNAME, b"")
+            if name.startswith(_CONTAINER_PORT) and len(master) == _INDEX.size:
+                yield _INDEX.unpack(master)[0]
+
+
+def _link_name(index: int) -> str | None:
+    """None if the interface was removed."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
 
 
 def has_route_change(data: bytes) -> bool:

@@ -53,6 +53,10 @@ _NO_ENGINE_RULES = (
     "the engine has IPv6 rules for other networks but none for this one, so ipv6natd writes them; "
     "to let the engine write them: systemctl restart docker"
 )
+_VACATED = (
+    "the Docker engine is unavailable, and since then a container has left the network, so another "
+    "container may have this one's address; the port is forwarded again when the engine answers"
+)
 _SCTP_UNSUPPORTED = (
     "this kernel cannot forward SCTP: its conntrack does not support SCTP; run a kernel with "
     "CONFIG_NF_CT_PROTO_SCTP"
@@ -98,7 +102,14 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
         mappings=tuple(host_ports.mappings),
         rejected=tuple(host_ports.rejected),
-        direct_access=tuple(coalesce(access for item in ports for access in item.direct_access)),
+        direct_access=tuple(
+            coalesce(
+                access
+                for item in ports
+                for access in item.direct_access
+                if access.bridge not in snapshot.vacated_bridges
+            )
+        ),
         proxy_udp_ports=tuple(port_ranges(port for item in ports for port in item.proxy_udp_ports)),
         other_sources=tuple(sorted({source for item in ports for source in item.other_sources})),
         skipped=tuple(dict.fromkeys(skipped)),
@@ -117,9 +128,13 @@ def _host_ports(
     cache: IdentityCache,
 ) -> HostPorts:
     changes: Changes = {}
+    if snapshot.vacated_bridges:
+        vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
+        changes = refused(_ours(vacated, engine_bridges), _VACATED)
     if not snapshot.tracks_sctp:
         sctp = [request for request in owned if request.mapping.protocol is Protocol.SCTP]
-        changes = refused(_ours(sctp, engine_bridges), _SCTP_UNSUPPORTED)
+        changes |= refused(_ours(sctp, engine_bridges), _SCTP_UNSUPPORTED)
+    if changes:
         owned = [request for request in owned if request.decision not in changes]
     loopback = int(LOOPBACK)
     on_loopback = [request for request in owned if request.key[1] == loopback]

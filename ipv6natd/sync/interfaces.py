@@ -15,6 +15,9 @@ class EngineFacts(Protocol):
     """What the engine reports; `engine.watcher` implements it."""
 
     state: EngineState
+    current: bool
+    """True while the engine reports each change. Otherwise a container may have been removed, and
+    its address given to another one."""
     waiting_for: str
     engine: Engine | None
 

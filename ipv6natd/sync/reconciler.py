@@ -82,6 +82,8 @@ class Reconciler:
         self._requests = Requests()
         self._removals: list[asyncio.Future[FirewallError | None]] = []
         self._retry = Retry()
+        self._vacated: set[str] = set()
+        """See Snapshot."""
         self._call_began: float | None = None
         self.first_pass = asyncio.Event()
         """Set when the first pass has ended, or the reason why it cannot start is known."""
@@ -109,6 +111,14 @@ class Reconciler:
         """Run a pass that checks all flows."""
         self._requests.recheck_flows = True
         self.trigger()
+
+    def port_removed(self, bridge: str | None) -> None:
+        """A container left a bridge (None: some bridge), and another one can get its address. While
+        the engine reports changes, it reports this one too."""
+        if not self._engine.current:
+            networks = self._engine.networks.values()
+            self._vacated |= {bridge} if bridge else {network.bridge for network in networks}
+            self.trigger()
 
     async def open_firewall(self) -> None:
         """Open the firewall before the first pass. An error is logged."""
@@ -269,10 +279,13 @@ class Reconciler:
         await self._in_thread(self.applier.remove)
 
     def _snapshot(self) -> Snapshot:
+        if self._engine.current:
+            self._vacated.clear()
         return Snapshot(
             engine=self._engine.engine,
             networks=tuple(self._engine.networks.values()),
             containers=tuple(self._engine.containers.values()),
+            vacated_bridges=frozenset(self._vacated),
         )
 
     def _record_failure(self, error: FirewallError) -> None:

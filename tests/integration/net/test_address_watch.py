@@ -15,6 +15,10 @@ MANY = 3000
 """Addresses whose messages overflow the buffer of an unread netlink socket."""
 
 
+def nothing(*_: object) -> None:
+    """Ignore the report."""
+
+
 @pytest.fixture
 def link(namespace: str) -> str:  # noqa: ARG001
     ip("link add one type veth peer name two")
@@ -32,7 +36,7 @@ def ip(words: str, stdin: str = "") -> str:
 def test_added_and_removed_addresses_are_reported_but_renewals_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None), lambda: None)):
+        async with background(watch(lambda: news.append(None), nothing, nothing)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link} nodad")
             await until(lambda: len(news) == 1)
@@ -53,7 +57,7 @@ def test_address_is_reported_after_duplicate_address_detection(link: str) -> Non
     async def scenario() -> None:
         news: list[None] = []
         ip("link set two up")
-        async with background(watch(lambda: news.append(None), lambda: None)):
+        async with background(watch(lambda: news.append(None), nothing, nothing)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link}")
             await until(lambda: news)
@@ -68,7 +72,7 @@ def test_address_is_reported_after_duplicate_address_detection(link: str) -> Non
 def test_netlink_overflow_is_reported_and_the_watch_continues(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None), lambda: None)) as watching:
+        async with background(watch(lambda: news.append(None), nothing, nothing)) as watching:
             await asyncio.sleep(0)
             lines = (f"address add fd00:{n:x}::1/64 dev {link} nodad\n" for n in range(1, MANY))
             ip("-batch -", stdin="".join(lines))  # the socket is not read meanwhile
@@ -83,10 +87,38 @@ def test_netlink_overflow_is_reported_and_the_watch_continues(link: str) -> None
     asyncio.run(scenario())
 
 
+def test_container_ports_that_leave_a_bridge_are_reported_with_its_name(link: str) -> None:
+    """Q7."""
+
+    async def scenario() -> None:
+        news: list[str | None] = []
+        ip("link add br-x type bridge")
+        for name in ("veth1", "veth2", "veth3"):
+            ip(f"link add {name} type veth peer name {name}p")
+            ip(f"link set {name} master br-x up")
+        ip(f"link set {link} master br-x")
+        async with background(watch(nothing, nothing, news.append)):
+            await asyncio.sleep(0)
+            ip("link set veth1 down")
+            ip("link add veth4 type veth peer name veth4p")
+            ip("link del veth4")  # on no bridge
+            ip(f"link set {link} nomaster")  # no port of a container
+            ip("link del veth1p")
+            await until(lambda: news)
+            ip("link set veth2 nomaster")
+            await until(lambda: len(news) > 1)
+            assert news == ["br-x", "br-x"]
+            ip("-batch -", stdin="link del veth3\nlink del br-x\n")
+            await until(lambda: len(news) > 2)
+            assert set(news) <= {"br-x", None}
+
+    asyncio.run(scenario())
+
+
 def test_static_routes_are_reported_and_kernel_bgp_and_ra_routes_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: None, lambda: news.append(None))):
+        async with background(watch(nothing, lambda: news.append(None), nothing)):
             await asyncio.sleep(0)
             for change in ("add", "del"):
                 ip(f"route {change} fd00:7::/64 dev {link}")

@@ -742,10 +742,14 @@ def test_engine_is_lost_if_it_opens_no_event_stream_again(
 
     async def scenario(watched: Watched) -> None:
         await watched.connected()
+        assert watched.watch.current
         engine.say["/events"] = hangs
         engine.send(END)
+        await until(lambda: not watched.watch.current)
+        assert watched.watch.state is EngineState.CONNECTED
         await until(lambda: watched.watch.state is EngineState.LOST)
         assert watched.watch.waiting_for == "its event stream ended"
+        assert not watched.watch.current
 
     run(engine, scenario)
 
@@ -756,6 +760,7 @@ def test_engine_whose_event_streams_end_at_once_is_lost(engine: FakeEngine) -> N
         engine.send(END)
         await until(lambda: watched.watch.state is EngineState.LOST)
         await watched.connected()
+        assert watched.watch.current
 
     run(engine, scenario)
 

@@ -51,6 +51,7 @@ class FakeFacts:
 
     state: EngineState = EngineState.CONNECTED
     waiting_for: str = ""
+    current: bool = True
     engine: Engine | None = field(default_factory=lambda: Engine(version="20.10.24"))
     networks: dict[str, Network] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
@@ -683,6 +684,32 @@ def test_t9_rules_stay_while_the_engine_is_lost(bench: Bench) -> None:
         bench.firewall.flush()
         await bench.passed(bench.loop.verify)
         assert "IPV6NAT-DNAT" in bench.firewall.dump()
+
+    run(bench, scenario)
+
+
+@pytest.mark.parametrize("bridge", ["br-a", None])
+def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
+    bench: Bench, bridge: str | None
+) -> None:
+    """Q7: another container can have the address, unless the engine reports each change."""
+    bench.facts.have(X, Y, web("8080:80"), web("9090:90", name="other", on=Y))
+
+    async def scenario(bench: Bench) -> None:
+        before = mappings(await bench.passed())
+        assert len(before) == 2
+        bench.loop.port_removed("br-a")
+        assert mappings(await bench.passed()) == before
+        bench.facts.current = False
+        assert mappings(await bench.passed()) == before
+        status = await bench.passed(lambda: bench.loop.port_removed(bridge))
+        assert WEB not in mappings(status)
+        assert len(mappings(status)) == (1 if bridge else 0)
+        assert any("may have this one's address" in row.reason for row in status.skipped)
+        assert "--dport 8080 -j DNAT" not in bench.firewall.dump()
+        assert "-o br-a -j DROP" in bench.firewall.dump()
+        bench.facts.current = True
+        assert mappings(await bench.passed()) == before
 
     run(bench, scenario)
 

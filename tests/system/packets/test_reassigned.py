@@ -1,0 +1,145 @@
+"""An engine that restarts gives addresses to other containers: Q7."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
+
+import pytest
+
+from tests.harness import Daemon, Engine, Namespace, Sandbox, Wanted, until
+from tests.harness.sandbox import HOST
+
+pytestmark = [pytest.mark.ours]
+PORTS = {8080: "one", 8081: "two"}
+BESIDE = ("quiet", "three", "four", "five", "six")
+"""More containers that restart with the engine. All have a server, and none publishes a port."""
+MAX_RESTARTS = 6
+
+
+@dataclass
+class Answers:
+    """Which container answered, for each port; "" if none did."""
+
+    by_port: dict[int, list[str]] = field(default_factory=lambda: {port: [] for port in PORTS})
+
+    @property
+    def wrong(self) -> list[tuple[int, str]]:
+        return [
+            (port, name)
+            for port, names in self.by_port.items()
+            for name in names
+            if name not in ("", PORTS[port])
+        ]
+
+
+def ask(port: int) -> str:
+    """The name of the container that answers on a port of the host."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        sock.settimeout(0.2)
+        try:
+            sock.connect((str(HOST), port))
+            sock.send(b"GET /name HTTP/1.0\r\n\r\n")
+            data = b""
+            while block := sock.recv(1000):
+                data += block
+        except OSError:
+            return ""
+        return data.partition(b"\r\n\r\n")[2].decode().strip()
+
+
+@contextmanager
+def asking(client: Namespace) -> Iterator[Answers]:
+    """Ask both ports 20 times a second."""
+    answers, done = Answers(), threading.Event()
+
+    def loop() -> None:
+        while not done.wait(0.05):
+            for port, names in answers.by_port.items():
+                names.append(ask(port))
+
+    asker = threading.Thread(target=lambda: client.within(loop))
+    asker.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        asker.join()
+
+
+def web(engine: Engine, name: str, *publish: str) -> None:
+    serving = f"mkdir -p /www; echo {name} >/www/name; exec httpd -f -h /www"
+    engine.run(name, "X", "--restart=always", publish=publish, cmd=("sh", "-c", serving))
+
+
+def addresses(engine: Engine) -> list[object]:
+    return [engine.container(name).address for name in (*PORTS.values(), *BESIDE)]
+
+
+@contextmanager
+def lab(wanted: Wanted, *flags: str) -> Iterator[tuple[Sandbox, Engine, Daemon]]:
+    with (
+        Sandbox(wanted.variant) as sandbox,
+        Engine(sandbox, *flags, userland_proxy=wanted.proxy, suite=wanted.suite) as engine,
+    ):
+        engine.network("X", "fd00:a::/64")
+        for port, name in PORTS.items():
+            web(engine, name, f"{port}:80")
+        for name in BESIDE:
+            web(engine, name)
+        with Daemon(sandbox, engine.endpoint, start=False) as daemon:
+            daemon.start()
+            for port, name in PORTS.items():
+                once = partial(sandbox.client.within, partial(ask, port))
+                assert until(once, name) == name
+            yield sandbox, engine, daemon
+
+
+@pytest.mark.depends_on("engine", "proxy")
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_port_leads_to_no_other_container_while_the_engine_restarts(
+    wanted: Wanted, end: str
+) -> None:
+    with lab(wanted) as (sandbox, engine, _):
+        for _ in range(MAX_RESTARTS):
+            before = addresses(engine)
+            with asking(sandbox.client) as answers:
+                time.sleep(0.5)
+                if end == "kill":
+                    engine.kill()
+                    # The containers go on, and so do their ports.
+                    count = {port: len(names) for port, names in answers.by_port.items()}
+                    time.sleep(1)
+                    for port, name in PORTS.items():
+                        meanwhile = answers.by_port[port][count[port] + 1 :]
+                        assert set(meanwhile) == {name}
+                else:
+                    engine.stop()
+                engine.start()
+                for port, names in answers.by_port.items():
+                    until(partial(itemgetter(-1), names), PORTS[port], timeout=15)
+            assert answers.wrong == []
+            assert [names[-1] for names in answers.by_port.values()] == list(PORTS.values())
+            if addresses(engine) != before:
+                return
+        pytest.fail("no container got another address")
+
+
+@pytest.mark.depends_on("engine", "proxy")
+def test_no_port_is_refused_with_live_restore(wanted: Wanted) -> None:
+    with lab(wanted, "--live-restore") as (sandbox, engine, daemon):
+        with asking(sandbox.client) as answers:
+            for stop in (engine.kill, engine.stop):
+                stop()
+                time.sleep(0.5)
+                engine.start()
+                time.sleep(1)
+        for port, name in PORTS.items():
+            assert set(answers.by_port[port]) == {name}
+        assert "withdrew" not in daemon.log
