@@ -18,6 +18,7 @@ from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Key, Settings, load
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import BOOLEANS
+from ipv6natd.sync.forwarding import forwarding_is_on
 from ipv6natd.sync.offline import close_networks, flush
 from ipv6natd.system import logs
 from ipv6natd.system.libraries import needed_libraries
@@ -230,4 +231,10 @@ def _serve(settings: Settings, reload: partial[Settings]) -> int:
 def _flush(settings: Settings) -> int:
     count = flush(settings.backend)
     log.info(f"removed {count} chains and jumps" if count else "nothing to remove")
+    if count and forwarding_is_on():
+        log.warning(
+            "IPv6 forwarding stays on, because ipv6natd did not switch it on: other hosts can now "
+            "reach containers by their own addresses; to switch it off: "
+            "sysctl -w net.ipv6.conf.all.forwarding=0"
+        )
     return 0

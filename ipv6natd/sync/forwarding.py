@@ -41,6 +41,11 @@ _MASK = Path("/etc/sysctl.d/60-ipv6natd.conf")
 _DISABLE_HINT = "to keep it unchanged: ip_forward = false in /etc/ipv6natd/ipv6natd.toml"
 
 
+def forwarding_is_on() -> bool:
+    """True if this host forwards IPv6 packets."""
+    return read_word(_CONF / FORWARDING) == "1"
+
+
 class Forwarding:
     """Forwarding of this host. May be called from any thread; a call blocks for milliseconds."""
 

@@ -122,5 +122,5 @@ def _without_lists(status: Status) -> Status:
 
 def _reason_summary(reasons: list[str]) -> str:
     """The first reason, and the number of the others."""
-    more = f" (and {len(reasons) - 1} more: journalctl -u ipv6natd)" if reasons[1:] else ""
+    more = f" (and {len(reasons) - 1} more: sudo ipv6natctl check)" if reasons[1:] else ""
     return "".join((*reasons[:1], more))

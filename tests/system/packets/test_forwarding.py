@@ -101,9 +101,21 @@ def test_forwarding_is_disabled_before_rules_are_removed_and_enabled_after(tools
         opened(lab.sandbox.client, 8080)
 
         lab.daemon.stop()
-        lab.daemon.flush()
+        assert "forwarding stays on" not in lab.daemon.flush()
         assert lab.forwarding == "0"
         assert "IPV6NAT" not in lab.sandbox.rules()
+
+
+def test_removal_says_that_forwarding_stays_on(tools: None) -> None:  # noqa: ARG001
+    """Q23."""
+    with small() as lab:
+        lab.sandbox.host.sysctl(FORWARDING, 1)
+        lab.daemon.start()
+        opened(lab.sandbox.client, 8080)
+        lab.daemon.stop()
+        assert "reach containers by their own addresses" in lab.daemon.flush()
+        assert lab.forwarding == "1"
+        assert "forwarding stays on" not in lab.daemon.flush()
 
 
 def test_saved_filter_table_does_not_enable_forwarding(tools: None) -> None:  # noqa: ARG001

@@ -115,7 +115,7 @@ def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
 
 def test_state_reason_is_the_first_finding_and_counts_the_others() -> None:
     async def scenario(host: Host) -> None:
-        text = f"{OFF.text} (and 2 more: journalctl -u ipv6natd)"
+        text = f"{OFF.text} (and 2 more: sudo ipv6natctl check)"
         await host.is_(State.DEGRADED, text)
 
     run(Host(found=HostReport(findings=(OFF, ZONE, MORE))), scenario)
@@ -138,7 +138,7 @@ def test_state_reason_names_a_lost_engine_before_findings() -> None:
     async def scenario(host: Host) -> None:
         host.facts.state, host.facts.waiting_for = EngineState.LOST, "no engine"
         host.loop.trigger()
-        text = "no engine (and 1 more: journalctl -u ipv6natd)"
+        text = "no engine (and 1 more: sudo ipv6natctl check)"
         await host.is_(State.WAITING_FOR_DOCKER, text)
 
     run(Host(found=HostReport(findings=(OFF,))), scenario)
