@@ -94,6 +94,7 @@ class Daemon:
         # Before READY=1: the engine waits for it, and switches forwarding on when it starts.
         await in_thread(self._host.forwarding.keep_ra_routes)
         await self._reconciler.open_firewall()
+        self._reconciler.trigger()
         code = await self._until_stopped()
         await self._shut_down()
         return code
@@ -159,6 +160,7 @@ class Daemon:
             log.info("stopped; all rules were removed before")
             return
         if not self._settings.cleanup:
+            self._host.saved_ports.save(current=self._watch.state.has_facts)
             mappings = counted(len(self._reconciler.status.mappings), "mapping")
             verb = "stays" if mappings.startswith("1 ") else "stay"
             extra = log_fields(MessageId.STOPPED)

@@ -17,6 +17,8 @@ ANY = IPv6Address("::")
 LOOPBACK = IPv6Address("::1")
 LINK_LOCAL = IPv6Network("fe80::/10")
 GWBRIDGE = "docker_gwbridge"
+CONTAINER_PORT = "veth"
+"""Docker's prefix for the host's end of a container's interface (libnetwork, bridge driver)."""
 MIN_ID_LENGTH = 4
 """Minimum number of characters of an id that select a container."""
 BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(

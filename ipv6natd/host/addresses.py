@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
+from ipv6natd.model import CONTAINER_PORT
 from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, messages
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ _STATIC_PROTOCOLS = (2, 3, 4)
 they are read with the next change of a network or of a static route."""
 _RTA_DST = 1
 _IFLA_IFNAME, _IFLA_MASTER = 3, 10
-_CONTAINER_PORT = b"veth"
-"""Docker's prefix for the host's end of a container's interface (libnetwork, bridge driver)."""
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_LINK = 253
@@ -83,7 +82,7 @@ def removed_ports(data: bytes) -> Iterator[int]:
             found = dict(attributes(body[_IFINFOMSG.size :]))
             master = found.get(_IFLA_MASTER, b"")
             name = found.get(_IFLA_IFNAME, b"")
-            if name.startswith(_CONTAINER_PORT) and len(master) == _INDEX.size:
+            if name.startswith(CONTAINER_PORT.encode()) and len(master) == _INDEX.size:
                 yield _INDEX.unpack(master)[0]
 
 

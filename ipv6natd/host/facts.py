@@ -20,7 +20,15 @@ from pathlib import Path
 from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.host.firewalls import tool_output
-from ipv6natd.model import Desired, ManagedBy, Network, Route, is_interface, is_plain_interface
+from ipv6natd.model import (
+    CONTAINER_PORT,
+    Desired,
+    ManagedBy,
+    Network,
+    Route,
+    is_interface,
+    is_plain_interface,
+)
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.files import read_link, read_text, read_word
@@ -65,6 +73,13 @@ def _bridge_ports(bridge: str) -> Iterator[Path]:
     with suppress(OSError), os.scandir(_NET / bridge / "brif") as ports:
         for port in ports:
             yield Path(port)
+
+
+def container_ports() -> frozenset[str]:
+    """The names of all bridge ports of containers."""
+    return frozenset(
+        link.name for link in _NET.glob(f"{CONTAINER_PORT}*") if (link / "brport").exists()
+    )
 
 
 def tracks_sctp() -> bool:

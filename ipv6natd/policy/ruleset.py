@@ -14,6 +14,7 @@ from itertools import groupby
 
 from ipv6natd.model import (
     ANY,
+    CONTAINER_PORT,
     LINK_LOCAL,
     LOOPBACK,
     Desired,
@@ -69,8 +70,6 @@ FRAMES = f"{SOURCES}-FRAMES"
 OUTWARDS = f"{SOURCES}-OUT"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
-_CONTAINER_PORTS = "veth+"
-"""Docker's names for the bridge ports of containers."""
 PROXY = f"{PREFIX}PROXY"
 _MULTICAST = IPv6Network("ff00::/8")
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
@@ -374,7 +373,7 @@ def _frame_checks(desired: Desired) -> ChainTree:
         *(replace(drop, target=Jump(FRAMES)) for drop in drops),
         sub_chain(
             FRAMES,
-            Rule(in_interface=_CONTAINER_PORTS, target=Verdict.DROP),
+            Rule(in_interface=f"{CONTAINER_PORT}+", target=Verdict.DROP),
             by_bridge("F", (Rule(in_interface=b, target=Verdict.DROP) for b in bridges)),
         ),
     )

@@ -45,6 +45,7 @@ from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
 from ipv6natd.model import Desired, ManagedBy, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
+    TableChange,
     diff_chains,
     has_drifted,
     jumps_differ,
@@ -54,6 +55,7 @@ from ipv6natd.netfilter.diff import (
     unverified_chains,
     with_digests,
 )
+from ipv6natd.netfilter.jumps import DNAT
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
 from ipv6natd.policy.cache import IdentityCache
@@ -187,6 +189,17 @@ class Applier:
             self.applied = AppliedState()
             self.host.save_rules(EMPTY)
             self._saved = None
+
+    def close_ports(self) -> None:
+        """Delete the DNAT rules; the next pass writes whole tables."""
+        with self._exclusive():
+            self.applied = replace(self.applied, observed=None)
+            if DNAT in self.opened().read()[Table.NAT].chains:
+                log.warning(
+                    "the Docker engine does not answer, and the addresses behind the ports may be "
+                    "those of other containers by now: the ports are closed until it answers"
+                )
+                self.opened().write(TableChange(table=Table.NAT, chains={DNAT: ()}))
 
     def sync(
         self, snapshot: Snapshot, policy: Policy, *, verify: bool, recheck_flows: bool = False

@@ -57,6 +57,10 @@ class Host(Protocol):
     def save_rules(self, rules: Ruleset) -> None:
         """Save the raw and filter tables that came into force."""
 
+    def ports_have_left(self) -> bool | None:
+        """Whether a container left a bridge since the last stop of an earlier process; None if
+        unknown."""
+
     def update_forwarding(self, wanted: bool) -> bool:
         """With True, after each pass with a network of ours that needs forwarding; returns whether
         it changed anything. With False, before the rules are removed; may raise FirewallError."""

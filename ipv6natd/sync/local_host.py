@@ -25,6 +25,7 @@ from ipv6natd.model import ANY, LOOPBACK, Desired, Engine, EngineRules, Network,
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.saved_ports import SavedPorts
 from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.system.threads import in_thread
 
@@ -46,6 +47,7 @@ class LocalHost:
         self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
         self.save_rules = SavedRules().write
         self.update_forwarding = forwarding.update
+        self.saved_ports = SavedPorts()
 
     async def check(
         self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
@@ -55,6 +57,10 @@ class LocalHost:
         if not rules_removed:
             await in_thread(self.forwarding.keep_ra_routes)
         return await in_thread(lambda: check_host(desired, backend, zones, bridges))
+
+    def ports_have_left(self) -> bool | None:
+        """See Host."""
+        return self.saved_ports.have_left
 
     def routes_changed(self) -> None:
         """Read the routes again for the next snapshot. May be called from any thread."""

@@ -84,6 +84,8 @@ class Reconciler:
         self._retry = Retry()
         self._vacated: set[str] = set()
         """See Snapshot."""
+        self._closed_ports = False
+        """True after the ports were closed because the engine has not listed its objects."""
         self._call_began: float | None = None
         self.first_pass = asyncio.Event()
         """Set when the first pass has ended, or the reason why it cannot start is known."""
@@ -117,7 +119,7 @@ class Reconciler:
         the engine reports changes, it reports this one too."""
         if not self._engine.current:
             networks = self._engine.networks.values()
-            self._vacated |= {bridge} if bridge else {network.bridge for network in networks}
+            self._vacated |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
             self.trigger()
 
     async def open_firewall(self) -> None:
@@ -223,6 +225,7 @@ class Reconciler:
         if self.monitor.rules_removed or not self._engine.state.has_facts:
             # Waiters keep waiting for a pass with the facts of the engine.
             self._retry.due = None
+            await self._close_uncertain_ports()
             self.publisher.refresh()
             if self._engine.state is not EngineState.STARTING:
                 self.first_pass.set()
@@ -255,6 +258,22 @@ class Reconciler:
         unread = self.applier.has_unverified_chains and not self._woken.is_set()
         if unread and not await self._in_thread(self.applier.read_back):
             self.verify()
+
+    async def _close_uncertain_ports(self) -> None:
+        """Close the ports once, if they may lead to other containers now."""
+        if self._closed_ports or self.monitor.rules_removed:
+            return
+        left: bool | None = bool(self._vacated)
+        if not left and self.applier.applied.observed is None:
+            left = await in_thread(self.applier.host.ports_have_left)
+        if left or (left is None and self._engine.state is EngineState.UNREACHABLE):
+            self._closed_ports = True
+            try:
+                await self._in_thread(self.applier.close_ports)
+            except FirewallError as error:
+                log.error("cannot close the ports of the last run: %s", error)
+                self._closed_ports = False
+                self._retry.schedule()
 
     async def _remove_on_request(self) -> None:
         removals, self._removals = self._removals, []

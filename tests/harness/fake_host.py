@@ -20,6 +20,7 @@ class FakeHost:
     """Called in the worker thread, as all reads of the host."""
     flush: Callable[[Desired | None, Desired, Exposure], bool] = lambda *_: True
     forward: Callable[[bool], bool] = lambda _: False
+    left: bool | None = False
     found: HostReport = field(default_factory=HostReport)
     """The result of the next checks."""
     checks: list[tuple[Network, ...]] = field(default_factory=list)
@@ -38,6 +39,10 @@ class FakeHost:
     def save_rules(self, rules: Ruleset) -> None:
         """See Host."""
         self.saved.append(rules)
+
+    def ports_have_left(self) -> bool | None:
+        """See Host."""
+        return self.left
 
     def update_forwarding(self, wanted: bool) -> bool:
         """See Host."""

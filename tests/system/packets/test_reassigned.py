@@ -143,3 +143,33 @@ def test_no_port_is_refused_with_live_restore(wanted: Wanted) -> None:
         for port, name in PORTS.items():
             assert set(answers.by_port[port]) == {name}
         assert "withdrew" not in daemon.log
+
+
+@pytest.mark.depends_on("variant")
+def test_start_without_the_engine_closes_ports_only_if_a_container_may_have_left(
+    wanted: Wanted,
+) -> None:
+    with lab(wanted) as (sandbox, engine, daemon):
+
+        def asked() -> set[str]:
+            return {sandbox.client.within(partial(ask, port)) for port in PORTS}
+
+        def restarted(*, kill: bool) -> set[str]:
+            daemon.kill9() if kill else daemon.stop()
+            daemon.start(wait="waiting-for-docker")
+            return until(asked, {""}, timeout=2) if kill else asked()
+
+        engine.kill()  # and its containers go on
+        assert restarted(kill=False) == set(PORTS.values())
+        assert restarted(kill=False) == set(PORTS.values())
+        # After a crash it is unknown which containers there were.
+        assert restarted(kill=True) == {""}
+        engine.start()
+        assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
+        daemon.stop()
+        engine.stop()
+        daemon.start(wait="waiting-for-docker")
+        assert "the ports are closed until it answers" in daemon.log
+        assert "--dport 8080" not in sandbox.rules()
+        engine.start()
+        assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
@@ -711,6 +712,41 @@ def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
         bench.facts.current = True
         assert mappings(await bench.passed()) == before
 
+    run(bench, scenario)
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "event", "closed"),
+    [
+        (EngineState.STARTING, False, False, False),
+        (EngineState.STARTING, True, False, True),
+        (EngineState.STARTING, None, False, False),
+        (EngineState.UNREACHABLE, False, False, False),
+        (EngineState.UNREACHABLE, None, False, True),
+        (EngineState.STARTING, False, True, True),
+    ],
+)
+def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
+    bench: Bench, state: EngineState, left: bool | None, event: bool, closed: bool
+) -> None:
+    """Q7: until the engine has listed its containers."""
+
+    async def earlier(bench: Bench) -> None:
+        await bench.passed()
+        assert "--dport 8080 -j DNAT" in bench.firewall.dump()
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed(partial(bench.loop.port_removed, None) if event else None)
+        dump = bench.firewall.dump()
+        assert ("--dport 8080 -j DNAT" not in dump) == closed
+        assert "-j IPV6NAT-POST" in dump
+        assert "-o br-a -j DROP" in dump
+        bench.facts.state, bench.facts.current = EngineState.CONNECTED, True
+        await bench.passed()
+        assert "--dport 8080 -j DNAT" in bench.firewall.dump()
+
+    run(bench, earlier)
+    bench.facts.state, bench.facts.current, bench.left = state, False, left
     run(bench, scenario)
 
 
