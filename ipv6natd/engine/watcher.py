@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,12 @@ log = logging.getLogger(__name__)
 
 
 MAX_PARALLEL_INSPECTS = 16
+"""Inspects that began less than SLOW_INSPECT ago."""
+SLOW_INSPECT = 0.5
+"""Seconds after which an inspect no longer counts: it may hang, for example on a volume that does
+not answer, and no other container must wait for it."""
+MAX_INSPECTS = 40
+"""All inspects, each a thread; TasksMax=64 in the unit."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
 """Seconds between two attempts to connect; the delay doubles."""
 WRONG_ENGINE_RETRY_DELAY = 60.0
@@ -190,8 +196,10 @@ class EngineWatcher:
                 self.state, self.waiting_for = EngineState.CONNECTED, ""
                 self.current = True
                 self._wake()
-                works = [self._list_periodically, *[self._inspect_queued] * MAX_PARALLEL_INSPECTS]
-                tasks += [asyncio.create_task(work(client)) for work in works]
+                slots = asyncio.Semaphore(MAX_PARALLEL_INSPECTS)
+                works = [self._inspect_queued(client, slots) for _ in range(MAX_INSPECTS)]
+                works.append(self._list_periodically(client))
+                tasks += map(asyncio.create_task, works)
                 # Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a
                 # task fails at the same moment. Then this would run forever.
                 failed, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -261,9 +269,12 @@ class EngineWatcher:
             await self._raise_if_stopped()
             await self._list(client)
 
-    async def _inspect_queued(self, client: Client) -> None:
+    async def _inspect_queued(self, client: Client, slots: asyncio.Semaphore) -> None:
         while True:
-            await self._inspect(client, *await self._inspects.next())
+            await slots.acquire()
+            subject, ended = await self._inspects.next()
+            with _held(slots):
+                await self._inspect(client, subject, ended)
 
     async def _inspect(self, client: Client, subject: Subject, ended: bool) -> None:
         assert self.engine is not None
@@ -292,6 +303,25 @@ class EngineWatcher:
             self._inspects.add(subject)
         if changed:
             self._wake()
+
+
+@contextmanager
+def _held(slots: asyncio.Semaphore) -> Iterator[None]:
+    """Hold a slot until the end of the block, but for at most SLOW_INSPECT seconds."""
+    held = True
+
+    def release() -> None:
+        nonlocal held
+        if held:
+            held = False
+            slots.release()
+
+    timer = asyncio.get_running_loop().call_later(SLOW_INSPECT, release)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        release()
 
 
 async def _subscribed(client: Client, seconds: float) -> Any:

@@ -419,7 +419,10 @@ def test_p8_slow_inspect_does_not_delay_other_containers(engine: FakeEngine) -> 
 def test_number_of_parallel_inspects_is_limited(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of all, and of those that began lately: an inspect that hangs holds nothing up (Q10)."""
     monkeypatch.setattr(docker_watch, "MAX_PARALLEL_INSPECTS", 3)
+    monkeypatch.setattr(docker_watch, "SLOW_INSPECT", 0.2)
+    monkeypatch.setattr(docker_watch, "MAX_INSPECTS", 8)
     gate, names = threading.Event(), [f"c{i}" for i in range(10)]
     paths = {f"/containers/{identity(name)}/json": raw_container(name) for name in names}
 
@@ -438,6 +441,10 @@ def test_number_of_parallel_inspects_is_limited(
         await until(lambda: sum(map(engine.asked_for, paths)) == 3)
         await asyncio.sleep(0.03)
         assert sum(map(engine.asked_for, paths)) == 3
+        await until(lambda: sum(map(engine.asked_for, paths)) == 6)
+        await until(lambda: sum(map(engine.asked_for, paths)) == 8)
+        await asyncio.sleep(0.25)
+        assert sum(map(engine.asked_for, paths)) == 8
         gate.set()
         await until(lambda: len(watched.watch.containers) == 11)
 
