@@ -44,16 +44,21 @@ for example in examples/*; do
     put 644 "$example" "$prefix/share/doc/ipv6natd/examples/${example##*/}"
 done
 
+# With the paths of this tree, so that their links lead to each other.
+find README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs -type f -print | while read -r page; do
+    put 644 "$page" "$prefix/share/doc/ipv6natd/$page"
+done
+
 sed -i "s|/usr/bin/ipv6nat|$prefix/bin/ipv6nat|" \
     "$destdir$prefix/lib/systemd/system/ipv6natd.service"
 
 # With this file, earlier versions switched forwarding on at every boot, before any rule.
 rm -f "$destdir$prefix/lib/sysctl.d/60-ipv6natd.conf"
 
+install -d -m 755 "$destdir/etc/ipv6natd/conf.d"
 # An existing configuration belongs to the administrator.
 config=$destdir/etc/ipv6natd/ipv6natd.toml
 if [[ ! -e $config ]]; then
-    mkdir -p "${config%/*}"
     "$python" -B -c 'from ipv6natd.config import example; print(example(), end="")' >"$config"
     chmod 644 "$config"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,3 +75,18 @@ def test_the_commands_load_what_was_installed_and_nothing_from_elsewhere(tmp_pat
             env=environment({"PYTHONPATH": str(poison), "PYTHONSTARTUP": str(poison)}),
         ).stdout
         assert said == f"{command} {__version__}\n"
+
+
+def test_links_of_the_installed_pages_lead_to_installed_files(tmp_path: Path) -> None:
+    installed(tmp_path, 0o022)
+    pages = tmp_path / "usr/share/doc/ipv6natd"
+    links = {
+        (page, link)
+        for page in pages.rglob("*.md")
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        # The packages have the license in the place of the distribution.
+        if link != "LICENSE"
+    }
+    assert len(links) > 20
+    missing = [str(page) + " " + link for page, link in links if not (page.parent / link).exists()]
+    assert missing == []

@@ -90,6 +90,7 @@ def test_purge_removes_all_files(host: Host) -> None:
     host.sh(f"{APT} install /lab/newer.deb", timeout=120)
     host.await_served()
     assert host.sandbox.host.sysctl(FORWARDING) == "1"
+    host.sh("echo 'debug = true' >/etc/ipv6natd/conf.d/50-local.toml")
     host.sh(f"{APT} purge ipv6natd", timeout=120)
     assert host.files() - before == set()
     assert host.sandbox.host.sysctl(FORWARDING) == "1"
