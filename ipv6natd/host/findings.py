@@ -16,7 +16,7 @@ from itertools import permutations
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
 from ipv6natd.model import ManagedBy, Network, Protocol, is_plain_interface
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME, is_engine_jump
-from ipv6natd.netfilter.order import effect_in_forward
+from ipv6natd.netfilter.order import bans_sources, effect_in_forward
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MAX_INTERFACES = 8
@@ -470,7 +470,9 @@ def _forward_rules(facts: HostFacts) -> tuple[list[str], list[str]]:
 def _rules_without_effect(facts: HostFacts) -> Iterator[str]:
     _, behind = _forward_rules(facts)
     for rule in behind:
-        if effect_in_forward(rule, facts.forward_chains).only_drops and not is_engine_jump(rule):
+        one = effect_in_forward(rule, facts.forward_chains)
+        bans = one.only_drops or (bans_sources(rule, facts.forward_chains) and not one.ends)
+        if bans and (rule.endswith("-j DROP") or not is_engine_jump(rule)):
             yield (
                 f"the rule `-A FORWARD {rule}` does not see packets of containers, because the "
                 "rules of ipv6natd come before it; to apply it to them too: "

@@ -16,6 +16,7 @@ from ipv6natd.netfilter.parse import COMMENT_MATCH, STRING
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _RULE = re.compile(r"(?:(?P<matches>.*) )?-(?P<verb>[jg]) (?P<target>\S+)(?: --.*)?")
+_BY_SOURCE = re.compile(r" (?:-s |--match-set \S+ src)")
 _PASSING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LOG", "MARK", "NFLOG"}
     | {"RATEEST", "SECMARK", "SET", "TCPMSS", "TOS", "TRACE"}
@@ -36,6 +37,8 @@ class Effect(NamedTuple):
     drops: bool = False
     ends: bool = False
     """No packet goes on to the next rule."""
+    returns: bool = False
+    """Some packets go on after the rule that jumped to this chain: by RETURN, or after a goto."""
 
     @property
     def only_drops(self) -> bool:
@@ -58,7 +61,7 @@ def effect(rule: str, chains: Chains, known: dict[str, Effect] | None = None) ->
         case "DROP" | "REJECT":
             return Effect(drops=True, ends=always)
         case "RETURN":
-            return Effect(ends=always)
+            return Effect(ends=always, returns=True)
         case _ if target in _PASSING:
             return Effect()
         case _ if target not in chains:
@@ -69,8 +72,7 @@ def effect(rule: str, chains: Chains, known: dict[str, Effect] | None = None) ->
         known[target] = _chain_effect(target, chains, known)
     inner = known[target]
     if found["verb"] == "g":
-        # The calling chain does not continue: where a packet goes on depends on its caller.
-        return Effect(inner.accepts or not inner.ends, inner.drops, ends=always)
+        return Effect(inner.accepts, inner.drops, ends=always, returns=not inner.ends)
     return inner._replace(ends=always and inner.ends)
 
 
@@ -78,7 +80,24 @@ def effect_in_forward(rule: str, chains: Chains) -> Effect:
     """The effect of a rule of FORWARD itself: its policy, which may be ACCEPT, gets the packets
     that return."""
     one = effect(rule, chains)
-    return one._replace(accepts=True) if rule.endswith("-j RETURN") else one
+    return one._replace(accepts=one.accepts or one.returns)
+
+
+def bans_sources(rule: str, chains: Chains, seen: set[str] | None = None) -> bool:
+    """True if the rule, or a rule of a chain that it leads to, drops packets by their source.
+    `seen` has the chains so far, which ban none."""
+    seen = set() if seen is None else seen
+    text = STRING.sub(" string", rule)
+    found = _RULE.fullmatch(COMMENT_MATCH.sub("", f"{text} ").strip())
+    if found is None:
+        return False
+    target = found["target"]
+    if target in ("DROP", "REJECT"):
+        return _BY_SOURCE.search(f" {found['matches'] or ''} ") is not None
+    if target in seen:
+        return False
+    seen.add(target)
+    return any(bans_sources(inner, chains, seen) for inner in chains.get(target, ()))
 
 
 def _chain_effect(name: str, chains: Chains, known: dict[str, Effect]) -> Effect:
@@ -86,7 +105,7 @@ def _chain_effect(name: str, chains: Chains, known: dict[str, Effect]) -> Effect
     for rule in chains[name]:
         one = effect(rule, chains, known)
         accepts, drops = accepts or one.accepts, drops or one.drops
-        returns = returns or rule.endswith("-j RETURN")
+        returns = returns or one.returns
         if one.ends:
             return Effect(accepts, drops, not returns)
     return Effect(accepts, drops)
@@ -125,4 +144,6 @@ def displacing_rule(chains: Chains) -> str:
 
 
 def _is_jump_to(target: str, rule: str) -> bool:
-    return f" -j {target}" in f" {STRING.sub('', rule)}"
+    """`target` is a chain, or the prefix of our chains."""
+    name = re.escape(target) + ("" if target == PREFIX else r"(?= |$)")
+    return re.search(rf"(?:^| )-j {name}", STRING.sub("", rule)) is not None

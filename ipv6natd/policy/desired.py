@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ipv6natd.model import (
     LOOPBACK,
     Desired,
+    DirectAccess,
     ManagedBy,
     Mapping,
     Network,
@@ -102,14 +103,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
         mappings=tuple(host_ports.mappings),
         rejected=tuple(host_ports.rejected),
-        direct_access=tuple(
-            coalesce(
-                access
-                for item in ports
-                for access in item.direct_access
-                if access.bridge not in snapshot.vacated_bridges
-            )
-        ),
+        direct_access=tuple(coalesce(_direct_access(ports, snapshot))),
         proxy_udp_ports=tuple(port_ranges(port for item in ports for port in item.proxy_udp_ports)),
         other_sources=tuple(sorted({source for item in ports for source in item.other_sources})),
         skipped=tuple(dict.fromkeys(skipped)),
@@ -119,6 +113,13 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         engine_writes=_engine_may_write(snapshot),
         missing_engine_rules=missing,
     )
+
+
+def _direct_access(ports: list[ContainerPorts], snapshot: Snapshot) -> Iterator[DirectAccess]:
+    for item in ports:
+        for access in item.direct_access:
+            if access.bridge not in snapshot.vacated_bridges:
+                yield access
 
 
 def _host_ports(

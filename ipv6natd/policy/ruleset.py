@@ -6,11 +6,10 @@ The rules in the kernel have no influence here; `netfilter.diff` compares with t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Network
-from itertools import groupby
 
 from ipv6natd.model import (
     ANY,
@@ -506,23 +505,25 @@ def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
 
 
 def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> Iterator[Rule]:
-    """The parts of networks that are elsewhere: their sources come in by another interface."""
+    """Prefixes inside others, the narrower first: parts of networks that are elsewhere, prefixes
+    that the host routes to several interfaces, and the networks inside such a prefix."""
     routes = {route for network in desired.networks for route in network.routes_elsewhere}
     prefixes = {route.prefix for route in routes}
-    # A prefix that the host routes to several interfaces, for example to a router and its backup.
     routes |= {
         Route(prefix=prefix, interface=network.bridge)
         for network in desired.networks
         for prefix in prefixes.intersection(network.routed_prefixes)
     }
-    narrow_first = sorted(routes, key=lambda route: (-route.prefix.prefixlen, route))
-    for prefix, group in groupby(narrow_first, key=lambda route: route.prefix):
-        for route in group:
-            yield Rule(source=prefix, in_interface=route.interface, target=Verdict.RETURN)
+    valid: dict[IPv6Network, list[Rule]] = {}
+    for route in sorted(routes):
+        rule = Rule(source=route.prefix, in_interface=route.interface, target=Verdict.RETURN)
+        valid.setdefault(route.prefix, []).append(rule)
+    for subnet, network in _nested_subnets(desired, prefixes):
+        rule = Rule(source=subnet, in_interface=network.bridge, target=Verdict.RETURN)
+        valid[subnet] = [rule, *by_other_bridges.get(network.bridge, ())]
+    for prefix in sorted(valid, key=lambda prefix: (-prefix.prefixlen, prefix)):
+        yield from valid[prefix]
         yield Rule(source=prefix, target=Verdict.DROP)
-    for subnet, network in _nested_subnets(desired):
-        yield Rule(source=subnet, in_interface=network.bridge, target=Verdict.RETURN)
-        yield from by_other_bridges.get(network.bridge, ())
 
 
 def _is_known(prefix: IPv6Network) -> bool:
@@ -535,15 +536,16 @@ def _prefixes(network: Network) -> tuple[IPv6Network, ...]:
     return (*network.subnets, *network.routed_prefixes)
 
 
-def _nested_subnets(desired: Desired) -> Iterator[tuple[IPv6Network, Network]]:
-    """(subnet, its network) for each subnet inside a prefix that is routed to another network, as
-    fd00:a::/64 beside a container that is the router for fd00::/8."""
-    routed = PrefixIndex(
-        prefix for network in desired.networks for prefix in network.routed_prefixes
-    )
+def _nested_subnets(
+    desired: Desired, prefixes: Iterable[IPv6Network]
+) -> Iterator[tuple[IPv6Network, Network]]:
+    """(subnet, its network) for each subnet inside one of these prefixes, or inside one that is
+    routed to another network, as fd00:a::/64 beside a container that is the router for fd00::/8."""
+    routed = (prefix for network in desired.networks for prefix in network.routed_prefixes)
+    wider = PrefixIndex((*prefixes, *routed))
     for network in desired.networks:
         for subnet in network.subnets:
-            if any(map(_is_known, routed.supernets(subnet))):
+            if any(map(_is_known, wider.supernets(subnet))):
                 yield subnet, network
 
 

@@ -255,6 +255,7 @@ def test_prefix_with_routes_to_two_containers_comes_in_by_both(regime: Regime) -
         regime.host.ip(f"route add {route}")
     try:
         assert until(lambda: "-s fd00:77::/64 -i brY -j RETURN" in regime.sandbox.rules(), True)
+        time.sleep(SHORT)  # the filter table follows the raw table
         with serve(regime.host, "host", udp=[SERVICE]) as service:
             for port, space in enumerate(spaces, 7750):
                 udp(space, HOST, SERVICE, source=beyond, source_port=port, timeout=SHORT)
@@ -268,6 +269,39 @@ def test_prefix_with_routes_to_two_containers_comes_in_by_both(regime: Regime) -
             space.ip(f"address del {beyond}/128 dev eth0")
 
 
+@pytest.mark.parametrize("prefix", ["fd00::/16", "fd00:a::/48"])
+@pytest.mark.parametrize("preferred", ["container", "segment"])
+def test_prefix_with_two_routes_opens_no_network_inside_it(
+    regime: Regime, prefix: str, preferred: str
+) -> None:
+    """The source of a container still comes in by its own bridge alone."""
+    worse = "metric 2048"
+    routes = (
+        f"{prefix} via fd00:a::3 dev brX {worse if preferred == 'segment' else ''}",
+        f"{prefix} via {ROGUE} dev ext0 {worse if preferred == 'container' else ''}",
+    )
+    for route in routes:
+        regime.host.ip(f"-6 route add {route}")
+    try:
+        assert until(lambda: f"-s {prefix} -i ext0 -j RETURN" in regime.sandbox.rules(), True)
+        time.sleep(SHORT)  # the filter table follows the raw table
+        for who, port in (("segment", 7760), ("container", 7761)):
+            before = len(regime.x1.server.received)
+            attackers(regime)[who].send(forge.datagram(X1, ROGUE, (54, port)))
+            time.sleep(SHORT)
+            udp(regime.rogue, HOST, 54, source=ROGUE, source_port=port, timeout=SHORT)
+            udp(regime.rogue, X1, 54, source=ROGUE, source_port=port, timeout=SHORT)
+            assert regime.x1.server.received[before:] == []
+        with serve(regime.client, "client", tcp=[7000]):
+            for container in (regime.x1, regime.y1):
+                assert isinstance(tcp(container.ns, CLIENT, 7000), Answer)
+        assert isinstance(tcp(regime.y1.ns, HOST, 8080), Answer)
+        assert peer(tcp(regime.client, HOST, 8080)) == CLIENT
+    finally:
+        for route in routes:
+            regime.host.ip(f"-6 route del {route}")
+
+
 def test_lan_with_a_container_as_backup_keeps_its_access(regime: Regime) -> None:
     lan = IPv6Address("fd00:77::7")
     routes = (
@@ -279,6 +313,7 @@ def test_lan_with_a_container_as_backup_keeps_its_access(regime: Regime) -> None
         regime.host.ip(f"route add {route}")
     try:
         assert until(lambda: "-s fd00:77::/64 -i ext0 -j RETURN" in regime.sandbox.rules(), True)
+        time.sleep(SHORT)  # the filter table follows the raw table
         assert peer(tcp(regime.rogue, HOST, 8080, source=lan)) == lan
         x1_as_lan = replace(attackers(regime)["container"], ns=regime.x1.ns)
         x1_as_lan = replace(x1_as_lan, by=forge.hardware(regime.host, "brX"))

@@ -467,6 +467,27 @@ def test_ban_list_behind_our_rules_is_noted_with_docker_user() -> None:
     assert notes(forward_rules=("-A FORWARD -j MAILCOW",), forward_chains=MAILCOW) == []
 
 
+@pytest.mark.parametrize(
+    ("rule", "noted"),
+    [
+        ("-j MAILCOW", True),
+        ("-j WHITELIST", True),
+        ("-i br-x -o br-x -j DROP", True),
+        ("-i br-x -o br-x -j ACCEPT", False),
+        ("-j ROUTER", False),
+        ("-s 2001:db8::/64 -g MAILCOW", True),
+    ],
+)
+def test_rule_that_bans_behind_ours_is_noted_unless_it_only_routes(rule: str, noted: bool) -> None:
+    """Q2: a whitelist before the bans does not make it less of a ban list."""
+    chains = MAILCOW | {
+        "WHITELIST": ("-s 2001:db8:1::4/128 -j ACCEPT", "-s 2001:db8::/64 -j DROP"),
+        "ROUTER": ("-i vmbr0 -j ACCEPT", "-o vmbr0 -j REJECT"),
+    }
+    found = notes(forward_rules=(OURS, f"-A FORWARD {rule}"), forward_chains=chains)
+    assert len(found) == noted
+
+
 def test_rule_that_accepts_before_ours_is_noted() -> None:
     rules = ("-A FORWARD -i vmbr0 -j ACCEPT", "-A FORWARD -j DOCKER-USER", OURS)
     (note,) = notes(forward_rules=rules)

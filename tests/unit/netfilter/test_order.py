@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ipv6natd.netfilter.order import Chains, Effect, displacing_rule, effect, place_in_forward
+from ipv6natd.netfilter.order import (
+    Chains,
+    Effect,
+    bans_sources,
+    displacing_rule,
+    effect,
+    place_in_forward,
+)
 
 DOCKER_USER = "-j DOCKER-USER"
 OURS = "-m comment --comment ipv6natd -j IPV6NAT-FORWARD"
@@ -21,6 +28,10 @@ CHAINS = {
     "MIXED": ["-p tcp -j ACCEPT", BAN],
     "DEAD": ["-j RETURN", "-j DROP"],
     "LOOP": ["-j LOOP"],
+    "NESTED": ["-i ext0 -g MAILCOW", BAN],
+    "ALL-NESTED": ["-g MAILCOW", "-j ACCEPT"],
+    "WHITELIST": ["-s 2001:db8:1::4/128 -j ACCEPT", BAN],
+    "DOCKER-USER-BAN": [BAN],
 }
 
 
@@ -42,10 +53,13 @@ CHAINS = {
         ("-j ALLOW-LIST", Effect(drops=True)),
         ("-j CLOSED", Effect(drops=True, ends=True)),
         ("-i ext0 -j CLOSED", Effect(drops=True)),
-        # Where a packet goes on after the chain depends on the caller: perhaps it is accepted.
-        ("-g EMPTY", Effect(accepts=True, ends=True)),
-        ("-i ext0 -g MAILCOW", Effect(accepts=True, drops=True)),
+        ("-g EMPTY", Effect(ends=True, returns=True)),
+        ("-i ext0 -g MAILCOW", Effect(drops=True, returns=True)),
         ("-i ext0 -g CLOSED", Effect(drops=True)),
+        ("-i ext0 -j RETURN", Effect(returns=True)),
+        # The goto returns to the chain that called this one.
+        ("-j NESTED", Effect(drops=True)),
+        ("-j ALL-NESTED", Effect(drops=True)),
         ("-j MIXED", Effect(accepts=True, drops=True)),
         ("-j DEAD", Effect()),
         ("-j LOOP", Effect()),
@@ -58,10 +72,31 @@ def test_effect_of_a_rule(rule: str, expected: Effect) -> None:
     assert effect(rule, CHAINS) == expected
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (BAN, True),
+        ("-m set --match-set bad src -j DROP", True),
+        ("-i ext0 -j OUTER", True),
+        ("-j WHITELIST", True),
+        ("-g MAILCOW", True),
+        ("-i ext0 -j DROP", False),
+        ("-m set --match-set bad dst -j DROP", False),
+        ('-m comment --comment "not -s here" -j DROP', False),
+        ("-j LOOP", False),
+        ("-j ACCEPT", False),
+        ("-m native", False),
+    ],
+)
+def test_rule_that_bans_sources(rule: str, expected: bool) -> None:
+    assert bans_sources(rule, CHAINS) is expected
+
+
 def test_effect_takes_linear_time() -> None:
     depth = 40
     chains = {f"C{i}": [f"-j C{i + 1}"] * 2 for i in range(depth)} | {f"C{depth}": [BAN]}
     assert effect("-j C0", chains) == Effect(drops=True)
+    assert not bans_sources("-j C0", chains | {f"C{depth}": ["-i ext0 -j DROP"]})
 
 
 @pytest.mark.parametrize(
@@ -80,9 +115,12 @@ def test_effect_takes_linear_time() -> None:
         (["-i ext0 -g MAILCOW"], 0, ""),
         (["-i ext0 -g CLOSED"], 1, ""),
         (["-m native -g MAILCOW"], 0, ""),
+        (["-j NESTED"], 1, ""),
+        (["-j DOCKER-USER-BAN"], 1, ""),
         ([BAN, DOCKER_USER], 1, ""),
         # With our jump: nothing moves, unless a rule displaces it.
         ([DOCKER_USER, OURS, BAN], 0, ""),
+        (["-j DOCKER-USER-BAN", DOCKER_USER, OURS], 1, ""),
         ([BAN, DOCKER_USER, OURS], 1, ""),
         (["-i vmbr0 -j ACCEPT", DOCKER_USER, OURS], 1, ""),
         (["-i vmbr0 -j ACCEPT", REJECT, DOCKER_USER, OURS], 0, REJECT),
