@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 STOPPED, FAILED = 0, 1
 
+SAVE_INTERVAL = 0.2
+"""Seconds between two writes of the file with the containers' bridge ports."""
 READY_TIMEOUT = 10.0
 """Seconds that READY=1 waits for the first pass or for the reason why there is none."""
 
@@ -64,6 +66,7 @@ class Daemon:
         self._load = load
         self._notifier = Notifier()
         self._stop = asyncio.Event()
+        self._ports_changed = asyncio.Event()
         self._reloads: asyncio.Queue[asyncio.Future[BusError | None]] = asyncio.Queue()
         firewalld = Firewalld(self._recheck_host)
         self._host = LocalHost(Forwarding(wanted=settings.ip_forward), firewalld.zones)
@@ -99,6 +102,24 @@ class Daemon:
         await self._shut_down()
         return code
 
+    @property
+    def _bridges(self) -> list[str]:
+        return [net.bridge for net in self._watch.networks.values() if net.bridge]
+
+    def _port_removed(self, bridge: str | None) -> None:
+        self._reconciler.port_removed(bridge)
+        if self._watch.current:
+            self._ports_changed.set()
+
+    async def _save_ports(self) -> None:
+        """Save the bridge ports after changes, at most once in SAVE_INTERVAL, for a start after a
+        crash. Runs until it is cancelled."""
+        while True:
+            await self._ports_changed.wait()
+            self._ports_changed.clear()
+            await in_thread(partial(self._host.saved_ports.save, self._bridges))
+            await asyncio.sleep(SAVE_INTERVAL)
+
     async def _notify_watchdog(self) -> None:
         """Notify systemd while this loop runs and no pass hangs. Runs until it is cancelled."""
         while interval := watchdog_interval():
@@ -122,12 +143,13 @@ class Daemon:
                     watch_addresses(
                         self._reconciler.addresses_changed,
                         self._reread_routes,
-                        self._reconciler.port_removed,
+                        self._port_removed,
                     ),
                     self._reconciler.run(),
                     serve(self._service),
                     self._reconciler.watch_firewall(),
                     self._notify_watchdog(),
+                    self._save_ports(),
                     self._reconciler.monitor.run(),
                     self._reload_on_request(tasks),
                     self._textfile.run(),
@@ -160,7 +182,8 @@ class Daemon:
             log.info("stopped; all rules were removed before")
             return
         if not self._settings.cleanup:
-            self._host.saved_ports.save(current=self._watch.state.has_facts)
+            if self._watch.state.has_facts:
+                self._host.saved_ports.save(self._bridges)
             mappings = counted(len(self._reconciler.status.mappings), "mapping")
             verb = "stays" if mappings.startswith("1 ") else "stay"
             extra = log_fields(MessageId.STOPPED)
@@ -236,6 +259,8 @@ class Daemon:
     def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
         """Show a new status on the bus, to systemd and in the metrics file."""
         self._service.publish(old, new, drift)
+        if old.mappings is not new.mappings and self._watch.current:
+            self._ports_changed.set()
         self._textfile.changed()
         if one_line(old) != one_line(new):
             self._notifier.status(one_line(new))

@@ -75,10 +75,13 @@ def _bridge_ports(bridge: str) -> Iterator[Path]:
             yield Path(port)
 
 
-def container_ports() -> frozenset[str]:
-    """The names of all bridge ports of containers."""
+def container_ports(bridges: Iterable[str]) -> frozenset[str]:
+    """The ports of containers on these bridges, as "BRIDGE/PORT"."""
     return frozenset(
-        link.name for link in _NET.glob(f"{CONTAINER_PORT}*") if (link / "brport").exists()
+        f"{bridge}/{port.name}"
+        for bridge in bridges
+        for port in _bridge_ports(bridge)
+        if port.name.startswith(CONTAINER_PORT)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from ipv6natd.conntrack.stale import Exposure
@@ -57,9 +58,9 @@ class Host(Protocol):
     def save_rules(self, rules: Ruleset) -> None:
         """Save the raw and filter tables that came into force."""
 
-    def ports_have_left(self) -> bool | None:
-        """Whether a container left a bridge since the last stop of an earlier process; None if
-        unknown."""
+    def ports_have_left(self, bridges: Collection[str]) -> bool | None:
+        """Whether a container left a bridge since an earlier process followed the engine, or now
+        one of `bridges` ("": any); None if unknown."""
 
     def update_forwarding(self, wanted: bool) -> bool:
         """With True, after each pass with a network of ours that needs forwarding; returns whether

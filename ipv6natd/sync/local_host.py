@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from collections.abc import Mapping as Map
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -58,9 +58,9 @@ class LocalHost:
             await in_thread(self.forwarding.keep_ra_routes)
         return await in_thread(lambda: check_host(desired, backend, zones, bridges))
 
-    def ports_have_left(self) -> bool | None:
+    def ports_have_left(self, bridges: Collection[str]) -> bool | None:
         """See Host."""
-        return self.saved_ports.have_left
+        return self.saved_ports.have_left(bridges)
 
     def routes_changed(self) -> None:
         """Read the routes again for the next snapshot. May be called from any thread."""

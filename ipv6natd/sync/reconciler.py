@@ -263,9 +263,11 @@ class Reconciler:
         """Close the ports once, if they may lead to other containers now."""
         if self._closed_ports or self.monitor.rules_removed:
             return
-        left: bool | None = bool(self._vacated)
-        if not left and self.applier.applied.observed is None:
-            left = await in_thread(self.applier.host.ports_have_left)
+        if self.applier.applied.observed is not None:
+            left: bool | None = bool(self._vacated)
+        else:
+            host, bridges = self.applier.host, frozenset(self._vacated)
+            left = await in_thread(partial(host.ports_have_left, bridges))
         if left or (left is None and self._engine.state is EngineState.UNREACHABLE):
             self._closed_ports = True
             try:

@@ -1,12 +1,14 @@
-"""The bridge ports of containers at the last stop: has a container left a bridge since?
+"""The bridge ports of containers while the engine was followed last: has a container left since?
 
-The rules stay when the service stops. If a container has left, another one may have its address.
+The rules stay when the service stops. If a container has left its bridge, another one may have its
+address.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ipv6natd.host.facts import container_ports
@@ -22,28 +24,29 @@ class SavedPorts:
     """One file, in a folder that a boot empties. Nothing here raises."""
 
     def __init__(self) -> None:
-        """Reads the file, and removes it: after a crash there must be none."""
+        """Reads the file of the last run."""
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
         self._path = Path(runtime, FILE_NAME)
-        self._at_stop = read_saved(self._path, lambda text: frozenset(text.split()))
-        self._remove()
+        self._before = read_saved(self._path, lambda text: frozenset(text.split()))
+        """As "BRIDGE/PORT"; None if unknown."""
 
-    @property
-    def have_left(self) -> bool | None:
-        """True if a port of the last stop is gone; None if its ports are unknown."""
-        return None if self._at_stop is None else not self._at_stop <= container_ports()
+    def have_left(self, bridges: Collection[str]) -> bool | None:
+        """True if a port of the last run is gone, or left one of `bridges` since the start; ""
+        stands for any bridge. None if the ports are unknown."""
+        if self._before is None:
+            return True if bridges else None
+        known = {port.partition("/")[0] for port in self._before}
+        return (
+            "" in bridges
+            or not known.isdisjoint(bridges)
+            or not self._before <= container_ports(known)
+        )
 
-    def save(self, *, current: bool) -> None:
-        """Save the ports at a stop: those of now, or without `current` those of the last stop."""
-        ports = container_ports() if current else self._at_stop
-        if ports is not None:
-            try:
-                write_saved(self._path, "".join(f"{name}\n" for name in sorted(ports)))
-            except OSError as error:
-                log.warning("%s cannot be written: %s", self._path, error.strerror)
-
-    def _remove(self) -> None:
+    def save(self, bridges: Iterable[str]) -> None:
+        """Save the ports of these bridges. A port that leaves later than this stays in the file, so
+        the ports are closed at a start that needs the file: never too late."""
+        text = "".join(f"{port}\n" for port in sorted(container_ports(bridges)))
         try:
-            self._path.unlink(missing_ok=True)
+            write_saved(self._path, text)
         except OSError as error:
-            log.warning("%s cannot be removed: %s", self._path, error.strerror)
+            log.warning("%s cannot be written: %s", self._path, error.strerror)

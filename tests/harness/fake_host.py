@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from ipv6natd.conntrack.stale import Exposure
@@ -40,9 +40,9 @@ class FakeHost:
         """See Host."""
         self.saved.append(rules)
 
-    def ports_have_left(self) -> bool | None:
+    def ports_have_left(self, bridges: Collection[str]) -> bool | None:
         """See Host."""
-        return self.left
+        return bool(bridges) or self.left
 
     def update_forwarding(self, wanted: bool) -> bool:
         """See Host."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 
 import pytest
 
@@ -52,6 +51,10 @@ def ask(port: int) -> str:
         except OSError:
             return ""
         return data.partition(b"\r\n\r\n")[2].decode().strip()
+
+
+def last(names: list[str]) -> str:
+    return names[-1] if names else ""
 
 
 @contextmanager
@@ -123,7 +126,7 @@ def test_port_leads_to_no_other_container_while_the_engine_restarts(
                     engine.stop()
                 engine.start()
                 for port, names in answers.by_port.items():
-                    until(partial(itemgetter(-1), names), PORTS[port], timeout=15)
+                    until(partial(last, names), PORTS[port], timeout=15)
             assert answers.wrong == []
             assert [names[-1] for names in answers.by_port.values()] == list(PORTS.values())
             if addresses(engine) != before:
@@ -155,15 +158,20 @@ def test_start_without_the_engine_closes_ports_only_if_a_container_may_have_left
             return {sandbox.client.within(partial(ask, port)) for port in PORTS}
 
         def restarted(*, kill: bool) -> set[str]:
+            time.sleep(1)  # until the ports are saved
             daemon.kill9() if kill else daemon.stop()
             daemon.start(wait="waiting-for-docker")
-            return until(asked, {""}, timeout=2) if kill else asked()
+            return asked()
 
         engine.kill()  # and its containers go on
-        assert restarted(kill=False) == set(PORTS.values())
-        assert restarted(kill=False) == set(PORTS.values())
-        # After a crash it is unknown which containers there were.
-        assert restarted(kill=True) == {""}
+        for kill in (False, True, True):
+            assert restarted(kill=kill) == set(PORTS.values())
+        # The rules of a version that saved no ports.
+        daemon.stop()
+        (file,) = sandbox.dir.rglob("ports")
+        file.unlink()
+        daemon.start(wait="waiting-for-docker")
+        assert until(asked, {""}, timeout=2) == {""}
         engine.start()
         assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
         daemon.stop()
@@ -173,3 +181,41 @@ def test_start_without_the_engine_closes_ports_only_if_a_container_may_have_left
         assert "--dport 8080" not in sandbox.rules()
         engine.start()
         assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
+
+
+@pytest.mark.depends_on("variant")
+def test_port_leads_to_no_other_container_after_a_crash(wanted: Wanted) -> None:
+    """The engine starts at the first connection, as with docker.socket, and takes its time."""
+    with lab(wanted) as (sandbox, engine, daemon):
+        for _ in range(3):
+            time.sleep(1)
+            daemon.kill9()
+            engine.stop()
+            engine.start_on_demand()
+            with asking(sandbox.client) as answers:
+                daemon.start(wait=None)
+                for port, names in answers.by_port.items():
+                    until(partial(last, names), PORTS[port], timeout=20)
+            assert answers.wrong == []
+            assert [names[-1] for names in answers.by_port.values()] == list(PORTS.values())
+
+
+@pytest.mark.depends_on("variant")
+def test_port_of_an_unrelated_bridge_closes_nothing(wanted: Wanted) -> None:
+    """As of an LXC container that ends, while ipv6natd has not heard of the engine."""
+    with lab(wanted, "--live-restore") as (sandbox, engine, daemon):
+        host = sandbox.host
+        host.ip("link add lxcbr3 type bridge")
+        for number in (1, 2):
+            host.ip(f"link add vethlxc{number} type veth peer name lxc{number}")
+            host.ip(f"link set vethlxc{number} master lxcbr3")
+        time.sleep(1)
+        engine.kill()
+        daemon.stop()
+        host.ip("link del vethlxc1")
+        daemon.start(wait="waiting-for-docker")
+        host.ip("link del vethlxc2")
+        time.sleep(1)
+        for port, name in PORTS.items():
+            assert sandbox.client.within(partial(ask, port)) == name
+        engine.start()
