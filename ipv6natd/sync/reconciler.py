@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
+FIRST_LIST_TIME = 0.5
+"""Seconds in which a running engine usually lists its objects after a start."""
 MAX_PASS_TIME = 180.0
 """Seconds. Six calls of tools that each wait as long as they may; a usual pass takes 0.05 s."""
 
@@ -84,6 +86,8 @@ class Reconciler:
         self._retry = Retry()
         self._vacated: set[str] = set()
         """See Snapshot."""
+        self._began = 0.0
+        """The time of the loop at the start."""
         self._closed_ports = False
         """True after the ports were closed because the engine has not listed its objects."""
         self._call_began: float | None = None
@@ -212,6 +216,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Run passes until cancelled."""
+        self._began = asyncio.get_running_loop().time()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._retry.due):
@@ -268,7 +273,11 @@ class Reconciler:
         else:
             host, bridges = self.applier.host, frozenset(self._vacated)
             left = await in_thread(partial(host.ports_have_left, bridges))
-        if left or (left is None and self._engine.state is EngineState.UNREACHABLE):
+        unreachable = self._engine.state is EngineState.UNREACHABLE
+        loop = asyncio.get_running_loop()
+        if left and not unreachable and loop.time() < self._began + FIRST_LIST_TIME:
+            self._retry.due = self._began + FIRST_LIST_TIME
+        elif left or (left is None and unreachable):
             self._closed_ports = True
             try:
                 await self._in_thread(self.applier.close_ports)
