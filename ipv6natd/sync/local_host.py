@@ -43,7 +43,9 @@ class LocalHost:
         self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
         self._last_rules: tuple[Engine, EngineRules] | None = None
         self._read_failure = ""
-        self._known_routes: tuple[tuple[Network, ...], tuple[Route, ...]] | None = None
+        self._route_changes = 0
+        self._known_routes: tuple[tuple[Network, ...], int, tuple[Route, ...]] = ((), 0, ())
+        """The networks and the number of changes that the routes were read for, and the routes."""
         self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
         self.save_rules = SavedRules().write
         self.update_forwarding = forwarding.update
@@ -64,7 +66,7 @@ class LocalHost:
 
     def routes_changed(self) -> None:
         """Read the routes again for the next snapshot. May be called from any thread."""
-        self._known_routes = None
+        self._route_changes += 1
 
     def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
         """See Host. Reads only the facts that decisions need: every event waits for it."""
@@ -84,8 +86,10 @@ class LocalHost:
 
     def _routes(self, networks: tuple[Network, ...], refresh: bool) -> tuple[Route, ...]:
         """The routes that concern the networks; a router may have a million others."""
-        if self._known_routes is not None and self._known_routes[0] == networks and not refresh:
-            return self._known_routes[1]
+        changes = self._route_changes  # before the read: a later change causes another one
+        known_networks, known_changes, known_routes = self._known_routes
+        if (known_networks, known_changes) == (networks, changes) and not refresh:
+            return known_routes
         bridges = {network.bridge for network in networks if network.bridge}
         own = {subnet for network in networks for subnet in network.subnets}
         all_routes = [route for route in routes() if route.prefix not in own]
@@ -101,7 +105,7 @@ class LocalHost:
         if found:
             from_ra = advertised_routes()
             found = [route for route in found if route not in from_ra]
-        self._known_routes = networks, tuple(found)
+        self._known_routes = networks, changes, tuple(found)
         return tuple(found)
 
     def _engine_rules(self, snapshot: Snapshot, refresh: bool) -> EngineRules:

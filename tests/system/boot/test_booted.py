@@ -129,17 +129,17 @@ def test_systemctl_status_shows_the_state(host: Host) -> None:
 def test_reload_returns_after_the_new_settings_are_in_force(host: Host) -> None:
     assert host.state("NetworkCount") == "u 1"
     folder = "/etc/ipv6natd/conf.d"
-    host.sh(f"mkdir -p {folder}; echo 'nat_prefixes = [\"fd00:b::/64\"]' >{folder}/lab.toml")
+    host.sh(f"echo 'nat_prefixes = [\"fd00:b::/64\"]' >{folder}/lab.toml")
     host.run("systemctl", "reload", "ipv6natd")
     assert host.state("NetworkCount") == "u 0"
-    host.sh(f"rm -r {folder}; systemctl reload ipv6natd")
+    host.sh(f"rm {folder}/lab.toml; systemctl reload ipv6natd")
     assert host.state("NetworkCount") == "u 1"
     assert host.show("NRestarts") == "0"
 
 
 def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
     process = host.show("MainPID")
-    host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
+    host.sh("echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
     try:
         with pytest.raises(LabError):
             host.run("systemctl", "reload", "ipv6natd")
@@ -148,7 +148,7 @@ def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
         assert (host.show("MainPID"), host.show("ActiveState")) == (process, "active")
         host.await_served()
     finally:
-        host.sh("rm -r /etc/ipv6natd/conf.d; systemctl reload ipv6natd")
+        host.sh("rm /etc/ipv6natd/conf.d/lab.toml; systemctl reload ipv6natd")
     assert host.state() == 's "synced"'
 
 
@@ -183,7 +183,7 @@ def test_only_root_can_write_files_of_package_and_service(host: Host) -> None:
 
 def test_unknown_configuration_key_exits_78_with_message(host: Host) -> None:
     try:
-        host.sh("mkdir -p /etc/ipv6natd/conf.d; echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
+        host.sh("echo 'bakcend = 1' >/etc/ipv6natd/conf.d/lab.toml")
         host.run("systemctl", "restart", "ipv6natd", check=False)
         assert host.run("systemctl", "is-active", "ipv6natd", check=False).strip() == "failed"
         assert host.show("ExecMainStatus") == "78"
@@ -192,5 +192,5 @@ def test_unknown_configuration_key_exits_78_with_message(host: Host) -> None:
         # The service does not restart, and the open port stays open.
         assert host.fetch() == CLIENT
     finally:
-        host.sh("rm -r /etc/ipv6natd/conf.d")
+        host.sh("rm /etc/ipv6natd/conf.d/lab.toml")
         host.restart()

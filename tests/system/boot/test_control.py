@@ -102,7 +102,7 @@ def test_journal_field_finds_a_container_with_its_catalog_text(host: Host) -> No
 def test_metrics_file_is_written_with_the_drop_in_of_the_manual(host: Host) -> None:
     allow = f"[Service]\nReadWritePaths={TEXTFILE}\n"
     try:
-        host.sh(f"mkdir -p {TEXTFILE} {DROP_IN} {CONFIG}")
+        host.sh(f"mkdir -p {TEXTFILE} {DROP_IN}")
         host.sh(f"echo 'metrics_textfile = \"{TEXTFILE}/ipv6natd.prom\"' >{CONFIG}/lab.toml")
         host.sh(f"printf '{allow}' >{DROP_IN}/lab.conf; systemctl daemon-reload")
         host.restart()
@@ -113,7 +113,7 @@ def test_metrics_file_is_written_with_the_drop_in_of_the_manual(host: Host) -> N
         )
         assert "\nipv6natd_up 1\n" in kept
     finally:
-        host.sh(f"rm -r /var/lib/prometheus {DROP_IN} {CONFIG}; systemctl daemon-reload")
+        host.sh(f"rm -r /var/lib/prometheus {DROP_IN} {CONFIG}/lab.toml; systemctl daemon-reload")
         host.restart()
 
 

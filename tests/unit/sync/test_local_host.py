@@ -57,6 +57,27 @@ def test_engine_rules_are_read_only_if_there_can_be_new_ones(
         assert len(reads) == count
 
 
+def test_routes_that_change_while_they_are_read_are_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, facts = local_reader(), Snapshot(engine=Engine(version="20.10"), networks=(X,))
+    prefixes = [IPv6Network("fd00:77::/64"), IPv6Network("fd00:78::/64")]
+    reads = 0
+
+    def read() -> list[Route]:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            reader.routes_changed()  # after the kernel has answered
+        return [Route(prefix=prefix, interface=X.bridge) for prefix in prefixes[:reads]]
+
+    monkeypatch.setattr(local_host, "routes", read)
+    monkeypatch.setattr(local_host, "advertised_routes", frozenset)
+    for count in (1, 2, 2):
+        assert len(reader.add_facts(facts, False).routes) == count
+    assert reads == 2
+
+
 def test_engine_rules_are_read_again_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine writes a rule for each port of a container."""
     bridges = iter([{"br-x"}, {"br-x", "br-y"}])
