@@ -164,7 +164,7 @@ def of_networks(variant: Variant, crowded: list[Many]) -> Iterator[Line]:
         )
         ratio = many.many_first / many.few_first
         for word, must, found, unit, compared in (
-            ("filter rules for each", 12, many.rules, "rules", ""),
+            ("filter rules per network", 12, many.rules, "rules", ""),
             ("a new connection", 1.3, ratio, "ratio", beside),
             ("exec to READY", 2.0, many.ready, "s", ""),
         ):

@@ -7,7 +7,6 @@ boot empties, because a boot resets sysctls too. Works on the network namespace 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -28,7 +27,7 @@ from ipv6natd.host.sysctls import (
     parse_interfaces,
     reverted,
 )
-from ipv6natd.sync.saved_rules import SavedRules, read_saved, write_saved
+from ipv6natd.sync.saved_rules import SavedRules, read_saved, unit_folder, write_saved
 from ipv6natd.system.files import read_text, read_word
 from ipv6natd.system.messages import MessageId, log_fields
 
@@ -54,8 +53,7 @@ class Forwarding:
         advertisements (RA) beside the saved rules."""
         self.wanted = wanted
         """The setting ip_forward; a change takes effect in the next pass."""
-        runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
-        self._changes_file = Path(runtime, CHANGES_FILE)
+        self._changes_file = unit_folder("RUNTIME_DIRECTORY", FOLDER) / CHANGES_FILE
         self._ra_interfaces_file = SavedRules().path.with_name(RA_INTERFACES_FILE)
         self._lock = threading.Lock()
         self._applied: bool | None = None

@@ -7,13 +7,11 @@ address.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
 from ipv6natd.host.facts import container_ports
 from ipv6natd.sync.forwarding import FOLDER
-from ipv6natd.sync.saved_rules import read_saved, write_saved
+from ipv6natd.sync.saved_rules import read_saved, unit_folder, write_saved
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,7 @@ class SavedPorts:
 
     def __init__(self) -> None:
         """Reads the file of the last run."""
-        runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or FOLDER
-        self._path = Path(runtime, FILE_NAME)
+        self._path = unit_folder("RUNTIME_DIRECTORY", FOLDER) / FILE_NAME
         self._before = read_saved(self._path, lambda text: frozenset(text.split()))
         """As "BRIDGE/PORT"; None if unknown."""
 

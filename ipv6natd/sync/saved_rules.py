@@ -32,8 +32,7 @@ class SavedRules:
 
     def __init__(self) -> None:
         """The file is in systemd's $STATE_DIRECTORY, else in /var/lib/ipv6natd."""
-        folder = os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or FOLDER
-        self.path = Path(folder, FILE_NAME)
+        self.path = unit_folder("STATE_DIRECTORY", FOLDER) / FILE_NAME
 
     def read(self) -> Ruleset | None:
         """The saved tables, None if they are missing, empty or not written by us."""
@@ -56,6 +55,11 @@ class SavedRules:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot remove %s: %s", self.path, error.strerror)
+
+
+def unit_folder(variable: str, default: str) -> Path:
+    """A folder that systemd gives the service in this variable; the first one of several."""
+    return Path(os.environ.get(variable, "").partition(":")[0] or default)
 
 
 def read_saved(path: Path, parsed: Callable[[str], T]) -> T | None:

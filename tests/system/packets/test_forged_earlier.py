@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv6Address
 
@@ -13,7 +14,9 @@ import pytest
 
 from tests.harness import (
     Answer,
+    Container,
     Failure,
+    Network,
     Regime,
     Wanted,
     connect,
@@ -103,17 +106,27 @@ def test_rule_in_docker_user_admits_a_neighbour_without_icc(regime: Regime) -> N
             regime.host.run(tool, "-D", *rule, "-j", "ACCEPT")
 
 
+@contextmanager
+def internal_pair(
+    regime: Regime, *, listens: tuple[int, ...] = ()
+) -> Iterator[tuple[Network, Container, Container]]:
+    """An internal network with rules, its two containers, and bridged packets that pass netfilter.
+    The second container listens on these UDP ports."""
+    with (
+        regime.network("--internal") as network,
+        regime.container(network=network) as one,
+        regime.container(network=network, udp=listens) as two,
+        bridged_packets_pass(regime),
+    ):
+        assert until(lambda: network.bridge in regime.sandbox.rules(), True)
+        yield network, one, two
+
+
 @pytest.mark.depends_on("variant")
 def test_internal_container_can_be_the_router_of_its_neighbours(regime: Regime) -> None:
     """As a VPN: the replies that the bridge forwards have other sources than the network's."""
     far = IPv6Address("2001:db8:77::7")
-    with (
-        regime.network("--internal") as network,
-        regime.container(network=network) as router,
-        regime.container(network=network) as neighbour,
-        bridged_packets_pass(regime),
-    ):
-        assert until(lambda: network.bridge in regime.sandbox.rules(), True)
+    with internal_pair(regime) as (_, router, neighbour):
         router.ns.ip(f"address add {far}/128 dev lo nodad")
         neighbour.ns.ip(f"route add {far} via {router.address} dev eth0")
         assert isinstance(tcp(neighbour.ns, far, 80), Answer)
@@ -143,13 +156,7 @@ def test_multicast_source_opens_no_stateful_input(regime: Regime, who: str) -> N
 def test_internal_container_sends_multicast_from_a_second_prefix(regime: Regime) -> None:
     """Multicast leaves no network, so the check of what could leave does not apply."""
     other = IPv6Address("fd99::1")
-    with (
-        regime.network("--internal") as network,
-        regime.container(network=network) as sender,
-        regime.container(network=network, udp=(5353,)) as neighbour,
-        bridged_packets_pass(regime),
-    ):
-        assert until(lambda: network.bridge in regime.sandbox.rules(), True)
+    with internal_pair(regime, listens=(5353,)) as (_, sender, neighbour):
         to_group = bytes.fromhex("333300000001")
         forge.send(
             sender.ns, [forge.datagram(other, GROUP, (5353, 5353))], link="eth0", by=to_group
@@ -164,12 +171,7 @@ def test_internal_containers_route_for_others_if_the_host_knows_where_they_are(
 ) -> None:
     """Both ends are outside the network's subnet, as between nodes of kind."""
     near, far = IPv6Address("fd10:244:1::5"), IPv6Address("fd10:244:2::5")
-    with (
-        regime.network("--internal") as network,
-        regime.container(network=network) as one,
-        regime.container(network=network) as two,
-        bridged_packets_pass(regime),
-    ):
+    with internal_pair(regime) as (network, one, two):
         for space, address, other, by in (
             (one.ns, near, far, two.address),
             (two.ns, far, near, one.address),

@@ -226,6 +226,12 @@ def test_forged_ack_does_not_hide_a_client_behind_the_proxy(regime: Regime) -> N
     assert peer(tcp(regime.rogue, HOST, 8080)) == ROGUE
 
 
+def await_source_rule(regime: Regime, rule: str) -> None:
+    """Wait until this rule of the raw table is in force, and the filter table, which follows it."""
+    assert until(lambda: rule in regime.sandbox.rules(), True)
+    time.sleep(SHORT)
+
+
 def test_wide_route_by_a_container_blocks_no_other_network(
     regime: Regime,
 ) -> None:
@@ -254,8 +260,7 @@ def test_prefix_with_routes_to_two_containers_comes_in_by_both(regime: Regime) -
         space.ip(f"address add {beyond}/128 dev eth0 nodad")
         regime.host.ip(f"route add {route}")
     try:
-        assert until(lambda: "-s fd00:77::/64 -i brY -j RETURN" in regime.sandbox.rules(), True)
-        time.sleep(SHORT)  # the filter table follows the raw table
+        await_source_rule(regime, "-s fd00:77::/64 -i brY -j RETURN")
         with serve(regime.host, "host", udp=[SERVICE]) as service:
             for port, space in enumerate(spaces, 7750):
                 udp(space, HOST, SERVICE, source=beyond, source_port=port, timeout=SHORT)
@@ -283,8 +288,7 @@ def test_prefix_with_two_routes_opens_no_network_inside_it(
     for route in routes:
         regime.host.ip(f"-6 route add {route}")
     try:
-        assert until(lambda: f"-s {prefix} -i ext0 -j RETURN" in regime.sandbox.rules(), True)
-        time.sleep(SHORT)  # the filter table follows the raw table
+        await_source_rule(regime, f"-s {prefix} -i ext0 -j RETURN")
         for who, port in (("segment", 7760), ("container", 7761)):
             before = len(regime.x1.server.received)
             attackers(regime)[who].send(forge.datagram(X1, ROGUE, (54, port)))
@@ -312,8 +316,7 @@ def test_lan_with_a_container_as_backup_keeps_its_access(regime: Regime) -> None
     for route in routes:
         regime.host.ip(f"route add {route}")
     try:
-        assert until(lambda: "-s fd00:77::/64 -i ext0 -j RETURN" in regime.sandbox.rules(), True)
-        time.sleep(SHORT)  # the filter table follows the raw table
+        await_source_rule(regime, "-s fd00:77::/64 -i ext0 -j RETURN")
         assert peer(tcp(regime.rogue, HOST, 8080, source=lan)) == lan
         x1_as_lan = replace(attackers(regime)["container"], ns=regime.x1.ns)
         x1_as_lan = replace(x1_as_lan, by=forge.hardware(regime.host, "brX"))
