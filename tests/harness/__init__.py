@@ -5,7 +5,7 @@ in the host's namespace. Everything here is a context manager that removes what 
 package contains no test of behaviour and no knowledge of ipv6natd's rules.
 """
 
-from tests.harness import tree
+from tests.harness import exchange, tree
 from tests.harness.bus import Bus
 from tests.harness.daemon import Daemon
 from tests.harness.engine import Container, Engine, Network
@@ -31,6 +31,7 @@ __all__ = [
     "Server",
     "Wanted",
     "connect",
+    "exchange",
     "leftovers",
     "need",
     "ping",

@@ -134,8 +134,12 @@ class Crowd:
             failed, answered = self._seen[origin]
             lost = traffic.tally.failed[failed:]
             # A datagram without a rule is reported as lost some steps later.
-            there = [each for each in lost if each.target.server not in restarted]
-            blamed = [each for each in there if each.began > self._edited]
+            blamed = [
+                each
+                for each in lost
+                if each.stranger
+                or (each.target.server not in restarted and each.began > self._edited)
+            ]
             self.excused += len(lost) - len(blamed)
             wrong += [f"lost meanwhile: {origin} {each}" for each in blamed]
             wrong += [

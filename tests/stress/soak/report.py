@@ -37,8 +37,9 @@ containers. A fifth container starts or is killed during the fault, if the fault
 Meanwhile there is this traffic:
 
 - A client opens 25 new connections per second, TCP and UDP, to six published ports. A connection
-  is *lost* if the right container does not answer within a second, or does not see the client's
-  address. A container opens five outgoing connections per second.
+  is *lost* if no answer comes within a second, or if the container does not see the client's
+  address. An answer of another container is a wrong result in every row. A container opens five
+  outgoing connections per second.
 - Five flows are open, incoming and outgoing, with ten messages per second. A flow is *cut* if it
   breaks, if another peer answers, or if it is silent for 20 seconds.
 - 70 probes per second go to closed ports. A rogue on the host's link, with a route to the
@@ -69,6 +70,12 @@ rules are flushed; the daemon is stopped, killed and reloaded. After each step a
 shares no code with ipv6natd, computes the reachable ports and the source addresses that containers
 see, and packets check the result. Meanwhile new connections, open flows and probes of closed ports
 continue.
+
+Seven more containers restart with the engine, and each runs a server that answers with the
+container's name. Two of them publish a port, which a client asks 20 times a second. In some steps
+they stop, start in another order, and get each other's addresses; when the engine restarts without
+live-restore, this happens to all containers. An answer of another container is a wrong result at
+any time, also where lost connections are permitted.
 
 Two attackers forge packets as well, ten per tenth of a second: the rogue on the host's link, and a
 container. The forged sources are containers of other networks, unused addresses of these networks,
@@ -233,6 +240,8 @@ def soaked(soak: Soaked) -> str:
         f"of these, to {', '.join(Aim)}": counts(soak.forged, *Aim),
         "answers to the forged sources": f"{soak.answers:,}",
         "open flows": f"{soak.flows:,}",
+        "exchanges of addresses": soak.exchanges,
+        "answers of the containers that exchange addresses": f"{soak.exchange_answers:,}",
         "wrong results": len(soak.wrong),
         "all checks right after a step, s: median, worst": f"{soak.median:.2f}, {soak.worst:.2f}",
         "growth": grown,

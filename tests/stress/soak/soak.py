@@ -20,7 +20,8 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from tests.harness import until
+from tests.harness import exchange, until
+from tests.harness.exchange import Answers
 from tests.harness.leftovers import leftovers
 from tests.harness.process import LabError
 from tests.harness.sandbox import Variant
@@ -80,6 +81,10 @@ class Soaked:
     """Answers of attackers to forged sources."""
     flows: int = 0
     """Open flows."""
+    exchanges: int = 0
+    """Steps in which containers with a published port got other addresses."""
+    exchange_answers: int = 0
+    """Answers of these containers, each with the container's name."""
     settled: list[float] = field(default_factory=list)
     """Seconds from the end of each step until all answers were right; 0 for at once."""
     grown: dict[str, int] = field(default_factory=dict)
@@ -108,9 +113,12 @@ class Soaked:
 class Soak:
     """One run."""
 
-    def __init__(self, there: Ground, crowd: Crowd, result: Soaked, say: Say) -> None:
+    def __init__(
+        self, there: Ground, crowd: Crowd, answers: Answers, result: Soaked, say: Say
+    ) -> None:
         self.ground = there
         self.crowd = crowd
+        self.answers = answers
         self.result = result
         self.say = say
         self.world = World(proxy=result.proxy)
@@ -118,6 +126,7 @@ class Soak:
         self.verbose = False
         self.evidence: Path | None = None
         self._last: deque[str] = deque(maxlen=8)
+        self._ends = exchange.addresses(there.engine)
         self._draw = Random(result.seed)
         """Draws the questions, separately from the steps, so that the steps stay the same."""
 
@@ -156,6 +165,7 @@ class Soak:
         wrong += self.ground.wrong
         self.ground.wrong.clear()
         wrong += self.crowd.settled(self.world, wants)
+        wrong += self._exchanged()
         if result.steps % 5 == 0:
             wrong += leaks.left(self.ground, self.world)
         self.samples.append(leaks.sample(self.ground))
@@ -182,6 +192,19 @@ class Soak:
                 break
         self.result.settled.append(begun - done)
         return [f"{ask}: wanted {want}, got {shown(told[ask])}" for ask, want in open_.items()]
+
+    def _exchanged(self) -> list[str]:
+        """The wrong answers of the containers that exchange addresses."""
+        answers, before = self.answers, self._ends
+        there = answers.await_all(timeout=PATIENCE)
+        wrong = [f"port {port} was answered by {name}" for port, name in answers.wrong]
+        if not there:
+            wrong.append("a port of a container that exchanges addresses does not answer")
+        self.result.exchange_answers += answers.count
+        answers.forget()
+        self._ends = exchange.addresses(self.ground.engine)
+        self.result.exchanges += self._ends != before
+        return wrong
 
     def _by_itself(self, step: Step, restarted: frozenset[str]) -> None:
         """Record containers that the engine restarted without a step."""
@@ -218,6 +241,7 @@ class Soak:
     def over(self, baseline: list[str]) -> None:
         """Remove all containers and networks, and compare the rules with the beginning."""
         self.crowd.attackers.aim(None)
+        exchange.remove_all(self.ground.engine)
         for box in self.world.boxes.values():
             self.ground.engine.docker("rm", "--force", box.name, check=False)
         for net in self.world.nets.values():
@@ -273,23 +297,25 @@ def soak(
     with ground(variant, proxy=proxy) as there, Crowd(there) as crowd:
         result.engine = there.engine.version
         baseline = own(there)
-        run = Soak(there, crowd, result, say)
-        run.verbose, run.evidence = verbose, evidence
-        for step in first(rng, proxy):
-            run.perform(step)
-        begun = told = time.monotonic()
-        while not result.wrong or len(result.wrong) < ENOUGH:
-            gone = (time.monotonic() - begun) / seconds
-            if steps is not None:
-                gone = max(gone, result.steps / steps)
-            if gone >= 1:
-                break
-            step = chosen(run.world, rng, nft=variant == "nft", ending=gone < ENDING)
-            kinds[step.kind] += 1
-            run.perform(step)
-            if time.monotonic() - told > 30:
-                told = time.monotonic()
-                say(progress(result, crowd, step))
+        exchange.run_all(there.engine)
+        with exchange.asking(there.sandbox.client) as answers:
+            run = Soak(there, crowd, answers, result, say)
+            run.verbose, run.evidence = verbose, evidence
+            for step in first(rng, proxy):
+                run.perform(step)
+            begun = told = time.monotonic()
+            while len(result.wrong) < ENOUGH:
+                gone = (time.monotonic() - begun) / seconds
+                if steps is not None:
+                    gone = max(gone, result.steps / steps)
+                if gone >= 1:
+                    break
+                step = chosen(run.world, rng, nft=variant == "nft", ending=gone < ENDING)
+                kinds[step.kind] += 1
+                run.perform(step)
+                if time.monotonic() - told > 30:
+                    told = time.monotonic()
+                    say(progress(result, crowd, step))
         run.over(baseline)
         result.kinds = dict(sorted(kinds.items()))
         result.left_behind, result.unrouted = there.left_behind, there.unrouted

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, IPv6Network
 from random import Random
 from typing import Any
 
-from tests.harness import until
+from tests.harness import exchange, until
 from tests.harness.sandbox import HOST_TOO
 from tests.stress.soak.ground import Ground
 from tests.stress.soak.model import Box, Mode, Net, Protocol, Publish, World
@@ -432,28 +432,39 @@ def engine(text: str, number: signal.Signals) -> Maker:
     return made
 
 
-def engine_cold(world: World, rng: Random) -> Step | None:  # noqa: ARG001
+def engine_cold(world: World, rng: Random) -> Step | None:
     """Restart the engine without live-restore: some containers restart with the engine."""
     if any(box.state == "paused" for box in world.boxes.values()):
         return None
     back = [box.started() if box.always and box.up else box for box in world.boxes.values()]
     after = world.having(*(b if b.always and b.up else b.stopped() for b in back))
+    number, again = rng.choices((signal.SIGTERM, signal.SIGKILL), k=2)
 
     def do(ground: Ground) -> None:
         flags = ground.engine.args
         ground.engine.args = tuple(each for each in flags if each != "--live-restore")
-        restart(ground, signal.SIGTERM)
+        restart(ground, number)
         # Wait: an engine that is stopped while it starts containers leaves some of them running,
         # with their addresses, and starts others with the same addresses.
         ground.learn(after)
         ground.engine.args = flags
-        restart(ground, signal.SIGTERM)
+        restart(ground, again)
 
     return Step(
-        text="the engine restarts without live-restore",
+        kind="the engine restarts without live-restore",
+        text=f"the engine restarts without live-restore: {number.name}, {again.name}",
         after=after,
         do=do,
         touched=frozenset(world.boxes),
+    )
+
+
+def exchanged(world: World, rng: Random) -> Step:
+    seed = rng.randrange(1 << 30)
+    return Step(
+        text="containers exchange their addresses",
+        after=world,
+        do=lambda ground: exchange.shuffle(ground.engine, Random(seed)),
     )
 
 
@@ -564,7 +575,8 @@ OFTEN: list[tuple[int, Maker]] = [
     (2, edited("our jump in nat is deleted", lambda g: g.ip6tables("-t", "nat", "-D", *POST))),
     (2, engine("the engine restarts", signal.SIGTERM)),
     (2, engine("the engine is killed and started", signal.SIGKILL)),
-    (1, engine_cold),
+    (2, engine_cold),
+    (4, exchanged),
     (3, daemon_hung),
     (2, simple("ipv6natd reloads", lambda ground: ground.daemon.reload())),
     (2, simple("ipv6natctl resync", lambda ground: ground.daemon.ctl("resync"))),

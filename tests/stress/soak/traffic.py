@@ -67,6 +67,12 @@ class Wrong:
     target: Target
     answer: Answer | Failure | str
 
+    @property
+    def stranger(self) -> bool:
+        """True if another container answered than the one that publishes the port."""
+        answer, server = self.answer, self.target.server
+        return isinstance(answer, Answer) and server not in (None, answer.server)
+
     def __str__(self) -> str:
         said = self.answer
         if isinstance(said, Answer):

@@ -84,7 +84,8 @@ def _try(fault: Fault, scene: Scene, rng: random.Random, row: Row) -> None:
 
 
 def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: float) -> None:
-    """Add the results to the row. Effects outside the fault's `costs` are wrong."""
+    """Add the results to the row. Effects outside the fault's `costs` are wrong, and so is each
+    answer of another container."""
     row.attempted += talk.attempted
     row.probed += talk.probed
     row.lost += len(talk.failed)
@@ -102,7 +103,7 @@ def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: f
         ("exposed" in costs, talk.answered_closed),
     ]
     for allowed, found in judge:
-        bad = [each for each in found if not (allowed and during(each))]
+        bad = [each for each in found if each.stranger or not (allowed and during(each))]
         row.wrong += [f"{each} ({each.began - struck:+.2f} s)" for each in bad[:5]]
     if "cut" not in costs:
         row.wrong += [f"open flow to {each.target} was cut: {each.cut}" for each in talk.cut]
