@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 _NET = Path("/sys/class/net")
 _MAX_SAMPLED_PORTS = 8
+_CONTAINER_PORT = re.compile(f"{CONTAINER_PORT}[0-9a-f]{{7}}")
+"""The names that dockerd gives to the bridge ports of containers (libnetwork, bridge.go). Guests of
+other programs on the same bridge have other names: tap0, vnet3, veth and six letters (LXC)."""
 _IFF_UP = 1
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
@@ -63,7 +66,7 @@ def userland_proxy(bridges: Iterable[str]) -> bool:
     proxy. A few ports on any bridges are enough, because all ports of one engine are equal. Without
     any port there is no container, and nothing depends on the result.
     """
-    ports = (port for bridge in bridges for port in _bridge_ports(bridge))
+    ports = (port for bridge in bridges for port in _container_ports(bridge))
     return not any(
         read_word(port / "hairpin_mode") == "1" for port in islice(ports, _MAX_SAMPLED_PORTS)
     )
@@ -78,11 +81,12 @@ def _bridge_ports(bridge: str) -> Iterator[Path]:
 def container_ports(bridges: Iterable[str]) -> frozenset[str]:
     """The ports of containers on these bridges, as "BRIDGE/PORT"."""
     return frozenset(
-        f"{bridge}/{port.name}"
-        for bridge in bridges
-        for port in _bridge_ports(bridge)
-        if port.name.startswith(CONTAINER_PORT)
+        f"{bridge}/{port.name}" for bridge in bridges for port in _container_ports(bridge)
     )
+
+
+def _container_ports(bridge: str) -> Iterator[Path]:
+    return (port for port in _bridge_ports(bridge) if _CONTAINER_PORT.fullmatch(port.name))
 
 
 def tracks_sctp() -> bool:
@@ -182,10 +186,12 @@ def read_host(
         ra_default_routes=ra_default_routes(),
         client_interfaces=tuple(sorted(_client_interfaces())),
         interfaces=tuple(_forwarding_interfaces()),
+        global_interfaces=frozenset(_global_interfaces()),
         docker_ipv6nat=docker_ipv6nat(),
         br_netfilter=_BRIDGE_SYSCTL.exists(),
         unfiltered_bridges=_unfiltered_bridges(networks),
         bridges_without_address=_bridges_without_address(networks),
+        guest_ports=_guest_ports(networks),
     )
 
 
@@ -238,7 +244,11 @@ def _client_interfaces() -> set[str]:
         for prefix, length, *_, flags, interface in _route_lines()
         if int(prefix, 16) == int(length, 16) == 0 and not int(flags, 16) & _RTF_REJECT
     }
-    return default or {line[5] for line in _address_lines() if line[3] == "00"} - {"lo"}
+    return default or _global_interfaces() - {"lo"}
+
+
+def _global_interfaces() -> set[str]:
+    return {line[5] for line in _address_lines() if line[3] == "00"}
 
 
 def _forwarding_interfaces() -> Iterator[str]:
@@ -275,6 +285,17 @@ def _bridges_without_address(networks: Iterable[Network]) -> frozenset[str]:
         if (_NET / network.bridge).exists()
         and not any(a in s for a in found.get(network.bridge, ()) for s in network.subnets)
     )
+
+
+def _guest_ports(networks: Iterable[Network]) -> dict[str, tuple[str, ...]]:
+    """See HostFacts."""
+    found = {}
+    for network in networks:
+        if network.managed_by is ManagedBy.IPV6NATD:
+            names = {port.name for port in _bridge_ports(network.bridge)}
+            if guests := {name for name in names if not _CONTAINER_PORT.fullmatch(name)}:
+                found[network.bridge] = tuple(sorted(guests))
+    return found
 
 
 def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:

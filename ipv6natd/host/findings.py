@@ -21,6 +21,8 @@ from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MAX_INTERFACES = 8
 """Maximum number of interfaces of which all pairs are checked."""
+_MAX_NAMED = 3
+"""Maximum number of interfaces that a text names."""
 _DROP_ALL = re.compile(
     r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)"
 )
@@ -59,6 +61,8 @@ class HostFacts:
     those with a global IPv6 address, lo left out."""
     interfaces: tuple[str, ...] = ()
     """Interfaces that receive and send IPv6 packets, without lo and the ports of bridges."""
+    global_interfaces: frozenset[str] = frozenset()
+    """Interfaces with a global or unique local IPv6 address."""
     backend: str = "nft"
     """The variant of ip6tables that ipv6natd uses."""
     forward_policy: str = "ACCEPT"
@@ -92,6 +96,8 @@ class HostFacts:
     """The bridges of networks with enable_icc=false whose frames it does not filter."""
     bridges_without_address: frozenset[str] = frozenset()
     """The bridges of open networks without an address in their subnets."""
+    guest_ports: Map[str, tuple[str, ...]] = field(default_factory=dict)
+    """Bridge of a network -> its ports that belong to no container, if it has any."""
 
 
 class Topic(StrEnum):
@@ -155,10 +161,13 @@ def evaluate(
     faults += _flushed_engine_rules(missing_engine_rules)
     bridges = bridges.union(net.bridge for net in networks)
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
-    if len(unguarded) == 1:
-        notes.append(_open_router(unguarded).text)
-    elif unguarded:
-        faults.append(_open_router(unguarded))
+    if unguarded:
+        unmanaged = bridges & facts.global_interfaces - {net.bridge for net in managed}
+        finding = _open_router(unguarded, sorted(unmanaged))
+        if len(unguarded) == 1:
+            notes.append(finding.text)
+        else:
+            faults.append(finding)
     return HostReport(findings=tuple(faults), notes=tuple(notes))
 
 
@@ -428,14 +437,17 @@ def _drops_by_default(facts: HostFacts) -> bool:
     return facts.forward_policy != "ACCEPT" or any(map(_DROP_ALL.fullmatch, facts.forward_rules))
 
 
-def _open_router(interfaces: tuple[str, ...]) -> Finding:
+def _open_router(interfaces: tuple[str, ...], unmanaged: Sequence[str]) -> Finding:
+    """`unmanaged` are the bridges of other networks of the engine, as of those with public
+    addresses: no rule of ipv6natd accepts their packets."""
     *most, last = interfaces
     path = f"between {', '.join(most)} and {last}" if most else f"in and out by {last}"
+    also = f", also for the containers on {_some(unmanaged)}" if unmanaged else ""
     return Finding(
         topic=Topic.FIREWALL,
         problem=f"this host routes IPv6 for everyone {path}: forwarding is on, and FORWARD does "
         "not drop packets that are not for containers; accept there what else this host must "
-        "route; then, in the configuration of your firewall, and now",
+        f"route{also}; then, in the configuration of your firewall, and now",
         command="ip6tables -P FORWARD DROP",
     )
 
@@ -451,10 +463,28 @@ def _notes(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
             f"a reverse-path filter is in {place}: it drops the replies of a container that gets "
             "a packet on one network and replies on another"
         )
+    for network in networks:
+        if guests := facts.guest_ports.get(network.bridge):
+            yield _shared_bridge(network, guests)
     if networks:
         yield from _rules_without_effect(facts)
         yield from _rules_that_accept_first(facts)
         yield from _foreign_source_nat(facts, networks)
+
+
+def _shared_bridge(network: Network, guests: Sequence[str]) -> str:
+    """The engine drops such connections too, with `ip6tables` on."""
+    return (
+        f"bridge {network.bridge} of network {network.name} has ports that belong to no container "
+        f"({_some(guests)}): new connections from other interfaces to the machines behind them are "
+        "dropped, as those to containers without a published port; to accept those to one machine: "
+        f"ip6tables -I {DOCKER_USER} -o {network.bridge} -d ADDRESS -j ACCEPT"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if names[_MAX_NAMED:] else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _forward_rules(facts: HostFacts) -> tuple[list[str], list[str]]:

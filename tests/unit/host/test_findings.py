@@ -228,6 +228,10 @@ def test_open_router_with_one_interface_is_a_note() -> None:
     assert note.startswith("this host routes IPv6 for everyone in and out by eth0: ")
     assert note.endswith(": ip6tables -P FORWARD DROP")
     assert evaluate(replace(facts, forward_policy="DROP"), [X]).notes == ()
+    # Q28: the policy would cut off the containers of other networks.
+    public = replace(facts, global_interfaces=frozenset({"br-x", "br-0123456789ab", "eth0"}))
+    (note,) = evaluate(public, [X], frozenset({"br-0123456789ab", "docker0"})).notes
+    assert "must route, also for the containers on br-0123456789ab; then" in note
     named = replace(facts, interfaces=(*facts.interfaces, "ipv4only"))
     assert evaluate(named, [X], frozenset({"ipv4only"})) == result
     assert len(evaluate(named, [X]).findings) == 1
@@ -513,6 +517,14 @@ def test_wider_source_nat_before_ours_is_noted(rule: str, noted: str) -> None:
     assert bool(found) is bool(noted)
     assert noted in "".join(found)
     assert notes(postrouting_rules=(ours, f"-A POSTROUTING {rule}")) == []
+
+
+def test_q18_guests_on_a_bridge_are_named_with_the_rule_that_accepts_more() -> None:
+    (note,) = notes(guest_ports={"br-x": ("tap0", "tap1", "tap2", "vnet0", "vnet1")})
+    assert "br-x of network x has ports that belong to no container" in note
+    assert "(tap0, tap1, tap2 and 2 more)" in note
+    assert note.endswith(": ip6tables -I DOCKER-USER -o br-x -d ADDRESS -j ACCEPT")
+    assert notes(guest_ports={"br-y": ("tap0",)}) == []
 
 
 def test_source_nat_before_ours_is_noted_if_it_overrides_host_ipv6() -> None:
