@@ -37,11 +37,13 @@ desk=(
     module:yaml:python3-yaml
     command:systemd-nspawn:systemd-container
 )
-# Firewalls that ipv6natd has to live beside. Only tests use them, each in a network namespace; on
+# Programs that ipv6natd has to live beside. Only tests use them, each in a network namespace; on
 # this machine they must not start, now or after a reboot.
 rivals=(
     command:ufw:ufw
     command:firewall-cmd:firewalld
+    command:haproxy:haproxy
+    command:podman:podman
 )
 # Other suites of Debian (tests/harness/tree.py asks, where one is to be made). The keyring is what
 # their signatures are checked with; debootstrap only suggests it.
@@ -122,6 +124,10 @@ install || { apt update && install; } || {
 }
 for package in "${missing[@]}"; do
     case $package in
-        ufw | firewalld) systemctl --root=/ --quiet disable "$package" ;;
+        ufw | firewalld | haproxy) systemctl --root=/ --quiet disable "$package" ;;
+        podman)
+            systemctl --root=/ --quiet disable podman.service podman.socket podman-restart.service \
+                podman-auto-update.service podman-auto-update.timer
+            ;;
     esac
 done

@@ -261,8 +261,15 @@ class Engine:
 
     def docker(self, *words: str, check: bool = True) -> str:
         """Run the docker command of the engine's version."""
-        own = () if self.suite is None else self._inside
-        return run(*own, "docker", f"--host={self.endpoint}", *words, check=check).strip()
+        return run(*self._docker, *words, check=check).strip()
+
+    def start_docker(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start the docker command, and do not wait. The caller ends it."""
+        return spawn([*self._docker, *words], log=subprocess.DEVNULL)
+
+    def path(self, path: str) -> Path:
+        """A file as the engine sees it, for example below /etc/docker."""
+        return Path(f"/proc/{self._holder}/root{path}")
 
     @property
     def log(self) -> str:
@@ -320,7 +327,7 @@ class Engine:
     def netns(self, pid: int) -> Path:
         """The network namespace of a process, by its pid in the engine's namespace."""
         # /proc of the first process there has all processes.
-        return Path(f"/proc/{self._holder}/root/proc/{pid}/ns/net")
+        return self.path(f"/proc/{pid}/ns/net")
 
     def rm(self, *names: str) -> None:
         """Kill and remove containers."""
@@ -331,6 +338,11 @@ class Engine:
         """The nsenter command for the engine's mounts, processes, root and network."""
         into = ("--mount", "--pid", "--root", f"--net={self.sandbox.host.path}")
         return "nsenter", f"--target={self._holder}", *into
+
+    @property
+    def _docker(self) -> tuple[str, ...]:
+        own = () if self.suite is None else self._inside
+        return (*own, "docker", f"--host={self.endpoint}")
 
     @property
     def _log(self) -> Path:
