@@ -78,6 +78,7 @@ def test_the_commands_load_what_was_installed_and_nothing_from_elsewhere(tmp_pat
 
 
 def test_links_of_the_installed_pages_lead_to_installed_files(tmp_path: Path) -> None:
+    """Q28."""
     installed(tmp_path, 0o022)
     pages = tmp_path / "usr/share/doc/ipv6natd"
     links = {

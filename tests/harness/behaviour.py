@@ -53,6 +53,7 @@ GROUPS = {
     "F": "Other programs that write to the tables",
     "C": "An engine that writes IPv6 rules itself",
     "K": "The host",
+    "Q": "In the field",
 }
 
 Verdict = Literal["holds", "differs"]

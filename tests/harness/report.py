@@ -125,16 +125,16 @@ def is_failed(ran: Ran) -> bool:
 
 
 def scenarios(name: str, doc: str | None = None) -> tuple[str, ...]:
-    """The ids at the beginning of a test's name, or those that are its whole docstring.
+    """The ids at the beginning of a test's name, and those at the beginning of its docstring.
 
     >>> scenarios("test_h4_h5_an_own_port")
     ('H4', 'H5')
     """
     named = re.match(r"test_((?:[a-z]\d+_)+)", name)
     found = re.findall(r"[a-z]\d+", named[1]) if named else []
-    if doc is not None and re.fullmatch(r"[A-Z]\d+(, [A-Z]\d+)*", doc.strip()):
-        found += doc.strip().split(", ")
-    return tuple(each.upper() for each in found)
+    if described := re.match(r"\s*([A-Z]\d+(?:, [A-Z]\d+)*)(?=[\s.:,]|$)", doc or ""):
+        found += described[1].split(", ")
+    return tuple(dict.fromkeys(each.upper() for each in found))
 
 
 def numbers(version: str) -> list[int]:

@@ -39,8 +39,8 @@ def forward(lab: Small) -> list[str]:
 
 @pytest.mark.parametrize("ban", BANS)
 @pytest.mark.parametrize("when", ["before the start", "while it runs"])
-def test_ban_first_in_forward_applies_to_containers(lab: Small, ban: str, when: str) -> None:
-    """Q2: no exchange of positions, and no edit that is repaired."""
+def test_q2_ban_first_in_forward_applies_to_containers(lab: Small, ban: str, when: str) -> None:
+    """No exchange of positions, and no edit that is repaired."""
     if when == "before the start":
         load(lab, *BANS[ban])
         lab.daemon.start()

@@ -195,7 +195,7 @@ def test_forged_simultaneous_open_opens_no_port(regime: Regime) -> None:
 
 @pytest.mark.parametrize("who", ["container", "segment"])
 def test_forged_gateway_or_host_source_reaches_no_container(regime: Regime, who: str) -> None:
-    """Also with the source of a neighbour or a free address, by the proxy (Q20) and by a group."""
+    """Q20: with the source of a neighbour or a free address, by the proxy and by a group too."""
     attacker, received = attackers(regime)[who], regime.x1.server.received
     opened(regime.client, 8080)
     before = len(received)

@@ -432,6 +432,7 @@ def test_ipv4_rules_of_the_engine_in_the_other_variant_are_reported(lab: Small) 
 
 
 def test_running_docker_ipv6nat_is_reported_with_the_command(lab: Small) -> None:
+    """Q9: with all capabilities, and with those of the unit."""
     tool = lab.sandbox.dir / "docker-ipv6nat"
     tool.write_bytes(Path("/usr/bin/sleep").resolve().read_bytes())
     tool.chmod(0o755)
@@ -442,7 +443,6 @@ def test_running_docker_ipv6nat_is_reported_with_the_command(lab: Small) -> None
         said = lab.looked()
         assert said.startswith("degraded: docker-ipv6nat runs")
         assert said.endswith(f"kill {rival.pid}")
-        # Q9: with the capabilities of the unit.
         find = "from ipv6natd.host.facts import docker_ipv6nat; print(docker_ipv6nat())"
         bounds = "--bounding-set=-all,+net_admin,+net_raw"
         found = lab.host.run("setpriv", bounds, "--inh-caps=-all", sys.executable, "-c", find)

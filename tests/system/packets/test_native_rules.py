@@ -29,8 +29,7 @@ def lab(request: pytest.FixtureRequest, tools: None) -> Iterator[Small]:  # noqa
         yield lab
 
 
-def test_ports_open_close_and_heal_beside_a_native_nft_rule(lab: Small) -> None:
-    """Q1."""
+def test_q1_ports_open_close_and_heal_beside_a_native_nft_rule(lab: Small) -> None:
     host, daemon = lab.sandbox.host, lab.daemon
     x2 = lab.engine.run("x2", "X", publish=["8081:80"])
     with serve(x2.ns, "x2", tcp=[80]):

@@ -140,10 +140,10 @@ def test_p10_paused_container_keeps_its_rules(regime: Regime) -> None:
 
 
 @pytest.mark.parametrize("interface", ["all", "eth0"])
-def test_p11_container_without_ipv6_is_skipped_with_the_reason(
+def test_p11_q15_container_without_ipv6_is_skipped_with_the_reason(
     regime: Regime, interface: str
 ) -> None:
-    """P11 and, with eth0, Q15."""
+    """With eth0, it is Q15."""
     port = regime.port()
     off = f"net.ipv6.conf.{interface}.disable_ipv6=1"
     if interface == "eth0" and regime.engine.release >= (28, 0):
@@ -177,7 +177,7 @@ def test_p13_default_bridge_publishes_ports(regime: Regime) -> None:
         assert opened(regime.client, port).local in IPv6Network("fd00:d::/64")
 
 
-def test_p14_network_of_another_driver_has_no_rule(regime: Regime) -> None:
+def test_p14_q19_network_of_another_driver_has_no_rule(regime: Regime) -> None:
     port = regime.port()
     subnet = "--subnet=fd00:e::/64"
     made = regime.engine.docker(
@@ -192,7 +192,6 @@ def test_p14_network_of_another_driver_has_no_rule(regime: Regime) -> None:
             assert "fd00:e:" not in regime.sandbox.rules()
             assert dnats(regime.sandbox.rules(), port) == []
             if not regime.native:
-                # Q19.
                 rows = listed(regime.daemon, "skipped")
                 (row,) = (each for each in rows if each["ContainerName"] == one.name)
                 assert "the container is on no bridge network" in row["Reason"]

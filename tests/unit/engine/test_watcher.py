@@ -419,7 +419,7 @@ def test_p8_slow_inspect_does_not_delay_other_containers(engine: FakeEngine) -> 
 def test_number_of_parallel_inspects_is_limited(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all, and of those that began lately: an inspect that hangs holds nothing up (Q10)."""
+    """Q10: of all, and of those that began lately. An inspect that hangs holds nothing up."""
     monkeypatch.setattr(docker_watch, "MAX_PARALLEL_INSPECTS", 3)
     monkeypatch.setattr(docker_watch, "SLOW_INSPECT", 0.2)
     monkeypatch.setattr(docker_watch, "MAX_INSPECTS", 8)

@@ -172,6 +172,7 @@ def test_our_network_beside_an_engines_network_has_rules_and_may_reach_it() -> N
 def test_ip6tables_option_is_read_from_command_line_and_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], file: object, option: object
 ) -> None:
+    """Q14: dockerd takes the last of several."""
     config = tmp_path / "daemon.json"
     if file is not None:
         config.write_text(json.dumps(file))

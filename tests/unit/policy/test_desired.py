@@ -355,6 +355,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_scenario(name: str) -> None:
+    """Q19, Q25, and others by the names of the cases."""
     case = CASES[name]
     want = desired(case.facts, case.policy)
     assert lines(want) == list(case.mappings)
