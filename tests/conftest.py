@@ -139,7 +139,7 @@ def pytest_runtest_makereport(
         if suite and item.nodeid.startswith(BOOT):
             check = Check(suite=suite, name=item.originalname, outcome=outcome)
             phase.user_properties.append((CHECK, asdict(check)))
-        elif not item.nodeid.startswith("tests/system/supply/"):
+        if not item.nodeid.startswith("tests/system/supply/"):
             phase.user_properties.append((RAN, asdict(ran(item, outcome))))
     return phase
 
