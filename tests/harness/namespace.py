@@ -51,6 +51,11 @@ class Namespace:
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         return self.within(lambda: socket.socket(family, kind, protocol))
 
+    def flows(self, *words: str) -> str:
+        """What `conntrack -L` prints of IPv6, without its count, which can break a line."""
+        command = ("conntrack", "-L", "-f", "ipv6", *words)
+        return self.run("sh", "-c", 'exec "$@" 2>/dev/null', "sh", *command, check=False)
+
     def run(self, *argv: str, check: bool = True) -> str:
         """The output of a command in this namespace. Its /sys is that of the machine."""
         return run("nsenter", f"--net={self.path}", *argv, check=check)

@@ -120,7 +120,7 @@ def in_rules(ground: Ground, world: World) -> list[str]:
 
 def in_conntrack(ground: Ground, world: World) -> list[str]:
     """UDP entries to the host whose reply source is an unused container address."""
-    text = ground.sandbox.host.run("conntrack", "-L", "-f", "ipv6", "-p", "udp", check=False)
+    text = ground.sandbox.host.flows("-p", "udp")
     there = addresses(world) | {net.gateway for net in world.nets.values()}
     found = []
     for line in text.splitlines():

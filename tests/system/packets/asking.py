@@ -92,6 +92,5 @@ def dnats(rules: str, port: int) -> list[str]:
 
 def carried_by_nat(host: Namespace, port: int, protocol: str = "tcp") -> list[str]:
     """Flows to a host port that use NAT and not the proxy."""
-    words = ("conntrack", "-L", "-f", "ipv6", "-p", protocol, "--orig-port-dst", str(port))
-    flows = host.run(*words, "--dst-nat", check=False)
+    flows = host.flows("-p", protocol, "--orig-port-dst", str(port), "--dst-nat")
     return [line for line in flows.splitlines() if f"dport={port}" in line]

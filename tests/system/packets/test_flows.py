@@ -87,8 +87,8 @@ def wait_for_mapping(
 
 def entries(regime: Regime, port: int) -> set[str]:
     """The ids of the host's conntrack entries for a port."""
-    words = ("conntrack", "-L", "-f", "ipv6", "-p", "udp", "-o", "id", "--orig-port-dst", str(port))
-    return set(re.findall(r" id=(\d+)", regime.host.run(*words)))
+    words = ("-p", "udp", "-o", "id", "--orig-port-dst", str(port))
+    return set(re.findall(r" id=(\d+)", regime.host.flows(*words)))
 
 
 @contextmanager

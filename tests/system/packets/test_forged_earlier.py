@@ -27,6 +27,7 @@ from tests.harness import (
     until,
     watch,
 )
+from tests.harness.probe import Conversation
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened
 from tests.system.packets.small import Small, small
@@ -243,27 +244,22 @@ def test_route_to_a_wide_prefix_by_a_container_ends_no_connection(
         assert isinstance(published.ask(), Answer)
         with connect(regime.x1.ns, CLIENT, 7) as outgoing:
             assert isinstance(outgoing.ask(), Answer)
-            before = entries(regime)
+            before = entries(regime, published, outgoing)
+            assert len(before) == 2
             regime.host.ip(f"route add {route}")
             try:
                 time.sleep(1.5)
-                assert before <= entries(regime)
+                assert entries(regime, published, outgoing) == before
             finally:
                 regime.host.ip(f"route del {route}")
 
 
-def entries(regime: Regime) -> set[str]:
-    """The open TCP connections by the ports in the test above, without what changes."""
-    lines = regime.host.run("conntrack", "-L", "-f", "ipv6", "-p", "tcp", check=False).splitlines()
-    # Entries of earlier tests' connections expire meanwhile.
-    established = (line for line in lines if "ESTABLISHED" in line)
-    flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in established)
-    ours = {f"src={CLIENT}", f"dst={CLIENT}"}
-    return {
-        " ".join(flow)
-        for flow in flows
-        if ours & {*flow} and ("dport=8080" in flow or "dport=7" in flow)
-    }
+def entries(regime: Regime, *conversations: Conversation) -> set[str]:
+    """The entries of these connections, without what changes."""
+    lines = regime.host.flows("-p", "tcp").splitlines()
+    flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in lines)
+    ports = {f"sport={conversation.socket.getsockname()[1]}" for conversation in conversations}
+    return {" ".join(flow) for flow in flows if ports & {*flow}}
 
 
 @pytest.mark.depends_on("variant")
