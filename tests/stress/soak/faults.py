@@ -574,6 +574,10 @@ WAITING = (
     "after a repair the host refuses packets that wait for neighbour discovery, because they may "
     "have arrived without the rules"
 )
+LEFT = (
+    "a container leaves its network while the engine reports no changes, so the ports of the "
+    "network are closed until the engine has listed its containers"
+)
 ACCEPTED = "the policy of FORWARD is ACCEPT, so no port is protected until the rules are restored"
 """Reasons for lost connections and for open ports."""
 
@@ -592,7 +596,12 @@ FAULTS = (
     Fault(name="engine answers slowly", strike=slow_answers, stage=behind_a_relay),
     Fault(name="engine answers 500", strike=answers_of_500, stage=behind_a_relay, heals=40),
     Fault(
-        name="event stream cut at a random byte", strike=events_cut, stage=behind_a_relay, times=6
+        name="event stream cut at a random byte",
+        strike=events_cut,
+        stage=behind_a_relay,
+        times=6,
+        costs=costs("lost", "cut"),
+        why=LEFT,
     ),
     Fault(name="events dropped", strike=events_dropped, stage=behind_a_relay, times=2, heals=25),
     Fault(name="events doubled", strike=events_doubled, stage=behind_a_relay),
