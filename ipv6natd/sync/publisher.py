@@ -50,7 +50,7 @@ class Publisher:
         listed = (wanted.mappings, networks, wanted.skipped)
         changed = listed != (old.mappings, old.networks, old.skipped) or not old.last_sync
         new = replace(
-            self._current(),
+            self._current(passed=True),
             generation=old.generation + changed,
             last_sync=now,
             drift_repairs=old.drift_repairs + bool(result.drift),
@@ -61,13 +61,15 @@ class Publisher:
         )
         self._publish(new, result.drift)
 
-    def _current(self) -> Status:
-        """The status with its state, reason and connection as they are now."""
+    def _current(self, *, passed: bool = False) -> Status:
+        """The status with its state, reason and connection as they are now. Before the first pass
+        the rules are not in sync, also if the engine is connected."""
         engine, report, status = self.engine.engine, self._monitor.report, self.status
         problems = [finding.text for finding in report.findings]
         if self._applier.position.conceded:
             problems.append(self._applier.position.reason)
-        state, reasons = State.SYNCED, [self.config_error, *problems]
+        state = State.SYNCED if passed or status.last_sync else State.STARTING
+        reasons = [self.config_error, *problems]
         if problems:
             state = State.DEGRADED
         if self.engine.state is not EngineState.CONNECTED:
