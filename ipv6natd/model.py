@@ -19,6 +19,7 @@ LINK_LOCAL = IPv6Network("fe80::/10")
 GWBRIDGE = "docker_gwbridge"
 CONTAINER_PORT = "veth"
 """Docker's prefix for the host's end of a container's interface (libnetwork, bridge driver)."""
+_DOCKER_PORT = re.compile(f"{CONTAINER_PORT}[0-9a-f]{{7}}")
 MIN_ID_LENGTH = 4
 """Minimum number of characters of an id that select a container."""
 BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(
@@ -41,6 +42,15 @@ def is_interface(name: str) -> bool:
     # The kernel counts bytes. A surrogate stands for one byte that is not UTF-8.
     size = len(name.encode(errors="replace"))
     return size <= _MAX_NAME_BYTES and _NAME.fullmatch(name) is not None
+
+
+def is_container_port(name: str) -> bool:
+    """True if dockerd gives such a name to the bridge port of a container (libnetwork, bridge.go).
+
+    Guests of other programs on the same bridge have other names: tap0, vnet3, veth100i0 (Proxmox),
+    veth and six letters (LXC).
+    """
+    return _DOCKER_PORT.fullmatch(name) is not None
 
 
 def is_plain_interface(name: str) -> bool:

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
-from ipv6natd.model import CONTAINER_PORT
+from ipv6natd.model import is_container_port
 from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, messages
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def removed_ports(data: bytes) -> Iterator[int]:
         if kind == _RTM_DELLINK and len(body) >= _IFINFOMSG.size:
             found = dict(attributes(body[_IFINFOMSG.size :]))
             master = found.get(_IFLA_MASTER, b"")
-            name = found.get(_IFLA_IFNAME, b"")
-            if name.startswith(CONTAINER_PORT.encode()) and len(master) == _INDEX.size:
+            name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+            if is_container_port(name) and len(master) == _INDEX.size:
                 yield _INDEX.unpack(master)[0]
 
 

@@ -21,11 +21,11 @@ from ipv6natd.host import firewalls
 from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
 from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import (
-    CONTAINER_PORT,
     Desired,
     ManagedBy,
     Network,
     Route,
+    is_container_port,
     is_interface,
     is_plain_interface,
 )
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 _NET = Path("/sys/class/net")
 _MAX_SAMPLED_PORTS = 8
-_CONTAINER_PORT = re.compile(f"{CONTAINER_PORT}[0-9a-f]{{7}}")
-"""The names that dockerd gives to the bridge ports of containers (libnetwork, bridge.go). Guests of
-other programs on the same bridge have other names: tap0, vnet3, veth and six letters (LXC)."""
 _IFF_UP = 1
 _PROC = Path("/proc")
 _SYSCTL = Path("/proc/sys/net")
@@ -56,7 +53,8 @@ _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
 _RTF_REJECT = 0x200
 _RTF_LOCAL = 0x80000000
-_NOT_ROUTED = _RTF_REJECT | 0x40000 | 0x10 | 0x100000 | 0x800000 | 0x1000000 | _RTF_LOCAL
+_RTF_ADDRCONF = 0x40000
+_NOT_ROUTED = _RTF_REJECT | _RTF_ADDRCONF | 0x10 | 0x100000 | 0x800000 | 0x1000000 | _RTF_LOCAL
 
 
 def userland_proxy(bridges: Iterable[str]) -> bool:
@@ -86,7 +84,7 @@ def container_ports(bridges: Iterable[str]) -> frozenset[str]:
 
 
 def _container_ports(bridge: str) -> Iterator[Path]:
-    return (port for port in _bridge_ports(bridge) if _CONTAINER_PORT.fullmatch(port.name))
+    return (port for port in _bridge_ports(bridge) if is_container_port(port.name))
 
 
 def tracks_sctp() -> bool:
@@ -114,6 +112,15 @@ def routes() -> Iterator[Route]:
         if is_plain_interface(interface):
             net = IPv6Network((int(prefix, 16), int(length, 16)))
             yield Route(prefix=net, interface=interface)
+
+
+def interfaces_with_learned_routes() -> frozenset[str]:
+    """The interfaces with a route that the kernel learned from router advertisements."""
+    return frozenset(
+        interface
+        for prefix, *_, flags, interface in _route_lines()
+        if int(flags, 16) & _RTF_ADDRCONF and not prefix.startswith(_LINK_SCOPE_PREFIXES)
+    )
 
 
 def routed_elsewhere(addresses: Iterable[IPv6Address]) -> frozenset[IPv6Address]:
@@ -293,7 +300,7 @@ def _guest_ports(networks: Iterable[Network]) -> dict[str, tuple[str, ...]]:
     for network in networks:
         if network.managed_by is ManagedBy.IPV6NATD:
             names = {port.name for port in _bridge_ports(network.bridge)}
-            if guests := {name for name in names if not _CONTAINER_PORT.fullmatch(name)}:
+            if guests := {name for name in names if not is_container_port(name)}:
                 found[network.bridge] = tuple(sorted(guests))
     return found
 

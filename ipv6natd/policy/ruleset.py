@@ -518,9 +518,10 @@ def _exceptions(desired: Desired, by_other_bridges: dict[str, list[Rule]]) -> It
     for route in sorted(routes):
         rule = Rule(source=route.prefix, in_interface=route.interface, target=Verdict.RETURN)
         valid.setdefault(route.prefix, []).append(rule)
-    for subnet, network in _nested_subnets(desired, prefixes):
-        rule = Rule(source=subnet, in_interface=network.bridge, target=Verdict.RETURN)
-        valid[subnet] = [rule, *by_other_bridges.get(network.bridge, ())]
+    for prefix, network in _nested_prefixes(desired, prefixes):
+        rule = Rule(source=prefix, in_interface=network.bridge, target=Verdict.RETURN)
+        if prefix not in valid or prefix in network.subnets:
+            valid[prefix] = [rule, *by_other_bridges.get(network.bridge, ())]
     for prefix in sorted(valid, key=lambda prefix: (-prefix.prefixlen, prefix)):
         yield from valid[prefix]
         yield Rule(source=prefix, target=Verdict.DROP)
@@ -536,17 +537,17 @@ def _prefixes(network: Network) -> tuple[IPv6Network, ...]:
     return (*network.subnets, *network.routed_prefixes)
 
 
-def _nested_subnets(
+def _nested_prefixes(
     desired: Desired, prefixes: Iterable[IPv6Network]
 ) -> Iterator[tuple[IPv6Network, Network]]:
-    """(subnet, its network) for each subnet inside one of these prefixes, or inside one that is
-    routed to another network, as fd00:a::/64 beside a container that is the router for fd00::/8."""
+    """(prefix, its network) for each prefix of a network inside one of these, or inside one that is
+    routed to a network, as fd00:a::/64 beside a container that is the router for fd00::/8."""
     routed = (prefix for network in desired.networks for prefix in network.routed_prefixes)
     wider = PrefixIndex((*prefixes, *routed))
     for network in desired.networks:
-        for subnet in network.subnets:
-            if any(map(_is_known, wider.supernets(subnet))):
-                yield subnet, network
+        for prefix in _prefixes(network):
+            if _is_known(prefix) and any(map(_is_known, wider.supernets(prefix))):
+                yield prefix, network
 
 
 def _own_source_check(network: Network) -> ChainTree:

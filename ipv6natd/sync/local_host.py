@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from collections.abc import Mapping as Map
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.conntrack.flush import Conntrack
 from ipv6natd.firewall.backend import FirewallError
@@ -15,6 +15,7 @@ from ipv6natd.host.facts import (
     addresses,
     advertised_routes,
     check_host,
+    interfaces_with_learned_routes,
     routed_elsewhere,
     routes,
     tracks_sctp,
@@ -30,6 +31,7 @@ from ipv6natd.sync.saved_rules import SavedRules
 from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
+_EVERYWHERE = IPv6Network("::/0")
 
 
 class LocalHost:
@@ -91,20 +93,32 @@ class LocalHost:
         if (known_networks, known_changes) == (networks, changes) and not refresh:
             return known_routes
         bridges = {network.bridge for network in networks if network.bridge}
-        own = {subnet for network in networks for subnet in network.subnets}
-        all_routes = [route for route in routes() if route.prefix not in own]
-        routed = {route.prefix for route in all_routes if route.interface in bridges}
-        known = PrefixIndex(own | routed)
+        own = {
+            Route(prefix=subnet, interface=network.bridge)
+            for network in networks
+            for subnet in network.subnets
+        }
+        all_routes = [*routes()]
+        others = [route for route in all_routes if route not in own]
+        routed = {route.prefix for route in others if route.interface in bridges}
+        known = PrefixIndex(routed.union(route.prefix for route in own))
         found = [
             route
-            for route in all_routes
+            for route in others
             if route.prefix in routed
             or route.interface in bridges
             or any(known.supernets(route.prefix))
         ]
+        # Also a network inside a prefix that is routed to another one.
+        wider = PrefixIndex(routed)
+        found += [r for r in all_routes if r in own and any(wider.supernets(r.prefix))]
+        learned = interfaces_with_learned_routes()
         if found:
             from_ra = advertised_routes()
+            learned = learned.union(route.interface for route in found if route in from_ra)
             found = [route for route in found if route not in from_ra]
+        # A bridge that accepts advertisements can lead anywhere: no source is forged there.
+        found += [Route(prefix=_EVERYWHERE, interface=name) for name in sorted(learned & bridges)]
         self._known_routes = networks, changes, tuple(found)
         return tuple(found)
 

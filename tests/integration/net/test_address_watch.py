@@ -93,22 +93,27 @@ def test_container_ports_that_leave_a_bridge_are_reported_with_its_name(link: st
     async def scenario() -> None:
         news: list[str | None] = []
         ip("link add br-x type bridge")
-        for name in ("veth1", "veth2", "veth3"):
-            ip(f"link add {name} type veth peer name {name}p")
+        for name in ("veth0a1b2c1", "veth0a1b2c2", "veth0a1b2c3"):
+            ip(f"link add {name} type veth peer name peer{name[-1]}")
             ip(f"link set {name} master br-x up")
         ip(f"link set {link} master br-x")
+        for name in ("vethlxcab", "veth100i0"):  # guests of LXC and Proxmox
+            ip(f"link add {name} type veth peer name p{name}")
+            ip(f"link set {name} master br-x")
         async with background(watch(nothing, nothing, news.append)):
             await asyncio.sleep(0)
-            ip("link set veth1 down")
-            ip("link add veth4 type veth peer name veth4p")
-            ip("link del veth4")  # on no bridge
+            ip("link set veth0a1b2c1 down")
+            ip("link add veth0a1b2c4 type veth peer name peer4")
+            ip("link del veth0a1b2c4")  # on no bridge
             ip(f"link set {link} nomaster")  # no port of a container
-            ip("link del veth1p")
+            ip("link del vethlxcab")
+            ip("link del veth100i0")
+            ip("link del peer1")
             await until(lambda: news)
-            ip("link set veth2 nomaster")
+            ip("link set veth0a1b2c2 nomaster")
             await until(lambda: len(news) > 1)
             assert news == ["br-x", "br-x"]
-            ip("-batch -", stdin="link del veth3\nlink del br-x\n")
+            ip("-batch -", stdin="link del veth0a1b2c3\nlink del br-x\n")
             await until(lambda: len(news) > 2)
             assert set(news) <= {"br-x", None}
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
@@ -31,7 +31,7 @@ from tests.harness.probe import Conversation
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened
 from tests.system.packets.small import Small, small
-from tests.system.packets.test_forged import Y1, attackers
+from tests.system.packets.test_forged import X1, Y1, attackers
 from tests.system.packets.test_forged_entries import bridged_packets_pass
 from tests.system.packets.test_forged_inwards import ALL, SERVICE, senders, stateful_input
 
@@ -278,6 +278,68 @@ def test_entry_from_before_a_prefix_is_routed_to_a_container_opens_no_port(regim
     finally:
         regime.host.ip(f"route del {route}")
         y1.ip(f"address del {beyond}/128 dev eth0")
+
+
+WIDE = "fd00:77::/48"
+"""Routed to x1, which is also the router of BEYOND, a part of it."""
+BEYOND = IPv6Address("fd00:77:0:1::7")
+
+
+@contextmanager
+def routed(regime: Regime, *routes: str) -> Iterator[None]:
+    """These routes of the host, until the end of the context; the rules are in force."""
+    with ExitStack() as stack:
+        for route in routes:
+            regime.host.ip(f"route add {route}")
+            stack.callback(regime.host.ip, f"route del {route}")
+        assert until(lambda: f"-s {WIDE}" in regime.sandbox.rules(), True)
+        time.sleep(SHORT)
+        yield
+
+
+@pytest.mark.depends_on("variant", "proxy")
+def test_part_of_a_prefix_with_two_routes_is_behind_its_container_only(regime: Regime) -> None:
+    """The wider prefix has a second route by the segment; the part has none."""
+    x1 = regime.x1.ns
+    x1.ip(f"address add {BEYOND}/128 dev eth0 nodad")
+    routes = (
+        f"{WIDE} via {X1} dev brX metric 10",
+        f"{WIDE} via {ROGUE} dev ext0 metric 2048",
+        f"fd00:77:0:1::/64 via {X1} dev brX",
+    )
+    try:
+        with routed(regime, *routes), serve(x1, "beyond", udp=[54]) as server:
+            attackers(regime)["segment"].send(forge.datagram(BEYOND, ROGUE, (54, 7760)))
+            time.sleep(SHORT)
+            udp(regime.rogue, BEYOND, 54, source=ROGUE, source_port=7760, timeout=SHORT)
+            assert server.received == []
+    finally:
+        x1.ip(f"address del {BEYOND}/128 dev eth0")
+
+
+@pytest.mark.depends_on("variant")
+def test_lan_inside_a_routed_prefix_stays_reachable_if_a_macvlan_network_has_it(
+    regime: Regime,
+) -> None:
+    lan, port = IPv6Network("fd00:77:0:1::/64"), regime.port()
+    regime.host.ip(f"address add {lan[1]}/64 dev ext0 nodad")
+    regime.client.ip(f"address add {BEYOND}/64 dev ext0 nodad")
+    words = ("-d", "macvlan", "-o", "parent=ext0", "--ipv6", f"--subnet={lan}", "lan")
+    try:
+        with routed(regime, f"{WIDE} via {X1} dev brX"), serve(regime.host, "host", tcp=[SERVICE]):
+            regime.engine.docker("network", "create", *words)
+            try:
+                with regime.container(publish=[f"{port}:80"]):
+                    opened(regime.client, port)
+                    for number in (SERVICE, port):
+                        answer = tcp(regime.client, lan[1], number, source=BEYOND)
+                        assert isinstance(answer, Answer)
+                        assert answer.peer == BEYOND
+            finally:
+                regime.engine.docker("network", "rm", "lan")
+    finally:
+        regime.host.ip(f"address del {lan[1]}/64 dev ext0")
+        regime.client.ip(f"address del {BEYOND}/64 dev ext0")
 
 
 @pytest.fixture(params=["nft", "legacy"])

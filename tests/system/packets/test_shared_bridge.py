@@ -49,8 +49,13 @@ def address(number: int) -> IPv6Address:
 
 
 @contextmanager
-def shared(wanted: Wanted, *, count: int = 2, port: str = "tap") -> Iterator[Lab]:
-    """A lab with guests, whose ports have been on the bridge longer than those of containers."""
+def shared(
+    wanted: Wanted, *, count: int = 2, port: str = "tap", advertised: bool = False
+) -> Iterator[Lab]:
+    """A lab with guests, whose ports have been on the bridge longer than those of containers.
+
+    With `advertised`, the prefix is from a router advertisement, as systemd-networkd writes it.
+    """
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(wanted.variant))
         host = sandbox.host
@@ -69,7 +74,9 @@ def shared(wanted: Wanted, *, count: int = 2, port: str = "tap") -> Iterator[Lab
         )
         engine.network("X", "fd00:a::/64", bridge="br0")
         # Now, because dockerd removes other addresses of the bridge (libnetwork, setup_verify.go).
-        host.ip(f"address add {LAN[1]}/64 dev br0 nodad")
+        host.ip(f"address add {LAN[1]}/64 dev br0 nodad" + " noprefixroute" * advertised)
+        if advertised:
+            host.ip(f"route add {LAN} dev br0 proto ra")
         web = engine.run("web", "X", publish=["8080:80"])
         stack.enter_context(serve(web.ns, "web", tcp=[80, 81]))
         daemon = stack.enter_context(Daemon(sandbox, engine.endpoint))
@@ -85,8 +92,11 @@ def seen(answer: Answer | Failure) -> tuple[str, IPv6Address] | None:
 
 
 @pytest.mark.depends_on("variant", "proxy", "engine")
-def test_q18_guests_keep_their_connections_and_are_protected_as_containers(wanted: Wanted) -> None:
-    with shared(wanted) as lab, ExitStack() as stack:
+@pytest.mark.parametrize("advertised", [False, True])
+def test_q18_guests_keep_their_connections_and_are_protected_as_containers(
+    wanted: Wanted, advertised: bool
+) -> None:
+    with shared(wanted, advertised=advertised) as lab, ExitStack() as stack:
         first, second = lab.guests
         for ns, name in ((lab.client, "client"), (lab.sandbox.host, "host"), (second, "second")):
             stack.enter_context(serve(ns, name, tcp=[7]))
