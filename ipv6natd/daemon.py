@@ -116,8 +116,9 @@ class Daemon:
         crash. Runs until it is cancelled."""
         while True:
             await self._ports_changed.wait()
-            self._ports_changed.clear()
-            await in_thread(partial(self._host.saved_ports.save, self._bridges))
+            if self._reconciler.knows_who_left:
+                self._ports_changed.clear()
+                await in_thread(partial(self._host.saved_ports.save, self._bridges))
             await asyncio.sleep(SAVE_INTERVAL)
 
     async def _notify_watchdog(self) -> None:
@@ -146,6 +147,7 @@ class Daemon:
                         self._port_removed,
                     ),
                     self._reconciler.run(),
+                    self._reconciler.confirm_removals(),
                     serve(self._service),
                     self._reconciler.watch_firewall(),
                     self._notify_watchdog(),
@@ -182,7 +184,7 @@ class Daemon:
             log.info("stopped; all rules were removed before")
             return
         if not self._settings.cleanup:
-            if self._watch.state.has_facts:
+            if self._watch.state.has_facts and self._reconciler.knows_who_left:
                 self._host.saved_ports.save(self._bridges)
             mappings = counted(len(self._reconciler.status.mappings), "mapping")
             verb = "stays" if mappings.startswith("1 ") else "stay"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from ipv6natd.engine.client import EngineUnavailable
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import kernel_fault
 from ipv6natd.model import EngineState, Policy, Snapshot
@@ -33,6 +34,8 @@ T = TypeVar("T")
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
 FIRST_LIST_TIME = 0.5
 """Seconds in which a running engine usually lists its objects after a start."""
+CONFIRM_PAUSE = 1.0
+"""Seconds from a container's end to the list that confirms it: one list for many of them."""
 MAX_PASS_TIME = 180.0
 """Seconds. Six calls of tools that each wait as long as they may; a usual pass takes 0.05 s."""
 
@@ -86,6 +89,9 @@ class Reconciler:
         self._retry = Retry()
         self._vacated: set[str] = set()
         """See Snapshot."""
+        self._left: set[str] = set()
+        """The bridges that a container has left since the last list that began later."""
+        self._port_left = asyncio.Event()
         self._began = 0.0
         """The time of the loop at the start."""
         self._closed_ports = False
@@ -119,12 +125,35 @@ class Reconciler:
         self.trigger()
 
     def port_removed(self, bridge: str | None) -> None:
-        """A container left a bridge (None: some bridge), and another one can get its address. While
-        the engine reports changes, it reports this one too."""
+        """A container left a bridge (None: some bridge), and another one can get its address. The
+        engine reports it too, unless it ends before that."""
+        networks = self._engine.networks.values()
+        self._left |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
+        self._port_left.set()
         if not self._engine.current:
-            networks = self._engine.networks.values()
-            self._vacated |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
             self.trigger()
+
+    @property
+    def knows_who_left(self) -> bool:
+        """True if the engine's facts show each container that has left its bridge."""
+        return not self._left
+
+    async def confirm_removals(self) -> None:
+        """List the engine's objects after a container has left a bridge, until cancelled."""
+        while True:
+            await self._port_left.wait()
+            await asyncio.sleep(CONFIRM_PAUSE)
+            await self.confirm_removals_once()
+
+    async def confirm_removals_once(self) -> None:
+        """List the engine's objects. Those who left before that are known then."""
+        self._port_left.clear()
+        left, self._left = self._left, set()
+        try:
+            await self._engine.relist()
+        except EngineUnavailable:
+            self._left |= left
+            self._port_left.set()
 
     async def open_firewall(self) -> None:
         """Open the firewall before the first pass. An error is logged."""
@@ -268,6 +297,7 @@ class Reconciler:
         """Close the ports once, if they may lead to other containers now."""
         if self._closed_ports or self.monitor.rules_removed:
             return
+        self._vacated |= self._left
         if self.applier.applied.observed is not None:
             left: bool | None = bool(self._vacated)
         else:
@@ -311,6 +341,8 @@ class Reconciler:
     def _snapshot(self) -> Snapshot:
         if self._engine.current:
             self._vacated.clear()
+        else:
+            self._vacated |= self._left
         return Snapshot(
             engine=self._engine.engine,
             networks=tuple(self._engine.networks.values()),

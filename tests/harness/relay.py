@@ -72,6 +72,7 @@ class Relay:
                     engine.connect(str(self._engine))
                 except OSError:  # the engine does not run
                     _end(client)
+                    engine.close()
                     continue
                 self._open |= {client, engine}
                 for ends, way in (((client, engine), self._ask), ((engine, client), self._answer)):

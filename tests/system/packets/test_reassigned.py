@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness import Daemon, Engine, Sandbox, Wanted, exchange, until
 from tests.harness.exchange import PORTS, ask, asking
+from tests.harness.relay import Relay
 
 pytestmark = [pytest.mark.ours]
 MAX_RESTARTS = 6
@@ -104,6 +105,39 @@ def test_q7_start_without_the_engine_closes_ports_only_if_a_container_may_have_l
         assert "--to-destination" not in sandbox.rules()
         engine.start()
         assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
+
+
+@pytest.mark.depends_on("variant", "engine")
+def test_q7_end_that_the_engine_has_not_reported_closes_the_ports_of_its_network(
+    wanted: Wanted,
+) -> None:
+    """The engine is killed between the end of a container and its event."""
+    with (
+        lab(wanted, "--live-restore") as (sandbox, engine, daemon),
+        Relay(engine.socket, sandbox.dir / "relay.sock") as relay,
+    ):
+        daemon.stop()
+        daemon.endpoint = relay.endpoint
+        daemon.start()
+        relay.deaf = True
+        with asking(sandbox.client) as answers:
+            engine.docker("stop", "--time=0", "one")
+            engine.kill()
+            assert until(partial(targets, sandbox), 0, timeout=3) == 0
+            for kill in (False, True):
+                daemon.kill9() if kill else daemon.stop()
+                daemon.start(wait="waiting-for-docker")
+                assert until(partial(targets, sandbox), 0, timeout=3) == 0
+            relay.deaf = False
+            engine.start()
+            engine.docker("start", "one")
+            assert answers.await_all()
+        assert answers.wrong == []
+
+
+def targets(sandbox: Sandbox) -> int:
+    """The number of ports that lead to a container."""
+    return sandbox.rules().count("--to-destination")
 
 
 @pytest.mark.depends_on("variant")

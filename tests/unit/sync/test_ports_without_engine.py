@@ -109,6 +109,17 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             self.loop.port_removed(f"br-{name[0]}" if named else None)
         self.settle()
 
+    @precondition(lambda self: self.facts.current)
+    @rule(name=NAMES)
+    def leave_unheard(self, name: str) -> None:
+        """The engine is killed before it has reported the end."""
+        if self.live.pop(name, None) is None:
+            return
+        assert self.loop is not None
+        self.left.add(name[0])
+        self.loop.port_removed(f"br-{name[0]}")
+        self.lose_engine()
+
     @rule(named=st.booleans())
     def exchange_addresses(self, named: bool) -> None:
         """The containers of the first network leave, and start in the opposite order."""
@@ -136,7 +147,8 @@ class PortsWithoutEngine(RuleBasedStateMachine):
     @precondition(lambda self: self.loop is not None)
     @rule(crash=st.booleans())
     def end_ipv6natd(self, crash: bool) -> None:
-        if not crash and self.facts.state.has_facts:
+        assert self.loop is not None
+        if not crash and self.facts.state.has_facts and self.loop.knows_who_left:
             self.save_ports()
         self.loop, self.facts = None, FakeFacts(current=False)
 
@@ -163,6 +175,7 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             self.facts.have(*NETWORKS.values(), *map(self.container, self.live))
         self.runner.run(self.loop._run_pass())
         if self.facts.current:
+            self.runner.run(self.loop.confirm_removals_once())
             self.save_ports()
 
     def save_ports(self) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from ipv6natd.engine.client import EngineUnavailable
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.model import Container, Engine, EngineState, Mapping, Network, Policy
 from ipv6natd.netfilter.diff import TableChange
@@ -701,6 +702,9 @@ def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
         assert len(before) == 2
         bench.loop.port_removed("br-a")
         assert mappings(await bench.passed()) == before
+        assert not bench.loop.knows_who_left
+        await bench.loop.confirm_removals_once()
+        assert bench.loop.knows_who_left
         bench.facts.current = False
         assert mappings(await bench.passed()) == before
         status = await bench.passed(lambda: bench.loop.port_removed(bridge))
@@ -711,6 +715,46 @@ def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
         assert "-o br-a -j DROP" in bench.firewall.dump()
         bench.facts.current = True
         assert mappings(await bench.passed()) == before
+
+    run(bench, scenario)
+
+
+def test_ports_wait_for_an_engine_that_ended_before_its_list_confirmed_who_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q7: it may have been killed before it reported the end of the container."""
+    monkeypatch.setattr(reconciler, "CONFIRM_PAUSE", 0.01)
+
+    async def scenario(bench: Bench) -> None:
+        before = mappings(await bench.passed())
+        bench.loop.port_removed("br-a")
+        bench.facts.relist_error = EngineUnavailable("it was killed")
+        async with background(bench.loop.confirm_removals()):
+            await asyncio.sleep(0.05)
+            assert mappings(await bench.passed()) == before
+            bench.facts.current = False
+            assert mappings(await bench.passed()) == []
+            bench.facts.current, bench.facts.relist_error = True, None
+            assert mappings(await bench.passed()) == before
+            await until(lambda: bench.loop.knows_who_left)
+        assert bench.facts.relists == 1
+
+    run(bench, scenario)
+
+
+def test_state_is_synced_only_after_the_first_pass(bench: Bench) -> None:
+    """The engine lists its objects while the saved ports are read."""
+    bench.facts.state = EngineState.STARTING
+
+    def read(_: object) -> bool:
+        bench.facts.state = EngineState.CONNECTED
+        return False
+
+    bench.ports_have_left = read  # type: ignore[method-assign,assignment]
+
+    async def scenario(bench: Bench) -> None:
+        assert (await bench.passed()).state is State.STARTING
+        assert (await bench.passed()).state is State.SYNCED
 
     run(bench, scenario)
 
