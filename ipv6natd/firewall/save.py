@@ -1,7 +1,8 @@
 """Reads tables as text of ip6tables-save, also those with native rules of nft.
 
 ip6tables-save of the nft variant refuses a whole table if one rule is not of ip6tables. Other
-programs write such rules into its chains. A chain without such a rule can be listed alone.
+programs write such rules into its chains. A chain without such a rule can be listed alone. Of a
+rule with a set or a map, ip6tables 1.8 shows all but this condition.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ipv6natd.firewall.backend import FirewallError
@@ -23,14 +26,51 @@ _NATIVE = "-m native"
 _TABLES = "|".join(Table)
 _INCOMPATIBLE = re.compile(rf"^# Table `({_TABLES})' is incompatible", re.MULTILINE)
 _INCOMPATIBLE_CHAIN = re.compile("is incompatible, use 'nft' tool")
+_UNCONDITIONAL = re.compile(rf"-A \S+(?: -[jg] (?!{PREFIX})\S+(?: --reject-with \S+)?)?")
+"""A rule of another program that has no condition, or one that ip6tables does not show."""
+_OURS = f"-A {PREFIX}"
+_SET = re.compile(r'"(?:set|map|vmap)":|"@')
+"""A set or a map in the JSON of a rule."""
+_MAX_CHAINS = 32
+"""Maximum number of chains in which conditions are looked for."""
 
 
 def save_text(tool: str) -> str:
     """The output of an ip6tables-save, with all chains of each table. Raises FirewallError, also if
     a table cannot be read completely: as an empty table it would get our jumps at each pass."""
     text = run_tool([tool])
+    if "nft" in Path(tool).resolve().name and which("nft"):
+        text = _with_sets(text)
     lines = (line for table in _INCOMPATIBLE.findall(text) for line in _table_lines(table))
     return text + "".join(f"{line}\n" for line in lines)
+
+
+def _with_sets(text: str) -> str:
+    """The text, with rules that have a set or a map as native ones."""
+    lines, table = text.split("\n"), ""  # not splitlines: a comment may have other separators
+    places: dict[tuple[str, str], list[int]] = {}
+    suspect: set[tuple[str, str]] = set()
+    for number, line in enumerate(lines):
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and not line.startswith(_OURS) and table in tuple(Table):
+            place = table, line.split(maxsplit=2)[1]
+            places.setdefault(place, []).append(number)
+            if _UNCONDITIONAL.fullmatch(line):
+                suspect.add(place)
+    for place in sorted(suspect)[:_MAX_CHAINS]:
+        rules: list[dict[str, Any]] = []
+        with suppress(FirewallError):  # the chain may be gone
+            rules = _chain_rules(*place)
+        for number, rule in zip(places[place], rules, strict=False):
+            if len(rules) == len(places[place]) and _SET.search(json.dumps(rule.get("expr"))):
+                lines[number] = f"-A {place[1]} {_native_rule_text(*place, rule)}"
+    return "\n".join(lines)
+
+
+def _chain_rules(table: str, chain: str) -> list[dict[str, Any]]:
+    listed = _nft_list("chain", {"family": "ip6", "table": table, "name": chain})
+    return [item["rule"] for item in listed if "rule" in item]
 
 
 def _table_lines(table: str) -> Iterator[str]:
@@ -51,9 +91,8 @@ def _rule_lines(table: str, chain: str) -> Iterator[str]:
     except FirewallError as error:
         if not _INCOMPATIBLE_CHAIN.search(str(error)):
             raise
-        listed = _nft_list("chain", {"family": "ip6", "table": table, "name": chain})
-        rules = [item["rule"] for item in listed if "rule" in item]
-        yield from (f"-A {chain} {_native_rule_text(table, chain, rule)}" for rule in rules)
+        for rule in _chain_rules(table, chain):
+            yield f"-A {chain} {_native_rule_text(table, chain, rule)}"
     else:
         # The first line is the policy, or "-N NAME".
         yield from listing.splitlines()[1:]

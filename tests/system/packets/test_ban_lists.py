@@ -37,6 +37,47 @@ def forward(lab: Small) -> list[str]:
     return [line for line in lines if line.startswith("-A FORWARD")]
 
 
+SETS = {
+    "a rule": ["insert rule ip6 filter FORWARD ip6 saddr @bans drop"],
+    "an anonymous set": [f"insert rule ip6 filter FORWARD ip6 saddr {{ {CLIENT}, fd77::1 }} drop"],
+    "a chain": [
+        "add chain ip6 filter BAN",
+        "add rule ip6 filter BAN ip6 saddr @bans drop",
+        "insert rule ip6 filter FORWARD jump BAN",
+    ],
+    "a jump": [
+        "add chain ip6 filter BAN",
+        "add rule ip6 filter BAN drop",
+        "insert rule ip6 filter FORWARD ip6 saddr @bans jump BAN",
+    ],
+}
+
+
+@pytest.mark.parametrize("ban", SETS)
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+def test_q2_ban_by_a_set_of_nft_applies_to_containers(
+    tools: None,  # noqa: ARG001
+    ban: str,
+    when: str,
+) -> None:
+    """ip6tables shows such a rule without its condition, as one that drops every packet."""
+    with small(Wanted(None, "nft", proxy=False)) as lab:
+        load(lab, "-P FORWARD ACCEPT")
+        if when == "while it runs":
+            lab.daemon.start()
+            opened(lab.client, 8080)
+        elements = f"{{ type ipv6_addr; elements = {{ {CLIENT} }}; }}"
+        for command in (f"add set ip6 filter bans {elements}", *SETS[ban]):
+            lab.sandbox.host.run("nft", command)
+        if when == "before the start":
+            lab.daemon.start()
+        time.sleep(2.5)
+        assert isinstance(tcp(lab.client, HOST, 8080, timeout=SHORT), Failure)
+        lab.sandbox.host.run("nft", "flush chain ip6 filter FORWARD")
+        assert until(lambda: "-j IPV6NAT-FORWARD" in str(forward(lab)), True)
+        opened(lab.client, 8080)
+
+
 @pytest.mark.parametrize("ban", BANS)
 @pytest.mark.parametrize("when", ["before the start", "while it runs"])
 def test_q2_ban_first_in_forward_applies_to_containers(lab: Small, ban: str, when: str) -> None:
