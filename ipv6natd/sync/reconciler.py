@@ -87,10 +87,9 @@ class Reconciler:
         self._requests = Requests()
         self._removals: list[asyncio.Future[FirewallError | None]] = []
         self._retry = Retry()
-        self._vacated: set[str] = set()
-        """See Snapshot."""
         self._left: set[str] = set()
-        """The bridges that a container has left since the last list that began later."""
+        """The bridges that a container has left since the last list that began later. While the
+        engine reports no changes, they are the vacated bridges: see Snapshot."""
         self._port_left = asyncio.Event()
         self._began = 0.0
         """The time of the loop at the start."""
@@ -146,14 +145,15 @@ class Reconciler:
             await self.confirm_removals_once()
 
     async def confirm_removals_once(self) -> None:
-        """List the engine's objects. Those who left before that are known then."""
+        """List the engine's objects. Those who left before that are known then; if another one
+        leaves meanwhile, none is, until the next list."""
         self._port_left.clear()
-        left, self._left = self._left, set()
         try:
             await self._engine.relist()
         except EngineUnavailable:
-            self._left |= left
             self._port_left.set()
+        if not self._port_left.is_set():
+            self._left.clear()
 
     async def open_firewall(self) -> None:
         """Open the firewall before the first pass. An error is logged."""
@@ -297,11 +297,10 @@ class Reconciler:
         """Close the ports once, if they may lead to other containers now."""
         if self._closed_ports or self.monitor.rules_removed:
             return
-        self._vacated |= self._left
         if self.applier.applied.observed is not None:
-            left: bool | None = bool(self._vacated)
+            left: bool | None = bool(self._left)
         else:
-            host, bridges = self.applier.host, frozenset(self._vacated)
+            host, bridges = self.applier.host, frozenset(self._left)
             left = await in_thread(partial(host.ports_have_left, bridges))
         unreachable = self._engine.state is EngineState.UNREACHABLE
         loop = asyncio.get_running_loop()
@@ -339,15 +338,11 @@ class Reconciler:
         await self._in_thread(self.applier.remove)
 
     def _snapshot(self) -> Snapshot:
-        if self._engine.current:
-            self._vacated.clear()
-        else:
-            self._vacated |= self._left
         return Snapshot(
             engine=self._engine.engine,
             networks=tuple(self._engine.networks.values()),
             containers=tuple(self._engine.containers.values()),
-            vacated_bridges=frozenset(self._vacated),
+            vacated_bridges=frozenset(() if self._engine.current else self._left),
         )
 
     def _record_failure(self, error: FirewallError) -> None:

@@ -59,8 +59,12 @@ class FakeFacts:
     containers: dict[str, Container] = field(default_factory=dict)
     relists: int = 0
     relist_error: Exception | None = None
+    answer: asyncio.Future[None] | None = None
+    """The end of a list that takes its time."""
 
     async def relist(self) -> None:
+        if self.answer is not None:
+            await self.answer
         if self.relist_error is not None:
             raise self.relist_error
         self.relists += 1
@@ -738,6 +742,30 @@ def test_ports_wait_for_an_engine_that_ended_before_its_list_confirmed_who_left(
             assert mappings(await bench.passed()) == before
             await until(lambda: bench.loop.knows_who_left)
         assert bench.facts.relists == 1
+
+    run(bench, scenario)
+
+
+def test_ports_wait_for_an_engine_that_ends_during_the_list_that_confirms(bench: Bench) -> None:
+    """Q7. Also if another container leaves during a list that succeeds."""
+
+    async def scenario(bench: Bench) -> None:
+        assert len(mappings(await bench.passed())) == 1
+        bench.loop.port_removed("br-a")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        bench.facts.answer = answer
+        confirming = asyncio.create_task(bench.loop.confirm_removals_once())
+        await asyncio.sleep(0)
+        assert not bench.loop.knows_who_left
+        bench.facts.current = False
+        assert mappings(await bench.passed()) == []
+        bench.loop.port_removed("br-b")
+        answer.set_result(None)
+        await confirming
+        assert not bench.loop.knows_who_left
+        assert mappings(await bench.passed()) == []
+        await bench.loop.confirm_removals_once()
+        assert bench.loop.knows_who_left
 
     run(bench, scenario)
 
