@@ -59,12 +59,11 @@ def _with_sets(text: str) -> str:
             if _UNCONDITIONAL.fullmatch(line):
                 suspect.add(place)
     for place in sorted(suspect)[:_MAX_CHAINS]:
-        rules: list[dict[str, Any]] = []
-        with suppress(FirewallError):  # the chain may be gone
-            rules = _chain_rules(*place)
-        for number, rule in zip(places[place], rules, strict=False):
-            if len(rules) == len(places[place]) and _SET.search(json.dumps(rule.get("expr"))):
-                lines[number] = f"-A {place[1]} {_native_rule_text(*place, rule)}"
+        # The chain may be gone, or have other rules by now.
+        with suppress(FirewallError, ValueError):
+            for number, rule in [*zip(places[place], _chain_rules(*place), strict=True)]:
+                if _SET.search(json.dumps(rule.get("expr"))):
+                    lines[number] = f"-A {place[1]} {_native_rule_text(*place, rule)}"
     return "\n".join(lines)
 
 
