@@ -33,6 +33,7 @@ from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
 from ipv6natd.sync.reconciler import Reconciler, settle
+from ipv6natd.sync.saved_ports import PortSaver
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 
 STOPPED, FAILED = 0, 1
 
-SAVE_INTERVAL = 0.2
-"""Seconds between two writes of the file with the containers' bridge ports."""
 READY_TIMEOUT = 10.0
 """Seconds that READY=1 waits for the first pass or for the reason why there is none."""
 
@@ -66,7 +65,6 @@ class Daemon:
         self._load = load
         self._notifier = Notifier()
         self._stop = asyncio.Event()
-        self._ports_changed = asyncio.Event()
         self._reloads: asyncio.Queue[asyncio.Future[BusError | None]] = asyncio.Queue()
         firewalld = Firewalld(self._recheck_host)
         self._host = LocalHost(Forwarding(wanted=settings.ip_forward), firewalld.zones)
@@ -82,7 +80,7 @@ class Daemon:
         self._reconciler = Reconciler(
             engine=self._watch, applier=applier, observer=self, policy=settings.policy
         )
-        self.ruleset_text = applier.ruleset_text
+        self._ports = PortSaver(self._host.saved_ports, self._reconciler.departures)
         self._textfile = Textfile(settings.metrics_textfile, self.status)
         self._service = BusService(self, firewalld)
 
@@ -102,24 +100,9 @@ class Daemon:
         await self._shut_down()
         return code
 
-    @property
-    def _bridges(self) -> list[str]:
-        return [net.bridge for net in self._watch.networks.values() if net.bridge]
-
     def _port_removed(self, bridge: str | None) -> None:
-        self._reconciler.port_removed(bridge)
-        if self._watch.current:
-            self._ports_changed.set()
-
-    async def _save_ports(self) -> None:
-        """Save the bridge ports after changes, at most once in SAVE_INTERVAL, for a start after a
-        crash. Runs until it is cancelled."""
-        while True:
-            await self._ports_changed.wait()
-            if self._reconciler.knows_who_left:
-                self._ports_changed.clear()
-                await in_thread(partial(self._host.saved_ports.save, self._bridges))
-            await asyncio.sleep(SAVE_INTERVAL)
+        self._reconciler.departures.note(bridge)
+        self._ports.changed()
 
     async def _notify_watchdog(self) -> None:
         """Notify systemd while this loop runs and no pass hangs. Runs until it is cancelled."""
@@ -147,11 +130,11 @@ class Daemon:
                         self._port_removed,
                     ),
                     self._reconciler.run(),
-                    self._reconciler.confirm_removals(),
+                    self._reconciler.departures.confirm(),
                     serve(self._service),
                     self._reconciler.watch_firewall(),
                     self._notify_watchdog(),
-                    self._save_ports(),
+                    self._ports.run(),
                     self._reconciler.monitor.run(),
                     self._reload_on_request(tasks),
                     self._textfile.run(),
@@ -172,7 +155,7 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             # An engine that does not respond must not delay the start of other units.
             async with asyncio.timeout(READY_TIMEOUT):
-                await self._reconciler.first_pass.wait()
+                await self._reconciler.publisher.first_pass.wait()
         self._notifier.ready(one_line(self._reconciler.status))
         gc.freeze()
         gc.enable()
@@ -184,8 +167,7 @@ class Daemon:
             log.info("stopped; all rules were removed before")
             return
         if not self._settings.cleanup:
-            if self._watch.state.has_facts and self._reconciler.knows_who_left:
-                self._host.saved_ports.save(self._bridges)
+            self._ports.save()
             mappings = counted(len(self._reconciler.status.mappings), "mapping")
             verb = "stays" if mappings.startswith("1 ") else "stay"
             extra = log_fields(MessageId.STOPPED)
@@ -261,8 +243,8 @@ class Daemon:
     def changed(self, old: Status, new: Status, drift: tuple[str, ...]) -> None:
         """Show a new status on the bus, to systemd and in the metrics file."""
         self._service.publish(old, new, drift)
-        if old.mappings is not new.mappings and self._watch.current:
-            self._ports_changed.set()
+        if old.mappings is not new.mappings:
+            self._ports.changed()
         self._textfile.changed()
         if one_line(old) != one_line(new):
             self._notifier.status(one_line(new))
@@ -276,6 +258,10 @@ class Daemon:
     def status(self) -> Status:
         """The current status, for the bus."""
         return self._reconciler.status
+
+    def ruleset_text(self) -> str:
+        """The rules that were written last, for the bus."""
+        return self._reconciler.applier.ruleset_text()
 
     async def resync(self) -> SyncResult:
         """Resync for the bus. Raises BusError."""

@@ -92,6 +92,43 @@ class InspectQueue:
         self._changed.set()
 
 
+class EventStream:
+    """The stream of the engine's events, which may be opened several times."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._events: Any = None
+
+    async def open(self, seconds: float) -> None:
+        """Open the stream, or open it again. Raises EngineUnavailable."""
+        self.close()
+        try:
+            async with asyncio.timeout(seconds):
+                self._events = await in_thread(partial(subscribe, self._client))
+        except TimeoutError:
+            raise EngineUnavailable("it sends no events") from None
+
+    async def read(self, handle: Callable[[object], None]) -> str:
+        """Call `handle` for each event; return why the stream ended."""
+        loop = asyncio.get_running_loop()
+        events = self._events
+
+        def read() -> str:
+            try:
+                for event in events:
+                    loop.call_soon_threadsafe(handle, event)
+            except Exception as error:  # a broken stream raises many exceptions in the library
+                return f"its event stream broke: {one_line(error)}"
+            return "its event stream ended"
+
+        return await in_thread(read)
+
+    def close(self) -> None:
+        """Close the stream: closing the client does not, and its reader would wait forever."""
+        with suppress(Exception):
+            self._events.close()
+
+
 class EngineWatcher:
     """Follows one engine while run() runs.
 
@@ -113,7 +150,6 @@ class EngineWatcher:
         self._wake = wake
         self._resync_interval = resync_interval
         self._client: Client | None = None
-        self._events: Any = None
         self._inspects = InspectQueue()
         self._list_lock = asyncio.Lock()
 
@@ -187,9 +223,10 @@ class EngineWatcher:
         )
         self._inspects = InspectQueue()
         with closing(client):
+            events = EventStream(client)
             # Before the list: then events report every change after the list.
-            self._events = await _subscribed(client, CALL_TIMEOUT)
-            tasks = [asyncio.create_task(self._follow_events(client))]
+            await events.open(CALL_TIMEOUT)
+            tasks = [asyncio.create_task(self._follow_events(client, events))]
             try:
                 await self._list(client)
                 self._client = client
@@ -206,9 +243,7 @@ class EngineWatcher:
                 failed.pop().result()
             finally:
                 self._client, self.current = None, False
-                # Closing the client does not close the stream; its reader would wait forever.
-                with suppress(Exception):
-                    self._events.close()
+                events.close()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -220,7 +255,7 @@ class EngineWatcher:
             log.log(logging.DEBUG if repeated else logging.WARNING, "%s", warning)
             self._logged_warnings.add(warning)
 
-    async def _follow_events(self, client: Client) -> None:
+    async def _follow_events(self, client: Client, events: EventStream) -> None:
         """Request an inspect for each event, until the engine opens no event stream any more.
 
         Always raises EngineUnavailable.
@@ -228,36 +263,20 @@ class EngineWatcher:
         loop = asyncio.get_running_loop()
         while True:
             opened = loop.time()
-            reason = await self._read_events(self._events)
+            reason = await events.read(self._mark_for_inspect)
             self.current = False
             if loop.time() - opened < MIN_STREAM_TIME:
                 raise EngineUnavailable(reason)
             await self._raise_if_stopped()
             log.debug("%s; it is opened again", reason)
-            with suppress(Exception):
-                self._events.close()
             try:
-                self._events = await _subscribed(client, REOPEN_TIMEOUT)
+                await events.open(REOPEN_TIMEOUT)
             except EngineUnavailable:
                 raise EngineUnavailable(reason) from None
             # For the changes since the end of the stream.
             await self._list(client)
             self.current = True
             self._wake()
-
-    async def _read_events(self, events: Iterable[object]) -> str:
-        """Request an inspect for each event; return why the stream ended."""
-        loop = asyncio.get_running_loop()
-
-        def read() -> str:
-            try:
-                for event in events:
-                    loop.call_soon_threadsafe(self._mark_for_inspect, event)
-            except Exception as error:  # a broken stream raises many exceptions in the library
-                return f"its event stream broke: {one_line(error)}"
-            return "its event stream ended"
-
-        return await in_thread(read)
 
     def _mark_for_inspect(self, event: object) -> None:
         for subject in parse.event_subjects(event):
@@ -322,12 +341,3 @@ def _held(slots: asyncio.Semaphore) -> Iterator[None]:
     finally:
         timer.cancel()
         release()
-
-
-async def _subscribed(client: Client, seconds: float) -> Any:
-    """The stream of the engine's events. Raises EngineUnavailable."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await in_thread(partial(subscribe, client))
-    except TimeoutError:
-        raise EngineUnavailable("it sends no events") from None

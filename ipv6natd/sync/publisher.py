@@ -6,6 +6,7 @@ report.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -32,6 +33,8 @@ class Publisher:
         self._applier = applier
         self._monitor = monitor
         self._observer = observer
+        self.first_pass = asyncio.Event()
+        """Set when the first pass has ended, or the reason why it cannot start is known."""
         self.status = Status(version=__version__, backend=applier.backend.value)
 
     def refresh(self) -> None:
@@ -104,6 +107,8 @@ class Publisher:
         old, self.status = self.status, new
         log_changes(old, new)
         self._observer.changed(old, new, drift)
+        if self.engine.state is not EngineState.STARTING:
+            self.first_pass.set()
 
 
 def _start_times(old: Status, mappings: tuple[Mapping, ...], now: int) -> dict[str, int]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from ipv6natd.engine.client import EngineUnavailable
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import kernel_fault
-from ipv6natd.model import EngineState, Policy, Snapshot
+from ipv6natd.model import Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import AppliedState, Applier, PassResult
+from ipv6natd.sync.departures import Departures
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
 from ipv6natd.sync.publisher import Publisher
@@ -32,10 +32,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIN_RETRY_PAUSE, MAX_RETRY_PAUSE = 1.0, 30.0
-FIRST_LIST_TIME = 0.5
-"""Seconds in which a running engine usually lists its objects after a start."""
-CONFIRM_PAUSE = 1.0
-"""Seconds from a container's end to the list that confirms it: one list for many of them."""
 MAX_PASS_TIME = 180.0
 """Seconds. Six calls of tools that each wait as long as they may; a usual pass takes 0.05 s."""
 
@@ -83,21 +79,12 @@ class Reconciler:
         self.policy = policy
         self.monitor = HostMonitor(engine, applier, self.trigger)
         self.publisher = Publisher(engine, applier, self.monitor, observer)
+        self.departures = Departures(engine, applier.host, self.trigger)
         self._woken = asyncio.Event()
         self._requests = Requests()
         self._removals: list[asyncio.Future[FirewallError | None]] = []
         self._retry = Retry()
-        self._left: set[str] = set()
-        """The bridges that a container has left since the last list that began later. While the
-        engine reports no changes, they are the vacated bridges: see Snapshot."""
-        self._port_left = asyncio.Event()
-        self._began = 0.0
-        """The time of the loop at the start."""
-        self._closed_ports = False
-        """True after the ports were closed because the engine has not listed its objects."""
         self._call_began: float | None = None
-        self.first_pass = asyncio.Event()
-        """Set when the first pass has ended, or the reason why it cannot start is known."""
         self._firewall_opened = asyncio.Event()
 
     @property
@@ -107,7 +94,9 @@ class Reconciler:
 
     def use_engine(self, engine: EngineFacts) -> None:
         """Take the facts of this engine from now on."""
-        self._engine = self.publisher.engine = self.monitor.engine = engine
+        self._engine = engine
+        for part in (self.publisher, self.monitor, self.departures):
+            part.engine = engine
 
     def trigger(self) -> None:
         """Run a pass: the facts of the engine may have changed."""
@@ -122,38 +111,6 @@ class Reconciler:
         """Run a pass that checks all flows."""
         self._requests.recheck_flows = True
         self.trigger()
-
-    def port_removed(self, bridge: str | None) -> None:
-        """A container left a bridge (None: some bridge), and another one can get its address. The
-        engine reports it too, unless it ends before that."""
-        networks = self._engine.networks.values()
-        self._left |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
-        self._port_left.set()
-        if not self._engine.current:
-            self.trigger()
-
-    @property
-    def knows_who_left(self) -> bool:
-        """True if the engine's facts show each container that has left its bridge."""
-        return not self._left
-
-    async def confirm_removals(self) -> None:
-        """List the engine's objects after a container has left a bridge, until cancelled."""
-        while True:
-            await self._port_left.wait()
-            await asyncio.sleep(CONFIRM_PAUSE)
-            await self.confirm_removals_once()
-
-    async def confirm_removals_once(self) -> None:
-        """List the engine's objects. Those who left before that are known then; if another one
-        leaves meanwhile, none is, until the next list."""
-        self._port_left.clear()
-        try:
-            await self._engine.relist()
-        except EngineUnavailable:
-            self._port_left.set()
-        if not self._port_left.is_set():
-            self._left.clear()
 
     async def open_firewall(self) -> None:
         """Open the firewall before the first pass. An error is logged."""
@@ -245,7 +202,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Run passes until cancelled."""
-        self._began = asyncio.get_running_loop().time()
+        self.departures.begin()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._retry.due):
@@ -261,8 +218,6 @@ class Reconciler:
             self._retry.due = None
             await self._close_uncertain_ports()
             self.publisher.refresh()
-            if self._engine.state is not EngineState.STARTING:
-                self.first_pass.set()
             return
         requests, self._requests = self._requests, Requests()
         began = time.monotonic()
@@ -288,32 +243,25 @@ class Reconciler:
                 duration_ms=round((time.monotonic() - began) * 1000),
             )
             settle(requests.resyncs, sync_result)
-        self.first_pass.set()
         unread = self.applier.has_unverified_chains and not self._woken.is_set()
         if unread and not await self._in_thread(self.applier.read_back):
             self.verify()
 
     async def _close_uncertain_ports(self) -> None:
         """Close the ports once, if they may lead to other containers now."""
-        if self._closed_ports or self.monitor.rules_removed:
+        if self.departures.ports_closed or self.monitor.rules_removed:
             return
-        if self.applier.applied.observed is not None:
-            left: bool | None = bool(self._left)
-        else:
-            host, bridges = self.applier.host, frozenset(self._left)
-            left = await in_thread(partial(host.ports_have_left, bridges))
-        unreachable = self._engine.state is EngineState.UNREACHABLE
-        loop = asyncio.get_running_loop()
-        if left and not unreachable and loop.time() < self._began + FIRST_LIST_TIME:
-            self._retry.due = self._began + FIRST_LIST_TIME
-        elif left or (left is None and unreachable):
-            self._closed_ports = True
-            try:
-                await self._in_thread(self.applier.close_ports)
-            except FirewallError as error:
-                log.error("cannot close the ports of the last run: %s", error)
-                self._closed_ports = False
-                self._retry.schedule()
+        ours = self.applier.applied.observed is not None
+        due = await self.departures.closing_time(rules_are_ours=ours)
+        if due is None or due > asyncio.get_running_loop().time():
+            self._retry.due = due
+            return
+        try:
+            await self._in_thread(self.applier.close_ports)
+            self.departures.ports_closed = True
+        except FirewallError as error:
+            log.error("cannot close the ports of the last run: %s", error)
+            self._retry.schedule()
 
     async def _remove_on_request(self) -> None:
         removals, self._removals = self._removals, []
@@ -342,7 +290,7 @@ class Reconciler:
             engine=self._engine.engine,
             networks=tuple(self._engine.networks.values()),
             containers=tuple(self._engine.containers.values()),
-            vacated_bridges=frozenset(() if self._engine.current else self._left),
+            vacated_bridges=self.departures.vacated_bridges,
         )
 
     def _record_failure(self, error: FirewallError) -> None:

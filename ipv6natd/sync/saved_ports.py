@@ -6,16 +6,22 @@ address.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Iterable
+from functools import partial
 
 from ipv6natd.host.facts import container_ports
+from ipv6natd.sync.departures import Departures
 from ipv6natd.sync.forwarding import FOLDER
 from ipv6natd.sync.saved_rules import read_saved, unit_folder, write_saved
+from ipv6natd.system.threads import in_thread
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "ports"
+SAVE_INTERVAL = 0.2
+"""Seconds between two writes of the file."""
 
 
 class SavedPorts:
@@ -47,3 +53,36 @@ class SavedPorts:
             write_saved(self._path, text)
         except OSError as error:
             log.warning("%s cannot be written: %s", self._path, error.strerror)
+
+
+class PortSaver:
+    """Saves the ports of the engine's bridges while it is followed."""
+
+    def __init__(self, saved: SavedPorts, departures: Departures) -> None:
+        self._saved = saved
+        self._departures = departures
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Save the ports soon, for a start after a crash."""
+        if self._departures.engine.current:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Save the ports after changes, at most once in SAVE_INTERVAL, until cancelled."""
+        while True:
+            await self._changed.wait()
+            if self._departures.confirmed:
+                self._changed.clear()
+                await in_thread(partial(self._saved.save, self._bridges))
+            await asyncio.sleep(SAVE_INTERVAL)
+
+    def save(self) -> None:
+        """Save the ports now, unless a container may have left them that the engine has not
+        reported."""
+        if self._departures.engine.state.has_facts and self._departures.confirmed:
+            self._saved.save(self._bridges)
+
+    @property
+    def _bridges(self) -> list[str]:
+        return [net.bridge for net in self._departures.engine.networks.values() if net.bridge]

@@ -19,7 +19,7 @@ from ipv6natd.model import Container, EngineState, Policy
 from ipv6natd.sync import saved_ports
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.reconciler import Reconciler
-from ipv6natd.sync.saved_ports import SavedPorts
+from ipv6natd.sync.saved_ports import PortSaver, SavedPorts
 from tests.harness.build import container, endpoint, network
 from tests.harness.fake_firewall import FakeFirewall
 from tests.harness.fake_host import FakeHost, FakeObserver
@@ -106,7 +106,7 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             return
         self.left |= {name[0]} if named else set(NETWORKS)
         if self.loop is not None:
-            self.loop.port_removed(f"br-{name[0]}" if named else None)
+            self.loop.departures.note(f"br-{name[0]}" if named else None)
         self.settle()
 
     @precondition(lambda self: self.facts.current)
@@ -117,7 +117,7 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             return
         assert self.loop is not None
         self.left.add(name[0])
-        self.loop.port_removed(f"br-{name[0]}")
+        self.loop.departures.note(f"br-{name[0]}")
         self.lose_engine()
 
     @rule(named=st.booleans())
@@ -148,7 +148,7 @@ class PortsWithoutEngine(RuleBasedStateMachine):
     @rule(crash=st.booleans())
     def end_ipv6natd(self, crash: bool) -> None:
         assert self.loop is not None
-        if not crash and self.facts.state.has_facts and self.loop.knows_who_left:
+        if not crash:
             self.save_ports()
         self.loop, self.facts = None, FakeFacts(current=False)
 
@@ -175,11 +175,12 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             self.facts.have(*NETWORKS.values(), *map(self.container, self.live))
         self.runner.run(self.loop._run_pass())
         if self.facts.current:
-            self.runner.run(self.loop.confirm_removals_once())
+            self.runner.run(self.loop.departures.confirm_once())
             self.save_ports()
 
     def save_ports(self) -> None:
-        self.host.ports.save(net.bridge for net in NETWORKS.values())
+        assert self.loop is not None
+        PortSaver(self.host.ports, self.loop.departures).save()
 
     def container(self, name: str) -> Container:
         port = PORTS[name]

@@ -20,7 +20,7 @@ from ipv6natd.policy.desired import desired
 from ipv6natd.policy.port_bindings import NOT_IN_FORCE
 from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import State, Status, mapping_id
-from ipv6natd.sync import applier, reconciler
+from ipv6natd.sync import applier, departures, reconciler
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
@@ -167,7 +167,7 @@ def test_first_pass_is_set_when_the_reason_for_waiting_is_known(bench: Bench) ->
 
     async def scenario(bench: Bench) -> None:
         bench.facts.state = EngineState.STARTING
-        settled = asyncio.create_task(bench.loop.first_pass.wait())
+        settled = asyncio.create_task(bench.loop.publisher.first_pass.wait())
         # Another program writes rules before the engine answers.
         await bench.passed(bench.loop.verify)
         await asyncio.sleep(0)
@@ -704,14 +704,14 @@ def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
     async def scenario(bench: Bench) -> None:
         before = mappings(await bench.passed())
         assert len(before) == 2
-        bench.loop.port_removed("br-a")
+        bench.loop.departures.note("br-a")
         assert mappings(await bench.passed()) == before
-        assert not bench.loop.knows_who_left
-        await bench.loop.confirm_removals_once()
-        assert bench.loop.knows_who_left
+        assert not bench.loop.departures.confirmed
+        await bench.loop.departures.confirm_once()
+        assert bench.loop.departures.confirmed
         bench.facts.current = False
         assert mappings(await bench.passed()) == before
-        status = await bench.passed(lambda: bench.loop.port_removed(bridge))
+        status = await bench.passed(lambda: bench.loop.departures.note(bridge))
         assert WEB not in mappings(status)
         assert len(mappings(status)) == (1 if bridge else 0)
         assert any("may have this one's address" in row.reason for row in status.skipped)
@@ -727,20 +727,20 @@ def test_ports_wait_for_an_engine_that_ended_before_its_list_confirmed_who_left(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Q7: it may have been killed before it reported the end of the container."""
-    monkeypatch.setattr(reconciler, "CONFIRM_PAUSE", 0.01)
+    monkeypatch.setattr(departures, "CONFIRM_PAUSE", 0.01)
 
     async def scenario(bench: Bench) -> None:
         before = mappings(await bench.passed())
-        bench.loop.port_removed("br-a")
+        bench.loop.departures.note("br-a")
         bench.facts.relist_error = EngineUnavailable("it was killed")
-        async with background(bench.loop.confirm_removals()):
+        async with background(bench.loop.departures.confirm()):
             await asyncio.sleep(0.05)
             assert mappings(await bench.passed()) == before
             bench.facts.current = False
             assert mappings(await bench.passed()) == []
             bench.facts.current, bench.facts.relist_error = True, None
             assert mappings(await bench.passed()) == before
-            await until(lambda: bench.loop.knows_who_left)
+            await until(lambda: bench.loop.departures.confirmed)
         assert bench.facts.relists == 1
 
     run(bench, scenario)
@@ -751,21 +751,21 @@ def test_ports_wait_for_an_engine_that_ends_during_the_list_that_confirms(bench:
 
     async def scenario(bench: Bench) -> None:
         assert len(mappings(await bench.passed())) == 1
-        bench.loop.port_removed("br-a")
+        bench.loop.departures.note("br-a")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         bench.facts.answer = answer
-        confirming = asyncio.create_task(bench.loop.confirm_removals_once())
+        confirming = asyncio.create_task(bench.loop.departures.confirm_once())
         await asyncio.sleep(0)
-        assert not bench.loop.knows_who_left
+        assert not bench.loop.departures.confirmed
         bench.facts.current = False
         assert mappings(await bench.passed()) == []
-        bench.loop.port_removed("br-b")
+        bench.loop.departures.note("br-b")
         answer.set_result(None)
         await confirming
-        assert not bench.loop.knows_who_left
+        assert not bench.loop.departures.confirmed
         assert mappings(await bench.passed()) == []
-        await bench.loop.confirm_removals_once()
-        assert bench.loop.knows_who_left
+        await bench.loop.departures.confirm_once()
+        assert bench.loop.departures.confirmed
 
     run(bench, scenario)
 
@@ -807,14 +807,14 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
     closed: bool,
 ) -> None:
     """Q7: until the engine has listed its containers, for which a running engine has some time."""
-    monkeypatch.setattr(reconciler, "FIRST_LIST_TIME", 0.2)
+    monkeypatch.setattr(departures, "FIRST_LIST_TIME", 0.2)
 
     async def earlier(bench: Bench) -> None:
         await bench.passed()
         assert "--dport 8080 -j DNAT" in bench.firewall.dump()
 
     async def scenario(bench: Bench) -> None:
-        await bench.passed(partial(bench.loop.port_removed, None) if event else None)
+        await bench.passed(partial(bench.loop.departures.note, None) if event else None)
         if state is EngineState.STARTING:
             assert "--dport 8080 -j DNAT" in bench.firewall.dump()
             await asyncio.sleep(0.3)

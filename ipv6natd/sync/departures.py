@@ -1,0 +1,92 @@
+"""Which bridges containers have left, and when the ports close because of it.
+
+Another container can have the address of one that left. The engine reports that, unless it ends
+before. While no list of its objects confirms who left, the ports of these bridges are not sure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from ipv6natd.engine.client import EngineUnavailable
+from ipv6natd.model import EngineState
+from ipv6natd.sync.interfaces import EngineFacts, Host
+from ipv6natd.system.threads import in_thread
+
+FIRST_LIST_TIME = 0.5
+"""Seconds in which a running engine usually lists its objects after a start."""
+CONFIRM_PAUSE = 1.0
+"""Seconds from a container's end to the list that confirms it: one list for many of them."""
+
+
+class Departures:
+    """The bridges that a container has left since the last list that began later."""
+
+    def __init__(self, engine: EngineFacts, host: Host, changed: Callable[[], None]) -> None:
+        """`changed` is called when a container left that the engine does not report."""
+        self.engine = engine
+        self._host = host
+        self._changed = changed
+        self._bridges: set[str] = set()
+        """An empty name stands for any bridge."""
+        self._noted = asyncio.Event()
+        self._began = 0.0
+        self.ports_closed = False
+        """True after the ports were closed because the engine has not listed its objects."""
+
+    def begin(self) -> None:
+        """Note the time of the start."""
+        self._began = asyncio.get_running_loop().time()
+
+    def note(self, bridge: str | None) -> None:
+        """A container left a bridge; None: it is not known which one."""
+        networks = self.engine.networks.values()
+        self._bridges |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
+        self._noted.set()
+        if not self.engine.current:
+            self._changed()
+
+    @property
+    def confirmed(self) -> bool:
+        """True if the engine's facts show each container that has left its bridge."""
+        return not self._bridges
+
+    @property
+    def vacated_bridges(self) -> frozenset[str]:
+        """See Snapshot; none while the engine reports each change."""
+        return frozenset(() if self.engine.current else self._bridges)
+
+    async def confirm(self) -> None:
+        """List the engine's objects after a container has left a bridge, until cancelled."""
+        while True:
+            await self._noted.wait()
+            await asyncio.sleep(CONFIRM_PAUSE)
+            await self.confirm_once()
+
+    async def confirm_once(self) -> None:
+        """List the engine's objects. Those who left before that are known then; if another one
+        leaves meanwhile, none is, until the next list."""
+        self._noted.clear()
+        try:
+            await self.engine.relist()
+        except EngineUnavailable:
+            self._noted.set()
+        if not self._noted.is_set():
+            self._bridges.clear()
+
+    async def closing_time(self, *, rules_are_ours: bool) -> float | None:
+        """When all ports close if the engine has not listed its objects by then: a time of the
+        loop, which may have passed. None if they stay open.
+
+        `rules_are_ours` is False until the first pass: the rules are those of an earlier process.
+        """
+        if rules_are_ours:
+            left: bool | None = not self.confirmed
+        else:
+            bridges = frozenset(self._bridges)
+            left = await in_thread(partial(self._host.ports_have_left, bridges))
+        if self.engine.state is EngineState.UNREACHABLE:
+            return None if left is False else self._began
+        return self._began + FIRST_LIST_TIME if left else None
