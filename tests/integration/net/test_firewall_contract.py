@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -665,12 +664,18 @@ def held_lock(xtables_lock: Path) -> Iterator[Callable[[], None]]:
 def test_legacy_write_waits_for_the_xtables_lock(
     legacy: Host, held_lock: Callable[[], None], rules: int
 ) -> None:
-    timer = threading.Timer(0.3, held_lock)
+    order: list[str] = []
+
+    def release() -> None:
+        order.append("released")
+        held_lock()
+
+    timer = threading.Timer(0.3, release)
     timer.start()
-    start = time.monotonic()
     legacy.firewall.write(scattered(rules))
-    assert time.monotonic() - start >= 0.25
+    order.append("written")
     timer.join()
+    assert order == ["released", "written"]
     assert legacy.observed(Table.NAT).chains
 
 
