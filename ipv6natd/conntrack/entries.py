@@ -19,7 +19,8 @@ TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 # Names as in linux/netlink.h and linux/netfilter/nfnetlink_conntrack.h.
 _NETLINK_NETFILTER = 12
 _CT_GET, _CT_DELETE = 1 << 8 | 1, 1 << 8 | 2
-_CTA_TUPLE_ORIG, _CTA_ZONE = 1, 18
+_CTA_TUPLE_ORIG, _CTA_STATUS, _CTA_ZONE = 1, 3, 18
+_SEEN_REPLY = 1 << 1
 _CTA_TUPLE_IP, _CTA_IP_V6_SRC = 1, 3
 _FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)
 # The kernel writes the attributes of a message always in the same order, so an entry needs no
@@ -33,6 +34,7 @@ _PROTOCOL_START, _PORTS_START = 48, 64
 _LENGTH_WITH_PORTS = 28
 """Bytes of the protocol's attributes if they are its number and two ports."""
 _ATTRIBUTE = struct.Struct("=HH")
+_STATUS = struct.Struct("!I")
 
 
 class Tuple(NamedTuple):
@@ -57,6 +59,8 @@ class Entry(NamedTuple):
 
     original: Tuple
     reply: Tuple
+    answered: bool = True
+    """True if a packet of the reply direction was seen."""
 
     @property
     def translated(self) -> bool:
@@ -95,9 +99,12 @@ def parse_entry(body: bytes) -> Entry | None:
         reply = _parse_tuple(body, reply_start)
         end = reply_start + _ATTRIBUTE.size + len(reply.packed)
         _, next_attribute = _ATTRIBUTE.unpack_from(body, end)
+        if next_attribute != _CTA_STATUS:  # a zone
+            return None
+        (status,) = _STATUS.unpack_from(body, end + _ATTRIBUTE.size)
     except (struct.error, ValueError):
         return None
-    return None if next_attribute == _CTA_ZONE else Entry(original, reply)
+    return Entry(original, reply, bool(status & _SEEN_REPLY))
 
 
 def _parse_tuple(body: bytes, start: int) -> Tuple:

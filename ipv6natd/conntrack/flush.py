@@ -1,4 +1,5 @@
-"""Deletes conntrack entries that a change of mappings made stale, and outdated neighbour entries.
+"""Deletes conntrack entries that a change of mappings made stale, and outdated neighbour entries;
+ends connections that began before the rule of their port, and that nobody reads.
 
 `stale` decides which entries are stale. No error here stops a pass of the reconciler: packets are
 forwarded also with stale entries.
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv6Address
 
-from ipv6natd.conntrack.entries import delete_entries, list_entries
+from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
+from ipv6natd.conntrack.sockets import destroy_unaccepted
 from ipv6natd.conntrack.stale import (
     Change,
     Exposure,
     added_endpoints,
     affects_entries,
+    is_unserved,
     newly_protected,
     stale_entries,
 )
@@ -39,6 +42,8 @@ class Conntrack:
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
         self._last_failure = ""
+        self._can_end_connections = True
+        """False after the kernel could not: INET_DIAG_DESTROY is missing."""
 
     def flush_stale_flows(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
         """Delete the entries that the change from `old` to `new` made stale. False on an error.
@@ -48,7 +53,7 @@ class Conntrack:
         _flush_neighbours(old, new, exposure)
         if not affects_entries(old, new, exposure):
             return True
-        failure = _delete_stale_entries(Change(old, new, self._host_addresses(), exposure))
+        failure = self._delete_stale_entries(Change(old, new, self._host_addresses(), exposure))
         if failure:
             # A warning at the first of equal consecutive failures.
             log.log(
@@ -59,30 +64,50 @@ class Conntrack:
         self._last_failure = failure
         return not failure
 
+    def _delete_stale_entries(self, change: Change) -> str:
+        """Returns the error with the kernel's message; "" if there is none."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT
+        deleted_replies: set[bytes] | None = None
+        verb = "list"
+        try:
+            for scan in range(MAX_SCANS):
+                if scan:
+                    time.sleep(SCAN_PAUSE)
+                verb = "list"
+                listed = list_entries(deadline=deadline)
+                stale = list(stale_entries(listed, change, deleted_replies))
+                if not stale:
+                    break
+                self._end_unserved(stale, change, deadline)
+                verb = "delete"
+                replies = {entry.original.packed: entry.reply.packed for entry in stale}
+                deleted = delete_entries(replies, deadline=deadline)
+                log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
+                deleted_replies = (deleted_replies or set()).union(replies.values())
+        except TimeoutError:
+            return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
+        except OSError as error:
+            return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
+        return ""
 
-def _delete_stale_entries(change: Change) -> str:
-    """Returns the error with the kernel's message; "" if there is none."""
-    deadline = time.monotonic() + FLUSH_TIMEOUT
-    deleted_replies: set[bytes] | None = None
-    verb = "list"
-    try:
-        for scan in range(MAX_SCANS):
-            if scan:
-                time.sleep(SCAN_PAUSE)
-            verb = "list"
-            stale = stale_entries(list_entries(deadline=deadline), change, deleted_replies)
-            replies = {entry.original.packed: entry.reply.packed for entry in stale}
-            if not replies:
-                break
-            verb = "delete"
-            deleted = delete_entries(replies, deadline=deadline)
-            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
-            deleted_replies = (deleted_replies or set()).union(replies.values())
-    except TimeoutError:
-        return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
-    except OSError as error:
-        return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
-    return ""
+    def _end_unserved(self, stale: list[Entry], change: Change, deadline: float) -> None:
+        """End the connections that a socket of the engine has answered. Their clients may wait for
+        the first byte, and would not notice that the conntrack entry is gone."""
+        unserved = [
+            entry.original for entry in stale if entry.answered and is_unserved(entry, change)
+        ]
+        if not (unserved and self._can_end_connections):
+            return
+        try:
+            ended = destroy_unaccepted(unserved, deadline=deadline)
+            log.debug("%d connections ended that began before their port's rule", ended)
+        except OSError as error:
+            self._can_end_connections = False
+            log.warning(
+                "the kernel cannot end connections that began before the rule of their port "
+                "(INET_DIAG_DESTROY), so their clients may wait: %s",
+                error.strerror or "no answer",
+            )
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:

@@ -1,14 +1,15 @@
-"""Which conntrack entries are stale after a change of mappings, for one of three reasons.
+"""Which conntrack entries are stale after a change of mappings, for one of four reasons.
 
-Only the first packet of a flow passes the nat table. A TCP client opens a new connection, which
-meets the new rules; only entries of removed containers matter. A UDP or SCTP client that keeps its
-source port keeps its entry, and with it the old destination: a removed container, the userland
-proxy or no service. This module decides; `flush` lists and deletes.
+Only the first packet of a flow passes the nat table. A UDP or SCTP client that keeps its port
+keeps its entry, and with it the old destination: a removed container, the userland proxy or no
+service. A TCP client opens a new connection, which meets the new rules; so only entries of removed
+containers matter, and those of connections that began before the rule of a port: their next packet
+must meet it. This module decides; `flush` lists and deletes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from enum import IntEnum
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -27,8 +28,10 @@ from ipv6natd.model import (
 from ipv6natd.model import Mapping as PortMapping
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 
-_PROTOCOLS = {UDP: Protocol.UDP, SCTP: Protocol.SCTP}
-"""Number -> protocol, for the protocols whose entries follow a changed mapping."""
+_PROTOCOLS = {TCP: Protocol.TCP, UDP: Protocol.UDP, SCTP: Protocol.SCTP}
+"""Number -> protocol, for the protocols with published ports."""
+_DATAGRAMS = frozenset({Protocol.UDP, Protocol.SCTP})
+"""The protocols whose entries follow a changed mapping."""
 
 
 class Exposure(IntEnum):
@@ -73,11 +76,21 @@ def changes_ports(old: Desired | None, new: Desired) -> bool:
     """True if entries can be stale because of changed ports."""
     if old is None:
         # Without a mapping, a UDP flow may have outlived an unknown one.
-        return bool(_own_networks(new) or _targets(new.mappings))
+        return bool(_own_networks(new) or new.mappings)
     if old.userland_proxy != new.userland_proxy:
         return bool(_targets(old.mappings) or _targets(new.mappings))
     removed, added = mapping_changes(old.mappings, new.mappings)
-    return _targets(removed) != _targets(added)
+    return _targets(removed) != _targets(added) or bool(_opened_ports(removed, added))
+
+
+def _opened_ports(removed: Iterable[PortMapping], added: Iterable[PortMapping]) -> _Targets:
+    """The TCP ports of ours that lead to another container than before."""
+    before = _targets(removed, {Protocol.TCP})
+    return {
+        port: target
+        for port, target in _targets(added, {Protocol.TCP}).items()
+        if target != before.get(port) and target.managed_by is not ManagedBy.ENGINE
+    }
 
 
 def newly_protected(
@@ -170,6 +183,7 @@ class Change:
         """The ports before; None if unknown. Then all mappings count as new, and a flow to one of
         our containers without a mapping as one whose mapping was removed."""
         self.after = _targets(new.mappings)
+        self.opened = _opened_ports(*mapping_changes(old.mappings if old else (), new.mappings))
         self.proxy = new.userland_proxy
         self.proxy_changed = old is not None and old.userland_proxy != new.userland_proxy
         self.host_addresses = host_addresses - {LOOPBACK}
@@ -226,6 +240,7 @@ def stale_entries(
     for entry in entries:
         if (
             _is_of_removed_container(entry, change)
+            or is_unserved(entry, change)
             or _is_for_changed_port(entry, change)
             or (
                 _is_of_newly_protected_network(entry, change)
@@ -236,7 +251,9 @@ def stale_entries(
             yield entry
 
 
-def _targets(mappings: Iterable[PortMapping]) -> _Targets:
+def _targets(
+    mappings: Iterable[PortMapping], protocols: Collection[Protocol] = _DATAGRAMS
+) -> _Targets:
     return {
         (mapping.protocol, mapping.host_address, mapping.host_port + i): _Target(
             mapping.container_address,
@@ -245,7 +262,7 @@ def _targets(mappings: Iterable[PortMapping]) -> _Targets:
             mapping.managed_by,
         )
         for mapping in mappings
-        if mapping.protocol in _PROTOCOLS.values()
+        if mapping.protocol in protocols
         for i in range(mapping.count)
     }
 
@@ -268,13 +285,30 @@ def _is_of_removed_container(entry: Entry, change: Change) -> bool:
     return bool(change.removed) and entry.reply.source in change.removed
 
 
+def is_unserved(entry: Entry, change: Change) -> bool:
+    """Original direction: a client has connected to a port of the host before its rule was written.
+
+    Without the userland proxy, a socket of the engine holds the port, and nobody reads it. With it,
+    the proxy serves each connection that it answers; an engine that drops the first packet until
+    the container runs (Docker 29) leaves an entry without an answer.
+    """
+    original = entry.original
+    return (
+        original.protocol == TCP
+        and not entry.translated
+        and original.destination in change.host_addresses
+        and _target(change.opened, original) is not None
+        and not (change.proxy and entry.answered)
+    )
+
+
 def _is_for_changed_port(entry: Entry, change: Change) -> bool:
     """Original direction: a client sends to a port of the host. Reply direction: the answers come
     from another source than the target that the mapping now has.
 
     If a reply created the entry, the directions are reversed: see `stale_entries`.
     """
-    if entry.original.protocol not in _PROTOCOLS:
+    if entry.original.protocol not in (UDP, SCTP):
         return False
     return (
         _is_misdirected(entry, change)
@@ -285,7 +319,7 @@ def _is_for_changed_port(entry: Entry, change: Change) -> bool:
 
 def _is_misdirected(entry: Entry, change: Change) -> bool:
     """True if a port has changed and the client's packets do not go to its current target."""
-    original, reply = entry
+    original, reply = entry[:2]
     if original.destination not in change.host_addresses:
         return False
     before, after = _target(change.before, original), _target(change.after, original)
@@ -313,7 +347,7 @@ def _ends_at_proxy(entry: Entry, change: Change, network: Network) -> bool:
     The proxy answers a datagram from the bridge's own address, whatever its destination was. So for
     UDP only that address is useful to a neighbour.
     """
-    original, reply = entry
+    original, reply = entry[:2]
     return (
         reply.source in change.host_addresses
         and reply.source_port == original.destination_port
@@ -324,7 +358,7 @@ def _ends_at_proxy(entry: Entry, change: Change, network: Network) -> bool:
 def _is_of_unknown_mapping(entry: Entry, change: Change) -> bool:
     """True if the mapping was removed while ipv6natd was down; another container may have the
     address."""
-    original, reply = entry
+    original, reply = entry[:2]
     if change.before is not None or not entry.translated:
         return False
     network = change.network_of(reply.source)
@@ -345,7 +379,7 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     """
     if not change.protects:
         return False
-    original, reply = entry
+    original, reply = entry[:2]
     sender = change.network_of(original.source)
     receiver = change.network_of(original.destination)
     # A container's own flow looks like a forged one, and its next packet creates a new entry. A TCP

@@ -99,7 +99,7 @@ class EventStream:
         self._client = client
         self._events: Any = None
 
-    async def open(self, seconds: float) -> None:
+    async def subscribe(self, seconds: float) -> None:
         """Open the stream, or open it again. Raises EngineUnavailable."""
         self.close()
         try:
@@ -225,7 +225,7 @@ class EngineWatcher:
         with closing(client):
             events = EventStream(client)
             # Before the list: then events report every change after the list.
-            await events.open(CALL_TIMEOUT)
+            await events.subscribe(CALL_TIMEOUT)
             tasks = [asyncio.create_task(self._follow_events(client, events))]
             try:
                 await self._list(client)
@@ -270,7 +270,7 @@ class EngineWatcher:
             await self._raise_if_stopped()
             log.debug("%s; it is opened again", reason)
             try:
-                await events.open(REOPEN_TIMEOUT)
+                await events.subscribe(REOPEN_TIMEOUT)
             except EngineUnavailable:
                 raise EngineUnavailable(reason) from None
             # For the changes since the end of the stream.

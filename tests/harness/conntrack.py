@@ -27,13 +27,14 @@ def message_body(line: str) -> bytes:
     fields = [(word, value) for word, value in re.findall(r"([a-z-]+)=(\S+)", line)]
     second = [word for word, _ in fields].index("src", 1)
     zone = dict(fields).get("zone")
+    status = 8 if "[UNREPLIED]" in line else 10
     return b"".join(
         (
             struct.pack("=BBH", 10, 0, 0),
             _tuple(_TUPLE_ORIG, protocol, fields[:second]),
             _tuple(_TUPLE_REPLY, protocol, fields[second:]),
             attribute(_ZONE, struct.pack("!H", int(zone))) if zone else b"",
-            attribute(_STATUS, struct.pack("!I", 8)),
+            attribute(_STATUS, struct.pack("!I", status)),
         )
     )
 

@@ -99,6 +99,12 @@ def test_entries_with_a_zone_are_not_listed(zone: str) -> None:
     assert [each.original.source_port for each in listed()] == [2]
 
 
+def test_entry_is_answered_after_a_packet_of_the_reply_direction() -> None:
+    insert(f"{ENTRIES['tcp']} --status SEEN_REPLY", ENTRIES["udp"])
+    assert "[UNREPLIED]" in shown_by_the_tool()
+    assert {entry.original.protocol: entry.answered for entry in listed()} == {6: True, 17: False}
+
+
 def test_messages_of_the_kernel_are_those_that_the_unit_tests_use() -> None:
     """All of it up to CTA_STATUS, also of entries with a zone."""
     for entry in (*ENTRIES.values(), *(f"{ENTRIES['udp']} --{zone} 3" for zone in ZONES)):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv6Address
 
 import pytest
 
 from ipv6natd.conntrack import flush as conntrack
-from ipv6natd.conntrack.entries import Entry
+from ipv6natd.conntrack.entries import Entry, Tuple
 from ipv6natd.conntrack.flush import Conntrack
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.model import Container, Desired, Network, Policy
@@ -66,6 +67,9 @@ class Host:
         self.ip_calls: list[tuple[tuple[str, ...], str]] = []
         """The arguments of `ip` and its standard input."""
         self.on_delete: OnDelete = self._delete_all
+        self.ended: list[list[Tuple]] = []
+        """The connections that were to end."""
+        self.end_error: OSError | None = None
 
     def set_entries(self, *lines: str) -> None:
         self.entries = entries("\n".join(lines))
@@ -86,6 +90,13 @@ class Host:
         self.deleted.append([*originals])
         return self.on_delete(originals)
 
+    def end(self, originals: Iterable[Tuple], *, deadline: float) -> int:
+        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        self.ended.append([*originals])
+        if self.end_error:
+            raise self.end_error
+        return len(self.ended[-1])
+
     def run_ip(self, *words: str, stdin: str = "", **_: object) -> str:
         self.ip_calls.append((words, stdin))
         return ""
@@ -96,6 +107,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
     monkeypatch.setattr(conntrack, "list_entries", made.list)
     monkeypatch.setattr(conntrack, "delete_entries", made.delete)
+    monkeypatch.setattr(conntrack, "destroy_unaccepted", made.end)
     monkeypatch.setattr(conntrack, "output_of", made.run_ip)
     return made
 
@@ -185,9 +197,53 @@ def test_flush_lists_entries_only_if_one_can_be_stale(host: Host, flows: Conntra
         assert host.lists == count
     host.lists = 0
     flows.flush_stale_flows(UDP, UDP, Exposure.NONE)
-    flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    flows.flush_stale_flows(TCP, TCP, Exposure.NONE)
     flows.flush_stale_flows(None, EMPTY, Exposure.OPEN)
     assert host.lists == 0
+
+
+WAITING, SERVED, UNANSWERED = (
+    f"tcp 6 99 ESTABLISHED src=2001:db8::2 dst=2001:db8::1 sport={port} dport=5353 {mark}"
+    f"src={address} dst=2001:db8::2 sport={answers} dport={port} mark=0 use=1"
+    for port, mark, address, answers in (
+        (1, "", "2001:db8::1", 5353),
+        (2, "", "fd00:a::2", 53),
+        (3, "[UNREPLIED] ", "2001:db8::1", 5353),
+    )
+)
+
+
+def test_flush_ends_connections_that_began_before_the_rule(host: Host, flows: Conntrack) -> None:
+    """Before their entries are deleted: the reset must pass. The next SYN meets the rule."""
+    host.set_entries(WAITING, SERVED, UNANSWERED)
+    waiting, _, unanswered = (entry.original for entry in host.entries)
+    host.on_delete = lambda originals: host._delete_all(originals) if host.ended else 0
+    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert host.ended == [[waiting]]
+    assert host.deleted == [[waiting.packed, unanswered.packed]]
+
+
+def test_flush_ends_no_connection_that_the_proxy_serves(host: Host, flows: Conntrack) -> None:
+    host.set_entries(WAITING, SERVED, UNANSWERED)
+    unanswered = host.entries[2].original.packed
+    old, new = (replace(each, userland_proxy=True) for each in (NOTHING, TCP))
+    assert flows.flush_stale_flows(old, new, Exposure.NONE)
+    assert (host.ended, host.deleted) == ([], [[unanswered]])
+
+
+def test_kernel_that_cannot_end_connections_is_one_warning(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their conntrack entries are deleted: a client that sends gets a reset from the container."""
+    host.end_error = OSError(95, "Operation not supported")
+    for _ in range(2):
+        host.set_entries(WAITING)
+        host.deleted.clear()
+        assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+        assert host.deleted == [[entries(WAITING)[0].original.packed]]
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "INET_DIAG_DESTROY" in record.getMessage()
+    assert "Operation not supported" in record.getMessage()
 
 
 def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:

@@ -114,7 +114,6 @@ def test_changed_ports_of_udp_and_sctp_affect_entries(
 
 def test_added_endpoints_are_known_only_if_the_old_mappings_are() -> None:
     both = want(web("5353:53/udp"), web("80:80", name="late", on=Y, address="fd00:b::9"))
-    assert not changes_ports(UDP, both)
     assert added_endpoints(UDP, both) == ((Y.bridge, IPv6Address("fd00:b::9")),)
     # Two ports of one container are one endpoint; in the other cases no endpoint was added.
     assert len(added_endpoints(NOTHING, want(web("5353:53/udp", "80:80")))) == 1
@@ -246,7 +245,7 @@ def test_u6_a_mapping_affects_its_own_protocol_only() -> None:
     assert not is_stale(flow(f"{CLIENT} {HOST} 5353", Protocol.SCTP), None, UDP)
 
 
-def test_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
+def test_translated_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
     """A client that reuses its source port would reach an address without a host."""
     old = want(web("80:80"))
     assert not changes_ports(old, NOTHING)
@@ -255,9 +254,67 @@ def test_tcp_flow_is_stale_only_if_its_container_address_is_removed() -> None:
     begun = flow(f"{CLIENT} {HOST} 80 -> fd00:a::2 80", Protocol.TCP)
     assert is_stale(begun, old, NOTHING)
     for new in (want(web("80:81")), want(web("81:80"))):
-        assert not affects_entries(old, new, Exposure.NONE)
         assert not is_stale(begun, old, new)
     assert not is_stale(begun, None, NOTHING)
+
+
+OPENED = [
+    (NOTHING, want(web("80:80")), True),
+    (None, want(web("80:80")), True),
+    (want(web("80:80")), want(web("80:81")), True),
+    (want(web("80:80")), want(web("80:80", address="fd00:a::3")), True),
+    (NOTHING, want(web(f"[{HOST}]:80:80")), True),
+    (NOTHING, want(web("79-81:79-81")), True),
+    (want(web("80:80")), want(web("80:80"), web("81:80", name="other")), False),
+    (want(web("80:80")), NOTHING, False),
+    (None, NOTHING, False),
+    (NOTHING, want(web("81:80")), False),
+    (NOTHING, want(web(f"[{OTHER}]:80:80")), False),
+    (NOTHING, want(web("80:80/udp")), False),
+]
+"""Decisions before and after, and whether that opens TCP port 80 of HOST."""
+
+
+@pytest.mark.parametrize(("old", "new", "opened"), OPENED)
+@pytest.mark.parametrize("proxy", [False, True])
+def test_untranslated_tcp_flow_to_a_new_port_is_stale(
+    old: Desired | None, new: Desired, opened: bool, proxy: bool
+) -> None:
+    """Unless the proxy serves it. Without the proxy, it hangs on a socket that nobody reads."""
+    old = old and replace(old, userland_proxy=proxy)
+    new = replace(new, userland_proxy=proxy)
+    for source in (CLIENT, HOST, NEIGHBOUR, LOCKED, "fe80::9"):
+        answered = flow(f"{source} {HOST} 80", Protocol.TCP)
+        assert is_stale(answered, old, new) is (opened and not proxy), source
+        assert is_stale(answered._replace(answered=False), old, new) is opened, source
+        if opened:
+            assert affects_entries(old, new, Exposure.NONE)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{CLIENT} {OTHER[:-1]}9 80",  # another host
+        f"{CLIENT} {HOST} 81",
+        f"{HOST} {CLIENT} 80",
+        "::1 ::1 80",
+        f"{CLIENT} fd00:a::2 80",
+        f"{CLIENT} {HOST} 80 -> fd00:a::2 80",
+        f"{CLIENT} {HOST} 80 -> fd00:b::7 80",  # the redirection of another program
+    ],
+)
+def test_tcp_flow_that_is_not_for_the_new_port_is_not_stale(words: str) -> None:
+    begun = flow(words, Protocol.TCP)._replace(answered=False)
+    assert not is_stale(begun, NOTHING, want(web("80:80")))
+
+
+def test_tcp_flow_to_a_new_port_of_the_engine_is_not_stale() -> None:
+    new = want(web("80:80"))
+    mappings = tuple(replace(m, managed_by=ManagedBy.ENGINE) for m in new.mappings)
+    engines = replace(new, mappings=mappings)
+    begun = flow(f"{CLIENT} {HOST} 80", Protocol.TCP)
+    assert not is_stale(begun, NOTHING, engines)
+    assert not affects_entries(NOTHING, engines, Exposure.NONE)
 
 
 @pytest.mark.parametrize(
