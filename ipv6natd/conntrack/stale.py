@@ -77,10 +77,12 @@ def changes_ports(old: Desired | None, new: Desired) -> bool:
     if old is None:
         # Without a mapping, a UDP flow may have outlived an unknown one.
         return bool(_own_networks(new) or new.mappings)
+    removed, added = mapping_changes(old.mappings, new.mappings)
+    if _opened_ports(removed, added):
+        return True
     if old.userland_proxy != new.userland_proxy:
         return bool(_targets(old.mappings) or _targets(new.mappings))
-    removed, added = mapping_changes(old.mappings, new.mappings)
-    return _targets(removed) != _targets(added) or bool(_opened_ports(removed, added))
+    return _targets(removed) != _targets(added)
 
 
 def _opened_ports(removed: Iterable[PortMapping], added: Iterable[PortMapping]) -> _Targets:

@@ -308,6 +308,13 @@ def test_tcp_flow_that_is_not_for_the_new_port_is_not_stale(words: str) -> None:
     assert not is_stale(begun, NOTHING, want(web("80:80")))
 
 
+def test_first_container_shows_whether_the_engine_runs_its_proxy() -> None:
+    """Its bridge port says it, so the decisions before it may be wrong about the proxy."""
+    old, new = want(proxy=True), want(web("80:80"))
+    assert affects_entries(old, new, Exposure.NONE)
+    assert is_stale(flow(f"{CLIENT} {HOST} 80", Protocol.TCP), old, new)
+
+
 def test_tcp_flow_to_a_new_port_of_the_engine_is_not_stale() -> None:
     new = want(web("80:80"))
     mappings = tuple(replace(m, managed_by=ManagedBy.ENGINE) for m in new.mappings)
