@@ -7,19 +7,20 @@ forwarded also with stale entries.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
-from ipv6natd.conntrack.sockets import destroy_unaccepted
+from ipv6natd.conntrack.sockets import destroy, find_unaccepted
 from ipv6natd.conntrack.stale import (
     Change,
     Exposure,
     added_endpoints,
     affects_entries,
-    is_unserved,
+    may_be_served,
     newly_protected,
     stale_entries,
 )
@@ -76,9 +77,9 @@ class Conntrack:
                 verb = "list"
                 listed = list_entries(deadline=deadline)
                 stale = list(stale_entries(listed, change, deleted_replies))
+                stale = self._end_unserved(stale, change, deadline)
                 if not stale:
                     break
-                self._end_unserved(stale, change, deadline)
                 verb = "delete"
                 replies = {entry.original.packed: entry.reply.packed for entry in stale}
                 deleted = delete_entries(replies, deadline=deadline)
@@ -90,23 +91,34 @@ class Conntrack:
             return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
         return ""
 
-    def _end_unserved(self, stale: list[Entry], change: Change, deadline: float) -> None:
-        """End the connections that a socket of the engine has answered. Their clients may wait for
-        the first byte, and would not notice that the conntrack entry is gone."""
-        unserved = [
-            entry.original for entry in stale if entry.answered and is_unserved(entry, change)
-        ]
-        if not (unserved and self._can_end_connections):
+    def _end_unserved(self, stale: list[Entry], change: Change, deadline: float) -> list[Entry]:
+        """End the connections that no process has accepted: their clients may wait for the first
+        byte, and would not notice that the conntrack entry is gone. Returns the entries to delete.
+
+        Raises OSError if the sockets cannot be listed.
+        """
+        doubtful = [entry.original for entry in stale if may_be_served(entry, change)]
+        if not doubtful:
+            return stale
+        unaccepted = find_unaccepted(doubtful, deadline=deadline)
+        if unaccepted:
+            self._destroy(unaccepted.values(), deadline)
+        served = set(doubtful).difference(unaccepted)
+        return [entry for entry in stale if entry.original not in served]
+
+    def _destroy(self, sockets: Iterable[bytes], deadline: float) -> None:
+        if not self._can_end_connections:
             return
         try:
-            ended = destroy_unaccepted(unserved, deadline=deadline)
-            log.debug("%d connections ended that began before their port's rule", ended)
+            ended = destroy(sockets, deadline=deadline)
+            log.debug("%d connections ended that began before the rule of their port", ended)
         except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
             self._can_end_connections = False
             log.warning(
                 "the kernel cannot end connections that began before the rule of their port "
-                "(INET_DIAG_DESTROY), so their clients may wait: %s",
-                error.strerror or "no answer",
+                "(INET_DIAG_DESTROY is missing), so their clients may wait"
             )
 
 

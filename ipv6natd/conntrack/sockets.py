@@ -1,6 +1,6 @@
-"""Ends connections of the host's own TCP sockets that no process has accepted, as `ss -K` does.
+"""Connections of the host's own TCP sockets that no process has accepted: finds and ends them.
 
-The client gets a reset, and can connect again.
+`ss -K` does the same. The client gets a reset, and can connect again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ipv6natd.system import netlink
 # Names as in linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h and net/tcp_states.h.
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
-_TCP_ESTABLISHED, _TCP_CLOSE_WAIT = 1, 8
-_UNACCEPTED = 1 << _TCP_ESTABLISHED | 1 << _TCP_CLOSE_WAIT
-"""The states of a connection that waits for accept(); in the others, a socket without an inode is
-one that its process has closed."""
+_TCP_ESTABLISHED, _TCP_SYN_RECV, _TCP_CLOSE_WAIT, _TCP_NEW_SYN_RECV = 1, 3, 8, 12
+_STATES = (_TCP_ESTABLISHED, _TCP_SYN_RECV, _TCP_CLOSE_WAIT, _TCP_NEW_SYN_RECV)
+_UNACCEPTED = sum(1 << state for state in _STATES)
+"""The states of a connection before accept(); in the others, a socket without an inode is one that
+its process has closed."""
 _REQUEST = struct.Struct("=BBBxI")
 """inet_diag_req_v2 without the id of the socket: family, protocol, extensions, states."""
 _ID = struct.Struct("!HH16s16s12s")
@@ -28,21 +29,27 @@ _ANSWER = struct.Struct(f"={_ID_START}x{_ID.size}s16xI")
 """inet_diag_msg: the id of the socket, and its inode."""
 
 
-def destroy_unaccepted(originals: Iterable[Tuple], *, deadline: float) -> int:
-    """End the connections with these original tuples; returns the number of those that existed.
-
-    Raises OSError, also if the kernel cannot do it (INET_DIAG_DESTROY).
-    """
+def find_unaccepted(originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
+    """Those of the connections with these original tuples that no process has accepted, each with
+    the id of its socket. Raises OSError."""
     wanted = {
-        (each.destination_port, each.source_port, each.destination.packed, each.source.packed)
+        (each.destination_port, each.source_port, each.destination.packed, each.source.packed): each
         for each in originals
     }
-    bodies = [
-        _request(found)
+    return {
+        wanted[ends]: found
         for port in sorted({own_port for own_port, *_ in wanted})
         for found in _unaccepted(port, deadline)
-        if _ID.unpack(found)[:4] in wanted
-    ]
+        if (ends := _ID.unpack(found)[:4]) in wanted
+    }
+
+
+def destroy(sockets: Iterable[bytes], *, deadline: float) -> int:
+    """End connections by the ids of their sockets; returns the number of those that existed.
+
+    Raises OSError; EOPNOTSUPP if the kernel has no INET_DIAG_DESTROY.
+    """
+    bodies = map(_request, sockets)
     return netlink.delete(_NETLINK_SOCK_DIAG, _SOCK_DESTROY, bodies, deadline=deadline)
 
 

@@ -242,7 +242,7 @@ def stale_entries(
     for entry in entries:
         if (
             _is_of_removed_container(entry, change)
-            or is_unserved(entry, change)
+            or _is_unserved(entry, change)
             or _is_for_changed_port(entry, change)
             or (
                 _is_of_newly_protected_network(entry, change)
@@ -287,7 +287,7 @@ def _is_of_removed_container(entry: Entry, change: Change) -> bool:
     return bool(change.removed) and entry.reply.source in change.removed
 
 
-def is_unserved(entry: Entry, change: Change) -> bool:
+def _is_unserved(entry: Entry, change: Change) -> bool:
     """Original direction: a client has connected to a port of the host before its rule was written.
 
     Without the userland proxy, a socket of the engine holds the port, and nobody reads it. With it,
@@ -301,6 +301,16 @@ def is_unserved(entry: Entry, change: Change) -> bool:
         and original.destination in change.host_addresses
         and _target(change.opened, original) is not None
         and not (change.proxy and entry.answered)
+    )
+
+
+def may_be_served(entry: Entry, change: Change) -> bool:
+    """True if the entry is stale only if no process has accepted the connection. A service of the
+    host may have had the port before, and still serve its clients."""
+    return (
+        entry.answered
+        and _is_unserved(entry, change)
+        and not _is_of_newly_protected_network(entry, change)
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ipv6natd.conntrack import sockets
 from ipv6natd.conntrack.entries import TCP, Tuple
-from ipv6natd.conntrack.sockets import destroy_unaccepted
+from ipv6natd.conntrack.sockets import destroy, find_unaccepted
 from tests.harness import until
 
 HOST, CLIENT, LINK_LOCAL = "fd00::1", "fd00::2", "fe80::9%d0"
@@ -87,7 +87,9 @@ def original(connection: socket.socket) -> Tuple:
 
 
 def end(*connections: socket.socket) -> int:
-    return destroy_unaccepted(map(original, connections), deadline=time.monotonic() + 5)
+    deadline = time.monotonic() + 5
+    found = find_unaccepted(map(original, connections), deadline=deadline)
+    return destroy(found.values(), deadline=deadline)
 
 
 def is_reset(connection: socket.socket) -> bool:

@@ -72,6 +72,26 @@ def test_client_that_connected_before_the_rule_is_served_or_reset(regime: Regime
             assert other.socket.recv(1) == b"x"
 
 
+@pytest.mark.depends_on("variant", "proxy")
+def test_connection_that_a_service_of_the_host_accepted_goes_on(regime: Regime) -> None:
+    """It has closed its listener, and a container has the port now."""
+    port = regime.port()
+    with ExitStack() as stack:
+        listener = regime.host.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        with listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as services do
+            listener.bind(("::", port))
+            listener.listen()
+            client = stack.enter_context(connect(regime.client, HOST, port))
+            served = stack.enter_context(listener.accept()[0])
+        stack.enter_context(regime.container(publish=[f"{port}:80"]))
+        opened(regime.client, port)
+        for sender, receiver in ((client.socket, served), (served, client.socket)):
+            receiver.settimeout(PATIENCE)
+            sender.send(b"x")
+            assert receiver.recv(1) == b"x"
+
+
 def listener_that_drops(port: int) -> socket.socket:
     """A socket whose filter drops each packet behind netfilter, as engine 29 drops them until the
     container runs. The entry without an answer stays two minutes, and each packet renews it."""

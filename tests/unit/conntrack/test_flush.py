@@ -67,8 +67,9 @@ class Host:
         self.ip_calls: list[tuple[tuple[str, ...], str]] = []
         """The arguments of `ip` and its standard input."""
         self.on_delete: OnDelete = self._delete_all
-        self.ended: list[list[Tuple]] = []
-        """The connections that were to end."""
+        self.unaccepted: set[Tuple] = set()
+        self.ended: list[list[bytes]] = []
+        """The connections that were to end: for each, the packed original tuple."""
         self.end_error: OSError | None = None
 
     def set_entries(self, *lines: str) -> None:
@@ -90,9 +91,13 @@ class Host:
         self.deleted.append([*originals])
         return self.on_delete(originals)
 
-    def end(self, originals: Iterable[Tuple], *, deadline: float) -> int:
+    def find(self, originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
         assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
-        self.ended.append([*originals])
+        return {each: each.packed for each in originals if each in self.unaccepted}
+
+    def end(self, sockets: Iterable[bytes], *, deadline: float) -> int:
+        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        self.ended.append([*sockets])
         if self.end_error:
             raise self.end_error
         return len(self.ended[-1])
@@ -107,7 +112,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
     monkeypatch.setattr(conntrack, "list_entries", made.list)
     monkeypatch.setattr(conntrack, "delete_entries", made.delete)
-    monkeypatch.setattr(conntrack, "destroy_unaccepted", made.end)
+    monkeypatch.setattr(conntrack, "find_unaccepted", made.find)
+    monkeypatch.setattr(conntrack, "destroy", made.end)
     monkeypatch.setattr(conntrack, "output_of", made.run_ip)
     return made
 
@@ -217,10 +223,20 @@ def test_flush_ends_connections_that_began_before_the_rule(host: Host, flows: Co
     """Before their entries are deleted: the reset must pass. The next SYN meets the rule."""
     host.set_entries(WAITING, SERVED, UNANSWERED)
     waiting, _, unanswered = (entry.original for entry in host.entries)
+    host.unaccepted = {waiting}
     host.on_delete = lambda originals: host._delete_all(originals) if host.ended else 0
     assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
-    assert host.ended == [[waiting]]
+    assert host.ended == [[waiting.packed]]
     assert host.deleted == [[waiting.packed, unanswered.packed]]
+
+
+def test_flush_keeps_a_connection_that_a_service_of_the_host_accepted(
+    host: Host, flows: Conntrack
+) -> None:
+    """It had the port before, and has closed its listener."""
+    host.set_entries(WAITING, SERVED)
+    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert (host.ended, host.deleted) == ([], [])
 
 
 def test_flush_ends_no_connection_that_the_proxy_serves(host: Host, flows: Conntrack) -> None:
@@ -238,12 +254,13 @@ def test_kernel_that_cannot_end_connections_is_one_warning(
     host.end_error = OSError(95, "Operation not supported")
     for _ in range(2):
         host.set_entries(WAITING)
+        host.unaccepted = {host.entries[0].original}
         host.deleted.clear()
         assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
         assert host.deleted == [[entries(WAITING)[0].original.packed]]
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "INET_DIAG_DESTROY" in record.getMessage()
-    assert "Operation not supported" in record.getMessage()
+    assert len(host.ended) == 1
 
 
 def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
