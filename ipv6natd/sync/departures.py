@@ -19,19 +19,24 @@ FIRST_LIST_TIME = 0.5
 """Seconds in which a running engine usually lists its objects after a start."""
 CONFIRM_PAUSE = 1.0
 """Seconds from a container's end to the list that confirms it: one list for many of them."""
+CONFIRM_LIMIT = 5.0
+"""Seconds that this list may take. An engine that needs longer does not answer inspects either, but
+its event stream can be open."""
 
 
 class Departures:
     """The bridges that a container has left since the last list that began later."""
 
     def __init__(self, engine: EngineFacts, host: Host, changed: Callable[[], None]) -> None:
-        """`changed` is called when a container left that the engine does not report."""
+        """`changed` is called when the vacated bridges change."""
         self.engine = engine
         self._host = host
         self._changed = changed
         self._bridges: set[str] = set()
         """An empty name stands for any bridge."""
         self._noted = asyncio.Event()
+        self._overdue = False
+        """True while a list takes longer than CONFIRM_LIMIT."""
         self._began = 0.0
         self.ports_closed = False
         """True after the ports were closed because the engine has not listed its objects."""
@@ -55,8 +60,9 @@ class Departures:
 
     @property
     def vacated_bridges(self) -> frozenset[str]:
-        """See Snapshot; none while the engine reports each change."""
-        return frozenset(() if self.engine.current else self._bridges)
+        """See Snapshot; none while the engine reports each change and answers."""
+        knows = self.engine.current and not self._overdue
+        return frozenset(() if knows else self._bridges)
 
     async def confirm(self) -> None:
         """List the engine's objects after a container has left a bridge, until cancelled."""
@@ -69,12 +75,22 @@ class Departures:
         """List the engine's objects. Those who left before that are known then; if another one
         leaves meanwhile, none is, until the next list."""
         self._noted.clear()
+        limit = asyncio.get_running_loop().call_later(CONFIRM_LIMIT, self._set_overdue, True)
         try:
             await self.engine.relist()
         except EngineUnavailable:
             self._noted.set()
+            return
+        finally:
+            limit.cancel()
         if not self._noted.is_set():
             self._bridges.clear()
+        self._set_overdue(False)
+
+    def _set_overdue(self, overdue: bool) -> None:
+        if overdue != self._overdue:
+            self._overdue = overdue
+            self._changed()
 
     async def closing_time(self, *, rules_are_ours: bool) -> float | None:
         """When all ports close if the engine has not listed its objects by then: a time of the

@@ -135,6 +135,27 @@ def test_q7_end_that_the_engine_has_not_reported_closes_the_ports_of_its_network
         assert answers.wrong == []
 
 
+@pytest.mark.depends_on("variant")
+def test_q7_engine_whose_answers_hang_closes_the_ports_of_a_network_that_a_container_left(
+    wanted: Wanted,
+) -> None:
+    """Its event stream is open."""
+    with (
+        lab(wanted) as (sandbox, engine, daemon),
+        Relay(engine.socket, sandbox.dir / "relay.sock") as relay,
+    ):
+        daemon.stop()
+        daemon.endpoint = relay.endpoint
+        daemon.start()
+        assert until(partial(targets, sandbox), 2) == 2
+        relay.delay = 10.0
+        engine.docker("rm", "--force", "quiet")
+        assert until(partial(targets, sandbox), 0, timeout=9) == 0
+        assert "lost the Docker engine" not in daemon.log
+        relay.delay = 0.0
+        assert until(partial(targets, sandbox), 2, timeout=30) == 2
+
+
 def targets(sandbox: Sandbox) -> int:
     """The number of ports that lead to a container."""
     return sandbox.rules().count("--to-destination")

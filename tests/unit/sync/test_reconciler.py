@@ -770,6 +770,28 @@ def test_ports_wait_for_an_engine_that_ends_during_the_list_that_confirms(bench:
     run(bench, scenario)
 
 
+def test_ports_wait_for_an_engine_whose_answers_hang(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q7: its event stream is open, so it seems to report each change."""
+    monkeypatch.setattr(departures, "CONFIRM_LIMIT", 0.02)
+
+    async def scenario(bench: Bench) -> None:
+        before = mappings(await bench.passed())
+        bench.loop.departures.note("br-a")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        bench.facts.answer = answer
+        confirming = asyncio.create_task(bench.loop.departures.confirm_once())
+        await until(lambda: "may have this one's address" in str(bench.loop.status.skipped))
+        assert mappings(bench.loop.status) == []
+        answer.set_result(None)
+        await confirming
+        assert bench.loop.departures.confirmed
+        assert mappings(await bench.passed()) == before
+
+    run(bench, scenario)
+
+
 def test_state_is_synced_only_after_the_first_pass(bench: Bench) -> None:
     """The engine lists its objects while the saved ports are read."""
     bench.facts.state = EngineState.STARTING
