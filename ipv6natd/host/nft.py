@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 _DROPS = ("drop", "reject")
+_VERDICTS = ("accept", *_DROPS, "return")
 _FIB_SOURCE = "fib saddr"
 """The key of a reverse-path filter: it looks up the route to the source address."""
 _OTHER_PROTOCOL = "other protocol"
@@ -67,7 +68,10 @@ class ForwardedPacket:
             "ct state": self.state,
             "ct status": "dnat" if self.dnat else "",
             "meta nfproto": "ipv6",
+            "meta l4proto": "tcp",
         }
+        if self.state == "new":
+            values["ct direction"] = "original"
         return values.get(key)
 
 
@@ -96,7 +100,7 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
             chains.append(chain)
         elif rule := item.get("rule"):
             table = tables.setdefault((rule["family"], rule["table"]), {})
-            table.setdefault(rule["chain"], []).append(_rule(rule.get("expr", ())))
+            table.setdefault(rule["chain"], []).extend(_rules(rule.get("expr", ())))
     return tuple(
         BaseChain(
             family=chain["family"],
@@ -163,13 +167,23 @@ def _verdict_of_rules(
 
 
 def _names_containers(rule: NftRule, packet: ForwardedPacket) -> bool:
-    """True if the rule has the bridge, an IPv6 address or DNAT: it is probably for containers."""
+    """True if the rule has the bridge, a set of interfaces, an IPv6 address or DNAT: it is probably
+    for containers."""
     return packet.bridge != "" and any(
         (key == "ct status" and packet.dnat)
         or (key in ("ip6 saddr", "ip6 daddr") and not negated)
-        or (key in ("iifname", "oifname") and not negated and packet.value(key) == packet.bridge)
-        for key, _, negated in rule.conditions
+        or (
+            key in ("iifname", "oifname")
+            and not negated
+            and (packet.value(key) == packet.bridge or _has_named_set(values))
+        )
+        for key, values, negated in rule.conditions
     )
+
+
+def _has_named_set(values: Iterable[str]) -> bool:
+    """True if a value is the name of a set, whose elements are not read."""
+    return any(value.startswith("@") for value in values)
 
 
 def _matches(condition: Condition, packet: ForwardedPacket) -> bool | None:
@@ -177,30 +191,68 @@ def _matches(condition: Condition, packet: ForwardedPacket) -> bool | None:
     if condition.key == _OTHER_PROTOCOL:
         return False
     value = packet.value(condition.key)
-    if value is None:
+    if value is None or _has_named_set(condition.values):
         return None
     equal = any(fnmatchcase(value, pattern) for pattern in condition.values)
     return equal is not condition.negated
 
 
-def _rule(expressions: Iterable[Any]) -> NftRule:
+def _rules(expressions: Iterable[Any]) -> Iterator[NftRule]:
+    """A rule of nft as simple rules: a verdict map is one for each of its elements."""
     conditions: list[Condition] = []
+    alternatives: list[tuple[Condition, ...]] = [()]
     verdict = target = ""
     for expression in expressions:
         for name, value in expression.items() if isinstance(expression, dict) else ():
             match name, value:
+                case "match", {"op": "==", "left": {"concat": list(lefts)}, "right": right}:
+                    alternatives = list(_concatenated(lefts, right))
                 case "match", dict():
                     conditions.append(_condition(value))
-                case "accept" | "drop" | "reject" | "return", _:
-                    verdict = name
-                case "jump" | "goto", {"target": str(target)}:
-                    verdict = name
+                case "vmap", {"key": key, "data": {"set": list(elements)}}:
+                    yield from _mapped(conditions, key, elements)
+                case "accept" | "drop" | "reject" | "return" | "jump" | "goto", _:
+                    verdict, target = _verdict_of(expression)
                 case "counter" | "log" | "comment" | "mangle" | "notrack", _:
                     pass
                 case _:
-                    # A limit, a verdict map or a match of xtables: the result is unknown.
+                    # A limit, a named verdict map or a match of xtables: the result is unknown.
                     conditions.append(Condition(""))
-    return NftRule(tuple(conditions), verdict, target)
+    for alternative in alternatives:
+        yield NftRule((*conditions, *alternative), verdict, target)
+
+
+def _mapped(conditions: Iterable[Condition], key: Any, elements: list[Any]) -> Iterator[NftRule]:
+    for element in elements:
+        match element:
+            case [value, dict(verdict)]:
+                condition = _condition({"left": key, "right": value})
+                yield NftRule((*conditions, condition), *_verdict_of(verdict))
+
+
+def _concatenated(lefts: list[Any], right: Any) -> Iterator[tuple[Condition, ...]]:
+    """The conditions of each element of a set of concatenations."""
+    match right:
+        case {"set": list(elements)}:
+            for element in elements:
+                yield from _concatenated(lefts, element)
+        case {"concat": list(values)} if len(values) == len(lefts):
+            yield tuple(
+                _condition({"left": left, "right": value})
+                for left, value in zip(lefts, values, strict=True)
+            )
+        case _:
+            yield (Condition(""),)
+
+
+def _verdict_of(expression: Map[str, Any]) -> tuple[str, str]:
+    """(verdict, target) of a statement; ("", "") for one that is not evaluated."""
+    match expression:
+        case {"jump": {"target": str(target)}}:
+            return "jump", target
+        case {"goto": {"target": str(target)}}:
+            return "goto", target
+    return next(((word, "") for word in _VERDICTS if word in expression), ("", ""))
 
 
 def _condition(value: dict[str, Any]) -> Condition:
@@ -221,7 +273,7 @@ def _key(left: Any, values: frozenset[str]) -> str:
             return "iifname"
         case {"meta": {"key": "oifname" | "oif"}}:
             return "oifname"
-        case {"ct": {"key": "state" | "status" as key}}:
+        case {"ct": {"key": "state" | "status" | "direction" as key}}:
             return f"ct {key}"
         case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr" as key}}:
             return f"ip6 {key}"
@@ -229,8 +281,8 @@ def _key(left: Any, values: frozenset[str]) -> str:
             return _FIB_SOURCE
         case {"meta": {"key": "nfproto"}}:
             return "meta nfproto"
-        case {"meta": {"key": "l4proto"}} if not values & {"tcp", "udp", "sctp"}:
-            return _OTHER_PROTOCOL
+        case {"meta": {"key": "l4proto"}}:
+            return "meta l4proto" if values & {"tcp", "udp", "sctp"} else _OTHER_PROTOCOL
         case {"payload": {"protocol": "ip" | "icmp" | "icmpv6" | "arp"}}:
             return _OTHER_PROTOCOL
     return ""

@@ -352,6 +352,55 @@ def test_block_of_an_interface_without_clients_is_not_reported(
     assert len(evaluate(everywhere, [X]).findings) == 1
 
 
+BOTH = {"concat": [IIF, OIF]}
+PAIRS = {"set": [{"concat": ["eth0", "br-x"]}, {"concat": ["br-x", "eth0"]}]}
+ORIGINAL = match({"ct": {"key": "direction"}}, "original")
+
+
+def verdict_map(key: Any, *elements: list[Any]) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": [*elements]}}}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [
+            [verdict_map(STATE, ["established", ACCEPT], ["related", ACCEPT], ["invalid", DROP])],
+            DNATED,
+            OUT,
+        ],
+        [[match(IIF, "@inner"), ACCEPT], DNATED, OPEN_CONNECTIONS],
+        [[match(BOTH, PAIRS), ACCEPT]],
+        [[verdict_map(IIF, ["eth0", ACCEPT], ["br-x", ACCEPT])]],
+        [[match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}), ACCEPT]],
+        [[ORIGINAL, match(STATE, "new", "in"), ACCEPT], OPEN_CONNECTIONS],
+    ],
+)
+def test_firewall_that_passes_packets_of_containers_is_not_reported(
+    rules: list[list[dict[str, Any]]],
+) -> None:
+    """Verdict maps, concatenations and sets, as `nft -j` lists them."""
+    assert evaluate(chain(*rules), [X]).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "reported"),
+    [
+        ([[match(IIF, "@known", "!="), DROP]], "accept", False),
+        ([[match(IIF, {"set": ["eth1"]}, "!="), DROP]], "accept", True),
+        ([[verdict_map(IIF, ["eth0", DROP], ["eth1", ACCEPT])]], "accept", True),
+        ([[verdict_map(STATE, ["established", ACCEPT], ["new", DROP])]], "accept", True),
+        ([[match(BOTH, {"set": [{"concat": ["eth0", "br-other"]}]}), ACCEPT]], "drop", True),
+        ([[match({"meta": {"key": "l4proto"}}, "icmp"), ACCEPT]], "drop", True),
+    ],
+)
+def test_firewall_that_drops_packets_of_containers_is_reported(
+    rules: list[list[dict[str, Any]]], policy: str, reported: bool
+) -> None:
+    """If it is certain: the elements of a named set are not read."""
+    assert bool(evaluate(chain(*rules, policy=policy), [X]).findings) is reported
+
+
 def test_chain_with_many_jumps_is_evaluated_once() -> None:
     # Ten jumps in each of sixteen chains: 10^16 paths.
     place = {"family": "inet", "table": "t"}
