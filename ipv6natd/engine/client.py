@@ -137,7 +137,16 @@ def subscribe(client: Client) -> Any:
     """
     since = f"{time.time() - EVENTS_OVERLAP:.9f}"  # as the docker command writes it
     with engine_errors("its event stream broke"):
-        return client.events(since=since, filters=parse.EVENTS, decode=True)
+        events = client.events(since=since, filters=parse.EVENTS, decode=True)
+    # The library takes the body of an error for events.
+    response = events._response
+    if not response.ok:
+        events.close()
+        raise EngineUnavailable(
+            f"it refuses /events: {response.status_code} {response.reason}; a socket proxy before "
+            "the engine must permit this path"
+        )
+    return events
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:

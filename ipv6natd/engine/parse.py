@@ -352,7 +352,9 @@ def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
     networks = _dict(_dict(container.get("NetworkSettings")).get("Networks"))
     # No fact tells which of several networks has which interface.
     names = ("all", "eth0") if len(networks) == 1 else ("all",)
-    off_by_sysctl = any(sysctls.get(_DISABLE_IPV6.format(name)) == "1" for name in names)
+    off_by_sysctl = any(
+        sysctls.get(_DISABLE_IPV6.format(name), "0") not in ("0", "") for name in names
+    )
     for raw in networks.values():
         facts = _dict(raw)
         options = _str(_dict(facts.get("DriverOpts")).get(_ENDPOINT_SYSCTLS)).split(",")

@@ -69,6 +69,7 @@ class InspectQueue:
         self._waiting: dict[Subject, bool] = {}
         """True if the last event of the object was an end."""
         self._running: set[Subject] = set()
+        self._failures: dict[Subject, str] = {}
         self._changed = asyncio.Event()
 
     def add(self, subject: Subject, *, ended: bool = False) -> None:
@@ -85,6 +86,13 @@ class InspectQueue:
                     return subject, self._waiting.pop(subject)
             self._changed.clear()
             await self._changed.wait()
+
+    def note_result(self, subject: Subject, failure: str = "") -> bool:
+        """Note why an inspect failed, "" if it succeeded; False if it is as the time before."""
+        before = self._failures.pop(subject, "")
+        if failure:
+            self._failures[subject] = failure
+        return failure != before
 
     def done(self, subject: Subject) -> None:
         """End an inspect."""
@@ -301,9 +309,12 @@ class EngineWatcher:
             if ended:
                 await self._raise_if_stopped()
             raw = await in_thread(partial(inspect, client, *subject))
+            self._inspects.note_result(subject)
             self._stored(*self._facts.store(subject, raw, self.engine))
         except InspectFailed as error:
-            log.warning("cannot inspect %s %.12s: %s; retrying", *subject, error)
+            is_new = self._inspects.note_result(subject, str(error))
+            level = logging.WARNING if is_new else logging.DEBUG
+            log.log(level, "cannot inspect %s %.12s: %s; retrying", *subject, error)
             await asyncio.sleep(INSPECT_RETRY_DELAY)
             self._inspects.add(subject, ended=ended)
         finally:

@@ -722,6 +722,7 @@ def test_malformed_requests_are_no_requests(value: object) -> None:
         ({"net.ipv6.conf.all.disable_ipv6": "1"}, None, 2, 0),
         ({"net.ipv6.conf.eth0.disable_ipv6": "1"}, None, 1, 0),
         ({"net.ipv6.conf.eth0.disable_ipv6": "0"}, None, 1, 1),
+        ({"net.ipv6.conf.eth0.disable_ipv6": "2"}, None, 1, 0),
         ({"net.ipv6.conf.eth0.accept_ra": "1"}, None, 1, 1),
         ({"net.ipv6.conf.eth0.disable_ipv6": "1"}, None, 2, 2),
         ({}, "net.ipv6.conf.IFNAME.disable_ipv6=1", 2, 1),

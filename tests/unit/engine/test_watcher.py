@@ -710,6 +710,45 @@ def test_info_is_not_needed(engine: FakeEngine, refusal: Answer) -> None:
     run(engine, scenario)
 
 
+def test_refused_events_are_one_message_that_names_them(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Q11: a socket proxy permits only some paths."""
+    caplog.set_level("INFO")
+    engine.say["/events"] = (403, b'{"message": "no"}')
+
+    async def scenario(watched: Watched) -> None:
+        await until(lambda: engine.asked_for("/events") > 3)
+        assert watched.watch.state is EngineState.UNREACHABLE
+        assert "refuses /events: 403 Forbidden" in watched.watch.waiting_for
+        del engine.say["/events"]
+        await watched.connected()
+
+    run(engine, scenario)
+    assert caplog.text.count("403") == 1
+
+
+def test_inspect_that_fails_again_for_the_same_reason_is_one_warning(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(docker_watch, "INSPECT_RETRY_DELAY", 0.001)
+    engine.say[INSPECT_WEB] = (403, b'{"message": "no"}')
+
+    def warnings() -> int:
+        return sum(record.levelname == "WARNING" for record in caplog.records)
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        await watched.emit("container", "start", "web")
+        await until(lambda: engine.asked_for(INSPECT_WEB) > 5)
+        assert warnings() == 1
+        engine.say[INSPECT_WEB] = (500, b'{"message": "no"}')
+        await until(lambda: engine.asked_for(INSPECT_WEB) > 10)
+        assert warnings() == 2
+
+    run(engine, scenario)
+
+
 def test_event_stream_that_a_proxy_ends_is_opened_again(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
