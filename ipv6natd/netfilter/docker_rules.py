@@ -4,9 +4,9 @@ EngineRules show which networks the engine manages itself: the chains of Docker 
 iptables; `docker_nft` reads the table of Docker 29 with nftables.
 
 A Leftover is a rule or chain of docker-ipv6nat, or of an engine that no longer writes IPv6 rules.
-Docker's chains are identified by name. A rule in a base chain is a leftover only if its text is
-exactly that of Docker 20.10 to 28 or docker-ipv6nat, and its bridge is Docker's. DOCKER-USER
-belongs to the administrator and is never a leftover.
+Docker's chains are identified by their whole names. A rule in a base chain is a leftover only if
+its text is exactly that of Docker 20.10 to 28 or docker-ipv6nat, and its bridge is Docker's.
+DOCKER-USER belongs to the administrator and is never a leftover.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ from ipv6natd.netfilter.rules import PREFIX
 
 _DNAT_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5}) .*-j DNAT ")
 
-_CHAIN = re.compile(r"DOCKER(?!-USER\b)(?:-[A-Z0-9-]+)?")
-_TARGET = re.compile(rf"(?:.* )?-[jg] {_CHAIN.pattern}")
+_CHAINS = frozenset(
+    {"DOCKER", "DOCKER-BRIDGE", "DOCKER-CT", "DOCKER-FORWARD", "DOCKER-INGRESS", "DOCKER-INTERNAL"}
+    # Without a stage: Docker 17.06 and the docker-ipv6nat of that time.
+    | {"DOCKER-ISOLATION", "DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2"}
+)
+"""All chains that Docker and docker-ipv6nat make, without DOCKER-USER. Users have chains with such
+names too, for example DOCKER-BLOCKLIST."""
+_TARGET = re.compile(rf"(?:.* )?-[jg] (?:{'|'.join(sorted(_CHAINS))})")
 _JUMP_BASES = frozenset({"FORWARD", "PREROUTING", "OUTPUT"})
 DOCKER_BRIDGE_NAME = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"-[io] (\S+)")
@@ -102,7 +108,7 @@ def leftovers_from_save(
 
 def is_docker_chain(chain: str) -> bool:
     """True if the name is that of a chain of Docker or docker-ipv6nat."""
-    return _CHAIN.fullmatch(chain) is not None
+    return chain in _CHAINS
 
 
 def jumps_to_docker_chain(rule: str) -> bool:

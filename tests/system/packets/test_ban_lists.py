@@ -15,6 +15,11 @@ from tests.system.packets.small import Small, small
 BANS = {
     # mailcow's netfilter, crowdsec and fail2ban: a chain of their own, or single rules.
     "a chain": [":MAILCOW - [0:0]", "-I FORWARD 1 -j MAILCOW", f"-A MAILCOW -s {CLIENT} -j DROP"],
+    "a chain named like the engine's": [
+        ":DOCKER-BLOCKLIST - [0:0]",
+        "-I FORWARD 1 -j DOCKER-BLOCKLIST",
+        f"-A DOCKER-BLOCKLIST -s {CLIENT} -j DROP",
+    ],
     "a rule": [f"-I FORWARD 1 -s {CLIENT} -j REJECT"],
     "behind a rule that logs": ["-I FORWARD 1 -j LOG", f"-I FORWARD 2 -s {CLIENT} -j DROP"],
 }
@@ -101,6 +106,7 @@ def test_q2_ban_first_in_forward_applies_to_containers(lab: Small, ban: str, whe
     assert forward(lab) == before
     assert isinstance(tcp(lab.client, HOST, 8080, timeout=SHORT), Failure)
     assert "restoring them" not in lab.daemon.log
+    assert "stale IPv6 rules" not in lab.daemon.log
 
 
 def test_rule_that_rejects_everything_does_not_stay_before_ours(lab: Small) -> None:

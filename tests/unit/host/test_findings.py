@@ -527,6 +527,8 @@ def test_ban_list_behind_our_rules_is_noted_with_docker_user() -> None:
         ("-j WHITELIST", True),
         ("-i br-x -o br-x -j DROP", True),
         ("-i br-x -o br-x -j ACCEPT", False),
+        ("-j DOCKER-BANS", True),
+        ("-j DOCKER-ISOLATION-STAGE-1", False),
         ("-j ROUTER", False),
         ("-s 2001:db8::/64 -g MAILCOW", True),
     ],
@@ -536,6 +538,9 @@ def test_rule_that_bans_behind_ours_is_noted_unless_it_only_routes(rule: str, no
     chains = MAILCOW | {
         "WHITELIST": ("-s 2001:db8:1::4/128 -j ACCEPT", "-s 2001:db8::/64 -j DROP"),
         "ROUTER": ("-i vmbr0 -j ACCEPT", "-o vmbr0 -j REJECT"),
+        # Of the user, and of the engine.
+        "DOCKER-BANS": ("-s 2001:db8::/64 -j DROP",),
+        "DOCKER-ISOLATION-STAGE-1": ("! -s fd00:a::/64 -o br-x -j DROP",),
     }
     found = notes(forward_rules=(OURS, f"-A FORWARD {rule}"), forward_chains=chains)
     assert len(found) == noted

@@ -76,6 +76,22 @@ def test_foreign_rules_are_no_engine_rules(text: str) -> None:
     assert engine_rules([text], "") == EngineRules()
 
 
+def test_rules_in_a_chain_that_is_named_like_the_engines_are_the_users() -> None:
+    """Q8, through a proxy that refuses /info: no rule of the engine is missing."""
+    text = (
+        "*filter\n-A DOCKER-USER -j DOCKER-LAN\n"
+        "-A DOCKER-LAN -s 2001:db8:1::3/128 -i ext0 -o br-a -j DROP\nCOMMIT\n"
+        "*nat\n-A DOCKER-PORTS -p tcp -m tcp --dport 81 -j DNAT --to-destination [fd00:a::2]:81\n"
+        "COMMIT\n"
+    )
+    rules = engine_rules([text], "")
+    assert rules == EngineRules()
+    facts = replace(snapshot(X, WEB), engine=Engine(version="28.5.2"), engine_rules=rules)
+    want = desired(facts, Policy())
+    assert want.missing_engine_rules == ()
+    assert [network.managed_by for network in want.networks] == [ManagedBy.IPV6NATD]
+
+
 @pytest.mark.parametrize(
     ("version", "experimental", "option", "rules", "by"),
     [

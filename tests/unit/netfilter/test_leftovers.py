@@ -88,6 +88,29 @@ COMMIT
 """
 
 
+NAMED_LIKE_THE_ENGINES = """\
+*filter
+:FORWARD ACCEPT [0:0]
+:DOCKER-BLOCKLIST - [0:0]
+:DOCKER-BANS - [0:0]
+:DOCKER-HOST - [0:0]
+:DOCKER-LAN - [0:0]
+:DOCKER-FORWARD-LOG - [0:0]
+:DOCKER-ISOLATION-STAGE-3 - [0:0]
+-A INPUT -j DOCKER-HOST
+-A FORWARD -j DOCKER-BLOCKLIST
+-A FORWARD -i vmbr0 -g DOCKER-BANS
+-A FORWARD -i vmbr0 ! -o vmbr0 -j ACCEPT
+-A DOCKER-BLOCKLIST -s 2001:db8:1::3/128 -j DROP
+-A DOCKER-LAN -i vmbr0 -o br-x -j DROP
+COMMIT
+*nat
+:DOCKER-PORTS - [0:0]
+-A PREROUTING -j DOCKER-PORTS
+COMMIT
+"""
+
+
 def test_removal_text_of_docker_ipv6nat_has_one_transaction_a_table() -> None:
     assert removal_text(leftovers_from_save("nft", DOCKER_IPV6NAT, [])) == (
         "*nat\n"
@@ -122,6 +145,26 @@ def test_rules_of_docker_28_in_the_raw_table_are_leftovers() -> None:
 
 def test_rules_of_the_administrator_are_no_leftovers() -> None:
     assert leftovers_from_save("nft", ADMINISTRATOR, [X]) == ()
+
+
+def test_chains_of_a_user_that_are_named_like_the_engines_are_no_leftovers() -> None:
+    """Q2: nor are their interfaces bridges of Docker."""
+    assert leftovers_from_save("nft", NAMED_LIKE_THE_ENGINES, [X]) == ()
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        *("DOCKER", "DOCKER-FORWARD", "DOCKER-CT", "DOCKER-BRIDGE", "DOCKER-INTERNAL"),
+        *("DOCKER-ISOLATION", "DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2"),
+        "DOCKER-INGRESS",
+    ],
+)
+def test_chain_of_docker_or_docker_ipv6nat_is_a_leftover_with_its_jump(chain: str) -> None:
+    text = f"*filter\n:{chain} - [0:0]\n-A FORWARD -j {chain}\nCOMMIT\n"
+    assert removal_text(leftovers_from_save("nft", text, [])) == (
+        f"*filter\n-D FORWARD -j {chain}\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n"
+    )
 
 
 @pytest.mark.parametrize("bridge", ["docker0", "docker_gwbridge", "br-0123456789ab"])

@@ -32,6 +32,8 @@ CHAINS = {
     "ALL-NESTED": ["-g MAILCOW", "-j ACCEPT"],
     "WHITELIST": ["-s 2001:db8:1::4/128 -j ACCEPT", BAN],
     "DOCKER-USER-BAN": [BAN],
+    "DOCKER-BLOCKLIST": [BAN],
+    "DOCKER-ISOLATION-STAGE-1": ["-i br-x ! -o br-x -j DROP"],
 }
 
 
@@ -117,10 +119,20 @@ def test_effect_takes_linear_time() -> None:
         (["-m native -g MAILCOW"], 0, ""),
         (["-j NESTED"], 1, ""),
         (["-j DOCKER-USER-BAN"], 1, ""),
+        # A user's chain can have such a name; of the engine's own chains nothing stays first.
+        (["-j DOCKER-BLOCKLIST"], 1, ""),
+        (["-i ext0 -g DOCKER-BLOCKLIST"], 0, ""),
+        (["-j DOCKER-ISOLATION-STAGE-1"], 0, ""),
         ([BAN, DOCKER_USER], 1, ""),
         # With our jump: nothing moves, unless a rule displaces it.
         ([DOCKER_USER, OURS, BAN], 0, ""),
         (["-j DOCKER-USER-BAN", DOCKER_USER, OURS], 1, ""),
+        (["-j DOCKER-BLOCKLIST", DOCKER_USER, OURS], 1, ""),
+        (
+            ["-j DOCKER-ISOLATION-STAGE-1", DOCKER_USER, OURS],
+            0,
+            "-j DOCKER-ISOLATION-STAGE-1",
+        ),
         ([BAN, DOCKER_USER, OURS], 1, ""),
         (["-i vmbr0 -j ACCEPT", DOCKER_USER, OURS], 1, ""),
         (["-i vmbr0 -j ACCEPT", REJECT, DOCKER_USER, OURS], 0, REJECT),
