@@ -44,8 +44,8 @@ def nft_engine_rules(text: str) -> EngineRules:
     ports = [set(_dnat_ports(rule, maps)) for rule in rules if _has_dnat(rule)]
     return EngineRules(
         bridges=frozenset(_bridges(objects)),
-        ports=frozenset().union(*ports),
-        complete=all(ports),
+        ports=frozenset((protocol, port) for protocol, port in frozenset().union(*ports) if port),
+        complete=all(of_rule and all(port for _, port in of_rule) for of_rule in ports),
     )
 
 
@@ -75,21 +75,37 @@ def _has_dnat(rule: Any) -> bool:
 
 
 def _dnat_ports(rule: Any, maps: Map[str, Any]) -> Iterator[tuple[Protocol, int]]:
-    """The ports of a DNAT rule: of its condition, or the keys of a map."""
+    """The ports of a DNAT rule: of its condition, or the keys of a map; 0 for what cannot be
+    read."""
     for node in _nodes(rule):
         match node:
             case {"match": {"left": {"payload": {"protocol": protocol, "field": "dport"}}, **more}}:
-                values = more.get("right")
-            case {"key": {"payload": {"protocol": protocol, "field": "dport"}}, "data": values}:
-                if isinstance(values, str):
-                    values = maps.get(values.removeprefix("@"))
+                # Another comparison, such as "!=", says which ports it is not.
+                values = [more.get("right")] if more.get("op") == "==" else [None]
+            case {"key": {"payload": {"protocol": protocol, "field": "dport"}}, "data": data}:
+                values = _map_keys(data, maps)
             case _:
                 continue
         protocols = Protocol if protocol == "th" else [p for p in Protocol if p == protocol]
-        yield from product(protocols, _port_numbers([values]))
+        yield from product(protocols, _port_numbers(values))
+
+
+def _map_keys(data: Any, maps: Map[str, Any]) -> list[Any]:
+    """The keys of a map in a rule, or of the map that it names; None for what cannot be read."""
+    match data:
+        case str():
+            pairs = maps.get(data.removeprefix("@"))
+        case {"set": pairs}:
+            pass
+        case _:
+            return [None]
+    if not isinstance(pairs, list):
+        return [None]
+    return [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
 
 
 def _port_numbers(values: Iterable[Any]) -> Iterator[int]:
+    """The ports in the output of nft; 0 for what cannot be read."""
     for value in values:
         match value:
             case int() if 0 < value <= 65535:
@@ -100,7 +116,5 @@ def _port_numbers(values: Iterable[Any]) -> Iterator[int]:
                 yield from _port_numbers(more)
             case {"elem": {"val": more}}:
                 yield from _port_numbers([more])
-            case [list() as first, *more]:  # the elements of a map: pairs of key and value
-                yield from _port_numbers(pair[0] for pair in [first, *more] if pair)
-            case [key, _]:
-                yield from _port_numbers([key])
+            case _:
+                yield 0

@@ -28,8 +28,12 @@ def payload(protocol: str = "tcp") -> dict[str, Any]:
     return {"payload": {"protocol": protocol, "field": "dport"}}
 
 
-def dport(right: Any, protocol: str = "tcp") -> dict[str, Any]:
-    return {"match": {"op": "==", "left": payload(protocol), "right": right}}
+def dport(right: Any, protocol: str = "tcp", op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": payload(protocol), "right": right}}
+
+
+def by_map(data: Any) -> dict[str, Any]:
+    return {"dnat": {"addr": {"map": {"key": payload(), "data": data}}}}
 
 
 COUNTER = {"counter": {"packets": 3, "bytes": 180}}
@@ -56,13 +60,13 @@ def test_the_table_of_docker_29_7_2() -> None:
         ([rule(dport({"set": [{"elem": {"val": 80, **COUNTER}}]}), DNAT)], {(TCP, 80)}),
         ([rule(dport(80, "th"), DNAT)], {(each, 80) for each in Protocol}),
         (
-            [rule({"dnat": {"addr": {"map": {"key": payload(), "data": {"set": [[80, "a"]]}}}}})],
-            {(TCP, 80)},
+            [rule(by_map({"set": [[80, "a"], [{"range": [90, 91]}, "b"]]}))],
+            {(TCP, 80), (TCP, 90), (TCP, 91)},
         ),
         (
             [
                 {"map": {"name": "ports", "elem": [[80, "a"], [{"elem": {"val": 81}}, "b"]]}},
-                rule({"dnat": {"addr": {"map": {"key": payload(), "data": "@ports"}}}}),
+                rule(by_map("@ports")),
             ],
             {(TCP, 80), (TCP, 81)},
         ),
@@ -81,12 +85,50 @@ def test_ports_of_dnat_rules(
     "expression",
     [
         {"dnat": {"addr": "fd00:a::2"}},
-        {"dnat": {"addr": {"map": {"key": payload(), "data": "@missing"}}}},
+        by_map("@missing"),
+        by_map("@empty"),
         {"dnat": {"addr": {"map": {"key": {"concat": [payload()]}, "data": {"set": []}}}}},
     ],
 )
 def test_rules_are_not_complete_with_a_port_that_cannot_be_read(expression: Any) -> None:
-    assert not nft_engine_rules(listed(rule(dport(80), DNAT), rule(expression))).complete
+    empty = {"map": {"name": "empty"}}
+    assert not nft_engine_rules(listed(empty, rule(dport(80), DNAT), rule(expression))).complete
+
+
+@pytest.mark.parametrize(
+    ("objects", "read"),
+    [
+        ([rule(dport({"set": [80, "https"]}), DNAT)], {80}),
+        ([rule(dport({"set": [80, {"elem": {"val": "https"}}]}), DNAT)], {80}),
+        ([rule(dport({"set": [80, {"range": [443, "8443"]}]}), DNAT)], {80}),
+        ([rule(dport({"set": [80, {"range": [2, 1]}]}), DNAT)], {80}),
+        ([rule(dport({"set": [80, {"prefix": {"addr": 64, "len": 10}}]}), DNAT)], {80}),
+        ([rule(dport({"set": [80, 0, 65536]}), DNAT)], {80}),
+        ([rule(dport(80), dport("@more"), DNAT)], {80}),
+        ([rule(dport([80, 443]), DNAT)], set()),
+        ([rule(by_map({"set": [[8080, "a"], ["https", "b"]]}))], {8080}),
+        ([rule(by_map({"set": [[8080, "a"], 5, [], [{"concat": [1, 2]}, "b"]]}))], {8080}),
+        (
+            [
+                {"map": {"name": "m", "elem": [[8080, "a"], [{"elem": {"val": "x"}}, "b"], 5]}},
+                rule(by_map("@m")),
+            ],
+            {8080},
+        ),
+        # A comparison says which ports it is not.
+        ([rule(dport(8080, op="!="), DNAT)], set()),
+        ([rule(dport(8080, op=">"), DNAT)], set()),
+        ([rule(dport({"set": [80, 81]}, op="!="), DNAT)], set()),
+        ([rule(dport({"range": [80, 90]}), dport(85, op="!="), DNAT)], set(range(80, 91))),
+    ],
+)
+def test_one_port_that_cannot_be_read_beside_others_makes_the_rules_incomplete(
+    objects: list[dict[str, Any]], read: set[int]
+) -> None:
+    """Q13."""
+    found = nft_engine_rules(listed(*objects))
+    assert found.ports == {(TCP, port) for port in read}
+    assert not found.complete
 
 
 @pytest.mark.parametrize(
