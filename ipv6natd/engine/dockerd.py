@@ -28,8 +28,11 @@ _BUSCTL = "/usr/bin/busctl"
 _UNIT_PREFIX = "/org/freedesktop/systemd1/unit/docker_2e"
 _RUNNING = frozenset({"active", "activating", "reloading"})
 
+_PROC = Path("/proc")
 PID_FILE = Path("/run/docker.pid")
 CONFIG_FILE = Path("/etc/docker/daemon.json")
+_ENCODING = "utf-8-sig"
+"""UTF-8, also with a byte order mark, which Docker 28 accepts in its configuration."""
 _IP6TABLES_FLAG = re.compile(r"--ip6tables(?:=(.*))?")
 _CONFIG_FLAG = re.compile(r"--config-file(?:=(.+))?")
 
@@ -79,7 +82,7 @@ def ip6tables_option(endpoint: str) -> bool | None:
     """
     path = endpoint.removeprefix("unix://")
     pid = (_listening_pid(path) if path != endpoint else 0) or _pid_from_file()
-    config, root, option = CONFIG_FILE, Path(f"/proc/{pid}/root"), None
+    config, root, option = CONFIG_FILE, _PROC / str(pid) / "root", None
     for argument, following in pairwise([*_command_line(pid), ""]):
         # dockerd uses the last one of several.
         if flag := _IP6TABLES_FLAG.fullmatch(argument):
@@ -90,7 +93,9 @@ def ip6tables_option(endpoint: str) -> bool | None:
         return option
     try:
         # In the root directory of the engine, which differs in a container or a chroot.
-        text = root.joinpath(config.relative_to("/")).read_text(encoding="utf-8")
+        text = root.joinpath(config.relative_to("/")).read_text(encoding=_ENCODING)
+    except UnicodeDecodeError:
+        return None
     except (OSError, ValueError):
         text = _read_text(config)
     try:
@@ -120,7 +125,7 @@ def _pid_from_file() -> int:
 
 def _command_line(pid: int) -> list[str]:
     """The arguments of the engine; [] if unknown."""
-    if text := _read_text(Path(f"/proc/{pid}/cmdline")):
+    if text := _read_text(_PROC / str(pid) / "cmdline"):
         return text.split("\0")
     if pid and _unit_property("service", "Service", "MainPID") == pid:
         for _, arguments, *_ in _unit_property("service", "Service", "ExecStart") or []:
@@ -130,6 +135,6 @@ def _command_line(pid: int) -> list[str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=_ENCODING)
     except (OSError, ValueError):
         return ""

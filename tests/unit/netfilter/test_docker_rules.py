@@ -199,6 +199,27 @@ def test_ip6tables_option_is_read_from_command_line_and_file(
     assert engine_flags.ip6tables_option("unix:///run/docker.sock") is option
 
 
+@pytest.mark.parametrize(
+    ("encoding", "option"), [("utf-8", False), ("utf-8-sig", False), ("utf-16", None)]
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_configuration_of_the_engine_may_begin_with_a_byte_order_mark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: bool, encoding: str, option: object
+) -> None:
+    """Q14: Docker 28 accepts it. UTF-16 is not read. The file of the host does not replace one that
+    is there in the root directory of the engine."""
+    config = tmp_path / "daemon.json"
+    own = tmp_path / "7" / "root" / config.relative_to("/")
+    own.parent.mkdir(parents=True)
+    config.write_text('{"ip6tables": true}')
+    file = config if hidden else own
+    file.write_text('{"ip6tables": false}', encoding=encoding)
+    monkeypatch.setattr(engine_flags, "_PROC", tmp_path)
+    monkeypatch.setattr(engine_flags, "_listening_pid", lambda _: 7)
+    monkeypatch.setattr(engine_flags, "CONFIG_FILE", config)
+    assert engine_flags.ip6tables_option("unix:///run/docker.sock") is option
+
+
 def test_ip6tables_option_is_read_from_the_file_that_dockerd_uses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
