@@ -156,6 +156,8 @@ class Network:
     bridge: str
     enable_ipv6: bool = False
     subnets: tuple[IPv6Network, ...] = ()
+    gateway: IPv6Address | None = None
+    """The bridge's IPv6 address, which containers use as router; None if unknown."""
     internal: bool = False
     icc: bool = True
     masquerade: bool = True

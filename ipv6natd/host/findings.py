@@ -318,18 +318,23 @@ def _required_packets(bridge: str, uplink: str) -> Iterator[tuple[ForwardedPacke
 def _bridges_without_address(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     for network in networks:
         if network.bridge in facts.bridges_without_address:
-            # The engine takes the first address of a subnet, unless a gateway was named.
-            gateways = [f"{subnet[1]}/{subnet.prefixlen}" for subnet in network.subnets]
-            add = [f"ip address replace {it} dev {network.bridge} nodad" for it in gateways]
-            enable = f"sysctl -w net/ipv6/conf/{network.bridge}/disable_ipv6=0"
             yield Finding(
                 topic=Topic.BRIDGE,
                 bridge=network.bridge,
                 problem=f"bridge {network.bridge} has lost its IPv6 address, so no packet reaches "
-                f"the containers of network {network.name}; if the network has another gateway, "
-                "use that address; run",
-                command=" && ".join([enable, *add]),
+                f"the containers of network {network.name}; run",
+                command=_address_command(network),
             )
+
+
+def _address_command(network: Network) -> str:
+    """Another address than the bridge had could be that of a container."""
+    gateway = network.gateway
+    lengths = [net.prefixlen for net in network.subnets if gateway is not None and gateway in net]
+    if not lengths:
+        return "systemctl restart docker"  # dockerd gives each bridge its addresses
+    enable = f"sysctl -w net/ipv6/conf/{network.bridge}/disable_ipv6=0"
+    return f"{enable} && ip address replace {gateway}/{lengths[0]} dev {network.bridge} nodad"
 
 
 def _bridges_without_zone(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:

@@ -75,6 +75,12 @@ ROWS = (
         test="test_bridge_without_its_address_is_a_fault_of_its_network",
     ),
     Row(
+        condition="the same, and the engine does not show which address the bridge had",
+        facts=replace(WELL, bridges_without_address=frozenset({"br-x"})),
+        networks=(replace(X, gateway=None),),
+        test="test_bridge_gets_its_own_address_again_and_not_that_of_a_container",
+    ),
+    Row(
         condition="firewalld runs, and a bridge is in none of its zones",
         facts=replace(WELL, zones={"eth0": "public"}),
         test="test_bridge_in_no_zone_of_firewalld_is_reported",

@@ -495,6 +495,36 @@ def test_bridge_that_lost_its_address_is_reported_with_the_command(lab: Small, w
     opened(lab.client, 8080)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [(), ("--gateway=fd00:9::ff",), ("--ip-range=fd00:9::100/120",)],
+    ids=["first", "gateway", "range"],
+)
+def test_q16_printed_command_gives_the_bridge_its_own_address_again(
+    lab: Small, args: tuple[str, ...]
+) -> None:
+    """Run as it is printed: the first address can be that of a container."""
+    lab.engine.network("G", "fd00:9::/64", *args)
+    g1, g2 = (lab.engine.run(n, "G", publish=[f"{p}:80"]) for n, p in (("g1", 81), ("g2", 82)))
+    show = "-6 -oneline address show dev brG scope global"
+    try:
+        with serve(g1.ns, "g1", tcp=[80]), serve(g2.ns, "g2", tcp=[80]):
+            opened(lab.client, 81)
+            before = lab.host.ip(show).split()[:4]
+            lab.host.ip("-6 address flush dev brG scope global")
+            shown = lab.looked()
+            assert shown.startswith("degraded: bridge brG has lost its IPv6 address")
+            lab.host.run("sh", "-c", shown[shown.index("sysctl -w") :])
+            assert lab.host.ip(show).split()[:4] == before
+            assert lab.looked() == "synced: "
+            opened(lab.client, 81)
+            opened(lab.client, 82)
+    finally:
+        lab.engine.rm("g1", "g2")
+        lab.engine.docker("network", "rm", "G")
+        until(lambda: "brG" in lab.sandbox.rules(), False)
+
+
 def test_strict_reverse_path_filter_is_noted_in_the_journal(lab: Small) -> None:
     rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
     lab.ip6tables("-t", "raw", "-A", *rule)

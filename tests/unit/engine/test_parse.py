@@ -214,6 +214,34 @@ def test_subjects_of_the_recorded_events() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ipam", "gateway"),
+    [
+        ({}, "fd00:a::1"),
+        ({"Gateway": "fd00:a::ff"}, "fd00:a::ff"),
+        ({"Gateway": "fd00:a::ff/64"}, "fd00:a::ff"),
+        ({"Gateway": "172.18.0.1"}, None),
+        ({"Gateway": "fd00:a::ff%x"}, None),
+        ({"Gateway": ["fd00:a::ff"]}, None),
+        ({"IPRange": "fd00:a::100/120"}, "fd00:a::100"),
+        ({"IPRange": "fd00:a::/120"}, "fd00:a::1"),
+        ({"IPRange": "x"}, None),
+        ({"Subnet": f"{IPv6Address(2**128 - 1)}/128"}, None),
+        ({"Subnet": "172.18.0.0/16", "Gateway": "172.18.0.1"}, None),
+    ],
+)
+def test_gateway_is_the_configured_one_or_the_first_that_the_engine_takes(
+    ipam: dict[str, Any], gateway: str | None
+) -> None:
+    """Q16."""
+    ipv4 = {"Subnet": "172.19.0.0/16", "Gateway": "172.19.0.1"}
+    config = [ipv4, {"Subnet": "fd00:a::/64"} | ipam]
+    wanted = None if gateway is None else IPv6Address(gateway)
+    assert network_of(IPAM={"Driver": "default", "Config": config}).gateway == wanted
+    other = network_of(IPAM={"Driver": "other", "Config": config})
+    assert other.gateway == (wanted if "Gateway" in ipam else None)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "attribute", "expected"),
     [
         (f"{BRIDGE}name", "mybr0", "bridge", "mybr0"),

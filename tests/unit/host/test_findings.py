@@ -21,7 +21,7 @@ from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
 from ipv6natd.model import ManagedBy, Protocol
 from tests.harness.build import network
 
-X = network(name="x", bridge="br-x")
+X = network(name="x", bridge="br-x", gateway=IPv6Address("fd00:a::1"))
 CUT = network(name="cut", subnet="fd00:c::/64", bridge="br-cut", icc=False)
 INNER = network(name="inner", subnet="fd00:d::/64", bridge="br-inner", internal=True)
 NATIVE = network(name="n", bridge="br-n", icc=False, managed_by=ManagedBy.ENGINE)
@@ -498,8 +498,26 @@ def test_bridge_without_its_address_is_a_fault_of_its_network() -> None:
     assert finding.bridge == "br-x"
     assert finding.command == (
         "sysctl -w net/ipv6/conf/br-x/disable_ipv6=0 && "
-        f"ip address replace {X.subnets[0][1]}/64 dev br-x nodad"
+        "ip address replace fd00:a::1/64 dev br-x nodad"
     )
+
+
+@pytest.mark.parametrize(
+    ("gateway", "command"),
+    [
+        ("fd00:a::ff", "ip address replace fd00:a::ff/64 dev br-x nodad"),
+        ("fd00:b::1", "systemctl restart docker"),
+        (None, "systemctl restart docker"),
+    ],
+)
+def test_bridge_gets_its_own_address_again_and_not_that_of_a_container(
+    gateway: str | None, command: str
+) -> None:
+    """Q16: with another gateway, the first address of the subnet can be that of a container."""
+    net = replace(X, gateway=None if gateway is None else IPv6Address(gateway))
+    facts = replace(WELL, bridges_without_address=frozenset({"br-x"}))
+    (finding,) = evaluate(facts, [net]).findings
+    assert finding.command.split(" && ")[-1] == command
 
 
 def notes(**facts: Any) -> list[str]:
