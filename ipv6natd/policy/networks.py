@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from ipv6natd.model import (
@@ -183,11 +183,29 @@ def _routed_prefixes(network: Network, routes: Iterable[Route]) -> Iterator[IPv6
 def _with_usable_source(network: Network, snapshot: Snapshot) -> Network:
     """Drops a source address whose replies would not reach the host."""
     address, own = network.source_address, snapshot.host_addresses
-    if address is None or own is None or address in own or address in snapshot.routed_sources:
+    if address is None:
         return network
-    warning = (
-        f"com.docker.network.host_ipv6={address} is on a link of this host, but is no address of "
-        f"this host; outgoing packets are masqueraded until it is: ip address add {address}/128 "
-        "dev lo"
-    )
+    reason = _never_a_source(address, network)
+    advice = "; recreate the network with a global address of this host, or without the option"
+    if not reason:
+        if own is None or address in own or address in snapshot.routed_sources:
+            return network
+        reason = "is on a link of this host, but is no address of this host"
+        advice = f" until it is: ip address add {address}/128 dev lo"
+    option = f"com.docker.network.host_ipv6={address}"
+    warning = f"{option} {reason}; outgoing packets are masqueraded{advice}"
     return replace(network, source_address=None, warnings=(*network.warnings, warning))
+
+
+def _never_a_source(address: IPv6Address, network: Network) -> str:
+    """Why no other host can answer to the address; "" if some can."""
+    for subnet in network.subnets:
+        if address in subnet:
+            return f"is in the network's own subnet {subnet}, and not outside of it"
+    unusable = (
+        (address.is_unspecified, "is no address of a host"),
+        (address.is_loopback, "is the loopback address, which other hosts cannot answer to"),
+        (address.is_link_local, "is link-local, and hosts behind a router cannot answer to it"),
+        (address.is_multicast, "is a multicast address, which no packet has as its source"),
+    )
+    return next((reason for applies, reason in unusable if applies), "")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
@@ -213,6 +213,22 @@ def test_o4_source_address_that_the_host_lacks_is_ignored_with_a_warning(regime:
             return
         (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
         assert str(LATE) in row["Warnings"][0]
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("address", ["own gateway", "::1"])
+def test_q17_address_that_no_host_can_answer_to_is_no_source(regime: Regime, address: str) -> None:
+    port, subnet = regime.port(), IPv6Network("fd00:1:0:ff00::/64")
+    options = {SOURCE: str(subnet[1]) if address == "own gateway" else address}
+    with (
+        regime.network(subnet=str(subnet), options=options) as network,
+        regime.container(network=network) as made,
+        serve(regime.client, "client", tcp=[port]),
+    ):
+        until(lambda: network.bridge in regime.sandbox.rules(), True)
+        assert peer(tcp(made.ns, CLIENT, port)) == HOST
+        (row,) = [row for row in listed(regime.daemon, "networks") if row["Name"] == network.name]
+        assert "recreate the network" in row["Warnings"][0]
 
 
 def test_o6_gateway_address_of_the_host_is_not_masqueraded(regime: Regime) -> None:

@@ -364,6 +364,35 @@ def test_scenario(name: str) -> None:
         assert reason in skipped.reason
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("::", "is no address of a host"),
+        ("::1", "is the loopback address"),
+        ("fe80::1", "is link-local"),
+        ("ff02::1", "is a multicast address"),
+        ("fd00:a::1", "is in the network's own subnet fd00:a::/64"),
+        ("fd00:a::77", "is in the network's own subnet fd00:a::/64"),
+    ],
+)
+def test_address_that_no_host_can_answer_to_is_no_source(
+    source: str, reason: str, known: bool
+) -> None:
+    """Q17: also if the host has the address, or if a router could send it to this host."""
+    address = IPv6Address(source)
+    facts = replace(
+        snapshot(replace(X, source_address=address), web("8080:80")),
+        host_addresses=frozenset({address}) if known else frozenset(),
+        routed_sources=frozenset() if known else frozenset({address}),
+    )
+    (decided,) = desired(facts, DEFAULT).networks
+    (warning,) = decided.warnings
+    assert decided.source_address is None
+    assert f"host_ipv6={source} {reason}" in warning
+    assert warning.endswith("with a global address of this host, or without the option")
+
+
 @pytest.mark.parametrize(
     ("bindings", "text"),
     [
