@@ -16,17 +16,13 @@ from itertools import permutations
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
 from ipv6natd.model import ManagedBy, Network, Protocol, is_plain_interface
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME, is_engine_jump
-from ipv6natd.netfilter.order import bans_sources, effect_in_forward
+from ipv6natd.netfilter.order import bans_sources, effect_in_forward, verdict_on_new
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MAX_INTERFACES = 8
 """Maximum number of interfaces of which all pairs are checked."""
 _MAX_NAMED = 3
 """Maximum number of interfaces that a text names."""
-_DROP_ALL = re.compile(
-    r"-A FORWARD (-m comment --comment (\"[^\"]*\"|\S+) )?-j (DROP|REJECT( --.*)?)"
-)
-"""A rule without a condition that drops or rejects all packets."""
 _SOURCE_NAT = re.compile(r"-A POSTROUTING (?P<matches>.*)-j (?:MASQUERADE|SNAT|NETMAP).*")
 _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
 _NOT_OUT = re.compile(r"! -o ")
@@ -439,7 +435,9 @@ def _unguarded_interfaces(facts: HostFacts, bridges: frozenset[str]) -> tuple[st
 
 def _drops_by_default(facts: HostFacts) -> bool:
     """True if FORWARD of this variant drops the packets that no rule accepts."""
-    return facts.forward_policy != "ACCEPT" or any(map(_DROP_ALL.fullmatch, facts.forward_rules))
+    rules = [rule.removeprefix("-A FORWARD ") for rule in facts.forward_rules]
+    chains = {**facts.forward_chains, "FORWARD": rules}
+    return facts.forward_policy != "ACCEPT" or verdict_on_new("FORWARD", chains) == "DROP"
 
 
 def _open_router(interfaces: tuple[str, ...], unmanaged: Sequence[str]) -> Finding:

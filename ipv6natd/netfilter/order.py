@@ -17,6 +17,7 @@ from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _RULE = re.compile(r"(?:(?P<matches>.*) )?-(?P<verb>[jg]) (?P<target>\S+)(?: --.*)?")
 _BY_SOURCE = re.compile(r" (?:-s |--match-set \S+ src)")
+_STATES = re.compile(r"-m (?:conntrack|state) (?P<not>! )?--(?:ctstate|state) (?P<states>\S+)")
 _PASSING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LOG", "MARK", "NFLOG"}
     | {"RATEEST", "SECMARK", "SET", "TCPMSS", "TOS", "TRACE"}
@@ -81,6 +82,35 @@ def effect_in_forward(rule: str, chains: Chains) -> Effect:
     that return."""
     one = effect(rule, chains)
     return one._replace(accepts=one.accepts or one.returns)
+
+
+def verdict_on_new(name: str, chains: Chains, known: dict[str, str] | None = None) -> str:
+    """ "ACCEPT" or "DROP" if the chain does so with every new packet that no rule names; "" if it
+    goes on. `known` has the verdicts of chains so far."""
+    known = {} if known is None else known
+    known[name] = ""  # ends a loop, which the kernel rejects anyway
+    for rule in chains.get(name, ()):
+        text = COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip()
+        found = _RULE.fullmatch(text)
+        if found is None or not _matches_all_new(found["matches"] or ""):
+            continue
+        target = found["target"]
+        if target in ("ACCEPT", "DROP", "REJECT", "RETURN"):
+            known[name] = {"REJECT": "DROP", "RETURN": ""}.get(target, target)
+            break
+        if target not in known:
+            verdict_on_new(target, chains, known)
+        known[name] = known[target]
+        if known[name] or found["verb"] == "g":
+            break
+    return known[name]
+
+
+def _matches_all_new(matches: str) -> bool:
+    states = _STATES.fullmatch(matches)
+    if states is None:
+        return not matches
+    return ("NEW" in states["states"].split(",")) != bool(states["not"])
 
 
 def bans_sources(rule: str, chains: Chains, seen: set[str] | None = None) -> bool:

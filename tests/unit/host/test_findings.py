@@ -185,6 +185,43 @@ def test_open_router_is_not_reported_if_a_forward_rule_drops_everything(
     assert bool(evaluate(facts, [X]).findings) is open_
 
 
+OLD = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+
+
+@pytest.mark.parametrize(
+    ("rule", "chains", "open_"),
+    [
+        ("-j FW", {"FW": (OLD, "-j DROP")}, False),
+        ("-g FW", {"FW": (OLD, "-j REJECT --reject-with icmp6-port-unreachable")}, False),
+        ('-m comment --comment "my own" -j FW', {"FW": (OLD, "-j DROP")}, False),
+        ("-j FW", {"FW": (OLD, "-m conntrack --ctstate INVALID,NEW -j DROP")}, False),
+        ("-j FW", {"FW": ("-m state --state INVALID,NEW -j DROP",)}, False),
+        ("-j FW", {"FW": ("-m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",)}, False),
+        ("-m conntrack --ctstate NEW -j FW", {"FW": ("-j DROP",)}, False),
+        ("-j FW", {"FW": ("-i wg0 -j RETURN", "-j END"), "END": ("-j DROP",)}, False),
+        ("-j FW", {"FW": ("-m conntrack --ctstate INVALID -j DROP",)}, True),
+        ("-j FW", {"FW": (OLD, "-j RETURN", "-j DROP")}, True),
+        ("-j FW", {"FW": ("-j ACCEPT", "-j DROP")}, True),
+        ("-j FW", {"FW": ("-g END", "-j DROP"), "END": (OLD,)}, True),
+        ("-j FW", {"FW": ("-i wg0 -j DROP",)}, True),
+        ("-i wg0 -j FW", {"FW": ("-j DROP",)}, True),
+        ("-j FW", {"FW": ("-j FW",)}, True),
+    ],
+)
+def test_open_router_is_not_reported_if_a_chain_drops_every_new_packet(
+    rule: str, chains: dict[str, tuple[str, ...]], open_: bool
+) -> None:
+    """The chains that FORWARD leads to without a condition."""
+    facts = replace(
+        WELL,
+        interfaces=("eth0", "wg0"),
+        forward_rules=(*JUMPS, f"-A FORWARD {rule}"),
+        forward_chains=chains,
+    )
+    found = evaluate(facts, [X]).findings
+    assert bool(found) is open_
+
+
 @pytest.mark.parametrize(
     ("rules", "policy", "open_"),
     [
