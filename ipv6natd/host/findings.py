@@ -16,7 +16,14 @@ from itertools import permutations
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
 from ipv6natd.model import ManagedBy, Network, Protocol, is_plain_interface
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME, is_engine_jump
-from ipv6natd.netfilter.order import bans_sources, effect_in_forward, verdict_on_new
+from ipv6natd.netfilter.order import (
+    bans_sources,
+    drops_only_by_source,
+    effect_in_forward,
+    interfaces,
+    target_chain,
+    verdict_on_new,
+)
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _MAX_INTERFACES = 8
@@ -25,6 +32,7 @@ _MAX_NAMED = 3
 """Maximum number of interfaces that a text names."""
 _SOURCE_NAT = re.compile(r"-A POSTROUTING (?P<matches>.*)-j (?:MASQUERADE|SNAT|NETMAP).*")
 _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
+_GOTO = re.compile(r"(?<!\S)-g(?= \S+$)")
 _NOT_OUT = re.compile(r"! -o ")
 FIREWALLD = "firewalld"
 """The nft table of firewalld. It is not evaluated: the zones of firewalld are checked instead."""
@@ -67,6 +75,8 @@ class HostFacts:
     """The chain FORWARD of this variant, as `ip6tables -S` prints it."""
     forward_chains: Map[str, tuple[str, ...]] = field(default_factory=dict)
     """The chains of others that FORWARD jumps to -> their rules, without "-A" and the name."""
+    docker_user_rules: tuple[str, ...] = ()
+    """The chain DOCKER-USER, without "-A" and the name."""
     postrouting_rules: tuple[str, ...] = ()
     """The chain POSTROUTING of the nat table, as `ip6tables -S` prints it."""
     nft_chains: tuple[BaseChain, ...] = ()
@@ -470,7 +480,7 @@ def _notes(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
         if guests := facts.guest_ports.get(network.bridge):
             yield _shared_bridge(network, guests)
     if networks:
-        yield from _rules_without_effect(facts)
+        yield from _rules_without_effect(facts, networks)
         yield from _rules_that_accept_first(facts)
         yield from _foreign_source_nat(facts, networks)
 
@@ -500,17 +510,52 @@ def _forward_rules(facts: HostFacts) -> tuple[list[str], list[str]]:
     return [rule for rule in before if not rule.endswith(f"-j {DOCKER_USER}")], behind
 
 
-def _rules_without_effect(facts: HostFacts) -> Iterator[str]:
+def _rules_without_effect(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
     _, behind = _forward_rules(facts)
     for rule in behind:
         one = effect_in_forward(rule, facts.forward_chains)
         bans = one.only_drops or (bans_sources(rule, facts.forward_chains) and not one.ends)
-        if bans and (rule.endswith("-j DROP") or not is_engine_jump(rule)):
+        foreign = rule.endswith("-j DROP") or not is_engine_jump(rule)
+        if bans and foreign and _concerns(rule, networks) and not _in_docker_user(rule, facts):
             yield (
                 f"the rule `-A FORWARD {rule}` does not see packets of containers, because the "
-                "rules of ipv6natd come before it; to apply it to them too: "
-                f"ip6tables -I {DOCKER_USER} {rule}"
+                f"rules of ipv6natd come before it; {_advice(rule, facts)}"
             )
+
+
+def _concerns(rule: str, networks: Sequence[Network]) -> bool:
+    """False for a rule about packets between two interfaces that are no bridges of containers."""
+    bridges = [network.bridge for network in networks]
+    return any(
+        not name or name in bridges or (name[-1] == "+" and b.startswith(name[:-1]))
+        for name in interfaces(rule)
+        for b in bridges
+    )
+
+
+def _in_docker_user(rule: str, facts: HostFacts) -> bool:
+    """True if the rule, or a jump to its chain, is in DOCKER-USER too."""
+    chain = target_chain(rule, facts.forward_chains)
+    return any(
+        theirs == rule or (chain and target_chain(theirs, facts.forward_chains) == chain)
+        for theirs in facts.docker_user_rules
+    )
+
+
+def _advice(rule: str, facts: HostFacts) -> str:
+    """A command only if it cannot open or cut off anything that the rule does not name."""
+    rule = _GOTO.sub("-j", rule)  # after a goto, the rest of DOCKER-USER would be skipped
+    if drops_only_by_source(rule, facts.forward_chains):
+        return f"to apply it to them too: ip6tables -I {DOCKER_USER} {rule}"
+    if not effect_in_forward(rule, facts.forward_chains).accepts:
+        return (
+            f"in {DOCKER_USER} it would drop all packets of containers that it matches, also those "
+            "for published ports; to ban some hosts, put rules with their addresses there"
+        )
+    return (
+        f"in {DOCKER_USER}, all that it accepts would also reach ports that are not published; put "
+        "only those of its rules there that drop some sources"
+    )
 
 
 def _rules_that_accept_first(facts: HostFacts) -> Iterator[str]:

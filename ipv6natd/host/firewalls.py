@@ -53,6 +53,7 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
         ),
         forward_rules=tuple(rule for rule in forward if rule.startswith("-A ")),
         forward_chains=_foreign_chains(facts.backend, forward),
+        docker_user_rules=_docker_user_rules(facts.backend, forward),
         postrouting_rules=tuple(
             rule
             for rule in (_rules(facts.backend, "nat", "POSTROUTING") if "nat" in tables else [])
@@ -100,6 +101,13 @@ def _foreign_chains(backend: str, forward: Iterable[str]) -> dict[str, tuple[str
             found[target[1]] = tuple(r.removeprefix(f"-A {target[1]} ") for r in listed[1:])
             waiting += listed[1:]
     return found
+
+
+def _docker_user_rules(backend: str, forward: Iterable[str]) -> tuple[str, ...]:
+    if not any(rule.endswith(f"-j {DOCKER_USER}") for rule in forward):
+        return ()
+    rules, prefix = _rules(backend, "filter", DOCKER_USER), f"-A {DOCKER_USER} "
+    return tuple(rule.removeprefix(prefix) for rule in rules if rule.startswith(prefix))
 
 
 def _hooked_tables(chains: Iterable[dict[str, Any]], uses_nft: bool) -> list[dict[str, Any]]:

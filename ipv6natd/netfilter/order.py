@@ -17,6 +17,7 @@ from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX
 
 _RULE = re.compile(r"(?:(?P<matches>.*) )?-(?P<verb>[jg]) (?P<target>\S+)(?: --.*)?")
 _BY_SOURCE = re.compile(r" (?:-s |--match-set \S+ src)")
+_OF_SOME = re.compile(r"(?<! !) (?:-s|--match-set) \S+ ")
 _STATES = re.compile(r"-m (?:conntrack|state) (?P<not>! )?--(?:ctstate|state) (?P<states>\S+)")
 _PASSING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LOG", "MARK", "NFLOG"}
@@ -84,14 +85,50 @@ def effect_in_forward(rule: str, chains: Chains) -> Effect:
     return one._replace(accepts=one.accepts or one.returns)
 
 
+def drops_only_by_source(rule: str, chains: Chains) -> bool:
+    """True for a ban list of which each rule that drops names a source or a set: it cannot cut off
+    others, wherever it stands."""
+    return effect_in_forward(rule, chains).only_drops and _is_narrow(rule, chains, {})
+
+
+def _is_narrow(rule: str, chains: Chains, known: dict[str, bool]) -> bool:
+    found = _parts(rule)
+    if found is None or _OF_SOME.search(f" {found['matches'] or ''} "):
+        return True
+    target = found["target"]
+    if target not in known:
+        known[target] = target not in ("DROP", "REJECT")
+        inner = chains.get(target, ())
+        known[target] &= all(_is_narrow(it, chains, known) for it in inner)
+    return known[target]
+
+
+def target_chain(rule: str, chains: Chains) -> str:
+    """The chain that the rule leads to; "" if there is none."""
+    found = _parts(rule)
+    return found["target"] if found is not None and found["target"] in chains else ""
+
+
+def interfaces(rule: str) -> tuple[str, str]:
+    """The interfaces that packets of the rule come in by and go out by; "" for any."""
+    found = _parts(rule)
+    matches = f" {found['matches'] or ''} " if found is not None else ""
+    incoming, outgoing = (re.search(rf"(?<! !) -{way} (\S+)", matches) for way in "io")
+    return incoming[1] if incoming else "", outgoing[1] if outgoing else ""
+
+
+def _parts(rule: str) -> re.Match[str] | None:
+    """The matches, verb and target of a rule, without comments; None without a target."""
+    return _RULE.fullmatch(COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip())
+
+
 def verdict_on_new(name: str, chains: Chains, known: dict[str, str] | None = None) -> str:
     """ "ACCEPT" or "DROP" if the chain does so with every new packet that no rule names; "" if it
     goes on. `known` has the verdicts of chains so far."""
     known = {} if known is None else known
     known[name] = ""  # ends a loop, which the kernel rejects anyway
     for rule in chains.get(name, ()):
-        text = COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip()
-        found = _RULE.fullmatch(text)
+        found = _parts(rule)
         if found is None or not _matches_all_new(found["matches"] or ""):
             continue
         target = found["target"]
@@ -117,8 +154,7 @@ def bans_sources(rule: str, chains: Chains, seen: set[str] | None = None) -> boo
     """True if the rule, or a rule of a chain that it leads to, drops packets by their source.
     `seen` has the chains so far, which ban none."""
     seen = set() if seen is None else seen
-    text = STRING.sub(" string", rule)
-    found = _RULE.fullmatch(COMMENT_MATCH.sub("", f"{text} ").strip())
+    found = _parts(rule)
     if found is None:
         return False
     target = found["target"]

@@ -311,7 +311,8 @@ PLACES = (
         "filter FORWARD, a ban list: drops some packets and accepts none",
         "behind it",
         "works, also for containers",
-        "does not see packets of containers; named, with the command that adds it to DOCKER-USER",
+        "does not see packets of containers; named; with the command that adds it to "
+        "DOCKER-USER, if it drops only by source",
     ),
     (
         "filter FORWARD, accepts some packets",

@@ -525,6 +525,37 @@ def test_q16_printed_command_gives_the_bridge_its_own_address_again(
         until(lambda: "brG" in lab.sandbox.rules(), False)
 
 
+def test_q2_note_about_a_ban_list_ends_when_its_command_was_run(lab: Small) -> None:
+    """A second list cuts off every client, so no command adds it to DOCKER-USER."""
+    rules = (("BANS", "-s", str(CLIENT)), ("UPLINK", "-i", "ext0"))
+    for name, *match in rules:
+        lab.ip6tables("-N", name)
+        lab.ip6tables("-A", name, *match, "-j", "DROP")
+        lab.ip6tables("-A", "FORWARD", "-j", name)
+    try:
+        assert lab.looked() == "synced: "
+        opened(lab.client, 8080)
+        bans, uplink = (said(lab, name) for name, *_ in rules)
+        assert "ip6tables" not in uplink
+        command = bans.partition(": ip6tables ")[2]
+        lab.ip6tables(*command.split())
+        assert tcp(lab.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        assert said(lab, "BANS") == ""
+        assert said(lab, "UPLINK") == uplink
+    finally:
+        lab.ip6tables("-D", "DOCKER-USER", "-j", "BANS")
+        for name, *_ in rules:
+            lab.ip6tables("-D", "FORWARD", "-j", name)
+            lab.ip6tables("-F", name)
+            lab.ip6tables("-X", name)
+
+
+def said(lab: Small, chain: str) -> str:
+    """The line of `ipv6natctl check` about the jump to a chain."""
+    lines = lab.daemon.ctl("check", check=False).splitlines()
+    return next((line for line in lines if f"-j {chain}`" in line), "")
+
+
 def test_strict_reverse_path_filter_is_noted_in_the_journal(lab: Small) -> None:
     rule = ("PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
     lab.ip6tables("-t", "raw", "-A", *rule)

@@ -601,6 +601,77 @@ def test_rule_that_bans_behind_ours_is_noted_unless_it_only_routes(rule: str, no
     assert len(found) == noted
 
 
+COMMAND = "to apply it to them too: ip6tables -I DOCKER-USER "
+CUTS_OFF = "it would drop all packets of containers that it matches"
+OPENS = "all that it accepts would also reach ports that are not published"
+
+
+@pytest.mark.parametrize(
+    ("rule", "chains", "advice"),
+    [
+        ("-s 2001:db8::/64 -j DROP", {}, f"{COMMAND}-s 2001:db8::/64 -j DROP"),
+        ("-j MAILCOW", MAILCOW, f"{COMMAND}-j MAILCOW"),
+        ("-s 2001:db8::/64 -g MAILCOW", MAILCOW, f"{COMMAND}-s 2001:db8::/64 -j MAILCOW"),
+        ("-s 2001:db8::/64 -j END", {"END": ("-j DROP",)}, f"{COMMAND}-s 2001:db8::/64 -j END"),
+        (
+            "-m set --match-set bans src -j DROP",
+            {},
+            f"{COMMAND}-m set --match-set bans src -j DROP",
+        ),
+        ("-i eth0 -j DROP", {}, CUTS_OFF),
+        ("! -s 2001:db8::/64 -j DROP", {}, CUTS_OFF),
+        ("-m set ! --match-set friends src -j DROP", {}, CUTS_OFF),
+        ("-j FW", {"FW": ("-s 2001:db8::/64 -j DROP", "-i eth0 -j DROP")}, CUTS_OFF),
+        ("-j FW", {"FW": ("-s 2001:db8::/64 -j DROP", "-p tcp -j ACCEPT")}, OPENS),
+        ("-j UFW", {"UFW": ("-j IN",), "IN": ("-p tcp -j ACCEPT", "-s fd77::1 -j DROP")}, OPENS),
+    ],
+)
+def test_docker_user_is_advised_only_if_it_opens_and_cuts_off_nothing_else(
+    rule: str, chains: dict[str, tuple[str, ...]], advice: str
+) -> None:
+    """Q2 and Q28."""
+    (note,) = notes(forward_rules=(OURS, f"-A FORWARD {rule}"), forward_chains=chains)
+    assert "does not see packets of containers" in note
+    assert advice in note
+    assert ("ip6tables" in note) == advice.startswith(COMMAND)
+    assert not advice.startswith(COMMAND) or note.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("rule", "noted"),
+    [
+        ("-i wg0 -o wg0 -j DROP", False),
+        ("-i eth0 -o wg0 -j DROP", False),
+        ("-s fd77::1 -i eth0 -o wg0 -j DROP", False),
+        ("-i eth0 -o br-x -j DROP", True),
+        ("-i eth0 -o br-+ -j DROP", True),
+        ("-i eth0 ! -o wg0 -j DROP", True),
+    ],
+)
+def test_rule_that_bans_behind_ours_is_not_noted_if_it_cannot_concern_containers(
+    rule: str, noted: bool
+) -> None:
+    assert bool(notes(forward_rules=(OURS, f"-A FORWARD {rule}"))) is noted
+
+
+@pytest.mark.parametrize(
+    ("rule", "added"),
+    [
+        ("-j MAILCOW", "-j MAILCOW"),
+        ('-m comment --comment "the bans" -j MAILCOW', "-i eth0 -j MAILCOW"),
+        ("-s 2001:db8::/64 -g MAILCOW", "-s 2001:db8::/64 -j MAILCOW"),
+        ("-s 2001:db8::/64 -j DROP", "-s 2001:db8::/64 -j DROP"),
+    ],
+)
+def test_note_about_a_ban_list_ends_when_docker_user_has_it(rule: str, added: str) -> None:
+    facts: dict[str, Any] = {
+        "forward_rules": (OURS, f"-A FORWARD {rule}"),
+        "forward_chains": MAILCOW,
+    }
+    assert len(notes(**facts, docker_user_rules=("-s fd77::1 -j DROP", "-j RETURN"))) == 1
+    assert notes(**facts, docker_user_rules=(added, "-j RETURN")) == []
+
+
 def test_rule_that_accepts_before_ours_is_noted() -> None:
     rules = ("-A FORWARD -i vmbr0 -j ACCEPT", "-A FORWARD -j DOCKER-USER", OURS)
     (note,) = notes(forward_rules=rules)
