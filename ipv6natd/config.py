@@ -277,6 +277,9 @@ def _parsed(source: str, name: str, value: Any) -> object:
 
 def file_layer(source: str, text: str) -> Layer:
     """The values of one TOML file. Raises ConfigError if it is not TOML."""
+    if text.startswith("\ufeff"):
+        reason = "it starts with a byte order mark; save it as UTF-8 without one"
+        raise ConfigError(f"{source}: {reason}")
     try:
         return Layer(source, tomllib.loads(text))
     except (ValueError, RecursionError) as error:

@@ -105,7 +105,7 @@ def _loopback_text(desired: Desired) -> str:
         )
     return (
         "connections are rejected: [::1] cannot be forwarded, and the engine runs "
-        " without its userland proxy; use another address of the host, or 127.0.0.1"
+        "without its userland proxy; use another address of the host, or 127.0.0.1"
     )
 
 

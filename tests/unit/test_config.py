@@ -305,3 +305,9 @@ def test_every_setting_that_decides_about_rules_reaches_the_policy() -> None:
     policy = settings([Layer("test", values)]).policy
     for field in fields(Policy):
         assert getattr(policy, field.name) != getattr(Policy(), field.name)
+
+
+def test_a_byte_order_mark_is_named(etc: Path) -> None:
+    (etc / "ipv6natd.toml").write_text("debug = true\n", encoding="utf-8-sig")
+    with pytest.raises(ConfigError, match=r"a byte order mark; save it as UTF-8 without one"):
+        load(None, {}, {})
