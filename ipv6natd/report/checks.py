@@ -106,9 +106,13 @@ def _daemon(inputs: CheckInputs) -> Check:
         return Check("ipv6natd", BAD, text, "systemctl start ipv6natd")
     if not inputs.daemon:
         return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
-    if inputs.daemon.get("State") == State.SYNCED:
-        return Check("ipv6natd", OK, "it is running, and the rules are in sync")
     state, reason = inputs.daemon["State"], inputs.daemon["StateReason"]
+    if state == State.SYNCED and reason:
+        # A refused reload: the rules match the old settings.
+        text = f"{reason}; the old settings stay in force; correct this, then"
+        return Check("ipv6natd", BAD, text, "ipv6natctl reload")
+    if state == State.SYNCED:
+        return Check("ipv6natd", OK, "it is running, and the rules are in sync")
     return Check("ipv6natd", BAD, f"{state}: {reason}" if reason else state, "ipv6natctl status")
 
 

@@ -176,3 +176,12 @@ def test_host_notes_are_note_lines() -> None:
     assert lines[-1] == Check(
         about="firewall", verdict=CheckVerdict.NOTE, text="a filter stands there"
     )
+
+
+def test_refused_reload_is_a_fault_although_the_rules_are_in_sync() -> None:
+    reason = "reload refused: /etc/ipv6natd/ipv6natd.toml: unknown key 'x'"
+    lines = check_lines(NO_FAULT, running(StateReason=reason))
+    line = line_about("ipv6natd", *lines)
+    assert (line.verdict, line.fix) == (CheckVerdict.BAD, "ipv6natctl reload")
+    assert line.text.startswith(reason)
+    assert line_about("kernel", *lines).verdict is CheckVerdict.OK
