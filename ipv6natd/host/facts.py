@@ -288,7 +288,7 @@ def _bridges_without_address(networks: Iterable[Network]) -> frozenset[str]:
     return frozenset(
         network.bridge
         for network in networks
-        if network.managed_by is ManagedBy.IPV6NATD and not network.closed
+        if network.managed_by is ManagedBy.IPV6NATD and not network.closed and network.subnets
         if (_NET / network.bridge).exists()
         and not any(a in s for a in found.get(network.bridge, ()) for s in network.subnets)
     )

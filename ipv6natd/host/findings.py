@@ -34,6 +34,7 @@ _SOURCE_NAT = re.compile(r"-A POSTROUTING (?P<matches>.*)-j (?:MASQUERADE|SNAT|N
 _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
 _GOTO = re.compile(r"(?<!\S)-g(?= \S+$)")
 _NOT_OUT = re.compile(r"! -o ")
+_FLUSHED = "Docker's own IPv6 rule of port"
 FIREWALLD = "firewalld"
 """The nft table of firewalld. It is not evaluated: the zones of firewalld are checked instead."""
 
@@ -107,18 +108,22 @@ class HostFacts:
 
 
 class Topic(StrEnum):
-    """The part of the host that has a fault."""
+    """The part of the host that has a fault, in the order in which `check` lists them."""
 
     IPV6 = "ipv6"
     FORWARDING = "forwarding"
     ACCEPT_RA = "accept_ra"
+    VARIANT = "ip6tables"
     FIREWALL = "firewall"
     FIREWALLD = "firewalld"
     BR_NETFILTER = "br_netfilter"
     BRIDGE = "bridge"
     DOCKER_IPV6NAT = "docker-ipv6nat"
     ENGINE = "engine"
-    VARIANT = "ip6tables"
+
+
+ONLY_REPORTED = {_FLUSHED: Topic.ENGINE}
+"""Begin of a problem -> its topic: those that only the daemon can find."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +168,9 @@ def evaluate(
     if engine_writes:
         facts = replace(facts, docker_ipv6_rules=frozenset())
     managed = tuple(net for net in networks if net.managed_by is ManagedBy.IPV6NATD)
-    faults, notes = [*_findings(facts, managed)], [*_notes(facts, managed)]
-    faults += _flushed_engine_rules(missing_engine_rules)
+    # StateReason has only the first one, and `check` knows the missing rules only from there.
+    faults = [*_flushed_engine_rules(missing_engine_rules), *_findings(facts, managed)]
+    notes = [*_notes(facts, managed)]
     bridges = bridges.union(net.bridge for net in networks)
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
     if unguarded:
@@ -402,7 +408,7 @@ def _flushed_engine_rules(ports: Sequence[tuple[Protocol, int]]) -> Iterator[Fin
         others = f" and of {len(ports) - 1} more" if ports[1:] else ""
         yield Finding(
             topic=Topic.ENGINE,
-            problem=f"Docker's own IPv6 rule of port {number}/{protocol}{others} is missing, so "
+            problem=f"{_FLUSHED} {number}/{protocol}{others} is missing, so "
             "another program removed rules of Docker; to have them written again",
             command="systemctl restart docker",
         )

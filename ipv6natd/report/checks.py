@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ipv6natd.host.findings import Finding, HostFacts, HostReport, Topic
-from ipv6natd.report.status import State, counted
+from ipv6natd.host.findings import ONLY_REPORTED, Finding, HostFacts, HostReport, Topic
+from ipv6natd.report.status import State, counted, first_reason
 
 TOOLS = {
     "ip6tables": "iptables",
@@ -91,11 +91,24 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
         _daemon(inputs),
         *_engine(inputs),
         _tools(inputs),
-        *_host_checks(facts, report.findings, inputs),
+        *_host_checks(facts, _with_reported(report.findings, inputs.daemon), inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
         *(Check("firewall", NOTE, note) for note in report.notes),
     )
+
+
+def _with_reported(findings: tuple[Finding, ...], daemon: Map[str, Any]) -> tuple[Finding, ...]:
+    """The findings, with the one that the daemon reports and whose facts only the daemon has."""
+    reason = first_reason(daemon["StateReason"]) if daemon else ""
+    topic = next(
+        (ONLY_REPORTED[begin] for begin in ONLY_REPORTED if reason.startswith(begin)), None
+    )
+    if topic is None:
+        return findings
+    problem, _, command = reason.rpartition(": ")
+    reported = Finding(topic=topic, problem=problem, command=command)
+    return reported, *(finding for finding in findings if finding.problem != problem)
 
 
 def _daemon(inputs: CheckInputs) -> Check:
@@ -148,7 +161,8 @@ def _tools(inputs: CheckInputs) -> Check:
 def _host_checks(
     facts: HostFacts, findings: tuple[Finding, ...], inputs: CheckInputs
 ) -> Iterator[Check]:
-    for topic, passed in _passed_checks(facts, inputs).items():
+    passed = _passed_checks(facts, inputs)
+    for topic in Topic:
         if faults := [finding for finding in findings if finding.topic is topic]:
             yield from (Check(topic, BAD, fault.problem, fault.command) for fault in faults)
         elif topic in _NEEDS_ROOT and not inputs.root:
@@ -156,12 +170,15 @@ def _host_checks(
             yield Check(topic, UNKNOWN, text, "sudo ipv6natctl check")
         elif topic is Topic.FIREWALL and "nft" in inputs.missing:
             yield Check(topic, UNKNOWN, "the chains of other programs cannot be read without nft")
-        elif (facts.ipv6 and not facts.disabled) or topic is Topic.IPV6:
-            yield Check(topic, OK, passed)
+        elif topic is Topic.BRIDGE and inputs.native_networks is None:
+            yield Check(topic, UNKNOWN, "the subnets of the networks are unknown")
+        elif topic in passed and ((facts.ipv6 and not facts.disabled) or topic is Topic.IPV6):
+            yield Check(topic, OK, passed[topic])
 
 
 def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
-    """The texts of the topics without findings."""
+    """The texts of the topics without findings. Only the daemon knows whether the engine lacks a
+    rule, so that topic has none."""
     interfaces = ", ".join(route.interface for route in facts.ra_default_routes)
     backend = inputs.daemon.get("Backend") or inputs.host_backend
     return {
@@ -178,6 +195,7 @@ def _passed_checks(facts: HostFacts, inputs: CheckInputs) -> dict[Topic, str]:
         Topic.BR_NETFILTER: "not loaded, and no network needs it"
         if not facts.br_netfilter
         else "loaded, and on for every bridge that needs it",
+        Topic.BRIDGE: "every bridge has its IPv6 address",
         Topic.DOCKER_IPV6NAT: "it is not running, and no rules of it are left",
     }
 

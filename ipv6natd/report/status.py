@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Map
 from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
@@ -13,6 +14,8 @@ from functools import cache
 from typing import Any, ClassVar, Protocol
 
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
+
+_MORE = re.compile(r" \(and \d+ more: sudo ipv6natctl check\)$")
 
 
 class State(StrEnum):
@@ -188,6 +191,17 @@ def network_row(network: Network) -> NetworkRow:
         managed_by=network.managed_by,
         warnings=network.warnings,
     )
+
+
+def reason_summary(reasons: Sequence[str]) -> str:
+    """The first reason, and the number of the others."""
+    more = f" (and {len(reasons) - 1} more: sudo ipv6natctl check)" if reasons[1:] else ""
+    return "".join((*reasons[:1], more))
+
+
+def first_reason(summary: str) -> str:
+    """The first reason of a summary."""
+    return _MORE.sub("", summary)
 
 
 def counted(number: int, noun: str) -> str:

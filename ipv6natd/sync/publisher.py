@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipv6natd import __version__
 from ipv6natd.model import EngineState, Mapping, Network, mapping_changes
 from ipv6natd.report.changes import log_changes
-from ipv6natd.report.status import State, Status, mapping_id
+from ipv6natd.report.status import State, Status, mapping_id, reason_summary
 from ipv6natd.sync.applier import Applier, PassResult
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
@@ -85,7 +85,7 @@ class Publisher:
         return replace(
             status,
             state=state,
-            state_reason=_reason_summary([reason for reason in reasons if reason]),
+            state_reason=reason_summary([reason for reason in reasons if reason]),
             backend=self._applier.backend.value,
             docker_connected=self.engine.state is EngineState.CONNECTED,
             engine_version=engine.version if engine else "",
@@ -125,9 +125,3 @@ def _without_lists(status: Status) -> Status:
     return replace(
         status, generation=status.generation + 1, mappings=(), networks=(), skipped=(), since={}
     )
-
-
-def _reason_summary(reasons: list[str]) -> str:
-    """The first reason, and the number of the others."""
-    more = f" (and {len(reasons) - 1} more: sudo ipv6natctl check)" if reasons[1:] else ""
-    return "".join((*reasons[:1], more))

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.host.findings import Finding, HostFacts, HostReport, RaDefaultRoute, evaluate
-from ipv6natd.model import Network
+from ipv6natd.host.findings import Finding, HostFacts, HostReport, RaDefaultRoute, Topic, evaluate
+from ipv6natd.model import Network, Protocol
 from ipv6natd.report.checks import Check, CheckInputs, CheckVerdict, checks
+from ipv6natd.report.status import reason_summary
 from tests.harness.build import network
 
 X = network(name="x", bridge="br-x")
@@ -25,7 +26,7 @@ PROPERTIES = {
 RUNNING = CheckInputs(daemon=PROPERTIES, host_backend="nft", kernel_checked=True, polkit=True)
 ABOUT = [
     *("ipv6natd", "docker", "tools", "ipv6", "forwarding", "accept_ra", "ip6tables", "firewall"),
-    *("firewalld", "br_netfilter", "docker-ipv6nat", "kernel", "polkit"),
+    *("firewalld", "br_netfilter", "bridge", "docker-ipv6nat", "kernel", "polkit"),
 ]
 
 
@@ -185,3 +186,30 @@ def test_refused_reload_is_a_fault_although_the_rules_are_in_sync() -> None:
     assert (line.verdict, line.fix) == (CheckVerdict.BAD, "ipv6natctl reload")
     assert line.text.startswith(reason)
     assert line_about("kernel", *lines).verdict is CheckVerdict.OK
+
+
+@pytest.mark.parametrize("topic", Topic)
+def test_a_finding_of_any_topic_is_a_line(topic: Topic) -> None:
+    finding = Finding(topic=topic, problem="it is broken", command="repair it")
+    lines = checks(NO_FAULT, HostReport(findings=(finding,)), RUNNING)
+    assert Check(topic, CheckVerdict.BAD, "it is broken", "repair it") in lines
+
+
+def test_a_missing_rule_of_the_engine_is_listed_as_the_daemon_reports_it() -> None:
+    report = evaluate(
+        replace(NO_FAULT, forwarding=False, stale_rules=True),
+        [X],
+        missing_engine_rules=((Protocol.TCP, 8080),),
+    )
+    texts = [finding.text for finding in report.findings]
+    for shown in (texts[:1], texts):
+        inputs = running(State="degraded", StateReason=reason_summary(shown))
+        line = line_about("engine", *check_lines(NO_FAULT, inputs))
+        assert (line.verdict, line.fix) == (CheckVerdict.BAD, "systemctl restart docker")
+        assert line.text.startswith("Docker's own IPv6 rule of port 8080/tcp is missing")
+        assert "more" not in line.text
+
+
+def test_addresses_of_bridges_are_unknown_without_the_list_of_networks() -> None:
+    line = line_about("bridge", *check_lines(NO_FAULT, replace(RUNNING, native_networks=None)))
+    assert line.verdict is CheckVerdict.UNKNOWN

@@ -1,0 +1,89 @@
+"""`check` and the daemon agree: a daemon with given answers, and given facts of the host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipv6natd.ctl import check
+from ipv6natd.ctl.client import DaemonClient, Options, Row
+from ipv6natd.host import facts as host_facts
+from ipv6natd.host.findings import HostFacts
+from ipv6natd.model import Network
+from ipv6natd.report.status import bus_fields, network_row
+from tests.harness.build import network
+
+SYNCED = {
+    "State": "synced",
+    "StateReason": "",
+    "DockerConnected": True,
+    "EngineVersion": "20.10",
+    "Backend": "nft",
+    "NetworkCount": 1,
+}
+FaultsOf = Callable[..., dict[str, str]]
+
+
+class Daemon(DaemonClient):
+    """A daemon with these properties, networks and leftovers."""
+
+    def __init__(self, properties: Row, networks: Iterable[Network]) -> None:
+        super().__init__()
+        rows = [bus_fields(network_row(one)) for one in networks]
+        self._answers = {"ListNetworks": rows, "ListLeftovers": []}
+        self._properties = dict(properties)
+
+    async def properties(self) -> dict[str, Any]:
+        return self._properties
+
+    async def call(self, member: str, *_args: Any, **_options: Any) -> Any:
+        return self._answers[member]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FaultsOf:
+    """Runs `check`; returns topic -> text and command of its faults."""
+
+    async def nothing(_: DaemonClient) -> None:
+        return None
+
+    monkeypatch.setattr(check, "_zones", nothing)
+    monkeypatch.setattr(check, "_polkit", nothing)
+    monkeypatch.setattr(check, "_probe", lambda: ("nft", True, None))
+    monkeypatch.setattr(check, "_NET", tmp_path)
+    monkeypatch.setattr(host_facts, "_NET", tmp_path)
+
+    def run(
+        read: Callable[[tuple[Network, ...]], HostFacts], *networks: Network, **changed: str
+    ) -> dict[str, str]:
+        monkeypatch.setattr(check, "read_host", lambda networks, *_: read(networks))
+        daemon = Daemon(SYNCED | changed, networks)
+        lines = asyncio.run(check.check(daemon, Options())).value
+        bad = (line for line in lines if line["Verdict"] == "bad")
+        return {line["About"]: f"{line['Text']}: {line['Fix']}" for line in bad}
+
+    return run
+
+
+def bridge(folder: Path, name: str, *ports: str) -> None:
+    (folder / name / "bridge").mkdir(parents=True)
+    for port in ("", *ports):
+        (folder / name / "brif" / port).mkdir(parents=True, exist_ok=True)
+
+
+def test_a_bridge_without_address_is_known_only_with_its_subnets(
+    faults: FaultsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge(tmp_path, "br-x")
+    monkeypatch.setattr(host_facts, "_address_lines", list)
+
+    def read(networks: tuple[Network, ...]) -> HostFacts:
+        return HostFacts(bridges_without_address=host_facts._bridges_without_address(networks))
+
+    assert "dev br-x nodad" in faults(read, network())["bridge"]
+    unknown = Network(id="x", name="br-x", driver="bridge", bridge="br-x")
+    assert not host_facts._bridges_without_address([unknown])
