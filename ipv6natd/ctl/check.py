@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 from ipv6natd.ctl.client import (
@@ -24,7 +24,7 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect_backend, probe_kernel
 from ipv6natd.host.facts import read_host
 from ipv6natd.host.findings import Finding, evaluate, kernel_fault
-from ipv6natd.model import ManagedBy, Network
+from ipv6natd.model import GatewayMode, ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import INSTALLERS, TOOLS, Check, CheckInputs, CheckVerdict, checks
@@ -110,14 +110,21 @@ async def _polkit(daemon: DaemonClient) -> bool:
 
 
 def _network(row: Row) -> Network:
+    """The network of a row. The row has no trusted interfaces: see ONLY_REPORTED."""
+    source = row["SourceAddress"]
+    mode = GatewayMode.NAT if row["Mode"] == "internal" else row["Mode"]
     return Network(
         id=row["Id"],
         name=row["Name"],
         driver="bridge",
         bridge=row["Bridge"],
+        enable_ipv6=True,
         subnets=tuple(map(IPv6Network, row["Subnets"])),
         internal=row["Internal"],
         icc=row["Icc"],
+        masquerade=row["Masquerade"],
+        gateway_mode=GatewayMode(mode),
+        source_address=IPv6Address(source) if source else None,
         managed_by=ManagedBy(row["ManagedBy"]),
     )
 

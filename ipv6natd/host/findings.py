@@ -35,6 +35,7 @@ _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
 _GOTO = re.compile(r"(?<!\S)-g(?= \S+$)")
 _NOT_OUT = re.compile(r"! -o ")
 _FLUSHED = "Docker's own IPv6 rule of port"
+_BLOCKING = "nft chain"
 FIREWALLD = "firewalld"
 """The nft table of firewalld. It is not evaluated: the zones of firewalld are checked instead."""
 
@@ -122,8 +123,9 @@ class Topic(StrEnum):
     ENGINE = "engine"
 
 
-ONLY_REPORTED = {_FLUSHED: Topic.ENGINE}
-"""Begin of a problem -> its topic: those that only the daemon can find."""
+ONLY_REPORTED = {_FLUSHED: Topic.ENGINE, _BLOCKING: Topic.FIREWALL}
+"""Begin of a problem -> its topic: those with facts that only the daemon has. These are the missing
+rules of the engine and the trusted interfaces of networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +312,7 @@ def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[
             place = shlex.join((chain.family, chain.table, chain.name))
             yield Finding(
                 topic=Topic.FIREWALL,
-                problem=f"nft chain {chain.name} of table {chain.family} {chain.table} drops "
+                problem=f"{_BLOCKING} {chain.name} of table {chain.family} {chain.table} drops "
                 "packets of containers that ipv6natd accepts; accept them in the file that loads "
                 "this table (for example /etc/nftables.conf), and now",
                 command=" && ".join(f"nft insert rule {place} {rule}" for rule in rules),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ipv6natd.ctl import check
 from ipv6natd.ctl.client import DaemonClient, Options, Row
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.findings import HostFacts
-from ipv6natd.model import Network
+from ipv6natd.model import GatewayMode, Network
 from ipv6natd.report.status import bus_fields, network_row
 from tests.harness.build import network
 
@@ -87,3 +88,29 @@ def test_a_bridge_without_address_is_known_only_with_its_subnets(
     assert "dev br-x nodad" in faults(read, network())["bridge"]
     unknown = Network(id="x", name="br-x", driver="bridge", bridge="br-x")
     assert not host_facts._bridges_without_address([unknown])
+
+
+def test_check_knows_what_the_row_of_a_network_says(faults: FaultsOf) -> None:
+    """Not the trusted interfaces: the row has none."""
+    known = (
+        network(source_address=IPv6Address("2001:db8::7")),
+        network(name="y", gateway_mode=GatewayMode.ISOLATED),
+        network(name="z", internal=True, icc=False),
+        network(name="w", gateway_mode=GatewayMode.ROUTED, masquerade=False),
+    )
+    seen: list[Network] = []
+
+    def read(networks: tuple[Network, ...]) -> HostFacts:
+        seen.extend(networks)
+        return HostFacts()
+
+    assert "ipv6natd" not in faults(read, *known)
+    assert seen == list(known)
+
+
+def test_a_chain_that_drops_packets_of_a_trusted_interface_is_a_fault(faults: FaultsOf) -> None:
+    problem = "nft chain forward of table inet mine drops packets of containers"
+    command = "nft insert rule inet mine forward ct status dnat accept"
+    reason = f"{problem}: {command} (and 1 more: sudo ipv6natctl check)"
+    found = faults(lambda _: HostFacts(), network(), State="degraded", StateReason=reason)
+    assert found["firewall"] == f"{problem}: {command}"
