@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
@@ -22,13 +22,13 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect_backend, probe_kernel
-from ipv6natd.host.facts import read_host
+from ipv6natd.host.facts import container_ports, read_host
 from ipv6natd.host.findings import Finding, evaluate, kernel_fault
 from ipv6natd.model import GatewayMode, ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import INSTALLERS, TOOLS, Check, CheckInputs, CheckVerdict, checks
-from ipv6natd.report.status import counted
+from ipv6natd.report.status import State, counted
 from ipv6natd.system import process
 from ipv6natd.system.terminal import printable
 
@@ -66,7 +66,8 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     engine_writes = native != 0
     if facts.docker_ipv6_rules and not engine_writes and not await _has_leftovers(daemon):
         facts = replace(facts, docker_ipv6_rules=frozenset())
-    report = evaluate(facts, networks, engine_writes=engine_writes)
+    bridges = frozenset(_engine_bridges(properties))
+    report = evaluate(facts, networks, bridges, engine_writes=engine_writes)
     return _result(checks(facts, report, inputs), options)
 
 
@@ -134,6 +135,18 @@ def _bridges() -> Iterable[Network]:
     for path in sorted(_NET.glob("*")):
         if DOCKER_BRIDGE_NAME.fullmatch(path.name):
             yield Network(id=path.name, name=path.name, driver="bridge", bridge=path.name)
+
+
+def _engine_bridges(properties: Row) -> Iterator[str]:
+    """The bridges of networks without IPv6 too, which no list on the bus has.
+
+    A bridge with the port of a container is one. The daemon knows all of them: while it reports no
+    fault, no bridge makes this host a router.
+    """
+    for path in _NET.glob("*/bridge"):
+        name = path.parent.name
+        if properties.get("State") == State.SYNCED or container_ports([name]):
+            yield name
 
 
 def _probe() -> tuple[str, bool, Finding | None]:

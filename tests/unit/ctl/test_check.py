@@ -114,3 +114,40 @@ def test_a_chain_that_drops_packets_of_a_trusted_interface_is_a_fault(faults: Fa
     reason = f"{problem}: {command} (and 1 more: sudo ipv6natctl check)"
     found = faults(lambda _: HostFacts(), network(), State="degraded", StateReason=reason)
     assert found["firewall"] == f"{problem}: {command}"
+
+
+def mailcow(_: tuple[Network, ...]) -> HostFacts:
+    """A host with one uplink, and the bridge of a network without IPv6."""
+    return HostFacts(interfaces=("br-mailcow", "br-x", "eth0"))
+
+
+@pytest.mark.parametrize("ports", [(), ("veth0123456",)], ids=["empty", "used"])
+def test_the_bridge_of_a_network_without_ipv6_makes_no_router(
+    faults: FaultsOf, tmp_path: Path, ports: tuple[str, ...]
+) -> None:
+    bridge(tmp_path, "br-mailcow", *ports)
+    assert "firewall" not in faults(mailcow, network())
+
+
+def test_the_bridge_of_a_container_makes_no_router_whatever_the_state(
+    faults: FaultsOf, tmp_path: Path
+) -> None:
+    bridge(tmp_path, "br-mailcow", "veth0123456")
+    changed = {"State": "degraded", "StateReason": "another fault: repair it"}
+    assert "firewall" not in faults(mailcow, network(), **changed)
+
+
+def test_a_router_between_an_uplink_and_a_bridge_of_others_is_a_fault(
+    faults: FaultsOf, tmp_path: Path
+) -> None:
+    bridge(tmp_path, "br-mailcow", "eth1")
+    changed = {"State": "degraded", "StateReason": "this host routes IPv6 for everyone: do it"}
+    assert "between br-mailcow and eth0" in faults(mailcow, network(), **changed)["firewall"]
+
+
+def test_a_new_router_is_a_fault_before_the_daemon_checks_again(
+    faults: FaultsOf, tmp_path: Path
+) -> None:
+    bridge(tmp_path, "br-mailcow")
+    found = faults(lambda _: HostFacts(interfaces=("br-mailcow", "eth0", "wg0")), network())
+    assert "between eth0 and wg0" in found["firewall"]
