@@ -27,7 +27,7 @@ from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.explain import Explanation, with_connections
-from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
+from ipv6natd.report.status import RELOAD_REFUSED, State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
@@ -217,7 +217,7 @@ class Daemon:
             # The old settings stay in force, and StateReason says why.
             extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(error))
             log.error("%s; the old settings stay in force", error, extra=extra)
-            self._reconciler.publisher.config_error = f"reload refused: {error}"
+            self._reconciler.publisher.config_error = f"{RELOAD_REFUSED}: {error}"
             return BusError("org.ipv6natd1.Error.BadConfiguration", str(error))
         self._reconciler.publisher.config_error = ""
         self._apply_settings(settings, tasks)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from ipv6natd.host.findings import ONLY_REPORTED, Finding, HostFacts, HostReport, Topic
-from ipv6natd.report.status import State, counted, first_reason
+from ipv6natd.report.status import RELOAD_REFUSED, State, counted, split_summary
 
 TOOLS = {
     "ip6tables": "iptables",
@@ -87,11 +87,13 @@ _NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
 
 def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[Check, ...]:
     """All lines, in the order in which faults should be corrected."""
+    findings = _with_reported(report.findings, inputs.daemon)
     return (
         _daemon(inputs),
         *_engine(inputs),
         _tools(inputs),
-        *_host_checks(facts, _with_reported(report.findings, inputs.daemon), inputs),
+        *_host_checks(facts, findings, inputs),
+        *_unlisted(findings, inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
         *(Check("firewall", NOTE, note) for note in report.notes),
@@ -100,7 +102,7 @@ def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[C
 
 def _with_reported(findings: tuple[Finding, ...], daemon: Map[str, Any]) -> tuple[Finding, ...]:
     """The findings, with the one that the daemon reports and whose facts only the daemon has."""
-    reason = first_reason(daemon["StateReason"]) if daemon else ""
+    reason, _ = split_summary(daemon["StateReason"]) if daemon else ("", 0)
     topic = next(
         (ONLY_REPORTED[begin] for begin in ONLY_REPORTED if reason.startswith(begin)), None
     )
@@ -109,6 +111,25 @@ def _with_reported(findings: tuple[Finding, ...], daemon: Map[str, Any]) -> tupl
     problem, _, command = reason.rpartition(": ")
     reported = Finding(topic=topic, problem=problem, command=command)
     return reported, *(finding for finding in findings if finding.problem != problem)
+
+
+def _unlisted(findings: tuple[Finding, ...], inputs: CheckInputs) -> Iterator[Check]:
+    """A line if the daemon reports more than all lines say: it knows more than its bus says."""
+    if not inputs.daemon or inputs.bus:
+        return
+    reason, others = split_summary(inputs.daemon["StateReason"])
+    listed = len(findings) + all(finding.text != reason for finding in findings)
+    # The engine that does not answer has its own line.
+    waits = inputs.daemon["State"] == State.WAITING_FOR_DOCKER
+    listed += waits and reason.startswith(RELOAD_REFUSED)
+    if others + 1 > listed:
+        text = f"it reports {counted(others + 1 - listed, 'more fault')}, not listed here"
+        if inputs.root:
+            yield Check(
+                "ipv6natd", UNKNOWN, f"{text}; correct the others, then", "ipv6natctl check"
+            )
+        else:
+            yield Check("ipv6natd", UNKNOWN, text, "sudo ipv6natctl check")
 
 
 def _daemon(inputs: CheckInputs) -> Check:

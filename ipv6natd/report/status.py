@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
 
-_MORE = re.compile(r" \(and \d+ more: sudo ipv6natctl check\)$")
+RELOAD_REFUSED = "reload refused"
+_MORE = re.compile(r" \(and (\d+) more: sudo ipv6natctl check\)$")
 
 
 class State(StrEnum):
@@ -199,9 +200,10 @@ def reason_summary(reasons: Sequence[str]) -> str:
     return "".join((*reasons[:1], more))
 
 
-def first_reason(summary: str) -> str:
-    """The first reason of a summary."""
-    return _MORE.sub("", summary)
+def split_summary(summary: str) -> tuple[str, int]:
+    """The first reason of a summary, and the number of the others."""
+    more = _MORE.search(summary)
+    return (summary[: more.start()], int(more[1])) if more else (summary, 0)
 
 
 def counted(number: int, noun: str) -> str:

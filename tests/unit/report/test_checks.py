@@ -213,3 +213,24 @@ def test_a_missing_rule_of_the_engine_is_listed_as_the_daemon_reports_it() -> No
 def test_addresses_of_bridges_are_unknown_without_the_list_of_networks() -> None:
     line = line_about("bridge", *check_lines(NO_FAULT, replace(RUNNING, native_networks=None)))
     assert line.verdict is CheckVerdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("state", "reasons", "hidden"),
+    [
+        ("degraded", ["off"], 0),
+        ("degraded", ["off: a", "stale: b", "of a kind that only the daemon knows"], 1),
+        ("degraded", ["reload refused: x", "off: a", "stale: b", "c", "d"], 2),
+        ("waiting-for-docker", ["no engine", "off: a", "stale: b"], 0),
+        ("waiting-for-docker", ["reload refused: x", "no engine", "off: a", "stale: b"], 0),
+    ],
+)
+def test_reasons_of_the_daemon_without_a_line_are_counted(
+    state: str, reasons: list[str], hidden: int
+) -> None:
+    texts = (Finding(problem="off", command="a"), Finding(problem="stale", command="b"))
+    inputs = running(State=state, StateReason=reason_summary(reasons))
+    lines = checks(NO_FAULT, HostReport(findings=texts), inputs)
+    counted = [line.text for line in lines if "not listed" in line.text]
+    assert len(counted) == bool(hidden)
+    assert all(text.startswith(f"it reports {hidden} more") for text in counted)
