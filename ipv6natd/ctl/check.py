@@ -121,6 +121,7 @@ def _network(row: Row) -> Network:
         bridge=row["Bridge"],
         enable_ipv6=True,
         subnets=tuple(map(IPv6Network, row["Subnets"])),
+        gateway=IPv6Address(row["Gateway"]) if row["Gateway"] else None,
         internal=row["Internal"],
         icc=row["Icc"],
         masquerade=row["Masquerade"],

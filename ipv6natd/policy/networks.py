@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -185,7 +185,7 @@ def _with_usable_source(network: Network, snapshot: Snapshot) -> Network:
     address, own = network.source_address, snapshot.host_addresses
     if address is None:
         return network
-    reason = _never_a_source(address, network)
+    reason = _never_a_source(address, network, own or frozenset())
     advice = "; recreate the network with a global address of this host, or without the option"
     if not reason:
         if own is None or address in own or address in snapshot.routed_sources:
@@ -197,10 +197,11 @@ def _with_usable_source(network: Network, snapshot: Snapshot) -> Network:
     return replace(network, source_address=None, warnings=(*network.warnings, warning))
 
 
-def _never_a_source(address: IPv6Address, network: Network) -> str:
-    """Why no other host can answer to the address; "" if some can."""
+def _never_a_source(address: IPv6Address, network: Network, own: Set[IPv6Address]) -> str:
+    """Why no other host can answer to the address; "" if some can. `own` are those of this host,
+    which can have one on a LAN inside the subnet."""
     for subnet in network.subnets:
-        if address in subnet:
+        if address in subnet and (address == network.gateway or address not in own):
             return f"is in the network's own subnet {subnet}, and not outside of it"
     unusable = (
         (address.is_unspecified, "is no address of a host"),

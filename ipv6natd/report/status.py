@@ -132,6 +132,7 @@ class NetworkRow:
     name: str
     bridge: str
     subnets: tuple[str, ...]
+    gateway: str
     mode: str
     internal: bool
     icc: bool
@@ -184,6 +185,7 @@ def network_row(network: Network) -> NetworkRow:
         name=network.name,
         bridge=network.bridge,
         subnets=tuple(map(str, network.subnets)),
+        gateway="" if network.gateway is None else str(network.gateway),
         mode=mode,
         internal=network.internal,
         icc=network.icc,

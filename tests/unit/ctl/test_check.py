@@ -85,7 +85,8 @@ def test_a_bridge_without_address_is_known_only_with_its_subnets(
     def read(networks: tuple[Network, ...]) -> HostFacts:
         return HostFacts(bridges_without_address=host_facts._bridges_without_address(networks))
 
-    assert "dev br-x nodad" in faults(read, network())["bridge"]
+    with_gateway = network(gateway=IPv6Address("fd00:a::1"))
+    assert "dev br-x nodad" in faults(read, with_gateway)["bridge"]
     unknown = Network(id="x", name="br-x", driver="bridge", bridge="br-x")
     assert not host_facts._bridges_without_address([unknown])
 

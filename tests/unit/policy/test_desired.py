@@ -373,7 +373,6 @@ def test_scenario(name: str) -> None:
         ("fe80::1", "is link-local"),
         ("ff02::1", "is a multicast address"),
         ("fd00:a::1", "is in the network's own subnet fd00:a::/64"),
-        ("fd00:a::77", "is in the network's own subnet fd00:a::/64"),
     ],
 )
 def test_address_that_no_host_can_answer_to_is_no_source(
@@ -381,8 +380,9 @@ def test_address_that_no_host_can_answer_to_is_no_source(
 ) -> None:
     """Q17: also if the host has the address, or if a router could send it to this host."""
     address = IPv6Address(source)
+    network = replace(X, source_address=address, gateway=IPv6Address("fd00:a::1"))
     facts = replace(
-        snapshot(replace(X, source_address=address), web("8080:80")),
+        snapshot(network, web("8080:80")),
         host_addresses=frozenset({address}) if known else frozenset(),
         routed_sources=frozenset() if known else frozenset({address}),
     )
@@ -391,6 +391,18 @@ def test_address_that_no_host_can_answer_to_is_no_source(
     assert decided.source_address is None
     assert f"host_ipv6={source} {reason}" in warning
     assert warning.endswith("with a global address of this host, or without the option")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_address_inside_the_subnet_is_a_source_only_if_the_host_has_it(known: bool) -> None:
+    """On a LAN that lies inside the subnet. A container could have another address."""
+    address = IPv6Address("fd00:a::1:77")
+    facts = replace(
+        snapshot(replace(X, source_address=address), web("8080:80")),
+        host_addresses=frozenset({address}) if known else frozenset(),
+    )
+    (decided,) = desired(facts, DEFAULT).networks
+    assert decided.source_address == (address if known else None)
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,14 @@ def test_network_row_has_the_mode(network: Network, mode: str) -> None:
 
 
 def test_a_network_row_has_every_field() -> None:
-    source = IPv6Address("2001:db8::9")
-    assert typed(network_row(replace(FRONT, source_address=source, icc=False))) == {
+    source, gateway = IPv6Address("2001:db8::9"), IPv6Address("fd00:a::1")
+    network = replace(FRONT, source_address=source, gateway=gateway, icc=False)
+    assert typed(network_row(network)) == {
         "Id": ("s", "e0"),
         "Name": ("s", "front"),
         "Bridge": ("s", "br-e0"),
         "Subnets": ("as", ["fd00:a::/64"]),
+        "Gateway": ("s", "fd00:a::1"),
         "Mode": ("s", "nat"),
         "Internal": ("b", False),
         "Icc": ("b", False),
@@ -108,7 +110,8 @@ def test_a_network_row_has_every_field() -> None:
         "ManagedBy": ("s", "ipv6natd"),
         "Warnings": ("as", ["w"]),
     }
-    assert network_row(FRONT).source_address == ""
+    unknown = network_row(FRONT)
+    assert (unknown.source_address, unknown.gateway) == ("", "")
 
 
 def test_a_skipped_row_has_every_field() -> None:
