@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Map
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from ipaddress import IPv6Network
 from itertools import permutations
 
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, has_rpfilter
@@ -30,10 +32,13 @@ _MAX_INTERFACES = 8
 """Maximum number of interfaces of which all pairs are checked."""
 _MAX_NAMED = 3
 """Maximum number of interfaces that a text names."""
-_SOURCE_NAT = re.compile(r"-A POSTROUTING (?P<matches>.*)-j (?:MASQUERADE|SNAT|NETMAP).*")
+_NAT_RULE = re.compile(r"-A \S+ (?P<matches>.*)-[jg] (?P<target>\S+).*")
+SOURCE_NAT = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
+"""Targets in nat POSTROUTING that change the source of a packet."""
 _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
 _GOTO = re.compile(r"(?<!\S)-g(?= \S+$)")
-_NOT_OUT = re.compile(r"! -o ")
+_NOT_OUT = re.compile(r"! -o (\S+)")
+_ULA = IPv6Network("fc00::/7")
 _FLUSHED = "Docker's own IPv6 rule of port"
 _BLOCKING = "nft chain"
 FIREWALLD = "firewalld"
@@ -81,6 +86,8 @@ class HostFacts:
     """The chain DOCKER-USER, without "-A" and the name."""
     postrouting_rules: tuple[str, ...] = ()
     """The chain POSTROUTING of the nat table, as `ip6tables -S` prints it."""
+    postrouting_chains: Map[str, tuple[str, ...]] = field(default_factory=dict)
+    """The chains of others that POSTROUTING jumps to, like `forward_chains`."""
     nft_chains: tuple[BaseChain, ...] = ()
     """Base chains of nft on the hooks prerouting and forward, without those of this variant."""
     rpfilter_tables: tuple[str, ...] = ()
@@ -534,11 +541,12 @@ def _rules_without_effect(facts: HostFacts, networks: Sequence[Network]) -> Iter
 def _concerns(rule: str, networks: Sequence[Network]) -> bool:
     """False for a rule about packets between two interfaces that are no bridges of containers."""
     bridges = [network.bridge for network in networks]
-    return any(
-        not name or name in bridges or (name[-1] == "+" and b.startswith(name[:-1]))
-        for name in interfaces(rule)
-        for b in bridges
-    )
+    return any(not name or _is_for(name, bridge) for name in interfaces(rule) for bridge in bridges)
+
+
+def _is_for(name: str, interface: str) -> bool:
+    """True if the name in a rule is that of the interface; "+" at its end matches any suffix."""
+    return name == interface or (name.endswith("+") and interface.startswith(name[:-1]))
 
 
 def _in_docker_user(rule: str, facts: HostFacts) -> bool:
@@ -577,19 +585,49 @@ def _rules_that_accept_first(facts: HostFacts) -> Iterator[str]:
             )
 
 
+def _source_nat_rules(facts: HostFacts) -> Iterator[tuple[str, str]]:
+    """(rule, its matches with those of the jumps to it) of each source NAT before ours."""
+    for rule in facts.postrouting_rules:
+        if rule.endswith(f"-j {PREFIX}POST"):
+            return
+        yield from _source_nat_in(rule, "", facts.postrouting_chains)
+
+
+def _source_nat_in(
+    rule: str, outer: str, chains: Map[str, tuple[str, ...]]
+) -> Iterator[tuple[str, str]]:
+    found = _NAT_RULE.fullmatch(rule)
+    if found is None:
+        return
+    target, matches = found["target"], outer + found["matches"]
+    if target in SOURCE_NAT:
+        yield rule, matches
+    # Without this chain, so that a loop ends.
+    others = {name: rules for name, rules in chains.items() if name != target}
+    for inner in chains.get(target, ()):
+        yield from _source_nat_in(f"-A {target} {inner}", matches, others)
+
+
+def _hides_clients(matches: str, bridges: Iterable[str]) -> bool:
+    """True if a source NAT can match a packet from an outside client to a container."""
+    options, excluded = dict(_OPTION.findall(matches)), _NOT_OUT.findall(matches)
+    with suppress(ValueError):
+        if IPv6Network(options.get("-s", "")).subnet_of(_ULA):
+            return False  # the containers or guests of a network of its own
+    out = options.get("-o", "+")
+    return any(
+        _is_for(out, bridge) and not any(_is_for(name, bridge) for name in excluded)
+        for bridge in bridges
+    )
+
+
 def _foreign_source_nat(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
     """A rule before ours in nat POSTROUTING that translates packets to or of containers."""
     bridges = {network.bridge for network in networks}
     sources = [network for network in networks if network.source_address]
-    for rule in facts.postrouting_rules:
-        if rule.endswith(f"-j {PREFIX}POST"):
-            return
-        found = _SOURCE_NAT.fullmatch(rule)
-        if found is None:
-            continue
-        options = dict(_OPTION.findall(found["matches"]))
-        into = options.get("-o") in (None, *bridges) and "-s" not in options
-        if into and not _NOT_OUT.search(rule):
+    for rule, matches in _source_nat_rules(facts):
+        options = dict(_OPTION.findall(matches))
+        if _hides_clients(matches, bridges):
             yield (
                 f"the rule `{rule}` in the nat table hides the addresses of clients from "
                 "containers; limit it to its own interfaces, for example with ! -o BRIDGE"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ipv6natd.host.findings import HostFacts
+from ipv6natd.host.findings import SOURCE_NAT, HostFacts
 from ipv6natd.host.nft import base_chains, listed_objects
 from ipv6natd.netfilter.docker_nft import NFT_TABLE
 from ipv6natd.netfilter.docker_rules import is_docker_chain, jumps_to_docker_chain
@@ -44,6 +44,7 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
     uses_nft = facts.backend == "nft"
     tables = {table for table, _ in nft6} if uses_nft else legacy6
     forward = _rules(facts.backend, "filter", "FORWARD") if "filter" in tables else []
+    postrouting = _rules(facts.backend, "nat", "POSTROUTING") if "nat" in tables else []
     return replace(
         facts,
         forward_policy=next(
@@ -52,13 +53,10 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
             "" if "filter" in tables else "ACCEPT",
         ),
         forward_rules=tuple(rule for rule in forward if rule.startswith("-A ")),
-        forward_chains=_foreign_chains(facts.backend, forward),
+        forward_chains=_foreign_chains(facts.backend, "filter", forward),
         docker_user_rules=_docker_user_rules(facts.backend, forward),
-        postrouting_rules=tuple(
-            rule
-            for rule in (_rules(facts.backend, "nat", "POSTROUTING") if "nat" in tables else [])
-            if rule.startswith("-A ")
-        ),
+        postrouting_rules=tuple(rule for rule in postrouting if rule.startswith("-A ")),
+        postrouting_chains=_foreign_chains(facts.backend, "nat", postrouting),
         nft_chains=base_chains(_hooked_tables(chains, uses_nft)),
         rpfilter_tables=tuple(
             f"the {table} table of ip6tables"
@@ -86,17 +84,17 @@ def _rules(backend: str, table: str, chain: str) -> list[str]:
     return tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain).splitlines()
 
 
-def _foreign_chains(backend: str, forward: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _foreign_chains(backend: str, table: str, rules: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The chains of other programs that these rules lead to. Those of the engine are left out."""
     found: dict[str, tuple[str, ...]] = {}
-    waiting = list(forward)
+    waiting = list(rules)
     while waiting and len(found) < _MAX_CHAINS:
         target = _JUMP.search(waiting.pop())
-        if target is None or target[1] in {*found, *BUILT_IN_TARGETS, DOCKER_USER}:
+        if target is None or target[1] in {*found, *BUILT_IN_TARGETS, *SOURCE_NAT, DOCKER_USER}:
             continue
         if is_docker_chain(target[1]) or target[1].startswith(PREFIX):
             continue
-        listed = _rules(backend, "filter", target[1])
+        listed = _rules(backend, table, target[1])
         if listed[:1] == [f"-N {target[1]}"]:
             found[target[1]] = tuple(r.removeprefix(f"-A {target[1]} ") for r in listed[1:])
             waiting += listed[1:]

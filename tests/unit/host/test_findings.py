@@ -686,6 +686,14 @@ def test_rule_that_accepts_before_ours_is_noted() -> None:
         ("-m mark --mark 0x1 -j SNAT --to-source 2001:db8::1", "hides the addresses of clients"),
         ("-o eth0 -j MASQUERADE", ""),
         ("! -o br-x -j MASQUERADE", ""),
+        ("! -o br-+ -j MASQUERADE", ""),
+        ("! -o wg0 -j MASQUERADE", "hides the addresses of clients"),
+        ("! -o docker0 -j MASQUERADE", "hides the addresses of clients"),
+        ("-o br-+ -j MASQUERADE", "hides the addresses of clients"),
+        ("-s 2001:db8::/32 -j MASQUERADE", "hides the addresses of clients"),
+        ("-j WGNAT", "`-A WGNAT -m mark --mark 0x1 -j MASQUERADE`"),
+        ("-o eth0 -j WGNAT", ""),
+        ("-j LOOP", ""),
         ("-s fd4d::/64 -j SNAT --to-source 2001:db8::1", ""),
         ("-o wg0 -j RETURN", ""),
     ],
@@ -693,7 +701,11 @@ def test_rule_that_accepts_before_ours_is_noted() -> None:
 def test_wider_source_nat_before_ours_is_noted(rule: str, noted: str) -> None:
     """Q2, nat POSTROUTING."""
     ours = "-A POSTROUTING -m comment --comment ipv6natd -j IPV6NAT-POST"
-    found = notes(postrouting_rules=(f"-A POSTROUTING {rule}", ours))
+    chains = {
+        "WGNAT": ("-d fd00::/8 -j RETURN", "-m mark --mark 0x1 -j MASQUERADE"),
+        "LOOP": ("-j LOOP",),
+    }
+    found = notes(postrouting_rules=(f"-A POSTROUTING {rule}", ours), postrouting_chains=chains)
     assert bool(found) is bool(noted)
     assert noted in "".join(found)
     assert notes(postrouting_rules=(ours, f"-A POSTROUTING {rule}")) == []
