@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 
-from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
+from ipv6natd.conntrack.entries import Entry, Tuple, delete_entries, list_entries
 from ipv6natd.conntrack.sockets import destroy, find_unaccepted
 from ipv6natd.conntrack.stale import (
     Change,
@@ -21,6 +21,7 @@ from ipv6natd.conntrack.stale import (
     added_endpoints,
     affects_entries,
     may_be_served,
+    may_wait_for_accept,
     newly_protected,
     stale_entries,
 )
@@ -69,6 +70,7 @@ class Conntrack:
         """Returns the error with the kernel's message; "" if there is none."""
         deadline = time.monotonic() + FLUSH_TIMEOUT
         deleted_replies: set[bytes] | None = None
+        begun: set[Tuple] = set()
         verb = "list"
         try:
             for scan in range(MAX_SCANS):
@@ -77,7 +79,7 @@ class Conntrack:
                 verb = "list"
                 listed = list_entries(deadline=deadline)
                 stale = list(stale_entries(listed, change, deleted_replies))
-                stale = self._end_unserved(stale, change, deadline)
+                stale = self._end_unserved(stale, begun, change, deadline)
                 if not stale:
                     break
                 verb = "delete"
@@ -91,20 +93,26 @@ class Conntrack:
             return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
         return ""
 
-    def _end_unserved(self, stale: list[Entry], change: Change, deadline: float) -> list[Entry]:
+    def _end_unserved(
+        self, stale: list[Entry], begun: set[Tuple], change: Change, deadline: float
+    ) -> list[Entry]:
         """End the connections that no process has accepted: their clients may wait for the first
         byte, and would not notice that the conntrack entry is gone. Returns the entries to delete.
 
-        Raises OSError if the sockets cannot be listed.
+        `begun` collects them over the scans: a connection can be established after its entry was
+        listed or deleted. Raises OSError if the sockets cannot be listed.
         """
-        doubtful = [entry.original for entry in stale if may_be_served(entry, change)]
-        if not doubtful:
+        begun.update(entry.original for entry in stale if may_wait_for_accept(entry, change))
+        if not begun:
             return stale
-        unaccepted = find_unaccepted(doubtful, deadline=deadline)
+        unaccepted = find_unaccepted(begun, deadline=deadline)
         if unaccepted:
             self._destroy(unaccepted.values(), deadline)
-        served = set(doubtful).difference(unaccepted)
-        return [entry for entry in stale if entry.original not in served]
+        return [
+            entry
+            for entry in stale
+            if entry.original in unaccepted or not may_be_served(entry, change)
+        ]
 
     def _destroy(self, sockets: Iterable[bytes], deadline: float) -> None:
         if not self._can_end_connections:

@@ -304,6 +304,12 @@ def _is_unserved(entry: Entry, change: Change) -> bool:
     )
 
 
+def may_wait_for_accept(entry: Entry, change: Change) -> bool:
+    """True if the engine's socket may have the connection, or get it: its first packet may be
+    answered after the entry was listed."""
+    return _is_unserved(entry, change) and not change.proxy
+
+
 def may_be_served(entry: Entry, change: Change) -> bool:
     """True if the entry is stale only if no process has accepted the connection. A service of the
     host may have had the port before, and still serve its clients."""

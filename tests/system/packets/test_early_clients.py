@@ -135,5 +135,6 @@ def test_client_whose_first_packet_was_dropped_before_the_rule_is_served(regime:
             entries = until(lambda: regime.host.flows(*words), lambda text: "UNREPLIED" in text)
             assert "UNREPLIED" in entries
             stack.enter_context(first_packets_dropped(regime, port))
-        stack.enter_context(regime.container(publish=[f"{port}:80"]))
+        with stopped(regime):  # until the container's server listens
+            stack.enter_context(regime.container(publish=[f"{port}:80"]))
         assert peer(Conversation(client).ask(timeout=PATIENCE)) == CLIENT

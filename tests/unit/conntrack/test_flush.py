@@ -98,6 +98,7 @@ class Host:
     def end(self, sockets: Iterable[bytes], *, deadline: float) -> int:
         assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
         self.ended.append([*sockets])
+        self.unaccepted.clear()
         if self.end_error:
             raise self.end_error
         return len(self.ended[-1])
@@ -228,6 +229,22 @@ def test_flush_ends_connections_that_began_before_the_rule(host: Host, flows: Co
     assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
     assert host.ended == [[waiting.packed]]
     assert host.deleted == [[waiting.packed, unanswered.packed]]
+
+
+def test_flush_ends_a_connection_that_is_established_after_its_entry_was_deleted(
+    host: Host, flows: Conntrack
+) -> None:
+    """Its first packet had no answer when the entry was listed."""
+    host.set_entries(UNANSWERED)
+    (unanswered,) = (entry.original for entry in host.entries)
+
+    def answered_meanwhile(originals: Iterable[bytes]) -> int:
+        host.unaccepted = {unanswered}
+        return host._delete_all(originals)
+
+    host.on_delete = answered_meanwhile
+    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert (host.deleted, host.ended) == ([[unanswered.packed]], [[unanswered.packed]])
 
 
 def test_flush_keeps_a_connection_that_a_service_of_the_host_accepted(
