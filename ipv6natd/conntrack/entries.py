@@ -19,7 +19,7 @@ TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 # Names as in linux/netlink.h and linux/netfilter/nfnetlink_conntrack.h.
 _NETLINK_NETFILTER = 12
 _CT_GET, _CT_DELETE = 1 << 8 | 1, 1 << 8 | 2
-_CTA_TUPLE_ORIG, _CTA_STATUS, _CTA_ZONE = 1, 3, 18
+_CTA_TUPLE_ORIG, _CTA_STATUS = 1, 3
 _SEEN_REPLY = 1 << 1
 _CTA_TUPLE_IP, _CTA_IP_V6_SRC = 1, 3
 _FAMILY = struct.pack("=BBH", socket.AF_INET6, 0, 0)

@@ -32,16 +32,19 @@ _ANSWER = struct.Struct(f"={_ID_START}x{_ID.size}s16xI")
 def find_unaccepted(originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
     """Those of the connections with these original tuples that no process has accepted, each with
     the id of its socket. Raises OSError."""
-    wanted = {
-        (each.destination_port, each.source_port, each.destination.packed, each.source.packed): each
-        for each in originals
-    }
+    wanted = {_ends(original): original for original in originals}
     return {
         wanted[ends]: found
         for port in sorted({own_port for own_port, *_ in wanted})
         for found in _unaccepted(port, deadline)
         if (ends := _ID.unpack(found)[:4]) in wanted
     }
+
+
+def _ends(original: Tuple) -> tuple[int, int, bytes, bytes]:
+    """The ports and addresses of the host's socket, in the order of _ID."""
+    _, _, client, host, client_port, port = original
+    return port, client_port, host.packed, client.packed
 
 
 def destroy(sockets: Iterable[bytes], *, deadline: float) -> int:

@@ -51,11 +51,11 @@ class Effect(NamedTuple):
 def effect(rule: str, chains: Chains, known: dict[str, Effect] | None = None) -> Effect:
     """The effect of a rule as ip6tables-save writes it. `known` has the effects of chains so far:
     without it, the time could be exponential."""
-    text = COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip()
-    found = _RULE.fullmatch(text)
+    found = _parts(rule)
     if found is None:
         # Without a target, a rule only counts; a native rule of nft is unknown.
-        return Effect(accepts=True, drops=True) if "-m native" in text else Effect()
+        is_native = "-m native" in _without_comments(rule)
+        return Effect(accepts=True, drops=True) if is_native else Effect()
     target, always = found["target"], not found["matches"]
     match target:
         case "ACCEPT":
@@ -119,7 +119,11 @@ def interfaces(rule: str) -> tuple[str, str]:
 
 def _parts(rule: str) -> re.Match[str] | None:
     """The matches, verb and target of a rule, without comments; None without a target."""
-    return _RULE.fullmatch(COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip())
+    return _RULE.fullmatch(_without_comments(rule))
+
+
+def _without_comments(rule: str) -> str:
+    return COMMENT_MATCH.sub("", STRING.sub(" string", f"{rule} ")).strip()
 
 
 def verdict_on_new(name: str, chains: Chains, known: dict[str, str] | None = None) -> str:

@@ -17,15 +17,8 @@ from ipv6natd.host.findings import HostFacts
 from ipv6natd.model import GatewayMode, Network
 from ipv6natd.report.status import bus_fields, network_row
 from tests.harness.build import network
+from tests.unit.report.test_checks import PROPERTIES
 
-SYNCED = {
-    "State": "synced",
-    "StateReason": "",
-    "DockerConnected": True,
-    "EngineVersion": "20.10",
-    "Backend": "nft",
-    "NetworkCount": 1,
-}
 FaultsOf = Callable[..., dict[str, str]]
 
 
@@ -62,7 +55,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FaultsOf:
         read: Callable[[tuple[Network, ...]], HostFacts], *networks: Network, **changed: str
     ) -> dict[str, str]:
         monkeypatch.setattr(check, "read_host", lambda networks, *_: read(networks))
-        daemon = Daemon(SYNCED | changed, networks)
+        daemon = Daemon(PROPERTIES | changed, networks)
         lines = asyncio.run(check.check(daemon, Options())).value
         bad = (line for line in lines if line["Verdict"] == "bad")
         return {line["About"]: f"{line['Text']}: {line['Fix']}" for line in bad}
