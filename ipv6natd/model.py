@@ -231,6 +231,8 @@ class Container:
     """The requests for ports that the engine publishes on no host port."""
     problems: tuple[tuple[str, str], ...] = ()
     """(port in Docker's form, reason) of each binding that could not be parsed."""
+    starting: bool = False
+    """True if these are the facts during its start, which its inspect confirms or corrects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

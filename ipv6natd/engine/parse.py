@@ -7,7 +7,7 @@ by its default, with a warning or problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from collections.abc import Mapping as Map
 from dataclasses import replace
 from functools import lru_cache
@@ -155,6 +155,103 @@ def container(raw: object, engine: Engine) -> Container | None:
     )
 
 
+class Requested(NamedTuple):
+    """What the start of a container needs, from an inspect before the start."""
+
+    name: str
+    bindings: tuple[PortBinding, ...]
+    """The ports with a number that the user named. The engine chooses the others at the start."""
+    networks: dict[str, tuple[int, bool]]
+    """Network, as the user named it -> gateway priority, and whether a sysctl disables IPv6."""
+
+
+def requested(raw: object) -> Requested | None:
+    """The requests of a container for its next start; None without a valid id."""
+    facts = _dict(raw)
+    if not _ID.fullmatch(_str(facts.get("Id"))):
+        return None
+    return Requested(
+        name=_text(facts.get("Name")).removeprefix("/"),
+        bindings=tuple(_named_bindings(facts)),
+        networks={
+            name: (_gateway_priority(endpoint), ipv6_off)
+            for name, endpoint, ipv6_off in _raw_endpoints(facts)
+        },
+    )
+
+
+def _named_bindings(container: dict[str, Any]) -> Iterator[PortBinding]:
+    """The requests with a host port. One without an address is for all addresses of the host."""
+    for port, requests in _dict(_dict(container.get("HostConfig")).get("PortBindings")).items():
+        for request in map(_dict, _list(requests)):
+            binding = _binding(port, request.get("HostIp"), request.get("HostPort"))
+            if isinstance(binding, PortBinding) and binding.host_port:
+                yield replace(binding, explicit_address=binding.host_address is not None)
+
+
+def starting(
+    container_id: str,
+    request: Requested,
+    connected: Map[str, IPv6Address | None],
+    networks: Map[str, Network],
+) -> Container | None:
+    """A container during its start; None if it is not certain yet.
+
+    `connected` has the networks that the engine has connected, with the container's addresses. A
+    network that `docker network connect` has added before the start is in no earlier inspect.
+    """
+    named = {_named_network(name, connected, networks): name for name in request.networks}
+    endpoints = []
+    for network_id, place in connected.items():
+        network = networks.get(network_id)
+        # The engine's default for IPv4 bindings can mean that there is no binding for IPv6.
+        if (
+            network is None
+            or network.driver != "bridge"
+            or network.host_binding_ipv4 not in (None, IPv4Address(0))
+        ):
+            return None
+        priority, ipv6_off = request.networks.get(named.get(network_id, ""), (0, False))
+        address = None if ipv6_off else place
+        endpoints.append(
+            Endpoint(
+                network_id=network.id,
+                address=address,
+                has_gateway4=not network.internal,
+                has_gateway6=address is not None and not network.internal,
+                gw_priority=priority,
+            )
+        )
+    if not named or "" in named or len(named) < len(request.networks):
+        return None
+    return Container(
+        id=container_id,
+        name=request.name or container_id[:12],
+        endpoints=tuple(endpoints),
+        bindings=request.bindings,
+        starting=True,
+    )
+
+
+def _named_network(name: str, connected: Iterable[str], networks: Map[str, Network]) -> str:
+    """The id of the connected network with this name, or whose id begins so: the user names either.
+
+    "" if there is none, or several.
+    """
+    known = [networks[network_id] for network_id in connected if network_id in networks]
+    name = "bridge" if name == "default" else name
+    found = [network for network in known if network.name == name]
+    found = found or [network for network in known if name and network.id.startswith(name)]
+    return found[0].id if len(found) == 1 else ""
+
+
+def address_in(raw_network: object, container_id: str) -> IPv6Address | None:
+    """The address of a container in the inspect of a network."""
+    endpoint = _dict(_dict(_dict(raw_network).get("Containers")).get(container_id))
+    address = _parse_address(_str(endpoint.get("IPv6Address")).partition("/")[0])
+    return address if isinstance(address, IPv6Address) else None
+
+
 def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]) -> bool:
     """True if the list lacks facts that decide about this container.
 
@@ -242,6 +339,35 @@ def event_subjects(raw: object) -> list[Subject]:
     return [subject for subject in subjects if subject.id]
 
 
+def created(raw: object) -> str:
+    """The id of the container that the event says is created; "" for another event."""
+    event = _dict(raw)
+    is_creation = (event.get("Type"), event.get("Action")) == ("container", "create")
+    return _str(_dict(event.get("Actor")).get("ID")) if is_creation else ""
+
+
+class Connection(NamedTuple):
+    """What an event tells of a container's start or end; `network` is "" for all networks."""
+
+    container: str
+    network: str
+    connected: bool
+
+
+def connection(raw: object) -> Connection | None:
+    """The connect or disconnect of an event; the end of a container disconnects all networks."""
+    event = _dict(raw)
+    actor = _dict(event.get("Actor"))
+    actor_id = _str(actor.get("ID"))
+    container_id = _str(_dict(actor.get("Attributes")).get("container"))
+    match event.get("Type"), event.get("Action"):
+        case "network", "connect" | "disconnect" as action if actor_id and container_id:
+            return Connection(container_id, actor_id, connected=action == "connect")
+        case "container", "die" | "destroy" if actor_id:
+            return Connection(actor_id, "", connected=False)
+    return None
+
+
 def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -304,9 +430,9 @@ def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, 
     """The swarm tasks on docker_gwbridge; their inspect does not have this network."""
     if name != GWBRIDGE:
         return
-    for container_id, raw in sorted(_dict(facts.get("Containers")).items()):
-        address = _parse_address(_str(_dict(raw).get("IPv6Address")).partition("/")[0])
-        if isinstance(address, IPv6Address) and _ID.fullmatch(container_id):
+    for container_id in sorted(_dict(facts.get("Containers"))):
+        address = address_in(facts, container_id)
+        if address is not None and _ID.fullmatch(container_id):
             yield container_id, address
 
 
@@ -377,7 +503,8 @@ def _parse_address(text: str) -> Address | None:
     return address
 
 
-def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
+def _raw_endpoints(container: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """(network, endpoint, whether a sysctl disables IPv6 on it) for each network of an inspect."""
     sysctls = _dict(_dict(container.get("HostConfig")).get("Sysctls"))
     networks = _dict(_dict(container.get("NetworkSettings")).get("Networks"))
     # No fact tells which of several networks has which interface.
@@ -385,15 +512,23 @@ def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
     off_by_sysctl = any(
         sysctls.get(_DISABLE_IPV6.format(name), "0") not in ("0", "") for name in names
     )
-    for raw in networks.values():
+    for name, raw in networks.items():
         facts = _dict(raw)
         options = _str(_dict(facts.get("DriverOpts")).get(_ENDPOINT_SYSCTLS)).split(",")
-        ipv6_off = off_by_sysctl or f"{_DISABLE_IPV6.format('IFNAME')}=1" in options
+        yield name, facts, off_by_sysctl or f"{_DISABLE_IPV6.format('IFNAME')}=1" in options
+
+
+def _gateway_priority(endpoint: dict[str, Any]) -> int:
+    priority = endpoint.get("GwPriority")
+    return priority if type(priority) is int else 0
+
+
+def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
+    for _, facts, ipv6_off in _raw_endpoints(container):
         network_id = _str(facts.get("NetworkID"))
         if not _ID.fullmatch(network_id):
             continue
         address = _parse_address(_str(facts.get("GlobalIPv6Address")))
-        priority = facts.get("GwPriority")
         # Docker 20.10 may add a prefix length or use "<nil>". Only the presence is needed.
         gateway6 = _parse_address(_str(facts.get("IPv6Gateway")).partition("/")[0])
         yield Endpoint(
@@ -401,7 +536,7 @@ def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
             address=address if isinstance(address, IPv6Address) and not ipv6_off else None,
             has_gateway4=bool(_str(facts.get("Gateway"))),
             has_gateway6=isinstance(gateway6, IPv6Address) and not ipv6_off,
-            gw_priority=priority if type(priority) is int else 0,
+            gw_priority=_gateway_priority(facts),
         )
 
 

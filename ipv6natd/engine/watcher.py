@@ -2,7 +2,7 @@
 
 A thread reads the events, the objects that they name are inspected, and all objects are listed
 periodically. An event only says which object to read again: a lost, doubled or late event can delay
-a fact, but never change it.
+a fact, but never change it. Only during a start, events decide too: see engine.facts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ipv6natd.engine.client import (
 from ipv6natd.engine.dockerd import stopped_unit
 from ipv6natd.engine.endpoint import security_warnings
 from ipv6natd.engine.facts import Facts
+from ipv6natd.engine.inspects import CreatedInspects, InspectQueue
 from ipv6natd.engine.parse import Subject
 from ipv6natd.model import Container, Engine, EngineState, Network
 from ipv6natd.system.messages import MessageId, log_fields
@@ -44,8 +45,10 @@ MAX_PARALLEL_INSPECTS = 16
 SLOW_INSPECT = 0.5
 """Seconds after which an inspect no longer counts: it may hang, for example on a volume that does
 not answer, and no other container must wait for it."""
-MAX_INSPECTS = 40
-"""All inspects, each a thread; TasksMax=64 in the unit."""
+MAX_NETWORK_INSPECTS = 4
+"""Inspects of networks, which wait for no container."""
+MAX_INSPECTS = 36
+"""All other inspects, besides those of new containers: each a thread; TasksMax=64 in the unit."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
 """Seconds between two attempts to connect; the delay doubles."""
 WRONG_ENGINE_RETRY_DELAY = 60.0
@@ -57,47 +60,6 @@ MIN_STREAM_TIME = 5.0
 """Seconds. An event stream that ends after a longer time is opened again: proxies end idle ones."""
 REOPEN_TIMEOUT = 2.0
 """Seconds to open it again. After a longer time the engine counts as lost."""
-
-
-class InspectQueue:
-    """The objects to inspect again, and those whose inspect runs.
-
-    Never two inspects of one object at a time: the older response could arrive last.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[Subject, bool] = {}
-        """True if the last event of the object was an end."""
-        self._running: set[Subject] = set()
-        self._failures: dict[Subject, str] = {}
-        self._changed = asyncio.Event()
-
-    def add(self, subject: Subject, *, ended: bool = False) -> None:
-        """Request an inspect; a request of the same object that still waits is replaced."""
-        self._waiting[subject] = ended
-        self._changed.set()
-
-    async def next(self) -> tuple[Subject, bool]:
-        """Wait for an object whose inspect may start, and whether its last event was an end."""
-        while True:
-            for subject in self._waiting:
-                if subject not in self._running:
-                    self._running.add(subject)
-                    return subject, self._waiting.pop(subject)
-            self._changed.clear()
-            await self._changed.wait()
-
-    def note_result(self, subject: Subject, failure: str = "") -> bool:
-        """Note why an inspect failed, "" if it succeeded; False if it is as the time before."""
-        before = self._failures.pop(subject, "")
-        if failure:
-            self._failures[subject] = failure
-        return failure != before
-
-    def done(self, subject: Subject) -> None:
-        """End an inspect."""
-        self._running.discard(subject)
-        self._changed.set()
 
 
 class EventStream:
@@ -117,14 +79,13 @@ class EventStream:
             raise EngineUnavailable("it sends no events") from None
 
     async def read(self, handle: Callable[[object], None]) -> str:
-        """Call `handle` for each event; return why the stream ended."""
-        loop = asyncio.get_running_loop()
+        """Call `handle` for each event, in a thread of its own; return why the stream ended."""
         events = self._events
 
         def read() -> str:
             try:
                 for event in events:
-                    loop.call_soon_threadsafe(handle, event)
+                    handle(event)
             except Exception as error:  # a broken stream raises many exceptions in the library
                 return f"its event stream broke: {one_line(error)}"
             return "its event stream ended"
@@ -242,7 +203,8 @@ class EngineWatcher:
                 self.current = True
                 self._wake()
                 slots = asyncio.Semaphore(MAX_PARALLEL_INSPECTS)
-                works = [self._inspect_queued(client, slots) for _ in range(MAX_INSPECTS)]
+                works = [self._inspect_containers(client, slots) for _ in range(MAX_INSPECTS)]
+                works += [self._inspect_networks(client) for _ in range(MAX_NETWORK_INSPECTS)]
                 works.append(self._list_periodically(client))
                 tasks += map(asyncio.create_task, works)
                 # Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a
@@ -251,6 +213,7 @@ class EngineWatcher:
                 failed.pop().result()
             finally:
                 self._client, self.current = None, False
+                self._facts.forget_starts()
                 events.close()
                 for task in tasks:
                     task.cancel()
@@ -269,10 +232,20 @@ class EngineWatcher:
         Always raises EngineUnavailable.
         """
         loop = asyncio.get_running_loop()
+        created = CreatedInspects(client, self._store_created)
+
+        def handle(event: object) -> None:
+            container_id = parse.created(event)
+            if container_id and not created.request(container_id):
+                subject = Subject("container", container_id)
+                loop.call_soon_threadsafe(self._inspects.add, subject)
+            loop.call_soon_threadsafe(self._mark_for_inspect, event)
+
         while True:
             opened = loop.time()
-            reason = await events.read(self._mark_for_inspect)
+            reason = await events.read(handle)
             self.current = False
+            self._facts.forget_starts()
             if loop.time() - opened < MIN_STREAM_TIME:
                 raise EngineUnavailable(reason)
             await self._raise_if_stopped()
@@ -286,7 +259,12 @@ class EngineWatcher:
             self.current = True
             self._wake()
 
+    def _store_created(self, container_id: str, raw: object) -> None:
+        self._stored(self._facts.store_created(container_id, raw), ())
+
     def _mark_for_inspect(self, event: object) -> None:
+        if (told := parse.connection(event)) and self._facts.connection(told):
+            self._wake()
         for subject in parse.event_subjects(event):
             self._inspects.add(subject, ended=parse.is_end(event))
 
@@ -296,21 +274,26 @@ class EngineWatcher:
             await self._raise_if_stopped()
             await self._list(client)
 
-    async def _inspect_queued(self, client: Client, slots: asyncio.Semaphore) -> None:
+    async def _inspect_containers(self, client: Client, slots: asyncio.Semaphore) -> None:
         while True:
             await slots.acquire()
-            subject, ended = await self._inspects.next()
+            subject, ended = await self._inspects.next("container")
             with _held(slots):
                 await self._inspect(client, subject, ended)
+
+    async def _inspect_networks(self, client: Client) -> None:
+        while True:
+            await self._inspect(client, *await self._inspects.next("network"))
 
     async def _inspect(self, client: Client, subject: Subject, ended: bool) -> None:
         assert self.engine is not None
         try:
             if ended:
                 await self._raise_if_stopped()
+            awaited = self._facts.awaited(subject.id)
             raw = await in_thread(partial(inspect, client, *subject))
             self._inspects.note_result(subject)
-            self._stored(*self._facts.store(subject, raw, self.engine))
+            self._stored(*self._facts.store(subject, raw, self.engine, awaited=awaited))
         except InspectFailed as error:
             is_new = self._inspects.note_result(subject, str(error))
             level = logging.WARNING if is_new else logging.DEBUG

@@ -202,15 +202,17 @@ def _missing_engine_rules(
 ) -> Iterator[tuple[Protocol, int]]:
     """The ports on the engine's bridges without a rule of the engine, if it may write them.
 
-    The engine writes the rule of a port before inspect shows the port. Rules that cannot be read
-    may be in force.
+    The engine writes the rule of a port before the container's inspect shows the port, but not
+    always before the network's inspect shows the container. Rules that cannot be read may be in
+    force.
     """
     rules = snapshot.engine_rules
     if not _engine_may_write(snapshot) or not rules.complete:
         return
     for request in requests:
         port = request.mapping.protocol, request.mapping.host_port
-        if request.mapping.bridge in rules.bridges and port not in rules.ports:
+        starting = request.decision.container.starting
+        if request.mapping.bridge in rules.bridges and port not in rules.ports and not starting:
             yield port
 
 

@@ -427,7 +427,7 @@ def refused(
 def resolve_conflicts(requests: Iterable[HostPortRequest]) -> tuple[list[HostPortRequest], Changes]:
     """The requests with one owner for each host port, sorted, and the new decisions for the others.
 
-    The container with the lowest id is the owner.
+    The container with the lowest id is the owner, but not one whose start may still fail.
     """
     owners: dict[HostPort, HostPortRequest] = {}
     losers: list[HostPortRequest] = []
@@ -448,8 +448,9 @@ def resolve_conflicts(requests: Iterable[HostPortRequest]) -> tuple[list[HostPor
     return sorted(owners.values(), key=attrgetter("key")), conflicts
 
 
-def _priority(request: HostPortRequest) -> tuple[str, int]:
-    return request.mapping.container_id, request.mapping.container_port
+def _priority(request: HostPortRequest) -> tuple[bool, str, int]:
+    mapping = request.mapping
+    return request.decision.container.starting, mapping.container_id, mapping.container_port
 
 
 def ranges(items: Sequence[T], key: Callable[[int, T], object]) -> Iterator[tuple[T, int]]:

@@ -20,6 +20,11 @@ RETRY_DELAY = 0.5
 """Seconds before the next attempt to start a thread."""
 
 
+def start_thread(call: Callable[[], object], name: str) -> None:
+    """Run `call` in a new thread. Raises RuntimeError if the kernel refuses the thread."""
+    threading.Thread(target=call, name=name, daemon=True).start()
+
+
 async def in_thread(call: Callable[[], T]) -> T:
     """Run `call` in a new thread; return its result or raise its exception.
 
@@ -39,7 +44,7 @@ async def in_thread(call: Callable[[], T]) -> T:
     name, refused = getattr(call, "__name__", "call"), False
     while True:
         try:
-            threading.Thread(target=work, name=name, daemon=True).start()
+            start_thread(work, name)
         except RuntimeError as error:
             if not refused:
                 log.error("%s; memory or the task limit may be exhausted; retrying", error)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ pytestmark = [
 ]
 
 X = raw_network("x")
+SUBNET = IPv6Network("fd00:a::/64")
 WEB = raw_container("web")
 INSPECT_WEB = f"/containers/{identity('web')}/json"
 LISTS = ("/containers/json", "/networks")
@@ -447,6 +448,49 @@ def test_number_of_parallel_inspects_is_limited(
         assert sum(map(engine.asked_for, paths)) == 8
         gate.set()
         await until(lambda: len(watched.watch.containers) == 11)
+
+    run(engine, scenario)
+
+
+def test_many_starts_at_once_need_a_handful_of_inspects_of_their_network(
+    engine: FakeEngine,
+) -> None:
+    """Each container's inspect waits for its start, and none of them delays another's port."""
+    gate, names = threading.Event(), [f"c{i}" for i in range(200)]
+    created: set[str] = set()
+    addresses: dict[str, dict[str, str]] = {}
+
+    def asked(raw: dict[str, Any]) -> Callable[[], Answer]:
+        def answer() -> Answer:
+            if raw["Id"] in created:
+                assert gate.wait(10)
+                return engine.say_json(raw)
+            created.add(raw["Id"])
+            settings: dict[str, object] = {"Ports": {}, "Networks": {"x": {}}}
+            return engine.say_json(raw | {"State": {"Running": False}, "NetworkSettings": settings})
+
+        return answer
+
+    for number, name in enumerate(names):
+        addresses[identity(name)] = {"IPv6Address": f"{SUBNET[number + 16]}/64"}
+        raw = raw_container(name, port=9000 + number, address=str(SUBNET[number + 16]))
+        engine.say[f"/containers/{identity(name)}/json"] = asked(raw)
+    network = f"/networks/{identity('x')}"
+    engine.say[network] = lambda: engine.say_json(X | {"Containers": addresses})
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.emit(*(event("container", "create", name) for name in names))
+        await until(lambda: len(created) == len(names))
+        engine.emit(*(event("network", "connect", "x", container=identity(name)) for name in names))
+        await until(lambda: all(watched.container(name) for name in names))
+        assert all(watched.watch.containers[identity(name)].starting for name in names)
+        assert engine.asked_for(network) < 6
+        gate.set()
+        await until(lambda: not any(it.starting for it in watched.watch.containers.values()))
+        assert [str(watched.address(name)) for name in names] == [
+            str(SUBNET[number + 16]) for number in range(len(names))
+        ]
 
     run(engine, scenario)
 

@@ -90,7 +90,7 @@ def test_k7_many_containers_are_read_once_and_written_at_once(
             del engine.containers[removed]
             engine.emit(event("container", "die", "c7"))
             await until(lambda: len(loop.status.mappings) == PORTS * (containers - 1))
-            assert engine.asked[before[0] :] == [f"/containers/{removed}/json"]
+            await until(lambda: engine.asked[before[0] :] == [f"/containers/{removed}/json"])
             assert firewall.writes == before[2] + 1
 
     try:

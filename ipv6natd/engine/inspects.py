@@ -1,0 +1,92 @@
+"""Which objects of the engine are inspected next, and containers as soon as they are created."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from ipv6natd.engine.client import Client, EngineUnavailable, InspectFailed, inspect
+from ipv6natd.engine.parse import Subject
+from ipv6natd.system.threads import start_thread
+
+MAX_CREATED_INSPECTS = 8
+"""Inspects of new containers. One that comes too late waits for the end of the start."""
+
+
+class InspectQueue:
+    """The objects to inspect again, and those whose inspect runs.
+
+    Never two inspects of one object at a time: the older response could arrive last.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Subject, bool] = {}
+        """True if the last event of the object was an end."""
+        self._running: set[Subject] = set()
+        self._failures: dict[Subject, str] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, subject: Subject, *, ended: bool = False) -> None:
+        """Request an inspect; a request of the same object that still waits is replaced."""
+        self._waiting[subject] = ended
+        self._changed.set()
+
+    async def next(self, kind: str) -> tuple[Subject, bool]:
+        """Wait for an object of this kind whose inspect may start, and whether its last event was
+        an end."""
+        while True:
+            for subject in self._waiting:
+                if subject.kind == kind and subject not in self._running:
+                    self._running.add(subject)
+                    return subject, self._waiting.pop(subject)
+            self._changed.clear()
+            await self._changed.wait()
+
+    def note_result(self, subject: Subject, failure: str = "") -> bool:
+        """Note why an inspect failed, "" if it succeeded; False if it is as the time before."""
+        before = self._failures.pop(subject, "")
+        if failure:
+            self._failures[subject] = failure
+        return failure != before
+
+    def done(self, subject: Subject) -> None:
+        """End an inspect."""
+        self._running.discard(subject)
+        self._changed.set()
+
+
+class CreatedInspects:
+    """Inspects each container when it is created.
+
+    `docker run` starts it a millisecond later, and from then on an inspect waits for the end of the
+    start. So the thread that reads the events asks, and not the loop.
+    """
+
+    def __init__(self, client: Client, store: Callable[[str, object], None]) -> None:
+        """`store` is called in the loop with the id and the answer of each inspect that
+        succeeds."""
+        self._client = client
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._slots = threading.BoundedSemaphore(MAX_CREATED_INSPECTS)
+
+    def request(self, container_id: str) -> bool:
+        """Inspect the container now; False if too many of these inspects wait. From any thread."""
+        if not self._slots.acquire(blocking=False):
+            return False
+        try:
+            start_thread(partial(self._inspect, container_id), "inspect")
+        except RuntimeError:
+            self._slots.release()
+            return False
+        return True
+
+    def _inspect(self, container_id: str) -> None:
+        # RuntimeError if the loop is closed. Without an answer, the facts come after the start.
+        with suppress(EngineUnavailable, InspectFailed, RuntimeError):
+            raw = inspect(self._client, "container", container_id)
+            self._loop.call_soon_threadsafe(self._store, container_id, raw)
+        self._slots.release()

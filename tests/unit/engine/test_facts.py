@@ -1,0 +1,304 @@
+"""The facts of a container during its start: see ipv6natd.engine.facts."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+
+from ipv6natd.engine import parse
+from ipv6natd.engine.facts import MAX_REQUESTS, Facts
+from ipv6natd.engine.parse import Connection, Subject
+from ipv6natd.model import Engine
+from tests.harness.build import identity
+from tests.harness.fake_engine import raw_container, raw_network, row
+
+ENGINE = Engine(version="20.10.24")
+WEB = identity("web")
+FIRST, SECOND = "fd00:a::2", "fd00:b::2"
+
+
+class Answers:
+    """Facts, and the answers and events of an engine."""
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.address: dict[str, str] = {}
+        """The address of the container on each network, for its next inspect."""
+        for name, subnet in (("x", "fd00:a::/64"), ("y", "fd00:b::/64")):
+            self.network(name, subnet)
+
+    def network(self, name: str, subnet: str = "", **fields: Any) -> bool:
+        """The inspect of a network, begun and answered now."""
+        raw = raw_network(name, subnet or str(self.facts.networks[identity(name)].subnets[0]))
+        if name in self.address:
+            place = {"IPv6Address": f"{self.address[name]}/64", "MacAddress": "02:42:ac:12:00:02"}
+            raw["Containers"] = {WEB: place}
+        awaited = self.facts.awaited(identity(name))
+        changed, _ = self.store("network", name, raw | fields, awaited=awaited)
+        return changed
+
+    def store(self, kind: str, name: str, raw: object, **more: Any) -> tuple[bool, list[Subject]]:
+        return self.facts.store(Subject(kind, identity(name)), raw, ENGINE, **more)
+
+    def created(self, *on: str, port: str = "8080", address: str = "", **host: Any) -> None:
+        request = {"80/tcp": [{"HostIp": address, "HostPort": port}]}
+        raw = raw_container("web") | {
+            "State": {"Running": False},
+            "HostConfig": {"PortBindings": request} | host,
+            "NetworkSettings": {"Ports": {}, "Networks": {name: {} for name in on or ["x"]}},
+        }
+        self.facts.store_created(WEB, raw)
+
+    def connect(self, name: str, address: str) -> None:
+        """The event, and the inspect of the network that it causes."""
+        self.address[name] = address
+        self.told(name, connected=True)
+        self.network(name)
+
+    def disconnect(self, name: str) -> bool:
+        self.address.pop(name, None)
+        return self.told(name, connected=False)
+
+    def told(self, name: str, *, connected: bool) -> bool:
+        network = identity(name) if name else ""
+        return self.facts.connection(Connection(WEB, network, connected=connected))
+
+    def runs(self, **fields: Any) -> bool:
+        changed, _ = self.store("container", "web", raw_container("web") | fields)
+        return changed
+
+    def ended(self) -> bool:
+        """The inspect of a container that does not run."""
+        return self.runs(State={"Running": False})
+
+    @property
+    def web(self) -> tuple[str, ...] | None:
+        """The addresses of the container with its state and host ports; None if it is unknown."""
+        found = self.facts.containers.get(WEB)
+        if found is None:
+            return None
+        addresses = [str(endpoint.address) for endpoint in found.endpoints]
+        ports = [str(binding.host_port) for binding in found.bindings]
+        return ("starting" if found.starting else "running", *addresses, *ports)
+
+
+@pytest.fixture
+def engine() -> Answers:
+    return Answers()
+
+
+EARLY = ("starting", FIRST, "8080")
+
+
+def test_ports_and_address_are_known_during_the_start(engine: Answers) -> None:
+    engine.created()
+    assert engine.web is None
+    engine.connect("x", FIRST)
+    assert engine.web == EARLY
+    assert engine.runs()
+    assert engine.web == ("running", FIRST, "8080", "8080")
+    assert not engine.network("x")
+
+
+def test_answers_may_come_in_any_order(engine: Answers) -> None:
+    engine.connect("x", FIRST)
+    assert engine.web is None
+    engine.created()
+    assert engine.web == EARLY
+
+
+def test_inspect_of_the_network_from_before_the_event_does_not_count(engine: Answers) -> None:
+    """It may have the address of the last run."""
+    engine.created()
+    engine.address["x"] = FIRST
+    engine.network("x")
+    engine.told("x", connected=True)
+    assert engine.web is None
+
+
+def test_answer_from_before_the_start_changes_nothing(engine: Answers) -> None:
+    engine.created()
+    engine.connect("x", FIRST)
+    assert not engine.ended()
+    assert engine.web == EARLY
+
+
+@pytest.mark.parametrize("name", ["x", ""])
+def test_start_that_fails_leaves_nothing(engine: Answers, name: str) -> None:
+    """By a disconnect event, or by the end of the container."""
+    engine.created()
+    engine.connect("x", FIRST)
+    assert engine.disconnect(name)
+    assert engine.web is None
+    assert not engine.ended()
+    engine.network("x")
+    assert engine.web is None
+
+
+def test_start_whose_end_no_event_will_tell_is_forgotten(engine: Answers) -> None:
+    engine.created()
+    engine.connect("x", FIRST)
+    awaited = engine.facts.awaited(identity("x"))
+    engine.facts.forget_starts()
+    assert engine.web is None
+    engine.store("network", "x", raw_network("x"), awaited=awaited)
+    assert engine.web is None
+
+
+def test_list_without_the_container_ends_it(engine: Answers) -> None:
+    engine.created()
+    engine.connect("x", FIRST)
+    engine.facts.begin_list()
+    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
+    changed, _ = engine.facts.store_lists(raw, [], ENGINE)
+    assert changed
+    assert engine.web is None
+
+
+def test_list_with_the_container_confirms_it(engine: Answers) -> None:
+    engine.created()
+    engine.connect("x", FIRST)
+    awaited = engine.facts.awaited(identity("x"))
+    engine.facts.begin_list()
+    listed = parse.container(row(raw_container("web")), ENGINE)
+    assert listed is not None
+    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
+    engine.facts.store_lists(raw, [listed], ENGINE)
+    engine.store("network", "x", raw_network("x"), awaited=awaited)
+    assert engine.web == ("running", FIRST, "8080", "8080")
+
+
+def test_start_during_a_list_is_kept(engine: Answers) -> None:
+    engine.created()
+    engine.facts.begin_list()
+    engine.connect("x", FIRST)
+    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
+    engine.facts.store_lists(raw, [], ENGINE)
+    assert engine.web == EARLY
+
+
+def test_restart_has_the_new_address(engine: Answers) -> None:
+    engine.created()
+    engine.connect("x", FIRST)
+    engine.runs()
+    assert engine.told("", connected=False)
+    assert engine.web is None
+    assert not engine.ended()
+    engine.created()
+    engine.connect("x", "fd00:a::7")
+    assert engine.web == ("starting", "fd00:a::7", "8080")
+
+
+def test_restart_needs_no_inspect_between_end_and_start(engine: Answers) -> None:
+    """The inspect of the run has the requests for the next one too."""
+    request = {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
+    settings = raw_container("web")["NetworkSettings"] | {"Networks": {"x": {}}}
+    engine.runs(HostConfig={"PortBindings": request}, NetworkSettings=settings)
+    engine.told("", connected=False)
+    engine.connect("x", "fd00:a::7")
+    assert engine.web == ("starting", "fd00:a::7", "8080")
+
+
+def test_late_answer_of_the_end_ends_no_new_start(engine: Answers) -> None:
+    engine.runs()
+    engine.told("", connected=False)
+    engine.told("x", connected=True)
+    assert not engine.ended()
+    assert engine.web is None
+
+
+def test_end_counts_before_the_inspect_and_a_list_that_had_begun(engine: Answers) -> None:
+    """Another container can have the address while the inspect hangs."""
+    engine.runs()
+    engine.facts.begin_list()
+    assert engine.told("", connected=False)
+    assert engine.web is None
+    listed = parse.container(row(raw_container("web")), ENGINE)
+    assert listed is not None
+    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
+    engine.facts.store_lists(raw, [listed], ENGINE)
+    assert engine.web is None
+    # An event of an earlier run that comes late: the inspect corrects it.
+    assert engine.runs()
+    assert engine.web == ("running", FIRST, "8080", "8080")
+
+
+def test_connect_of_a_running_container_waits_for_its_inspect(engine: Answers) -> None:
+    engine.runs()
+    engine.connect("y", SECOND)
+    assert engine.web == ("running", FIRST, "8080", "8080")
+
+
+def test_several_networks_are_known_together(engine: Answers) -> None:
+    engine.created("x", "y")
+    engine.connect("x", FIRST)
+    assert engine.web is None
+    engine.connect("y", SECOND)
+    assert engine.web == ("starting", FIRST, SECOND, "8080")
+
+
+def test_network_that_was_added_before_the_start_counts_too(engine: Answers) -> None:
+    """By `docker network connect`, for which the engine sends no event then."""
+    engine.created("x")
+    engine.connect("x", FIRST)
+    engine.connect("y", SECOND)
+    assert engine.web == ("starting", FIRST, SECOND, "8080")
+
+
+def test_network_of_another_driver_leaves_it_uncertain(engine: Answers) -> None:
+    """As of a swarm task, whose ports go by docker_gwbridge."""
+    engine.network("y", Driver="overlay")
+    engine.created("x", "y")
+    engine.connect("x", FIRST)
+    engine.told("y", connected=True)
+    engine.network("y", Driver="overlay")
+    assert engine.web is None
+
+
+@pytest.mark.parametrize("port", ["", "0", "8000-8010", "70000", "x"])
+def test_port_that_the_engine_chooses_comes_with_the_inspect(engine: Answers, port: str) -> None:
+    engine.created(port=port)
+    engine.connect("x", FIRST)
+    assert engine.web is None
+
+
+@pytest.mark.parametrize("name", ["x", identity("x"), identity("x")[:12]])
+def test_network_may_be_named_by_its_id(engine: Answers, name: str) -> None:
+    engine.created(name)
+    engine.connect("x", FIRST)
+    assert engine.web == EARLY
+
+
+def test_default_address_for_ipv4_bindings_leaves_ipv6_uncertain(engine: Answers) -> None:
+    option = {"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}
+    engine.created()
+    engine.network("x", Options=option)
+    engine.address["x"] = FIRST
+    engine.told("x", connected=True)
+    engine.network("x", Options=option)
+    assert engine.web is None
+
+
+def test_sysctl_that_disables_ipv6_is_known_before_the_start(engine: Answers) -> None:
+    engine.created(Sysctls={"net.ipv6.conf.all.disable_ipv6": "1"})
+    engine.connect("x", FIRST)
+    assert engine.web == ("starting", "None", "8080")
+
+
+def test_address_is_that_of_the_request(engine: Answers) -> None:
+    engine.created(address="2001:db8::1")
+    engine.connect("x", FIRST)
+    (binding,) = engine.facts.containers[WEB].bindings
+    assert binding.host_address == IPv6Address("2001:db8::1")
+    assert binding.explicit_address
+
+
+def test_requests_are_limited_in_number(engine: Answers) -> None:
+    engine.created()
+    for number in range(MAX_REQUESTS):
+        raw = raw_container(f"c{number}") | {"State": {"Running": False}}
+        engine.facts.store_created(identity(f"c{number}"), raw)
+    engine.connect("x", FIRST)
+    assert engine.web is None
