@@ -5,6 +5,7 @@ A call raises EngineUnavailable or InspectFailed, and no error of the library.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT = 60
 """Seconds that a call may take. An inspect of a starting container waits for the container's lock;
 after this time it is repeated."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 EVENTS_OVERLAP = 0.1
 """Seconds before the subscription whose events are wanted too: an event has the time at which it
 was made, and it is sent a little later."""
@@ -121,12 +123,23 @@ def inspect(client: Client, kind: str, identity: str) -> object:
     except requests.exceptions.ReadTimeout:
         raise InspectFailed(f"no answer within {CALL_TIMEOUT} s") from None
     except requests.ConnectionError as error:
+        if _is_exhausted(error):
+            raise InspectFailed(one_line(error)) from None
         raise EngineUnavailable(one_line(error)) from None
     # Before OSError, because errors of requests are OSErrors too, also the one for broken JSON.
     except (requests.RequestException, docker.errors.DockerException, *_MALFORMED) as error:
         raise InspectFailed(one_line(error)) from None
     except OSError as error:
         raise EngineUnavailable(one_line(error)) from None
+
+
+def _is_exhausted(error: BaseException | None) -> bool:
+    """True if this process or host has no file or memory left: the engine is not lost by that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def subscribe(client: Client) -> Any:

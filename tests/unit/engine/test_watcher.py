@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
+import socket
 import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
@@ -18,7 +21,13 @@ import pytest
 
 from ipv6natd.engine import client as engine_client
 from ipv6natd.engine import watcher as docker_watch
-from ipv6natd.engine.client import EngineAddress, EngineUnavailable
+from ipv6natd.engine.client import (
+    EngineAddress,
+    EngineUnavailable,
+    InspectFailed,
+    connect,
+    inspect,
+)
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.model import Container, EngineState
 from tests.harness.build import identity
@@ -791,6 +800,29 @@ def test_inspect_that_fails_again_for_the_same_reason_is_one_warning(
         assert warnings() == 2
 
     run(engine, scenario)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EMFILE, InspectFailed),
+        (errno.ENOMEM, InspectFailed),
+        (errno.ECONNREFUSED, EngineUnavailable),
+    ],
+)
+def test_engine_is_not_lost_because_this_process_has_no_file_left(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
+) -> None:
+    client, _ = connect(EngineAddress(endpoint=engine.endpoint))
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with closing(client):
+        client.close()  # its open connections
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        with pytest.raises(expected):
+            inspect(client, "container", identity("web"))
 
 
 def test_event_stream_that_a_proxy_ends_is_opened_again(
