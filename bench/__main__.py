@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from bench import control, networks, packets, plots, real, table
+from bench import control, networks, packets, plots, real, starts, table
 from bench.control import Control, Load
 from bench.networks import Many
 from bench.packets import Cost, mapped, wanted
+from bench.starts import Starts
 from bench.table import Line
 from ipv6natd.model import Protocol
 from ipv6natd.netfilter.rules import Dnat
 from tests.harness.process import run
 from tests.harness.sandbox import Variant
+from tests.harness.starting import End
 
 VARIANTS: tuple[Variant, ...] = ("nft", "legacy")
 SIZES = (10, 1000, 10_000)
@@ -33,12 +35,12 @@ def main() -> None:
     """Run all measurements. The exit status is 1 if a figure exceeds its limit."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--starts", type=int, default=100, help="of a real container, per variant")
+    parser.add_argument("--clients", type=int, default=20, help="starts while clients connect")
     parser.add_argument("--networks", type=int, default=0, help="of the simulated engine, 1 to 200")
     parser.add_argument(
         "--churn", type=float, default=10, help="containers that start, and that stop, per second"
     )
     given = parser.parse_args()
-    starts = given.starts
     began = time.monotonic()
     lines: list[Line] = []
     controls: list[Control] = []
@@ -58,8 +60,8 @@ def main() -> None:
         opened = packets.established(variant, (1, 200))
         say(f"{variant}: {networks.MANY} networks of each gateway mode")
         crowded = list(networks.measured(variant))
-        say(f"{variant}: {starts} starts of a real container")
-        real_starts = real.starts(variant, starts, mappings=FEW)
+        say(f"{variant}: {given.starts} starts of a real container")
+        real_starts = real.starts(variant, given.starts, mappings=FEW)
         few, many = (
             next(each for each in controls if (each.variant, each.mappings) == (variant, size))
             for size in (FEW, MANY)
@@ -68,12 +70,17 @@ def main() -> None:
         lines += of_control(few, many)
         lines += of_packets(variant, costs, opened)
         lines += of_networks(variant, crowded)
+    clients = []
+    for found in starts.measured("nft", given.clients, given.starts):
+        say(f"Docker {found.engine}: {given.clients} starts while clients connect")
+        clients.append(found)
+    lines += of_clients(clients)
     lines.append(of_a_run())
     print(table.text(lines))
     for each in controls:
         if each.churn:
             say(churn(each, given.churn))
-    write(lines, controls, costs, given.churn, time.monotonic() - began)
+    write(lines, controls, costs, clients, given.churn, time.monotonic() - began)
     if not all(line.met for line in lines):
         raise SystemExit(1)
 
@@ -178,6 +185,27 @@ def of_networks(variant: Variant, crowded: list[Many]) -> Iterator[Line]:
             )
 
 
+def of_clients(clients: list[Starts]) -> Iterator[Line]:
+    """What must happen to no connection while a container starts."""
+    for found in clients:
+        if found.native:
+            continue
+        late = sum(found.first[end] for end in (End.LOST, End.HUNG, End.CLOSED))
+        proxy = "with its proxy" if found.proxy else "without its proxy"
+        for word, count, beside in (
+            ("connections during a start that hang", found.ends[End.HUNG], ""),
+            ("starts that return before the rule", late, f"of {sum(found.first.values())}"),
+        ):
+            yield Line(
+                what=f"Docker {found.engine} {proxy}: {word}",
+                variant="nft",
+                must=0,
+                found=count,
+                unit="",
+                beside=beside,
+            )
+
+
 def of_a_run() -> Line:
     """The number of rules for a range of ten thousand equal host and container ports."""
     bindings = mapped(list(range(10_000, 20_000)), keep=True, protocols=(Protocol.UDP,))
@@ -204,6 +232,7 @@ def write(
     lines: list[Line],
     controls: list[Control],
     costs: list[Cost],
+    clients: list[Starts],
     rate: float,
     seconds: float,
 ) -> None:
@@ -240,11 +269,17 @@ def write(
         flat=True,
     )
     churning = [churn(each, rate) for each in controls if each.churn]
-    (PAGE / "README.md").write_text("\n".join(page(lines, churning, costs, seconds)) + "\n")
+    (PAGE / "README.md").write_text(
+        "\n".join(page(lines, churning, costs, clients, seconds)) + "\n"
+    )
 
 
 def page(
-    lines: list[Line], churning: list[str], costs: list[Cost], seconds: float
+    lines: list[Line],
+    churning: list[str],
+    costs: list[Cost],
+    clients: list[Starts],
+    seconds: float,
 ) -> Iterator[str]:
     """The text of docs/performance/README.md."""
     yield INTRODUCTION.format(minutes=round(seconds / 60), machine=machine())
@@ -263,6 +298,14 @@ def page(
         for at in ("first", "middle", "last"):
             cells = [f"{by[v, p, size, at] * 1e6:.0f}" for v in VARIANTS for p in ("tcp", "udp")]
             yield f"| {size} | {at} | {' | '.join(cells)} |"
+    yield CLIENTS
+    yield f"| engine | its proxy | NAT by | {' | '.join(End)} |"
+    yield f"|{'---|' * (3 + len(End))}"
+    for found in clients:
+        cells = [found.engine, "on" if found.proxy else "off"]
+        cells += ["the engine" if found.native else "ipv6natd"]
+        cells += [str(found.ends[end]) for end in End]
+        yield f"| {' | '.join(cells)} |"
 
 
 def machine() -> str:
@@ -296,6 +339,12 @@ PLOTS = """
 ![exec to READY](sync.svg) ![clean-up](cleanup.svg) ![memory](memory.svg)
 
 ## A new connection, in µs
+"""
+CLIENTS = """
+## Connections while a container starts
+
+A client opens a connection every 2 ms, from 0.1 s before the start until 0.3 s after its return,
+and asks at once. The counts are those of all starts.
 """
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Clients that connect while a container starts, with real engines, beside the engine's own NAT."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tests.harness import Daemon, Engine, Sandbox
+from tests.harness.regime import DEFAULT_BRIDGE
+from tests.harness.sandbox import Variant
+from tests.harness.starting import End, first_end, start
+from tests.harness.tree import Suite
+
+PORT = 4000
+SUITES: tuple[Suite | None, ...] = (None, "trixie", "sid")
+"""Docker 20.10, 26 and 28."""
+OWN_NAT = ("--experimental", "--ip6tables")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starts:
+    """The starts of one container with one engine."""
+
+    engine: str
+    """The version."""
+    proxy: bool
+    native: bool
+    """True if the engine does IPv6 NAT itself, without ipv6natd."""
+    ends: Counter[End]
+    """Of all connections of all starts."""
+    first: Counter[End]
+    """Of a connection made at the return of each start."""
+
+
+def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
+    """`count` starts with clients, and `returns` starts with one client after the return."""
+    for suite in SUITES:
+        for proxy in (False, True):
+            for native in (False, True):
+                with ExitStack() as stack:
+                    sandbox = stack.enter_context(Sandbox(variant))
+                    engine = stack.enter_context(
+                        Engine(
+                            sandbox,
+                            *DEFAULT_BRIDGE,
+                            *(OWN_NAT if native else ()),
+                            userland_proxy=proxy,
+                            suite=suite,
+                            ip6tables=None if native else False,
+                        )
+                    )
+                    engine.network("X", "fd00:a::/64")
+                    if not native:
+                        stack.enter_context(Daemon(sandbox, engine.endpoint))
+                    ends: Counter[End] = Counter()
+                    for number in range(count):
+                        ends += start(engine, sandbox.client, f"c{number}", PORT + number)
+                    first = Counter(
+                        first_end(engine, sandbox.client, f"r{number}", PORT)
+                        for number in range(0 if native else returns)
+                    )
+                    yield Starts(
+                        engine=engine.version,
+                        proxy=proxy,
+                        native=native,
+                        ends=ends,
+                        first=first,
+                    )
