@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 from ipv6natd.conntrack.entries import Entry, Tuple, delete_entries, list_entries
@@ -20,10 +22,10 @@ from ipv6natd.conntrack.stale import (
     Exposure,
     added_endpoints,
     affects_entries,
+    is_stale,
     may_be_served,
     may_wait_for_accept,
     newly_protected,
-    stale_entries,
 )
 from ipv6natd.model import Desired
 from ipv6natd.system.process import output_of
@@ -32,31 +34,75 @@ log = logging.getLogger(__name__)
 
 IP_TIMEOUT = 10.0
 """Seconds for one call of `ip`."""
-FLUSH_TIMEOUT = 10.0
-"""Seconds for all requests about conntrack entries after one change."""
+SCAN_TIMEOUT = 10.0
+"""Seconds for all requests about conntrack entries in one scan."""
 MAX_SCANS, SCAN_PAUSE = 4, 0.025
-"""Number of scans, and seconds between them. stale_entries explains the later scans."""
+"""Number of scans for one change, and seconds between them. is_stale explains the later
+scans."""
+
+
+@dataclass(slots=True, eq=False)
+class _Check:
+    """A change of the rules, until a scan finds nothing stale. A later change does not end it."""
+
+    old: Desired | None
+    exposure: Exposure
+    scans: int = 0
+    deleted_replies: set[bytes] | None = None
+    """See is_stale."""
+    begun: set[Tuple] = field(default_factory=set)
+    """The connections that may wait for accept(), of all scans: one can be established after its
+    entry was listed or deleted."""
+
+
+class _ScanError(Exception):
+    """A request about conntrack entries failed; the text has the kernel's message."""
 
 
 class Conntrack:
-    """The host's conntrack table. `host_addresses` is called for each change."""
+    """The host's conntrack table. `host_addresses` is called for each scan."""
 
     def __init__(self, host_addresses: Callable[[], frozenset[IPv6Address]]) -> None:
         self._host_addresses = host_addresses
+        self._checks: list[_Check] = []
+        self._rules_for = Desired()
+        """What the rules in force are for."""
         self._last_failure = ""
         self._can_end_connections = True
         """False after the kernel could not: INET_DIAG_DESTROY is missing."""
 
+    @property
+    def needs_scan(self) -> bool:
+        """True if deleted entries may come back: call `scan_again` after SCAN_PAUSE."""
+        return bool(self._checks)
+
     def flush_stale_flows(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
-        """Delete the entries that the change from `old` to `new` made stale. False on an error.
+        """Delete the entries that the change from `old` to `new` made stale. False on an error:
+        call it again.
 
         `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
         _flush_neighbours(old, new, exposure)
+        self._rules_for = new
         if not affects_entries(old, new, exposure):
             return True
-        failure = self._delete_stale_entries(Change(old, new, self._host_addresses(), exposure))
-        if failure:
+        check = _Check(old, exposure)
+        self._checks.append(check)
+        if self.scan_again():
+            return True
+        self._checks.remove(check)
+        return False
+
+    def scan_again(self) -> bool:
+        """Delete the entries that are stale by now, after all changes that may still have some.
+
+        False on an error. Blocks. Errors are logged, not raised.
+        """
+        failure = ""
+        try:
+            self._scan()
+        except _ScanError as error:
+            failure = str(error)
             # A warning at the first of equal consecutive failures.
             log.log(
                 logging.DEBUG if failure == self._last_failure else logging.WARNING,
@@ -66,32 +112,33 @@ class Conntrack:
         self._last_failure = failure
         return not failure
 
-    def _delete_stale_entries(self, change: Change) -> str:
-        """Returns the error with the kernel's message; "" if there is none."""
-        deadline = time.monotonic() + FLUSH_TIMEOUT
-        deleted_replies: set[bytes] | None = None
-        begun: set[Tuple] = set()
-        verb = "list"
-        try:
-            for scan in range(MAX_SCANS):
-                if scan:
-                    time.sleep(SCAN_PAUSE)
-                verb = "list"
-                listed = list_entries(deadline=deadline)
-                stale = list(stale_entries(listed, change, deleted_replies))
-                stale = self._end_unserved(stale, begun, change, deadline)
-                if not stale:
-                    break
-                verb = "delete"
-                replies = {entry.original.packed: entry.reply.packed for entry in stale}
+    def _scan(self) -> None:
+        own, deadline = self._host_addresses(), time.monotonic() + SCAN_TIMEOUT
+        checks = [
+            (check, Change(check.old, self._rules_for, own, check.exposure))
+            for check in self._checks
+        ]
+        found: list[list[Entry]] = [[] for _ in checks]
+        with _errors("list"):
+            for entry in list_entries(deadline=deadline):
+                for (check, change), stale in zip(checks, found, strict=True):
+                    if is_stale(entry, change, check.deleted_replies):
+                        stale.append(entry)
+        for (check, change), stale in zip(checks, found, strict=True):
+            self._delete(check, change, stale, deadline)
+
+    def _delete(self, check: _Check, change: Change, stale: list[Entry], deadline: float) -> None:
+        with _errors("list"):
+            stale = self._end_unserved(stale, check.begun, change, deadline)
+        if stale:
+            replies = {entry.original.packed: entry.reply.packed for entry in stale}
+            with _errors("delete"):
                 deleted = delete_entries(replies, deadline=deadline)
-                log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
-                deleted_replies = (deleted_replies or set()).union(replies.values())
-        except TimeoutError:
-            return f"the kernel did not {verb} the conntrack entries within {FLUSH_TIMEOUT:g} s"
-        except OSError as error:
-            return f"the kernel did not {verb} the conntrack entries: {error.strerror}"
-        return ""
+            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
+            check.deleted_replies = (check.deleted_replies or set()).union(replies.values())
+        check.scans += 1
+        if not stale or check.scans == MAX_SCANS:
+            self._checks.remove(check)
 
     def _end_unserved(
         self, stale: list[Entry], begun: set[Tuple], change: Change, deadline: float
@@ -99,8 +146,7 @@ class Conntrack:
         """End the connections that no process has accepted: their clients may wait for the first
         byte, and would not notice that the conntrack entry is gone. Returns the entries to delete.
 
-        `begun` collects them over the scans: a connection can be established after its entry was
-        listed or deleted. Raises OSError if the sockets cannot be listed.
+        Adds to `begun`. Raises OSError if the sockets cannot be listed.
         """
         begun.update(entry.original for entry in stale if may_wait_for_accept(entry, change))
         if not begun:
@@ -128,6 +174,19 @@ class Conntrack:
                 "the kernel cannot end connections that began before the rule of their port "
                 "(INET_DIAG_DESTROY is missing), so their clients may wait"
             )
+
+
+@contextmanager
+def _errors(verb: str) -> Iterator[None]:
+    """Raise each OSError of the block as _ScanError."""
+    try:
+        yield
+    except TimeoutError:
+        reason = f"the kernel did not {verb} the conntrack entries within {SCAN_TIMEOUT:g} s"
+        raise _ScanError(reason) from None
+    except OSError as error:
+        reason = f"the kernel did not {verb} the conntrack entries: {error.strerror}"
+        raise _ScanError(reason) from None
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:

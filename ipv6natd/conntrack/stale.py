@@ -227,10 +227,8 @@ class Change:
         return None if subnet is None else self.networks[subnet]
 
 
-def stale_entries(
-    entries: Iterable[Entry], change: Change, deleted_replies: Container[bytes] | None = None
-) -> Iterator[Entry]:
-    """The entries to delete after the rules changed. A flow that the rules allow continues: its
+def is_stale(entry: Entry, change: Change, deleted_replies: Container[bytes] | None = None) -> bool:
+    """True if the entry must go after the rules changed. A flow that the rules allow continues: its
     next packet creates a new entry.
 
     `deleted_replies` are the packed reply tuples of entries that were deleted before; None at the
@@ -239,18 +237,16 @@ def stale_entries(
     replies, which skip the nat table. So later scans look for reversed entries, and for entries of
     changed mappings.
     """
-    for entry in entries:
-        if (
-            _is_of_removed_container(entry, change)
-            or _is_unserved(entry, change)
-            or _is_for_changed_port(entry, change)
-            or (
-                _is_of_newly_protected_network(entry, change)
-                if deleted_replies is None
-                else entry.original.packed in deleted_replies
-            )
-        ):
-            yield entry
+    return (
+        _is_of_removed_container(entry, change)
+        or _is_unserved(entry, change)
+        or _is_for_changed_port(entry, change)
+        or (
+            _is_of_newly_protected_network(entry, change)
+            if deleted_replies is None
+            else entry.original.packed in deleted_replies
+        )
+    )
 
 
 def _targets(
@@ -324,7 +320,7 @@ def _is_for_changed_port(entry: Entry, change: Change) -> bool:
     """Original direction: a client sends to a port of the host. Reply direction: the answers come
     from another source than the target that the mapping now has.
 
-    If a reply created the entry, the directions are reversed: see `stale_entries`.
+    If a reply created the entry, the directions are reversed: see `is_stale`.
     """
     if entry.original.protocol not in (UDP, SCTP):
         return False

@@ -25,7 +25,7 @@ ConntrackState, the flows:
 | an edit of another program              | same          | True if nat   | OPEN if raw, filter  |
 | whole tables are written from unknown   | same          | same          | as the tables tell   |
 | a pass flushes the stale flows          | its decisions | False         | NONE                 |
-| a flush fails                           | same          | True          | same                 |
+| a flush, or a scan after it, fails      | same          | True          | same                 |
 | removal                                 | None          | same          | same                 |
 """
 
@@ -364,6 +364,16 @@ class Applier:
             ConntrackState(flushed_for=wanted) if flushed else replace(flows, recheck_all=True)
         )
         return flushed
+
+    def scan_flows_again(self) -> bool:
+        """Delete conntrack entries that have come back; False if it failed.
+
+        Not part of `sync`, because no event must wait for it.
+        """
+        scanned = self.host.scan_again()
+        if not scanned:
+            self._flows = replace(self._flows, recheck_all=True)
+        return scanned
 
 
 def _all_match(rules: Ruleset, now: Observed, *, keep_order: bool) -> bool:

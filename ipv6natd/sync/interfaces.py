@@ -44,6 +44,10 @@ class Observer(Protocol):
 class Host(Protocol):
     """What `local_host` implements. All methods but `check` run in a worker thread."""
 
+    @property
+    def needs_scan(self) -> bool:
+        """True if entries may come back that `flush_stale_flows` deleted: call `scan_again`."""
+
     def add_facts(self, snapshot: Snapshot, refresh: bool) -> Snapshot:
         """`snapshot` with the facts of the host. With `refresh` all of them are read again, because
         others may have written rules."""
@@ -54,6 +58,9 @@ class Host(Protocol):
         `old` is the last state that it was called for, None if unknown; `exposure` is what was
         unprotected meanwhile. False means: call it again after a pause.
         """
+
+    def scan_again(self) -> bool:
+        """Delete entries that have come back; False if it failed."""
 
     def save_rules(self, rules: Ruleset) -> None:
         """Save the raw and filter tables that came into force."""

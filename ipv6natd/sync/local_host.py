@@ -48,10 +48,17 @@ class LocalHost:
         self._route_changes = 0
         self._known_routes: tuple[tuple[Network, ...], int, tuple[Route, ...]] = ((), 0, ())
         """The networks and the number of changes that the routes were read for, and the routes."""
-        self.flush_stale_flows = Conntrack(addresses).flush_stale_flows
+        self._conntrack = Conntrack(addresses)
+        self.flush_stale_flows = self._conntrack.flush_stale_flows
+        self.scan_again = self._conntrack.scan_again
         self.save_rules = SavedRules().write
         self.update_forwarding = forwarding.update
         self.saved_ports = SavedPorts()
+
+    @property
+    def needs_scan(self) -> bool:
+        """See Host."""
+        return self._conntrack.needs_scan
 
     async def check(
         self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from ipv6natd.conntrack.flush import SCAN_PAUSE
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import kernel_fault
 from ipv6natd.model import Policy, Snapshot
@@ -204,12 +205,25 @@ class Reconciler:
         """Run passes until cancelled."""
         self.departures.begin()
         while True:
+            await self._scan_flows()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._retry.due):
                     await self._woken.wait()
             # Cleared before any read, so that a change during the pass causes another pass.
             self._woken.clear()
             await self._run_pass()
+
+    async def _scan_flows(self) -> None:
+        """Delete conntrack entries that come back after a pass, until the next trigger. The flush
+        of the next pass continues it."""
+        while self.applier.host.needs_scan:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SCAN_PAUSE):
+                    await self._woken.wait()
+                    return
+            if not await self._in_thread(self.applier.scan_flows_again):
+                self._retry.schedule()
+                return
 
     async def _run_pass(self) -> None:
         await self._remove_on_request()

@@ -45,7 +45,7 @@ def test_a_pass_may_take_several_calls_that_wait_as_long_as_they_may() -> None:
     end = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     interval = notify.watchdog_interval({"WATCHDOG_USEC": str(watchdog * 1_000_000)})
     assert interval == watchdog / 3
-    flush = 2 * conntrack.FLUSH_TIMEOUT + conntrack.IP_TIMEOUT
+    flush = 2 * conntrack.SCAN_TIMEOUT + conntrack.IP_TIMEOUT
     assert 4 * (firewall_tools.TOOL_TIMEOUT + tools.KILL_TIMEOUT) + flush < reconciler.MAX_PASS_TIME
     page = (ROOT / "docs" / "limits.md").read_text()
     assert f"no pass takes\nlonger than {reconciler.MAX_PASS_TIME:g} s" in page
@@ -99,7 +99,7 @@ def test_what_is_tried_again_is_documented_as_it_is() -> None:
 LIMITS = {
     "a tool that reads or writes rules": firewall_tools.TOOL_TIMEOUT,
     "deleting neighbour entries": conntrack.IP_TIMEOUT,
-    "deleting the conntrack entries of one change": conntrack.FLUSH_TIMEOUT,
+    "deleting the conntrack entries of one change": conntrack.SCAN_TIMEOUT,
     "a response of the engine": float(CALL_TIMEOUT),
     "a connection to the bus": bus.CONNECT_TIMEOUT,
     "a call over the bus": bus.CALL_TIMEOUT,

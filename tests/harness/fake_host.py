@@ -19,6 +19,8 @@ class FakeHost:
     userland_proxy: Callable[[Iterable[str]], bool] = lambda _: True
     """Called in the worker thread, as all reads of the host."""
     flush: Callable[[Desired | None, Desired, Exposure], bool] = lambda *_: True
+    needs_scan: bool = False
+    scan: Callable[[], bool] = lambda: True
     forward: Callable[[bool], bool] = lambda _: False
     left: bool | None = False
     found: HostReport = field(default_factory=HostReport)
@@ -35,6 +37,10 @@ class FakeHost:
     def flush_stale_flows(self, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
         """See Host."""
         return self.flush(old, new, exposure)
+
+    def scan_again(self) -> bool:
+        """See Host."""
+        return self.scan()
 
     def save_rules(self, rules: Ruleset) -> None:
         """See Host."""

@@ -76,7 +76,7 @@ class Host:
         self.entries = entries("\n".join(lines))
 
     def list(self, *, deadline: float) -> Iterator[Entry]:
-        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
         self.lists += 1
         if self.list_error:
             raise self.list_error
@@ -87,16 +87,16 @@ class Host:
         return len(list(originals))
 
     def delete(self, originals: Iterable[bytes], *, deadline: float) -> int:
-        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
         self.deleted.append([*originals])
         return self.on_delete(originals)
 
     def find(self, originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
-        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
         return {each: each.packed for each in originals if each in self.unaccepted}
 
     def end(self, sockets: Iterable[bytes], *, deadline: float) -> int:
-        assert 0 < deadline - time.monotonic() <= conntrack.FLUSH_TIMEOUT
+        assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
         self.ended.append([*sockets])
         self.unaccepted.clear()
         if self.end_error:
@@ -124,15 +124,25 @@ def flows() -> Conntrack:
     return Conntrack(lambda: frozenset({IPv6Address("2001:db8::1")}))
 
 
+def flush(flows: Conntrack, old: Desired | None, new: Desired, exposure: Exposure) -> bool:
+    """Flush, and scan again until nothing is stale; False if a request failed."""
+    if not flows.flush_stale_flows(old, new, exposure):
+        return False
+    while flows.needs_scan:
+        if not flows.scan_again():
+            return False
+    return True
+
+
 def test_flush_leaves_an_entry_that_is_not_stale(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_CONTAINER)
-    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert flush(flows, None, UDP, Exposure.NONE)
     assert (host.lists, host.deleted, host.ip_calls) == (1, [], [])
 
 
 def test_flush_deletes_a_stale_entry_and_scans_again(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
-    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert flush(flows, None, UDP, Exposure.NONE)
     assert (host.lists, host.deleted) == (2, [[QUESTION]])
 
 
@@ -151,7 +161,7 @@ def test_flush_deletes_the_reversed_entry_of_a_reply_in_flight(
 
     host.set_entries(TO_CONTAINER)
     host.on_delete = forget
-    assert flows.flush_stale_flows(UDP, NOTHING, Exposure.NONE)
+    assert flush(flows, UDP, NOTHING, Exposure.NONE)
     assert host.deleted == [[QUESTION], [entries(answer)[0].original.packed]]
 
 
@@ -160,7 +170,7 @@ def test_flush_deletes_the_entries_and_the_neighbours_of_a_new_network(
 ) -> None:
     to_network, to_host = "src=2001:db8::2 dst=fd00:a::2", "src=2001:db8::2 dst=2001:db8::1"
     host.set_entries(f"ip 4 29 {to_network} {to_network}", f"ip 4 29 {to_host} {to_host}")
-    flows.flush_stale_flows(EMPTY, desired(snapshot(X), Policy()), Exposure.NONE)
+    flush(flows, EMPTY, desired(snapshot(X), Policy()), Exposure.NONE)
     assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
     assert host.deleted == [[entries(f"ip 4 29 {to_network} {to_network}")[0].original.packed]]
 
@@ -181,31 +191,31 @@ def test_flush_deletes_flows_that_were_opened_without_rules(host: Host, flows: C
         )
     )
     opened = host.entries
-    assert flows.flush_stale_flows(UDP, UDP, Exposure.OPEN)
+    assert flush(flows, UDP, UDP, Exposure.OPEN)
     assert host.deleted == [[opened[0].original.packed, opened[3].original.packed]]
 
 
 def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrack) -> None:
     nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
-    assert flows.flush_stale_flows(NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
+    assert flush(flows, NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
     assert host.lists == 1
     ((_, lines),) = host.ip_calls
     assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
 
 
 def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
-    flows.flush_stale_flows(UDP, MOVED, Exposure.NONE)
+    flush(flows, UDP, MOVED, Exposure.NONE)
     assert host.ip_calls == [(BATCH, f"neigh del fd00:a::3 dev {X.bridge}\n")]
 
 
 def test_flush_lists_entries_only_if_one_can_be_stale(host: Host, flows: Conntrack) -> None:
     for count, (old, new) in enumerate(((NOTHING, SCTP), (UDP, SCTP), (UDP, MOVED)), 1):
-        flows.flush_stale_flows(old, new, Exposure.NONE)
+        flush(flows, old, new, Exposure.NONE)
         assert host.lists == count
     host.lists = 0
-    flows.flush_stale_flows(UDP, UDP, Exposure.NONE)
-    flows.flush_stale_flows(TCP, TCP, Exposure.NONE)
-    flows.flush_stale_flows(None, EMPTY, Exposure.OPEN)
+    flush(flows, UDP, UDP, Exposure.NONE)
+    flush(flows, TCP, TCP, Exposure.NONE)
+    flush(flows, None, EMPTY, Exposure.OPEN)
     assert host.lists == 0
 
 
@@ -226,7 +236,7 @@ def test_flush_ends_connections_that_began_before_the_rule(host: Host, flows: Co
     waiting, _, unanswered = (entry.original for entry in host.entries)
     host.unaccepted = {waiting}
     host.on_delete = lambda originals: host._delete_all(originals) if host.ended else 0
-    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert flush(flows, NOTHING, TCP, Exposure.NONE)
     assert host.ended == [[waiting.packed]]
     assert host.deleted == [[waiting.packed, unanswered.packed]]
 
@@ -243,7 +253,7 @@ def test_flush_ends_a_connection_that_is_established_after_its_entry_was_deleted
         return host._delete_all(originals)
 
     host.on_delete = answered_meanwhile
-    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert flush(flows, NOTHING, TCP, Exposure.NONE)
     assert (host.deleted, host.ended) == ([[unanswered.packed]], [[unanswered.packed]])
 
 
@@ -252,7 +262,7 @@ def test_flush_keeps_a_connection_that_a_service_of_the_host_accepted(
 ) -> None:
     """It had the port before, and has closed its listener."""
     host.set_entries(WAITING, SERVED)
-    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert flush(flows, NOTHING, TCP, Exposure.NONE)
     assert (host.ended, host.deleted) == ([], [])
 
 
@@ -260,7 +270,7 @@ def test_flush_ends_no_connection_that_the_proxy_serves(host: Host, flows: Connt
     host.set_entries(WAITING, SERVED, UNANSWERED)
     unanswered = host.entries[2].original.packed
     old, new = (replace(each, userland_proxy=True) for each in (NOTHING, TCP))
-    assert flows.flush_stale_flows(old, new, Exposure.NONE)
+    assert flush(flows, old, new, Exposure.NONE)
     assert (host.ended, host.deleted) == ([], [[unanswered]])
 
 
@@ -273,17 +283,41 @@ def test_kernel_that_cannot_end_connections_is_one_warning(
         host.set_entries(WAITING)
         host.unaccepted = {host.entries[0].original}
         host.deleted.clear()
-        assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+        assert flush(flows, NOTHING, TCP, Exposure.NONE)
         assert host.deleted == [[entries(WAITING)[0].original.packed]]
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "INET_DIAG_DESTROY" in record.getMessage()
     assert len(host.ended) == 1
 
 
+def test_later_scan_follows_the_newest_rules(host: Host, flows: Conntrack) -> None:
+    """A new container has got the address of the removed one, and with it its port."""
+    host.set_entries(TO_CONTAINER)
+    host.on_delete = lambda originals: len(list(originals))
+    assert flows.flush_stale_flows(UDP, NOTHING, Exposure.NONE)
+    assert flows.needs_scan
+    assert host.deleted == [[QUESTION]]
+    assert flows.flush_stale_flows(NOTHING, UDP, Exposure.NONE)
+    assert not flows.needs_scan
+    assert host.deleted == [[QUESTION]]
+
+
+def test_scan_that_fails_is_repeated(host: Host, flows: Conntrack) -> None:
+    host.set_entries(TO_HOST)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    host.set_entries(TO_HOST)
+    host.list_error = PermissionError(1, "Operation not permitted")
+    assert not flows.scan_again()
+    host.list_error = None
+    assert flows.needs_scan
+    assert flows.scan_again()
+    assert host.deleted == [[QUESTION], [QUESTION]]
+
+
 def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Conntrack) -> None:
     host.set_entries(TO_HOST)
     host.on_delete = lambda originals: len(list(originals))
-    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert flush(flows, None, UDP, Exposure.NONE)
     assert host.lists == conntrack.MAX_SCANS
     assert len(host.deleted) == conntrack.MAX_SCANS
 
@@ -307,14 +341,14 @@ def test_failed_list_is_one_warning_with_the_message_of_the_kernel(
     words: str,
 ) -> None:
     host.list_error = error
-    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
-    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)  # the same failure is one warning
+    assert not flush(flows, None, UDP, Exposure.NONE)
+    assert not flush(flows, None, UDP, Exposure.NONE)  # the same failure is one warning
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
     host.list_error = None
-    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert flush(flows, None, UDP, Exposure.NONE)
     host.list_error = error
-    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert not flush(flows, None, UDP, Exposure.NONE)
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
 
 
@@ -334,7 +368,7 @@ def test_failed_deletion_is_a_warning(
 
     host.set_entries(TO_HOST)
     host.on_delete = forget
-    assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert not flush(flows, None, UDP, Exposure.NONE)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert words in record.getMessage()
 
@@ -354,9 +388,10 @@ class Loop:
         self.passes = 0
         self.done = True
         """The result of the next flushes."""
+        self.host = FakeHost(flush=self._flush)
         self.loop = Reconciler(
             engine=self.facts,
-            applier=Applier(lambda: self.firewall, FakeHost(flush=self._flush)),
+            applier=Applier(lambda: self.firewall, self.host),
             observer=self,
             policy=Policy(),
         )
@@ -505,5 +540,33 @@ def test_failed_flush_is_repeated_without_an_event(
             flushes = list(bench.flushes)
             await asyncio.sleep(0.2)
             assert bench.flushes == flushes
+
+    asyncio.run(scenario())
+
+
+def test_later_scan_waits_for_no_pass_and_no_pass_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        bench, scans = Loop(), [False, True]
+        udp = container(on=[X], ports=["5353:53/udp"])
+
+        def scan() -> bool:
+            bench.host.needs_scan = len(scans) > 1
+            return scans.pop()
+
+        bench.host.scan, bench.host.needs_scan = scan, True
+        monkeypatch.setattr(reconciler, "SCAN_PAUSE", 60)
+        monkeypatch.setattr(reconciler, "MIN_RETRY_PAUSE", 0.01)
+        async with background(bench.loop.run()):
+            await bench.passed(X, how=bench.loop.trigger)
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            assert len(scans) == 2
+            monkeypatch.setattr(reconciler, "SCAN_PAUSE", 0.01)
+            await bench.passed(X, udp, how=bench.loop.trigger)
+            bench.flushes.clear()
+            await until(lambda: not scans)
+            # The second scan failed: all flows are checked.
+            await until(lambda: (None, [5353]) in bench.flushes)
 
     asyncio.run(scenario())

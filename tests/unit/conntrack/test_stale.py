@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ipv6natd.conntrack import stale as conntrack
 from ipv6natd.conntrack.entries import Entry
 from ipv6natd.conntrack.stale import (
     Change,
@@ -17,7 +18,6 @@ from ipv6natd.conntrack.stale import (
     changes_ports,
     newly_protected,
     removed_addresses,
-    stale_entries,
 )
 from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
 from ipv6natd.netfilter.diff import rewrite_tables
@@ -74,7 +74,7 @@ def stale(
     deleted_replies: set[bytes] | None = None,
 ) -> list[Entry]:
     change = Change(old, new, HOST_ADDRESSES, exposure)
-    return list(stale_entries(flows, change, deleted_replies))
+    return [flow for flow in flows if conntrack.is_stale(flow, change, deleted_replies)]
 
 
 def is_stale(entry: Entry, old: Desired | None, new: Desired) -> bool:
