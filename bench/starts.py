@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 
 from tests.harness import Daemon, Engine, Sandbox
 from tests.harness.regime import DEFAULT_BRIDGE
 from tests.harness.sandbox import Variant
-from tests.harness.starting import End, first_end, start
+from tests.harness.starting import Connection, End, early_time, first_end, import_image, start
 from tests.harness.tree import Suite
 
 PORT = 4000
@@ -28,10 +29,20 @@ class Starts:
     proxy: bool
     native: bool
     """True if the engine does IPv6 NAT itself, without ipv6natd."""
-    ends: Counter[End]
-    """Of all connections of all starts."""
+    connections: list[list[Connection]]
+    """Of each start with clients."""
     first: Counter[End]
     """Of a connection made at the return of each start."""
+
+    @property
+    def ends(self) -> Counter[End]:
+        """Of all connections."""
+        return Counter(found.end for found in chain.from_iterable(self.connections))
+
+    @property
+    def waits(self) -> list[float]:
+        """Seconds from the opening of the port to its rule, of each start with clients."""
+        return [early_time(found) for found in self.connections]
 
 
 def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
@@ -54,9 +65,11 @@ def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
                     engine.network("X", "fd00:a::/64")
                     if not native:
                         stack.enter_context(Daemon(sandbox, engine.endpoint))
-                    ends: Counter[End] = Counter()
-                    for number in range(count):
-                        ends += start(engine, sandbox.client, f"c{number}", PORT + number)
+                    import_image(engine)
+                    connections = [
+                        start(engine, sandbox.client, f"c{number}", PORT + number)
+                        for number in range(count)
+                    ]
                     first = Counter(
                         first_end(engine, sandbox.client, f"r{number}", PORT)
                         for number in range(0 if native else returns)
@@ -65,6 +78,6 @@ def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
                         engine=engine.version,
                         proxy=proxy,
                         native=native,
-                        ends=ends,
+                        connections=connections,
                         first=first,
                     )

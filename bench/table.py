@@ -37,7 +37,7 @@ FORMS: dict[str, Callable[[float], str]] = {
     "ratio": lambda value: f"{value:.2f} x",
     "MB": lambda value: f"{value:.1f} MB",
     "%": lambda value: f"{value * 100:.2f} %",
-    "rules": lambda value: f"{value:.1f}",
+    "each": lambda value: f"{value:.1f}",
     "": lambda value: f"{value:.0f}",
 }
 

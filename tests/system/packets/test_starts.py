@@ -13,7 +13,7 @@ from tests.harness import Daemon, Engine, Sandbox, Wanted, serve, until
 from tests.harness.engine import IMAGE
 from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT
-from tests.harness.starting import End, start
+from tests.harness.starting import End, import_image, start
 from tests.system.packets.asking import dnats, opened
 
 pytestmark = [pytest.mark.ours]
@@ -64,9 +64,11 @@ def test_named_port_is_forwarded_when_start_returns(wanted: Wanted) -> None:
 @pytest.mark.depends_on("variant", "engine", "proxy")
 def test_no_client_hangs_that_connects_while_a_container_starts(wanted: Wanted) -> None:
     with lab(wanted) as (sandbox, engine, _):
+        import_image(engine)
         ends: Counter[End] = Counter()
         for number in range(TIMES):
-            ends += start(engine, sandbox.client, f"c{number}", 8080, interval=0.01)
+            connections = start(engine, sandbox.client, f"c{number}", 8080, interval=0.01)
+            ends.update(connection.end for connection in connections)
         assert ends[End.HUNG] == 0, ends
         assert ends[End.CORRECT] > TIMES
 
