@@ -81,12 +81,16 @@ class Facts:
         for container_id in starting:
             del self.containers[container_id]
 
-    def awaited(self, network_id: str) -> frozenset[str]:
-        """The starting containers on a network: an inspect that begins now has their addresses."""
+    def awaited(self, subject: Subject) -> frozenset[str]:
+        """The starting containers about which an inspect that begins now is certain: it has the
+        addresses of those on a network, and the result of a container's start, for which it
+        waits."""
+        if subject.kind == "container":
+            return frozenset({subject.id} & self._starts.keys())
         return frozenset(
             container_id
             for container_id, start in self._starts.items()
-            if network_id in start.connected
+            if subject.id in start.connected
         )
 
     def _store_addresses(self, network_id: str, raw: object, awaited: Set[str]) -> bool:
@@ -126,7 +130,10 @@ class Facts:
             self.networks, (parse.listed_network(raw, self.networks) for raw in raw_networks)
         )
         for listed in containers:
-            self._starts.pop(listed.id, None)
+            if listed.id not in self._inspected_since_list:
+                self._starts.pop(listed.id, None)
+        # The list has only those whose start has ended.
+        self._inspected_since_list |= self._starts.keys()
         missing = [subject for listed in containers for subject in self._missing(listed, engine)]
         self.containers = self._merge(self.containers, containers)
         return old != (self.networks, self.containers), missing
@@ -153,8 +160,8 @@ class Facts:
     def store(
         self, subject: Subject, raw: object, engine: Engine, *, awaited: Set[str] = frozenset()
     ) -> tuple[bool, list[Subject]]:
-        """Store the response of an inspect; `raw` is None for a removed object. `awaited` are those
-        of a network at the beginning of its inspect.
+        """Store the response of an inspect; `raw` is None for a removed object. For `awaited` see
+        there.
 
         Return whether that changed anything, and the unknown networks of a container.
         """
@@ -167,8 +174,8 @@ class Facts:
             return self._store_addresses(identity, raw, awaited) or changed, []
         self._store_request(subject.id, raw)
         container = parse.container(raw, engine)
-        if container is None and subject.id in self._starts:
-            # From before the start; an event reports its failure.
+        if container is None and subject.id in self._starts and subject.id not in awaited:
+            # From before the start.
             return self._store_start(subject.id), []
         self._inspected_since_list.add(subject.id)
         self._starts.pop(subject.id, None)

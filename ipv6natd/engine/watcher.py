@@ -290,7 +290,7 @@ class EngineWatcher:
         try:
             if ended:
                 await self._raise_if_stopped()
-            awaited = self._facts.awaited(subject.id)
+            awaited = self._facts.awaited(subject)
             raw = await in_thread(partial(inspect, client, *subject))
             self._inspects.note_result(subject)
             self._stored(*self._facts.store(subject, raw, self.engine, awaited=awaited))

@@ -35,7 +35,7 @@ class Answers:
         if name in self.address:
             place = {"IPv6Address": f"{self.address[name]}/64", "MacAddress": "02:42:ac:12:00:02"}
             raw["Containers"] = {WEB: place}
-        awaited = self.facts.awaited(identity(name))
+        awaited = self.facts.awaited(Subject("network", identity(name)))
         changed, _ = self.store("network", name, raw | fields, awaited=awaited)
         return changed
 
@@ -140,27 +140,40 @@ def test_start_that_fails_leaves_nothing(engine: Answers, name: str) -> None:
 def test_start_whose_end_no_event_will_tell_is_forgotten(engine: Answers) -> None:
     engine.created()
     engine.connect("x", FIRST)
-    awaited = engine.facts.awaited(identity("x"))
+    awaited = engine.facts.awaited(Subject("network", identity("x")))
     engine.facts.forget_starts()
     assert engine.web is None
     engine.store("network", "x", raw_network("x"), awaited=awaited)
     assert engine.web is None
 
 
-def test_list_without_the_container_ends_it(engine: Answers) -> None:
+def test_list_does_not_end_a_start(engine: Answers) -> None:
+    """It has only the containers whose start has ended."""
     engine.created()
     engine.connect("x", FIRST)
     engine.facts.begin_list()
     raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
-    changed, _ = engine.facts.store_lists(raw, [], ENGINE)
-    assert changed
+    engine.facts.store_lists(raw, [], ENGINE)
+    assert engine.web == EARLY
+
+
+def test_inspect_that_began_during_the_start_tells_its_failure(engine: Answers) -> None:
+    """Also without the event: it waits for the end of the start."""
+    engine.created()
+    subject = Subject("container", WEB)
+    before = engine.facts.awaited(subject)
+    engine.connect("x", FIRST)
+    stopped = raw_container("web") | {"State": {"Running": False}}
+    engine.store("container", "web", stopped, awaited=before)
+    assert engine.web == EARLY
+    engine.store("container", "web", stopped, awaited=engine.facts.awaited(subject))
     assert engine.web is None
 
 
 def test_list_with_the_container_confirms_it(engine: Answers) -> None:
     engine.created()
     engine.connect("x", FIRST)
-    awaited = engine.facts.awaited(identity("x"))
+    awaited = engine.facts.awaited(Subject("network", identity("x")))
     engine.facts.begin_list()
     listed = parse.container(row(raw_container("web")), ENGINE)
     assert listed is not None
