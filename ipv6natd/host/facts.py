@@ -57,17 +57,15 @@ _RTF_ADDRCONF = 0x40000
 _NOT_ROUTED = _RTF_REJECT | _RTF_ADDRCONF | 0x10 | 0x100000 | 0x800000 | 0x1000000 | _RTF_LOCAL
 
 
-def userland_proxy(bridges: Iterable[str]) -> bool:
-    """True if the engine of these bridges runs its userland proxy.
+def userland_proxy(bridges: Iterable[str]) -> bool | None:
+    """True if the engine of these bridges runs its userland proxy; None if no port shows it.
 
     dockerd sets hairpin_mode on the bridge port of a container if and only if it runs without the
-    proxy. A few ports on any bridges are enough, because all ports of one engine are equal. Without
-    any port there is no container, and nothing depends on the result.
+    proxy. A few ports on any bridges are enough, because all ports of one engine are equal.
     """
     ports = (port for bridge in bridges for port in _container_ports(bridge))
-    return not any(
-        read_word(port / "hairpin_mode") == "1" for port in islice(ports, _MAX_SAMPLED_PORTS)
-    )
+    modes = [read_word(port / "hairpin_mode") for port in islice(ports, _MAX_SAMPLED_PORTS)]
+    return "1" not in modes if any(modes) else None
 
 
 def _bridge_ports(bridge: str) -> Iterator[Path]:

@@ -161,17 +161,24 @@ def closed_guard(rules: Ruleset) -> Ruleset:
 
 
 def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
-    dnat = _dnat_chain(desired, cache)
+    # With a network, and not with the first port: to add a jump takes several times as long as to
+    # add a rule, and the client of a starting container would wait for it.
+    publishes = any(net.uses_nat and not net.closed for net in _our_networks(desired))
     chains = {
-        PRE: concat(*_prerouting_rules(desired)) if dnat.rules else concat(),
-        DNAT: dnat,
+        PRE: concat(*_prerouting_rules(desired)) if publishes else concat(),
+        DNAT: _dnat_chain(desired, cache),
         POST: _postrouting_chain(desired),
     }
-    return _table(chains, JUMPS[Table.NAT])
+    return _table(chains, JUMPS[Table.NAT], empty=[DNAT] if publishes else [])
 
 
-def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRules:
-    """The chains with rules and the jumps to them.
+def _table(
+    chains: dict[str, ChainTree],
+    jumps: tuple[BaseJump, ...],
+    *,
+    empty: Container[str] = (FORWARD, INPUT),
+) -> TableRules:
+    """The chains with rules and the jumps to them; those in `empty` exist also without rules.
 
     FORWARD always exists, because users rely on DOCKER-USER, which comes with it. INPUT always
     exists too, so no jump is added or removed with a network.
@@ -180,7 +187,7 @@ def _table(chains: dict[str, ChainTree], jumps: tuple[BaseJump, ...]) -> TableRu
         chain: rules
         for name, tree in chains.items()
         for chain, rules in sub_chain(name, tree).chains.items()
-        if rules or name in (FORWARD, INPUT)
+        if rules or name in empty
     }
     reached = tuple(jump for jump in jumps if jump.target in {DOCKER_USER, *filled})
     return TableRules(chains=filled, jumps=reached)
