@@ -49,5 +49,8 @@ class Firewall(Protocol):
     def write(self, change: TableChange) -> None:
         """Apply a change in one transaction, completely or (FirewallError) not at all."""
 
+    def write_all(self, changes: Iterable[TableChange]) -> None:
+        """Apply changes in this order, each in one transaction. None follows one that fails."""
+
     async def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` if another program may have written. Runs until it is cancelled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import RestoreFirewall
@@ -54,6 +54,11 @@ class LegacyFirewall:
             return
         with xtables_lock():
             self._write(change, write)
+
+    def write_all(self, changes: Iterable[TableChange]) -> None:
+        """See Firewall."""
+        for change in changes:
+            self.write(change)
 
     def _write(self, change: TableChange, write: Callable[[TableChange], None]) -> None:
         unchanged = self._sizes_at_read.get(change.table) == table_size(change.table)

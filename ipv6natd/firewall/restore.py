@@ -109,6 +109,22 @@ class RestoreFirewall:
         self.restore(format_change(replace(change, remove=remove)))
         self._delete(change.table, [jump for jump in by_nft if jump.target not in change.delete])
 
+    def write_all(self, changes: Iterable[TableChange]) -> None:
+        """See Firewall. By one process, whose start takes longer than a small change."""
+        texts: list[str] = []
+        for change in changes:
+            if any(jump.handle is not None for jump in change.remove):
+                self._restore_all(texts)
+                texts = []
+                self.write(change)
+            else:
+                texts.append(format_change(change))
+        self._restore_all(texts)
+
+    def _restore_all(self, texts: list[str]) -> None:
+        if texts:
+            self.restore("".join(texts))
+
     def _delete(self, table: Table, jumps: Iterable[ObservedJump]) -> None:
         rules = [
             {"family": "ip6", "table": table, "chain": jump.base, "handle": jump.handle}

@@ -289,8 +289,9 @@ class Applier:
             observed = self._write_whole(interim, rules, known=known)
         else:
             observed = dict(applied.observed)
-            for change in diff_chains(before, rules, interim=interim):
-                self.opened().write(change)
+            changes = diff_chains(before, rules, interim=interim)
+            self.opened().write_all(changes)
+            for change in changes:
                 observed[change.table] = predict(observed[change.table], change)
         if not known or before.guard != rules.guard:
             self.host.save_rules(rules)
@@ -311,8 +312,7 @@ class Applier:
             if not known:
                 exposure = max(self._flows.exposure, past_exposure(rules, found, self._saved))
                 self._flows = replace(self._flows, exposure=exposure)
-            for change in rewrite_tables(found, rules, interim=interim, keep_order=keep_order):
-                firewall.write(change)
+            firewall.write_all(rewrite_tables(found, rules, interim=interim, keep_order=keep_order))
             observed = firewall.read()
             if _all_match(rules, observed, keep_order=keep_order):
                 return observed
@@ -395,8 +395,7 @@ def remove_all(firewall: Firewall) -> int:
     observed = firewall.read()
     counts = {table: len(seen.chains) + len(seen.jumps) for table, seen in observed.items()}
     touched = {table: seen for table, seen in observed.items() if counts[table]}
-    for change in rewrite_tables(touched, EMPTY):
-        firewall.write(change)
+    firewall.write_all(rewrite_tables(touched, EMPTY))
     return sum(counts.values())
 
 

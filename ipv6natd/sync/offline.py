@@ -47,8 +47,7 @@ def _write_saved(saved: Ruleset, setting: str) -> Exposure:
                 )
                 return Exposure.UNGUARDED
             saved, exposure = closed_guard(saved), Exposure.UNGUARDED
-        for change in rewrite_tables(observed, saved):
-            firewall.write(change)
+        firewall.write_all(rewrite_tables(observed, saved))
         log.info("closed the saved networks until the engine lists its networks")
     except FirewallError as error:
         log.error("cannot close the saved networks: %s", error)

@@ -80,6 +80,11 @@ class FakeFirewall:
         self.load(format_change(change))
         self.writes += 1
 
+    def write_all(self, changes: Iterable[TableChange]) -> None:
+        """See Firewall."""
+        for change in changes:
+            self.write(change)
+
     def load(self, text: str) -> None:
         """Apply restore text as `--noflush` does, completely or not at all."""
         tables = {
