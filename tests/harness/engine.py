@@ -349,6 +349,11 @@ class Engine:
         return self.dir / "log"
 
     @property
+    def log_tail(self) -> str:
+        """The end of the engine's log."""
+        return tail(self._log)
+
+    @property
     def _pidfile(self) -> Path:
         return self.dir / "pid"
 
@@ -435,7 +440,8 @@ def remove_cgroups(mounts: int, lab: str) -> None:
     The cgroups may be mounted only in the engine's mount namespace, which the open file `mounts`
     keeps alive. A paused container must thaw to die.
     """
-    find = f'find /sys/fs/cgroup -depth -path "*/{lab}*"'
+    # Not another lab whose name begins so.
+    find = f'find /sys/fs/cgroup -depth "(" -path "*/{lab}" -o -path "*/{lab}/*" ")"'
     thaw = (
         f"{find} -name freezer.state -exec sh -c 'echo THAWED > $0' {{}} ';';"
         f" {find} -name cgroup.freeze -exec sh -c 'echo 0 > $0' {{}} ';'"

@@ -20,6 +20,7 @@ from tests.harness.engine import Container, Engine, Network
 from tests.harness.namespace import Namespace
 from tests.harness.needs import alone
 from tests.harness.probe import Answer, tcp, until
+from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT, HOST, Sandbox, Variant
 from tests.harness.serve import serve
 from tests.harness.tree import Suite
@@ -202,6 +203,10 @@ def regime(wanted: Wanted) -> Iterator[Regime]:
             _daemon=daemon,
             **residents,
         )
+        for name, made in residents.items():
+            if not made.ns.path.exists():
+                state = engine.docker("inspect", "--format={{json .State}}", name, check=False)
+                raise LabError(f"{name} ended during the tests: {state}\n{engine.log_tail}")
 
 
 def seen_as_client(answer: object) -> bool:
