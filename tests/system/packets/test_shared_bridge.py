@@ -20,6 +20,7 @@ from tests.harness import (
     Wanted,
     serve,
     tcp,
+    until,
 )
 from tests.harness.sandbox import CLIENT, HOST, namespace
 from tests.system.packets.asking import opened
@@ -110,6 +111,8 @@ def test_q18_guests_keep_their_connections_and_are_protected_as_containers(
         # As Docker with rules of its own. A note names it.
         assert tcp(lab.client, address(1), 7, timeout=0.3) is Failure.TIMEOUT
         assert lab.daemon.status.startswith("synced")
+        # The host is checked beside the passes.
+        assert until(lambda: NOTED in lab.daemon.log, wanted=True)
         noted = next(line for line in lab.daemon.log.splitlines() if NOTED in line)
         assert "(tap0, tap1)" in noted
         command = noted.rpartition(": ")[2].replace("ADDRESS", str(address(1)))
