@@ -110,9 +110,8 @@ class Facts:
         if start is not None and request is not None and start.addresses.keys() == start.connected:
             found = parse.starting(container_id, request, start.addresses, self.networks)
         known = self.containers.get(container_id)
-        starting = known is not None and known.starting
-        runs = known is not None and not starting
-        if runs or (found is None and not starting):
+        nothing_to_store = found is None if known is None else not known.starting
+        if nothing_to_store:
             return False
         self._inspected_since_list.add(container_id)
         return _put(self.containers, container_id, found)

@@ -212,16 +212,7 @@ def starting(
         ):
             return None
         priority, ipv6_off = request.networks.get(named.get(network_id, ""), (0, False))
-        address = None if ipv6_off else place
-        endpoints.append(
-            Endpoint(
-                network_id=network.id,
-                address=address,
-                has_gateway4=not network.internal,
-                has_gateway6=address is not None and not network.internal,
-                gw_priority=priority,
-            )
-        )
+        endpoints.append(_starting_endpoint(network, None if ipv6_off else place, priority))
     if not named or "" in named or len(named) < len(request.networks):
         return None
     return Container(
@@ -230,6 +221,16 @@ def starting(
         endpoints=tuple(endpoints),
         bindings=request.bindings,
         starting=True,
+    )
+
+
+def _starting_endpoint(network: Network, address: IPv6Address | None, priority: int) -> Endpoint:
+    return Endpoint(
+        network_id=network.id,
+        address=address,
+        has_gateway4=not network.internal,
+        has_gateway6=address is not None and not network.internal,
+        gw_priority=priority,
     )
 
 

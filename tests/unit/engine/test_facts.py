@@ -65,6 +65,13 @@ class Answers:
         network = identity(name) if name else ""
         return self.facts.connection(Connection(WEB, network, connected=connected))
 
+    def listed(self, *running: dict[str, Any]) -> None:
+        """The answers of a list that has begun."""
+        networks = [raw_network("x"), raw_network("y", "fd00:b::/64")]
+        containers = [parse.container(row(raw), ENGINE) for raw in running]
+        assert None not in containers
+        self.facts.store_lists(networks, [it for it in containers if it], ENGINE)
+
     def runs(self, **fields: Any) -> bool:
         changed, _ = self.store("container", "web", raw_container("web") | fields)
         return changed
@@ -152,8 +159,7 @@ def test_list_does_not_end_a_start(engine: Answers) -> None:
     engine.created()
     engine.connect("x", FIRST)
     engine.facts.begin_list()
-    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
-    engine.facts.store_lists(raw, [], ENGINE)
+    engine.listed()
     assert engine.web == EARLY
 
 
@@ -175,10 +181,7 @@ def test_list_with_the_container_confirms_it(engine: Answers) -> None:
     engine.connect("x", FIRST)
     awaited = engine.facts.awaited(Subject("network", identity("x")))
     engine.facts.begin_list()
-    listed = parse.container(row(raw_container("web")), ENGINE)
-    assert listed is not None
-    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
-    engine.facts.store_lists(raw, [listed], ENGINE)
+    engine.listed(raw_container("web"))
     engine.store("network", "x", raw_network("x"), awaited=awaited)
     assert engine.web == ("running", FIRST, "8080", "8080")
 
@@ -187,8 +190,7 @@ def test_start_during_a_list_is_kept(engine: Answers) -> None:
     engine.created()
     engine.facts.begin_list()
     engine.connect("x", FIRST)
-    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
-    engine.facts.store_lists(raw, [], ENGINE)
+    engine.listed()
     assert engine.web == EARLY
 
 
@@ -228,10 +230,7 @@ def test_end_counts_before_the_inspect_and_a_list_that_had_begun(engine: Answers
     engine.facts.begin_list()
     assert engine.told("", connected=False)
     assert engine.web is None
-    listed = parse.container(row(raw_container("web")), ENGINE)
-    assert listed is not None
-    raw = [raw_network("x"), raw_network("y", "fd00:b::/64")]
-    engine.facts.store_lists(raw, [listed], ENGINE)
+    engine.listed(raw_container("web"))
     assert engine.web is None
     # An event of an earlier run that comes late: the inspect corrects it.
     assert engine.runs()
