@@ -80,6 +80,8 @@ class Match(StrEnum):
     BROADCAST = "-m pkttype --pkt-type broadcast"
     """The Ethernet frame is for all."""
     MULTICAST = "-m pkttype --pkt-type multicast"
+    FRAGMENT = "-m frag"
+    """A packet with a fragment header, among whatever other headers."""
     OURS = f"-m comment --comment {COMMENT}"
     """In each of our rules in a foreign chain."""
 

@@ -75,6 +75,9 @@ _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
 _LAST_PORT = 65535
 
+_GUARDED = (Protocol.UDP, Protocol.SCTP)
+"""The protocols whose packets to the proxy have rules for each port."""
+
 _DROP_FORGED_SYN = tuple(
     Rule(
         not_in_interface="lo",
@@ -351,6 +354,9 @@ def _source_chain(desired: Desired) -> ChainTree:
         # The kernel drops such a packet too, but not the entry that a bridge created for it. In the
         # reply direction of the entry, a packet to the group could reach a program of the host.
         Rule(source=_MULTICAST, target=Verdict.DROP),
+        # Conntrack has put fragments together before raw, so this one was inside a fragment. The
+        # kernel would do it once more, but behind INPUT and DNAT, which do not see its port.
+        Rule(matches=(Match.FRAGMENT,), target=Verdict.DROP),
         _frame_checks(desired),
         _host_source_checks(desired),
         # Such packets do not leave their link.
@@ -665,12 +671,12 @@ def _reject_chain(desired: Desired, cache: IdentityCache) -> ChainTree:
 
 
 def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]) -> ChainTree:
-    """Drops forged UDP packets to the userland proxy, which would send them on as the gateway.
+    """Drops forged packets to the userland proxy, which would send them on as the gateway.
 
-    TCP and SCTP need no such rules: an attacker who does not get the replies cannot open a
-    connection.
+    Also a client's SCTP packets in the reply direction of a forged entry; for TCP, _DROP_FORGED_SYN
+    does this. An attacker who does not get the replies cannot open a connection of both protocols.
     """
-    mappings = [mapping for mapping in _our_mappings(desired) if mapping.protocol is Protocol.UDP]
+    mappings = [mapping for mapping in _our_mappings(desired) if mapping.protocol in _GUARDED]
     mapped = cache.map(
         "proxy jumps", mappings, lambda mapping: assign_blocks((_proxy_jump(mapping),))
     )

@@ -88,6 +88,8 @@ SHAPES = {
     "IPv4 peer, for example for its own gateway.",
     r"-A IPV6NAT-SRC -s ff00::/8 -j DROP": "No genuine packet has a multicast group as its source. "
     "With br_netfilter, a bridge would create an entry for it.",
+    r"-A IPV6NAT-SRC -m frag -j DROP": "A fragment inside another "
+    "one. The kernel would put it together behind INPUT, whose rules do not see its port.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
     "With many networks: only such packets pass the rules of the bridges.",
     r"-A IPV6NAT-SRC -m addrtype --dst-type LOCAL -j IPV6NAT-SRC-TO-HOST": "The same for packets "
@@ -182,8 +184,8 @@ SHAPES = {
     r"-A (?:CHAIN|BRIDGES) -[io] PATTERN -j BRIDGES": "With many "
     "networks: all bridges whose names have this prefix.",
     r"-A (?:IPV6NAT-INPUT|PORTS) (?:-d ADDRESS )?-p PROTOCOL --dport PORT -j IPV6NAT-PROXY": "A "
-    "published UDP port on which the proxy listens: the proxy replaces the source of each datagram "
-    "by the gateway.",
+    "published UDP or SCTP port on which the proxy listens: the proxy replaces the source of each "
+    "datagram by the gateway.",
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
     r"-A IPV6NAT-PROXY -m conntrack --ctstate INVALID -j DROP": "conntrack calls a datagram with "
     "the length 0 in its UDP header invalid, so no rule translates it, but the proxy would receive "

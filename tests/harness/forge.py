@@ -91,6 +91,31 @@ def authenticated(
     return packet(source, destination, AUTHENTICATION, header + body)
 
 
+def nested_fragments(
+    source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes, number: int = 9
+) -> list[bytes]:
+    """A packet in two fragments, each of them in another one that is whole.
+
+    The first ends between two headers with options, so it has no port."""
+
+    def options(following: int) -> bytes:
+        return bytes([following, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
+
+    def fragment(following: int, offset_and_more: int, part: bytes, identity: int) -> bytes:
+        return struct.pack("!BBHI", following, 0, offset_and_more, identity) + part
+
+    parts = [(1, options(DESTINATION_OPTIONS)), (8, options(protocol) + body)]
+    return [
+        packet(
+            source,
+            destination,
+            FRAGMENT,
+            fragment(FRAGMENT, 0, fragment(DESTINATION_OPTIONS, at, part, number), number + at),
+        )
+        for at, part in parts
+    ]
+
+
 def kinds(
     source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> dict[str, list[bytes]]:

@@ -327,6 +327,9 @@ def _rule(table: str, chains: Chains, words: Iterator[str]) -> Rule:
             return Rule(tuple(matches), target)
         if word == "-m":
             module = next(words, "")
+            if module == "frag":
+                matches.append(lambda *_: False)  # no packet is a fragment
+                continue
             if module not in MODULES.values() and (module not in PROTOCOLS or module != protocol):
                 raise ValueError(f"-m {module} is not known here")
             continue

@@ -33,11 +33,13 @@ from tests.system.packets.test_forged import (
     X1,
     X2,
     Y1,
+    Attacker,
     attackers,
 )
 
 pytestmark = [pytest.mark.ours, pytest.mark.depends_on("variant", "proxy")]
 BOTH_ATTACKERS = pytest.mark.parametrize("who", ["container", "segment"])
+BRIDGED = IPv6Address("2001:db8:6::2")
 REMOVED_ADDRESS = IPv6Address("2001:db8:1::77")
 
 
@@ -162,6 +164,45 @@ def test_authentication_header_does_not_bypass_nat(regime: Regime, to: IPv6Addre
             assert peers == [CLIENT] * 3
     finally:
         regime.host.run("conntrack", "-D", "-f", "ipv6", "--orig-src", str(CLIENT), check=False)
+
+
+@contextmanager
+def bridged_client(regime: Regime) -> Iterator[Attacker]:
+    """A client behind a bridge of the host that is not Docker's."""
+    host = regime.host
+    with namespace(regime.sandbox.name, "bridged") as client:
+        try:
+            host.ip("link add vmbr1 type bridge")
+            host.ip(f"link add tap1 type veth peer name ext0 netns {client.path.name}")
+            host.ip("link set tap1 master vmbr1 up")
+            host.ip("link set vmbr1 up")
+            host.ip("address add 2001:db8:6::1/64 dev vmbr1 nodad")
+            client.ip("link set ext0 up")
+            client.ip(f"address add {BRIDGED}/64 dev ext0 nodad")
+            client.ip("route add default via 2001:db8:6::1")
+            assert until(lambda: ping(host, BRIDGED, timeout=0.5), True)
+            by = forge.hardware(host, "vmbr1")
+            yield Attacker(ns=client, link="ext0", by=by, honest=BRIDGED)
+        finally:
+            for link in ("vmbr1", "tap1"):
+                host.run("ip", "link", "del", link, check=False)
+
+
+@pytest.mark.parametrize("who", ["bridged client", "container"])
+def test_fragments_in_fragments_reach_no_proxy(regime: Regime, who: str) -> None:
+    """If bridged packets pass netfilter, INPUT sees the inner fragments. The kernel puts them
+    together behind it, and the proxy would send the datagram on as the gateway."""
+    before = len(regime.x1.server.received)
+    with bridged_packets_pass(regime), bridged_client(regime) as bridged:
+        sender = bridged if who == "bridged client" else attackers(regime)["container"]
+        source = sender.honest
+        body = forge.udp_body(source, HOST, (7990, 5353))
+        sender.send(*forge.nested_fragments(source, HOST, forge.UDP, body))
+        assert arrivals(regime, before) == []
+        # Fragments that are not nested arrive; y1's are masqueraded.
+        sender.send(*forge.kinds(source, HOST, (7991, 5353))["fragments"])
+        seen = BRIDGED if who == "bridged client" else GATEWAY
+        assert arrivals(regime, before) == [(str(seen), 53)]
 
 
 @BOTH_ATTACKERS

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.harness import Bus, Daemon, Namespace, Sandbox, until
+from tests.harness import Bus, Daemon, Namespace, Sandbox, forge, until
 from tests.harness.fake_engine import raw_container
 from tests.harness.sandbox import CLIENT, HOST, Variant
-from tests.system.packets.asking import dnats, listed
+from tests.system.packets.asking import SHORT, dnats, listed
 from tests.system.packets.by_hand import bridge_network, engine, peer_on
 
 SCTP = 132
@@ -52,11 +52,9 @@ def sctp(ns: Namespace) -> Iterator[socket.socket]:
         yield sock
 
 
-@pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
-    tools: None,  # noqa: ARG001
-    variant: Variant,
-) -> None:
+@contextmanager
+def published(variant: Variant) -> Iterator[tuple[Sandbox, Daemon, Namespace]]:
+    """(sandbox, ipv6natd, container with a published SCTP port)"""
     web = raw_container("web", on="X")
     entries = [{"HostIp": "::", "HostPort": str(HOST_PORT)}]
     web["NetworkSettings"]["Ports"] = {f"{PORT}/sctp": entries}
@@ -66,6 +64,17 @@ def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
         engine(sandbox, bridge_network("X", "fd00:a::/64"), web) as behind,
         Bus(sandbox.dir) as bus,
         Daemon(sandbox, behind.endpoint, bus=bus.address) as daemon,
+    ):
+        yield sandbox, daemon, container
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+) -> None:
+    with (
+        published(variant) as (sandbox, daemon, container),
         sctp(sandbox.client) as client,
         sctp(container) as server,
     ):
@@ -83,3 +92,25 @@ def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
         data, source = client.recvfrom(4096)
         assert read(data) == (HOST_PORT, CLIENT_PORT, TAG, INIT_ACK)
         assert source[0] == str(HOST)
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_forged_packet_from_the_host_does_not_hide_an_sctp_client(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+) -> None:
+    """The client's INIT would be a reply of the forged entry, and reach the proxy."""
+    forged = packet(HOST_PORT, CLIENT_PORT, 0, INIT, TAG)
+    with (
+        published(variant) as (sandbox, daemon, _),
+        sctp(sandbox.client) as client,
+        sctp(sandbox.host) as proxy,
+    ):
+        until(lambda: listed(daemon, "mappings"), lambda rows: len(rows) == 1)
+        by = forge.hardware(sandbox.host, "ext0")
+        forge.send(sandbox.rogue, [forge.packet(HOST, CLIENT, SCTP, forged)], link="ext0", by=by)
+        assert until(lambda: "sctp" in sandbox.host.flows(), True)
+        proxy.settimeout(SHORT)
+        client.sendto(packet(CLIENT_PORT, HOST_PORT, 0, INIT, TAG), (str(HOST), 0))
+        with pytest.raises(TimeoutError):
+            proxy.recv(4096)

@@ -67,6 +67,7 @@ _MATCHES = (
     r"-m conntrack --ctstate (?:NEW,INVALID|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m pkttype --pkt-type (?:broadcast|multicast)",
+    r"-m frag",
     r"-m mark --mark 0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}",
     r"-p ipv6-icmp",
     r"-p ah",

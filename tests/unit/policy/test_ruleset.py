@@ -193,6 +193,7 @@ def test_src_drops_forged_sources() -> None:
         "-i lo -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
         "-s ff00::/8 -j DROP",
+        "-m frag -j DROP",
         "! -d ff00::/8 -m pkttype --pkt-type broadcast -j IPV6NAT-SRC-FRAMES",
         "! -d ff00::/8 -m pkttype --pkt-type multicast -j IPV6NAT-SRC-FRAMES",
         *(
@@ -609,12 +610,12 @@ def test_input_rejects_loopback_and_link_local_clients_without_a_proxy(
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_input_has_only_udp_port_rules_with_a_proxy(situation: str) -> None:
+def test_input_has_only_udp_and_sctp_port_rules_with_a_proxy(situation: str) -> None:
     """H2."""
     want = desired(facts_of(situation, "proxy-on"), POLICIES.get(situation, Policy()))
     rules = rules_of(f"{situation}.proxy-on").filter.chains["IPV6NAT-INPUT"]
-    udp = [mapping for mapping in want.mappings if mapping.protocol is Protocol.UDP]
-    assert {rule.protocol for rule in rules if rule.ports} == {mapping.protocol for mapping in udp}
+    protocols = {mapping.protocol for mapping in want.mappings} - {Protocol.TCP}
+    assert {rule.protocol for rule in rules if rule.ports} == protocols
 
 
 # The text of one rule.
