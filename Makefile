@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch pyz release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -59,6 +59,9 @@ bench: packages-lab packages-bench $(VENV)/.tests ## Measure the speed; writes d
 wheel: $(VENV)/.project ## Build wheel and sdist into dist/, reproducibly
 	@SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p' packaging/deb/debian/changelog | head -n 1)" +%s) \
 	$(BIN)/hatchling build
+
+pyz: $(VENV)/newest/.stamp ## Build dist/ipv6natd.pyz, one file with all libraries
+	@packaging/pyz.sh $(VENV)/newest
 
 fuzz: $(VENV)/.fuzz ## Feed every parser with generated input; FUZZ=, SECONDS=600, SEED=, KEEP=1
 	$(BIN)/python -m tests.stress.fuzz $(FUZZ) --seconds=$(or $(SECONDS),600) --seed=$(or $(SEED),0) $(if $(KEEP),--keep)

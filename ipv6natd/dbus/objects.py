@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from xml.etree import ElementTree
 
 NAME = "org.ipv6natd1"
@@ -46,6 +46,9 @@ def introspection(path: str) -> str:
 
 def _xml(name: str) -> str:
     """The text of the file in the package or, in a checkout, in dbus/."""
-    package, checkout = Path(__file__).parents[1:3]
-    candidates = (package / f"{name}.xml", checkout / "dbus" / f"{name}.xml")
-    return next((path for path in candidates if path.exists()), candidates[0]).read_text("utf-8")
+    package = resources.files("ipv6natd")
+    # Not a path: the package may be in a zip archive.
+    installed = package.joinpath(f"{name}.xml")
+    if installed.is_file():
+        return installed.read_text("utf-8")
+    return package.joinpath("..", "dbus", f"{name}.xml").read_text("utf-8")

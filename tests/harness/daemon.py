@@ -30,6 +30,9 @@ class Daemon:
     address; without it there is no bus. `settings` are lines of the configuration file.
     """
 
+    executables = BIN
+    """The folder with ipv6natd and ipv6natctl."""
+
     def __init__(
         self,
         sandbox: Sandbox,
@@ -107,7 +110,7 @@ class Daemon:
     @property
     def command(self) -> list[str]:
         """The command of the daemon."""
-        return [str(BIN / "ipv6natd")]
+        return [str(self.executables / "ipv6natd")]
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -147,7 +150,7 @@ class Daemon:
     @contextmanager
     def watching(self, *words: str) -> Iterator[Iterator[str]]:
         """`ipv6natctl` that runs until the end of the context; yields its output."""
-        argv = (*self._here, str(BIN / "ipv6natctl"), *words)
+        argv = (*self._here, str(self.executables / "ipv6natctl"), *words)
         with subprocess.Popen(argv, env=environment(self._env()), stdout=-1, text=True) as process:
             assert process.stdout is not None
             try:
@@ -157,7 +160,7 @@ class Daemon:
 
     def tool(self, name: str, *words: str, check: bool = True) -> str:
         """Run one of the project's executables in the daemon's namespace."""
-        return run(*self._here, str(BIN / name), *words, env=self._env(), check=check)
+        return run(*self._here, str(self.executables / name), *words, env=self._env(), check=check)
 
     @property
     def status(self) -> str:
