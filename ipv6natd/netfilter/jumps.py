@@ -29,7 +29,8 @@ def _jump(
 
 
 JUMPS: Map[Table, tuple[BaseJump, ...]] = {
-    # First, so that no ACCEPT of another program skips the checks.
+    # First, so that no ACCEPT of another program skips the checks. Not in OUTPUT: processes in the
+    # network namespace of the host are trusted (SECURITY.md).
     Table.RAW: (_jump("PREROUTING", SOURCES, first=True),),
     Table.FILTER: (
         _jump("FORWARD", DOCKER_USER, first=True),

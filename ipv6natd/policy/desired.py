@@ -130,6 +130,7 @@ def _host_ports(
 ) -> HostPorts:
     changes: Changes = {}
     if snapshot.vacated_bridges:
+        # With the userland proxy, the proxy still answers while the process of the engine runs.
         vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
         changes = refused(_ours(vacated, engine_bridges), _VACATED)
     if not snapshot.tracks_sctp:

@@ -506,7 +506,11 @@ def _sent_prefixes(desired: Desired) -> dict[str, list[IPv6Network]]:
 
 
 def _sources_by_other_bridges(desired: Desired) -> dict[str, list[Rule]]:
-    """Bridge -> the rules that let replies of its containers come in by another bridge."""
+    """Bridge -> the rules that let replies of its containers come in by another bridge.
+
+    Every container on the other bridge can send with these sources. With br_netfilter, such packets
+    enter open flows between two neighbours (SECURITY.md, known gaps).
+    """
     rules: dict[str, list[Rule]] = {}
     bridges = {network.bridge for network in desired.networks}
     for address, bridge, default_bridge in desired.other_sources:
@@ -610,6 +614,9 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
 
     Such a packet creates a conntrack entry too. Others could send in the reply direction: with an
     address that the host has given up, or an ICMPv6 error about the flow.
+
+    ICMPv6 of the types 130 to 136 and 143 is UNTRACKED and creates no entry. The rules do not match
+    it, and the host may answer it with an error (SECURITY.md, known gaps).
     """
     if not _our_networks(desired):
         return concat()
@@ -850,6 +857,11 @@ def _elsewhere_rules(network: Network, bridges: Container[str]) -> Iterator[Rule
 
 
 def _masquerade_rules(network: Network, userland_proxy: bool) -> Iterator[Rule]:
+    """Translates what leaves a network to an address of the host.
+
+    The kernel keeps the source port unless another entry has it, and does not look at sockets. So
+    a container can use the port of a service of the host (SECURITY.md, known gaps).
+    """
     for subnet in network.subnets:
         if network.masquerade:
             yield Rule(
