@@ -73,6 +73,7 @@ PROXY = f"{PREFIX}PROXY"
 _MULTICAST = IPv6Network("ff00::/8")
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 """IPv4 addresses as IPv6 programs see them (RFC 4291, 2.5.5.2); never in a genuine packet."""
+_UNSPECIFIED = IPv6Network("::/128")
 _LAST_PORT = 65535
 
 _GUARDED = (Protocol.UDP, Protocol.SCTP)
@@ -614,9 +615,6 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
 
     Such a packet creates a conntrack entry too. Others could send in the reply direction: with an
     address that the host has given up, or an ICMPv6 error about the flow.
-
-    ICMPv6 of the types 130 to 136 and 143 is UNTRACKED and creates no entry. The rules do not match
-    it, and the host may answer it with an error (SECURITY.md, known gaps).
     """
     if not _our_networks(desired):
         return concat()
@@ -625,7 +623,9 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     )
     return concat(
         # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
-        Rule(matches=(Match.NEW_OR_INVALID,), target=Jump(HOST)),
+        # Neighbour discovery and multicast listeners are UNTRACKED; with an unknown option, the
+        # host would answer with an error, which has a part of the packet.
+        Rule(matches=(Match.NO_FLOW,), target=Jump(HOST)),
         sub_chain(
             HOST,
             Rule(in_interface="lo", target=Verdict.RETURN),
@@ -638,6 +638,8 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             *check,
             *_authentication_rules(desired),
             Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+            # A host that has no address yet asks whether another one has it (RFC 4862, 5.4).
+            Rule(source=_UNSPECIFIED, matches=(Match.ICMP,), target=Verdict.RETURN),
             # Also of packets to a multicast group.
             by_bridge("H", own_sources),
         ),

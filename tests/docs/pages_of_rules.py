@@ -201,15 +201,18 @@ SHAPES = {
     r"-A IPV6NAT-INPUT ! -i lo -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN "
     r"-m conntrack --ctstate INVALID -j DROP": "The same where the attacker's packet was no SYN: "
     "conntrack then calls the client's SYN invalid.",
-    r"-A IPV6NAT-INPUT -m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST": "A forged first packet "
-    "to the host creates an entry too. A datagram of length 0 is invalid to conntrack, but a "
-    "socket receives it, and its answer creates the entry.",
+    r"-A IPV6NAT-INPUT -m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST": "A forged "
+    "first packet to the host creates an entry too. A datagram of length 0 is invalid to "
+    "conntrack, but a socket receives it, and its answer creates the entry. Neighbour discovery is "
+    "not tracked; the error about an unknown option in it would have data of the packet.",
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
     r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL "
     "-j DROP": "Such packets come in by no other interface. The host's own multicast packets come "
     "back, and pass.",
     r"-A IPV6NAT-HOST -s fe80::/10 -j RETURN": "A container may ask the host from its link-local "
     "address.",
+    r"-A IPV6NAT-HOST -s ::/128 -p ipv6-icmp -j RETURN": "A container without an address yet asks "
+    "whether another host has it.",
     r"-A (?:IPV6NAT-HOST|BRIDGES) ! -s NET -i BRIDGE -j DROP": "Otherwise a container asks the "
     "host with a source of its own network, also on an internal network: the host would send its "
     "answer to any other source out of the network.",

@@ -393,7 +393,7 @@ def _match(option: str, value: str) -> Match:
             return lambda packet, host: host.is_local(packet.destination)
         case "--ctstate", _:
             states = value.split(",")
-            if not set(states) <= {*State, "DNAT"}:
+            if not set(states) <= {*State, "DNAT", "UNTRACKED"}:
                 raise ValueError(f"an unknown state in {value}")
             return lambda packet, _: packet.state in states or (packet.dnat and "DNAT" in states)
         case "--tcp-flags", "FIN,SYN,RST,ACK SYN":

@@ -66,7 +66,7 @@ CT = (
 CHAINS = {
     "IPV6NAT-CT": CT,
     "IPV6NAT-FORWARD": (
-        Rule(target=Jump("IPV6NAT-CT"), matches=(Match.NEW_OR_INVALID,)),
+        Rule(target=Jump("IPV6NAT-CT"), matches=(Match.NO_FLOW,)),
         Rule(target=Verdict.DROP, not_in_interface="br-a", out_interface="br-a"),
     ),
 }
@@ -529,7 +529,7 @@ EVERY_RULE = {
             matches=(
                 Match.SOURCE_NOT_LOCAL,
                 Match.DESTINATION_LOCAL,
-                Match.NEW_OR_INVALID,
+                Match.NO_FLOW,
                 Match.OURS,
             ),
         ),

@@ -4,6 +4,7 @@ from a time before the rules."""
 from __future__ import annotations
 
 import re
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from tests.harness import (
     until,
     watch,
 )
-from tests.harness.probe import Conversation
+from tests.harness.probe import Conversation, Packet
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened
 from tests.system.packets.small import Small, small
@@ -42,21 +43,40 @@ GROUP = IPv6Address("ff02::1")
 LATER = IPv6Address("fd00:73::2")
 
 
+def errors_sent_by(sent: bytes, regime: Regime) -> list[Packet]:
+    """The ICMPv6 errors that the client receives about a packet of the internal container."""
+    with watch(regime.client) as packets:
+        senders(regime)["internal"].send(sent)
+        time.sleep(SHORT)
+        return [packet for packet in packets() if packet.protocol == "icmp6" and packet.port < 128]
+
+
 @pytest.mark.depends_on("variant", "proxy")
 @pytest.mark.parametrize(("destination", "hop_limit"), [(ROGUE, 1), (NOWHERE, 64), (Y1, 1)])
 def test_internal_container_sends_no_data_out_by_icmpv6_errors(
     regime: Regime, destination: IPv6Address, hop_limit: int
 ) -> None:
     """The kernel answers before FORWARD, and its error has a part of the packet."""
-    with watch(regime.client) as packets:
-        packet = bytearray(forge.datagram(CLIENT, destination, (4444, 4445), b"DATA" * 100))
-        packet[7] = hop_limit
-        senders(regime)["internal"].send(bytes(packet))
-        time.sleep(SHORT)
-        errors = [
-            packet for packet in packets() if packet.protocol == "icmp6" and packet.port < 128
-        ]
-        assert errors == []
+    packet = bytearray(forge.datagram(CLIENT, destination, (4444, 4445), b"DATA" * 100))
+    packet[7] = hop_limit
+    assert errors_sent_by(bytes(packet), regime) == []
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("kind", [130, 133, 135, 136, 143, 151])
+def test_internal_container_sends_no_data_out_by_neighbour_discovery(
+    regime: Regime, kind: int
+) -> None:
+    """conntrack does not track these types. The host answers an option that it does not know."""
+    unknown_option = bytes([forge.ICMPV6, 0, 0x80, 4, 0, 0, 0, 0])
+    body = struct.pack("!BBHI", kind, 0, 0, 0) + b"DATA" * 100
+    packet = forge.packet(
+        CLIENT,
+        GROUP,
+        forge.DESTINATION_OPTIONS,
+        unknown_option + forge.checked(CLIENT, GROUP, forge.ICMPV6, body),
+    )
+    assert errors_sent_by(packet, regime) == []
 
 
 @pytest.mark.depends_on("variant", "proxy")

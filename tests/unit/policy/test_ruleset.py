@@ -254,7 +254,7 @@ def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
         "-p udp -m udp --dport 53 -j IPV6NAT-PROXY",
         f"! -i lo {SYN_ONLY} -m conntrack --ctdir REPLY -j DROP",
         f"! -i lo {SYN_ONLY} -m conntrack --ctstate INVALID -j DROP",
-        "-m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST",
+        "-m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST",
     ]
     assert chain("PROXY") == [
         "-i lo -j RETURN",
@@ -280,7 +280,10 @@ def test_post_has_no_rule_for_a_lan_inside_a_routed_prefix() -> None:
 def test_input_drops_new_packets_with_forged_sources() -> None:
     """Its conntrack entry could later match packets of others in the reply direction."""
     for case in ("one-port.proxy-on", "one-port.proxy-off"):
-        assert chain("INPUT", case)[-1] == "-m conntrack --ctstate NEW,INVALID -j IPV6NAT-HOST"
+        assert (
+            chain("INPUT", case)[-1]
+            == "-m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST"
+        )
         assert chain("HOST", case)[:2] == [
             "-i lo -j RETURN",
             "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
@@ -289,8 +292,9 @@ def test_input_drops_new_packets_with_forged_sources() -> None:
 
 def test_host_drops_packets_of_a_container_with_other_sources() -> None:
     """Also for an internal network: the host's reply to a forged source would leave the host."""
-    assert chain("HOST", "two-networks-and-internal.proxy-off")[-4:] == [
+    assert chain("HOST", "two-networks-and-internal.proxy-off")[-5:] == [
         "-s fe80::/10 -j RETURN",
+        "-s ::/128 -p ipv6-icmp -j RETURN",
         "! -s fd00:c::/64 -i br-int -j DROP",
         "! -s fd00:a::/64 -i br-a -j DROP",
         "! -s fd00:b::/64 -i br-b -j DROP",
@@ -642,12 +646,12 @@ def test_input_has_only_udp_and_sctp_port_rules_with_a_proxy(situation: str) -> 
                 matches=(
                     Match.SOURCE_NOT_LOCAL,
                     Match.DESTINATION_LOCAL,
-                    Match.NEW_OR_INVALID,
+                    Match.NO_FLOW,
                 ),
             ),
             "-s fd00::/8 -d fd00:a::/64 -i a ! -o b -p tcp -m tcp --dport 1:2 "
             "-m addrtype ! --src-type LOCAL -m addrtype --dst-type LOCAL "
-            "-m conntrack --ctstate NEW,INVALID -j DROP",
+            "-m conntrack --ctstate NEW,INVALID,UNTRACKED -j DROP",
         ),
         (
             Rule(
