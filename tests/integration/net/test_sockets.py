@@ -12,9 +12,9 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ipv6natd.conntrack import sockets
 from ipv6natd.conntrack.entries import TCP, Tuple
 from ipv6natd.conntrack.sockets import destroy, find_unaccepted
+from ipv6natd.system import sock_diag
 from tests.harness import until
 
 HOST, CLIENT, LINK_LOCAL = "fd00::1", "fd00::2", "fe80::9%d0"
@@ -159,6 +159,6 @@ def test_connection_of_a_link_local_client_ends(host: Host) -> None:
 
 def test_kernel_without_the_request_raises(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     client = host.connect()
-    monkeypatch.setattr(sockets, "_SOCK_DESTROY", 99)
+    monkeypatch.setattr(sock_diag, "_SOCK_DESTROY", 99)
     with pytest.raises(OSError, match="Invalid argument"):
         end(client)
