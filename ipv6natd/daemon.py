@@ -128,6 +128,7 @@ class Daemon:
                         self._reconciler.addresses_changed,
                         self._reread_routes,
                         self._port_removed,
+                        lambda bridge: self._watch.port_added(bridge),
                     ),
                     self._reconciler.run(),
                     self._reconciler.departures.confirm(),

@@ -2,19 +2,24 @@
 
 The inspect of a container waits for its lock until its start has ended. But the engine has opened
 the ports by then. So the facts during a start come from other answers: the ports from the inspect
-before the start, and the address from the inspect of the network after its connect event. The
-container's inspect, which the same event requests, confirms or corrects them. In the same way, the
-event of an end counts at once.
+before the start, and the address from an inspect of the network. It has the container before the
+engine opens its ports, and the connect event comes after that. Until this event, the start can fail
+because a process of the host has one of the ports: then the facts are stored only with the event.
+The container's inspect, which is requested at the same time, confirms or corrects these facts. In
+the same way, the event of an end counts at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+import sys
+from collections.abc import Iterable, Iterator
+from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ipv6natd.engine import parse
+from ipv6natd.engine.host_ports import HostPorts, all_free
 from ipv6natd.engine.parse import Connection, Requested, Subject
 from ipv6natd.model import GWBRIDGE, Container, Engine, Network
 
@@ -24,16 +29,36 @@ T = TypeVar("T", Network, Container)
 MAX_REQUESTS = 1000
 """Containers whose requests are kept for their next start. The facts about another one come after
 its start."""
+NEVER = sys.maxsize
+"""The number of an end that comes after all inspects."""
 
 
 @dataclass(slots=True)
 class Start:
-    """A container between its first connect event and the inspect that shows it running."""
+    """A container between its first connection to a network and the inspect that shows it
+    running."""
 
     connected: set[str] = field(default_factory=set)
-    """The ids of its networks, from events."""
+    """The ids of its networks, from events and from inspects of the networks."""
     addresses: dict[str, IPv6Address | None] = field(default_factory=dict)
-    """The same, from inspects of the networks after these events."""
+    """The same, from inspects of the networks since then."""
+    announced: bool = False
+    """True after a connect event: the engine has opened the ports."""
+    ports_free: bool = False
+    """True if no process of the host had the ports before the engine opened them."""
+
+
+class Awaited(NamedTuple):
+    """What an inspect is certain about, as of its beginning."""
+
+    starting: frozenset[str]
+    """It has the addresses of these containers on a network, or the result of a container's start,
+    for which it waits."""
+    ends: int
+    """The number of ends until then: the inspect of a network can still show a container that ends
+    later."""
+    ports_in_use: HostPorts | None
+    """The ports of the host's processes; None if unknown."""
 
 
 class Facts:
@@ -45,6 +70,9 @@ class Facts:
         self._requests: dict[str, Requested] = {}
         """By container id, the latest last."""
         self._starts: dict[str, Start] = {}
+        self._ends: dict[str, int] = {}
+        """Container id -> the number of its last end, for those with a request."""
+        self._end_count = 0
         self._inspected_since_list: set[str] = set()
 
     def store_created(self, container_id: str, raw: object) -> bool:
@@ -58,10 +86,16 @@ class Facts:
         if told.connected:
             known = self.containers.get(told.container)
             if known is None or known.starting:
-                self._starts.setdefault(told.container, Start()).connected.add(told.network)
+                start = self._starts.setdefault(told.container, Start())
+                start.connected.add(told.network)
+                start.announced = True
                 return self._store_start(told.container)
             return False
-        if start := self._starts.get(told.container):
+        self._end_count += 1
+        if told.container in self._requests:
+            self._ends[told.container] = self._end_count
+        if told.container in self._starts:
+            start = self._starts[told.container]
             gone = {told.network} if told.network else set(start.connected)
             start.connected -= gone
             for network_id in gone:
@@ -81,33 +115,73 @@ class Facts:
         for container_id in starting:
             del self.containers[container_id]
 
-    def awaited(self, subject: Subject) -> frozenset[str]:
-        """The starting containers about which an inspect that begins now is certain: it has the
-        addresses of those on a network, and the result of a container's start, for which it
-        waits."""
+    def awaited(self, subject: Subject, in_use: HostPorts | None = None) -> Awaited:
+        """What an inspect that begins now will be certain about."""
         if subject.kind == "container":
-            return frozenset({subject.id} & self._starts.keys())
-        return frozenset(
-            container_id
-            for container_id, start in self._starts.items()
-            if subject.id in start.connected
+            starting = frozenset({subject.id} & self._starts.keys())
+        else:
+            starting = frozenset(
+                container_id
+                for container_id, start in self._starts.items()
+                if subject.id in start.connected
+            )
+        return Awaited(starting, self._end_count, in_use)
+
+    def expects_start(self, network_id: str) -> bool:
+        """True if a start may connect a container with requests to this network."""
+        return any(self._may_be_added(container_id, network_id) for container_id in self._requests)
+
+    def _may_be_added(self, container_id: str, network_id: str) -> bool:
+        """True if a container does not run, and no event or inspect has shown it there."""
+        start, known = self._starts.get(container_id), self.containers.get(container_id)
+        return (known is None or known.starting) and (
+            start is None or network_id not in start.connected
         )
 
-    def _store_addresses(self, network_id: str, raw: object, awaited: Set[str]) -> bool:
-        """Store the addresses of those starting containers that are still connected."""
+    def _store_addresses(
+        self, network_id: str, raw: object, awaited: Awaited
+    ) -> tuple[bool, list[Subject]]:
+        """Store the addresses of starting containers, also of those that no event has announced;
+        return whether that changed anything, and the containers that are seen now."""
+        attached = parse.attached(raw)
+        seen = [*self._seen(network_id, attached, awaited)]
+        for container_id in seen:
+            free = all_free(self._requests[container_id].bindings, awaited.ports_in_use)
+            known = self._starts.setdefault(container_id, Start(ports_free=free))
+            known.connected.add(network_id)
         changed = False
-        for container_id in sorted(awaited):
+        for container_id in (*sorted(awaited.starting), *seen):
             start = self._starts.get(container_id)
             if start is not None and network_id in start.connected:
-                start.addresses[network_id] = parse.address_in(raw, container_id)
+                request = self._requests.get(container_id)
+                name = request.name if request else ""
+                place = attached.get(container_id) or attached.get(f"/{name}")
+                start.addresses[network_id] = place
                 changed |= self._store_start(container_id)
-        return changed
+        return changed, [Subject("container", container_id) for container_id in seen]
+
+    def _seen(
+        self, network_id: str, attached: Map[str, IPv6Address | None], awaited: Awaited
+    ) -> Iterator[str]:
+        """The containers that do not run and are on the network, and were not there before."""
+        for container_id, request in self._requests.items():
+            if (
+                (container_id in attached or f"/{request.name}" in attached)
+                and self._may_be_added(container_id, network_id)
+                and self._ends.get(container_id, 0) <= awaited.ends
+            ):
+                yield container_id
 
     def _store_start(self, container_id: str) -> bool:
         """Store the facts of a starting container as far as they are certain."""
         start, request = self._starts.get(container_id), self._requests.get(container_id)
         found = None
-        if start is not None and request is not None and start.addresses.keys() == start.connected:
+        if (
+            start is not None
+            and request is not None
+            and start.addresses.keys() == start.connected
+            and (start.announced or start.ports_free)
+        ):
             found = parse.starting(container_id, request, start.addresses, self.networks)
         known = self.containers.get(container_id)
         nothing_to_store = found is None if known is None else not known.starting
@@ -157,12 +231,11 @@ class Facts:
         return fresh | newer
 
     def store(
-        self, subject: Subject, raw: object, engine: Engine, *, awaited: Set[str] = frozenset()
+        self, subject: Subject, raw: object, engine: Engine, *, awaited: Awaited
     ) -> tuple[bool, list[Subject]]:
-        """Store the response of an inspect; `raw` is None for a removed object. For `awaited` see
-        there.
+        """Store the response of an inspect; `raw` is None for a removed object.
 
-        Return whether that changed anything, and the unknown networks of a container.
+        Return whether that changed anything, and which inspects are needed now.
         """
         if subject.kind == "network":
             network = parse.network(raw)
@@ -170,24 +243,36 @@ class Facts:
             identity = network.id if network else subject.id
             self._inspected_since_list.add(identity)
             changed = _put(self.networks, identity, network)
-            return self._store_addresses(identity, raw, awaited) or changed, []
+            started, seen = self._store_addresses(identity, raw, awaited)
+            return changed or started, seen
         self._store_request(subject.id, raw)
         container = parse.container(raw, engine)
-        if container is None and subject.id in self._starts and subject.id not in awaited:
-            # From before the start.
-            return self._store_start(subject.id), []
+        start = self._starts.get(subject.id)
+        if container is None and start is not None:
+            if subject.id not in awaited.starting:
+                # From before the start.
+                return self._store_start(subject.id), []
+            if not start.announced:
+                # The network may keep showing it: it is not seen again before its next end.
+                self._ends[subject.id] = NEVER
         self._inspected_since_list.add(subject.id)
         self._starts.pop(subject.id, None)
         changed = _put(self.containers, subject.id, container)
         return changed, self._unknown_networks(container) if container else []
 
     def _store_request(self, container_id: str, raw: object) -> None:
-        self._requests.pop(container_id, None)
         request = parse.requested(raw)
-        if request is not None and request.bindings:
-            self._requests[container_id] = request
-            if len(self._requests) > MAX_REQUESTS:
-                del self._requests[next(iter(self._requests))]
+        if request is None or not request.bindings:
+            self._forget_request(container_id)
+            return
+        self._requests.pop(container_id, None)
+        self._requests[container_id] = request
+        if len(self._requests) > MAX_REQUESTS:
+            self._forget_request(next(iter(self._requests)))
+
+    def _forget_request(self, container_id: str) -> None:
+        self._requests.pop(container_id, None)
+        self._ends.pop(container_id, None)
 
     def _unknown_networks(self, container: Container) -> list[Subject]:
         ids = [endpoint.network_id for endpoint in container.endpoints]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
 from ipv6natd.engine.client import Client, EngineUnavailable, InspectFailed, inspect
+from ipv6natd.engine.host_ports import HostPorts, ports_in_use
 from ipv6natd.engine.parse import Subject
-from ipv6natd.system.threads import start_thread
+from ipv6natd.system.threads import in_thread, start_thread
 
 MAX_CREATED_INSPECTS = 8
 """Inspects of new containers. One that comes too late waits for the end of the start."""
+MAX_POLLS, POLL_PAUSE = 12, 0.008
+"""Inspects of a network after a port was added to its bridge, and seconds between them. Docker
+28 may need 50 ms until it shows the container."""
+MAX_PORTS_AGE = 0.1
+"""Seconds for which a list of the host's ports is used."""
 
 
 class InspectQueue:
@@ -52,10 +58,64 @@ class InspectQueue:
             self._failures[subject] = failure
         return failure != before
 
+    async def settled(self, subjects: Iterable[Subject]) -> None:
+        """Wait until none of these objects is or waits to be inspected."""
+        left = set(subjects)
+        while left & (self._running | self._waiting.keys()):
+            self._changed.clear()
+            await self._changed.wait()
+
     def done(self, subject: Subject) -> None:
         """End an inspect."""
         self._running.discard(subject)
         self._changed.set()
+
+
+class NetworkPolls:
+    """Inspects networks repeatedly for a short time, because a container may be connected.
+
+    A container's port is added to the bridge before the engine shows the container on the network,
+    and before the ports of the host are open. No event tells of either.
+    """
+
+    def __init__(self, queue: InspectQueue) -> None:
+        self._queue = queue
+        self._left: dict[str, int] = {}
+        """Network id -> the number of inspects that are left."""
+        self._begun = asyncio.Event()
+        self.ports_in_use: HostPorts | None = None
+        """The ports of the host from before the inspect that runs: without the ports that the
+        engine opens after the inspect shows the container. None if unknown."""
+        self._listed = 0.0
+        """When they were listed, by the clock of the loop."""
+
+    def begin(self, network_id: str) -> None:
+        """Begin, or begin again."""
+        self._left[network_id] = MAX_POLLS
+        self._begun.set()
+
+    def end(self, network_id: str) -> None:
+        """The container was seen."""
+        self._left.pop(network_id, None)
+
+    async def run(self) -> None:
+        """Request the inspects until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._begun.wait()
+            began = loop.time()
+            if self.ports_in_use is None or began > self._listed + MAX_PORTS_AGE:
+                self.ports_in_use, self._listed = await in_thread(ports_in_use), began
+            subjects = [Subject("network", network_id) for network_id in self._left]
+            for subject in subjects:
+                self._queue.add(subject)
+            await self._queue.settled(subjects)
+            self._left = {key: left - 1 for key, left in self._left.items() if left > 1}
+            if not self._left:
+                self._begun.clear()
+                self.ports_in_use = None
+            # The engine is not kept busy by long answers.
+            await asyncio.sleep(max(POLL_PAUSE, 3 * (loop.time() - began)))
 
 
 class CreatedInspects:

@@ -246,11 +246,19 @@ def _named_network(name: str, connected: Iterable[str], networks: Map[str, Netwo
     return found[0].id if len(found) == 1 else ""
 
 
-def address_in(raw_network: object, container_id: str) -> IPv6Address | None:
-    """The address of a container in the inspect of a network."""
-    endpoint = _dict(_dict(_dict(raw_network).get("Containers")).get(container_id))
-    address = _parse_address(_str(endpoint.get("IPv6Address")).partition("/")[0])
-    return address if isinstance(address, IPv6Address) else None
+def attached(raw_network: object) -> dict[str, IPv6Address | None]:
+    """The addresses of the containers in the inspect of a network, by id.
+
+    Docker 26 and newer show one that is being connected without its id: it is here by its name, in
+    Docker's form `/NAME`.
+    """
+    found = {}
+    for key, raw in _dict(_dict(raw_network).get("Containers")).items():
+        endpoint = _dict(raw)
+        name = key if _ID.fullmatch(key) else f"/{_str(endpoint.get('Name'))}"
+        address = _parse_address(_str(endpoint.get("IPv6Address")).partition("/")[0])
+        found[name] = address if isinstance(address, IPv6Address) else None
+    return found
 
 
 def needs_inspect(listed: Container, engine: Engine, networks: Map[str, Network]) -> bool:
@@ -431,9 +439,8 @@ def _gateway_endpoints(facts: dict[str, Any], name: str) -> Iterator[tuple[str, 
     """The swarm tasks on docker_gwbridge; their inspect does not have this network."""
     if name != GWBRIDGE:
         return
-    for container_id in sorted(_dict(facts.get("Containers"))):
-        address = address_in(facts, container_id)
-        if address is not None and _ID.fullmatch(container_id):
+    for container_id, address in sorted(attached(facts).items()):
+        if address is not None and not container_id.startswith("/"):
             yield container_id, address
 
 

@@ -31,7 +31,7 @@ from ipv6natd.engine.client import (
 from ipv6natd.engine.dockerd import stopped_unit
 from ipv6natd.engine.endpoint import security_warnings
 from ipv6natd.engine.facts import Facts
-from ipv6natd.engine.inspects import CreatedInspects, InspectQueue
+from ipv6natd.engine.inspects import CreatedInspects, InspectQueue, NetworkPolls
 from ipv6natd.engine.parse import Subject
 from ipv6natd.model import Container, Engine, EngineState, Network
 from ipv6natd.system.messages import MessageId, log_fields
@@ -120,6 +120,7 @@ class EngineWatcher:
         self._resync_interval = resync_interval
         self._client: Client | None = None
         self._inspects = InspectQueue()
+        self._polls = NetworkPolls(self._inspects)
         self._list_lock = asyncio.Lock()
 
     @property
@@ -154,6 +155,13 @@ class EngineWatcher:
             raise EngineUnavailable(self.waiting_for)
         await self._raise_if_stopped()
         await self._list(self._client)
+
+    def port_added(self, bridge: str | None) -> None:
+        """A container may be starting: its port was added to a bridge; None if unknown which."""
+        if self.current:
+            for network in self.networks.values():
+                if network.bridge == bridge and self._facts.expects_start(network.id):
+                    self._polls.begin(network.id)
 
     async def _raise_if_stopped(self) -> None:
         """Raise EngineUnavailable if a connect would start an engine that an administrator stopped.
@@ -191,6 +199,7 @@ class EngineWatcher:
             security_warnings(self._address.endpoint, verified=client.verified)
         )
         self._inspects = InspectQueue()
+        self._polls = NetworkPolls(self._inspects)
         with closing(client):
             events = EventStream(client)
             # Before the list: then events report every change after the list.
@@ -198,14 +207,11 @@ class EngineWatcher:
             tasks = [asyncio.create_task(self._follow_events(client, events))]
             try:
                 await self._list(client)
-                self._client = client
-                self.state, self.waiting_for = EngineState.CONNECTED, ""
-                self.current = True
-                self._wake()
+                self._set_connected(client)
                 slots = asyncio.Semaphore(MAX_PARALLEL_INSPECTS)
                 works = [self._inspect_containers(client, slots) for _ in range(MAX_INSPECTS)]
                 works += [self._inspect_networks(client) for _ in range(MAX_NETWORK_INSPECTS)]
-                works.append(self._list_periodically(client))
+                works += [self._polls.run(), self._list_periodically(client)]
                 tasks += map(asyncio.create_task, works)
                 # Not a TaskGroup: up to Python 3.12, a TaskGroup loses its own cancellation if a
                 # task fails at the same moment. Then this would run forever.
@@ -218,6 +224,12 @@ class EngineWatcher:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _set_connected(self, client: Client) -> None:
+        self._client = client
+        self.state, self.waiting_for = EngineState.CONNECTED, ""
+        self.current = True
+        self._wake()
 
     def _log_security_warnings(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
@@ -263,8 +275,10 @@ class EngineWatcher:
         self._stored(self._facts.store_created(container_id, raw), ())
 
     def _mark_for_inspect(self, event: object) -> None:
-        if (told := parse.connection(event)) and self._facts.connection(told):
-            self._wake()
+        if told := parse.connection(event):
+            self._polls.end(told.network)
+            if self._facts.connection(told):
+                self._wake()
         for subject in parse.event_subjects(event):
             self._inspects.add(subject, ended=parse.is_end(event))
 
@@ -290,10 +304,13 @@ class EngineWatcher:
         try:
             if ended:
                 await self._raise_if_stopped()
-            awaited = self._facts.awaited(subject)
+            awaited = self._facts.awaited(subject, self._polls.ports_in_use)
             raw = await in_thread(partial(inspect, client, *subject))
             self._inspects.note_result(subject)
-            self._stored(*self._facts.store(subject, raw, self.engine, awaited=awaited))
+            changed, missing = self._facts.store(subject, raw, self.engine, awaited=awaited)
+            self._stored(changed, missing)
+            if any(it.kind == "container" for it in missing):
+                self._polls.end(subject.id)
         except InspectFailed as error:
             is_new = self._inspects.note_result(subject, str(error))
             level = logging.WARNING if is_new else logging.DEBUG

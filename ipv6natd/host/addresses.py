@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # rtnetlink(7); the names are from linux/rtnetlink.h and linux/if_addr.h.
 _RTMGRP_LINK, _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
-_RTM_DELLINK = 17
+_RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTN_UNICAST = 1
@@ -44,9 +44,11 @@ async def watch(
     on_address_change: Callable[[], None],
     on_route_change: Callable[[], None],
     on_port_removal: Callable[[str | None], None],
+    on_port_addition: Callable[[str | None], None],
 ) -> None:
     """Call a function after each change of an address or a static route, on any link, and after the
-    removal of a container's port from a bridge, with the name of the bridge or None if unknown.
+    removal of a container's port from a bridge or its addition, with the name of the bridge or None
+    if unknown. An addition may be reported again later.
 
     Runs until it is cancelled; listens from its first step on.
     """
@@ -60,12 +62,15 @@ async def watch(
                 try:
                     data = await loop.sock_recv(netlink, RECEIVE_SIZE)
                     addresses, routes = update_addresses(known, data), has_route_change(data)
-                    bridges = [_link_name(index) for index in removed_ports(data)]
+                    removed, added = _bridges(_RTM_DELLINK, data), _bridges(_RTM_NEWLINK, data)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    addresses, routes, bridges = True, True, [None]  # the kernel dropped messages
-                for bridge in bridges:
+                    # The kernel dropped messages.
+                    addresses, routes, removed, added = True, True, [None], []
+                for bridge in added:
+                    on_port_addition(bridge)
+                for bridge in removed:
                     on_port_removal(bridge)
                 if routes:
                     on_route_change()
@@ -75,10 +80,14 @@ async def watch(
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
 
 
-def removed_ports(data: bytes) -> Iterator[int]:
-    """The interface index of the bridge for each message that a container's port left it."""
+def _bridges(kind: int, data: bytes) -> list[str | None]:
+    return [_link_name(index) for index in changed_ports(kind, data)]
+
+
+def changed_ports(wanted: int, data: bytes) -> Iterator[int]:
+    """The interface index of the bridge for each message of this kind about a container's port."""
     for kind, _flags, body in messages(data):
-        if kind == _RTM_DELLINK and len(body) >= _IFINFOMSG.size:
+        if kind == wanted and len(body) >= _IFINFOMSG.size:
             found = dict(attributes(body[_IFINFOMSG.size :]))
             master = found.get(_IFLA_MASTER, b"")
             name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -47,3 +48,20 @@ def destroy(kind: Kind, ids: Iterable[bytes], *, deadline: float) -> int:
     head = _REQUEST.pack(kind.family, kind.protocol, 0, kind.states)
     bodies = (head + identity for identity in ids)
     return netlink.delete(_NETLINK_SOCK_DIAG, _SOCK_DESTROY, bodies, deadline=deadline)
+
+
+_LISTEN = 1 << 10
+_ANY_STATE = 0xFFFFFFFF
+_BOUND = (
+    Kind(socket.AF_INET6, socket.IPPROTO_TCP, _LISTEN),
+    Kind(socket.AF_INET, socket.IPPROTO_TCP, _LISTEN),
+    Kind(socket.AF_INET6, socket.IPPROTO_UDP, _ANY_STATE),
+    Kind(socket.AF_INET, socket.IPPROTO_UDP, _ANY_STATE),
+)
+
+
+def bound_ports(*, deadline: float) -> Iterator[tuple[int, int]]:
+    """(protocol number, port) of each listening TCP socket and each UDP socket. Raises OSError."""
+    for kind in _BOUND:
+        for identity, _ in sockets(kind, deadline=deadline):
+            yield kind.protocol, ID.unpack(identity)[0]

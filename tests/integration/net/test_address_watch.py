@@ -36,7 +36,7 @@ def ip(words: str, stdin: str = "") -> str:
 def test_added_and_removed_addresses_are_reported_but_renewals_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None), nothing, nothing)):
+        async with background(watch(lambda: news.append(None), nothing, nothing, nothing)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link} nodad")
             await until(lambda: len(news) == 1)
@@ -57,7 +57,7 @@ def test_address_is_reported_after_duplicate_address_detection(link: str) -> Non
     async def scenario() -> None:
         news: list[None] = []
         ip("link set two up")
-        async with background(watch(lambda: news.append(None), nothing, nothing)):
+        async with background(watch(lambda: news.append(None), nothing, nothing, nothing)):
             await asyncio.sleep(0)
             ip(f"address add fd00:1::1/64 dev {link}")
             await until(lambda: news)
@@ -72,7 +72,9 @@ def test_address_is_reported_after_duplicate_address_detection(link: str) -> Non
 def test_netlink_overflow_is_reported_and_the_watch_continues(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(lambda: news.append(None), nothing, nothing)) as watching:
+        async with background(
+            watch(lambda: news.append(None), nothing, nothing, nothing)
+        ) as watching:
             await asyncio.sleep(0)
             lines = (f"address add fd00:{n:x}::1/64 dev {link} nodad\n" for n in range(1, MANY))
             ip("-batch -", stdin="".join(lines))  # the socket is not read meanwhile
@@ -100,7 +102,7 @@ def test_container_ports_that_leave_a_bridge_are_reported_with_its_name(link: st
         for name in ("vethlxcab", "veth100i0"):  # guests of LXC and Proxmox
             ip(f"link add {name} type veth peer name p{name}")
             ip(f"link set {name} master br-x")
-        async with background(watch(nothing, nothing, news.append)):
+        async with background(watch(nothing, nothing, news.append, nothing)):
             await asyncio.sleep(0)
             ip("link set veth0a1b2c1 down")
             ip("link add veth0a1b2c4 type veth peer name peer4")
@@ -120,10 +122,29 @@ def test_container_ports_that_leave_a_bridge_are_reported_with_its_name(link: st
     asyncio.run(scenario())
 
 
+def test_port_of_a_container_that_is_added_to_a_bridge_is_reported(link: str) -> None:
+    async def scenario() -> None:
+        news: list[str | None] = []
+        ip("link add br-x type bridge")
+        for name in ("veth0a1b2c1", "veth0a1b2c2"):
+            ip(f"link add {name} type veth peer name peer{name[-1]}")
+        async with background(watch(nothing, nothing, nothing, news.append)):
+            await asyncio.sleep(0)
+            ip(f"link set {link} master br-x")  # no port of a container
+            ip("link set veth0a1b2c1 up")  # on no bridge
+            await asyncio.sleep(0.1)
+            assert news == []
+            ip("link set veth0a1b2c2 master br-x")
+            await until(lambda: news)
+            assert set(news) == {"br-x"}
+
+    asyncio.run(scenario())
+
+
 def test_static_routes_are_reported_and_kernel_bgp_and_ra_routes_are_not(link: str) -> None:
     async def scenario() -> None:
         news: list[None] = []
-        async with background(watch(nothing, lambda: news.append(None), nothing)):
+        async with background(watch(nothing, lambda: news.append(None), nothing, nothing)):
             await asyncio.sleep(0)
             for change in ("add", "del"):
                 ip(f"route {change} fd00:7::/64 dev {link}")

@@ -14,6 +14,8 @@ import pytest
 
 from ipv6natd.conntrack.entries import TCP, Tuple
 from ipv6natd.conntrack.sockets import destroy, find_unaccepted
+from ipv6natd.engine.host_ports import ports_in_use
+from ipv6natd.model import Protocol
 from ipv6natd.system import sock_diag
 from tests.harness import until
 
@@ -162,3 +164,15 @@ def test_kernel_without_the_request_raises(host: Host, monkeypatch: pytest.Monke
     monkeypatch.setattr(sock_diag, "_SOCK_DESTROY", 99)
     with pytest.raises(OSError, match="Invalid argument"):
         end(client)
+
+
+def test_ports_in_use_are_those_of_listeners_and_of_udp_sockets(host: Host) -> None:
+    before = ports_in_use()
+    client = host.connect()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", OTHER_PORT))
+        found = ports_in_use()
+    listening = (Protocol.TCP, PORT)
+    assert before == frozenset({listening})
+    assert found == frozenset({listening, (Protocol.UDP, OTHER_PORT)})
+    assert client.getsockname()[1] not in (PORT, OTHER_PORT)

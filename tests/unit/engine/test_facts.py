@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import parse
-from ipv6natd.engine.facts import MAX_REQUESTS, Facts
+from ipv6natd.engine.facts import MAX_REQUESTS, Awaited, Facts
+from ipv6natd.engine.host_ports import HostPorts
 from ipv6natd.engine.parse import Connection, Subject
-from ipv6natd.model import Engine
+from ipv6natd.model import Engine, Protocol
 from tests.harness.build import identity
 from tests.harness.fake_engine import raw_container, raw_network, row
 
 ENGINE = Engine(version="20.10.24")
 WEB = identity("web")
 FIRST, SECOND = "fd00:a::2", "fd00:b::2"
+FROM_BEFORE = Awaited(frozenset(), ends=0, ports_in_use=None)
+"""Of an inspect that began before everything else."""
 
 
 class Answers:
@@ -26,24 +29,43 @@ class Answers:
         self.facts = Facts()
         self.address: dict[str, str] = {}
         """The address of the container on each network, for its next inspect."""
+        self.shown_as = WEB
+        """The key of the container in this inspect."""
+        self.needed: list[Subject] = []
+        """The inspects that the last answer made necessary."""
+        self.in_use: HostPorts | None = frozenset()
+        """The ports of the host's processes."""
         for name, subnet in (("x", "fd00:a::/64"), ("y", "fd00:b::/64")):
             self.network(name, subnet)
 
     def network(self, name: str, subnet: str = "", **fields: Any) -> bool:
         """The inspect of a network, begun and answered now."""
-        raw = raw_network(name, subnet or str(self.facts.networks[identity(name)].subnets[0]))
-        if name in self.address:
-            place = {"IPv6Address": f"{self.address[name]}/64", "MacAddress": "02:42:ac:12:00:02"}
-            raw["Containers"] = {WEB: place}
-        awaited = self.facts.awaited(Subject("network", identity(name)))
-        changed, _ = self.store("network", name, raw | fields, awaited=awaited)
+        raw = self.of_network(name, subnet or str(self.facts.networks[identity(name)].subnets[0]))
+        awaited = self.facts.awaited(Subject("network", identity(name)), self.in_use)
+        changed, self.needed = self.store("network", name, raw | fields, awaited=awaited)
         return changed
 
-    def store(self, kind: str, name: str, raw: object, **more: Any) -> tuple[bool, list[Subject]]:
-        return self.facts.store(Subject(kind, identity(name)), raw, ENGINE, **more)
+    def of_network(self, name: str, subnet: str) -> dict[str, Any]:
+        raw = raw_network(name, subnet)
+        if name in self.address:
+            place = {"IPv6Address": f"{self.address[name]}/64", "MacAddress": "02:42:ac:12:00:02"}
+            raw["Containers"] = {self.shown_as: place | {"Name": "web"}}
+        return raw
 
-    def created(self, *on: str, port: str = "8080", address: str = "", **host: Any) -> None:
-        request = {"80/tcp": [{"HostIp": address, "HostPort": port}]}
+    def store(
+        self, kind: str, name: str, raw: object, *, awaited: Awaited = FROM_BEFORE
+    ) -> tuple[bool, list[Subject]]:
+        return self.facts.store(Subject(kind, identity(name)), raw, ENGINE, awaited=awaited)
+
+    def created(
+        self,
+        *on: str,
+        port: str = "8080",
+        protocol: str = "tcp",
+        address: str = "",
+        **host: Any,
+    ) -> None:
+        request = {f"80/{protocol}": [{"HostIp": address, "HostPort": port}]}
         raw = raw_container("web") | {
             "State": {"Running": False},
             "HostConfig": {"PortBindings": request} | host,
@@ -58,7 +80,10 @@ class Answers:
         self.network(name)
 
     def disconnect(self, name: str) -> bool:
-        self.address.pop(name, None)
+        if name:
+            self.address.pop(name, None)
+        else:
+            self.address.clear()
         return self.told(name, connected=False)
 
     def told(self, name: str, *, connected: bool) -> bool:
@@ -116,13 +141,109 @@ def test_answers_may_come_in_any_order(engine: Answers) -> None:
     assert engine.web == EARLY
 
 
-def test_inspect_of_the_network_from_before_the_event_does_not_count(engine: Answers) -> None:
-    """It may have the address of the last run."""
+@pytest.mark.parametrize("key", [WEB, "ep-0011"])
+def test_address_is_known_before_the_event(engine: Answers, key: str) -> None:
+    """Docker 26 and newer show a container by its name first."""
+    engine.created()
+    engine.address["x"], engine.shown_as = FIRST, key
+    assert engine.network("x")
+    assert engine.web == EARLY
+    assert engine.needed == [Subject("container", WEB)]
+    assert not engine.network("x")
+    assert engine.needed == []
+    assert not engine.told("x", connected=True)
+    assert engine.web == EARLY
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol", "in_use", "stored"),
+    [
+        ("8080", "tcp", {(Protocol.UDP, 8080), (Protocol.TCP, 80)}, True),
+        ("8080", "tcp", {(Protocol.TCP, 8080)}, False),
+        ("8080", "udp", {(Protocol.UDP, 8080)}, False),
+        ("8080", "sctp", set(), False),
+        ("8080", "tcp", None, False),
+    ],
+)
+def test_start_that_may_fail_is_stored_with_its_event(
+    engine: Answers,
+    port: str,
+    protocol: str,
+    in_use: set[tuple[Protocol, int]] | None,
+    stored: bool,
+) -> None:
+    """A rule would take the clients of the host's process."""
+    engine.in_use = None if in_use is None else frozenset(in_use)
+    engine.created(port=port, protocol=protocol)
+    engine.address["x"] = FIRST
+    assert engine.network("x") is stored
+    assert (engine.web is not None) is stored
+    assert engine.needed == [Subject("container", WEB)]
+    engine.told("x", connected=True)
+    assert engine.web is not None
+
+
+def test_start_is_expected_on_each_network_until_the_container_runs(engine: Answers) -> None:
+    """`docker network connect` may have added a network after the create event."""
+    x, y = identity("x"), identity("y")
+    assert not engine.facts.expects_start(x)
+    engine.created()
+    engine.address["x"] = FIRST
+    assert engine.facts.expects_start(x)
+    engine.network("x")
+    assert not engine.facts.expects_start(x)
+    assert engine.facts.expects_start(y)
+    engine.runs()
+    assert not engine.facts.expects_start(y)
+
+
+def test_port_that_the_engine_opens_is_not_in_use_by_another(engine: Answers) -> None:
     engine.created()
     engine.address["x"] = FIRST
     engine.network("x")
-    engine.told("x", connected=True)
+    engine.in_use = frozenset({(Protocol.TCP, 8080)})
+    engine.network("x")
+    assert engine.web == EARLY
+
+
+def test_inspect_of_the_network_from_before_the_end_does_not_count(engine: Answers) -> None:
+    """It has the address of the last run."""
+    engine.runs()
+    engine.created()
+    engine.address["x"] = FIRST
+    subject = Subject("network", identity("x"))
+    answer, awaited = engine.of_network("x", "fd00:a::/64"), engine.facts.awaited(subject)
+    engine.told("", connected=False)
+    engine.ended()
+    engine.created()
+    engine.store("network", "x", answer, awaited=awaited)
     assert engine.web is None
+    engine.network("x")
+    assert engine.web == EARLY
+
+
+def test_start_that_fails_before_its_event_is_not_seen_again(engine: Answers) -> None:
+    """Some engines keep showing an endpoint of a start that has failed."""
+    engine.created()
+    engine.address["x"] = FIRST
+    engine.network("x")
+    awaited = engine.facts.awaited(Subject("container", WEB))
+    stopped = raw_container("web") | {"State": {"Running": False}}
+    engine.store("container", "web", stopped, awaited=awaited)
+    assert engine.web is None
+    engine.network("x")
+    assert engine.web is None
+    engine.told("x", connected=True)
+    engine.network("x")
+    assert engine.web == EARLY
+
+
+def test_running_container_is_not_seen_as_starting(engine: Answers) -> None:
+    engine.created()
+    engine.runs()
+    engine.address["x"] = SECOND
+    engine.network("x")
+    assert engine.web == ("running", FIRST, "8080", "8080")
 
 
 def test_answer_from_before_the_start_changes_nothing(engine: Answers) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import client as engine_client
+from ipv6natd.engine import inspects
 from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import (
     EngineAddress,
@@ -28,6 +29,7 @@ from ipv6natd.engine.client import (
     connect,
     inspect,
 )
+from ipv6natd.engine.inspects import MAX_POLLS
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.model import Container, EngineState
 from tests.harness.build import identity
@@ -500,6 +502,52 @@ def test_many_starts_at_once_need_a_handful_of_inspects_of_their_network(
         assert [str(watched.address(name)) for name in names] == [
             str(SUBNET[number + 16]) for number in range(len(names))
         ]
+
+    run(engine, scenario)
+
+
+@pytest.fixture
+def free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspects, "ports_in_use", frozenset)
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_network_is_asked_when_a_port_is_added_to_its_bridge(engine: FakeEngine) -> None:
+    """Before any event, until it shows the container, and only if a start is possible."""
+    network, containers = f"/networks/{identity('x')}", dict[str, dict[str, str]]()
+    engine.say[network] = lambda: engine.say_json(X | {"Containers": containers})
+    gate = threading.Event()
+    settings: dict[str, object] = {"Ports": {}, "Networks": {"x": {}}}
+    new = raw_container("new", port=9000)
+    inspect_new = f"/containers/{identity('new')}/json"
+    created = new | {"State": {"Running": False}, "NetworkSettings": settings}
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        (bridge,) = {found.bridge for found in watched.watch.networks.values()}
+        watched.watch.port_added(bridge)
+        await asyncio.sleep(0.1)
+        assert engine.asked_for(network) == 0
+        engine.say[inspect_new] = lambda: engine.say_json(created)
+        await watched.emit("container", "create", "new")
+        await until(lambda: engine.asked_for(inspect_new))
+        await until(lambda: watched.watch._facts.expects_start(identity("x")))
+        watched.watch.port_added("another")
+        watched.watch.port_added(bridge)
+        await until(lambda: engine.asked_for(network) == MAX_POLLS)
+        await asyncio.sleep(0.1)
+        assert engine.asked_for(network) == MAX_POLLS
+        engine.say[inspect_new] = lambda: engine.say_json(new) if gate.wait(10) else (500, b"")
+        containers["ep-1"] = {"Name": "new", "IPv6Address": "fd00:a::9/64"}
+        watched.watch.port_added(bridge)
+        await until(lambda: watched.container("new"))
+        found = watched.container("new")
+        assert found is not None
+        assert found.starting
+        await asyncio.sleep(0.1)
+        assert engine.asked_for(network) == MAX_POLLS + 1
+        gate.set()
+        await until(lambda: not watched.watch.containers[identity("new")].starting)
 
     run(engine, scenario)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd.host.addresses import removed_ports, update_addresses, watch
+from ipv6natd.host.addresses import changed_ports, update_addresses, watch
 
-ADDED, REMOVED = 20, 21
+ADDED, REMOVED, LINK_REMOVED = 20, 21, 17
 TENTATIVE = 0x40
 
 
@@ -69,12 +69,12 @@ def test_update_reads_several_messages() -> None:
 @given(st.binary(max_size=200) | st.builds(lambda a, n: message()[:n] + a, st.binary(), st.just(9)))
 def test_update_with_any_bytes_does_not_raise(data: bytes) -> None:
     update_addresses(set(), data)
-    list(removed_ports(data))
+    list(changed_ports(LINK_REMOVED, data))
 
 
 def test_watch_without_netlink_ends_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(socket, "AF_NETLINK", 9999)  # as if seccomp forbids it
-    asyncio.run(watch(nothing, nothing, nothing))
+    asyncio.run(watch(nothing, nothing, nothing, nothing))
     assert "cannot follow addresses and routes of this host: Address family not supp" in caplog.text
