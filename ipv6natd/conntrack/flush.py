@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from itertools import islice
 
-from ipv6natd.conntrack.entries import Entry, Tuple, delete_entries, list_entries
-from ipv6natd.conntrack.sockets import destroy, find_unaccepted
+from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
+from ipv6natd.conntrack.sockets import destroy, ends, find_unaccepted
 from ipv6natd.conntrack.stale import (
     Change,
     Exposure,
@@ -36,6 +37,14 @@ IP_TIMEOUT = 10.0
 """Seconds for one call of `ip`."""
 SCAN_TIMEOUT = 10.0
 """Seconds for all requests about conntrack entries in one scan."""
+DELETE_TIME = 1.0
+"""Seconds of SCAN_TIMEOUT in which nothing is listed any more, only deleted."""
+BATCH_SIZE = 8192
+"""Stale entries that are deleted together: a flood can make a million entries, with 700 bytes of
+memory for each."""
+MAX_REMEMBERED = 200_000
+"""Deleted entries whose reversed entries are looked for, each with 150 bytes, and connections that
+may wait for accept(). Others end by their time-outs."""
 MAX_SCANS, SCAN_PAUSE = 4, 0.025
 """Number of scans for one change, and seconds between them. is_stale explains the later
 scans."""
@@ -48,15 +57,35 @@ class _Check:
     old: Desired | None
     exposure: Exposure
     scans: int = 0
-    deleted_replies: set[bytes] | None = None
-    """See is_stale."""
-    begun: set[Tuple] = field(default_factory=set)
-    """The connections that may wait for accept(), of all scans: one can be established after its
-    entry was listed or deleted."""
+    """The number of complete scans."""
+    begun: set[bytes] = field(default_factory=set)
+    """The sockets of connections that may wait for accept(), as of `sockets.ends`, of all scans:
+    one can be established after its entry was listed or deleted."""
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    """One scan for one check."""
+
+    check: _Check
+    change: Change
+    stale: list[Entry] = field(default_factory=list)
+    """Entries to delete next, at most BATCH_SIZE."""
+    found: int = 0
+    """The number of all entries that had to be deleted."""
+
+    def finds(self, entry: Entry, replies: set[bytes]) -> bool:
+        if self.check.scans:
+            return is_stale(entry, self.change, replies)
+        return entry.original.packed in replies or is_stale(entry, self.change)
 
 
 class _ScanError(Exception):
     """A request about conntrack entries failed; the text has the kernel's message."""
+
+
+class _ScanTimeout(_ScanError):
+    """The entries were not all listed and deleted within SCAN_TIMEOUT."""
 
 
 class Conntrack:
@@ -67,6 +96,8 @@ class Conntrack:
         self._checks: list[_Check] = []
         self._rules_for = Desired()
         """What the rules in force are for."""
+        self._deleted_replies: set[bytes] = set()
+        """See is_stale; of all checks, until none is left."""
         self._last_failure = ""
         self._can_end_connections = True
         """False after the kernel could not: INET_DIAG_DESTROY is missing."""
@@ -114,50 +145,73 @@ class Conntrack:
 
     def _scan(self) -> None:
         own, deadline = self._host_addresses(), time.monotonic() + SCAN_TIMEOUT
-        checks = [
-            (check, Change(check.old, self._rules_for, own, check.exposure))
+        searches = [
+            _Search(check, Change(check.old, self._rules_for, own, check.exposure))
             for check in self._checks
         ]
-        found: list[list[Entry]] = [[] for _ in checks]
-        with _errors("list"):
-            for entry in list_entries(deadline=deadline):
-                for (check, change), stale in zip(checks, found, strict=True):
-                    if is_stale(entry, change, check.deleted_replies):
-                        stale.append(entry)
-        for (check, change), stale in zip(checks, found, strict=True):
-            self._delete(check, change, stale, deadline)
+        try:
+            self._delete_stale(searches, deadline)
+        except _ScanTimeout:
+            # After a flood one scan is not enough. The next one lists what is left.
+            if all(search.found < BATCH_SIZE for search in searches):
+                raise
+            log.debug("the conntrack entries are too many for one scan")
+            return
+        for search in searches:
+            search.check.scans += 1
+            if not search.found or search.check.scans == MAX_SCANS:
+                self._checks.remove(search.check)
+        if not self._checks:
+            self._deleted_replies.clear()
 
-    def _delete(self, check: _Check, change: Change, stale: list[Entry], deadline: float) -> None:
+    def _delete_stale(self, searches: list[_Search], deadline: float) -> None:
+        """Delete in batches while the entries are listed: the kernel continues a list also if its
+        last entry is gone. What was found before an error is deleted too."""
+        try:
+            with _errors("list"):
+                for entry in list_entries(deadline=deadline - DELETE_TIME):
+                    for search in searches:
+                        if search.finds(entry, self._deleted_replies):
+                            search.stale.append(entry)
+                            if len(search.stale) == BATCH_SIZE:
+                                self._delete_batch(search, deadline)
+        finally:
+            for search in searches:
+                self._delete_batch(search, deadline)
+
+    def _delete_batch(self, search: _Search, deadline: float) -> None:
+        """Delete the entries that were found since the last batch."""
+        stale, search.stale = search.stale, []
         with _errors("list"):
-            stale = self._end_unserved(stale, check.begun, change, deadline)
-        if stale:
-            replies = {entry.original.packed: entry.reply.packed for entry in stale}
-            with _errors("delete"):
-                deleted = delete_entries(replies, deadline=deadline)
-            log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
-            check.deleted_replies = (check.deleted_replies or set()).union(replies.values())
-        check.scans += 1
-        if not stale or check.scans == MAX_SCANS:
-            self._checks.remove(check)
+            stale = self._end_unserved(stale, search.check.begun, search.change, deadline)
+        if not stale:
+            return
+        replies = {entry.original.packed: entry.reply.packed for entry in stale}
+        _remember(self._deleted_replies, replies.values())
+        with _errors("delete"):
+            deleted = delete_entries(replies, deadline=deadline)
+        search.found += len(stale)
+        log.debug("%d of %d conntrack entries deleted", deleted, len(replies))
 
     def _end_unserved(
-        self, stale: list[Entry], begun: set[Tuple], change: Change, deadline: float
+        self, stale: list[Entry], begun: set[bytes], change: Change, deadline: float
     ) -> list[Entry]:
         """End the connections that no process has accepted: their clients may wait for the first
         byte, and would not notice that the conntrack entry is gone. Returns the entries to delete.
 
         Adds to `begun`. Raises OSError if the sockets cannot be listed.
         """
-        begun.update(entry.original for entry in stale if may_wait_for_accept(entry, change))
+        waiting = {ends(entry.original) for entry in stale if may_wait_for_accept(entry, change)}
+        _remember(begun, waiting)
         if not begun:
             return stale
-        unaccepted = find_unaccepted(begun, deadline=deadline)
+        unaccepted = find_unaccepted(begun | waiting, deadline=deadline)
         if unaccepted:
             self._destroy(unaccepted.values(), deadline)
         return [
             entry
             for entry in stale
-            if entry.original in unaccepted or not may_be_served(entry, change)
+            if not may_be_served(entry, change) or ends(entry.original) in unaccepted
         ]
 
     def _destroy(self, sockets: Iterable[bytes], deadline: float) -> None:
@@ -183,10 +237,15 @@ def _errors(verb: str) -> Iterator[None]:
         yield
     except TimeoutError:
         reason = f"the kernel did not {verb} the conntrack entries within {SCAN_TIMEOUT:g} s"
-        raise _ScanError(reason) from None
+        raise _ScanTimeout(reason) from None
     except OSError as error:
         reason = f"the kernel did not {verb} the conntrack entries: {error.strerror}"
         raise _ScanError(reason) from None
+
+
+def _remember(known: set[bytes], added: Iterable[bytes]) -> None:
+    """Add to the set, up to MAX_REMEMBERED."""
+    known.update(islice(added, max(0, MAX_REMEMBERED - len(known))))
 
 
 def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:

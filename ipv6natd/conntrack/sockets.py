@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from ipv6natd.conntrack.entries import Tuple
 from ipv6natd.system import sock_diag
@@ -17,24 +17,26 @@ _STATES = (_TCP_ESTABLISHED, _TCP_SYN_RECV, _TCP_CLOSE_WAIT, _TCP_NEW_SYN_RECV)
 _UNACCEPTED = Kind(socket.AF_INET6, socket.IPPROTO_TCP, sum(1 << state for state in _STATES))
 """The states of a connection before accept(); in the others, a socket without an inode is one that
 its process has closed."""
+_ENDS_SIZE = sock_diag.ENDS.size
 
 
-def find_unaccepted(originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
-    """Those of the connections with these original tuples that no process has accepted, each with
-    the id of its socket. Raises OSError."""
-    wanted = {_ends(original): original for original in originals}
+def find_unaccepted(wanted: Set[bytes], *, deadline: float) -> dict[bytes, bytes]:
+    """Those of the connections with these `ends` that no process has accepted, each with the id of
+    its socket. Raises OSError."""
+    own_ports = sorted({int.from_bytes(known[:2], "big") for known in wanted})
     return {
-        wanted[ends]: found
-        for port in sorted({own_port for own_port, *_ in wanted})
+        found[:_ENDS_SIZE]: found
+        for port in own_ports
         for found, inode in sock_diag.sockets(_UNACCEPTED, port=port, deadline=deadline)
-        if inode == 0 and (ends := sock_diag.ID.unpack(found)[:4]) in wanted
+        if inode == 0 and found[:_ENDS_SIZE] in wanted
     }
 
 
-def _ends(original: Tuple) -> tuple[int, int, bytes, bytes]:
-    """The ports and addresses of the host's socket, in the order of sock_diag.ID."""
+def ends(original: Tuple) -> bytes:
+    """The ports and addresses of the host's socket for a client's connection: the beginning of the
+    socket's id."""
     _, _, client, host, client_port, port = original
-    return port, client_port, host.packed, client.packed
+    return sock_diag.ENDS.pack(port, client_port, host.packed, client.packed)
 
 
 def destroy(sockets: Iterable[bytes], *, deadline: float) -> int:

@@ -185,6 +185,8 @@ class Change:
         """The ports before; None if unknown. Then all mappings count as new, and a flow to one of
         our containers without a mapping as one whose mapping was removed."""
         self.after = _targets(new.mappings)
+        self.ports = {port for _, _, port in (*(self.before or ()), *self.after)}
+        """The host ports, to skip most entries soon: the table may have a million."""
         self.opened = _opened_ports(*mapping_changes(old.mappings if old else (), new.mappings))
         self.proxy = new.userland_proxy
         self.proxy_changed = old is not None and old.userland_proxy != new.userland_proxy
@@ -334,6 +336,8 @@ def _is_for_changed_port(entry: Entry, change: Change) -> bool:
 def _is_misdirected(entry: Entry, change: Change) -> bool:
     """True if a port has changed and the client's packets do not go to its current target."""
     original, reply = entry[:2]
+    if original.destination_port not in change.ports:
+        return False
     if original.destination not in change.host_addresses:
         return False
     before, after = _target(change.before, original), _target(change.after, original)

@@ -16,6 +16,9 @@ _REQUEST = struct.Struct("=BBBxI")
 """inet_diag_req_v2 without the id of the socket: family, protocol, extensions, states."""
 ID = struct.Struct("!HH16s16s12s")
 """inet_diag_sockid: own port, the other port, own address, the other address; interface, cookie."""
+ENDS = struct.Struct("!HH16s16s")
+"""The beginning of an inet_diag_sockid: ports and addresses."""
+ANY_PORT = 0
 _ID_START = 4
 _ANSWER = struct.Struct(f"={_ID_START}x{ID.size}s16xI")
 """inet_diag_msg: the id of the socket, and its inode."""
@@ -30,8 +33,8 @@ class Kind(NamedTuple):
     """A bit for each state, numbered as in net/tcp_states.h."""
 
 
-def sockets(kind: Kind, *, port: int = 0, deadline: float) -> Iterator[tuple[bytes, int]]:
-    """(id, inode) of each socket, with `port` of those of this own port. Raises OSError."""
+def sockets(kind: Kind, *, port: int = ANY_PORT, deadline: float) -> Iterator[tuple[bytes, int]]:
+    """(id, inode) of each socket with this own port. Raises OSError."""
     request = _REQUEST.pack(kind.family, kind.protocol, 0, kind.states) + ID.pack(
         port, 0, bytes(16), bytes(16), bytes(12)
     )

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv6Address
 
 import pytest
 
 from ipv6natd.conntrack import entries as conntrack
+from ipv6natd.conntrack import flush
 from ipv6natd.conntrack.entries import Entry, delete_entries, list_entries
+from ipv6natd.conntrack.flush import Conntrack
+from ipv6natd.conntrack.stale import Exposure
+from ipv6natd.model import Desired, Policy
+from ipv6natd.policy.desired import desired
 from ipv6natd.system import netlink
+from tests.harness.build import container, endpoint, network, snapshot
 from tests.harness.conntrack import entries, message_body
 
 ZONES = ("zone", "orig-zone", "reply-zone")
@@ -128,6 +135,33 @@ def test_delete_entries_removes_thousands_and_ignores_missing_entries() -> None:
     assert delete_entries(every, deadline=in_time()) == MANY // 2
     assert listed() == []
     assert delete_entries([], deadline=in_time()) == 0
+
+
+def test_flush_deletes_thousands_of_stale_entries_while_it_lists_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one list: the kernel continues it also if its last entry is gone."""
+    lists: list[float] = []
+
+    def listed_once(*, deadline: float) -> Iterator[Entry]:
+        lists.append(deadline)
+        return list_entries(deadline=deadline)
+
+    monkeypatch.setattr(flush, "list_entries", listed_once)
+    monkeypatch.setattr(flush, "BATCH_SIZE", 300)
+    insert(*(f"-p udp --sport {port} --dport {53 + port % 2}" for port in range(1, MANY + 1)))
+    others = {it.original.packed for it in listed() if it.original.destination_port == 54}
+    flows = Conntrack(lambda: frozenset({IPv6Address("fd00::1")}))
+    assert flows.flush_stale_flows(None, with_port("53:53/udp"), Exposure.NONE)
+    assert len(lists) == 1
+    assert {*originals(listed())} == others
+
+
+def with_port(port: str) -> Desired:
+    """The decisions for one container with this published port, without the userland proxy."""
+    place = network(name="x", subnet="fd00:a::/64")
+    web = container(on=[endpoint(on=place, address="fd00:a::2")], ports=[port])
+    return desired(snapshot(place, web, userland_proxy=False), Policy())
 
 
 def test_unchanged_entries_are_listed_while_others_come_and_go() -> None:

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address
 import pytest
 
 from ipv6natd.conntrack.entries import TCP, Tuple
-from ipv6natd.conntrack.sockets import destroy, find_unaccepted
+from ipv6natd.conntrack.sockets import destroy, ends, find_unaccepted
 from ipv6natd.engine.host_ports import ports_in_use
 from ipv6natd.model import Protocol
 from ipv6natd.system import sock_diag
@@ -90,7 +90,7 @@ def original(connection: socket.socket) -> Tuple:
 
 def end(*connections: socket.socket) -> int:
     deadline = time.monotonic() + 5
-    found = find_unaccepted(map(original, connections), deadline=deadline)
+    found = find_unaccepted({ends(original(it)) for it in connections}, deadline=deadline)
     return destroy(found.values(), deadline=deadline)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from ipaddress import IPv6Address
 
@@ -13,6 +13,7 @@ import pytest
 from ipv6natd.conntrack import flush as conntrack
 from ipv6natd.conntrack.entries import Entry, Tuple
 from ipv6natd.conntrack.flush import Conntrack
+from ipv6natd.conntrack.sockets import ends
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.model import Container, Desired, Network, Policy
 from ipv6natd.policy.desired import desired
@@ -63,10 +64,14 @@ class Host:
         self.entries: list[Entry] = []
         self.list_error: OSError | None = None
         self.lists = 0
+        self.listed = 0
+        """The number of entries of all lists."""
         self.deleted: list[list[bytes]] = []
         self.ip_calls: list[tuple[tuple[str, ...], str]] = []
         """The arguments of `ip` and its standard input."""
         self.on_delete: OnDelete = self._delete_all
+        self.end_of_list: OSError | None = None
+        """Raised after the last entry."""
         self.unaccepted: set[Tuple] = set()
         self.ended: list[list[bytes]] = []
         """The connections that were to end: for each, the packed original tuple."""
@@ -80,7 +85,11 @@ class Host:
         self.lists += 1
         if self.list_error:
             raise self.list_error
-        yield from self.entries
+        for entry in tuple(self.entries):
+            self.listed += 1
+            yield entry
+        if self.end_of_list:
+            raise self.end_of_list
 
     def _delete_all(self, originals: Iterable[bytes]) -> int:
         self.entries = []
@@ -91,9 +100,10 @@ class Host:
         self.deleted.append([*originals])
         return self.on_delete(originals)
 
-    def find(self, originals: Iterable[Tuple], *, deadline: float) -> dict[Tuple, bytes]:
+    def find(self, wanted: Set[bytes], *, deadline: float) -> dict[bytes, bytes]:
         assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
-        return {each: each.packed for each in originals if each in self.unaccepted}
+        unaccepted = {ends(original): original.packed for original in self.unaccepted}
+        return {known: packed for known, packed in unaccepted.items() if known in wanted}
 
     def end(self, sockets: Iterable[bytes], *, deadline: float) -> int:
         assert 0 < deadline - time.monotonic() <= conntrack.SCAN_TIMEOUT
@@ -320,6 +330,110 @@ def test_flush_stops_after_max_scans_if_the_entry_returns(host: Host, flows: Con
     assert flush(flows, None, UDP, Exposure.NONE)
     assert host.lists == conntrack.MAX_SCANS
     assert len(host.deleted) == conntrack.MAX_SCANS
+
+
+# Floods.
+
+FLOOD = [TO_HOST.replace("40000", str(port)) for port in range(1, 26)]
+"""25 stale entries."""
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "BATCH_SIZE", 10)
+
+
+def delete_listed(host: Host, seen: list[int]) -> OnDelete:
+    """Delete the requested entries; add to `seen` how many had been listed by then."""
+
+    def delete(originals: Iterable[bytes]) -> int:
+        requested = {*originals}
+        seen.append(host.listed)
+        host.entries = [it for it in host.entries if it.original.packed not in requested]
+        return len(requested)
+
+    return delete
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_flood_is_deleted_in_batches_while_it_is_listed(host: Host, flows: Conntrack) -> None:
+    """All stale entries at once would take more memory than the service may have."""
+    seen: list[int] = []
+    host.set_entries(TO_CONTAINER, *FLOOD)
+    host.on_delete = delete_listed(host, seen)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert seen == [11, 21, 26]
+    assert [len(batch) for batch in host.deleted] == [10, 10, 5]
+    assert host.entries == entries(TO_CONTAINER)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_flood_that_one_scan_cannot_list_is_no_failure(
+    host: Host, flows: Conntrack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next scan continues, and looks for the same entries as the first."""
+    to_network = "ip 4 29 src=2001:db8::2 dst=fd00:a::2 src=2001:db8::2 dst=fd00:a::2"
+    host.set_entries(*FLOOD)
+    host.on_delete = delete_listed(host, [])
+    host.end_of_list = TimeoutError()
+    assert flows.flush_stale_flows(UDP, UDP, Exposure.OPEN) is False  # none of them is stale
+    assert flows.flush_stale_flows(None, UDP, Exposure.OPEN)
+    assert flows.needs_scan
+    assert host.entries == []
+    host.set_entries(to_network, FLOOD[0])
+    host.end_of_list = None
+    assert flows.scan_again()
+    assert flows.needs_scan
+    assert host.entries == []
+    assert flows.scan_again()
+    assert not flows.needs_scan
+    assert len(caplog.records) == 1
+
+
+def test_list_that_does_not_end_is_a_failure_and_what_was_found_is_deleted(
+    host: Host, flows: Conntrack
+) -> None:
+    for error in (TimeoutError(), InterruptedError(4, "the table changed")):
+        host.set_entries(*FLOOD)
+        host.on_delete = delete_listed(host, [])
+        host.end_of_list = error
+        assert not flows.flush_stale_flows(None, UDP, Exposure.NONE)
+        assert host.entries == []
+        assert not flows.needs_scan
+
+
+def test_reversed_entry_of_a_deletion_before_a_failure_is_deleted(
+    host: Host, flows: Conntrack
+) -> None:
+    answer = (
+        "udp 17 29 src=fd00:a::2 dst=2001:db8::2 sport=53 dport=40000 src=2001:db8::2 "
+        "dst=2001:db8::1 sport=40000 dport=53"
+    )
+    still = entries(answer.replace("40000", "40001"))
+    host.set_entries(TO_CONTAINER)
+    host.on_delete = delete_listed(host, [])
+    host.end_of_list = TimeoutError()
+    assert not flows.flush_stale_flows(UDP, NOTHING, Exposure.NONE)
+    host.entries = entries(answer) + still
+    host.end_of_list = None
+    assert flows.flush_stale_flows(None, NOTHING, Exposure.NONE)
+    assert host.entries == still
+
+
+def test_number_of_remembered_entries_is_bounded(
+    host: Host, flows: Conntrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "MAX_REMEMBERED", 7)
+    host.set_entries(*FLOOD)
+    assert flows.flush_stale_flows(None, UDP, Exposure.NONE)
+    assert len(flows._deleted_replies) == 7
+    host.set_entries(*(WAITING.replace("sport=1 ", f"sport={port} ") for port in range(1, 20)))
+    host.unaccepted = {entry.original for entry in host.entries}
+    host.deleted.clear()
+    assert flows.flush_stale_flows(NOTHING, TCP, Exposure.NONE)
+    assert [len(batch) for batch in host.ended] == [19]
+    assert flows.scan_again()
+    assert (flows.needs_scan, flows._deleted_replies) == (False, set())
 
 
 @pytest.mark.parametrize(
