@@ -20,13 +20,18 @@ its process has closed."""
 _ENDS_SIZE = sock_diag.ENDS.size
 
 
+MAX_LISTS = 4
+"""Ports with a list each, which the kernel filters. With more ports, all sockets are listed once:
+each list reads all sockets of the host."""
+
+
 def find_unaccepted(wanted: Set[bytes], *, deadline: float) -> dict[bytes, bytes]:
     """Those of the connections with these `ends` that no process has accepted, each with the id of
     its socket. Raises OSError."""
     own_ports = sorted({int.from_bytes(known[:2], "big") for known in wanted})
     return {
         found[:_ENDS_SIZE]: found
-        for port in own_ports
+        for port in (own_ports if len(own_ports) <= MAX_LISTS else [sock_diag.ANY_PORT])
         for found, inode in sock_diag.sockets(_UNACCEPTED, port=port, deadline=deadline)
         if inode == 0 and found[:_ENDS_SIZE] in wanted
     }

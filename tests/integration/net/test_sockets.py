@@ -13,10 +13,10 @@ from ipaddress import IPv6Address
 import pytest
 
 from ipv6natd.conntrack.entries import TCP, Tuple
-from ipv6natd.conntrack.sockets import destroy, ends, find_unaccepted
+from ipv6natd.conntrack.sockets import MAX_LISTS, destroy, ends, find_unaccepted
 from ipv6natd.engine.host_ports import ports_in_use
 from ipv6natd.model import Protocol
-from ipv6natd.system import sock_diag
+from ipv6natd.system import netlink, sock_diag
 from tests.harness import until
 
 HOST, CLIENT, LINK_LOCAL = "fd00::1", "fd00::2", "fe80::9%d0"
@@ -141,6 +141,28 @@ def test_many_connections_of_several_ports_end(host: Host) -> None:
     ended = [host.connect(port=port) for port in (PORT, OTHER_PORT) for _ in range(200)]
     kept = host.connect(port=OTHER_PORT)
     assert end(*ended) == len(ended)
+    assert all(map(is_reset, ended))
+    assert not is_reset(kept)
+
+
+def test_connections_of_many_ports_are_found_with_one_list(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[int] = []
+    dump = netlink.dump
+
+    def counted(family: int, kind: int, body: bytes, *, deadline: float) -> Iterator[bytes]:
+        requests.append(kind)
+        return dump(family, kind, body, deadline=deadline)
+
+    ports = range(OTHER_PORT, OTHER_PORT + MAX_LISTS + 1)
+    for port in ports:
+        host.listen(port)
+    ended = [host.connect(port=port) for port in ports]
+    kept = host.connect()
+    monkeypatch.setattr(netlink, "dump", counted)
+    assert end(*ended) == len(ended)
+    assert len(requests) == 1
     assert all(map(is_reset, ended))
     assert not is_reset(kept)
 
