@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ipv6natd.engine.endpoint import (
     explain_error,
     wrong_file_type,
 )
-from ipv6natd.engine.stream import json_rows
+from ipv6natd.engine.stream import LongRow, TooLong, bounded, json_lines, json_rows, json_value
 from ipv6natd.model import Container, Engine
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,22 @@ class InspectFailed(Exception):
     """The engine did not return the object; a retry may succeed."""
 
 
+class AnswerTooLong(InspectFailed):
+    """The engine's answer is longer than MAX_LENGTH; a retry would get the same."""
+
+
+_PIECE = 1 << 16
+"""Bytes."""
+
+
 class Client(docker.APIClient):  # type: ignore[misc]
-    """The client of the library, without its implicit configuration."""
+    """The client of the library, without its implicit configuration, and with limits for the
+    length of answers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._left_out: set[str] = set()
+        """The beginnings of the rows that were left out of lists."""
+        super().__init__(**kwargs)
 
     @property
     def trust_env(self) -> bool:
@@ -82,12 +96,47 @@ class Client(docker.APIClient):  # type: ignore[misc]
         """True if the engine must present a certificate of a trusted authority."""
         return self.base_url.startswith("https://") and bool(self.verify)
 
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send a request. Raises TooLong for an answer that is read as a whole, and is too long."""
+        response = super().send(request, **kwargs | {"stream": True})
+        if not kwargs.get("stream"):
+            _read_whole(response)
+        return response
+
+    def inspected(self, path: str, identity: str, keys: Iterable[str] = ()) -> Any:
+        """The JSON of an object, with `keys` only these. Raises ValueError; TooLong if it is too
+        long."""
+        with self._get(self._url(path, identity), stream=True) as response:
+            if not response.ok:
+                _read_whole(response)
+            self._raise_for_status(response)
+            return json_value(response.iter_content(_PIECE), keys)
+
+    def warn_left_out(self, row: LongRow) -> None:
+        """Log that a container is left out of the list, once for each."""
+        start = ascii(row.start[:100])
+        level = logging.DEBUG if start in self._left_out else logging.WARNING
+        self._left_out.add(start)
+        log.log(level, "a container has too long labels, its ports stay closed: %s", start)
+
+    def rows(self, path: str) -> Iterator[Any]:
+        """The rows of a list. Raises ValueError."""
+        with self._get(self._url(path), stream=True) as response:
+            response.raise_for_status()
+            yield from json_rows(response.iter_content(_PIECE))
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Reject redirects: the target could be another host, and without TLS."""
         if resp.is_redirect:
             resp.close()  # the library would leave its connection open
             text = "it redirects to another address: set endpoint to the address of the engine"
             raise requests.TooManyRedirects(text)
+
+
+def _read_whole(response: requests.Response) -> None:
+    """Read the body as the library would, with a limit."""
+    with response:
+        response._content = bounded(response.iter_content(_PIECE))
 
 
 _MALFORMED = (ValueError, RecursionError, AttributeError, KeyError, TypeError)
@@ -113,13 +162,16 @@ def engine_errors(what: str, address: EngineAddress | None = None) -> Iterator[N
 def inspect(client: Client, kind: str, identity: str) -> object:
     """The JSON of a container or network; None if the engine does not have it any more.
 
-    Raises InspectFailed if a retry may succeed, and EngineUnavailable.
+    Raises InspectFailed if a retry may succeed, AnswerTooLong, and EngineUnavailable.
     """
-    call = client.inspect_container if kind == "container" else client.inspect_network
     try:
-        return call(identity)
+        if kind == "container":
+            return client.inspected("/containers/{0}/json", identity, parse.INSPECTED)
+        return client.inspected("/networks/{0}", identity)
     except docker.errors.NotFound:
         return None
+    except TooLong as error:
+        raise AnswerTooLong(str(error)) from None
     except requests.exceptions.ReadTimeout:
         raise InspectFailed(f"no answer within {CALL_TIMEOUT} s") from None
     except requests.ConnectionError as error:
@@ -142,7 +194,26 @@ def _is_exhausted(error: BaseException | None) -> bool:
     return False
 
 
-def subscribe(client: Client) -> Any:
+class Events:
+    """An open stream of events."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self) -> Iterator[Any]:
+        """The events until the connection ends. Raises ValueError for other JSON."""
+        try:
+            # Not by the library: it reads each event as a whole.
+            yield from json_lines(self._stream._response.iter_content(_PIECE))
+        except requests.RequestException as error:
+            log.debug("the event stream: %s", one_line(error))
+
+    def close(self) -> None:
+        """Close the connection, also while another thread reads."""
+        self._stream.close()
+
+
+def subscribe(client: Client) -> Events:
     """The stream of the events that can change a rule. Raises EngineUnavailable.
 
     dockerd sends the head of its answer before it subscribes the client. Because of `since`, it
@@ -150,7 +221,7 @@ def subscribe(client: Client) -> Any:
     """
     since = f"{time.time() - EVENTS_OVERLAP:.9f}"  # as the docker command writes it
     with engine_errors("its event stream broke"):
-        events = client.events(since=since, filters=parse.EVENTS, decode=True)
+        events = client.events(since=since, filters=parse.EVENTS)
     # The library takes the body of an error for events.
     response = events._response
     if not response.ok:
@@ -159,25 +230,30 @@ def subscribe(client: Client) -> Any:
             f"it refuses /events: {response.status_code} {response.reason}; a socket proxy before "
             "the engine must permit this path"
         )
-    return events
+    return Events(events)
 
 
 def list_all(client: Client, engine: Engine) -> tuple[list[Any], list[Container]]:
     """(networks as JSON, containers). Raises EngineUnavailable, also for other JSON than lists.
 
-    The list of containers is read row by row and not by the library: the complete JSON of 10,000
-    containers takes four times the memory of the daemon.
+    The lists are read row by row and not by the library: the complete JSON of 10,000 containers
+    takes four times the memory of the daemon. A container whose row is too long is left out: its
+    ports are closed. Without a network its containers would be unprotected, so there it is an
+    error.
     """
     with engine_errors("cannot list networks and containers"):
-        networks = client.networks()
-        if not isinstance(networks, list):
-            raise ValueError("the answer is not a list")
-        url = f"{client.base_url}/v{client.api_version}/containers/json"
-        with client.get(url, stream=True, timeout=CALL_TIMEOUT) as response:
-            response.raise_for_status()
-            rows = json_rows(response.iter_content(1 << 16))
-            containers = (parse.container(row, engine) for row in rows)
-            return networks, [container for container in containers if container is not None]
+        networks = []
+        for row in client.rows("/networks"):
+            if isinstance(row, LongRow):
+                raise ValueError(f"a network has too long labels: {row.start[:100]!a}")
+            networks.append(row)
+        containers = []
+        for row in client.rows("/containers/json"):
+            if isinstance(row, LongRow):
+                client.warn_left_out(row)
+            elif (container := parse.container(row, engine)) is not None:
+                containers.append(container)
+        return networks, containers
 
 
 def tls_config(address: EngineAddress) -> docker.tls.TLSConfig | bool:

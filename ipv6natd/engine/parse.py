@@ -37,6 +37,8 @@ _BRIDGE = "com.docker.network.bridge."
 _DISABLE_IPV6 = "net.ipv6.conf.{}.disable_ipv6"
 _ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
 """The option of an endpoint for sysctls of its interface, as IFNAME; since Docker 27."""
+INSPECTED = ("Id", "Name", "State", "HostConfig", "NetworkSettings")
+"""The fields of the inspect of a container that are read. Others can be long."""
 _ID = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _IPV6_LISTED_SINCE = (20, 10, 6)
 """The first release that lists the IPv6 side of a wildcard binding."""

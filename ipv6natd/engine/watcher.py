@@ -12,14 +12,15 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from ipv6natd.engine import parse
 from ipv6natd.engine.client import (
     CALL_TIMEOUT,
+    AnswerTooLong,
     Client,
     EngineAddress,
     EngineUnavailable,
+    Events,
     InspectFailed,
     WrongEngine,
     connect,
@@ -67,7 +68,7 @@ class EventStream:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._events: Any = None
+        self._events: Events | None = None
 
     async def subscribe(self, seconds: float) -> None:
         """Open the stream, or open it again. Raises EngineUnavailable."""
@@ -81,10 +82,11 @@ class EventStream:
     async def read(self, handle: Callable[[object], None]) -> str:
         """Call `handle` for each event, in a thread of its own; return why the stream ended."""
         events = self._events
+        assert events is not None
 
         def read() -> str:
             try:
-                for event in events:
+                for event in events.read():
                     handle(event)
             except Exception as error:  # a broken stream raises many exceptions in the library
                 return f"its event stream broke: {one_line(error)}"
@@ -94,8 +96,9 @@ class EventStream:
 
     def close(self) -> None:
         """Close the stream: closing the client does not, and its reader would wait forever."""
-        with suppress(Exception):
-            self._events.close()
+        if self._events is not None:
+            with suppress(Exception):
+                self._events.close()
 
 
 class EngineWatcher:
@@ -311,14 +314,23 @@ class EngineWatcher:
             self._stored(changed, missing)
             if any(it.kind == "container" for it in missing):
                 self._polls.end(subject.id)
+        except AnswerTooLong as error:
+            # Not repeated: the next event or list requests it. The last known address may be
+            # another container's by then; a network stays protected as it was.
+            self._log_failure(subject, f"{error}")
+            if subject.kind == "container":
+                self._stored(*self._facts.store(subject, None, self.engine, awaited=awaited))
         except InspectFailed as error:
-            is_new = self._inspects.note_result(subject, str(error))
-            level = logging.WARNING if is_new else logging.DEBUG
-            log.log(level, "cannot inspect %s %.12s: %s; retrying", *subject, error)
+            self._log_failure(subject, f"{error}; retrying")
             await asyncio.sleep(INSPECT_RETRY_DELAY)
             self._inspects.add(subject, ended=ended)
         finally:
             self._inspects.done(subject)
+
+    def _log_failure(self, subject: Subject, reason: str) -> None:
+        is_new = self._inspects.note_result(subject, reason)
+        level = logging.WARNING if is_new else logging.DEBUG
+        log.log(level, "cannot inspect %s %.12s: %s", *subject, reason)
 
     async def _list(self, client: Client) -> None:
         """Read all objects with two calls. An inspect during the calls is newer and is kept."""

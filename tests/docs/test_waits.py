@@ -34,7 +34,7 @@ def test_calls_over_the_bus_and_to_the_engine_end() -> None:
     assert connected.parameters["seconds"].default == bus.CONNECT_TIMEOUT
     texts = (modules()[name].read_text() for name in ("engine.watcher", "engine.client"))
     limited = re.compile(r"timeout[=(]CALL_TIMEOUT|events\.subscribe\(CALL_TIMEOUT")
-    assert sum(len(limited.findall(text)) for text in texts) == 3
+    assert sum(len(limited.findall(text)) for text in texts) == 2
     assert "settimeout(5)" in modules()["engine.dockerd"].read_text()
     assert "settimeout(SEND_TIMEOUT)" in modules()["system.logs"].read_text()
 

@@ -19,6 +19,7 @@ from ipv6natd.engine.client import (
     connect,
     inspect,
     list_all,
+    subscribe,
 )
 from ipv6natd.engine.stream import json_rows
 from ipv6natd.model import Engine
@@ -101,13 +102,14 @@ def _inspect(client: Any) -> None:
 def _events(client: Any) -> None:
     # The stream may raise anything: that is its end. Parsing an event must not raise.
     try:
-        stream = client.events(filters=docker_facts.EVENTS, decode=True)
-    except Exception:
+        stream = subscribe(client)
+    except EngineUnavailable:
         return
     try:
+        events = stream.read()
         while True:
             try:
-                each = next(stream)
+                each = next(events)
             except Exception:  # the end of the stream too
                 return
             docker_facts.event_subjects(each)

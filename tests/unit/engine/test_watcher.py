@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import json
 import os
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import client as engine_client
-from ipv6natd.engine import inspects
+from ipv6natd.engine import inspects, stream
 from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import (
     EngineAddress,
@@ -41,6 +42,7 @@ from tests.harness.fake_engine import (
     event,
     raw_container,
     raw_network,
+    row,
 )
 from tests.harness.waiting import background, until
 
@@ -846,6 +848,119 @@ def test_inspect_that_fails_again_for_the_same_reason_is_one_warning(
         engine.say[INSPECT_WEB] = (500, b'{"message": "no"}')
         await until(lambda: engine.asked_for(INSPECT_WEB) > 10)
         assert warnings() == 2
+
+    run(engine, scenario)
+
+
+# Answers that are too long, as with a label of 45 MB in an image.
+
+LONG = {"Labels": {"a": 'x"}]' * 2000}}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_LENGTH", 5000)
+    monkeypatch.setattr(stream, "MAX_EVENT", 1000)
+    monkeypatch.setattr(engine_client, "_PIECE", 1000)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.usefixtures("short")
+def test_inspect_that_is_too_long_closes_the_ports_and_is_not_repeated(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last known address may be another container's by then."""
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.have(X, WEB | {"Config": LONG}, raw_container("other", address="fd00:a::3"))
+        for count in (1, 2):
+            await watched.emit("container", "start", "web")
+            await until(lambda: engine.asked_for(INSPECT_WEB) == count)  # noqa: B023
+            await until(lambda: watched.container("web") is None)
+        await watched.emit("container", "start", "other")
+        await until(lambda: watched.container("other") is not None)
+        await asyncio.sleep(0.1)
+        assert engine.asked_for(INSPECT_WEB) == 2
+        (warning,) = warnings_in(caplog)
+        assert f"cannot inspect container {identity('web'):.12}: the answer is longer" in warning
+        engine.have(X, WEB)
+        await watched.emit("container", "start", "web")
+        await until(lambda: watched.container("web") is not None)
+        assert watched.watch.state is EngineState.CONNECTED
+
+    run(engine, scenario)
+
+
+@pytest.mark.usefixtures("short")
+def test_network_whose_inspect_is_too_long_stays_as_it_was(engine: FakeEngine) -> None:
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        path = f"/networks/{identity('x')}"
+        engine.say[path] = engine.say_json(X | LONG)
+        await watched.emit("network", "create", "x")
+        await until(lambda: engine.asked_for(path) == 1)
+        await asyncio.sleep(0.1)
+        assert engine.asked_for(path) == 1
+        assert watched.watch.networks[identity("x")].subnets == (SUBNET,)
+
+    run(engine, scenario)
+
+
+@pytest.mark.usefixtures("short")
+def test_row_that_is_too_long_is_left_out_of_the_list(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = row(raw_container("other", address="fd00:a::3"))
+    engine.say["/containers/json"] = engine.say_json([row(WEB) | LONG, other, row(WEB) | LONG])
+
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        for _ in range(3):
+            await watched.watch.relist()
+            assert {*watched.watch.containers} == {identity("other")}
+        (warning,) = warnings_in(caplog)
+        assert identity("web") in warning
+
+    run(engine, scenario)
+
+
+@pytest.mark.usefixtures("short")
+def test_network_that_is_too_long_for_the_list_is_an_unavailable_engine(
+    engine: FakeEngine,
+) -> None:
+    """Without the network its containers would be unprotected."""
+    engine.say["/networks"] = engine.say_json([raw_network("y") | LONG, X])
+
+    async def scenario(watched: Watched) -> None:
+        await until(lambda: "too long labels" in watched.watch.waiting_for)
+        assert watched.watch.state is EngineState.UNREACHABLE
+        del engine.say["/networks"]
+        await watched.connected()
+
+    run(engine, scenario)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("status", [200, 500])
+def test_version_that_is_too_long_is_an_unavailable_engine(engine: FakeEngine, status: int) -> None:
+    engine.say["/version"] = (status, b'"' + b"x" * 10_000 + b'"')
+    with pytest.raises(EngineUnavailable, match="the answer is longer than"):
+        connect(EngineAddress(endpoint=engine.endpoint))
+
+
+@pytest.mark.usefixtures("short")
+def test_event_that_is_too_long_causes_an_inspect_of_its_container(engine: FakeEngine) -> None:
+    async def scenario(watched: Watched) -> None:
+        await watched.connected()
+        engine.have(X, WEB, raw_container("other", address="fd00:a::3"))
+        long = event("container", "start", "other", **LONG["Labels"])
+        engine.send(json.dumps(long, separators=(",", ":")).encode() + b"\n")
+        await until(lambda: watched.container("other") is not None)
+        assert engine.asked_for("/events") == 1
 
     run(engine, scenario)
 
