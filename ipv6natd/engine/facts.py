@@ -51,9 +51,9 @@ class Start:
 class Awaited(NamedTuple):
     """What an inspect is certain about, as of its beginning."""
 
-    starting: frozenset[str]
-    """It has the addresses of these containers on a network, or the result of a container's start,
-    for which it waits."""
+    starts: Map[str, Start]
+    """By container id. It has the addresses of these starts on a network, or the result of a
+    container's start, for which it waits; nothing of a later start of the same container."""
     ends: int
     """The number of ends until then: the inspect of a network can still show a container that ends
     later."""
@@ -117,15 +117,12 @@ class Facts:
 
     def awaited(self, subject: Subject, in_use: HostPorts | None = None) -> Awaited:
         """What an inspect that begins now will be certain about."""
-        if subject.kind == "container":
-            starting = frozenset({subject.id} & self._starts.keys())
-        else:
-            starting = frozenset(
-                container_id
-                for container_id, start in self._starts.items()
-                if subject.id in start.connected
-            )
-        return Awaited(starting, self._end_count, in_use)
+        starts = {
+            container_id: start
+            for container_id, start in self._starts.items()
+            if subject.id in (container_id, *start.connected)
+        }
+        return Awaited(starts, self._end_count, in_use)
 
     def expects_start(self, network_id: str) -> bool:
         """True if a start may connect a container with requests to this network."""
@@ -147,12 +144,13 @@ class Facts:
         seen = [*self._seen(network_id, attached, awaited)]
         for container_id in seen:
             free = all_free(self._requests[container_id].bindings, awaited.ports_in_use)
-            known = self._starts.setdefault(container_id, Start(ports_free=free))
-            known.connected.add(network_id)
+            start = self._starts.setdefault(container_id, Start(ports_free=free))
+            start.connected.add(network_id)
         changed = False
-        for container_id in (*sorted(awaited.starting), *seen):
-            start = self._starts.get(container_id)
-            if start is not None and network_id in start.connected:
+        known = [it for it, start in awaited.starts.items() if self._starts.get(it) is start]
+        for container_id in (*known, *seen):
+            start = self._starts[container_id]
+            if network_id in start.connected:
                 request = self._requests.get(container_id)
                 name = request.name if request else ""
                 place = attached.get(container_id) or attached.get(f"/{name}")
@@ -249,7 +247,7 @@ class Facts:
         container = parse.container(raw, engine)
         start = self._starts.get(subject.id)
         if container is None and start is not None:
-            if subject.id not in awaited.starting:
+            if awaited.starts.get(subject.id) is not start:
                 # From before the start.
                 return self._store_start(subject.id), []
             if not start.announced:

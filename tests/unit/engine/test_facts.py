@@ -18,7 +18,7 @@ from tests.harness.fake_engine import raw_container, raw_network, row
 ENGINE = Engine(version="20.10.24")
 WEB = identity("web")
 FIRST, SECOND = "fd00:a::2", "fd00:b::2"
-FROM_BEFORE = Awaited(frozenset(), ends=0, ports_in_use=None)
+FROM_BEFORE = Awaited({}, ends=0, ports_in_use=None)
 """Of an inspect that began before everything else."""
 
 
@@ -295,6 +295,23 @@ def test_inspect_that_began_during_the_start_tells_its_failure(engine: Answers) 
     assert engine.web == EARLY
     engine.store("container", "web", stopped, awaited=engine.facts.awaited(subject))
     assert engine.web is None
+
+
+def test_inspects_of_a_failed_start_say_nothing_about_the_next_one(engine: Answers) -> None:
+    """The second start has another address, and has not ended."""
+    engine.created()
+    engine.connect("x", FIRST)
+    of_network = engine.of_network("x", "fd00:a::/64")
+    network, container = Subject("network", identity("x")), Subject("container", WEB)
+    first = {subject: engine.facts.awaited(subject) for subject in (network, container)}
+    engine.disconnect("x")
+    engine.told("x", connected=True)
+    engine.store("network", "x", of_network, awaited=first[network])
+    assert engine.web is None
+    engine.connect("x", "fd00:a::7")
+    stopped = raw_container("web") | {"State": {"Running": False}}
+    engine.store("container", "web", stopped, awaited=first[container])
+    assert engine.web == ("starting", "fd00:a::7", "8080")
 
 
 def test_list_with_the_container_confirms_it(engine: Answers) -> None:
