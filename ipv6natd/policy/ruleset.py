@@ -93,6 +93,12 @@ client's first segment to a published port then matches the entry's reply direct
 the nat table, so the segment would go to the userland proxy. With a forged ACK, the client's own
 SYN is INVALID to conntrack."""
 
+_AUTHENTICATION_BY_BRIDGE = Rule(
+    matches=(Match.AUTHENTICATION, Match.DESTINATION_LOCAL, Match.NO_FLOW), target=Jump(HOST)
+)
+"""A packet to the host in a frame for another port of a bridge passes FORWARD and not INPUT. Its
+entry would be the same as in INPUT: see _authentication_rules."""
+
 
 def ruleset(
     desired: Desired, cache: IdentityCache | None = None, *, raw_table: bool = True
@@ -228,6 +234,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         by_bridge("C", isolation),
         *((Rule(matches=(Match.ESTABLISHED,), target=Jump(CT)),) if has_open else ()),
         by_bridge("L", from_host),
+        *((_AUTHENTICATION_BY_BRIDGE,) if ours else ()),
         *check,
         _open_forward_rules(desired),
         *(ChainTree((), _own_source_check(network).chains) for network in ours),
@@ -356,8 +363,9 @@ def _source_chain(desired: Desired) -> ChainTree:
         # reply direction of the entry, a packet to the group could reach a program of the host.
         Rule(source=_MULTICAST, target=Verdict.DROP),
         # Conntrack has put fragments together before raw, so this one was inside a fragment. The
-        # kernel would do it once more, but behind INPUT and DNAT, which do not see its port.
-        Rule(matches=(Match.FRAGMENT,), target=Verdict.DROP),
+        # kernel would do it once more, but behind INPUT and DNAT, which do not see its port. Before
+        # conntrack a packet is INVALID, except the host's own multicast, which comes back.
+        Rule(matches=(Match.FRAGMENT, Match.INVALID), target=Verdict.DROP),
         _frame_checks(desired),
         _host_source_checks(desired),
         # Such packets do not leave their link.
@@ -376,6 +384,9 @@ def _frame_checks(desired: Desired) -> ChainTree:
 
     A bridge does not forward frames to 01:80:c2:00:00:0X, as of LLDP: their packets come in by the
     port of the container, and no rule for a bridge matches.
+
+    On any bridge of the host, such a frame with an authentication header would create an entry for
+    a published port: see _authentication_rules.
     """
     drops = [
         Rule(not_destination=_MULTICAST, matches=(kind,), target=Verdict.DROP)
@@ -383,6 +394,7 @@ def _frame_checks(desired: Desired) -> ChainTree:
     ]
     bridges = [network.bridge for network in desired.networks]
     return concat(
+        *(replace(drop, matches=(Match.AUTHENTICATION, *drop.matches)) for drop in drops),
         *(replace(drop, target=Jump(FRAMES)) for drop in drops),
         sub_chain(
             FRAMES,
@@ -700,6 +712,8 @@ def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]
         sub_chain(
             PROXY,
             Rule(in_interface="lo", target=Verdict.RETURN),
+            # Also established: on any bridge of the host, two forged frames make such an entry.
+            Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.DROP),
             # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
             Rule(matches=(Match.INVALID,), target=Verdict.DROP),
             # A forged packet with an address of the host created the entry; see _DROP_FORGED_SYN.

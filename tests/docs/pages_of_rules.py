@@ -88,7 +88,7 @@ SHAPES = {
     "IPv4 peer, for example for its own gateway.",
     r"-A IPV6NAT-SRC -s ff00::/8 -j DROP": "No genuine packet has a multicast group as its source. "
     "With br_netfilter, a bridge would create an entry for it.",
-    r"-A IPV6NAT-SRC -m frag -j DROP": "A fragment inside another "
+    r"-A IPV6NAT-SRC -m frag -m conntrack --ctstate INVALID -j DROP": "A fragment inside another "
     "one. The kernel would put it together behind INPUT, whose rules do not see its port.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
     "With many networks: only such packets pass the rules of the bridges.",
@@ -113,6 +113,9 @@ SHAPES = {
     "sends to other networks with a source of its own network only: the kernel answers a packet "
     "without a route, or with a hop limit of 1, before FORWARD, and its ICMPv6 error has a part of "
     "the packet.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -p ah -m pkttype --pkt-type (?:broadcast|multicast) "
+    r"-j DROP": "A bridge would confirm the entry of such a packet with an authentication header, "
+    "before INPUT drops it.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m pkttype --pkt-type (?:broadcast|multicast) "
     "-j IPV6NAT-SRC-FRAMES": "A packet for one host in an Ethernet frame for all.",
     r"-A IPV6NAT-SRC-FRAMES -i veth\+ -j DROP": "A frame that bridges do not forward, as of LLDP: "
@@ -187,6 +190,8 @@ SHAPES = {
     "published UDP or SCTP port on which the proxy listens: the proxy replaces the source of each "
     "datagram by the gateway.",
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
+    r"-A IPV6NAT-PROXY -m addrtype --src-type LOCAL -j DROP": "Other packets of the host to itself "
+    "are forged, also those of an established entry: two frames on a bridge can make one.",
     r"-A IPV6NAT-PROXY -m conntrack --ctstate INVALID -j DROP": "conntrack calls a datagram with "
     "the length 0 in its UDP header invalid, so no rule translates it, but the proxy would receive "
     "it.",
@@ -205,6 +210,9 @@ SHAPES = {
     "first packet to the host creates an entry too. A datagram of length 0 is invalid to "
     "conntrack, but a socket receives it, and its answer creates the entry. Neighbour discovery is "
     "not tracked; the error about an unknown option in it would have data of the packet.",
+    r"-A IPV6NAT-FORWARD -p ah -m addrtype --dst-type LOCAL "
+    r"-m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST": "A packet to the host passes "
+    "here in a frame for another port of any bridge. Its entry would be the same as in INPUT.",
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
     r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL "
     "-j DROP": "Such packets come in by no other interface. The host's own multicast packets come "

@@ -193,7 +193,9 @@ def test_src_drops_forged_sources() -> None:
         "-i lo -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
         "-s ff00::/8 -j DROP",
-        "-m frag -j DROP",
+        "-m frag -m conntrack --ctstate INVALID -j DROP",
+        "! -d ff00::/8 -p ah -m pkttype --pkt-type broadcast -j DROP",
+        "! -d ff00::/8 -p ah -m pkttype --pkt-type multicast -j DROP",
         "! -d ff00::/8 -m pkttype --pkt-type broadcast -j IPV6NAT-SRC-FRAMES",
         "! -d ff00::/8 -m pkttype --pkt-type multicast -j IPV6NAT-SRC-FRAMES",
         *(
@@ -258,6 +260,7 @@ def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
     ]
     assert chain("PROXY") == [
         "-i lo -j RETURN",
+        "-m addrtype --src-type LOCAL -j DROP",
         "-m conntrack --ctstate INVALID -j DROP",
         "-m conntrack --ctdir REPLY -j DROP",
         "-m addrtype ! --dst-type LOCAL -j DROP",

@@ -8,8 +8,8 @@ import pytest
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.netfilter.diff import matches, rewrite_tables
-from ipv6natd.netfilter.rules import GUARD_TABLES, Ruleset, Table, TableRules
-from ipv6natd.policy.ruleset import closed_guard
+from ipv6natd.netfilter.rules import GUARD_TABLES, Jump, Ruleset, Table, TableRules
+from ipv6natd.policy.ruleset import HOST, closed_guard
 from ipv6natd.sync import offline
 from ipv6natd.sync.saved_rules import SavedRules
 from tests.harness.fake_firewall import FakeFirewall
@@ -32,7 +32,10 @@ def save(rules: Ruleset) -> None:
 
 def without_sources(rules: Ruleset) -> Ruleset:
     """The rules as the first versions wrote them."""
-    chains = {name: rules.filter.chains[name] for name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")}
+    chains = {
+        name: tuple(rule for rule in rules.filter.chains[name] if rule.target != Jump(HOST))
+        for name in ("IPV6NAT-FORWARD", "IPV6NAT-CT")
+    }
     return Ruleset(filter=TableRules(chains=chains, jumps=rules.filter.jumps[:2]))
 
 
