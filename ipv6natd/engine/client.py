@@ -81,6 +81,8 @@ class Client(docker.APIClient):  # type: ignore[misc]
         self._left_out: set[str] = set()
         """The beginnings of the rows that were left out of lists."""
         super().__init__(**kwargs)
+        # A compressed answer would have any length.
+        self.headers["Accept-Encoding"] = "identity"
 
     @property
     def trust_env(self) -> bool:
@@ -97,8 +99,12 @@ class Client(docker.APIClient):  # type: ignore[misc]
         return self.base_url.startswith("https://") and bool(self.verify)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send a request. Raises TooLong for an answer that is read as a whole, and is too long."""
+        """Send a request. Raises TooLong for an answer that is read as a whole, and is too long,
+        and ContentDecodingError for one that is compressed."""
         response = super().send(request, **kwargs | {"stream": True})
+        if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
+            response.close()
+            raise requests.exceptions.ContentDecodingError(f"the answer is compressed: {encoding}")
         if not kwargs.get("stream"):
             _read_whole(response)
         return response

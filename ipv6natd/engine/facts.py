@@ -108,6 +108,24 @@ class Facts:
             return _put(self.containers, told.container, None)
         return self._store_start(told.container)
 
+    def named(self, container_id: str, name: str) -> None:
+        """Take the new name of a container from an event, "" if it has none any more. The next
+        container can have the former name at once, and a network can show it by its name only."""
+        self._free_name(name, container_id)
+        request = self._requests.get(container_id)
+        if request is None:
+            return
+        if name:
+            self._requests[container_id] = request._replace(name=name)
+        else:
+            self._forget_request(container_id)
+
+    def _free_name(self, name: str, container_id: str) -> None:
+        """Take the name from all other requests: their next inspect says what they are called."""
+        for other, request in self._requests.items():
+            if other != container_id and request.name == name:
+                self._requests[other] = request._replace(name="")
+
     def forget_starts(self) -> None:
         """Forget the containers during their start: no event will tell whether they start."""
         self._starts.clear()
@@ -151,10 +169,8 @@ class Facts:
         for container_id in (*known, *seen):
             start = self._starts[container_id]
             if network_id in start.connected:
-                request = self._requests.get(container_id)
-                name = request.name if request else ""
-                place = attached.get(container_id) or attached.get(f"/{name}")
-                start.addresses[network_id] = place
+                shown = self._shown(container_id, attached)
+                start.addresses[network_id] = attached[shown] if shown else None
                 changed |= self._store_start(container_id)
         return changed, [Subject("container", container_id) for container_id in seen]
 
@@ -162,13 +178,19 @@ class Facts:
         self, network_id: str, attached: Map[str, IPv6Address | None], awaited: Awaited
     ) -> Iterator[str]:
         """The containers that do not run and are on the network, and were not there before."""
-        for container_id, request in self._requests.items():
+        for container_id in self._requests:
             if (
-                (container_id in attached or f"/{request.name}" in attached)
+                self._shown(container_id, attached)
                 and self._may_be_added(container_id, network_id)
                 and self._ends.get(container_id, 0) <= awaited.ends
             ):
                 yield container_id
+
+    def _shown(self, container_id: str, attached: Map[str, IPv6Address | None]) -> str:
+        """The key of a container in the inspect of a network; "" if it is not there."""
+        request = self._requests.get(container_id)
+        keys = (container_id, f"/{request.name}") if request and request.name else (container_id,)
+        return next((key for key in keys if key in attached), "")
 
     def _store_start(self, container_id: str) -> bool:
         """Store the facts of a starting container as far as they are certain."""
@@ -263,6 +285,7 @@ class Facts:
         if request is None or not request.bindings:
             self._forget_request(container_id)
             return
+        self._free_name(request.name, container_id)
         self._requests.pop(container_id, None)
         self._requests[container_id] = request
         if len(self._requests) > MAX_REQUESTS:

@@ -18,6 +18,9 @@ MAX_CREATED_INSPECTS = 8
 MAX_POLLS, POLL_PAUSE = 12, 0.008
 """Inspects of a network after a port was added to its bridge, and seconds between them. Docker
 28 may need 50 ms until it shows the container."""
+POLL_TIMEOUT = 0.25
+"""Seconds for one inspect of each network. A network that takes longer, or whose inspect fails, is
+not polled any more: the others do not wait for it."""
 MAX_PORTS_AGE = 0.1
 """Seconds for which a list of the host's ports is used."""
 
@@ -58,10 +61,13 @@ class InspectQueue:
             self._failures[subject] = failure
         return failure != before
 
+    def unsettled(self, subjects: Iterable[Subject]) -> set[Subject]:
+        """Those of these objects that are or wait to be inspected."""
+        return set(subjects) & (self._running | self._waiting.keys())
+
     async def settled(self, subjects: Iterable[Subject]) -> None:
         """Wait until none of these objects is or waits to be inspected."""
-        left = set(subjects)
-        while left & (self._running | self._waiting.keys()):
+        while self.unsettled(subjects):
             self._changed.clear()
             await self._changed.wait()
 
@@ -109,13 +115,18 @@ class NetworkPolls:
             subjects = [Subject("network", network_id) for network_id in self._left]
             for subject in subjects:
                 self._queue.add(subject)
-            await self._queue.settled(subjects)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_TIMEOUT):
+                    await self._queue.settled(subjects)
+            late = self._queue.unsettled(subjects)
+            for subject in late:
+                self.end(subject.id)
             self._left = {key: left - 1 for key, left in self._left.items() if left > 1}
             if not self._left:
                 self._begun.clear()
                 self.ports_in_use = None
             # The engine is not kept busy by long answers.
-            await asyncio.sleep(max(POLL_PAUSE, 3 * (loop.time() - began)))
+            await asyncio.sleep(POLL_PAUSE if late else max(POLL_PAUSE, 3 * (loop.time() - began)))
 
 
 class CreatedInspects:
@@ -146,7 +157,9 @@ class CreatedInspects:
 
     def _inspect(self, container_id: str) -> None:
         # RuntimeError if the loop is closed. Without an answer, the facts come after the start.
-        with suppress(EngineUnavailable, InspectFailed, RuntimeError):
-            raw = inspect(self._client, "container", container_id)
-            self._loop.call_soon_threadsafe(self._store, container_id, raw)
-        self._slots.release()
+        try:
+            with suppress(EngineUnavailable, InspectFailed, RuntimeError):
+                raw = inspect(self._client, "container", container_id)
+                self._loop.call_soon_threadsafe(self._store, container_id, raw)
+        finally:
+            self._slots.release()

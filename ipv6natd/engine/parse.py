@@ -327,34 +327,55 @@ EVENTS = {
 _ENDS = frozenset({"die", "destroy", "disconnect", "remove"})
 
 
+class _Event(NamedTuple):
+    """What an event is about. Events of all API versions have `Type` and `Actor`, and not all have
+    `id` and `status`."""
+
+    kind: str
+    action: str
+    id: str
+    """Of the object; "" if it is not valid."""
+    container: str
+    """The id of the container that a network connects or disconnects; "" if there is none."""
+    name: str
+    """The name of a container; "" if the event has none."""
+
+
+def _event(raw: object) -> _Event:
+    event = _dict(raw)
+    actor = _dict(event.get("Actor"))
+    attributes = _dict(actor.get("Attributes"))
+    object_id, container = _str(actor.get("ID")), _str(attributes.get("container"))
+    return _Event(
+        kind=_str(event.get("Type")),
+        action=_str(event.get("Action")),
+        id=object_id if _ID.fullmatch(object_id) else "",
+        container=container if _ID.fullmatch(container) else "",
+        name=_text(attributes.get("name")).removeprefix("/"),
+    )
+
+
 def is_end(raw: object) -> bool:
     """True for the end of an object. A stopping engine sends no other events."""
-    return _str(_dict(raw).get("Action")) in _ENDS
+    return _event(raw).action in _ENDS
 
 
 def event_subjects(raw: object) -> list[Subject]:
-    """The objects that an event may have changed.
-
-    Events of all API versions have `Type` and `Actor`, and not all have `id` and `status`.
-    """
-    event = _dict(raw)
-    actor = _dict(event.get("Actor"))
-    actor_id = _str(actor.get("ID"))
+    """The objects that an event may have changed."""
+    event = _event(raw)
     subjects: list[Subject] = []
-    match event.get("Type"), event.get("Action"):
+    match event.kind, event.action:
         case "container", "start" | "die" | "destroy" | "rename":
-            subjects = [Subject("container", actor_id)]
+            subjects = [Subject("container", event.id)]
         case "network", _:
-            container_id = _str(_dict(actor.get("Attributes")).get("container"))
-            subjects = [Subject("container", container_id), Subject("network", actor_id)]
+            subjects = [Subject("container", event.container), Subject("network", event.id)]
     return [subject for subject in subjects if subject.id]
 
 
 def created(raw: object) -> str:
     """The id of the container that the event says is created; "" for another event."""
-    event = _dict(raw)
-    is_creation = (event.get("Type"), event.get("Action")) == ("container", "create")
-    return _str(_dict(event.get("Actor")).get("ID")) if is_creation else ""
+    event = _event(raw)
+    return event.id if (event.kind, event.action) == ("container", "create") else ""
 
 
 class Connection(NamedTuple):
@@ -367,15 +388,24 @@ class Connection(NamedTuple):
 
 def connection(raw: object) -> Connection | None:
     """The connect or disconnect of an event; the end of a container disconnects all networks."""
-    event = _dict(raw)
-    actor = _dict(event.get("Actor"))
-    actor_id = _str(actor.get("ID"))
-    container_id = _str(_dict(actor.get("Attributes")).get("container"))
-    match event.get("Type"), event.get("Action"):
-        case "network", "connect" | "disconnect" as action if actor_id and container_id:
-            return Connection(container_id, actor_id, connected=action == "connect")
-        case "container", "die" | "destroy" if actor_id:
-            return Connection(actor_id, "", connected=False)
+    event = _event(raw)
+    match event.kind, event.action:
+        case "network", "connect" | "disconnect" if event.id and event.container:
+            return Connection(event.container, event.id, connected=event.action == "connect")
+        case "container", "die" | "destroy" if event.id:
+            return Connection(event.id, "", connected=False)
+    return None
+
+
+def named(raw: object) -> tuple[str, str] | None:
+    """(container id, its name from now on) of an event, with "" for no known name; None for other
+    events."""
+    event = _event(raw)
+    match event.kind, event.action:
+        case "container", "rename" if event.id:
+            return event.id, event.name
+        case "container", "destroy" if event.id:
+            return event.id, ""
     return None
 
 

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
-MAX_LENGTH = 16 << 20
-"""Bytes of an answer, or characters of a row of a list. The inspect of a container with 65,535
-published ports has 10 MB, and that of a network with 10,000 containers 4 MB."""
+MAX_LENGTH = 4 << 20
+"""Bytes of an answer, or characters of a row of a list. Any image can have many short labels, which
+take 16 times their length in memory. A container with 25,000 published ports has this length."""
 MAX_EVENT = 1 << 20
 """Bytes of an event; of a longer one, the attributes are not read."""
 _LONG = 1 << 18

@@ -278,6 +278,8 @@ class EngineWatcher:
         self._stored(self._facts.store_created(container_id, raw), ())
 
     def _mark_for_inspect(self, event: object) -> None:
+        if named := parse.named(event):
+            self._facts.named(*named)
         if told := parse.connection(event):
             self._polls.end(told.network)
             if self._facts.connection(told):

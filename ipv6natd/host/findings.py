@@ -246,7 +246,7 @@ _KERNEL_ERRORS = (
         r"No chain/target/match by that name",
         "the kernel lacks a target or match",
         "modprobe -a ip6table_raw ip6table_filter ip6table_nat nf_conntrack xt_conntrack "
-        "xt_addrtype xt_comment xt_MASQUERADE ip6t_REJECT",
+        "xt_addrtype xt_comment xt_pkttype xt_MASQUERADE ip6t_frag ip6t_REJECT",
     ),
     (
         r"(?:Failed to initialize nft|Protocol not supported)",

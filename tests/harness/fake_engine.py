@@ -104,6 +104,8 @@ class FakeEngine:
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     containers: dict[str, dict[str, Any]] = field(default_factory=dict)
     say: dict[str, Answer | Callable[[], Answer]] = field(default_factory=dict)
+    encoding: str = ""
+    """The Content-Encoding of each answer."""
     asked: list[str] = field(default_factory=list)
     """The path of each request, without the API version."""
     versions: set[str] = field(default_factory=set)
@@ -277,6 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            if engine.encoding:
+                self.send_header("Content-Encoding", engine.encoding)
             self.end_headers()
             self.wfile.write(body)
 

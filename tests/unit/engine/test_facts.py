@@ -238,6 +238,35 @@ def test_start_that_fails_before_its_event_is_not_seen_again(engine: Answers) ->
     assert engine.web == EARLY
 
 
+@pytest.mark.parametrize("renamed", [True, False])
+def test_container_that_takes_over_a_name_gets_no_port_of_the_former_one(
+    engine: Answers, renamed: bool
+) -> None:
+    """As by `docker compose up`. The engine shows it by its name, and its inspect is late."""
+    engine.created()
+    engine.runs()
+    engine.told("", connected=False)
+    if renamed:
+        engine.facts.named(identity("new"), "web")
+    else:
+        engine.facts.named(WEB, "")
+    engine.address["x"], engine.shown_as = SECOND, "ep-12"
+    engine.network("x")
+    assert engine.web is None
+    assert engine.needed == []
+
+
+def test_renamed_container_is_known_by_its_new_name(engine: Answers) -> None:
+    engine.created()
+    engine.facts.named(WEB, "old")
+    engine.address["x"], engine.shown_as = FIRST, "ep-12"
+    engine.network("x")
+    assert engine.web is None
+    engine.facts.named(WEB, "web")
+    engine.network("x")
+    assert engine.web == EARLY
+
+
 def test_running_container_is_not_seen_as_starting(engine: Answers) -> None:
     engine.created()
     engine.runs()

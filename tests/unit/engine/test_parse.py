@@ -690,6 +690,7 @@ CONTAINER, NETWORK = Subject("container", "c"), Subject("network", "n")
             [CONTAINER, NETWORK],
         ),
         ({"Type": "image", "Action": "pull", "Actor": {"ID": "i"}}, []),
+        ({"Type": "container", "Action": "start", "Actor": {"ID": "../../info?x"}}, []),
         ({"status": "start", "id": "c", "from": "lab:1"}, []),
         ({"Type": ["container"], "Actor": "c"}, []),
         ({"Type": "network", "Actor": {"ID": 5, "Attributes": ["container"]}}, []),
@@ -698,6 +699,26 @@ CONTAINER, NETWORK = Subject("container", "c"), Subject("network", "n")
 def test_event_subjects_of_all_api_versions(event: object, subjects: list[Subject]) -> None:
     """API 1.52 has no status, id and from; they are not read."""
     assert docker_facts.event_subjects(event) == subjects
+
+
+@pytest.mark.parametrize(
+    ("action", "attributes", "expected"),
+    [
+        ("rename", {"name": "new", "oldName": "/old"}, ("c", "new")),
+        ("rename", {}, ("c", "")),
+        ("destroy", {"name": "old"}, ("c", "")),
+        ("die", {"name": "old"}, None),
+    ],
+)
+def test_name_of_a_container_after_an_event(
+    action: str, attributes: dict[str, str], expected: tuple[str, str] | None
+) -> None:
+    event = {
+        "Type": "container",
+        "Action": action,
+        "Actor": {"ID": "c", "Attributes": attributes},
+    }
+    assert docker_facts.named(event) == expected
 
 
 @pytest.mark.parametrize("raw", INVALID)

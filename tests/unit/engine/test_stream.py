@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -98,6 +99,20 @@ def test_json_value_and_whole_answer_are_bounded() -> None:
                 read(cut({"a": "x" * 200}, size))
     with pytest.raises(ValueError, match=re.escape("Expecting")):
         json_value([b""])
+
+
+@pytest.mark.parametrize("value", ["", "x"])
+def test_many_short_labels_take_bounded_memory(value: str) -> None:
+    """In CPython, 16 times their length."""
+    count = stream.MAX_LENGTH // len(f'"a1234567":"{value}",') - 10
+    data = json.dumps({f"a{number:07}": value for number in range(count)}, separators=(",", ":"))
+    assert len(data) < stream.MAX_LENGTH
+    tracemalloc.start()
+    try:
+        assert len(json_value(cut(data.encode(), 1 << 16))) == count
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.usefixtures("short")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import gzip
 import json
 import os
 import socket
@@ -949,6 +950,14 @@ def test_network_that_is_too_long_for_the_list_is_an_unavailable_engine(
 def test_version_that_is_too_long_is_an_unavailable_engine(engine: FakeEngine, status: int) -> None:
     engine.say["/version"] = (status, b'"' + b"x" * 10_000 + b'"')
     with pytest.raises(EngineUnavailable, match="the answer is longer than"):
+        connect(EngineAddress(endpoint=engine.endpoint))
+
+
+def test_compressed_answer_is_an_unavailable_engine(engine: FakeEngine) -> None:
+    """1 kB can be 1 GB of text, and nobody asked for it."""
+    engine.encoding = "gzip, gzip"
+    engine.say["/version"] = (200, gzip.compress(gzip.compress(b" " * 100_000)))
+    with pytest.raises(EngineUnavailable, match="the answer is compressed: gzip, gzip"):
         connect(EngineAddress(endpoint=engine.endpoint))
 
 
