@@ -110,10 +110,12 @@ class Regime:
         return self.sandbox.rogue
 
     def port(self, count: int = 1) -> int:
-        """The first of `count` consecutive host ports that no other test uses, at most 100."""
+        """The first of `count` consecutive host ports that no test has used lately, at most 100.
+
+        They are below 32768, where the ports of outgoing connections begin."""
         if count > 100:
             raise ValueError("at most 100 consecutive ports")
-        return 10000 + 100 * next(self._numbers)
+        return 10000 + 100 * (next(self._numbers) % 200)
 
     @contextmanager
     def container(
