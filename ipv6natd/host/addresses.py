@@ -13,16 +13,19 @@ import errno
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
 
 from ipv6natd.model import is_container_port
-from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, messages
+from ipv6natd.system.netlink import RECEIVE_SIZE, attributes, dump, messages
 
 log = logging.getLogger(__name__)
 
 # rtnetlink(7); the names are from linux/rtnetlink.h and linux/if_addr.h.
 _RTMGRP_LINK, _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
-_RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTN_UNICAST = 1
@@ -31,6 +34,9 @@ _STATIC_PROTOCOLS = (2, 3, 4)
 they are read with the next change of a network or of a static route."""
 _RTA_DST = 1
 _IFLA_IFNAME, _IFLA_MASTER = 3, 10
+_IFF_LOWER_UP = 1 << 16
+_LIST_TIMEOUT = 1.0
+"""Seconds to list the links."""
 _IFA_ADDRESS = 1
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_LINK = 253
@@ -48,7 +54,7 @@ async def watch(
 ) -> None:
     """Call a function after each change of an address or a static route, on any link, and after the
     removal of a container's port from a bridge or its addition, with the name of the bridge or None
-    if unknown. An addition may be reported again later.
+    if unknown. An addition is reported again when the other end is up.
 
     Runs until it is cancelled; listens from its first step on.
     """
@@ -58,11 +64,14 @@ async def watch(
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
             netlink.setblocking(False)
             netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
+            # A port of an ending container changes before it leaves: that is no addition.
+            ports = _present_ports()
             while True:
                 try:
                     data = await loop.sock_recv(netlink, RECEIVE_SIZE)
                     addresses, routes = update_addresses(known, data), has_route_change(data)
-                    removed, added = _bridges(_RTM_DELLINK, data), _bridges(_RTM_NEWLINK, data)
+                    removed = [_link_name(port.bridge) for port in removed_ports(data)]
+                    added = [_link_name(port.bridge) for port in added_ports(ports, data)]
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
@@ -80,19 +89,65 @@ async def watch(
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
 
 
-def _bridges(kind: int, data: bytes) -> list[str | None]:
-    return [_link_name(index) for index in changed_ports(kind, data)]
+class _Port(NamedTuple):
+    """A container's port on a bridge."""
+
+    number: int
+    """The index of the interface."""
+    bridge: int
+    """The index of the bridge."""
+    is_up: bool
+    """True if the other end is up too."""
 
 
-def changed_ports(wanted: int, data: bytes) -> Iterator[int]:
-    """The interface index of the bridge for each message of this kind about a container's port."""
+def removed_ports(data: bytes) -> list[_Port]:
+    """The containers' ports that left a bridge."""
+    return [port for kind, port in _ports(data) if kind == _RTM_DELLINK]
+
+
+def added_ports(known: dict[int, bool], data: bytes) -> list[_Port]:
+    """The containers' ports that are new on a bridge or are up for the first time. Updates `known`:
+    the index of a port -> whether it has been up."""
+    added = []
+    for kind, port in _ports(data):
+        if kind == _RTM_DELLINK:
+            known.pop(port.number, None)
+        elif port.number not in known or (port.is_up and not known[port.number]):
+            known[port.number] = port.is_up
+            added.append(port)
+    return added
+
+
+def _ports(data: bytes) -> Iterator[tuple[int, _Port]]:
+    """The type of each message about a container's port, and the port."""
     for kind, _flags, body in messages(data):
-        if kind == wanted and len(body) >= _IFINFOMSG.size:
-            found = dict(attributes(body[_IFINFOMSG.size :]))
-            master = found.get(_IFLA_MASTER, b"")
-            name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-            if is_container_port(name) and len(master) == _INDEX.size:
-                yield _INDEX.unpack(master)[0]
+        if kind in (_RTM_NEWLINK, _RTM_DELLINK) and (port := _port(body)):
+            yield kind, port
+
+
+def _present_ports() -> dict[int, bool]:
+    """The containers' ports on bridges, as `added_ports` knows them; without an answer none."""
+    known = {}
+    request, deadline = bytes(_IFINFOMSG.size), time.monotonic() + _LIST_TIMEOUT
+    with suppress(OSError):
+        for body in dump(socket.NETLINK_ROUTE, _RTM_GETLINK, request, deadline=deadline):
+            if port := _port(body):
+                known[port.number] = True
+    return known
+
+
+def _port(body: bytes) -> _Port | None:
+    """The port in a message about a link; None for another link."""
+    if len(body) < _IFINFOMSG.size:
+        return None
+    _family, _, _type, number, flags, _ = _IFINFOMSG.unpack_from(body)
+    found = dict(attributes(body[_IFINFOMSG.size :]))
+    master = found.get(_IFLA_MASTER, b"")
+    name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    if not is_container_port(name) or len(master) != _INDEX.size:
+        return None
+    (bridge,) = _INDEX.unpack(master)
+    return _Port(number, bridge, bool(flags & _IFF_LOWER_UP))
 
 
 def _link_name(index: int) -> str | None:

@@ -136,7 +136,35 @@ def test_port_of_a_container_that_is_added_to_a_bridge_is_reported(link: str) ->
             assert news == []
             ip("link set veth0a1b2c2 master br-x")
             await until(lambda: news)
-            assert set(news) == {"br-x"}
+            ip("link set veth0a1b2c2 up")
+            ip("link set peer2 up")
+            await until(lambda: len(news) == 2)
+            assert news == ["br-x", "br-x"]
+
+    asyncio.run(scenario())
+
+
+def test_port_of_an_ending_container_is_not_reported_as_added(namespace: str) -> None:  # noqa: ARG001
+    """A question to the engine at this time could start it again by its socket."""
+
+    async def scenario() -> None:
+        news: list[str | None] = []
+        ip("link add br-x type bridge")
+        ip("link add veth0a1b2c1 type veth peer name peer1")
+        ip("link set veth0a1b2c1 master br-x up")
+        ip("link set peer1 up")
+        left: list[str | None] = []
+        async with background(watch(nothing, nothing, left.append, news.append)):
+            await asyncio.sleep(0)
+            ip("link set peer1 down")
+            ip("link set peer1 up")
+            ip("link set peer1 down")
+            ip("link del peer1")
+            await until(lambda: left)
+            assert news == []
+            ip("link add veth0a1b2c1 type veth peer name peer1")
+            ip("link set veth0a1b2c1 master br-x up")
+            await until(lambda: news)
 
     asyncio.run(scenario())
 

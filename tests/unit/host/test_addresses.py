@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipv6natd.host.addresses import changed_ports, update_addresses, watch
+from ipv6natd.host.addresses import added_ports, removed_ports, update_addresses, watch
 
-ADDED, REMOVED, LINK_REMOVED = 20, 21, 17
+ADDED, REMOVED = 20, 21
 TENTATIVE = 0x40
 
 
@@ -69,7 +69,8 @@ def test_update_reads_several_messages() -> None:
 @given(st.binary(max_size=200) | st.builds(lambda a, n: message()[:n] + a, st.binary(), st.just(9)))
 def test_update_with_any_bytes_does_not_raise(data: bytes) -> None:
     update_addresses(set(), data)
-    list(changed_ports(LINK_REMOVED, data))
+    removed_ports(data)
+    added_ports({}, data)
 
 
 def test_watch_without_netlink_ends_with_a_warning(
