@@ -18,7 +18,7 @@ umask 022
 (cd "$libraries" && find . \( -name '*.py' -o -name '*.pem' -o -path '*.dist-info/*' \) -type f \
     ! -path './iptc/*' ! -ipath './python_iptables*' ! -path './bin/*' ! -name RECORD \
     ! -name direct_url.json -exec cp --parents -t "$work" {} +)
-cp -r --parents $(find ipv6natd -name '*.py') "$work"
+find ipv6natd -name '*.py' -exec cp --parents --target-directory="$work" {} +
 cp LICENSE "$work"
 cp dbus/*.xml "$work/ipv6natd"
 cat >"$work/__main__.py" <<'END'

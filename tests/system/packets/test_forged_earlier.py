@@ -278,8 +278,10 @@ def entries(regime: Regime, *conversations: Conversation) -> set[str]:
     """The entries of these connections, without what changes."""
     lines = regime.host.flows("-p", "tcp").splitlines()
     flows = (re.findall(r"(?:src|dst|sport|dport)=\S+", line) for line in lines)
-    ports = {f"sport={conversation.socket.getsockname()[1]}" for conversation in conversations}
-    return {" ".join(flow) for flow in flows if ports & {*flow}}
+    names = [conversation.socket.getsockname() for conversation in conversations]
+    # Another sender may have an entry of the same port number.
+    senders = [{f"src={address}", f"sport={port}"} for address, port, *_ in names]
+    return {" ".join(flow) for flow in flows if any(sender <= {*flow} for sender in senders)}
 
 
 @pytest.mark.depends_on("variant")
