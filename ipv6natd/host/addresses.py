@@ -61,9 +61,7 @@ async def watch(
     loop = asyncio.get_running_loop()
     known: set[tuple[int, bytes]] = set()
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-            netlink.setblocking(False)
-            netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
+        with _subscribed() as netlink:
             # A port of an ending container changes before it leaves: that is no addition.
             ports = _present_ports()
             while True:
@@ -87,6 +85,18 @@ async def watch(
                     on_address_change()
     except OSError as error:
         log.warning("cannot follow addresses and routes of this host: %s", error.strerror)
+
+
+def _subscribed() -> socket.socket:
+    """A socket that receives the messages about links, addresses and routes. Raises OSError."""
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    try:
+        netlink.setblocking(False)
+        netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE))
+    except OSError:
+        netlink.close()
+        raise
+    return netlink
 
 
 class _Port(NamedTuple):

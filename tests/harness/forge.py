@@ -91,28 +91,29 @@ def authenticated(
     return packet(source, destination, AUTHENTICATION, header + body)
 
 
+def options(following: int) -> bytes:
+    """A header with destination options, which are padding only."""
+    return bytes([following, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
+
+
+def fragment(following: int, offset_and_more: int, part: bytes, number: int = 9) -> bytes:
+    """A fragment header and its part. The offset is in bytes, plus 1 if more parts follow."""
+    return struct.pack("!BBHI", following, 0, offset_and_more, number) + part
+
+
 def nested_fragments(
-    source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes, number: int = 9
+    source: IPv6Address, destination: IPv6Address, protocol: int, body: bytes
 ) -> list[bytes]:
     """A packet in two fragments, each of them in another one that is whole.
 
     The first ends between two headers with options, so it has no port."""
-
-    def options(following: int) -> bytes:
-        return bytes([following, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
-
-    def fragment(following: int, offset_and_more: int, part: bytes, identity: int) -> bytes:
-        return struct.pack("!BBHI", following, 0, offset_and_more, identity) + part
-
-    parts = [(1, options(DESTINATION_OPTIONS)), (8, options(protocol) + body)]
+    inner = [
+        fragment(DESTINATION_OPTIONS, 1, options(DESTINATION_OPTIONS)),
+        fragment(DESTINATION_OPTIONS, 8, options(protocol) + body),
+    ]
     return [
-        packet(
-            source,
-            destination,
-            FRAGMENT,
-            fragment(FRAGMENT, 0, fragment(DESTINATION_OPTIONS, at, part, number), number + at),
-        )
-        for at, part in parts
+        packet(source, destination, FRAGMENT, fragment(FRAGMENT, 0, part, number))
+        for number, part in enumerate(inner, 10)
     ]
 
 
@@ -121,7 +122,6 @@ def kinds(
 ) -> dict[str, list[bytes]]:
     """For each kind a first packet that may create a conntrack entry; for fragments, both."""
     udp = udp_body(source, destination, ports, data)
-    options = bytes([UDP, 0, 1, 4, 0, 0, 0, 0])  # padded to 8 bytes
     head, tail = udp[:8], udp[8:]
     return {
         "udp": [packet(source, destination, UDP, udp)],
@@ -130,12 +130,12 @@ def kinds(
         "gre": [packet(source, destination, GRE, struct.pack("!HHI", 1 << 13, 0x6558, 7))],
         "unknown protocol": [packet(source, destination, 253, b"12345678")],
         "behind destination options": [
-            packet(source, destination, DESTINATION_OPTIONS, options + udp)
+            packet(source, destination, DESTINATION_OPTIONS, options(UDP) + udp)
         ],
         "behind an authentication header": [authenticated(source, destination, UDP, udp)],
         "fragments": [
-            packet(source, destination, FRAGMENT, struct.pack("!BBHI", UDP, 0, 1, 9) + head),
-            packet(source, destination, FRAGMENT, struct.pack("!BBHI", UDP, 0, 8, 9) + tail),
+            packet(source, destination, FRAGMENT, fragment(UDP, 1, head)),
+            packet(source, destination, FRAGMENT, fragment(UDP, 8, tail)),
         ],
     }
 

@@ -144,7 +144,8 @@ def test_port_of_a_container_that_is_added_to_a_bridge_is_reported(link: str) ->
     asyncio.run(scenario())
 
 
-def test_port_of_an_ending_container_is_not_reported_as_added(namespace: str) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("namespace")
+def test_port_of_an_ending_container_is_not_reported_as_added() -> None:
     """A question to the engine at this time could start it again by its socket."""
 
     async def scenario() -> None:

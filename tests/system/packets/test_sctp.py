@@ -94,11 +94,9 @@ def test_s1_sctp_is_forwarded_both_ways_with_a_valid_checksum(
         assert source[0] == str(HOST)
 
 
+@pytest.mark.usefixtures("tools")
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
-def test_forged_packet_from_the_host_does_not_hide_an_sctp_client(
-    tools: None,  # noqa: ARG001
-    variant: Variant,
-) -> None:
+def test_forged_packet_from_the_host_does_not_hide_an_sctp_client(variant: Variant) -> None:
     """The client's INIT would be a reply of the forged entry, and reach the proxy."""
     forged = packet(HOST_PORT, CLIENT_PORT, 0, INIT, TAG)
     with (

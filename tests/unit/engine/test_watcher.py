@@ -878,10 +878,14 @@ def test_inspect_that_is_too_long_closes_the_ports_and_is_not_repeated(
     async def scenario(watched: Watched) -> None:
         await watched.connected()
         engine.have(X, WEB | {"Config": LONG}, raw_container("other", address="fd00:a::3"))
-        for count in (1, 2):
+
+        async def starts(count: int) -> None:
             await watched.emit("container", "start", "web")
-            await until(lambda: engine.asked_for(INSPECT_WEB) == count)  # noqa: B023
+            await until(lambda: engine.asked_for(INSPECT_WEB) == count)
             await until(lambda: watched.container("web") is None)
+
+        await starts(1)
+        await starts(2)
         await watched.emit("container", "start", "other")
         await until(lambda: watched.container("other") is not None)
         await asyncio.sleep(0.1)
