@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install deb arch pyz release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install uninstall deb arch pyz release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ soak: packages-lab packages-rivals $(VENV)/.tests ## Faults and long random runs
 
 install: ## Install into DESTDIR and PREFIX (/usr/local), as root, from any distribution
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install.sh --with-python
+
+uninstall: ## Stop the service, remove its rules and the files of `make install` (PREFIX, DESTDIR), as root
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/uninstall.sh
 
 bench: packages-lab packages-bench $(VENV)/.tests ## Measure the speed; writes docs/performance (as root)
 	$(BIN)/python -m bench

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 import pytest
 
@@ -20,12 +21,20 @@ PROGRAMS = {"usr/bin/ipv6natd", "usr/bin/ipv6natctl", "usr/lib/ipv6natd/apply"}
 
 def installed(destination: Path, umask: int) -> None:
     """Run `make install` with this umask."""
-    subprocess.run(
-        (ROOT / "packaging" / "install.sh", "--with-python"),
-        check=True,
+    completed = _packaging(destination, "install.sh", "--with-python", umask=umask)
+    assert completed.returncode == 0, completed.stderr
+
+
+def _packaging(
+    destination: Path, script: str, *arguments: str, umask: int = 0o022
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (ROOT / "packaging" / script, *arguments),
         umask=umask,
         env=environment({"DESTDIR": str(destination), "PYTHON": sys.executable}),
         cwd="/",
+        capture_output=True,
+        text=True,
     )
 
 
@@ -50,6 +59,32 @@ def test_nobody_but_root_may_write_what_is_installed_and_everybody_may_read_it(
     assert set(found) - programs - folders - plain == set(), modes
     assert {status.st_uid for status in found.values()} == {os.getuid()}
     assert "etc/ipv6natd/ipv6natd.toml" in plain
+
+
+def test_uninstall_deletes_what_install_made_and_keeps_the_settings(tmp_path: Path) -> None:
+    installed(tmp_path, 0o022)
+    setting = tmp_path / "etc/ipv6natd/conf.d/mine.toml"
+    other = tmp_path / "usr/bin/other"
+    # A module of an earlier version, and bytecode.
+    earlier = tmp_path / "usr/lib/ipv6natd/ipv6natd/earlier.py"
+    for path in (setting, other, earlier):
+        path.touch()
+    completed = _packaging(tmp_path, "uninstall.sh")
+    assert completed.returncode == 0, completed.stderr
+    left = {name for name, status in entries(tmp_path) if S_ISREG(status.st_mode)}
+    settings = {"etc/ipv6natd/ipv6natd.toml", "etc/ipv6natd/conf.d/mine.toml"}
+    assert left == {*settings, "usr/bin/other"}
+    assert not (tmp_path / "usr/lib/ipv6natd").exists()
+
+
+def test_uninstall_deletes_nothing_of_a_package(tmp_path: Path) -> None:
+    installed(tmp_path, 0o022)
+    (tmp_path / "usr/bin/ipv6natd").write_text("from ipv6natd.cli import main\nmain()\n")
+    before = dict(entries(tmp_path)).keys()
+    completed = _packaging(tmp_path, "uninstall.sh")
+    assert completed.returncode == 1
+    assert completed.stderr.endswith("name its prefix, such as PREFIX=/usr\n")
+    assert dict(entries(tmp_path)).keys() == before
 
 
 def test_the_commands_load_what_was_installed_and_nothing_from_elsewhere(tmp_path: Path) -> None:

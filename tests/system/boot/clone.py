@@ -78,5 +78,5 @@ def inline(page: Path, paragraph: str, begin: str) -> str:
 ON_DEBIAN, ON_ARCH, ELSEWHERE, SINGLE_FILE = blocks(README, "## Install it")
 """The command blocks of README. A new block in README needs a new name here. The test of the single
 file is in tests/system/packets/test_single_file.py."""
-BY_HAND, MADE = blocks(UNINSTALL, "# Removing ipv6natd")
-"""The lines that remove the rules, and those that delete the files of `make install`."""
+MADE, BY_HAND = blocks(UNINSTALL, "# Removing ipv6natd")
+"""The lines that remove the installation of `make install`, and the rules alone."""

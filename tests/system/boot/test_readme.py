@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT
 from tests.system.boot.clone import (
     BY_HAND,
@@ -69,17 +72,21 @@ def test_upgrade_on_other_distributions_restarts_without_lost_connections(clone:
     assert clone.show("MainPID") != before
 
 
-def test_uninstall_lines_for_other_distributions_remove_rules_and_files(clone: Clone) -> None:
-    assert inline(README, "**Remove**", "systemctl disable").split("; ") == BY_HAND.splitlines()
+def test_uninstall_lines_remove_rules_and_files(clone: Clone) -> None:
+    clone.sh("systemctl stop ipv6natd")
     clone.as_root(BY_HAND)
     assert clone.rules() == clone.rules_before
-    # A list of another program, at the path that earlier versions of the page used.
-    clone.sh("touch /etc/kept")
-    clone.as_user("mkdir -p /tmp/listed/etc && touch /tmp/listed/etc/kept")
+
+    clone.sh("systemctl start ipv6natd")
+    clone.await_served()
+    assert inline(README, "**Remove**", "make uninstall") == MADE.strip()
+    with pytest.raises(LabError, match="name its prefix, such as PREFIX=/usr"):
+        clone.as_root("make uninstall")
+    clone.await_served()
     clone.as_root(MADE)
-    clone.sh("rm /etc/kept && rm -r /tmp/listed")
-    # The page lists the other written files, which only the administrator may delete.
-    assert ours(clone) <= {"/var/lib/ipv6natd"}
+    assert clone.rules() == clone.rules_before
+    kept = {"/etc/ipv6natd", "/etc/ipv6natd/conf.d", "/etc/ipv6natd/ipv6natd.toml"}
+    assert ours(clone) - {"/var/lib/ipv6natd"} == kept
 
 
 def ours(host: Clone) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import Answer, Bus, Daemon, Engine, Sandbox, serve, tcp, until
 from tests.harness.process import LabError
 from tests.harness.sandbox import CLIENT, HOST, Variant
-from tests.system.packets.asking import opened, peer
+from tests.system.packets.asking import dnats, opened, peer
 
 STALE = """\
 *nat
@@ -135,3 +135,31 @@ def test_c6_engine_rules_are_leftovers_only_after_ip6tables_is_off(
         x1 = made.engine.container("x1")
         with serve(x1.ns, "x1", tcp=[80]):
             assert peer(opened(made.sandbox.client, 8080)) == CLIENT
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_c6_engine_that_begins_to_manage_ipv6_takes_over_without_leftovers(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+) -> None:
+    """The steps of docs/migration.md to Docker's own IPv6 NAT, with an engine of 20.10."""
+    with lab(variant, ip6tables=False) as made:
+        client = made.sandbox.client
+        x1 = made.engine.run("x1", "X", "--restart=always", publish=["8080:80"])
+        made.daemon.start()
+        with serve(x1.ns, "x1", tcp=[80]):
+            assert peer(opened(client, 8080)) == CLIENT
+
+        made.engine.stop()
+        made.engine.ip6tables = True
+        made.engine.start()
+        until(lambda: " native" in made.daemon.ctl("mappings"), True, timeout=15)
+        ours = [rule for rule in dnats(made.sandbox.rules(), 8080) if "IPV6NAT" in rule]
+        assert ours == []
+        x1 = made.engine.container("x1")
+        with serve(x1.ns, "x1", tcp=[80]):
+            assert peer(opened(client, 8080)) == CLIENT
+            made.daemon.stop()
+            assert made.daemon.flush()
+            assert "IPV6NAT" not in made.sandbox.rules()
+            assert peer(opened(client, 8080)) == CLIENT
