@@ -26,18 +26,25 @@ for place in "ipv6natd/__init__.py:__version__ = \"$version\"" \
     fi
 done
 
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+tree=$stage/ipv6natd-$version
 rm -rf "$out"
 mkdir -p "$out"
-git archive --format=tar --prefix="ipv6natd-$version/" "$tag" | gzip --no-name >"$out/$tarball"
+git archive --format=tar --prefix="ipv6natd-$version/" "$tag" | tar -x -C "$stage"
+"$tree/packaging/publisher.sh" "$tree"
+# The same bytes from the same tag, in any folder and for any user.
+tar -c --format=gnu --sort=name --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw,a-s \
+    --mtime="@$(git log -1 --format=%ct "$tag")" -C "$stage" "ipv6natd-$version" |
+    gzip --no-name >"$out/$tarball"
 sum=$(sha256sum "$out/$tarball")
 sum=${sum%% *}
-url=$(of packaging/arch/PKGBUILD | sed -n "s/^url='\(.*\)'/\1/p")
+url=$(sed -n "s/^url='\(.*\)'/\1/p" "$tree/packaging/arch/PKGBUILD")
 
-of packaging/arch/ipv6natd.install >"$out/ipv6natd.install"
+cp "$tree/packaging/arch/ipv6natd.install" "$out"
 # The PKGBUILD of a checkout has no URL and no sum, because its tarball changes.
-of packaging/arch/PKGBUILD |
-    sed -e "/^# A release names its sum /d" -e "s|^source=(\"|&$url/|" \
-        -e "s|^sha256sums=.*|sha256sums=('$sum')|" >"$out/PKGBUILD"
-of packaging/arch/.SRCINFO |
-    sed "s|source = |&$url/|; s|sha256sums = .*|sha256sums = $sum|" >"$out/.SRCINFO"
+sed -e "/^# A release names its sum /d" -e "s|^source=(\"|&$url/|" \
+    -e "s|^sha256sums=.*|sha256sums=('$sum')|" "$tree/packaging/arch/PKGBUILD" >"$out/PKGBUILD"
+sed "s|source = |&$url/|; s|sha256sums = .*|sha256sums = $sum|" \
+    "$tree/packaging/arch/.SRCINFO" >"$out/.SRCINFO"
 echo "$out: publish the tarball as $url/$tarball, and the other files in the AUR"

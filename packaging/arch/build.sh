@@ -11,9 +11,11 @@ trap 'rm -rf "$stage"' EXIT
 
 cp packaging/arch/{PKGBUILD,ipv6natd.install} "$stage"
 version=$(sed -n 's/^pkgver=//p' packaging/arch/PKGBUILD)
-packaging/sources.sh |
-    tar -czf "$stage/ipv6natd-$version.tar.gz" --null --files-from=- \
-        --transform="s|^\(\./\)\?|ipv6natd-$version/|"
+mkdir "$stage/ipv6natd-$version"
+packaging/sources.sh | tar -c --null --files-from=- | tar -x -C "$stage/ipv6natd-$version"
+packaging/publisher.sh "$stage"
+tar -czf "$stage/ipv6natd-$version.tar.gz" -C "$stage" "ipv6natd-$version"
+rm -r "${stage:?}/ipv6natd-$version"
 mkdir -p "$out"
 # Only one version stays in the folder, so that a pattern matches one package. makepkg replaces no
 # file.

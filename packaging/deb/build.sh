@@ -13,6 +13,7 @@ trap 'rm -rf "$stage"' EXIT
 mkdir "$stage/ipv6natd"
 packaging/sources.sh | tar -c --null --files-from=- | tar -x -C "$stage/ipv6natd"
 cp -r packaging/deb/debian "$stage/ipv6natd/debian"
+packaging/publisher.sh "$stage/ipv6natd"
 (cd "$stage/ipv6natd" && dpkg-buildpackage --build=binary --no-sign "${@:2}")
 mkdir -p "$out"
 # Only one version stays in the folder, so that a pattern matches one package.
