@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install uninstall deb arch pyz release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install uninstall deb arch pyz sbom release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,7 +32,7 @@ check: lint ## Style, types and unit tests, in a minute; T=tests/unit/policy for
 test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## `make check`, then every test that CI runs (as root)
 	$(PYTEST) $(QUICK:%=--ignore=%)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
+test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp $(VENV)/tools/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
 
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
@@ -75,8 +75,13 @@ deb: ## Build the package for Debian into dist/
 arch: ## Build the package for Arch into dist/
 	packaging/arch/build.sh
 
-release: ## Make the files of the release with the tag TAG in dist/release
-	packaging/release.sh $(TAG)
+sbom: $(VENV)/tools/.stamp $(VENV)/newest/.stamp ## List the libraries of the single file in dist/ipv6natd.cdx.json (CycloneDX)
+	@mkdir -p dist
+	@$(PIP) freeze --path $(VENV)/newest --exclude python-iptables | $(VENV)/tools/bin/cyclonedx-py requirements \
+	--pyproject=pyproject.toml --output-reproducible --of=JSON -o dist/ipv6natd.cdx.json -
+
+release: $(VENV)/newest/.stamp sbom ## Make the files of the release with the tag TAG in dist/release
+	@packaging/release.sh "$(TAG)" $(VENV)/newest dist/ipv6natd.cdx.json
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
 

@@ -1,14 +1,25 @@
 #!/bin/bash
-# Makes the files of a release from its tag, such as v0.1.0: the tarball, and for the AUR a PKGBUILD
-# and a .SRCINFO with the URL and the sum of the tarball.
+# Makes the files of a release from its tag, such as v0.1.0:
 #
-# usage: packaging/release.sh TAG [FOLDER]    (FOLDER is dist/release)
+#   ipv6natd-VERSION.tar.gz            the source
+#   aur/                               PKGBUILD and .SRCINFO with the URL and the sum of the source
+#   apt/                               the package for Debian, in an apt repository
+#   python/                            wheel and sdist, for pip and pipx
+#   ipv6natd.pyz                       the single file
+#   ipv6natd.cdx.json                  the libraries in the single file (CycloneDX)
+#   SHA256SUMS                         the sums of all these files
+#
+# With SIGN_KEY, the name of a key of gpg, the sums and the repository are signed.
+#
+# usage: packaging/release.sh TAG LIBRARIES SBOM [FOLDER]    (FOLDER is dist/release)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tag=${1:?name a tag, such as v0.1.0}
+libraries=$(realpath "${2:?name the folder of the libraries}")
+sbom=$(realpath "${3:?name the list of the libraries}")
+out=$(realpath -m "${4:-dist/release}")
 version=${tag#v}
-out=$(realpath -m "${2:-dist/release}")
 tarball=ipv6natd-$version.tar.gz
 
 of() { # FILE: its content in the tag
@@ -25,26 +36,51 @@ for place in "ipv6natd/__init__.py:__version__ = \"$version\"" \
         exit 1
     fi
 done
+# The libraries are those of the files here.
+if ! git diff --quiet "$tag"; then
+    echo "$tag cannot be released: the files here differ; git checkout $tag" >&2
+    exit 1
+fi
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 tree=$stage/ipv6natd-$version
+umask 022
 rm -rf "$out"
-mkdir -p "$out"
+mkdir -p "$out"/{apt,aur}
 git archive --format=tar --prefix="ipv6natd-$version/" "$tag" | tar -x -C "$stage"
 "$tree/packaging/publisher.sh" "$tree"
+
 # The same bytes from the same tag, in any folder and for any user.
-tar -c --format=gnu --sort=name --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw,a-s \
-    --mtime="@$(git log -1 --format=%ct "$tag")" -C "$stage" "ipv6natd-$version" |
-    gzip --no-name >"$out/$tarball"
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct "$tag")
+export SOURCE_DATE_EPOCH
+tar -c --sort=name --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw \
+    --mtime="@$SOURCE_DATE_EPOCH" -C "$stage" "ipv6natd-$version" | gzip --no-name >"$out/$tarball"
+
 sum=$(sha256sum "$out/$tarball")
 sum=${sum%% *}
 url=$(sed -n "s/^url='\(.*\)'/\1/p" "$tree/packaging/arch/PKGBUILD")
-
-cp "$tree/packaging/arch/ipv6natd.install" "$out"
+cp "$tree/packaging/arch/ipv6natd.install" "$out/aur"
 # The PKGBUILD of a checkout has no URL and no sum, because its tarball changes.
 sed -e "/^# A release names its sum /d" -e "s|^source=(\"|&$url/|" \
-    -e "s|^sha256sums=.*|sha256sums=('$sum')|" "$tree/packaging/arch/PKGBUILD" >"$out/PKGBUILD"
+    -e "s|^sha256sums=.*|sha256sums=('$sum')|" "$tree/packaging/arch/PKGBUILD" >"$out/aur/PKGBUILD"
 sed "s|source = |&$url/|; s|sha256sums = .*|sha256sums = $sum|" \
-    "$tree/packaging/arch/.SRCINFO" >"$out/.SRCINFO"
-echo "$out: publish the tarball as $url/$tarball, and the other files in the AUR"
+    "$tree/packaging/arch/.SRCINFO" >"$out/aur/.SRCINFO"
+
+"$tree/packaging/deb/build.sh" "$stage/deb"
+cp "$stage"/deb/*.deb "$out/apt"
+(cd "$tree" && "${PYTHON:-python3}" -m hatchling build -d "$out/python")
+"$tree/packaging/pyz.sh" "$libraries" "$out"
+cp "$sbom" "$out/ipv6natd.cdx.json"
+
+"$tree/packaging/apt.sh" "$out/apt"
+if [[ -n ${SIGN_KEY:-} ]]; then
+    gpg --armor --export "$SIGN_KEY" >"$out/ipv6natd.asc"
+    gpg --local-user "$SIGN_KEY" --clearsign -o "$out/apt/InRelease" "$out/apt/Release"
+fi
+(cd "$out" && find . -type f -printf '%P\n' | sort | xargs sha256sum >"$stage/sums")
+cp "$stage/sums" "$out/SHA256SUMS"
+if [[ -n ${SIGN_KEY:-} ]]; then
+    gpg --local-user "$SIGN_KEY" --armor --detach-sign "$out/SHA256SUMS"
+fi
+echo "$out: publish $tarball as $url/$tarball, and the files in aur/ in the AUR"

@@ -75,7 +75,7 @@ def inline(page: Path, paragraph: str, begin: str) -> str:
     return str(command)
 
 
-ON_DEBIAN, ON_ARCH, ELSEWHERE, SINGLE_FILE = blocks(README, "## Install it")
+FROM_REPOSITORY, ON_DEBIAN, ON_ARCH, ELSEWHERE, SINGLE_FILE = blocks(README, "## Install it")
 """The command blocks of README. A new block in README needs a new name here. The test of the single
 file is in tests/system/packets/test_single_file.py."""
 MADE, BY_HAND = blocks(UNINSTALL, "# Removing ipv6natd")

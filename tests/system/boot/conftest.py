@@ -25,6 +25,20 @@ AS_WRITTEN: dict[str, list[tree.Suite]] = {"test_arch": ["trixie"], "test_readme
 """The suites in which CI runs README's lines, so that CI boots both releases of Debian; test_arch
 runs in no other suite."""
 
+BUILD = """
+packaging/deb/build.sh /out -d
+mkdir /out/apt /out/apt-newer
+cp /out/ipv6natd_*_all.deb /out/apt
+packaging/apt.sh /out/apt
+# A newer version is the same package with another number.
+dpkg-deb --raw-extract /out/ipv6natd_*_all.deb /tmp/newer
+sed -i 's/^Version: .*/&+newer/' /tmp/newer/DEBIAN/control
+dpkg-deb --build /tmp/newer /out/apt-newer
+cp /out/apt/*.deb /out/apt-newer
+packaging/apt.sh /out/apt-newer
+"""
+"""Makes the package, and two apt repositories: with the package, and with a newer one too."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every = metafunc.config.getoption("--engines") == "all"
@@ -43,12 +57,14 @@ def host(
     """A host with containers that are older than the installation of the package."""
     suite = wanted(request)
     folder = tmp_path_factory.mktemp(suite)
-    build = workshop.begin(suite, folder, "packaging/deb/build.sh /out -d")
+    build = workshop.begin(suite, folder, BUILD)
     with Host(suite) as booted:
         booted.furnish()
         workshop.finish(build, folder)
         (package,) = folder.glob("ipv6natd_*_all.deb")
         shutil.copy(package, booted.shared)
+        for repository in ("apt", "apt-newer"):
+            shutil.copytree(folder / repository, booted.shared / repository)
         booted.install()
         yield booted
 

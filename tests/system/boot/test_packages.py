@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from tests import ROOT
 from tests.harness import need, tree, workshop
 from tests.harness.needs import lack
 from tests.harness.process import LabError, run
+from tests.harness.single_file import single_file
+from tests.harness.supply import NEWEST
 
 DEBIAN = """
 packaging/deb/build.sh /out -d
@@ -62,9 +67,26 @@ cp /src/packaging/arch/* .
 apart makepkg --printsrcinfo | diff /src/packaging/arch/.SRCINFO -
 """
 
+TAG = f"v{__version__}"
 RELEASE = f"""
 {MAKEPKG}
-cp -r /out/release /tmp/release
+export HOME=/root
+DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install git
+# The tree has the build dependencies without a compiler, which is not needed.
+mkdir -p ~/.config/dpkg
+echo no-check-builddeps >~/.config/dpkg/buildpackage.conf
+sed -i 's/^## Unreleased/## {__version__}/' CHANGELOG.md
+git init -q
+git add .
+git -c user.name=lab -c user.email=lab@localhost commit -q -m all
+git tag {TAG}
+packaging/release.sh {TAG} /out/newest /out/libraries.json /out/release
+packaging/release.sh {TAG} /out/newest /out/libraries.json /tmp/again
+diff -r /out/release /tmp/again
+echo 'the same twice'
+(cd /out/release && sha256sum --check SHA256SUMS)
+mkdir /tmp/release
+cp -r /out/release/aur/. /out/release/*.tar.gz /tmp/release
 chown -R nobody /tmp/release
 cd /tmp/release
 apart makepkg --printsrcinfo | diff .SRCINFO -
@@ -129,10 +151,41 @@ def check_modes(listing: str) -> None:
 
 
 @pytest.mark.slow
-def test_arch_release_builds_only_from_its_tarball(tmp_path: Path) -> None:
-    released(tmp_path, __version__)
+def test_release_has_all_files_and_arch_builds_only_from_its_tarball(tmp_path: Path) -> None:
+    if not (NEWEST / ".stamp").exists():
+        lack("the newest libraries; `make .venv/newest/.stamp` gets them")
+    shutil.copytree(NEWEST, tmp_path / "newest", symlinks=True)
+    (tmp_path / "libraries.json").write_text("{}")
     built("trixie", tmp_path, RELEASE)
+    assert "the same twice" in (tmp_path / "log").read_text()
     assert f"ipv6natd-{__version__}.tar.gz ... FAILED" in (tmp_path / "refused").read_text()
+    release = tmp_path / "release"
+    files = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
+    source = f"ipv6natd-{__version__}.tar.gz"
+    assert files == {
+        *("SHA256SUMS", source, "ipv6natd.pyz", "ipv6natd.cdx.json"),
+        *("aur/PKGBUILD", "aur/.SRCINFO", "aur/ipv6natd.install"),
+        *("apt/Packages", "apt/Packages.gz", "apt/Release"),
+        f"apt/ipv6natd_{__version__}_all.deb",
+        f"python/ipv6natd-{__version__}-py3-none-any.whl",
+        f"python/{source}",
+    }
+    named = {line.split()[1] for line in (release / "SHA256SUMS").read_text().splitlines()}
+    assert named == files - {"SHA256SUMS"}
+
+
+@pytest.mark.slow
+def test_list_of_libraries_names_those_of_the_single_file(tmp_path: Path) -> None:
+    if not (ROOT / ".venv/tools/.stamp").exists():
+        lack("cyclonedx-py; `make .venv/tools/.stamp` gets it")
+    run("make", "-C", str(ROOT), "sbom")
+    components = json.loads((ROOT / "dist/ipv6natd.cdx.json").read_text())["components"]
+    listed = {f"{each['name']}-{each['version']}" for each in components}
+    with zipfile.ZipFile(single_file(tmp_path) / "ipv6natd.pyz") as archive:
+        folders = {name.partition("/")[0] for name in archive.namelist()}
+    included = {name for name in folders if name.endswith(".dist-info")}
+    contained = {name.removesuffix(".dist-info").replace("_", "-") for name in included}
+    assert contained == {name.replace("_", "-") for name in listed}
 
 
 def test_release_with_another_version_in_its_files_fails(tmp_path: Path) -> None:
@@ -140,8 +193,17 @@ def test_release_with_another_version_in_its_files_fails(tmp_path: Path) -> None
         released(tmp_path, "99.0")
 
 
-def released(folder: Path, version: str) -> None:
-    """Make the release of this source with this tag and changelog entry."""
+def test_release_of_a_changed_tree_fails(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="the files here differ; git checkout"):
+        released(tmp_path, __version__, changed="README.md")
+    assert not (tmp_path / "release").exists()
+
+
+def released(folder: Path, version: str, *, changed: str | None = None) -> None:
+    """Make the release of this source with this tag and changelog entry, without libraries.
+
+    `changed` is a file that is changed after the tag.
+    """
     need("git")
     workshop.pack(folder / "tagged.tar")
     clone = folder / "clone"
@@ -152,7 +214,10 @@ def released(folder: Path, version: str) -> None:
     git = ("git", "-C", str(clone), "-c", "user.name=lab", "-c", "user.email=lab@localhost")
     for words in ("init -q", "add .", "commit -q -m all", f"tag v{version}"):
         run(*git, *words.split())
-    run(str(clone / "packaging/release.sh"), f"v{version}", str(folder / "release"))
+    if changed:
+        (clone / changed).write_text("changed\n")
+    arguments = (f"v{version}", str(folder), "/dev/null", str(folder / "release"))
+    run(str(clone / "packaging/release.sh"), *arguments)
 
 
 def plain(paths: set[str]) -> set[str]:
