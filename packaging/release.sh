@@ -31,7 +31,8 @@ for place in "ipv6natd/__init__.py:__version__ = \"$version\"" \
     "packaging/deb/debian/changelog:ipv6natd ($version) " \
     "packaging/arch/PKGBUILD:pkgver=$version" \
     "CHANGELOG.md:## $version"; do
-    if ! of "${place%%:*}" | grep -qF "${place#*:}"; then
+    # Not grep -q: it ends at the first match, and git then fails to write the rest.
+    if ! of "${place%%:*}" | grep -F "${place#*:}" >/dev/null; then
         echo "$tag cannot be released: no '${place#*:}' in its ${place%%:*}" >&2
         exit 1
     fi
