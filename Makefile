@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid install uninstall deb arch pyz sbom release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid tree-image install uninstall deb image arch pyz sbom release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,7 +32,7 @@ check: lint ## Style, types and unit tests, in a minute; T=tests/unit/policy for
 test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## `make check`, then every test that CI runs (as root)
 	$(PYTEST) $(QUICK:%=--ignore=%)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp $(VENV)/tools/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
+test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid tree-image $(VENV)/newest/.stamp $(VENV)/3.12/.stamp $(VENV)/tools/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
 
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
@@ -72,6 +72,10 @@ fuzz: $(VENV)/.fuzz ## Feed every parser with generated input; FUZZ=, SECONDS=60
 deb: ## Build the package for Debian into dist/
 	packaging/deb/build.sh
 
+image: deb ## Build the container image of dist/ipv6natd_*.deb into dist/ipv6natd-image.tar, as root
+	@tests/install.sh trees
+	packaging/container/build.sh dist/ipv6natd_*_all.deb
+
 arch: ## Build the package for Arch into dist/
 	packaging/arch/build.sh
 
@@ -102,6 +106,10 @@ clean: ## Remove .venv and files of the tools
 # Whole trees of other Debian suites with their engines, each made once outside of this folder.
 tree-bookworm tree-trixie tree-sid: packages-lab $(VENV)/.project
 	@$(BIN)/python -m tests.harness.trees $(@:tree-%=%)
+
+# What the container image has except ipv6natd, so that a test of the image needs no network.
+tree-image: packages-lab $(VENV)/.project
+	@$(BIN)/python -m tests.harness.image
 
 packages-lab:
 	@tests/install.sh lab

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ipv6natd import __version__
 from ipv6natd.model import ManagedBy, Protocol
 from ipv6natd.report.metrics import METRICS
 from ipv6natd.report.status import State
@@ -22,12 +23,17 @@ LABELS: dict[str, set[str]] = {
 }
 
 
-def alerts() -> list[dict[str, Any]]:
+def loaded(name: str) -> Any:
+    """The content of an example in YAML."""
     try:
         import yaml
     except ImportError:
         lack("python3-yaml")
-    (group,) = yaml.safe_load((EXAMPLES / "prometheus-alerts.yml").read_text())["groups"]
+    return yaml.safe_load((EXAMPLES / name).read_text())
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = loaded("prometheus-alerts.yml")["groups"]
     rules: list[dict[str, Any]] = group["rules"]
     return rules
 
@@ -76,3 +82,15 @@ def test_the_dashboard_shows_every_metric_and_asks_for_the_host() -> None:
     assert all('instance=~"$instance"' in expression for _, expression in panels())
     numbers = [each["id"] for each in dashboard()["panels"]]
     assert len(numbers) == len(set(numbers))
+
+
+def test_compose_file_has_the_options_of_the_tested_command_line() -> None:
+    """tests/system/packets/test_image.py runs them with an engine."""
+    compose = loaded("compose.yaml")
+    service = compose["services"]["ipv6nat"]
+    assert service["image"] == f"ipv6natd:{__version__}"
+    assert service["network_mode"] == "host"
+    assert (service["cap_drop"], service["cap_add"]) == (["ALL"], ["NET_ADMIN", "NET_RAW"])
+    socket, state = service["volumes"]
+    assert socket == "/var/run/docker.sock:/var/run/docker.sock:ro"
+    assert state.partition(":")[0] in compose["volumes"]

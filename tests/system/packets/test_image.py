@@ -1,0 +1,169 @@
+"""The container image, with the command lines that docker-ipv6nat documents."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Container, Engine, Sandbox, serve, until
+from tests.harness.image import image
+from tests.harness.sandbox import CLIENT, Variant
+from tests.system.packets.asking import opened
+
+pytestmark = [pytest.mark.ours, pytest.mark.slow]
+CAPABILITIES = ("--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
+MORE = ("--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
+"""Nearest to --privileged, which needs capabilities that a machine of CI may not have itself."""
+LIMIT = 150_000_000
+"""Bytes of the unpacked image."""
+
+
+@pytest.fixture(scope="module")
+def archive(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    return image(tmp_path_factory.mktemp("image"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """An engine with the image, and a container "web" with the published port 8080."""
+
+    sandbox: Sandbox
+    engine: Engine
+    tag: str
+    web: Container
+
+    def start(self, *options: str, socket: bool = True, flags: tuple[str, ...] = ()) -> None:
+        """Start ipv6natd in the container "ipv6nat"."""
+        volume = (f"--volume={self.engine.socket}:/var/run/docker.sock:ro",) if socket else ()
+        words = ("run", "--detach", "--name=ipv6nat", "--restart=unless-stopped", "--network=host")
+        backend = f"-backend={self.sandbox.variant}"
+        self.engine.docker(*words, *options, *volume, self.tag, backend, *flags)
+
+    def log(self) -> str:
+        return self.engine.docker("logs", "ipv6nat", check=False)
+
+    def await_log(self, text: str) -> str:
+        log = until(self.log, lambda log: text in log, timeout=15)
+        assert text in log
+        return log
+
+    def ctl(self, *words: str) -> str:
+        return self.engine.docker("exec", "ipv6nat", "ipv6natctl", *words, check=False)
+
+    def await_served(self) -> None:
+        client = self.sandbox.client
+        assert until(lambda: opened(client, 8080).peer, CLIENT, timeout=15) == CLIENT, self.log()
+
+
+@contextmanager
+def lab(variant: Variant, archive: Path) -> Iterator[Lab]:
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(variant))
+        engine = stack.enter_context(Engine(sandbox))
+        tag = engine.docker("load", "--input", str(archive)).rpartition(" ")[2]
+        engine.network("X", "fd00:a::/64")
+        web = engine.run("web", "X", publish=["8080:80"])
+        stack.enter_context(serve(web.ns, "web", tcp=[80]))
+        made = Lab(sandbox=sandbox, engine=engine, tag=tag, web=web)
+        yield made
+        assert "Traceback" not in made.log()
+
+
+@pytest.fixture
+def nft(archive: Path) -> Iterator[Lab]:
+    with lab("nft", archive) as made:
+        yield made
+
+
+def test_image_is_small_and_has_no_compiler_and_no_caches(archive: Path) -> None:
+    with tarfile.open(archive) as outer:
+        layer = outer.extractfile("layer.tar")
+        with tarfile.open(fileobj=layer) as tar:
+            members = tar.getmembers()
+    names = {member.name.removeprefix("./") for member in members}
+    assert sum(member.size for member in members) < LIMIT
+    assert not {name for name in names if name.startswith(("usr/bin/gcc", "usr/bin/cc"))}
+    assert not {name for name in names if name.startswith(("var/cache/", "var/lib/apt/lists/"))}
+    assert not {name for name in names if "__pycache__" in name}
+
+
+@pytest.mark.parametrize("options", [CAPABILITIES, MORE], ids=["dropped", "more"])
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_documented_command_lines_forward_ports_and_show_the_state(
+    archive: Path, variant: Variant, options: tuple[str, ...]
+) -> None:
+    with lab(variant, archive) as made:
+        made.start(*options, "--health-interval=1s")
+        made.await_served()
+        assert "[::]:8080" in made.ctl("mappings")
+        health = ("inspect", "--format={{.State.Health.Status}}", "ipv6nat")
+        assert until(lambda: made.engine.docker(*health), "healthy", timeout=30) == "healthy"
+
+
+def test_restart_and_upgrade_of_the_image_lose_no_connection(nft: Lab) -> None:
+    nft.start(*CAPABILITIES)
+    nft.await_served()
+    seen: list[object] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.wait(0.01):
+            seen.append(opened(nft.sandbox.client, 8080).peer)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        nft.engine.docker("restart", "ipv6nat")
+        until(lambda: "synced" in nft.ctl("status"), True, timeout=15)
+        nft.engine.docker("rm", "--force", "ipv6nat")
+        nft.start(*CAPABILITIES)
+        until(lambda: "synced" in nft.ctl("status"), True, timeout=15)
+    finally:
+        stop.set()
+        thread.join()
+    assert "synced" in nft.ctl("status")
+    assert len(seen) > 20
+    assert set(seen) == {CLIENT}
+
+
+def test_cleanup_in_the_container_removes_all_rules(nft: Lab) -> None:
+    nft.start(*CAPABILITIES, flags=("-cleanup",))
+    nft.await_served()
+    nft.engine.docker("stop", "ipv6nat")
+    assert [line for line in nft.sandbox.rules().splitlines() if line.startswith("-A")] == []
+
+
+def test_container_without_a_socket_says_so(nft: Lab) -> None:
+    before = nft.sandbox.rules()
+    nft.start(*CAPABILITIES, socket=False)
+    nft.await_log("docker.sock")
+    assert nft.sandbox.rules() == before
+
+
+def test_container_without_capabilities_changes_nothing(nft: Lab) -> None:
+    before = nft.sandbox.rules()
+    nft.start("--cap-drop=ALL")
+    nft.await_log("NET_ADMIN")
+    assert nft.sandbox.rules() == before
+
+
+def test_container_with_a_read_only_root_says_what_is_missing(nft: Lab) -> None:
+    nft.start(*CAPABILITIES, "--read-only")
+    nft.await_log("add --tmpfs /run")
+    nft.await_served()
+
+
+def test_configuration_of_the_image_names_the_first_process(archive: Path) -> None:
+    with tarfile.open(archive) as outer:
+        file = outer.extractfile("config.json")
+        assert file is not None
+        config = json.load(file)["config"]
+    assert config["Entrypoint"] == ["/usr/lib/ipv6natd/container"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "ipv6natctl", "status"]
