@@ -200,8 +200,18 @@ def read_host(
     )
 
 
+def is_bridge_port(interface: str) -> bool:
+    """True if the interface is a port of a bridge. Packets come in by the bridge, except those in
+    frames that bridges do not forward."""
+    return (_NET / interface / "brport").exists()
+
+
 def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
-    """The interfaces with a default route from router advertisements. Blocks."""
+    """The interfaces with a default route from router advertisements. Blocks.
+
+    Ports of bridges are left out: an advertisement that comes in there is from a container or a
+    guest, in a frame that bridges do not forward.
+    """
     return tuple(
         RaDefaultRoute(
             interface=name,
@@ -209,6 +219,7 @@ def ra_default_routes() -> tuple[RaDefaultRoute, ...]:
             forwarding=read_word(_CONF / name / "forwarding") == "1",
         )
         for name in dict.fromkeys(route.interface for route in _ra_routes("default"))
+        if not is_bridge_port(name)
     )
 
 
@@ -261,7 +272,7 @@ def _forwarding_interfaces() -> Iterator[str]:
     for path in sorted(_NET.glob("*")):
         flags = read_word(path / "flags")
         # Netfilter sees the packets of a port on its bridge or bond. lo forwards nothing.
-        port = (path / "brport").exists() or (path / "bonding_slave").exists()
+        port = is_bridge_port(path.name) or (path / "bonding_slave").exists()
         if not flags.startswith("0x") or not int(flags, 16) & _IFF_UP or port:
             continue
         if path.name != "lo" and read_word(_CONF / path.name / "disable_ipv6") == "0":

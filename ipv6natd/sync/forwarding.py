@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.facts import ra_default_routes
+from ipv6natd.host.facts import is_bridge_port, ra_default_routes
 from ipv6natd.host.sysctls import (
     FORWARDING,
     SysctlChange,
@@ -73,7 +73,8 @@ class Forwarding:
             if not self._may_write():
                 return
             known = read_saved(self._ra_interfaces_file, parse_interfaces) or frozenset()
-            names = set(known)
+            # An earlier version saved ports of containers too.
+            names = {name for name in known if not is_bridge_port(name)}
             if read_word(_CONF / FORWARDING) == "0":
                 names.update(route.interface for route in ra_default_routes())
             now = {key: read_word(_CONF / key) for key in (f"{name}/accept_ra" for name in names)}

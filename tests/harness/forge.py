@@ -68,6 +68,16 @@ def error_body(source: IPv6Address, destination: IPv6Address, about: bytes) -> b
     return checked(source, destination, ICMPV6, struct.pack("!BBHI", 1, 4, 0, 0) + about[:512])
 
 
+def advertisement(router: IPv6Address, address: bytes) -> bytes:
+    """A router advertisement of a default route, to all nodes, from this hardware address."""
+    group = IPv6Address("ff02::1")
+    fixed = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    body = checked(router, group, ICMPV6, fixed + b"\x01\x01" + address)
+    made = bytearray(packet(router, group, ICMPV6, body))
+    made[7] = 255  # the hop limit: a router on the link
+    return bytes(made)
+
+
 def datagram(
     source: IPv6Address, destination: IPv6Address, ports: tuple[int, int], data: bytes = b"?\n"
 ) -> bytes:

@@ -13,9 +13,11 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from tests.harness import Answer, Bus, Daemon, Engine, Sandbox, serve, tcp, until
+from tests.harness import Answer, Bus, Daemon, Engine, Sandbox, forge, serve, tcp, until
 from tests.harness.sandbox import CLIENT
 from tests.system.packets.asking import opened
+from tests.system.packets.test_forged_earlier import LLDP
+from tests.system.packets.test_forged_entries import host_port_of
 
 FORWARDING = "net.ipv6.conf.all.forwarding"
 BEHIND = IPv6Address("2001:db8:99::1")
@@ -72,6 +74,22 @@ def test_forwarding_waits_for_the_filter_table(tools: None) -> None:  # noqa: AR
         switched = f"{FORWARDING} was 0 and is 1 now"
         assert log.count(switched) == 1
         assert 0 < log.rindex("rule added") < log.index(switched)
+
+
+def test_route_that_a_container_advertises_is_not_kept(tools: None) -> None:  # noqa: ARG001
+    """Its frame, which bridges do not forward, comes in by the bridge's port, as by an uplink."""
+    with small() as lab:
+        host, made = lab.sandbox.host, lab.engine.container("x1")
+        port = host_port_of(host, made)
+        packet = forge.advertisement(IPv6Address("fe80::66"), forge.hardware(made.ns, "eth0"))
+        forge.send(made.ns, [packet], link="eth0", by=LLDP)
+        routes = until(lambda: host.ip("-6 route show default"), lambda found: port in found)
+        assert port in routes
+
+        lab.daemon.start()
+        assert lab.forwarding == "1"
+        assert host.sysctl(f"net/ipv6/conf/{port}/accept_ra") == "1"
+        assert port not in host.ip("-6 route show default")
 
 
 def test_forwarding_is_disabled_before_rules_are_removed_and_enabled_after(tools: None) -> None:  # noqa: ARG001

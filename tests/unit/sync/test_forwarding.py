@@ -132,6 +132,17 @@ def test_accept_ra_is_not_changed_without_a_default_route_from_ra(host: Host) ->
     assert not host.record.exists()
 
 
+def test_saved_port_of_a_bridge_is_not_changed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version saved the ports of containers that advertised a route."""
+    monkeypatch.setattr(forwarding, "is_bridge_port", "veth1".__eq__)
+    host.advertises = False
+    host.set("veth1/accept_ra", "1")
+    host.state.mkdir(exist_ok=True)
+    (host.state / forwarding.RA_INTERFACES_FILE).write_text("eth0\nveth1\n")
+    host.forwarding().keep_ra_routes()
+    assert host.written == ["eth0/accept_ra 2"]
+
+
 def test_restart_restores_the_values_from_the_record(host: Host) -> None:
     host.forwarding().update(True)
     again = host.forwarding()
