@@ -26,7 +26,7 @@ SLOW_FAULTS = (
     "hung",
 )
 """Slow faults; tests/system/packets has shorter tests for them."""
-TEST_ALL_FAULTS = ("answers 500", "random byte")
+TEST_ALL_FAULTS = ("answers 500", "answers slowly", "random byte", "events doubled")
 """Faults that unit tests of the engine's client cover in CI."""
 KILLS = 2
 

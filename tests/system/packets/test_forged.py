@@ -121,6 +121,7 @@ def victim(regime: Regime, kind: str) -> Iterator[tuple[Network, Container]]:
         yield network, made
 
 
+@pytest.mark.depends_on("variant")
 @pytest.mark.parametrize("who", ["container", "segment"])
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_first_packet_with_a_container_source_does_not_leave_the_host(

@@ -5,6 +5,7 @@ No test here starts the daemon; a test that needs rules has hand-written rules.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -251,7 +252,9 @@ def remains(lab: int) -> list[str]:
     """The remaining processes, namespaces and folders of a lab."""
     found = [str(path) for path in Path("/run/netns").glob(f"v6n{lab}-*")]
     found += [str(path) for path in Path(tempfile.gettempdir()).glob(f"v6n{lab}-*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/v6n{lab}-*")]
+    # Not by glob: it fails if another lab removes its folder meanwhile.
+    for top, names, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{top}/{name}" for name in names if name.startswith(f"v6n{lab}-")]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}=v6n{lab}".encode() in (folder / "environ").read_bytes().split(b"\0"):

@@ -107,7 +107,7 @@ def test_q7_start_without_the_engine_closes_ports_only_if_a_container_may_have_l
         assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
 
 
-@pytest.mark.depends_on("variant", "engine")
+@pytest.mark.depends_on("engine")
 def test_q7_end_that_the_engine_has_not_reported_closes_the_ports_of_its_network(
     wanted: Wanted,
 ) -> None:
@@ -135,7 +135,7 @@ def test_q7_end_that_the_engine_has_not_reported_closes_the_ports_of_its_network
         assert answers.wrong == []
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q7_engine_whose_answers_hang_closes_the_ports_of_a_network_that_a_container_left(
     wanted: Wanted,
 ) -> None:
@@ -161,7 +161,7 @@ def targets(sandbox: Sandbox) -> int:
     return sandbox.rules().count("--to-destination")
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q7_port_leads_to_no_other_container_after_a_crash(wanted: Wanted) -> None:
     """The engine starts at the first connection, as with docker.socket, and takes its time."""
     with lab(wanted) as (sandbox, engine, daemon):
@@ -176,7 +176,7 @@ def test_q7_port_leads_to_no_other_container_after_a_crash(wanted: Wanted) -> No
             assert answers.wrong == []
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q7_port_of_an_unrelated_bridge_closes_nothing(wanted: Wanted) -> None:
     """As of an LXC container that ends, while ipv6natd has not heard of the engine."""
     with lab(wanted, "--live-restore") as (sandbox, engine, daemon):

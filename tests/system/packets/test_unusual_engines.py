@@ -55,7 +55,7 @@ def socket_proxy(engine: Engine) -> Iterator[str]:
         end(process)
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q11_socket_proxy_that_cuts_idle_streams_and_refuses_info(wanted: Wanted) -> None:
     with (
         Sandbox(wanted.variant) as sandbox,
@@ -137,7 +137,7 @@ def slow_volumes(engine: Engine) -> Iterator[SlowVolumes]:
             thread.join()
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q10_starts_that_hang_hold_no_other_up(wanted: Wanted) -> None:
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(wanted.variant))
@@ -157,7 +157,7 @@ def test_q10_starts_that_hang_hold_no_other_up(wanted: Wanted) -> None:
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q12_podman_is_left_alone(wanted: Wanted) -> None:
     need("podman")
     with Sandbox(wanted.variant) as sandbox, ExitStack() as stack:
