@@ -170,7 +170,8 @@ _Targets = Mapping[tuple[Protocol, IPv6Address, int], _Target]
 class Change:
     """The change of the rules for `old` to those for `new`, as look-up tables for many entries.
 
-    `old` is None if the previous mappings are unknown.
+    `old` is None if the previous mappings are unknown. It has many attributes, because each is
+    computed once for a table that may have a million entries.
     """
 
     def __init__(

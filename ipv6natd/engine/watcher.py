@@ -106,6 +106,8 @@ class EngineWatcher:
 
     `networks` and `containers` have the last known facts by id, also while the engine is
     unavailable. They must not be used in a state without facts.
+
+    It has many attributes: four that others read, and the parts of a session.
     """
 
     def __init__(

@@ -42,9 +42,7 @@ class LocalHost:
     ) -> None:
         self.forwarding = forwarding
         self._zones = zones
-        self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
-        self._last_rules: tuple[Engine, EngineRules] | None = None
-        self._read_failure = ""
+        self._engine_rules = _EngineRulesReader()
         self._userland_proxy = True
         """As the last containers have shown it: nothing depends on it while there are none, but the
         next one starts faster if it does not change."""
@@ -94,7 +92,7 @@ class LocalHost:
             host_addresses=own,
             routed_sources=sources - routed_elsewhere(sources),
             routes=self._routes(snapshot.networks, refresh),
-            engine_rules=self._engine_rules(snapshot, refresh),
+            engine_rules=self._engine_rules.read(snapshot, refresh),
             tracks_sctp=tracks_sctp(),
         )
 
@@ -134,10 +132,19 @@ class LocalHost:
         self._known_routes = networks, changes, tuple(found)
         return tuple(found)
 
-    def _engine_rules(self, snapshot: Snapshot, refresh: bool) -> EngineRules:
-        """The engine's IPv6 rules. Reading them means reading all tables, so they are read only if
-        there can be new ones: an engine without IPv6 rules writes its first ones with a new
-        network or after a restart, not with a port."""
+
+class _EngineRulesReader:
+    """The engine's IPv6 rules. Reading them means reading all tables, so they are read only if
+    there can be new ones: an engine without IPv6 rules writes its first ones with a new network or
+    after a restart, not with a port."""
+
+    def __init__(self) -> None:
+        self._without_rules: tuple[Engine, tuple[Network, ...]] | None = None
+        self._last_rules: tuple[Engine, EngineRules] | None = None
+        self._failure = ""
+
+    def read(self, snapshot: Snapshot, refresh: bool) -> EngineRules:
+        """The rules of the snapshot's engine; the last known ones if they cannot be read."""
         engine = snapshot.engine
         if engine is None or not engine.may_write_ipv6_rules:
             return EngineRules()
@@ -147,14 +154,14 @@ class LocalHost:
             rules = read_engine_rules()
         except FirewallError as error:
             # What may belong to the engine is left alone until it is known.
-            if self._read_failure != str(error):
+            if self._failure != str(error):
                 log.warning("cannot read whether the engine has IPv6 rules: %s", error)
-            self._read_failure = str(error)
+            self._failure = str(error)
             if self._last_rules is not None and self._last_rules[0] == engine:
                 return self._last_rules[1]
             bridges = frozenset(network.bridge for network in snapshot.networks)
             return EngineRules(bridges=bridges, complete=False)
-        self._read_failure = ""
+        self._failure = ""
         self._last_rules = engine, rules
         self._without_rules = None if rules.bridges else (engine, snapshot.networks)
         return rules
