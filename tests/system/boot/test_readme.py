@@ -27,7 +27,7 @@ def test_readme_lines_for_debian_build_install_and_start_the_service(clone: Clon
 
 
 def test_check_on_a_fresh_host_finds_no_fault(clone: Clone) -> None:
-    clone.as_root(inline(README, "`ipv6natctl check` then", "ipv6natctl check"))
+    clone.as_root(inline(README, "`ipv6natctl check` examines", "ipv6natctl check"))
 
 
 def test_readme_lines_for_debian_upgrade_without_lost_connections(clone: Clone) -> None:
