@@ -12,6 +12,7 @@ the same way, the event of an end counts at once.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
@@ -74,6 +75,9 @@ class Facts:
         """Container id -> the number of its last end, for those with a request."""
         self._end_count = 0
         self._inspected_since_list: set[str] = set()
+        self.ended: Counter[str] = Counter()
+        """Network id -> running containers whose end an event has reported since the last list."""
+        self._ended_before_list: Counter[str] = Counter()
 
     def store_created(self, container_id: str, raw: object) -> bool:
         """Store the response of an inspect before the start; return whether that changed
@@ -105,6 +109,9 @@ class Facts:
         if not told.network:
             # Another container can have its address before its own inspect is answered.
             self._inspected_since_list.add(told.container)
+            known = self.containers.get(told.container)
+            if known is not None and not known.starting:
+                self.ended.update(endpoint.network_id for endpoint in known.endpoints)
             return _put(self.containers, told.container, None)
         return self._store_start(told.container)
 
@@ -213,6 +220,7 @@ class Facts:
     def begin_list(self) -> None:
         """Begin a list of all objects; store_lists ends it. One at a time."""
         self._inspected_since_list.clear()
+        self._ended_before_list = self.ended.copy()
 
     def store_lists(
         self, raw_networks: list[Any], containers: list[Container], engine: Engine
@@ -229,6 +237,7 @@ class Facts:
         self._inspected_since_list |= self._starts.keys()
         missing = [subject for listed in containers for subject in self._missing(listed, engine)]
         self.containers = self._merge(self.containers, containers)
+        self.ended -= self._ended_before_list
         return old != (self.networks, self.containers), missing
 
     def _missing(self, listed: Container, engine: Engine) -> Iterator[Subject]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -137,6 +138,11 @@ class EngineWatcher:
     def containers(self) -> dict[str, Container]:
         """The running containers by id."""
         return self._facts.containers
+
+    @property
+    def ended(self) -> Counter[str]:
+        """See sync.interfaces."""
+        return self._facts.ended
 
     async def run(self, *, retry: bool) -> None:
         """Follow the engine forever; without `retry`, raise EngineUnavailable at a failure."""

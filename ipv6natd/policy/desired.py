@@ -71,6 +71,8 @@ class HostPorts(NamedTuple):
     rejected: list[RejectedPorts]
     """Clients that cannot be forwarded are rejected. Empty if the userland proxy serves them."""
     changes: Changes
+    closed: list[HostPortRequest]
+    """Those of a network that a container may have left. The userland proxy may listen on them."""
 
 
 def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = None) -> Desired:
@@ -104,7 +106,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         mappings=tuple(host_ports.mappings),
         rejected=tuple(host_ports.rejected),
         direct_access=tuple(coalesce(_direct_access(ports, snapshot))),
-        proxy_udp_ports=tuple(port_ranges(port for item in ports for port in item.proxy_udp_ports)),
+        proxy_udp_ports=tuple(port_ranges(_proxy_udp_ports(ports, host_ports.closed))),
         other_sources=tuple(sorted({source for item in ports for source in item.other_sources})),
         skipped=tuple(dict.fromkeys(skipped)),
         decisions=_final_decisions(ports, changes),
@@ -128,11 +130,10 @@ def _host_ports(
     snapshot: Snapshot,
     cache: IdentityCache,
 ) -> HostPorts:
-    changes: Changes = {}
-    if snapshot.vacated_bridges:
-        # With the userland proxy, the proxy still answers while the process of the engine runs.
-        vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
-        changes = refused(_ours(vacated, engine_bridges), _VACATED)
+    # With the userland proxy, the proxy still answers while the process of the engine runs.
+    vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
+    closed = _ours(vacated, engine_bridges)
+    changes = refused(closed, _VACATED)
     if not snapshot.tracks_sctp:
         sctp = [request for request in owned if request.mapping.protocol is Protocol.SCTP]
         changes |= refused(_ours(sctp, engine_bridges), _SCTP_UNSUPPORTED)
@@ -157,7 +158,17 @@ def _host_ports(
         ),
         cache.map("rejected", rejected_ranges(rejected), rejection, identity=range_identity),
         changes,
+        closed,
     )
+
+
+def _proxy_udp_ports(ports: list[ContainerPorts], closed: list[HostPortRequest]) -> Iterator[int]:
+    """The UDP ports without a mapping on which the userland proxy may listen."""
+    for item in ports:
+        yield from item.proxy_udp_ports
+    for request in closed:
+        if request.mapping.protocol is Protocol.UDP:
+            yield request.mapping.host_port
 
 
 def _ours(requests: list[HostPortRequest], engine_bridges: frozenset[str]) -> list[HostPortRequest]:

@@ -1,12 +1,15 @@
 """Which bridges containers have left, and when the ports close because of it.
 
 Another container can have the address of one that left. The engine reports that, unless it ends
-before. While no list of its objects confirms who left, the ports of these bridges are not sure.
+before. While no list of its objects confirms who left, the ports of these bridges are not sure. An
+event about the end of a container explains one departure from each of its bridges: then it is known
+who left, and no event has reported that another container has the address.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,8 +35,10 @@ class Departures:
         self.engine = engine
         self._host = host
         self._changed = changed
-        self._bridges: set[str] = set()
-        """An empty name stands for any bridge."""
+        self._bridges: Counter[str] = Counter()
+        """The departures from each bridge. An empty name stands for any bridge."""
+        self._unknown: set[str] = set()
+        """The bridges with departures that were not counted."""
         self._noted = asyncio.Event()
         self._overdue = False
         """True while a list takes longer than CONFIRM_LIMIT."""
@@ -47,8 +52,11 @@ class Departures:
 
     def note(self, bridge: str | None) -> None:
         """A container left a bridge; None: it is not known which one."""
-        networks = self.engine.networks.values()
-        self._bridges |= {bridge} if bridge else {"", *(net.bridge for net in networks)}
+        if bridge:
+            self._bridges[bridge] += 1
+        else:
+            self._unknown = {"", *(net.bridge for net in self.engine.networks.values())}
+            self._bridges.update(self._unknown)
         self._noted.set()
         if not self.engine.current:
             self._changed()
@@ -61,8 +69,14 @@ class Departures:
     @property
     def vacated_bridges(self) -> frozenset[str]:
         """See Snapshot; none while the engine reports each change and answers."""
-        knows = self.engine.current and not self._overdue
-        return frozenset(() if knows else self._bridges)
+        if self.engine.current:
+            return frozenset(self._bridges if self._overdue else ())
+        networks, explained = self.engine.networks, Counter[str]()
+        for network_id, count in self.engine.ended.items():
+            if network_id in networks:
+                explained[networks[network_id].bridge] += count
+        left = self._bridges - explained
+        return frozenset(left.keys() | self._unknown)
 
     async def confirm(self) -> None:
         """List the engine's objects after a container has left a bridge, until cancelled."""
@@ -85,6 +99,7 @@ class Departures:
             limit.cancel()
         if not self._noted.is_set():
             self._bridges.clear()
+            self._unknown.clear()
         self._set_overdue(False)
 
     def _set_overdue(self, overdue: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Mapping as Map
 from typing import Protocol
 
 from ipv6natd.conntrack.stale import Exposure
@@ -29,6 +30,10 @@ class EngineFacts(Protocol):
     @property
     def containers(self) -> dict[str, Container]:
         """The running ones, by id."""
+
+    @property
+    def ended(self) -> Map[str, int]:
+        """Network id -> running containers whose end an event has reported since the last list."""
 
     async def relist(self) -> None:
         """Read all networks and containers again."""

@@ -404,6 +404,25 @@ def test_end_counts_before_the_inspect_and_a_list_that_had_begun(engine: Answers
     assert engine.web == ("running", FIRST, "8080", "8080")
 
 
+def test_ends_are_counted_until_the_next_list(engine: Answers) -> None:
+    x = identity("x")
+    engine.runs()
+    engine.told("", connected=False)
+    assert engine.facts.ended == {x: 1}
+    # Neither the end of a container that is not known to run, nor of one that only starts.
+    engine.told("", connected=False)
+    engine.created("x")
+    engine.connect("x", FIRST)
+    engine.told("", connected=False)
+    assert engine.facts.ended == {x: 1}
+    engine.facts.begin_list()
+    engine.runs()
+    engine.told("", connected=False)
+    assert engine.facts.ended == {x: 2}
+    engine.listed()
+    assert engine.facts.ended == {x: 1}
+
+
 def test_connect_of_a_running_container_waits_for_its_inspect(engine: Answers) -> None:
     engine.runs()
     engine.connect("y", SECOND)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ class FakeFacts:
     engine: Engine | None = field(default_factory=lambda: Engine(version="20.10.24"))
     networks: dict[str, Network] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
+    ended: Counter[str] = field(default_factory=Counter)
     relists: int = 0
     relist_error: Exception | None = None
     answer: asyncio.Future[None] | None = None
@@ -68,6 +70,7 @@ class FakeFacts:
         if self.relist_error is not None:
             raise self.relist_error
         self.relists += 1
+        self.ended.clear()
 
     def have(self, *facts: Network | Container) -> None:
         self.networks = {fact.id: fact for fact in facts if isinstance(fact, Network)}
@@ -719,6 +722,45 @@ def test_ports_of_a_bridge_that_a_container_left_wait_for_the_engine(
         assert "-o br-a -j DROP" in bench.firewall.dump()
         bench.facts.current = True
         assert mappings(await bench.passed()) == before
+
+    run(bench, scenario)
+
+
+def test_ports_stay_open_if_the_engine_named_each_container_that_left(bench: Bench) -> None:
+    """Q7: the engine ends before a list, but after the event of the container's end."""
+    bench.facts.have(X, Y, web("8080:80"), web("9090:90", name="other", on=Y))
+
+    async def scenario(bench: Bench) -> None:
+        before = mappings(await bench.passed())
+        bench.loop.departures.note("br-a")
+        bench.facts.ended[X.id] += 1
+        bench.facts.current = False
+        assert mappings(await bench.passed()) == before
+        # A second one, which no event named.
+        status = await bench.passed(lambda: bench.loop.departures.note("br-a"))
+        assert WEB not in mappings(status)
+        assert len(mappings(status)) == 1
+        # What was not counted is not explained.
+        bench.facts.ended[X.id] += 1
+        assert mappings(await bench.passed()) == before
+        assert mappings(await bench.passed(lambda: bench.loop.departures.note(None))) == []
+
+    run(bench, scenario)
+
+
+def test_proxy_of_a_closed_port_gets_no_forged_datagram(bench: Bench) -> None:
+    """The proxy listens until its engine ends, and would pass a datagram on as the gateway."""
+    bench.facts.have(X, web("5353:53/udp", "8080:80"))
+    guard = "-A IPV6NAT-INPUT -p udp -m udp --dport 5353 -j IPV6NAT-PROXY"
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        assert guard in bench.firewall.dump()
+        bench.facts.current = False
+        status = await bench.passed(lambda: bench.loop.departures.note("br-a"))
+        assert mappings(status) == []
+        assert guard in bench.firewall.dump()
+        assert "--dport 8080" not in bench.firewall.dump()
 
     run(bench, scenario)
 
