@@ -130,9 +130,11 @@ def _host_ports(
     snapshot: Snapshot,
     cache: IdentityCache,
 ) -> HostPorts:
-    # With the userland proxy, the proxy still answers while the process of the engine runs.
-    vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
-    closed = _ours(vacated, engine_bridges)
+    closed: list[HostPortRequest] = []
+    if snapshot.vacated_bridges:
+        # With the userland proxy, the proxy still answers while the process of the engine runs.
+        vacated = [it for it in owned if it.mapping.bridge in snapshot.vacated_bridges]
+        closed = _ours(vacated, engine_bridges)
     changes = refused(closed, _VACATED)
     if not snapshot.tracks_sctp:
         sctp = [request for request in owned if request.mapping.protocol is Protocol.SCTP]

@@ -9,6 +9,7 @@ who left, and no event has reported that another container has the address.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,8 @@ CONFIRM_PAUSE = 1.0
 CONFIRM_LIMIT = 5.0
 """Seconds that this list may take. An engine that needs longer does not answer inspects either, but
 its event stream can be open."""
+UNCOUNTED = sys.maxsize
+"""A number of departures that no number of ends explains."""
 
 
 class Departures:
@@ -37,8 +40,6 @@ class Departures:
         self._changed = changed
         self._bridges: Counter[str] = Counter()
         """The departures from each bridge. An empty name stands for any bridge."""
-        self._unknown: set[str] = set()
-        """The bridges with departures that were not counted."""
         self._noted = asyncio.Event()
         self._overdue = False
         """True while a list takes longer than CONFIRM_LIMIT."""
@@ -55,8 +56,8 @@ class Departures:
         if bridge:
             self._bridges[bridge] += 1
         else:
-            self._unknown = {"", *(net.bridge for net in self.engine.networks.values())}
-            self._bridges.update(self._unknown)
+            bridges = {"", *(net.bridge for net in self.engine.networks.values())}
+            self._bridges.update(dict.fromkeys(bridges, UNCOUNTED))
         self._noted.set()
         if not self.engine.current:
             self._changed()
@@ -75,8 +76,7 @@ class Departures:
         for network_id, count in self.engine.ended.items():
             if network_id in networks:
                 explained[networks[network_id].bridge] += count
-        left = self._bridges - explained
-        return frozenset(left.keys() | self._unknown)
+        return frozenset(self._bridges - explained)
 
     async def confirm(self) -> None:
         """List the engine's objects after a container has left a bridge, until cancelled."""
@@ -99,7 +99,6 @@ class Departures:
             limit.cancel()
         if not self._noted.is_set():
             self._bridges.clear()
-            self._unknown.clear()
         self._set_overdue(False)
 
     def _set_overdue(self, overdue: bool) -> None:
