@@ -42,8 +42,7 @@ def image(folder: Path) -> Path:
     """Build the image of this source in a folder. Returns the archive for `docker load`."""
     if not base().exists():
         lack("the base of the container image; `make tree-image` makes it")
-    if not tree.ready("trixie"):
-        lack(f"a tree of Debian trixie; {tree.hint('trixie')}")
+    tree.need("trixie")
     build = workshop.begin("trixie", folder, "packaging/deb/build.sh /out -d")
     workshop.finish(build, folder)
     (package,) = folder.glob("ipv6natd_*_all.deb")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import ROOT
-from tests.harness.needs import lack
 from tests.harness.process import run
-from tests.harness.supply import NEWEST
+from tests.harness.supply import NEWEST, need_newest
 
 
 def single_file(folder: Path) -> Path:
     """Make the file, and links to it with the names of the commands; returns the folder."""
-    if not (NEWEST / ".stamp").exists():
-        lack("the newest libraries; `make .venv/newest/.stamp` gets them")
+    need_newest()
     run(str(ROOT / "packaging" / "pyz.sh"), str(NEWEST), str(folder))
     for name in ("ipv6natd", "ipv6natctl"):
         (folder / name).symlink_to("ipv6natd.pyz")

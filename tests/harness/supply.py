@@ -161,13 +161,19 @@ class Ran:
     commit: str
 
 
+def need_newest() -> None:
+    """End the test if the newest libraries are not there."""
+    if not (NEWEST / ".stamp").exists():
+        lack("the newest libraries; `make .venv/newest/.stamp` gets them")
+
+
 def run(combination: Combination, folder: Path) -> Ran:
     """Run the tests of a combination, with output in `folder`. LabError if they did not run."""
     tested = commit(ROOT)
     (folder / "say.py").write_text(SAY)
     newest = combination.libraries == "newest"
-    if newest and not (NEWEST / ".stamp").exists():
-        lack("the newest libraries; `make .venv/newest/.stamp` gets them")
+    if newest:
+        need_newest()
     match combination.home:
         case "here":
             beside(sys.executable, newest, combination.tests, folder)
@@ -199,8 +205,7 @@ def beside(python: str, newest: bool, tests: Sequence[str], folder: Path) -> Non
 
 
 def in_a_tree(suite: tree.Suite, combination: Combination, folder: Path) -> None:
-    if not tree.ready(suite):
-        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    tree.need(suite)
     path = ""
     if combination.libraries == "newest":
         path = "/out/newest"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tests import ROOT
+from tests.harness.needs import lack
 from tests.harness.process import LabError, spawn, tail, undisturbed
 
 Suite = Literal["bookworm", "trixie", "sid"]
@@ -110,6 +111,12 @@ def folder() -> Path:
 def ready(suite: Suite) -> bool:
     """True if the tree is complete and has all packages that this version of the lab needs."""
     return set(wanted(suite)) <= versions(suite).keys()
+
+
+def need(suite: Suite) -> None:
+    """End the test if there is no tree of this suite."""
+    if not ready(suite):
+        lack(f"a tree of Debian {suite}; {hint(suite)}")
 
 
 def wanted(suite: Suite) -> tuple[str, ...]:

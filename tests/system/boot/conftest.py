@@ -12,7 +12,6 @@ import pytest
 
 from tests import harness
 from tests.harness import tree, workshop
-from tests.harness.needs import lack
 from tests.system.boot.clone import Clone
 from tests.system.boot.host import Host
 
@@ -82,6 +81,5 @@ def wanted(request: pytest.FixtureRequest) -> tree.Suite:
     """The requested suite, if its tree exists."""
     harness.need(*TOOLS)
     suite: tree.Suite = request.param
-    if not tree.ready(suite):
-        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    tree.need(suite)
     return suite

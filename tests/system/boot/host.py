@@ -106,6 +106,17 @@ class Host(Booted):
         self.sh("systemctl reset-failed ipv6natd; systemctl restart ipv6natd")
         self.await_state('s "synced"')
 
+    def upgrade(self, install: Callable[[], object]) -> None:
+        """Upgrade the package to the newer one, and check that no connection is lost meanwhile."""
+        with self.load() as end:
+            install()
+            self.await_state('s "synced"')
+        seen = end()
+        assert set(seen) == {CLIENT}
+        assert len(seen) > 20
+        version = self.run("dpkg-query", "--show", "--showformat=${Version}", "ipv6natd")
+        assert version.endswith("+newer")
+
     @contextmanager
     def load(self) -> Iterator[Callable[[], list[Address | Failure]]]:
         """Fetch repeatedly with new connections; the call stops and returns all results."""

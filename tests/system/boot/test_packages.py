@@ -16,7 +16,7 @@ from tests.harness import need, tree, workshop
 from tests.harness.needs import lack
 from tests.harness.process import LabError, run
 from tests.harness.single_file import single_file
-from tests.harness.supply import NEWEST
+from tests.harness.supply import NEWEST, need_newest
 
 DEBIAN = """
 packaging/deb/build.sh /out -d
@@ -99,8 +99,7 @@ apart makepkg --force --verifysource 2>&1 | tee /out/refused || true
 
 def built(suite: tree.Suite, folder: Path, script: str) -> None:
     need("unshare", "git")
-    if not tree.ready(suite):
-        lack(f"a tree of Debian {suite}; {tree.hint(suite)}")
+    tree.need(suite)
     workshop.finish(workshop.begin(suite, folder, script), folder, timeout=300)
 
 
@@ -152,8 +151,7 @@ def check_modes(listing: str) -> None:
 
 @pytest.mark.slow
 def test_release_has_all_files_and_arch_builds_only_from_its_tarball(tmp_path: Path) -> None:
-    if not (NEWEST / ".stamp").exists():
-        lack("the newest libraries; `make .venv/newest/.stamp` gets them")
+    need_newest()
     shutil.copytree(NEWEST, tmp_path / "newest", symlinks=True)
     (tmp_path / "libraries.json").write_text("{}")
     built("trixie", tmp_path, RELEASE)

@@ -76,7 +76,8 @@ def test_forwarding_waits_for_the_filter_table(tools: None) -> None:  # noqa: AR
         assert 0 < log.rindex("rule added") < log.index(switched)
 
 
-def test_route_that_a_container_advertises_is_not_kept(tools: None) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("tools")
+def test_route_that_a_container_advertises_is_not_kept() -> None:
     """Its frame, which bridges do not forward, comes in by the bridge's port, as by an uplink."""
     with small() as lab:
         host, made = lab.sandbox.host, lab.engine.container("x1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 from tests.harness import Container, Engine, Sandbox, serve, until
 from tests.harness.image import image
 from tests.harness.sandbox import CLIENT, Variant
-from tests.system.packets.asking import opened
+from tests.system.packets.asking import knocking, opened
 
 pytestmark = [pytest.mark.ours, pytest.mark.slow]
 CAPABILITIES = ("--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
@@ -110,27 +109,15 @@ def test_documented_command_lines_forward_ports_and_show_the_state(
 def test_restart_and_upgrade_of_the_image_lose_no_connection(nft: Lab) -> None:
     nft.start(*CAPABILITIES)
     nft.await_served()
-    seen: list[object] = []
-    stop = threading.Event()
-
-    def load() -> None:
-        while not stop.wait(0.01):
-            seen.append(opened(nft.sandbox.client, 8080).peer)
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+    with knocking(nft.sandbox.client, 8080) as knocks:
         nft.engine.docker("restart", "ipv6nat")
         until(lambda: "synced" in nft.ctl("status"), True, timeout=15)
         nft.engine.docker("rm", "--force", "ipv6nat")
         nft.start(*CAPABILITIES)
         until(lambda: "synced" in nft.ctl("status"), True, timeout=15)
-    finally:
-        stop.set()
-        thread.join()
     assert "synced" in nft.ctl("status")
-    assert len(seen) > 20
-    assert set(seen) == {CLIENT}
+    assert knocks.count > 20
+    assert knocks.wrong == []
 
 
 def test_cleanup_in_the_container_removes_all_rules(nft: Lab) -> None:

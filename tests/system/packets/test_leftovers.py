@@ -137,9 +137,9 @@ def test_c6_engine_rules_are_leftovers_only_after_ip6tables_is_off(
             assert peer(opened(made.sandbox.client, 8080)) == CLIENT
 
 
+@pytest.mark.usefixtures("tools")
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
 def test_c6_engine_that_begins_to_manage_ipv6_takes_over_without_leftovers(
-    tools: None,  # noqa: ARG001
     variant: Variant,
 ) -> None:
     """The steps of docs/migration.md to Docker's own IPv6 NAT, with an engine of 20.10."""
