@@ -1,7 +1,7 @@
 """Detects writes of other programs by `nft monitor`.
 
-It prints each new generation of the ruleset with the process that made it, so that our own writes
-are recognized.
+It prints each new generation of the ruleset with the number and the name of the process that made
+it, so that our own writes are recognized.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from ipv6natd.system import files
 from ipv6natd.system.files import read_link, read_text
-from ipv6natd.system.process import KILL_TIMEOUT, spawn_monitor
+from ipv6natd.system.process import KILL_TIMEOUT, kernel_sees_our_pids, spawn_monitor
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,10 @@ CATCH_UP_INTERVAL = 1.0
 MONITOR_RESTART_DELAY = 1.0
 BURST_DELAY = 0.1
 """Seconds between a foreign write and the read, so that a burst of writes causes one read."""
-_GENERATION = re.compile(rb"# new generation \d+(?: by process (\d+))?")
+_GENERATION = re.compile(rb"# new generation \d+(?: by process (\d+) \((.*)\))?")
+WRITER = "ipv6natd-writer"
+"""The name by which our writes are recognized in a pid namespace of its own. Not longer than a name
+of a process."""
 _LOST_EVENTS = b"# ERROR"
 """The line for events that the kernel dropped because `nft monitor` was too slow for them."""
 _NETLINK_SOCKETS = Path("/proc/thread-self/net/netlink")
@@ -46,6 +50,21 @@ async def watch(nft: str, own_writes: deque[int], changed: Callable[[], None]) -
         changed()
         log.debug("nft monitor ended; it is started again")
         await asyncio.sleep(MONITOR_RESTART_DELAY)
+
+
+def writer(tool: str) -> str | None:
+    """A link to the tool that gives its process the name WRITER; None if the process number is
+    enough, or if no link can be made: then each of our writes causes a read."""
+    if kernel_sees_our_pids():
+        return None
+    folder = os.environ.get("RUNTIME_DIRECTORY", "/run/ipv6natd")
+    link = Path(folder, "writers", Path(tool).name, WRITER)
+    try:
+        files.link(link, tool)
+    except OSError as error:
+        log.debug("each write of ours causes a read of the tables: %s", error)
+        return None
+    return str(link)
 
 
 class MonitorOutput:
@@ -69,10 +88,11 @@ class MonitorOutput:
         foreign = self.lost_events
         for line in lines:
             if generation := _GENERATION.match(line):
-                try:
-                    self._own_writes.remove(int(generation[1] or 0))
-                except ValueError:
-                    foreign |= self._changes_ipv6
+                if generation[2] != WRITER.encode():
+                    try:
+                        self._own_writes.remove(int(generation[1] or 0))
+                    except ValueError:
+                        foreign |= self._changes_ipv6
                 self._changes_ipv6 = False
             elif b" ip6 " in line or b" inet " in line:  # Docker writes IPv4 rules often
                 self._changes_ipv6 = True

@@ -81,6 +81,9 @@ class RestoreFirewall:
         self._nft = which("nft") if backend is Backend.NFT else None
         self._own_writes: deque[int] = deque(maxlen=64)
         """The processes of the last writes."""
+        watched = (self._restore, self._nft) if self._nft else ()
+        self._writers = {tool: monitor.writer(tool) for tool in watched}
+        """Tool -> the file that writes are made with, so that they are recognized."""
 
     @property
     def read_interval(self) -> float:
@@ -132,13 +135,19 @@ class RestoreFirewall:
         ]
         if rules and self._nft:
             text = json.dumps({"nftables": [{"delete": {"rule": rule}} for rule in rules]})
-            argv = [self._nft, "-j", "-f", "-"]
-            run_tool(argv, stdin=text, on_start=self._own_writes.append)
+            self._run_writer([self._nft, "-j", "-f", "-"], text)
 
     def restore(self, text: str) -> None:
         """Apply restore text, one transaction a table. Raises FirewallError."""
-        argv = [self._restore, "--noflush", "--wait"]
-        run_tool(argv, stdin=text, on_start=self._own_writes.append)
+        self._run_writer([self._restore, "--noflush", "--wait"], text)
+
+    def _run_writer(self, argv: list[str], text: str) -> None:
+        run_tool(
+            argv,
+            stdin=text,
+            executable=self._writers.get(argv[0]),
+            on_start=self._own_writes.append,
+        )
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """See Firewall. Without `nft monitor`, the full reads find all writes."""

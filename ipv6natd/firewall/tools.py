@@ -40,7 +40,11 @@ def variant_tool(backend: Backend, *verb: str) -> str:
 
 
 def run_tool(
-    argv: list[str], *, stdin: str = "", on_start: Callable[[int], None] = lambda _: None
+    argv: list[str],
+    *,
+    stdin: str = "",
+    executable: str | None = None,
+    on_start: Callable[[int], None] = lambda _: None,
 ) -> str:
     """The output of a tool that reads or writes rules. Raises FirewallError if it fails."""
     command = " ".join(argv)
@@ -49,7 +53,12 @@ def run_tool(
     environment = {LOCK_VARIABLE: lock} if lock else {}
     try:
         result = run(
-            argv, stdin=stdin, timeout=TOOL_TIMEOUT, environment=environment, on_start=on_start
+            argv,
+            stdin=stdin,
+            timeout=TOOL_TIMEOUT,
+            environment=environment,
+            executable=executable,
+            on_start=on_start,
         )
     except subprocess.TimeoutExpired:
         raise FirewallError(

@@ -72,3 +72,10 @@ def replace(path: Path, text: str, *, mode: int, sync: bool = False) -> None:
         os.rename(new, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def link(path: Path, target: str) -> None:
+    """Make a symbolic link, and its folder; it takes the place of an older one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)

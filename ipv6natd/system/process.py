@@ -39,6 +39,12 @@ def which(name: str) -> str | None:
     return None
 
 
+def kernel_sees_our_pids() -> bool:
+    """False in a pid namespace of its own, as in a container: the kernel reports other numbers."""
+    # PROC_PID_INIT_INO of the kernel.
+    return os.stat("/proc/self/ns/pid").st_ino == 0xEFFFFFFC  # noqa: PTH116 - no link to follow
+
+
 def output_of(name: str, *words: str, timeout: float, stdin: str = "") -> str:
     """The standard output of a tool; "" if the tool is missing, fails or exceeds the time."""
     path = which(name)
@@ -57,15 +63,19 @@ def run(
     timeout: float,
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
+    executable: str | None = None,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end and return its output and exit code.
+
+    `executable` is the file to run instead of the first word, which is the name that it sees.
 
     Raises OSError if it cannot be started. After `timeout` seconds kills it and raises
     subprocess.TimeoutExpired. `on_start` gets the process id.
     """
     process = subprocess.Popen(
         argv,
+        executable=executable,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

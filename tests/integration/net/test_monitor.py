@@ -8,10 +8,13 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from ipv6natd.firewall import monitor
+from ipv6natd.firewall.restore import RestoreFirewall
+from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.process import spawn_monitor, which
 from tests.harness.needs import need
 from tests.harness.waiting import until
@@ -103,6 +106,29 @@ def test_a_monitor_that_reads_a_large_set_at_its_start_causes_reads_until_it_is_
     async def scenario(reads: Callable[[], int]) -> None:
         assert await quiet(reads) > 1
         before = reads()
+        await asyncio.to_thread(nft, "add table ip6 later")
+        assert await quiet(reads) == before + 1
+
+    watched(scenario)
+
+
+def test_own_writes_cause_no_reads_where_the_process_numbers_differ(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container. The monitor does not know the numbers of these writes."""
+    assert namespace
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(monitor, "kernel_sees_our_pids", lambda: False)
+    need("ip6tables-nft-restore", "nft")
+    firewall = RestoreFirewall(Backend.NFT)
+
+    async def scenario(reads: Callable[[], int]) -> None:
+        before = await quiet(reads)
+        for rule in ("", "-A IPV6NAT-X -j ACCEPT\n"):
+            await asyncio.to_thread(
+                firewall.restore, f"*filter\n:IPV6NAT-X - [0:0]\n{rule}COMMIT\n"
+            )
+        assert await quiet(reads) == before
         await asyncio.to_thread(nft, "add table ip6 later")
         assert await quiet(reads) == before + 1
 

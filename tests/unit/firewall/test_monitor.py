@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 
 import pytest
 
-from ipv6natd.firewall.monitor import MonitorOutput
+from ipv6natd.firewall import monitor
+from ipv6natd.firewall.monitor import WRITER, MonitorOutput, writer
+from ipv6natd.system.process import run
 
 OURS = 4242
 RULE = "add rule ip6 nat IPV6NAT-DNAT handle 7 tcp dport 80 counter packets 0 bytes 0 accept\n"
@@ -40,6 +43,28 @@ def test_a_foreign_generation_counts_if_it_changes_ipv6(size: int) -> None:
         True,
         False,
     ]
+
+
+def test_a_generation_of_a_process_with_our_name_is_ignored_whatever_its_number() -> None:
+    """In a pid namespace of its own, the numbers are others."""
+    ours = f"# new generation 3 by process 7 ({WRITER})\n"
+    assert foreign_writes((RULE + ours) * 2 + RULE + BY.format(7))[-3:] == [False, False, True]
+
+
+def test_a_link_gives_the_name_only_where_the_numbers_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(monitor, "kernel_sees_our_pids", lambda: True)
+    assert writer("/usr/bin/cat") is None
+    monkeypatch.setattr(monitor, "kernel_sees_our_pids", lambda: False)
+    for _ in range(2):
+        link = writer("/usr/bin/cat")
+        assert link is not None
+        argv = ["cat", "/proc/self/comm"]
+        assert run(argv, timeout=10, executable=link).stdout == f"{WRITER}\n"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/proc/nowhere")
+    assert writer("/usr/bin/cat") is None
 
 
 def test_a_generation_without_a_process_is_foreign() -> None:
