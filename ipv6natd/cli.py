@@ -21,6 +21,7 @@ from ipv6natd.model import BOOLEANS
 from ipv6natd.sync.forwarding import forwarding_is_on
 from ipv6natd.sync.offline import close_networks, flush
 from ipv6natd.system import logs
+from ipv6natd.system.instance import OtherInstanceError, only_instance
 from ipv6natd.system.libraries import needed_libraries
 from ipv6natd.system.process import BASE_ENVIRONMENT
 from ipv6natd.system.terminal import printable
@@ -93,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_FAILURE
     try:
         return _flush(settings) if flush_only else _serve(settings, reload)
-    except FirewallError as error:
+    except (FirewallError, OtherInstanceError) as error:
         log.error("%s", error)
         _set_exit_status_text(str(error))
     except ModuleNotFoundError:
@@ -221,11 +222,12 @@ def _integer(text: str) -> Any:
 
 
 def _serve(settings: Settings, reload: partial[Settings]) -> int:
-    closed = close_networks(settings.backend)
-    # Imported here: -flush and -version need neither the Docker library nor the D-Bus library.
-    from ipv6natd.daemon import Daemon
+    with only_instance():
+        closed = close_networks(settings.backend)
+        # Imported here: -flush and -version need neither the Docker library nor the D-Bus library.
+        from ipv6natd.daemon import Daemon
 
-    return asyncio.run(Daemon(settings, reload, *closed).run())
+        return asyncio.run(Daemon(settings, reload, *closed).run())
 
 
 def _flush(settings: Settings) -> int:
