@@ -263,9 +263,11 @@ class Engine:
         """Run the docker command of the engine's version."""
         return run(*self._docker, *words, check=check).strip()
 
-    def start_docker(self, *words: str) -> subprocess.Popen[bytes]:
+    def start_docker(
+        self, *words: str, output: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         """Start the docker command, and do not wait. The caller ends it."""
-        return spawn([*self._docker, *words], log=subprocess.DEVNULL)
+        return spawn([*self._docker, *words], log=output)
 
     def path(self, path: str) -> Path:
         """A file as the engine sees it, for example below /etc/docker."""
@@ -323,6 +325,10 @@ class Engine:
             address=IPv6Address(addresses[0]) if addresses else None,
             facts=facts,
         )
+
+    def kill_container(self, container: Container) -> None:
+        """Kill the first process of a container without the engine, which may not run."""
+        run(*self._inside, "kill", "-KILL", str(container.facts["State"]["Pid"]))
 
     def netns(self, pid: int) -> Path:
         """The network namespace of a process, by its pid in the engine's namespace."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -94,9 +95,17 @@ def _try(fault: Fault, scene: Scene, rng: random.Random, row: Row) -> None:
     count(fault.costs, row, talk, struck, healed)
 
 
-def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: float) -> None:
+def count(
+    costs: frozenset[Cost],
+    row: Row,
+    talk: Talk,
+    struck: float,
+    healed: float,
+    *,
+    closed: Sequence[tuple[float, float]] = (),
+) -> None:
     """Add the results to the row. Effects outside the fault's `costs` are wrong, and so is each
-    answer of another container."""
+    answer of another container. While the ports are `closed`, connections may be lost."""
     row.attempted += talk.attempted
     row.probed += talk.probed
     row.lost += len(talk.failed)
@@ -109,13 +118,21 @@ def count(costs: frozenset[Cost], row: Row, talk: Talk, struck: float, healed: f
     def during(wrong: Wrong) -> bool:
         return wrong.began >= struck - 1 and wrong.began <= healed
 
-    judge: list[tuple[bool, list[Wrong]]] = [
-        ("lost" in costs, talk.failed),
-        ("exposed" in costs, talk.answered_closed),
-    ]
-    for allowed, found in judge:
-        bad = [each for each in found if each.stranger or not (allowed and during(each))]
-        row.wrong += [f"{each} ({each.began - struck:+.2f} s)" for each in bad[:5]]
+    def while_closed(wrong: Wrong) -> bool:
+        return any(start <= wrong.began <= end for start, end in closed)
+
+    judge: tuple[tuple[Cost, list[Wrong], Callable[[Wrong], bool]], ...] = (
+        ("lost", talk.failed, while_closed),
+        ("exposed", talk.answered_closed, lambda _: False),
+    )
+    for cost, found, excused in judge:
+        allowed = cost in costs
+        bad = [
+            wrong
+            for wrong in found
+            if wrong.stranger or not ((allowed and during(wrong)) or excused(wrong))
+        ]
+        row.wrong += [f"{wrong} ({wrong.began - struck:+.2f} s)" for wrong in bad[:5]]
     if "cut" not in costs:
         row.wrong += [f"open flow to {each.target} was cut: {each.cut}" for each in talk.cut]
 

@@ -69,7 +69,9 @@ SETS = {
 
 
 @pytest.mark.parametrize("ban", SETS)
-@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+@pytest.mark.parametrize(
+    "when", ["before the start", pytest.param("while it runs", marks=pytest.mark.slow)]
+)
 def test_q2_ban_by_a_set_of_nft_applies_to_containers(
     tools: None,  # noqa: ARG001
     ban: str,

@@ -29,6 +29,7 @@ LATE = IPv6Address("2001:db8:1::66")
 PUBLIC = "2001:db8:f::/48"
 
 
+@pytest.mark.depends_on
 def test_b9_default_ipv4_binding_option_accepts_an_ipv6_address(regime: Regime) -> None:
     port = regime.port()
     with (

@@ -147,6 +147,7 @@ def test_t4_stale_chain_of_an_earlier_start_is_removed(fresh: Small) -> None:
     assert "IPV6NAT-OLD" not in fresh.sandbox.rules()
 
 
+@pytest.mark.depends_on
 def test_t9_rules_stay_while_the_engine_is_down_and_it_is_followed_again(fresh: Small) -> None:
     fresh.daemon.start()
     opened(fresh.client, 8080)
@@ -273,6 +274,7 @@ def test_t1_daemon_started_before_the_engine_waits_for_it(
             opened(sandbox.client, 8080)
 
 
+@pytest.mark.depends_on
 def test_t5_engine_restart_removes_rules_of_stopped_containers(
     tools: None,  # noqa: ARG001
     wanted: Wanted,

@@ -39,6 +39,7 @@ def test_first_middle_and_last_of_many_ports_are_reached(regime: Regime) -> None
     assert opened(regime.client, 8080).server == "x1"
 
 
+@pytest.mark.depends_on
 def test_published_port_on_one_of_many_networks_is_reached(regime: Regime) -> None:
     port = regime.port()
     with ExitStack() as stack:

@@ -314,6 +314,7 @@ def test_r3_port_chosen_from_a_range_is_the_only_open_one(regime: Regime) -> Non
         assert [p for p in range(first, first + 11) if dnats(rules, p)] == [made.port()]
 
 
+@pytest.mark.depends_on
 def test_r4_range_with_equal_ports_is_one_rule(regime: Regime) -> None:
     first, last = 30000, 30100
     run = f"{first}-{last}"

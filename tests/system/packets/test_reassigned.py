@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
 
 from tests.harness import Daemon, Engine, Sandbox, Wanted, exchange, until
 from tests.harness.exchange import PORTS, ask, asking
+from tests.harness.process import end
 from tests.harness.relay import Relay
 
 pytestmark = [pytest.mark.ours]
@@ -30,7 +32,7 @@ def lab(wanted: Wanted, *flags: str) -> Iterator[tuple[Sandbox, Engine, Daemon]]
             yield sandbox, engine, daemon
 
 
-@pytest.mark.depends_on("engine", "proxy")
+@pytest.mark.depends_on
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_q7_port_leads_to_no_other_container_while_the_engine_restarts(
     wanted: Wanted, end: str
@@ -58,7 +60,7 @@ def test_q7_port_leads_to_no_other_container_while_the_engine_restarts(
         pytest.fail("no container got another address")
 
 
-@pytest.mark.depends_on("engine", "proxy")
+@pytest.mark.depends_on
 def test_q7_no_port_is_refused_with_live_restore(wanted: Wanted) -> None:
     with lab(wanted, "--live-restore") as (sandbox, engine, daemon):
         with asking(sandbox.client) as answers:
@@ -72,7 +74,7 @@ def test_q7_no_port_is_refused_with_live_restore(wanted: Wanted) -> None:
         assert "withdrew" not in daemon.log
 
 
-@pytest.mark.depends_on("variant")
+@pytest.mark.depends_on
 def test_q7_start_without_the_engine_closes_ports_only_if_a_container_may_have_left(
     wanted: Wanted,
 ) -> None:
@@ -135,6 +137,32 @@ def test_q7_end_that_the_engine_has_not_reported_closes_the_ports_of_its_network
         assert answers.wrong == []
 
 
+@pytest.mark.depends_on("engine")
+def test_q7_end_whose_port_goes_after_its_event_names_no_other_container(wanted: Wanted) -> None:
+    """The engine is killed at the event of an end, and another container ends while it is down.
+
+    On Docker 20.10 the port of the first one is still there then.
+    """
+    with lab(wanted, "--live-restore") as (sandbox, engine, _):
+        one = engine.container("one")
+        with ExitStack() as started, asking(sandbox.client) as answers:
+            events = engine.start_docker("events", "--filter=event=die", output=subprocess.PIPE)
+            started.callback(end, events)
+            time.sleep(0.5)
+            started.callback(end, engine.start_docker("kill", "quiet"))
+            assert events.stdout is not None
+            output = started.enter_context(events.stdout)
+            assert b"die" in output.readline()
+            engine.kill()
+            engine.kill_container(one)
+            time.sleep(0.5)
+            engine.start()
+            engine.docker("start", "quiet")
+            assert answers.await_all()
+        assert answers.wrong == []
+
+
+@pytest.mark.slow
 @pytest.mark.depends_on
 def test_q7_engine_whose_answers_hang_closes_the_ports_of_a_network_that_a_container_left(
     wanted: Wanted,

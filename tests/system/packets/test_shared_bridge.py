@@ -92,7 +92,7 @@ def seen(answer: Answer | Failure) -> tuple[str, IPv6Address] | None:
     return answer.server, answer.peer
 
 
-@pytest.mark.depends_on("variant", "proxy", "engine")
+@pytest.mark.depends_on
 @pytest.mark.parametrize("advertised", [False, True])
 def test_q18_guests_keep_their_connections_and_are_protected_as_containers(
     wanted: Wanted, advertised: bool

@@ -137,6 +137,7 @@ def slow_volumes(engine: Engine) -> Iterator[SlowVolumes]:
             thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.depends_on
 def test_q10_starts_that_hang_hold_no_other_up(wanted: Wanted) -> None:
     with ExitStack() as stack:
