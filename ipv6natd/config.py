@@ -161,7 +161,8 @@ class Settings:
         "auto",
         _backend,
         " or ".join(BACKENDS),
-        "Variant of ip6tables to use; auto selects the variant of the host's ip6tables.",
+        "Variant of ip6tables to use; auto selects the variant with Docker's IPv4 chains and, if "
+        "there are none, that of the host's ip6tables.",
     )
     ip_forward: bool = _flag(
         True,

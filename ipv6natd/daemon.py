@@ -34,6 +34,7 @@ from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
 from ipv6natd.sync.reconciler import Reconciler, settle
 from ipv6natd.sync.saved_ports import PortSaver
+from ipv6natd.sync.variant import chosen_backend
 from ipv6natd.system import logs
 from ipv6natd.system.messages import MessageId, log_fields
 from ipv6natd.system.sd_notify import Notifier, watchdog_interval
@@ -71,7 +72,7 @@ class Daemon:
         self._watch = self._new_watch()
         backend = settings.backend
         applier = Applier(
-            partial(open_firewall, backend),
+            lambda: open_firewall(chosen_backend(backend)),
             self._host,
             expected_backend=Backend.NFT if backend == "auto" else Backend(backend),
             exposure=exposure,

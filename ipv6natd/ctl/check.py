@@ -21,7 +21,7 @@ from ipv6natd.ctl.client import (
 from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import detect_backend, probe_kernel
+from ipv6natd.firewall.restore import probe_kernel
 from ipv6natd.host.facts import container_ports, read_host
 from ipv6natd.host.findings import Finding, evaluate, kernel_fault
 from ipv6natd.model import GatewayMode, ManagedBy, Network
@@ -29,6 +29,7 @@ from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.report.checks import INSTALLERS, TOOLS, Check, CheckInputs, CheckVerdict, checks
 from ipv6natd.report.status import State, counted
+from ipv6natd.sync.variant import chosen_backend
 from ipv6natd.system import process
 from ipv6natd.system.terminal import printable
 
@@ -154,7 +155,7 @@ def _probe() -> tuple[str, bool, Finding | None]:
     """The variant of the host's ip6tables, empty if there is none; whether the kernel was checked,
     and what it lacks."""
     try:
-        variant = detect_backend()
+        variant = chosen_backend("auto")
     except FirewallError:
         return "", False, None
     if os.geteuid() != 0 or variant is not Backend.NFT:

@@ -1,4 +1,4 @@
-"""Selects the firewall backend."""
+"""Opens the firewall of a variant."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import logging
 
 from ipv6natd.firewall.backend import Firewall
 from ipv6natd.firewall.legacy import LegacyFirewall
-from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
+from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.netfilter.rules import Backend
 
 log = logging.getLogger(__name__)
 
 
-def open_firewall(setting: str) -> Firewall:
-    """Opens the backend for `backend = "auto" | "nft" | "legacy"`. Raises FirewallError."""
-    backend = detect_backend() if setting == "auto" else Backend(setting)
+def open_firewall(backend: Backend) -> Firewall:
+    """Open the firewall of this variant. Raises FirewallError."""
     if backend is Backend.NFT:
         return RestoreFirewall(backend)
     # Not at the top: the import of python-iptables loads kernel modules and libraries of the legacy

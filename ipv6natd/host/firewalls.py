@@ -38,7 +38,7 @@ def tool_output(tool: str, *words: str, stdin: str = "") -> str:
 
 def add_firewall_facts(facts: HostFacts) -> HostFacts:
     """Return the facts with the facts about rules. Blocks."""
-    chains = [item["chain"] for item in _nft_list({"list": {"chains": None}}) if "chain" in item]
+    chains = _nft_chains()
     legacy4, legacy6 = _legacy_tables("ip_tables_names"), _legacy_tables("ip6_tables_names")
     nft6 = {(chain["table"], chain["name"]) for chain in chains if chain["family"] == "ip6"}
     uses_nft = facts.backend == "nft"
@@ -71,6 +71,15 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
         stale_rules=_has_stale_rules(nft6, legacy6, uses_nft),
         docker_ipv6_rules=frozenset(_docker_ipv6_rules(nft6, legacy6)),
     )
+
+
+def docker_ipv4_variants() -> frozenset[str]:
+    """The variants of ip6tables that contain Docker's IPv4 chains. Blocks."""
+    return frozenset(_docker_ipv4_variants(_nft_chains(), _legacy_tables("ip_tables_names")))
+
+
+def _nft_chains() -> list[dict[str, Any]]:
+    return [item["chain"] for item in _nft_list({"list": {"chains": None}}) if "chain" in item]
 
 
 def _legacy_tables(names: str) -> set[str]:

@@ -11,7 +11,7 @@ import logging
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError
-from ipv6natd.firewall.restore import RestoreFirewall, detect_backend
+from ipv6natd.firewall.restore import RestoreFirewall
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.netfilter.rules import GUARD_TABLES, Backend, Ruleset
@@ -19,6 +19,7 @@ from ipv6natd.policy.ruleset import checks_sources, closed_guard
 from ipv6natd.sync.applier import remove_all
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.saved_rules import SavedRules, past_exposure
+from ipv6natd.sync.variant import chosen_backend
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def close_networks(setting: str) -> tuple[Ruleset | None, Exposure]:
 def _write_saved(saved: Ruleset, setting: str) -> Exposure:
     exposure = Exposure.NONE
     try:
-        firewall = RestoreFirewall(detect_backend() if setting == "auto" else Backend(setting))
+        firewall = RestoreFirewall(chosen_backend(setting))
         found = firewall.read()
         observed = {table: found[table] for table in GUARD_TABLES}
         exposure = past_exposure(saved, observed, saved)
@@ -59,7 +60,7 @@ def flush(setting: str) -> int:
 
     Also in the variant that is not in use: it may contain rules of an earlier start.
     """
-    firewall_in_use = open_firewall(setting)
+    firewall_in_use = open_firewall(chosen_backend(setting))
     firewalls: list[Firewall] = [firewall_in_use]
     other = Backend.LEGACY if firewall_in_use.backend is Backend.NFT else Backend.NFT
     try:

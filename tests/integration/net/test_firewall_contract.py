@@ -694,7 +694,7 @@ def test_legacy_write_fails_after_the_lock_timeout(
 def test_detect_backend_finds_a_variant() -> None:
     need("ip6tables")
     assert detect_backend() in Backend
-    assert open_firewall("nft").backend is Backend.NFT
+    assert open_firewall(Backend.NFT).backend is Backend.NFT
 
 
 @pytest.mark.parametrize("backend", Backend)

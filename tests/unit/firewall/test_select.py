@@ -25,7 +25,7 @@ def test_legacy_without_python_iptables_is_written_by_the_tool_and_logged_once(
     monkeypatch.setitem(sys.modules, "iptc", None)
     monkeypatch.delitem(sys.modules, "ipv6natd.firewall.libiptc", raising=False)
     caplog.set_level("INFO")
-    assert isinstance(open_firewall("legacy"), LegacyFirewall)
+    assert isinstance(open_firewall(Backend.LEGACY), LegacyFirewall)
     (record,) = caplog.records
     assert record.levelname == "INFO"
     assert record.message.startswith("python-iptables cannot be loaded (")
