@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals tree-bookworm tree-trixie tree-sid tree-image install uninstall deb image arch pyz sbom release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals packages-compose tree-bookworm tree-trixie tree-sid tree-image install uninstall deb image arch pyz sbom release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -108,11 +108,14 @@ tree-bookworm tree-trixie tree-sid: packages-lab $(VENV)/.project
 	@$(BIN)/python -m tests.harness.trees $(@:tree-%=%)
 
 # What the container image has except ipv6natd, so that a test of the image needs no network.
-tree-image: packages-lab $(VENV)/.project
+tree-image: packages-lab packages-compose $(VENV)/.project
 	@$(BIN)/python -m tests.harness.image
 
 packages-lab:
 	@tests/install.sh lab
+
+packages-compose:
+	@tests/install.sh compose
 
 packages-desk:
 	@tests/install.sh desk

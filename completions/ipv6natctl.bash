@@ -16,8 +16,8 @@ _ipv6natctl_ports() {
 }
 
 _ipv6natctl() {
-    local commands='status mappings networks skipped rules explain check monitor resync reload
-        cleanup metrics ula'
+    local commands='status mappings networks skipped findings rules explain check top monitor
+        resync reload cleanup metrics ula'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command='' word
     # Bash takes --option=value for three words.
     if [[ $current == '=' ]]; then
@@ -43,7 +43,7 @@ _ipv6natctl() {
             case $command in
                 '') words=$commands ;;
                 mappings) words='--container --network --port --protocol' ;;
-                networks) words='--network' ;;
+                networks | findings) words='--network' ;;
                 skipped) words='--container --network' ;;
                 cleanup) words='--leftovers --dry-run' ;;
             esac

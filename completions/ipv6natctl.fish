@@ -22,9 +22,11 @@ complete -c ipv6natctl -n __fish_use_subcommand -a status -d 'State, counts and 
 complete -c ipv6natctl -n __fish_use_subcommand -a mappings -d 'Forwarded ports and their containers'
 complete -c ipv6natctl -n __fish_use_subcommand -a networks -d 'Managed networks'
 complete -c ipv6natctl -n __fish_use_subcommand -a skipped -d 'Ports and networks that are not forwarded'
+complete -c ipv6natctl -n __fish_use_subcommand -a findings -d 'Faults of this host and of networks, with remedies'
 complete -c ipv6natctl -n __fish_use_subcommand -a rules -d 'The rules in force'
 complete -c ipv6natctl -n __fish_use_subcommand -a explain -d 'Why a container or port is reachable or not'
-complete -c ipv6natctl -n __fish_use_subcommand -a check -d 'Faults of this host, with remedies'
+complete -c ipv6natctl -n __fish_use_subcommand -a check -d 'The same faults and what is correct, also without the daemon'
+complete -c ipv6natctl -n __fish_use_subcommand -a top -d 'Mappings by their connections, live'
 complete -c ipv6natctl -n __fish_use_subcommand -a monitor -d 'Changes as they occur'
 complete -c ipv6natctl -n __fish_use_subcommand -a resync -d 'Compare engine and kernel now'
 complete -c ipv6natctl -n __fish_use_subcommand -a reload -d 'Read the configuration again'
@@ -36,7 +38,7 @@ complete -c ipv6natctl -n '__fish_seen_subcommand_from explain' \
     -a '(__ipv6natctl_containers; __ipv6natctl_ports)'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings skipped' -l container -x \
     -a '(__ipv6natctl_containers)' -d 'Only this container'
-complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings skipped networks' -l network -x \
+complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings skipped networks findings' -l network -x \
     -a '(__ipv6natctl_column networks 1)' -d 'Only this network'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l port -x \
     -a '(__ipv6natctl_ports)' -d 'Only mappings that contain this host port'

@@ -34,9 +34,10 @@ ENVIRONMENT = frozenset(
         *("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DBUS_SYSTEM_BUS_ADDRESS"),
         *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "STATE_DIRECTORY"),
         *("RUNTIME_DIRECTORY", "XTABLES_LOCKFILE", "XTABLES_LIBDIR", "LANG", "LC_ALL", "TZ"),
+        "IPV6NATD_CONTAINER",
     }
 )
-"""The variables in use: of Docker, systemd and iptables, and those for language and time zone."""
+"""The variables in use: of Docker, systemd, iptables and the image, for language and time zone."""
 _CAP_NET_ADMIN = 12
 _DESCRIPTION = """\
 Give Docker containers IPv6 NAT the way Docker gives them IPv4 NAT.

@@ -23,11 +23,14 @@ from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import docker_ipv6nat
+from ipv6natd.host.findings import Finding
+from ipv6natd.host.servers import tcp_answer
 from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend, Ruleset
-from ipv6natd.report.explain import Explanation, with_connections
-from ipv6natd.report.status import RELOAD_REFUSED, State, Status, SyncResult, counted, one_line
+from ipv6natd.report.explain import Explanation, tcp_sockets, with_connections, with_servers
+from ipv6natd.report.ports import ConnectionsRow
+from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
@@ -46,6 +49,8 @@ STOPPED, FAILED = 0, 1
 
 READY_TIMEOUT = 10.0
 """Seconds that READY=1 waits for the first pass or for the reason why there is none."""
+MAX_SERVERS = 32
+"""Servers that one call of Explain asks."""
 
 
 class Daemon:
@@ -219,7 +224,7 @@ class Daemon:
             # The old settings stay in force, and StateReason says why.
             extra = log_fields(MessageId.RELOAD_REFUSED, reason=str(error))
             log.error("%s; the old settings stay in force", error, extra=extra)
-            self._reconciler.publisher.config_error = f"{RELOAD_REFUSED}: {error}"
+            self._reconciler.publisher.config_error = str(error)
             return BusError("org.ipv6natd1.Error.BadConfiguration", str(error))
         self._reconciler.publisher.config_error = ""
         self._apply_settings(settings, tasks)
@@ -318,8 +323,21 @@ class Daemon:
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
+    async def findings(self) -> tuple[Finding, ...]:
+        """The findings, for the bus, after a new check of the host."""
+        await self._reconciler.monitor.check_on_request()
+        return self._reconciler.publisher.newest_findings()
+
+    async def connections(self) -> list[ConnectionsRow]:
+        """The connections of the mappings, for the bus. Raises BusError."""
+        try:
+            return await self._reconciler.connections()
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
+
     async def explain(self, query: str) -> list[Explanation]:
-        """The explanations, with the counters of the kernel if they can be read."""
+        """The explanations, with the counters of the kernel if they can be read, and with what the
+        servers in the containers do."""
         found = await self._reconciler.explain(query)
         if not found:
             return []
@@ -329,7 +347,10 @@ class Daemon:
         except FirewallError as error:
             log.debug("no counters: %s", error)
             counters = {}
-        return [with_connections(explanation, counters) for explanation in found]
+        sockets = tcp_sockets(found)[:MAX_SERVERS]
+        answers = await asyncio.gather(*(tcp_answer(*socket) for socket in sockets))
+        by_socket = dict(zip(sockets, answers, strict=True))
+        return [with_servers(with_connections(it, counters), by_socket) for it in found]
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""

@@ -2,7 +2,7 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab|desk|rivals|trees|bench|newest ...
+# usage: tests/install.sh venv|lab|desk|rivals|compose|trees|bench|newest ...
 set -euo pipefail
 
 # What to look for, a command, a file or a Python module, and the package that has it. By what is
@@ -44,6 +44,10 @@ rivals=(
     command:firewall-cmd:firewalld
     command:haproxy:haproxy
     command:podman:podman
+)
+# What starts examples/compose.yaml.
+compose=(
+    command:docker-compose:docker-compose
 )
 # Other suites of Debian (tests/harness/tree.py asks, where one is to be made). The keyring is what
 # their signatures are checked with; debootstrap only suggests it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipv6natd.ctl import check, control, explain, metrics, monitor, show, ula
+from ipv6natd.ctl import check, control, explain, metrics, monitor, show, top, ula
 from ipv6natd.ctl.client import CommandFunction
 
 
@@ -36,13 +36,19 @@ GROUPS = {
             "ports and networks that are not forwarded, with reason and remedy",
             ("container", "network"),
         ),
+        "findings": Command(
+            show.findings, "faults of this host and of networks, each with a remedy", ("network",)
+        ),
         "rules": Command(show.rules, "the rules in force, in the format of ip6tables-restore"),
         "explain": Command(
             explain.explain,
             "why a container or a host port is reachable or not",
             argument="CONTAINER|PORT",
         ),
-        "check": Command(check.check, "faults of this host, each with a remedy; root sees more"),
+        "check": Command(
+            check.check, "the same faults and what is correct, also without the daemon"
+        ),
+        "top": Command(top.top, "mappings by their connections, live on a terminal; q ends it"),
         "monitor": Command(monitor.monitor, "changes as they occur, until interrupted"),
     },
     "change (root, or permitted by polkit)": {

@@ -20,6 +20,12 @@ from ipv6natd.system.terminal import Colour, Screen, pairs, printable
 
 _ID_LENGTH = 12
 """Characters; Docker shows as many of an id."""
+_SERVER_HINTS = {
+    "refused": "no program in the container listens on its IPv6 address; let the server listen on "
+    "[::], not only on 0.0.0.0",
+    "no-answer": "the container does not answer on its IPv6 address; a firewall inside it, or a "
+    "server that hangs",
+}
 
 
 async def explain(daemon: DaemonClient, options: Options) -> Result:
@@ -70,13 +76,19 @@ def _network_text(row: Row, screen: Screen) -> str:
 def _port_table(row: Row, options: Options) -> str:
     if not row["Ports"]:
         return "\nThe container publishes no port.\n" if options.legend else ""
+    hints = [
+        f"{port['Binding']}: {_SERVER_HINTS[port['Server']]}"
+        for port in row["Ports"]
+        if port.get("Server") in _SERVER_HINTS
+    ]
     cells = [
         {
             "PORT": port["Binding"],
             "OUTCOME": painted(port["Outcome"], options.screen),
             "CONNECTIONS": str(port.get("Connections", "")),
+            "SERVER": printable(port.get("Server", "")),
             "WHY": printable(port["Reason"] or port["Rule"]),
         }
         for port in row["Ports"]
     ]
-    return "\n" + listing(cells, options)
+    return "\n" + listing(cells, options) + "".join(f"\n{printable(hint)}\n" for hint in hints)

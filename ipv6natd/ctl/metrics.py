@@ -11,8 +11,9 @@ async def metrics(daemon: DaemonClient, _options: Options) -> Result:
     """The metrics; if the daemon does not run, only `ipv6natd_up 0`, and exit code 3."""
     code, note = 0, ""
     try:
+        members = ("ListMappings", "ListNetworks", "ListFindings")
+        rows = [await daemon.call(member) for member in members]
         properties = await daemon.properties()
-        rows = [await daemon.call(member) for member in ("ListMappings", "ListNetworks")]
         samples = prometheus.samples(properties, *rows)
     except BusError as error:
         if not is_not_running(error):

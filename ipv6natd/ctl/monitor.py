@@ -18,12 +18,24 @@ from ipv6natd.system.terminal import Screen, printable
 
 Event = dict[str, Any]
 
-_SHOWN_PROPERTIES = ("State", "StateReason", "DockerConnected", "EngineVersion", "Backend")
+_SHOWN_PROPERTIES = (
+    *("State", "StateReason", "FindingCount", "DockerConnected", "EngineVersion", "Backend"),
+)
 """Properties whose changes are events; the others change with each sync."""
 
 
 async def monitor(daemon: DaemonClient, options: Options) -> Result:
     """Print events until interrupted; raises BusError if the bus ends."""
+    reader = EventReader()
+    _print(await subscribe(daemon, reader), options)
+    while (signal := await daemon.signals.get()) is not None:
+        for event in reader.events(signal):
+            _print(event, options)
+    raise BusError("", "the system bus closed the connection: systemctl status dbus.socket")
+
+
+async def subscribe(daemon: DaemonClient, reader: EventReader) -> Event:
+    """Receive the signals from now on; returns the state before the first one. Raises BusError."""
     connection = await daemon.connection()
     for rule in (
         f"type='signal',sender='{NAME}',path='{PATH}'",
@@ -32,17 +44,6 @@ async def monitor(daemon: DaemonClient, options: Options) -> Result:
         await connection.call(*BUS, "AddMatch", "s", rule)
     closed = asyncio.ensure_future(connection.closed())
     closed.add_done_callback(lambda _: daemon.signals.put_nowait(None))
-    reader = _EventReader()
-    _print(await _initial_event(daemon, reader), options)
-    while (signal := await daemon.signals.get()) is not None:
-        for event in reader.events(signal):
-            _print(event, options)
-    raise BusError("", "the system bus closed the connection: systemctl status dbus.socket")
-
-
-async def _initial_event(daemon: DaemonClient, reader: _EventReader) -> Event:
-    """The state before the first change."""
-    connection = await daemon.connection()
     try:
         (reader.owner,) = await connection.call(*BUS, "GetNameOwner", "s", NAME)
         return {"Event": "now", **await daemon.properties()}
@@ -52,7 +53,7 @@ async def _initial_event(daemon: DaemonClient, reader: _EventReader) -> Event:
         return {"Event": "stopped"}
 
 
-class _EventReader:
+class EventReader:
     """Makes events of signals."""
 
     def __init__(self) -> None:
@@ -91,11 +92,12 @@ class _EventReader:
 
 def _print(event: Event, options: Options) -> None:
     event = {"Time": time.time_ns() // 1000, **event}
-    text = _line(event, options.screen) if options.json == "off" else json_text(event, options.json)
-    print(text, flush=True)
+    text = event_line(event, options.screen)
+    print(text if options.json == "off" else json_text(event, options.json), flush=True)
 
 
-def _line(event: Event, screen: Screen) -> str:
+def event_line(event: Event, screen: Screen) -> str:
+    """The event for people; it needs its Time."""
     at = datetime.fromtimestamp(event["Time"] / 1_000_000).strftime("%H:%M:%S")
     kind = event["Event"]
     word = kind if kind in ("now", "changed", "more") else painted(kind, screen)
@@ -129,6 +131,8 @@ def _state_text(event: Event, screen: Screen) -> str:
         parts.append(painted(event["State"], screen))
     if event.get("StateReason"):
         parts.append(printable(event["StateReason"]))
+    if "FindingCount" in event:
+        parts.append(counted(event["FindingCount"], "finding"))
     if "DockerConnected" in event:
         parts.append("engine connected" if event["DockerConnected"] else "engine not connected")
     if event.get("EngineVersion"):

@@ -1,9 +1,11 @@
-"""The commands that show the daemon's state: status, mappings, networks, skipped, rules."""
+"""The commands that show the daemon's state: status, rules, and the four lists."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -20,6 +22,7 @@ from ipv6natd.ctl.client import (
     painted,
     suggestion,
 )
+from ipv6natd.host.findings import Severity
 from ipv6natd.model import MIN_ID_LENGTH
 from ipv6natd.report.status import State, counted
 from ipv6natd.system.terminal import pairs, printable
@@ -30,10 +33,12 @@ MAX_WARNINGS = 5
 
 async def status(daemon: DaemonClient, options: Options) -> Result:
     """State, counts and warnings, on one screen."""
-    value = await daemon.properties()
-    networks = await daemon.call("ListNetworks")
+    rows = await daemon.call("ListFindings")
+    value = await daemon.properties()  # the list may have changed them
     warnings = [
-        f"{network['Name']}: {text}" for network in networks for text in network["Warnings"]
+        f"{row['Network']}: {finding_text(row)}"
+        for row in rows
+        if row["Network"] and row["Severity"] != Severity.NOTE
     ]
     reason = f" ({printable(value['StateReason'])})" if value["StateReason"] else ""
     engine = printable(value["EngineVersion"]) or "not known yet"
@@ -46,15 +51,27 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
         ("Mappings", str(value["MappingCount"])),
         ("Networks", str(value["NetworkCount"])),
         ("Skipped", f"{value['SkippedCount']}{hint}"),
+        ("Findings", _finding_counts(rows)),
         ("Last sync", _time_text(value["LastSync"])),
         ("Repairs", f"{value['DriftRepairs']} of rules that another program had changed"),
         *labelled("Warnings", warnings[:MAX_WARNINGS]),
     ]
     if len(warnings) > MAX_WARNINGS:
-        lines.append(("", f"and {len(warnings) - MAX_WARNINGS} more: ipv6natctl networks"))
+        lines.append(("", f"and {len(warnings) - MAX_WARNINGS} more: ipv6natctl findings"))
     code = 0 if value["State"] == State.SYNCED else EXIT_FAILED
     value["Warnings"] = warnings
     return Result(value=value, text=pairs(lines, options.screen), code=code)
+
+
+def _finding_counts(rows: Sequence[Row]) -> str:
+    counts = Counter(row["Severity"] for row in rows)
+    parts = [counted(counts[severity], severity) for severity in Severity if counts[severity]]
+    return f"{', '.join(parts)} (ipv6natctl findings)" if parts else "none"
+
+
+def finding_text(row: Row) -> str:
+    """A row of ListFindings in one sentence."""
+    return f"{row['Text']}: {row['Command']}" if row["Command"] else str(row["Text"])
 
 
 def _time_text(microseconds: int) -> str:
@@ -123,6 +140,23 @@ def _skipped_cells(row: Row) -> dict[str, str]:
         "NETWORK": row["Network"],
         "PORT": row["Port"],
         "REASON": row["Reason"],
+    }
+
+
+async def findings(daemon: DaemonClient, options: Options) -> Result:
+    """What is wrong with this host, each with its remedy; exit code 1 if an error is listed."""
+    rows = await daemon.call("ListFindings")
+    result = _filtered_table(options, "finding", _finding_cells, rows)
+    errors = any(row["Severity"] == Severity.ERROR for row in result.value)
+    return replace(result, code=EXIT_FAILED if errors else result.code)
+
+
+def _finding_cells(row: Row) -> dict[str, str]:
+    return {
+        "SEVERITY": row["Severity"],
+        "ABOUT": row["About"],
+        "NETWORK": row["Network"],
+        "WHAT": finding_text(row),
     }
 
 

@@ -37,7 +37,7 @@ examples:
   ipv6natctl mappings --network 'shop*' --protocol udp
   ipv6natctl mappings --json=short | jq -r '.[] | select(.HostPort == 443) | .ContainerName'
   ipv6natctl skipped                           what is not forwarded, and why?
-  sudo ipv6natctl check                        faults of this host, with remedies
+  ipv6natctl findings                          what is wrong with this host, with remedies
   ipv6natctl monitor                           print changes as they occur
   ipv6natctl status >/dev/null || echo "IPv6 NAT has a fault"
 

@@ -31,9 +31,11 @@ from ipv6natd.dbus.objects import (
 from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.values import variants
 from ipv6natd.dbus.wire import Variant
+from ipv6natd.host.findings import Finding
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation
-from ipv6natd.report.status import Status, SyncResult, properties
+from ipv6natd.report.ports import ConnectionsRow
+from ipv6natd.report.status import FindingRow, Status, SyncResult, finding_row, properties
 
 Body = list[Any] | bytes
 """The values of a reply, or their marshalled bytes."""
@@ -60,6 +62,12 @@ class Source(Protocol):
 
     async def remove_leftovers(self) -> tuple[Leftover, ...]:
         """Remove the leftovers and return them."""
+
+    async def findings(self) -> tuple[Finding, ...]:
+        """What is wrong with the host or one network, not older than some seconds."""
+
+    async def connections(self) -> list[ConnectionsRow]:
+        """The number of connections of each mapping."""
 
     async def explain(self, query: str) -> list[Explanation]:
         """Why the containers that `query` names are reachable or not."""
@@ -93,6 +101,10 @@ class Members:
     def list_rows(self, call: Call) -> Awaitable[bytes]:
         """ListMappings, ListNetworks, ListSkipped."""
         return self._lists.rows(call.member)
+
+    async def findings(self, _call: Call) -> list[FindingRow]:
+        """ListFindings."""
+        return [finding_row(finding) for finding in await self.source.findings()]
 
     def get(self, call: Call) -> Variant:
         """Properties.Get."""
@@ -143,6 +155,10 @@ METHODS = {
     (MANAGER, "ListMappings"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListNetworks"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
     (MANAGER, "ListSkipped"): Method("", "aa{sv}", Members.list_rows, Action.INSPECT),
+    (MANAGER, "ListConnections"): Method(
+        "", "aa{sv}", lambda it, _: it.source.connections(), Action.INSPECT, in_turn=True
+    ),
+    (MANAGER, "ListFindings"): Method("", "aa{sv}", Members.findings, Action.INSPECT, in_turn=True),
     (MANAGER, "Explain"): Method(
         "s", "aa{sv}", lambda it, call: it.source.explain(*call.args), Action.INSPECT, in_turn=True
     ),

@@ -29,6 +29,8 @@ def emit(connection: Connection, old: Status, new: Status, drift: tuple[str, ...
     for member, mapping, status in signals[:MAX_SIGNALS]:
         row = variants(mapping_row(mapping, status.since))
         connection.emit(PATH, MANAGER, member, "a{sv}", row)
+    if old.findings != new.findings:
+        connection.emit(PATH, MANAGER, "FindingsChanged", "")
     if drift:
         connection.emit(PATH, MANAGER, "DriftRepaired", "a{sv}", variants({"Tables": drift}))
     if old.last_sync != new.last_sync:

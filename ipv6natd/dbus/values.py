@@ -17,7 +17,7 @@ SIGNATURES = {
     for signature, names in (
         ("b", ("DockerConnected", "Icc", "Internal", "Masquerade", "Used")),
         ("q", ("HostPort", "HostPortEnd", "ContainerPort", "ContainerPortEnd")),
-        ("u", ("MappingCount", "NetworkCount", "SkippedCount", "DurationMs")),
+        ("u", ("MappingCount", "NetworkCount", "SkippedCount", "FindingCount", "DurationMs")),
         ("u", ("MappingsAdded", "MappingsRemoved", "RulesAdded", "RulesRemoved")),
         ("t", ("Connections", "DriftRepairs", "Generation", "LastSync", "Since")),
         ("as", ("Subnets", "Tables", "Warnings")),

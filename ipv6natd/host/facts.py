@@ -18,7 +18,14 @@ from itertools import islice
 from pathlib import Path
 
 from ipv6natd.host import firewalls
-from ipv6natd.host.findings import HostFacts, HostReport, RaDefaultRoute, evaluate
+from ipv6natd.host.findings import (
+    STATE_FOLDER,
+    XTABLES_LOCK,
+    Finding,
+    HostFacts,
+    RaDefaultRoute,
+    evaluate,
+)
 from ipv6natd.host.firewalls import tool_output
 from ipv6natd.model import (
     Desired,
@@ -43,6 +50,9 @@ _SYSCTL = Path("/proc/sys/net")
 _CONF = _SYSCTL / "ipv6/conf"
 _BRIDGE_SYSCTL = _SYSCTL / "bridge/bridge-nf-call-ip6tables"
 _THREAD = Path("/proc/thread-self")
+_MOUNTS = Path("/proc/self/mountinfo")
+_IN_IMAGE = "IPV6NATD_CONTAINER"
+"""A variable of the container image."""
 _CONTAINER_CGROUP = re.compile(
     r"/(?:docker-)?([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", re.MULTILINE
 )
@@ -149,8 +159,8 @@ def check_host(
     backend: Backend,
     zones: Map[str, str] | None,
     bridges: frozenset[str],
-) -> HostReport:
-    """Read the host, set the filter flag of bridges, and report the remaining faults.
+) -> tuple[Finding, ...]:
+    """Read the host, set the filter flag of bridges, and return what is left to do.
 
     `bridges` are the bridges of all networks of the engine; see `evaluate`. Blocks for some tens of
     milliseconds: do not call it between an event and its rules.
@@ -197,7 +207,18 @@ def read_host(
         unfiltered_bridges=_unfiltered_bridges(networks),
         bridges_without_address=_bridges_without_address(networks),
         guest_ports=_guest_ports(networks),
+        missing_volumes=_missing_volumes(backend),
     )
+
+
+def _missing_volumes(backend: Backend) -> frozenset[str]:
+    """The paths that should be on a volume and are not; none outside of the image."""
+    if _IN_IMAGE not in os.environ:
+        return frozenset()
+    # The fifth field is the place of the mount.
+    mounted = {line.split()[4] for line in read_text(_MOUNTS).splitlines()}
+    wanted = {STATE_FOLDER} if backend is Backend.NFT else {STATE_FOLDER, XTABLES_LOCK}
+    return frozenset(path for path in wanted if mounted.isdisjoint({path, str(Path(path).parent)}))
 
 
 def is_bridge_port(interface: str) -> bool:

@@ -1,4 +1,4 @@
-"""Finds faults of the host, each with a command that repairs it: HostFacts -> HostReport.
+"""Finds faults of the host, each with a command that repairs it: HostFacts -> findings.
 
 Pure: `facts` reads the host, and the loop shows the findings.
 """
@@ -39,8 +39,8 @@ _OPTION = re.compile(r"(?<!! )(-[so]) (\S+)")
 _GOTO = re.compile(r"(?<!\S)-g(?= \S+$)")
 _NOT_OUT = re.compile(r"! -o (\S+)")
 _ULA = IPv6Network("fc00::/7")
-_FLUSHED = "Docker's own IPv6 rule of port"
-_BLOCKING = "nft chain"
+STATE_FOLDER, XTABLES_LOCK = "/var/lib/ipv6natd", "/run/xtables.lock"
+"""Paths that the container of ipv6natd should have on volumes; the lock with legacy only."""
 FIREWALLD = "firewalld"
 """The nft table of firewalld. It is not evaluated: the zones of firewalld are checked instead."""
 
@@ -111,13 +111,16 @@ class HostFacts:
     """The bridges of networks with enable_icc=false whose frames it does not filter."""
     bridges_without_address: frozenset[str] = frozenset()
     """The bridges of open networks without an address in their subnets."""
+    missing_volumes: frozenset[str] = frozenset()
+    """Paths that should be on a volume, if ipv6natd runs in a container."""
     guest_ports: Map[str, tuple[str, ...]] = field(default_factory=dict)
     """Bridge of a network -> its ports that belong to no container, if it has any."""
 
 
 class Topic(StrEnum):
-    """The part of the host that has a fault, in the order in which `check` lists them."""
+    """The part of the host that a finding is about, in the order in which `check` lists them."""
 
+    SERVICE = "ipv6natd"
     IPV6 = "ipv6"
     FORWARDING = "forwarding"
     ACCEPT_RA = "accept_ra"
@@ -128,36 +131,40 @@ class Topic(StrEnum):
     BRIDGE = "bridge"
     DOCKER_IPV6NAT = "docker-ipv6nat"
     ENGINE = "engine"
+    CONTAINER = "container"
+    NETWORK = "network"
 
 
-ONLY_REPORTED = {_FLUSHED: Topic.ENGINE, _BLOCKING: Topic.FIREWALL}
-"""Begin of a problem -> its topic: those with facts that only the daemon has. These are the missing
-rules of the engine and the trusted interfaces of networks."""
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    ERROR = "error"
+    """A fault that has to be corrected: the state is not synced."""
+    WARNING = "warning"
+    """The rules are in force, but not with the settings that were asked for."""
+    NOTE = "note"
+    """It may be meant so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A fault of the host; with `bridge`, of one network."""
+    """What is wrong with the host, or with one network."""
 
     problem: str
     """What is wrong, and how the command is meant."""
-    command: str
-    bridge: str = ""
+    command: str = ""
+    """The command that corrects it; "" if there is none."""
     topic: Topic = Topic.IPV6
+    severity: Severity = Severity.ERROR
+    network: str = ""
+    """The name of the network; "" for the whole host."""
+    bridge: str = ""
+    """The bridge of this network."""
 
     @property
     def text(self) -> str:
         """The problem and the command in one line."""
-        return f"{self.problem}: {self.command}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostReport:
-    """The result of one check of the host."""
-
-    findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = ()
-    """Texts for the journal that are not faults."""
+        return f"{self.problem}: {self.command}" if self.command else self.problem
 
 
 def evaluate(
@@ -167,8 +174,9 @@ def evaluate(
     *,
     engine_writes: bool = False,
     missing_engine_rules: Sequence[tuple[Protocol, int]] = (),
-) -> HostReport:
-    """Evaluate the facts. `bridges` are those of all networks of the engine, also without IPv6.
+) -> tuple[Finding, ...]:
+    """The errors, then the notes. `bridges` are those of all networks of the engine, also without
+    IPv6.
 
     `engine_writes`: the engine may write IPv6 rules itself. Then its rules are not stale, and there
     is no check for an open router: such an engine protects the interfaces of the host, or it is
@@ -177,7 +185,6 @@ def evaluate(
     if engine_writes:
         facts = replace(facts, docker_ipv6_rules=frozenset())
     managed = tuple(net for net in networks if net.managed_by is ManagedBy.IPV6NATD)
-    # StateReason has only the first one, and `check` knows the missing rules only from there.
     faults = [*_flushed_engine_rules(missing_engine_rules), *_findings(facts, managed)]
     notes = [*_notes(facts, managed)]
     bridges = bridges.union(net.bridge for net in networks)
@@ -185,11 +192,8 @@ def evaluate(
     if unguarded:
         unmanaged = bridges & facts.global_interfaces - {net.bridge for net in managed}
         finding = _open_router(unguarded, sorted(unmanaged))
-        if len(unguarded) == 1:
-            notes.append(finding.text)
-        else:
-            faults.append(finding)
-    return HostReport(findings=tuple(faults), notes=tuple(notes))
+        (notes if finding.severity is Severity.NOTE else faults).append(finding)
+    return (*faults, *notes)
 
 
 def _findings(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
@@ -319,7 +323,7 @@ def _blocking_chains(facts: HostFacts, networks: Sequence[Network]) -> Iterator[
             place = shlex.join((chain.family, chain.table, chain.name))
             yield Finding(
                 topic=Topic.FIREWALL,
-                problem=f"{_BLOCKING} {chain.name} of table {chain.family} {chain.table} drops "
+                problem=f"nft chain {chain.name} of table {chain.family} {chain.table} drops "
                 "packets of containers that ipv6natd accepts; accept them in the file that loads "
                 "this table (for example /etc/nftables.conf), and now",
                 command=" && ".join(f"nft insert rule {place} {rule}" for rule in rules),
@@ -341,6 +345,7 @@ def _bridges_without_address(facts: HostFacts, networks: Sequence[Network]) -> I
         if network.bridge in facts.bridges_without_address:
             yield Finding(
                 topic=Topic.BRIDGE,
+                network=network.name,
                 bridge=network.bridge,
                 problem=f"bridge {network.bridge} has lost its IPv6 address, so no packet reaches "
                 f"the containers of network {network.name}; run",
@@ -366,6 +371,7 @@ def _bridges_without_zone(facts: HostFacts, networks: Sequence[Network]) -> Iter
             zone = f"--zone=trusted --add-interface={network.bridge}"
             yield Finding(
                 topic=Topic.FIREWALLD,
+                network=network.name,
                 bridge=network.bridge,
                 problem=f"firewalld has bridge {network.bridge} in no zone and rejects packets of "
                 "its containers; run",
@@ -385,6 +391,7 @@ def _icc_not_enforced(facts: HostFacts, networks: Sequence[Network]) -> Iterator
             continue
         yield Finding(
             topic=Topic.BR_NETFILTER,
+            network=network.name,
             bridge=network.bridge,
             problem=f"containers on {network.bridge} reach each other in spite of "
             "enable_icc=false: ip6tables does not filter packets between ports of this bridge; run",
@@ -417,7 +424,7 @@ def _flushed_engine_rules(ports: Sequence[tuple[Protocol, int]]) -> Iterator[Fin
         others = f" and of {len(ports) - 1} more" if ports[1:] else ""
         yield Finding(
             topic=Topic.ENGINE,
-            problem=f"{_FLUSHED} {number}/{protocol}{others} is missing, so "
+            problem=f"Docker's own IPv6 rule of port {number}/{protocol}{others} is missing, so "
             "another program removed rules of Docker; to have them written again",
             command="systemctl restart docker",
         )
@@ -473,6 +480,7 @@ def _open_router(interfaces: tuple[str, ...], unmanaged: Sequence[str]) -> Findi
     also = f", also for the containers on {_some(unmanaged)}" if unmanaged else ""
     return Finding(
         topic=Topic.FIREWALL,
+        severity=Severity.ERROR if most else Severity.NOTE,
         problem=f"this host routes IPv6 for everyone {path}: forwarding is on, and FORWARD does "
         "not drop packets that are not for containers; accept there what else this host must "
         f"route{also}; then, in the configuration of your firewall, and now",
@@ -480,33 +488,66 @@ def _open_router(interfaces: tuple[str, ...], unmanaged: Sequence[str]) -> Findi
     )
 
 
-def _notes(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
+def _notes(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     chains = [
         f"{chain.family} {chain.table} {chain.name}"
         for chain in facts.nft_chains
         if has_rpfilter(chain)
     ]
     for place in (*facts.rpfilter_tables, *chains):
-        yield (
+        yield _note(
             f"a reverse-path filter is in {place}: it drops the replies of a container that gets "
             "a packet on one network and replies on another"
         )
     for network in networks:
         if guests := facts.guest_ports.get(network.bridge):
             yield _shared_bridge(network, guests)
+    yield from _missing_volumes(facts)
     if networks:
         yield from _rules_without_effect(facts, networks)
         yield from _rules_that_accept_first(facts)
         yield from _foreign_source_nat(facts, networks)
 
 
-def _shared_bridge(network: Network, guests: Sequence[str]) -> str:
+def _missing_volumes(facts: HostFacts) -> Iterator[Finding]:
+    for path, volume, effect in (
+        (
+            STATE_FOLDER,
+            "ipv6natd",
+            "the rules that protect containers before the engine answers are lost "
+            "with the container of ipv6natd",
+        ),
+        (
+            XTABLES_LOCK,
+            XTABLES_LOCK,
+            "other programs of the host do not see the lock, and can write at the same time",
+        ),
+    ):
+        if path in facts.missing_volumes:
+            yield Finding(
+                topic=Topic.CONTAINER,
+                severity=Severity.NOTE,
+                problem=f"{path} is on no volume: {effect}; start the container with "
+                f"--volume {volume}:{path}",
+            )
+
+
+def _note(problem: str, command: str = "") -> Finding:
+    return Finding(topic=Topic.FIREWALL, severity=Severity.NOTE, problem=problem, command=command)
+
+
+def _shared_bridge(network: Network, guests: Sequence[str]) -> Finding:
     """The engine drops such connections too, with `ip6tables` on."""
-    return (
-        f"bridge {network.bridge} of network {network.name} has ports that belong to no container "
-        f"({_some(guests)}): new connections from other interfaces to the machines behind them are "
-        "dropped, as those to containers without a published port; to accept those to one machine: "
-        f"ip6tables -I {DOCKER_USER} -o {network.bridge} -d ADDRESS -j ACCEPT"
+    return Finding(
+        topic=Topic.BRIDGE,
+        severity=Severity.NOTE,
+        network=network.name,
+        bridge=network.bridge,
+        problem=f"bridge {network.bridge} of network {network.name} has ports that belong to no "
+        f"container ({_some(guests)}): new connections from other interfaces to the machines "
+        "behind them are dropped, as those to containers without a published port; to accept "
+        f"those to one machine: ip6tables -I {DOCKER_USER} -o {network.bridge} -d ADDRESS "
+        "-j ACCEPT",
     )
 
 
@@ -525,16 +566,18 @@ def _forward_rules(facts: HostFacts) -> tuple[list[str], list[str]]:
     return [rule for rule in before if not rule.endswith(f"-j {DOCKER_USER}")], behind
 
 
-def _rules_without_effect(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
+def _rules_without_effect(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     _, behind = _forward_rules(facts)
     for rule in behind:
         one = effect_in_forward(rule, facts.forward_chains)
         bans = one.only_drops or (bans_sources(rule, facts.forward_chains) and not one.ends)
         foreign = rule.endswith("-j DROP") or not is_engine_jump(rule)
         if bans and foreign and _concerns(rule, networks) and not _in_docker_user(rule, facts):
-            yield (
+            advice, command = _advice(rule, facts)
+            yield _note(
                 f"the rule `-A FORWARD {rule}` does not see packets of containers, because the "
-                f"rules of ipv6natd come before it; {_advice(rule, facts)}"
+                f"rules of ipv6natd come before it; {advice}",
+                command,
             )
 
 
@@ -558,27 +601,27 @@ def _in_docker_user(rule: str, facts: HostFacts) -> bool:
     )
 
 
-def _advice(rule: str, facts: HostFacts) -> str:
-    """A command only if it cannot open or cut off anything that the rule does not name."""
+def _advice(rule: str, facts: HostFacts) -> tuple[str, str]:
+    """Advice, and a command if it cannot open or cut off anything that the rule does not name."""
     rule = _GOTO.sub("-j", rule)  # after a goto, the rest of DOCKER-USER would be skipped
     if drops_only_by_source(rule, facts.forward_chains):
-        return f"to apply it to them too: ip6tables -I {DOCKER_USER} {rule}"
+        return "to apply it to them too", f"ip6tables -I {DOCKER_USER} {rule}"
     if not effect_in_forward(rule, facts.forward_chains).accepts:
         return (
             f"in {DOCKER_USER} it would drop all packets of containers that it matches, also those "
             "for published ports; to ban some hosts, put rules with their addresses there"
-        )
+        ), ""
     return (
         f"in {DOCKER_USER}, all that it accepts would also reach ports that are not published; put "
         "only those of its rules there that drop some sources"
-    )
+    ), ""
 
 
-def _rules_that_accept_first(facts: HostFacts) -> Iterator[str]:
+def _rules_that_accept_first(facts: HostFacts) -> Iterator[Finding]:
     before, _ = _forward_rules(facts)
     for rule in before:
         if effect_in_forward(rule, facts.forward_chains).accepts:
-            yield (
+            yield _note(
                 f"packets that the rule `-A FORWARD {rule}` accepts skip the rules of ipv6natd, "
                 "and reach containers without a published port; if this is not meant, put it "
                 "behind them"
@@ -621,20 +664,20 @@ def _hides_clients(matches: str, bridges: Iterable[str]) -> bool:
     )
 
 
-def _foreign_source_nat(facts: HostFacts, networks: Sequence[Network]) -> Iterator[str]:
+def _foreign_source_nat(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
     """A rule before ours in nat POSTROUTING that translates packets to or of containers."""
     bridges = {network.bridge for network in networks}
     sources = [network for network in networks if network.source_address]
     for rule, matches in _source_nat_rules(facts):
         options = dict(_OPTION.findall(matches))
         if _hides_clients(matches, bridges):
-            yield (
+            yield _note(
                 f"the rule `{rule}` in the nat table hides the addresses of clients from "
                 "containers; limit it to its own interfaces, for example with ! -o BRIDGE"
             )
         elif sources and options.get("-o") not in bridges and "-s" not in options:
             names = ", ".join(network.name for network in sources)
-            yield (
+            yield _note(
                 f"the rule `{rule}` in the nat table comes before the rules of ipv6natd, so "
                 f"host_ipv6 of {names} has no effect on packets that it matches"
             )

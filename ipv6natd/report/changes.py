@@ -1,13 +1,13 @@
-"""Journal messages about changes of the status and of the findings."""
+"""Journal messages about changes of the status and of the findings about the host."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
 
-from ipv6natd.host.findings import HostReport
+from ipv6natd.host.findings import Finding, Severity
 from ipv6natd.model import Mapping, Skipped, mapping_changes
 from ipv6natd.report.status import Status, one_line, port_range
 from ipv6natd.system.messages import Extra, MessageId, log_fields
@@ -19,19 +19,29 @@ MAX_LINES_PER_KIND = 100
 """Lines of one kind for one pass. The others are logged with -debug only."""
 
 
-def log_findings(old: HostReport, new: HostReport) -> None:
-    """Log new and resolved findings. A finding about one network is logged as its warning."""
-    for finding in new.findings:
-        if finding not in old.findings and not finding.bridge:
-            log.warning("%s", finding.text, extra=log_fields(MessageId.HOST_FINDING))
-    for finding in old.findings:
-        if finding not in new.findings:
-            log.info(
-                "resolved: %s", finding.text, extra=log_fields(MessageId.HOST_FINDING_RESOLVED)
-            )
-    for note in new.notes:
-        if note not in old.notes:
-            log.info("%s", note)
+def log_findings(old: Collection[Finding], new: Collection[Finding]) -> None:
+    """Log new findings and resolved errors. An error of one network is logged as its warning."""
+    for finding in new:
+        if finding in old:
+            continue
+        if finding.severity is Severity.NOTE:
+            log.info("%s", finding.text, extra=log_fields(MessageId.HOST_NOTE, **_fields(finding)))
+        elif not finding.network:
+            extra = log_fields(MessageId.HOST_FINDING, **_fields(finding))
+            log.warning("%s", finding.text, extra=extra)
+    for finding in old:
+        if finding not in new and finding.severity is not Severity.NOTE:
+            extra = log_fields(MessageId.HOST_FINDING_RESOLVED, **_fields(finding))
+            log.info("resolved: %s", finding.text, extra=extra)
+
+
+def _fields(finding: Finding) -> dict[str, str]:
+    return {
+        "about": finding.topic,
+        "severity": finding.severity,
+        "network": finding.network,
+        "command": finding.command,
+    }
 
 
 def log_changes(old: Status, new: Status) -> None:

@@ -1,18 +1,19 @@
 """One line for each condition of IPv6 NAT: what `ipv6natctl check` prints about this host.
 
-Pure. The faults come from `host.findings`; this module adds what is correct and what is unknown.
+Pure. The findings are those of the daemon or, without it, of `host.findings`; this module adds what
+is correct and what is unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ipv6natd.host.findings import ONLY_REPORTED, Finding, HostFacts, HostReport, Topic
-from ipv6natd.report.status import RELOAD_REFUSED, State, counted, split_summary
+from ipv6natd.host.findings import Finding, HostFacts, Severity, Topic
+from ipv6natd.report.status import State, counted
 
 TOOLS = {
     "ip6tables": "iptables",
@@ -36,11 +37,13 @@ class CheckVerdict(StrEnum):
 
     OK = "ok"
     NOTE = "note"
+    WARNING = "warning"
     BAD = "bad"
     UNKNOWN = "unknown"
 
 
-OK, NOTE, BAD, UNKNOWN = CheckVerdict
+OK, NOTE, WARNING, BAD, UNKNOWN = CheckVerdict
+_VERDICTS = {Severity.ERROR: BAD, Severity.WARNING: WARNING, Severity.NOTE: NOTE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class CheckInputs:
     """Why the bus cannot be reached; empty if it can be."""
     daemon: Map[str, Any] = field(default_factory=dict)
     """The properties of the daemon by their names on the bus; empty if it does not run."""
+    reported: bool = False
+    """True if the findings are those of the daemon, which can read all of the host."""
     failure: str = ""
     """Why the unit failed; empty if it did not."""
     native_networks: int | None = 0
@@ -85,69 +90,49 @@ _NEEDS_ROOT = (Topic.VARIANT, Topic.FIREWALL, Topic.DOCKER_IPV6NAT)
 """The topics that only root can check."""
 
 
-def checks(facts: HostFacts, report: HostReport, inputs: CheckInputs) -> tuple[Check, ...]:
-    """All lines, in the order in which faults should be corrected."""
-    findings = _with_reported(report.findings, inputs.daemon)
+def checks(facts: HostFacts, findings: Sequence[Finding], inputs: CheckInputs) -> tuple[Check, ...]:
+    """All lines, in the order in which faults should be corrected; notes come last."""
+    own = [finding for finding in findings if finding.topic is Topic.SERVICE]
+    others = [finding for finding in findings if finding.topic is not Topic.SERVICE]
     return (
-        _daemon(inputs),
+        *_daemon(own, inputs),
         *_engine(inputs),
         _tools(inputs),
-        *_host_checks(facts, findings, inputs),
-        *_unlisted(findings, inputs),
+        *_host_checks(facts, others, inputs),
         _kernel(inputs),
         *_ufw_and_polkit(inputs),
-        *(Check("firewall", NOTE, note) for note in report.notes),
+        *(_line(finding) for finding in others if finding.severity is not Severity.ERROR),
     )
 
 
-def _with_reported(findings: tuple[Finding, ...], daemon: Map[str, Any]) -> tuple[Finding, ...]:
-    """The findings, with the one that the daemon reports and whose facts only the daemon has."""
-    reason, _ = split_summary(daemon["StateReason"]) if daemon else ("", 0)
-    topic = next(
-        (ONLY_REPORTED[begin] for begin in ONLY_REPORTED if reason.startswith(begin)), None
-    )
-    if topic is None:
-        return findings
-    problem, _, command = reason.rpartition(": ")
-    reported = Finding(topic=topic, problem=problem, command=command)
-    return reported, *(finding for finding in findings if finding.problem != problem)
+def _line(finding: Finding) -> Check:
+    text = finding.problem
+    if finding.topic is Topic.NETWORK:
+        text = f"network {finding.network}: {text}"
+    return Check(finding.topic, _VERDICTS[finding.severity], text, finding.command)
 
 
-def _unlisted(findings: tuple[Finding, ...], inputs: CheckInputs) -> Iterator[Check]:
-    """A line if the daemon reports more than all lines say: it knows more than its bus says."""
-    if not inputs.daemon or inputs.bus:
-        return
-    reason, others = split_summary(inputs.daemon["StateReason"])
-    listed = len(findings) + all(finding.text != reason for finding in findings)
-    # The engine that does not answer has its own line.
-    waits = inputs.daemon["State"] == State.WAITING_FOR_DOCKER
-    listed += waits and reason.startswith(RELOAD_REFUSED)
-    if others + 1 > listed:
-        text = f"it reports {counted(others + 1 - listed, 'more fault')}, not listed here"
-        if inputs.root:
-            yield Check(
-                "ipv6natd", UNKNOWN, f"{text}; correct the others, then", "ipv6natctl check"
-            )
-        else:
-            yield Check("ipv6natd", UNKNOWN, text, "sudo ipv6natctl check")
-
-
-def _daemon(inputs: CheckInputs) -> Check:
+def _daemon(own: Sequence[Finding], inputs: CheckInputs) -> Iterator[Check]:
+    """`own` are the findings of the daemon about itself and its connection to the engine."""
     if inputs.bus:
-        return Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
-    if inputs.failure:
+        yield Check("ipv6natd", BAD, inputs.bus, "systemctl start dbus.socket")
+    elif inputs.failure:
         text = f"it has failed: {inputs.failure}; correct this, then"
-        return Check("ipv6natd", BAD, text, "systemctl start ipv6natd")
-    if not inputs.daemon:
-        return Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
-    state, reason = inputs.daemon["State"], inputs.daemon["StateReason"]
-    if state == State.SYNCED and reason:
-        # A refused reload: the rules match the old settings.
-        text = f"{reason}; the old settings stay in force; correct this, then"
-        return Check("ipv6natd", BAD, text, "ipv6natctl reload")
-    if state == State.SYNCED:
-        return Check("ipv6natd", OK, "it is running, and the rules are in sync")
-    return Check("ipv6natd", BAD, f"{state}: {reason}" if reason else state, "ipv6natctl status")
+        yield Check("ipv6natd", BAD, text, "systemctl start ipv6natd")
+    elif not inputs.daemon:
+        yield Check("ipv6natd", BAD, "it is not running", "systemctl enable --now ipv6natd")
+    elif own:
+        for finding in own:
+            state = inputs.daemon["State"]
+            text = finding.problem if state == State.SYNCED else f"{state}: {finding.problem}"
+            yield Check("ipv6natd", BAD, text, finding.command)
+    elif reason := inputs.daemon["StateReason"]:
+        text = f"{inputs.daemon['State']}: {reason}"
+        yield Check("ipv6natd", BAD, text, "ipv6natctl status")
+    elif inputs.daemon["State"] == State.SYNCED:
+        yield Check("ipv6natd", OK, "it is running, and the rules are in sync")
+    else:
+        yield Check("ipv6natd", BAD, inputs.daemon["State"], "ipv6natctl status")
 
 
 def _engine(inputs: CheckInputs) -> Iterator[Check]:
@@ -180,18 +165,19 @@ def _tools(inputs: CheckInputs) -> Check:
 
 
 def _host_checks(
-    facts: HostFacts, findings: tuple[Finding, ...], inputs: CheckInputs
+    facts: HostFacts, findings: Sequence[Finding], inputs: CheckInputs
 ) -> Iterator[Check]:
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
     passed = _passed_checks(facts, inputs)
     for topic in Topic:
-        if faults := [finding for finding in findings if finding.topic is topic]:
-            yield from (Check(topic, BAD, fault.problem, fault.command) for fault in faults)
-        elif topic in _NEEDS_ROOT and not inputs.root:
+        if faults := [finding for finding in errors if finding.topic is topic]:
+            yield from map(_line, faults)
+        elif topic in _NEEDS_ROOT and not (inputs.root or inputs.reported):
             text = "only root can read the rules of this host"
             yield Check(topic, UNKNOWN, text, "sudo ipv6natctl check")
         elif topic is Topic.FIREWALL and "nft" in inputs.missing:
             yield Check(topic, UNKNOWN, "the chains of other programs cannot be read without nft")
-        elif topic is Topic.BRIDGE and inputs.native_networks is None:
+        elif topic is Topic.BRIDGE and not inputs.reported:
             yield Check(topic, UNKNOWN, "the subnets of the networks are unknown")
         elif topic in passed and ((facts.ipv6 and not facts.disabled) or topic is Topic.IPV6):
             yield Check(topic, OK, passed[topic])

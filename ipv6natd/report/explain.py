@@ -158,3 +158,18 @@ def with_connections(explanation: Explanation, counts: Map[DnatKey, int]) -> Exp
         for port in explanation.ports
     )
     return replace(explanation, ports=tuple(ports))
+
+
+def tcp_sockets(found: Iterable[Explanation]) -> list[tuple[str, int]]:
+    """The addresses and TCP ports in containers that ports lead to, each once."""
+    sockets = (port.tcp_socket for explanation in found for port in explanation.ports)
+    return list(dict.fromkeys(socket for socket in sockets if socket is not None))
+
+
+def with_servers(explanation: Explanation, answers: Map[tuple[str, int], str]) -> Explanation:
+    """The explanation with what the server of each port in `answers` does."""
+    ports = (
+        replace(port, server=answers.get(port.tcp_socket) if port.tcp_socket else None)
+        for port in explanation.ports
+    )
+    return replace(explanation, ports=tuple(ports))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ipv6natd.host.findings import Severity, Topic
 from ipv6natd.model import ManagedBy, Protocol
 from ipv6natd.report.status import State
 
@@ -27,6 +28,7 @@ METRICS = {
     "ipv6natd_ports": "Forwarded host ports, by protocol.",
     "ipv6natd_networks": "Handled networks, by the writer of their rules.",
     "ipv6natd_network_warnings": "Number of warnings of all networks.",
+    "ipv6natd_findings": "What is wrong with the host or a network, by its part and severity.",
     "ipv6natd_skipped": "Ports and networks that could not be handled.",
     "ipv6natd_changes_total": "How often the lists of mappings and networks changed.",
     "ipv6natd_drift_repairs_total": "How often rules that another program had changed were "
@@ -51,7 +53,10 @@ STOPPED = [Sample("ipv6natd_up", {}, 0)]
 
 
 def samples(
-    properties: Values, mappings: Iterable[Values], networks: Iterable[Values]
+    properties: Values,
+    mappings: Iterable[Values],
+    networks: Iterable[Values],
+    findings: Iterable[Values],
 ) -> list[Sample]:
     """All samples, with those of one metric together."""
     info = {
@@ -69,6 +74,7 @@ def samples(
         Sample("ipv6natd_docker_connected", {}, int(properties["DockerConnected"])),
         *_mapping_samples(mappings),
         *_network_samples(networks),
+        *_finding_samples(findings),
         Sample("ipv6natd_skipped", {}, properties["SkippedCount"]),
         Sample("ipv6natd_changes_total", {}, properties["Generation"]),
         Sample("ipv6natd_drift_repairs_total", {}, properties["DriftRepairs"]),
@@ -97,6 +103,16 @@ def _network_samples(networks: Iterable[Values]) -> Iterator[Sample]:
     for manager in ManagedBy:
         yield Sample("ipv6natd_networks", {"managed_by": manager.value}, count[manager])
     yield Sample("ipv6natd_network_warnings", {}, sum(len(row["Warnings"]) for row in rows))
+
+
+def _finding_samples(findings: Iterable[Values]) -> Iterator[Sample]:
+    count = Counter((row["About"], row["Severity"]) for row in findings)
+    for topic in Topic:
+        for severity in Severity:
+            # No series of errors ends: an alert needs the 0.
+            if (number := count[topic, severity]) or severity is Severity.ERROR:
+                labels = {"about": topic.value, "severity": severity.value}
+                yield Sample("ipv6natd_findings", labels, number)
 
 
 def text(all_samples: Iterable[Sample]) -> str:

@@ -5,16 +5,17 @@ Pure. It decides nothing: it words the decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from ipv6natd.model import Container, Desired, ManagedBy, Mapping, Outcome, PortBinding, Protocol
+from ipv6natd.netfilter.counters import DnatKey, dnat_key
 from ipv6natd.netfilter.render import format_rule
 from ipv6natd.netfilter.rules import Dnat, Ruleset
 from ipv6natd.policy.port_bindings import NOT_IN_FORCE
-from ipv6natd.report.status import port_range
+from ipv6natd.report.status import mapping_id, port_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,32 @@ class PortReport:
     """The arguments of ip6tables; empty if no rule of ours forwards it."""
     connections: int | None = None
     """Connections by this rule, None if they are not known."""
+    container_address: str | None = None
+    """Where the port leads to; None if nothing forwards it."""
+    container_port: int | None = None
+    """The first one of a range."""
+    server: str | None = None
+    """What a connection to it gets: see host.servers.Answer. None if it was not tried: only TCP
+    shows it."""
+
+    @property
+    def tcp_socket(self) -> tuple[str, int] | None:
+        """The address and port in the container, None for other protocols."""
+        if not self.binding.endswith("/tcp"):
+            return None
+        if self.container_address is None or self.container_port is None:
+            return None
+        return self.container_address, self.container_port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsRow:
+    """One row of ListConnections."""
+
+    id: str
+    """That of the mapping."""
+    connections: int
+    """Since its rules were written."""
 
 
 def port_reports(container: Container, desired: Desired, rules: DnatRules) -> Iterator[PortReport]:
@@ -75,10 +102,18 @@ def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
             binding=binding,
             outcome=Outcome.NATIVE,
             reason="the engine's own rules forward it; ipv6natd writes none for this network",
+            container_address=str(mapping.container_address),
+            container_port=mapping.container_port,
         )
     destination = None if mapping.wildcard else IPv6Network(mapping.host_address)
     rule = rules.get((mapping.protocol, destination, mapping.host_port), "")
-    return PortReport(binding=binding, outcome=Outcome.FORWARDED, rule=rule)
+    return PortReport(
+        binding=binding,
+        outcome=Outcome.FORWARDED,
+        rule=rule,
+        container_address=str(mapping.container_address),
+        container_port=mapping.container_port,
+    )
 
 
 DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
@@ -92,6 +127,21 @@ def dnat_rules(rules: Ruleset) -> DnatRules:
         for rule in chain_rules
         if isinstance(rule.target, Dnat) and rule.protocol and rule.ports
     }
+
+
+def mapping_connections(
+    mappings: Iterable[Mapping], rules: DnatRules, counts: Map[DnatKey, int]
+) -> Iterator[ConnectionsRow]:
+    """The connections of each mapping whose rules are counted; the engine's rules are not."""
+    for mapping in mappings:
+        keys = (
+            dnat_key(_mapped_port(part, rules).rule)
+            for part in _parts(mapping)
+            if mapping.managed_by is ManagedBy.IPV6NATD
+        )
+        found = [counts[key] for key in keys if key is not None and key in counts]
+        if found:
+            yield ConnectionsRow(id=mapping_id(mapping), connections=sum(found))
 
 
 def _unmapped_port(binding: PortBinding, outcome: Outcome, reason: str) -> PortReport:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Map
 from dataclasses import Field, dataclass, field, fields
@@ -13,10 +12,8 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
+from ipv6natd.host.findings import Finding
 from ipv6natd.model import GatewayMode, ManagedBy, Mapping, Network, Skipped
-
-RELOAD_REFUSED = "reload refused"
-_MORE = re.compile(r" \(and (\d+) more: sudo ipv6natctl check\)$")
 
 
 class State(StrEnum):
@@ -43,7 +40,7 @@ class SyncResult:
 class Status:
     """The complete status at one moment. It is replaced as a whole, never changed.
 
-    One attribute for each property on the bus, the three lists, and the times of mappings.
+    One attribute for each property on the bus, the four lists, and the times of mappings.
     """
 
     version: str
@@ -53,13 +50,16 @@ class Status:
     engine_version: str = ""
     docker_connected: bool = False
     generation: int = 0
-    """Counts the changes of the lists; equal numbers mean equal lists."""
+    """Counts the changes of the lists of mappings, networks and skipped ports; equal numbers mean
+    equal lists."""
     last_sync: int = 0
     """Microseconds since the epoch; 0 before the first pass."""
     drift_repairs: int = 0
     mappings: tuple[Mapping, ...] = ()
     networks: tuple[Network, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """Those that the state's reason names come first."""
     since: Map[str, int] = field(default_factory=dict)
     """Mapping id -> microseconds since the epoch when it came into force."""
 
@@ -76,6 +76,7 @@ def properties(status: Status) -> dict[str, Any]:
         "MappingCount": len(status.mappings),
         "NetworkCount": len(status.networks),
         "SkippedCount": len(status.skipped),
+        "FindingCount": len(status.findings),
         "Generation": status.generation,
         "LastSync": status.last_sync,
         "DriftRepairs": status.drift_repairs,
@@ -142,6 +143,17 @@ class NetworkRow:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRow:
+    """One row of ListFindings."""
+
+    about: str
+    severity: str
+    text: str
+    command: str
+    network: str
+
+
 def mapping_id(mapping: Mapping) -> str:
     """The id of the mapping as long as it exists: "6f1c0d…/tcp/[::]:8080"."""
     host = f"[{mapping.host_address}]:{mapping.host_port}"
@@ -196,16 +208,21 @@ def network_row(network: Network) -> NetworkRow:
     )
 
 
+def finding_row(finding: Finding) -> FindingRow:
+    """The row of a finding."""
+    return FindingRow(
+        about=finding.topic,
+        severity=finding.severity,
+        text=finding.problem,
+        command=finding.command,
+        network=finding.network,
+    )
+
+
 def reason_summary(reasons: Sequence[str]) -> str:
     """The first reason, and the number of the others."""
-    more = f" (and {len(reasons) - 1} more: sudo ipv6natctl check)" if reasons[1:] else ""
+    more = f" (and {len(reasons) - 1} more: ipv6natctl findings)" if reasons[1:] else ""
     return "".join((*reasons[:1], more))
-
-
-def split_summary(summary: str) -> tuple[str, int]:
-    """The first reason of a summary, and the number of the others."""
-    more = _MORE.search(summary)
-    return (summary[: more.start()], int(more[1])) if more else (summary, 0)
 
 
 def counted(number: int, noun: str) -> str:

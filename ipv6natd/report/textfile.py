@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from ipv6natd.report.metrics import STOPPED, samples, text
-from ipv6natd.report.status import Status, bus_fields, mapping_rows, network_row, properties
+from ipv6natd.report.status import (
+    Status,
+    bus_fields,
+    finding_row,
+    mapping_rows,
+    network_row,
+    properties,
+)
 from ipv6natd.system import files
 from ipv6natd.system.threads import in_thread
 
@@ -84,4 +91,5 @@ class Textfile:
 def _metrics(status: Status) -> str:
     mappings = map(bus_fields, mapping_rows(status))
     networks = (bus_fields(network_row(network)) for network in status.networks)
-    return text(samples(properties(status), mappings, networks))
+    findings = (bus_fields(finding_row(finding)) for finding in status.findings)
+    return text(samples(properties(status), mappings, networks, findings))

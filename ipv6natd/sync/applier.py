@@ -42,6 +42,7 @@ from dataclasses import dataclass, field, replace
 
 from ipv6natd.conntrack.stale import Exposure
 from ipv6natd.firewall.backend import Firewall, FirewallError, MissingTable
+from ipv6natd.host.findings import Finding, Topic
 from ipv6natd.model import Desired, ManagedBy, Policy, Snapshot
 from ipv6natd.netfilter.diff import (
     Observed,
@@ -425,11 +426,12 @@ class PositionGuard:
         self.conceded = False
 
     @property
-    def reason(self) -> str:
-        """Why the daemon is degraded while the position is conceded."""
-        return (
-            f"another program keeps putting `-A FORWARD {self.displacing}` before the rules of "
-            f"ipv6natd, which no packet passes; after {MAX_POSITION_LOSSES} times in a minute "
-            "ipv6natd no longer moves its own; when the other program has stopped: "
-            "ipv6natctl resync"
+    def finding(self) -> Finding:
+        """What is wrong while the position is conceded."""
+        return Finding(
+            topic=Topic.FIREWALL,
+            problem=f"another program keeps putting `-A FORWARD {self.displacing}` before the "
+            f"rules of ipv6natd, which no packet passes; after {MAX_POSITION_LOSSES} times in a "
+            "minute ipv6natd no longer moves its own; when the other program has stopped",
+            command="ipv6natctl resync",
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping as Map
 from typing import Protocol
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.host.findings import HostReport
+from ipv6natd.host.findings import Finding
 from ipv6natd.model import Container, Desired, Engine, EngineState, Network, Snapshot
 from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.status import Status
@@ -80,8 +80,8 @@ class Host(Protocol):
 
     async def check(
         self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
-    ) -> HostReport:
-        """The faults of the host that affect the decided networks.
+    ) -> tuple[Finding, ...]:
+        """The findings about the host, and those that affect the decided networks.
 
         `bridges` are those of all networks of the engine.
         """

@@ -21,7 +21,7 @@ from ipv6natd.host.facts import (
     tracks_sctp,
     userland_proxy,
 )
-from ipv6natd.host.findings import HostReport
+from ipv6natd.host.findings import Finding
 from ipv6natd.model import ANY, LOOPBACK, Desired, Engine, EngineRules, Network, Route, Snapshot
 from ipv6natd.netfilter.prefixes import PrefixIndex
 from ipv6natd.netfilter.rules import Backend
@@ -63,7 +63,7 @@ class LocalHost:
 
     async def check(
         self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
-    ) -> HostReport:
+    ) -> tuple[Finding, ...]:
         """See Host."""
         zones = await self._zones()
         if not rules_removed:

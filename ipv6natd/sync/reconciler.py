@@ -17,9 +17,11 @@ from typing import TypeVar
 
 from ipv6natd.conntrack.flush import SCAN_PAUSE
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.findings import kernel_fault
+from ipv6natd.firewall.restore import read_connection_counts
+from ipv6natd.host.findings import Finding, Topic, kernel_fault
 from ipv6natd.model import Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
+from ipv6natd.report.ports import ConnectionsRow, dnat_rules, mapping_connections
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import AppliedState, Applier, PassResult
 from ipv6natd.sync.departures import Departures
@@ -201,6 +203,17 @@ class Reconciler:
         facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
 
+    async def connections(self) -> list[ConnectionsRow]:
+        """The connections of the mappings in force. Raises FirewallError."""
+        applied = self.applier.applied
+
+        def read() -> list[ConnectionsRow]:
+            counts = read_connection_counts(self.applier.backend)
+            rules = dnat_rules(applied.ruleset)
+            return list(mapping_connections(applied.desired.mappings, rules, counts))
+
+        return await in_thread(read) if applied.observed is not None else []
+
     async def run(self) -> None:
         """Run passes until cancelled."""
         self.departures.begin()
@@ -308,9 +321,15 @@ class Reconciler:
         )
 
     def _record_failure(self, error: FirewallError) -> None:
-        fault = kernel_fault(str(error))
-        advice = [fault.text] if fault else []
-        reason = "; ".join((str(error).splitlines()[0], *advice))
+        known = kernel_fault(str(error))
+        advice = [known.text] if known else []
+        first = str(error).splitlines()[0]
+        fault = Finding(
+            topic=Topic.SERVICE,
+            problem=f"{first}; {known.problem}" if known else first,
+            command=known.command if known else "",
+        )
+        reason = fault.text
         # Logged once, not for each retry.
         log.log(
             logging.DEBUG if reason == self._retry.reason else logging.ERROR,
@@ -321,7 +340,7 @@ class Reconciler:
         self._retry.reason = reason
         self._requests.verify = True
         self._retry.schedule()
-        self.publisher.failed(reason)
+        self.publisher.failed(fault)
 
     def _record_success(self, result: PassResult) -> None:
         if result.flows_flushed:

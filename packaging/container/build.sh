@@ -42,7 +42,8 @@ cat >"$stage/config.json" <<END
 {"architecture": "$(dpkg --print-architecture)", "os": "linux",
  "created": "$(date --utc --date="@$epoch" +%Y-%m-%dT%H:%M:%SZ)",
  "config": {"Entrypoint": ["/usr/lib/ipv6natd/container"],
-  "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+  "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+   "IPV6NATD_CONTAINER=1"],
   "Healthcheck": {"Test": ["CMD", "ipv6natctl", "status"],
    "Interval": 30000000000, "Timeout": 10000000000, "StartPeriod": 30000000000}},
  "rootfs": {"type": "layers", "diff_ids": ["sha256:${sum%% *}"]}}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ipv6natd import __version__
+from ipv6natd.host.findings import Severity, Topic
 from ipv6natd.model import ManagedBy, Protocol
 from ipv6natd.report.metrics import METRICS
 from ipv6natd.report.status import State
@@ -20,6 +21,8 @@ LABELS: dict[str, set[str]] = {
     "state": {*State},
     "protocol": {*Protocol},
     "managed_by": {*ManagedBy},
+    "about": {*Topic},
+    "severity": {*Severity},
 }
 
 

@@ -11,16 +11,17 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 
 from ipv6natd.host import findings
-from ipv6natd.host.findings import Finding, HostFacts, evaluate, kernel_fault
+from ipv6natd.host.findings import STATE_FOLDER, Finding, HostFacts, evaluate, kernel_fault
 from ipv6natd.model import Network, Protocol
 from tests import ROOT
 from tests.harness.report import table
-from tests.unit.host.test_findings import ADVERTISED, CUT, WELL, X, chain
+from tests.unit.host.test_findings import ADVERTISED, CUT, MAILCOW, OURS, WELL, X, chain
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 HEADING = "## All findings\n"
@@ -48,7 +49,7 @@ class Row:
             fault = kernel_fault(self.error)
             assert fault is not None
             return fault
-        (found,) = evaluate(self.facts, self.networks, missing_engine_rules=self.missing).findings
+        (found,) = evaluate(self.facts, self.networks, missing_engine_rules=self.missing)
         return found
 
 
@@ -126,6 +127,47 @@ ROWS = (
         error="Failed to initialize nft: Protocol not supported",
         test="test_kernel_fault_gives_the_command",
     ),
+    Row(
+        condition="the same as for an open router, and only one interface is up",
+        facts=replace(WELL, interfaces=("br-x", "eth0")),
+        test="test_open_router_with_one_interface_is_a_note",
+    ),
+    Row(
+        condition="a reverse-path filter, in ip6tables or in an nft chain",
+        facts=replace(WELL, rpfilter_tables=("the raw table of ip6tables",)),
+        test="test_reverse_path_filter_is_a_note",
+    ),
+    Row(
+        condition="a port of the bridge belongs to no container",
+        facts=replace(WELL, guest_ports={"br-x": ("tap0",)}),
+        test="test_q18_guests_on_a_bridge_are_named_with_the_rule_that_accepts_more",
+    ),
+    Row(
+        condition="ipv6natd runs in a container, and a folder that should be on a volume is not",
+        facts=replace(WELL, missing_volumes=frozenset({STATE_FOLDER})),
+        test="test_missing_volume_of_the_container_is_a_note",
+    ),
+    Row(
+        condition="a rule behind ours in FORWARD bans sources, and DOCKER-USER does not have it",
+        facts=replace(WELL, forward_rules=(OURS, "-A FORWARD -j MAILCOW"), forward_chains=MAILCOW),
+        test="test_ban_list_behind_our_rules_is_noted_with_docker_user",
+    ),
+    Row(
+        condition="a rule before ours in FORWARD accepts packets",
+        facts=replace(WELL, forward_rules=("-A FORWARD -i vmbr0 -j ACCEPT", OURS)),
+        test="test_rule_that_accepts_before_ours_is_noted",
+    ),
+    Row(
+        condition="a source NAT before ours in the nat table can match packets of clients",
+        facts=replace(WELL, postrouting_rules=("-A POSTROUTING -j MASQUERADE",)),
+        test="test_wider_source_nat_before_ours_is_noted",
+    ),
+    Row(
+        condition="a source NAT before ours in the nat table, and a network has `host_ipv6`",
+        facts=replace(WELL, postrouting_rules=("-A POSTROUTING -o eth0 -j MASQUERADE",)),
+        networks=(replace(X, source_address=IPv6Address("2001:db8:1::10")),),
+        test="test_source_nat_before_ours_is_noted_if_it_overrides_host_ipv6",
+    ),
 )
 
 
@@ -133,10 +175,17 @@ def findings_table() -> str:
     """The section of the page, from its heading on."""
     found = [(row, row.finding()) for row in ROWS]
     rows = [
-        (row.condition, one.problem.replace("|", r"\|"), f"`{one.command}`", f"`{row.test[5:]}`")
+        (
+            one.severity.value,
+            row.condition,
+            one.problem.replace("|", r"\|"),
+            f"`{one.command}`" if one.command else "",
+            f"`{row.test[5:]}`",
+        )
         for row, one in found
     ]
-    return HEADING + INTRODUCTION + table(("condition", "text", "command", "test"), rows)
+    columns = ("severity", "condition", "text", "command", "test")
+    return HEADING + INTRODUCTION + table(columns, rows)
 
 
 def test_the_table_of_findings_is_up_to_date() -> None:
@@ -153,18 +202,20 @@ def test_the_table_of_findings_is_up_to_date() -> None:
 def test_the_table_has_each_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: set[int] = set()
 
-    def noted(**fields: Any) -> Finding:
+    def noted(*values: Any, **fields: Any) -> Finding:
         lines.add(sys._getframe(1).f_lineno)
-        return Finding(**fields)
+        return make(*values) if values else Finding(**fields)
 
+    make = findings._note
     monkeypatch.setattr(findings, "Finding", noted)
+    monkeypatch.setattr(findings, "_note", noted)
     for row in ROWS:
         row.finding()
     source = ast.parse((ROOT / "ipv6natd/host/findings.py").read_text())
     calls = {
         node.lineno
         for node in ast.walk(source)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "_note")
     }
     assert lines == calls
 

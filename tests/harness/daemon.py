@@ -162,6 +162,14 @@ class Daemon:
         """Run one of the project's executables in the daemon's namespace."""
         return run(*self._here, str(self.executables / name), *words, env=self._env(), check=check)
 
+    def ended(self, name: str, *words: str) -> tuple[int, str]:
+        """Run one of the project's executables; its exit code, and all its output."""
+        argv = (*self._here, str(self.executables / name), *words)
+        done = subprocess.run(
+            argv, env=environment(self._env()), capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
     @property
     def status(self) -> str:
         """The last STATUS= line."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from ipv6natd.conntrack.stale import Exposure
-from ipv6natd.host.findings import HostReport
+from ipv6natd.host.findings import Finding
 from ipv6natd.model import Desired, Network, Snapshot
 from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.status import Status
@@ -23,7 +23,7 @@ class FakeHost:
     scan: Callable[[], bool] = lambda: True
     forward: Callable[[bool], bool] = lambda _: False
     left: bool | None = False
-    found: HostReport = field(default_factory=HostReport)
+    found: tuple[Finding, ...] = ()
     """The result of the next checks."""
     checks: list[tuple[Network, ...]] = field(default_factory=list)
     saved: list[Ruleset] = field(default_factory=list)
@@ -56,7 +56,7 @@ class FakeHost:
 
     async def check(
         self, desired: Desired, *, bridges: frozenset[str], backend: Backend, rules_removed: bool
-    ) -> HostReport:
+    ) -> tuple[Finding, ...]:
         """See Host."""
         del bridges, backend, rules_removed
         self.checks.append(desired.networks)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from ipv6natd.ctl.client import DaemonClient, Options, json_text
 from ipv6natd.ctl.commands import COMMANDS
-from ipv6natd.ctl.monitor import _EventReader, _line
+from ipv6natd.ctl.monitor import EventReader, event_line
 from ipv6natd.dbus.connection import BusError, Signal
 from ipv6natd.dbus.values import marshal_rows, marshal_text, variants, without_variants
 from ipv6natd.dbus.wire import Marshaller, Message, MessageType, _Reader, marshalled
@@ -31,6 +31,7 @@ from ipv6natd.report.status import (
     Row,
     State,
     Status,
+    finding_row,
     mapping_rows,
     network_row,
     one_line,
@@ -46,7 +47,7 @@ _COLOUR = re.compile(r"\x1b\[(?:0|1|4|31|32|33)m")
 _FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 LONGEST = 5000
 """The maximum bytes of one text, with any name or label."""
-LISTS = ("mappings", "networks", "skipped")
+LISTS = ("mappings", "networks", "skipped", "findings")
 
 
 def assert_every_output_is_safe(facts: Snapshot, want: Desired, reason: str = "") -> None:
@@ -237,6 +238,7 @@ class Answering:
             "ListMappings": tuple(mapping_rows(now)),
             "ListNetworks": tuple(map(network_row, now.networks)),
             "ListSkipped": now.skipped,
+            "ListFindings": tuple(map(finding_row, now.findings)),
         }
 
     async def properties(self) -> dict[str, Any]:
@@ -303,7 +305,7 @@ def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> 
 
 def assert_events(daemon: Answering) -> None:
     """Check the lines of `monitor` about mappings."""
-    reader = _EventReader()
+    reader = EventReader()
     reader.owner = ":1.9"
     rows = finished(daemon.call("ListMappings"))
     for row in list(rows)[:5]:
@@ -315,10 +317,10 @@ def assert_events(daemon: Answering) -> None:
             args=[row],
         )
         for event in reader.events(signal):
-            line = _line({"Time": 0, **event}, Screen())
+            line = event_line({"Time": 0, **event}, Screen())
             assert line.isprintable(), line
     changed = {"Event": "changed", "Time": 0, **finished(daemon.properties())}
-    assert _line(changed, Screen()).isprintable()
+    assert event_line(changed, Screen()).isprintable()
 
 
 # Metrics.
@@ -327,7 +329,11 @@ def assert_events(daemon: Answering) -> None:
 def assert_metrics(now: Status) -> None:
     """Check that Prometheus can parse the metrics, and that labels are unchanged."""
     shown = without_variants(variants(properties(now)))
-    lists: tuple[Iterable[Row], ...] = (mapping_rows(now), map(network_row, now.networks))
+    lists: tuple[Iterable[Row], ...] = (
+        mapping_rows(now),
+        map(network_row, now.networks),
+        map(finding_row, now.findings),
+    )
     shown_lists = ([without_variants(variants(row)) for row in rows] for rows in lists)
     text = metrics.text(metrics.samples(shown, *shown_lists))
     samples: dict[str, list[dict[str, str]]] = {}

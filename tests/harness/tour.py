@@ -87,6 +87,8 @@ class Tour:
         self._daemon.ctl("resync")
 
     def _watch(self) -> None:
+        self._step("Connections", "On a terminal the list is live, with rates and changes.")
+        self._ctl("top")
         self._step(
             "Changes",
             "Meanwhile a container starts and stops, and another program flushes the nat table.",
@@ -109,6 +111,9 @@ class Tour:
             "Each problem has a command that solves it. Here forwarding is disabled:",
         )
         self._sandbox.host.sysctl("net.ipv6.conf.all.forwarding", 0)
+        self._settled("findings", "forwarding is off")
+        self._ctl("findings")
+        self._say("`check` shows the same, and what is correct. It also works without the daemon.")
         self._show("$ ipv6natctl check | grep ^bad", self._bad())
         self._sandbox.host.sysctl("net.ipv6.conf.all.forwarding", 1)
 
@@ -146,7 +151,7 @@ class Tour:
         )
 
     def _settled(self, what: str, word: str) -> None:
-        until(lambda: word in self._daemon.ctl(what), True, timeout=10)
+        until(lambda: word in self._daemon.ctl(what, check=False), True, timeout=10)
 
     def _step(self, title: str, about: str = "") -> None:
         print(f"\n=== {title}", flush=True)
@@ -179,6 +184,9 @@ class Tour:
         text = re.sub(r'("Since": )\d+', r"\g<1>1795435200000000", text)
         text = re.sub(r"(timestamp_seconds )[\d.]+$", r"\g<1>1795435200", text, flags=re.MULTILINE)
         text = re.sub(r"(changes_total )\d+$", r"\g<1>7", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^(-    )(\d+)", lambda hit: hit[1] + "1".ljust(len(hit[2])), text, flags=re.MULTILINE
+        )
         text = re.sub(r"(forwarded )(\d+)", lambda hit: hit[1] + "1".ljust(len(hit[2])), text)
         text = re.sub(r"\bfd[0-9a-f:]+::/(?:48|64)", _own_prefix, text)
         text = re.sub(re.escape(self._engine.version) + r"[^\s\";]*", "20.10.24", text)

@@ -20,7 +20,7 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.values import bus_text
 from ipv6natd.engine import parse as docker_facts
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.findings import Finding, HostFacts, RaDefaultRoute, evaluate
+from ipv6natd.host.findings import Finding, HostFacts, RaDefaultRoute, Topic, evaluate
 from ipv6natd.host.nft import BaseChain
 from ipv6natd.model import Engine, Policy
 from ipv6natd.report.checks import Check, CheckInputs, checks
@@ -201,7 +201,11 @@ def test_check_is_safe_for_any_name_on_the_host(text: str) -> None:
         host_backend=text,
         kernel_fault=Finding(problem=text, command=text),
     )
-    results = checks(facts, evaluate(facts, nets), inputs)
+    findings = (
+        *evaluate(facts, nets),
+        *(Finding(topic=topic, problem=text, command=text, network=text) for topic in Topic),
+    )
+    results = checks(facts, findings, inputs)
     for options in (Options(), Options(json="short")):
         answer = _result(results, options)
         assert_printable(answer.text)

@@ -21,10 +21,12 @@ import pytest
 from ipv6natd.dbus.connection import CALL_TIMEOUT, Connection, OnSignal, Signal, connect
 from ipv6natd.dbus.objects import MANAGER, NAME, PATH
 from ipv6natd.dbus.service import BusService, serve
-from ipv6natd.model import Mapping, Network, Protocol, Skipped
+from ipv6natd.host.findings import Finding, Severity, Topic
+from ipv6natd.model import ManagedBy, Mapping, Network, Protocol, Skipped
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation
-from ipv6natd.report.status import State, Status, SyncResult
+from ipv6natd.report.ports import ConnectionsRow
+from ipv6natd.report.status import State, Status, SyncResult, mapping_id
 from tests import ROOT
 from tests.harness.needs import need
 
@@ -134,6 +136,8 @@ class FakeSource:
         self.text = "*filter\nCOMMIT\n"
         self.done: list[str] = []
         self.explained: list[Explanation] = []
+        self.reads = 0
+        """Calls of `connections`."""
 
     def status(self) -> Status:
         return self.now
@@ -155,6 +159,17 @@ class FakeSource:
         await self._do("remove_leftovers")
         self.left, left = (), self.left
         return left
+
+    async def connections(self) -> list[ConnectionsRow]:
+        self.reads += 1
+        return [
+            ConnectionsRow(id=mapping_id(one), connections=self.reads * one.host_port)
+            for one in self.now.mappings
+            if one.managed_by is ManagedBy.IPV6NATD
+        ]
+
+    async def findings(self) -> tuple[Finding, ...]:
+        return self.now.findings
 
     async def explain(self, query: str) -> list[Explanation]:
         return [row for row in self.explained if query in row.container_name]
@@ -187,6 +202,10 @@ def mapping(number: int = 0, name: str = "web") -> Mapping:
     )
 
 
+def warning(text: str) -> Finding:
+    return Finding(topic=Topic.NETWORK, severity=Severity.WARNING, problem=text, network="front")
+
+
 def status(*mappings: Mapping, **changes: Any) -> Status:
     network = Network(
         id="e" * 64,
@@ -208,6 +227,7 @@ def status(*mappings: Mapping, **changes: Any) -> Status:
         mappings=mappings,
         networks=(network,),
         skipped=(skipped,),
+        findings=tuple(map(warning, network.warnings)),
     )
     return replace(full, **changes)
 

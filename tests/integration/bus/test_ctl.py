@@ -25,6 +25,7 @@ from ipv6natd.dbus.connection import BUS, ERROR, BusError, Call
 from ipv6natd.dbus.objects import MANAGER, PATH
 from ipv6natd.dbus.values import variants
 from ipv6natd.dbus.wire import Message, Variant
+from ipv6natd.host.findings import Finding, Severity, Topic
 from ipv6natd.model import Outcome, Skipped
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation, NetworkReport
@@ -42,6 +43,7 @@ from tests.integration.bus.conftest import (
     run,
     serving,
     status,
+    warning,
 )
 
 
@@ -136,7 +138,14 @@ def test_json_without_a_terminal_is_one_line(bus: Bus, words: tuple[str, ...]) -
 
 @pytest.mark.parametrize(
     ("what", "kind"),
-    [("status", dict), ("networks", list), ("skipped", list), ("resync", dict), ("rules", str)],
+    [
+        ("status", dict),
+        ("networks", list),
+        ("skipped", list),
+        ("findings", list),
+        ("resync", dict),
+        ("rules", str),
+    ],
 )
 def test_every_command_prints_json(bus: Bus, what: str, kind: type[Any]) -> None:
     _, out, _ = ctl(bus, FakeSource(status()), what, "--json=pretty")
@@ -271,11 +280,43 @@ def test_filter_without_match_exits_1_with_message(bus: Bus, words: str, text: s
 def test_status_prints_at_most_five_network_warnings(bus: Bus) -> None:
     _, out, _ = ctl(bus, FakeSource(status()))
     assert out.endswith("Warnings: front: first\n           front: second\n")
-    many = status()
-    network = replace(many.networks[0], warnings=tuple(map(str, range(9))))
-    _, out, _ = ctl(bus, FakeSource(replace(many, networks=(network,))))
-    assert out.endswith("front: 4\n           and 4 more: ipv6natctl networks\n")
+    many = tuple(warning(str(number)) for number in range(9))
+    _, out, _ = ctl(bus, FakeSource(status(findings=many)))
+    assert out.endswith("front: 4\n           and 4 more: ipv6natctl findings\n")
     assert "front: 5" not in out
+    assert "Findings: 9 warnings (ipv6natctl findings)\n" in out
+
+
+OFF = Finding(topic=Topic.FORWARDING, problem="it is off; now", command="sysctl -w a=1")
+FILTER = Finding(topic=Topic.FIREWALL, severity=Severity.NOTE, problem="a filter is there")
+
+
+def test_findings_are_a_table_and_an_error_exits_1(bus: Bus) -> None:
+    found = (OFF, warning("no effect"), FILTER)
+    code, out, err = ctl(bus, FakeSource(status(findings=found)), "findings")
+    assert (code, err) == (1, "")
+    assert out == (
+        "SEVERITY ABOUT      NETWORK WHAT\n"
+        "error    forwarding -       it is off; now: sysctl -w a=1\n"
+        "warning  network    front   no effect\n"
+        "note     firewall   -       a filter is there\n"
+        "\n"
+        "3 findings listed.\n"
+    )
+    code, out, _ = ctl(bus, FakeSource(status(findings=found)), "findings", "--json=short")
+    assert code == 1
+    assert json.loads(out)[0] == {
+        "About": "forwarding",
+        "Severity": "error",
+        "Text": "it is off; now",
+        "Command": "sysctl -w a=1",
+        "Network": "",
+    }
+    assert ctl(bus, FakeSource(status(findings=found[1:])), "findings")[0] == 0
+    assert ctl(bus, FakeSource(status(findings=())), "findings") == (0, "0 findings listed.\n", "")
+    words = ("findings", "--network", "fr*", "--no-legend")
+    only = ctl(bus, FakeSource(status(findings=found)), *words)
+    assert only == (0, "warning network front no effect\n", "")
 
 
 def on_terminal(bus: Bus, source: FakeSource, *words: str, **environ: str) -> str:
@@ -324,6 +365,9 @@ def explained(name: str = "web") -> Explanation:
         outcome=Outcome.FORWARDED,
         rule="-A IPV6NAT-DNAT -j DNAT",
         connections=7,
+        container_address="fd00:a::2",
+        container_port=80,
+        server="refused",
     )
     not_forwarded = PortReport(
         binding="127.0.0.1:81 -> 81/tcp",
@@ -350,9 +394,12 @@ def test_explain_prints_network_ports_rule_counter_and_loopback(bus: Bus) -> Non
         "    Not by: back: internal\n"
         "  On [::1]: nobody answers\n"
         "\n"
-        "PORT                   OUTCOME   CONNECTIONS WHY\n"
-        "[::]:8080 -> 80/tcp    forwarded 7           -A IPV6NAT-DNAT -j DNAT\n"
-        "127.0.0.1:81 -> 81/tcp ipv4-only -           it is bound to 127.0.0.1\n",
+        "PORT                   OUTCOME   CONNECTIONS SERVER  WHY\n"
+        "[::]:8080 -> 80/tcp    forwarded 7           refused -A IPV6NAT-DNAT -j DNAT\n"
+        "127.0.0.1:81 -> 81/tcp ipv4-only -           -       it is bound to 127.0.0.1\n"
+        "\n"
+        "[::]:8080 -> 80/tcp: no program in the container listens on its IPv6 address; let the "
+        "server listen on [::], not only on 0.0.0.0\n",
         "",
     )
     _, out, _ = ctl(bus, source, "explain", "web", "--json=short")
@@ -531,21 +578,24 @@ def test_monitor_ends_when_the_bus_stops(bus: Bus) -> None:
     run(body())
 
 
-def test_check_by_a_plain_user_reports_findings_and_unknowns(bus: Bus) -> None:
+def test_check_by_a_plain_user_shows_the_findings_of_the_daemon(bus: Bus) -> None:
     if not all(folder.stat().st_mode & 1 for folder in Path(sys.executable).resolve().parents):
         pytest.skip("this Python is for root alone: a plain user cannot load what it loads late")
 
     async def body() -> None:
-        async with serving(bus, FakeSource(status())):
+        async with serving(bus, FakeSource(status(findings=(OFF, FILTER)))):
             code, out, err = await command(bus, *PLAIN_CTL, "check", "--json=short")
             lines = {line["About"]: line for line in json.loads(out)}
             assert err == ""
             assert lines["ipv6natd"]["Verdict"] == "ok"
             assert lines["docker"]["Text"] == "engine 20.10.24; it writes no IPv6 rules itself"
-            assert lines["docker-ipv6nat"]["Verdict"] in ("unknown", "bad")
-            assert code == any(line["Verdict"] == "bad" for line in lines.values())
+            assert lines["docker-ipv6nat"]["Verdict"] == "ok"
+            off = {"About": "forwarding", "Verdict": "bad", "Text": OFF.problem, "Fix": OFF.command}
+            assert lines["forwarding"] == off
+            assert lines["firewall"]["Verdict"] == "note"
+            assert code == 1
             _, out, _ = await command(bus, *PLAIN_CTL, "check")
-            assert "No fault found.\n" not in out
+            assert "fault found.\n" in out
         code, out, _ = await command(bus, *CTL, "check")
         assert code == 1
         assert "it is not running: systemctl enable --now ipv6natd\n" in out

@@ -18,7 +18,7 @@ from ipv6natd.dbus.polkit import Action
 from ipv6natd.dbus.values import SIGNATURES
 from ipv6natd.dbus.wire import MAX_NO_REPLY_CALLS
 from ipv6natd.netfilter.docker_rules import Leftover
-from ipv6natd.report.status import Row, bus_fields, mapping_row, network_row
+from ipv6natd.report.status import Row, bus_fields, finding_row, mapping_row, network_row
 from tests import ROOT
 from tests.harness.needs import need
 from tests.integration.bus.conftest import Bus, FakeSource, command, mapping, run, serving, status
@@ -117,6 +117,7 @@ def test_fields_in_xml_comments_match_the_rows() -> None:
         "ListMappings": mapping_row(now.mappings[0], {}),
         "ListNetworks": network_row(now.networks[0]),
         "ListSkipped": now.skipped[0],
+        "ListFindings": finding_row(now.findings[0]),
         "ListLeftovers": leftover,
     }
     for member, row in rows.items():

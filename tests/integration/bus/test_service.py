@@ -19,9 +19,11 @@ from ipv6natd.dbus.objects import (
 )
 from ipv6natd.dbus.values import variants, without_variants
 from ipv6natd.dbus.wire import Variant
+from ipv6natd.host.findings import Finding
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.status import (
     Row,
+    finding_row,
     mapping_rows,
     network_row,
     properties,
@@ -54,6 +56,7 @@ def test_lists_and_properties_match_the_status(bus: Bus) -> None:
             assert await ask(root, "ListMappings") == plain_rows(mapping_rows(now))
             assert await ask(root, "ListNetworks") == plain_rows(map(network_row, now.networks))
             assert await ask(root, "ListSkipped") == plain_rows(now.skipped)
+            assert await ask(root, "ListFindings") == plain_rows(map(finding_row, now.findings))
             assert await ask(root, "GetRuleset") == "*filter\nCOMMIT\n"
             everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)
             assert everything == properties(now)
@@ -208,7 +211,7 @@ def test_plain_user_reads_but_cannot_resync_or_own_the_name(bus: Bus) -> None:
     async def body() -> None:
         plain_busctl = (*NOBODY, "busctl", f"--address={bus.address}")
         async with serving(bus, FakeSource(status(mapping()))):
-            for member in ("ListMappings", "ListNetworks", "ListSkipped", "GetRuleset"):
+            for member in ("ListMappings", "ListNetworks", "ListFindings", "GetRuleset"):
                 code, _, err = await command(
                     bus, *plain_busctl, "call", NAME, PATH, MANAGER, member
                 )
@@ -231,13 +234,16 @@ HOSTILE = ["a\nb", "\"'<&>", "\x1b[2J", "käse-容器", "x" * 10_000, "\ud800", 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_hostile_name_does_not_break_replies_or_signals(bus: Bus, name: str) -> None:
     async def body() -> None:
-        source = FakeSource(status(mapping(name=name), state_reason=name))
+        found = Finding(problem=name, command=name, network=name)
+        source = FakeSource(status(mapping(name=name), state_reason=name, findings=(found,)))
         source.text = name
         signals: list[Signal] = []
         expected = name.replace("\0", "\ufffd").replace("\ud800", "\ufffd")
         async with serving(bus, source) as service, client(bus, signals.append) as root:
             (row,) = await ask(root, "ListMappings")
             assert row["ContainerName"] == expected
+            (row,) = await ask(root, "ListFindings")
+            assert {row["Text"], row["Command"], row["Network"]} == {expected}
             assert await ask(root, "GetRuleset") == expected
             service.publish(status(generation=0), source.now)
             everything = await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES)

@@ -22,6 +22,7 @@ from tests.integration.bus.conftest import (
     run,
     serving,
     status,
+    warning,
 )
 
 
@@ -75,6 +76,26 @@ def test_sync_without_changes_emits_only_last_sync_and_synced(bus: Bus) -> None:
             await ask(root, "Ping", interface=PEER)
         assert [signal.member for signal in signals] == ["PropertiesChanged", "Synced"]
         assert signals[0].args == [MANAGER, {"LastSync": new.last_sync}, []]
+
+    run(body())
+
+
+def test_changed_findings_are_announced_once(bus: Bus) -> None:
+    async def body() -> None:
+        signals: list[Signal] = []
+        old = status()
+        new = replace(old, findings=(*old.findings, warning("third")))
+        other = replace(new, findings=(*old.findings, warning("fourth")))
+        async with serving(bus, FakeSource(new)) as service, client(bus, signals.append) as root:
+            service.publish(old, new)
+            service.publish(new, new)
+            service.publish(new, other)
+            await ask(root, "Ping", interface=PEER)
+        assert [(signal.member, signal.args) for signal in signals] == [
+            ("PropertiesChanged", [MANAGER, {"FindingCount": 3}, []]),
+            ("FindingsChanged", []),
+            ("FindingsChanged", []),
+        ]
 
     run(body())
 

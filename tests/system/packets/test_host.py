@@ -72,6 +72,11 @@ class Small:
         answer: dict[str, Any] = json.loads(self.bus.busctl("-j", "get-property", *words))
         return str(answer["data"])
 
+    def findings(self, about: str) -> list[tuple[str, str]]:
+        """Severity and command of the findings about a part of the host."""
+        rows = json.loads(self.daemon.ctl("findings", "--json=short", check=False))
+        return [(row["Severity"], row["Command"]) for row in rows if row["About"] == about]
+
     def looked(self) -> str:
         """Resync; return the state and its reason."""
         self.daemon.ctl("resync")
@@ -124,11 +129,17 @@ def test_k1_disabled_forwarding_is_reported_with_the_command_until_resolved(lab:
         assert said.endswith("sysctl -w net.ipv6.conf.all.forwarding=1")
         assert lab.daemon.log.count("WARNING IPv6 forwarding is off") == 1
         assert "IPv6 forwarding is off" in lab.daemon.wait_state("degraded")
+        assert lab.findings("forwarding") == [("error", said.rpartition(": ")[2])]
         key = said.split()[-1].split("=")
         lab.host.sysctl(key[0], key[1])
         assert lab.looked() == "synced: "
         assert "resolved: IPv6 forwarding is off" in lab.daemon.log
         opened(lab.client, 8080)
+        # Without a resync, as soon as somebody asks.
+        lab.host.sysctl(FORWARDING, 0)
+        assert until(lambda: lab.findings("forwarding") != [], True, timeout=5)
+        lab.host.sysctl(FORWARDING, 1)
+        assert until(lambda: lab.findings("forwarding"), [], timeout=5) == []
     finally:
         lab.host.sysctl(FORWARDING, 1)
 

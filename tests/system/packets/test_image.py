@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Container, Engine, Sandbox, serve, until
+from tests import ROOT
+from tests.harness import Container, Daemon, Engine, Sandbox, need, serve, until
 from tests.harness.image import image
+from tests.harness.process import run
 from tests.harness.sandbox import CLIENT, Variant
 from tests.system.packets.asking import knocking, opened
 
@@ -42,8 +44,7 @@ class Lab:
         """Start ipv6natd in the container "ipv6nat"."""
         volume = (f"--volume={self.engine.socket}:/var/run/docker.sock:ro",) if socket else ()
         words = ("run", "--detach", "--name=ipv6nat", "--restart=unless-stopped", "--network=host")
-        backend = f"-backend={self.sandbox.variant}"
-        self.engine.docker(*words, *options, *volume, self.tag, backend, *flags)
+        self.engine.docker(*words, *options, *volume, self.tag, *flags)
 
     def log(self) -> str:
         return self.engine.docker("logs", "ipv6nat", check=False)
@@ -102,6 +103,8 @@ def test_documented_command_lines_forward_ports_and_show_the_state(
         made.start(*options, "--health-interval=1s")
         made.await_served()
         assert "[::]:8080" in made.ctl("mappings")
+        # As the engine, without a flag.
+        assert f'backend="{variant}"' in made.ctl("metrics")
         health = ("inspect", "--format={{.State.Health.Status}}", "ipv6nat")
         assert until(lambda: made.engine.docker(*health), "healthy", timeout=30) == "healthy"
 
@@ -120,6 +123,25 @@ def test_restart_and_upgrade_of_the_image_lose_no_connection(nft: Lab) -> None:
     assert knocks.wrong == []
 
 
+def test_compose_file_starts_ipv6natd_and_its_rules_stay_when_it_goes(
+    nft: Lab, tmp_path: Path
+) -> None:
+    need("docker-compose")
+    # JSON is YAML. The engine of the test has another socket, and nobody has tagged the image.
+    socket = f"{nft.engine.socket}:/var/run/docker.sock:ro"
+    changed = {"services": {"ipv6nat": {"image": nft.tag, "volumes": [socket]}}}
+    (tmp_path / "changed.yaml").write_text(json.dumps(changed))
+    files = (ROOT / "examples/compose.yaml", tmp_path / "changed.yaml")
+    words = ["docker-compose", f"--host={nft.engine.endpoint}", "--project-name=test"]
+    words += [f"--file={file}" for file in files]
+    run(*words, "up", "--detach", timeout=60)
+    nft.await_served()
+    assert "on no volume" not in nft.ctl("findings")
+    run(*words, "down", "--volumes", timeout=60)
+    assert nft.engine.docker("ps", "--all", "--format={{.Names}}") == "web"
+    assert opened(nft.sandbox.client, 8080).peer == CLIENT
+
+
 def test_cleanup_in_the_container_removes_all_rules(nft: Lab) -> None:
     nft.start(*CAPABILITIES, flags=("-cleanup",))
     nft.await_served()
@@ -132,6 +154,25 @@ def test_container_without_a_socket_says_so(nft: Lab) -> None:
     nft.start(*CAPABILITIES, socket=False)
     nft.await_log("docker.sock")
     assert nft.sandbox.rules() == before
+
+
+def test_second_ipv6natd_ends_and_changes_nothing(nft: Lab) -> None:
+    with Daemon(nft.sandbox, nft.engine.endpoint):
+        before = nft.sandbox.rules()
+        nft.start(*CAPABILITIES)
+        nft.await_log("another ipv6natd runs in this network namespace; stop it first")
+        assert nft.sandbox.rules() == before
+    # `--restart` tries again, and now nobody else runs.
+    assert until(lambda: "synced" in nft.ctl("status"), True, timeout=30)
+
+
+@pytest.mark.parametrize("volume", [(), ("--volume=ipv6natd:/var/lib/ipv6natd",)])
+def test_missing_volume_is_reported(nft: Lab, volume: tuple[str, ...]) -> None:
+    nft.start(*CAPABILITIES, *volume, flags=("-debug",))
+    nft.await_served()
+    text = nft.ctl("findings")
+    assert ("/var/lib/ipv6natd is on no volume" in text) == (not volume)
+    assert "each write of ours causes a read" not in nft.log()
 
 
 def test_container_without_capabilities_changes_nothing(nft: Lab) -> None:

@@ -11,14 +11,18 @@ import pytest
 
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.findings import (
+    STATE_FOLDER,
+    XTABLES_LOCK,
     Finding,
     HostFacts,
     RaDefaultRoute,
+    Severity,
     evaluate,
     kernel_fault,
 )
 from ipv6natd.host.nft import ForwardedPacket, base_chains, blocks
 from ipv6natd.model import ManagedBy, Protocol
+from ipv6natd.netfilter.rules import Backend
 from tests.harness.build import network
 
 X = network(name="x", bridge="br-x", gateway=IPv6Address("fd00:a::1"))
@@ -57,12 +61,24 @@ JUMPS = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -m comment --comment x -j IPV6
 SOURCES = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
 
 
+def errors(*args: Any, **options: Any) -> tuple[Finding, ...]:
+    """The findings that have to be corrected."""
+    found = evaluate(*args, **options)
+    return tuple(finding for finding in found if finding.severity is Severity.ERROR)
+
+
+def noted(*args: Any) -> list[str]:
+    """The texts of the notes."""
+    found = evaluate(*args)
+    return [finding.text for finding in found if finding.severity is Severity.NOTE]
+
+
 def test_open_router_is_not_reported_before_the_bridges_are_known() -> None:
     """These bridges are interfaces too: the first start would report a false finding."""
     facts = replace(WELL, interfaces=("br-x", "eth0"))
-    assert evaluate(facts, [], engine_writes=True).findings == ()
-    assert evaluate(facts, [X]).findings == ()
-    assert len(evaluate(facts, []).findings) == 1
+    assert errors(facts, [], engine_writes=True) == ()
+    assert errors(facts, [X]) == ()
+    assert len(errors(facts, [])) == 1
 
 
 def test_flushed_rules_of_the_engine_are_reported_with_the_restart() -> None:
@@ -71,8 +87,7 @@ def test_flushed_rules_of_the_engine_are_reported_with_the_restart() -> None:
         ([(Protocol.TCP, 80)], "rule of port 80/tcp is missing"),
         ([(Protocol.UDP, 53), (Protocol.TCP, 80)], "rule of port 53/udp and of 1 more is missing"),
     ):
-        report = evaluate(WELL, [NATIVE], engine_writes=True, missing_engine_rules=ports)
-        (finding,) = report.findings
+        (finding,) = errors(WELL, [NATIVE], engine_writes=True, missing_engine_rules=ports)
         assert text in finding.text
         assert finding.command == "systemctl restart docker"
 
@@ -132,7 +147,7 @@ def test_flushed_rules_of_the_engine_are_reported_with_the_restart() -> None:
 def test_finding_has_the_fault_and_ends_with_the_command(
     facts: HostFacts, words: str, command: str
 ) -> None:
-    (finding,) = evaluate(facts, [X]).findings
+    (finding,) = errors(facts, [X])
     assert words in finding.text
     assert finding.command.endswith(command)
     assert finding.command.split()[0] in PROGRAMS
@@ -158,12 +173,12 @@ def test_finding_has_the_fault_and_ends_with_the_command(
     ],
 )
 def test_host_without_faults_has_no_finding(facts: HostFacts) -> None:
-    assert evaluate(facts, [X]).findings == ()
+    assert errors(facts, [X]) == ()
 
 
 def test_open_router_is_reported_with_our_jumps_and_an_empty_chain() -> None:
     facts = replace(chain(policy="accept"), interfaces=("eth0", "wg0"), forward_rules=JUMPS)
-    assert len(evaluate(facts, [X]).findings) == 1
+    assert len(errors(facts, [X])) == 1
 
 
 @pytest.mark.parametrize(
@@ -182,7 +197,7 @@ def test_open_router_is_not_reported_if_a_forward_rule_drops_everything(
     rules: tuple[str, ...], open_: bool
 ) -> None:
     facts = replace(WELL, interfaces=("eth0", "wg0"), forward_rules=(*JUMPS, *rules))
-    assert bool(evaluate(facts, [X]).findings) is open_
+    assert bool(errors(facts, [X])) is open_
 
 
 OLD = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -218,7 +233,7 @@ def test_open_router_is_not_reported_if_a_chain_drops_every_new_packet(
         forward_rules=(*JUMPS, f"-A FORWARD {rule}"),
         forward_chains=chains,
     )
-    found = evaluate(facts, [X]).findings
+    found = errors(facts, [X])
     assert bool(found) is open_
 
 
@@ -239,7 +254,7 @@ def test_open_router_is_not_reported_if_an_nft_chain_drops_other_packets(
     rules: list[list[dict[str, Any]]], policy: str, open_: bool
 ) -> None:
     facts = replace(chain(*rules, policy=policy), interfaces=("eth0", "wg0"), client_interfaces=())
-    assert bool(evaluate(facts, [X]).findings) is open_
+    assert bool(errors(facts, [X])) is open_
 
 
 def test_policy_counts_after_a_jump_with_an_unknown_match() -> None:
@@ -253,41 +268,40 @@ def test_policy_counts_after_a_jump_with_an_unknown_match() -> None:
     facts = replace(
         WELL, nft_chains=base_chains(listed), interfaces=("eth0", "wg0"), client_interfaces=()
     )
-    assert evaluate(facts, [X]).findings == ()
+    assert errors(facts, [X]) == ()
 
 
 def test_open_router_with_one_interface_is_a_note() -> None:
     """Every host with an engine that sets no policy for IPv6 routes within its own segment."""
     facts = replace(WELL, interfaces=("br-x", "docker0", "br-0123456789ab", "eth0"))
-    result = evaluate(facts, [X])
-    assert result.findings == ()
-    (note,) = result.notes
+    assert errors(facts, [X]) == ()
+    (note,) = noted(facts, [X])
     assert note.startswith("this host routes IPv6 for everyone in and out by eth0: ")
     assert note.endswith(": ip6tables -P FORWARD DROP")
-    assert evaluate(replace(facts, forward_policy="DROP"), [X]).notes == ()
+    assert noted(replace(facts, forward_policy="DROP"), [X]) == []
     # Q28: the policy would cut off the containers of other networks.
     public = replace(facts, global_interfaces=frozenset({"br-x", "br-0123456789ab", "eth0"}))
-    (note,) = evaluate(public, [X], frozenset({"br-0123456789ab", "docker0"})).notes
+    (note,) = noted(public, [X], frozenset({"br-0123456789ab", "docker0"}))
     assert "must route, also for the containers on br-0123456789ab; then" in note
     named = replace(facts, interfaces=(*facts.interfaces, "ipv4only"))
-    assert evaluate(named, [X], frozenset({"ipv4only"})) == result
-    assert len(evaluate(named, [X]).findings) == 1
+    assert evaluate(named, [X], frozenset({"ipv4only"})) == evaluate(facts, [X])
+    assert len(errors(named, [X])) == 1
 
 
 def test_open_router_with_many_interfaces_names_some() -> None:
     facts = replace(WELL, interfaces=tuple(f"vlan{number}" for number in range(300)))
-    (finding,) = evaluate(facts, [X]).findings
+    (finding,) = errors(facts, [X])
     assert len(finding.text) < 500
 
 
 def test_forwarding_is_not_checked_without_a_managed_network_that_needs_it() -> None:
-    assert evaluate(replace(WELL, forwarding=False), [INNER]).findings == ()
-    assert evaluate(replace(WELL, forwarding=False), [NATIVE]).findings == ()
+    assert errors(replace(WELL, forwarding=False), [INNER]) == ()
+    assert errors(replace(WELL, forwarding=False), [NATIVE]) == ()
 
 
 def test_most_important_finding_comes_first() -> None:
     facts = replace(WELL, stale_rules=True, ra_default_routes=(ADVERTISED,), forwarding=False)
-    texts = [finding.text for finding in evaluate(facts, [X]).findings]
+    texts = [finding.text for finding in errors(facts, [X])]
     assert [text.split()[0] for text in texts] == ["IPv6", "the", "stale"]
 
 
@@ -296,7 +310,7 @@ def test_most_important_finding_comes_first() -> None:
 
 def commands(facts: HostFacts) -> list[str]:
     """The rules that the finding inserts."""
-    findings = evaluate(facts, [X, INNER]).findings
+    findings = errors(facts, [X, INNER])
     assert len(findings) < 2
     start = "nft insert rule inet mine forward "
     return [
@@ -382,11 +396,11 @@ def test_block_of_an_interface_without_clients_is_not_reported(
 ) -> None:
     """Q4: libvirt rejects new connections into its network, which is its purpose."""
     facts = replace(chain(*rules, policy="accept"), client_interfaces=("br-x", "eth0", "wlan0"))
-    assert evaluate(facts, [X]).findings == ()
+    assert errors(facts, [X]) == ()
     trusting = network(name="x", bridge="br-x", trusted_interfaces=("virbr0",))
-    assert len(evaluate(facts, [trusting]).findings) == 1
+    assert len(errors(facts, [trusting])) == 1
     everywhere = replace(facts, client_interfaces=("virbr0",))
-    assert len(evaluate(everywhere, [X]).findings) == 1
+    assert len(errors(everywhere, [X])) == 1
 
 
 BOTH = {"concat": [IIF, OIF]}
@@ -417,7 +431,7 @@ def test_firewall_that_passes_packets_of_containers_is_not_reported(
     rules: list[list[dict[str, Any]]],
 ) -> None:
     """Verdict maps, concatenations and sets, as `nft -j` lists them."""
-    assert evaluate(chain(*rules), [X]).findings == ()
+    assert errors(chain(*rules), [X]) == ()
 
 
 @pytest.mark.parametrize(
@@ -435,7 +449,7 @@ def test_firewall_that_drops_packets_of_containers_is_reported(
     rules: list[list[dict[str, Any]]], policy: str, reported: bool
 ) -> None:
     """If it is certain: the elements of a named set are not read."""
-    assert bool(evaluate(chain(*rules, policy=policy), [X]).findings) is reported
+    assert bool(errors(chain(*rules, policy=policy), [X])) is reported
 
 
 def test_chain_with_many_jumps_is_evaluated_once() -> None:
@@ -461,7 +475,7 @@ def test_chain_with_many_jumps_is_evaluated_once() -> None:
 
 
 def test_bridge_in_no_zone_of_firewalld_is_reported() -> None:
-    (finding,) = evaluate(replace(WELL, zones={"eth0": "public"}), [X, INNER]).findings
+    (finding,) = errors(replace(WELL, zones={"eth0": "public"}), [X, INNER])
     assert finding.bridge == "br-x"
     zone = "--zone=trusted --add-interface=br-x"
     assert finding.text.endswith(f"firewall-cmd --permanent {zone} && firewall-cmd {zone}")
@@ -483,7 +497,7 @@ def test_bridge_in_no_zone_of_firewalld_is_reported() -> None:
     ],
 )
 def test_icc_that_is_not_enforced_is_reported(facts: HostFacts, command: str | None) -> None:
-    findings = evaluate(facts, [X, CUT, NATIVE]).findings
+    findings = errors(facts, [X, CUT, NATIVE])
     assert [finding.bridge for finding in findings] == ([] if command is None else ["br-cut"])
     assert all(finding.text.endswith(command or "") for finding in findings)
 
@@ -520,9 +534,9 @@ def test_unfiltered_bridges_are_those_of_managed_networks_without_icc(
 
 def test_reverse_path_filter_is_a_note() -> None:
     strict = chain([match(SOURCES, False), DROP], policy="accept", hook="prerouting")
-    result = evaluate(replace(strict, rpfilter_tables=("the raw table of ip6tables",)), [X])
-    assert result.findings == ()
-    assert [note.split(":")[0] for note in result.notes] == [
+    facts = replace(strict, rpfilter_tables=("the raw table of ip6tables",))
+    assert errors(facts, [X]) == ()
+    assert [note.split(":")[0] for note in noted(facts, [X])] == [
         "a reverse-path filter is in the raw table of ip6tables",
         "a reverse-path filter is in inet mine forward",
     ]
@@ -531,7 +545,7 @@ def test_reverse_path_filter_is_a_note() -> None:
 def test_bridge_without_its_address_is_a_fault_of_its_network() -> None:
     """Q16: by `ip address flush`, or by a VPN that sets disable_ipv6 and clears it."""
     facts = replace(WELL, forward_policy="DROP", bridges_without_address=frozenset({"br-x"}))
-    (finding,) = evaluate(facts, [X, INNER]).findings
+    (finding,) = errors(facts, [X, INNER])
     assert finding.bridge == "br-x"
     assert finding.command == (
         "sysctl -w net/ipv6/conf/br-x/disable_ipv6=0 && "
@@ -553,12 +567,35 @@ def test_bridge_gets_its_own_address_again_and_not_that_of_a_container(
     """Q16: with another gateway, the first address of the subnet can be that of a container."""
     net = replace(X, gateway=None if gateway is None else IPv6Address(gateway))
     facts = replace(WELL, bridges_without_address=frozenset({"br-x"}))
-    (finding,) = evaluate(facts, [net]).findings
+    (finding,) = errors(facts, [net])
     assert finding.command.split(" && ")[-1] == command
 
 
 def notes(**facts: Any) -> list[str]:
-    return list(evaluate(replace(WELL, forward_policy="DROP", **facts), [X]).notes)
+    return noted(replace(WELL, forward_policy="DROP", **facts), [X])
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_missing_volume_of_the_container_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(host_facts, "_MOUNTS", mounts)
+    root = "731 573 0:61 / / rw,relatime - overlay overlay rw\n"
+    mounts.write_text(root)
+    monkeypatch.delenv("IPV6NATD_CONTAINER", raising=False)
+    assert host_facts._missing_volumes(backend) == frozenset()
+    monkeypatch.setenv("IPV6NATD_CONTAINER", "1")
+    missing = host_facts._missing_volumes(backend)
+    wanted = {STATE_FOLDER} if backend is Backend.NFT else {STATE_FOLDER, XTABLES_LOCK}
+    assert missing == wanted
+    (first, *others) = notes(missing_volumes=missing)
+    assert first.endswith("--volume ipv6natd:/var/lib/ipv6natd")
+    assert len(others) == len(missing) - 1
+    for path in missing:
+        root += f"731 573 0:61 /x {path} rw,relatime - ext4 /dev/vda rw\n"
+    mounts.write_text(root)
+    assert host_facts._missing_volumes(backend) == frozenset()
 
 
 OURS = "-A FORWARD -m comment --comment ipv6natd -j IPV6NAT-FORWARD"
@@ -724,7 +761,7 @@ def test_source_nat_before_ours_is_noted_if_it_overrides_host_ipv6() -> None:
     facts = replace(
         WELL, forward_policy="DROP", postrouting_rules=("-A POSTROUTING -o eth0 -j MASQUERADE",)
     )
-    (note,) = evaluate(facts, [named]).notes
+    (note,) = noted(facts, [named])
     assert "host_ipv6 of x has no effect" in note
 
 

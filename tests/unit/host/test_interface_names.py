@@ -63,7 +63,7 @@ def ra_finding(name: str) -> str:
     facts = HostFacts(
         ra_default_routes=(RaDefaultRoute(interface=name, accept_ra=1, forwarding=True),)
     )
-    (finding,) = evaluate(facts, []).findings
+    (finding,) = evaluate(facts, [])
     return finding.text
 
 
@@ -83,7 +83,7 @@ def test_nft_chain_is_quoted_in_a_command() -> None:
     name = "$(touch owned)"
     chain = BaseChain(family="inet", table="t", name=name, hook="forward", policy="drop")
     facts = HostFacts(client_interfaces=("br-x", "eth0"), nft_chains=(chain,))
-    (finding,) = evaluate(facts, [network(name="x", bridge="br-x")]).findings
+    (finding,) = evaluate(facts, [network(name="x", bridge="br-x")])
     assert shlex.split(finding.command)[:6] == ["nft", "insert", "rule", "inet", "t", name]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ipv6natd.host.findings import Finding, Severity, Topic
 from ipv6natd.model import Skipped
-from ipv6natd.report.changes import MAX_LINES_PER_KIND, log_changes
+from ipv6natd.report.changes import MAX_LINES_PER_KIND, log_changes, log_findings
 from ipv6natd.report.status import State
 from ipv6natd.system.messages import MessageId, log_fields
 from tests import ROOT
@@ -114,6 +115,36 @@ def message_ids_in_sources() -> set[str]:
                 case ast.Call(func=ast.Name(id="log_fields"), args=[first]):
                     found |= {first.attr} if isinstance(first, ast.Attribute) else ABOUT_MAPPINGS
     return found
+
+
+OFF = Finding(topic=Topic.FORWARDING, problem="it is off", command="sysctl -w a=1")
+ZONE = Finding(topic=Topic.FIREWALLD, problem="no zone", network="front", bridge="br-front")
+FILTER = Finding(topic=Topic.FIREWALL, severity=Severity.NOTE, problem="a filter")
+
+
+def test_finding_message_has_its_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """An error of one network is logged as the warning of this network."""
+    with caplog.at_level("INFO"):
+        log_findings((), (OFF, ZONE, FILTER))
+        log_findings((OFF, ZONE, FILTER), (OFF, ZONE, FILTER))
+        log_findings((OFF, ZONE, FILTER), ())
+    off = {
+        "IPV6NATD_ABOUT": "forwarding",
+        "IPV6NATD_SEVERITY": "error",
+        "IPV6NATD_COMMAND": "sysctl -w a=1",
+    }
+    zone = {
+        "IPV6NATD_ABOUT": "firewalld",
+        "IPV6NATD_SEVERITY": "error",
+        "IPV6NATD_NETWORK": "front",
+    }
+    note = {"IPV6NATD_ABOUT": "firewall", "IPV6NATD_SEVERITY": "note"}
+    assert logged(caplog) == [
+        ("WARNING", {"MESSAGE_ID": MessageId.HOST_FINDING, **off}),
+        ("INFO", {"MESSAGE_ID": MessageId.HOST_NOTE, **note}),
+        ("INFO", {"MESSAGE_ID": MessageId.HOST_FINDING_RESOLVED, **off}),
+        ("INFO", {"MESSAGE_ID": MessageId.HOST_FINDING_RESOLVED, **zone}),
+    ]
 
 
 ABOUT_MAPPINGS = {"PUBLISHED", "WITHDRAWN"}

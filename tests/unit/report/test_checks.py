@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from ipv6natd.host.findings import Finding, HostFacts, HostReport, RaDefaultRoute, Topic, evaluate
-from ipv6natd.model import Network, Protocol
+from ipv6natd.host.findings import (
+    Finding,
+    HostFacts,
+    RaDefaultRoute,
+    Severity,
+    Topic,
+    evaluate,
+)
+from ipv6natd.model import Network
 from ipv6natd.report.checks import Check, CheckInputs, CheckVerdict, checks
-from ipv6natd.report.status import reason_summary
 from tests.harness.build import network
 
 X = network(name="x", bridge="br-x")
@@ -23,7 +29,9 @@ PROPERTIES = {
     "Backend": "nft",
     "NetworkCount": 1,
 }
-RUNNING = CheckInputs(daemon=PROPERTIES, host_backend="nft", kernel_checked=True, polkit=True)
+RUNNING = CheckInputs(
+    daemon=PROPERTIES, reported=True, host_backend="nft", kernel_checked=True, polkit=True
+)
 ABOUT = [
     *("ipv6natd", "docker", "tools", "ipv6", "forwarding", "accept_ra", "ip6tables", "firewall"),
     *("firewalld", "br_netfilter", "bridge", "docker-ipv6nat", "kernel", "polkit"),
@@ -101,12 +109,15 @@ def test_host_without_ipv6_has_no_other_host_lines() -> None:
 
 
 def test_rule_checks_without_root_are_unknown() -> None:
+    lines = check_lines(NO_FAULT, replace(RUNNING, root=False, reported=False))
+    unknown = {line.about: line.fix for line in lines if line.verdict is CheckVerdict.UNKNOWN}
+    root = "sudo ipv6natctl check"
+    assert unknown == {"ip6tables": root, "firewall": root, "bridge": "", "docker-ipv6nat": root}
+
+
+def test_nothing_is_unknown_without_root_if_the_daemon_lists_its_findings() -> None:
     lines = check_lines(NO_FAULT, replace(RUNNING, root=False))
-    unknown = [line.about for line in lines if line.verdict is CheckVerdict.UNKNOWN]
-    assert unknown == ["ip6tables", "firewall", "docker-ipv6nat"]
-    assert {line.fix for line in lines if line.verdict is CheckVerdict.UNKNOWN} == {
-        "sudo ipv6natctl check"
-    }
+    assert not [line for line in lines if line.verdict is CheckVerdict.UNKNOWN]
 
 
 @pytest.mark.parametrize(
@@ -172,65 +183,51 @@ def test_firewall_without_nft_is_unknown() -> None:
     assert line.verdict is CheckVerdict.UNKNOWN
 
 
-def test_host_notes_are_note_lines() -> None:
-    lines = checks(NO_FAULT, HostReport(notes=("a filter stands there",)), RUNNING)
-    assert lines[-1] == Check(
-        about="firewall", verdict=CheckVerdict.NOTE, text="a filter stands there"
+def test_notes_and_warnings_come_last_and_keep_the_other_lines() -> None:
+    note = Finding(topic=Topic.FIREWALL, severity=Severity.NOTE, problem="a filter stands there")
+    warning = Finding(
+        topic=Topic.NETWORK, severity=Severity.WARNING, problem="no effect", network="front"
+    )
+    lines = checks(NO_FAULT, (warning, note), RUNNING)
+    assert [line.about for line in lines[:-2]] == ABOUT
+    assert {line.verdict for line in lines[:-2]} == {CheckVerdict.OK}
+    assert lines[-2:] == (
+        Check("network", CheckVerdict.WARNING, "network front: no effect"),
+        Check("firewall", CheckVerdict.NOTE, "a filter stands there"),
     )
 
 
 def test_refused_reload_is_a_fault_although_the_rules_are_in_sync() -> None:
-    reason = "reload refused: /etc/ipv6natd/ipv6natd.toml: unknown key 'x'"
-    lines = check_lines(NO_FAULT, running(StateReason=reason))
+    refused = Finding(
+        topic=Topic.SERVICE,
+        severity=Severity.WARNING,
+        problem="reload refused: unknown key 'x'; correct this, then",
+        command="ipv6natctl reload",
+    )
+    lines = checks(NO_FAULT, (refused,), running(StateReason=refused.text))
     line = line_about("ipv6natd", *lines)
-    assert (line.verdict, line.fix) == (CheckVerdict.BAD, "ipv6natctl reload")
-    assert line.text.startswith(reason)
+    assert line == Check("ipv6natd", CheckVerdict.BAD, refused.problem, "ipv6natctl reload")
     assert line_about("kernel", *lines).verdict is CheckVerdict.OK
+
+
+def test_each_fault_of_the_daemon_itself_is_a_line() -> None:
+    faults = [Finding(topic=Topic.SERVICE, problem=text) for text in ("no engine", "no table")]
+    inputs = running(State="waiting-for-docker", StateReason="no engine (and 1 more)")
+    lines = [line for line in checks(NO_FAULT, faults, inputs) if line.about == "ipv6natd"]
+    assert [line.text for line in lines] == [
+        "waiting-for-docker: no engine",
+        "waiting-for-docker: no table",
+    ]
 
 
 @pytest.mark.parametrize("topic", Topic)
 def test_a_finding_of_any_topic_is_a_line(topic: Topic) -> None:
-    finding = Finding(topic=topic, problem="it is broken", command="repair it")
-    lines = checks(NO_FAULT, HostReport(findings=(finding,)), RUNNING)
-    assert Check(topic, CheckVerdict.BAD, "it is broken", "repair it") in lines
+    finding = Finding(topic=topic, problem="it is broken", command="repair it", network="front")
+    text = "network front: it is broken" if topic is Topic.NETWORK else "it is broken"
+    lines = checks(NO_FAULT, (finding,), RUNNING)
+    assert Check(topic, CheckVerdict.BAD, text, "repair it") in lines
 
 
-def test_a_missing_rule_of_the_engine_is_listed_as_the_daemon_reports_it() -> None:
-    report = evaluate(
-        replace(NO_FAULT, forwarding=False, stale_rules=True),
-        [X],
-        missing_engine_rules=((Protocol.TCP, 8080),),
-    )
-    texts = [finding.text for finding in report.findings]
-    for shown in (texts[:1], texts):
-        inputs = running(State="degraded", StateReason=reason_summary(shown))
-        line = line_about("engine", *check_lines(NO_FAULT, inputs))
-        assert (line.verdict, line.fix) == (CheckVerdict.BAD, "systemctl restart docker")
-        assert line.text.startswith("Docker's own IPv6 rule of port 8080/tcp is missing")
-        assert "more" not in line.text
-
-
-def test_addresses_of_bridges_are_unknown_without_the_list_of_networks() -> None:
-    line = line_about("bridge", *check_lines(NO_FAULT, replace(RUNNING, native_networks=None)))
+def test_addresses_of_bridges_are_unknown_without_the_daemon() -> None:
+    line = line_about("bridge", *check_lines(NO_FAULT, replace(RUNNING, reported=False)))
     assert line.verdict is CheckVerdict.UNKNOWN
-
-
-@pytest.mark.parametrize(
-    ("state", "reasons", "hidden"),
-    [
-        ("degraded", ["off"], 0),
-        ("degraded", ["off: a", "stale: b", "of a kind that only the daemon knows"], 1),
-        ("degraded", ["reload refused: x", "off: a", "stale: b", "c", "d"], 2),
-        ("waiting-for-docker", ["no engine", "off: a", "stale: b"], 0),
-        ("waiting-for-docker", ["reload refused: x", "no engine", "off: a", "stale: b"], 0),
-    ],
-)
-def test_reasons_of_the_daemon_without_a_line_are_counted(
-    state: str, reasons: list[str], hidden: int
-) -> None:
-    texts = (Finding(problem="off", command="a"), Finding(problem="stale", command="b"))
-    inputs = running(State=state, StateReason=reason_summary(reasons))
-    lines = checks(NO_FAULT, HostReport(findings=texts), inputs)
-    counted = [line.text for line in lines if "not listed" in line.text]
-    assert len(counted) == bool(hidden)
-    assert all(text.startswith(f"it reports {hidden} more") for text in counted)

@@ -22,7 +22,13 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
-from ipv6natd.report.explain import Explanation, explanations, with_connections
+from ipv6natd.report.explain import (
+    Explanation,
+    explanations,
+    tcp_sockets,
+    with_connections,
+    with_servers,
+)
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
 
 DEFAULT = Policy()
@@ -251,3 +257,14 @@ def test_unreadable_binding_is_listed_as_skipped() -> None:
     web = container(on=[A], ports=[binding()], problems=(("99/xyz", "it is of no protocol"),))
     (explanation,) = explained("web", A, web)
     assert [entry.port for entry in explanation.skipped] == ["99/xyz"]
+
+
+def test_server_is_asked_for_each_tcp_port_that_is_forwarded_and_once() -> None:
+    ports = ["8080:80", "[::1]:8081:80", "53:53/udp", "127.0.0.1:81:81"]
+    found = explained("web", A, container(on=[A], ports=ports))
+    (socket,) = tcp_sockets(found)
+    assert socket[1] == 80
+    (explanation,) = (with_servers(one, {socket: "refused"}) for one in found)
+    servers = {port.binding.partition(" ")[0]: port.server for port in explanation.ports}
+    assert servers.pop("[::]:8080") == "refused"
+    assert set(servers.values()) == {None}

@@ -6,7 +6,14 @@ import re
 
 from ipv6natd.report import metrics
 from ipv6natd.report.metrics import Sample
-from ipv6natd.report.status import Status, bus_fields, mapping_rows, network_row, properties
+from ipv6natd.report.status import (
+    Status,
+    bus_fields,
+    finding_row,
+    mapping_rows,
+    network_row,
+    properties,
+)
 from tests.integration.bus.conftest import mapping, status
 
 HELP = re.compile(r"# HELP (?P<name>ipv6natd_[a-z_]+) [^\n]*\.")
@@ -18,7 +25,8 @@ SAMPLE = re.compile(rf"(?P<name>ipv6natd_[a-z_]+)(\{{{LABEL}(,{LABEL})*\}})? [0-
 def text(now: Status) -> str:
     networks = (bus_fields(network_row(network)) for network in now.networks)
     rows = map(bus_fields, mapping_rows(now))
-    return metrics.text(metrics.samples(properties(now), rows, networks))
+    findings = (bus_fields(finding_row(finding)) for finding in now.findings)
+    return metrics.text(metrics.samples(properties(now), rows, networks, findings))
 
 
 def test_text_is_prometheus_format_with_the_lines_of_a_metric_together() -> None:
@@ -43,6 +51,8 @@ def test_mappings_and_ports_are_counted_separately() -> None:
     assert 'ipv6natd_ports{protocol="tcp"} 2' in lines
     assert 'ipv6natd_networks{managed_by="ipv6natd"} 1' in lines
     assert "ipv6natd_network_warnings 2" in lines
+    assert 'ipv6natd_findings{about="network",severity="warning"} 2' in lines
+    assert 'ipv6natd_findings{about="forwarding",severity="error"} 0' in lines
 
 
 def test_exactly_one_state_sample_is_1() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.facts import tracks_sctp
-from ipv6natd.host.findings import Finding, HostReport
+from ipv6natd.host.findings import Finding, Severity, Topic
 from ipv6natd.model import EngineState, Network, Policy
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.rules import Backend
@@ -32,7 +32,7 @@ from tests.unit.sync.test_reconciler import FakeFacts, X, web
 
 OFF = Finding(problem="forwarding is off", command="sysctl -w a=1")
 MORE = Finding(problem="more", command="true")
-ZONE = Finding(problem="br-a is in no zone", command="firewall-cmd", bridge="br-a")
+ZONE = Finding(problem="br-a is in no zone", command="firewall-cmd", network="a", bridge="br-a")
 THEIRS = "-A FORWARD -j DROP"
 BAN_LIST = "-A FORWARD -s 2001:db8:1::2/128 -j DROP"
 
@@ -101,11 +101,11 @@ def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
         status = await host.is_(State.DEGRADED, OFF.text)
         assert len(status.mappings) == 1
         await until(lambda: len(host.checks) > 3)
-        host.found = HostReport()
+        host.found = ()
         await host.is_(State.SYNCED, "")
 
     with caplog.at_level("INFO", "ipv6natd"):
-        run(Host(found=HostReport(findings=(OFF,))), scenario)
+        run(Host(found=(OFF,)), scenario)
     messages = [record.getMessage() for record in caplog.records if OFF.text in record.getMessage()]
     assert [message for message in messages if message.startswith((OFF.text, "resolved"))] == [
         OFF.text,
@@ -115,10 +115,10 @@ def test_k1_host_finding_makes_the_state_degraded_until_it_is_fixed(
 
 def test_state_reason_is_the_first_finding_and_counts_the_others() -> None:
     async def scenario(host: Host) -> None:
-        text = f"{OFF.text} (and 2 more: sudo ipv6natctl check)"
+        text = f"{OFF.text} (and 2 more: ipv6natctl findings)"
         await host.is_(State.DEGRADED, text)
 
-    run(Host(found=HostReport(findings=(OFF, ZONE, MORE))), scenario)
+    run(Host(found=(OFF, ZONE, MORE)), scenario)
 
 
 def test_finding_about_one_network_is_a_warning_of_this_network() -> None:
@@ -126,22 +126,118 @@ def test_finding_about_one_network_is_a_warning_of_this_network() -> None:
         status = await host.is_(State.DEGRADED, ZONE.text)
         assert [network.warnings for network in status.networks] == [(ZONE.text,)]
         generation = status.generation
-        host.found = HostReport()
+        host.found = ()
         status = await host.is_(State.SYNCED, "")
         assert [network.warnings for network in status.networks] == [()]
         assert status.generation == generation + 1
 
-    run(Host(found=HostReport(findings=(ZONE,))), scenario)
+    run(Host(found=(ZONE,)), scenario)
+
+
+def test_findings_are_ordered_and_the_state_follows_from_the_errors() -> None:
+    note = Finding(topic=Topic.FIREWALL, severity=Severity.NOTE, problem="a filter")
+
+    async def scenario(host: Host) -> None:
+        host.facts.have(replace(X, warnings=("no effect",)))
+        host.loop.trigger()
+        warning = Finding(
+            topic=Topic.NETWORK,
+            severity=Severity.WARNING,
+            problem="no effect",
+            network="x",
+            bridge="br-a",
+        )
+        await until(lambda: host.loop.status.findings == (OFF, ZONE, warning, note))
+        await host.is_(State.DEGRADED, f"{OFF.text} (and 1 more: ipv6natctl findings)")
+        host.found = (note,)
+        await until(lambda: host.loop.status.findings == (warning, note))
+        await host.is_(State.SYNCED, "")
+
+    run(Host(found=(note, OFF, ZONE)), scenario)
+
+
+def test_findings_of_the_service_come_first_and_those_of_networks_go_with_the_rules() -> None:
+    async def scenario(host: Host) -> None:
+        host.facts.have(replace(X, warnings=("no effect",)))
+        host.loop.publisher.config_error = "unknown key"
+        host.facts.state, host.facts.waiting_for = EngineState.LOST, "no engine"
+        host.loop.trigger()
+        await until(lambda: len(host.loop.status.findings) == 4)
+        first, second, third, _ = host.loop.status.findings
+        assert (first.severity, first.command) == (Severity.WARNING, "ipv6natctl reload")
+        assert (second.topic, second.problem) == (Topic.SERVICE, "no engine")
+        assert third == OFF
+        await host.loop.cleanup()
+        removed, *others = host.loop.status.findings
+        assert removed.command == "ipv6natctl resync"
+        assert others == [first, second, OFF]
+        assert host.loop.status.state is State.STOPPED
+
+    run(Host(found=(OFF,)), scenario)
+
+
+def test_failed_write_stays_a_finding_while_other_findings_change() -> None:
+    class Full(FakeFirewall):
+        full = True
+
+        def write(self, change: TableChange) -> None:
+            if self.full:
+                raise FirewallError("no space")
+            super().write(change)
+
+    async def scenario(host: Host) -> None:
+        await host.is_(State.DEGRADED, "no space")
+        host.found = (OFF,)
+        await host.is_(State.DEGRADED, "no space (and 1 more: ipv6natctl findings)")
+        host.fake.full = False  # type: ignore[attr-defined]
+        await host.is_(State.DEGRADED, OFF.text)
+
+    run(Host(fake=Full()), scenario)
+
+
+def test_requested_findings_are_new_ones_and_published_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_monitor, "CHECK_INTERVAL", 1000)
+    monkeypatch.setattr(host_monitor, "MIN_CHECK_INTERVAL", 0.2)
+
+    async def scenario(host: Host) -> None:
+        await until(lambda: (X,) in host.checks)  # those at the start have ended
+        await host.loop.monitor.check()
+        host.found, before = (OFF,), len(host.checks)
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(host.loop.monitor.check_on_request() for _ in range(5)))
+        assert len(host.checks) == before + 1
+        assert asyncio.get_running_loop().time() - began > 0.1
+        assert host.loop.publisher.newest_findings() == (OFF,)
+        assert host.loop.status.findings == (OFF,)
+        assert host.loop.status.state is State.DEGRADED
+
+    run(Host(), scenario)
+
+
+def test_nothing_is_published_before_the_first_pass() -> None:
+    """READY=1 waits for the first pass."""
+
+    async def scenario() -> None:
+        host = Host(found=(OFF,))
+        loop = host.start()
+        await loop.monitor.check()
+        assert loop.publisher.newest_findings() == (OFF,)
+        assert not host.published
+        assert not loop.publisher.first_pass.is_set()
+
+    asyncio.run(scenario())
 
 
 def test_state_reason_names_a_lost_engine_before_findings() -> None:
     async def scenario(host: Host) -> None:
         host.facts.state, host.facts.waiting_for = EngineState.LOST, "no engine"
         host.loop.trigger()
-        text = "no engine (and 1 more: sudo ipv6natctl check)"
+        text = "no engine (and 1 more: ipv6natctl findings)"
         await host.is_(State.WAITING_FOR_DOCKER, text)
 
-    run(Host(found=HostReport(findings=(OFF,))), scenario)
+    run(Host(found=(OFF,)), scenario)
 
 
 def test_host_is_checked_when_networks_change_and_on_resync(
@@ -155,7 +251,7 @@ def test_host_is_checked_when_networks_change_and_on_resync(
         host.loop.trigger()
         await asyncio.sleep(0.05)
         assert len(host.checks) == checks
-        host.found = HostReport(findings=(OFF,))
+        host.found = (OFF,)
         await host.loop.resync()
         assert host.loop.status.state is State.DEGRADED
 
@@ -171,14 +267,14 @@ def test_host_is_checked_after_forwarding_was_switched_on(
         await host.is_(State.DEGRADED, OFF.text)
 
         def switched(_on: bool) -> bool:
-            host.found = HostReport()
+            host.found = ()
             return True
 
         host.forward = switched
         host.loop.trigger()
         await host.is_(State.SYNCED, "")
 
-    run(Host(found=HostReport(findings=(OFF,))), scenario)
+    run(Host(found=(OFF,)), scenario)
 
 
 def test_host_check_has_no_networks_between_cleanup_and_resync() -> None:
@@ -198,7 +294,7 @@ def test_failed_host_check_stops_nothing() -> None:
     class Blind(Host):
         async def check_host(
             self, networks: tuple[Network, ...], _engine_writes: bool
-        ) -> HostReport:
+        ) -> tuple[Finding, ...]:
             self.checks.append(networks)
             if len(self.checks) < 3:
                 raise ValueError("what is that?")
@@ -207,7 +303,7 @@ def test_failed_host_check_stops_nothing() -> None:
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, OFF.text)
 
-    run(Blind(found=HostReport(findings=(OFF,))), scenario)
+    run(Blind(found=(OFF,)), scenario)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +376,8 @@ def test_position_is_conceded_after_five_losses_in_a_minute() -> None:
     assert not guard.conceded
     guard.record_loss(POSITION_LOSS_PERIOD, "-j DROP")
     assert guard.conceded
-    assert "`-A FORWARD -j DROP`" in guard.reason
-    assert guard.reason.endswith("ipv6natctl resync")
+    assert "`-A FORWARD -j DROP`" in guard.finding.text
+    assert guard.finding.text.endswith("ipv6natctl resync")
     guard.reset()
     assert not guard.conceded
     for minute in range(20):
@@ -320,7 +416,7 @@ def test_f7_after_five_losses_the_position_is_conceded_and_the_rules_are_kept() 
             assert "DOCKER-USER" in host.first
         await host.intrude()
         assert host.first == THEIRS
-        await host.is_(State.DEGRADED, host.loop.applier.position.reason)
+        await host.is_(State.DEGRADED, host.loop.applier.position.finding.text)
         # Our chains are still repaired and follow the engine.
         host.fake.load("*filter\n:IPV6NAT-FORWARD - [0:0]\nCOMMIT\n")
         host.facts.have(X, web("9090:80"))
@@ -351,7 +447,7 @@ def test_first_position_is_taken_again_when_it_is_free_or_on_resync() -> None:
         await host.is_(State.SYNCED, "")
         for _ in range(MAX_POSITION_LOSSES):
             await host.intrude()
-        await host.is_(State.DEGRADED, host.loop.applier.position.reason)
+        await host.is_(State.DEGRADED, host.loop.applier.position.finding.text)
         for _ in range(host.fake.dump().count(THEIRS)):
             host.fake.load(f"*filter\n-D{THEIRS.removeprefix('-A')}\nCOMMIT\n")
         host.loop.verify()
