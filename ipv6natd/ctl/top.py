@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -27,6 +26,8 @@ INTERVAL = 2.0
 """Seconds between two reads."""
 MAX_CHANGES, MAX_FINDINGS = 4, 3
 """Lines of changes and of findings."""
+MIN_LINES = 24
+"""Lines of a terminal that does not know its size."""
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 """The second screen of the terminal, without a cursor and without wrapped lines, and back."""
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -116,9 +117,10 @@ async def _live(daemon: DaemonClient, options: Options) -> None:
         loop.add_reader(sys.stdin.fileno(), lambda: _read_key(stop))
         due = loop.time() + INTERVAL
         while not stop.is_set():
-            size = shutil.get_terminal_size()
+            # Not shutil: $LINES does not follow the terminal.
+            size = os.get_terminal_size(sys.stdout.fileno())
             screen = replace(options.screen, columns=size.columns)
-            sys.stdout.write(_page(view, replace(options, screen=screen), size.lines))
+            sys.stdout.write(_page(view, replace(options, screen=screen), size.lines or MIN_LINES))
             sys.stdout.flush()
             await _wait(due, stop, redraw)
             redraw.clear()
