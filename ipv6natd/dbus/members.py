@@ -4,7 +4,7 @@ Dispatch is our own, over the static XML in dbus/: dbus-next's service layer sen
 callers, does not tell a handler its sender, and cannot declare which properties emit changes.
 
 A new member needs: its entry in the XML, a row in METHODS, a handler in Members, a method in
-Source, and its paragraph in org.ipv6natd1(5).
+Source, its command in polkit.ROOT_COMMANDS, and its paragraph in org.ipv6natd1(5).
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ ROOT_COMMANDS = {
     "ListMappings": "ipv6natctl mappings",
     "ListNetworks": "ipv6natctl networks",
     "ListSkipped": "ipv6natctl skipped",
+    "ListFindings": "ipv6natctl findings",
+    "ListConnections": "ipv6natctl top",
     "ListLeftovers": "ipv6natctl cleanup --leftovers --dry-run",
     "Explain": "ipv6natctl explain",
     "GetRuleset": "ipv6natctl rules",
