@@ -162,7 +162,7 @@ class Settings:
         _backend,
         " or ".join(BACKENDS),
         "Variant of ip6tables to use; auto selects the variant with Docker's IPv4 chains and, if "
-        "there are none, that of the host's ip6tables.",
+        "Docker does not run or has none, that of the host's ip6tables.",
     )
     ip_forward: bool = _flag(
         True,

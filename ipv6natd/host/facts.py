@@ -51,7 +51,7 @@ _CONF = _SYSCTL / "ipv6/conf"
 _BRIDGE_SYSCTL = _SYSCTL / "bridge/bridge-nf-call-ip6tables"
 _THREAD = Path("/proc/thread-self")
 _MOUNTS = Path("/proc/self/mountinfo")
-_IN_IMAGE = "IPV6NATD_CONTAINER"
+IN_IMAGE = "IPV6NATD_CONTAINER"
 """A variable of the container image."""
 _CONTAINER_CGROUP = re.compile(
     r"/(?:docker-)?([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", re.MULTILINE
@@ -213,7 +213,7 @@ def read_host(
 
 def _missing_volumes(backend: Backend) -> frozenset[str]:
     """The paths that should be on a volume and are not; none outside of the image."""
-    if _IN_IMAGE not in os.environ:
+    if IN_IMAGE not in os.environ:
         return frozenset()
     # The fifth field is the place of the mount.
     mounted = {line.split()[4] for line in read_text(_MOUNTS).splitlines()}

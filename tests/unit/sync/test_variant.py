@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ipv6natd.firewall.backend import FirewallError
@@ -32,7 +34,21 @@ def test_auto_is_the_variant_of_docker_or_that_of_the_tools(
         return "/usr/sbin/tool"
 
     monkeypatch.setattr(variant, "docker_ipv4_variants", lambda: frozenset(docker))
+    monkeypatch.setenv("IPV6NATD_CONTAINER", "1")
     monkeypatch.setattr(variant, "variant_tool", tool)
     monkeypatch.setattr(variant, "detect_backend", lambda: NFT)
     assert chosen_backend("auto") is chosen
     assert chosen_backend("legacy") is LEGACY
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_chains_of_an_engine_that_does_not_run_count_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: bool
+) -> None:
+    """`ip6tables` may be another one since the engine wrote them."""
+    monkeypatch.delenv("IPV6NATD_CONTAINER", raising=False)
+    monkeypatch.setattr(variant, "_PID_FILE", tmp_path if runs else tmp_path / "none")
+    monkeypatch.setattr(variant, "docker_ipv4_variants", lambda: frozenset({"nft"}))
+    monkeypatch.setattr(variant, "variant_tool", lambda *_: "/usr/sbin/tool")
+    monkeypatch.setattr(variant, "detect_backend", lambda: LEGACY)
+    assert chosen_backend("auto") is (NFT if runs else LEGACY)
