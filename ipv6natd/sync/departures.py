@@ -24,8 +24,13 @@ from ipv6natd.model import EngineState
 from ipv6natd.sync.interfaces import EngineFacts, Host
 from ipv6natd.system.threads import in_thread
 
-FIRST_LIST_TIME = 0.5
-"""Seconds in which a running engine usually lists its objects after a start."""
+ANSWER_TIME = 0.5
+"""Seconds after a start in which an engine usually answers if it runs. Another one may start only
+now: it gives addresses to its containers before it answers."""
+LIST_TIME = 2.0
+"""Seconds after a start in which an engine that has answered usually lists its objects, also on a
+busy host. Until then a new container can get the address of one that has left, as it could while
+ipv6natd did not run."""
 CONFIRM_PAUSE = 1.0
 """Seconds from a container's end to the list that confirms it: one list for many of them."""
 CONFIRM_LIMIT = 5.0
@@ -124,4 +129,5 @@ class Departures:
             left = await in_thread(partial(self._host.ports_have_left, bridges))
         if self.engine.state is EngineState.UNREACHABLE:
             return None if left is False else self._began
-        return self._began + FIRST_LIST_TIME if left else None
+        answers = self.engine.engine is not None
+        return self._began + (LIST_TIME if answers else ANSWER_TIME) if left else None

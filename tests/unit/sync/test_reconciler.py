@@ -871,7 +871,8 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
     closed: bool,
 ) -> None:
     """Q7: until the engine has listed its containers, for which a running engine has some time."""
-    monkeypatch.setattr(departures, "FIRST_LIST_TIME", 0.2)
+    monkeypatch.setattr(departures, "ANSWER_TIME", 0.2)
+    monkeypatch.setattr(bench.facts, "engine", None)
 
     async def earlier(bench: Bench) -> None:
         await bench.passed()
@@ -892,6 +893,27 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
 
     run(bench, earlier)
     bench.facts.state, bench.facts.current, bench.left = state, False, left
+    run(bench, scenario)
+
+
+def test_ports_of_an_earlier_process_stay_longer_open_if_the_engine_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q7: on a busy host, the list of a running engine takes its time."""
+    monkeypatch.setattr(departures, "ANSWER_TIME", 0.1)
+    monkeypatch.setattr(departures, "LIST_TIME", 0.5)
+
+    async def earlier(bench: Bench) -> None:
+        await bench.passed()
+
+    async def scenario(bench: Bench) -> None:
+        await bench.passed()
+        await asyncio.sleep(0.2)
+        assert "--dport 8080 -j DNAT" in bench.firewall.dump()
+        await until(lambda: "--dport 8080 -j DNAT" not in bench.firewall.dump())
+
+    run(bench, earlier)
+    bench.facts.state, bench.facts.current, bench.left = EngineState.STARTING, False, True
     run(bench, scenario)
 
 
