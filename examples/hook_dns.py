@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """Give each container with a forwarded port a name in the DNS, with the address of this host:
 
-    ipv6natctl monitor --json=short | hook_dns.py containers.example.org 2001:db8::1 -k ddns.key
+    ipv6natctl monitor --json=short | python3 hook_dns.py ZONE 2001:db8::1 -k ddns.key
 
 The words after the address are options of nsupdate. After each change the script reads all
 mappings, so it also corrects what it has missed. It removes only names that it has added itself.

@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """Send each change of a forwarded port to a web server, as JSON:
 
-    ipv6natctl monitor --json=short | hook_webhook.py https://example.org/changes
+    ipv6natctl monitor --json=short | python3 hook_webhook.py https://example.org/changes
 
 A change that the server does not accept is written to the error output, and not sent again.
 """

@@ -20,7 +20,7 @@ NEVER_SKIPPED = (
 )
 
 PLAIN_USER_TEST = (
-    "tests.integration.bus.test_ctl test_check_by_a_plain_user_reports_findings_and_unknowns"
+    "tests.integration.bus.test_ctl test_check_by_a_plain_user_shows_the_findings_of_the_daemon"
 )
 """A test with commands of a plain user."""
 
