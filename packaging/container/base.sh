@@ -19,5 +19,5 @@ unshare --mount --pid --fork --kill-child --mount-proc \
 find "$part/usr/share/doc" -type f ! -name copyright -delete
 find "$part" -name __pycache__ -type d -prune -exec rm -rf {} +
 rm -rf "$part"/usr/share/{man,locale,info,lintian}/* "$part"/var/{lib/apt/lists,cache,log}/* \
-    "$part"/dev/* "$part/etc/resolv.conf"
+    "${part:?}"/dev/* "$part/etc/resolv.conf"
 mv "$part" "$folder"

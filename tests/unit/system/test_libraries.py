@@ -11,7 +11,9 @@ import pytest
 from ipv6natd.system.libraries import PACKAGES, needed_libraries
 
 DAEMON = """
+import contextlib
 import ipv6natd.cli as cli
+cli.only_instance = contextlib.nullcontext
 cli.close_networks = cli.asyncio.run = lambda _: None
 cli.main([])
 """
