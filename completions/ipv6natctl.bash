@@ -17,7 +17,7 @@ _ipv6natctl_ports() {
 
 _ipv6natctl() {
     local commands='status mappings networks skipped findings rules explain check top monitor
-        resync reload cleanup metrics ula'
+        resync reload cleanup metrics report ula'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command='' word
     # Bash takes --option=value for three words.
     if [[ $current == '=' ]]; then
@@ -46,6 +46,7 @@ _ipv6natctl() {
                 networks | findings) words='--network' ;;
                 skipped) words='--container --network' ;;
                 cleanup) words='--leftovers --dry-run' ;;
+                report) words='--unchanged' ;;
             esac
             words+=' --json --no-legend --help --version'
             [[ $command || $current == -* ]] || words=$commands

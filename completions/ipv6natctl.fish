@@ -32,6 +32,7 @@ complete -c ipv6natctl -n __fish_use_subcommand -a resync -d 'Compare engine and
 complete -c ipv6natctl -n __fish_use_subcommand -a reload -d 'Read the configuration again'
 complete -c ipv6natctl -n __fish_use_subcommand -a cleanup -d 'Remove all rules'
 complete -c ipv6natctl -n __fish_use_subcommand -a metrics -d 'Counts and times for Prometheus'
+complete -c ipv6natctl -n __fish_use_subcommand -a report -d 'One text for a bug report'
 complete -c ipv6natctl -n __fish_use_subcommand -a ula -d 'A random private prefix'
 
 complete -c ipv6natctl -n '__fish_seen_subcommand_from explain' \
@@ -44,6 +45,8 @@ complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l port -x \
     -a '(__ipv6natctl_ports)' -d 'Only mappings that contain this host port'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l protocol -x \
     -a 'tcp udp sctp' -d 'Only this protocol'
+complete -c ipv6natctl -n '__fish_seen_subcommand_from report' -l unchanged \
+    -d 'Keep names and public addresses'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from cleanup' -l leftovers \
     -d 'The rules that docker-ipv6nat or a switched-off engine left'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from cleanup' -l dry-run \

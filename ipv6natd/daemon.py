@@ -270,6 +270,10 @@ class Daemon:
         """The rules that were written last, for the bus."""
         return self._reconciler.applier.ruleset_text()
 
+    def facts_text(self) -> str:
+        """The facts of the last pass, for the bus."""
+        return self._reconciler.facts_text()
+
     async def resync(self) -> SyncResult:
         """Resync for the bus. Raises BusError."""
         try:

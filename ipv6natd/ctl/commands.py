@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipv6natd.ctl import check, control, explain, metrics, monitor, show, top, ula
+from ipv6natd.ctl import check, control, explain, metrics, monitor, report, show, top, ula
 from ipv6natd.ctl.client import CommandFunction
 
 
@@ -64,6 +64,11 @@ GROUPS = {
     },
     "set-up and monitoring": {
         "metrics": Command(metrics.metrics, "counts and times for Prometheus, as text"),
+        "report": Command(
+            report.report,
+            "one JSON text for a bug report, with other names and public addresses",
+            ("unchanged",),
+        ),
         "ula": Command(ula.make, "a random private prefix, and the lines for Docker that use it"),
     },
 }

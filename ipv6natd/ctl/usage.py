@@ -28,6 +28,7 @@ FILTERS = {
 FLAGS = {
     "leftovers": "with cleanup: remove what docker-ipv6nat or a switched-off engine left",
     "dry-run": "with cleanup --leftovers: only list them",
+    "unchanged": "with report: keep names and public addresses",
 }
 
 EXAMPLES = """\

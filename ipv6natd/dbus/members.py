@@ -75,6 +75,9 @@ class Source(Protocol):
     def ruleset_text(self) -> str:
         """The rules in force, in the format of ip6tables-restore. Runs in a thread."""
 
+    def facts_text(self) -> str:
+        """The facts that decide about rules, as JSON. Runs in a thread."""
+
 
 class Members:
     """The handlers of all members."""
@@ -164,6 +167,9 @@ METHODS = {
     ),
     (MANAGER, "GetRuleset"): Method(
         "", "s", lambda it, _: text_body(it.source.ruleset_text), Action.INSPECT, in_turn=True
+    ),
+    (MANAGER, "GetFacts"): Method(
+        "", "s", lambda it, _: text_body(it.source.facts_text), Action.INSPECT, in_turn=True
     ),
     (MANAGER, "Resync"): Method("", "a{sv}", lambda it, _: it.source.resync(), Action.RESYNC),
     (MANAGER, "Reload"): Method("", "", lambda it, _: it.source.reload(), Action.RELOAD),

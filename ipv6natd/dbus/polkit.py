@@ -58,6 +58,7 @@ ROOT_COMMANDS = {
     "ListLeftovers": "ipv6natctl cleanup --leftovers --dry-run",
     "Explain": "ipv6natctl explain",
     "GetRuleset": "ipv6natctl rules",
+    "GetFacts": "ipv6natctl report",
     "Resync": "ipv6natctl resync",
     "Reload": "ipv6natctl reload",
     "Cleanup": "ipv6natctl cleanup",

@@ -143,6 +143,8 @@ class Applier:
         """None until it is open: ip6tables may be missing. Each pass tries to open it."""
         self.host = host
         self.applied = AppliedState()
+        self.last_facts: tuple[Snapshot, Policy] = Snapshot(), Policy()
+        """Those of the last pass."""
         self._flows = ConntrackState(exposure=exposure)
         self._saved = saved
         """The raw and filter tables that were saved last, also by an earlier process; None if they
@@ -227,7 +229,9 @@ class Applier:
             return result
 
     def _sync(self, snapshot: Snapshot, policy: Policy, *, verify: bool) -> PassResult:
-        wanted = desired(self.host.add_facts(snapshot, verify), policy, self._cache)
+        facts = self.host.add_facts(snapshot, verify)
+        self.last_facts = facts, policy
+        wanted = desired(facts, policy, self._cache)
         rules = ruleset(wanted, self._cache, raw_table=self._raw_table)
         if verify and self.applied.observed is not None:
             self._verify(self.applied.observed)

@@ -21,6 +21,7 @@ from ipv6natd.firewall.restore import read_connection_counts
 from ipv6natd.host.findings import Finding, Topic, kernel_fault
 from ipv6natd.model import Policy, Snapshot
 from ipv6natd.report.explain import Explanation, explanations
+from ipv6natd.report.facts import facts_text
 from ipv6natd.report.ports import ConnectionsRow, dnat_rules, mapping_connections
 from ipv6natd.report.status import Status, SyncResult
 from ipv6natd.sync.applier import AppliedState, Applier, PassResult
@@ -202,6 +203,10 @@ class Reconciler:
             applied = AppliedState()
         facts = (self._snapshot(), applied.desired, applied.ruleset)
         return await in_thread(partial(explanations, query, *facts))
+
+    def facts_text(self) -> str:
+        """The facts of the last pass, as JSON. May be called from any thread."""
+        return facts_text(*self.applier.last_facts)
 
     async def connections(self) -> list[ConnectionsRow]:
         """The connections of the mappings in force. Raises FirewallError."""

@@ -5,6 +5,7 @@ Values that differ between runs are replaced by fixed ones, so the page changes 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import textwrap
@@ -141,6 +142,14 @@ class Tour:
     def _set_up(self) -> None:
         self._step("Metrics for Prometheus")
         self._ctl("metrics")
+        self._step(
+            "A bug report",
+            "Names of containers and networks, and public addresses, are others in it.",
+        )
+        report = json.loads(self._daemon.ctl("report"))
+        self._show("$ ipv6natctl report | jq --compact-output keys", json.dumps(sorted(report)))
+        rules = "\n".join(report["Rules"].splitlines()[-4:])
+        self._show("$ ipv6natctl report | jq --raw-output .Rules | tail --lines=4", rules)
         self._step("A new ULA prefix")
         self._ctl("ula")
         self._step("The state on the bus")

@@ -181,6 +181,9 @@ class FakeSource:
             await self.gate.wait()
         self.done.append(what)
 
+    def facts_text(self) -> str:
+        return '{"snapshot": {}, "policy": {}}'
+
     def ruleset_text(self) -> str:
         if self.error is not None:
             raise self.error

@@ -700,3 +700,25 @@ def test_full_disk_exits_1_with_one_line(bus: Bus, word: str) -> None:
 
 def test_dbus_folder_has_no_activation_file() -> None:
     assert not any(name.endswith(".service") for name in os.listdir("dbus"))  # noqa: PTH208
+
+
+def test_report_has_lists_rules_and_facts_and_less_without_the_daemon(bus: Bus) -> None:
+    source = FakeSource(status(mapping(), mapping(1, "shop")))
+    code, out, err = ctl(bus, source, "report")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert [row["ContainerName"] for row in report["Mappings"]] == ["container4", "container3"]
+    assert report["Networks"][0]["Name"] == "network2"
+    assert report["Rules"] == "*filter\nCOMMIT\n"
+    assert report["Facts"] == {"snapshot": {}, "policy": {}}
+    assert "shop" not in out
+    _, out, err = ctl(bus, source, "report", "--unchanged")
+    assert "shop" in out
+    assert err.startswith("this report has the names of containers and networks")
+
+    async def body() -> None:
+        code, out, err = await command(bus, *CTL, "report")
+        assert (code, err) == (0, "ipv6natd is not running: the report has less\n")
+        assert {"Format", "Versions", "Tables", "Journal"} == set(json.loads(out))
+
+    run(body())

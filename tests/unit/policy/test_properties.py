@@ -302,7 +302,7 @@ names = st.lists(st.sampled_from(NAMES), unique=True)
 
 
 @st.composite
-def states(draw: st.DrawFn) -> Desired:
+def snapshots(draw: st.DrawFn) -> Snapshot:
     networks = [draw(network_facts(name)) for name in draw(names)]
     containers = []
     for index in range(draw(st.integers(0, 4)) if networks else 0):
@@ -321,12 +321,18 @@ def states(draw: st.DrawFn) -> Desired:
         containers.append(
             Container(id=identity(name), name=name, endpoints=endpoints, bindings=ports)
         )
-    facts = Snapshot(
+    return Snapshot(
         networks=tuple(networks),
         containers=tuple(containers),
         userland_proxy=draw(st.booleans()),
     )
-    return desired(facts, Policy(ipv4_any_means_ipv6=draw(st.booleans())))
+
+
+POLICIES = st.builds(Policy, ipv4_any_means_ipv6=st.booleans())
+
+
+def states() -> st.SearchStrategy[Desired]:
+    return st.builds(desired, snapshots(), POLICIES)
 
 
 FOREIGN = """\
