@@ -46,6 +46,7 @@ _ipv6natctl() {
                 networks | findings) words='--network' ;;
                 skipped) words='--container --network' ;;
                 cleanup) words='--leftovers --dry-run' ;;
+                explain) words='--from' ;;
                 report) words='--unchanged' ;;
             esac
             words+=' --json --no-legend --help --version'

@@ -45,6 +45,8 @@ complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l port -x \
     -a '(__ipv6natctl_ports)' -d 'Only mappings that contain this host port'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from mappings' -l protocol -x \
     -a 'tcp udp sctp' -d 'Only this protocol'
+complete -c ipv6natctl -n '__fish_seen_subcommand_from explain' -l from -x \
+    -d 'Follow a packet from this address'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from report' -l unchanged \
     -d 'Keep names and public addresses'
 complete -c ipv6natctl -n '__fish_seen_subcommand_from cleanup' -l leftovers \

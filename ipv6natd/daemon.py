@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Callable
 from functools import partial
+from ipaddress import IPv6Address
 
 from ipv6natd.config import ConfigError, Settings
 from ipv6natd.conntrack.stale import Exposure
@@ -28,10 +29,17 @@ from ipv6natd.host.servers import tcp_answer
 from ipv6natd.model import EngineState
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend, Ruleset
-from ipv6natd.report.explain import Explanation, tcp_sockets, with_connections, with_servers
+from ipv6natd.report.explain import (
+    Explanation,
+    parse_port,
+    tcp_sockets,
+    with_connections,
+    with_servers,
+)
 from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
+from ipv6natd.report.traces import TraceRow
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
@@ -269,6 +277,16 @@ class Daemon:
     def ruleset_text(self) -> str:
         """The rules that were written last, for the bus."""
         return self._reconciler.applier.ruleset_text()
+
+    async def trace(self, asked: str, source: str) -> list[TraceRow]:
+        """What becomes of a packet to a host port, for the bus. Raises BusError."""
+        try:
+            port, protocol = parse_port(asked)
+            return await self._reconciler.trace(port, protocol, IPv6Address(source))
+        except ValueError as error:
+            raise BusError("org.freedesktop.DBus.Error.InvalidArgs", str(error)) from None
+        except FirewallError as error:
+            raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     def facts_text(self) -> str:
         """The facts of the last pass, for the bus."""

@@ -43,6 +43,7 @@ GROUPS = {
         "explain": Command(
             explain.explain,
             "why a container or a host port is reachable or not",
+            ("from",),
             argument="CONTAINER|PORT",
         ),
         "check": Command(

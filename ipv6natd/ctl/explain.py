@@ -31,6 +31,8 @@ _SERVER_HINTS = {
 async def explain(daemon: DaemonClient, options: Options) -> Result:
     """The explanation of each container that matches; exit code 1 if none does."""
     query = options.argument
+    if source := options.filters.get("from"):
+        return await _traced(daemon, options, source)
     rows = await daemon.call("Explain", query)
     if rows:
         text = "\n".join(_container_text(row, options) for row in rows)
@@ -42,6 +44,32 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
         hint = suggestion(get_close_matches(query, names, n=1), ": docker ps")
         note = f"no running container is called {query!r}{hint}"
     return Result(value=[], code=EXIT_FAILED, note=note)
+
+
+async def _traced(daemon: DaemonClient, options: Options, source: str) -> Result:
+    """What becomes of packets from this address to the port; exit code 1 if one does not reach a
+    container."""
+    rows = await daemon.call("Trace", options.argument, source)
+    text = "\n".join(_trace_text(row, options) for row in rows)
+    code = 0 if all(row["Fate"] == "forwarded" for row in rows) else EXIT_FAILED
+    return Result(value=rows, text=text, code=code)
+
+
+def _trace_text(row: Row, options: Options) -> str:
+    incoming = f"comes in by {row['Interface']}" if row["Interface"] else "is sent by the host"
+    head = f"A {row['Protocol']} packet from {row['Source']} to [{row['HostAddress']}]:"
+    head += f"{row['HostPort']} {incoming}; {printable(row['Reason'])}.\n"
+    cells = [
+        {
+            "HOOK": step["Hook"],
+            "TABLE": printable(step["Table"]),
+            "BY": step["By"],
+            "VERDICT": printable(step["Verdict"]),
+            "RULE": printable(f"-A {step['Chain']} {step['Rule']}" if step["Rule"] else ""),
+        }
+        for step in row["Steps"]
+    ]
+    return f"{head}\n{listing(cells, options)}"
 
 
 async def _state_note(daemon: DaemonClient) -> str:

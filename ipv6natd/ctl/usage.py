@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from ipaddress import IPv6Address
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
@@ -23,6 +24,7 @@ FILTERS = {
     "network": ("NAME", "only this network: a name or a pattern"),
     "port": ("PORT", "only mappings that contain this host port"),
     "protocol": ("PROTOCOL", f"only {', '.join(Protocol)}"),
+    "from": ("ADDRESS", "with explain PORT: follow a packet from this address through the rules"),
 }
 """Option -> the name of its value, and its help line."""
 FLAGS = {
@@ -35,6 +37,7 @@ EXAMPLES = """\
 examples:
   ipv6natctl                                   is there a fault?
   ipv6natctl explain 8080                      why is port 8080 reachable or not?
+  ipv6natctl explain 8080 --from 2001:db8::7   which rule decides about a packet from there?
   ipv6natctl mappings --network 'shop*' --protocol udp
   ipv6natctl mappings --json=short | jq -r '.[] | select(.HostPort == 443) | .ContainerName'
   ipv6natctl skipped                           what is not forwarded, and why?
@@ -99,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("command", nargs="?", default="status", help=argparse.SUPPRESS)
     add("argument", nargs="?", default="", help=argparse.SUPPRESS)
     for name, (value, about) in FILTERS.items():
-        parse = {"port": _port, "protocol": _protocol}.get(name, _name)
+        parse = {"port": _port, "protocol": _protocol, "from": _address}.get(name, _name)
         add(f"--{name}", type=parse, metavar=value, help=about)
     for name, about in FLAGS.items():
         add(f"--{name}", dest="flags", action="append_const", const=name, default=[], help=about)
@@ -151,6 +154,13 @@ def _protocol(text: str) -> str:
     if text not in tuple(Protocol):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(Protocol)}")
     return text
+
+
+def _address(text: str) -> str:
+    try:
+        return str(IPv6Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv6 address") from None
 
 
 def _with_json_mode(argv: Sequence[str]) -> list[str]:

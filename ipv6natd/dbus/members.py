@@ -36,6 +36,7 @@ from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation
 from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import FindingRow, Status, SyncResult, finding_row, properties
+from ipv6natd.report.traces import TraceRow
 
 Body = list[Any] | bytes
 """The values of a reply, or their marshalled bytes."""
@@ -71,6 +72,9 @@ class Source(Protocol):
 
     async def explain(self, query: str) -> list[Explanation]:
         """Why the containers that `query` names are reachable or not."""
+
+    async def trace(self, asked: str, source: str) -> list[TraceRow]:
+        """What becomes of a packet from this source to a host port."""
 
     def ruleset_text(self) -> str:
         """The rules in force, in the format of ip6tables-restore. Runs in a thread."""
@@ -164,6 +168,9 @@ METHODS = {
     (MANAGER, "ListFindings"): Method("", "aa{sv}", Members.findings, Action.INSPECT, in_turn=True),
     (MANAGER, "Explain"): Method(
         "s", "aa{sv}", lambda it, call: it.source.explain(*call.args), Action.INSPECT, in_turn=True
+    ),
+    (MANAGER, "Trace"): Method(
+        "ss", "aa{sv}", lambda it, call: it.source.trace(*call.args), Action.INSPECT, in_turn=True
     ),
     (MANAGER, "GetRuleset"): Method(
         "", "s", lambda it, _: text_body(it.source.ruleset_text), Action.INSPECT, in_turn=True

@@ -57,6 +57,7 @@ ROOT_COMMANDS = {
     "ListConnections": "ipv6natctl top",
     "ListLeftovers": "ipv6natctl cleanup --leftovers --dry-run",
     "Explain": "ipv6natctl explain",
+    "Trace": "ipv6natctl explain --from",
     "GetRuleset": "ipv6natctl rules",
     "GetFacts": "ipv6natctl report",
     "Resync": "ipv6natctl resync",

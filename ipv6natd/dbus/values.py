@@ -21,7 +21,7 @@ SIGNATURES = {
         ("u", ("MappingsAdded", "MappingsRemoved", "RulesAdded", "RulesRemoved")),
         ("t", ("Connections", "DriftRepairs", "Generation", "LastSync", "Since")),
         ("as", ("Subnets", "Tables", "Warnings")),
-        ("aa{sv}", ("Networks", "Ports", "Skipped")),
+        ("aa{sv}", ("Networks", "Ports", "Skipped", "Steps")),
     )
     for name in names
 }

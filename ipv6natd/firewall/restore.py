@@ -61,6 +61,11 @@ def probe_kernel() -> None:
     run_tool(argv, stdin=PROBE_RULES)
 
 
+def read_tables(backend: Backend) -> str:
+    """All tables, as ip6tables-save prints them. Raises FirewallError."""
+    return run_tool([variant_tool(backend, "save")])
+
+
 def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
     """The number of connections of our DNAT rules. Raises FirewallError.
 

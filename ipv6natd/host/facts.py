@@ -36,6 +36,7 @@ from ipv6natd.model import (
     is_interface,
     is_plain_interface,
 )
+from ipv6natd.netfilter import trace
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.files import read_link, read_text, read_word
@@ -120,6 +121,25 @@ def routes() -> Iterator[Route]:
         if is_plain_interface(interface):
             net = IPv6Network((int(prefix, 16), int(length, 16)))
             yield Route(prefix=net, interface=interface)
+
+
+def trace_host() -> trace.Host:
+    """The interfaces of the host with their routes and addresses, for the tracer. Rules of routing
+    policies are not seen."""
+    prefixes: dict[str, list[IPv6Network]] = {}
+    for prefix, length, *_, flags, interface in _route_lines():
+        if not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL):
+            net = IPv6Network((int(prefix, 16), int(length, 16)))
+            prefixes.setdefault(interface, []).append(net)
+    found: dict[str, list[IPv6Address]] = {}
+    for line in sorted(_address_lines(), key=lambda line: line[3]):  # global addresses first
+        found.setdefault(line[5], []).append(IPv6Address(int(line[0], 16)))
+    return trace.Host(
+        links=tuple(
+            trace.Link(interface=name, subnets=tuple(prefixes.get(name, ())), addresses=tuple(own))
+            for name, own in found.items()
+        )
+    )
 
 
 def interfaces_with_learned_routes() -> frozenset[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipv6natd.host.findings import SOURCE_NAT, HostFacts
-from ipv6natd.host.nft import base_chains, listed_objects
+from ipv6natd.host.nft import BaseChain, base_chains, listed_objects
 from ipv6natd.netfilter.docker_nft import NFT_TABLE
 from ipv6natd.netfilter.docker_rules import is_docker_chain, jumps_to_docker_chain
 from ipv6natd.netfilter.order import BUILT_IN_TARGETS
@@ -76,6 +76,11 @@ def add_firewall_facts(facts: HostFacts) -> HostFacts:
 def docker_ipv4_variants() -> frozenset[str]:
     """The variants of ip6tables that contain Docker's IPv4 chains. Blocks."""
     return frozenset(_docker_ipv4_variants(_nft_chains(), _legacy_tables("ip_tables_names")))
+
+
+def other_base_chains(backend: str) -> tuple[BaseChain, ...]:
+    """The base chains of nft that forwarded packets pass, without those of this variant. Blocks."""
+    return base_chains(_hooked_tables(_nft_chains(), backend == "nft"))
 
 
 def _nft_chains() -> list[dict[str, Any]]:

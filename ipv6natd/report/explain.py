@@ -64,6 +64,14 @@ def explanations(
     return [_explanation(container, snapshot, desired, rules_by_port) for container in containers]
 
 
+def parse_port(text: str) -> tuple[int, str | None]:
+    """The number and the protocol of a host port such as "53" or "53/udp". Raises ValueError."""
+    found = _PORT.fullmatch(text)
+    if found is None or not 0 < int(found[1]) < 65536:
+        raise ValueError(f"{text!r} is not a host port, such as 8080 or 53/udp")
+    return int(found[1]), found[2]
+
+
 def _matching_containers(query: str, containers: Iterable[Container]) -> list[Container]:
     known = sorted(containers, key=lambda container: (container.name, container.id))
     by_name = [container for container in known if container.name == query]

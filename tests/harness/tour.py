@@ -17,7 +17,7 @@ from tests.harness.bus import Bus
 from tests.harness.daemon import Daemon
 from tests.harness.engine import Engine
 from tests.harness.probe import until
-from tests.harness.sandbox import Sandbox
+from tests.harness.sandbox import CLIENT, Sandbox
 
 INTRODUCTION = """\
 # A tour
@@ -80,6 +80,8 @@ class Tour:
         self._ctl("skipped")
         self._step("The reason for one container or port")
         self._ctl("explain", "hello")
+        self._say("A packet from an address, through the rules in force:")
+        self._ctl("explain", "8080", "--from", str(CLIENT))
         self._say("The same for a port of the host:")
         self._ctl("explain", "6379/tcp")
         # With the public network the check below would report an open router.

@@ -27,6 +27,7 @@ from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.report.explain import Explanation
 from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import State, Status, SyncResult, mapping_id
+from ipv6natd.report.traces import StepRow, TraceRow
 from tests import ROOT
 from tests.harness.needs import need
 
@@ -167,6 +168,27 @@ class FakeSource:
             for one in self.now.mappings
             if one.managed_by is ManagedBy.IPV6NATD
         ]
+
+    async def trace(self, asked: str, source: str) -> list[TraceRow]:
+        step = StepRow(
+            table="filter",
+            hook="FORWARD",
+            chain="FORWARD",
+            rule="-j DROP",
+            verdict="DROP",
+            by="other",
+        )
+        row = TraceRow(
+            protocol="tcp",
+            source=source,
+            interface="eth0",
+            host_address="2001:db8::1",
+            host_port=int(asked),
+            fate="dropped",
+            reason="it is dropped by other: -t filter -A FORWARD -j DROP",
+            steps=(step,),
+        )
+        return [row]
 
     async def findings(self) -> tuple[Finding, ...]:
         return self.now.findings

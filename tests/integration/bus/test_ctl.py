@@ -722,3 +722,27 @@ def test_report_has_lists_rules_and_facts_and_less_without_the_daemon(bus: Bus) 
         assert {"Format", "Versions", "Tables", "Journal"} == set(json.loads(out))
 
     run(body())
+
+
+def test_explain_from_an_address_follows_a_packet_and_exits_1_if_it_ends(bus: Bus) -> None:
+    source = FakeSource(status())
+    code, out, err = ctl(bus, source, "explain", "8080", "--from", "2001:DB8::0:2")
+    assert (code, err) == (1, "")
+    assert out == (
+        "A tcp packet from 2001:db8::2 to [2001:db8::1]:8080 comes in by eth0; it is dropped by "
+        "other: -t filter -A FORWARD -j DROP.\n"
+        "\n"
+        "HOOK    TABLE  BY    VERDICT RULE\n"
+        "FORWARD filter other DROP    -A FORWARD -j DROP\n"
+    )
+    _, out, _ = ctl(bus, source, "explain", "8080", "--from", "2001:db8::2", "--json=short")
+    (row,) = json.loads(out)
+    assert row["Steps"][0]["By"] == "other"
+    done = subprocess.run(
+        (*CTL, "explain", "8080", "--from", "192.0.2.1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "'192.0.2.1' is not an IPv6 address" in done.stderr

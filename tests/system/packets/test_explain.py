@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 
-from tests.harness import Regime, tcp, until
-from tests.harness.sandbox import HOST
+from tests.harness import Failure, Regime, tcp, until
+from tests.harness.sandbox import CLIENT, HOST
 from tests.system.packets.asking import opened
 
 pytestmark = pytest.mark.depends_on("variant")
@@ -36,6 +37,41 @@ def test_explain_shows_the_current_rule_and_its_connection_count(
         tcp(regime.client, HOST, 8080)
     assert port(regime, "x1")["Connections"] == before["Connections"] + 3
     assert before["Server"] == "accepted"
+
+
+def traced(regime: Regime, port: str, source: IPv6Address) -> tuple[str, str, str]:
+    """Fate, reason, and the owner of the last rule of a packet."""
+    words = ("explain", port, "--from", str(source), "--json=short")
+    (row,) = json.loads(regime.daemon.ctl(*words, check=False))
+    return row["Fate"], row["Reason"], row["Steps"][-1]["By"]
+
+
+@pytest.mark.ours
+@pytest.mark.each_variant
+def test_packet_is_followed_through_the_rules_in_force(regime: Regime) -> None:
+    assert traced(regime, "8080/tcp", CLIENT)[0] == "forwarded"
+    assert traced(regime, "8080/tcp", HOST)[0] == "forwarded"
+    # Nobody publishes it.
+    assert traced(regime, "9999", CLIENT)[0] == "delivered to the host"
+    rule = ("-s", str(CLIENT), "-j", "DROP")
+    tables = f"ip6tables-{regime.sandbox.variant}"
+    regime.host.run(tables, "-I", "DOCKER-USER", *rule)
+    try:
+        assert tcp(regime.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        fate, reason, by = traced(regime, "8080/tcp", CLIENT)
+        assert (fate, by) == ("dropped", "DOCKER-USER")
+        assert f"-A DOCKER-USER -s {CLIENT}/128 -j DROP" in reason
+    finally:
+        regime.host.run(tables, "-D", "DOCKER-USER", *rule)
+    limit = ("-m", "limit", "--limit", "1/hour", "-j", "DROP")
+    regime.host.run(tables, "-I", "DOCKER-USER", *limit)
+    try:
+        fate, reason, _ = traced(regime, "8080/tcp", CLIENT)
+        assert fate == "unknown"
+        assert "-m limit" in reason
+    finally:
+        regime.host.run(tables, "-D", "DOCKER-USER", *limit)
+    assert traced(regime, "8080/tcp", CLIENT)[0] == "forwarded"
 
 
 @pytest.mark.depends_on
