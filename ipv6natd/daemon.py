@@ -20,13 +20,14 @@ from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.leftovers import read_leftovers, remove_leftovers
-from ipv6natd.firewall.restore import read_connection_counts
+from ipv6natd.firewall.restore import read_counted_tables
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import docker_ipv6nat
 from ipv6natd.host.findings import Finding
 from ipv6natd.host.servers import tcp_answer
 from ipv6natd.model import EngineState
+from ipv6natd.netfilter.counters import connection_counts, engine_rules
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend, Ruleset
 from ipv6natd.report.explain import (
@@ -34,6 +35,7 @@ from ipv6natd.report.explain import (
     parse_port,
     tcp_sockets,
     with_connections,
+    with_engine_rules,
     with_servers,
 )
 from ipv6natd.report.ports import ConnectionsRow
@@ -365,14 +367,16 @@ class Daemon:
             return []
         try:
             backend = self._reconciler.applier.backend
-            counters = await in_thread(partial(read_connection_counts, backend))
+            tables = await in_thread(partial(read_counted_tables, backend))
         except FirewallError as error:
             log.debug("no counters: %s", error)
-            counters = {}
+            tables = ""
+        ours, engines = connection_counts(tables), engine_rules(tables)
+        found = [with_engine_rules(with_connections(it, ours), engines) for it in found]
         sockets = tcp_sockets(found)[:MAX_SERVERS]
         answers = await asyncio.gather(*(tcp_answer(*socket) for socket in sockets))
         by_socket = dict(zip(sockets, answers, strict=True))
-        return [with_servers(with_connections(it, counters), by_socket) for it in found]
+        return [with_servers(explanation, by_socket) for explanation in found]
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""

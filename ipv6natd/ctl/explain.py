@@ -115,7 +115,7 @@ def _port_table(row: Row, options: Options) -> str:
             "OUTCOME": painted(port["Outcome"], options.screen),
             "CONNECTIONS": str(port.get("Connections", "")),
             "SERVER": printable(port.get("Server", "")),
-            "WHY": printable(port["Reason"] or port["Rule"]),
+            "WHY": printable("; ".join(filter(None, (port["Reason"], port["Rule"])))),
         }
         for port in row["Ports"]
     ]

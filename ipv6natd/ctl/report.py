@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ FORMAT = 1
 JOURNAL_LINES = 200
 _TOOL_TIMEOUT = 30.0
 _LISTS = ("ListFindings", "ListNetworks", "ListMappings", "ListSkipped")
+_NAME_FIELDS = {"IPV6NATD_CONTAINER": "container", "IPV6NATD_NETWORK": "network"}
+"""Field of the journal -> what it names."""
 _OS_NAME = re.compile(r'^PRETTY_NAME="?([^"\n]*)', re.MULTILINE)
 _ADDRESS = re.compile(
     r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}"
@@ -55,9 +59,10 @@ async def report(daemon: DaemonClient, options: Options) -> Result:
             raise
         note = "ipv6natd is not running: the report has less"
     value["Tables"] = _tables(value.get("Status", {}).get("Backend", ""))
-    value["Journal"] = _journal()
+    entries = list(_journal())
+    value["Journal"] = [str(entry["MESSAGE"]) for entry in entries]
     if "unchanged" not in options.flags:
-        value = Replacer(_names(value)).replaced(value)
+        value = Replacer(chain(_names(value), _journal_names(entries))).replaced(value)
     elif not note:
         note = "this report has the names of containers and networks, and public addresses"
     return Result(value=value, text=json.dumps(value, indent=1) + "\n", note=note)
@@ -97,9 +102,25 @@ def _tables(backend: str) -> dict[str, str]:
     }
 
 
-def _journal() -> list[str]:
-    words = ("--unit=ipv6natd", "--output=cat", "--no-pager", "--quiet", f"--lines={JOURNAL_LINES}")
-    return output_of("journalctl", *words, timeout=_TOOL_TIMEOUT).splitlines()
+def _journal() -> Iterator[dict[str, Any]]:
+    """The last entries of the service."""
+    words = ("--unit=ipv6natd", "--output=json", "--no-pager", "--quiet")
+    fields = f"--output-fields=MESSAGE,{','.join(_NAME_FIELDS)}"
+    text = output_of(
+        "journalctl", *words, fields, f"--lines={JOURNAL_LINES}", timeout=_TOOL_TIMEOUT
+    )
+    for line in text.splitlines():
+        with suppress(ValueError):
+            if isinstance(entry := json.loads(line), dict) and "MESSAGE" in entry:
+                yield entry
+
+
+def _journal_names(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(name, kind) of the entries: the containers and networks may be gone."""
+    for entry in entries:
+        for name, kind in _NAME_FIELDS.items():
+            if isinstance(entry.get(name), str):
+                yield entry[name], kind
 
 
 def _names(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -136,7 +157,7 @@ class Replacer:
     fit. Private addresses stay, and so do those for documentation.
     """
 
-    def __init__(self, names: Iterator[tuple[str, str]]) -> None:
+    def __init__(self, names: Iterable[tuple[str, str]]) -> None:
         self._prefixes = _Numbered(lambda number: f"2001:db8:{number:x}:")
         self._hosts = _Numbered(lambda number: f"{number:x}")
         self._ipv4 = _Numbered(lambda number: f"198.51.{number >> 8 & 255}.{number & 255}")

@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable
-from collections.abc import Mapping as Map
 from dataclasses import replace
 
 from ipv6natd.firewall import monitor
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.save import save_text
 from ipv6natd.firewall.tools import INSTALL_HINT, run_tool, tool_variant, variant_tool
-from ipv6natd.netfilter import counters
-from ipv6natd.netfilter.counters import DnatKey
 from ipv6natd.netfilter.diff import Observed, ObservedJump, TableChange
 from ipv6natd.netfilter.observe import parse_save
 from ipv6natd.netfilter.render import format_change
@@ -66,12 +63,12 @@ def read_tables(backend: Backend) -> str:
     return run_tool([variant_tool(backend, "save")])
 
 
-def read_connection_counts(backend: Backend) -> Map[DnatKey, int]:
-    """The number of connections of our DNAT rules. Raises FirewallError.
+def read_counted_tables(backend: Backend) -> str:
+    """All tables with their counters. Raises FirewallError.
 
-    Reads all tables: with legacy, to name a table creates it.
+    With legacy, to name a table creates it.
     """
-    return counters.connection_counts(run_tool([variant_tool(backend, "save"), "-c"]))
+    return run_tool([variant_tool(backend, "save"), "-c"])
 
 
 class RestoreFirewall:

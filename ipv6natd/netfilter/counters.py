@@ -1,4 +1,4 @@
-"""Packet counters of our DNAT rules.
+"""Packet counters of DNAT rules, ours and Docker's.
 
 Pure. The kernel formats rules in its own way, so a rule is found by a key and not by its text.
 """
@@ -23,6 +23,7 @@ class DnatKey(NamedTuple):
 
 
 _COUNTED_RULE = re.compile(rf"\[(\d+):\d+\] -A {PREFIX}\S* (.*)")
+_ENGINE_RULE = re.compile(r"\[(\d+):\d+\] (-A DOCKER .*)")
 _OPTION = re.compile(r"(?:^| )(-p|--dport|--to-destination|-d) (\S+)")
 
 
@@ -44,3 +45,13 @@ def connection_counts(save: str) -> Map[DnatKey, int]:
         if (match := _COUNTED_RULE.fullmatch(line)) and (key := dnat_key(match[2])):
             counts[key] = int(match[1])
     return counts
+
+
+def engine_rules(save: str) -> Map[tuple[str, str], tuple[str, int]]:
+    """Docker's own DNAT rules from `ip6tables-save -c`: (protocol, "[fd00::2]:80") -> the rule, and
+    its connections."""
+    found: dict[tuple[str, str], tuple[str, int]] = {}
+    for line in save_lines(save):
+        if (match := _ENGINE_RULE.fullmatch(line)) and (key := dnat_key(match[2])):
+            found.setdefault((key.protocol, key.to_destination), (match[2], int(match[1])))
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, replace
 
-from ipv6natd.model import MIN_ID_LENGTH, Container, Desired, Skipped, Snapshot
+from ipv6natd.model import MIN_ID_LENGTH, Container, Desired, Outcome, Skipped, Snapshot
 from ipv6natd.netfilter.counters import DnatKey, dnat_key
 from ipv6natd.netfilter.rules import Ruleset
 from ipv6natd.policy.networks import (
@@ -166,6 +166,22 @@ def with_connections(explanation: Explanation, counts: Map[DnatKey, int]) -> Exp
         for port in explanation.ports
     )
     return replace(explanation, ports=tuple(ports))
+
+
+def with_engine_rules(
+    explanation: Explanation, rules: Map[tuple[str, str], tuple[str, int]]
+) -> Explanation:
+    """The explanation with the engine's own rule and its connections, for each port that it
+    forwards; see counters.engine_rules."""
+    return replace(explanation, ports=tuple(_with_engine_rule(p, rules) for p in explanation.ports))
+
+
+def _with_engine_rule(port: PortReport, rules: Map[tuple[str, str], tuple[str, int]]) -> PortReport:
+    protocol = port.binding.rpartition("/")[2]
+    found = rules.get((protocol, f"[{port.container_address}]:{port.container_port}"))
+    if port.outcome is not Outcome.NATIVE or found is None:
+        return port
+    return replace(port, rule=found[0], connections=found[1])
 
 
 def tcp_sockets(found: Iterable[Explanation]) -> list[tuple[str, int]]:

@@ -18,11 +18,12 @@ from typing import TypeVar
 
 from ipv6natd.conntrack.flush import SCAN_PAUSE
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import read_connection_counts, read_tables
+from ipv6natd.firewall.restore import read_counted_tables, read_tables
 from ipv6natd.host.facts import trace_host
 from ipv6natd.host.findings import Finding, Topic, kernel_fault
 from ipv6natd.host.firewalls import other_base_chains
 from ipv6natd.model import Policy, Snapshot
+from ipv6natd.netfilter.counters import connection_counts
 from ipv6natd.netfilter.trace import parse
 from ipv6natd.report.explain import Explanation, explanations
 from ipv6natd.report.facts import facts_text
@@ -231,7 +232,7 @@ class Reconciler:
         applied = self.applier.applied
 
         def read() -> list[ConnectionsRow]:
-            counts = read_connection_counts(self.applier.backend)
+            counts = connection_counts(read_counted_tables(self.applier.backend))
             rules = dnat_rules(applied.ruleset)
             return list(mapping_connections(applied.desired.mappings, rules, counts))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -87,6 +88,10 @@ def test_c1_c4_c5_switching_ip6tables_of_the_engine_is_followed(
         with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
             with serve(x1.ns, "x1", tcp=[80]):
                 assert peer(tcp(sandbox.client, HOST, 8080)) == CLIENT
+                (x1_row,) = json.loads(daemon.ctl("explain", "x1", "--json=short"))
+                (port,) = (one for one in x1_row["Ports"] if one["Outcome"] == "native")
+                assert "-A DOCKER " in port["Rule"]
+                assert (port["Connections"] >= 1, port["Server"]) == (True, "accepted")
             (row,) = listed(daemon, "mappings")
             assert row["State"] == "native"
             assert [each["ManagedBy"] for each in listed(daemon, "networks")] == ["engine"]

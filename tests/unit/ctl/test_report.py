@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from ipv6natd.ctl import report
 from ipv6natd.ctl.report import Replacer
 
 NAMES = [
@@ -17,7 +19,7 @@ NAMES = [
 
 
 def replaced(key: str, value: Any) -> Any:
-    return Replacer(iter(NAMES)).replaced({key: value})[key]
+    return Replacer(NAMES).replaced({key: value})[key]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,22 @@ def test_the_same_text_has_the_same_replacement_everywhere() -> None:
         "Mappings": [{"ContainerName": "shop", "HostAddress": "2a01:4f8::1"}],
         "Journal": ["published [2a01:4f8::1]:80 -> shop"],
     }
-    found = Replacer(iter(NAMES)).replaced(value)
+    found = Replacer(NAMES).replaced(value)
     assert found["Journal"] == ["published [2001:db8:1::1]:80 -> container2"]
     assert found["Mappings"][0]["HostAddress"] == "2001:db8:1::1"
+
+
+def test_names_that_only_the_journal_has_are_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        {"MESSAGE": "withdrew [::]:80/tcp -> gone [fd00::2]:80", "IPV6NATD_CONTAINER": "gone"},
+        {"MESSAGE": [1, 2], "IPV6NATD_NETWORK": [3]},
+        {"OTHER": "x"},
+    )
+    text = "\n".join((*map(json.dumps, lines), "no JSON", "[]"))
+    monkeypatch.setattr(report, "output_of", lambda *_, **__: text)
+    entries = list(report._journal())
+    assert [entry["MESSAGE"] for entry in entries] == [lines[0]["MESSAGE"], [1, 2]]
+    names = Replacer(report._journal_names(entries))
+    assert names.replaced({"Journal": [lines[0]["MESSAGE"]]}) == {
+        "Journal": ["withdrew [::]:80/tcp -> container1 [fd00::2]:80"]
+    }

@@ -19,7 +19,7 @@ from ipv6natd.model import (
     Protocol,
     Snapshot,
 )
-from ipv6natd.netfilter.counters import connection_counts
+from ipv6natd.netfilter.counters import connection_counts, engine_rules
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report.explain import (
@@ -27,6 +27,7 @@ from ipv6natd.report.explain import (
     explanations,
     tcp_sockets,
     with_connections,
+    with_engine_rules,
     with_servers,
 )
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
@@ -268,3 +269,18 @@ def test_server_is_asked_for_each_tcp_port_that_is_forwarded_and_once() -> None:
     servers = {port.binding.partition(" ")[0]: port.server for port in explanation.ports}
     assert servers.pop("[::]:8080") == "refused"
     assert set(servers.values()) == {None}
+
+
+def test_port_of_the_engine_has_its_rule_and_its_connections() -> None:
+    engine = Engine(version="28.0.0", ip6tables=True)
+    rules = EngineRules(bridges=frozenset({A.bridge}), ports=frozenset({(Protocol.TCP, 8080)}))
+    web = container(on=[A], ports=["8080:80"])
+    found = explained("web", A, web, engine=engine, engine_rules=rules)
+    address, number = tcp_sockets(found)[0]
+    rule = f"-A DOCKER ! -i {A.bridge} -p tcp -m tcp --dport 8080 -j DNAT"
+    rule += f" --to-destination [{address}]:{number}"
+    save = f"*nat\n:DOCKER - [0:0]\n[7:560] {rule}\n[9:9] -A DOCKER -i x -j RETURN\nCOMMIT\n"
+    (explanation,) = (with_engine_rules(one, engine_rules(save)) for one in found)
+    (port,) = explanation.ports
+    assert (port.outcome, port.rule, port.connections) == (Outcome.NATIVE, rule, 7)
+    assert with_engine_rules(found[0], {}) == found[0]
