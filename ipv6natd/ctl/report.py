@@ -29,7 +29,7 @@ _NAME_FIELDS = {"IPV6NATD_CONTAINER": "container", "IPV6NATD_NETWORK": "network"
 """Field of the journal -> what it names."""
 _OS_NAME = re.compile(r'^PRETTY_NAME="?([^"\n]*)', re.MULTILINE)
 _ADDRESS = re.compile(
-    r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}"
+    r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?:\.[0-9]{1,3}){3})?"
     r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![0-9A-Za-z:])"
 )
 _REMOTE_ENGINE = re.compile(r"\b(tcp|https?)://[^\s/:\"']+")
@@ -191,7 +191,7 @@ class Replacer:
             address = ip_address(found[0])
         except ValueError:
             return found[0]  # a time, or the sum of a file
-        if not address.is_global:
+        if not address.is_global or address.is_multicast:
             return found[0]
         if isinstance(address, IPv4Address):
             return self._ipv4.of(str(address))

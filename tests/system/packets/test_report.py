@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ours, pytest.mark.depends_on]
 @pytest.mark.parametrize("unchanged", [True, False])
 def test_report_gives_rules_and_verdict_again(regime: Regime, unchanged: bool) -> None:
     text = regime.daemon.ctl("report", *["--unchanged"] * unchanged)
-    report = json.loads(text)
+    report, _ = json.JSONDecoder().raw_decode(text)  # and a note for the error output
     again = replay(report)
     # Networks are in the order of their names.
     assert sorted(again.rules.splitlines()) == sorted(report["Rules"].splitlines())

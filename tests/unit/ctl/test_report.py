@@ -40,6 +40,8 @@ def replaced(key: str, value: Any) -> Any:
         ("from 8.8.8.8 to 192.168.0.1", "from 198.51.0.1 to 192.168.0.1"),
         ("tcp://engine.example.org:2376 failed", "tcp://engine:2376 failed"),
         ("12:00:00 28.5.2 1.2.3", "12:00:00 28.5.2 1.2.3"),
+        ("::ffff:0.0.0.0/96 ::ffff:8.8.8.8", "::ffff:0.0.0.0/96 2001:db8:1::1"),
+        ("ff00::/8, ff0e::1, 224.0.0.1", "ff00::/8, ff0e::1, 224.0.0.1"),
     ],
 )
 def test_names_and_public_addresses_are_replaced(text: str, other: str) -> None:
