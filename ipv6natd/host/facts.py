@@ -132,7 +132,8 @@ def trace_host() -> trace.Host:
             net = IPv6Network((int(prefix, 16), int(length, 16)))
             prefixes.setdefault(interface, []).append(net)
     found: dict[str, list[IPv6Address]] = {}
-    for line in sorted(_address_lines(), key=lambda line: line[3]):  # global addresses first
+    # Global addresses first. The kernel lists them in no fixed order.
+    for line in sorted(_address_lines(), key=lambda line: (line[3], line[0])):
         found.setdefault(line[5], []).append(IPv6Address(int(line[0], 16)))
     return trace.Host(
         links=tuple(

@@ -169,7 +169,7 @@ class FakeSource:
             if one.managed_by is ManagedBy.IPV6NATD
         ]
 
-    async def trace(self, asked: str, source: str) -> list[TraceRow]:
+    async def trace(self, _asked: str, source: str) -> list[TraceRow]:
         step = StepRow(
             table="filter",
             hook="FORWARD",
@@ -183,7 +183,7 @@ class FakeSource:
             source=source,
             interface="eth0",
             host_address="2001:db8::1",
-            host_port=int(asked),
+            host_port=8080,
             fate="dropped",
             reason="it is dropped by other: -t filter -A FORWARD -j DROP",
             steps=(step,),
