@@ -59,8 +59,8 @@ def probe_kernel() -> None:
 
 
 def read_tables(backend: Backend) -> str:
-    """All tables, as ip6tables-save prints them. Raises FirewallError."""
-    return run_tool([variant_tool(backend, "save")])
+    """All tables, also those with native rules of nft. Raises FirewallError."""
+    return save_text(variant_tool(backend, "save"))
 
 
 def read_counted_tables(backend: Backend) -> str:
