@@ -15,15 +15,17 @@ from ipv6natd.ctl.client import (
     painted,
     suggestion,
 )
+from ipv6natd.host.servers import Answer
+from ipv6natd.netfilter.trace import Fate
 from ipv6natd.report.status import State
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable
 
 _ID_LENGTH = 12
 """Characters; Docker shows as many of an id."""
 _SERVER_HINTS = {
-    "refused": "no program in the container listens on its IPv6 address; let the server listen on "
-    "[::], not only on 0.0.0.0",
-    "no-answer": "the container does not answer on its IPv6 address; a firewall inside it, or a "
+    Answer.REFUSED: "no program in the container listens on its IPv6 address; let the server "
+    "listen on [::], not only on 0.0.0.0",
+    Answer.NONE: "the container does not answer on its IPv6 address; a firewall inside it, or a "
     "server that hangs",
 }
 
@@ -51,7 +53,7 @@ async def _traced(daemon: DaemonClient, options: Options, source: str) -> Result
     container."""
     rows = await daemon.call("Trace", options.argument, source)
     text = "\n".join(_trace_text(row, options) for row in rows)
-    code = 0 if all(row["Fate"] == "forwarded" for row in rows) else EXIT_FAILED
+    code = 0 if all(row["Fate"] == Fate.FORWARDED for row in rows) else EXIT_FAILED
     return Result(value=rows, text=text, code=code)
 
 

@@ -65,7 +65,7 @@ class Source(Protocol):
         """Remove the leftovers and return them."""
 
     async def findings(self) -> tuple[Finding, ...]:
-        """What is wrong with the host or one network, not older than some seconds."""
+        """What is wrong with the host or one network, by a check that began after the call."""
 
     async def connections(self) -> list[ConnectionsRow]:
         """The number of connections of each mapping."""

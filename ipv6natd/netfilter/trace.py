@@ -210,14 +210,10 @@ _FATES = {"DROP": Fate.DROPPED, "REJECT": Fate.REFUSED}
 class Walker:
     """One packet on its way."""
 
-    def __init__(
-        self, tables: Tables, host: Host, seen: Callable[[Rule], None] = lambda _: None
-    ) -> None:
-        """`seen` gets each rule that the packet comes to."""
+    def __init__(self, tables: Tables, host: Host) -> None:
         self.steps: list[Step] = []
         self._tables = tables
         self._host = host
-        self._seen = seen
 
     def follow(self, packet: Packet) -> Trace:
         """The packet's way from its first hook to its end."""
@@ -303,7 +299,6 @@ class Walker:
         chains, ends, doubt = self._tables[table], dict[Target | None, Step](), None
         end_of_chain = Step(table, hook, name, "", "")
         for rule in chains[name].rules:
-            self._seen(rule)
             applies = rule.applies(packet, self._host)
             if applies is False or rule.target.name in _CONTINUES:
                 continue
@@ -344,7 +339,7 @@ _CONTINUES = frozenset(
 PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6", "ah": "ah"}
 NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 _MODULES = frozenset(
-    ("addrtype", "comment", "conntrack", "mark", "pkttype", "state", *PROTOCOLS, *NUMBERS, "icmp6")
+    ("addrtype", "comment", "conntrack", "mark", "pkttype", "state", *PROTOCOLS, "icmp6")
 )
 _DECLARATION = re.compile(r":(\S+) (ACCEPT|DROP|-)(?: \[\d+:\d+\])?")
 

@@ -177,8 +177,7 @@ def with_engine_rules(
 
 
 def _with_engine_rule(port: PortReport, rules: Map[tuple[str, str], tuple[str, int]]) -> PortReport:
-    protocol = port.binding.rpartition("/")[2]
-    found = rules.get((protocol, f"[{port.container_address}]:{port.container_port}"))
+    found = rules.get((port.protocol, f"[{port.container_address}]:{port.container_port}"))
     if port.outcome is not Outcome.NATIVE or found is None:
         return port
     return replace(port, rule=found[0], connections=found[1])

@@ -109,7 +109,7 @@ def _finding_samples(findings: Iterable[Values]) -> Iterator[Sample]:
     count = Counter((row["About"], row["Severity"]) for row in findings)
     for topic in Topic:
         for severity in Severity:
-            # No series of errors ends: an alert needs the 0.
+            # Errors with 0 too, so that an alert sees them end.
             if (number := count[topic, severity]) or severity is Severity.ERROR:
                 labels = {"about": topic.value, "severity": severity.value}
                 yield Sample("ipv6natd_findings", labels, number)

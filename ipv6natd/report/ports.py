@@ -38,9 +38,14 @@ class PortReport:
     shows it."""
 
     @property
+    def protocol(self) -> str:
+        """The protocol of the binding."""
+        return self.binding.rpartition("/")[2]
+
+    @property
     def tcp_socket(self) -> tuple[str, int] | None:
         """The address and port in the container, None for other protocols."""
-        if not self.binding.endswith("/tcp"):
+        if self.protocol != Protocol.TCP:
             return None
         if self.container_address is None or self.container_port is None:
             return None
@@ -97,23 +102,21 @@ def _mapped_port(mapping: Mapping, rules: DnatRules) -> PortReport:
     host = port_range(mapping.host_port, mapping.host_port_end)
     inside = port_range(mapping.container_port, mapping.container_port_end)
     binding = f"[{mapping.host_address}]:{host} -> {inside}/{mapping.protocol}"
-    if mapping.managed_by is ManagedBy.ENGINE:
-        return PortReport(
-            binding=binding,
-            outcome=Outcome.NATIVE,
-            reason="the engine's own rules forward it; ipv6natd writes none for this network",
-            container_address=str(mapping.container_address),
-            container_port=mapping.container_port,
-        )
-    destination = None if mapping.wildcard else IPv6Network(mapping.host_address)
-    rule = rules.get((mapping.protocol, destination, mapping.host_port), "")
-    return PortReport(
+    forwarded = PortReport(
         binding=binding,
         outcome=Outcome.FORWARDED,
-        rule=rule,
         container_address=str(mapping.container_address),
         container_port=mapping.container_port,
     )
+    if mapping.managed_by is ManagedBy.ENGINE:
+        reason = "the engine's own rules forward it; ipv6natd writes none for this network"
+        return replace(forwarded, outcome=Outcome.NATIVE, reason=reason)
+    return replace(forwarded, rule=_rule_text(mapping, rules))
+
+
+def _rule_text(mapping: Mapping, rules: DnatRules) -> str:
+    destination = None if mapping.wildcard else IPv6Network(mapping.host_address)
+    return rules.get((mapping.protocol, destination, mapping.host_port), "")
 
 
 DnatRules = Map[tuple[Protocol, IPv6Network | None, int], str]
@@ -135,7 +138,7 @@ def mapping_connections(
     """The connections of each mapping whose rules are counted; the engine's rules are not."""
     for mapping in mappings:
         keys = (
-            dnat_key(_mapped_port(part, rules).rule)
+            dnat_key(_rule_text(part, rules))
             for part in _parts(mapping)
             if mapping.managed_by is ManagedBy.IPV6NATD
         )

@@ -42,7 +42,7 @@ def which(name: str) -> str | None:
 def kernel_sees_our_pids() -> bool:
     """False in a pid namespace of its own, as in a container: the kernel reports other numbers."""
     # PROC_PID_INIT_INO of the kernel.
-    return os.stat("/proc/self/ns/pid").st_ino == 0xEFFFFFFC  # noqa: PTH116 - no link to follow
+    return Path("/proc/self/ns/pid").stat().st_ino == 0xEFFFFFFC
 
 
 def output_of(name: str, *words: str, timeout: float, stdin: str = "") -> str:
@@ -95,11 +95,15 @@ def run(
             process.wait(KILL_TIMEOUT)
         raise
     finally:
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            with contextlib.suppress(OSError):  # buffered input that the tool did not read
-                assert pipe is not None
-                pipe.close()
+        _close_pipes(process)
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _close_pipes(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(OSError):  # buffered input that the tool did not read
+            assert pipe is not None
+            pipe.close()
 
 
 async def spawn_monitor(*argv: str) -> asyncio.subprocess.Process:

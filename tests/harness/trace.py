@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from ipv6natd.netfilter import trace as tracer
 from ipv6natd.netfilter.trace import (
     BUILT_IN,
+    Chain,
     Chains,
     Fate,
     Host,
@@ -80,4 +81,13 @@ def walk(
     seen: Callable[[Rule], None] = lambda _: None,
 ) -> Target:
     """The target that ends the packet's way through a base chain. `seen` gets each rule."""
-    return Walker({"": chains}, host, seen).decide("", base, packet)
+
+    def spied(rule: Rule) -> Rule:
+        def spy(*_: object) -> bool:
+            seen(rule)
+            return True
+
+        return replace(rule, matches=(spy, *rule.matches))
+
+    watched = {name: Chain(c.policy, list(map(spied, c.rules))) for name, c in chains.items()}
+    return Walker({"": watched}, host).decide("", base, packet)

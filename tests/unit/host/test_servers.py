@@ -9,6 +9,7 @@ import pytest
 
 from ipv6natd.host import servers
 from ipv6natd.host.servers import Answer, tcp_answer
+from tests.harness.waiting import until
 
 
 def test_server_that_listens_has_accepted_the_connection_and_gets_no_data() -> None:
@@ -24,8 +25,7 @@ def test_server_that_listens_has_accepted_the_connection_and_gets_no_data() -> N
         assert await tcp_answer("::1", port) is Answer.ACCEPTED
         server.close()
         await server.wait_closed()
-        while not received:  # noqa: ASYNC110 - the handler has no event
-            await asyncio.sleep(0.01)
+        await until(lambda: received)
         assert await tcp_answer("::1", port) is Answer.REFUSED
 
     asyncio.run(scenario())

@@ -185,14 +185,16 @@ def test_failed_write_stays_a_finding_while_other_findings_change() -> None:
                 raise FirewallError("no space")
             super().write(change)
 
+    fake = Full()
+
     async def scenario(host: Host) -> None:
         await host.is_(State.DEGRADED, "no space")
         host.found = (OFF,)
         await host.is_(State.DEGRADED, "no space (and 1 more: ipv6natctl findings)")
-        host.fake.full = False  # type: ignore[attr-defined]
+        fake.full = False
         await host.is_(State.DEGRADED, OFF.text)
 
-    run(Host(fake=Full()), scenario)
+    run(Host(fake=fake), scenario)
 
 
 def test_requested_findings_are_new_ones_and_published_first(
