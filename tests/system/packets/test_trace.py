@@ -10,6 +10,7 @@ from ipaddress import IPv6Address, IPv6Network
 import pytest
 
 from tests.harness import Answer, Failure, Namespace, Regime, serve, tcp, udp, until, watch
+from tests.harness.probe import PATIENCE
 from tests.harness.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO, ROGUE
 from tests.harness.trace import DELIVERED, Fate, Host, Link, Packet, Verdict, trace
 from tests.system.packets.asking import SHORT, opened
@@ -182,7 +183,7 @@ def outgoing_route(regime: Regime) -> Iterator[None]:
 def test_tracer_verdict_matches_the_kernel(regime: Regime, scenario: str) -> None:
     probe = PROBES[scenario]
     verdict = traced(regime, probe)
-    patience = SHORT if verdict.fate is Fate.DROPPED else 1.0
+    patience = SHORT if verdict.fate is Fate.DROPPED else PATIENCE
     with outgoing_route(regime):
         answer = send_probe(regime, probe, patience=patience)
     assert matches_answer(regime, probe, verdict, answer), (verdict, answer)
