@@ -12,9 +12,9 @@ PATIENCE = 5.0
 """Seconds. Each condition needs less than a tenth of a second."""
 
 
-async def until(holds: Callable[[], object]) -> None:
-    """Return as soon as `holds()` is true; fail after the time-out."""
-    deadline = time.monotonic() + PATIENCE
+async def until(holds: Callable[[], object], *, limit: float = PATIENCE) -> None:
+    """Return as soon as `holds()` is true; fail after `limit` seconds."""
+    deadline = time.monotonic() + limit
     while not holds():
         assert time.monotonic() < deadline, "the condition stayed false"
         await asyncio.sleep(0.002)

@@ -334,6 +334,19 @@ async def ask(
     return values[0] if values else None
 
 
+def tool_environment(bus: Bus, folder: Path) -> dict[str, str]:
+    """An environment in which `ipv6natctl`, a program in the folder, asks the private bus."""
+    tool = folder / "ipv6natctl"
+    words = " ".join(f"'{word}'" for word in CTL)
+    tool.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    tool.chmod(0o755)
+    return os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DBUS_SYSTEM_BUS_ADDRESS": bus.address,
+    }
+
+
 async def command(bus: Bus, *words: str) -> tuple[int, str, str]:
     """Exit code, output and error output of a command that uses the private bus."""
     process = await asyncio.create_subprocess_exec(

@@ -17,7 +17,16 @@ from typing import Any
 
 from ipv6natd.ctl import monitor
 from tests import ROOT
-from tests.integration.bus.conftest import CTL, Bus, FakeSource, mapping, run, serving, status
+from tests.harness.waiting import until
+from tests.integration.bus.conftest import (
+    Bus,
+    FakeSource,
+    mapping,
+    run,
+    serving,
+    status,
+    tool_environment,
+)
 
 EXAMPLES = ROOT / "examples"
 WAIT = 20.0
@@ -49,26 +58,14 @@ def web_server(codes: list[int]) -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110 - another process makes it true
-            await asyncio.sleep(0.05)
-
-
 def programs(folder: Path, bus: Bus) -> dict[str, str]:
     """An environment with `ipv6natctl` for this bus, and an nsupdate that records its input."""
-    ctl = " ".join(f"'{word}'" for word in CTL)
-    for name, text in (
-        ("ipv6natctl", f'exec {ctl} "$@"'),
-        ("nsupdate", f'echo "options $*" >>{folder}/updates; cat >>{folder}/updates'),
-    ):
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    return os.environ | {
-        "PATH": f"{folder}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "DBUS_SYSTEM_BUS_ADDRESS": bus.address,
-    }
+    nsupdate = folder / "nsupdate"
+    nsupdate.write_text(
+        f'#!/bin/sh\necho "options $*" >>{folder}/updates; cat >>{folder}/updates\n'
+    )
+    nsupdate.chmod(0o755)
+    return tool_environment(bus, folder)
 
 
 async def piped(env: dict[str, str], script: str, *words: str) -> asyncio.subprocess.Process:
@@ -124,10 +121,10 @@ def test_dns_names_follow_the_containers(bus: Bus, tmp_path: Path) -> None:
             words = ("containers.example.org", "2001:db8::1", "-k", "/etc/ddns.key")
             process = await piped(env, "hook_dns.py", *words)
             try:
-                await until(lambda: text().count("send\n") == 1)
+                await until(lambda: text().count("send\n") == 1, limit=WAIT)
                 old, source.now = source.now, status(mapping(1, "db"), generation=2)
                 service.publish(old, source.now)
-                await until(lambda: text().count("send\n") == 2)
+                await until(lambda: text().count("send\n") == 2, limit=WAIT)
             finally:
                 await ended(process)
         assert text() == (
