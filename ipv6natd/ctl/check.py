@@ -20,7 +20,7 @@ from ipv6natd.dbus.connection import BusError
 from ipv6natd.dbus.firewalld import Firewalld
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import probe_kernel
-from ipv6natd.host.facts import read_host
+from ipv6natd.host.facts import read_host, read_settings
 from ipv6natd.host.findings import Finding, Severity, Topic, evaluate, kernel_fault
 from ipv6natd.model import ManagedBy, Network
 from ipv6natd.netfilter.docker_rules import DOCKER_BRIDGE_NAME
@@ -44,11 +44,12 @@ async def check(daemon: DaemonClient, options: Options) -> Result:
     host, kernel_checked, fault = _probe()
     backend = properties.get("Backend") or host or Backend.NFT.value
     networks = tuple(_bridges())
-    facts = read_host(networks, Backend(backend), zones)
     if rows is None:
+        facts = read_host(networks, Backend(backend), zones)
         # The engine may write IPv6 rules itself: only the daemon knows.
         findings = evaluate(facts, networks, engine_writes=True)
     else:
+        facts = read_settings(networks, Backend(backend), zones)
         findings = tuple(map(_finding, rows))
     inputs = CheckInputs(
         root=os.geteuid() == 0,

@@ -208,6 +208,14 @@ def read_host(
     networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None
 ) -> HostFacts:
     """Read all facts for `findings`. Blocks."""
+    facts = read_settings(networks, backend, zones)
+    return firewalls.add_firewall_facts(facts) if facts.ipv6 and not facts.disabled else facts
+
+
+def read_settings(
+    networks: Iterable[Network], backend: Backend, zones: Map[str, str] | None
+) -> HostFacts:
+    """Read the facts for `findings` that are no rules. Blocks."""
     facts = HostFacts(
         ipv6=_CONF.exists(),
         disabled=read_word(_CONF / "all/disable_ipv6") == "1",
@@ -218,7 +226,7 @@ def read_host(
     if not facts.ipv6 or facts.disabled:
         return facts
     return replace(
-        firewalls.add_firewall_facts(facts),
+        facts,
         ra_default_routes=ra_default_routes(),
         client_interfaces=tuple(sorted(_client_interfaces())),
         interfaces=tuple(_forwarding_interfaces()),

@@ -62,7 +62,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Line
     monkeypatch.setattr(check, "_NET", tmp_path)
 
     def run(answer: Iterable[Finding] | BusError, facts: HostFacts) -> Lines:
-        monkeypatch.setattr(check, "read_host", lambda *_: facts)
+        for read in ("read_host", "read_settings"):
+            monkeypatch.setattr(check, read, lambda *_: facts)
         found = asyncio.run(check.check(Daemon(answer), Options())).value
         return {line["About"]: (line["Verdict"], line["Text"]) for line in found}
 
