@@ -57,7 +57,7 @@ See ipv6natctl(1), ipv6natd.toml(5) for the settings, org.ipv6natd1(5) for the b
 def parse_arguments(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Options]:
     """The command and its options; raises SystemExit(2) for wrong usage, with a sentence."""
     parser = _parser()
-    arguments = parser.parse_args(_with_json_mode(argv))
+    arguments = parser.parse_intermixed_args(_with_json_mode(argv))
     name = arguments.command
     command = COMMANDS.get(name)
     if command is None:
