@@ -20,24 +20,15 @@ from ipv6natd.engine.client import EngineAddress, EngineUnavailable
 from ipv6natd.engine.watcher import EngineWatcher
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.leftovers import read_leftovers, remove_leftovers
-from ipv6natd.firewall.restore import read_counted_tables
 from ipv6natd.firewall.select import open_firewall
 from ipv6natd.host.addresses import watch as watch_addresses
 from ipv6natd.host.facts import docker_ipv6nat
 from ipv6natd.host.findings import Finding
-from ipv6natd.host.servers import tcp_answer
 from ipv6natd.model import EngineState
-from ipv6natd.netfilter.counters import connection_counts, engine_rules
 from ipv6natd.netfilter.docker_rules import Leftover
 from ipv6natd.netfilter.rules import Backend, Ruleset
-from ipv6natd.report.explain import (
-    Explanation,
-    parse_port,
-    tcp_sockets,
-    with_connections,
-    with_engine_rules,
-    with_servers,
-)
+from ipv6natd.report.explain import Explanation, parse_port
+from ipv6natd.report.facts import facts_text
 from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
@@ -45,6 +36,7 @@ from ipv6natd.report.traces import TraceRow
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
+from ipv6natd.sync.queries import Queries
 from ipv6natd.sync.reconciler import Reconciler, settle
 from ipv6natd.sync.saved_ports import PortSaver
 from ipv6natd.sync.variant import chosen_backend
@@ -59,8 +51,6 @@ STOPPED, FAILED = 0, 1
 
 READY_TIMEOUT = 10.0
 """Seconds that READY=1 waits for the first pass or for the reason why there is none."""
-MAX_SERVERS = 32
-"""Servers that one call of Explain asks."""
 
 
 class Daemon:
@@ -96,6 +86,7 @@ class Daemon:
         self._reconciler = Reconciler(
             engine=self._watch, applier=applier, observer=self, policy=settings.policy
         )
+        self._queries = Queries(applier, self._reconciler.snapshot)
         self._ports = PortSaver(self._host.saved_ports, self._reconciler.departures)
         self._textfile = Textfile(settings.metrics_textfile, self.status)
         self._service = BusService(self, firewalld)
@@ -284,7 +275,7 @@ class Daemon:
         """What becomes of a packet to a host port, for the bus. Raises BusError."""
         try:
             port, protocol = parse_port(asked)
-            return await self._reconciler.trace(port, protocol, IPv6Address(source))
+            return await self._queries.trace(port, protocol, IPv6Address(source))
         except ValueError as error:
             raise BusError("org.freedesktop.DBus.Error.InvalidArgs", str(error)) from None
         except FirewallError as error:
@@ -292,7 +283,7 @@ class Daemon:
 
     def facts_text(self) -> str:
         """The facts of the last pass, for the bus."""
-        return self._reconciler.facts_text()
+        return facts_text(*self._reconciler.applier.last_facts)
 
     async def resync(self) -> SyncResult:
         """Resync for the bus. Raises BusError."""
@@ -355,28 +346,13 @@ class Daemon:
     async def connections(self) -> list[ConnectionsRow]:
         """The connections of the mappings, for the bus. Raises BusError."""
         try:
-            return await self._reconciler.connections()
+            return await self._queries.connections()
         except FirewallError as error:
             raise BusError("org.ipv6natd1.Error.FirewallFailed", str(error)) from None
 
     async def explain(self, query: str) -> list[Explanation]:
-        """The explanations, with the counters of the kernel if they can be read, and with what the
-        servers in the containers do."""
-        found = await self._reconciler.explain(query)
-        if not found:
-            return []
-        try:
-            backend = self._reconciler.applier.backend
-            tables = await in_thread(partial(read_counted_tables, backend))
-        except FirewallError as error:
-            log.debug("no counters: %s", error)
-            tables = ""
-        ours, engines = connection_counts(tables), engine_rules(tables)
-        found = [with_engine_rules(with_connections(it, ours), engines) for it in found]
-        sockets = tcp_sockets(found)[:MAX_SERVERS]
-        answers = await asyncio.gather(*(tcp_answer(*socket) for socket in sockets))
-        by_socket = dict(zip(sockets, answers, strict=True))
-        return [with_servers(explanation, by_socket) for explanation in found]
+        """The explanations, for the bus."""
+        return await self._queries.explain(query)
 
     async def reload(self) -> None:
         """Reload the settings, as SIGHUP does. Raises BusError if they are refused."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from ipv6natd.ctl.client import (
@@ -15,13 +17,15 @@ from ipv6natd.ctl.client import (
     painted,
     suggestion,
 )
-from ipv6natd.host.servers import Answer
+from ipv6natd.host.servers import Answer, tcp_answer
 from ipv6natd.netfilter.trace import Fate
 from ipv6natd.report.status import State
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable
 
 _ID_LENGTH = 12
 """Characters; Docker shows as many of an id."""
+_MAX_SERVERS = 32
+"""Servers that one command connects to."""
 _SERVER_HINTS = {
     Answer.REFUSED: "no program in the container listens on its IPv6 address; let the server "
     "listen on [::], not only on 0.0.0.0",
@@ -37,13 +41,15 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
         return await _traced(daemon, options, source)
     rows = await daemon.call("Explain", query)
     if rows:
+        await _ask_servers(rows)
         text = "\n".join(_container_text(row, options) for row in rows)
         return Result(value=rows, text=text, note=await _state_note(daemon))
     if query.partition("/")[0].isdigit():
         note = f"no running container publishes port {query}, for IPv4 or IPv6: docker ps"
     else:
         names = [row["ContainerName"] for row in await daemon.call("ListMappings")]
-        hint = suggestion(get_close_matches(query, names, n=1), ": docker ps")
+        others = [name for name in names if name != query]
+        hint = suggestion(get_close_matches(query, others, n=1), ": docker ps")
         note = f"no running container is called {query!r}{hint}"
     return Result(value=[], code=EXIT_FAILED, note=note)
 
@@ -94,7 +100,46 @@ def _container_text(row: Row, options: Options) -> str:
         *labelled("On [::1]", [row["Loopback"]] if row["Loopback"] else []),
         *labelled("Skipped", skipped),
     ]
-    return pairs(lines, options.screen) + _port_table(row, options)
+    return pairs(lines, options.screen) + _port_table(row, options) + _other_rules(row, options)
+
+
+async def _ask_servers(rows: Iterable[Row]) -> None:
+    """Add what a new connection to the container gets to each TCP port. The tool connects, because
+    the sandbox of the daemon does not permit it."""
+    ports = [
+        port
+        for row in rows
+        for port in row["Ports"]
+        if "ContainerPort" in port and port["Binding"].endswith("/tcp")
+    ]
+    sockets = dict.fromkeys((port["ContainerAddress"], port["ContainerPort"]) for port in ports)
+    asked = list(sockets)[:_MAX_SERVERS]
+    answers = await asyncio.gather(*(tcp_answer(*socket) for socket in asked))
+    known = dict(zip(asked, answers, strict=True))
+    for port in ports:
+        if answer := known.get((port["ContainerAddress"], port["ContainerPort"])):
+            port["Server"] = answer
+
+
+def _other_rules(row: Row, options: Options) -> str:
+    """The rules of other programs; nothing if there are none."""
+    if not row.get("OtherRules"):
+        return ""
+    cells = [
+        {
+            "TABLE": printable(step["Table"]),
+            "CHAIN": printable(step["Chain"]),
+            "VERDICT": printable(step["Verdict"]),
+            "RULE": printable(step["Rule"]),
+        }
+        for step in row["OtherRules"]
+    ]
+    more = row["OtherRuleCount"] - len(cells)
+    end = f"\nand {more} more\n" if more else ""
+    return (
+        "\nRules of others that a new connection to these ports meets, or may meet:\n\n"
+        f"{listing(cells, options)}{end}"
+    )
 
 
 def _network_text(row: Row, screen: Screen) -> str:

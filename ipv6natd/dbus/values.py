@@ -18,10 +18,10 @@ SIGNATURES = {
         ("b", ("DockerConnected", "Icc", "Internal", "Masquerade", "Used")),
         ("q", ("HostPort", "HostPortEnd", "ContainerPort", "ContainerPortEnd")),
         ("u", ("MappingCount", "NetworkCount", "SkippedCount", "FindingCount", "DurationMs")),
-        ("u", ("MappingsAdded", "MappingsRemoved", "RulesAdded", "RulesRemoved")),
+        ("u", ("MappingsAdded", "MappingsRemoved", "RulesAdded", "RulesRemoved", "OtherRuleCount")),
         ("t", ("Connections", "DriftRepairs", "Generation", "LastSync", "Since")),
         ("as", ("Subnets", "Tables", "Warnings")),
-        ("aa{sv}", ("Networks", "Ports", "Skipped", "Steps")),
+        ("aa{sv}", ("Networks", "Ports", "Skipped", "Steps", "OtherRules")),
     )
     for name in names
 }

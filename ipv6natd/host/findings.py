@@ -460,9 +460,15 @@ def _unguarded_interfaces(facts: HostFacts, bridges: frozenset[str]) -> tuple[st
     ]
     pairs = list(permutations(others[:_MAX_INTERFACES], 2)) or [(name, name) for name in others]
     chains = [chain for chain in facts.nft_chains if chain.hook == "forward"]
-    packets = [ForwardedPacket(bridge="", incoming=a, outgoing=b) for a, b in sorted(pairs)]
-    passing = [packet for packet in packets if not any(blocks(chain, packet) for chain in chains)]
-    return tuple(dict.fromkeys(name for it in passing for name in (it.incoming, it.outgoing)))
+    passing = [
+        (incoming, outgoing)
+        for incoming, outgoing in sorted(pairs)
+        if not any(
+            blocks(chain, ForwardedPacket(bridge="", incoming=incoming, outgoing=outgoing))
+            for chain in chains
+        )
+    ]
+    return tuple(dict.fromkeys(name for pair in passing for name in pair))
 
 
 def _drops_by_default(facts: HostFacts) -> bool:

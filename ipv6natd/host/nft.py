@@ -55,14 +55,15 @@ class ForwardedPacket:
 
     bridge: str
     """The bridge of the container that sends or gets it; "" without a container."""
-    incoming: str
+    incoming: str | None
+    """None if it may be any."""
     outgoing: str
     state: str = "new"
     dnat: bool = False
 
     def value(self, key: str) -> str | None:
         """The value that a condition compares; None if it is unknown."""
-        values = {
+        values: dict[str, str | None] = {
             "iifname": self.incoming,
             "oifname": self.outgoing,
             "ct state": self.state,
@@ -118,6 +119,21 @@ def base_chains(listed: Iterable[dict[str, Any]]) -> tuple[BaseChain, ...]:
 def blocks(chain: BaseChain, packet: ForwardedPacket) -> bool:
     """True if the chain certainly drops the packet, and no earlier rule is about containers."""
     return (_verdict(chain, chain.name, packet, {}) or chain.policy) in _DROPS
+
+
+def may_block(chain: BaseChain, packet: ForwardedPacket) -> bool:
+    """True if the chain drops the packet, or may: its policy or a rule drops, and no condition that
+    is evaluated prevents it."""
+
+    def drops(name: str, seen: set[str]) -> bool:
+        seen.add(name)
+        return any(
+            rule.verdict in _DROPS or (rule.target not in seen and drops(rule.target, seen))
+            for rule in chain.chains.get(name, ())
+            if not any(_matches(condition, packet) is False for condition in rule.conditions)
+        )
+
+    return chain.policy in _DROPS or drops(chain.name, {""})
 
 
 def has_rpfilter(chain: BaseChain) -> bool:

@@ -22,9 +22,15 @@ class DnatKey(NamedTuple):
     destination: str
 
 
+_COUNTERS = re.compile(r"^\[\d+:\d+\] ", re.MULTILINE)
 _COUNTED_RULE = re.compile(rf"\[(\d+):\d+\] -A {PREFIX}\S* (.*)")
 _ENGINE_RULE = re.compile(r"\[(\d+):\d+\] (-A DOCKER .*)")
 _OPTION = re.compile(r"(?:^| )(-p|--dport|--to-destination|-d) (\S+)")
+
+
+def without_counters(save: str) -> str:
+    """The text of `ip6tables-save -c` without the counters of rules."""
+    return _COUNTERS.sub("", save)
 
 
 def dnat_key(rule: str) -> DnatKey | None:

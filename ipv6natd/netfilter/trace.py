@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -81,6 +81,8 @@ class Packet:
     destination: IPv6Address
     in_interface: str = ""
     """Empty for a packet of the host."""
+    any_source: bool = False
+    """True if source and incoming interface may be any: a match of them is uncertain."""
     protocol: str = "tcp"
     port: int = 0
     authenticated: bool = False
@@ -202,6 +204,31 @@ def trace(tables: Tables, packet: Packet, host: Host) -> Trace:
         return walker.follow(packet)
     except _Undecided as undecided:
         return Trace(fate=Fate.UNKNOWN, steps=tuple(walker.steps), doubt=undecided.doubt)
+
+
+def met_rules(tables: Tables, table: str, hook: str, packet: Packet, host: Host) -> Iterator[Step]:
+    """The rules with a verdict that the packet meets in a base chain, or may meet, in order."""
+    known: dict[str, bool] = {}
+
+    def meet(name: str) -> Generator[Step, None, bool]:
+        """True at the end if the packet may leave the chain without a verdict."""
+        for rule in tables[table][name].rules:
+            applies, target = rule.applies(packet, host), rule.target.name
+            if applies is False or target in _CONTINUES:
+                continue
+            if target not in tables[table]:
+                yield Step(table, hook, name, rule.text, str(rule.target))
+                if applies:
+                    return target == "RETURN"
+                continue
+            if target not in known:
+                known[target] = True  # ends a loop, which the kernel rejects anyway
+                known[target] = yield from meet(target)
+            if applies and (rule.goto or not known[target]):
+                return known[target]
+        return True
+
+    yield from meet(hook)
 
 
 _FATES = {"DROP": Fate.DROPPED, "REJECT": Fate.REFUSED}
@@ -344,6 +371,19 @@ _MODULES = frozenset(
 _DECLARATION = re.compile(r":(\S+) (ACCEPT|DROP|-)(?: \[\d+:\d+\])?")
 
 
+_ONE_PORT = re.compile(r"(?<!!) --dport (\d+)(?!\S)")
+
+
+def for_ports(text: str, ports: Container[int]) -> str:
+    """The text without the rules for one other destination port, which no packet to these ports
+    matches. A host with many containers has thousands of them, and `parse` is slow."""
+    return "\n".join(
+        line
+        for line in text.splitlines()
+        if (found := _ONE_PORT.search(line)) is None or int(found[1]) in ports
+    )
+
+
 @lru_cache(maxsize=8)
 def parse(text: str) -> Tables:
     """The tables of ip6tables-save. Lines of no known form are left out.
@@ -444,12 +484,14 @@ def _known_match(option: str, value: str) -> Match | None:
     match option, value:
         case "-s", _:
             net = IPv6Network(value, strict=False)
-            return lambda packet, _: packet.source in net
+            return lambda packet, _: None if packet.any_source else packet.source in net
         case "-d", _:
             net = IPv6Network(value, strict=False)
             return lambda packet, _: packet.destination in net
         case "-i", _ if value:
-            return lambda packet, _: _interface_matches(packet.in_interface, value)
+            return lambda packet, _: (
+                None if packet.any_source else _interface_matches(packet.in_interface, value)
+            )
         case "-o", _ if value:
             return lambda packet, _: _interface_matches(packet.out_interface, value)
         case "-p", _ if value in PROTOCOLS:
@@ -488,10 +530,12 @@ def _address_match(option: str, value: str) -> Match | None:
             return lambda *_: False  # each packet comes in a frame for one host
         case "--src-type", "LOCAL,ANYCAST":
             return lambda packet, host: (
-                host.is_local(packet.source) or host.is_anycast(packet.source)
+                None
+                if packet.any_source
+                else host.is_local(packet.source) or host.is_anycast(packet.source)
             )
         case "--src-type", "LOCAL":
-            return lambda packet, host: host.is_local(packet.source)
+            return lambda packet, host: None if packet.any_source else host.is_local(packet.source)
         case "--dst-type", "LOCAL":
             return lambda packet, host: host.is_local(packet.destination)
     return None

@@ -22,8 +22,13 @@ from ipv6natd.policy.networks import (
 )
 from ipv6natd.policy.port_bindings import unreadable_ports
 from ipv6natd.report.ports import DnatRules, PortReport, dnat_rules, port_reports
+from ipv6natd.report.traces import StepRow
 
 _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
+
+
+MAX_OTHER_RULES = 20
+"""A ban list can have thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,11 @@ class Explanation:
     skipped: tuple[Skipped, ...]
     loopback: str
     """What answers on [::1], as a sentence; empty if no port is forwarded."""
+    other_rules: tuple[StepRow, ...] | None = None
+    """The rules of others that new connections to the ports may meet, at most MAX_OTHER_RULES; None
+    if they are not known."""
+    other_rule_count: int | None = None
+    """The number of all these rules."""
 
 
 def explanations(
@@ -183,16 +193,7 @@ def _with_engine_rule(port: PortReport, rules: Map[tuple[str, str], tuple[str, i
     return replace(port, rule=found[0], connections=found[1])
 
 
-def tcp_sockets(found: Iterable[Explanation]) -> list[tuple[str, int]]:
-    """The addresses and TCP ports in containers that ports lead to, each once."""
-    sockets = (port.tcp_socket for explanation in found for port in explanation.ports)
-    return list(dict.fromkeys(socket for socket in sockets if socket is not None))
-
-
-def with_servers(explanation: Explanation, answers: Map[tuple[str, int], str]) -> Explanation:
-    """The explanation with what the server of each port in `answers` does."""
-    ports = (
-        replace(port, server=answers.get(port.tcp_socket) if port.tcp_socket else None)
-        for port in explanation.ports
-    )
-    return replace(explanation, ports=tuple(ports))
+def with_other_rules(explanation: Explanation, rules: Iterable[StepRow]) -> Explanation:
+    """The explanation with these rules of others, each once."""
+    found = tuple(dict.fromkeys(rules))
+    return replace(explanation, other_rules=found[:MAX_OTHER_RULES], other_rule_count=len(found))

@@ -33,23 +33,11 @@ class PortReport:
     """Where the port leads to; None if nothing forwards it."""
     container_port: int | None = None
     """The first one of a range."""
-    server: str | None = None
-    """What a connection to it gets: see host.servers.Answer. None if it was not tried: only TCP
-    shows it."""
 
     @property
     def protocol(self) -> str:
         """The protocol of the binding."""
         return self.binding.rpartition("/")[2]
-
-    @property
-    def tcp_socket(self) -> tuple[str, int] | None:
-        """The address and port in the container, None for other protocols."""
-        if self.protocol != Protocol.TCP:
-            return None
-        if self.container_address is None or self.container_port is None:
-            return None
-        return self.container_address, self.container_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

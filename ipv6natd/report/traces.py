@@ -6,14 +6,14 @@ Pure. `netfilter.trace` follows the packet; this module words the result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
-from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks
-from ipv6natd.model import Mapping, Protocol
+from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, may_block
+from ipv6natd.model import ANY, LINK_LOCAL, LOOPBACK, Mapping, Protocol
 from ipv6natd.netfilter.docker_rules import is_docker_chain
 from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, PREFIX
-from ipv6natd.netfilter.trace import Fate, Host, Packet, Step, Tables, Trace, trace
+from ipv6natd.netfilter.trace import Fate, Host, Packet, Step, Tables, Trace, met_rules, trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,62 @@ def trace_row(packet: Packet, tables: Tables, host: Host, chains: Sequence[BaseC
     )
 
 
+def other_rules(
+    mapping: Mapping, tables: Tables, host: Host, chains: Sequence[BaseChain]
+) -> Iterator[StepRow]:
+    """The rules of others, also those in DOCKER-USER, that a new connection to the first port of
+    the mapping meets before a rule decides, or may meet: it depends on the client. A rule may come
+    more than once."""
+    arriving = Packet(
+        source=ANY,
+        destination=ANY,
+        any_source=True,
+        protocol=mapping.protocol.value,
+        port=mapping.host_port,
+        mark=None,
+    )
+    forwarded = replace(
+        arriving,
+        destination=mapping.container_address,
+        port=mapping.container_port,
+        dnat=True,
+        out_interface=mapping.bridge,
+    )
+    for address in _addresses(mapping, host):
+        here = replace(arriving, destination=address)
+        for table in ("raw", "nat"):
+            yield from _of_others(met_rules(tables, table, "PREROUTING", here, host))
+    yield from _of_others(met_rules(tables, "filter", "FORWARD", forwarded, host))
+    packet = ForwardedPacket(
+        bridge=mapping.bridge, incoming=None, outgoing=mapping.bridge, dnat=True
+    )
+    for chain in chains:
+        if chain.hook == "forward" and may_block(chain, packet):
+            yield _step_row(_nft_step(chain, "DROP" if blocks(chain, packet) else "?"))
+
+
+def _addresses(mapping: Mapping, host: Host) -> list[IPv6Address]:
+    """The host addresses of the port."""
+    if not mapping.wildcard:
+        return [mapping.host_address]
+    return [
+        address
+        for link in host.links
+        for address in link.addresses
+        if address != LOOPBACK and address not in LINK_LOCAL
+    ]
+
+
+def _of_others(steps: Iterable[Step]) -> Iterator[StepRow]:
+    """Rows without the rules of ipv6natd and Docker, and without an end that says nothing."""
+    rows = map(_step_row, steps)
+    return (row for row in rows if row.by in ("other", DOCKER_USER) and row.rule != "-j RETURN")
+
+
+def _nft_step(chain: BaseChain, verdict: str) -> Step:
+    return Step(f"nft {chain.family} {chain.table}", chain.hook, chain.name, "", verdict)
+
+
 def _after_nft(found: Trace, packet: Packet, host: Host, chains: Sequence[BaseChain]) -> Trace:
     if found.fate is not Fate.FORWARDED or found.address is None:
         return found
@@ -96,8 +152,7 @@ def _after_nft(found: Trace, packet: Packet, host: Host, chains: Sequence[BaseCh
     )
     for chain in chains:
         if chain.hook == "forward" and blocks(chain, forwarded):
-            step = Step(f"nft {chain.family} {chain.table}", "forward", chain.name, "", "DROP")
-            return Trace(fate=Fate.DROPPED, steps=(*found.steps, step))
+            return Trace(fate=Fate.DROPPED, steps=(*found.steps, _nft_step(chain, "DROP")))
     return found
 
 

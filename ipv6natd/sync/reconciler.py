@@ -13,24 +13,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv6Address
 from typing import TypeVar
 
 from ipv6natd.conntrack.flush import SCAN_PAUSE
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.firewall.restore import read_counted_tables, read_tables
-from ipv6natd.host.facts import trace_host
 from ipv6natd.host.findings import Finding, Topic, kernel_fault
-from ipv6natd.host.firewalls import other_base_chains
 from ipv6natd.model import Policy, Snapshot
-from ipv6natd.netfilter.counters import connection_counts
-from ipv6natd.netfilter.trace import parse
-from ipv6natd.report.explain import Explanation, explanations
-from ipv6natd.report.facts import facts_text
-from ipv6natd.report.ports import ConnectionsRow, dnat_rules, mapping_connections
 from ipv6natd.report.status import Status, SyncResult
-from ipv6natd.report.traces import TraceRow, packets, trace_row
-from ipv6natd.sync.applier import AppliedState, Applier, PassResult
+from ipv6natd.sync.applier import Applier, PassResult
 from ipv6natd.sync.departures import Departures
 from ipv6natd.sync.host_monitor import HostMonitor
 from ipv6natd.sync.interfaces import EngineFacts, Observer
@@ -201,43 +191,6 @@ class Reconciler:
             raise result
         return result
 
-    async def explain(self, query: str) -> list[Explanation]:
-        """Explanations of the containers that `query` selects."""
-        applied = self.applier.applied
-        if applied.observed is None:
-            # No rule is certainly in force: every port is explained so.
-            applied = AppliedState()
-        facts = (self._snapshot(), applied.desired, applied.ruleset)
-        return await in_thread(partial(explanations, query, *facts))
-
-    async def trace(self, port: int, protocol: str | None, source: IPv6Address) -> list[TraceRow]:
-        """What becomes of a packet from this source to a port of the host. Raises FirewallError,
-        and ValueError without a route."""
-        mappings = self.applier.applied.desired.mappings
-
-        def read() -> list[TraceRow]:
-            backend, host = self.applier.backend, trace_host()
-            tables, chains = parse(read_tables(backend)), other_base_chains(backend.value)
-            sent = packets(port, protocol, source, mappings, host)
-            return [trace_row(packet, tables, host, chains) for packet in sent]
-
-        return await in_thread(read)
-
-    def facts_text(self) -> str:
-        """The facts of the last pass, as JSON. May be called from any thread."""
-        return facts_text(*self.applier.last_facts)
-
-    async def connections(self) -> list[ConnectionsRow]:
-        """The connections of the mappings in force. Raises FirewallError."""
-        applied = self.applier.applied
-
-        def read() -> list[ConnectionsRow]:
-            counts = connection_counts(read_counted_tables(self.applier.backend))
-            rules = dnat_rules(applied.ruleset)
-            return list(mapping_connections(applied.desired.mappings, rules, counts))
-
-        return await in_thread(read) if applied.observed is not None else []
-
     async def run(self) -> None:
         """Run passes until cancelled."""
         self.departures.begin()
@@ -276,7 +229,7 @@ class Reconciler:
             result = await self._in_thread(
                 partial(
                     self.applier.sync,
-                    self._snapshot(),
+                    self.snapshot(),
                     self.policy,
                     verify=requests.verify,
                     recheck_flows=requests.recheck_flows,
@@ -336,7 +289,8 @@ class Reconciler:
         """Remove all our rules. Raises FirewallError."""
         await self._in_thread(self.applier.remove)
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """The facts of the engine now."""
         return Snapshot(
             engine=self._engine.engine,
             networks=tuple(self._engine.networks.values()),

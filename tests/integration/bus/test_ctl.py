@@ -365,9 +365,8 @@ def explained(name: str = "web") -> Explanation:
         outcome=Outcome.FORWARDED,
         rule="-A IPV6NAT-DNAT -j DNAT",
         connections=7,
-        container_address="fd00:a::2",
-        container_port=80,
-        server="refused",
+        container_address="::1",  # nobody listens there
+        container_port=1,
     )
     not_forwarded = PortReport(
         binding="127.0.0.1:81 -> 81/tcp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
@@ -88,6 +89,13 @@ def advertised(ns: Namespace, link: str, router: str) -> None:
 
 def test_container_from_before_the_installation_sees_the_client(host: Host) -> None:
     host.await_served()
+
+
+def test_explain_reaches_the_server_in_the_container(host: Host) -> None:
+    """The sandbox of the service does not permit a connection: the tool connects."""
+    for run in (host.run, host.as_nobody):
+        (row,) = json.loads(run("ipv6natctl", "explain", "8080", "--json=short"))
+        assert [port["Server"] for port in row["Ports"]] == ["accepted"]
 
 
 def test_new_container_sees_the_client(host: Host) -> None:

@@ -74,6 +74,49 @@ def test_packet_is_followed_through_the_rules_in_force(regime: Regime) -> None:
     assert traced(regime, "8080/tcp", CLIENT)[0] == "forwarded"
 
 
+@pytest.mark.ours
+@pytest.mark.each_variant
+def test_rules_of_others_that_the_port_meets_are_listed(regime: Regime) -> None:
+    """A rule that is listed decides about packets, and one that is not does not."""
+
+    def listed() -> set[str]:
+        (row,) = json.loads(regime.daemon.ctl("explain", "x1", "--json=short"))
+        assert row["OtherRuleCount"] == len(row["OtherRules"])
+        return {f"{step['Chain']} {step['Rule']}" for step in row["OtherRules"]}
+
+    tables, before = f"ip6tables-{regime.sandbox.variant}", listed()
+    ban = ("f2b-test", "-s", f"{CLIENT}/128", "-j", "DROP")
+    other = ("DOCKER-USER", "-o", "br-other", "-j", "DROP")
+    regime.host.run(tables, "-N", "f2b-test")
+    regime.host.run(tables, "-A", *ban)
+    regime.host.run(tables, "-I", "FORWARD", "-p", "tcp", "-j", "f2b-test")
+    regime.host.run(tables, "-I", *other)
+    try:
+        assert tcp(regime.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        assert listed() - before == {" ".join(ban)}
+        text = regime.daemon.ctl("explain", "8080/tcp")
+        assert f"f2b-test DROP    -s {CLIENT}/128 -j DROP" in text
+    finally:
+        regime.host.run(tables, "-D", *other)
+        regime.host.run(tables, "-D", "FORWARD", "-p", "tcp", "-j", "f2b-test")
+        regime.host.run(tables, "-F", "f2b-test")
+        regime.host.run(tables, "-X", "f2b-test")
+    assert listed() == before
+    opened(regime.client, 8080)
+    if regime.sandbox.variant != "nft":
+        return
+    regime.host.run("nft", "add table inet mine")
+    try:
+        regime.host.run(
+            "nft", "add chain inet mine fw { type filter hook forward priority 10; policy accept; }"
+        )
+        regime.host.run("nft", "add rule inet mine fw tcp dport 80 drop")
+        assert tcp(regime.client, HOST, 8080, timeout=0.3) is Failure.TIMEOUT
+        assert listed() - before == {"fw "}
+    finally:
+        regime.host.run("nft", "delete table inet mine")
+
+
 @pytest.mark.depends_on
 @pytest.mark.ours
 def test_explain_says_that_no_program_in_the_container_listens_on_ipv6(regime: Regime) -> None:

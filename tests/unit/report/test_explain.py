@@ -25,10 +25,8 @@ from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report.explain import (
     Explanation,
     explanations,
-    tcp_sockets,
     with_connections,
     with_engine_rules,
-    with_servers,
 )
 from tests.harness.build import binding, container, endpoint, identity, network, snapshot
 
@@ -260,23 +258,12 @@ def test_unreadable_binding_is_listed_as_skipped() -> None:
     assert [entry.port for entry in explanation.skipped] == ["99/xyz"]
 
 
-def test_server_is_asked_for_each_tcp_port_that_is_forwarded_and_once() -> None:
-    ports = ["8080:80", "[::1]:8081:80", "53:53/udp", "127.0.0.1:81:81"]
-    found = explained("web", A, container(on=[A], ports=ports))
-    (socket,) = tcp_sockets(found)
-    assert socket[1] == 80
-    (explanation,) = (with_servers(one, {socket: "refused"}) for one in found)
-    servers = {port.binding.partition(" ")[0]: port.server for port in explanation.ports}
-    assert servers.pop("[::]:8080") == "refused"
-    assert set(servers.values()) == {None}
-
-
 def test_port_of_the_engine_has_its_rule_and_its_connections() -> None:
     engine = Engine(version="28.0.0", ip6tables=True)
     rules = EngineRules(bridges=frozenset({A.bridge}), ports=frozenset({(Protocol.TCP, 8080)}))
     web = container(on=[A], ports=["8080:80"])
     found = explained("web", A, web, engine=engine, engine_rules=rules)
-    address, number = tcp_sockets(found)[0]
+    address, number = found[0].ports[0].container_address, found[0].ports[0].container_port
     rule = f"-A DOCKER ! -i {A.bridge} -p tcp -m tcp --dport 8080 -j DNAT"
     rule += f" --to-destination [{address}]:{number}"
     save = f"*nat\n:DOCKER - [0:0]\n[7:560] {rule}\n[9:9] -A DOCKER -i x -j RETURN\nCOMMIT\n"

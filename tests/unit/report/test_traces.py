@@ -7,11 +7,11 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ipv6natd.host.nft import BaseChain
+from ipv6natd.host.nft import BaseChain, Condition, NftRule
 from ipv6natd.model import Mapping, Protocol
-from ipv6natd.netfilter.trace import parse
+from ipv6natd.netfilter.trace import for_ports, parse
 from ipv6natd.report.explain import parse_port
-from ipv6natd.report.traces import packets, trace_row
+from ipv6natd.report.traces import other_rules, packets, trace_row
 from tests.integration.bus.conftest import mapping
 from tests.unit.netfilter.test_trace import CLIENT, HOST, NAT, OWN, PACKET
 
@@ -89,3 +89,108 @@ def test_port_with_and_without_a_protocol(text: str, wanted: tuple[int, str | No
 def test_other_text_is_no_port(text: str) -> None:
     with pytest.raises(ValueError, match="is not a host port"):
         parse_port(text)
+
+
+WEB = replace(
+    mapping(80),
+    bridge="br-a",
+    host_port=8080,
+    container_address=IPv6Address("fd00:a::2"),
+    container_port=80,
+)
+CHAINS = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -s 2001:db8:bad::/48 -j DROP
+-A PREROUTING -p udp -j DROP
+*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -d 2001:db8:1::1/128 -p tcp -m tcp --dport 8080 -m limit --limit 1/sec -j REDIRECT
+-A PREROUTING -p tcp -m tcp --dport 22 -j REDIRECT
+*filter
+:FORWARD ACCEPT [0:0]
+:DOCKER-USER - [0:0]
+:IPV6NAT-FORWARD - [0:0]
+:f2b - [0:0]
+-A FORWARD -o br-a -j f2b
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j IPV6NAT-FORWARD
+-A FORWARD -o br-a -j DROP
+-A DOCKER-USER -i eth0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-USER -o br-b -j DROP
+-A DOCKER-USER -p tcp -j LOG
+-A DOCKER-USER -j RETURN
+-A IPV6NAT-FORWARD -o br-a -m conntrack --ctstate DNAT -j ACCEPT
+-A f2b -s 2001:db8:666::1/128 -j REJECT
+-A f2b -j RETURN
+COMMIT
+"""
+
+
+def test_rules_of_others_are_those_that_some_client_may_meet() -> None:
+    """The last rule of FORWARD comes after the rule of ours that accepts."""
+    found = list(other_rules(WEB, parse(CHAINS), HOST, ()))
+    # The host has two addresses, and the packets to both of them pass the raw table.
+    assert [f"{row.table} {row.chain} {row.rule} ({row.by})" for row in dict.fromkeys(found)] == [
+        "raw PREROUTING -s 2001:db8:bad::/48 -j DROP (other)",
+        "nat PREROUTING -d 2001:db8:1::1/128 -p tcp -m tcp --dport 8080 -m limit --limit 1/sec "
+        "-j REDIRECT (other)",
+        "filter f2b -s 2001:db8:666::1/128 -j REJECT (other)",
+        "filter DOCKER-USER -i eth0 -p tcp -m tcp --dport 80 -j ACCEPT (DOCKER-USER)",
+    ]
+    elsewhere = replace(WEB, host_address=IPv6Address("2001:db8:9::9"), protocol=Protocol.UDP)
+    assert [row.rule for row in other_rules(elsewhere, parse(CHAINS), HOST, ())] == [
+        "-s 2001:db8:bad::/48 -j DROP",
+        "-p udp -j DROP",
+        "-s 2001:db8:666::1/128 -j REJECT",
+    ]
+
+
+def test_rules_for_other_ports_are_no_part_of_the_search() -> None:
+    """Also without them the result is the same."""
+    short = for_ports(CHAINS, {8080, 80})
+    assert "--dport 22 " not in short
+    assert list(other_rules(WEB, parse(short), HOST, ())) == list(
+        other_rules(WEB, parse(CHAINS), HOST, ())
+    )
+    for rule in ("! --dport 22 -j DROP", "--dport 22:99 -j DROP", "--dports 22,80 -j DROP"):
+        assert for_ports(f"-A FORWARD -p tcp {rule}", {80}).endswith(rule)
+
+
+def test_loops_of_chains_and_many_ways_to_one_chain_end() -> None:
+    jumps = "".join(
+        f"-A c{level} -s 2001:db8::{way}/128 -j c{level + 1}\n"
+        for level in range(40)
+        for way in (1, 2)
+    )
+    names = "".join(f":c{level} - [0:0]\n" for level in range(41))
+    text = f"*filter\n:FORWARD ACCEPT [0:0]\n{names}-A FORWARD -j c0\n{jumps}-A c40 -j c0\nCOMMIT\n"
+    assert list(other_rules(WEB, parse(text), HOST, ())) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "conditions", "verdict"),
+    [
+        ("drop", None, "DROP"),
+        ("accept", (), "DROP"),
+        ("accept", (Condition(""),), "?"),
+        ("accept", (Condition("iifname", frozenset({"eth9"})),), "?"),
+        ("accept", (Condition("oifname", frozenset({"br-b"})),), None),
+        ("accept", None, None),
+    ],
+)
+def test_chains_of_nft_are_listed_if_they_may_drop(
+    policy: str, conditions: tuple[Condition, ...] | None, verdict: str | None
+) -> None:
+    rules = [] if conditions is None else [NftRule(conditions, "drop", "")]
+    chain = BaseChain(
+        family="inet",
+        table="mine",
+        name="fw",
+        hook="forward",
+        policy=policy,
+        chains={"fw": [NftRule((), "jump", "more")], "more": rules},
+    )
+    found = list(other_rules(WEB, parse(CHAINS), HOST, (chain,)))
+    listed = [row for row in found if row.table == "nft inet mine"]
+    assert [(row.chain, row.verdict) for row in listed] == ([("fw", verdict)] if verdict else [])

@@ -23,6 +23,7 @@ from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync import applier, departures, reconciler
 from ipv6natd.sync.applier import Applier
+from ipv6natd.sync.queries import Queries
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
@@ -1020,7 +1021,8 @@ def test_cleanup_removes_all_rules_until_a_resync(bench: Bench) -> None:
         assert "ipv6natctl resync" in bench.status.state_reason
         assert (bench.status.mappings, bench.status.networks) == ((), ())
         assert bench.status.generation == before.generation + 1
-        (explanation,) = await bench.loop.explain("8080")  # Q26
+        queries = Queries(bench.loop.applier, bench.loop.snapshot)
+        (explanation,) = await queries.explain_decisions("8080")  # Q26
         assert {port.reason for port in explanation.ports} == {NOT_IN_FORCE}
         # Events, drift and a reload write nothing now.
         bench.facts.have(X, web("81:81"))
