@@ -6,8 +6,12 @@
 #   apt/                               the package for Debian, in an apt repository
 #   python/                            wheel and sdist, for pip and pipx
 #   ipv6natd.pyz                       the single file
+#   ipv6natd-image.tar.gz              the container image, for `docker load`
 #   ipv6natd.cdx.json                  the libraries in the single file (CycloneDX)
 #   SHA256SUMS                         the sums of all these files
+#
+# The image is made as root and needs the network, or BASE, a folder of packaging/container/base.sh.
+# With IMAGE=no it is left out.
 #
 # With SIGN_KEY, the name of a key of gpg, the sums and the repository are signed.
 #
@@ -37,6 +41,10 @@ for place in "ipv6natd/__init__.py:__version__ = \"$version\"" \
         exit 1
     fi
 done
+if [[ ${IMAGE:-yes} != no ]] && ((EUID)); then
+    echo "the container image needs root; IMAGE=no leaves it out" >&2
+    exit 1
+fi
 # The libraries are those of the files here.
 if ! git diff --quiet "$tag"; then
     echo "$tag cannot be released: the files here differ; git checkout $tag" >&2
@@ -73,15 +81,11 @@ cp "$stage"/deb/*.deb "$out/apt"
 (cd "$tree" && "${PYTHON:-python3}" -m hatchling build -d "$out/python")
 "$tree/packaging/pyz.sh" "$libraries" "$out"
 cp "$sbom" "$out/ipv6natd.cdx.json"
+if [[ ${IMAGE:-yes} != no ]]; then
+    "$tree/packaging/container/build.sh" "$out"/apt/ipv6natd_*_all.deb "$stage/image.tar"
+    gzip --no-name <"$stage/image.tar" >"$out/ipv6natd-image.tar.gz"
+fi
 
 "$tree/packaging/apt.sh" "$out/apt"
-if [[ -n ${SIGN_KEY:-} ]]; then
-    gpg --armor --export "$SIGN_KEY" >"$out/ipv6natd.asc"
-    gpg --local-user "$SIGN_KEY" --clearsign -o "$out/apt/InRelease" "$out/apt/Release"
-fi
-(cd "$out" && find . -type f -printf '%P\n' | sort | xargs sha256sum >"$stage/sums")
-cp "$stage/sums" "$out/SHA256SUMS"
-if [[ -n ${SIGN_KEY:-} ]]; then
-    gpg --local-user "$SIGN_KEY" --armor --detach-sign "$out/SHA256SUMS"
-fi
+"$tree/packaging/sums.sh" "$out"
 echo "$out: publish $tarball as $url/$tarball, and the files in aur/ in the AUR"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests import ROOT, harness
 from tests.harness import tree, workshop
+from tests.harness.process import run
 from tests.system.boot.clone import Clone
 from tests.system.boot.host import Host
 
-TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "git")
+TOOLS = ("systemd-nspawn", "ip", "nsenter", "unshare", "setpriv", "busybox", "git", "gpg")
 
 CI: list[tree.Suite] = ["trixie"]
 """The host with the package in CI. Its iptables is one that python-iptables does not know."""
@@ -27,7 +29,7 @@ runs in no other suite."""
 BUILD = """
 packaging/deb/build.sh /out -d
 mkdir /out/apt /out/apt-newer
-cp /out/ipv6natd_*_all.deb /out/apt
+cp /out/*_all.deb /out/apt
 packaging/apt.sh /out/apt
 # A newer version is the same package with another number.
 dpkg-deb --raw-extract /out/ipv6natd_*_all.deb /tmp/newer
@@ -60,12 +62,30 @@ def host(
     with Host(suite) as booted:
         booted.furnish()
         workshop.finish(build, folder)
-        (package,) = folder.glob("ipv6natd_*_all.deb")
-        shutil.copy(package, booted.shared)
+        for package in folder.glob("*_all.deb"):
+            shutil.copy(package, booted.shared)
         for repository in ("apt", "apt-newer"):
             shutil.copytree(folder / repository, booted.shared / repository)
+        sign(folder, booted.shared)
         booted.install()
         yield booted
+
+
+def sign(release: Path, shared: Path) -> None:
+    """Sign the repository of a release, and write it and its key to `shared`/signed."""
+    home = release / "gpg"
+    home.mkdir(mode=0o700)
+    gpg = {"GNUPGHOME": str(home), "SIGN_KEY": "lab@localhost"}
+    create = ("--quick-generate-key", gpg["SIGN_KEY"], "default", "default", "never")
+    try:
+        run("gpg", "--batch", "--passphrase", "", *create, env=gpg)
+        run(str(ROOT / "packaging/sums.sh"), str(release), env=gpg)
+        run("gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS", env=gpg, cwd=release)
+    finally:
+        run("gpgconf", "--kill", "all", env=gpg)
+    (shared / "signed").mkdir()
+    shutil.copytree(release / "apt", shared / "signed/apt")
+    shutil.copy(release / "ipv6natd.asc", shared / "signed")
 
 
 @pytest.fixture(scope="module")
