@@ -18,7 +18,7 @@ export PYTHON
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals packages-compose tree-bookworm tree-trixie tree-sid tree-image install uninstall deb image arch pyz sbom release fuzz
+.PHONY: help venv check demo bench soak test test-all test-supply lock audit wheel packages-newest lint format clean packages-venv packages-bench packages-lab packages-desk packages-rivals packages-cockpit packages-browser packages-compose tree-bookworm tree-trixie tree-sid tree-image install uninstall deb image arch pyz sbom release fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -29,10 +29,10 @@ demo: packages-lab $(VENV)/.project ## Show ipv6natd at work in a sandbox (as ro
 check: lint ## Style, types and unit tests, in a minute; T=tests/unit/policy for a part
 	$(BIN)/pytest --quiet --numprocesses=auto --dist=loadgroup $(or $(T),$(QUICK))
 
-test: packages-lab packages-desk packages-rivals check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## `make check`, then every test that CI runs (as root)
+test: packages-lab packages-desk packages-rivals packages-cockpit check tree-bookworm tree-trixie $(VENV)/newest/.stamp ## `make check`, then every test that CI runs (as root)
 	$(PYTEST) $(QUICK:%=--ignore=%)
 
-test-all: packages-lab packages-desk packages-rivals lint tree-bookworm tree-trixie tree-sid tree-image $(VENV)/newest/.stamp $(VENV)/3.12/.stamp $(VENV)/tools/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
+test-all: packages-lab packages-desk packages-rivals packages-cockpit packages-browser lint tree-bookworm tree-trixie tree-sid tree-image $(VENV)/newest/.stamp $(VENV)/3.12/.stamp $(VENV)/tools/.stamp ## All tests, with all engines, Pythons and libraries; writes reports into docs/
 	$(PYTEST) --engines=all --report=docs
 
 test-supply: packages-lab lint tree-trixie tree-sid $(VENV)/newest/.stamp $(VENV)/3.12/.stamp ## Every Python with every version of the libraries; writes docs/supply.md (as root)
@@ -84,7 +84,7 @@ sbom: $(VENV)/tools/.stamp $(VENV)/newest/.stamp ## List the libraries of the si
 	@$(PIP) freeze --path $(VENV)/newest --exclude python-iptables | $(VENV)/tools/bin/cyclonedx-py requirements \
 	--pyproject=pyproject.toml --output-reproducible --of=JSON -o dist/ipv6natd.cdx.json -
 
-release: $(VENV)/newest/.stamp sbom ## Make the files of the release with the tag TAG in dist/release
+release: $(VENV)/newest/.stamp sbom ## Make the files of the release with the tag TAG in dist/release, as root (IMAGE=no: as any user)
 	@packaging/release.sh "$(TAG)" $(VENV)/newest dist/ipv6natd.cdx.json
 
 venv: $(VENV)/.project ## Make .venv with ipv6natd and ipv6natctl in it
@@ -119,6 +119,12 @@ packages-compose:
 
 packages-desk:
 	@tests/install.sh desk
+
+packages-cockpit:
+	@tests/install.sh cockpit
+
+packages-browser:
+	@tests/install.sh browser
 
 packages-rivals:
 	@tests/install.sh rivals

@@ -37,6 +37,10 @@ put 644 dbus/org.ipv6natd1.policy "$prefix/share/polkit-1/actions/org.ipv6natd1.
 put 644 completions/ipv6natctl.bash "$prefix/share/bash-completion/completions/ipv6natctl"
 put 644 completions/_ipv6natctl "$zsh/_ipv6natctl"
 put 644 completions/ipv6natctl.fish "$prefix/share/fish/vendor_completions.d/ipv6natctl.fish"
+# Only Cockpit reads this folder.
+for file in cockpit/*; do
+    put 644 "$file" "$prefix/share/cockpit/ipv6natd/${file##*/}"
+done
 for page in man/*; do
     put 644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
 done

@@ -2,7 +2,7 @@
 # Installs what `make` needs from the distribution's archive, and only what is missing: with
 # everything there it touches neither the network nor the machine.
 #
-# usage: tests/install.sh venv|lab|desk|rivals|compose|trees|bench|newest ...
+# usage: tests/install.sh venv|lab|desk|rivals|cockpit|browser|compose|trees|bench|newest ...
 set -euo pipefail
 
 # What to look for, a command, a file or a Python module, and the package that has it. By what is
@@ -32,6 +32,7 @@ lab=(
 # What manual pages, completions and examples are tried with; no demo needs it.
 desk=(
     command:mandoc:mandoc
+    command:gpg:gpg
     command:zsh:zsh
     command:fish:fish
     module:yaml:python3-yaml
@@ -44,6 +45,18 @@ rivals=(
     command:firewall-cmd:firewalld
     command:haproxy:haproxy
     command:podman:podman
+)
+# The page for Cockpit: its code, and the bridge between it and the bus.
+cockpit=(
+    command:node:nodejs
+    command:cockpit-bridge:cockpit-bridge
+)
+# The page in a browser.
+browser=(
+    file:/usr/lib/cockpit/cockpit-ws:cockpit-ws
+    command:chromium:chromium
+    command:chromedriver:chromium-driver
+    module:selenium:python3-selenium
 )
 # What starts examples/compose.yaml.
 compose=(
@@ -129,6 +142,7 @@ install || { apt update && install; } || {
 for package in "${missing[@]}"; do
     case $package in
         ufw | firewalld | haproxy) systemctl --root=/ --quiet disable "$package" ;;
+        cockpit-ws) systemctl --root=/ --quiet disable cockpit.socket ;;
         podman)
             systemctl --root=/ --quiet disable podman.service podman.socket podman-restart.service \
                 podman-auto-update.service podman-auto-update.timer

@@ -16,6 +16,6 @@ cp -r packaging/deb/debian "$stage/ipv6natd/debian"
 packaging/publisher.sh "$stage/ipv6natd"
 (cd "$stage/ipv6natd" && dpkg-buildpackage --build=binary --no-sign "${@:2}")
 mkdir -p "$out"
-# Only one version stays in the folder, so that a pattern matches one package.
-rm -f "$out"/ipv6natd_*
-cp "$stage"/ipv6natd_* "$out"
+# Only one version stays in the folder, so that a pattern matches one file of each package.
+rm -f "$out"/{,cockpit-}ipv6natd_*
+cp "$stage"/{,cockpit-}ipv6natd_* "$out"

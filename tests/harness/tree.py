@@ -68,6 +68,9 @@ recommended packages, because `apt build-dep` does not install these either."""
 PACMAN = ("pacman-package-manager", "sudo")
 """Additional packages for the commands for Arch on a host of Debian 13."""
 
+COCKPIT = ("cockpit-bridge", "cockpit-ws", "cockpit-system")
+"""What the page for Cockpit is tried with, on a host of Debian 13."""
+
 PATIENCE = 1200.0
 """Seconds. Creating a tree takes three minutes with a fast network, and 1.2 GB of disk."""
 
@@ -133,7 +136,7 @@ def tools(suite: Suite) -> tuple[str, ...]:
 
 
 def clone(suite: Suite) -> tuple[str, ...]:
-    return (*CLONE, *ARCH, *PACMAN) if suite == "trixie" else CLONE
+    return (*CLONE, *ARCH, *PACMAN, *COCKPIT) if suite == "trixie" else CLONE
 
 
 def path(suite: Suite) -> Path:

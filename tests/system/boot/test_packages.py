@@ -12,7 +12,7 @@ import pytest
 
 from ipv6natd import __version__
 from tests import ROOT
-from tests.harness import need, tree, workshop
+from tests.harness import image, need, tree, workshop
 from tests.harness.needs import lack
 from tests.harness.process import LabError, run
 from tests.harness.single_file import single_file
@@ -24,10 +24,12 @@ packaging/deb/build.sh /out -d
 cp -r /src /elsewhere && cd /elsewhere
 umask 077
 TZ=Pacific/Kiritimati LC_ALL=C packaging/deb/build.sh /out/again -d
-cmp /out/ipv6natd_*_all.deb /out/again/ipv6natd_*_all.deb
+for package in /out/*_all.deb; do
+    cmp "$package" "/out/again/${package##*/}"
+    dpkg-deb --contents "$package" >>/out/contents
+done
 echo 'the same twice'
-lintian --allow-root --fail-on=error,warning /out/ipv6natd_*_all.deb
-dpkg-deb --contents /out/ipv6natd_*_all.deb >/out/contents
+lintian --allow-root --fail-on=error,warning /out/*_all.deb
 dpkg-deb --fsys-tarfile /out/ipv6natd_*_all.deb |
     tar -xO ./usr/bin/ipv6natd ./usr/bin/ipv6natctl | grep '^#!' >/out/python
 """
@@ -80,6 +82,7 @@ git init -q
 git add .
 git -c user.name=lab -c user.email=lab@localhost commit -q -m all
 git tag {TAG}
+export BASE=/out/image
 packaging/release.sh {TAG} /out/newest /out/libraries.json /out/release
 packaging/release.sh {TAG} /out/newest /out/libraries.json /tmp/again
 diff -r /out/release /tmp/again
@@ -154,6 +157,9 @@ def test_release_has_all_files_and_arch_builds_only_from_its_tarball(tmp_path: P
     need_newest()
     shutil.copytree(NEWEST, tmp_path / "newest", symlinks=True)
     (tmp_path / "libraries.json").write_text("{}")
+    if not image.base().exists():
+        lack("the base of the container image; `make tree-image` makes it")
+    run("cp", "-a", str(image.base()), str(tmp_path / "image"), timeout=60)
     built("trixie", tmp_path, RELEASE)
     assert "the same twice" in (tmp_path / "log").read_text()
     assert f"ipv6natd-{__version__}.tar.gz ... FAILED" in (tmp_path / "refused").read_text()
@@ -162,9 +168,10 @@ def test_release_has_all_files_and_arch_builds_only_from_its_tarball(tmp_path: P
     source = f"ipv6natd-{__version__}.tar.gz"
     assert files == {
         *("SHA256SUMS", source, "ipv6natd.pyz", "ipv6natd.cdx.json"),
+        "ipv6natd-image.tar.gz",
         *("aur/PKGBUILD", "aur/.SRCINFO", "aur/ipv6natd.install"),
         *("apt/Packages", "apt/Packages.gz", "apt/Release"),
-        f"apt/ipv6natd_{__version__}_all.deb",
+        *(f"apt/{name}_{__version__}_all.deb" for name in ("ipv6natd", "cockpit-ipv6natd")),
         f"python/ipv6natd-{__version__}-py3-none-any.whl",
         f"python/{source}",
     }
@@ -220,7 +227,8 @@ def released(folder: Path, version: str, *, changed: str | None = None) -> None:
 
 def plain(paths: set[str]) -> set[str]:
     """The files, without those that differ by distribution."""
-    own = r"usr/(local/)?lib/python|usr/(local/)?bin|usr/share/(doc/ipv6natd/[^/]*|licenses/.*)$|\."
+    texts = r"usr/share/(doc/(cockpit-)?ipv6natd/[^/]*|licenses/.*)$"
+    own = rf"usr/(local/)?lib/python|usr/(local/)?bin|{texts}|\."
     found = {each for each in paths if each and each[-1] != "/" and not re.match(own, each)}
     found = {path.removesuffix(".gz") for path in found}
     return {path.replace("/vendor-completions/", "/site-functions/") for path in found}

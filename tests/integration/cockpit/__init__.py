@@ -1,0 +1,1 @@
+"""The page for Cockpit, in node and at a bridge."""

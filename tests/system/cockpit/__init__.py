@@ -1,0 +1,1 @@
+"""The page for Cockpit in a browser."""
