@@ -11,6 +11,7 @@ from typing import Any
 from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus.connection import ERROR, BusError
 from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PROPERTIES
+from ipv6natd.host.servers import tcp_answer
 from ipv6natd.model import Outcome
 from ipv6natd.report.checks import CheckVerdict
 from ipv6natd.report.status import State
@@ -100,6 +101,12 @@ class DaemonClient:
             return ""
         failed = unit.get("ActiveState") == "failed"
         return str(service.get("StatusText", "")) if failed else ""
+
+    async def tcp_answers(self, sockets: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """What a new connection gets at each address and port. The daemon's sandbox permits none,
+        so the tool connects."""
+        answers = await asyncio.gather(*(tcp_answer(*socket) for socket in sockets))
+        return dict(zip(sockets, answers, strict=True))
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -17,7 +16,7 @@ from ipv6natd.ctl.client import (
     painted,
     suggestion,
 )
-from ipv6natd.host.servers import Answer, tcp_answer
+from ipv6natd.host.servers import Answer
 from ipv6natd.netfilter.trace import Fate
 from ipv6natd.report.status import State
 from ipv6natd.system.terminal import Colour, Screen, pairs, printable
@@ -41,7 +40,7 @@ async def explain(daemon: DaemonClient, options: Options) -> Result:
         return await _traced(daemon, options, source)
     rows = await daemon.call("Explain", query)
     if rows:
-        await _ask_servers(rows)
+        await _add_servers(daemon, rows)
         text = "\n".join(_container_text(row, options) for row in rows)
         return Result(value=rows, text=text, note=await _state_note(daemon))
     if query.partition("/")[0].isdigit():
@@ -103,9 +102,8 @@ def _container_text(row: Row, options: Options) -> str:
     return pairs(lines, options.screen) + _port_table(row, options) + _other_rules(row, options)
 
 
-async def _ask_servers(rows: Iterable[Row]) -> None:
-    """Add what a new connection to the container gets to each TCP port. The tool connects, because
-    the sandbox of the daemon does not permit it."""
+async def _add_servers(daemon: DaemonClient, rows: Iterable[Row]) -> None:
+    """Add to each TCP port what a new connection to the container gets."""
     ports = [
         port
         for row in rows
@@ -113,11 +111,9 @@ async def _ask_servers(rows: Iterable[Row]) -> None:
         if "ContainerPort" in port and port["Binding"].endswith("/tcp")
     ]
     sockets = dict.fromkeys((port["ContainerAddress"], port["ContainerPort"]) for port in ports)
-    asked = list(sockets)[:_MAX_SERVERS]
-    answers = await asyncio.gather(*(tcp_answer(*socket) for socket in asked))
-    known = dict(zip(asked, answers, strict=True))
+    answers = await daemon.tcp_answers(list(sockets)[:_MAX_SERVERS])
     for port in ports:
-        if answer := known.get((port["ContainerAddress"], port["ContainerPort"])):
+        if answer := answers.get((port["ContainerAddress"], port["ContainerPort"])):
             port["Server"] = answer
 
 

@@ -246,6 +246,9 @@ class Answering:
         (values,) = over_the_bus("a{sv}", bytes(data))
         return dict(values)
 
+    async def tcp_answers(self, _: object) -> dict[tuple[str, int], str]:
+        return {}
+
     async def call(self, member: str, *args: str) -> Any:
         if member == "GetRuleset":
             return over_the_bus("s", marshal_text(format_ruleset(ruleset(self._want))))[0]
