@@ -122,18 +122,36 @@ def blocks(chain: BaseChain, packet: ForwardedPacket) -> bool:
 
 
 def may_block(chain: BaseChain, packet: ForwardedPacket) -> bool:
-    """True if the chain drops the packet, or may: its policy or a rule drops, and no condition that
-    is evaluated prevents it."""
+    """True if the chain drops the packet, or may: that depends on a condition that is not
+    evaluated."""
+    ends = _ends(chain, chain.name, packet, {})
+    return not ends.isdisjoint(_DROPS) or ("" in ends and chain.policy in _DROPS)
 
-    def drops(name: str, seen: set[str]) -> bool:
-        seen.add(name)
-        return any(
-            rule.verdict in _DROPS or (rule.target not in seen and drops(rule.target, seen))
-            for rule in chain.chains.get(name, ())
-            if not any(_matches(condition, packet) is False for condition in rule.conditions)
-        )
 
-    return chain.policy in _DROPS or drops(chain.name, {""})
+def _ends(
+    chain: BaseChain, name: str, packet: ForwardedPacket, known: dict[str, set[str]]
+) -> set[str]:
+    """The possible verdicts of the chain `name` for a packet; "" for its end without one. `known`:
+    see `_verdict`."""
+    if name in known:
+        return known[name]
+    known[name] = {""}  # ends a loop, which the kernel rejects anyway
+    ends: set[str] = set()
+    for rule in chain.chains.get(name, ()):
+        results = [_matches(condition, packet) for condition in rule.conditions]
+        if False in results or not rule.verdict:
+            continue
+        inner = {"" if rule.verdict == "return" else rule.verdict}
+        if rule.verdict in ("jump", "goto"):
+            inner = _ends(chain, rule.target, packet, known)
+        leaves = rule.verdict in ("return", "goto")
+        ends |= inner if leaves else inner - {""}
+        if None not in results and (leaves or "" not in inner):
+            break
+    else:
+        ends.add("")
+    known[name] = ends
+    return ends
 
 
 def has_rpfilter(chain: BaseChain) -> bool:

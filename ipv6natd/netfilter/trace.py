@@ -15,8 +15,9 @@ from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
+
+from ipv6natd.netfilter.parse import save_lines
 
 LINK_LOCAL = IPv6Network("fe80::/10")
 LOOPBACK = IPv6Address("::1")
@@ -85,6 +86,8 @@ class Packet:
     """True if source and incoming interface may be any: a match of them is uncertain."""
     protocol: str = "tcp"
     port: int = 0
+    original_port: int = 0
+    """The port before DNAT, if there was one."""
     authenticated: bool = False
     """True with an authentication header before the protocol; `-p` matches only this header."""
     state: State = State.NEW
@@ -288,7 +291,13 @@ class Walker:
         target = self.decide("nat", hook, packet)
         if target.name == "DNAT" and target.address is not None:
             port = packet.port if target.port is None else target.port
-            return replace(packet, destination=target.address, port=port, dnat=True)
+            return replace(
+                packet,
+                destination=target.address,
+                port=port,
+                dnat=True,
+                original_port=packet.port,
+            )
         if target.name == "REDIRECT":
             incoming = packet.in_interface
             to = self._host.source_address(incoming) if incoming else LOOPBACK
@@ -372,6 +381,7 @@ _DECLARATION = re.compile(r":(\S+) (ACCEPT|DROP|-)(?: \[\d+:\d+\])?")
 
 
 _ONE_PORT = re.compile(r"(?<!!) --dport (\d+)(?!\S)")
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"', re.DOTALL)
 
 
 def for_ports(text: str, ports: Container[int]) -> str:
@@ -379,12 +389,11 @@ def for_ports(text: str, ports: Container[int]) -> str:
     matches. A host with many containers has thousands of them, and `parse` is slow."""
     return "\n".join(
         line
-        for line in text.splitlines()
-        if (found := _ONE_PORT.search(line)) is None or int(found[1]) in ports
+        for line in save_lines(text)
+        if (found := _ONE_PORT.search(_STRING.sub("", line))) is None or int(found[1]) in ports
     )
 
 
-@lru_cache(maxsize=8)
 def parse(text: str) -> Tables:
     """The tables of ip6tables-save. Lines of no known form are left out.
 
@@ -395,7 +404,7 @@ def parse(text: str) -> Tables:
     }
     tables["filter"]["DOCKER-USER"] = Chain()
     table, later = "", []
-    for line in text.splitlines():
+    for line in save_lines(text):
         if line.startswith("*"):
             table = line[1:]
         elif declared := _DECLARATION.fullmatch(line):
@@ -414,7 +423,11 @@ def _rule(text: str, chains: Chains) -> Rule:
     matches: list[Match] = []
     unknown: list[str] = []
     target, goto = Target(""), False
-    for inverted, option, values in _options(shlex.split(text)):
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote without its end
+        words, unknown = [], ["no rule"]
+    for inverted, option, values in _options(words):
         value = " ".join(values)
         if option in ("-j", "-g"):
             target, goto = Target(value), option == "-g"
@@ -499,7 +512,9 @@ def _known_match(option: str, value: str) -> Match | None:
         case (("--dport" | "--ctorigdstport"), _):
             first, _, last = value.partition(":")
             ports = range(int(first), int(last or first) + 1)
-            return lambda packet, _: packet.port in ports
+            if option == "--dport":
+                return lambda packet, _: packet.port in ports
+            return lambda packet, _: (packet.original_port or packet.port) in ports
     return _conntrack_match(option, value) or _address_match(option, value)
 
 

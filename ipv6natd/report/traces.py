@@ -11,7 +11,7 @@ from ipaddress import IPv6Address
 
 from ipv6natd.host.nft import BaseChain, ForwardedPacket, blocks, may_block
 from ipv6natd.model import ANY, LINK_LOCAL, LOOPBACK, Mapping, Protocol
-from ipv6natd.netfilter.docker_rules import is_docker_chain
+from ipv6natd.netfilter.docker_rules import is_docker_chain, is_engine_jump
 from ipv6natd.netfilter.rules import COMMENT, DOCKER_USER, PREFIX
 from ipv6natd.netfilter.trace import Fate, Host, Packet, Step, Tables, Trace, met_rules, trace
 
@@ -102,6 +102,7 @@ def other_rules(
         arriving,
         destination=mapping.container_address,
         port=mapping.container_port,
+        original_port=mapping.host_port,
         dnat=True,
         out_interface=mapping.bridge,
     )
@@ -199,4 +200,5 @@ def _owner(step: Step) -> str:
         return "ipv6natd"
     if step.chain == DOCKER_USER:
         return DOCKER_USER
-    return "docker" if is_docker_chain(step.chain) else "other"
+    in_forward = step.chain == "FORWARD" and is_engine_jump(step.rule)
+    return "docker" if is_docker_chain(step.chain) or in_forward else "other"

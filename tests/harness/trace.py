@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 from ipv6natd.netfilter import trace as tracer
@@ -61,6 +62,7 @@ def trace(text: str, packet: Packet, host: Host) -> Verdict:
     return Verdict(found.fate, found.address, found.port, found.source)
 
 
+@lru_cache(maxsize=8)
 def parse(text: str) -> Tables:
     """The tables. ValueError for a rule that is not known, and for one in another table."""
     tables = tracer.parse(text)

@@ -98,6 +98,14 @@ def test_explain_reaches_the_server_in_the_container(host: Host) -> None:
         assert [port["Server"] for port in row["Ports"]] == ["accepted"]
 
 
+def test_service_follows_a_packet_through_the_rules_in_its_sandbox(host: Host) -> None:
+    """Its tools read the tables, the routes and the chains of nft there."""
+    words = ("ipv6natctl", "explain", "8080", "--from", str(CLIENT), "--json=short")
+    (row,) = json.loads(host.run(*words))
+    assert (row["Fate"], row["Interface"]) == ("forwarded", "ext0")
+    assert "ipv6natd" in {step["By"] for step in row["Steps"]}
+
+
 def test_new_container_sees_the_client(host: Host) -> None:
     host.start("late", "--publish=8081:80")
     host.await_served(8081)

@@ -118,6 +118,9 @@ CHAINS = """\
 -A FORWARD -o br-a -j DROP
 -A DOCKER-USER -i eth0 -p tcp -m tcp --dport 80 -j ACCEPT
 -A DOCKER-USER -o br-b -j DROP
+-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 8080 --ctdir ORIGINAL -j DROP
+-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 80 -j DROP
+-A FORWARD -i br-a -o br-a -j ACCEPT
 -A DOCKER-USER -p tcp -j LOG
 -A DOCKER-USER -j RETURN
 -A IPV6NAT-FORWARD -o br-a -m conntrack --ctstate DNAT -j ACCEPT
@@ -137,6 +140,8 @@ def test_rules_of_others_are_those_that_some_client_may_meet() -> None:
         "-j REDIRECT (other)",
         "filter f2b -s 2001:db8:666::1/128 -j REJECT (other)",
         "filter DOCKER-USER -i eth0 -p tcp -m tcp --dport 80 -j ACCEPT (DOCKER-USER)",
+        "filter DOCKER-USER -p tcp -m conntrack --ctorigdstport 8080 --ctdir ORIGINAL -j DROP "
+        "(DOCKER-USER)",
     ]
     elsewhere = replace(WEB, host_address=IPv6Address("2001:db8:9::9"), protocol=Protocol.UDP)
     assert [row.rule for row in other_rules(elsewhere, parse(CHAINS), HOST, ())] == [
@@ -153,7 +158,12 @@ def test_rules_for_other_ports_are_no_part_of_the_search() -> None:
     assert list(other_rules(WEB, parse(short), HOST, ())) == list(
         other_rules(WEB, parse(CHAINS), HOST, ())
     )
-    for rule in ("! --dport 22 -j DROP", "--dport 22:99 -j DROP", "--dports 22,80 -j DROP"):
+    for rule in (
+        "! --dport 22 -j DROP",
+        "--dport 22:99 -j DROP",
+        "--dports 22,80 -j DROP",
+        '-m comment --comment "was --dport 22 only" -j DROP',
+    ):
         assert for_ports(f"-A FORWARD -p tcp {rule}", {80}).endswith(rule)
 
 
@@ -177,6 +187,7 @@ def test_loops_of_chains_and_many_ways_to_one_chain_end() -> None:
         ("accept", (Condition("iifname", frozenset({"eth9"})),), "?"),
         ("accept", (Condition("oifname", frozenset({"br-b"})),), None),
         ("accept", None, None),
+        ("drop", (Condition("ct status", frozenset({"snat"})),), "DROP"),
     ],
 )
 def test_chains_of_nft_are_listed_if_they_may_drop(
@@ -194,3 +205,40 @@ def test_chains_of_nft_are_listed_if_they_may_drop(
     found = list(other_rules(WEB, parse(CHAINS), HOST, (chain,)))
     listed = [row for row in found if row.table == "nft inet mine"]
     assert [(row.chain, row.verdict) for row in listed] == ([("fw", verdict)] if verdict else [])
+
+
+ACCEPT_DNAT = NftRule((Condition("ct status", frozenset({"dnat"})),), "accept", "")
+UNKNOWN = Condition("")
+
+
+@pytest.mark.parametrize(
+    ("rules", "listed"),
+    [
+        ([ACCEPT_DNAT, NftRule((), "reject", "")], False),
+        ([NftRule((UNKNOWN,), "accept", ""), NftRule((), "reject", "")], True),
+        ([NftRule((), "jump", "more"), NftRule((), "drop", "")], False),
+        ([NftRule((UNKNOWN,), "jump", "more"), NftRule((), "drop", "")], True),
+        ([NftRule((), "goto", "none"), NftRule((), "drop", "")], True),  # by the policy
+        ([NftRule((), "return", "")], True),
+        ([NftRule((), "", ""), ACCEPT_DNAT], False),
+    ],
+)
+def test_chain_of_nft_that_accepts_before_it_drops_is_not_listed(
+    rules: list[NftRule], listed: bool
+) -> None:
+    """firewalld has such a chain."""
+    chains = {"fw": rules, "more": [ACCEPT_DNAT], "none": []}
+    chain = BaseChain(
+        family="inet", table="mine", name="fw", hook="forward", policy="drop", chains=chains
+    )
+    found = [row.table for row in other_rules(WEB, parse(CHAINS), HOST, (chain,))]
+    assert ("nft inet mine" in found) is listed
+
+
+@pytest.mark.parametrize("comment", ["a\x0cb", "a\u2028b", "a\n-A FORWARD -j DROP", 'a\\"b'])
+def test_any_comment_of_another_program_is_read(comment: str) -> None:
+    text = f'*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m comment --comment "{comment}" -j ACCEPT\n'
+    found = [row.verdict for row in other_rules(WEB, parse(f"{text}COMMIT\n"), HOST, ())]
+    assert found == ["ACCEPT"]
+    half = parse('*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m comment --comment "half\n')
+    assert [row.rule for row in other_rules(WEB, half, HOST, ())] == ['-m comment --comment "half']
