@@ -46,6 +46,31 @@ function visible(text) {
         (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
+/* The nodes of rows. A row that was shown before keeps its node, and with it focus and selection. */
+function kept(shown, rows, build) {
+    return new Map(rows.map((row) => [JSON.stringify(row), row]).map(
+        ([key, row]) => [key, shown.get(key) || build(row)]));
+}
+
+/* Give an element these children, in this order; those in their place are not touched. */
+function arrange(parent, nodes) {
+    const wanted = new Set(nodes);
+    for (const child of [...parent.children]) {
+        if (!wanted.has(child))
+            parent.removeChild(child);
+    }
+    nodes.forEach((node, at) => {
+        if (parent.children[at] !== node)
+            parent.insertBefore(node, parent.children[at] || null);
+    });
+}
+
+/* A text that is read aloud when it changes, so it is written only then. */
+function setText(node, text) {
+    if (node.textContent !== text)
+        node.textContent = text;
+}
+
 const plain = (value) => {
     if (Array.isArray(value))
         return value.map(plain);
@@ -149,17 +174,12 @@ class Table {
                              this.descending);
         this.heads.forEach((head, index) => head.setAttribute("aria-sort",
             index !== this.sorted ? "none" : this.descending ? "descending" : "ascending"));
-        const rows = new Map();
-        for (const row of found.slice(0, MAX_ROWS)) {
-            const key = JSON.stringify(row);
-            rows.set(key, this.shown.get(key) || this.row(row));
-        }
+        const rows = kept(this.shown, found.slice(0, MAX_ROWS), (row) => this.row(row));
         this.shown = rows;
-        this.body.replaceChildren(...rows.values());
-        const more = found.length - rows.size;
-        this.count.textContent = more > 0
+        arrange(this.body, [...rows.values()]);
+        setText(this.count, found.length > rows.size
             ? cockpit.format(_("$0 of $1; the filter finds the others"), rows.size, found.length)
-            : counted(found.length, "$0 row", "$0 rows");
+            : counted(found.length, "$0 row", "$0 rows"));
     }
 
     row(row) {
@@ -180,7 +200,8 @@ function grouped(mappings, networks) {
         const group = groups.get(row.NetworkId);
         if (!group)
             continue;
-        const ports = group.containers.get(row.ContainerId) || { name: row.ContainerName, ports: [] };
+        const ports = group.containers.get(row.ContainerId) ||
+            { id: row.ContainerId, name: row.ContainerName, ports: [] };
         ports.ports.push(row);
         group.containers.set(row.ContainerId, ports);
     }
@@ -197,10 +218,12 @@ const GAP = 70;
  * containers is closed until it is chosen. */
 class Diagram {
     constructor(place, explain) {
-        this.place = place;
+        this.scroll = make("div", { class: "scroll" });
         this.explain = explain;
-        this.toggled = new Set();
+        /* Id of a network -> whether the user wants it open. */
+        this.chosen = new Map();
         this.groups = [];
+        place.append(this.scroll);
     }
 
     update(mappings, networks) {
@@ -213,18 +236,18 @@ class Diagram {
         const few = this.groups.reduce((sum, group) => sum + group.containers.size, 0) <= MAX_OPEN;
         let top = 0;
         for (const group of this.groups) {
-            const open = few !== this.toggled.has(group.network.Id);
+            const open = this.chosen.get(group.network.Id) ?? few;
             top = this.group(parts, group, open, top) + HEIGHT / 2;
         }
         const width = LEFT + MIDDLE + RIGHT + 2 * GAP;
         const focused = document.activeElement && document.activeElement.id;
-        this.place.replaceChildren(this.groups.length === 0
+        this.scroll.replaceChildren(this.groups.length === 0
             ? make("p", { class: "quiet" }, _("No network is managed."))
-            : make("div", { class: "scroll" }, make("svg", {
+            : make("svg", {
                 viewBox: `0 0 ${width} ${top}`, width, height: top, role: "group",
                 "aria-label": _("Host ports, networks and containers"),
-            }, parts)));
-        if (focused && focused.startsWith("network-"))
+            }, parts));
+        if (/^(network|container)-/.test(focused))
             document.getElementById(focused)?.focus();
     }
 
@@ -246,12 +269,13 @@ class Diagram {
             const from = LEFT + GAP + MIDDLE;
             parts.push(edge(from, middle, from + GAP, half),
                        this.button(box(from + GAP, half, RIGHT, container.name), container.name,
-                                   `container-${parts.length}`, () => this.explain(container.name)));
+                                   `container-${network.Id}-${container.id}`,
+                                   () => this.explain(container.name)));
         }
         const size = counted(containers.size, "$0 container", "$0 containers");
         const text = `${network.Name}: ${size}, ${counted(ports, "$0 port", "$0 ports")}`;
         const node = this.button(box(LEFT + GAP, middle, MIDDLE, text), text,
-                                 `network-${network.Id}`, () => this.toggle(network.Id));
+                                 `network-${network.Id}`, () => this.open(network.Id, !open));
         node.setAttribute("aria-expanded", String(open));
         if (open)
             node.setAttribute("class", "open");
@@ -259,9 +283,8 @@ class Diagram {
         return top + height;
     }
 
-    toggle(id) {
-        if (!this.toggled.delete(id))
-            this.toggled.add(id);
+    open(id, wanted) {
+        this.chosen.set(id, wanted);
         this.draw();
     }
 
@@ -324,8 +347,6 @@ function otherRules(row) {
 }
 
 function explanation(rows) {
-    if (rows.length === 0)
-        return [make("p", {}, _("No running container has this name."))];
     return rows.map((row) => make("div", {},
         row.Networks.map((net) => make("p", {},
             `${net.Name} (${net.Bridge}) ${net.Address}: ${net.Reason}`)),
@@ -351,7 +372,12 @@ class Page {
                            _("Compare all rules now"));
         this.place("actions").append(this.resync);
         this.timer = null;
+        this.reading = false;
+        /* True if something has changed during a read. */
+        this.again = false;
         this.generation = null;
+        this.items = new Map();
+        this.asked = null;
         this.running = true;
         this.refused = "";
         this.connect();
@@ -379,12 +405,16 @@ class Page {
     }
 
     later() {
-        if (this.timer === null)
+        if (this.reading)
+            this.again = true;
+        else if (this.timer === null)
             this.timer = setTimeout(() => this.read(), PAUSE);
     }
 
     async read() {
         this.timer = null;
+        this.reading = true;
+        this.again = false;
         try {
             const [all] = await this.client.call(PATH, PROPERTIES, "GetAll", [MANAGER]);
             const properties = plain(all);
@@ -395,6 +425,10 @@ class Page {
         } catch (error) {
             this.generation = null;
             this.failed(cockpit.message(error));
+        } finally {
+            this.reading = false;
+            if (this.again)
+                this.later();
         }
     }
 
@@ -405,9 +439,10 @@ class Page {
 
     show(properties, lists) {
         this.place("problem").hidden = this.refused === "";
-        this.place("problem").textContent = this.refused;
-        this.place("state").replaceChildren(word(properties.State),
-            properties.StateReason ? visible(` ${properties.StateReason}`) : "");
+        setText(this.place("problem"), this.refused);
+        const reason = properties.StateReason ? visible(` ${properties.StateReason}`) : "";
+        if (this.place("state").textContent !== properties.State + reason)
+            this.place("state").replaceChildren(word(properties.State), reason);
         const engine = properties.DockerConnected ? properties.EngineVersion : _("not connected");
         this.place("facts").textContent = visible([
             `ipv6natd ${properties.Version}`, `Docker ${engine}`, properties.Backend,
@@ -421,15 +456,15 @@ class Page {
         }
         if ("Mappings" in lists)
             this.diagram.update(lists.Mappings, lists.Networks);
-        this.place("findings").replaceChildren(...(lists.Findings.length > 0
-            ? lists.Findings.map((row) => findingItem(row, copy))
-            : [make("li", { class: "quiet" }, _("Nothing was found."))]));
+        this.items = kept(this.items, lists.Findings, (row) => findingItem(row, copy));
+        arrange(this.place("findings"), [...this.items.values()]);
+        this.place("nothing").hidden = this.items.size > 0;
     }
 
     failed(text) {
         const stopped = _("ipv6natd is not running: systemctl start ipv6natd");
         this.place("problem").hidden = false;
-        this.place("problem").textContent = visible(this.running ? text : stopped);
+        setText(this.place("problem"), visible(this.running ? text : stopped));
         this.place("state").textContent = "";
         this.resync.disabled = true;
     }
@@ -453,20 +488,31 @@ class Page {
 
     async explain(name) {
         const dialog = this.place("explanation");
+        const asked = this.asked = {};
+        /* An answer that comes after the next question is left out. */
+        const answer = (...nodes) => {
+            if (this.asked === asked)
+                text.replaceChildren(...nodes);
+        };
         this.place("explanation-title").textContent = visible(name);
         const text = this.place("explanation-text");
         text.replaceChildren(make("p", { class: "quiet" }, _("Reading …")));
         dialog.showModal();
         try {
-            text.replaceChildren(...explanation(await explained(name)));
+            answer(...explanation(await explained(name)));
         } catch (error) {
-            text.replaceChildren(make("p", { class: "bad" }, cockpit.message(error)));
+            answer(make("p", { class: "bad" }, cockpit.message(error)));
         }
     }
 }
 
-function copy(text) {
-    navigator.clipboard.writeText(text).catch(() => window.prompt(_("Copy this command"), text));
+/* Without TLS, a browser has no clipboard for the page. */
+async function copy(text) {
+    try {
+        await navigator.clipboard.writeText(text);
+    } catch {
+        window.prompt(_("Copy this command"), text);
+    }
 }
 
 /* The theme that the shell of Cockpit has: auto, light or dark. */

@@ -25,7 +25,6 @@ cockpit.locale({
     "Network": [null, "Netzwerk"],
     "Networks": [null, "Netzwerke"],
     "No network is managed.": [null, "Kein Netzwerk wird verwaltet."],
-    "No running container has this name.": [null, "Kein laufender Container hat diesen Namen."],
     "Nothing was found.": [null, "Nichts gefunden."],
     "Port": [null, "Port"],
     "Ports that are not forwarded": [null, "Ports, die nicht weitergeleitet werden"],

@@ -37,7 +37,7 @@ DESTDIR=$listed PREFIX=$prefix packaging/install.sh --with-python
 (cd "$listed" && find . -type f ! -path './etc/ipv6natd/*' -print0) |
     (cd "$destdir/" && xargs -0 rm -f --)
 # With files of other versions, and with bytecode.
-rm -rf "$destdir$library" "$destdir$prefix/share/doc/ipv6natd"
+rm -rf "$destdir$library" "$destdir$prefix/share/doc/ipv6natd" "$destdir$prefix/share/cockpit/ipv6natd"
 
 if [[ -z $destdir ]]; then
     if [[ -d /run/systemd/system ]]; then

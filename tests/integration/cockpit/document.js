@@ -22,6 +22,13 @@ class Node {
     addEventListener(kind, act) { (this.listeners[kind] ||= []).push(act); }
     append(...children) { this.children.push(...children); }
     replaceChildren(...children) { this.children = children; }
+    removeChild(child) { this.children.splice(this.children.indexOf(child), 1); }
+    insertBefore(child, before) {
+        if (this.children.includes(child))
+            this.removeChild(child);
+        this.children.splice(before ? this.children.indexOf(before) : this.children.length, 0, child);
+    }
+
     fire(kind, event = {}) {
         for (const act of this.listeners[kind] || [])
             act({ preventDefault() {}, ...event });
@@ -44,7 +51,7 @@ class Node {
     }
 }
 
-const IDS = ["state", "facts", "actions", "problem", "findings", "diagram", "mappings", "networks",
+const IDS = ["state", "facts", "actions", "problem", "findings", "nothing", "diagram", "mappings", "networks",
              "skipped", "explanation", "explanation-title", "explanation-text"];
 
 function install(fake) {

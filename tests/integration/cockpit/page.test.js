@@ -147,9 +147,9 @@ test("a daemon that stops and starts again is shown", async () => {
 });
 
 test("a user without rights sees why", async () => {
-    const { places } = await opened({ error: new Error("not permitted: sudo ipv6natctl mappings") });
+    const { places } = await opened({ error: new Error("polkit does not allow you to read") });
     assert.equal(places.problem.hidden, false);
-    assert.match(places.problem.textContent, /not permitted/);
+    assert.match(places.problem.textContent, /polkit does not allow you/);
 });
 
 test("a resync uses the administrative access and may ask polkit", async () => {
@@ -170,6 +170,56 @@ test("a container is explained in a dialog", async () => {
     await pause(60);
     assert.equal(places.explanation.open, true);
     assert.match(places["explanation-text"].textContent, /3 connections.*refused.*-j DNAT/);
+});
+
+test("an answer that comes late does not replace that about another container", async () => {
+    const { now, places, page } = await opened({ Mappings: [mapping(0), mapping(1)] });
+    const answers = {};
+    now.answer = (_member, args) => new Promise((answer) => { answers[args[4]] = answer; });
+    const questions = [page.explain("web0"), page.explain("web1")];
+    await pause(1);
+    const row = (loopback) => [{ Networks: [], Loopback: loopback, Ports: [] }];
+    answers.web1(row("of the second"));
+    answers.web0(row("of the first"));
+    await Promise.all(questions);
+    assert.equal(places["explanation-title"].textContent, "web1");
+    assert.match(places["explanation-text"].textContent, /of the second/);
+});
+
+test("a read during a read comes after it", async () => {
+    const { now, client } = await opened();
+    const [calls, first] = [now.calls, now.answer];
+    let release;
+    now.answer = async (member, args) => {
+        if (member === "GetAll")
+            await new Promise((end) => { release = end; });
+        return first(member, args);
+    };
+    calls.length = 0;
+    client.signalled();
+    await pause(300);
+    client.signalled();
+    await pause(300);
+    assert.deepEqual(calls, []);
+    release();
+    await pause(300);
+    release();
+    await pause(50);
+    assert.deepEqual(calls.filter((member) => member === "GetAll").length, 2);
+});
+
+test("what has not changed keeps its nodes, also in another order", async () => {
+    const { now, places, client } = await opened({ Findings: [FINDING] });
+    const nodes = () => [...places.findings.children, ...places.mappings.all("tbody")[0].children];
+    const before = nodes();
+    now.properties.Generation = 2;
+    now.Mappings = [mapping(5), mapping(0)];
+    now.Findings = [{ ...FINDING, Text: "first" }, FINDING];
+    client.signalled();
+    await pause(300);
+    const after = nodes();
+    assert.deepEqual([after[1], after[2]], before);
+    assert.match(after[3].textContent, /web5/);
 });
 
 test("the diagram opens few containers, and closes many until a network is chosen", async () => {
