@@ -25,9 +25,12 @@ ERROR = "org.freedesktop.DBus.Error."
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 25.0
-MAX_MESSAGE = 128 << 10
-"""Bytes of a message that a service reads. No member, no reply of polkit and no zone list of
-firewalld needs more."""
+MAX_MESSAGE = 8 << 10
+"""Bytes of a call or signal that a service reads. No member needs more. Python's text may take four
+times as many, while the calls of many users wait."""
+MAX_REPLY = 128 << 10
+"""Bytes of a reply that a service reads. No reply of polkit and no zone list of firewalld needs
+more."""
 MAX_ARRAYS = 1 << 10
 """Bytes of all arrays of a call or signal to a service, the header fields included. The library
 needs some microseconds for each element and blocks the event loop meanwhile."""
@@ -221,11 +224,11 @@ async def connect(
     call with more than MAX_MESSAGE bytes, or with more than MAX_ARRAYS bytes of arrays, reaches
     `on_call` truncated, and such a signal is dropped.
     """
-    max_message, max_arrays = (MAX_MESSAGE, MAX_ARRAYS) if on_call else (NO_LIMIT, NO_LIMIT)
+    limits = (MAX_MESSAGE, MAX_REPLY, MAX_ARRAYS) if on_call else (NO_LIMIT,) * 3
     address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     bus = None
     try:
-        bus = Bus(address, max_message, max_arrays)
+        bus = Bus(address, *limits)
         connection = Connection(bus)
         bus.add_message_handler(lambda message: _dispatch(connection, message, on_call, on_signal))
         async with asyncio.timeout(seconds):

@@ -29,6 +29,9 @@ MAX_CALLS_OF_SENDER = 16
 """Calls of one sender without a reply."""
 MAX_CALLS_OF_USER = 32
 """Calls of one user without a reply, over all connections."""
+MAX_CALLS_OF_USERS = 512
+"""Calls of all users without a reply, without those of root. Beyond it, each user may have one: a
+user with many uids (/etc/subuid) must not block the others."""
 MAX_UNREAD_BYTES = 64 << 20
 """Bytes of replies that all callers together have not read. Only root gets more."""
 MAX_UNREAD_BYTES_FOR_ERRORS = 96 << 20
@@ -47,6 +50,7 @@ class Limits:
     def __init__(self) -> None:
         self._calls_of_sender: Counter[str] = Counter()
         self._calls_of_user: Counter[int] = Counter()
+        self._calls_of_users: Counter[None] = Counter()
         self._unidentified_bytes: Counter[None] = Counter()
         self._non_root_lock = asyncio.Lock()
         self._user_locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
@@ -59,11 +63,18 @@ class Limits:
         text = f"{MAX_CALLS_OF_SENDER} of your calls have no reply yet: wait for one"
         return counted(self._calls_of_sender, call.sender, MAX_CALLS_OF_SENDER, text)
 
-    def user_call(self, uid: int) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def user_call(self, uid: int) -> Iterator[None]:
         """Count a call of the user during the context. Raises BusError if there are too many."""
         limit = MAX_CALLS_OF_USER if uid else sys.maxsize
         text = f"{limit} calls of your user have no reply yet: wait for one"
-        return counted(self._calls_of_user, uid, limit, text)
+        limit_of_all = MAX_CALLS_OF_USERS if uid and self._calls_of_user[uid] else sys.maxsize
+        text_of_all = f"{limit_of_all} calls of all users have no reply yet: try again"
+        with (
+            counted(self._calls_of_user, uid, limit, text),
+            counted(self._calls_of_users, None, limit_of_all, text_of_all, cost=1 if uid else 0),
+        ):
+            yield
 
     def unidentified_call(self, call: Call) -> contextlib.AbstractContextManager[None]:
         """Count the call's bytes until its user is known. Raises BusError if there are too many.

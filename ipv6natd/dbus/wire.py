@@ -89,9 +89,9 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
     _bytes_dropped = 0
     _second = _no_reply_calls = 0
 
-    def __init__(self, stream: Any, max_message: int, max_arrays: int) -> None:
+    def __init__(self, stream: Any, max_message: int, max_reply: int, max_arrays: int) -> None:
         super().__init__(stream)
-        self._max_message, self._max_arrays = max_message, max_arrays
+        self._max_message, self._max_reply, self._max_arrays = max_message, max_reply, max_arrays
 
     def reset(self) -> None:
         """Prepare for the next message."""
@@ -123,9 +123,10 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
             self._no_reply_calls += 1
             if self._no_reply_calls > MAX_NO_REPLY_CALLS:
                 return _FIXED_HEADER_SIZE
-        if size <= self._max_message:
+        limit = self._max_reply if kind in _REPLIES else self._max_message
+        if size <= limit:
             return size
-        truncated = header <= self._max_message and kind in (_CALL, *_REPLIES)
+        truncated = header <= limit and kind in (_CALL, *_REPLIES)
         return header if truncated else _FIXED_HEADER_SIZE
 
     def _parse(self, *, truncated: bool) -> None:
@@ -188,10 +189,10 @@ def marshalled(message: Message) -> list[bytes]:
 class Bus(aio.MessageBus):  # type: ignore[misc]
     """The library's connection; survives a slow bus and leaves no descriptor open."""
 
-    def __init__(self, address: str, max_message: int, max_arrays: int) -> None:
+    def __init__(self, address: str, max_message: int, max_reply: int, max_arrays: int) -> None:
         super().__init__(bus_address=address)
         self._writer.sock = _PatientSocket(self._sock)
-        self._unmarshaller = _Reader(self._stream, max_message, max_arrays)
+        self._unmarshaller = _Reader(self._stream, max_message, max_reply, max_arrays)
 
     def _setup_socket(self) -> None:
         # The library's own blocks the event loop, leaks the sockets of failed attempts, and does

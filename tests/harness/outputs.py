@@ -206,7 +206,7 @@ def over_the_bus(signature: str, data: bytes) -> list[Any]:
         body=data,
     )
     message.serial = 1
-    reader = _Reader(io.BytesIO(b"".join(marshalled(message))), 1 << 30, 1 << 30)
+    reader = _Reader(io.BytesIO(b"".join(marshalled(message))), *(1 << 30,) * 3)
     read = reader.unmarshall()
     assert read is not None
     assert read.signature == signature

@@ -67,6 +67,7 @@ def test_documented_limits_match_the_sources() -> None:
         f"{dbus_limits.MAX_CALLS_OF_USER} of one user",
         f"{dbus_limits.MAX_UNREAD_BYTES >> 20} MiB of answers",
         f"{dbus_lists.MAX_REPLY_BYTES >> 20} MiB in one answer",
+        f"{dbus_limits.MAX_CALLS_OF_USERS} of all users",
         f"{bus.MAX_MESSAGE >> 10} KiB in one call",
         f"{bus.MAX_ARRAYS >> 10} KiB in its arrays",
         f"{polkit.MAX_DIALOGS_OF_USER} dialogs for a password of one user",

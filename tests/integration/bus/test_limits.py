@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 from collections import Counter
 from types import SimpleNamespace
@@ -534,3 +535,46 @@ def test_call_rejected_by_a_full_bus_queue_is_sent_again(bus: Bus) -> None:
                 assert len(await asked) == 1
 
     run(body())
+
+
+def test_calls_of_all_users_together_are_bounded_and_leave_one_for_each() -> None:
+    limits = Limits()
+    with contextlib.ExitStack() as calls:
+        users = dbus_limits.MAX_CALLS_OF_USERS // dbus_limits.MAX_CALLS_OF_USER
+        for uid in range(1, users + 1):
+            for _ in range(dbus_limits.MAX_CALLS_OF_USER):
+                calls.enter_context(limits.user_call(uid))
+        calls.enter_context(limits.user_call(1000))
+        with pytest.raises(BusError, match="calls of all users"):
+            calls.enter_context(limits.user_call(1000))
+        for _ in range(dbus_limits.MAX_CALLS_OF_USER + 1):
+            calls.enter_context(limits.user_call(0))
+    with limits.user_call(1000), limits.user_call(1000):
+        pass
+
+
+def test_long_calls_of_many_users_use_no_memory(bus: Bus) -> None:
+    """A text with one such character takes four times as many bytes in Python."""
+    text = "\N{GRINNING FACE}" + "x" * (127 << 10)
+    parts = {"destination": NAME, "path": PATH, "interface": MANAGER}
+    long = message(**parts, member="Explain", signature="s", body=[text], serial=2)
+    users = sorted({user.pw_uid for user in pwd.getpwall()} - {0})[:20]
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        async with contextlib.AsyncExitStack() as stack:
+            pid = await stack.enter_async_context(serving_apart(bus))
+            root = await stack.enter_async_context(client(bus))
+            await ask(root, "ListMappings")
+            before = peak(pid)
+            os.kill(pid, signal.SIGSTOP)
+            for uid in users:
+                sock = stack.enter_context(contextlib.closing(connected(path, uid)))
+                await asyncio.to_thread(send, sock, long, 16)
+            os.kill(pid, signal.SIGCONT)
+            for _ in range(20):
+                assert len(await ask(root, "ListMappings", timeout=60)) == 1
+            assert len(users) == 20
+            assert peak(pid) - before < 24
+
+    run(body(), seconds=120)

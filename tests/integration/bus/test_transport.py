@@ -269,7 +269,7 @@ def test_reader_holds_at_most_max_message_bytes(over: int) -> None:
 def test_reply_above_max_message_raises_bus_error(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_MESSAGE", 4096)
+    monkeypatch.setattr(transport, "MAX_REPLY", 4096)
 
     async def body() -> None:
         def answer(call: Call) -> None:
@@ -376,7 +376,7 @@ def test_array_length_beyond_the_message_end_raises_an_error() -> None:
 
 
 def reader_of(stream: io.BytesIO) -> Any:
-    return LIBRARY["_Reader"](stream, 1 << 16, 1 << 16)
+    return LIBRARY["_Reader"](stream, *(1 << 16,) * 3)
 
 
 def test_signature_cache_is_bounded() -> None:

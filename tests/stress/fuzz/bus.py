@@ -61,7 +61,7 @@ def wire(data: bytes) -> None:
 def _reader(
     stream: io.BytesIO, max_message: int = bus.MAX_MESSAGE, max_arrays: int = bus.MAX_ARRAYS
 ) -> Any:
-    return dbus_wire._Reader(stream, max_message, max_arrays)
+    return dbus_wire._Reader(stream, max_message, max(max_message, bus.MAX_REPLY), max_arrays)
 
 
 def _call(message: Message) -> Call:
