@@ -407,7 +407,11 @@ def _is_of_newly_protected_network(entry: Entry, change: Change) -> bool:
     suspect = change.exposure and (
         change.exposure is Exposure.UNGUARDED or original.protocol != TCP
     )
-    if change.added(original.source) or (suspect and sender is not None and receiver is not sender):
+    # A prefix that is routed to a container is in no network.
+    routed = sender is None and change.protected(original.source)
+    if change.added(original.source) or (
+        suspect and (routed or (sender is not None and receiver is not sender))
+    ):
         return True
     if original.source in change.host_addresses or original.source == LOOPBACK:
         return (

@@ -601,6 +601,18 @@ def test_flow_with_a_possibly_forged_source_is_stale_after_exposure(
     assert affects_entries(engines, engines, exposed) is bool(exposed)
 
 
+@pytest.mark.parametrize("exposed", Exposure)
+def test_flow_from_a_prefix_that_is_routed_to_a_container_is_stale_after_exposure(
+    exposed: Exposure,
+) -> None:
+    routed = replace(X, routed_prefixes=(IPv6Network("fd00:ee::/64"),))
+    here = desired(snapshot(routed, Y), Policy())
+    forged = flow("fd00:ee::7 2001:db8::2 4446 -> 2001:db8::2 4446")
+    elsewhere = flow("fd00:ef::7 2001:db8::2 4446 -> 2001:db8::2 4446")
+    found = stale([forged, elsewhere], here, here, exposed)
+    assert found == ([forged] if exposed else [])
+
+
 def test_exposure_follows_from_the_chains_of_raw_and_filter() -> None:
     guard = ruleset(desired(snapshot(X), Policy())).guard
     firewall = FakeFirewall()
