@@ -3,7 +3,7 @@
 #
 #   ipv6natd-VERSION.tar.gz            the source
 #   aur/                               PKGBUILD and .SRCINFO with the URL and the sum of the source
-#   apt/                               the package for Debian, in an apt repository
+#   apt/                               the packages for Debian, in an apt repository
 #   python/                            wheel and sdist, for pip and pipx
 #   ipv6natd.pyz                       the single file
 #   ipv6natd-image.tar.gz              the container image, for `docker load`

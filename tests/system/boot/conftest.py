@@ -6,6 +6,7 @@ The tests of a host depend on each other and run in this order.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +74,7 @@ def host(
 
 def sign(release: Path, shared: Path) -> None:
     """Sign the repository of a release, and write it and its key to `shared`/signed."""
-    home = release / "gpg"
-    home.mkdir(mode=0o700)
+    home = Path(tempfile.mkdtemp(prefix="ipv6natd-gpg-"))
     gpg = {"GNUPGHOME": str(home), "SIGN_KEY": "lab@localhost"}
     create = ("--quick-generate-key", gpg["SIGN_KEY"], "default", "default", "never")
     try:
@@ -83,6 +83,7 @@ def sign(release: Path, shared: Path) -> None:
         run("gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS", env=gpg, cwd=release)
     finally:
         run("gpgconf", "--kill", "all", env=gpg)
+        shutil.rmtree(home)
     (shared / "signed").mkdir()
     shutil.copytree(release / "apt", shared / "signed/apt")
     shutil.copy(release / "ipv6natd.asc", shared / "signed")
