@@ -372,7 +372,8 @@ class Page {
                            _("Compare all rules now"));
         this.place("actions").append(this.resync);
         this.timer = null;
-        this.reading = false;
+        /* The read that is going on. A daemon that ends answers none, so its end drops it. */
+        this.reading = null;
         /* True if something has changed during a read. */
         this.again = false;
         this.generation = null;
@@ -384,6 +385,7 @@ class Page {
     }
 
     connect() {
+        this.reading = null;
         this.client = cockpit.dbus(NAME, { bus: "system" });
         this.client.addEventListener("owner", (_event, owner) => this.owned(owner));
         this.client.addEventListener("close", (_event, problem) => {
@@ -397,6 +399,7 @@ class Page {
 
     owned(owner) {
         this.generation = null;
+        this.reading = null;
         this.running = Boolean(owner);
         if (this.running)
             this.later();
@@ -412,21 +415,26 @@ class Page {
     }
 
     async read() {
+        const reading = this.reading = {};
         this.timer = null;
-        this.reading = true;
         this.again = false;
         try {
             const [all] = await this.client.call(PATH, PROPERTIES, "GetAll", [MANAGER]);
             const properties = plain(all);
             const lists = properties.Generation === this.generation ? ["Findings"] : LISTS;
             const rows = await Promise.all(lists.map((list) => this.list(list)));
+            if (this.reading !== reading)
+                return;
             this.show(properties, Object.fromEntries(lists.map((list, i) => [list, rows[i]])));
             this.generation = properties.Generation;
         } catch (error) {
-            this.generation = null;
-            this.failed(cockpit.message(error));
-        } finally {
-            this.reading = false;
+            if (this.reading === reading) {
+                this.generation = null;
+                this.failed(cockpit.message(error));
+            }
+        }
+        if (this.reading === reading) {
+            this.reading = null;
             if (this.again)
                 this.later();
         }

@@ -50,7 +50,7 @@ def test_page_is_there_after_the_installation_for_a_user_who_logs_in(host: Host)
         f"/lab/cockpit-ipv6natd_*.deb {names}",
         timeout=180,
     )
-    host.sh(f"useradd --create-home {USER}; echo {USER}:{PASSWORD} | chpasswd")
+    host.sh(f"useradd --uid=2000 --create-home {USER}; echo {USER}:{PASSWORD} | chpasswd")
     host.sh("systemctl start cockpit.socket")
     try:
         assert "ipv6natd" in host.run("cockpit-bridge", "--packages")
@@ -66,10 +66,8 @@ def test_page_is_there_after_the_installation_for_a_user_who_logs_in(host: Host)
         for file in ("ipv6natd.js", "ipv6natd.css", "po.js"):
             assert isinstance(session.get(f"@localhost/ipv6natd/{file}"), str)
     finally:
-        host.sh(
-            f"systemctl stop cockpit.socket cockpit; pkill -u {USER}; userdel -r {USER}",
-            check=False,
-        )
+        host.sh("systemctl stop cockpit.socket cockpit")
+        host.sh(f"loginctl terminate-user {USER}; userdel --force --remove {USER}", check=False)
         host.sh(
             f"DEBIAN_FRONTEND=noninteractive apt-get -q -y purge --autoremove {names} "
             "cockpit-bridge cockpit-ipv6natd",
