@@ -125,7 +125,7 @@ def test_packages_depend_on_each_library() -> None:
     assert required <= set(re.findall(r"^\tdepends = (\S+)$", srcinfo, re.M))
     assert set(re.findall(r"^\toptdepends = (\S+):", srcinfo, re.M)) >= OPTIONAL
     control = (ROOT / "packaging" / "deb" / "debian" / "control").read_text()
-    source, package = control.split("\n\n")
+    source, package, _page = control.split("\n\n")
     # dh_python3 derives them from pyproject.toml, without versions; Debian 12 has the oldest.
     assert " ${python3:Depends}," in package
     needed = set(re.findall(r"^ (python3-\S+?),?(?: |$)", source, re.M))
