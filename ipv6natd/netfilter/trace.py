@@ -485,6 +485,11 @@ def _inverse(match: Match) -> Match:
     return inverse
 
 
+def _of_source(match: Match) -> Match:
+    """A match of the source or the incoming interface: uncertain if these may be any."""
+    return lambda packet, host: None if packet.any_source else match(packet, host)
+
+
 def _match(option: str, value: str) -> Match | None:
     """The match of an option; None if it is not known here."""
     try:
@@ -497,14 +502,12 @@ def _known_match(option: str, value: str) -> Match | None:
     match option, value:
         case "-s", _:
             net = IPv6Network(value, strict=False)
-            return lambda packet, _: None if packet.any_source else packet.source in net
+            return _of_source(lambda packet, _: packet.source in net)
         case "-d", _:
             net = IPv6Network(value, strict=False)
             return lambda packet, _: packet.destination in net
         case "-i", _ if value:
-            return lambda packet, _: (
-                None if packet.any_source else _interface_matches(packet.in_interface, value)
-            )
+            return _of_source(lambda packet, _: _interface_matches(packet.in_interface, value))
         case "-o", _ if value:
             return lambda packet, _: _interface_matches(packet.out_interface, value)
         case "-p", _ if value in PROTOCOLS:
@@ -544,13 +547,11 @@ def _address_match(option: str, value: str) -> Match | None:
         case "--pkt-type", "broadcast" | "multicast":
             return lambda *_: False  # each packet comes in a frame for one host
         case "--src-type", "LOCAL,ANYCAST":
-            return lambda packet, host: (
-                None
-                if packet.any_source
-                else host.is_local(packet.source) or host.is_anycast(packet.source)
+            return _of_source(
+                lambda packet, host: host.is_local(packet.source) or host.is_anycast(packet.source)
             )
         case "--src-type", "LOCAL":
-            return lambda packet, host: None if packet.any_source else host.is_local(packet.source)
+            return _of_source(lambda packet, host: host.is_local(packet.source))
         case "--dst-type", "LOCAL":
             return lambda packet, host: host.is_local(packet.destination)
     return None
