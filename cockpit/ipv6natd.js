@@ -48,8 +48,10 @@ function visible(text) {
 
 /* The nodes of rows. A row that was shown before keeps its node, and with it focus and selection. */
 function kept(shown, rows, build) {
-    return new Map(rows.map((row) => [JSON.stringify(row), row]).map(
-        ([key, row]) => [key, shown.get(key) || build(row)]));
+    return new Map(rows.map((row) => {
+        const key = JSON.stringify(row);
+        return [key, shown.get(key) || build(row)];
+    }));
 }
 
 /* Give an element these children, in this order; those in their place are not touched. */

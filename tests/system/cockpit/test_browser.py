@@ -250,6 +250,8 @@ async def window(
     """The open page."""
     async with AsyncExitStack() as stack:
         address = stack.enter_context(web_service(bus, folder))
+        from selenium.common.exceptions import WebDriverException
+
         driver = stack.enter_context(chromium(folder, language))
         browser = Browser(driver, shots)
         await browser.size(*WIDE)
@@ -259,7 +261,7 @@ async def window(
                 try:
                     await browser.do(lambda: driver.get(address))
                     break
-                except Exception as error:
+                except WebDriverException as error:
                     if "ERR_CONNECTION_REFUSED" not in str(error):
                         raise
                     await asyncio.sleep(0.1)
