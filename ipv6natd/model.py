@@ -440,6 +440,8 @@ class Desired:
     engine also lists for IPv6. A decision is equal only to itself."""
     userland_proxy: bool = True
     accept_fwmark: tuple[int, int] | None = None
+    has_ipvlan: bool = False
+    """True if the engine has an ipvlan network, whose packets may pass no chain but OUTPUT."""
     engine_writes: bool = False
     """True if the engine writes IPv6 rules itself, or may: then its rules are not stale."""
     missing_engine_rules: tuple[tuple[Protocol, int], ...] = ()

@@ -1,4 +1,4 @@
-"""Which conntrack entries are stale after a change of mappings, for one of four reasons.
+"""Which conntrack entries are stale after a change of mappings, for one of five reasons.
 
 Only the first packet of a flow passes the nat table. A UDP or SCTP client that keeps its port
 keeps its entry, and with it the old destination: a removed container, the userland proxy or no
@@ -51,6 +51,7 @@ def affects_entries(old: Desired | None, new: Desired, exposure: Exposure) -> bo
     return bool(
         newly_protected(old, new, exposure)
         or removed_addresses(old, new)
+        or left_other_sources(old, new)
         or changes_ports(old, new)
     )
 
@@ -70,6 +71,15 @@ def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Addres
     if addresses:
         addresses -= {mapping.container_address for mapping in new.mappings}
     return frozenset(addresses)
+
+
+def left_other_sources(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
+    """Addresses of containers whose packets may no longer come in by the bridge of another network;
+    if `old` is None, those whose packets may: earlier versions accepted more than replies."""
+    left = set(new.other_sources if old is None else old.other_sources)
+    if old is not None:
+        left -= set(new.other_sources)
+    return frozenset(source.address for source in left)
 
 
 def changes_ports(old: Desired | None, new: Desired) -> bool:
@@ -182,6 +192,7 @@ class Change:
         exposure: Exposure,
     ) -> None:
         self.removed = removed_addresses(old, new)
+        self.other_sources = left_other_sources(old, new)
         self.before = None if old is None else _targets(old.mappings)
         """The ports before; None if unknown. Then all mappings count as new, and a flow to one of
         our containers without a mapping as one whose mapping was removed."""
@@ -242,6 +253,7 @@ def is_stale(entry: Entry, change: Change, deleted_replies: Container[bytes] | N
     """
     return (
         _is_of_removed_container(entry, change)
+        or _is_by_other_bridge(entry, change)
         or _is_unserved(entry, change)
         or _is_for_changed_port(entry, change)
         or (
@@ -284,6 +296,15 @@ def _is_of_removed_container(entry: Entry, change: Change) -> bool:
     without one. Docker does the same for IPv4.
     """
     return bool(change.removed) and entry.reply.source in change.removed
+
+
+def _is_by_other_bridge(entry: Entry, change: Change) -> bool:
+    """Original direction: a packet from a container's address on another network, that left this
+    network. The container itself uses its address on the network of the default route."""
+    original = entry.original
+    return original.source in change.other_sources and change.network_of(
+        original.source
+    ) is not change.network_of(original.destination)
 
 
 def _is_unserved(entry: Entry, change: Change) -> bool:
@@ -351,9 +372,11 @@ def _is_misdirected(entry: Entry, change: Change) -> bool:
     network = (
         None if original.source in change.host_addresses else change.network_of(original.source)
     )
-    # No rule forwards these packets to a container. Must agree with policy.ruleset.
-    never_forwarded = original.source in LINK_LOCAL or (network is not None and network.closed)
-    if after is None or never_forwarded:
+    # Must agree with policy.ruleset: no packet of a closed network reaches a port, and none with a
+    # link-local source is forwarded.
+    if after is not None and network is not None and network.closed:
+        return True
+    if after is None or original.source in LINK_LOCAL:
         return entry.translated
     if change.proxy and network is not None and network.id == after.network_id:
         return not _ends_at_proxy(entry, change, network)

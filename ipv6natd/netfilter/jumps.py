@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping as Map
 from ipaddress import IPv6Network
 
-from ipv6natd.model import LOOPBACK
+from ipv6natd.model import LINK_LOCAL, LOOPBACK
 from ipv6natd.netfilter.rules import DOCKER_USER, PREFIX, BaseJump, Jump, Match, Rule, Table
 
 SOURCES = f"{PREFIX}SRC"
 FORWARD = f"{PREFIX}FORWARD"
 INPUT = f"{PREFIX}INPUT"
+OUTPUT = f"{PREFIX}OUTPUT"
 PRE = f"{PREFIX}PRE"
 DNAT = f"{PREFIX}DNAT"
 POST = f"{PREFIX}POST"
@@ -22,9 +23,15 @@ def _jump(
     chain: str,
     *matches: Match,
     first: bool = False,
+    not_source: IPv6Network | None = None,
     not_destination: IPv6Network | None = None,
 ) -> BaseJump:
-    rule = Rule(target=Jump(chain), not_destination=not_destination, matches=(*matches, Match.OURS))
+    rule = Rule(
+        target=Jump(chain),
+        not_source=not_source,
+        not_destination=not_destination,
+        matches=(*matches, Match.OURS),
+    )
     return BaseJump(base=base, rule=rule, first=first)
 
 
@@ -36,12 +43,20 @@ JUMPS: Map[Table, tuple[BaseJump, ...]] = {
         _jump("FORWARD", DOCKER_USER, first=True),
         _jump("FORWARD", FORWARD, first=True),
         _jump("INPUT", INPUT, first=True),
+        _jump("OUTPUT", OUTPUT, first=True),
     ),
     Table.NAT: (
         _jump("PREROUTING", PRE, Match.DESTINATION_LOCAL),
         # A packet to ::1 has the source ::1. The kernel drops a reply to ::1 that comes in by
-        # another interface than lo, so with DNAT the connection would hang.
-        _jump("OUTPUT", DNAT, Match.DESTINATION_LOCAL, not_destination=LOOPBACK_NET),
+        # another interface than lo, so with DNAT the connection would hang. It does not forward
+        # link-local sources.
+        _jump(
+            "OUTPUT",
+            DNAT,
+            Match.DESTINATION_LOCAL,
+            not_source=LINK_LOCAL,
+            not_destination=LOOPBACK_NET,
+        ),
         _jump("POSTROUTING", POST),
     ),
 }

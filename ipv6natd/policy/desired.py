@@ -82,16 +82,13 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
     byte.
     """
     cache = cache or IdentityCache()
-    networks = decided_networks(snapshot, policy)
-    ports = cache.map(
-        "container ports",
-        snapshot.containers,
-        lambda container: container_ports(container, networks, policy),
-        key=(networks, policy),
-    )
-    owned, conflicts = resolve_conflicts(request for item in ports for request in item.requests)
+    engine_bridges = _engine_bridges(snapshot)
+    networks, ports, owned, conflicts = _requests(snapshot, policy, engine_bridges, cache)
     missing = tuple(_missing_engine_rules(owned, snapshot))
-    engine_bridges = _engine_bridges(snapshot, rules_missing=bool(missing))
+    if missing and not _engine_is_set_to_write(snapshot):
+        # The other rules are stale, or somebody removed some: the engine is not in charge.
+        engine_bridges = frozenset()
+        networks, ports, owned, conflicts = _requests(snapshot, policy, engine_bridges, cache)
     host_ports = _host_ports(owned, engine_bridges, snapshot, cache)
     changes = conflicts | host_ports.changes
     noted = _with_messages(ports)
@@ -112,9 +109,34 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
         decisions=_final_decisions(ports, changes),
         userland_proxy=snapshot.userland_proxy,
         accept_fwmark=policy.accept_fwmark,
+        has_ipvlan=any(network.driver == "ipvlan" for network in networks),
         engine_writes=_engine_may_write(snapshot),
         missing_engine_rules=missing,
     )
+
+
+class _Requests(NamedTuple):
+    """What the containers request."""
+
+    networks: list[Network]
+    ports: list[ContainerPorts]
+    owned: list[HostPortRequest]
+    """One request for each host port."""
+    conflicts: Changes
+
+
+def _requests(
+    snapshot: Snapshot, policy: Policy, engine_bridges: frozenset[str], cache: IdentityCache
+) -> _Requests:
+    networks = decided_networks(snapshot, policy, engine_bridges)
+    ports = cache.map(
+        "container ports",
+        snapshot.containers,
+        lambda container: container_ports(container, networks, policy),
+        key=(networks, policy),
+    )
+    requests = (request for item in ports for request in item.requests)
+    return _Requests(networks, ports, *resolve_conflicts(requests))
 
 
 def _direct_access(ports: list[ContainerPorts], snapshot: Snapshot) -> Iterator[DirectAccess]:
@@ -230,18 +252,17 @@ def _missing_engine_rules(
             yield port
 
 
-def _engine_bridges(snapshot: Snapshot, *, rules_missing: bool) -> frozenset[str]:
-    """The bridges that the engine manages: by its configuration, else by its rules in the kernel.
+def _engine_bridges(snapshot: Snapshot) -> frozenset[str]:
+    """The bridges that the engine manages, by its rules in the kernel.
 
-    Rules in the kernel alone prove nothing, because an engine whose `ip6tables` was switched off
-    leaves its rules. A port without a rule shows that the others are stale, or that somebody
-    removed some: then the engine is not in charge.
+    An engine whose `ip6tables` was switched off leaves its rules, so they count only if it may
+    write them.
     """
-    if snapshot.engine is None or not _engine_may_write(snapshot):
-        return frozenset()
-    if rules_missing and snapshot.engine.ip6tables is None:
-        return frozenset()
-    return snapshot.engine_rules.bridges
+    return snapshot.engine_rules.bridges if _engine_may_write(snapshot) else frozenset()
+
+
+def _engine_is_set_to_write(snapshot: Snapshot) -> bool:
+    return snapshot.engine is not None and snapshot.engine.ip6tables is not None
 
 
 def _warnings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -33,8 +33,13 @@ class Attachment(NamedTuple):
     network: Network
 
 
-def decided_networks(snapshot: Snapshot, policy: Policy) -> list[Network]:
-    """All networks, sorted by name. `problem` is set for each that has IPv6 and is not managed."""
+def decided_networks(
+    snapshot: Snapshot, policy: Policy, engine_bridges: Set[str] = frozenset()
+) -> list[Network]:
+    """All networks, sorted by name. `problem` is set for each that has IPv6 and is not managed.
+
+    `engine_bridges` are those whose rules the engine writes, for any subnet.
+    """
     networks = sorted(snapshot.networks, key=network_order)
     if _is_rootless(snapshot):
         return [replace(network, problem=_ROOTLESS) for network in networks]
@@ -42,7 +47,8 @@ def decided_networks(snapshot: Snapshot, policy: Policy) -> list[Network]:
     decided: list[Network] = []
     for network in networks:
         if network.driver == "bridge":
-            problem = _problem(network, policy, bridges) if network.enable_ipv6 else ""
+            prefixes = () if network.bridge in engine_bridges else policy.nat_prefixes
+            problem = _problem(network, prefixes, bridges) if network.enable_ipv6 else ""
             if problem != network.problem:
                 network = replace(network, problem=problem)
             if network.managed:
@@ -116,21 +122,20 @@ def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:
     return Endpoint(network_id=network.id, address=address, has_gateway4=True, has_gateway6=True)
 
 
-def _problem(network: Network, policy: Policy, bridges: dict[str, str]) -> str:
-    """Why a network with IPv6 is not managed; `bridges` are those of the networks before it."""
+def _problem(network: Network, prefixes: Sequence[IPv6Network], bridges: dict[str, str]) -> str:
+    """Why a network with IPv6 is not managed. Its subnets must be in `prefixes`, if there are any;
+    `bridges` are those of the networks before it."""
     if network.problem:
         return network.problem
     if not network.subnets:
         return "it has IPv6 enabled but no valid IPv6 subnet; recreate it with --subnet"
-    foreign = [
-        subnet for subnet in network.subnets if not any(map(subnet.subnet_of, policy.nat_prefixes))
-    ]
-    if not foreign:
+    foreign = [subnet for subnet in network.subnets if not any(map(subnet.subnet_of, prefixes))]
+    if not foreign or not prefixes:
         other = bridges.get(network.bridge)
         return f"its bridge {network.bridge} belongs to network '{other}'" if other else ""
     reason = (
         f"its subnet {foreign[0]} is not in nat_prefixes "
-        f"({', '.join(map(str, policy.nat_prefixes))}); use a ULA subnet or widen nat_prefixes"
+        f"({', '.join(map(str, prefixes))}); use a ULA subnet or widen nat_prefixes"
     )
     if network.gateway_mode in (GatewayMode.ROUTED, GatewayMode.ISOLATED):
         reason = (

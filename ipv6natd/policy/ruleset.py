@@ -32,6 +32,7 @@ from ipv6natd.netfilter.jumps import (
     INPUT,
     JUMPS,
     LOOPBACK_NET,
+    OUTPUT,
     POST,
     PRE,
     SOURCES,
@@ -67,6 +68,7 @@ from ipv6natd.policy.chains import (
 CT = f"{PREFIX}CT"
 FRAMES = f"{SOURCES}-FRAMES"
 OUTWARDS = f"{SOURCES}-OUT"
+CONTAINER_SOURCES = f"{OUTPUT}-SRC"
 REJECTED = f"{PREFIX}REJ"
 HOST = f"{PREFIX}HOST"
 PROXY = f"{PREFIX}PROXY"
@@ -122,6 +124,7 @@ def guard_rules(desired: Desired, cache: IdentityCache, *, raw_table: bool = Tru
         FORWARD: _forward_chain(desired, check),
         CT: _established_chain(desired),
         INPUT: _input_chain(desired, cache, check),
+        OUTPUT: _output_chain(desired),
     }
     if not raw_table:
         return Ruleset(filter=_table(chains | sources, JUMPS[Table.FILTER]))
@@ -175,7 +178,7 @@ def _nat_rules(desired: Desired, cache: IdentityCache) -> TableRules:
     # add a rule, and the client of a starting container would wait for it.
     publishes = any(net.uses_nat and not net.closed for net in _our_networks(desired))
     chains = {
-        PRE: concat(*_prerouting_rules(desired)) if publishes else concat(),
+        PRE: _prerouting_chain(desired) if publishes else concat(),
         DNAT: _dnat_chain(desired, cache),
         POST: _postrouting_chain(desired),
     }
@@ -215,8 +218,12 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     ours = _our_networks(desired)
     mark = desired.accept_fwmark
     has_open = any(not network.closed for network in ours)
+    # Also of the engine's closed networks: our rules accept packets before the engine's.
     isolation = (
-        rule for network in ours if network.closed for rule in _isolation_rules(network.bridge)
+        rule
+        for network in (desired.networks if ours else ())
+        if network.closed
+        for rule in _isolation_rules(network.bridge)
     )
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
@@ -273,13 +280,31 @@ def _open_forward_rules(desired: Desired) -> ChainTree:
         Rule(in_interface=network.bridge, target=Verdict.ACCEPT) for network in open_networks
     )
     return concat(
-        by_input("O", own_sources),
+        by_input("O", (*_other_source_checks(desired), *own_sources)),
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
         Rule(matches=(Match.RELATED,), target=Jump(CT)),
         by_output("I", inbound),
         *natives,
         by_input("A", (*invalid, *outgoing)),
     )
+
+
+def _other_source_checks(desired: Desired) -> list[Rule]:
+    """Drops new packets with a source of another network, which may come in for replies.
+
+    Also within the bridge: such a packet to its sender by the gateway would create an entry that
+    leads to whoever has the address later.
+    """
+    subnets = {network.bridge: network.subnets for network in desired.networks}
+    checks = {
+        (next((net for net in subnets.get(bridge, ()) if address in net), own), default_bridge)
+        for address, bridge, default_bridge in desired.other_sources
+        for own in (IPv6Network(address),)
+    }
+    return [
+        Rule(source=source, in_interface=bridge, target=Verdict.DROP)
+        for source, bridge in sorted(checks)
+    ]
 
 
 def _drop_invalid(network: Network) -> Rule:
@@ -304,8 +329,8 @@ def _isolation_rules(bridge: str) -> Iterator[Rule]:
     """Closes a bridge in both directions, before all other rules.
 
     A container of an internal network can reach its bridge's address, which is LOCAL, so its
-    packets could get DNAT. The rules match interfaces and not addresses: forged sources are
-    dropped, and NDP, which never leaves the bridge, is not.
+    packets get DNAT to published ports. The rules match interfaces and not addresses: forged
+    sources are dropped, and NDP, which never leaves the bridge, is not.
     """
     yield Rule(not_in_interface=bridge, out_interface=bridge, target=Verdict.DROP)
     yield Rule(in_interface=bridge, not_out_interface=bridge, target=Verdict.DROP)
@@ -658,6 +683,27 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     )
 
 
+def _output_chain(desired: Desired) -> ChainTree:
+    """Drops new packets with a container's source that the host itself seems to send.
+
+    The kernel sends the packets of an ipvlan network in the modes l3 and l3s in this way
+    (drivers/net/ipvlan/ipvlan_core.c, ipvlan_process_v6_outbound). Replies with such a source, as
+    of a REJECT rule of another program, belong to a flow.
+    """
+    if not desired.has_ipvlan or not _our_networks(desired):
+        return concat()
+    lans = {route.prefix for network in desired.networks for route in network.routes_elsewhere}
+    subnets = (subnet for network in desired.networks for subnet in network.subnets)
+    return concat(
+        Rule(matches=(Match.NO_FLOW, Match.SOURCE_NOT_LOCAL), target=Jump(CONTAINER_SOURCES)),
+        sub_chain(
+            CONTAINER_SOURCES,
+            *(Rule(source=prefix, target=Verdict.RETURN) for prefix in sorted(lans)),
+            *(Rule(source=subnet, target=Verdict.DROP) for subnet in sorted(subnets)),
+        ),
+    )
+
+
 def _authentication_rules(desired: Desired) -> Iterator[Rule]:
     """Drops new packets to published ports behind an authentication header.
 
@@ -767,22 +813,31 @@ def _dnat_chain(desired: Desired, cache: IdentityCache) -> ChainTree:
         mapping for mapping in mappings[:wildcards] if mapping.protocol is not Protocol.UDP
     ]
     return concat(
-        # The kernel does not forward link-local sources: with DNAT such packets would be lost.
-        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
         by_port("AT-", rules[:wildcards]),
         *(_proxy_return_rules(on_address, mappings[wildcards:]) if proxy else ()),
         by_port("", rules[wildcards:]),
     )
 
 
-def _prerouting_rules(desired: Desired) -> Iterator[Rule]:
-    """Packets that get no DNAT, for any port. Packets of the host itself do not pass this chain."""
-    for network in _our_networks(desired):
-        if network.closed:
-            yield Rule(in_interface=network.bridge, target=Verdict.RETURN)
-    # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
-    yield Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.RETURN)
-    yield Rule(target=Jump(DNAT))
+def _prerouting_chain(desired: Desired) -> ChainTree:
+    """Packets that get no DNAT, for any port. Packets of the host itself do not pass this chain.
+
+    Those of a closed network get DNAT, and FORWARD drops them. Else the userland proxy, a program
+    of the host, would serve them.
+    """
+    closed = (
+        Rule(source=LINK_LOCAL, in_interface=network.bridge, target=Jump(DNAT))
+        for network in desired.networks
+        if network.closed
+    )
+    return concat(
+        by_input("P", closed),
+        # The kernel does not forward link-local sources: with DNAT such packets would be lost.
+        Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+        # FORWARD drops these packets anyway, unless DOCKER-USER or the mark accepts them first.
+        Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.RETURN),
+        Rule(target=Jump(DNAT)),
+    )
 
 
 def _proxy_return_rules(on_address: list[Mapping], wildcards: list[Mapping]) -> Iterator[Rule]:

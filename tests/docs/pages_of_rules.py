@@ -63,8 +63,9 @@ KINDS = {
     "every interface.",
     "accept-fwmark": '`accept_fwmark = "0x1/0x1"` in our configuration: packets with this mark are '
     "accepted.",
-    "beside-the-engines": "A network of ipv6natd and the network `br-b`, whose rules the engine "
-    "writes itself.",
+    "beside-the-engines": "A network of ipv6natd, and the networks `br-b` and `br-p` (internal, "
+    "outside `nat_prefixes`), whose rules the engine writes itself.",
+    "ipvlan": "A network of ipv6natd, and an ipvlan network of the engine.",
     "lan-inside": "A network whose subnet contains a LAN of the host: the host has a route for "
     "fd00:9:0:5::/64 by `ext0`.",
     "routed-behind": "A network with a container that is a router: the host routes 2001:db8:9::/64 "
@@ -157,6 +158,8 @@ SHAPES = {
     rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends only with the sources "
     "of its own network, so the container cannot forge the address of another machine near the "
     "host.",
+    rf"{FORWARD} -s NET -i BRIDGE -j DROP": "A container whose default route is on another network "
+    "sends only replies with this source. A new packet is of a neighbour on the default route.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j IPV6NAT-OWN-BRIDGE": "The same for a network with "
     "several prefixes: its subnets, and the prefixes that the host routes to its bridge.",
     rf"{FORWARD} -m conntrack --ctstate RELATED -j IPV6NAT-CT": "An ICMPv6 error about an open "
@@ -229,6 +232,12 @@ SHAPES = {
     r"-A IPV6NAT-HOST -p ah TRACKED PORT -j DROP": "conntrack reads the ports behind an "
     "authentication header, and nf_tables rules do not. So no rule would translate such a first "
     "packet, and the proxy or nobody would receive all later packets.",
+    rf"-A OUTPUT {JUMP} IPV6NAT-OUTPUT": "Only if the engine has an ipvlan network: in the modes "
+    "l3 and l3s, the kernel sends the packets of its containers as those of the host.",
+    r"-A IPV6NAT-OUTPUT -m conntrack --ctstate NEW,INVALID,UNTRACKED "
+    r"-m addrtype ! --src-type LOCAL -j IPV6NAT-OUTPUT-SRC": "What the host sends has "
+    "an address of the host, or rejects a packet of a flow.",
+    r"-A IPV6NAT-OUTPUT-SRC -s NET -j DROP": "With a container's source it is forged.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "With many ports: other "
     "packets to the host, above all those of open connections, skip the rules for ports.",
     r"-A (?:IPV6NAT-DNAT|IPV6NAT-REJ) -p TRANSPORT -j PORTS": "With many ports: the ports of one "
@@ -242,13 +251,15 @@ SHAPES = {
     "-j REJECT": "The same for link-local clients: the kernel does not route their packets.",
     rf"-A PREROUTING -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-PRE": "Any address of the host, "
     "including addresses that are added later.",
-    rf"-A OUTPUT ! -d ::1/128 -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": "The host's own "
-    "programs, but never [::1]: the kernel would drop the replies.",
+    rf"-A OUTPUT ! -s fe80::/10 ! -d ::1/128 -m addrtype --dst-type LOCAL {JUMP} IPV6NAT-DNAT": ""
+    "The host's own programs, but never [::1], as the kernel would drop the replies, and never a "
+    "link-local address, as it would not route the packet.",
     rf"-A POSTROUTING {JUMP} IPV6NAT-POST": "The source address of outgoing packets.",
-    r"-A IPV6NAT-DNAT -s fe80::/10 -j RETURN": "The kernel does not route packets of link-local "
+    r"-A IPV6NAT-PRE -s fe80::/10 -i BRIDGE -j IPV6NAT-DNAT": "A packet cannot leave a closed "
+    "network by a published port: with DNAT it is dropped, without DNAT the proxy would serve it. "
+    "This rule is for link-local clients of a closed network.",
+    r"-A IPV6NAT-PRE -s fe80::/10 -j RETURN": "The kernel does not route packets of link-local "
     "clients, so DNAT would only lose them.",
-    r"-A IPV6NAT-PRE -i BRIDGE -j RETURN": "A packet cannot leave a closed network by a published "
-    "port.",
     r"-A IPV6NAT-PRE -m addrtype --src-type LOCAL -j RETURN": "Packets with a source of "
     "the host are dropped in FORWARD. They skip DNAT too, because a rule in DOCKER-USER may accept "
     "them.",

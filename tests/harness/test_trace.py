@@ -152,7 +152,7 @@ ANYWAY = [
     ("i7-in", asks(ROGUE, I1, 80), DROPPED),
     ("i7-other-network", asks(Y1, I1, 80), DROPPED),
     ("i7-to-other-network", asks(I1, X1, 80), DROPPED),
-    ("i7-published", asks(I1, HOST, 8080), DELIVERED),
+    ("i7-published", asks(I1, HOST, 8080), DROPPED),
     ("i8", asks(I2, I1, 80), reaches(I1, 80, seen_as=I2)),
     ("i9", asks(HOST, I1, 80), reaches(I1, 80, seen_as=HOST)),
     ("i10", asks(CLIENT, HOST, 8888), DELIVERED),

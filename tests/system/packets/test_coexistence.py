@@ -217,7 +217,7 @@ def remove_bridge_rules(sandbox: Sandbox, bridge: str) -> None:
     kept = [line for line in text.splitlines() if bridge not in line.split()]
     file = sandbox.dir / "kept.rules"
     file.write_text("\n".join(kept) + "\n")
-    sandbox.host.run("ip6tables-restore", str(file))
+    sandbox.host.run(f"ip6tables-{sandbox.variant}-restore", str(file))
 
 
 def test_c9_rootless_engine_is_skipped_with_the_reason(tools: None) -> None:  # noqa: ARG001

@@ -11,7 +11,19 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from tests.harness import Answer, Namespace, Regime, forge, ping, serve, tcp, udp, until, watch
+from tests.harness import (
+    Answer,
+    Failure,
+    Namespace,
+    Regime,
+    forge,
+    ping,
+    serve,
+    tcp,
+    udp,
+    until,
+    watch,
+)
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
 from tests.system.packets.asking import SHORT, opened, peer
 from tests.system.packets.test_forged import (
@@ -167,6 +179,15 @@ def link_local(ns: Namespace, link: str) -> IPv6Address:
     links = json.loads(ns.ip(f"-json -6 address show dev {link}"))
     addresses = (address for facts in links for address in facts.get("addr_info", ()))
     return IPv6Address(next(found["local"] for found in addresses if found["scope"] == "link"))
+
+
+def test_internal_container_reaches_no_published_port_of_another_network(regime: Regime) -> None:
+    """Not by the userland proxy either, nor by a link-local address."""
+    before, i1 = len(regime.x1.server.received), regime.i1.ns
+    for address in (GATEWAY_I, HOST, f"{link_local(regime.host, 'brI')}%eth0"):
+        assert isinstance(tcp(i1, address, 8080, timeout=SHORT), Failure), address
+        assert isinstance(udp(i1, address, 5353, timeout=SHORT), Failure), address
+    assert regime.x1.server.received[before:] == []
 
 
 @pytest.mark.parametrize("who", ["container", "internal"])

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import Container, Failure, Regime, connect, tcp, udp, until
 from tests.harness.probe import ETH_P_IPV6
 from tests.harness.sandbox import CLIENT, HOST, HOST_LINK_LOCAL, HOST_TOO, ROGUE
-from tests.system.packets.asking import SHORT, carried_by_nat, opened, peer, server
+from tests.system.packets.asking import carried_by_nat, opened, peer, server
 
 pytestmark = pytest.mark.depends_on("proxy", "engine")
 
@@ -144,17 +144,6 @@ def test_h15_packet_with_a_loopback_address_is_dropped_before_the_rules(regime: 
     arrived = until(lambda: regime.x1.server.received[came:], lambda found: bool(found))
     assert [(each.peer, each.peer_port) for each in arrived] == [(ROGUE, 40102)]
     assert header_errors(regime) == before + 2
-
-
-def test_internal_container_reaches_a_port_at_its_gateway_only_by_the_proxy(regime: Regime) -> None:
-    """With the proxy enabled, the proxy answers, without a rule of ipv6natd."""
-    if regime.proxy:
-        assert server(tcp(regime.i1.ns, "fd00:c::1", 8080)) == "x1"
-        return
-    came = len(regime.x1.server.received)
-    assert isinstance(tcp(regime.i1.ns, "fd00:c::1", 8080, timeout=SHORT), Failure)
-    assert isinstance(udp(regime.i1.ns, "fd00:c::1", 5353, timeout=SHORT), Failure)
-    assert regime.x1.server.received[came:] == []
 
 
 def test_ipv4_loopback_port_is_answered_by_x1_and_not_by_the_engine(regime: Regime) -> None:

@@ -19,7 +19,7 @@ from ipv6natd.conntrack.stale import (
     newly_protected,
     removed_addresses,
 )
-from ipv6natd.model import Container, Desired, ManagedBy, Network, Policy, Protocol
+from ipv6natd.model import Container, Desired, ManagedBy, Network, OtherSource, Policy, Protocol
 from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.policy.desired import desired
 from ipv6natd.policy.ruleset import ruleset
@@ -213,11 +213,12 @@ def test_u8_flow_without_a_mapping_is_stale_after_a_start(words: str, expected: 
         # Neighbours: the reply comes from the container, whatever its source is masqueraded to.
         (f"{NEIGHBOUR} {HOST} 5353", True),
         (f"{NEIGHBOUR} {HOST} 5353 -> fd00:a::2 53", False),
+        # DNAT leads to a rule that drops.
+        (f"{LOCKED} fd00:c::1 5353", True),
         # Never forwarded.
         ("::1 ::1 5353", False),
         ("fe80::2 fe80::1 5353", False),
         (f"fe80::2 {HOST} 5353", False),
-        (f"{LOCKED} fd00:c::1 5353", False),
         # To another host, or to another port of this host.
         (f"{CLIENT} 2001:db8:5::5 5353", False),
         (f"{CLIENT} 2001:db8:5::5 53", False),
@@ -230,6 +231,21 @@ def test_u3_u5_flow_to_a_new_port_is_stale_unless_it_reaches_the_target(
     old: Desired | None, words: str, expected: bool
 ) -> None:
     assert is_stale(flow(words), old, UDP) is expected
+
+
+def test_flow_of_another_network_by_the_default_route_is_stale_once_this_route_ends() -> None:
+    """A neighbour on the default route forged the container's address on another network."""
+    left = OtherSource(IPv6Address("fd00:c::2"), "br-c", "br-a")
+    connected = replace(UDP, other_sources=(left,))
+    moved = replace(UDP, other_sources=(left._replace(default_bridge="br-b"),))
+    forged, own = flow("fd00:c::2 fd00:a::9 54 -> fd00:a::9 54"), flow("fd00:c::2 fd00:c::9 54")
+    for old, new in ((None, connected), (connected, UDP), (connected, moved)):
+        assert affects_entries(old, new, Exposure.NONE)
+        assert is_stale(forged, old, new)
+        assert not is_stale(own, old, new)
+    assert not affects_entries(UDP, connected, Exposure.NONE)
+    assert not affects_entries(connected, connected, Exposure.NONE)
+    assert not is_stale(forged, None, UDP)
 
 
 def test_u6_a_mapping_affects_its_own_protocol_only() -> None:

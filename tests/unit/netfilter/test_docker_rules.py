@@ -142,6 +142,34 @@ def test_missing_rules_of_an_engine_that_may_write_them_are_reported(
     assert [network.managed_by for network in want.networks] == [by]
 
 
+@pytest.mark.parametrize(
+    ("option", "ports", "by"),
+    [
+        (None, {8080, 9090}, ManagedBy.ENGINE),
+        (True, {8080}, ManagedBy.ENGINE),
+        (None, {8080}, None),
+        (False, {8080, 9090}, None),
+    ],
+)
+def test_engine_manages_its_networks_outside_of_nat_prefixes_unless_its_rules_are_stale(
+    option: bool | None, ports: set[int], by: ManagedBy | None
+) -> None:
+    """Q8. Such a network is never ours, whatever happens to the engine's rules."""
+    public = network(name="public", subnet="2001:db8:e::/64", bridge="br-p")
+    other = container(name="other", on=[public], ports=["9090:80"])
+    rules = EngineRules(
+        bridges=frozenset({"br-a", "br-p"}),
+        ports=frozenset((Protocol.TCP, port) for port in ports),
+    )
+    engine = Engine(version="28.5.2", ip6tables=option)
+    facts = replace(snapshot(X, public, WEB, other), engine=engine, engine_rules=rules)
+    want = desired(facts, Policy())
+    assert {net.name: net.managed_by for net in want.networks}.get("public") is by
+    skipped = [row.network for row in want.skipped if "nat_prefixes" in row.reason]
+    assert skipped == ([] if by else ["public"])
+    assert any(mapping.host_port == 9090 for mapping in want.mappings) is bool(by)
+
+
 def test_command_line_that_is_hidden_is_asked_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Q8, in the sandbox of the service."""
     words = ["/usr/bin/dockerd", "-H", "fd://", "--ip6tables=false"]

@@ -545,17 +545,15 @@ def owner(want: Desired, packet: Packet) -> Mapping | None:
 @given(states())
 def test_no_packet_has_two_owners(want: Desired) -> None:
     """For any address, protocol, port and interface the first DNAT that matches belongs to the
-    mapping that owns the port. Packets from internal networks match none and, with the proxy on,
-    packets from the owner's bridge match none."""
+    mapping that owns the port. With the proxy on, packets from the owner's bridge match none."""
     nat = ruleset(want).nat.chains
-    internal = {network.bridge for network in want.networks if network.internal}
     interfaces = ["eth0", *(network.bridge for network in want.networks)]
     others = [IPv6Address(f"2001:db8::{i}") for i in (1, 2, 3)]
     for packet in product(others, Protocol, range(14), interfaces):
         mine, in_interface = owner(want, packet), packet[3]
         expected = ""
         neighbours = mine and want.userland_proxy and mine.bridge == in_interface
-        if mine and in_interface not in internal and not neighbours:
+        if mine and not neighbours:
             inside = mine.container_port + packet[2] - mine.host_port
             expected = f"{mine.container_address} {inside}"
         assert dnat_target(nat, "IPV6NAT-PRE", packet) == expected

@@ -50,6 +50,8 @@ X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
 Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
 Z = network(name="z", subnet="2001:db8:f::/64", bridge="br-z")
 INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=True)
+PUBLIC_INTERNAL = network(name="public", subnet="2001:db8:e::/64", bridge="br-p", internal=True)
+IPVLAN = replace(network(name="ipvlan", subnet="fd00:e::/64", bridge=""), driver="ipvlan")
 WIDE = network(name="wide", subnet="fd00:9::/48", bridge="br-wide")
 LAN = Route(prefix=IPv6Network("fd00:9:0:5::/64"), interface="ext0")
 BEHIND = Route(prefix=IPv6Network("2001:db8:9::/64"), interface="br-a")
@@ -94,7 +96,14 @@ SITUATIONS: dict[str, Facts] = {
     "trusted-interface": (replace(X, trusted_interfaces=("ext0",)), web("8080:80")),
     "allow-direct-routing": (X, web("8080:80")),
     "accept-fwmark": (X, web("8080:80")),
-    "beside-the-engines": (X, Y, web("8080:80"), container(name="dns", on=[Y], ports=["53:53"])),
+    "beside-the-engines": (
+        X,
+        Y,
+        PUBLIC_INTERNAL,
+        web("8080:80"),
+        container(name="dns", on=[Y], ports=["53:53"]),
+    ),
+    "ipvlan": (X, IPVLAN),
     "lan-inside": (WIDE, web("8080:80", "5353:53/udp", on=WIDE)),
     "routed-behind": (X, web("8080:80")),
     "many-ports": (X, web(*EVEN, "4000-4999:4000-4999/udp")),
@@ -108,7 +117,8 @@ POLICIES = {
 }
 ENGINE = Engine(version="28.5.2", ip6tables=True)
 MANAGED = EngineRules(
-    bridges=frozenset({Y.bridge}), ports=frozenset({(Protocol.TCP, 53), (Protocol.TCP, 8080)})
+    bridges=frozenset({Y.bridge, PUBLIC_INTERNAL.bridge}),
+    ports=frozenset({(Protocol.TCP, 53), (Protocol.TCP, 8080)}),
 )
 PROXY = {"proxy-on": True, "proxy-off": False}
 CASES = [f"{situation}.{proxy}" for situation in SITUATIONS for proxy in PROXY]
@@ -405,8 +415,9 @@ def test_src_lets_replies_of_a_container_on_two_networks_leave_by_its_default_ro
         "-j DROP",
     ]
     assert "-s fd00:a::2/128 -i br-b -j ACCEPT" in chain("CT", case)
-    # New packets still need a source of the network by which they leave.
+    # New packets still need a source of the network by which they leave, also within the bridge.
     assert "! -s fd00:b::/64 -i br-b ! -o br-b -j DROP" in chain("FORWARD", case)
+    assert "-s fd00:a::/64 -i br-b -j DROP" in chain("FORWARD", case)
     wide = replace(Z, routed_prefixes=(IPv6Network("fd00::/8"),))
     source = OtherSource(IPv6Address("fd00:a::2"), X.bridge, Y.bridge)
     nested = texts(ruleset(Desired(networks=(X, Y, wide), other_sources=(source,))), "SRC")
@@ -450,19 +461,15 @@ def test_forward_drops_invalid_packets_only_with_masquerade() -> None:
     assert invalid not in chain("FORWARD", "masquerade-off.proxy-on")
 
 
-def test_dnat_returns_link_local_clients_first() -> None:
-    """H14."""
-    assert chain("DNAT")[0] == "-s fe80::/10 -j RETURN"
-
-
-def test_pre_returns_internal_networks_and_forged_sources() -> None:
-    """I7 and I11."""
+def test_pre_translates_no_link_local_clients_and_no_forged_sources() -> None:
+    """H14 and I11; I7: those of an internal network get DNAT, and FORWARD drops them."""
     assert chain("PRE") == [
-        "-i br-int -j RETURN",
+        "-s fe80::/10 -i br-int -j IPV6NAT-DNAT",
+        "-s fe80::/10 -j RETURN",
         "-m addrtype --src-type LOCAL -j RETURN",
         "-j IPV6NAT-DNAT",
     ]
-    assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT")[1:])
+    assert all("-j DNAT" in rule or "-j REDIRECT" in rule for rule in chain("DNAT"))
 
 
 def test_dnat_has_addresses_before_the_wildcard() -> None:
@@ -561,7 +568,7 @@ def test_docker_user_exists_without_networks() -> None:
 
 
 def test_jumps_have_our_comment_and_exclude_loopback() -> None:
-    """H2, H15: packets to ::1 get no DNAT."""
+    """H2, H15: packets to ::1 and link-local ones get no DNAT."""
     comment = "-m comment --comment ipv6natd"
     local = "-m addrtype --dst-type LOCAL"
     assert list(jumps("one-port.proxy-off")) == [
@@ -570,7 +577,7 @@ def test_jumps_have_our_comment_and_exclude_loopback() -> None:
         f"FORWARD first: {comment} -j IPV6NAT-FORWARD",
         f"INPUT first: {comment} -j IPV6NAT-INPUT",
         f"PREROUTING: {local} {comment} -j IPV6NAT-PRE",
-        f"OUTPUT: ! -d ::1/128 {local} {comment} -j IPV6NAT-DNAT",
+        f"OUTPUT: ! -s fe80::/10 ! -d ::1/128 {local} {comment} -j IPV6NAT-DNAT",
         f"POSTROUTING: {comment} -j IPV6NAT-POST",
     ]
 

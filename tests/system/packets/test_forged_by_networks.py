@@ -1,0 +1,242 @@
+"""Forged sources where several networks meet: containers on two networks, networks that the engine
+manages, an ipvlan network, and a prefix that the host routes to a container."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.harness import (
+    Answer,
+    Bus,
+    Container,
+    Daemon,
+    Engine,
+    Failure,
+    Namespace,
+    Regime,
+    Sandbox,
+    forge,
+    serve,
+    tcp,
+    udp,
+    until,
+    watch,
+)
+from tests.harness.sandbox import CLIENT, HOST, ROGUE, Variant
+from tests.system.packets.asking import SHORT, listed, server
+from tests.system.packets.test_coexistence import remove_bridge_rules
+from tests.system.packets.test_forged import (
+    FORMER_FILTER_TABLE,
+    GATEWAY,
+    GATEWAY_Y,
+    X1,
+    Y1,
+    Attacker,
+    Upgraded,
+    saved_filter_table,
+    upgraded,  # noqa: F401  (a fixture)
+)
+
+pytestmark = [pytest.mark.ours]
+each_regime = pytest.mark.depends_on("variant", "proxy")
+BEYOND = IPv6Address("fd00:ee::7")
+PUBLIC = IPv6Address("2001:db8:9::2")
+OUTPUT_JUMP = "-A OUTPUT -m comment --comment ipv6natd -j IPV6NAT-OUTPUT"
+GATEWAY_J = IPv6Address("fd00:c::1")
+
+
+def second_address(regime: Regime, name: str, network: str) -> IPv6Address:
+    """The container's address on this network, to which it is connected now."""
+    regime.engine.docker("network", "connect", network, name)
+    (facts,) = json.loads(regime.engine.docker("inspect", name))
+    address = facts["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"]
+    until(lambda: f"-s {address}/128 -i brX -j RETURN" in regime.sandbox.rules(), True)
+    return IPv6Address(address)
+
+
+@each_regime
+@pytest.mark.parametrize("end", ["disconnect", "removal"])
+def test_neighbour_reaches_no_container_by_its_address_on_another_network(
+    regime: Regime, end: str
+) -> None:
+    """evil sends to itself, by its gateway, as a neighbour's address on another network. The
+    neighbour leaves the network, or ends and another container gets the address."""
+    with ExitStack() as stack:
+        other = stack.enter_context(regime.network())
+        evil = stack.enter_context(regime.container(network="X"))
+        assert evil.address is not None
+        by = forge.hardware(regime.host, "brX")
+        attacker = Attacker(ns=evil.ns, link="eth0", by=by, honest=evil.address)
+        with regime.container(network="X", udp=(54,), name="two") as victim:
+            address = second_address(regime, "two", other.name)
+            attacker.send(forge.datagram(address, evil.address, (54, 7700)))
+            time.sleep(SHORT)
+            assert "orig-port-src=54" not in regime.host.flows("-p", "udp", "-s", str(address))
+            received = victim.server.received
+            if end == "disconnect":
+                regime.engine.docker("network", "disconnect", "X", "two")
+                until(lambda: f"{address}/128" in regime.sandbox.rules(), False)
+                assert isinstance(
+                    udp(evil.ns, GATEWAY, 54, source_port=7700, timeout=SHORT), Failure
+                )
+        if end == "removal":
+            until(lambda: f"{address}/128" in regime.sandbox.rules(), False)
+            heir = stack.enter_context(regime.container(network=other, udp=(54,), ip6=str(address)))
+            received = heir.server.received
+            assert isinstance(udp(evil.ns, GATEWAY, 54, source_port=7700, timeout=SHORT), Failure)
+        assert received == []
+
+
+@each_regime
+def test_container_answers_clients_of_its_address_on_another_network(regime: Regime) -> None:
+    """Its replies come in by the network of its default route."""
+    with (
+        regime.network(
+            options={"com.docker.network.bridge.gateway_mode_ipv6": "nat-unprotected"}
+        ) as other,
+        regime.container(network="X", tcp=(81,), udp=(54,), name="both"),
+    ):
+        address = second_address(regime, "both", other.name)
+        regime.client.ip(f"route add {address} via {HOST} dev ext0")
+        try:
+            assert server(tcp(regime.client, address, 81)) == "both"
+            assert server(udp(regime.client, address, 54)) == "both"
+        finally:
+            regime.client.ip(f"route del {address} via {HOST} dev ext0")
+
+
+@each_regime
+def test_ipvlan_container_sends_as_no_container(regime: Regime) -> None:
+    """The kernel sends the packets of ipvlan l3 containers by OUTPUT, as a raw socket of the host
+    does. Such a socket sends them here, because not every kernel has ipvlan."""
+    regime.engine.docker(
+        *("network", "create", "-d", "ipvlan", "--ipv6", "--subnet", "fd00:e::/64"),
+        *("-o", "parent=ext0", "-o", "ipvlan_mode=l3", "ipvlan"),
+    )
+    try:
+        assert until(lambda: OUTPUT_JUMP in regime.sandbox.rules(), True)
+        with (
+            watch(regime.client) as packets,
+            regime.host.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+        ):
+            with pytest.raises(PermissionError):
+                sock.sendto(forge.datagram(X1, CLIENT, (54, 7800)), (str(CLIENT), 0))
+            sock.sendto(forge.datagram(BEYOND, CLIENT, (54, 7801)), (str(CLIENT), 0))
+            until(lambda: [each for each in packets() if each.port == 7801] != [], True)
+            assert [each for each in packets() if each.port == 7800] == []
+        assert isinstance(udp(regime.client, HOST, 54, source_port=7800, timeout=SHORT), Failure)
+        # The host's own packets, and what it rejects in a container's name, pass.
+        assert server(tcp(regime.host, X1, 81)) == "x1"
+        assert server(tcp(regime.client, HOST, 8080)) == "x1"
+        assert tcp(regime.client, HOST, 7999, timeout=SHORT) is Failure.REFUSED
+    finally:
+        regime.engine.docker("network", "rm", "ipvlan")
+    assert not until(lambda: OUTPUT_JUMP in regime.sandbox.rules(), False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Networks of the engine beside Y, which ipv6natd manages: X, J (internal) and the public G.
+
+    Y's container publishes 8081 and 5354/udp, G's container 8082 with nft.
+    """
+
+    sandbox: Sandbox
+    daemon: Daemon
+    containers: dict[str, Container] = field(default_factory=dict)
+
+    def ns(self, name: str) -> Namespace:
+        return self.containers[name].ns
+
+
+@contextmanager
+def beside(variant: Variant, *, proxy: bool) -> Iterator[Beside]:
+    with (
+        Sandbox(variant) as sandbox,
+        Engine(sandbox, userland_proxy=proxy, ip6tables=True) as engine,
+        Bus(sandbox.dir) as bus,
+        ExitStack() as stack,
+    ):
+        for name, subnet in (("X", "fd00:a::/64"), ("Y", "fd00:b::/64"), ("G", "2001:db8:9::/64")):
+            engine.network(name, subnet)
+        engine.network("J", "fd00:c::/64", "--internal")
+        # Docker 20.10 without its proxy writes no rule for the second TCP port with legacy.
+        published = ("8082:80",) if variant == "nft" else ()
+        made = {
+            "x1": engine.run("x1", "X", ip6=str(X1)),
+            "y1": engine.run("y1", "Y", ip6=str(Y1), publish=("8081:80", "5354:53/udp")),
+            "g1": engine.run("g1", "G", ip6=str(PUBLIC), publish=published),
+            "j1": engine.run("j1", "J", ip6="fd00:c::2"),
+        }
+        for name, container in made.items():
+            there = stack.enter_context(serve(container.ns, name, tcp=[80, 81], udp=[53, 54]))
+            made[name] = replace(container, server=there)
+        remove_bridge_rules(sandbox, "brY")
+        with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
+            yield Beside(sandbox=sandbox, daemon=daemon, containers=made)
+
+
+@pytest.mark.depends_on("proxy")
+@pytest.mark.parametrize("proxy", [True, False], ids=["proxy", "noproxy"])
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_networks_of_the_engine_stay_closed_beside_ours(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+    proxy: bool,
+) -> None:
+    """With its own rules, the engine closes them. One is outside nat_prefixes, one is internal."""
+    with beside(variant, proxy=proxy) as lab:
+        managed = {each["Name"]: each["ManagedBy"] for each in listed(lab.daemon, "networks")}
+        assert managed == {"X": "engine", "Y": "ipv6natd", "G": "engine", "J": "engine"}
+        assert not any("nat_prefixes" in each["Reason"] for each in listed(lab.daemon, "skipped"))
+        y1, j1, g1 = lab.ns("y1"), lab.ns("j1"), lab.containers["g1"]
+        assert server(tcp(lab.sandbox.client, HOST, 8081)) == "y1"
+        if variant == "nft":
+            assert server(tcp(lab.sandbox.client, HOST, 8082)) == "g1"
+        assert isinstance(tcp(y1, PUBLIC, 81, timeout=SHORT), Failure)
+        assert isinstance(tcp(y1, X1, 81, timeout=SHORT), Failure)
+        assert isinstance(tcp(j1, GATEWAY_J, 8081, timeout=SHORT), Failure)
+        assert isinstance(udp(j1, GATEWAY_J, 5354, timeout=SHORT), Failure)
+        by = forge.hardware(lab.sandbox.host, "brY")
+        attacker = Attacker(ns=y1, link="eth0", by=by, honest=Y1)
+        attacker.send(forge.datagram(PUBLIC, Y1, (54, 4445)))
+        time.sleep(SHORT)
+        for address in (GATEWAY_Y, PUBLIC):
+            assert isinstance(udp(y1, address, 54, source_port=4445, timeout=SHORT), Failure)
+        assert [each for each in g1.server.received if each.port == 54] == []
+
+
+@pytest.mark.depends_on
+def test_upgrade_deletes_entries_with_a_source_in_a_prefix_that_is_routed_to_a_container(
+    upgraded: Upgraded,  # noqa: F811
+) -> None:
+    """y1 is the router of fd00:ee::/64, as a VPN gateway is. The former rules checked no source."""
+    daemon, sandbox, y1 = upgraded.daemon, upgraded.sandbox, upgraded.attacker.ns
+    sandbox.host.ip(f"route add fd00:ee::/64 via {Y1} dev brY")
+    y1.ip(f"address add {BEYOND}/128 dev eth0 nodad")
+    by = forge.hardware(sandbox.host, "ext0")
+    attacker = Attacker(ns=sandbox.rogue, link="ext0", by=by, honest=ROGUE)
+    with serve(y1, "beyond", udp=[54]):
+        until(lambda: "fd00:ee::/64" in sandbox.rules(), True)
+        daemon.stop()
+        saved_filter_table(daemon).write_text(FORMER_FILTER_TABLE)
+        upgraded.tool("-F", "IPV6NAT-HOST")
+        for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
+            upgraded.tool("-t", "raw", *words)
+        attacker.send(forge.datagram(BEYOND, ROGUE, (54, 4446)))
+
+        def asked() -> Answer | Failure:
+            return udp(sandbox.rogue, BEYOND, 54, source=ROGUE, source_port=4446, timeout=SHORT)
+
+        assert server(asked()) == "beyond"
+        daemon.start()
+        assert until(lambda: isinstance(asked(), Answer), False) is False
+        assert isinstance(asked(), Failure)
