@@ -210,35 +210,39 @@ class Change:
         # Without a network of ours, the sources of the engine's networks were not checked.
         checked = old or new
         known = checked.networks if _own_networks(checked) else ()
-        self.added = self._addresses_in(dict(_gained_prefixes(known, _own_networks(new))))
+        gained = dict(_gained_prefixes(known, _own_networks(new)))
+        self.added = _addresses_in(gained, self.subnets, self.host_addresses)
         """True for an address in a prefix of ours whose sources were not checked before."""
         protected = newly_protected(old, new, exposure)
         self.protects = bool(protected)
-        self.protected = self._addresses_in(protected)
+        self.protected = _addresses_in(protected, self.subnets, self.host_addresses)
         """True for an address in a prefix of ours that had no rules of ours before."""
         self.exposure = exposure
-
-    def _addresses_in(
-        self, gained: Mapping[Network, Iterable[IPv6Network]]
-    ) -> Callable[[IPv6Address], bool]:
-        """A test for addresses in these prefixes. An address of the host, or of a network or a LAN
-        inside a prefix that is routed to a container, is not there."""
-        prefixes = {prefix for of_network in gained.values() for prefix in of_network}
-        index = PrefixIndex(prefixes)
-        elsewhere = PrefixIndex(r.prefix for network in gained for r in network.routes_elsewhere)
-
-        def within(address: IPv6Address) -> bool:
-            if address in self.host_addresses or elsewhere.find(address):
-                return False
-            subnet = self.subnets.find(address)
-            return index.find(address) is not None if subnet is None else subnet in prefixes
-
-        return within
 
     def network_of(self, address: IPv6Address) -> Network | None:
         """The network with a subnet that contains the address."""
         subnet = self.subnets.find(address)
         return None if subnet is None else self.networks[subnet]
+
+
+def _addresses_in(
+    gained: Mapping[Network, Iterable[IPv6Network]],
+    subnets: PrefixIndex,
+    host_addresses: Container[IPv6Address],
+) -> Callable[[IPv6Address], bool]:
+    """A test for addresses in these prefixes. An address of the host, or of a network or a LAN
+    inside a prefix that is routed to a container, is not there."""
+    prefixes = {prefix for of_network in gained.values() for prefix in of_network}
+    index = PrefixIndex(prefixes)
+    elsewhere = PrefixIndex(r.prefix for network in gained for r in network.routes_elsewhere)
+
+    def within(address: IPv6Address) -> bool:
+        if address in host_addresses or elsewhere.find(address):
+            return False
+        subnet = subnets.find(address)
+        return index.find(address) is not None if subnet is None else subnet in prefixes
+
+    return within
 
 
 def is_stale(entry: Entry, change: Change, deleted_replies: Container[bytes] | None = None) -> bool:
