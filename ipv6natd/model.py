@@ -426,6 +426,9 @@ class Desired:
     """The decisions: managed networks, forwarded ports (ours and the engine's), skipped ports."""
 
     networks: tuple[Network, ...] = ()
+    closed_networks: tuple[Network, ...] = ()
+    """Other networks that are closed: without IPv6, or outside of `nat_prefixes`. A container can
+    send IPv6 packets there too. Those without a subnet have the link-local one."""
     mappings: tuple[Mapping, ...] = ()
     rejected: tuple[RejectedPorts, ...] = ()
     """Empty if the userland proxy serves these clients."""

@@ -22,6 +22,7 @@ from ipv6natd.model import (
     Desired,
     ManagedBy,
     Network,
+    OtherSource,
     Protocol,
     mapping_changes,
 )
@@ -73,13 +74,12 @@ def removed_addresses(old: Desired | None, new: Desired) -> frozenset[IPv6Addres
     return frozenset(addresses)
 
 
-def left_other_sources(old: Desired | None, new: Desired) -> frozenset[IPv6Address]:
-    """Addresses of containers whose packets may no longer come in by the bridge of another network;
-    if `old` is None, those whose packets may: earlier versions accepted more than replies."""
-    left = set(new.other_sources if old is None else old.other_sources)
-    if old is not None:
-        left -= set(new.other_sources)
-    return frozenset(source.address for source in left)
+def left_other_sources(old: Desired | None, new: Desired) -> frozenset[OtherSource]:
+    """The sources that may no longer come in by the bridge of another network; if `old` is None,
+    those that may: earlier versions accepted more than replies."""
+    if old is None:
+        return frozenset(new.other_sources)
+    return frozenset(old.other_sources) - frozenset(new.other_sources)
 
 
 def changes_ports(old: Desired | None, new: Desired) -> bool:
@@ -192,7 +192,9 @@ class Change:
         exposure: Exposure,
     ) -> None:
         self.removed = removed_addresses(old, new)
-        self.other_sources = left_other_sources(old, new)
+        self.other_sources = {
+            (source.address, source.default_bridge) for source in left_other_sources(old, new)
+        }
         self.before = None if old is None else _targets(old.mappings)
         """The ports before; None if unknown. Then all mappings count as new, and a flow to one of
         our containers without a mapping as one whose mapping was removed."""
@@ -303,12 +305,15 @@ def _is_of_removed_container(entry: Entry, change: Change) -> bool:
 
 
 def _is_by_other_bridge(entry: Entry, change: Change) -> bool:
-    """Original direction: a packet from a container's address on another network, that left this
-    network. The container itself uses its address on the network of the default route."""
-    original = entry.original
-    return original.source in change.other_sources and change.network_of(
-        original.source
-    ) is not change.network_of(original.destination)
+    """Original direction: a neighbour on the default route sent a packet back into this network,
+    from the container's address on another one. What the container itself sends there has its
+    address there."""
+    if not change.other_sources:
+        return False
+    receiver = change.network_of(entry.original.destination)
+    return receiver is not None and (
+        (entry.original.source, receiver.bridge) in change.other_sources
+    )
 
 
 def _is_unserved(entry: Entry, change: Change) -> bool:
@@ -316,7 +321,8 @@ def _is_unserved(entry: Entry, change: Change) -> bool:
 
     Without the userland proxy, a socket of the engine holds the port, and nobody reads it. With it,
     the proxy serves each connection that it answers; an engine that drops the first packet until
-    the container runs (Docker 29) leaves an entry without an answer.
+    the container runs (Docker 29) leaves an entry without an answer. A closed network reaches no
+    port.
     """
     original = entry.original
     return (
@@ -324,8 +330,14 @@ def _is_unserved(entry: Entry, change: Change) -> bool:
         and not entry.translated
         and original.destination in change.host_addresses
         and _target(change.opened, original) is not None
-        and not (change.proxy and entry.answered)
+        and not (change.proxy and entry.answered and not _is_of_closed_network(entry, change))
     )
+
+
+def _is_of_closed_network(entry: Entry, change: Change) -> bool:
+    source = entry.original.source
+    network = None if source in change.host_addresses else change.network_of(source)
+    return network is not None and network.closed
 
 
 def may_wait_for_accept(entry: Entry, change: Change) -> bool:
@@ -340,6 +352,7 @@ def may_be_served(entry: Entry, change: Change) -> bool:
     return (
         entry.answered
         and _is_unserved(entry, change)
+        and not (change.proxy and _is_of_closed_network(entry, change))
         and not _is_of_newly_protected_network(entry, change)
     )
 

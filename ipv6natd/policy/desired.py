@@ -25,7 +25,12 @@ from ipv6natd.model import (
     Snapshot,
 )
 from ipv6natd.policy.cache import IdentityCache
-from ipv6natd.policy.networks import decided_networks, network_order, skipped_networks
+from ipv6natd.policy.networks import (
+    decided_networks,
+    network_order,
+    other_closed_networks,
+    skipped_networks,
+)
 from ipv6natd.policy.port_bindings import (
     ANSWERS_ON_LOOPBACK,
     Changes,
@@ -100,6 +105,7 @@ def desired(snapshot: Snapshot, policy: Policy, cache: IdentityCache | None = No
     warnings = _warnings(noted, host_ports.mappings, snapshot.host_addresses)
     return Desired(
         networks=tuple(_managed_networks(networks, engine_bridges, warnings)),
+        closed_networks=tuple(other_closed_networks(networks, snapshot)),
         mappings=tuple(host_ports.mappings),
         rejected=tuple(host_ports.rejected),
         direct_access=tuple(coalesce(_direct_access(ports, snapshot))),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ipv6natd.model import (
     GWBRIDGE,
+    LINK_LOCAL,
     Container,
     Endpoint,
     GatewayMode,
@@ -67,6 +68,17 @@ def skipped_networks(decided: Iterable[Network], snapshot: Snapshot) -> list[Ski
         for network in decided
         if network.problem
     ]
+
+
+def other_closed_networks(decided: Iterable[Network], snapshot: Snapshot) -> Iterator[Network]:
+    """The closed networks that are not managed, as in Desired.closed_networks."""
+    if _is_rootless(snapshot):
+        return
+    managed = {network.bridge for network in decided if network.managed}
+    for network in decided:
+        closed = network.driver == "bridge" and network.closed and not network.managed
+        if closed and network.bridge and network.bridge not in managed:
+            yield replace(network, subnets=network.subnets or (LINK_LOCAL,))
 
 
 def _is_rootless(snapshot: Snapshot) -> bool:
@@ -137,11 +149,10 @@ def _problem(network: Network, prefixes: Sequence[IPv6Network], bridges: dict[st
         f"its subnet {foreign[0]} is not in nat_prefixes "
         f"({', '.join(map(str, prefixes))}); use a ULA subnet or widen nat_prefixes"
     )
-    if network.gateway_mode in (GatewayMode.ROUTED, GatewayMode.ISOLATED):
-        reason = (
-            f"gateway_mode_ipv6={network.gateway_mode} has no effect, so the network is not "
-            f"closed: {reason}"
-        )
+    if network.closed:
+        reason = f"it is closed only while ipv6natd manages another network: {reason}"
+    elif network.gateway_mode is GatewayMode.ROUTED:
+        reason = f"gateway_mode_ipv6=routed has no effect: {reason}"
     return reason
 
 

@@ -210,6 +210,11 @@ def _our_networks(desired: Desired) -> list[Network]:
     return [network for network in desired.networks if network.managed_by is ManagedBy.IPV6NATD]
 
 
+def _guarded_networks(desired: Desired) -> tuple[Network, ...]:
+    """All networks whose containers our rules keep from forging sources."""
+    return (*desired.networks, *desired.closed_networks)
+
+
 def _our_mappings(desired: Desired) -> list[Mapping]:
     return [mapping for mapping in desired.mappings if mapping.managed_by is ManagedBy.IPV6NATD]
 
@@ -218,10 +223,10 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     ours = _our_networks(desired)
     mark = desired.accept_fwmark
     has_open = any(not network.closed for network in ours)
-    # Also of the engine's closed networks: our rules accept packets before the engine's.
+    # Of all closed networks: our rules accept packets before the engine's.
     isolation = (
         rule
-        for network in (desired.networks if ours else ())
+        for network in (_guarded_networks(desired) if ours else ())
         if network.closed
         for rule in _isolation_rules(network.bridge)
     )
@@ -244,7 +249,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         *((_AUTHENTICATION_BY_BRIDGE,) if ours else ()),
         *check,
         _open_forward_rules(desired),
-        *(ChainTree((), _own_source_check(network).chains) for network in ours),
+        *(ChainTree((), _own_source_check(n).chains) for n in _guarded_networks(desired) if ours),
     )
 
 
@@ -280,7 +285,8 @@ def _open_forward_rules(desired: Desired) -> ChainTree:
         Rule(in_interface=network.bridge, target=Verdict.ACCEPT) for network in open_networks
     )
     return concat(
-        by_input("O", (*_other_source_checks(desired), *own_sources)),
+        _other_source_checks(desired),
+        by_input("O", own_sources),
         # An ICMPv6 error about an open flow has its own source, which may be forged too.
         Rule(matches=(Match.RELATED,), target=Jump(CT)),
         by_output("I", inbound),
@@ -289,22 +295,29 @@ def _open_forward_rules(desired: Desired) -> ChainTree:
     )
 
 
-def _other_source_checks(desired: Desired) -> list[Rule]:
+def _other_source_checks(desired: Desired) -> ChainTree:
     """Drops new packets with a source of another network, which may come in for replies.
 
     Also within the bridge: such a packet to its sender by the gateway would create an entry that
     leads to whoever has the address later.
     """
-    subnets = {network.bridge: network.subnets for network in desired.networks}
-    checks = {
-        (next((net for net in subnets.get(bridge, ()) if address in net), own), default_bridge)
-        for address, bridge, default_bridge in desired.other_sources
-        for own in (IPv6Network(address),)
-    }
-    return [
-        Rule(source=source, in_interface=bridge, target=Verdict.DROP)
-        for source, bridge in sorted(checks)
-    ]
+    by_default: dict[str, list[IPv6Network]] = {}
+    for source in desired.other_sources:
+        by_default.setdefault(source.default_bridge, []).append(IPv6Network(source.address))
+    chains = {bridge: f"{PREFIX}NEW-{bridge}" for bridge in by_default}
+    return concat(
+        by_input(
+            "E",
+            (
+                Rule(in_interface=bridge, matches=(Match.NO_FLOW,), target=Jump(chain))
+                for bridge, chain in chains.items()
+            ),
+        ),
+        *(
+            sub_chain(chains[bridge], *(Rule(source=s, target=Verdict.DROP) for s in sources))
+            for bridge, sources in by_default.items()
+        ),
+    )
 
 
 def _drop_invalid(network: Network) -> Rule:
@@ -417,7 +430,7 @@ def _frame_checks(desired: Desired) -> ChainTree:
         Rule(not_destination=_MULTICAST, matches=(kind,), target=Verdict.DROP)
         for kind in (Match.BROADCAST, Match.MULTICAST)
     ]
-    bridges = [network.bridge for network in desired.networks]
+    bridges = [network.bridge for network in _guarded_networks(desired)]
     return concat(
         *(replace(drop, matches=(Match.AUTHENTICATION, *drop.matches)) for drop in drops),
         *(replace(drop, target=Jump(FRAMES)) for drop in drops),
@@ -437,7 +450,7 @@ def _host_source_checks(desired: Desired) -> ChainTree:
     drop = Rule(
         matches=(Match.SOURCE_LOCAL_OR_ANYCAST,), not_destination=_MULTICAST, target=Verdict.DROP
     )
-    rules = (replace(drop, in_interface=network.bridge) for network in desired.networks)
+    rules = (replace(drop, in_interface=network.bridge) for network in _guarded_networks(desired))
     return _behind_gate(drop, f"{SOURCES}-HOST", by_bridge("S", rules))
 
 
@@ -453,7 +466,6 @@ def _sent_source_checks(desired: Desired) -> ChainTree:
     such check.
     """
     sent = _sent_prefixes(desired)
-    ours = _our_networks(desired)
     to_host = Rule(matches=(Match.DESTINATION_LOCAL,), target=Verdict.DROP)
     checks = concat(
         *(
@@ -462,7 +474,7 @@ def _sent_source_checks(desired: Desired) -> ChainTree:
                 sent[network.bridge],
                 f"{PREFIX}SENT-{network.bridge}",
             )
-            for network in ours
+            for network in _guarded_networks(desired)
         )
     )
     outwards = [*_outward_checks(desired, sent)]
@@ -475,10 +487,13 @@ def _sent_source_checks(desired: Desired) -> ChainTree:
 
 
 def _outward_checks(desired: Desired, sent: dict[str, list[IPv6Network]]) -> Iterator[Rule]:
-    """Not for a network with several prefixes: a rule has one source and one destination."""
-    for network in _our_networks(desired):
+    """Not for a network with several prefixes: a rule has one source and one destination. Nor for
+    one without a subnet, where containers may have any addresses among themselves."""
+    for network in _guarded_networks(desired):
         if network.closed and len(sent[network.bridge]) == 1:
             (own,) = sent[network.bridge]
+            if own == LINK_LOCAL:
+                continue
             yield Rule(
                 in_interface=network.bridge,
                 not_source=own,
@@ -536,7 +551,7 @@ def _behind_gate(condition: Rule, name: str, tree: ChainTree) -> ChainTree:
 
 def _sent_prefixes(desired: Desired) -> dict[str, list[IPv6Network]]:
     """Bridge -> all sources of packets that containers send by it, replies included, sorted."""
-    sent = {network.bridge: list(_prefixes(network)) for network in desired.networks}
+    sent = {network.bridge: list(_prefixes(network)) for network in _guarded_networks(desired)}
     for source in desired.other_sources:
         if source.default_bridge in sent:
             sent[source.default_bridge].append(IPv6Network(source.address))
@@ -656,7 +671,7 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     if not _our_networks(desired):
         return concat()
     own_sources = (
-        rule for network in _our_networks(desired) for rule in _own_source_check(network).rules
+        rule for network in _guarded_networks(desired) for rule in _own_source_check(network).rules
     )
     return concat(
         # To conntrack a datagram of length 0 is INVALID; a socket takes it, and its answer is NEW.
@@ -684,7 +699,8 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
 
 
 def _output_chain(desired: Desired) -> ChainTree:
-    """Drops new packets with a container's source that the host itself seems to send.
+    """Drops new packets from or to a container that the host itself seems to send, with a source
+    that is not the host's.
 
     The kernel sends the packets of an ipvlan network in the modes l3 and l3s in this way
     (drivers/net/ipvlan/ipvlan_core.c, ipvlan_process_v6_outbound). Replies with such a source, as
@@ -694,10 +710,15 @@ def _output_chain(desired: Desired) -> ChainTree:
         return concat()
     lans = {route.prefix for network in desired.networks for route in network.routes_elsewhere}
     subnets = (subnet for network in desired.networks for subnet in network.subnets)
+    to_containers = (
+        Rule(out_interface=network.bridge, target=Verdict.DROP)
+        for network in _our_networks(desired)
+    )
     return concat(
         Rule(matches=(Match.NO_FLOW, Match.SOURCE_NOT_LOCAL), target=Jump(CONTAINER_SOURCES)),
         sub_chain(
             CONTAINER_SOURCES,
+            by_bridge("V", to_containers),
             *(Rule(source=prefix, target=Verdict.RETURN) for prefix in sorted(lans)),
             *(Rule(source=subnet, target=Verdict.DROP) for subnet in sorted(subnets)),
         ),
@@ -753,11 +774,18 @@ def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]
     )
     if not mapped and not unmapped:
         return concat()
+    closed = (
+        Rule(in_interface=network.bridge, target=Verdict.DROP)
+        for network in _guarded_networks(desired)
+        if network.closed
+    )
     return concat(
         by_port("UP-", [*mapped, unmapped]),
         sub_chain(
             PROXY,
             Rule(in_interface="lo", target=Verdict.RETURN),
+            # New packets get DNAT. A flow may be older than the rule of the port.
+            by_bridge("X", closed),
             # Also established: on any bridge of the host, two forged frames make such an entry.
             Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.DROP),
             # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
@@ -827,7 +855,7 @@ def _prerouting_chain(desired: Desired) -> ChainTree:
     """
     closed = (
         Rule(source=LINK_LOCAL, in_interface=network.bridge, target=Jump(DNAT))
-        for network in desired.networks
+        for network in _guarded_networks(desired)
         if network.closed
     )
     return concat(

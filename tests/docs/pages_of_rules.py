@@ -66,6 +66,8 @@ KINDS = {
     "beside-the-engines": "A network of ipv6natd, and the networks `br-b` and `br-p` (internal, "
     "outside `nat_prefixes`), whose rules the engine writes itself.",
     "ipvlan": "A network of ipv6natd, and an ipvlan network of the engine.",
+    "closed-without-ipv6": "Published ports, and an internal network without IPv6: a container can "
+    "send IPv6 packets there too.",
     "lan-inside": "A network whose subnet contains a LAN of the host: the host has a route for "
     "fd00:9:0:5::/64 by `ext0`.",
     "routed-behind": "A network with a container that is a router: the host routes 2001:db8:9::/64 "
@@ -158,8 +160,11 @@ SHAPES = {
     rf"{FORWARD} ! -s NET -i BRIDGE ! -o BRIDGE -j DROP": "A container sends only with the sources "
     "of its own network, so the container cannot forge the address of another machine near the "
     "host.",
-    rf"{FORWARD} -s NET -i BRIDGE -j DROP": "A container whose default route is on another network "
-    "sends only replies with this source. A new packet is of a neighbour on the default route.",
+    rf"{FORWARD} -i BRIDGE -m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-NEW-BRIDGE": ""
+    "The next rules, for new packets that come in by this bridge.",
+    r"-A IPV6NAT-NEW-BRIDGE -s ADDRESS -j DROP": "A container whose default route is on another "
+    "network sends only replies with this source. A new packet is of a neighbour on the default "
+    "route.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j IPV6NAT-OWN-BRIDGE": "The same for a network with "
     "several prefixes: its subnets, and the prefixes that the host routes to its bridge.",
     rf"{FORWARD} -m conntrack --ctstate RELATED -j IPV6NAT-CT": "An ICMPv6 error about an open "
@@ -193,6 +198,8 @@ SHAPES = {
     "published UDP or SCTP port on which the proxy listens: the proxy replaces the source of each "
     "datagram by the gateway.",
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
+    r"-A IPV6NAT-PROXY -i BRIDGE -j DROP": "A closed network: its new packets get DNAT, but a flow "
+    "may be older than the rule of the port.",
     r"-A IPV6NAT-PROXY -m addrtype --src-type LOCAL -j DROP": "Other packets of the host to itself "
     "are forged, also those of an established entry: two frames on a bridge can make one.",
     r"-A IPV6NAT-PROXY -m conntrack --ctstate INVALID -j DROP": "conntrack calls a datagram with "
@@ -237,6 +244,7 @@ SHAPES = {
     r"-A IPV6NAT-OUTPUT -m conntrack --ctstate NEW,INVALID,UNTRACKED "
     r"-m addrtype ! --src-type LOCAL -j IPV6NAT-OUTPUT-SRC": "What the host sends has "
     "an address of the host, or rejects a packet of a flow.",
+    r"-A IPV6NAT-OUTPUT-SRC -o BRIDGE -j DROP": "The host sends nothing else to a container.",
     r"-A IPV6NAT-OUTPUT-SRC -s NET -j DROP": "With a container's source it is forged.",
     r"-A IPV6NAT-INPUT (?:-d ::1/128|-s fe80::/10) -j IPV6NAT-REJ": "With many ports: other "
     "packets to the host, above all those of open connections, skip the rules for ports.",
@@ -294,7 +302,7 @@ WORDS = {
     "TRANSPORT": r"(?:tcp|udp)",
     "INTERFACE": r"ext0",
     "ADDRESS": r"[0-9a-f:]+/128",
-    "NET": r"[0-9a-f:]+/(?:48|64|80)",
+    "NET": r"[0-9a-f:]+/(?:10|48|64|80)",
     "TRACKED": r"-m conntrack --ctproto (?:tcp|udp|sctp) -m conntrack --ctorigdstport",
     "MARK": r"0x\w+/0x\w+",
     "PROTOCOL --dport": r"(tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport",

@@ -23,6 +23,7 @@ from tests.harness import (
     Namespace,
     Regime,
     Sandbox,
+    connect,
     forge,
     serve,
     tcp,
@@ -30,6 +31,7 @@ from tests.harness import (
     until,
     watch,
 )
+from tests.harness.probe import PATIENCE
 from tests.harness.sandbox import CLIENT, HOST, ROGUE, Variant
 from tests.system.packets.asking import SHORT, listed, server
 from tests.system.packets.test_coexistence import remove_bridge_rules
@@ -37,20 +39,24 @@ from tests.system.packets.test_forged import (
     FORMER_FILTER_TABLE,
     GATEWAY,
     GATEWAY_Y,
+    MODE,
     X1,
+    X2,
     Y1,
     Attacker,
     Upgraded,
     saved_filter_table,
     upgraded,  # noqa: F401  (a fixture)
 )
+from tests.system.packets.test_forged_inwards import link_local
 
 pytestmark = [pytest.mark.ours]
 each_regime = pytest.mark.depends_on("variant", "proxy")
 BEYOND = IPv6Address("fd00:ee::7")
+IN_IPVLAN = IPv6Address("fd00:e::2")
 PUBLIC = IPv6Address("2001:db8:9::2")
 OUTPUT_JUMP = "-A OUTPUT -m comment --comment ipv6natd -j IPV6NAT-OUTPUT"
-GATEWAY_J = IPv6Address("fd00:c::1")
+GATEWAY_J, J1 = IPv6Address("fd00:c::1"), IPv6Address("fd00:c::2")
 
 
 def second_address(regime: Regime, name: str, network: str) -> IPv6Address:
@@ -113,6 +119,133 @@ def test_container_answers_clients_of_its_address_on_another_network(regime: Reg
             regime.client.ip(f"route del {address} via {HOST} dev ext0")
 
 
+@contextmanager
+def listening(ns: Namespace, port: int) -> Iterator[socket.socket]:
+    with ns.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::", port))
+        sock.listen()
+        sock.settimeout(PATIENCE)
+        yield sock
+
+
+@each_regime
+@pytest.mark.parametrize("then", ["disconnect", "restart"])
+def test_open_connection_outlives_another_default_route(regime: Regime, then: str) -> None:
+    """It is older than the default route by another network. The server sends next."""
+    engine, port = regime.engine, regime.port()
+    other = engine.network("A0", "fd00:a0::/64")
+    try:
+        with (
+            regime.container(network="X", name="push") as made,
+            listening(regime.client, port) as sock,
+            connect(made.ns, CLIENT, port) as conversation,
+        ):
+            there, _ = sock.accept()
+            with there:
+                engine.docker("network", "connect", "A0", "push")
+                assert until(lambda: f"-i {other.bridge} -j RETURN" in regime.sandbox.rules(), True)
+                if then == "disconnect":
+                    engine.docker("network", "disconnect", "A0", "push")
+                else:
+                    regime.daemon.stop()
+                    regime.daemon.start()
+                time.sleep(1)
+                there.send(b"pushed")
+                conversation.socket.settimeout(PATIENCE)
+                assert conversation.socket.recv(9) == b"pushed"
+    finally:
+        engine.docker("network", "rm", "A0")
+
+
+@each_regime
+def test_container_routes_a_part_of_another_network_beside_a_container_on_both(
+    regime: Regime,
+) -> None:
+    part, behind, port = "fd00:b::8000/113", IPv6Address("fd00:b::8005"), regime.port()
+    regime.x2.ns.ip(f"address add {behind}/128 dev eth0 nodad")
+    regime.host.ip(f"route add {part} via {X2} dev brX")
+    try:
+        until(lambda: part in regime.sandbox.rules(), True)
+        with (
+            regime.container(network="X", name="beside"),
+            serve(regime.client, "client", tcp=[port]),
+        ):
+            second_address(regime, "beside", "Y")
+            assert server(tcp(regime.x2.ns, CLIENT, port, source=behind)) == "client"
+    finally:
+        regime.host.ip(f"route del {part} via {X2} dev brX")
+        regime.x2.ns.ip(f"address del {behind}/128 dev eth0")
+
+
+def sends_nothing_out(regime: Regime, attacker: Attacker, *sources: IPv6Address) -> None:
+    """Neither to the client nor to a published port, by addresses of the host and by its own."""
+    before = len(regime.x1.server.received)
+    with watch(regime.client) as packets:
+        for number, source in enumerate(sources):
+            attacker.send(forge.datagram(source, CLIENT, (7100, 7110 + number)))
+            attacker.send(forge.datagram(source, HOST, (7120 + number, 5353)))
+        time.sleep(SHORT)
+        assert [each for each in packets() if 7100 <= each.port < 7130] == []
+    assert regime.x1.server.received[before:] == []
+
+
+@each_regime
+def test_internal_network_without_ipv6_is_closed_to_ipv6(regime: Regime) -> None:
+    """A container can enable IPv6 there if its user permits it, and send frames in any case."""
+    options = ("--sysctl=net.ipv6.conf.all.disable_ipv6=0",)
+    docker = regime.engine.docker
+    docker("network", "create", "--internal", "-o", "com.docker.network.bridge.name=brZ", "z")
+    try:
+        with regime.container(*options, network="z", name="z1") as made:
+            host = link_local(regime.host, "brZ")
+            made.ns.ip("address add fe80::77/64 dev eth0 nodad")
+            by = forge.hardware(regime.host, "brZ")
+            assert isinstance(tcp(made.ns, f"{host}%eth0", 8080, timeout=SHORT), Failure)
+            assert isinstance(udp(made.ns, f"{host}%eth0", 5353, timeout=SHORT), Failure)
+            attacker = Attacker(ns=made.ns, link="eth0", by=by, honest=BEYOND)
+            sends_nothing_out(regime, attacker, BEYOND, CLIENT, X1)
+    finally:
+        docker("network", "rm", "z")
+
+
+@each_regime
+def test_internal_network_outside_of_nat_prefixes_is_closed(regime: Regime) -> None:
+    gateway, public = IPv6Address("2001:db8:78::1"), "2001:db8:78::/64"
+    regime.engine.network("gi", public, "--internal")
+    try:
+        with regime.container(network="gi", name="gi1", tcp=(80,)) as made:
+            assert made.address is not None
+            made.ns.ip(f"route replace default via {gateway}")
+            assert isinstance(tcp(made.ns, gateway, 8080, timeout=SHORT), Failure)
+            assert isinstance(udp(made.ns, gateway, 5353, timeout=SHORT), Failure)
+            by = forge.hardware(regime.host, "brgi")
+            attacker = Attacker(ns=made.ns, link="eth0", by=by, honest=made.address)
+            sends_nothing_out(regime, attacker, made.address, CLIENT)
+            regime.client.ip(f"route add {public} via {HOST} dev ext0")
+            try:
+                refused = tcp(regime.client, made.address, 80, timeout=SHORT)
+                assert isinstance(refused, Failure)
+            finally:
+                regime.client.ip(f"route del {public} via {HOST} dev ext0")
+            assert server(tcp(regime.host, made.address, 80)) == "gi1"
+    finally:
+        regime.engine.docker("network", "rm", "gi")
+
+
+@each_regime
+def test_internal_container_reaches_no_port_by_a_flow_that_is_older(regime: Regime) -> None:
+    i1, port = regime.i1.ns, regime.port()
+    addresses = (f"{link_local(regime.host, 'brI')}%eth0", str(GATEWAY_J))
+    for address in addresses:
+        udp(i1, address, port, source_port=6001, timeout=0.1)
+    with regime.container(network="X", udp=(53,), publish=(f"{port}:53/udp",)) as made:
+        until(lambda: f"--dport {port} " in regime.sandbox.rules(), True)
+        for address in addresses * 3:
+            assert isinstance(udp(i1, address, port, source_port=6001, timeout=SHORT), Failure)
+        assert made.server.received == []
+
+
 @each_regime
 def test_ipvlan_container_sends_as_no_container(regime: Regime) -> None:
     """The kernel sends the packets of ipvlan l3 containers by OUTPUT, as a raw socket of the host
@@ -129,6 +262,8 @@ def test_ipvlan_container_sends_as_no_container(regime: Regime) -> None:
         ):
             with pytest.raises(PermissionError):
                 sock.sendto(forge.datagram(X1, CLIENT, (54, 7800)), (str(CLIENT), 0))
+            with pytest.raises(PermissionError):
+                sock.sendto(forge.datagram(IN_IPVLAN, X1, (54, 54)), (str(X1), 0))
             sock.sendto(forge.datagram(BEYOND, CLIENT, (54, 7801)), (str(CLIENT), 0))
             until(lambda: [each for each in packets() if each.port == 7801] != [], True)
             assert [each for each in packets() if each.port == 7800] == []
@@ -174,7 +309,7 @@ def beside(variant: Variant, *, proxy: bool) -> Iterator[Beside]:
             "x1": engine.run("x1", "X", ip6=str(X1)),
             "y1": engine.run("y1", "Y", ip6=str(Y1), publish=("8081:80", "5354:53/udp")),
             "g1": engine.run("g1", "G", ip6=str(PUBLIC), publish=published),
-            "j1": engine.run("j1", "J", ip6="fd00:c::2"),
+            "j1": engine.run("j1", "J", ip6=str(J1)),
         }
         for name, container in made.items():
             there = stack.enter_context(serve(container.ns, name, tcp=[80, 81], udp=[53, 54]))
@@ -212,6 +347,57 @@ def test_networks_of_the_engine_stay_closed_beside_ours(
         for address in (GATEWAY_Y, PUBLIC):
             assert isinstance(udp(y1, address, 54, source_port=4445, timeout=SHORT), Failure)
         assert [each for each in g1.server.received if each.port == 54] == []
+        by = forge.hardware(lab.sandbox.host, "brJ")
+        sends_no_answers_out(lab.sandbox, Attacker(ns=j1, link="eth0", by=by, honest=J1))
+
+
+def sends_no_answers_out(sandbox: Sandbox, attacker: Attacker) -> None:
+    """In answers and ICMPv6 errors of the host to a forged source."""
+    hop = bytearray(forge.datagram(CLIENT, IPv6Address("2001:db8:1::77"), (7503, 9)))
+    hop[7] = 1
+    with (
+        serve(sandbox.host, "service", udp=[6700]) as service,
+        watch(sandbox.client) as packets,
+    ):
+        attacker.send(
+            forge.datagram(CLIENT, HOST, (7501, 9)),
+            forge.datagram(CLIENT, HOST, (7502, 6700)),
+            bytes(hop),
+            forge.datagram(CLIENT, IPv6Address("3fff::1"), (7504, 9)),
+        )
+        time.sleep(SHORT)
+        arrived = [each for each in packets() if not each.outgoing]
+        assert [each for each in arrived if each.protocol == "udp" or each.port in (1, 3)] == []
+        assert service.received == []
+
+
+@pytest.mark.depends_on("proxy")
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_container_answers_by_a_default_route_in_a_network_of_the_engine(
+    tools: None,  # noqa: ARG001
+    variant: Variant,
+) -> None:
+    with (
+        Sandbox(variant) as sandbox,
+        Engine(sandbox, ip6tables=True) as engine,
+        Bus(sandbox.dir) as bus,
+    ):
+        engine.network("X", "fd00:a::/64")
+        engine.network("Y", "fd00:b::/64", options={MODE: "nat-unprotected"})
+        for name in "XY":
+            engine.run(f"{name}1", name)
+        both = engine.run("both", "X")
+        engine.docker("network", "connect", "Y", "both")
+        (facts,) = json.loads(engine.docker("inspect", "both"))
+        address = facts["NetworkSettings"]["Networks"]["Y"]["GlobalIPv6Address"]
+        remove_bridge_rules(sandbox, "brY")
+        sandbox.client.ip(f"route add fd00:b::/64 via {HOST} dev ext0")
+        with (
+            serve(both.ns, "both", tcp=[81], udp=[54]),
+            Daemon(sandbox, engine.endpoint, bus=bus.address),
+        ):
+            assert server(tcp(sandbox.client, address, 81)) == "both"
+            assert server(udp(sandbox.client, address, 54)) == "both"
 
 
 @pytest.mark.depends_on

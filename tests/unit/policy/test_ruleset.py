@@ -51,6 +51,11 @@ Y = network(name="y", subnet="fd00:b::/64", bridge="br-b")
 Z = network(name="z", subnet="2001:db8:f::/64", bridge="br-z")
 INTERNAL = network(name="in", subnet="fd00:c::/64", bridge="br-int", internal=True)
 PUBLIC_INTERNAL = network(name="public", subnet="2001:db8:e::/64", bridge="br-p", internal=True)
+WITHOUT_IPV6 = replace(
+    network(name="no6", subnet="fd00:6::/64", bridge="br-no", internal=True),
+    enable_ipv6=False,
+    subnets=(),
+)
 IPVLAN = replace(network(name="ipvlan", subnet="fd00:e::/64", bridge=""), driver="ipvlan")
 WIDE = network(name="wide", subnet="fd00:9::/48", bridge="br-wide")
 LAN = Route(prefix=IPv6Network("fd00:9:0:5::/64"), interface="ext0")
@@ -104,6 +109,7 @@ SITUATIONS: dict[str, Facts] = {
         container(name="dns", on=[Y], ports=["53:53"]),
     ),
     "ipvlan": (X, IPVLAN),
+    "closed-without-ipv6": (X, web("8080:80", "5353:53/udp"), WITHOUT_IPV6),
     "lan-inside": (WIDE, web("8080:80", "5353:53/udp", on=WIDE)),
     "routed-behind": (X, web("8080:80")),
     "many-ports": (X, web(*EVEN, "4000-4999:4000-4999/udp")),
@@ -270,6 +276,7 @@ def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
     ]
     assert chain("PROXY") == [
         "-i lo -j RETURN",
+        "-i br-int -j DROP",
         "-m addrtype --src-type LOCAL -j DROP",
         "-m conntrack --ctstate INVALID -j DROP",
         "-m conntrack --ctdir REPLY -j DROP",
@@ -417,7 +424,9 @@ def test_src_lets_replies_of_a_container_on_two_networks_leave_by_its_default_ro
     assert "-s fd00:a::2/128 -i br-b -j ACCEPT" in chain("CT", case)
     # New packets still need a source of the network by which they leave, also within the bridge.
     assert "! -s fd00:b::/64 -i br-b ! -o br-b -j DROP" in chain("FORWARD", case)
-    assert "-s fd00:a::/64 -i br-b -j DROP" in chain("FORWARD", case)
+    new = "-i br-b -m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-NEW-br-b"
+    assert new in chain("FORWARD", case)
+    assert chain("NEW-br-b", case) == ["-s fd00:a::2/128 -j DROP"]
     wide = replace(Z, routed_prefixes=(IPv6Network("fd00::/8"),))
     source = OtherSource(IPv6Address("fd00:a::2"), X.bridge, Y.bridge)
     nested = texts(ruleset(Desired(networks=(X, Y, wide), other_sources=(source,))), "SRC")
