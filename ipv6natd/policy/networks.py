@@ -25,6 +25,7 @@ _ROOTLESS = (
     "the engine is rootless: its bridges are in a network namespace of its own; "
     "point -endpoint at the engine that runs as root"
 )
+_ALL = (IPv6Network("::/0"),)
 
 
 class Attachment(NamedTuple):
@@ -48,7 +49,8 @@ def decided_networks(
     decided: list[Network] = []
     for network in networks:
         if network.driver == "bridge":
-            prefixes = () if network.bridge in engine_bridges else policy.nat_prefixes
+            by_engine = network.bridge in engine_bridges
+            prefixes = _ALL if by_engine else policy.nat_prefixes
             problem = _problem(network, prefixes, bridges) if network.enable_ipv6 else ""
             if problem != network.problem:
                 network = replace(network, problem=problem)
@@ -135,14 +137,14 @@ def _gateway_endpoint(container_id: str, network: Network) -> Endpoint | None:
 
 
 def _problem(network: Network, prefixes: Sequence[IPv6Network], bridges: dict[str, str]) -> str:
-    """Why a network with IPv6 is not managed. Its subnets must be in `prefixes`, if there are any;
-    `bridges` are those of the networks before it."""
+    """Why a network with IPv6 is not managed. Its subnets must be in `prefixes`; `bridges` are
+    those of the networks before it."""
     if network.problem:
         return network.problem
     if not network.subnets:
         return "it has IPv6 enabled but no valid IPv6 subnet; recreate it with --subnet"
     foreign = [subnet for subnet in network.subnets if not any(map(subnet.subnet_of, prefixes))]
-    if not foreign or not prefixes:
+    if not foreign:
         other = bridges.get(network.bridge)
         return f"its bridge {network.bridge} belongs to network '{other}'" if other else ""
     reason = (

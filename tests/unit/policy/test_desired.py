@@ -595,6 +595,12 @@ def test_a_network_that_is_not_managed_is_skipped_once() -> None:
     assert "widen nat_prefixes" in skipped.reason
 
 
+def test_without_nat_prefixes_no_network_is_managed() -> None:
+    want = desired(snapshot(X, web("8080:80")), Policy(nat_prefixes=()))
+    assert (want.networks, want.mappings) == ((), ())
+    assert [skipped.network for skipped in want.skipped] == ["x"]
+
+
 def test_two_networks_with_one_bridge_the_first_by_name_is_managed() -> None:
     twin = network(name="y", subnet="fd00:b::/64", bridge=X.bridge)
     want = desired(snapshot(twin, X, web("8080:80"), web("81:81", on=twin)), Policy())
