@@ -73,13 +73,19 @@ def skipped_networks(decided: Iterable[Network], snapshot: Snapshot) -> list[Ski
 
 
 def other_closed_networks(decided: Iterable[Network], snapshot: Snapshot) -> Iterator[Network]:
-    """The closed networks that are not managed, as in Desired.closed_networks."""
+    """The closed networks that are not managed, as in Desired.closed_networks.
+
+    A bridge of a network without IPv6 may be the host's own, with other machines on it: then the
+    host has a route to it.
+    """
     if _is_rootless(snapshot):
         return
-    managed = {network.bridge for network in decided if network.managed}
+    known = {network.bridge for network in decided if network.managed}
+    routed = known.union(route.interface for route in snapshot.routes if route.prefix not in _ALL)
     for network in decided:
-        closed = network.driver == "bridge" and network.closed and not network.managed
-        if closed and network.bridge and network.bridge not in managed:
+        if network.driver != "bridge" or network.managed or not network.closed:
+            continue
+        if network.bridge and network.bridge not in (known if network.subnets else routed):
             yield replace(network, subnets=network.subnets or (LINK_LOCAL,))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ipv6natd.engine import parse as docker_facts
 from ipv6natd.model import (
+    LINK_LOCAL,
     Container,
     Desired,
     Endpoint,
@@ -22,6 +23,7 @@ from ipv6natd.model import (
     PortBinding,
     Protocol,
     RejectedPorts,
+    Route,
     Snapshot,
 )
 from ipv6natd.policy.desired import desired, with_old_networks
@@ -593,6 +595,27 @@ def test_a_network_that_is_not_managed_is_skipped_once() -> None:
     (skipped,) = desired(snapshot(GUA, *both), Policy()).skipped
     assert (skipped.network, skipped.container_name, skipped.port) == ("gua", "", "")
     assert "widen nat_prefixes" in skipped.reason
+
+
+def test_closed_networks_that_are_not_managed() -> None:
+    """Without IPv6, or outside of nat_prefixes; but no bridge on which the host has other hosts,
+    none of a managed network, and none of a rootless engine."""
+    public = replace(GUA, internal=True)
+    no6 = replace(INTERNAL, name="no6", bridge="br-no", enable_ipv6=False, subnets=())
+    twin = replace(no6, name="twin", id="f" * 64, bridge=X.bridge)
+    unnamed = replace(no6, name="unnamed", id="e" * 64, bridge="")
+    open_too = replace(no6, name="open", id="d" * 64, bridge="br-o", internal=False)
+    facts = snapshot(X, INTERNAL, public, no6, twin, unnamed, open_too)
+
+    def closed(facts: Snapshot) -> dict[str, tuple[IPv6Network, ...]]:
+        return {net.name: net.subnets for net in desired(facts, Policy()).closed_networks}
+
+    assert closed(facts) == {public.name: public.subnets, "no6": (LINK_LOCAL,)}
+    lan = Route(prefix=IPv6Network("2001:db8:77::/64"), interface="br-no")
+    assert closed(replace(facts, routes=(lan,))) == {public.name: public.subnets}
+    learned = replace(lan, prefix=IPv6Network("::/0"))
+    assert "no6" in closed(replace(facts, routes=(learned,)))
+    assert closed(replace(facts, engine=Engine(version="28", rootless=True))) == {}
 
 
 def test_without_nat_prefixes_no_network_is_managed() -> None:
