@@ -79,6 +79,8 @@ def left_other_sources(old: Desired | None, new: Desired) -> frozenset[OtherSour
     those that may: earlier versions accepted more than replies."""
     if old is None:
         return frozenset(new.other_sources)
+    if old.other_sources == new.other_sources:
+        return frozenset()  # at nearly each change
     return frozenset(old.other_sources) - frozenset(new.other_sources)
 
 
@@ -226,6 +228,12 @@ class Change:
         subnet = self.subnets.find(address)
         return None if subnet is None else self.networks[subnet]
 
+    def senders_network(self, entry: Entry) -> Network | None:
+        """The network of the bridge by which the entry's first packet came in, by its source. The
+        bridge's own address is in the subnet too, but packets of the host arrive on no bridge."""
+        source = entry.original.source
+        return None if source in self.host_addresses else self.network_of(source)
+
 
 def _addresses_in(
     gained: Mapping[Network, Iterable[IPv6Network]],
@@ -335,8 +343,7 @@ def _is_unserved(entry: Entry, change: Change) -> bool:
 
 
 def _is_of_closed_network(entry: Entry, change: Change) -> bool:
-    source = entry.original.source
-    network = None if source in change.host_addresses else change.network_of(source)
+    network = change.senders_network(entry)
     return network is not None and network.closed
 
 
@@ -385,10 +392,7 @@ def _is_misdirected(entry: Entry, change: Change) -> bool:
     owner = after or before
     if owner is None or owner.managed_by is ManagedBy.ENGINE:
         return False
-    # The bridge's own address is in the subnet, but packets of the host arrive on no bridge.
-    network = (
-        None if original.source in change.host_addresses else change.network_of(original.source)
-    )
+    network = change.senders_network(entry)
     # Must agree with policy.ruleset: no packet of a closed network reaches a port, and none with a
     # link-local source is forwarded.
     if after is not None and network is not None and network.closed:

@@ -215,6 +215,10 @@ def _guarded_networks(desired: Desired) -> tuple[Network, ...]:
     return (*desired.networks, *desired.closed_networks)
 
 
+def _closed_bridges(desired: Desired) -> list[str]:
+    return [network.bridge for network in _guarded_networks(desired) if network.closed]
+
+
 def _our_mappings(desired: Desired) -> list[Mapping]:
     return [mapping for mapping in desired.mappings if mapping.managed_by is ManagedBy.IPV6NATD]
 
@@ -226,9 +230,8 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     # Of all closed networks: our rules accept packets before the engine's.
     isolation = (
         rule
-        for network in (_guarded_networks(desired) if ours else ())
-        if network.closed
-        for rule in _isolation_rules(network.bridge)
+        for bridge in (_closed_bridges(desired) if ours else ())
+        for rule in _isolation_rules(bridge)
     )
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
@@ -774,11 +777,7 @@ def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]
     )
     if not mapped and not unmapped:
         return concat()
-    closed = (
-        Rule(in_interface=network.bridge, target=Verdict.DROP)
-        for network in _guarded_networks(desired)
-        if network.closed
-    )
+    closed = (Rule(in_interface=bridge, target=Verdict.DROP) for bridge in _closed_bridges(desired))
     return concat(
         by_port("UP-", [*mapped, unmapped]),
         sub_chain(
@@ -854,9 +853,8 @@ def _prerouting_chain(desired: Desired) -> ChainTree:
     of the host, would serve them.
     """
     closed = (
-        Rule(source=LINK_LOCAL, in_interface=network.bridge, target=Jump(DNAT))
-        for network in _guarded_networks(desired)
-        if network.closed
+        Rule(source=LINK_LOCAL, in_interface=bridge, target=Jump(DNAT))
+        for bridge in _closed_bridges(desired)
     )
     return concat(
         by_input("P", closed),

@@ -460,14 +460,19 @@ def saved_filter_table(daemon: Daemon) -> Path:
     return daemon.dir / "state/filter.rules"
 
 
+def restore_former_rules(upgraded: Upgraded) -> None:
+    """Put the rules of the former version into the tables and into the saved file."""
+    saved_filter_table(upgraded.daemon).write_text(FORMER_FILTER_TABLE)
+    upgraded.tool("-F", "IPV6NAT-HOST")
+    for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
+        upgraded.tool("-t", "raw", *words)
+
+
 def test_upgrade_deletes_possibly_forged_conntrack_entries(upgraded: Upgraded) -> None:
     """The former rules checked no source, so any sender may have created an entry."""
     attacker, daemon = upgraded.attacker, upgraded.daemon
     daemon.stop()
-    saved_filter_table(daemon).write_text(FORMER_FILTER_TABLE)
-    upgraded.tool("-F", "IPV6NAT-HOST")
-    for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
-        upgraded.tool("-t", "raw", *words)
+    restore_former_rules(upgraded)
     with attacker.ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.bind((str(Y1), 4446))
         sock.settimeout(SHORT)

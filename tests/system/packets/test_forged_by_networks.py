@@ -36,7 +36,6 @@ from tests.harness.sandbox import CLIENT, HOST, ROGUE, Variant
 from tests.system.packets.asking import SHORT, listed, server
 from tests.system.packets.test_coexistence import remove_bridge_rules
 from tests.system.packets.test_forged import (
-    FORMER_FILTER_TABLE,
     GATEWAY,
     GATEWAY_Y,
     MODE,
@@ -45,7 +44,7 @@ from tests.system.packets.test_forged import (
     Y1,
     Attacker,
     Upgraded,
-    saved_filter_table,
+    restore_former_rules,
     upgraded,  # noqa: F401  (a fixture)
 )
 from tests.system.packets.test_forged_inwards import link_local
@@ -60,12 +59,16 @@ GATEWAY_J, J1 = IPv6Address("fd00:c::1"), IPv6Address("fd00:c::2")
 
 
 def second_address(regime: Regime, name: str, network: str) -> IPv6Address:
-    """The container's address on this network, to which it is connected now."""
-    regime.engine.docker("network", "connect", network, name)
-    (facts,) = json.loads(regime.engine.docker("inspect", name))
-    address = facts["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"]
+    """Connect the container of X, wait for the rule, and return its address on the network."""
+    address = connected(regime.engine, name, network)
     until(lambda: f"-s {address}/128 -i brX -j RETURN" in regime.sandbox.rules(), True)
-    return IPv6Address(address)
+    return address
+
+
+def connected(engine: Engine, name: str, network: str) -> IPv6Address:
+    engine.docker("network", "connect", network, name)
+    (facts,) = json.loads(engine.docker("inspect", name))
+    return IPv6Address(facts["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"])
 
 
 @each_regime
@@ -105,9 +108,7 @@ def test_neighbour_reaches_no_container_by_its_address_on_another_network(
 def test_container_answers_clients_of_its_address_on_another_network(regime: Regime) -> None:
     """Its replies come in by the network of its default route."""
     with (
-        regime.network(
-            options={"com.docker.network.bridge.gateway_mode_ipv6": "nat-unprotected"}
-        ) as other,
+        regime.network(options={MODE: "nat-unprotected"}) as other,
         regime.container(network="X", tcp=(81,), udp=(54,), name="both"),
     ):
         address = second_address(regime, "both", other.name)
@@ -193,12 +194,13 @@ def sends_nothing_out(regime: Regime, attacker: Attacker, *sources: IPv6Address)
 @each_regime
 def test_internal_network_without_ipv6_is_closed_to_ipv6(regime: Regime) -> None:
     """A container can enable IPv6 there if its user permits it, and send frames in any case."""
-    options = ("--sysctl=net.ipv6.conf.all.disable_ipv6=0",)
     docker = regime.engine.docker
     docker("network", "create", "--internal", "-o", "com.docker.network.bridge.name=brZ", "z")
     try:
-        with regime.container(*options, network="z", name="z1") as made:
+        with regime.container(network="z", name="z1") as made:
             host = link_local(regime.host, "brZ")
+            for scope in ("all", "eth0"):
+                made.ns.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 0)
             made.ns.ip("address add fe80::77/64 dev eth0 nodad")
             by = forge.hardware(regime.host, "brZ")
             assert isinstance(tcp(made.ns, f"{host}%eth0", 8080, timeout=SHORT), Failure)
@@ -387,9 +389,7 @@ def test_container_answers_by_a_default_route_in_a_network_of_the_engine(
         for name in "XY":
             engine.run(f"{name}1", name)
         both = engine.run("both", "X")
-        engine.docker("network", "connect", "Y", "both")
-        (facts,) = json.loads(engine.docker("inspect", "both"))
-        address = facts["NetworkSettings"]["Networks"]["Y"]["GlobalIPv6Address"]
+        address = connected(engine, "both", "Y")
         remove_bridge_rules(sandbox, "brY")
         sandbox.client.ip(f"route add fd00:b::/64 via {HOST} dev ext0")
         with (
@@ -413,10 +413,7 @@ def test_upgrade_deletes_entries_with_a_source_in_a_prefix_that_is_routed_to_a_c
     with serve(y1, "beyond", udp=[54]):
         until(lambda: "fd00:ee::/64" in sandbox.rules(), True)
         daemon.stop()
-        saved_filter_table(daemon).write_text(FORMER_FILTER_TABLE)
-        upgraded.tool("-F", "IPV6NAT-HOST")
-        for words in (("-F", "PREROUTING"), ("-F", "IPV6NAT-SRC"), ("-X", "IPV6NAT-SRC")):
-            upgraded.tool("-t", "raw", *words)
+        restore_former_rules(upgraded)
         attacker.send(forge.datagram(BEYOND, ROGUE, (54, 4446)))
 
         def asked() -> Answer | Failure:
