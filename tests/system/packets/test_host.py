@@ -342,21 +342,37 @@ def test_f9_held_xtables_lock_delays_the_write_as_a_whole(
     if lab.sandbox.variant != "legacy":
         pytest.skip("nf_tables has no lock: its transactions are the kernel's")
     before = lab.sandbox.rules()
-    with Path("/run/xtables.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = lab.engine.run("x2", "X", publish=["8081:80"])
-        for _ in range(20):
-            time.sleep(0.5)
-            assert lab.sandbox.rules() == before
-        assert lab.state == "synced"
+    with lock_of_its_own(lab.daemon) as file:
+        with file.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = lab.engine.run("x2", "X", publish=["8081:80"])
+            for _ in range(20):
+                time.sleep(0.5)
+                assert lab.sandbox.rules() == before
+            assert lab.state == "synced"
+        try:
+            assert until(lambda: dnats(lab.sandbox.rules(), 8081) != [], True)
+            with serve(made.ns, "x2", tcp=[80]):
+                opened(lab.client, 8081)
+            assert lab.state == "synced"
+        finally:
+            lab.engine.rm("x2")
+            until(lambda: dnats(lab.sandbox.rules(), 8081), [])
+
+
+@contextmanager
+def lock_of_its_own(daemon: Daemon) -> Iterator[Path]:
+    """Run the daemon with another file than /run/xtables.lock, which the tests beside need."""
+    file = daemon.dir / "xtables.lock"
+    daemon.env["XTABLES_LOCKFILE"] = str(file)
     try:
-        assert until(lambda: dnats(lab.sandbox.rules(), 8081) != [], True)
-        with serve(made.ns, "x2", tcp=[80]):
-            opened(lab.client, 8081)
-        assert lab.state == "synced"
+        daemon.stop()
+        daemon.start()
+        yield file
     finally:
-        lab.engine.rm("x2")
-        until(lambda: dnats(lab.sandbox.rules(), 8081), [])
+        del daemon.env["XTABLES_LOCKFILE"]
+        daemon.stop()
+        daemon.start()
 
 
 class InvalidRestoreDaemon(Daemon):
