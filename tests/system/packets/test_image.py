@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,12 +17,13 @@ from tests.harness import Container, Daemon, Engine, Sandbox, need, serve, until
 from tests.harness.image import image
 from tests.harness.process import run
 from tests.harness.sandbox import CLIENT, Variant
+from tests.harness.tree import Suite
 from tests.system.packets.asking import knocking, opened
 
 pytestmark = [pytest.mark.ours, pytest.mark.slow]
 CAPABILITIES = ("--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
 MORE = ("--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
-"""Nearest to --privileged, which needs capabilities that a machine of CI may not have itself."""
+FORWARDING = "net.ipv6.conf.all.forwarding"
 LIMIT = 150_000_000
 """Bytes of the unpacked image."""
 
@@ -63,11 +65,13 @@ class Lab:
 
 
 @contextmanager
-def lab(variant: Variant, archive: Path) -> Iterator[Lab]:
+def lab(variant: Variant, archive: Path, *, suite: Suite | None = None) -> Iterator[Lab]:
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(variant))
-        engine = stack.enter_context(Engine(sandbox))
-        tag = engine.docker("load", "--input", str(archive)).rpartition(" ")[2]
+        engine = stack.enter_context(Engine(sandbox, suite=suite))
+        # An engine of another suite sees its own folder only.
+        file = shutil.copy(archive, engine.dir)
+        tag = engine.docker("load", "--input", file).rpartition(" ")[2]
         engine.network("X", "fd00:a::/64")
         web = engine.run("web", "X", publish=["8080:80"])
         stack.enter_context(serve(web.ns, "web", tcp=[80]))
@@ -107,6 +111,15 @@ def test_documented_command_lines_forward_ports_and_show_the_state(
         assert f'backend="{variant}"' in made.ctl("metrics")
         health = ("inspect", "--format={{.State.Health.Status}}", "ipv6nat")
         assert until(lambda: made.engine.docker(*health), "healthy", timeout=30) == "healthy"
+
+
+def test_privileged_container_forwards_ports_and_enables_forwarding(archive: Path) -> None:
+    # Docker 20.10 gives it each capability there is, and a machine of CI has not all of them.
+    with lab("nft", archive, suite="trixie") as made:
+        made.sandbox.host.sysctl(FORWARDING, 0)
+        made.start("--privileged")
+        made.await_served()
+        assert made.sandbox.host.sysctl(FORWARDING) == "1"
 
 
 def test_restart_and_upgrade_of_the_image_lose_no_connection(nft: Lab) -> None:
