@@ -57,7 +57,7 @@ class Daemon:
     """The running service.
 
     `load` reads the settings again and may raise ConfigError. `saved` and `exposure` are the result
-    of `close_networks`.
+    of `close_networks`. It has many attributes, because it makes each part and connects them.
     """
 
     def __init__(

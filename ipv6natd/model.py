@@ -423,7 +423,10 @@ class OtherSource(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """The decisions: managed networks, forwarded ports (ours and the engine's), skipped ports."""
+    """The decisions: managed networks, forwarded ports (ours and the engine's), skipped ports.
+
+    It has many fields: the rules, the rows on the bus and the flush of flows read nothing else.
+    """
 
     networks: tuple[Network, ...] = ()
     closed_networks: tuple[Network, ...] = ()

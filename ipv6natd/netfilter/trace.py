@@ -76,7 +76,10 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """A packet that the host receives or sends."""
+    """A packet that the host receives or sends.
+
+    It has many fields: one for each property that a match of a rule can ask about.
+    """
 
     source: IPv6Address
     destination: IPv6Address
