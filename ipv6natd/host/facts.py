@@ -16,6 +16,7 @@ from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ipv6natd.host import firewalls
 from ipv6natd.host.findings import (
@@ -59,6 +60,7 @@ _CONTAINER_CGROUP = re.compile(
 )
 """Strict, because every user can choose the name of a cgroup."""
 _OF_ROOT = re.compile(r"^Uid:\t0\t", re.MULTILINE)
+_DEFAULT_ROUTE = IPv6Network("::/0")
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
 # RTF_DYNAMIC (a redirect), RTF_ANYCAST, RTF_ROUTEINFO, RTF_CACHE and RTF_LOCAL.
@@ -115,26 +117,24 @@ def routes() -> Iterator[Route]:
     Left out are link-local routes, routes to its own addresses, routes that the kernel learned from
     other hosts (see `advertised_routes`), and interfaces with names that no rule can have.
     """
-    for prefix, length, *_, flags, interface in _route_lines():
-        if prefix.startswith(_LINK_SCOPE_PREFIXES) or int(flags, 16) & _NOT_ROUTED:
+    for line in _route_lines():
+        if line.has_link_scope or line.flags & _NOT_ROUTED:
             continue
-        if is_plain_interface(interface):
-            net = IPv6Network((int(prefix, 16), int(length, 16)))
-            yield Route(prefix=net, interface=interface)
+        if is_plain_interface(line.interface):
+            yield Route(prefix=line.network, interface=line.interface)
 
 
 def trace_host() -> trace.Host:
     """The interfaces of the host with their routes and addresses, for the tracer. Rules of routing
     policies are not seen."""
     prefixes: dict[str, list[IPv6Network]] = {}
-    for prefix, length, *_, flags, interface in _route_lines():
-        if not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL):
-            net = IPv6Network((int(prefix, 16), int(length, 16)))
-            prefixes.setdefault(interface, []).append(net)
+    for line in _route_lines():
+        if not line.flags & (_RTF_REJECT | _RTF_LOCAL):
+            prefixes.setdefault(line.interface, []).append(line.network)
     found: dict[str, list[IPv6Address]] = {}
     # Global addresses first. The kernel lists them in no fixed order.
-    for line in sorted(_address_lines(), key=lambda line: (line[3], line[0])):
-        found.setdefault(line[5], []).append(IPv6Address(int(line[0], 16)))
+    for address in sorted(_address_lines(), key=lambda each: (each[3], each[0])):
+        found.setdefault(address[5], []).append(IPv6Address(int(address[0], 16)))
     return trace.Host(
         links=tuple(
             trace.Link(interface=name, subnets=tuple(prefixes.get(name, ())), addresses=tuple(own))
@@ -146,9 +146,9 @@ def trace_host() -> trace.Host:
 def interfaces_with_learned_routes() -> frozenset[str]:
     """The interfaces with a route that the kernel learned from router advertisements."""
     return frozenset(
-        interface
-        for prefix, *_, flags, interface in _route_lines()
-        if int(flags, 16) & _RTF_ADDRCONF and not prefix.startswith(_LINK_SCOPE_PREFIXES)
+        line.interface
+        for line in _route_lines()
+        if line.flags & _RTF_ADDRCONF and not line.has_link_scope
     )
 
 
@@ -159,10 +159,10 @@ def routed_elsewhere(addresses: Iterable[IPv6Address]) -> frozenset[IPv6Address]
     or a wide part of one as VPN clients write it, says nothing about an address.
     """
     prefixes = PrefixIndex(
-        IPv6Network((int(prefix, 16), int(length, 16)))
-        for prefix, length, *_, flags, interface in _route_lines()
-        if int(length, 16) >= MIN_PREFIX_LENGTH and interface != "lo"
-        if not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL)
+        line.network
+        for line in _route_lines()
+        if line.length >= MIN_PREFIX_LENGTH and line.interface != "lo"
+        if not line.flags & (_RTF_REJECT | _RTF_LOCAL)
     )
     return frozenset(address for address in addresses if prefixes.find(address))
 
@@ -306,9 +306,9 @@ def _devices(routes: object) -> Iterator[str]:
 def _client_interfaces() -> set[str]:
     """See HostFacts."""
     default = {
-        interface
-        for prefix, length, *_, flags, interface in _route_lines()
-        if int(prefix, 16) == int(length, 16) == 0 and not int(flags, 16) & _RTF_REJECT
+        line.interface
+        for line in _route_lines()
+        if line.network == _DEFAULT_ROUTE and not line.flags & _RTF_REJECT
     }
     return default or _global_interfaces() - {"lo"}
 
@@ -329,9 +329,28 @@ def _forwarding_interfaces() -> Iterator[str]:
             yield path.name
 
 
-def _route_lines() -> list[list[str]]:
-    """(prefix, prefix length, …, flags, interface) of each route, the numbers in hexadecimal."""
-    return [line.split() for line in read_text(_THREAD / "net/ipv6_route").splitlines()]
+class _RouteLine(NamedTuple):
+    """A route as the kernel lists it."""
+
+    prefix: str
+    """32 hexadecimal digits."""
+    length: int
+    flags: int
+    interface: str
+
+    @property
+    def has_link_scope(self) -> bool:
+        return self.prefix.startswith(_LINK_SCOPE_PREFIXES)
+
+    @property
+    def network(self) -> IPv6Network:
+        return IPv6Network((int(self.prefix, 16), self.length))
+
+
+def _route_lines() -> Iterator[_RouteLine]:
+    for line in read_text(_THREAD / "net/ipv6_route").splitlines():
+        prefix, length, *_, flags, interface = line.split()
+        yield _RouteLine(prefix, int(length, 16), int(flags, 16), interface)
 
 
 def _address_lines() -> list[list[str]]:
