@@ -24,6 +24,7 @@ OWN_NAT = ("--experimental", "--ip6tables")
 class Starts:
     """The starts of one container with one engine."""
 
+    variant: Variant
     engine: str
     """The version."""
     proxy: bool
@@ -45,11 +46,13 @@ class Starts:
         return [early_time(found) for found in self.connections]
 
 
-def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
-    """`count` starts with clients, and `returns` starts with one client after the return."""
+def measured(variant: Variant, count: int, returns: int, *, with_native: bool) -> Iterator[Starts]:
+    """`count` starts with clients, and `returns` starts with one client after the return; with
+    `with_native`, also those of the engine's own NAT."""
+    natives = (False, True) if with_native else (False,)
     for suite in SUITES:
         for proxy in (False, True):
-            for native in (False, True):
+            for native in natives:
                 with ExitStack() as stack:
                     sandbox = stack.enter_context(Sandbox(variant))
                     engine = stack.enter_context(
@@ -75,6 +78,7 @@ def measured(variant: Variant, count: int, returns: int) -> Iterator[Starts]:
                         for number in range(0 if native else returns)
                     )
                     yield Starts(
+                        variant=variant,
                         engine=engine.version,
                         proxy=proxy,
                         native=native,
