@@ -113,16 +113,24 @@ class Conntrack:
 
         `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
-        _flush_neighbours(old, new, exposure)
+        bridges = [
+            f"neigh flush dev {network.bridge}" for network in newly_protected(old, new, exposure)
+        ]
+        _flush_neighbours(
+            *bridges,
+            *(f"neigh del {address} dev {bridge}" for bridge, address in added_endpoints(old, new)),
+        )
         self._rules_for = new
         if not affects_entries(old, new, exposure):
             return True
         check = _Check(old, exposure)
         self._checks.append(check)
-        if self.scan_again():
-            return True
-        self._checks.remove(check)
-        return False
+        done = self.scan_again()
+        # Until then, packets of the deleted entries went on to wait for a neighbour.
+        _flush_neighbours(*bridges)
+        if not done:
+            self._checks.remove(check)
+        return done
 
     def scan_again(self) -> bool:
         """Delete the entries that are stale by now, after all changes that may still have some.
@@ -248,13 +256,9 @@ def _remember(known: set[bytes], added: Iterable[bytes]) -> None:
     known.update(islice(added, max(0, MAX_REMEMBERED - len(known))))
 
 
-def _flush_neighbours(old: Desired | None, new: Desired, exposure: Exposure) -> None:
-    # The kernel drops packets that wait for a deleted neighbour. With -force the batch continues if
-    # an address has no neighbour entry, as most have none.
-    protected = newly_protected(old, new, exposure)
-    lines = [f"neigh flush dev {network.bridge}\n" for network in protected]
-    lines += [
-        f"neigh del {address} dev {bridge}\n" for bridge, address in added_endpoints(old, new)
-    ]
-    if lines:
-        output_of("ip", "-6", "-force", "-batch", "-", stdin="".join(lines), timeout=IP_TIMEOUT)
+def _flush_neighbours(*commands: str) -> None:
+    """Run these commands of ip. The kernel drops packets that wait for a deleted neighbour."""
+    # With -force the batch continues if an address has no neighbour entry, as most have none.
+    if commands:
+        lines = "".join(f"{command}\n" for command in commands)
+        output_of("ip", "-6", "-force", "-batch", "-", stdin=lines, timeout=IP_TIMEOUT)

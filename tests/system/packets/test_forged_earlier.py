@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from tests.harness import (
     Answer,
     Container,
     Failure,
+    Namespace,
     Network,
     Regime,
     Wanted,
@@ -362,6 +364,51 @@ def test_lan_inside_a_routed_prefix_stays_reachable_if_a_macvlan_network_has_it(
     finally:
         regime.host.ip(f"address del {lan[1]}/64 dev ext0")
         regime.client.ip(f"address del {BEYOND}/64 dev ext0")
+
+
+@contextmanager
+def repeated(ns: Namespace, packets: list[bytes], *, by: bytes) -> Iterator[None]:
+    """Send these packets again and again."""
+    done = threading.Event()
+
+    def send() -> None:
+        while not done.wait(0.002):
+            forge.send(ns, packets, link="ext0", by=by)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def in_force(regime: Regime, rule: str) -> bool:
+    return until(lambda: rule in regime.sandbox.rules(), True)
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("mode", ["nat", "routed"])
+def test_entry_from_before_a_network_leaves_no_packet_that_waits(regime: Regime, mode: str) -> None:
+    """Until the entry is deleted, its packets go on to the bridge, and wait for the address."""
+    ports = range(7720, 7750)
+    forged = [forge.datagram(LATER, ROGUE, (54, port)) for port in ports]
+    asked = [forge.datagram(ROGUE, LATER, (port, 54)) for port in ports]
+    options = {f"{DRIVER}.gateway_mode_ipv6": mode}
+    by = forge.hardware(regime.host, "ext0")
+    for name in ("w1", "w2", "w3"):
+        with repeated(regime.rogue, forged + asked, by=by):
+            assert until(lambda: str(LATER) in regime.host.flows(), True)
+            network = regime.engine.network(name, "fd00:73::/64", options=options)
+            assert in_force(regime, f"-s fd00:73::/64 ! -i {network.bridge}")
+            time.sleep(SHORT)
+        try:
+            with regime.container(network=network, ip6=str(LATER), udp=(54,)) as made:
+                time.sleep(1.6)  # the kernel asks for a neighbour three times, once per second
+                assert made.server.received == []
+        finally:
+            regime.engine.docker("network", "rm", name)
 
 
 @pytest.fixture(params=["nft", "legacy"])

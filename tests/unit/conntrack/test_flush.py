@@ -68,6 +68,8 @@ class Host:
         """The number of entries of all lists."""
         self.deleted: list[list[bytes]] = []
         self.ip_calls: list[tuple[tuple[str, ...], str]] = []
+        self.deleted_before_ip: list[int] = []
+        """Before each call of ip, the number of deletions."""
         """The arguments of `ip` and its standard input."""
         self.on_delete: OnDelete = self._delete_all
         self.end_of_list: OSError | None = None
@@ -115,6 +117,7 @@ class Host:
 
     def run_ip(self, *words: str, stdin: str = "", **_: object) -> str:
         self.ip_calls.append((words, stdin))
+        self.deleted_before_ip.append(len(self.deleted))
         return ""
 
 
@@ -181,7 +184,9 @@ def test_flush_deletes_the_entries_and_the_neighbours_of_a_new_network(
     to_network, to_host = "src=2001:db8::2 dst=fd00:a::2", "src=2001:db8::2 dst=2001:db8::1"
     host.set_entries(f"ip 4 29 {to_network} {to_network}", f"ip 4 29 {to_host} {to_host}")
     flush(flows, EMPTY, desired(snapshot(X), Policy()), Exposure.NONE)
-    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")]
+    # Again after the deletion: until then, the entry lets packets wait for a neighbour.
+    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")] * 2
+    assert host.deleted_before_ip == [0, 1]
     assert host.deleted == [[entries(f"ip 4 29 {to_network} {to_network}")[0].original.packed]]
 
 
@@ -209,7 +214,8 @@ def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrac
     nets = [network(name=f"n{n}", subnet=f"fd00:{n}::/64") for n in range(1, 20)]
     assert flush(flows, NOTHING, desired(snapshot(*nets), Policy()), Exposure.OPEN)
     assert host.lists == 1
-    ((_, lines),) = host.ip_calls
+    (_, lines), again = host.ip_calls
+    assert again == (BATCH, lines)
     assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
 
 
