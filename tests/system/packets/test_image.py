@@ -70,7 +70,7 @@ def lab(variant: Variant, archive: Path, *, suite: Suite | None = None) -> Itera
         sandbox = stack.enter_context(Sandbox(variant))
         engine = stack.enter_context(Engine(sandbox, suite=suite))
         # An engine of another suite sees its own folder only.
-        file = shutil.copy(archive, engine.dir)
+        file = str(shutil.copy(archive, engine.dir))
         tag = engine.docker("load", "--input", file).rpartition(" ")[2]
         engine.network("X", "fd00:a::/64")
         web = engine.run("web", "X", publish=["8080:80"])
