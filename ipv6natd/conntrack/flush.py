@@ -113,8 +113,10 @@ class Conntrack:
 
         `old` is None if the previous mappings are unknown. Blocks. Errors are logged, not raised.
         """
+        # Only those that packets wait for: a client in between would get an ICMPv6 error.
         bridges = [
-            f"neigh flush dev {network.bridge}" for network in newly_protected(old, new, exposure)
+            f"neigh flush dev {network.bridge} nud incomplete"
+            for network in newly_protected(old, new, exposure)
         ]
         _flush_neighbours(
             *bridges,

@@ -185,7 +185,7 @@ def test_flush_deletes_the_entries_and_the_neighbours_of_a_new_network(
     host.set_entries(f"ip 4 29 {to_network} {to_network}", f"ip 4 29 {to_host} {to_host}")
     flush(flows, EMPTY, desired(snapshot(X), Policy()), Exposure.NONE)
     # Again after the deletion: until then, the entry lets packets wait for a neighbour.
-    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge}\n")] * 2
+    assert host.ip_calls == [(BATCH, f"neigh flush dev {X.bridge} nud incomplete\n")] * 2
     assert host.deleted_before_ip == [0, 1]
     assert host.deleted == [[entries(f"ip 4 29 {to_network} {to_network}")[0].original.packed]]
 
@@ -216,7 +216,9 @@ def test_flush_of_many_networks_lists_the_table_once(host: Host, flows: Conntrac
     assert host.lists == 1
     (_, lines), again = host.ip_calls
     assert again == (BATCH, lines)
-    assert sorted(lines.splitlines()) == sorted(f"neigh flush dev {n.bridge}" for n in nets)
+    assert sorted(lines.splitlines()) == sorted(
+        f"neigh flush dev {n.bridge} nud incomplete" for n in nets
+    )
 
 
 def test_flush_deletes_the_neighbour_entry_of_a_new_container(host: Host, flows: Conntrack) -> None:
