@@ -14,10 +14,11 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from ipv6natd.system import files
-from ipv6natd.system.files import read_link, read_text
+from ipv6natd.system.files import read_link, read_rows
 from ipv6natd.system.process import KILL_TIMEOUT, kernel_sees_our_pids, spawn_monitor
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def _receives_all_events(pid: int) -> bool:
         return True
     sockets = {found[1] for link in links if (found := _SOCKET_LINK.fullmatch(link))}
     # sk, protocol, pid, groups, bytes in the queue, …, inode
-    rows = (line.split() for line in read_text(_NETLINK_SOCKETS).splitlines()[1:])
+    rows = islice(read_rows(_NETLINK_SOCKETS), 1, None)
     queues = [
         int(queued)
         for _, protocol, _, groups, queued, *_, inode in rows

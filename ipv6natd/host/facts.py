@@ -40,7 +40,7 @@ from ipv6natd.model import (
 from ipv6natd.netfilter import trace
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
-from ipv6natd.system.files import read_link, read_text, read_word
+from ipv6natd.system.files import read_link, read_rows, read_text, read_word
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ _CONTAINER_CGROUP = re.compile(
 )
 """Strict, because every user can choose the name of a cgroup."""
 _OF_ROOT = re.compile(r"^Uid:\t0\t", re.MULTILINE)
+_CAPABILITIES = re.compile(r"^CapEff:\t([0-9a-f]+)$", re.MULTILINE)
+_CAP_NET_ADMIN = 1 << 12
 _DEFAULT_ROUTE = IPv6Network("::/0")
 _LINK_SCOPE_PREFIXES = ("fe8", "fe9", "fea", "feb", "ff")
 # The names are from linux/ipv6_route.h and linux/route.h: RTF_REJECT, RTF_ADDRCONF,
@@ -245,7 +247,7 @@ def _missing_volumes(backend: Backend) -> frozenset[str]:
     if IN_IMAGE not in os.environ:
         return frozenset()
     # The fifth field is the place of the mount.
-    mounted = {line.split()[4] for line in read_text(_MOUNTS).splitlines()}
+    mounted = {columns[4] for columns in read_rows(_MOUNTS)}
     wanted = {STATE_FOLDER} if backend is Backend.NFT else {STATE_FOLDER, XTABLES_LOCK}
     return frozenset(path for path in wanted if mounted.isdisjoint({path, str(Path(path).parent)}))
 
@@ -285,7 +287,8 @@ def _ra_routes(*selector: str) -> Iterator[Route]:
 def ip_json_rows(text: str) -> list[dict[str, object]]:
     """The rows in the output of `ip -json`; none if the output is something else."""
     try:
-        parsed = json.loads(text or "[]")
+        # Not strict: `ip` writes control characters in the name of an interface as they are.
+        parsed = json.loads(text or "[]", strict=False)
     except (ValueError, RecursionError):
         return []
     return [row for row in parsed if isinstance(row, dict)] if isinstance(parsed, list) else []
@@ -348,14 +351,13 @@ class _RouteLine(NamedTuple):
 
 
 def _route_lines() -> Iterator[_RouteLine]:
-    for line in read_text(_THREAD / "net/ipv6_route").splitlines():
-        prefix, length, *_, flags, interface = line.split()
+    for prefix, length, *_, flags, interface in read_rows(_THREAD / "net/ipv6_route"):
         yield _RouteLine(prefix, int(length, 16), int(flags, 16), interface)
 
 
 def _address_lines() -> list[list[str]]:
     """(address, index, prefix length, scope, flags, interface) of each address."""
-    return [line.split() for line in read_text(_THREAD / "net/if_inet6").splitlines()]
+    return list(read_rows(_THREAD / "net/if_inet6"))
 
 
 def _bridges_without_address(networks: Iterable[Network]) -> frozenset[str]:
@@ -399,16 +401,30 @@ def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:
 def docker_ipv6nat() -> str:
     """The command that stops docker-ipv6nat in this network namespace; "" if none runs.
 
-    Every user can name a process so, but only root can write rules. Without CAP_SYS_PTRACE, as in
-    the unit, the namespace of a process with more capabilities cannot be read.
+    Every user, and every container, can name a process so, but only one with CAP_NET_ADMIN in this
+    namespace can write rules.
     """
-    here = read_link(_THREAD / "ns/net")
     for process in _PROC.glob("[0-9]*"):
         if (
             read_word(process / "comm") == "docker-ipv6nat"
-            and _OF_ROOT.search(read_text(process / "status"))
-            and read_link(process / "ns/net") in (here, "")
+            and _administers_networks(read_text(process / "status"))
+            and _is_in_our_network(process)
         ):
             container = _CONTAINER_CGROUP.search(read_text(process / "cgroup"))
             return f"docker rm -f {container[1]}" if container else f"kill {process.name}"
     return ""
+
+
+def _administers_networks(status: str) -> bool:
+    capabilities = _CAPABILITIES.search(status)
+    return bool(
+        _OF_ROOT.search(status) and capabilities and int(capabilities[1], 16) & _CAP_NET_ADMIN
+    )
+
+
+def _is_in_our_network(process: Path) -> bool:
+    if namespace := read_link(process / "ns/net"):
+        return namespace == read_link(_THREAD / "ns/net")
+    # Without CAP_SYS_PTRACE, as in the unit, the link of a process with more capabilities cannot be
+    # read. The addresses can.
+    return read_text(process / "net/if_inet6") == read_text(_THREAD / "net/if_inet6")

@@ -95,7 +95,8 @@ def _legacy_tables(names: str) -> set[str]:
 
 
 def _rules(backend: str, table: str, chain: str) -> list[str]:
-    return tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain).splitlines()
+    listed = tool_output(f"ip6tables-{backend}", "-w", "5", "-t", table, "-S", chain)
+    return [line for line in listed.split("\n") if line]
 
 
 def _foreign_chains(backend: str, table: str, rules: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,9 @@ class SavedPorts:
     def __init__(self) -> None:
         """Reads the file of the last run."""
         self._path = unit_folder("RUNTIME_DIRECTORY", FOLDER) / FILE_NAME
-        self._before = read_saved(self._path, lambda text: frozenset(text.split()))
+        self._before = read_saved(
+            self._path, lambda text: frozenset(filter(None, text.split("\n")))
+        )
         """As "BRIDGE/PORT"; None if unknown."""
 
     def have_left(self, bridges: Collection[str]) -> bool | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def read_text(path: Path) -> str:
         return path.read_text(errors="replace")
     except (OSError, ValueError):  # ValueError: a name with a NUL
         return ""
+
+
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """The columns of each line of a table in /proc; no line if the file does not exist.
+
+    Only spaces and newlines end them: the kernel accepts other characters that are white space for
+    Python, such as U+001C and U+2028, in the name of an interface.
+    """
+    with suppress(OSError):
+        for line in path.read_bytes().decode(errors="replace").split("\n"):
+            if columns := [column for column in line.split(" ") if column]:
+                yield columns
 
 
 def read_word(path: Path) -> str:

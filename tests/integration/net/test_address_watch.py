@@ -9,6 +9,7 @@ import pytest
 
 from ipv6natd.host import facts as host_facts
 from ipv6natd.host.addresses import watch
+from ipv6natd.model import is_interface
 from tests.harness.waiting import background, until
 
 MANY = 3000
@@ -28,7 +29,7 @@ def link(namespace: str) -> str:  # noqa: ARG001
 
 def ip(words: str, stdin: str = "") -> str:
     done = subprocess.run(
-        ["ip", *words.split()], input=stdin, stdout=subprocess.PIPE, text=True, check=True
+        ["ip", *words.split(" ")], input=stdin, stdout=subprocess.PIPE, text=True, check=True
     )
     return done.stdout
 
@@ -195,12 +196,13 @@ def test_routes_are_read_and_advertised_routes_are_listed_apart(link: str) -> No
     ip("route add unreachable fd00:8::/64")
     ip(f"route add fd00:9::/64 dev {link} proto ra")
     ip(f"route add fd00:b::/64 dev {link} table 77")
-    for number, name in enumerate(
-        ("wg+", "*", "$(reboot)", '"')
-    ):  # no rule can contain these names
+    no_names_of_rules = ("wg+", "*", "$(reboot)", '"', "a\x1ceth0", "a\x1fe", "a\x85e", "a\u2028e")
+    for number, name in enumerate(no_names_of_rules, 1):
         ip(f"link add {name} type veth")
         ip(f"link set {name} up")
         ip(f"route add fd00:c:{number}::/64 dev {name}")
+        ip(f"route add fd00:d:{number}::/64 dev {name} proto ra")
+        ip(f"address add fd00:e:{number}::1/64 dev {name} nodad")
 
     def found() -> dict[str, bool]:
         learned = host_facts.advertised_routes()
@@ -212,3 +214,8 @@ def test_routes_are_read_and_advertised_routes_are_listed_apart(link: str) -> No
         "fd00:9::/64": False,
         "fd00:b::/64": True,
     }
+    learned = {str(each.prefix) for each in host_facts.advertised_routes()}
+    subnets = {str(subnet) for link in host_facts.trace_host().links for subnet in link.subnets}
+    for number, name in enumerate(no_names_of_rules, 1):
+        assert f"fd00:c:{number}::/64" in subnets
+        assert (f"fd00:d:{number}::/64" in learned) == is_interface(name)

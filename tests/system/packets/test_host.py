@@ -172,6 +172,31 @@ def test_k3_disabled_ipv6_is_reported_and_the_daemon_starts(made: Small) -> None
             assert "disable_ipv6" not in daemon.status
 
 
+@pytest.mark.parametrize("separator", ["\x1c", "\x1f", "\x85", "\u2028"])
+def test_name_of_an_interface_does_not_end_the_daemon(lab: Small, separator: str) -> None:
+    """A container with CAP_NET_ADMIN can make an interface in the namespace of its peer."""
+    name = f"a{separator}ext0"
+    lab.host.run("ip", "link", "add", name, "type", "bridge")
+    try:
+        lab.host.run("ip", "link", "set", name, "up")
+        lab.host.run("ip", "address", "add", "fd00:e::1/64", "dev", name, "nodad")
+        lab.looked()
+        lab.daemon.stop()
+        lab.daemon.start()
+        # A new network is closed.
+        network = lab.engine.network("Y", "fd00:b::/64")
+        y1 = lab.engine.run("y1", "Y", publish=["8081:80"])
+        with serve(y1.ns, "y1", tcp=[80, 81]):
+            opened(lab.client, 8081)
+            rule = f"! -i {network.bridge} -o {network.bridge} -j DROP"
+            assert until(lambda: rule in lab.sandbox.rules(), True)
+            assert tcp(lab.sandbox.rogue, y1.address, 81, timeout=0.3) is Failure.TIMEOUT
+    finally:
+        lab.host.run("ip", "link", "delete", name)
+        lab.engine.rm("y1")
+        lab.engine.docker("network", "rm", "Y", check=False)
+
+
 class BareDaemon(Daemon):
     """A daemon that starts without ip6tables, until `install`."""
 

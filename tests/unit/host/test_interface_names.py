@@ -88,14 +88,18 @@ def test_nft_chain_is_quoted_in_a_command() -> None:
 
 
 def test_name_of_a_cgroup_is_no_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every user can name a process docker-ipv6nat, and choose the name of a cgroup."""
+    """Every user and every container can name a process docker-ipv6nat, and choose the name of a
+    cgroup."""
     here = tmp_path / "thread-self"
     process = tmp_path / "4711"
     for folder in (here, process):
         (folder / "ns").mkdir(parents=True)
         (folder / "ns/net").symlink_to("net:[1]")
+        (folder / "net").mkdir()
+        (folder / "net/if_inet6").write_text("fe80 eth0\n")
     (process / "comm").write_text("docker-ipv6nat\n")
-    (process / "status").write_text("Name:\tdocker-ipv6nat\nUid:\t0\t0\t0\t0\n")
+    root, capabilities = "Uid:\t0\t0\t0\t0\n", "CapEff:\t00000000a80435fb\n"
+    (process / "status").write_text(root + capabilities)
     (process / "cgroup").write_text(f"0::/user.slice/{';reboot #'.ljust(64, 'x')}\n")
     monkeypatch.setattr(host_facts, "_PROC", tmp_path)
     monkeypatch.setattr(host_facts, "_THREAD", here)
@@ -107,8 +111,13 @@ def test_name_of_a_cgroup_is_no_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (process / "ns/net").symlink_to("net:[2]")
     assert host_facts.docker_ipv6nat() == ""
     (process / "ns/net").unlink()
-    (process / "status").write_text("Name:\tdocker-ipv6nat\nUid:\t1000\t0\t0\t0\n")
+    (process / "net/if_inet6").write_text("fe81 eth0\n")
     assert host_facts.docker_ipv6nat() == ""
+    (process / "net/if_inet6").write_text("fe80 eth0\n")
+    assert host_facts.docker_ipv6nat() != ""
+    for status in (f"Uid:\t1000\t0\t0\t0\n{capabilities}", f"{root}CapEff:\t00000000a80425fb\n"):
+        (process / "status").write_text(status)
+        assert host_facts.docker_ipv6nat() == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
