@@ -96,6 +96,12 @@ def container_ports(bridges: Iterable[str]) -> frozenset[str]:
     )
 
 
+def guest_ports(bridge: str) -> tuple[str, ...]:
+    """The ports of a bridge that are not those of containers."""
+    names = {port.name for port in _bridge_ports(bridge)}
+    return tuple(sorted(name for name in names if not is_container_port(name)))
+
+
 def _container_ports(bridge: str) -> Iterator[Path]:
     return (port for port in _bridge_ports(bridge) if is_container_port(port.name))
 
@@ -376,13 +382,11 @@ def _bridges_without_address(networks: Iterable[Network]) -> frozenset[str]:
 
 def _guest_ports(networks: Iterable[Network]) -> dict[str, tuple[str, ...]]:
     """See HostFacts."""
-    found = {}
-    for network in networks:
-        if network.managed_by is ManagedBy.IPV6NATD:
-            names = {port.name for port in _bridge_ports(network.bridge)}
-            if guests := {name for name in names if not is_container_port(name)}:
-                found[network.bridge] = tuple(sorted(guests))
-    return found
+    return {
+        network.bridge: guests
+        for network in networks
+        if network.managed_by is ManagedBy.IPV6NATD and (guests := guest_ports(network.bridge))
+    }
 
 
 def _unfiltered_bridges(networks: Iterable[Network]) -> frozenset[str]:

@@ -15,6 +15,7 @@ from ipv6natd.host.facts import (
     addresses,
     advertised_routes,
     check_host,
+    guest_ports,
     interfaces_with_learned_routes,
     routed_elsewhere,
     routes,
@@ -123,12 +124,15 @@ class LocalHost:
         wider = PrefixIndex(routed)
         found += [r for r in all_routes if r in own and any(wider.supernets(r.prefix))]
         learned = interfaces_with_learned_routes()
+        from_ra = advertised_routes() if found else frozenset()
         if found:
-            from_ra = advertised_routes()
             learned = learned.union(route.interface for route in found if route in from_ra)
             found = [route for route in found if route not in from_ra]
-        # A bridge that accepts advertisements can lead anywhere: no source is forged there.
-        found += [Route(prefix=_EVERYWHERE, interface=name) for name in sorted(learned & bridges)]
+        if leads := [name for name in sorted(learned & bridges) if guest_ports(name)]:
+            # Guests may have any address, except for those that another interface leads to. A
+            # container can advertise a route too.
+            found += [route for route in others if route not in from_ra.union(found)]
+            found += [Route(prefix=_EVERYWHERE, interface=name) for name in leads]
         self._known_routes = networks, changes, tuple(found)
         return tuple(found)
 

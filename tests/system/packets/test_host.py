@@ -190,7 +190,7 @@ def test_name_of_an_interface_does_not_end_the_daemon(lab: Small, separator: str
             opened(lab.client, 8081)
             rule = f"! -i {network.bridge} -o {network.bridge} -j DROP"
             assert until(lambda: rule in lab.sandbox.rules(), True)
-            assert tcp(lab.sandbox.rogue, y1.address, 81, timeout=0.3) is Failure.TIMEOUT
+            assert tcp(lab.sandbox.rogue, str(y1.address), 81, timeout=0.3) is Failure.TIMEOUT
     finally:
         lab.host.run("ip", "link", "delete", name)
         lab.engine.rm("y1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from tests.harness import (
     Namespace,
     Sandbox,
     Wanted,
+    forge,
     serve,
     tcp,
     until,
+    watch,
 )
-from tests.harness.sandbox import CLIENT, HOST, namespace
-from tests.system.packets.asking import opened
+from tests.harness.sandbox import CLIENT, HOST, ROGUE, namespace
+from tests.system.packets.asking import SHORT, opened
 
 pytestmark = [pytest.mark.ours]
 LAN = IPv6Network("2001:db8:5::/64")
@@ -121,6 +124,27 @@ def test_q18_guests_keep_their_connections_and_are_protected_as_containers(
         assert seen(tcp(lab.client, address(1), 7)) == ("second", CLIENT)
         assert lab.web.address is not None
         assert isinstance(tcp(lab.client, lab.web.address, 81, timeout=0.3), Failure)
+
+
+@pytest.mark.depends_on("variant", "proxy")
+@pytest.mark.parametrize("guests", [0, 1])
+def test_container_on_a_bridge_that_accepts_advertisements_sends_from_no_lan(
+    wanted: Wanted, guests: int
+) -> None:
+    """Guests may have any address, except for those that another interface leads to."""
+    beyond = IPv6Address("2001:db8:77::9")
+    with shared(wanted, count=guests, advertised=True) as lab, ExitStack() as stack:
+        by = forge.hardware(lab.sandbox.host, "br0")
+        assert lab.web.address is not None
+        opened(lab.client, 8080)
+        seen_by = [stack.enter_context(watch(ns)) for ns in (lab.client, lab.sandbox.rogue)]
+        flows = [(CLIENT, ROGUE), (ROGUE, CLIENT), (beyond, CLIENT), (lab.web.address, CLIENT)]
+        for port, (source, destination) in enumerate(flows, 6210):
+            packet = forge.datagram(source, destination, (6200, port))
+            forge.send(lab.web.ns, [packet], link="eth0", by=by)
+        time.sleep(SHORT)
+        ports = {packet.port for packets in seen_by for packet in packets() if not packet.outgoing}
+        assert ports & set(range(6210, 6214)) == ({6212, 6213} if guests else {6213})
 
 
 @pytest.mark.depends_on("variant")
