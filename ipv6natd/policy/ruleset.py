@@ -405,7 +405,9 @@ def _source_chain(desired: Desired) -> ChainTree:
         Rule(source=_MULTICAST, target=Verdict.DROP),
         # Conntrack has put fragments together before raw, so this one was inside a fragment. The
         # kernel would do it once more, but behind INPUT and DNAT, which do not see its port. Before
-        # conntrack a packet is INVALID, except the host's own multicast, which comes back.
+        # conntrack a packet is INVALID, except the host's own multicast, which comes back, and what
+        # another program gave a zone or does not track.
+        Rule(not_destination=_MULTICAST, matches=(Match.FRAGMENT,), target=Verdict.DROP),
         Rule(matches=(Match.FRAGMENT, Match.INVALID), target=Verdict.DROP),
         _frame_checks(desired),
         _host_source_checks(desired),

@@ -91,8 +91,10 @@ SHAPES = {
     "IPv4 peer, for example for its own gateway.",
     r"-A IPV6NAT-SRC -s ff00::/8 -j DROP": "No genuine packet has a multicast group as its source. "
     "With br_netfilter, a bridge would create an entry for it.",
-    r"-A IPV6NAT-SRC -m frag -m conntrack --ctstate INVALID -j DROP": "A fragment inside another "
-    "one. The kernel would put it together behind INPUT, whose rules do not see its port.",
+    r"-A IPV6NAT-SRC ! -d ff00::/8 -m frag -j DROP": "A fragment inside another one. The kernel "
+    "would put it together behind INPUT, whose rules do not see its port.",
+    r"-A IPV6NAT-SRC -m frag -m conntrack --ctstate INVALID -j DROP": "The same for a group. Only "
+    "the host's own multicast packets come back in fragments.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
     "With many networks: only such packets pass the rules of the bridges.",
     r"-A IPV6NAT-SRC -m addrtype --dst-type LOCAL -j IPV6NAT-SRC-TO-HOST": "The same for packets "

@@ -212,6 +212,24 @@ def test_fragments_in_fragments_reach_no_proxy(regime: Regime, who: str) -> None
         assert arrivals(regime, before) == [(str(seen), 53)]
 
 
+@pytest.mark.parametrize("rule", ["-j CT --zone-orig 1", "-j NOTRACK"])
+def test_fragments_in_fragments_reach_no_proxy_by_a_raw_rule_of_others(
+    regime: Regime, rule: str
+) -> None:
+    """Such a packet is not INVALID before conntrack."""
+    before = len(regime.x1.server.received)
+    sender = attackers(regime)["container"]
+    body = forge.udp_body(sender.honest, HOST, (7990, 5353))
+    tool = f"ip6tables-{regime.variant}"
+    with bridged_packets_pass(regime):
+        regime.host.run(tool, "-t", "raw", "-I", "PREROUTING", *rule.split())
+        try:
+            sender.send(*forge.nested_fragments(sender.honest, HOST, forge.UDP, body))
+            assert arrivals(regime, before) == []
+        finally:
+            regime.host.run(tool, "-t", "raw", "-D", "PREROUTING", *rule.split())
+
+
 def test_large_multicast_of_the_host_comes_back(regime: Regime) -> None:
     """In fragments, which pass raw with the conntrack entry of the packet."""
     group, data = "ff02::1234", b"x" * 4000

@@ -209,6 +209,7 @@ def test_src_drops_forged_sources() -> None:
         "-i lo -j RETURN",
         "-s ::ffff:0.0.0.0/96 -j DROP",
         "-s ff00::/8 -j DROP",
+        "! -d ff00::/8 -m frag -j DROP",
         "-m frag -m conntrack --ctstate INVALID -j DROP",
         "! -d ff00::/8 -p ah -m pkttype --pkt-type broadcast -j DROP",
         "! -d ff00::/8 -p ah -m pkttype --pkt-type multicast -j DROP",
