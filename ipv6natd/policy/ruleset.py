@@ -242,7 +242,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             out_interface=network.bridge,
             target=Verdict.DROP,
         )
-        for network in ours
+        for network in (_guarded_networks(desired) if ours else ())
     )
     return concat(
         *((Rule(mark=mark, target=Verdict.ACCEPT),) if mark else ()),

@@ -8,6 +8,7 @@ own stacks. The client is their accomplice, and receives the packets that leave 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -320,7 +321,8 @@ def test_forged_source_in_a_network_of_the_engine_is_dropped(tools: None) -> Non
     ):
         for name, subnet in (("X", "fd00:a::/64"), ("Y", "fd00:b::/64")):
             engine.network(name, subnet)
-        x1, y1 = engine.run("x1", "X", ip6=str(X1)), engine.run("y1", "Y", ip6=str(Y1))
+        x1 = engine.run("x1", "X", ip6=str(X1), publish=["5355:53/udp"])
+        y1 = engine.run("y1", "Y", ip6=str(Y1))
         remove_bridge_rules(sandbox, "brY")
         with Daemon(sandbox, engine.endpoint, bus=bus.address) as daemon:
             managed = {each["Name"]: each["ManagedBy"] for each in listed(daemon, "networks")}
@@ -342,6 +344,13 @@ def test_forged_source_in_a_network_of_the_engine_is_dropped(tools: None) -> Non
                     sender.send(forge.datagram(sender.honest, CLIENT, (port, 4444)))
                     found = until(partial(arrived_at_client, packets), lambda seen: bool(seen))
                     assert [each.source_port for each in found] == [port], victim
+            with serve(x1.ns, "x1", udp=[53]) as server:
+                for source in (HOST, HOST_TOO, STRANGER):
+                    segment.send(forge.datagram(source, HOST, (70, 5355)))
+                    segment.send(forge.datagram(source, X1, (70, 53)))
+                assert until(lambda: len(server.received) > 0, True)
+                time.sleep(SHORT)
+                assert {each.peer for each in server.received} == {STRANGER}
 
 
 FORMER_FILTER_TABLE = """\
