@@ -55,8 +55,16 @@ _LEFT_OUT = re.compile(r"(\"Names\": ?\[)[^\]]*")
 """The names in the first bytes of a row of the engine's list, as the journal shows them."""
 
 _KEPT_NETWORKS = tuple(
-    map(IPv6Network, ("::/127", "fc00::/7", "fe80::/9", "ff00::/8", "100::/64"))
-) + tuple(map(IPv6Network, ("2001:db8::/32", "3fff::/20")))
+    map(
+        IPv6Network,
+        (
+            *("::/127", "fc00::/7", "fe80::/9", "ff00::/8", "100::/64"),
+            *("2001:db8::/32", "3fff::/20"),
+        ),
+    )
+)
+"""Private, local and multicast addresses, and those for documentation. `is_global` differs between
+the versions of Python."""
 _OF_A_PREFIX = tuple(map(IPv6Network, ("ff30::/12", "ff70::/12")))
 """Multicast addresses that contain a unicast prefix (RFC 3306, RFC 3956)."""
 _IPV4_AT_THE_END = tuple(
