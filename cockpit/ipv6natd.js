@@ -19,8 +19,9 @@ const RETRY = 3000;
 const _ = (text) => cockpit.gettext(text);
 /* For translators: a text that is translated where it is shown. */
 const mark = (text) => text;
+/* Some languages separate thousands by other spaces. */
 const counted = (number, one, many) =>
-    cockpit.format(cockpit.ngettext(one, many, number), number.toLocaleString());
+    cockpit.format(cockpit.ngettext(one, many, number), number.toLocaleString().replace(/\p{Z}/gu, " "));
 
 /* An element with attributes, listeners ("onclick") and children; strings become text nodes. */
 function make(tag, attributes = {}, ...children) {
@@ -40,10 +41,15 @@ function make(tag, attributes = {}, ...children) {
 
 const nodeOrText = (child) => typeof child === "object" ? child : visible(child);
 
-/* Control characters and those that change the direction of text, made visible. */
+/* The text with all characters escaped that cannot be seen or look like a space, as `printable` of
+ * ipv6natd/system/terminal.py does it: "\x1b", "\n", "\u202e". */
 function visible(text) {
-    return String(text).replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g,
-        (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+    return String(text).replace(/(?! )[\p{C}\p{Z}]/gu, (char) => {
+        const code = char.codePointAt(0);
+        const short = { 9: "\\t", 10: "\\n", 13: "\\r" }[code];
+        const [letter, digits] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+        return short || `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+    });
 }
 
 /* The nodes of rows. A row that was shown before keeps its node, and with it focus and selection. */

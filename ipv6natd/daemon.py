@@ -9,7 +9,6 @@ import logging
 import signal
 from collections.abc import Callable
 from functools import partial
-from ipaddress import IPv6Address
 
 from ipv6natd.config import ConfigError, Settings
 from ipv6natd.conntrack.stale import Exposure
@@ -32,7 +31,7 @@ from ipv6natd.report.facts import facts_text
 from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import State, Status, SyncResult, counted, one_line
 from ipv6natd.report.textfile import Textfile
-from ipv6natd.report.traces import TraceRow
+from ipv6natd.report.traces import TraceRow, parse_source
 from ipv6natd.sync.applier import Applier
 from ipv6natd.sync.forwarding import Forwarding
 from ipv6natd.sync.local_host import LocalHost
@@ -275,7 +274,7 @@ class Daemon:
         """What becomes of a packet to a host port, for the bus. Raises BusError."""
         try:
             port, protocol = parse_port(asked)
-            return await self._queries.trace(port, protocol, IPv6Address(source))
+            return await self._queries.trace(port, protocol, parse_source(source))
         except ValueError as error:
             raise BusError("org.freedesktop.DBus.Error.InvalidArgs", str(error)) from None
         except FirewallError as error:

@@ -160,6 +160,11 @@ def labelled(name: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     return [("" if number else name, printable(text)) for number, text in enumerate(texts)]
 
 
+def printable_cells(cells: Mapping[str, str]) -> dict[str, str]:
+    """A row for `listing` with all its texts escaped."""
+    return {name: printable(cell) for name, cell in cells.items()}
+
+
 def listing(rows: Sequence[Mapping[str, str]], options: Options, summary: str = "") -> str:
     """A table of safe cells; with the legend, a sentence below it."""
     text = table(rows, legend=options.legend, screen=options.screen)

@@ -14,6 +14,7 @@ from ipv6natd.ctl.client import (
     labelled,
     listing,
     painted,
+    printable_cells,
     suggestion,
 )
 from ipv6natd.host.servers import Answer
@@ -65,18 +66,20 @@ async def _traced(daemon: DaemonClient, options: Options, source: str) -> Result
 def _trace_text(row: Row, options: Options) -> str:
     incoming = f"comes in by {row['Interface']}" if row["Interface"] else "is sent by the host"
     head = f"A {row['Protocol']} packet from {row['Source']} to [{row['HostAddress']}]:"
-    head += f"{row['HostPort']} {incoming}; {printable(row['Reason'])}.\n"
+    head += f"{row['HostPort']} {incoming}; {row['Reason']}."
     cells = [
-        {
-            "HOOK": step["Hook"],
-            "TABLE": printable(step["Table"]),
-            "BY": step["By"],
-            "VERDICT": printable(step["Verdict"]),
-            "RULE": printable(f"-A {step['Chain']} {step['Rule']}" if step["Rule"] else ""),
-        }
+        printable_cells(
+            {
+                "HOOK": step["Hook"],
+                "TABLE": step["Table"],
+                "BY": step["By"],
+                "VERDICT": step["Verdict"],
+                "RULE": f"-A {step['Chain']} {step['Rule']}" if step["Rule"] else "",
+            }
+        )
         for step in row["Steps"]
     ]
-    return f"{head}\n{listing(cells, options)}"
+    return f"{printable(head)}\n\n{listing(cells, options)}"
 
 
 async def _state_note(daemon: DaemonClient) -> str:
@@ -93,7 +96,7 @@ def _container_text(row: Row, options: Options) -> str:
     others = [f"{net['Name']}: {net['Reason']}" for net in row["Networks"] if not net["Used"]]
     skipped = [f"{port['Port']}: {port['Reason']}".lstrip(": ") for port in row["Skipped"]]
     lines = [
-        ("Container", f"{name} ({row['ContainerId'][:_ID_LENGTH]})"),
+        ("Container", f"{name} ({printable(row['ContainerId'][:_ID_LENGTH])})"),
         *(("Reached by", text) for text in used or ["no network with an IPv6 gateway"]),
         *labelled("Not by", others),
         *labelled("On [::1]", [row["Loopback"]] if row["Loopback"] else []),
@@ -122,12 +125,9 @@ def _other_rules(row: Row, options: Options) -> str:
     if not row.get("OtherRules"):
         return ""
     cells = [
-        {
-            "TABLE": printable(step["Table"]),
-            "CHAIN": printable(step["Chain"]),
-            "VERDICT": printable(step["Verdict"]),
-            "RULE": printable(step["Rule"]),
-        }
+        printable_cells(
+            {name.upper(): step[name] for name in ("Table", "Chain", "Verdict", "Rule")}
+        )
         for step in row["OtherRules"]
     ]
     more = row["OtherRuleCount"] - len(cells)
@@ -141,7 +141,8 @@ def _other_rules(row: Row, options: Options) -> str:
 def _network_text(row: Row, screen: Screen) -> str:
     name = screen.paint(printable(row["Name"]), Colour.NAME)
     address = row["Address"] or "no address"
-    return f"{name} ({row['Bridge']}) at {address}; {printable(row['Reason'])}"
+    where = printable(f"({row['Bridge']}) at {address}; {row['Reason']}")
+    return f"{name} {where}"
 
 
 def _port_table(row: Row, options: Options) -> str:
@@ -154,7 +155,7 @@ def _port_table(row: Row, options: Options) -> str:
     ]
     cells = [
         {
-            "PORT": port["Binding"],
+            "PORT": printable(port["Binding"]),
             "OUTCOME": painted(port["Outcome"], options.screen),
             "CONNECTIONS": str(port.get("Connections", "")),
             "SERVER": printable(port.get("Server", "")),

@@ -108,11 +108,11 @@ def _event_text(event: Event, screen: Screen) -> str:
     match event["Event"]:
         case "added" | "removed":
             row = event["Mapping"]
-            target = f"{printable(row['ContainerName'])} {row_socket(row, 'Container')}"
-            network = printable(row["Network"])
-            return f"{row['Protocol']} {row_socket(row, 'Host')} -> {target} ({network})"
+            target = f"{row['ContainerName']} {row_socket(row, 'Container')} ({row['Network']})"
+            return printable(f"{row['Protocol']} {row_socket(row, 'Host')} -> {target}")
         case "repaired":
-            return f"{' and '.join(event['Tables'])}: another program had changed our rules"
+            tables = printable(" and ".join(event["Tables"]))
+            return f"{tables}: another program had changed our rules"
         case "more":
             counts = f"{event['Added']} more added and {event['Removed']} more removed"
             return f"{counts}: ipv6natctl mappings"

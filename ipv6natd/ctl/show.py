@@ -20,6 +20,7 @@ from ipv6natd.ctl.client import (
     labelled,
     listing,
     painted,
+    printable_cells,
     suggestion,
 )
 from ipv6natd.host.findings import Severity
@@ -47,7 +48,7 @@ async def status(daemon: DaemonClient, options: Options) -> Result:
         ("ipv6natd", printable(value["Version"])),
         ("State", painted(value["State"], options.screen) + reason),
         ("Docker", engine if value["DockerConnected"] else f"{engine}, not connected"),
-        ("Backend", value["Backend"] or "not known yet"),
+        ("Backend", printable(value["Backend"]) or "not known yet"),
         ("Mappings", str(value["MappingCount"])),
         ("Networks", str(value["NetworkCount"])),
         ("Skipped", f"{value['SkippedCount']}{hint}"),
@@ -173,7 +174,7 @@ def _filtered_table(
     rows = [row for row in value if all(_matches(row, *item) for item in options.filters.items())]
     if options.filters and not rows:
         return Result(value=rows, code=EXIT_FAILED, note=_no_match_note(options, noun, value))
-    printed = [{name: printable(cell) for name, cell in cells(row).items()} for row in rows]
+    printed = [printable_cells(cells(row)) for row in rows]
     text = listing(printed, options, f"{counted(len(rows), noun)} listed.")
     return Result(value=rows, text=text)
 

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Self
 
-from ipv6natd.ctl.client import DaemonClient, Options, Result, Row, listing, painted
+from ipv6natd.ctl.client import (
+    DaemonClient,
+    Options,
+    Result,
+    Row,
+    listing,
+    painted,
+    printable_cells,
+)
 from ipv6natd.ctl.monitor import EventReader, event_line, subscribe
 from ipv6natd.ctl.show import finding_text, row_socket
 from ipv6natd.report.status import counted
@@ -97,9 +105,9 @@ def _cells(view: View, row: Row) -> dict[str, str]:
     cells["CONNECTIONS"] = str(view.counts.get(id_, ""))
     cells["PROTOCOL"] = row["Protocol"]
     cells["HOST"] = row_socket(row, "Host")
-    cells["CONTAINER"] = printable(row["ContainerName"])
-    cells["NETWORK"] = printable(row["Network"])
-    return cells
+    cells["CONTAINER"] = row["ContainerName"]
+    cells["NETWORK"] = row["Network"]
+    return printable_cells(cells)
 
 
 async def _live(daemon: DaemonClient, options: Options) -> None:

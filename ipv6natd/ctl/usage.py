@@ -9,13 +9,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from ipaddress import IPv6Address
 from typing import Any, NoReturn
 
 from ipv6natd import __version__
 from ipv6natd.ctl.client import Options, suggestion
 from ipv6natd.ctl.commands import COMMANDS, GROUPS
 from ipv6natd.model import Protocol
+from ipv6natd.report.traces import parse_source
 from ipv6natd.system.terminal import PIPE, Screen, printable
 
 JSON_MODES = ("short", "pretty", "off")
@@ -158,7 +158,7 @@ def _protocol(text: str) -> str:
 
 def _address(text: str) -> str:
     try:
-        return str(IPv6Address(text))
+        return str(parse_source(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not an IPv6 address") from None
 

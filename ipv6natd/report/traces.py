@@ -44,6 +44,15 @@ class TraceRow:
     steps: tuple[StepRow, ...]
 
 
+def parse_source(text: str) -> IPv6Address:
+    """The address from which a packet comes. Raises ValueError, also for a zone that a terminal
+    would not show as it is."""
+    address = IPv6Address(text)
+    if not text.isprintable():
+        raise ValueError(f"{text!a} is not an IPv6 address: its zone is unprintable")
+    return address
+
+
 def packets(
     port: int, protocol: str | None, source: IPv6Address, mappings: Iterable[Mapping], host: Host
 ) -> Iterator[Packet]:

@@ -12,6 +12,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Mapping as Map
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -27,16 +28,19 @@ from ipv6natd.netfilter.render import format_ruleset
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.report import changes as journal
 from ipv6natd.report import explain, metrics
+from ipv6natd.report.ports import ConnectionsRow
 from ipv6natd.report.status import (
     Row,
     State,
     Status,
     finding_row,
+    mapping_id,
     mapping_rows,
     network_row,
     one_line,
     properties,
 )
+from ipv6natd.report.traces import StepRow, TraceRow
 from ipv6natd.system import logs
 from ipv6natd.system import sd_notify as notify
 from ipv6natd.system.terminal import Screen
@@ -47,6 +51,7 @@ _COLOUR = re.compile(r"\x1b\[(?:0|1|4|31|32|33)m")
 _FIELD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 LONGEST = 5000
 """The maximum bytes of one text, with any name or label."""
+NO_FILTERS: Map[str, str] = {}
 LISTS = ("mappings", "networks", "skipped", "findings")
 
 
@@ -56,10 +61,12 @@ def assert_every_output_is_safe(facts: Snapshot, want: Desired, reason: str = ""
     assert_in_the_journal(now)
     assert_status_line(now)
     daemon = Answering(now, facts, want)
-    for name in ("status", *LISTS, "rules", "metrics"):
+    for name in ("status", *LISTS, "rules", "metrics", "top"):
         assert_on_the_terminal(name, daemon)
     for each in facts.containers[:20]:
         assert_on_the_terminal("explain", daemon, argument=each.name)
+    traced = {"from": "2001:db8::7"}
+    assert_on_the_terminal("explain", daemon, argument="8080", filters=traced)
     assert_events(daemon)
     assert_metrics(now)
 
@@ -256,6 +263,10 @@ class Answering:
             rules = ruleset(self._want)
             known = explain.explanations(args[0], self._facts, self._want, rules)
             rows: Iterable[Row] = [explain.with_connections(each, {}) for each in known]
+        elif member == "Trace":
+            rows = [_traced(network.name or network.bridge) for network in self._facts.networks]
+        elif member == "ListConnections":
+            rows = [ConnectionsRow(id=mapping_id(one), connections=1) for one in self._now.mappings]
         elif member in self._lists:
             rows = self._lists[member]
         else:
@@ -263,6 +274,21 @@ class Answering:
         (found,) = over_the_bus("aa{sv}", marshal_rows(rows))
         assert all(len(text.encode()) < LONGEST for text in texts(found))
         return found
+
+
+def _traced(text: str) -> TraceRow:
+    """A packet on a host whose interfaces, chains and rules have this name."""
+    step = StepRow(table=text, hook=text, chain=text, rule=text, verdict=text, by=text)
+    return TraceRow(
+        protocol="tcp",
+        source=f"fe80::1%{text}",
+        interface=text,
+        host_address="fd00::1",
+        host_port=8080,
+        fate="dropped",
+        reason=text,
+        steps=(step,),
+    )
 
 
 # The terminal.
@@ -283,11 +309,13 @@ def assert_printable(text: str) -> None:
     assert not bad, bad
 
 
-def assert_on_the_terminal(name: str, daemon: Answering, argument: str = "") -> None:
+def assert_on_the_terminal(
+    name: str, daemon: Answering, argument: str = "", filters: Map[str, str] = NO_FILTERS
+) -> None:
     """Check the table, the notes and the JSON of a command."""
     shown = []
     for screen in (Screen(), SCREEN, COLOURED):
-        options = Options(argument=argument, screen=screen)
+        options = Options(argument=argument, filters=filters, screen=screen)
         result = finished(COMMANDS[name].run(cast("DaemonClient", daemon), options))
         text = result.text
         if screen is COLOURED:

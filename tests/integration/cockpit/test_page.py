@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import subprocess
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ipv6natd.host.findings import Finding, Topic
 from ipv6natd.model import Outcome, Protocol
 from ipv6natd.report.explain import Explanation
 from ipv6natd.report.ports import PortReport
+from ipv6natd.system.terminal import printable
 from tests import ROOT
 from tests.harness.needs import need
 from tests.harness.waiting import until
@@ -46,6 +48,31 @@ def test_code_of_the_page_passes_its_tests_in_node() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"pass (\d+)", done.stdout)[0]) >= 12
+
+
+def test_page_escapes_the_same_characters_as_the_tool() -> None:
+    """All code points. A newer Unicode has characters that an older one takes for unassigned."""
+    need("node")
+    script = """
+        const { visible } = require(process.argv[1]);
+        for (let code = 0; code < 0x110000; code++) {
+            const char = String.fromCodePoint(code);
+            console.log(`${/\\p{Cn}/u.test(char)} ${visible(char)}`);
+        }
+    """
+    command = ("node", "-e", script, ROOT / "cockpit/ipv6natd.js")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    lines = done.stdout.split("\n")[:-1]
+    assert len(lines) == 0x110000
+    different = []
+    for code, line in enumerate(lines):
+        unassigned, _, shown = line.partition(" ")
+        char = chr(code)
+        is_unassigned = unassigned == "true", unicodedata.category(char) == "Cn"
+        if shown != printable(char) and is_unassigned in ((True, True), (False, False)):
+            different.append((hex(code), shown))
+    assert not different
+    assert lines[0x202E] == r"false \u202e"
 
 
 class Page:
@@ -210,7 +237,7 @@ def test_hostile_names_stay_text_and_ten_thousand_rows_arrive(bus: Bus, tmp_path
     async def body() -> None:
         async with serving(bus, FakeSource(status(hostile, *rows))), opened(bus, tmp_path) as page:
             seen = await page.until(lambda texts: "500 of 10000" in texts["mappings"])
-            assert "<img src=x>\\u202e\\u0007\"'&" in seen["mappings"]
+            assert "<img src=x>\\u202e\\x07\"'&" in seen["mappings"]
             assert "\u202e" not in json.dumps(seen, ensure_ascii=False)
 
     run(body())

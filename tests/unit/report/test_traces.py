@@ -11,7 +11,7 @@ from ipv6natd.host.nft import BaseChain, Condition, NftRule
 from ipv6natd.model import Mapping, Protocol
 from ipv6natd.netfilter.trace import for_ports, parse
 from ipv6natd.report.explain import parse_port
-from ipv6natd.report.traces import other_rules, packets, trace_row
+from ipv6natd.report.traces import other_rules, packets, parse_source, trace_row
 from tests.integration.bus.conftest import mapping
 from tests.unit.netfilter.test_trace import CLIENT, HOST, NAT, OWN, PACKET
 
@@ -242,3 +242,14 @@ def test_any_comment_of_another_program_is_read(comment: str) -> None:
     assert found == ["ACCEPT"]
     half = parse('*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m comment --comment "half\n')
     assert [row.rule for row in other_rules(WEB, half, HOST, ())] == ['-m comment --comment "half']
+
+
+def test_source_may_have_a_zone_that_can_be_shown() -> None:
+    assert str(parse_source("fe80::1%eth0")) == "fe80::1%eth0"
+
+
+@pytest.mark.parametrize("zone", ["\x1b]0;OWN\x07", "a\u202eb", "a\n", "\xad"])
+def test_source_with_an_unprintable_zone_is_refused(zone: str) -> None:
+    with pytest.raises(ValueError, match="its zone is unprintable") as caught:
+        parse_source(f"fe80::1%{zone}")
+    assert str(caught.value).isprintable()
