@@ -6,6 +6,7 @@ A call raises EngineUnavailable or InspectFailed, and no error of the library.
 from __future__ import annotations
 
 import errno
+import http.client
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import docker
 import docker.errors
 import docker.tls
+import docker.transport.unixconn
 import requests
 
 from ipv6natd.engine import parse
@@ -30,14 +32,15 @@ from ipv6natd.engine.endpoint import (
     explain_error,
     wrong_file_type,
 )
+from ipv6natd.engine.responses import Response, limited
 from ipv6natd.engine.stream import LongRow, TooLong, bounded, json_lines, json_rows, json_value
 from ipv6natd.model import Container, Engine
 
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 60
-"""Seconds that a call may take. An inspect of a starting container waits for the container's lock;
-after this time it is repeated."""
+"""Seconds that a call may take, with the body of its response. An inspect of a starting container
+waits for the container's lock; after this time it is repeated."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 EVENTS_OVERLAP = 0.1
 """Seconds before the subscription whose events are wanted too: an event has the time at which it
@@ -72,6 +75,10 @@ class AnswerTooLong(InspectFailed):
 _PIECE = 1 << 16
 """Bytes."""
 
+for _connection in (http.client.HTTPConnection, docker.transport.unixconn.UnixHTTPConnection):
+    # The connections of urllib3 inherit it. docker before 7.0 sets it again for unix sockets.
+    _connection.response_class = Response
+
 
 class Client(docker.APIClient):  # type: ignore[misc]
     """The client of the library, without its implicit configuration, and with limits for the
@@ -100,8 +107,12 @@ class Client(docker.APIClient):  # type: ignore[misc]
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a request. Raises TooLong for an answer that is read as a whole, and is too long,
-        and ContentDecodingError for one that is compressed."""
-        response = super().send(request, **kwargs | {"stream": True})
+        and ContentDecodingError for one that is compressed. The timeout is that of the whole call,
+        with the body; without one it is that of the head."""
+        with limited(self.timeout) as call:
+            response = super().send(request, **kwargs | {"stream": True})
+        if kwargs.get("timeout") is None:
+            call.lift()  # the events
         if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
             response.close()
             raise requests.exceptions.ContentDecodingError(f"the answer is compressed: {encoding}")

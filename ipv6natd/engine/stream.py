@@ -20,8 +20,8 @@ MAX_EVENT = 1 << 20
 """Bytes of an event; of a longer one, the attributes are not read."""
 _LONG = 1 << 18
 """Bytes. Longer answers are read one at a time: the JSON takes several times their memory."""
-_LONG_TIMEOUT = 60.0
-"""Seconds to wait for other long answers."""
+_LONG_TIMEOUT = 30.0
+"""Seconds to wait for other long answers: half of the time of a call, which goes on meanwhile."""
 _one_long = threading.Lock()
 
 _SEPARATORS = re.compile(r"[\s,]*")

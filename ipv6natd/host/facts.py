@@ -233,11 +233,13 @@ def read_settings(
     )
     if not facts.ipv6 or facts.disabled:
         return facts
+    interfaces = tuple(_forwarding_interfaces())
     return replace(
         facts,
+        forced_interfaces=frozenset(filter(_is_forced, interfaces)),
         ra_default_routes=ra_default_routes(),
         client_interfaces=tuple(sorted(_client_interfaces())),
-        interfaces=tuple(_forwarding_interfaces()),
+        interfaces=interfaces,
         global_interfaces=frozenset(_global_interfaces()),
         docker_ipv6nat=docker_ipv6nat(),
         br_netfilter=_BRIDGE_SYSCTL.exists(),
@@ -336,6 +338,11 @@ def _forwarding_interfaces() -> Iterator[str]:
             continue
         if path.name != "lo" and read_word(_CONF / path.name / "disable_ipv6") == "0":
             yield path.name
+
+
+def _is_forced(interface: str) -> bool:
+    """See HostFacts. A write to all/force_forwarding sets the file of every interface."""
+    return read_word(_CONF / interface / "force_forwarding") == "1"
 
 
 class _RouteLine(NamedTuple):

@@ -66,6 +66,9 @@ class HostFacts:
     disabled: bool = False
     """net.ipv6.conf.all.disable_ipv6."""
     forwarding: bool = True
+    forced_interfaces: frozenset[str] = frozenset()
+    """Interfaces whose packets the kernel forwards also while forwarding is off: those with
+    force_forwarding=1, in Linux 6.17 and newer."""
     ra_default_routes: tuple[RaDefaultRoute, ...] = ()
     client_interfaces: tuple[str, ...] = ()
     """Interfaces from which clients come: those with a default route. If no interface has one,
@@ -191,7 +194,7 @@ def evaluate(
     unguarded = () if engine_writes else _unguarded_interfaces(facts, bridges)
     if unguarded:
         unmanaged = bridges & facts.global_interfaces - {net.bridge for net in managed}
-        finding = _open_router(unguarded, sorted(unmanaged))
+        finding = _open_router(facts, unguarded, sorted(unmanaged))
         (notes if finding.severity is Severity.NOTE else faults).append(finding)
     return (*faults, *notes)
 
@@ -272,7 +275,11 @@ def _missing_raw_table(facts: HostFacts, networks: Sequence[Network]) -> Iterato
 
 
 def _forwarding_off(facts: HostFacts, networks: Sequence[Network]) -> Iterator[Finding]:
-    if not facts.forwarding and any(not network.internal for network in networks):
+    unforced = {*facts.client_interfaces} - facts.forced_interfaces
+    if not facts.forwarding and any(
+        not network.internal and (unforced or network.bridge not in facts.forced_interfaces)
+        for network in networks
+    ):
         yield Finding(
             topic=Topic.FORWARDING,
             problem="IPv6 forwarding is off, so no packet reaches a container; put "
@@ -451,18 +458,22 @@ def _variant_mismatch(facts: HostFacts) -> Iterator[Finding]:
 
 def _unguarded_interfaces(facts: HostFacts, bridges: frozenset[str]) -> tuple[str, ...]:
     """The interfaces between which all packets are forwarded; one if it is the only one."""
-    if not facts.ipv6 or facts.disabled or not facts.forwarding or _drops_by_default(facts):
+    if not facts.ipv6 or facts.disabled or _drops_by_default(facts):
         return ()
     others = [
         name
         for name in facts.interfaces
         if name not in bridges and not DOCKER_BRIDGE_NAME.fullmatch(name)
     ]
+    # The interface by which a packet comes in decides.
+    sources = frozenset(others) if facts.forwarding else facts.forced_interfaces
+    others.sort(key=lambda name: name not in sources)
     pairs = list(permutations(others[:_MAX_INTERFACES], 2)) or [(name, name) for name in others]
     chains = [chain for chain in facts.nft_chains if chain.hook == "forward"]
     passing = [
         (incoming, outgoing)
         for incoming, outgoing in sorted(pairs)
+        if incoming in sources
         if not any(
             blocks(chain, ForwardedPacket(bridge="", incoming=incoming, outgoing=outgoing))
             for chain in chains
@@ -478,16 +489,20 @@ def _drops_by_default(facts: HostFacts) -> bool:
     return facts.forward_policy != "ACCEPT" or verdict_on_new("FORWARD", chains) == "DROP"
 
 
-def _open_router(interfaces: tuple[str, ...], unmanaged: Sequence[str]) -> Finding:
+def _open_router(
+    facts: HostFacts, interfaces: tuple[str, ...], unmanaged: Sequence[str]
+) -> Finding:
     """`unmanaged` are the bridges of other networks of the engine, as of those with public
     addresses: no rule of ipv6natd accepts their packets."""
     *most, last = interfaces
     path = f"between {', '.join(most)} and {last}" if most else f"in and out by {last}"
+    forced = [name for name in interfaces if name in facts.forced_interfaces]
+    on = "forwarding is on" if facts.forwarding else f"force_forwarding is 1 on {_some(forced)}"
     also = f", also for the containers on {_some(unmanaged)}" if unmanaged else ""
     return Finding(
         topic=Topic.FIREWALL,
         severity=Severity.ERROR if most else Severity.NOTE,
-        problem=f"this host routes IPv6 for everyone {path}: forwarding is on, and FORWARD does "
+        problem=f"this host routes IPv6 for everyone {path}: {on}, and FORWARD does "
         "not drop packets that are not for containers; accept there what else this host must "
         f"route{also}; then, in the configuration of your firewall, and now",
         command="ip6tables -P FORWARD DROP",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ipv6natd.model import is_interface
 
@@ -73,15 +73,44 @@ def reverted(changes: Iterable[SysctlChange], now: Map[str, str]) -> tuple[Sysct
     A value that another program has set since stays. If another program, for example the Docker
     engine, has switched forwarding on, accept_ra stays too: else the default route would be lost.
     """
-    unchanged = [change for change in changes if now.get(change.key) == change.value]
-    turns_off = any(change.key == FORWARDING for change in unchanged)
+    changes = tuple(changes)
+    turns_off = any(one.key == FORWARDING and now.get(one.key) == one.value for one in changes)
     if now.get(FORWARDING) == "1" and not turns_off:
         return ()
+    unchanged = (
+        change
+        for change in changes
+        if now.get(change.key)
+        == (change.previous if turns_off and _is_link(change) else change.value)
+    )
     return tuple(sorted(unchanged, key=lambda change: (change.key != FORWARDING, change.key)))
 
 
+def begun(changes: Iterable[SysctlChange]) -> tuple[SysctlChange, ...]:
+    """The same changes to revert, as they are saved before forwarding is switched off.
+
+    This sets the value of every interface to 0. If we are killed before the value of an interface
+    is restored, its 0 is ours, and the next removal restores it.
+    """
+    changes = tuple(changes)
+    if all(change.key != FORWARDING for change in changes):
+        return changes
+    return tuple(replace(one, value="0") if _is_link(one) else one for one in changes)
+
+
+def _is_link(change: SysctlChange) -> bool:
+    """True for the forwarding of one interface. A write to all/forwarding sets its value too."""
+    return change.key.endswith("/forwarding") and change.key != FORWARDING
+
+
 def merged(old: Iterable[SysctlChange], new: Iterable[SysctlChange]) -> tuple[SysctlChange, ...]:
-    """All changes; for a key in both, the old one with the first previous value."""
+    """All changes; for a key in both, the old one with the first previous value.
+
+    If the new changes switch forwarding on, a restore that had begun is over: see `begun`.
+    """
+    old, new = tuple(old), tuple(new)
+    if any(change.key == FORWARDING for change in new):
+        old = tuple(replace(one, value=one.previous) if _is_link(one) else one for one in old)
     by_key = {change.key: change for change in new} | {change.key: change for change in old}
     return tuple(by_key.values())
 

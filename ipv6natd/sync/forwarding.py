@@ -19,6 +19,7 @@ from ipv6natd.host.sysctls import (
     SysctlChange,
     accept_ra_changes,
     accept_ra_interfaces,
+    begun,
     disables_forwarding,
     format_changes,
     forwarding_changes,
@@ -126,12 +127,23 @@ class Forwarding:
         now = {
             key: read_word(_CONF / key) for key in (FORWARDING, *(change.key for change in changes))
         }
-        for change in reverted(changes, now):
+        back = reverted(changes, now)
+        self._save_rest(begun(back))
+        for change in back:
             self._write(change.key, change.previous)
+            if change.key == FORWARDING:
+                # Who switches it on from now on is another program.
+                self._save_rest(begun(back)[1:])
             if change.previous != change.value:
                 text = f"{change.name} was {change.value} and is {change.previous} again"
                 extra = log_fields(MessageId.SYSCTL)
                 log.info("%s, its value before our rules", text, extra=extra)
+
+    def _save_rest(self, changes: tuple[SysctlChange, ...]) -> None:
+        """Save what is left to revert, for a removal that is repeated after a kill."""
+        if changes:
+            with suppress(OSError):  # without it, this removal restores all values too
+                write_saved(self._changes_file, format_changes(changes))
 
     def _switch_on(self) -> bool:
         """Returns whether forwarding was off and is on now."""

@@ -21,7 +21,7 @@ from ipv6natd.host.findings import STATE_FOLDER, Finding, HostFacts, evaluate, k
 from ipv6natd.model import Network, Protocol
 from tests import ROOT
 from tests.harness.report import table
-from tests.unit.host.test_findings import ADVERTISED, CUT, MAILCOW, OURS, WELL, X, chain
+from tests.unit.host.test_findings import ADVERTISED, CUT, FORCED, MAILCOW, OURS, WELL, X, chain
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 HEADING = "## All findings\n"
@@ -116,6 +116,11 @@ ROWS = (
         condition="forwarding is on, at least two interfaces that are no bridges of Docker are up, "
         "and neither FORWARD nor an nft chain drops other packets",
         facts=replace(WELL, interfaces=("br-x", "eth0", "wg0")),
+    ),
+    Row(
+        condition="the same, and instead of forwarding, `force_forwarding` of an interface is on",
+        facts=FORCED,
+        test="test_open_router_by_force_forwarding_is_reported_while_forwarding_is_off",
     ),
     Row(
         condition="an engine that manages IPv6 itself lacks the rule of a published port",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_IMODE, S_ISREG
 
 import pytest
 
@@ -126,3 +126,50 @@ def test_links_of_the_installed_pages_lead_to_installed_files(tmp_path: Path) ->
     assert len(links) > 20
     missing = [str(page) + " " + link for page, link in links if not (page.parent / link).exists()]
     assert missing == []
+
+
+DEBOOTSTRAP = """#!/bin/sh
+for last; do :; done
+test -z "$FAIL" || exit 1
+# As another user does beforehand, in a folder where all may write.
+mkdir -p "$FOLDER.part" && ln -s "$VICTIM" "$FOLDER.part/var"
+mkdir -p "$last/usr/share/doc/x" "$last/etc" "$last/dev" "$last/var/log" "$last/var/cache"
+touch "$last/var/log/dpkg.log" "$last/usr/share/doc/x/copyright" "$last/usr/share/doc/x/README"
+"""
+UNSHARE = """#!/bin/sh
+while [ "$1" != debootstrap ]; do shift; done
+exec "$@"
+"""
+
+
+def make_base(folder: Path, **variables: str) -> int:
+    """Run base.sh without debootstrap and unshare; return its exit status."""
+    programs = folder.parent.parent / "programs"
+    programs.mkdir()
+    for name, text in (("debootstrap", DEBOOTSTRAP), ("unshare", UNSHARE)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    here = {"PATH": f"{programs}:{os.environ['PATH']}", "FOLDER": str(folder)}
+    command = [str(ROOT / "packaging/container/base.sh"), str(folder)]
+    return subprocess.run(command, env=here | variables, check=False).returncode
+
+
+def test_base_of_the_image_is_made_in_a_folder_that_nobody_else_knows(tmp_path: Path) -> None:
+    victim, shared = tmp_path / "victim", tmp_path / "shared"
+    (victim / "log").mkdir(parents=True)
+    (victim / "log/keep").touch()
+    shared.mkdir()
+    assert make_base(shared / "base", VICTIM=str(victim)) == 0
+    assert (victim / "log/keep").exists()
+    assert S_IMODE((shared / "base").stat().st_mode) == 0o755
+    made = {str(path.relative_to(shared / "base")) for path in (shared / "base").rglob("*")}
+    assert {"var/log", "usr/share/doc/x/copyright"} <= made
+    assert not {"var/log/dpkg.log", "usr/share/doc/x/README"} & made
+    assert {path.name for path in shared.iterdir()} == {"base", "base.part"}
+
+
+def test_base_of_the_image_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    assert make_base(shared / "base", FAIL="1") != 0
+    assert list(shared.iterdir()) == []

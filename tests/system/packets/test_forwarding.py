@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.system.packets.test_forged_earlier import LLDP
 from tests.system.packets.test_forged_entries import host_port_of
 
 FORWARDING = "net.ipv6.conf.all.forwarding"
+FORCE = "net.ipv6.conf.all.force_forwarding"
 BEHIND = IPv6Address("2001:db8:99::1")
 """An address in a network that the host routes to the client."""
 SHORT_TIMEOUT = 0.3
@@ -185,6 +187,30 @@ def test_forward_policy_drop_closes_an_open_router_and_no_published_port(tools: 
         assert lab.routes
         said = lab.daemon.status
         assert "this host routes IPv6 for everyone between ext0, vpn0 and vpn1: " in said
+        host.run(*said.rpartition(": ")[2].split())
+        assert not lab.routes
+        opened(lab.sandbox.client, 8080)
+        lab.daemon.ctl("resync")
+        lab.daemon.wait_state("synced")
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.skipif(
+    not Path("/proc/sys", FORCE.replace(".", "/")).exists(), reason="it needs Linux 6.17"
+)
+def test_open_router_by_force_forwarding_is_reported_and_closed_by_its_command() -> None:
+    with small("ip_forward = false") as lab:
+        host = lab.sandbox.host
+        host.ip("link add vpn0 type veth peer name vpn1")
+        host.ip("link set vpn0 up")
+        host.ip("link set vpn1 up")
+        host.sysctl(FORCE, 1)
+        lab.daemon.start(wait="degraded")
+        assert lab.forwarding == "0"
+        assert lab.routes
+        opened(lab.sandbox.client, 8080)
+        said = lab.daemon.status
+        assert "for everyone between ext0, vpn0 and vpn1: force_forwarding is 1 on ext0" in said
         host.run(*said.rpartition(": ")[2].split())
         assert not lab.routes
         opened(lab.sandbox.client, 8080)

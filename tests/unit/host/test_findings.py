@@ -294,6 +294,48 @@ def test_open_router_with_many_interfaces_names_some() -> None:
     assert len(finding.text) < 500
 
 
+FORCED = replace(
+    WELL,
+    forwarding=False,
+    interfaces=("br-x", "eth0", "wg0"),
+    forced_interfaces=frozenset({"br-x", "eth0", "wg0"}),
+)
+
+
+def test_open_router_by_force_forwarding_is_reported_while_forwarding_is_off() -> None:
+    (finding,) = errors(FORCED, [X])
+    head = "this host routes IPv6 for everyone between eth0 and wg0: force_forwarding is 1 on "
+    assert finding.text.startswith(f"{head}eth0, wg0, and FORWARD does not drop packets")
+    assert finding.command == "ip6tables -P FORWARD DROP"
+    assert evaluate(replace(FORCED, forward_policy="DROP"), [X]) == ()
+    # Only the interface by which a packet comes in decides.
+    one = replace(FORCED, forced_interfaces=frozenset({"wg0"}))
+    (finding,) = errors(one, [], frozenset({"br-x"}))
+    assert "between wg0 and eth0: force_forwarding is 1 on wg0, and" in finding.text
+    many = tuple(f"vlan{number}" for number in range(300))
+    (finding,) = errors(replace(one, interfaces=(*many, "wg0")), [])
+    assert "force_forwarding is 1 on wg0, and" in finding.text
+    # While forwarding is on, it has no effect.
+    (finding,) = errors(replace(one, forwarding=True), [X])
+    assert "between eth0 and wg0: forwarding is on, and" in finding.text
+
+
+def test_force_forwarding_only_on_bridges_of_the_engine_is_no_open_router() -> None:
+    facts = replace(FORCED, forced_interfaces=frozenset({"br-x", "docker0"}))
+    (finding,) = evaluate(facts, [X])
+    assert "IPv6 forwarding is off" in finding.text
+
+
+def test_containers_that_force_forwarding_serves_need_no_forwarding() -> None:
+    facts = replace(FORCED, forward_policy="DROP")
+    assert errors(facts, [X]) == ()
+    for missing in ("br-x", "eth0"):
+        (finding,) = errors(
+            replace(facts, forced_interfaces=facts.forced_interfaces - {missing}), [X]
+        )
+        assert "IPv6 forwarding is off" in finding.text
+
+
 def test_forwarding_is_not_checked_without_a_managed_network_that_needs_it() -> None:
     assert errors(replace(WELL, forwarding=False), [INNER]) == ()
     assert errors(replace(WELL, forwarding=False), [NATIVE]) == ()

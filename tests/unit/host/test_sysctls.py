@@ -10,6 +10,7 @@ from ipv6natd.host.sysctls import (
     SysctlChange,
     accept_ra_changes,
     accept_ra_interfaces,
+    begun,
     disables_forwarding,
     format_changes,
     forwarding_changes,
@@ -72,6 +73,21 @@ def test_reverted_restores_an_interface_that_forwarded_before() -> None:
     )
     assert changes == (ALREADY_ON, ON)
     assert reverted(changes, {"all/forwarding": "1", "eth1/forwarding": "1"}) == (ON, ALREADY_ON)
+
+
+def test_reverted_finishes_a_restore_that_has_begun() -> None:
+    """The 0 of an interface is ours after forwarding was switched off, and not before."""
+    saved = parse_changes(format_changes(begun((ON, ALREADY_ON))))
+    off = {"all/forwarding": "0", "eth1/forwarding": "0"}
+    assert [change.key for change in reverted(saved, off)] == ["eth1/forwarding"]
+    assert reverted(saved, {"all/forwarding": "1", "eth1/forwarding": "0"}) == (ON,)
+    assert reverted((ON, ALREADY_ON), off) == ()
+
+
+def test_merged_ends_a_restore_that_had_begun_if_forwarding_is_switched_on() -> None:
+    saved = begun((ON, ALREADY_ON))
+    assert set(merged(saved, (ON,))) == {ON, ALREADY_ON}
+    assert set(merged(saved, (ACCEPT_RA,))) == {*saved, ACCEPT_RA}
 
 
 def test_merged_keeps_the_first_previous_value() -> None:

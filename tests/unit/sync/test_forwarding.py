@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.host.findings import RaDefaultRoute
 from ipv6natd.sync import forwarding
 from ipv6natd.sync.forwarding import Forwarding
+from ipv6natd.sync.saved_rules import write_saved
+
+
+class Killed(BaseException):
+    """Replaces SIGKILL: nothing of the daemon handles it."""
 
 
 class Host:
@@ -53,15 +60,48 @@ class Host:
             # The old values are on disk before a change.
             assert self.record.exists()
             write(key, value)
+            if key == "all/forwarding":
+                self.set_all(value)
             self.written.append(f"{key} {value}")
 
         self.patch.setattr(forwarding_, "_write", traced)
         return forwarding_
 
+    def set_all(self, value: str) -> None:
+        """As the kernel does: a change of all/forwarding changes every interface."""
+        for path in self.conf.glob("*/forwarding"):
+            path.write_text(f"{value}\n")
+
+    def get(self, key: str) -> str:
+        return (self.conf / key).read_text().strip()
+
+    def kill_restore(self, after: int) -> bool:
+        """Begin to remove the rules, and kill the process after so many writes and saves; return
+        whether it was killed."""
+        forwarding_, done = self.forwarding(), 0
+
+        def limited(call: Callable[..., None]) -> Callable[..., None]:
+            def counted(*args: object, **kwargs: object) -> None:
+                nonlocal done
+                if done == after:
+                    raise Killed
+                done += 1
+                call(*args, **kwargs)
+
+            return counted
+
+        with self.patch.context() as patch:
+            patch.setattr(forwarding_, "_write", limited(forwarding_._write))
+            patch.setattr(forwarding, "write_saved", limited(write_saved))
+            patch.setattr(Path, "unlink", limited(Path.unlink))
+            with suppress(Killed):
+                forwarding_.restore()
+                return False
+        return True
+
     @property
     def now(self) -> tuple[str, str]:
-        keys = ("all/forwarding", "eth0/accept_ra")
-        return tuple((self.conf / key).read_text().strip() for key in keys)  # type: ignore[return-value]
+        return self.get("all/forwarding"), self.get("eth0/accept_ra")
 
 
 @pytest.fixture
@@ -277,6 +317,104 @@ def test_failed_restore_raises_and_keeps_the_record(host: Host) -> None:
     assert host.record.exists()
     forwarding_.update(False)
     assert host.now == ("0", "1")
+
+
+MAX_STEPS = 7
+"""Of a removal: two saves, four values, and the deletion of the record."""
+
+
+def forwards_on_two(host: Host) -> None:
+    """Two of three interfaces forward before the start."""
+    for name, value in (("e1", "1"), ("e2", "0"), ("e3", "1")):
+        host.set(f"{name}/forwarding", value)
+
+
+@pytest.mark.parametrize("starts_between", [False, True])
+@pytest.mark.parametrize("after", range(MAX_STEPS + 1))
+def test_removal_that_is_repeated_after_a_kill_restores_what_was_found(
+    host: Host, after: int, starts_between: bool
+) -> None:
+    forwards_on_two(host)
+    host.forwarding().update(True)
+    assert host.kill_restore(after) is (after < MAX_STEPS)
+    if starts_between:
+        host.forwarding().update(True)
+        assert host.now == ("1", "2")
+    host.forwarding().restore()
+    assert [host.get(f"{name}/forwarding") for name in ("e1", "e2", "e3")] == ["1", "0", "1"]
+    assert host.now == ("0", "1")
+    assert not host.record.exists()
+
+
+def test_two_kills_in_one_removal_restore_what_was_found(host: Host) -> None:
+    for first in range(MAX_STEPS):
+        for second in range(MAX_STEPS):
+            host.reboot()
+            forwards_on_two(host)
+            host.forwarding().update(True)
+            host.kill_restore(first)
+            host.kill_restore(second)
+            host.forwarding().restore()
+            assert [host.get(f"e{n}/forwarding") for n in (1, 2, 3)] == ["1", "0", "1"]
+            assert host.now == ("0", "1")
+
+
+@pytest.mark.parametrize("after", range(MAX_STEPS))
+def test_interface_that_others_switched_off_stays_off_after_a_kill(host: Host, after: int) -> None:
+    forwards_on_two(host)
+    host.forwarding().update(True)
+    host.set("e1/forwarding", "0")
+    host.kill_restore(after)
+    host.forwarding().restore()
+    assert [host.get(f"e{n}/forwarding") for n in (1, 2, 3)] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_interface_switched_off_after_a_kill_stays_off(host: Host, after: int) -> None:
+    """While the host forwards, the 0 of an interface is not ours."""
+    forwards_on_two(host)
+    host.forwarding().update(True)
+    host.kill_restore(after)
+    assert host.get("all/forwarding") == "1"
+    host.set("e1/forwarding", "0")
+    host.forwarding().restore()
+    assert [host.get(f"e{n}/forwarding") for n in (1, 2, 3)] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("after", range(3, MAX_STEPS))
+def test_forwarding_that_others_switch_on_after_a_kill_stays_on(host: Host, after: int) -> None:
+    forwards_on_two(host)
+    host.forwarding().update(True)
+    host.kill_restore(after)
+    host.set("all/forwarding", "1")
+    host.set_all("1")
+    host.forwarding().restore()
+    assert [host.get(f"{name}/forwarding") for name in ("all", "e1", "e2", "e3")] == ["1"] * 4
+
+
+def test_everything_switched_off_by_others_stays_off(host: Host) -> None:
+    """Also after a removal that was killed, and the next start."""
+    forwards_on_two(host)
+    host.forwarding().update(True)
+    host.kill_restore(2)
+    host.forwarding().update(True)
+    host.set_all("0")
+    host.forwarding().restore()
+    assert [host.get(f"e{n}/forwarding") for n in (1, 2, 3)] == ["0"] * 3
+
+
+def test_values_are_restored_if_the_record_cannot_be_written_again(host: Host) -> None:
+    forwards_on_two(host)
+    forwarding_ = host.forwarding()
+    forwarding_.update(True)
+
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    host.patch.setattr(forwarding, "write_saved", full)
+    forwarding_.update(False)
+    assert [host.get(f"e{n}/forwarding") for n in (1, 2, 3)] == ["1", "0", "1"]
+    assert not host.record.exists()
 
 
 def test_foreign_record_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
