@@ -112,7 +112,7 @@ class BusService:
                 with self._limits.user_call(uid):
                     await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
-            await self._refuse(call, error)
+            self._refuse(call, error)
 
     async def _answer_user(self, call: Call, method: Method) -> None:
         if method.action is not None:
@@ -130,12 +130,12 @@ class BusService:
         await self._limits.check_unread(call, len(body) if isinstance(body, bytes) else 0)
         self._limits.add_sent(call.connection.reply(call, method.out_signature, body))
 
-    async def _refuse(self, call: Call, error: Exception) -> None:
+    def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):
             log.error("%s failed", call.member, exc_info=error)
             text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
             error = BusError(FAILED, text)
-        if await self._limits.error_fits(call.connection):
+        if self._limits.error_fits(call.connection):
             self._limits.add_sent(call.connection.reply_error(call, error))
 
 
