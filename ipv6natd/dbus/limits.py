@@ -38,6 +38,11 @@ MAX_UNREAD_BYTES = 64 << 20
 """Bytes of replies that all callers together have not read. Only root gets more."""
 MAX_UNREAD_BYTES_FOR_ERRORS = 80 << 20
 """Unread bytes above which a call that fails gets no error either."""
+MAX_UNREAD_BYTES_FOR_FULL_SIGNALS = 32 << 20
+"""Unread bytes above which signals are few and short: see `signals`."""
+MAX_UNREAD_BYTES_FOR_SIGNALS = 96 << 20
+"""Unread bytes above which no signals are sent. More than for replies and errors, so that callers
+who do not read cannot stop the signals. The rest of the 127 MiB is for replies to root."""
 MAX_UNIDENTIFIED_BYTES = 4 << 20
 """Bytes of all calls whose user is not known yet. Without this limit, 256 connections of one user
 with 16 calls of 128 KiB each would need 512 MiB."""
@@ -113,21 +118,30 @@ class Limits:
         """True if an error is certainly within its limit of unread bytes."""
         return self._certainly_fits(connection, MAX_UNREAD_BYTES_FOR_ERRORS)
 
+    def signals_fit(self, connection: Connection, *, crowded: bool) -> bool:
+        """True if signals are certainly within their limit; `crowded` for few and short ones."""
+        limit = MAX_UNREAD_BYTES_FOR_SIGNALS if crowded else MAX_UNREAD_BYTES_FOR_FULL_SIGNALS
+        return self._certainly_fits(connection, limit)
+
+    async def count_unread(self, connection: Connection) -> None:
+        """Wait until the bus daemon has told how much is unread, at most as long as for a call."""
+        await asyncio.shield(self._start_count(connection))
+
     async def check_unread(self, call: Call, size: int = 0) -> None:
         """Raise BusError if too many messages are unread, and the caller is not root."""
         if self.fits(size):
             return
-        question = self._count_unread(call.connection)
         if call.uid == 0:
+            self._start_count(call.connection)
             return  # a flood may delay the answer
-        await asyncio.shield(question)
+        await self.count_unread(call.connection)
         if not self.fits(size):
             text = f"callers have {self._unread_bytes >> 20} MiB of unread replies: try again"
             raise BusError(ERROR + "LimitsExceeded", text)
 
     @property
     def _unread_bytes(self) -> int:
-        """Bytes of messages that may be unread. Without `_count_unread` it only grows."""
+        """Bytes of messages that may be unread. Without `count_unread` it only grows."""
         return self._sent_bytes - self._read_bytes
 
     def _certainly_fits(self, connection: Connection, limit: int) -> bool:
@@ -136,10 +150,10 @@ class Limits:
         The bus daemon is asked early, so that its answer is there before the limit is reached.
         """
         if self._unread_bytes > limit // 2:
-            self._count_unread(connection)
+            self._start_count(connection)
         return self._unread_bytes <= limit
 
-    def _count_unread(self, connection: Connection) -> asyncio.Task[None]:
+    def _start_count(self, connection: Connection) -> asyncio.Task[None]:
         """Ask the bus daemon how many bytes of our messages it still stores; one question at a
         time."""
         if self._question is None or self._question.done():
