@@ -180,9 +180,9 @@ class Connection:
         reply = Message.new_error(call, error.name, bus_text(error.text[:MAX_ERROR_LENGTH]))
         return self._bus.send(reply) if call.wants_reply else 0
 
-    def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> None:
-        """Broadcast a signal; does nothing if the connection has ended."""
-        self._bus.send(Message.new_signal(path, interface, member, signature, list(values)))
+    def emit(self, path: str, interface: str, member: str, signature: str, *values: Any) -> int:
+        """Broadcast a signal and return its bytes; does nothing if the connection has ended."""
+        return self._bus.send(Message.new_signal(path, interface, member, signature, list(values)))
 
     async def closed(self) -> None:
         """Wait until either side has closed the connection."""

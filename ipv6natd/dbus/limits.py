@@ -4,9 +4,11 @@ Calls are counted for each sender and for each user. One user can have 256 conne
 daemon's max_connections_per_user), and gets no more calls by them. Calls of root are not counted
 for the user, so that no other user can block root.
 
-The bus daemon accepts our replies at once and stores them until the callers read them. It stops
-reading from us when it stores 127 MiB (its max_incoming_bytes), whoever the callers are. So callers
-that do not read could block all others, and root gets replies beyond the limit of the others.
+The bus daemon accepts our messages at once and stores them until their receivers read them. It
+stops reading from us when it stores 127 MiB (its max_incoming_bytes), whoever the receivers are. So
+processes that do not read could block all others, and root gets replies beyond the limits of the
+others. An error does not wait for an answer of the bus daemon: failed calls are not counted, so the
+tasks that wait would fill the memory.
 """
 
 from __future__ import annotations
@@ -34,8 +36,13 @@ MAX_CALLS_OF_USERS = 512
 user with many uids (/etc/subuid) must not block the others."""
 MAX_UNREAD_BYTES = 64 << 20
 """Bytes of replies that all callers together have not read. Only root gets more."""
-MAX_UNREAD_BYTES_FOR_ERRORS = 96 << 20
+MAX_UNREAD_BYTES_FOR_ERRORS = 80 << 20
 """Unread bytes above which a call that fails gets no error either."""
+MAX_UNREAD_BYTES_FOR_FULL_SIGNALS = 32 << 20
+"""Unread bytes above which signals are few and short: see `signals`."""
+MAX_UNREAD_BYTES_FOR_SIGNALS = 96 << 20
+"""Unread bytes above which no signals are sent. More than for replies and errors, so that callers
+who do not read cannot stop the signals. The rest of the 127 MiB is for replies to root."""
 MAX_UNIDENTIFIED_BYTES = 4 << 20
 """Bytes of all calls whose user is not known yet. Without this limit, 256 connections of one user
 with 16 calls of 128 KiB each would need 512 MiB."""
@@ -57,6 +64,8 @@ class Limits:
         self._sent_bytes = 0
         self._read_bytes = 0
         """How many of the sent bytes have certainly been read."""
+        self._question: asyncio.Task[None] | None = None
+        """The question to the bus daemon that has no answer yet."""
 
     def sender_call(self, call: Call) -> contextlib.AbstractContextManager[None]:
         """Count a call of the sender during the context. Raises BusError if there are too many."""
@@ -98,46 +107,69 @@ class Limits:
             yield
 
     def add_sent(self, size: int) -> None:
-        """Count a reply of `size` bytes."""
+        """Count `size` bytes of messages to others."""
         self._sent_bytes += size
 
     def fits(self, size: int = 0) -> bool:
         """True if a reply of `size` bytes is certainly within the limit of unread bytes."""
         return self._unread_bytes + size <= MAX_UNREAD_BYTES
 
-    async def error_fits(self, connection: Connection) -> bool:
-        """True if an error is within its limit of unread bytes."""
-        if self._unread_bytes > MAX_UNREAD_BYTES_FOR_ERRORS:
-            with contextlib.suppress(BusError):
-                await self._count_unread(connection)
-        return self._unread_bytes <= MAX_UNREAD_BYTES_FOR_ERRORS
+    def error_fits(self, connection: Connection) -> bool:
+        """True if an error is certainly within its limit of unread bytes."""
+        return self._certainly_fits(connection, MAX_UNREAD_BYTES_FOR_ERRORS)
+
+    def signals_fit(self, connection: Connection, *, crowded: bool) -> bool:
+        """True if signals are certainly within their limit; `crowded` for few and short ones."""
+        limit = MAX_UNREAD_BYTES_FOR_SIGNALS if crowded else MAX_UNREAD_BYTES_FOR_FULL_SIGNALS
+        return self._certainly_fits(connection, limit)
+
+    async def count_unread(self, connection: Connection) -> None:
+        """Wait until the bus daemon has told how much is unread, at most as long as for a call."""
+        await asyncio.shield(self._start_count(connection))
 
     async def check_unread(self, call: Call, size: int = 0) -> None:
-        """Raise BusError if too many replies are unread, and the caller is not root."""
+        """Raise BusError if too many messages are unread, and the caller is not root."""
         if self.fits(size):
             return
-        await self._count_unread(call.connection)
-        if call.uid != 0 and not self.fits(size):
+        if call.uid == 0:
+            self._start_count(call.connection)
+            return  # a flood may delay the answer
+        await self.count_unread(call.connection)
+        if not self.fits(size):
             text = f"callers have {self._unread_bytes >> 20} MiB of unread replies: try again"
             raise BusError(ERROR + "LimitsExceeded", text)
 
     @property
     def _unread_bytes(self) -> int:
-        """Bytes of replies that may be unread. Without `_count_unread` it only grows."""
+        """Bytes of messages that may be unread. Without `count_unread` it only grows."""
         return self._sent_bytes - self._read_bytes
 
-    async def _count_unread(self, connection: Connection) -> None:
-        """Ask the bus daemon how many bytes of our messages it still stores. Raises BusError."""
+    def _certainly_fits(self, connection: Connection, limit: int) -> bool:
+        """True if the unread bytes are certainly within the limit; never waits.
+
+        The bus daemon is asked early, so that its answer is there before the limit is reached.
+        """
+        if self._unread_bytes > limit // 2:
+            self._start_count(connection)
+        return self._unread_bytes <= limit
+
+    def _start_count(self, connection: Connection) -> asyncio.Task[None]:
+        """Ask the bus daemon how many bytes of our messages it still stores; one question at a
+        time."""
+        if self._question is None or self._question.done():
+            self._question = asyncio.create_task(self._ask(connection))
+        return self._question
+
+    async def _ask(self, connection: Connection) -> None:
         sent = self._sent_bytes
         question = (*BUS[:2], STATS_INTERFACE, "GetConnectionStats", "s", connection.unique_name)
         try:
             (stats,) = await connection.call(*question)
         except BusError as error:
+            log.debug("cannot read how many messages are unread: %s", error)
             if error.name == ERROR + "NoReply":
-                raise
-            # dbus-broker has no such interface, and limits of its own.
-            log.debug("cannot read how many replies are unread: %s", error)
-            stats = {}
+                return
+            stats = {}  # dbus-broker has no such interface, and limits of its own
         self._read_bytes = max(self._read_bytes, sent - int(stats.get("IncomingBytes", 0)))
 
 

@@ -18,15 +18,13 @@ from ipv6natd.dbus.limits import Limits
 from ipv6natd.dbus.members import Members, Method, Source, find_method
 from ipv6natd.dbus.objects import NAME
 from ipv6natd.dbus.polkit import Authority
-from ipv6natd.dbus.signals import emit
+from ipv6natd.dbus.signals import Announcer
 from ipv6natd.report.status import Status
 
 log = logging.getLogger(__name__)
 
 FAILED = "org.ipv6natd1.Error.Failed"
 
-MAX_UNSENT = 1000
-"""Unsent messages; above this number no signals are sent, because the bus does not read."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 30.0
 """Seconds between two attempts to connect to the bus."""
 
@@ -42,6 +40,7 @@ class BusService:
         self._subscribers: tuple[Authority | Firewalld, ...] = (self._authority, *subscribers)
         self._connection: Connection | None = None
         """The connection while we own the name on it."""
+        self._announcer: Announcer | None = None
         self._limits = Limits()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -56,9 +55,13 @@ class BusService:
             await _request_name(connection)
             log.log(logging.INFO if log_recovery else logging.DEBUG, "serving %s on the bus", NAME)
             self._connection = connection
+            self._announcer = Announcer(connection, self._limits)
             await connection.closed()
         finally:
             self._connection = None
+            if self._announcer is not None:
+                self._announcer.close()
+                self._announcer = None
             for subscriber in self._subscribers:
                 subscriber.disconnected()
             for task in self._tasks:
@@ -81,13 +84,8 @@ class BusService:
 
     def publish(self, old: Status, new: Status, drift: tuple[str, ...] = ()) -> None:
         """Send the signals for the changes of a sync; does nothing without a connection."""
-        connection = self._connection
-        if connection is None or connection.unsent > MAX_UNSENT:
-            return
-        try:
-            emit(connection, old, new, drift)
-        except Exception:
-            log.exception("cannot send the signals of a sync")  # the sync itself is complete
+        if self._announcer is not None:
+            self._announcer.publish(old, new, drift)
 
     def _on_call(self, call: Call) -> None:
         task = asyncio.create_task(self._answer(call))
@@ -112,7 +110,7 @@ class BusService:
                 with self._limits.user_call(uid):
                     await self._answer_user(replace(call, uid=uid), method)
         except Exception as error:
-            await self._refuse(call, error)
+            self._refuse(call, error)
 
     async def _answer_user(self, call: Call, method: Method) -> None:
         if method.action is not None:
@@ -130,12 +128,12 @@ class BusService:
         await self._limits.check_unread(call, len(body) if isinstance(body, bytes) else 0)
         self._limits.add_sent(call.connection.reply(call, method.out_signature, body))
 
-    async def _refuse(self, call: Call, error: Exception) -> None:
+    def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, BusError):
             log.error("%s failed", call.member, exc_info=error)
             text = f"{call.member} failed; the journal says why: journalctl -u ipv6natd"
             error = BusError(FAILED, text)
-        if await self._limits.error_fits(call.connection):
+        if self._limits.error_fits(call.connection):
             self._limits.add_sent(call.connection.reply_error(call, error))
 
 

@@ -189,6 +189,9 @@ def marshalled(message: Message) -> list[bytes]:
 class Bus(aio.MessageBus):  # type: ignore[misc]
     """The library's connection; survives a slow bus and leaves no descriptor open."""
 
+    _batch_is_due = False
+    """True if the event loop will read the next batch without being told that data has arrived."""
+
     def __init__(self, address: str, max_message: int, max_reply: int, max_arrays: int) -> None:
         super().__init__(bus_address=address)
         self._writer.sock = _PatientSocket(self._sock)
@@ -225,6 +228,12 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
         return line[:-2].decode(errors="replace")
 
     def _message_reader(self) -> None:
+        # While messages arrive, the event loop calls this in each turn, beside the next batch.
+        if not self._batch_is_due:
+            self._read_batch()
+
+    def _read_batch(self) -> None:
+        self._batch_is_due = False
         for _ in range(MAX_BATCH):
             if self._disconnected:
                 return
@@ -243,7 +252,8 @@ class Bus(aio.MessageBus):  # type: ignore[misc]
             self._unmarshaller.reset()
             self._on_message(message)
         # More messages may be in our own buffer, which the event loop does not watch.
-        self._loop.call_soon(self._message_reader)
+        self._batch_is_due = True
+        self._loop.call_soon(self._read_batch)
 
     def send(self, msg: Message) -> int:
         """Put the message into the queue; return its size in bytes, 0 if the connection has

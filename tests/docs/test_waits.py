@@ -12,6 +12,7 @@ from ipv6natd.conntrack import flush as conntrack
 from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import polkit
 from ipv6natd.dbus import service as dbus_api
+from ipv6natd.dbus import signals as dbus_signals
 from ipv6natd.dbus.connection import Connection as BusConnection
 from ipv6natd.engine import watcher as docker_watch
 from ipv6natd.engine.client import CALL_TIMEOUT, EngineAddress, EngineUnavailable
@@ -74,6 +75,11 @@ RETRIES = {
     ),
     "a call over the bus that the bus daemon rejected for lack of space": (
         bus.RETRY_DELAY,
+        1,
+        None,
+    ),
+    "signals on the bus, while too many messages are unread": (
+        dbus_signals.CROWDED_INTERVAL,
         1,
         None,
     ),

@@ -12,6 +12,7 @@ from ipv6natd.dbus import connection as bus
 from ipv6natd.dbus import limits as dbus_limits
 from ipv6natd.dbus import lists as dbus_lists
 from ipv6natd.dbus import polkit
+from ipv6natd.dbus import signals as dbus_signals
 from ipv6natd.dbus.members import METHODS
 from ipv6natd.dbus.objects import LOG_CONTROL, LOG_CONTROL_PATH, MANAGER, PATH, introspection
 from ipv6natd.dbus.polkit import Action
@@ -66,6 +67,10 @@ def test_documented_limits_match_the_sources() -> None:
         f"{dbus_limits.MAX_CALLS_OF_SENDER} calls of one connection",
         f"{dbus_limits.MAX_CALLS_OF_USER} of one user",
         f"{dbus_limits.MAX_UNREAD_BYTES >> 20} MiB of answers",
+        f"{dbus_limits.MAX_UNREAD_BYTES_FOR_FULL_SIGNALS >> 20} MiB of answers and signals",
+        f"signals every {dbus_signals.CROWDED_INTERVAL:g} s",
+        f"Above {dbus_limits.MAX_UNREAD_BYTES_FOR_SIGNALS >> 20} MiB, it sends no signals",
+        f"{dbus_limits.MAX_UNREAD_BYTES_FOR_ERRORS >> 20} MiB of unread answers",
         f"{dbus_lists.MAX_REPLY_BYTES >> 20} MiB in one answer",
         f"{dbus_limits.MAX_CALLS_OF_USERS} of all users",
         f"{bus.MAX_MESSAGE >> 10} KiB in one call",

@@ -204,6 +204,39 @@ def test_unread_errors_are_bounded(bus: Bus, monkeypatch: pytest.MonkeyPatch) ->
     run(body())
 
 
+def test_failing_calls_do_not_wait_for_the_bus_and_root_gets_replies(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood delays the answers of the bus daemon; here it answers nothing about unread bytes."""
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES", 1 << 16)
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_ERRORS", 1 << 16)
+    real, asked = Connection.call, 0
+
+    async def losing(connection: Connection, *words: Any, **options: Any) -> list[Any]:
+        nonlocal asked
+        if "GetConnectionStats" in words:
+            asked += 1
+            await asyncio.sleep(60)
+        return await real(connection, *words, **options)
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        call = message(destination=NAME, path=PATH, interface=MANAGER, member="No", serial=1)
+        async with serving(bus, FakeSource(status())) as service, client(bus) as root:
+            assert await ask(root, "ListMappings") == []
+            monkeypatch.setattr(Connection, "call", losing)
+            with contextlib.ExitStack() as stack:
+                for _ in range(20):
+                    sock = stack.enter_context(contextlib.closing(connected(path, NOBODY)))
+                    await asyncio.to_thread(send, sock, call, 200)
+                    assert await ask(root, "ListMappings", timeout=10) == []
+                    assert len(service._tasks) < MAX_BATCH
+            assert service._limits._sent_bytes < 1 << 17  # 4,000 errors have 800 kB
+            assert asked == 1
+
+    run(body())
+
+
 def test_root_gets_errors_after_many_replies_that_it_has_read(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from dataclasses import replace
 
-from ipv6natd.dbus.connection import Signal
-from ipv6natd.dbus.objects import (
-    MANAGER,
-    PEER,
-)
+import pytest
+
+from ipv6natd.dbus import limits as dbus_limits
+from ipv6natd.dbus import signals as dbus_signals
+from ipv6natd.dbus.connection import BUS, Signal
+from ipv6natd.dbus.objects import MANAGER, NAME, PATH, PEER, PROPERTIES
 from ipv6natd.dbus.service import BusService
-from ipv6natd.report.status import (
-    State,
-)
+from ipv6natd.report.status import State, Status
+from tests.harness.waiting import until
 from tests.integration.bus.conftest import (
     Bus,
     FakeSource,
@@ -24,6 +27,9 @@ from tests.integration.bus.conftest import (
     status,
     warning,
 )
+from tests.integration.bus.flood import connected, message, send
+
+NOBODY = 65534
 
 
 def test_sync_emits_each_change_once(bus: Bus) -> None:
@@ -115,18 +121,31 @@ def test_sync_emits_at_most_50_mapping_signals(bus: Bus) -> None:
     run(body())
 
 
-def test_signals_are_dropped_while_the_bus_does_not_read(bus: Bus) -> None:
+def test_signals_wait_while_the_bus_does_not_read(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_signals, "CROWDED_INTERVAL", 0.2)
+    signals: list[Signal] = []
+
     async def body() -> None:
         old = status()
-        async with serving(bus, FakeSource(old)) as service, client(bus) as root:
+        async with (
+            serving(bus, FakeSource(old)) as service,
+            client(bus, signals.append),
+            client(bus) as root,
+        ):
             bus.pause()
             for number in range(6000):
-                service.publish(old, replace(old, last_sync=number))
+                new = replace(old, last_sync=number)
+                service.publish(old, new)
+                old = new
             connection = service._connection
             assert connection is not None
             assert 900 < connection.unsent < 1100
             bus.resume()
             assert await ask(root, "ListMappings") == []
+            await until(lambda: {"LastSync": 5999} in signals[-2].args)
+            assert len(signals) < 1200
 
     run(body())
 
@@ -134,3 +153,124 @@ def test_signals_are_dropped_while_the_bus_does_not_read(bus: Bus) -> None:
 def test_publish_without_a_bus_does_nothing() -> None:
     service = BusService(FakeSource(status()))
     service.publish(status(), status(mapping(), generation=2))
+
+
+def subscribed(bus: Bus) -> socket.socket:
+    """A connection of a plain user that subscribes to all signals and never reads."""
+    sock = connected(bus.address.removeprefix("unix:path="), NOBODY)
+    body = [f"type='signal',path='{PATH}'"]
+    parts = {"destination": BUS[0], "path": BUS[1], "interface": BUS[2], "serial": 2}
+    sock.sendall(message(**parts, member="AddMatch", signature="s", body=body))
+    return sock
+
+
+def renamed(turn: int, size: int) -> Status:
+    """A status whose mappings all differ from those of another turn."""
+    rows = (mapping(number, name=f"{turn}-".ljust(size, "x")) for number in range(50))
+    return status(*rows, generation=turn, last_sync=turn)
+
+
+def test_subscriber_that_never_reads_does_not_block_root(bus: Bus) -> None:
+    """The bus daemon stops reading from a service with 127 MiB of unread messages."""
+
+    async def body() -> None:
+        source = FakeSource(renamed(0, 60_000))
+        async with serving(bus, source) as service, client(bus) as root:
+            with contextlib.closing(subscribed(bus)):
+                for turn in range(1, 60):  # 3 MB each
+                    old, source.now = source.now, renamed(turn, 60_000)
+                    service.publish(old, source.now)
+                    assert service._connection is not None
+                    await service._connection.flush(1)
+                assert (await ask(root, "GetAll", "s", MANAGER, interface=PROPERTIES, timeout=5))[
+                    "Generation"
+                ] == turn
+                assert len(await ask(root, "ListMappings", timeout=5)) == 50
+
+    run(body())
+
+
+def test_changes_while_signals_are_unread_are_sent_as_those_of_one_sync(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_FULL_SIGNALS", 1 << 18)
+    monkeypatch.setattr(dbus_signals, "CROWDED_INTERVAL", 0.2)
+    signals: list[Signal] = []
+
+    def seen(*members: str) -> list[Signal]:
+        return [signal for signal in signals if signal.member in members]
+
+    async def body() -> None:
+        async with serving(bus, FakeSource(status())) as service, client(bus, signals.append):
+            sock = subscribed(bus)
+            now = renamed(0, 1000)
+            for turn in range(1, 21):
+                now, old = renamed(turn, 1000), now
+                service.publish(old, now, ("nat",) if turn == 19 else ())
+                await asyncio.sleep(0.01)
+            await until(lambda: seen("Synced")[-1].args[0] == 20)
+            # The last signals have the changes of several syncs, and no rows.
+            full = len(seen("MappingAdded", "MappingRemoved")) // 50
+            assert 3 < full < 10  # syncs of 60 kB
+            assert len(seen("Synced")) < 20
+            assert seen("Synced")[-1].args[1]["MappingsAdded"] == 50
+            assert seen("PropertiesChanged")[-1].args[1]["Generation"] == 20
+            assert [signal.args for signal in seen("DriftRepaired")] == [[{"Tables": ["nat"]}]]
+            # Above the second limit nothing is sent until there is room.
+            monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_SIGNALS", 1 << 18)
+            before = len(signals)
+            service.publish(now, renamed(21, 1000), ("raw",))
+            service.publish(renamed(21, 1000), renamed(22, 1000), ("nat", "raw"))
+            await asyncio.sleep(0.5)
+            assert len(signals) == before
+            sock.close()
+            await until(lambda: seen("Synced")[-1].args[0] == 22)
+            assert len(seen("MappingAdded", "MappingRemoved")) == 50 * (full + 1)
+            assert seen("DriftRepaired")[-1].args == [{"Tables": ["raw", "nat"]}]
+
+    run(body())
+
+
+def test_signals_that_all_subscribers_read_are_sent_at_once(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_FULL_SIGNALS", 1 << 18)
+    signals: list[Signal] = []
+
+    async def body() -> None:
+        now = renamed(0, 1000)
+        async with serving(bus, FakeSource(now)) as service, client(bus, signals.append):
+            for turn in range(1, 21):
+                now, old = renamed(turn, 1000), now
+                service.publish(old, now)
+                await until(lambda: signals and signals[-1].args[0] == turn)  # noqa: B023
+        assert len(signals) == 20 * 52
+
+    run(body())
+
+
+def test_unread_errors_do_not_stop_the_signals(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, size in (("", 17), ("_FOR_ERRORS", 18), ("_FOR_FULL_SIGNALS", 16)):
+        monkeypatch.setattr(dbus_limits, f"MAX_UNREAD_BYTES{kind}", 1 << size)
+    monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_SIGNALS", 3 << 17)
+    monkeypatch.setattr(dbus_signals, "CROWDED_INTERVAL", 0.2)
+    signals: list[Signal] = []
+
+    async def body() -> None:
+        path = bus.address.removeprefix("unix:path=")
+        call = message(destination=NAME, path=PATH, interface=MANAGER, member="No", serial=1)
+        now = renamed(0, 100)
+        async with (
+            serving(bus, FakeSource(now)) as service,
+            client(bus, signals.append),
+            client(bus) as root,
+        ):
+            with contextlib.closing(connected(path, NOBODY)) as sock:
+                await asyncio.to_thread(send, sock, call, 4000)
+                assert len(await ask(root, "ListMappings")) == 50
+                assert service._limits._unread_bytes > 1 << 17
+                service.publish(now, renamed(1, 100))
+                await until(lambda: signals)
+        assert [signal.member for signal in signals] == ["PropertiesChanged", "Synced"]
+
+    run(body())

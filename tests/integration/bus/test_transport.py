@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ipv6natd.report.explain import Explanation
 from ipv6natd.report.ports import PortReport
 from ipv6natd.report.status import MappingRow, NetworkRow, Row, bus_fields, mapping_row
 from tests.integration.bus.conftest import Bus, client, mapping, run
+from tests.integration.bus.flood import connected, message, send
 
 LIBRARY = vars(dbus_wire)
 """The names that the transport imports from dbus-next."""
@@ -77,6 +79,32 @@ def test_signals_pass_a_full_socket_buffer_whole_and_in_order(bus: Bus) -> None:
                 await sender.call(*DBUS, "GetId")
             await listener.call(*DBUS, "GetId")
         assert [number for number in numbers if isinstance(number, int)] == list(range(2000))
+
+    run(body())
+
+
+def test_flood_of_messages_leaves_turns_to_other_tasks(bus: Bus) -> None:
+    """The event loop calls the reader for new data, beside the next batch of a former call."""
+    batches: Counter[int] = Counter()
+    turns = 0
+
+    def received(_call: Call) -> None:
+        batches[turns] += 1
+        time.sleep(0.0001)  # so that the next messages have arrived at the end of a batch
+
+    async def body() -> None:
+        nonlocal turns
+        path = bus.address.removeprefix("unix:path=")
+        connection = await connect(bus.address, on_call=received)
+        parts = {"path": "/a", "interface": "a.b", "member": "C", "serial": 1}
+        call = message(destination=connection.unique_name, **parts)
+        with contextlib.closing(connection), contextlib.closing(connected(path, 0)) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send, sock, call, 10_000))
+            while batches.total() < 10_000:
+                await asyncio.sleep(0)
+                turns += 1
+            await sending
+        assert max(batches.values()) <= dbus_wire.MAX_BATCH
 
     run(body())
 
