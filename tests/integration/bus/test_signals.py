@@ -270,7 +270,7 @@ def test_unread_errors_do_not_stop_the_signals(bus: Bus, monkeypatch: pytest.Mon
                 assert len(await ask(root, "ListMappings")) == 50
                 assert service._limits._unread_bytes > 1 << 17
                 service.publish(now, renamed(1, 100))
-                await until(lambda: signals)
+                await until(lambda: len(signals) == 2)
         assert [signal.member for signal in signals] == ["PropertiesChanged", "Synced"]
 
     run(body())
