@@ -131,7 +131,8 @@ class LocalHost:
         if leads := [name for name in sorted(learned & bridges) if guest_ports(name)]:
             # Guests may have any address, except for those that another interface leads to. A
             # container can advertise a route too.
-            found += [route for route in others if route not in from_ra.union(found)]
+            known_or_learned = from_ra.union(found)
+            found += [route for route in others if route not in known_or_learned]
             found += [Route(prefix=_EVERYWHERE, interface=name) for name in leads]
         self._known_routes = networks, changes, tuple(found)
         return tuple(found)
