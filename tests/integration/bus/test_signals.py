@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -237,13 +238,16 @@ def test_signals_that_all_subscribers_read_are_sent_at_once(
     monkeypatch.setattr(dbus_limits, "MAX_UNREAD_BYTES_FOR_FULL_SIGNALS", 1 << 18)
     signals: list[Signal] = []
 
+    def arrived(generation: int) -> bool:
+        return bool(signals) and signals[-1].args[0] == generation
+
     async def body() -> None:
         now = renamed(0, 1000)
         async with serving(bus, FakeSource(now)) as service, client(bus, signals.append):
             for turn in range(1, 21):
                 now, old = renamed(turn, 1000), now
                 service.publish(old, now)
-                await until(lambda: signals and signals[-1].args[0] == turn)  # noqa: B023
+                await until(partial(arrived, turn))
         assert len(signals) == 20 * 52
 
     run(body())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -26,6 +26,24 @@ def peer(answer: Answer | Failure) -> IPv4Address | IPv6Address | Failure:
 def server(answer: Answer | Failure) -> str | Failure:
     """The name of the server that answered, or the failure."""
     return answer.server if isinstance(answer, Answer) else answer
+
+
+@contextmanager
+def repeated(call: Callable[[], object], pause: float) -> Iterator[None]:
+    """Call it again and again in a thread, with `pause` seconds between."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(pause):
+            call()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def opened(client: Namespace, port: int, *, address: IPv6Address = HOST) -> Answer:

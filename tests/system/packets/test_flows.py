@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from ipaddress import IPv6Address
@@ -19,7 +18,15 @@ from tests.harness import Failure, Namespace, Regime, connect, serve, udp, until
 from tests.harness.engine import Container, Network
 from tests.harness.probe import Conversation
 from tests.harness.sandbox import CLIENT, HOST, HOST_TOO
-from tests.system.packets.asking import SHORT, carried_by_nat, listed, peer, server, stopped
+from tests.system.packets.asking import (
+    SHORT,
+    carried_by_nat,
+    listed,
+    peer,
+    repeated,
+    server,
+    stopped,
+)
 
 pytestmark = pytest.mark.depends_on("proxy")
 
@@ -41,20 +48,15 @@ def flow(
 @contextmanager
 def sending(conversation: Conversation) -> Iterator[None]:
     """Send datagrams continuously. At the end no reply is pending."""
-    done = threading.Event()
 
     def send() -> None:
-        while not done.wait(0.01):
-            with suppress(OSError):
-                conversation.socket.send(b"?\n")
+        with suppress(OSError):
+            conversation.socket.send(b"?\n")
 
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(send, 0.01):
+            yield
     finally:
-        done.set()
-        thread.join()
         conversation.socket.settimeout(0.1)
         with suppress(TimeoutError):
             while True:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 
 import pytest
@@ -18,7 +18,6 @@ from tests.harness import (
     Answer,
     Container,
     Failure,
-    Namespace,
     Network,
     Regime,
     Wanted,
@@ -32,7 +31,7 @@ from tests.harness import (
 )
 from tests.harness.probe import Conversation, Packet
 from tests.harness.sandbox import CLIENT, HOST, ROGUE
-from tests.system.packets.asking import SHORT, opened
+from tests.system.packets.asking import SHORT, opened, repeated
 from tests.system.packets.small import Small, small
 from tests.system.packets.test_forged import X1, Y1, attackers
 from tests.system.packets.test_forged_entries import bridged_packets_pass
@@ -366,24 +365,6 @@ def test_lan_inside_a_routed_prefix_stays_reachable_if_a_macvlan_network_has_it(
         regime.client.ip(f"address del {BEYOND}/64 dev ext0")
 
 
-@contextmanager
-def repeated(ns: Namespace, packets: list[bytes], *, by: bytes) -> Iterator[None]:
-    """Send these packets again and again."""
-    done = threading.Event()
-
-    def send() -> None:
-        while not done.wait(0.002):
-            forge.send(ns, packets, link="ext0", by=by)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def in_force(regime: Regime, rule: str) -> bool:
     return until(lambda: rule in regime.sandbox.rules(), True)
 
@@ -397,8 +378,9 @@ def test_entry_from_before_a_network_leaves_no_packet_that_waits(regime: Regime,
     asked = [forge.datagram(ROGUE, LATER, (port, 54)) for port in ports]
     options = {f"{DRIVER}.gateway_mode_ipv6": mode}
     by = forge.hardware(regime.host, "ext0")
+    send = partial(forge.send, regime.rogue, forged + asked, link="ext0", by=by)
     for name in ("w1", "w2", "w3"):
-        with repeated(regime.rogue, forged + asked, by=by):
+        with repeated(send, 0.002):
             assert until(lambda: str(LATER) in regime.host.flows(), True)
             network = regime.engine.network(name, "fd00:73::/64", options=options)
             assert in_force(regime, f"-s fd00:73::/64 ! -i {network.bridge}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Answer, Bus, Daemon, Engine, Sandbox, forge, serve, tcp, until
+from tests.harness import Answer, Bus, Daemon, Engine, Namespace, Sandbox, forge, serve, tcp, until
 from tests.harness.sandbox import CLIENT
 from tests.system.packets.asking import opened
 from tests.system.packets.test_forged_earlier import LLDP
@@ -176,13 +176,17 @@ def test_ip_forward_false_leaves_forwarding_off_until_a_reload(tools: None) -> N
         assert lab.forwarding == "1"
 
 
+def add_vpn(host: Namespace) -> None:
+    """Another network, by a link without a global address."""
+    host.ip("link add vpn0 type veth peer name vpn1")
+    host.ip("link set vpn0 up")
+    host.ip("link set vpn1 up")
+
+
 def test_forward_policy_drop_closes_an_open_router_and_no_published_port(tools: None) -> None:  # noqa: ARG001
     with small() as lab:
         host = lab.sandbox.host
-        # Another network, by a link without a global address.
-        host.ip("link add vpn0 type veth peer name vpn1")
-        host.ip("link set vpn0 up")
-        host.ip("link set vpn1 up")
+        add_vpn(host)
         lab.daemon.start(wait="degraded")
         assert lab.routes
         said = lab.daemon.status
@@ -201,9 +205,7 @@ def test_forward_policy_drop_closes_an_open_router_and_no_published_port(tools: 
 def test_open_router_by_force_forwarding_is_reported_and_closed_by_its_command() -> None:
     with small("ip_forward = false") as lab:
         host = lab.sandbox.host
-        host.ip("link add vpn0 type veth peer name vpn1")
-        host.ip("link set vpn0 up")
-        host.ip("link set vpn1 up")
+        add_vpn(host)
         host.sysctl(FORCE, 1)
         lab.daemon.start(wait="degraded")
         assert lab.forwarding == "0"

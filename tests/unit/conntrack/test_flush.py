@@ -68,9 +68,9 @@ class Host:
         """The number of entries of all lists."""
         self.deleted: list[list[bytes]] = []
         self.ip_calls: list[tuple[tuple[str, ...], str]] = []
-        self.deleted_before_ip: list[int] = []
-        """Before each call of ip, the number of deletions."""
         """The arguments of `ip` and its standard input."""
+        self.deleted_before_ip: list[int] = []
+        """Before each call of `ip`, the number of deletions."""
         self.on_delete: OnDelete = self._delete_all
         self.end_of_list: OSError | None = None
         """Raised after the last entry."""
