@@ -128,6 +128,10 @@ def _delete(table: Any, names: tuple[str, ...]) -> None:
         table.delete_chain(name)
 
 
+_LIMIT_INTERFACE = "--limit-iface-in"
+"""The only parameter without a value, and the only one beside another."""
+
+
 class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
     """A rule that looks for its target in one table and opens no other table."""
 
@@ -175,7 +179,10 @@ def _set_options(result: Any, text: str) -> None:
 
 
 def _set_parameter(extension: Any, words: list[str]) -> None:
-    """Set the parameter of a match or target to its words in the text of the rule, if any."""
+    """Set the parameters of a match or target to their words in the text of the rule, if any."""
+    if _LIMIT_INTERFACE in words:
+        words = [word for word in words if word != _LIMIT_INTERFACE]
+        extension.set_parameter(_LIMIT_INTERFACE.removeprefix("--"))
     match words:
         case ["!", option, value]:
             extension.set_parameter(option.removeprefix("--"), f"!{value}")

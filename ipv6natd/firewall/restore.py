@@ -22,7 +22,7 @@ from ipv6natd.system.process import TOOL_DIRECTORIES, which
 
 PROBE_RULES = """\
 *raw
--A PREROUTING -m addrtype --src-type LOCAL,ANYCAST -j DROP
+-A PREROUTING -m addrtype --src-type LOCAL,ANYCAST --limit-iface-in -j DROP
 -A PREROUTING -m pkttype --pkt-type broadcast -j DROP
 COMMIT
 *filter

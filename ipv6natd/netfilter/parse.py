@@ -139,7 +139,8 @@ def _parse_target(text: str) -> Target:
 
 
 _PROTOCOL = "|".join(Protocol)
-_MATCH = "|".join(map(re.escape, Match))
+# The longest first: one may be the beginning of another.
+_MATCH = "|".join(map(re.escape, sorted(Match, key=len, reverse=True)))
 _MARK = "0x[0-9a-f]{1,8}"
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "source": (r"-s (\S+)", IPv6Network),

@@ -48,6 +48,10 @@ class Host:
 
     links: tuple[Link, ...]
 
+    def on_link(self, interface: str) -> Host:
+        """The host with only this interface."""
+        return Host(links=tuple(link for link in self.links if link.interface == interface))
+
     def is_local(self, address: IPv6Address) -> bool:
         """True if the address has the type LOCAL."""
         return address == LOOPBACK or any(address in link.addresses for link in self.links)
@@ -376,6 +380,8 @@ _CONTINUES = frozenset(
 )
 """Targets after which the next rule follows."""
 PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6", "ah": "ah"}
+LIMIT = "--limit-iface-in"
+"""An option of addrtype: only addresses of the incoming interface count."""
 NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 _MODULES = frozenset(
     ("addrtype", "comment", "conntrack", "mark", "pkttype", "state", *PROTOCOLS, "icmp6")
@@ -455,10 +461,11 @@ def _rule(text: str, chains: Chains) -> Rule:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
-    """(inverted, option, its values) of the words of a rule."""
+    """(inverted, option, its values) of the words of a rule. LIMIT, which has no value, counts as a
+    value of the option before it, which it changes."""
     inverted, option, values = False, "", list[str]()
     for word in words:
-        if word == "!" or word.startswith("-"):
+        if word == "!" or (word.startswith("-") and word != LIMIT):
             if option:
                 yield inverted, option, values
                 inverted, option, values = False, "", []
@@ -553,6 +560,14 @@ def _address_match(option: str, value: str) -> Match | None:
             return _of_source(
                 lambda packet, host: host.is_local(packet.source) or host.is_anycast(packet.source)
             )
+        case "--src-type", _ if value in (f"LOCAL {LIMIT}", f"LOCAL,ANYCAST {LIMIT}"):
+            anycast = "ANYCAST" in value
+
+            def on_link(packet: Packet, host: Host) -> bool:
+                link = host.on_link(packet.in_interface)
+                return link.is_local(packet.source) or (anycast and link.is_anycast(packet.source))
+
+            return _of_source(on_link)
         case "--src-type", "LOCAL":
             return _of_source(lambda packet, host: host.is_local(packet.source))
         case "--dst-type", "LOCAL":

@@ -238,6 +238,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     # closed network too: its entry would open a stateful INPUT of the host to the container.
     from_host = (
         Rule(
+            not_source=LINK_LOCAL,
             matches=(Match.SOURCE_LOCAL,),
             out_interface=network.bridge,
             target=Verdict.DROP,
@@ -410,9 +411,16 @@ def _source_chain(desired: Desired) -> ChainTree:
         Rule(not_destination=_MULTICAST, matches=(Match.FRAGMENT,), target=Verdict.DROP),
         Rule(matches=(Match.FRAGMENT, Match.INVALID), target=Verdict.DROP),
         _frame_checks(desired),
-        _host_source_checks(desired),
-        # Such packets do not leave their link.
+        # Such packets do not leave their link, where a router may have the link-local address that
+        # the host has on another link.
+        Rule(
+            source=LINK_LOCAL,
+            not_destination=_MULTICAST,
+            matches=(Match.SOURCE_LOCAL_OR_ANYCAST_ON_LINK,),
+            target=Verdict.DROP,
+        ),
         Rule(source=LINK_LOCAL, target=Verdict.RETURN),
+        _host_source_checks(desired),
         _sent_source_checks(desired),
         _network_source_checks(desired),
     )
@@ -688,10 +696,7 @@ def _host_guard(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             Rule(in_interface="lo", target=Verdict.RETURN),
             # Packets of the host to itself come in by lo. Its own multicast comes back by another
             # interface, but with a destination that is not LOCAL.
-            Rule(
-                matches=(Match.SOURCE_LOCAL, Match.DESTINATION_LOCAL),
-                target=Verdict.DROP,
-            ),
+            *_drop_host_sources(Match.DESTINATION_LOCAL),
             *check,
             *_authentication_rules(desired),
             Rule(source=LINK_LOCAL, target=Verdict.RETURN),
@@ -726,6 +731,26 @@ def _output_chain(desired: Desired) -> ChainTree:
             by_bridge("V", to_containers),
             *(Rule(source=prefix, target=Verdict.RETURN) for prefix in sorted(lans)),
             *(Rule(source=subnet, target=Verdict.DROP) for subnet in sorted(subnets)),
+        ),
+    )
+
+
+def _drop_host_sources(*conditions: Match) -> tuple[Rule, Rule]:
+    """Drops packets with a source of the host that come in by another interface than lo.
+
+    A link-local address belongs to one link. Docker up to 26 gives fe80::1 to each bridge, and many
+    routers have it on their links: the host must hear their neighbour discovery.
+    """
+    return (
+        Rule(
+            not_source=LINK_LOCAL,
+            matches=(Match.SOURCE_LOCAL, *conditions),
+            target=Verdict.DROP,
+        ),
+        Rule(
+            source=LINK_LOCAL,
+            matches=(Match.SOURCE_LOCAL_ON_LINK, *conditions),
+            target=Verdict.DROP,
         ),
     )
 
@@ -788,7 +813,7 @@ def _proxy_guard(desired: Desired, cache: IdentityCache, check: tuple[Rule, ...]
             # New packets get DNAT. A flow may be older than the rule of the port.
             by_bridge("X", closed),
             # Also established: on any bridge of the host, two forged frames make such an entry.
-            Rule(matches=(Match.SOURCE_LOCAL,), target=Verdict.DROP),
+            *_drop_host_sources(),
             # To conntrack a datagram of UDP length 0 is invalid and gets no DNAT; a socket gets it.
             Rule(matches=(Match.INVALID,), target=Verdict.DROP),
             # A forged packet with an address of the host created the entry; see _DROP_FORGED_SYN.

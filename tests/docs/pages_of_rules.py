@@ -95,6 +95,9 @@ SHAPES = {
     "would put it together behind INPUT, whose rules do not see its port.",
     r"-A IPV6NAT-SRC -m frag -m conntrack --ctstate INVALID -j DROP": "The same for a group. Only "
     "the host's own multicast packets come back in fragments.",
+    r"-A IPV6NAT-SRC -s fe80::/10 ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST "
+    "--limit-iface-in -j DROP": "A packet with the host's own link-local address of this link is "
+    "forged. A router may have the address that the host has on another link.",
     r"-A IPV6NAT-SRC ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST -j IPV6NAT-SRC-HOST": ""
     "With many networks: only such packets pass the rules of the bridges.",
     r"-A IPV6NAT-SRC -m addrtype --dst-type LOCAL -j IPV6NAT-SRC-TO-HOST": "The same for packets "
@@ -154,7 +157,7 @@ SHAPES = {
     "no rule above accepted. For a closed network this rule comes first, and so drops replies too.",
     rf"{FORWARD} -i BRIDGE ! -o BRIDGE -j DROP": "No packet leaves a closed network. The rule "
     "matches the interface and not the address, so that forged sources do not leave either.",
-    rf"{FORWARD} -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet that is "
+    rf"{FORWARD} ! -s fe80::/10 -o BRIDGE -m addrtype --src-type LOCAL -j DROP": "A packet that is "
     "forwarded to a container never has an address of the host as its source.",
     rf"{FORWARD} -m conntrack --ctstate ESTABLISHED -j IPV6NAT-CT": "Packets of established "
     "connections skip the remaining rules: the cost of an open connection does not depend on the "
@@ -202,8 +205,11 @@ SHAPES = {
     r"-A IPV6NAT-PROXY -i lo -j RETURN": "The host's own programs.",
     r"-A IPV6NAT-PROXY -i BRIDGE -j DROP": "A closed network: its new packets get DNAT, but a flow "
     "may be older than the rule of the port.",
-    r"-A IPV6NAT-PROXY -m addrtype --src-type LOCAL -j DROP": "Other packets of the host to itself "
-    "are forged, also those of an established entry: two frames on a bridge can make one.",
+    r"-A IPV6NAT-PROXY ! -s fe80::/10 -m addrtype --src-type LOCAL -j DROP": "Other packets of the "
+    "host to itself are forged, also those of an established entry: two frames on a bridge can "
+    "make one.",
+    r"-A IPV6NAT-PROXY -s fe80::/10 -m addrtype --src-type LOCAL --limit-iface-in -j DROP": "The "
+    "same for link-local addresses. A router can have the one that the host has on another link.",
     r"-A IPV6NAT-PROXY -m conntrack --ctstate INVALID -j DROP": "conntrack calls a datagram with "
     "the length 0 in its UDP header invalid, so no rule translates it, but the proxy would receive "
     "it.",
@@ -226,9 +232,12 @@ SHAPES = {
     r"-m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST": "A packet to the host passes "
     "here in a frame for another port of any bridge. Its entry would be the same as in INPUT.",
     r"-A IPV6NAT-HOST -i lo -j RETURN": "Packets from the host to itself.",
-    r"-A IPV6NAT-HOST -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL "
+    r"-A IPV6NAT-HOST ! -s fe80::/10 -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL "
     "-j DROP": "Such packets come in by no other interface. The host's own multicast packets come "
     "back, and pass.",
+    r"-A IPV6NAT-HOST -s fe80::/10 -m addrtype --src-type LOCAL --limit-iface-in "
+    "-m addrtype --dst-type LOCAL -j DROP": "The same for link-local addresses. Docker up to 26 "
+    "gives fe80::1 to each bridge, and many routers have it: their neighbour discovery passes.",
     r"-A IPV6NAT-HOST -s fe80::/10 -j RETURN": "A container may ask the host from its link-local "
     "address.",
     r"-A IPV6NAT-HOST -s ::/128 -p ipv6-icmp -j RETURN": "A container without an address yet asks "

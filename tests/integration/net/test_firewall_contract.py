@@ -459,6 +459,7 @@ EVERY_RULE = {
             not_destination=IPv6Network("ff00::/8"),
         ),
         Rule(target=Jump("IPV6NAT-B"), source=IPv6Network("fd00::/12")),
+        Rule(target=Verdict.DROP, matches=(Match.SOURCE_LOCAL_OR_ANYCAST_ON_LINK,)),
     ),
     Table.FILTER: (
         Rule(target=Verdict.ACCEPT),
@@ -486,6 +487,7 @@ EVERY_RULE = {
         *(Rule(target=Verdict.ACCEPT, protocol=p, ports=(10000, 19999)) for p in Protocol),
         Rule(target=Verdict.ACCEPT, matches=(Match.SOURCE_NOT_LOCAL,)),
         Rule(target=Verdict.ACCEPT, matches=(Match.SOURCE_LOCAL,)),
+        Rule(target=Verdict.DROP, matches=(Match.SOURCE_LOCAL_ON_LINK, Match.DESTINATION_LOCAL)),
         Rule(target=Verdict.ACCEPT, matches=(Match.DESTINATION_NOT_LOCAL,)),
         Rule(target=Verdict.ACCEPT, not_source=SUBNET, in_interface="br-a"),
         Rule(target=Verdict.ACCEPT, matches=(Match.DESTINATION_LOCAL,)),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from tests.harness import (
     need,
     serve,
     tcp,
+    udp,
     until,
 )
 from tests.harness.process import end, run, spawn
@@ -170,6 +172,26 @@ def test_k3_disabled_ipv6_is_reported_and_the_daemon_starts(made: Small) -> None
             daemon.ctl("resync")
             daemon.wait_state("degraded", "synced")
             assert "disable_ipv6" not in daemon.status
+
+
+def test_router_with_the_link_local_address_of_a_bridge_is_reached(lab: Small) -> None:
+    """Docker up to 26 gives fe80::1 to each bridge, and many routers have this address."""
+    router, far = IPv6Address("fe80::1"), IPv6Address("2001:db8:70::9")
+    assert f" {router}/64 " in lab.host.ip("-6 address show dev brX")
+    with ExitStack() as stack:
+        for ns, words in (
+            (lab.client, f"address {{}} {router}/64 dev ext0 nodad"),
+            (lab.client, f"address {{}} {far}/128 dev lo"),
+            (lab.host, f"route {{}} {far}/128 via {router} dev ext0"),
+        ):
+            ns.ip(words.format("add"))
+            stack.callback(ns.ip, words.format("del").removesuffix(" nodad"))
+        lab.host.ip("-6 neigh flush dev ext0")
+        with serve(lab.client, "far", tcp=[90], udp=[90]):
+            for ns in (lab.host, lab.x1.ns):
+                assert server(tcp(ns, far, 90)) == "far"
+                assert server(udp(ns, far, 90)) == "far"
+            assert server(tcp(lab.client, HOST, 8080, source=far)) == "x1"
 
 
 @pytest.mark.parametrize("separator", ["\x1c", "\x1f", "\x85", "\u2028"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 
 import pytest
@@ -64,6 +65,24 @@ def test_fate_is_unknown_only_if_it_depends_on_a_rule_that_is_not_understood(
     assert decides in deciding.rule
     if fate is Fate.FORWARDED:
         assert (found.address, found.port) == (WEB, 80)
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "dropped"),
+    [
+        ("--src-type LOCAL", "fd00:a::1", True),
+        ("--src-type LOCAL --limit-iface-in", "fd00:a::1", False),
+        ("--src-type LOCAL --limit-iface-in", str(OWN), True),
+        ("--src-type LOCAL,ANYCAST --limit-iface-in", "fd00:a::", False),
+    ],
+)
+def test_source_of_another_interface_is_not_one_of_this_interface(
+    options: str, source: str, dropped: bool
+) -> None:
+    rule = f"*filter\n-A INPUT -m addrtype {options} -j DROP\nCOMMIT\n"
+    packet = replace(PACKET, source=IPv6Address(source))
+    found = trace(parse(rule), packet, HOST)
+    assert found.fate is (Fate.DROPPED if dropped else Fate.HOST)
 
 
 def test_each_hook_has_its_step() -> None:

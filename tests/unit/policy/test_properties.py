@@ -63,7 +63,7 @@ _MATCHES = (
     rf"(?:! )?-[sd] {_NET}",
     rf"(?:! )?-[io] {_INTERFACE}",
     r"-p (tcp|udp|sctp)(?: -m (?:tcp|udp|sctp) --dport [0-9]{1,5}(?::[0-9]{1,5})?)?",
-    r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL(?:,ANYCAST)?",
+    r"-m addrtype (?:! )?--(?:src|dst)-type LOCAL(?:,ANYCAST)?(?: --limit-iface-in)?",
     r"-m conntrack --ctstate (?:NEW,INVALID,UNTRACKED|RELATED|ESTABLISHED|DNAT|INVALID)",
     r"-m comment --comment ipv6natd",
     r"-m pkttype --pkt-type (?:broadcast|multicast)",

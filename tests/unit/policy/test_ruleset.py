@@ -196,7 +196,8 @@ def test_forward_drops_sources_of_the_host_before_it_accepts_new_packets() -> No
     """I11: neither a forged first packet nor a forged error about an open flow is accepted."""
     rules = chain("FORWARD")
     assert rules[3:6] == [
-        f"-o {bridge} -m addrtype --src-type LOCAL -j DROP" for bridge in ("br-int", "br-a", "br-b")
+        f"! -s fe80::/10 -o {bridge} -m addrtype --src-type LOCAL -j DROP"
+        for bridge in ("br-int", "br-a", "br-b")
     ]
     accepting = [i for i, rule in enumerate(rules) if rule.endswith(("ACCEPT", "IPV6NAT-CT"))]
     assert accepting[0] == 2
@@ -215,11 +216,12 @@ def test_src_drops_forged_sources() -> None:
         "! -d ff00::/8 -p ah -m pkttype --pkt-type multicast -j DROP",
         "! -d ff00::/8 -m pkttype --pkt-type broadcast -j IPV6NAT-SRC-FRAMES",
         "! -d ff00::/8 -m pkttype --pkt-type multicast -j IPV6NAT-SRC-FRAMES",
+        "-s fe80::/10 ! -d ff00::/8 -m addrtype --src-type LOCAL,ANYCAST --limit-iface-in -j DROP",
+        "-s fe80::/10 -j RETURN",
         *(
             f"! -d ff00::/8 -i {bridge} -m addrtype --src-type LOCAL,ANYCAST -j DROP"
             for bridge in ("br-int", "br-a", "br-b")
         ),
-        "-s fe80::/10 -j RETURN",
         *(
             f"! -s {subnet} -i {bridge} -m addrtype --dst-type LOCAL -j DROP"
             for subnet, bridge in (
@@ -278,7 +280,8 @@ def test_input_drops_forged_and_multicast_datagrams_to_the_proxy() -> None:
     assert chain("PROXY") == [
         "-i lo -j RETURN",
         "-i br-int -j DROP",
-        "-m addrtype --src-type LOCAL -j DROP",
+        "! -s fe80::/10 -m addrtype --src-type LOCAL -j DROP",
+        "-s fe80::/10 -m addrtype --src-type LOCAL --limit-iface-in -j DROP",
         "-m conntrack --ctstate INVALID -j DROP",
         "-m conntrack --ctdir REPLY -j DROP",
         "-m addrtype ! --dst-type LOCAL -j DROP",
@@ -305,9 +308,11 @@ def test_input_drops_new_packets_with_forged_sources() -> None:
             chain("INPUT", case)[-1]
             == "-m conntrack --ctstate NEW,INVALID,UNTRACKED -j IPV6NAT-HOST"
         )
-        assert chain("HOST", case)[:2] == [
+        assert chain("HOST", case)[:3] == [
             "-i lo -j RETURN",
-            "-m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
+            "! -s fe80::/10 -m addrtype --src-type LOCAL -m addrtype --dst-type LOCAL -j DROP",
+            "-s fe80::/10 -m addrtype --src-type LOCAL --limit-iface-in "
+            "-m addrtype --dst-type LOCAL -j DROP",
         ]
 
 
