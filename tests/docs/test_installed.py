@@ -173,3 +173,16 @@ def test_base_of_the_image_leaves_nothing_after_a_failure(tmp_path: Path) -> Non
     shared.mkdir()
     assert make_base(shared / "base", FAIL="1") != 0
     assert list(shared.iterdir()) == []
+
+
+def test_addresses_of_the_publisher_are_filled_in_again_where_none_is_left(tmp_path: Path) -> None:
+    """`make release` fills them in, and the build of each package does so again."""
+    script, tree = tmp_path / "publisher.sh", tmp_path / "tree"
+    text = (ROOT / "packaging/publisher.sh").read_text()
+    # The patterns of sed escape the dots, so they stay.
+    script.write_text(text.replace("placeholder.example.org", "ipv6natd.test"))
+    tree.mkdir()
+    (tree / "control").write_text("Homepage: https://placeholder.example.org\n")
+    for _ in range(2):
+        subprocess.run(["bash", script, tree], check=True)
+        assert (tree / "control").read_text() == "Homepage: https://ipv6natd.test\n"
