@@ -34,6 +34,9 @@ of() { # FILE: its content in the tag
 for place in "ipv6natd/__init__.py:__version__ = \"$version\"" \
     "packaging/deb/debian/changelog:ipv6natd ($version) " \
     "packaging/arch/PKGBUILD:pkgver=$version" \
+    "packaging/arch/.SRCINFO:pkgver = $version" \
+    "examples/compose.yaml:image: ipv6natd:$version" \
+    "docs/container.md:ipv6natd:$version" \
     "CHANGELOG.md:## $version"; do
     # Not grep -q: it ends at the first match, and git then fails to write the rest.
     if ! of "${place%%:*}" | grep -F "${place#*:}" >/dev/null; then
