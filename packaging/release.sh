@@ -74,7 +74,7 @@ sum=${sum%% *}
 url=$(sed -n "s/^url='\(.*\)'/\1/p" "$tree/packaging/arch/PKGBUILD")
 cp "$tree/packaging/arch/ipv6natd.install" "$out/aur"
 # The PKGBUILD of a checkout has no URL and no sum, because its tarball changes.
-sed -e "/^# A release names its sum /d" -e "s|^source=(\"|&$url/|" \
+sed -e "/^# A release names its sum /,/^# checkout\.$/d" -e "s|^source=(\"|&$url/|" \
     -e "s|^sha256sums=.*|sha256sums=('$sum')|" "$tree/packaging/arch/PKGBUILD" >"$out/aur/PKGBUILD"
 sed "s|source = |&$url/|; s|sha256sums = .*|sha256sums = $sum|" \
     "$tree/packaging/arch/.SRCINFO" >"$out/aur/.SRCINFO"
@@ -82,6 +82,8 @@ sed "s|source = |&$url/|; s|sha256sums = .*|sha256sums = $sum|" \
 "$tree/packaging/deb/build.sh" "$stage/deb"
 cp "$stage"/deb/*.deb "$out/apt"
 (cd "$tree" && "${PYTHON:-python3}" -m hatchling build -d "$out/python")
+# hatchling makes files that only their owner can read.
+chmod 644 "$out"/python/*
 "$tree/packaging/pyz.sh" "$libraries" "$out"
 cp "$sbom" "$out/ipv6natd.cdx.json"
 if [[ ${IMAGE:-yes} != no ]]; then
