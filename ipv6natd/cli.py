@@ -90,7 +90,10 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_CONFIGURATION
     logs.start(debug=settings.debug)
     if not _may_write_rules():
-        text = "writing rules needs root or CAP_NET_ADMIN; run ipv6natd with sudo or as a service"
+        text = (
+            "writing rules needs root or CAP_NET_ADMIN; run ipv6natd with sudo or as a service, "
+            "or its container with --cap-add NET_ADMIN"
+        )
         print(f"ipv6natd: {text}", file=sys.stderr)
         return EXIT_FAILURE
     try:
