@@ -175,6 +175,8 @@ def test_release_has_all_files_and_arch_builds_only_from_its_tarball(tmp_path: P
         f"python/ipv6natd-{__version__}-py3-none-any.whl",
         f"python/{source}",
     }
+    # A web server is not root.
+    assert all((release / each).stat().st_mode & 0o777 in (0o644, 0o755) for each in files)
     named = {line.split()[1] for line in (release / "SHA256SUMS").read_text().splitlines()}
     assert named == files - {"SHA256SUMS"}
 
