@@ -256,7 +256,7 @@ class Diagram {
                 "aria-label": _("Host ports, networks and containers"),
             }, parts));
         if (/^(network|container)-/.test(focused))
-            document.getElementById(focused)?.focus();
+            document.getElementById(focused)?.focus({ preventScroll: true });
     }
 
     group(parts, group, open, top) {

@@ -34,7 +34,11 @@ class Node {
             act({ preventDefault() {}, ...event });
     }
 
-    focus() { globalThis.document.activeElement = this; }
+    focus(options = {}) {
+        globalThis.document.activeElement = this;
+        globalThis.document.scrolled = !options.preventScroll;
+    }
+
     showModal() { this.open = true; }
     get id() { return this.attributes.id || ""; }
     get textContent() {

@@ -236,6 +236,19 @@ test("the diagram opens few containers, and closes many until a network is chose
     assert.equal(network().getAttribute("aria-expanded"), "true");
 });
 
+test("an update does not scroll to the focus in the diagram", async () => {
+    const { now, places, client } = await opened();
+    places.diagram.all("g").find((node) => node.id === "network-n1").focus({ preventScroll: true });
+    now.properties.Generation = 2;
+    now.Mappings = [mapping(0), mapping(1)];
+    client.signalled();
+    await pause(300);
+    const network = places.diagram.all("g").find((node) => node.id === "network-n1");
+    assert.equal(document.activeElement, network);
+    assert.match(network.getAttribute("aria-label"), /2 containers/);
+    assert.equal(document.scrolled, false);
+});
+
 test("the theme is that of the shell", async () => {
     const now = daemon();
     const fake = fakeCockpit((member, args) => now.answer(member, args));
