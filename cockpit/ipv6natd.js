@@ -128,6 +128,9 @@ const COLUMNS = {
     ],
 };
 
+/* "web9" before "web10". */
+const ORDER = new Intl.Collator(undefined, { numeric: true });
+
 /* The rows that contain each word of the filter, in the order of a column. */
 function chosen(rows, columns, filter, sorted, descending) {
     const words = filter.toLowerCase().split(/\s+/).filter((part) => part !== "");
@@ -139,7 +142,7 @@ function chosen(rows, columns, filter, sorted, descending) {
     const sign = descending ? -1 : 1;
     return found.sort((a, b) => {
         const [x, y] = [key(a), key(b)];
-        return sign * (typeof x === "number" ? x - y : String(x).localeCompare(String(y)));
+        return sign * (typeof x === "number" ? x - y : ORDER.compare(x, y));
     });
 }
 

@@ -110,6 +110,17 @@ test("a table is sorted by number or by text, in both directions", async () => {
     assert.equal(page.tables.Mappings.heads[0].getAttribute("aria-sort"), "descending");
 });
 
+test("names and ports with numbers are sorted by the numbers", async () => {
+    const Skipped = ["8080/tcp", "443/tcp", "80/tcp"].map((Port, i) =>
+        ({ ContainerName: `web${11 - i}`, Network: "front", Port, Reason: "" }));
+    const { places, page } = await opened({ Skipped });
+    const cells = (column) => places.skipped.all("tbody")[0].children.map(
+        (row) => row.children[column].textContent);
+    assert.deepEqual(cells(0), ["web9", "web10", "web11"]);
+    page.tables.Skipped.heads[2].all("button")[0].fire("click");
+    assert.deepEqual(cells(2), ["80/tcp", "443/tcp", "8080/tcp"]);
+});
+
 test("an update keeps the rows that are the same", async () => {
     const { now, places, client } = await opened({ Mappings: [mapping(0), mapping(1)] });
     const [first] = places.mappings.all("tbody")[0].children;
