@@ -295,6 +295,13 @@ def test_page_is_readable_in_both_themes_and_on_a_narrow_screen(
             await page.size(*NARROW)
             await page.until("window.innerWidth == 400")
             assert await page.script("return document.documentElement.scrollWidth") <= NARROW[0]
+            # The titles are there, because they sort.
+            for number in range(6):
+                assert await page.script(
+                    f"const title = document.querySelectorAll('#mappings th button')[{number}];"
+                    "const box = title.getBoundingClientRect();"
+                    "return document.elementFromPoint(box.x + box.width / 2, box.y + 8) == title"
+                ), number
             await page.shot("narrow")
 
     run(body(), seconds=180)
@@ -322,6 +329,13 @@ def test_page_works_by_keyboard(bus: Bus, tmp_path: Path) -> None:
             await page.press("TAB")
             await page.press("ENTER")
             await page.until("document.querySelector('#mappings th').ariaSort == 'descending'")
+            arrows = await page.script(
+                "return [...document.querySelectorAll('#mappings th button')].map((title) =>"
+                "{ const arrow = getComputedStyle(title, '::after');"
+                "return arrow.visibility == 'visible' ? arrow.content : ''; })"
+            )
+            assert "▼" in arrows[0]
+            assert not any(arrows[1:])
             await page.script("document.querySelector('#mappings tbody button').focus()")
             await page.press("ENTER")
             await page.until("document.getElementById('explanation').open")
