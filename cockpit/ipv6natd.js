@@ -485,6 +485,8 @@ class Page {
         this.place("problem").hidden = false;
         setText(this.place("problem"), visible(this.running ? text : stopped));
         this.place("state").textContent = "";
+        /* Nobody has looked. */
+        this.place("nothing").hidden = true;
         this.resync.disabled = true;
     }
 

@@ -161,6 +161,15 @@ test("a user without rights sees why", async () => {
     const { places } = await opened({ error: new Error("polkit does not allow you to read") });
     assert.equal(places.problem.hidden, false);
     assert.match(places.problem.textContent, /polkit does not allow you/);
+    assert.equal(places.nothing.hidden, true);
+});
+
+test("only a list that was read says that nothing was found", async () => {
+    const { readFileSync } = require("node:fs");
+    const page = readFileSync(require.resolve("../../../cockpit/index.html"), "utf8");
+    assert.match(page, /<p id="nothing"[^>]* hidden>/);
+    const { places } = await opened();
+    assert.equal(places.nothing.hidden, false);
 });
 
 test("a resync uses the administrative access and may ask polkit", async () => {
