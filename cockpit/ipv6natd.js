@@ -96,7 +96,8 @@ const socket = (address, first, last) =>
 const KINDS = {
     synced: "good", "waiting-for-docker": "warning", starting: "warning", degraded: "bad",
     stopped: "bad", error: "bad", warning: "warning", note: "quiet", active: "good", native: "good",
-    forwarded: "good", direct: "good", skipped: "bad", refused: "bad", accepted: "good",
+    forwarded: "good", direct: "good", skipped: "bad", refused: "bad", "no-answer": "bad",
+    accepted: "good",
 };
 const word = (text) => make("span", { class: `word ${KINDS[text] || "quiet"}` }, text);
 
@@ -357,16 +358,25 @@ function otherRules(row) {
         more > 0 ? make("p", {}, counted(more, "and $0 more", "and $0 more")) : null);
 }
 
+/* What the tool says about a server that does not accept. */
+const SERVERS = {
+    "refused": mark("no program in the container listens on its IPv6 address; let the server listen on [::], not only on 0.0.0.0"),
+    "no-answer": mark("the container does not answer on its IPv6 address; a firewall inside it, or a server that hangs"),
+};
+
 function explanation(rows) {
     return rows.map((row) => make("div", {},
         row.Networks.map((net) => make("p", {},
             `${net.Name} (${net.Bridge}) ${net.Address}: ${net.Reason}`)),
         row.Loopback ? make("p", {}, `[::1]: ${row.Loopback}`) : null,
+        (row.Skipped || []).map((item) => make("p", {},
+            word("skipped"), ` ${[item.Port, item.Reason].filter(Boolean).join(": ")}`)),
         make("ul", {}, row.Ports.map((port) => make("li", {},
             make("p", {}, `${port.Binding} `, word(port.Outcome),
                  port.Connections === undefined ? "" : `, ${counted(port.Connections, "$0 connection", "$0 connections")}`,
                  port.Server ? ", " : "", port.Server ? word(port.Server) : ""),
             port.Reason ? make("p", {}, port.Reason) : null,
+            port.Server in SERVERS ? make("p", {}, _(SERVERS[port.Server])) : null,
             port.Rule ? make("code", {}, port.Rule) : null))),
         otherRules(row)));
 }

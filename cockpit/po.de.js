@@ -40,5 +40,9 @@ cockpit.locale({
     "and $0 more": [null, "und $0 weitere", "und $0 weitere"],
     "ipv6natd is not running: systemctl start ipv6natd":
         [null, "ipv6natd läuft nicht: systemctl start ipv6natd"],
+    "no program in the container listens on its IPv6 address; let the server listen on [::], not only on 0.0.0.0":
+        [null, "Kein Programm im Container lauscht auf seiner IPv6-Adresse; der Server soll auf [::] lauschen, nicht nur auf 0.0.0.0"],
     "not connected": [null, "nicht verbunden"],
+    "the container does not answer on its IPv6 address; a firewall inside it, or a server that hangs":
+        [null, "Der Container antwortet nicht auf seiner IPv6-Adresse; eine Firewall darin, oder ein Server, der hängt"],
 });

@@ -26,7 +26,7 @@ _ID_LENGTH = 12
 """Characters; Docker shows as many of an id."""
 _MAX_SERVERS = 32
 """Servers that one command connects to."""
-_SERVER_HINTS = {
+SERVER_HINTS = {
     Answer.REFUSED: "no program in the container listens on its IPv6 address; let the server "
     "listen on [::], not only on 0.0.0.0",
     Answer.NONE: "the container does not answer on its IPv6 address; a firewall inside it, or a "
@@ -149,9 +149,9 @@ def _port_table(row: Row, options: Options) -> str:
     if not row["Ports"]:
         return "\nThe container publishes no port.\n" if options.legend else ""
     hints = [
-        f"{port['Binding']}: {_SERVER_HINTS[port['Server']]}"
+        f"{port['Binding']}: {SERVER_HINTS[port['Server']]}"
         for port in row["Ports"]
-        if port.get("Server") in _SERVER_HINTS
+        if port.get("Server") in SERVER_HINTS
     ]
     cells = [
         {

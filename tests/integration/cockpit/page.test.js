@@ -184,12 +184,18 @@ test("a container is explained in a dialog", async () => {
     const port = { Binding: "[::]:8000 -> 80/tcp", Outcome: "forwarded", Reason: "", Rule: "-j DNAT",
                    Connections: 3, Server: "refused" };
     const { places } = await opened({
-        Explain: [{ ContainerId: "1", Networks: [], Loopback: "the proxy answers", Ports: [port] }],
+        Explain: [{
+            ContainerId: "1", Networks: [], Loopback: "the proxy answers", Ports: [port],
+            Skipped: [{ ContainerName: "web0", Network: "front", Port: "99999/tcp", Reason: "unreadable" }],
+        }],
     });
     places.mappings.all("tbody")[0].all("button")[0].fire("click");
     await pause(60);
     assert.equal(places.explanation.open, true);
-    assert.match(places["explanation-text"].textContent, /3 connections.*refused.*-j DNAT/);
+    const text = places["explanation-text"].textContent;
+    assert.match(text, /3 connections.*refused.*-j DNAT/);
+    assert.match(text, /refused.*let the server listen on \[::\], not only on 0\.0\.0\.0/);
+    assert.match(text, /skipped 99999\/tcp: unreadable/);
 });
 
 test("an answer that comes late does not replace that about another container", async () => {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ipv6natd.ctl.explain import SERVER_HINTS
 from ipv6natd.host.findings import Finding, Topic
 from ipv6natd.model import Outcome, Protocol
 from ipv6natd.report.explain import Explanation
@@ -241,6 +242,12 @@ def test_hostile_names_stay_text_and_ten_thousand_rows_arrive(bus: Bus, tmp_path
             assert "\u202e" not in json.dumps(seen, ensure_ascii=False)
 
     run(body())
+
+
+def test_page_has_the_sentences_of_the_tool_about_servers() -> None:
+    code = (ROOT / "cockpit/ipv6natd.js").read_text()
+    for answer, sentence in SERVER_HINTS.items():
+        assert f'"{answer}": mark("{sentence}")' in code
 
 
 def test_page_uses_only_members_that_the_bus_documents() -> None:
