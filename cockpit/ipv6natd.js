@@ -90,6 +90,14 @@ const plain = (value) => {
     return value;
 };
 
+/* Why the daemon refuses a call, and what permits it here. */
+function refusal(error) {
+    const text = visible(cockpit.message(error));
+    return /\.(AccessDenied|InteractiveAuthorizationRequired)$/.test(error.name)
+        ? cockpit.format(_("$0; or turn on administrative access, at the top of Cockpit's window"), text)
+        : text;
+}
+
 const socket = (address, first, last) =>
     `[${address}]:${first}` + (last === first ? "" : `-${last}`);
 
@@ -391,7 +399,10 @@ class Page {
         this.diagram = new Diagram(this.place("diagram"), explain);
         this.resync = make("button", { type: "button", onclick: () => this.request("Resync") },
                            _("Compare all rules now"));
-        this.place("actions").append(this.resync);
+        /* What the last request has done. */
+        this.done = make("p", { class: "quiet", role: "status" });
+        this.place("actions").append(this.resync, this.done);
+        this.requested = false;
         this.timer = null;
         /* The read that is going on. A daemon that ends answers none, so its end drops it. */
         this.reading = null;
@@ -502,17 +513,25 @@ class Page {
 
     /* A change needs the administrative access of Cockpit, or polkit permits it. */
     async request(member) {
-        this.resync.disabled = true;
+        /* Not "disabled": a button that becomes so loses the focus. */
+        if (this.requested)
+            return;
+        this.requested = true;
+        this.resync.setAttribute("aria-disabled", "true");
         this.refused = "";
+        setText(this.done, "");
         const client = cockpit.dbus(NAME, { bus: "system", superuser: "try" });
         try {
-            await client.call(PATH, MANAGER, member, [], { flags: "i" });
+            const [result] = await client.call(PATH, MANAGER, member, [], { flags: "i" });
+            const { RulesAdded, RulesRemoved } = plain(result);
+            setText(this.done, cockpit.format(_("rules added: $0, removed: $1"), RulesAdded, RulesRemoved));
         } catch (error) {
             /* It stays until the next request. */
-            this.refused = visible(cockpit.message(error));
+            this.refused = refusal(error);
         } finally {
             client.close();
-            this.resync.disabled = false;
+            this.requested = false;
+            this.resync.setAttribute("aria-disabled", "false");
             this.later();
         }
     }

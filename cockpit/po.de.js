@@ -6,6 +6,8 @@ cockpit.locale({
     "$0 network": [null, "$0 Netzwerk", "$0 Netzwerke"],
     "$0 of $1; the filter finds the others": [null, "$0 von $1; der Filter findet die anderen"],
     "$0 port": [null, "$0 Port", "$0 Ports"],
+    "$0; or turn on administrative access, at the top of Cockpit's window":
+        [null, "$0; oder oben im Fenster von Cockpit den administrativen Zugriff einschalten"],
     "$0 row": [null, "$0 Zeile", "$0 Zeilen"],
     "Address": [null, "Adresse"],
     "Bridge": [null, "Bridge"],
@@ -43,6 +45,7 @@ cockpit.locale({
     "no program in the container listens on its IPv6 address; let the server listen on [::], not only on 0.0.0.0":
         [null, "Kein Programm im Container lauscht auf seiner IPv6-Adresse; der Server soll auf [::] lauschen, nicht nur auf 0.0.0.0"],
     "not connected": [null, "nicht verbunden"],
+    "rules added: $0, removed: $1": [null, "Regeln hinzugefügt: $0, entfernt: $1"],
     "the container does not answer on its IPv6 address; a firewall inside it, or a server that hangs":
         [null, "Der Container antwortet nicht auf seiner IPv6-Adresse; eine Firewall darin, oder ein Server, der hängt"],
 });

@@ -42,7 +42,7 @@ function daemon(state = {}) {
             return now.Explain;
         }
         if (member === "Resync")
-            return [{}];
+            return [typed({ RulesAdded: 3, RulesRemoved: 1 })];
         return [now[member.replace("List", "")].map(typed)];
     };
     return now;
@@ -173,11 +173,32 @@ test("only a list that was read says that nothing was found", async () => {
 });
 
 test("a resync uses the administrative access and may ask polkit", async () => {
-    const { now, fake, page } = await opened();
+    const { now, fake, page, places } = await opened();
     page.resync.fire("click");
     await pause(300);
     assert.ok(now.calls.includes("Resync"));
     assert.equal(fake.clients[1].options.superuser, "try");
+    assert.match(places.actions.textContent, /rules added: 3, removed: 1/);
+});
+
+test("a second click during a request asks nothing, and the button keeps the focus", async () => {
+    const { now, page } = await opened();
+    const first = now.answer;
+    let release;
+    now.answer = async (member, args) => {
+        if (member === "Resync")
+            await new Promise((end) => { release = end; });
+        return first(member, args);
+    };
+    page.resync.fire("click");
+    await pause(10);
+    page.resync.fire("click");
+    assert.equal(page.resync.disabled, false);
+    assert.equal(page.resync.getAttribute("aria-disabled"), "true");
+    release();
+    await pause(10);
+    assert.equal(page.resync.getAttribute("aria-disabled"), "false");
+    assert.equal(now.calls.filter((member) => member === "Resync").length, 1);
 });
 
 test("a container is explained in a dialog", async () => {

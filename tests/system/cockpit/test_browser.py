@@ -342,6 +342,12 @@ def test_page_works_by_keyboard(bus: Bus, tmp_path: Path) -> None:
             await page.until("document.body.innerText.includes('the userland proxy answers')")
             await page.press("ESCAPE")
             await page.until("!document.getElementById('explanation').open")
+            await page.script("document.querySelector('#actions button').focus()")
+            await page.press("ENTER")
+            await page.until("document.body.innerText.includes('rules added: 3, removed: 1')")
+            assert source.done == ["resync"]
+            focused = await page.script("return document.activeElement.parentNode.id")
+            assert focused == "actions"
             await page.script("document.querySelector('#diagram [aria-expanded=true]').focus()")
             await page.press("ENTER")
             await page.until("document.activeElement.getAttribute('aria-expanded') == 'false'")
