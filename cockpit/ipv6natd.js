@@ -337,13 +337,23 @@ function edge(x1, y1, x2, y2) {
     return make("path", { class: "edge", d: `M${x1} ${y1} C${half} ${y1} ${half} ${y2} ${x2} ${y2}` });
 }
 
+/* Milliseconds that the page says that a command was copied. */
+const NOTICE = 3000;
+
 function findingItem(row, copy) {
+    const copied = make("span", { class: "quiet", role: "status" });
+    const act = async () => {
+        if (await copy(row.Command)) {
+            setText(copied, _("Copied"));
+            setTimeout(() => setText(copied, ""), NOTICE);
+        }
+    };
     return make("li", {},
         make("p", {}, word(row.Severity), ` ${row.About}`, row.Network ? ` (${row.Network})` : "",
              `: ${row.Text}`),
         row.Command
             ? make("p", {}, make("code", {}, row.Command), " ",
-                   make("button", { type: "button", onclick: () => copy(row.Command) }, _("Copy")))
+                   make("button", { type: "button", onclick: act }, _("Copy")), " ", copied)
             : null);
 }
 
@@ -556,12 +566,14 @@ class Page {
     }
 }
 
-/* Without TLS, a browser has no clipboard for the page. */
+/* Whether the text is in the clipboard. Without TLS, a browser has no clipboard for the page. */
 async function copy(text) {
     try {
         await navigator.clipboard.writeText(text);
+        return true;
     } catch {
         window.prompt(_("Copy this command"), text);
+        return false;
     }
 }
 

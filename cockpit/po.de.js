@@ -14,6 +14,7 @@ cockpit.locale({
     "Close": [null, "Schließen"],
     "Compare all rules now": [null, "Alle Regeln jetzt vergleichen"],
     "Container": [null, "Container"],
+    "Copied": [null, "Kopiert"],
     "Copy": [null, "Kopieren"],
     "Copy this command": [null, "Diesen Befehl kopieren"],
     "Filter": [null, "Filter"],

@@ -87,6 +87,16 @@ test("names become text, never elements, and show what cannot be seen", async ()
         assert.ok(!source.includes(unsafe), unsafe);
 });
 
+test("a copied command is announced, and one that could not be copied is not", async () => {
+    const { code } = await opened();
+    for (const works of [true, false]) {
+        const item = code.findingItem(FINDING, async (text) => works && text === FINDING.Command);
+        item.all("button")[0].fire("click");
+        await pause(1);
+        assert.equal(item.all("span").at(-1).textContent, works ? "Copied" : "");
+    }
+});
+
 test("10,000 mappings: some are shown, and the filter finds the others", async () => {
     const Mappings = Array.from({ length: 10000 }, (_none, number) => mapping(number));
     const { places, page } = await opened({ Mappings });

@@ -367,6 +367,7 @@ def test_command_is_copied(bus: Bus, tmp_path: Path) -> None:
                 "navigator.clipboard.readText().then((text) => { window.copied = text; })"
             )
             await page.until("window.copied == 'sysctl -w net.ipv6.conf.all.forwarding=1'")
+            await page.until("document.getElementById('findings').innerText.includes('Copied')")
 
     run(body(), seconds=180)
 
