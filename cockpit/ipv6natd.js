@@ -343,7 +343,8 @@ const NOTICE = 3000;
 function findingItem(row, copy) {
     const copied = make("span", { class: "quiet", role: "status" });
     const act = async () => {
-        if (await copy(row.Command)) {
+        /* What is shown: a line break that nobody sees would run the command in a terminal. */
+        if (await copy(visible(row.Command))) {
             setText(copied, _("Copied"));
             setTimeout(() => setText(copied, ""), NOTICE);
         }

@@ -95,6 +95,10 @@ test("a copied command is announced, and one that could not be copied is not", a
         await pause(1);
         assert.equal(item.all("span").at(-1).textContent, works ? "Copied" : "");
     }
+    let copied;
+    const hostile = { ...FINDING, Command: "true\nreboot\u202e" };
+    code.findingItem(hostile, async (text) => { copied = text; }).all("button")[0].fire("click");
+    assert.equal(copied, "true\\nreboot\\u202e");
 });
 
 test("10,000 mappings: some are shown, and the filter finds the others", async () => {
