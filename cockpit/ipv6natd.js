@@ -282,8 +282,10 @@ class Diagram {
             const half = line + container.ports.length * HEIGHT / 2;
             for (const row of container.ports) {
                 const y = line + HEIGHT / 2;
-                const text = `${row.Protocol} ${socket(row.HostAddress, row.HostPort, row.HostPortEnd)}`;
-                parts.push(box(0, y, LEFT, text), edge(LEFT, y, LEFT + GAP, middle));
+                const place = socket(row.HostAddress, row.HostPort, row.HostPortEnd);
+                const port = place.slice(place.lastIndexOf("]"));
+                parts.push(box(0, y, LEFT, `${row.Protocol} ${place}`, port),
+                           edge(LEFT, y, LEFT + GAP, middle));
                 line += HEIGHT;
             }
             const from = LEFT + GAP + MIDDLE;
@@ -293,8 +295,9 @@ class Diagram {
                                    () => this.explain(container.name)));
         }
         const size = counted(containers.size, "$0 container", "$0 containers");
-        const text = `${network.Name}: ${size}, ${counted(ports, "$0 port", "$0 ports")}`;
-        const node = this.button(box(LEFT + GAP, middle, MIDDLE, text), text,
+        const counts = `: ${size}, ${counted(ports, "$0 port", "$0 ports")}`;
+        const text = network.Name + counts;
+        const node = this.button(box(LEFT + GAP, middle, MIDDLE, text, counts), text,
                                  `network-${network.Id}`, () => this.open(network.Id, !open));
         node.setAttribute("aria-expanded", String(open));
         if (open)
@@ -324,12 +327,23 @@ class Diagram {
     }
 }
 
-function box(x, middle, width, text) {
-    const long = Math.floor((width - 16) / 7.2);
-    const shown = text.length > long ? text.slice(0, long - 1) + "…" : text;
+/* The text in a box. If it is too long, its end stays: the port, or the counts. */
+function box(x, middle, width, text, end = "") {
+    const [y, height] = [middle - HEIGHT / 2 + 2, HEIGHT - 4];
     return make("g", {}, make("title", {}, text),
-        make("rect", { class: "box", x, y: middle - HEIGHT / 2 + 2, width, height: HEIGHT - 4, rx: 3 }),
-        make("text", { x: x + 8, y: middle + 4.5 }, shown));
+        make("rect", { class: "box", x, y, width, height, rx: 3 }),
+        /* Some letters are wider than others. What is too wide after all is cut off at the border. */
+        make("svg", { x, y, width: width - 4, height },
+             make("text", { x: 8, y: height / 2 + 4.5 },
+                  shortened(visible(text), visible(end), Math.floor((width - 16) / 7.2)))));
+}
+
+/* The beginning of a text and its end, if it has more letters than there is room for. */
+function shortened(text, end, room) {
+    const letters = [...text];
+    return letters.length > room
+        ? `${letters.slice(0, Math.max(room - end.length - 1, 0)).join("")}…${end}`
+        : text;
 }
 
 function edge(x1, y1, x2, y2) {

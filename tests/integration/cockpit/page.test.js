@@ -297,6 +297,25 @@ test("the diagram opens few containers, and closes many until a network is chose
     assert.equal(network().getAttribute("aria-expanded"), "true");
 });
 
+test("a box of the diagram shows the port and the counts, and the text stays in it", async () => {
+    const name = "a-network-with-a-name-that-is-much-too-long-for-its-box";
+    const { places } = await opened({
+        Networks: [{ ...NETWORK, Name: name }, { ...NETWORK, Id: "n2", Name: "\u202e".repeat(30) }],
+        Mappings: [mapping(0, { HostAddress: "2001:db8:1234:5678:9abc:def0:1234:5678", HostPortEnd: 9000 })],
+    });
+    const texts = places.diagram.all("text").map((node) => node.textContent);
+    assert.match(texts[0], /^tcp \[2001:db8.*…\]:8000-9000$/);
+    assert.ok(texts.some((text) => /^a-netw.*…: 1 container, 1 port$/.test(text)), texts);
+    assert.ok(texts.some((text) => /^\\u202e.*…: 0 containers, 0 ports$/.test(text)), texts);
+    assert.ok(texts.every((text) => text.length <= 31), texts);
+    /* A browser draws nothing outside of an inner "svg". */
+    for (const node of places.diagram.all("g")) {
+        const [frame, inner] = ["rect", "svg"].map((tag) => Number(node.all(tag)[0].getAttribute("width")));
+        assert.ok(inner < frame);
+    }
+    assert.match(places.diagram.textContent, new RegExp(`${name}: 1 container`));
+});
+
 test("an update does not scroll to the focus in the diagram", async () => {
     const { now, places, client } = await opened();
     places.diagram.all("g").find((node) => node.id === "network-n1").focus({ preventScroll: true });
