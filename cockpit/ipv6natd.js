@@ -572,7 +572,13 @@ class Page {
         this.place("explanation-title").textContent = visible(name);
         const text = this.place("explanation-text");
         text.replaceChildren(make("p", { class: "quiet" }, _("Reading …")));
+        const opener = document.activeElement?.id;
         dialog.showModal();
+        dialog.addEventListener("close", () => {
+            /* An update has perhaps made the node again that gets the focus back. */
+            if (opener && document.activeElement?.id !== opener)
+                this.place(opener)?.focus({ preventScroll: true });
+        }, { once: true });
         try {
             answer(...explanation(await explained(name)));
         } catch (error) {

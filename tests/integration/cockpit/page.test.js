@@ -233,6 +233,23 @@ test("a container is explained in a dialog", async () => {
     assert.match(text, /skipped 99999\/tcp: unreadable/);
 });
 
+test("the focus returns to a container of the diagram that was drawn again", async () => {
+    const { now, places, client } = await opened();
+    const container = () => places.diagram.all("g").find((node) => node.id === "container-n1-c0");
+    const before = container();
+    before.focus();
+    before.fire("keydown", { key: "Enter" });
+    await pause(60);
+    document.activeElement = places.explanation;
+    now.properties.Generation = 2;
+    now.Mappings = [mapping(0), mapping(1)];
+    client.signalled();
+    await pause(300);
+    assert.notEqual(container(), before);
+    places.explanation.fire("close");
+    assert.equal(document.activeElement, container());
+});
+
 test("an answer that comes late does not replace that about another container", async () => {
     const { now, places, page } = await opened({ Mappings: [mapping(0), mapping(1)] });
     const answers = {};
