@@ -615,6 +615,8 @@ function start() {
     window.addEventListener("cockpit-style", (event) => applyTheme(event.detail.style));
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => applyTheme());
     cockpit.translate();
+    /* For the voice of a screen reader. */
+    document.documentElement.lang = (cockpit.language || "en").replace("_", "-");
     return new Page();
 }
 

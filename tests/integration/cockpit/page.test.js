@@ -346,6 +346,16 @@ test("an update does not scroll to the focus in the diagram", async () => {
     assert.equal(document.scrolled, false);
 });
 
+test("the page has the language of its texts", async () => {
+    const fake = fakeCockpit(async () => [[]]);
+    fake.language = "zh_CN";
+    install(fake);
+    delete require.cache[require.resolve("../../../cockpit/ipv6natd.js")];
+    require("../../../cockpit/ipv6natd.js").start();
+    assert.equal(document.documentElement.lang, "zh-CN");
+    await pause(250);
+});
+
 test("the theme is that of the shell", async () => {
     const now = daemon();
     const fake = fakeCockpit((member, args) => now.answer(member, args));

@@ -445,5 +445,6 @@ def test_texts_are_translated(bus: Bus, tmp_path: Path) -> None:
             await page.until("document.querySelectorAll('#mappings tbody tr').length == 8")
             assert await page.text("findings-title") == "Befunde"
             assert "8 Zeilen" in await page.text("mappings")
+            assert await page.script("return document.documentElement.lang") == "de"
 
     run(body(), seconds=180)
