@@ -183,7 +183,9 @@ def test_resync_is_for_root_and_another_user_reads_why(bus: Bus, tmp_path: Path)
                 await page.until(lambda texts: "web" in texts["mappings"])
                 page.do("click actions")
                 seen = await page.until(lambda texts: bool(texts["problem"]))
-                assert seen["problem"].startswith("only root may do that: sudo ipv6natctl resync; or")
+                assert seen["problem"].startswith(
+                    "only root may do that: sudo ipv6natctl resync; or"
+                )
                 assert "administrative access" in seen["problem"]
                 # The next read does not hide it.
                 before, source.now = source.now, status(mapping(2, "cache"), generation=2)

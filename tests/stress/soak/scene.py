@@ -144,7 +144,13 @@ class Scene:
             self.said.neighbour.probe()
         for target in PUBLISHED:
             if not until(partial(reached, self, target), True, timeout=20):
-                raise LabError(f"{target} does not answer after a restart")
+                runs = self.engine.docker("ps", "--all", "--format={{.Names}} {{.Status}}").split(
+                    "\n"
+                )
+                raise LabError(
+                    f"{target} does not answer after a restart: ipv6natd is"
+                    f" {self.daemon.status!r}; containers: {'; '.join(runs)}"
+                )
 
     def close(self) -> None:
         """End the servers."""
