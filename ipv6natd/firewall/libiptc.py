@@ -31,7 +31,7 @@ from iptc.xtables import NFPROTO_IPV6, XTablesError, xt_option_entry, xtables
 from ipv6natd.firewall.backend import FirewallError, MissingTable
 from ipv6natd.netfilter.diff import TableChange
 from ipv6natd.netfilter.render import format_rule
-from ipv6natd.netfilter.rules import DOCKER_USER, Rule, Table
+from ipv6natd.netfilter.rules import DOCKER_USER, LIMIT_INTERFACE, Rule, Table
 
 _CHAIN_NAME_MAX = 28
 """Maximum length of a chain name. libiptc truncates longer names silently."""
@@ -128,10 +128,6 @@ def _delete(table: Any, names: tuple[str, ...]) -> None:
         table.delete_chain(name)
 
 
-_LIMIT_INTERFACE = "--limit-iface-in"
-"""The only parameter without a value, and the only one beside another."""
-
-
 class _SingleTableRule(iptc.Rule6):  # type: ignore[misc]  # iptc has no types
     """A rule that looks for its target in one table and opens no other table."""
 
@@ -180,9 +176,9 @@ def _set_options(result: Any, text: str) -> None:
 
 def _set_parameter(extension: Any, words: list[str]) -> None:
     """Set the parameters of a match or target to their words in the text of the rule, if any."""
-    if _LIMIT_INTERFACE in words:
-        words = [word for word in words if word != _LIMIT_INTERFACE]
-        extension.set_parameter(_LIMIT_INTERFACE.removeprefix("--"))
+    # The only parameter beside another one.
+    if words[-1:] == [LIMIT_INTERFACE]:
+        extension.set_parameter(words.pop().removeprefix("--"))
     match words:
         case ["!", option, value]:
             extension.set_parameter(option.removeprefix("--"), f"!{value}")

@@ -53,6 +53,10 @@ class Verdict(StrEnum):
     PORT_UNREACHABLE = "REJECT --reject-with icmp6-port-unreachable"
 
 
+LIMIT_INTERFACE = "--limit-iface-in"
+"""An option of addrtype without a value: only addresses of the incoming interface count."""
+
+
 class Match(StrEnum):
     """Matches that take no argument, as ip6tables-restore reads them."""
 
@@ -64,10 +68,9 @@ class Match(StrEnum):
     """An authentication header (RFC 4302), instead of a protocol. nf_tables stops its search for
     the protocol at this header, conntrack continues behind it."""
     SOURCE_LOCAL = "-m addrtype --src-type LOCAL"
-    SOURCE_LOCAL_ON_LINK = "-m addrtype --src-type LOCAL --limit-iface-in"
-    """The host has the source on the incoming interface."""
-    SOURCE_LOCAL_OR_ANYCAST_ON_LINK = "-m addrtype --src-type LOCAL,ANYCAST --limit-iface-in"
     SOURCE_LOCAL_OR_ANYCAST = "-m addrtype --src-type LOCAL,ANYCAST"
+    SOURCE_LOCAL_ON_LINK = f"-m addrtype --src-type LOCAL {LIMIT_INTERFACE}"
+    SOURCE_LOCAL_OR_ANYCAST_ON_LINK = f"-m addrtype --src-type LOCAL,ANYCAST {LIMIT_INTERFACE}"
     SOURCE_NOT_LOCAL = "-m addrtype ! --src-type LOCAL"
     DESTINATION_LOCAL = "-m addrtype --dst-type LOCAL"
     DESTINATION_NOT_LOCAL = "-m addrtype ! --dst-type LOCAL"

@@ -18,6 +18,7 @@ from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
 
 from ipv6natd.netfilter.parse import save_lines
+from ipv6natd.netfilter.rules import LIMIT_INTERFACE
 
 LINK_LOCAL = IPv6Network("fe80::/10")
 LOOPBACK = IPv6Address("::1")
@@ -380,8 +381,6 @@ _CONTINUES = frozenset(
 )
 """Targets after which the next rule follows."""
 PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "ipv6-icmp": "icmp6", "ah": "ah"}
-LIMIT = "--limit-iface-in"
-"""An option of addrtype: only addresses of the incoming interface count."""
 NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 _MODULES = frozenset(
     ("addrtype", "comment", "conntrack", "mark", "pkttype", "state", *PROTOCOLS, "icmp6")
@@ -461,11 +460,11 @@ def _rule(text: str, chains: Chains) -> Rule:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
-    """(inverted, option, its values) of the words of a rule. LIMIT, which has no value, counts as a
-    value of the option before it, which it changes."""
+    """(inverted, option, its values) of the words of a rule. LIMIT_INTERFACE counts as a value of
+    the option before it, which it changes."""
     inverted, option, values = False, "", list[str]()
     for word in words:
-        if word == "!" or (word.startswith("-") and word != LIMIT):
+        if word == "!" or (word.startswith("-") and word != LIMIT_INTERFACE):
             if option:
                 yield inverted, option, values
                 inverted, option, values = False, "", []
@@ -556,23 +555,24 @@ def _address_match(option: str, value: str) -> Match | None:
             return lambda packet, _: None if packet.mark is None else packet.mark & bits == wanted
         case "--pkt-type", "broadcast" | "multicast":
             return lambda *_: False  # each packet comes in a frame for one host
-        case "--src-type", "LOCAL,ANYCAST":
-            return _of_source(
-                lambda packet, host: host.is_local(packet.source) or host.is_anycast(packet.source)
-            )
-        case "--src-type", _ if value in (f"LOCAL {LIMIT}", f"LOCAL,ANYCAST {LIMIT}"):
-            anycast = "ANYCAST" in value
-
-            def on_link(packet: Packet, host: Host) -> bool:
-                link = host.on_link(packet.in_interface)
-                return link.is_local(packet.source) or (anycast and link.is_anycast(packet.source))
-
-            return _of_source(on_link)
-        case "--src-type", "LOCAL":
-            return _of_source(lambda packet, host: host.is_local(packet.source))
+        case "--src-type", _:
+            return _source_type_match(value)
         case "--dst-type", "LOCAL":
             return lambda packet, host: host.is_local(packet.destination)
     return None
+
+
+def _source_type_match(value: str) -> Match | None:
+    types, _, limit = value.partition(" ")
+    if types not in ("LOCAL", "LOCAL,ANYCAST") or limit not in ("", LIMIT_INTERFACE):
+        return None
+
+    def match(packet: Packet, host: Host) -> bool:
+        asked = host.on_link(packet.in_interface) if limit else host
+        anycast = types != "LOCAL" and asked.is_anycast(packet.source)
+        return anycast or asked.is_local(packet.source)
+
+    return _of_source(match)
 
 
 def _matched_protocol(packet: Packet) -> str:
