@@ -144,12 +144,10 @@ class Scene:
             self.said.neighbour.probe()
         for target in PUBLISHED:
             if not until(partial(reached, self, target), True, timeout=20):
-                runs = self.engine.docker("ps", "--all", "--format={{.Names}} {{.Status}}").split(
-                    "\n"
-                )
+                shown = self.engine.docker("ps", "--all", "--format={{.Names}} {{.Status}}")
                 raise LabError(
                     f"{target} does not answer after a restart: ipv6natd is"
-                    f" {self.daemon.status!r}; containers: {'; '.join(runs)}"
+                    f" {self.daemon.status!r}; containers: {'; '.join(shown.splitlines())}"
                 )
 
     def close(self) -> None:
