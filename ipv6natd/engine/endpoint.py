@@ -14,10 +14,13 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ipv6natd.system.process import in_image
+
 UNIX = "unix://"
 CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
 """The file names in `cert_path`, as for the docker command."""
 _START_HINT = "set endpoint to the socket of the engine, or start it: systemctl start docker"
+_VOLUME_HINT = "start this container with --volume /var/run/docker.sock:/var/run/docker.sock:ro"
 _FILE_TYPES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a file",
@@ -73,6 +76,8 @@ def explain_error(endpoint: str, cert_path: str, message: str) -> str:
     if endpoint.startswith(UNIX):
         if "Permission denied" in message:
             return "this user cannot write to the socket: add the user to the group docker"
+        if "No such file" in message and in_image():
+            return f"this container does not have the socket of the engine: {_VOLUME_HINT}"
         if "No such file" in message or "refused" in message:
             return f"no engine listens there: {_START_HINT}"
         return ""

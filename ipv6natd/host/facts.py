@@ -41,6 +41,7 @@ from ipv6natd.netfilter import trace
 from ipv6natd.netfilter.prefixes import MIN_PREFIX_LENGTH, PrefixIndex
 from ipv6natd.netfilter.rules import Backend
 from ipv6natd.system.files import read_link, read_rows, read_text, read_word
+from ipv6natd.system.process import in_image
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,6 @@ _CONF = _SYSCTL / "ipv6/conf"
 _BRIDGE_SYSCTL = _SYSCTL / "bridge/bridge-nf-call-ip6tables"
 _THREAD = Path("/proc/thread-self")
 _MOUNTS = Path("/proc/self/mountinfo")
-IN_IMAGE = "IPV6NATD_CONTAINER"
-"""A variable of the container image."""
 _CONTAINER_CGROUP = re.compile(
     r"/(?:docker-)?([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", re.MULTILINE
 )
@@ -252,7 +251,7 @@ def read_settings(
 
 def _missing_volumes(backend: Backend) -> frozenset[str]:
     """The paths that should be on a volume and are not; none outside of the image."""
-    if IN_IMAGE not in os.environ:
+    if not in_image():
         return frozenset()
     # The fifth field is the place of the mount.
     mounted = {columns[4] for columns in read_rows(_MOUNTS)}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from ipv6natd.firewall.backend import FirewallError
 from ipv6natd.firewall.restore import detect_backend
 from ipv6natd.firewall.tools import variant_tool
-from ipv6natd.host.facts import IN_IMAGE
 from ipv6natd.host.firewalls import docker_ipv4_variants
 from ipv6natd.netfilter.rules import Backend
+from ipv6natd.system.process import in_image
 
 _PID_FILE = Path("/run/docker.pid")
 """dockerd removes it when it ends."""
@@ -19,7 +18,7 @@ _PID_FILE = Path("/run/docker.pid")
 
 def _engine_runs() -> bool:
     """True in the image: the engine has started its container."""
-    return IN_IMAGE in os.environ or _PID_FILE.exists()
+    return in_image() or _PID_FILE.exists()
 
 
 def chosen_backend(setting: str) -> Backend:

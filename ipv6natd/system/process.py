@@ -28,6 +28,13 @@ PROBE_TIMEOUT = 5.0
 """Seconds that a test call of a tool may take."""
 AGENT_TIMEOUT = 20.0
 """Seconds until a polkit agent must be registered."""
+_IN_IMAGE = "IPV6NATD_CONTAINER"
+"""A variable of the container image."""
+
+
+def in_image() -> bool:
+    """True if this process runs in a container of the image of ipv6natd."""
+    return _IN_IMAGE in os.environ
 
 
 def which(name: str) -> str | None:

@@ -62,6 +62,15 @@ def test_explain_error_of_a_socket_gives_advice(error: str, advice: str) -> None
     assert bool(text) is bool(advice)
 
 
+def test_explain_error_in_the_image_names_the_missing_volume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IPV6NATD_CONTAINER", "1")
+    text = explain_error("unix:///run/docker.sock", "", "No such file or directory")
+    assert "--volume /var/run/docker.sock:/var/run/docker.sock:ro" in text
+    assert "systemctl" not in text
+
+
 @pytest.fixture
 def listening(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "docker.sock"
