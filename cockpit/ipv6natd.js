@@ -225,7 +225,7 @@ function grouped(mappings, networks) {
         ports.ports.push(row);
         group.containers.set(row.ContainerId, ports);
     }
-    return [...groups.values()].sort((a, b) => a.network.Name.localeCompare(b.network.Name));
+    return [...groups.values()].sort((a, b) => ORDER.compare(a.network.Name, b.network.Name));
 }
 
 const HEIGHT = 26;
