@@ -225,13 +225,12 @@ def _our_mappings(desired: Desired) -> list[Mapping]:
 
 def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
     ours = _our_networks(desired)
+    guarded = _guarded_networks(desired) if ours else ()
     mark = desired.accept_fwmark
     has_open = any(not network.closed for network in ours)
     # Of all closed networks: our rules accept packets before the engine's.
     isolation = (
-        rule
-        for bridge in (_closed_bridges(desired) if ours else ())
-        for rule in _isolation_rules(bridge)
+        rule for network in guarded if network.closed for rule in _isolation_rules(network.bridge)
     )
     # A forwarded packet to a container never has the host as its source. The rules match bridges,
     # because packets of the host to its virtual machines also pass FORWARD, on other bridges. A
@@ -243,7 +242,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
             out_interface=network.bridge,
             target=Verdict.DROP,
         )
-        for network in (_guarded_networks(desired) if ours else ())
+        for network in guarded
     )
     return concat(
         *((Rule(mark=mark, target=Verdict.ACCEPT),) if mark else ()),
@@ -253,7 +252,7 @@ def _forward_chain(desired: Desired, check: tuple[Rule, ...]) -> ChainTree:
         *((_AUTHENTICATION_BY_BRIDGE,) if ours else ()),
         *check,
         _open_forward_rules(desired),
-        *(ChainTree((), _own_source_check(n).chains) for n in _guarded_networks(desired) if ours),
+        *(ChainTree((), _own_source_check(network).chains) for network in guarded),
     )
 
 
