@@ -76,8 +76,7 @@ class Facts:
         self._end_count = 0
         self._inspected_since_list: set[str] = set()
         self.ended: Counter[str] = Counter()
-        """Network id -> running containers whose end an event has reported since the last list."""
-        self._ended_before_list: Counter[str] = Counter()
+        """See sync.interfaces."""
 
     def store_created(self, container_id: str, raw: object) -> bool:
         """Store the response of an inspect before the start; return whether that changed
@@ -111,9 +110,15 @@ class Facts:
             self._inspected_since_list.add(told.container)
             known = self.containers.get(told.container)
             if known is not None and not known.starting:
-                self.ended.update(endpoint.network_id for endpoint in known.endpoints)
+                self.ended.update(self._bridges(known))
             return _put(self.containers, told.container, None)
         return self._store_start(told.container)
+
+    def _bridges(self, container: Container) -> Iterator[str]:
+        for endpoint in container.endpoints:
+            network = self.networks.get(endpoint.network_id)
+            if network is not None and network.bridge:
+                yield network.bridge
 
     def named(self, container_id: str, name: str) -> None:
         """Take the new name of a container from an event, "" if it has none any more. The next
@@ -220,7 +225,6 @@ class Facts:
     def begin_list(self) -> None:
         """Begin a list of all objects; store_lists ends it. One at a time."""
         self._inspected_since_list.clear()
-        self._ended_before_list = self.ended.copy()
 
     def store_lists(
         self, raw_networks: list[Any], containers: list[Container], engine: Engine
@@ -237,7 +241,6 @@ class Facts:
         self._inspected_since_list |= self._starts.keys()
         missing = [subject for listed in containers for subject in self._missing(listed, engine)]
         self.containers = self._merge(self.containers, containers)
-        self.ended -= self._ended_before_list
         return old != (self.networks, self.containers), missing
 
     def _missing(self, listed: Container, engine: Engine) -> Iterator[Subject]:

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from ipv6natd.engine.client import EngineUnavailable
 from ipv6natd.model import EngineState
@@ -38,6 +39,13 @@ CONFIRM_LIMIT = 5.0
 its event stream can be open."""
 UNCOUNTED = sys.maxsize
 """A number of departures that no number of ends explains."""
+
+
+class Counts(NamedTuple):
+    """Numbers by bridge."""
+
+    left: Counter[str]
+    ended: Counter[str]
 
 
 class Departures:
@@ -82,23 +90,25 @@ class Departures:
         """See Snapshot; none while the engine reports each change and answers."""
         if self.engine.current:
             return frozenset(self._bridges if self._overdue else ())
-        networks, explained = self.engine.networks, Counter[str]()
-        for network_id, count in self.engine.ended.items():
-            if network_id in networks:
-                explained[networks[network_id].bridge] += count
-        return frozenset(self._bridges - explained)
+        return frozenset(self._bridges - self.engine.ended)
 
     async def confirm(self) -> None:
         """List the engine's objects after a container has left a bridge, until cancelled."""
         while True:
             await self._noted.wait()
+            old = self._counts()
             await asyncio.sleep(CONFIRM_PAUSE)
-            await self.confirm_once()
+            await self.confirm_once(old)
 
-    async def confirm_once(self) -> None:
-        """List the engine's objects. Those who left before that are known then; if another one
-        leaves meanwhile, none is, until the next list."""
+    async def confirm_once(self, old: Counts | None = None) -> None:
+        """List the engine's objects; then it is known who left before that.
+
+        Of the departures and ends that are not `old`, it confirms those that explain each other.
+        The others wait for the next list: the event of an end, or the port, may be still to come.
+        """
         self._noted.clear()
+        left, ended = self._counts()
+        old = old or Counts(left, ended)
         limit = asyncio.get_running_loop().call_later(CONFIRM_LIMIT, self._set_overdue, True)
         try:
             await self.engine.relist()
@@ -107,9 +117,15 @@ class Departures:
             return
         finally:
             limit.cancel()
-        if not self._noted.is_set():
-            self._bridges.clear()
+        self._bridges -= left & (old.left | ended)
+        reported = self.engine.ended
+        reported -= ended & (old.ended | left)
+        if self._bridges:
+            self._noted.set()
         self._set_overdue(False)
+
+    def _counts(self) -> Counts:
+        return Counts(left=self._bridges.copy(), ended=self.engine.ended.copy())
 
     def _set_overdue(self, overdue: bool) -> None:
         if overdue != self._overdue:

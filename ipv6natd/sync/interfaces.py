@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
-from collections.abc import Mapping as Map
 from typing import Protocol
 
 from ipv6natd.conntrack.stale import Exposure
@@ -32,8 +32,9 @@ class EngineFacts(Protocol):
         """The running ones, by id."""
 
     @property
-    def ended(self) -> Map[str, int]:
-        """Network id -> running containers whose end an event has reported since the last list."""
+    def ended(self) -> Counter[str]:
+        """Bridge -> running containers whose end an event has reported. The reader removes those
+        whose ports have left the bridge."""
 
     async def relist(self) -> None:
         """Read all networks and containers again."""

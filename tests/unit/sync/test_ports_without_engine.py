@@ -130,7 +130,7 @@ class PortsWithoutEngine(RuleBasedStateMachine):
             return
         assert self.loop is not None
         self.loop.departures.note(f"br-{name[0]}")
-        self.facts.ended[NETWORKS[name[0]].id] += 1
+        self.facts.ended[f"br-{name[0]}"] += 1
         self.heard.add(name[0])
         self.listed = dict(self.live)
         self.facts.have(*NETWORKS.values(), *map(self.container, self.live))

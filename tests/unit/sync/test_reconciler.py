@@ -23,6 +23,7 @@ from ipv6natd.report.changes import mapping_text
 from ipv6natd.report.status import State, Status, mapping_id
 from ipv6natd.sync import applier, departures, reconciler
 from ipv6natd.sync.applier import Applier
+from ipv6natd.sync.departures import Counts
 from ipv6natd.sync.queries import Queries
 from ipv6natd.sync.reconciler import Reconciler
 from tests.harness.build import container, identity, network, snapshot
@@ -71,7 +72,6 @@ class FakeFacts:
         if self.relist_error is not None:
             raise self.relist_error
         self.relists += 1
-        self.ended.clear()
 
     def have(self, *facts: Network | Container) -> None:
         self.networks = {fact.id: fact for fact in facts if isinstance(fact, Network)}
@@ -734,7 +734,7 @@ def test_ports_stay_open_if_the_engine_named_each_container_that_left(bench: Ben
     async def scenario(bench: Bench) -> None:
         before = mappings(await bench.passed())
         bench.loop.departures.note("br-a")
-        bench.facts.ended[X.id] += 1
+        bench.facts.ended["br-a"] += 1
         bench.facts.current = False
         assert mappings(await bench.passed()) == before
         # A second one, which no event named.
@@ -742,7 +742,7 @@ def test_ports_stay_open_if_the_engine_named_each_container_that_left(bench: Ben
         assert WEB not in mappings(status)
         assert len(mappings(status)) == 1
         # What was not counted is not explained.
-        bench.facts.ended[X.id] += 1
+        bench.facts.ended["br-a"] += 1
         assert mappings(await bench.passed()) == before
         assert mappings(await bench.passed(lambda: bench.loop.departures.note(None))) == []
 
@@ -802,13 +802,70 @@ def test_ports_wait_for_an_engine_that_ends_during_the_list_that_confirms(bench:
         assert not bench.loop.departures.confirmed
         bench.facts.current = False
         assert mappings(await bench.passed()) == []
-        bench.loop.departures.note("br-b")
+        bench.loop.departures.note("br-a")
         answer.set_result(None)
         await confirming
         assert not bench.loop.departures.confirmed
         assert mappings(await bench.passed()) == []
         await bench.loop.departures.confirm_once()
         assert bench.loop.departures.confirmed
+
+    run(bench, scenario)
+
+
+async def listed(bench: Bench, old: Counts, *, meanwhile: Callable[[], None]) -> None:
+    """Confirm who left by a list; call `meanwhile` while the engine answers."""
+    bench.facts.answer = asyncio.get_running_loop().create_future()
+    confirming = asyncio.create_task(bench.loop.departures.confirm_once(old))
+    await asyncio.sleep(0)
+    meanwhile()
+    bench.facts.answer.set_result(None)
+    await confirming
+
+
+@pytest.mark.parametrize("end_is_first", [True, False])
+def test_end_that_was_reported_before_a_list_explains_a_departure_after_it(
+    bench: Bench, end_is_first: bool
+) -> None:
+    """Q7: the engine ends between a list and the next one. The port of a container leaves its
+    bridge some time after the event or before it. The soak has found that it closed the ports."""
+
+    async def scenario(bench: Bench) -> None:
+        before = mappings(await bench.passed())
+        steps: list[Callable[[], None]] = [
+            lambda: bench.facts.ended.update(["br-a"]),
+            lambda: bench.loop.departures.note("br-a"),
+        ]
+        first, second = steps if end_is_first else reversed(steps)
+        # Another container, of which both are known.
+        bench.loop.departures.note("br-a")
+        bench.facts.ended.update(["br-a"])
+        old = Counts(left=Counter(["br-a"]), ended=Counter(["br-a"]))
+        first()
+        await listed(bench, old, meanwhile=second)
+        bench.facts.current = False
+        assert mappings(await bench.passed()) == before
+        bench.loop.departures.note("br-a")
+        assert mappings(await bench.passed()) == []
+
+    run(bench, scenario)
+
+
+def test_end_whose_port_left_long_ago_explains_no_other_departure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q7: the kernel has not reported the port of the first container."""
+    monkeypatch.setattr(departures, "CONFIRM_PAUSE", 0.01)
+
+    async def scenario(bench: Bench) -> None:
+        assert len(mappings(await bench.passed())) == 1
+        bench.facts.ended.update(["br-a"])
+        bench.loop.departures.note("br-b")
+        async with background(bench.loop.departures.confirm()):
+            await until(lambda: bench.loop.departures.confirmed)
+        bench.facts.current = False
+        bench.loop.departures.note("br-a")
+        assert mappings(await bench.passed()) == []
 
     run(bench, scenario)
 
