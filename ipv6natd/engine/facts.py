@@ -77,6 +77,9 @@ class Facts:
         self._inspected_since_list: set[str] = set()
         self.ended: Counter[str] = Counter()
         """See sync.interfaces."""
+        self._counted: dict[str, set[str]] = {}
+        """Container id -> its networks that are in `ended`, until it connects again. The events of
+        an end and of its disconnects come in any order."""
 
     def store_created(self, container_id: str, raw: object) -> bool:
         """Store the response of an inspect before the start; return whether that changed
@@ -87,6 +90,7 @@ class Facts:
     def connection(self, told: Connection) -> bool:
         """Take a connect or disconnect event; return whether that changed anything."""
         if told.connected:
+            self._counted.get(told.container, set()).discard(told.network)
             known = self.containers.get(told.container)
             if known is None or known.starting:
                 start = self._starts.setdefault(told.container, Start())
@@ -94,6 +98,7 @@ class Facts:
                 start.announced = True
                 return self._store_start(told.container)
             return False
+        self._count_end(told)
         self._end_count += 1
         if told.container in self._requests:
             self._ends[told.container] = self._end_count
@@ -108,22 +113,33 @@ class Facts:
         if not told.network:
             # Another container can have its address before its own inspect is answered.
             self._inspected_since_list.add(told.container)
-            known = self.containers.get(told.container)
-            if known is not None and not known.starting:
-                self.ended.update(self._bridges(known))
             return _put(self.containers, told.container, None)
         return self._store_start(told.container)
 
-    def _bridges(self, container: Container) -> Iterator[str]:
-        for endpoint in container.endpoints:
-            network = self.networks.get(endpoint.network_id)
-            if network is not None and network.bridge:
-                yield network.bridge
+    def _count_end(self, told: Connection) -> None:
+        """Count the ports of a container that leave their bridges."""
+        places: set[str] = set()
+        if known := self.containers.get(told.container):
+            places |= {endpoint.network_id for endpoint in known.endpoints}
+        if start := self._starts.get(told.container):
+            places |= start.connected
+        if told.network:
+            places &= {told.network}
+        if not (places := places - self._counted.get(told.container, set())):
+            return
+        self._counted.setdefault(told.container, set()).update(places)
+        self.ended.update(
+            network.bridge
+            for network_id in places
+            if (network := self.networks.get(network_id)) is not None and network.bridge
+        )
 
     def named(self, container_id: str, name: str) -> None:
         """Take the new name of a container from an event, "" if it has none any more. The next
         container can have the former name at once, and a network can show it by its name only."""
         self._free_name(name, container_id)
+        if not name:
+            self._counted.pop(container_id, None)
         request = self._requests.get(container_id)
         if request is None:
             return
@@ -139,8 +155,10 @@ class Facts:
                 self._requests[other] = request._replace(name="")
 
     def forget_starts(self) -> None:
-        """Forget the containers during their start: no event will tell whether they start."""
+        """Forget the containers during their start: no event will tell whether they start, nor
+        whether those that ended start again."""
         self._starts.clear()
+        self._counted.clear()
         starting = [it.id for it in self.containers.values() if it.starting]
         for container_id in starting:
             del self.containers[container_id]

@@ -2,8 +2,9 @@
 
 Another container can have the address of one that left. The engine reports that, unless it ends
 before. While no list of its objects confirms who left, the ports of these bridges are not sure. An
-event about the end of a container explains one departure from each of its bridges: then it is known
-who left, and no event has reported that another container has the address.
+event about the end of a container explains one departure from each of its bridges, and a disconnect
+one from its bridge: then it is known who left, and no event has reported that another container has
+the address.
 
 Docker 26 and newer removes the port of a container 40 ms before its event, Docker 20.10 100 ms
 after it. If the engine ends in between, the port stays until the engine has started again. Then it
@@ -49,7 +50,7 @@ class Counts(NamedTuple):
 
 
 class Departures:
-    """The bridges that a container has left since the last list that began later."""
+    """The departures of containers from bridges that no list has confirmed yet."""
 
     def __init__(self, engine: EngineFacts, host: Host, changed: Callable[[], None]) -> None:
         """`changed` is called when the vacated bridges change."""

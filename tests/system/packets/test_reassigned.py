@@ -162,6 +162,26 @@ def test_q7_end_whose_port_goes_after_its_event_names_no_other_container(wanted:
         assert answers.wrong == []
 
 
+@pytest.mark.depends_on("engine")
+@pytest.mark.parametrize(
+    "leave",
+    [("stop", "--time=0", "quiet"), ("network", "disconnect", exchange.NETWORK, "quiet")],
+    ids=["stop", "disconnect"],
+)
+def test_q7_departure_that_the_engine_has_reported_closes_no_port(
+    wanted: Wanted, leave: tuple[str, ...]
+) -> None:
+    """The engine is killed within a second after that, so no list confirms who left."""
+    with lab(wanted, "--live-restore") as (sandbox, engine, daemon):
+        engine.docker(*leave)
+        time.sleep(0.3)
+        engine.kill()
+        daemon.wait_state("waiting-for-docker")
+        time.sleep(0.5)
+        assert targets(sandbox) == len(PORTS)
+        engine.start()
+
+
 @pytest.mark.slow
 @pytest.mark.depends_on
 def test_q7_engine_whose_answers_hang_closes_the_ports_of_a_network_that_a_container_left(

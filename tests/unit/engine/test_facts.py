@@ -409,18 +409,42 @@ def test_ends_are_counted_by_bridge(engine: Answers) -> None:
     engine.runs()
     engine.told("", connected=False)
     assert engine.facts.ended == {bridge: 1}
-    # Neither the end of a container that is not known to run, nor of one that only starts.
+    # Not that of a container that is not known to run.
     engine.told("", connected=False)
+    assert engine.facts.ended == {bridge: 1}
+    # Also that of one that only starts: its port is there at the connect event.
     engine.created("x")
     engine.connect("x", FIRST)
     engine.told("", connected=False)
-    assert engine.facts.ended == {bridge: 1}
+    assert engine.facts.ended == {bridge: 2}
     # The port of a container leaves its bridge after the end, perhaps after a list.
     engine.facts.begin_list()
     engine.listed()
+    engine.told("x", connected=True)
     engine.runs()
     engine.told("", connected=False)
-    assert engine.facts.ended == {bridge: 2}
+    assert engine.facts.ended == {bridge: 3}
+
+
+@pytest.mark.parametrize("disconnect_is_first", [True, False])
+def test_end_and_its_disconnects_count_once(engine: Answers, disconnect_is_first: bool) -> None:
+    """Docker 20.10 sends the end first, newer versions the disconnects. A list can show the
+    container between them."""
+    x, y = (engine.facts.networks[identity(name)].bridge for name in "xy")
+    places = [raw_container("web", on=name)["NetworkSettings"]["Networks"] for name in "xy"]
+    on_both = {"NetworkSettings": {"Ports": {}, "Networks": places[0] | places[1]}}
+    engine.runs(**on_both)
+    for network in ["x", "y", ""] if disconnect_is_first else ["", "y", "x"]:
+        engine.told(network, connected=False)
+        engine.runs(**on_both)
+    assert engine.facts.ended == {x: 1, y: 1}
+    engine.told("x", connected=True)
+    engine.told("x", connected=False)
+    assert engine.facts.ended == {x: 2, y: 1}
+    engine.facts.named(WEB, "")
+    engine.runs(**on_both)
+    engine.told("y", connected=False)
+    assert engine.facts.ended == {x: 2, y: 2}
 
 
 def test_connect_of_a_running_container_waits_for_its_inspect(engine: Answers) -> None:
