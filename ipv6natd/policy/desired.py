@@ -225,14 +225,22 @@ def _final_decisions(
     return decisions
 
 
-def with_old_networks(old: Desired, new: Desired) -> Desired:
-    """`new` with the networks of `old` added: during a change, nat still has rules for both."""
+def during_change(old: Desired, new: Desired) -> Desired:
+    """The decisions for raw and filter until all tables are written.
+
+    They have the networks of both, because nat may have rules for both. They have only the other
+    sources that both have: raw lets no source in before filter drops its new packets.
+    """
     new_bridges = {network.bridge for network in new.networks}
     removed = tuple(network for network in old.networks if network.bridge not in new_bridges)
-    if not removed:
+    added_sources = set(new.other_sources).difference(old.other_sources)
+    if not removed and not added_sources:
         return new
-    networks = sorted((*new.networks, *removed), key=network_order)
-    return replace(new, networks=tuple(networks))
+    return replace(
+        new,
+        networks=tuple(sorted((*new.networks, *removed), key=network_order)),
+        other_sources=tuple(it for it in new.other_sources if it not in added_sources),
+    )
 
 
 def _engine_may_write(snapshot: Snapshot) -> bool:

@@ -60,7 +60,7 @@ from ipv6natd.netfilter.jumps import DNAT
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, GUARD_TABLES, Backend, Ruleset, Table
 from ipv6natd.policy.cache import IdentityCache
-from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.desired import desired, during_change
 from ipv6natd.policy.ruleset import guard_rules, ruleset
 from ipv6natd.sync.interfaces import Host
 from ipv6natd.sync.saved_rules import past_exposure
@@ -288,7 +288,7 @@ class Applier:
         self.applied = replace(applied, observed=None)
         known = applied.observed is not None
         before, interim = applied.ruleset if known else EMPTY, rules
-        if known and (both := with_old_networks(applied.desired, wanted)) is not wanted:
+        if known and (both := during_change(applied.desired, wanted)) is not wanted:
             interim = guard_rules(both, self._cache, raw_table=self._raw_table)
         if applied.observed is None or applied.drift or jumps_differ(before, rules):
             observed = self._write_whole(interim, rules, known=known)

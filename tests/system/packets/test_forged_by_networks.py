@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
@@ -33,7 +33,7 @@ from tests.harness import (
 )
 from tests.harness.probe import PATIENCE
 from tests.harness.sandbox import CLIENT, HOST, ROGUE, Variant
-from tests.system.packets.asking import SHORT, listed, server
+from tests.system.packets.asking import SHORT, listed, repeated, server
 from tests.system.packets.test_coexistence import remove_bridge_rules
 from tests.system.packets.test_forged import (
     GATEWAY,
@@ -102,6 +102,36 @@ def test_neighbour_reaches_no_container_by_its_address_on_another_network(
             received = heir.server.received
             assert isinstance(udp(evil.ns, GATEWAY, 54, source_port=7700, timeout=SHORT), Failure)
         assert received == []
+
+
+@each_regime
+def test_neighbour_creates_no_entry_while_a_container_is_connected(regime: Regime) -> None:
+    """The raw table lets the new address in for replies only when the filter table drops its first
+    packets."""
+    subnet = IPv6Network("fd00:f00d::/64")
+    # A bridge gives the addresses to its containers in turn.
+    guesses = [subnet[number] for number in range(2, 6)]
+    with (
+        regime.network(subnet=str(subnet)) as other,
+        regime.container(network="X") as evil,
+    ):
+        assert evil.address is not None
+        by = forge.hardware(regime.host, "brX")
+        attacker = Attacker(ns=evil.ns, link="eth0", by=by, honest=evil.address)
+        packets = [forge.datagram(guess, evil.address, (54, 7700)) for guess in guesses]
+        for number in range(3):
+            with (
+                regime.container(network="X", udp=(54,), name=f"two{number}") as victim,
+                repeated(lambda: attacker.send(*packets), 0.0005),
+            ):
+                address = second_address(regime, f"two{number}", other.name)
+                assert address in guesses
+                time.sleep(SHORT)
+                flows = regime.host.flows("-p", "udp", "-s", str(address), "--orig-port-src=54")
+                assert flows == ""
+                reply = udp(evil.ns, GATEWAY, 54, source_port=7700, timeout=SHORT)
+                assert isinstance(reply, Failure)
+                assert victim.server.received == []
 
 
 @each_regime

@@ -23,10 +23,10 @@ from ipv6natd.netfilter.diff import (
 )
 from ipv6natd.netfilter.render import changed_rules, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Ruleset, Table
-from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.desired import desired, during_change
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
-from tests.harness.build import container, network, snapshot
+from tests.harness.build import container, endpoint, network, snapshot
 from tests.harness.fake_firewall import FakeFirewall
 
 X = network(name="x", subnet="fd00:a::/64", bridge="br-a")
@@ -75,7 +75,7 @@ def steps(
     if before is None:
         return rewrite_tables(firewall.read(), rules)
     old = ruleset(before)
-    interim = ruleset(with_old_networks(before, want))
+    interim = ruleset(during_change(before, want))
     if jumps_differ(old, rules):
         return rewrite_tables(firewall.read(), rules, interim=interim)
     return diff_chains(old, rules, interim=interim)
@@ -121,6 +121,24 @@ def test_first_write_makes_tables_match(firewall: FakeFirewall) -> None:
         assert matches(expected, firewall.read()[table])
     assert rules(firewall, "FORWARD")[:2] == [f"{OURS} DOCKER-USER", f"{OURS} IPV6NAT-FORWARD"]
     assert rules(firewall, "PREROUTING", Table.NAT)[-1].endswith("-j IPV6NAT-PRE")
+
+
+@pytest.mark.parametrize("connects", [True, False])
+def test_other_source_comes_in_only_while_filter_drops_its_new_packets(
+    firewall: FakeFirewall, connects: bool
+) -> None:
+    """`docker network connect` and `disconnect`: after each transaction."""
+    alone = wanted(X, Y, container(name="web", on=[endpoint(on=Y)]))
+    on_both = wanted(X, Y, container(name="web", on=[endpoint(on=X), endpoint(on=Y, priority=1)]))
+    old, new = (alone, on_both) if connects else (on_both, alone)
+    write(firewall, old)
+    let_in = False
+    for step in steps(firewall, new, before=old):
+        firewall.write(step)
+        dump = firewall.dump()
+        let_in = "-A IPV6NAT-FROM-br-a -s fd00:a::2/128 -i br-b -j RETURN" in dump
+        assert "-A IPV6NAT-NEW-br-b -s fd00:a::2/128 -j DROP" in dump or not let_in
+    assert let_in is connects
 
 
 def test_unchanged_ruleset_writes_nothing(firewall: FakeFirewall) -> None:

@@ -26,7 +26,7 @@ from ipv6natd.model import (
     Route,
     Snapshot,
 )
-from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.desired import desired, during_change
 from ipv6natd.policy.networks import attachments, gateway_attachment
 from tests.harness.build import (
     binding,
@@ -453,7 +453,7 @@ def test_a_paused_container_keeps_its_ports() -> None:
 
 
 def test_desired_for_the_recorded_answers_of_engine_20_10() -> None:
-    """P11, P13, P15, I10 and R2 with_old_networks, as a real engine 20.10 words them."""
+    """P11, P13, P15, I10 and R2, as a real engine 20.10 words them."""
     engine = docker_facts.engine(recorded("version.json"), recorded("info.json"))
     facts = [docker_facts.network(answer) for answer in recorded("networks.json")]
     names = ("web", "in", "def", "noip6", "ho", "sh")
@@ -766,22 +766,22 @@ def test_with_a_proxy_nothing_is_rejected() -> None:
 # During a change.
 
 
-def test_with_old_networks_has_both_networks_and_the_new_mappings() -> None:
+def test_during_a_change_both_networks_and_the_new_mappings_count() -> None:
     """P6, C5: a network with rules in nat stays closed."""
     old = desired(snapshot(X, web("8080:80")), Policy())
     new = desired(snapshot(Y, web("81:81", on=Y)), Policy())
-    both = with_old_networks(old, new)
+    both = during_change(old, new)
     assert both.networks == (X, Y)
     assert both.mappings == new.mappings
 
 
-def test_with_old_networks_takes_the_new_facts_of_a_network() -> None:
+def test_during_a_change_the_new_facts_of_a_network_count() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(replace(X, icc=False)), Policy())
-    assert with_old_networks(old, new) == new
+    assert during_change(old, new) == new
 
 
-def test_with_old_networks_keeps_one_network_per_bridge() -> None:
+def test_during_a_change_a_bridge_has_one_network() -> None:
     old = desired(snapshot(X), Policy())
     new = desired(snapshot(network(name="other", bridge=X.bridge)), Policy())
-    assert with_old_networks(old, new) == new
+    assert during_change(old, new) == new

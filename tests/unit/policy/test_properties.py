@@ -30,7 +30,7 @@ from ipv6natd.model import (
 from ipv6natd.netfilter.diff import TableChange, diff_chains, jumps_differ, matches, rewrite_tables
 from ipv6natd.netfilter.render import format_change, format_rule, format_ruleset
 from ipv6natd.netfilter.rules import EMPTY, Chains, Dnat, Jump, Match, Table, Verdict
-from ipv6natd.policy.desired import desired, with_old_networks
+from ipv6natd.policy.desired import desired, during_change
 from ipv6natd.policy.ruleset import ruleset
 from ipv6natd.sync.applier import remove_all
 from tests.harness.build import identity, recorded
@@ -391,7 +391,7 @@ def changes(firewall: FakeFirewall, want: Desired, before: Desired | None) -> li
     rules = ruleset(want)
     if before is None:
         return rewrite_tables(firewall.read(), rules)
-    old, interim = ruleset(before), ruleset(with_old_networks(before, want))
+    old, interim = ruleset(before), ruleset(during_change(before, want))
     if jumps_differ(old, rules):
         return rewrite_tables(firewall.read(), rules, interim=interim)
     return diff_chains(old, rules, interim=interim)
