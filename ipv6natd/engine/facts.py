@@ -117,7 +117,8 @@ class Facts:
         return self._store_start(told.container)
 
     def _count_end(self, told: Connection) -> None:
-        """Count the ports of a container that leave their bridges."""
+        """Count, by bridge, the ports of a container that leave because of this event. Each network
+        of the container counts once."""
         places: set[str] = set()
         if known := self.containers.get(told.container):
             places |= {endpoint.network_id for endpoint in known.endpoints}
@@ -125,7 +126,8 @@ class Facts:
             places |= start.connected
         if told.network:
             places &= {told.network}
-        if not (places := places - self._counted.get(told.container, set())):
+        places -= self._counted.get(told.container, set())
+        if not places:
             return
         self._counted.setdefault(told.container, set()).update(places)
         self.ended.update(

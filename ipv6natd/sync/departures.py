@@ -2,9 +2,9 @@
 
 Another container can have the address of one that left. The engine reports that, unless it ends
 before. While no list of its objects confirms who left, the ports of these bridges are not sure. An
-event about the end of a container explains one departure from each of its bridges, and a disconnect
-one from its bridge: then it is known who left, and no event has reported that another container has
-the address.
+event about the end of a container explains one departure from each of its bridges. A disconnect
+event explains one departure from the bridge of its network. Then it is known which container left,
+and no event has reported that another container has its address.
 
 Docker 26 and newer removes the port of a container 40 ms before its event, Docker 20.10 100 ms
 after it. If the engine ends in between, the port stays until the engine has started again. Then it
@@ -104,8 +104,9 @@ class Departures:
     async def confirm_once(self, old: Counts | None = None) -> None:
         """List the engine's objects; then it is known who left before that.
 
-        Of the departures and ends that are not `old`, it confirms those that explain each other.
-        The others wait for the next list: the event of an end, or the port, may be still to come.
+        All `old` departures and ends are settled. A later departure is settled together with an end
+        on the same bridge. Without one it waits for the next list, because the event of the end may
+        still come; a later end without a departure waits for the port to leave.
         """
         self._noted.clear()
         left, ended = self._counts()

@@ -33,8 +33,8 @@ class EngineFacts(Protocol):
 
     @property
     def ended(self) -> Counter[str]:
-        """Bridge -> containers whose end or disconnect an event has reported. The reader removes
-        those whose ports have left the bridge."""
+        """Bridge -> the number of containers whose end or disconnect an event has reported. The
+        reader subtracts the containers whose ports have left the bridge."""
 
     async def relist(self) -> None:
         """Read all networks and containers again."""
