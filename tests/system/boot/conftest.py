@@ -74,16 +74,16 @@ def host(
 
 def sign(release: Path, shared: Path) -> None:
     """Sign the repository of a release, and write it and its key to `shared`/signed."""
-    home = Path(tempfile.mkdtemp(prefix="ipv6natd-gpg-"))
-    gpg = {"GNUPGHOME": str(home), "SIGN_KEY": "lab@localhost"}
-    create = ("--quick-generate-key", gpg["SIGN_KEY"], "default", "default", "never")
-    try:
-        run("gpg", "--batch", "--passphrase", "", *create, env=gpg)
-        run(str(ROOT / "packaging/sums.sh"), str(release), env=gpg)
-        run("gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS", env=gpg, cwd=release)
-    finally:
-        run("gpgconf", "--kill", "all", env=gpg)
-        shutil.rmtree(home)
+    # The agent removes its own sockets while it ends, perhaps during the removal of the folder.
+    with tempfile.TemporaryDirectory(prefix="ipv6natd-gpg-", ignore_cleanup_errors=True) as home:
+        gpg = {"GNUPGHOME": home, "SIGN_KEY": "lab@localhost"}
+        create = ("--quick-generate-key", gpg["SIGN_KEY"], "default", "default", "never")
+        try:
+            run("gpg", "--batch", "--passphrase", "", *create, env=gpg)
+            run(str(ROOT / "packaging/sums.sh"), str(release), env=gpg)
+            run("gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS", env=gpg, cwd=release)
+        finally:
+            run("gpgconf", "--kill", "all", env=gpg)
     (shared / "signed").mkdir()
     shutil.copytree(release / "apt", shared / "signed/apt")
     shutil.copy(release / "ipv6natd.asc", shared / "signed")
