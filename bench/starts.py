@@ -70,7 +70,7 @@ def measured(variant: Variant, count: int, returns: int, *, with_native: bool) -
                         stack.enter_context(Daemon(sandbox, engine.endpoint))
                     import_image(engine)
                     connections = [
-                        start(engine, sandbox.client, f"c{number}", PORT + number)
+                        start(engine, sandbox.client, f"box{number}", PORT + number)
                         for number in range(count)
                     ]
                     first = Counter(

@@ -118,7 +118,7 @@ def born(world: World, rng: Random) -> Box | None:
     net = pick(rng, [n for n in world.nets.values() if n.name != RESIDENT])
     if net is None or len(world.boxes) > BOXES:
         return None
-    name = rng.choice([f"c{n}" for n in range(BOXES * 3) if f"c{n}" not in world.boxes])
+    name = rng.choice([f"box{n}" for n in range(BOXES * 3) if f"box{n}" not in world.boxes])
     fixed = rng.random() < 0.6
     return Box(
         name=name,

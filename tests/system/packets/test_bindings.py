@@ -111,18 +111,18 @@ def create(engine: Engine, name: str, **host_config: Any) -> None:
 def test_b15_invalid_host_ip_is_published_as_the_engine_reads_it(regime: Regime) -> None:
     port = regime.port()
     asked = {"80/tcp": [{"HostIp": ":", "HostPort": str(port)}]}
-    create(regime.engine, "b15", NetworkMode="X", PortBindings=asked)
+    create(regime.engine, "box15", NetworkMode="X", PortBindings=asked)
     try:
-        regime.engine.docker("start", "b15")
-        made = regime.engine.container("b15", network="X")
+        regime.engine.docker("start", "box15")
+        made = regime.engine.container("box15", network="X")
         assert made.port() == port
-        with serve(made.ns, "b15", tcp=[80]):
-            assert opened(regime.client, port).server == "b15"
+        with serve(made.ns, "box15", tcp=[80]):
+            assert opened(regime.client, port).server == "box15"
         if not regime.native:
             rows = listed(regime.daemon, "skipped")
-            assert [row for row in rows if row["ContainerName"] == "b15"] == []
+            assert [row for row in rows if row["ContainerName"] == "box15"] == []
     finally:
-        regime.engine.rm("b15")
+        regime.engine.rm("box15")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def test_t6_engine_restart_with_live_restore_cuts_no_connection(lab: Small) -> N
 
 def test_t7_restart_of_daemon_and_containers_restores_all_ports(lab: Small, thorough: bool) -> None:
     rounds, count = (50, 20) if thorough else (1, 5)
-    names = {9000 + number: f"c{number}" for number in range(count)}
+    names = {9000 + number: f"box{number}" for number in range(count)}
     try:
         for port, name in names.items():
             lab.engine.run(name, "X", publish=[f"{port}:80"])

@@ -93,8 +93,8 @@ def starts(regime: Regime, *publish: str) -> bool:
 def test_b8_engine_with_an_ipv4_loopback_default_binding_opens_no_port(suite: Suite) -> None:
     flags = (*DEFAULT_BRIDGE, "--ip=127.0.0.1")
     with Sandbox() as sandbox, Engine(sandbox, *flags, suite=suite, ip6tables=True) as engine:
-        made = engine.run("b8", "bridge", publish=["8080:80", "[::]:8081:80"])
-        with serve(made.ns, "b8", tcp=[80]):
+        made = engine.run("box8", "bridge", publish=["8080:80", "[::]:8081:80"])
+        with serve(made.ns, "box8", tcp=[80]):
             opened(sandbox.client, 8081)
             assert tcp(sandbox.client, HOST, 8080) is Failure.REFUSED
 

@@ -288,8 +288,8 @@ def test_b8_engine_with_an_ipv4_loopback_default_binding_opens_no_port(
         Engine(sandbox, *flags, userland_proxy=proxy) as engine,
         Daemon(sandbox, engine.endpoint),
     ):
-        made = engine.run("b8", "bridge", publish=["8080:80", "[::]:8081:80"])
-        with serve(made.ns, "b8", tcp=[80]):
+        made = engine.run("box8", "bridge", publish=["8080:80", "[::]:8081:80"])
+        with serve(made.ns, "box8", tcp=[80]):
             opened(sandbox.client, 8081)
             assert tcp(sandbox.client, HOST, 8080) is Failure.REFUSED
             assert dnats(sandbox.rules(), 8080) == []

@@ -64,7 +64,7 @@ def test_no_client_hangs_that_connects_while_a_container_starts(wanted: Wanted) 
         import_image(engine)
         ends: Counter[End] = Counter()
         for number in range(TIMES):
-            connections = start(engine, sandbox.client, f"c{number}", 8080, interval=0.01)
+            connections = start(engine, sandbox.client, f"box{number}", 8080, interval=0.01)
             ends.update(connection.end for connection in connections)
         assert ends[End.HUNG] == 0, ends
         assert ends[End.CORRECT] > TIMES
@@ -76,7 +76,7 @@ def test_named_port_is_forwarded_after_run_and_restart(wanted: Wanted) -> None:
     of its ports may come too late for the facts of the start."""
     with lab(wanted) as (sandbox, engine, _):
         for number in range(TIMES):
-            name, port = f"c{number}", 9000 + number
+            name, port = f"box{number}", 9000 + number
             words = ("run", "--detach", f"--name={name}", "--network=X", f"--publish={port}:80")
             engine.docker(*words, IMAGE, "sleep", "9999")
             target = f"[{engine.container(name).address}]:80"
