@@ -929,7 +929,7 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
     closed: bool,
 ) -> None:
     """Q7: until the engine has listed its containers, for which a running engine has some time."""
-    monkeypatch.setattr(departures, "ANSWER_TIME", 0.2)
+    monkeypatch.setattr(departures, "ANSWER_TIME", 60)
     monkeypatch.setattr(bench.facts, "engine", None)
 
     async def earlier(bench: Bench) -> None:
@@ -940,7 +940,8 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
         await bench.passed(partial(bench.loop.departures.note, None) if event else None)
         if state is EngineState.STARTING:
             assert "--dport 8080 -j DNAT" in bench.firewall.dump()
-            await asyncio.sleep(0.3)
+            monkeypatch.setattr(departures, "ANSWER_TIME", 0)
+            await bench.passed()
         dump = bench.firewall.dump()
         assert ("--dport 8080 -j DNAT" not in dump) == closed
         assert "-j IPV6NAT-POST" in dump
@@ -958,16 +959,19 @@ def test_ports_of_an_earlier_process_stay_longer_open_if_the_engine_answers(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Q7: on a busy host, the list of a running engine takes its time."""
-    monkeypatch.setattr(departures, "ANSWER_TIME", 0.1)
-    monkeypatch.setattr(departures, "LIST_TIME", 0.5)
+    monkeypatch.setattr(departures, "ANSWER_TIME", 0)
+    monkeypatch.setattr(departures, "LIST_TIME", 60)
 
     async def earlier(bench: Bench) -> None:
         await bench.passed()
 
     async def scenario(bench: Bench) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         await bench.passed()
-        await asyncio.sleep(0.2)
         assert "--dport 8080 -j DNAT" in bench.firewall.dump()
+        monkeypatch.setattr(departures, "LIST_TIME", clock() - began + 0.1)
+        await bench.passed()
         await until(lambda: "--dport 8080 -j DNAT" not in bench.firewall.dump())
 
     run(bench, earlier)
