@@ -19,7 +19,9 @@ def test_removal_closes_ports_and_removes_rules(host: Host) -> None:
     host.sandbox.host.sysctl(FORWARDING, 0)
     host.restart()
     assert host.sandbox.host.sysctl(FORWARDING) == "1"
-    host.sh(f"{APT} remove ipv6natd", timeout=120)
+    host.sh("mkdir -p /etc/iptables; ip6tables-save >/etc/iptables/rules.v6")
+    said = host.sh(f"{APT} remove ipv6natd 2>&1; rm -r /etc/iptables", timeout=120)
+    assert "/etc/iptables/rules.v6 contains rules of ipv6natd" in said
     assert host.sandbox.host.sysctl(FORWARDING) == "0"
     assert host.fetch() != CLIENT
     assert host.rules() == host.rules_before
