@@ -583,7 +583,8 @@ def _endpoints(container: dict[str, Any]) -> Iterator[Endpoint]:
 def _bindings(container: dict[str, Any], engine: Engine) -> Iterator[PortBinding | Problem]:
     if "Ports" in container:  # a row of the list
         for row in map(_dict, _list(container.get("Ports"))):
-            if "PublicPort" in row or "IP" in row:
+            # Docker 29 lists a port that is only exposed too, with an empty address.
+            if "PublicPort" in row or row.get("IP"):
                 port = f"{row.get('PrivatePort')}/{row.get('Type')}"
                 yield _binding(port, row.get("IP"), str(row.get("PublicPort") or ""))
         return

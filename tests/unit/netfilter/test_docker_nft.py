@@ -11,7 +11,7 @@ import pytest
 from ipv6natd.model import EngineRules, Protocol
 from ipv6natd.netfilter.docker_nft import nft_engine_rules
 
-RECORDED = Path(__file__).parents[2] / "data" / "engine-29" / "nft-docker-bridges.json"
+RECORDED = Path(__file__).parents[2] / "data" / "engine-29" / "nftables" / "nft-docker-bridges.json"
 TCP, UDP = Protocol.TCP, Protocol.UDP
 
 
