@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from ipv6natd.host.rule_files import leftovers
 from tests.harness import Daemon, Engine, Sandbox, Wanted, exchange, until
 from tests.harness.exchange import PORTS, ask, asking
 from tests.harness.process import end
@@ -107,6 +108,29 @@ def test_q7_start_without_the_engine_closes_ports_only_if_a_container_may_have_l
         assert "--to-destination" not in sandbox.rules()
         engine.start()
         assert until(asked, set(PORTS.values()), timeout=15) == set(PORTS.values())
+
+
+@pytest.mark.depends_on("variant")
+def test_q7_ports_that_another_program_restores_at_boot_are_closed(wanted: Wanted) -> None:
+    """For example `netfilter-persistent save`, which also saves our rules."""
+    with lab(wanted) as (sandbox, engine, daemon):
+        saved = sandbox.dir / "rules.v6"
+        saved.write_text(sandbox.host.run(f"ip6tables-{sandbox.variant}-save"))
+        assert any("contains rules of ipv6natd" in each for each in leftovers([saved]))
+        daemon.stop()
+        engine.stop()
+        daemon.flush()
+        for file in sandbox.dir.rglob("ports"):
+            file.unlink()  # /run is empty after a boot
+        sandbox.host.run(f"ip6tables-{sandbox.variant}-restore", str(saved))
+        assert targets(sandbox) == len(PORTS)
+        daemon.start(wait="waiting-for-docker")
+        assert until(partial(targets, sandbox), 0, timeout=3) == 0
+        engine.start()
+        assert until(partial(targets, sandbox), len(PORTS), timeout=15) == len(PORTS)
+        for port, name in PORTS.items():
+            answer = partial(sandbox.client.within, partial(ask, port))
+            assert until(answer, name, timeout=15) == name
 
 
 @pytest.mark.depends_on("engine")
