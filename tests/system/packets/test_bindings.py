@@ -94,18 +94,48 @@ def test_b14_engine_refuses_an_address_binding_beside_a_wildcard(regime: Regime)
 def create(engine: Engine, name: str, **host_config: Any) -> None:
     """Create a container that the engine's API accepts and its command line rejects."""
     body = {"Image": IMAGE, "Cmd": ["sleep", "infinity"], "ExposedPorts": {"80/tcp": {}}}
+    post(engine, f"/containers/create?name={name}", body | {"HostConfig": host_config})
+
+
+def post(engine: Engine, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer of the engine's API to a request that creates something."""
     connection = HTTPConnection("engine")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(engine.socket))
     with closing(connection):
-        connection.request(
-            "POST",
-            f"/containers/create?name={name}",
-            json.dumps(body | {"HostConfig": host_config}),
-            {"Content-Type": "application/json"},
-        )
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), kind)
         answer = connection.getresponse()
-        assert answer.status == 201, answer.read()
+        text = answer.read()
+        assert answer.status == 201, text
+        return dict(json.loads(text))
+
+
+def test_second_network_of_a_name_changes_no_port_of_the_first(regime: Regime) -> None:
+    """An engine starts no container on either of them then, and a later one refuses the second."""
+    port, made = regime.port(), []
+
+    def twin(number: int) -> str:
+        addresses = [{"Subnet": f"fd00:2{number}::/64"}]
+        body = {"Name": "twin", "EnableIPv6": True, "IPAM": {"Config": addresses}}
+        made.append(str(post(regime.engine, "/v1.41/networks/create", body)["Id"]))
+        return made[-1]
+
+    try:
+        with regime.container(network=twin(1), publish=[f"{port}:80"]) as one:
+            if regime.engine.release < (25,):
+                bridge = f"br-{twin(2)[:12]}"
+                assert until(lambda: bridge in regime.sandbox.rules(), wanted=True)
+                assert opened(regime.client, port).server == one.name
+                regime.engine.docker("network", "rm", made.pop())
+                assert until(lambda: bridge not in regime.sandbox.rules(), wanted=True)
+            else:
+                with pytest.raises(AssertionError, match="already exists"):
+                    twin(2)
+            assert opened(regime.client, port).server == one.name
+    finally:
+        for network in made:
+            regime.engine.docker("network", "rm", network)
 
 
 def test_b15_invalid_host_ip_is_published_as_the_engine_reads_it(regime: Regime) -> None:
