@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from ipv6natd import __version__
 from ipv6natd.config import KEYS, ConfigError, Key, Settings, load
 from ipv6natd.firewall.backend import FirewallError
-from ipv6natd.host.rule_files import leftovers
+from ipv6natd.host.rule_files import files_with_our_rules
 from ipv6natd.model import BOOLEANS
 from ipv6natd.sync.forwarding import forwarding_is_on
 from ipv6natd.sync.offline import close_networks, flush
@@ -244,6 +244,6 @@ def _flush(settings: Settings) -> int:
             "reach containers by their own addresses; to switch it off: "
             "sysctl -w net.ipv6.conf.all.forwarding=0"
         )
-    for sentence in leftovers():
+    for sentence in files_with_our_rules():
         log.warning(sentence)
     return 0

@@ -21,7 +21,7 @@ RULE_FILES = (
 )
 
 
-def leftovers(files: Iterable[Path] = RULE_FILES) -> Iterator[str]:
+def files_with_our_rules(files: Iterable[Path] = RULE_FILES) -> Iterator[str]:
     """A sentence for each file that contains rules of ipv6natd, or may contain some."""
     for file in files:
         try:

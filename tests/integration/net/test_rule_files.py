@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ipv6natd.firewall.restore import RestoreFirewall
-from ipv6natd.host.rule_files import leftovers
+from ipv6natd.host.rule_files import files_with_our_rules
 from ipv6natd.model import Policy
 from ipv6natd.netfilter.diff import rewrite_tables
 from ipv6natd.netfilter.rules import Backend
@@ -41,17 +41,17 @@ def test_saved_rules_are_named_until_they_are_saved_without_ours(
     subprocess.run([f"ip6tables-{backend}", *other], check=True)
     file = tmp_path / "rules.v6"
     file.write_text(subprocess.check_output(command.split(), text=True))
-    (found,) = leftovers([file])
+    (found,) = files_with_our_rules([file])
     assert found.startswith(f"{file} contains rules of ipv6natd, which come back at the next boot")
     remove_all(firewall)
     saved = subprocess.check_output(command.split(), text=True)
     assert "fd00:9::9" in saved
     file.write_text(saved)
-    assert list(leftovers([file])) == []
+    assert list(files_with_our_rules([file])) == []
 
 
 def test_file_that_cannot_be_read_may_contain_rules(tmp_path: Path) -> None:
     (tmp_path / "rules.v6").mkdir()
-    found = list(leftovers([tmp_path / "rules.v6", tmp_path / "none"]))
+    found = list(files_with_our_rules([tmp_path / "rules.v6", tmp_path / "none"]))
     reason = "which may contain rules of ipv6natd: Is a directory"
     assert found == [f"cannot read {tmp_path}/rules.v6, {reason}"]

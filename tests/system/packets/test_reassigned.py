@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from ipv6natd.host.rule_files import leftovers
+from ipv6natd.host.rule_files import files_with_our_rules
 from tests.harness import Daemon, Engine, Sandbox, Wanted, exchange, until
 from tests.harness.exchange import PORTS, ask, asking
 from tests.harness.process import end
@@ -116,7 +116,7 @@ def test_q7_ports_that_another_program_restores_at_boot_are_closed(wanted: Wante
     with lab(wanted) as (sandbox, engine, daemon):
         saved = sandbox.dir / "rules.v6"
         saved.write_text(sandbox.host.run(f"ip6tables-{sandbox.variant}-save"))
-        assert any("contains rules of ipv6natd" in each for each in leftovers([saved]))
+        assert any("contains rules of ipv6natd" in each for each in files_with_our_rules([saved]))
         daemon.stop()
         engine.stop()
         daemon.flush()
