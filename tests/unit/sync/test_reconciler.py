@@ -909,6 +909,14 @@ def test_state_is_synced_only_after_the_first_pass(bench: Bench) -> None:
     run(bench, scenario)
 
 
+async def ends_soon(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: str, began: float
+) -> None:
+    """Let the time of a limit since `began` end in 0.1 s, without another trigger then."""
+    monkeypatch.setattr(departures, limit, asyncio.get_running_loop().time() - began + 0.1)
+    await bench.passed()
+
+
 @pytest.mark.parametrize(
     ("state", "left", "event", "closed"),
     [
@@ -937,11 +945,15 @@ def test_ports_of_an_earlier_process_are_closed_if_a_container_may_have_moved(
         assert "--dport 8080 -j DNAT" in bench.firewall.dump()
 
     async def scenario(bench: Bench) -> None:
+        began = asyncio.get_running_loop().time()
         await bench.passed(partial(bench.loop.departures.note, None) if event else None)
         if state is EngineState.STARTING:
             assert "--dport 8080 -j DNAT" in bench.firewall.dump()
-            monkeypatch.setattr(departures, "ANSWER_TIME", 0)
-            await bench.passed()
+            await ends_soon(bench, monkeypatch, "ANSWER_TIME", began)
+            if closed:
+                await until(lambda: "--dport 8080 -j DNAT" not in bench.firewall.dump())
+            else:
+                await asyncio.sleep(0.3)
         dump = bench.firewall.dump()
         assert ("--dport 8080 -j DNAT" not in dump) == closed
         assert "-j IPV6NAT-POST" in dump
@@ -966,12 +978,10 @@ def test_ports_of_an_earlier_process_stay_longer_open_if_the_engine_answers(
         await bench.passed()
 
     async def scenario(bench: Bench) -> None:
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        began = asyncio.get_running_loop().time()
         await bench.passed()
         assert "--dport 8080 -j DNAT" in bench.firewall.dump()
-        monkeypatch.setattr(departures, "LIST_TIME", clock() - began + 0.1)
-        await bench.passed()
+        await ends_soon(bench, monkeypatch, "LIST_TIME", began)
         await until(lambda: "--dport 8080 -j DNAT" not in bench.firewall.dump())
 
     run(bench, earlier)
