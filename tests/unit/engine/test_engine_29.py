@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ipv6natd.engine import parse
-from ipv6natd.model import Container, GatewayMode, ManagedBy, Policy, Snapshot
+from ipv6natd.model import Container, Engine, GatewayMode, ManagedBy, Policy, Snapshot
 from ipv6natd.netfilter.docker_rules import engine_rules
 from ipv6natd.policy.desired import desired
 from tests import ROOT
@@ -26,23 +26,24 @@ def recorded(kind: str, name: str) -> Any:
     return json.loads((RECORDED / kind / f"{name}.json").read_text())
 
 
+def engine(kind: str) -> Engine:
+    ip6tables = False if kind == "ip6tables-off" else None
+    return parse.engine(recorded(kind, "version"), recorded(kind, "info"), ip6tables=ip6tables)
+
+
 def containers(kind: str, answer: str) -> dict[str, Container]:
-    engine = snapshot(kind, with_containers=False).engine
-    assert engine is not None
-    found = (parse.container(raw, engine) for raw in recorded(kind, answer))
+    found = (parse.container(raw, engine(kind)) for raw in recorded(kind, answer))
     return {each.name: each for each in found if each is not None}
 
 
-def snapshot(kind: str, *, with_containers: bool = True) -> Snapshot:
-    ip6tables = False if kind == "ip6tables-off" else None
-    engine = parse.engine(recorded(kind, "version"), recorded(kind, "info"), ip6tables=ip6tables)
+def snapshot(kind: str) -> Snapshot:
     networks = (parse.network(raw) for raw in recorded(kind, "networks"))
     save = (RECORDED / kind / "ip6tables-save.txt").read_text()
     nft = RECORDED / kind / "nft-docker-bridges.json"
     return Snapshot(
-        engine=engine,
+        engine=engine(kind),
         networks=tuple(each for each in networks if each is not None),
-        containers=tuple(containers(kind, "inspects").values()) if with_containers else (),
+        containers=tuple(containers(kind, "inspects").values()),
         engine_rules=engine_rules([save], nft.read_text() if nft.exists() else ""),
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipv6natd.model import EngineRules, Protocol
 from ipv6natd.netfilter.docker_nft import nft_engine_rules
+from tests import ROOT
 
-RECORDED = Path(__file__).parents[2] / "data" / "engine-29" / "nftables" / "nft-docker-bridges.json"
+RECORDED = ROOT / "tests" / "data" / "engine-29" / "nftables" / "nft-docker-bridges.json"
 TCP, UDP = Protocol.TCP, Protocol.UDP
 
 
