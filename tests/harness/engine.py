@@ -303,7 +303,13 @@ class Engine:
         ip6: str | None = None,
         cmd: Sequence[str] = ("sleep", "infinity"),
     ) -> Container:
-        """`docker run -d`; args are additional flags, publish is -p."""
+        """`docker run -d`; args are additional flags, publish is -p.
+
+        Raises ValueError if the name has only hexadecimal digits. After the container is removed,
+        the engine reads such a name as the beginning of an id: another container would be removed.
+        """
+        if set(name) <= set("0123456789abcdef"):
+            raise ValueError(f"the engine could read the name {name} as an id")
         net = network if isinstance(network, str) else network.name
         words = ["run", "--detach", f"--name={name}", f"--network={net}"]
         # The first process of a container ignores signals without a handler.

@@ -128,11 +128,7 @@ class Regime:
         ip6: str | None = None,
         name: str | None = None,
     ) -> Iterator[Container]:
-        """A container with a server, until the end of the context; args are for `docker run`.
-
-        No name of a container may consist of the digits 0 to f: the engine reads the name of a
-        container that a test has removed as the beginning of an id, and removes another one.
-        """
+        """A container with a server, until the end of the context; args are for `docker run`."""
         name = name or f"box{next(self._numbers)}"
         try:
             made = self.engine.run(name, network, *args, publish=publish, ip6=ip6)

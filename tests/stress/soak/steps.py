@@ -243,8 +243,9 @@ def new_net(world: World, rng: Random) -> Step | None:
     if len(world.nets) > NETS or not slots:
         return None
     slot = rng.choice(slots)
-    # The names decide which of two networks is the gateway network.
-    net = Net(name=f"{rng.choice('abcdefgh')}{slot}", subnet=IPv6Network(f"fd00:50:{slot}::/64"))
+    # The names decide which of two networks is the gateway network. See Engine.run for "net".
+    name = f"{rng.choice('abcdefgh')}net{slot}"
+    net = Net(name=name, subnet=IPv6Network(f"fd00:50:{slot}::/64"))
     match rng.choice(["nat"] * 5 + ["icc", "open", "source", "binding", "internal", "routed"]):
         case "icc":
             net = replace(net, icc=False)
